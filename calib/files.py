@@ -1,0 +1,109 @@
+"""Files that are either whole or absent: digests, canonical JSON, atomic writes, one writer per folder. Stdlib only."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from calib.errors import InputError, MissingError
+
+_CHUNK = 1 << 20
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex SHA-256 of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """UTF-8 JSON with sorted keys, two-space indent and a final newline: equal values give equal bytes.
+
+    Raises ValueError for NaN and infinities, which JSON has no way to write.
+    """
+    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises InputError if it is missing, unreadable or no object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError("file not found", where=path) from error
+    except OSError as error:
+        raise InputError("file cannot be read", where=path, found=error.strerror) from error
+    except ValueError as error:
+        raise InputError("not a JSON file", where=path, found=error) from error
+    if not isinstance(value, dict):
+        raise InputError("not a JSON object", where=path, found=type(value).__name__)
+    return value
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed onto it when the block ends well and removed otherwise.
+
+    The data are flushed to the disk before the rename, so that a kill or a power cut leaves the old file or the new one.
+    Raises MissingError when the folder cannot be written or the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = -1, ""
+    try:
+        with _write_errors(path):
+            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+            os.close(descriptor)
+            os.chmod(name, 0o644)
+            yield Path(name)
+            descriptor = os.open(name, os.O_RDWR)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(name, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            if name:
+                os.unlink(name)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically; see `atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write canonical JSON atomically."""
+    write_bytes(path, canonical_json(value))
+
+
+@contextlib.contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MissingError(
+                "disk full, nothing was written", where=path, next_command="free space, then run the same command again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise MissingError(
+                "folder cannot be written", where=path.parent, found=error.strerror, next_command="choose another --out"
+            ) from error
+        raise

@@ -1,0 +1,90 @@
+"""XNorm and the linear attention built on it (UFO-ViT, arXiv 2109.14382).
+
+Softmax attention costs O(N^2) in the number of tokens N. UFO attention replaces the softmax by two L2 norms, so that the
+product can be taken in the other order and costs O(N):
+
+    A(x) = XN_q(Q) . XN_kv(K^T V)          XN(a) = gamma * a / max(||a||_2, eps)
+
+    Q, K, V          (B, H, N, D)   queries, keys, values: batch, heads, tokens, channels of a head
+    XN_q(Q)          norm over D:   every query becomes a vector of length |gamma_q|
+    K^T V            (B, H, D, D)   summed over the N tokens, so its values grow with the resolution
+    XN_kv(K^T V)     norm over the first D (the contraction axis): every column gets length |gamma_kv|
+    A(x)             (B, H, N, D)
+
+Every output is gamma_q * gamma_kv * cos(q_i, k_j), hence |A(x)| <= |gamma_q * gamma_kv| whatever the input
+(Cauchy-Schwarz). There is no softmax and no 1/sqrt(D).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+XNORM_EPS = 2.0**-14
+"""Lower clamp on the norm: the smallest normal number of FP16, so that it is neither zero nor subnormal in FP16 and BF16.
+
+A clamp, unlike an added eps, leaves XN(s*a) = XN(a) exact for every s > 0 for which the clamp is inactive.
+"""
+
+KvAxis = Literal["contraction", "last"]
+"""Which axis of K^T V is normalised: the paper's ("contraction", dim -2) or the one of ports in circulation ("last")."""
+
+
+def xnorm(a: Tensor, dim: int, eps: float = XNORM_EPS) -> Tensor:
+    """L2-normalise along `dim`: a / max(||a||_2, eps). Shape and dtype of `a` are kept; a zero vector stays zero."""
+    return a / torch.linalg.vector_norm(a, ord=2, dim=dim, keepdim=True).clamp_min(eps)
+
+
+class XNorm(nn.Module):
+    """gamma * a / max(||a||_2, eps) with one learnable gamma per head.
+
+    Input and output (B, H, *, *); `gamma` has shape (1, H, 1, 1) and starts at 1.
+    """
+
+    def __init__(self, heads: int, dim: int, eps: float = XNORM_EPS) -> None:
+        super().__init__()
+        self.dim = dim
+        self.eps = eps
+        self.gamma = nn.Parameter(torch.ones(1, heads, 1, 1))
+
+    def forward(self, a: Tensor) -> Tensor:
+        return self.gamma * xnorm(a, self.dim, self.eps)
+
+
+class UfoAttention(nn.Module):
+    """UFO attention of `queries` over `tokens`: self-attention when both are the same tensor.
+
+    Args:
+        dim: channels C; must be divisible by `heads`.
+        heads: number of heads H, so that D = C / H.
+        kv_axis: axis of K^T V that is normalised. With "last" (weights of some ports) the bound on the output grows
+            from |gamma_q * gamma_kv| by a factor of sqrt(D).
+
+    Forward: queries (B, M, C), tokens (B, N, C) -> (B, M, C).
+    """
+
+    def __init__(self, dim: int, heads: int, kv_axis: KvAxis = "contraction") -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim {dim} is not divisible by heads {heads}")
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.xnorm_q = XNorm(heads, dim=-1)
+        self.xnorm_kv = XNorm(heads, dim=-2 if kv_axis == "contraction" else -1)
+        self.proj = nn.Linear(dim, dim)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, H, N, D)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        q = self.xnorm_q(self.split_heads(self.q(queries)))  # (B, H, M, D)
+        k = self.split_heads(self.k(tokens))  # (B, H, N, D)
+        v = self.split_heads(self.v(tokens))  # (B, H, N, D)
+        kv = self.xnorm_kv(k.transpose(-2, -1) @ v)  # (B, H, D, D)
+        out = (q @ kv).transpose(1, 2).flatten(2)  # (B, M, C)
+        return self.proj(out)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped

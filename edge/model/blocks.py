@@ -1,0 +1,110 @@
+"""What surrounds the attention in a UFO-ViT: stem, local patch interaction, feed-forward, the two kinds of block.
+
+Where the UFO-ViT paper leaves details open they follow XCiT (arXiv 2106.09681): the convolutional stem, the local patch
+interaction, pre-LayerNorm with eps 1e-6, LayerScale. The class-attention block is CaiT's (arXiv 2103.17239): the class
+token alone is updated, from itself and all patch tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from edge.model.attention import KvAxis, UfoAttention
+
+LAYER_NORM_EPS = 1e-6
+
+
+class ConvStem(nn.Sequential):
+    """Four 3x3 stride-2 convolutions: image (B, 3, S, S) -> patch features (B, C, S/16, S/16).
+
+    Widths C/8, C/4, C/2, C; no bias, BatchNorm after each, GELU after the first three.
+    """
+
+    stride = 16
+
+    def __init__(self, dim: int) -> None:
+        widths = [3, dim // 8, dim // 4, dim // 2, dim]
+        layers: list[nn.Module] = []
+        for i, (w_in, w_out) in enumerate(zip(widths, widths[1:], strict=False)):
+            layers += [nn.Conv2d(w_in, w_out, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(w_out)]
+            if i < 3:
+                layers.append(nn.GELU())
+        super().__init__(*layers)
+
+
+class LayerScale(nn.Module):
+    """Per-channel learnable gain on a residual branch: x * gain, with `gain` of shape (C,)."""
+
+    def __init__(self, dim: int, init: float) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+class LocalPatchInteraction(nn.Module):
+    """Depthwise 3x3 convolution, GELU, BatchNorm, depthwise 3x3 convolution over the grid of patch tokens.
+
+    Forward: tokens (B, N, C) in row-major order of a `grid` (h, w) with h * w = N -> (B, N, C).
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.act = nn.GELU()
+        self.norm = nn.BatchNorm2d(dim)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        image = x.transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
+        image = self.conv2(self.norm(self.act(self.conv1(image))))
+        return image.flatten(2).transpose(1, 2)  # (B, N, C)
+
+
+class FeedForward(nn.Sequential):
+    """Linear, GELU, Linear with expansion 4: (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, dim: int, expansion: int = 4) -> None:
+        super().__init__(nn.Linear(dim, expansion * dim), nn.GELU(), nn.Linear(expansion * dim, dim))
+
+
+class Block(nn.Module):
+    """UFO attention, then local patch interaction, then feed-forward; each pre-normed, layer-scaled and residual."""
+
+    def __init__(self, dim: int, heads: int, kv_axis: KvAxis, layer_scale: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn = UfoAttention(dim, heads, kv_axis)
+        self.scale1 = LayerScale(dim, layer_scale)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.lpi = LocalPatchInteraction(dim)
+        self.scale2 = LayerScale(dim, layer_scale)
+        self.norm3 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.ffn = FeedForward(dim)
+        self.scale3 = LayerScale(dim, layer_scale)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        normed = self.norm1(x)
+        x = x + self.scale1(self.attn(normed, normed))
+        x = x + self.scale2(self.lpi(self.norm2(x), grid))
+        return x + self.scale3(self.ffn(self.norm3(x)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+class ClassAttentionBlock(nn.Module):
+    """The class token (B, 1, C) reads itself and the patch tokens (B, N, C); returns the updated class token."""
+
+    def __init__(self, dim: int, heads: int, kv_axis: KvAxis, layer_scale: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn = UfoAttention(dim, heads, kv_axis)
+        self.scale1 = LayerScale(dim, layer_scale)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.ffn = FeedForward(dim)
+        self.scale2 = LayerScale(dim, layer_scale)
+
+    def forward(self, cls: Tensor, patches: Tensor) -> Tensor:
+        normed = self.norm1(torch.cat([cls, patches], dim=1))
+        cls = cls + self.scale1(self.attn(normed[:, :1], normed))
+        return cls + self.scale2(self.ffn(self.norm2(cls)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped

@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+"""Train a UFO-ViT on Fashion-MNIST and write the checkpoint that the toolkit ships.
+
+    apt-get install dataset-fashion-mnist
+    python scripts/train_checkpoint.py --data /usr/share/datasets/fashion-mnist --out build/train
+
+AdamW, linear warm-up and cosine decay, random shift and horizontal flip, BF16 autocast where the machine has it. The state
+is saved every `--save-every` steps; the same command resumes from it. Same seed, same data, same order of batches. The last
+1,024 training images are held out: they choose nothing but show progress, and become the calibration split. The test
+images are never read here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from calib.files import atomic_path
+from edge.data import read_idx
+from edge.model.checkpoint import CheckpointInfo, save_checkpoint
+from edge.model.ufo_vit import SIZES, UfoVit, config, init_weights
+from edge.preprocess import Preprocess, Uint8
+
+LABELS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+HELD_OUT = 1024
+MEAN, STD = 0.2860, 0.3530  # of the training images, on the [0, 1] scale
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images = read_idx(args.data / "train-images-idx3-ubyte.gz")[..., None]  # (60000, 28, 28, 1)
+    labels = read_idx(args.data / "train-labels-idx1-ubyte.gz").astype(np.int64)
+    preprocess = Preprocess(args.image_size, args.image_size, (MEAN,) * 3, (STD,) * 3)
+    cfg = config(args.model, image_size=args.image_size, classes=len(LABELS))
+    model = UfoVit(cfg).to(device)
+    init_weights(model, args.seed)
+    optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.lr, fused=True)
+
+    train_images, train_labels = images[:-HELD_OUT], labels[:-HELD_OUT]
+    steps_per_epoch = len(train_images) // args.batch
+    total = args.epochs * steps_per_epoch
+    state_file = args.out / "state.pt"
+    step = resume(state_file, model, optimizer) if state_file.exists() else 0
+    print(f"{args.model}: {count(model):,} parameters, {device}, step {step} of {total}", flush=True)
+
+    started, first, running = time.monotonic(), step, 0.0
+    while step < total:
+        epoch, index = divmod(step, steps_per_epoch)
+        order = np.random.default_rng([args.seed, epoch]).permutation(len(train_images))
+        chosen = order[index * args.batch : (index + 1) * args.batch]
+        batch = augment(train_images[chosen], np.random.default_rng([args.seed, epoch, index]))
+        x, y = torch.from_numpy(preprocess.batch(batch)).to(device), torch.from_numpy(train_labels[chosen]).to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * schedule(step, args.warmup, total)
+        model.train()
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = cross_entropy(model(x).float(), y)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        running += (loss.item() - running) / min(50, step - first)
+        if step % 50 == 0:
+            rate = (step - first) * args.batch / (time.monotonic() - started)
+            print(f"step {step}/{total} loss {running:.4f} {rate:.1f} images/s", flush=True)
+        if step % args.save_every == 0 or step == total:
+            with atomic_path(state_file) as temporary:
+                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, temporary)
+            accuracy = top1(model, preprocess, images[-HELD_OUT:], labels[-HELD_OUT:], device)
+            print(f"step {step}/{total} held-out top-1 {accuracy:.4f}", flush=True)
+
+    training = {
+        "data": "Fashion-MNIST, first 58,976 training images (MIT licence)",
+        "command": " ".join(["scripts/train_checkpoint.py", *sys.argv[1:]]),
+        "epochs": args.epochs,
+        "torch": torch.__version__,
+    }
+    model.to("cpu")
+    save_checkpoint(model, CheckpointInfo(cfg, LABELS, preprocess, training=training), args.out / f"{args.model}.safetensors")
+    print(f"wrote {args.out / args.model}.safetensors", flush=True)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train a UFO-ViT on Fashion-MNIST.")
+    parser.add_argument("--model", default="ufovit_t", choices=list(SIZES))
+    parser.add_argument("--data", type=Path, required=True, help="folder of the four IDX files")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the state and the checkpoint")
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.05)
+    parser.add_argument("--warmup", type=int, default=200, help="steps")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-every", type=int, default=200, help="steps")
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+def parameter_groups(model: UfoVit, weight_decay: float) -> list[dict[str, object]]:
+    """Weight decay on matrices and kernels only: not on biases, norms, gammas, LayerScale, embeddings."""
+    decayed, plain = [], []
+    for name, parameter in model.named_parameters():
+        matrix = parameter.ndim >= 2 and name.endswith("weight")
+        (decayed if matrix else plain).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def augment(images: Uint8, rng: np.random.Generator, shift: int = 2) -> Uint8:
+    """Random shift by up to `shift` pixels (zero-padded) and random horizontal flip; images (B, H, W, 1)."""
+    count, height, width, _ = images.shape
+    padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
+    out = np.empty_like(images)
+    offsets, flips = rng.integers(0, 2 * shift + 1, (count, 2)), rng.random(count) < 0.5
+    for i, ((dy, dx), flip) in enumerate(zip(offsets, flips, strict=True)):
+        crop = padded[i, dy : dy + height, dx : dx + width]
+        out[i] = crop[:, ::-1] if flip else crop
+    return out
+
+
+def schedule(step: int, warmup: int, total: int) -> float:
+    """Linear warm-up, then cosine decay to zero; the factor on the peak learning rate."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def resume(state_file: Path, model: UfoVit, optimizer: torch.optim.Optimizer) -> int:
+    """Load weights and optimizer state in place; returns the number of steps done."""
+    state = torch.load(state_file, weights_only=True, map_location="cpu")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+@torch.inference_mode()
+def top1(model: UfoVit, preprocess: Preprocess, images: Uint8, labels: np.ndarray, device: torch.device) -> float:
+    """Share of images whose largest logit is their label."""
+    model.eval()
+    hits = 0
+    for start in range(0, len(images), 128):
+        part = slice(start, start + 128)
+        logits: Tensor = model(torch.from_numpy(preprocess.batch(images[part])).to(device))
+        hits += int((logits.argmax(1).cpu().numpy() == labels[part]).sum())
+    return hits / len(images)
+
+
+def count(model: UfoVit) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+if __name__ == "__main__":
+    main()
