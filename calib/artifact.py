@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from calib.errors import InputError
 from calib.files import read_json, write_json
@@ -32,9 +32,7 @@ def read_artifact(path: Path, cls: type[T], *, remake: str) -> T:
     fields = read_json(path)
     version = fields.pop("schema_version", None)
     if version != SCHEMA_VERSION:
-        raise InputError(
-            "unknown schema version", where=path, found=version, allowed=SCHEMA_VERSION, next_command=remake
-        )
+        raise InputError("unknown schema version", where=path, found=version, allowed=SCHEMA_VERSION, next_command=remake)
     try:
         return from_fields(cls, fields)
     except (TypeError, ValueError) as error:
@@ -59,26 +57,39 @@ def from_fields(cls: type[T], fields: Any, where: str = "") -> T:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type `hint`, or TypeError naming `where`."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
-        return value
-    if dataclasses.is_dataclass(hint):
-        return from_fields(hint, value, where)  # type: ignore[arg-type]  # a dataclass type, checked above
-    if origin in (Union, types.UnionType):
-        return None if value is None else _convert(next(a for a in args if a is not type(None)), value, where)
-    if origin is Literal:
-        if value not in args:
-            raise TypeError(f"{where}: found {value!r}, allowed {', '.join(map(repr, args))}")
-        return value
-    if origin is tuple and isinstance(value, list):
-        kinds = [args[0]] * len(value) if args[1:] == (...,) else list(args)
-        if len(kinds) != len(value):
-            raise TypeError(f"{where}: expected {len(kinds)} items, found {len(value)}")
-        return tuple(_convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
-    if origin is dict and isinstance(value, dict):
+        converted = value
+    elif dataclasses.is_dataclass(hint):
+        converted = from_fields(hint, value, where)  # type: ignore[arg-type]  # a dataclass type, checked above
+    elif origin in (Union, types.UnionType):
+        some = next(a for a in args if a is not type(None))
+        converted = None if value is None else _convert(some, value, where)
+    elif origin in (tuple, dict):
+        converted = _convert_items(origin, args, value, where)
+    elif origin is Literal:
+        converted = value if value in args else _mismatch(f"one of {args}", value, where)
+    elif hint is float and type(value) is int:
+        converted = float(value)
+    else:  # exact types: bool is an int to isinstance
+        converted = value if type(value) is hint else _mismatch(hint.__name__, value, where)
+    return converted
+
+
+def _convert_items(origin: Any, args: tuple[Any, ...], value: Any, where: str) -> Any:
+    """Containers: tuple[T, ...] and tuple[T, U] from lists, dict[str, T] from objects."""
+    if origin is dict:
+        if not isinstance(value, dict):
+            _mismatch("an object", value, where)
         return {key: _convert(args[1], v, f"{where}[{key}]") for key, v in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    raise TypeError(f"{where}: expected {hint}, found {value!r}")
+    if not isinstance(value, list):
+        _mismatch("a list", value, where)
+    hints = [args[0]] * len(value) if args[1:] == (...,) else list(args)
+    if len(hints) != len(value):
+        _mismatch(f"{len(hints)} items", value, where)
+    return tuple(_convert(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True)))
+
+
+def _mismatch(expected: str, value: Any, where: str) -> NoReturn:
+    raise TypeError(f"{where}: expected {expected}, found {value!r}")

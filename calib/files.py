@@ -68,18 +68,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with _write_errors(path):
             descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
             os.close(descriptor)
-            os.chmod(name, 0o644)
+            Path(name).chmod(0o644)
             yield Path(name)
             descriptor = os.open(name, os.O_RDWR)
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            os.replace(name, path)
+            Path(name).replace(path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            if name:
-                os.unlink(name)
+        if name:
+            Path(name).unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -1,0 +1,1 @@
+"""The product: model, export, drift, reports, runtime, commands."""

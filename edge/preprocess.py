@@ -35,7 +35,7 @@ def resample_matrix(size_in: int, size_out: int) -> Float32:
     centres = (np.arange(size_out) + 0.5) * ratio
     distance = np.abs(np.arange(size_in)[None, :] + 0.5 - centres[:, None]) / half_width
     weights = np.maximum(0.0, 1.0 - distance)
-    matrix = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    matrix: Float32 = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
     matrix.flags.writeable = False
     return matrix
 
@@ -110,14 +110,15 @@ class Preprocess:
         resized = rows @ (pixels @ columns.T)  # (B, C, S, S)
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         gain, shift = 1.0 / (255.0 * std), -mean / std  # x / 255 normalised, in one multiply-add
-        normalised = resized * gain[:, None, None].astype(np.float32) + shift[:, None, None]
+        normalised: Float32 = resized * gain[:, None, None].astype(np.float32) + shift[:, None, None]
         return np.ascontiguousarray(normalised, dtype=np.float32)  # a grey channel broadcasts to three
 
     def _axis(self, size: int, shorter: int) -> Float32:
         """Resample and crop one axis of `size` pixels: (S, size)."""
         resized = max(self.image_size, round(size * self.resize / shorter))
         start = (resized - self.image_size) // 2
-        return resample_matrix(size, resized)[start : start + self.image_size]
+        matrix: Float32 = resample_matrix(size, resized)[start : start + self.image_size]
+        return matrix
 
 
 def _triple(values: Any) -> tuple[float, float, float]:

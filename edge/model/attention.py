@@ -34,14 +34,18 @@ KvAxis = Literal["contraction", "last"]
 
 def xnorm(a: Tensor, dim: int, eps: float = XNORM_EPS) -> Tensor:
     """L2-normalise along `dim`: a / max(||a||_2, eps). Shape and dtype of `a` are kept; a zero vector stays zero."""
-    return a / torch.linalg.vector_norm(a, ord=2, dim=dim, keepdim=True).clamp_min(eps)
+    norm: Tensor = torch.linalg.vector_norm(a, ord=2, dim=dim, keepdim=True)
+    return a / norm.clamp_min(eps)
 
 
 class XNorm(nn.Module):
     """gamma * a / max(||a||_2, eps) with one learnable gamma per head.
 
-    Input and output (B, H, *, *); `gamma` has shape (1, H, 1, 1) and starts at 1.
+    Input and output (B, H, *, *); `gamma` has shape (1, H, 1, 1) and starts at 1. It is None once `edge.export` has folded
+    it into the output projection.
     """
+
+    gamma: nn.Parameter | None
 
     def __init__(self, heads: int, dim: int, eps: float = XNORM_EPS) -> None:
         super().__init__()
@@ -50,7 +54,9 @@ class XNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(1, heads, 1, 1))
 
     def forward(self, a: Tensor) -> Tensor:
-        return self.gamma * xnorm(a, self.dim, self.eps)
+        """(B, H, *, *) -> the same shape."""
+        unit = xnorm(a, self.dim, self.eps)
+        return unit if self.gamma is None else self.gamma * unit
 
 
 class UfoAttention(nn.Module):
@@ -61,8 +67,6 @@ class UfoAttention(nn.Module):
         heads: number of heads H, so that D = C / H.
         kv_axis: axis of K^T V that is normalised. With "last" (weights of some ports) the bound on the output grows
             from |gamma_q * gamma_kv| by a factor of sqrt(D).
-
-    Forward: queries (B, M, C), tokens (B, N, C) -> (B, M, C).
     """
 
     def __init__(self, dim: int, heads: int, kv_axis: KvAxis = "contraction") -> None:
@@ -79,12 +83,15 @@ class UfoAttention(nn.Module):
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, H, N, D)."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        batch, tokens, channels = x.shape
+        return x.reshape(batch, tokens, self.heads, channels // self.heads).transpose(1, 2)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """Queries (B, M, C), tokens (B, N, C) -> (B, M, C)."""
         q = self.xnorm_q(self.split_heads(self.q(queries)))  # (B, H, M, D)
         k = self.split_heads(self.k(tokens))  # (B, H, N, D)
         v = self.split_heads(self.v(tokens))  # (B, H, N, D)
         kv = self.xnorm_kv(k.transpose(-2, -1) @ v)  # (B, H, D, D)
         out = (q @ kv).transpose(1, 2).flatten(2)  # (B, M, C)
-        return self.proj(out)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        projected: Tensor = self.proj(out)
+        return projected

@@ -7,6 +7,8 @@ token alone is updated, from itself and all patch tokens.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +28,7 @@ class ConvStem(nn.Sequential):
     def __init__(self, dim: int) -> None:
         widths = [3, dim // 8, dim // 4, dim // 2, dim]
         layers: list[nn.Module] = []
-        for i, (w_in, w_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (w_in, w_out) in enumerate(itertools.pairwise(widths)):
             layers += [nn.Conv2d(w_in, w_out, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(w_out)]
             if i < 3:
                 layers.append(nn.GELU())
@@ -34,21 +36,24 @@ class ConvStem(nn.Sequential):
 
 
 class LayerScale(nn.Module):
-    """Per-channel learnable gain on a residual branch: x * gain, with `gain` of shape (C,)."""
+    """Per-channel learnable gain on a residual branch: x * gain, with `gain` of shape (C,).
+
+    `gain` is None once `edge.export` has folded it into the branch's last layer.
+    """
+
+    gain: nn.Parameter | None
 
     def __init__(self, dim: int, init: float) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.full((dim,), init))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gain
+        """(B, N, C) -> (B, N, C)."""
+        return x if self.gain is None else x * self.gain
 
 
 class LocalPatchInteraction(nn.Module):
-    """Depthwise 3x3 convolution, GELU, BatchNorm, depthwise 3x3 convolution over the grid of patch tokens.
-
-    Forward: tokens (B, N, C) in row-major order of a `grid` (h, w) with h * w = N -> (B, N, C).
-    """
+    """Depthwise 3x3 convolution, GELU, BatchNorm, depthwise 3x3 convolution over the grid of patch tokens."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -58,9 +63,11 @@ class LocalPatchInteraction(nn.Module):
         self.conv2 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        image = x.transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
+        """Tokens (B, N, C) in row-major order of a `grid` (h, w) with h * w = N -> (B, N, C)."""
+        image = x.transpose(1, 2).reshape(x.shape[0], -1, *grid)  # (B, C, h, w)
         image = self.conv2(self.norm(self.act(self.conv1(image))))
-        return image.flatten(2).transpose(1, 2)  # (B, N, C)
+        tokens: Tensor = image.flatten(2).transpose(1, 2)  # (B, N, C)
+        return tokens
 
 
 class FeedForward(nn.Sequential):
@@ -86,14 +93,16 @@ class Block(nn.Module):
         self.scale3 = LayerScale(dim, layer_scale)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens (B, N, C) of the patch `grid` (h, w) -> (B, N, C)."""
         normed = self.norm1(x)
         x = x + self.scale1(self.attn(normed, normed))
         x = x + self.scale2(self.lpi(self.norm2(x), grid))
-        return x + self.scale3(self.ffn(self.norm3(x)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        x = x + self.scale3(self.ffn(self.norm3(x)))
+        return x
 
 
 class ClassAttentionBlock(nn.Module):
-    """The class token (B, 1, C) reads itself and the patch tokens (B, N, C); returns the updated class token."""
+    """The class token reads itself and the patch tokens, and is the only one to change."""
 
     def __init__(self, dim: int, heads: int, kv_axis: KvAxis, layer_scale: float) -> None:
         super().__init__()
@@ -105,6 +114,8 @@ class ClassAttentionBlock(nn.Module):
         self.scale2 = LayerScale(dim, layer_scale)
 
     def forward(self, cls: Tensor, patches: Tensor) -> Tensor:
+        """Class token (B, 1, C), patch tokens (B, N, C) -> class token (B, 1, C)."""
         normed = self.norm1(torch.cat([cls, patches], dim=1))
         cls = cls + self.scale1(self.attn(normed[:, :1], normed))
-        return cls + self.scale2(self.ffn(self.norm2(cls)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        cls = cls + self.scale2(self.ffn(self.norm2(cls)))
+        return cls

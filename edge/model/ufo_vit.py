@@ -1,8 +1,8 @@
 """UFO-ViT: configuration, sizes and the network, read top to bottom.
 
-    image (B, 3, S, S) -> stem -> patch tokens (B, N, C), N = (S/16)^2 -> + position embedding
-    -> depth x [UFO attention, local patch interaction, feed-forward]
-    -> 2 x class attention -> LayerNorm(class token) -> logits (B, classes)
+image (B, 3, S, S) -> stem -> patch tokens (B, N, C), N = (S/16)^2 -> + position embedding
+-> depth x [UFO attention, local patch interaction, feed-forward]
+-> 2 x class attention -> LayerNorm(class token) -> logits (B, classes)
 """
 
 from __future__ import annotations
@@ -91,16 +91,14 @@ def config(name: str, *, image_size: int = 224, classes: int = 1000, kv_axis: Kv
 
 
 class UfoVit(nn.Module):
-    """The network. Forward: image (B, 3, S, S), float, normalised -> logits (B, classes)."""
+    """The network, from a normalised image to logits."""
 
     def __init__(self, cfg: UfoVitConfig) -> None:
         super().__init__()
         self.cfg = cfg
         self.stem = ConvStem(cfg.dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, cfg.grid[0] * cfg.grid[1], cfg.dim))
-        self.blocks = nn.ModuleList(
-            Block(cfg.dim, cfg.heads, cfg.kv_axis, cfg.layer_scale) for _ in range(cfg.depth)
-        )
+        self.blocks = nn.ModuleList(Block(cfg.dim, cfg.heads, cfg.kv_axis, cfg.layer_scale) for _ in range(cfg.depth))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, cfg.dim))
         self.cls_blocks = nn.ModuleList(
             ClassAttentionBlock(cfg.dim, cfg.heads, cfg.kv_axis, cfg.layer_scale) for _ in range(CLASS_LAYERS)
@@ -109,13 +107,15 @@ class UfoVit(nn.Module):
         self.head = nn.Linear(cfg.dim, cfg.classes)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Normalised image (B, 3, S, S), float -> logits (B, classes)."""
         patches = self.stem(image).flatten(2).transpose(1, 2) + self.pos_embed  # (B, N, C)
         for block in self.blocks:
             patches = block(patches, self.cfg.grid)
         cls = self.cls_token.expand(patches.shape[0], -1, -1)  # (B, 1, C)
         for block in self.cls_blocks:
             cls = block(cls, patches)
-        return self.head(self.norm(cls[:, 0]))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        logits: Tensor = self.head(self.norm(cls[:, 0]))
+        return logits
 
 
 def init_weights(model: UfoVit, seed: int) -> None:
@@ -140,6 +140,6 @@ def resize_position_embedding(embed: Tensor, grid: tuple[int, int]) -> Tensor:
     side = round(embed.shape[1] ** 0.5)
     if (side, side) == grid:
         return embed
-    image = embed.float().transpose(1, 2).unflatten(2, (side, side))  # (1, C, side, side)
+    image = embed.float().transpose(1, 2).reshape(1, -1, side, side)  # (1, C, side, side)
     image = nn.functional.interpolate(image, size=grid, mode="bicubic", align_corners=False)
     return image.flatten(2).transpose(1, 2).to(embed.dtype)
