@@ -94,7 +94,8 @@ class Preprocess:
 
     def __call__(self, image: Uint8) -> Float32:
         """One image, uint8 (H, W, C) with C = 1 (grey) or 3 (red, green, blue) -> float32 (3, S, S)."""
-        return self.batch(image[None])[0]
+        (tensor,) = self.batch(image[None])
+        return np.asarray(tensor)
 
     def batch(self, images: Uint8) -> Float32:
         """Images of one size, uint8 (B, H, W, C) with C = 1 or 3 -> float32 (B, 3, S, S), C-contiguous."""
@@ -107,8 +108,8 @@ class Preprocess:
         height, width = images.shape[1:3]
         rows, columns = self._axis(height, min(height, width)), self._axis(width, min(height, width))
         pixels = images.transpose(0, 3, 1, 2).astype(np.float32)  # (B, C, H, W)
-        resized = rows @ (pixels @ columns.T)  # (B, C, S, S)
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        resized: Float32 = rows @ (pixels @ columns.T)  # (B, C, S, S)
         gain, shift = 1.0 / (255.0 * std), -mean / std  # x / 255 normalised, in one multiply-add
         normalised: Float32 = resized * gain[:, None, None].astype(np.float32) + shift[:, None, None]
         return np.ascontiguousarray(normalised, dtype=np.float32)  # a grey channel broadcasts to three

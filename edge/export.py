@@ -1,0 +1,217 @@
+"""torch -> ONNX: exact foldings, opset 20, readable names, simplification at arm's length, parity on real images.
+
+Opset 20 is the newest that the parsers of TensorRT 10.0 and later all read; it has LayerNormalization and Gelu as single
+nodes and FP16 scales for Q/DQ.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+
+from calib.errors import VerdictError
+from calib.files import sha256_file, write_bytes
+from calib.metrics import sqnr_db
+from edge.model.fold import FOLDINGS, fold
+from edge.model.ufo_vit import UfoVit
+from edge.runtime.ort import OrtRunner
+from edge.tolerances import EXPORT_SQNR_DB, SIMPLIFY_SQNR_DB
+
+Float32 = npt.NDArray[np.float32]
+
+OPSET = 20
+INPUT, OUTPUT = "image", "logits"
+SIMPLIFY_SECONDS = 120.0
+MAX_SQNR_DB = 300.0
+"""Stands for "identical" in artifacts, where infinity cannot be written: beyond FP64's own 2^-53 per value."""
+
+
+@dataclass(frozen=True)
+class Simplification:
+    """What became of graph simplification: `used`, or the reason why the exporter's graph was kept."""
+
+    used: bool
+    reason: str
+    nodes_before: int
+    nodes_after: int
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Agreement of the ONNX graph with torch on real images: logits of `images` images."""
+
+    images: int
+    max_abs: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """`export.json`: how `model.onnx` was made and how well it agrees with the network in torch."""
+
+    onnx_sha256: str
+    opset: int
+    foldings: tuple[str, ...]
+    simplification: Simplification
+    parity: Parity
+
+
+def export(model: UfoVit, path: Path, images: Float32) -> ExportRecord:
+    """Write `model` as an ONNX file with dynamic batch and check it on real images.
+
+    Args:
+        model: the network in eval mode; it is folded on a copy.
+        path: the file to write, atomically.
+        images: preprocessed images (B, 3, S, S), B >= 2.
+
+    Raises VerdictError when ONNX Runtime's logits do not agree with torch's.
+    """
+    exported = to_onnx(fold(model))
+    proto, simplification = simplify(exported, images)
+    write_bytes(path, proto.SerializeToString(deterministic=True))
+    return ExportRecord(
+        onnx_sha256=sha256_file(path),
+        opset=OPSET,
+        foldings=FOLDINGS,
+        simplification=simplification,
+        parity=check_parity(model, path, images),
+    )
+
+
+def to_onnx(model: UfoVit) -> onnx.ModelProto:
+    """The ONNX graph of a (folded) network: input `image` (batch, 3, S, S), output `logits` (batch, classes)."""
+    size = model.cfg.image_size
+    example = torch.zeros(2, 3, size, size)
+    with warnings.catch_warnings(), _quiet_exporter():
+        warnings.simplefilter("ignore")  # deprecations inside the exporter are not the user's
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    rename_by_module(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+class _quiet_exporter:  # noqa: N801  # a context manager, used like a function
+    """Silences the exporter's log, which names optional libraries that this graph does not need."""
+
+    def __enter__(self) -> None:
+        self.logger = logging.getLogger("torch.onnx")
+        self.level = self.logger.level
+        self.logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *exc: object) -> None:
+        self.logger.setLevel(self.level)
+
+
+def rename_by_module(proto: onnx.ModelProto) -> None:
+    """Name nodes and tensors by the torch module they come from, in place: `blocks.0.attn.q/MatMul`.
+
+    Also drops the exporter's metadata, which hold source paths of the machine and would make equal graphs differ.
+    """
+    graph = proto.graph
+    renamed: dict[str, str] = {}
+    taken: set[str] = {*(i.name for i in graph.input), *(o.name for o in graph.output)}
+    fixed = set(taken)
+    for node in graph.node:
+        scope = _module_path(node)
+        node.name = _unique(f"{scope}/{node.op_type}".lstrip("/"), taken)
+        for i, name in enumerate(node.output):
+            if name and name not in fixed:
+                renamed[name] = f"{node.name}_output" + (f"_{i}" if i else "")
+        for i, name in enumerate(node.input):
+            if re.fullmatch(r"val_\d+", name) and name not in renamed:  # a constant that the exporter made
+                renamed[name] = f"{node.name}.{'weight' if i == 1 and 'MatMul' in node.op_type else i}"
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for value in (*graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        value.name = renamed.get(value.name, value.name)
+        del value.metadata_props[:]
+        value.doc_string = ""
+    del graph.metadata_props[:], proto.metadata_props[:]
+    graph.name, graph.doc_string, proto.producer_version = "ufovit", "", ""
+
+
+def _module_path(node: onnx.NodeProto) -> str:
+    """The innermost torch module of a node, from the exporter's name scopes: ['', 'blocks.0', ..., 'linear_3']."""
+    for prop in node.metadata_props:
+        if prop.key == "pkg.torch.onnx.name_scopes":
+            scopes = ast.literal_eval(prop.value)
+            return str(scopes[-2]) if len(scopes) > 1 else ""
+    return ""
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    candidate, count = name, 0
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}_{count}"
+    taken.add(candidate)
+    return candidate
+
+
+def simplify(
+    proto: onnx.ModelProto, images: Float32, seconds: float = SIMPLIFY_SECONDS
+) -> tuple[onnx.ModelProto, Simplification]:
+    """onnxsim in a process of its own with a time limit; its graph only if it computes the same, else the original."""
+    before = len(proto.graph.node)
+
+    def kept(reason: str) -> tuple[onnx.ModelProto, Simplification]:
+        return proto, Simplification(False, reason, before, before)
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "in.onnx"), Path(folder, "out.onnx")
+        source.write_bytes(proto.SerializeToString(deterministic=True))
+        command = [sys.executable, "-m", "onnxsim", str(source), str(target)]
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        except subprocess.TimeoutExpired:
+            return kept(f"onnxsim took more than {seconds:g} s")
+        if run.returncode or not target.is_file():
+            lines = (run.stderr or run.stdout).strip().splitlines() or ["no message"]
+            return kept(f"onnxsim failed with status {run.returncode}: {lines[-1]}")
+        simplified = onnx.load(target)
+        agreement = sqnr_db(OrtRunner(source)(images), OrtRunner(target)(images))
+    if agreement < SIMPLIFY_SQNR_DB:
+        return kept(f"onnxsim's graph differs: SQNR of the logits {agreement:.1f} dB, {SIMPLIFY_SQNR_DB:g} dB needed")
+    return simplified, Simplification(True, "same logits", before, len(simplified.graph.node))
+
+
+def check_parity(model: UfoVit, path: Path, images: Float32) -> Parity:
+    """Compare the file's logits with the network's in torch. Raises VerdictError below EXPORT_SQNR_DB."""
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(images)).numpy()
+    found = OrtRunner(path)(images)
+    parity = Parity(len(images), float(np.abs(expected - found).max()), min(sqnr_db(expected, found), MAX_SQNR_DB))
+    if not parity.sqnr_db >= EXPORT_SQNR_DB:
+        raise VerdictError(
+            "the exported graph does not compute what the network computes",
+            where=path,
+            found=f"SQNR of the logits {parity.sqnr_db:.1f} dB, largest difference {parity.max_abs:.3g}",
+            allowed=f"at least {EXPORT_SQNR_DB:g} dB",
+        )
+    return parity

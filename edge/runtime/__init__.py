@@ -1,0 +1,1 @@
+"""Running an engine: one small protocol, one file per way to run."""

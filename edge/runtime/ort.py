@@ -1,0 +1,42 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calib.errors import InputError, MissingError
+
+
+class OrtRunner:
+    """Runs an ONNX file with one input and one output on the CPU.
+
+    Args:
+        path: the ONNX file.
+        threads: threads inside one operator; 0 lets ONNX Runtime use every core.
+
+    Call: float32 (B, ...) -> the output as float32 (B, ...). Raises InputError for a file that ONNX Runtime refuses.
+    """
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingError("onnxruntime is not installed", next_command="pip install 'ufovit-edge[build]'") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # errors only; they arrive as exceptions too
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would slow other runtimes
+        try:
+            self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001  # its exceptions share no public base class
+            raise InputError("ONNX Runtime cannot load the graph", where=path, found=str(error).splitlines()[0]) from error
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Logits (B, classes) of preprocessed images (B, 3, S, S)."""
+        (logits,) = self._session.run(None, {self._input: images})
+        return np.asarray(logits, dtype=np.float32)

@@ -1,0 +1,20 @@
+"""Every numerical tolerance of the product in one table, each with its reason."""
+
+from __future__ import annotations
+
+EXPORT_SQNR_DB = 80.0
+"""FP32 logits of ONNX Runtime against torch. FP32 carries 24 bits (about 150 dB for one rounding); thousands of reordered
+sums and the foldings leave more than 100 dB on the networks measured. A wrong folding, a lost bias or another resize shows
+below 60 dB."""
+
+SIMPLIFY_SQNR_DB = 100.0
+"""FP32 logits after graph simplification against before, both in ONNX Runtime: only constants are folded, so that what
+differs is the choice of kernels."""
+
+TYPED_FP16_SQNR_DB = 30.0
+"""FP16 graph against the FP32 graph it was typed from, logits. FP16 carries 11 bits (about 66 dB for one rounding), lost in
+part over some hundred layers; an overflow, a lost cast or a wrong island shows below 20 dB."""
+
+RANDOM_WEIGHTS_COSINE = 0.9
+"""Smallest cosine between engine and reference logits (centred over classes) for a network with drawn weights, which has no
+accuracy to lose: only a broken engine falls below."""
