@@ -27,8 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from calib.files import atomic_path
 from edge.data import read_idx
-from edge.model.checkpoint import CheckpointInfo, save_checkpoint
-from edge.model.ufo_vit import SIZES, UfoVit, config, init_weights
+from edge.model.checkpoint import save_checkpoint
+from edge.model.config import SIZES, config
+from edge.model.metadata import CheckpointInfo
+from edge.model.ufo_vit import UfoVit, init_weights
 from edge.preprocess import Preprocess, Uint8
 
 LABELS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")

@@ -17,19 +17,16 @@ Every output is gamma_q * gamma_kv * cos(q_i, k_j), hence |A(x)| <= |gamma_q * g
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
+
+from edge.model.config import KvAxis
 
 XNORM_EPS = 2.0**-14
 """Lower clamp on the norm: the smallest normal number of FP16, so that it is neither zero nor subnormal in FP16 and BF16.
 
 A clamp, unlike an added eps, leaves XN(s*a) = XN(a) exact for every s > 0 for which the clamp is inactive.
 """
-
-KvAxis = Literal["contraction", "last"]
-"""Which axis of K^T V is normalised: the paper's ("contraction", dim -2) or the one of ports in circulation ("last")."""
 
 
 def xnorm(a: Tensor, dim: int, eps: float = XNORM_EPS) -> Tensor:

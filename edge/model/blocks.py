@@ -12,18 +12,17 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from edge.model.attention import KvAxis, UfoAttention
+from edge.model.attention import UfoAttention
+from edge.model.config import KvAxis
 
 LAYER_NORM_EPS = 1e-6
 
 
 class ConvStem(nn.Sequential):
-    """Four 3x3 stride-2 convolutions: image (B, 3, S, S) -> patch features (B, C, S/16, S/16).
+    """Four 3x3 stride-2 convolutions: image (B, 3, S, S) -> patch features (B, C, S/STEM_STRIDE, S/STEM_STRIDE).
 
     Widths C/8, C/4, C/2, C; no bias, BatchNorm after each, GELU after the first three.
     """
-
-    stride = 16
 
     def __init__(self, dim: int) -> None:
         widths = [3, dim // 8, dim // 4, dim // 2, dim]

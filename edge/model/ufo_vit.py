@@ -1,4 +1,4 @@
-"""UFO-ViT: configuration, sizes and the network, read top to bottom.
+"""UFO-ViT, read top to bottom; its sizes are in `edge.model.config`.
 
 image (B, 3, S, S) -> stem -> patch tokens (B, N, C), N = (S/16)^2 -> + position embedding
 -> depth x [UFO attention, local patch interaction, feed-forward]
@@ -7,87 +7,11 @@ image (B, 3, S, S) -> stem -> patch tokens (B, N, C), N = (S/16)^2 -> + position
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import torch
 from torch import Tensor, nn
 
-from calib.errors import InputError
-from edge.model.attention import KvAxis
 from edge.model.blocks import LAYER_NORM_EPS, Block, ClassAttentionBlock, ConvStem
-
-CLASS_LAYERS = 2
-_KV_AXES = ("contraction", "last")
-
-
-@dataclass(frozen=True)
-class UfoVitConfig:
-    """Shape of a UFO-ViT. Impossible shapes cannot be made: the constructor raises InputError.
-
-    Attributes:
-        name: one of SIZES, or any name for a custom shape.
-        depth: number of self-attention blocks.
-        dim: channels C, divisible by 8 (stem widths) and by `heads`.
-        heads: heads H.
-        image_size: side S of the square input in pixels, a multiple of the stem's stride of 16.
-        classes: number of logits.
-        kv_axis: axis of K^T V that XNorm normalises; see `edge.model.attention`.
-        layer_scale: initial LayerScale gain, of interest to training only.
-    """
-
-    name: str
-    depth: int
-    dim: int
-    heads: int
-    image_size: int = 224
-    classes: int = 1000
-    kv_axis: KvAxis = "contraction"
-    layer_scale: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.image_size < ConvStem.stride or self.image_size % ConvStem.stride:
-            raise InputError(
-                "image size does not fit the stem",
-                found=f"{self.image_size} px",
-                allowed=f"positive multiples of {ConvStem.stride} px, the stem's stride",
-                next_command="pass --image-size with such a multiple",
-            )
-        if self.dim % self.heads or self.dim % 8:
-            raise InputError(
-                "embedding dimension does not fit heads and stem",
-                found=f"dim {self.dim}, heads {self.heads}",
-                allowed="dim divisible by heads and by 8",
-            )
-        if self.classes < 1 or self.depth < 1:
-            raise InputError("classes and depth must be positive", found=f"{self.classes}, {self.depth}")
-        if self.kv_axis not in _KV_AXES:
-            raise InputError("unknown XNorm axis", found=str(self.kv_axis), allowed=", ".join(_KV_AXES))
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patch grid (h, w)."""
-        side = self.image_size // ConvStem.stride
-        return side, side
-
-    @property
-    def xnorm_sites(self) -> int:
-        """Number of XNorms in the network: Q and K^T V of every attention."""
-        return 2 * (self.depth + CLASS_LAYERS)
-
-
-SIZES: dict[str, UfoVitConfig] = {
-    "ufovit_t": UfoVitConfig("ufovit_t", depth=24, dim=192, heads=4),
-    "ufovit_s": UfoVitConfig("ufovit_s", depth=12, dim=384, heads=8),
-    "ufovit_m": UfoVitConfig("ufovit_m", depth=24, dim=384, heads=8),
-    "ufovit_b": UfoVitConfig("ufovit_b", depth=24, dim=512, heads=8),
-}
-
-
-def config(name: str, *, image_size: int = 224, classes: int = 1000, kv_axis: KvAxis = "contraction") -> UfoVitConfig:
-    """The configuration of a named size. Raises InputError with the known names for an unknown one."""
-    if name not in SIZES:
-        raise InputError(f"unknown model {name!r}", allowed=", ".join(SIZES))
-    return replace(SIZES[name], image_size=image_size, classes=classes, kv_axis=kv_axis)
+from edge.model.config import CLASS_LAYERS, UfoVitConfig
 
 
 class UfoVit(nn.Module):

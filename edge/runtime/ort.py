@@ -32,7 +32,7 @@ class OrtRunner:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would slow other runtimes
         try:
             self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001  # its exceptions share no public base class
+        except Exception as error:  # its exceptions share no public base class
             raise InputError("ONNX Runtime cannot load the graph", where=path, found=str(error).splitlines()[0]) from error
         self._input = self._session.get_inputs()[0].name
 

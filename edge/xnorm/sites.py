@@ -47,11 +47,12 @@ def find_sites(model: onnx.ModelProto, expected: int | None = None) -> tuple[XNo
         if norm is None or norm.op_type != "ReduceL2" or norm.input[0] != node.input[0]:
             continue
         source = producer.get(node.input[0])
-        is_product = source is not None and source.op_type == "MatMul" and source.input[1] not in constants
         axes = numpy_helper.to_array(constants[norm.input[1]]).tolist()
-        feeder = (source.name,) if is_product and source is not None else ()
-        operand: Literal["q", "kv"] = "kv" if is_product else "q"
-        sites.append(XNormSite(norm.name, operand, int(axes[0]), (*feeder, norm.name, clip.name, node.name)))
+        nodes = (norm.name, clip.name, node.name)
+        if source is not None and source.op_type == "MatMul":  # Q comes through a Reshape and a Transpose
+            sites.append(XNormSite(norm.name, "kv", int(axes[0]), (source.name, *nodes)))
+        else:
+            sites.append(XNormSite(norm.name, "q", int(axes[0]), nodes))
     if expected is not None and len(sites) != expected:
         raise InputError(
             "the graph does not hold the XNorms that the network has",

@@ -1,0 +1,84 @@
+"""Shapes of the network: the sizes of the family and what may be varied. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from calib.errors import InputError
+
+KvAxis = Literal["contraction", "last"]
+"""Which axis of K^T V is normalised: the paper's ("contraction", dim -2) or the one of ports in circulation ("last")."""
+
+STEM_STRIDE = 16
+CLASS_LAYERS = 2
+
+
+@dataclass(frozen=True)
+class UfoVitConfig:
+    """Shape of a UFO-ViT. Impossible shapes cannot be made: the constructor raises InputError.
+
+    Attributes:
+        name: one of SIZES, or any name for a custom shape.
+        depth: number of self-attention blocks.
+        dim: channels C, divisible by 8 (stem widths) and by `heads`.
+        heads: heads H.
+        image_size: side S of the square input in pixels, a multiple of the stem's stride of 16.
+        classes: number of logits.
+        kv_axis: axis of K^T V that XNorm normalises; see `edge.model.attention`.
+        layer_scale: initial LayerScale gain, of interest to training only.
+    """
+
+    name: str
+    depth: int
+    dim: int
+    heads: int
+    image_size: int = 224
+    classes: int = 1000
+    kv_axis: KvAxis = "contraction"
+    layer_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.image_size < STEM_STRIDE or self.image_size % STEM_STRIDE:
+            raise InputError(
+                "image size does not fit the stem",
+                found=f"{self.image_size} px",
+                allowed=f"positive multiples of {STEM_STRIDE} px, the stem's stride",
+                next_command="pass --image-size with such a multiple",
+            )
+        if self.dim % self.heads or self.dim % 8:
+            raise InputError(
+                "embedding dimension does not fit heads and stem",
+                found=f"dim {self.dim}, heads {self.heads}",
+                allowed="dim divisible by heads and by 8",
+            )
+        if self.classes < 1 or self.depth < 1:
+            raise InputError("classes and depth must be positive", found=f"{self.classes}, {self.depth}")
+        if self.kv_axis not in get_args(KvAxis):
+            raise InputError("unknown XNorm axis", found=str(self.kv_axis), allowed=", ".join(get_args(KvAxis)))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patch grid (h, w)."""
+        side = self.image_size // STEM_STRIDE
+        return side, side
+
+    @property
+    def xnorm_sites(self) -> int:
+        """Number of XNorms in the network: Q and K^T V of every attention."""
+        return 2 * (self.depth + CLASS_LAYERS)
+
+
+SIZES: dict[str, UfoVitConfig] = {
+    "ufovit_t": UfoVitConfig("ufovit_t", depth=24, dim=192, heads=4),
+    "ufovit_s": UfoVitConfig("ufovit_s", depth=12, dim=384, heads=8),
+    "ufovit_m": UfoVitConfig("ufovit_m", depth=24, dim=384, heads=8),
+    "ufovit_b": UfoVitConfig("ufovit_b", depth=24, dim=512, heads=8),
+}
+
+
+def config(name: str, *, image_size: int = 224, classes: int = 1000, kv_axis: KvAxis = "contraction") -> UfoVitConfig:
+    """The configuration of a named size. Raises InputError with the known names for an unknown one."""
+    if name not in SIZES:
+        raise InputError(f"unknown model {name!r}", allowed=", ".join(SIZES))
+    return replace(SIZES[name], image_size=image_size, classes=classes, kv_axis=kv_axis)

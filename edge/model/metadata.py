@@ -1,0 +1,148 @@
+"""What a checkpoint says of itself: model, image size, classes, labels, preprocessing. Needs no torch.
+
+The metadata key "ufovit" of the safetensors file holds one JSON object with the fields written by `CheckpointInfo.as_json`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from calib.errors import InputError
+from calib.files import sha256_file
+from edge.model.config import UfoVitConfig, config
+from edge.preprocess import Preprocess
+
+SCHEMA_VERSION = 1
+METADATA_KEY = "ufovit"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        config: shape of the network at the image size in use.
+        labels: one name per class, in the order of the logits.
+        preprocess: from pixels to the network's input.
+        random_weights: true when the weights were drawn, not trained.
+        training: free-form facts about the training (data, accuracy, command).
+        file: path, empty for drawn weights.
+        sha256: digest of the file, empty for drawn weights.
+    """
+
+    config: UfoVitConfig
+    labels: tuple[str, ...]
+    preprocess: Preprocess
+    random_weights: bool = False
+    training: dict[str, Any] = field(default_factory=dict)
+    file: str = ""
+    sha256: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The metadata as stored in the file."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "model": self.config.name,
+            "image_size": self.config.image_size,
+            "classes": self.config.classes,
+            "kv_axis": self.config.kv_axis,
+            "labels": list(self.labels),
+            "preprocess": self.preprocess.as_json(),
+            "random_weights": self.random_weights,
+            "training": self.training,
+        }
+
+    def for_image_size(self, image_size: int | None) -> CheckpointInfo:
+        """The same network and preprocessing at another input size; None keeps it."""
+        if image_size is None or image_size == self.config.image_size:
+            return self
+        cfg = replace(self.config, image_size=image_size)
+        return replace(self, config=cfg, preprocess=self.preprocess.for_image_size(image_size))
+
+    def require_model(self, model: str) -> None:
+        """Raise InputError when the checkpoint is of another model than the one asked for."""
+        if self.config.name != model:
+            raise InputError(
+                "checkpoint is of another model",
+                where=self.file,
+                found=self.config.name,
+                allowed=model,
+                next_command=f"ufovit build {self.config.name} PRECISION --checkpoint {self.file}",
+            )
+
+
+def read_info(path: Path) -> CheckpointInfo:
+    """The metadata of a safetensors checkpoint, without its tensors. Raises InputError."""
+    import safetensors
+
+    if not path.is_file():
+        raise InputError("checkpoint not found", where=path)
+    try:
+        with safetensors.safe_open(path, framework="numpy") as stream:
+            text = (stream.metadata() or {}).get(METADATA_KEY)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise unreadable(path, error) from error
+    if text is None:
+        raise InputError(
+            "checkpoint says nothing of its model, labels and preprocessing",
+            where=path,
+            found=f"no metadata key {METADATA_KEY!r}",
+            next_command="write it with edge.model.checkpoint.save_checkpoint",
+        )
+    try:
+        metadata = json.loads(text)
+    except ValueError as error:
+        raise unreadable(path, error) from error
+    return parse_info(metadata, path)
+
+
+def unreadable(path: Path, error: Exception) -> InputError:
+    """The error for a file that is no checkpoint."""
+    return InputError(
+        "checkpoint cannot be read: truncated, damaged or of another format",
+        where=path,
+        found=str(error).splitlines()[0],
+        allowed='safetensors, or .pth with {"ufovit": metadata, "state_dict": tensors} of plain tensors',
+    )
+
+
+def parse_info(metadata: dict[str, Any], path: Path) -> CheckpointInfo:
+    """Validated metadata of the file at `path`."""
+    if not isinstance(metadata, dict) or metadata.get("schema_version") != SCHEMA_VERSION:
+        raise InputError("unknown checkpoint schema version", where=path, found=str(metadata)[:60], allowed=SCHEMA_VERSION)
+    try:
+        cfg = config(
+            metadata["model"],
+            image_size=metadata["image_size"],
+            classes=metadata["classes"],
+            kv_axis=metadata["kv_axis"],
+        )
+        labels = tuple(str(name) for name in metadata["labels"])
+        preprocess = Preprocess.from_json(metadata["preprocess"])
+    except KeyError as error:
+        raise InputError("checkpoint metadata are incomplete", where=path, found=f"no {error}") from error
+    if len(labels) != cfg.classes or len(set(labels)) != len(labels):
+        raise InputError(
+            "labels do not match the classes",
+            where=path,
+            found=f"{len(labels)} labels, {len(set(labels))} different, for {cfg.classes} classes",
+            allowed="one name per class, all different",
+        )
+    if preprocess.image_size != cfg.image_size:
+        raise InputError(
+            "preprocessing and network disagree on the image size",
+            where=path,
+            found=f"{preprocess.image_size} and {cfg.image_size} px",
+        )
+    return CheckpointInfo(
+        config=cfg,
+        labels=labels,
+        preprocess=preprocess,
+        random_weights=bool(metadata.get("random_weights", False)),
+        training=dict(metadata.get("training", {})),
+        file=str(path),
+        sha256=sha256_file(path),
+    )
