@@ -1,0 +1,169 @@
+"""What an ONNX graph says of its nodes and tensors: names, constants, who makes and who reads a tensor, types, shapes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from calib.errors import InputError
+
+_LARGEST_SHAPE_CONSTANT = 1024
+"""Elements up to which an initializer's values are kept for shape inference: target shapes, axes, slice bounds."""
+
+
+@dataclass(frozen=True)
+class GraphIndex:
+    """Look-up tables of one graph; node numbers are positions in `graph.node`.
+
+    Attributes:
+        names: a unique name per node: its own where that is set and unique, else its first output.
+        constants: initializers and outputs of Constant nodes. An initializer that is also a graph input is a mere default
+            since IR version 4, hence no constant.
+        constant_like: names of all tensors that follow from constants alone.
+        producers: tensor -> node that makes it.
+        consumers: tensor -> nodes that read it, ascending, each once.
+        inputs: graph inputs without initializers.
+    """
+
+    names: tuple[str, ...]
+    constants: Mapping[str, onnx.TensorProto]
+    constant_like: frozenset[str]
+    producers: Mapping[str, int]
+    consumers: Mapping[str, tuple[int, ...]]
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Element type (onnx.TensorProto.DataType) and shape of a tensor; None for an unknown dimension, or for an unknown rank."""
+
+    dtype: int
+    shape: tuple[int | None, ...] | None
+
+
+def index_graph(model: onnx.ModelProto) -> GraphIndex:
+    """Index the main graph of a model; subgraphs of If, Loop and Scan are not entered."""
+    graph = model.graph
+    initializers = {t.name: t for t in graph.initializer}
+    defaults = {v.name for v in graph.input if v.name in initializers} if model.ir_version >= 4 else set()
+    constants = {name: t for name, t in initializers.items() if name not in defaults}
+    constants.update(_constant_nodes(graph.node))
+    constant_like = set(constants)
+    producers: dict[str, int] = {}
+    consumers: dict[str, list[int]] = {}
+    for i, node in enumerate(graph.node):
+        producers.update((name, i) for name in node.output if name)
+        for name in dict.fromkeys(n for n in node.input if n):
+            consumers.setdefault(name, []).append(i)
+        if node.input and all(n in constant_like for n in node.input if n):
+            constant_like.update(n for n in node.output if n)
+    return GraphIndex(
+        names=node_names(graph.node),
+        constants=constants,
+        constant_like=frozenset(constant_like),
+        producers=producers,
+        consumers={name: tuple(readers) for name, readers in consumers.items()},
+        inputs=tuple(v.name for v in graph.input if v.name not in initializers or v.name in defaults),
+    )
+
+
+def node_names(nodes: Sequence[onnx.NodeProto]) -> tuple[str, ...]:
+    """A unique name per node: its own where that is set and unique, else its first output."""
+    counts = Counter(node.name for node in nodes)
+    return tuple(node.name if node.name and counts[node.name] == 1 else node.output[0] for node in nodes)
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """Value of a node's attribute, or `default`; strings come as str."""
+    for item in node.attribute:
+        if item.name == name:
+            value = helper.get_attribute_value(item)
+            return value.decode() if isinstance(value, bytes) else value
+    return default
+
+
+def opset_version(model: onnx.ModelProto) -> int:
+    """Version of the default operator set; 1 if none is declared, as the ONNX specification has it."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+
+def to_array(tensor: onnx.TensorProto) -> NDArray[Any]:
+    """The values of a constant."""
+    return np.asarray(numpy_helper.to_array(tensor))
+
+
+def infer_types(model: onnx.ModelProto, batch: int | None = None) -> dict[str, TensorType]:
+    """Types of all tensors that ONNX's shape inference can tell, constants included.
+
+    Args:
+        model: left as it is; large initializers are not copied.
+        batch: value for a symbolic first dimension of the graph inputs, wherever that symbol occurs.
+
+    Raises InputError when the graph contradicts itself.
+    """
+    lean = _without_large_constants(model)
+    if batch is not None:
+        _fix_batch(lean.graph, batch)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(lean, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError) as error:
+        raise InputError("shape inference fails on this graph", found=error) from error
+    graph = inferred.graph
+    types = {v.name: _tensor_type(v.type.tensor_type) for v in (*graph.value_info, *graph.input, *graph.output)}
+    types.update((t.name, TensorType(t.data_type, tuple(t.dims))) for t in graph.initializer)
+    return types
+
+
+def _constant_nodes(nodes: Sequence[onnx.NodeProto]) -> dict[str, onnx.TensorProto]:
+    found = {}
+    for node in nodes:
+        if node.op_type == "Constant":
+            value = attribute(node, "value", None)
+            if isinstance(value, onnx.TensorProto):
+                found[node.output[0]] = value
+    return found
+
+
+def _without_large_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    lean = onnx.ModelProto(ir_version=max(model.ir_version, 4))
+    lean.opset_import.extend(model.opset_import)
+    lean.functions.extend(model.functions)
+    lean.graph.name = model.graph.name
+    lean.graph.node.extend(model.graph.node)
+    lean.graph.input.extend(model.graph.input)
+    lean.graph.output.extend(model.graph.output)
+    lean.graph.value_info.extend(model.graph.value_info)
+    declared = {v.name for v in model.graph.input}
+    for tensor in model.graph.initializer:
+        if int(np.prod(tensor.dims)) <= _LARGEST_SHAPE_CONSTANT:
+            lean.graph.initializer.append(tensor)
+        elif tensor.name not in declared:
+            lean.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    return lean
+
+
+def _fix_batch(graph: onnx.GraphProto, batch: int) -> None:
+    symbols = set()
+    for value in graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if dims and not dims[0].HasField("dim_value"):
+            symbols.add(dims[0].dim_param)
+            dims[0].dim_value = batch
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param and dim.dim_param in symbols:
+                dim.dim_value = batch
+
+
+def _tensor_type(proto: onnx.TypeProto.Tensor) -> TensorType:
+    if not proto.HasField("shape"):
+        return TensorType(proto.elem_type, None)
+    dims = tuple(d.dim_value if d.HasField("dim_value") else None for d in proto.shape.dim)
+    return TensorType(proto.elem_type, dims)

@@ -1,0 +1,30 @@
+"""Why a Q/DQ graph, ours or a stranger's, would be refused by TensorRT or fall back to float without a word.
+
+The rules were checked against the parser and the built engines of TensorRT-RTX 1.7; FP16 scales against ONNX Runtime too.
+"""
+
+from __future__ import annotations
+
+import onnx
+
+from calib.graph import index_graph, infer_types
+from calib.lint.finding import RULES, Finding, Severity, finding
+from calib.lint.parameters import lint_graph_level, lint_parameters
+from calib.lint.placement import lint_placement
+
+__all__ = ["RULES", "Finding", "Severity", "lint"]
+
+
+def lint(model: onnx.ModelProto) -> tuple[Finding, ...]:
+    """All findings in graph order, graph-wide ones first; empty for a graph that becomes INT8 where it says so.
+
+    A float graph without any Q/DQ gets one finding. Nodes without Q/DQ on any input are float by request: no finding.
+    Raises InputError when shape inference fails on the graph.
+    """
+    index = index_graph(model)
+    found = lint_graph_level(model, index.names)
+    types = infer_types(model)
+    for number in range(len(model.graph.node)):
+        found += lint_parameters(model, number, index, types)
+        found += lint_placement(model, number, index)
+    return tuple(found)

@@ -1,0 +1,82 @@
+"""What a rule reports, and the table of all rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Severity = Literal["refused", "falls_back", "note"]
+"""refused: TensorRT rejects the graph or computes other numbers than it says. falls_back: the node runs in float, silently.
+note: legal, and usually not what was meant."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One place in a graph.
+
+    Attributes:
+        node: unique node name, or "graph".
+        rule: key of RULES.
+        severity: see `Severity`.
+        message: what was found, why it matters, and the remedy.
+    """
+
+    node: str
+    rule: str
+    severity: Severity
+    message: str
+
+
+class Rule(NamedTuple):
+    """Severity, consequence and remedy of a rule; the finding adds what was found."""
+
+    severity: Severity
+    consequence: str
+    remedy: str
+
+
+RULES: dict[str, Rule] = {
+    "float-graph": Rule("falls_back", "every layer stays in float", "insert Q/DQ first: calib.qdq.insert_qdq"),
+    "opset": Rule("note", "TensorRT 10.0 to 10.3 parse opset 9 to 20", "export with opset 20"),
+    "integer-operator": Rule("refused", "TensorRT's parser has no such operator", "write the graph in Q/DQ format"),
+    "zero-point": Rule("refused", "TensorRT takes symmetric quantization only", "calibrate with zero-point 0"),
+    "uint8": Rule(
+        "refused",
+        "TensorRT reads it as INT8 with no more than a warning: values above 127 saturate",
+        "quantize to int8 with an explicit int8 zero-point of 0",
+    ),
+    "int32-bias": Rule("refused", "TensorRT dequantizes no INT32", "leave the bias in float"),
+    "unsupported-type": Rule("refused", "TensorRT has no such quantized type", "quantize to int8"),
+    "scale-missing": Rule("refused", "the parser finds no such tensor", "add the scale as an initializer"),
+    "scale-invalid": Rule(
+        "refused", "TensorRT takes positive scales only, and computes NaN from an infinite one", "calibrate again"
+    ),
+    "scale-not-constant": Rule("falls_back", "INT8 needs scales known at build time", "store the scale as an initializer"),
+    "scale-length": Rule("refused", "a per-channel scale needs one number per channel", "mend axis or scale"),
+    "fp16-scale-opset": Rule(
+        "refused", "FP16 scales exist since opset 19, ONNX Runtime refuses them before", "export with opset 19 or 20"
+    ),
+    "weight-axis": Rule(
+        "falls_back",
+        "a scale that varies along the summation cannot be taken out of the sum",
+        "use the axis of the output channels: MatMul (K, N) 1, Gemm transB 0, Gemm 1, Conv 0",
+    ),
+    "activation-per-channel": Rule("falls_back", "TensorRT has per-tensor activations only", "use one scale for the tensor"),
+    "one-sided-matmul": Rule("falls_back", "a product of two activations needs both in INT8", "add Q/DQ on the other side"),
+    "weight-only": Rule("falls_back", "the other operand is float", "add Q/DQ on the activation"),
+    "activation-only": Rule("falls_back", "the weight is float", "quantize the weight per output channel"),
+    "norm-input": Rule("note", "rounding in front of a norm costs accuracy and saves nothing", "take the pair off this input"),
+    "residual-add": Rule(
+        "note", "rounding of the residual stream adds up from block to block", "take the pairs off the addition"
+    ),
+    "other-type": Rule(
+        "note", "not INT8: needs a GPU generation and a TensorRT release that have it", "check both, or use int8"
+    ),
+    "blocked": Rule("note", "block-wise scales are for weight-only formats: no INT8 kernel takes them", "use one per channel"),
+}
+
+
+def finding(rule: str, node: str, found: str) -> Finding:
+    """A finding of a rule of RULES."""
+    severity, consequence, remedy = RULES[rule]
+    return Finding(node, rule, severity, f"{found}: {consequence}. Remedy: {remedy}.")

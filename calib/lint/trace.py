@@ -1,0 +1,61 @@
+"""From an operand back to the DequantizeLinear that feeds it.
+
+TensorRT moves a DequantizeLinear behind operators that only move or retype values, so the operand still counts as INT8
+(seen in engines of TensorRT-RTX 1.7 for Transpose, Reshape, Slice, Concat, Cast; not for Relu).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import onnx
+
+from calib.graph import GraphIndex, attribute
+
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+_MOVES = ("Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A DequantizeLinear as seen by an operand.
+
+    Attributes:
+        weight: whether what it dequantizes follows from constants.
+        per_channel: whether it has more than one scale.
+        axis: channel axis as the operand has it; None when per tensor or lost in a Reshape.
+    """
+
+    weight: bool
+    per_channel: bool
+    axis: int | None
+
+
+def trace(tensor: str, nodes: Sequence[onnx.NodeProto], index: GraphIndex) -> Source | None:
+    """The DequantizeLinear behind an operand, or None when the operand is float."""
+    if tensor not in index.producers:
+        return None
+    node = nodes[index.producers[tensor]]
+    if node.op_type == DEQUANTIZE:
+        return _source(node, index)
+    if node.op_type == "Concat":
+        parts = [trace(name, nodes, index) for name in node.input]
+        return parts[0] if all(parts) else None
+    if node.op_type != "Transpose" and node.op_type not in _MOVES:
+        return None
+    source = trace(node.input[0], nodes, index)
+    if source is None or source.axis is None or node.op_type in ("Cast", "Identity"):
+        return source
+    permutation = attribute(node, "perm", None) if node.op_type == "Transpose" else None
+    return replace(source, axis=list(permutation).index(source.axis) if permutation else None)
+
+
+def _source(node: onnx.NodeProto, index: GraphIndex) -> Source:
+    scale = index.constants.get(node.input[1]) if len(node.input) > 1 else None
+    per_channel = scale is not None and list(scale.dims) not in ([], [1])
+    rank = len(index.constants[node.input[0]].dims) if node.input[0] in index.constants else None
+    axis = int(attribute(node, "axis", 1))
+    if axis < 0:
+        axis = axis + rank if rank is not None else -1
+    return Source(node.input[0] in index.constant_like, per_channel, axis if per_channel and axis >= 0 else None)

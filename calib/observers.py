@@ -1,0 +1,97 @@
+"""Ranges of tensors from a stream of arrays, in memory that does not grow with the stream.
+
+One histogram of |x| per tensor, with BINS bins of a width that is a power of two:
+
+    width = 2^e,  e the smallest with max|x| < BINS * 2^e        bin(x) = floor(|x| / 2^e)        counts: int64
+
+Scaling by a power of two is exact and floor(floor(|x| / w) / 2) = floor(|x| / 2w), so when the maximum grows, adding
+neighbouring bins pairwise gives the very histogram that would have been taken with the wider bins from the start. The state
+is thus a function of the multiset of values: splitting the data and merging in any order gives the same bytes.
+
+A method reduces the histogram to amax, the largest magnitude that INT8 is to represent; see METHODS.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calib.errors import InputError
+
+BINS = 4096
+_LOG2_BINS = 12
+_SMALLEST_EXPONENT = -126  # 2^126, the factor that maps |x| to bins, is still finite in float32
+_CHUNK = 1 << 15  # elements binned at a time: scratch space that stays in the cache
+
+
+class Histogram:
+    """Streaming histogram of |x| and exact max|x| of one tensor.
+
+    Attributes:
+        counts: (BINS,) int64.
+        exponent: e of the bin width 2^e.
+        amax: exact max|x| so far, 0.0 before any data.
+    """
+
+    def __init__(self, tensor: str) -> None:
+        self.tensor = tensor
+        self.counts: NDArray[np.int64] = np.zeros(BINS, dtype=np.int64)
+        self.exponent = _SMALLEST_EXPONENT
+        self.amax = 0.0
+
+    @property
+    def width(self) -> float:
+        """Width of a bin, a power of two."""
+        return math.ldexp(1.0, self.exponent)
+
+    @property
+    def size(self) -> int:
+        """Number of values seen."""
+        return int(self.counts.sum())
+
+    def update(self, values: NDArray[Any]) -> None:
+        """Add an array of float32 or float16, any shape. Raises InputError for NaN, infinities and other types."""
+        if values.dtype not in (np.float32, np.float16):
+            raise InputError("observer takes float32 or float16", where=f"tensor {self.tensor}", found=values.dtype)
+        if values.size == 0:
+            return
+        flat = np.ascontiguousarray(values).reshape(-1)
+        largest = max(float(flat.max()), -float(flat.min()))  # NaN and infinities survive max and min
+        if not math.isfinite(largest):
+            raise InputError(
+                "not a finite number in a tensor to be calibrated",
+                where=f"tensor {self.tensor}",
+                found=f"{np.count_nonzero(~np.isfinite(flat))} of {flat.size} elements are NaN or infinite",
+                next_command="find the first such tensor by running the float graph on the same images",
+            )
+        self._widen_for(largest)
+        to_bins = np.float32(math.ldexp(1.0, -self.exponent))
+        for start in range(0, flat.size, _CHUNK):
+            scaled = np.abs(flat[start : start + _CHUNK], dtype=np.float32)
+            scaled *= to_bins
+            self.counts += np.bincount(scaled.astype(np.intp), minlength=BINS)
+
+    def merge(self, other: Histogram) -> None:
+        """Add what another histogram of the same tensor has seen."""
+        if other.tensor != self.tensor:
+            raise InputError("histograms of different tensors", found=other.tensor, allowed=self.tensor)
+        self._widen_for(other.amax)
+        self.counts += _coarsen(other.counts, self.exponent - other.exponent)
+
+    def _widen_for(self, largest: float) -> None:
+        self.amax = max(self.amax, largest)
+        exponent = max(_SMALLEST_EXPONENT, math.frexp(self.amax)[1] - _LOG2_BINS)
+        if self.amax > 0 and exponent > self.exponent:
+            self.counts = _coarsen(self.counts, exponent - self.exponent)
+            self.exponent = exponent
+
+
+def _coarsen(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
+    """The histogram with bins 2^doublings as wide."""
+    group = 1 << min(doublings, _LOG2_BINS)
+    coarse = np.zeros(BINS, dtype=np.int64)
+    coarse[: BINS // group] = counts.reshape(-1, group).sum(axis=1)
+    return coarse

@@ -1,0 +1,129 @@
+"""Methods that reduce a histogram of |x| to amax, the largest magnitude that INT8 is to represent.
+
+    minmax        max|x|: nothing is clipped
+    percentile    the smallest bin edge below which 99.99 % of all |x| lie
+    entropy       minimises the KL divergence between the clipped distribution and its 128-level version (Migacz, "8-bit
+                  inference with TensorRT", GTC 2017)
+    mse           minimises E[(x - dequantized(x))^2], rounding and clipping together
+
+To add a method: a function Histogram -> float, an entry in METHODS, a test with an oracle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calib.errors import InputError
+from calib.observers import BINS, Histogram
+from calib.scales import QMAX
+
+DEFAULT_PERCENTILE = 99.99
+_LEVELS = 128
+_ENTROPY_BINS = 2048
+_ENTROPY_STRIDE = 16
+_MSE_STEPS_PER_OCTAVE = 16
+_MSE_OCTAVES = 6
+
+
+def minmax(histogram: Histogram) -> float:
+    """The exact max|x|."""
+    return histogram.amax
+
+
+def percentile(histogram: Histogram, percent: float = DEFAULT_PERCENTILE) -> float:
+    """Upper edge of the first bin at which `percent` of all values are covered, at most max|x|.
+
+    Within one bin width, at most max|x| / 2048, of the exact percentile.
+    """
+    covered = np.cumsum(histogram.counts)
+    rank = math.ceil(percent / 100 * int(covered[-1]))
+    edge = (int(np.searchsorted(covered, rank)) + 1) * histogram.width
+    return min(edge, histogram.amax)
+
+
+def entropy(histogram: Histogram) -> float:
+    """KL-optimal amax over 2048 bins, candidates 16 bins apart, as in TensorRT's entropy calibrator.
+
+    For a threshold of i bins: P is the histogram up to i with everything beyond added to its last bin, Q is the histogram up
+    to i averaged over 128 equal levels, on its non-empty bins only. The bin at zero takes its neighbour's count, since
+    exact zeros and tiny values have no rounding error worth a level. Ties go to the larger amax.
+    """
+    counts = histogram.counts.reshape(_ENTROPY_BINS, -1).sum(axis=1).astype(np.float64)
+    counts[0] = counts[1]
+    width = histogram.width * (BINS // _ENTROPY_BINS)
+    last = int(histogram.amax / width) + 1  # bins up to and including that of max|x|
+    if last <= _LEVELS or not counts.any():
+        return histogram.amax
+    best, best_divergence = last, math.inf
+    for i in range(last, _LEVELS - 1, -_ENTROPY_STRIDE):
+        divergence = _divergence(counts[:last], i)
+        if divergence < best_divergence:
+            best, best_divergence = i, divergence
+    return min(best * width, histogram.amax)
+
+
+def mse(histogram: Histogram) -> float:
+    """amax with the least expected squared error, 127 steps of size s = amax / 127, among 97 candidates 4.4 % apart.
+
+    Within a bin the values are taken as uniformly distributed, for which the expectation has a closed form: with
+    n(t) = min(round(t / s), 127) the integral of the squared error from 0 to t is
+
+        G(t) = n s^3 / 12 + (t - n s)^3 / 3          E = sum_b counts_b (G(edge_b+1) - G(edge_b)) / width / size
+
+    Ties go to the larger amax.
+    """
+    last = min(BINS, int(histogram.amax / histogram.width) + 1)
+    edges = np.arange(last + 1, dtype=np.float64)  # in units of the bin width
+    edges[-1] = max(edges[-2] + 1e-9, histogram.amax / histogram.width)
+    density = histogram.counts[:last] / np.diff(edges)
+    candidates = np.exp2(-np.arange(_MSE_OCTAVES * _MSE_STEPS_PER_OCTAVE + 1) / _MSE_STEPS_PER_OCTAVE)
+    errors = [_expected_error(edges, density, edges[-1] * c / QMAX) for c in candidates]
+    return float(histogram.amax * candidates[int(np.argmin(errors))])
+
+
+Method = Callable[[Histogram], float]
+
+METHODS: dict[str, Method] = {"minmax": minmax, "percentile": percentile, "entropy": entropy, "mse": mse}
+
+
+def method(name: str) -> Method:
+    """The method of a name; "percentile:99.9" sets the percentage. Raises InputError with the known names."""
+    base, _, argument = name.partition(":")
+    if base == "percentile" and argument:
+        try:
+            percent = float(argument)
+        except ValueError:
+            percent = math.nan
+        if not 0 < percent <= 100:
+            raise InputError("not a percentage", where=f"calibration method {name!r}", found=argument, allowed="(0, 100]")
+        return partial(percentile, percent=percent)
+    if name not in METHODS:
+        raise InputError(f"unknown calibration method {name!r}", allowed=", ".join([*METHODS, "percentile:P"]))
+    return METHODS[name]
+
+
+def _divergence(counts: NDArray[np.float64], i: int) -> float:
+    """KL(P || Q) of a threshold of i bins, in nats; inf where Q is zero and P is not."""
+    kept = counts[:i]
+    starts = (np.arange(_LEVELS) * i + _LEVELS - 1) // _LEVELS  # first bin of each level, level = floor(bin * 128 / i)
+    occupied = kept > 0
+    mass = np.add.reduceat(kept, starts)
+    share = np.divide(mass, np.add.reduceat(occupied.astype(np.float64), starts), out=np.zeros_like(mass), where=mass > 0)
+    q = np.where(occupied, np.repeat(share, np.diff(starts, append=i)), 0.0)
+    p = kept.copy()
+    p[-1] += counts[i:].sum()
+    if p[-1] > 0 and q[-1] == 0:
+        return math.inf
+    p, q = p[p > 0] / p.sum(), q[p > 0] / q.sum()
+    return float(np.sum(p * np.log(p / q)))
+
+
+def _expected_error(edges: NDArray[np.float64], density: NDArray[np.float64], step: float) -> float:
+    nearest = np.minimum(np.rint(edges / step), QMAX)
+    integral = nearest * (step**3 / 12) + (edges - nearest * step) ** 3 / 3
+    return float(density @ np.diff(integral))

@@ -1,0 +1,188 @@
+"""Where Q/DQ goes: only in front of what TensorRT lowers to INT8, and nowhere else.
+
+    MatMul  (..., K) x constant (K, N)      activation per tensor, weight per channel, axis 1
+    Gemm    (M, K) x constant               activation per tensor, weight per channel, axis 0 if transB else 1
+    Conv    depthwise too                   activation per tensor, weight per channel, axis 0
+    MatMul  activation x activation         both sides per tensor
+
+The axis is always that of the output channels: a scale along the contraction axis K could not be taken out of the sum, and
+TensorRT then computes in float without saying so. LayerNorm inputs, residual additions and norm reductions are never
+touched, since a pair serves the quantized consumers of a tensor alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import onnx
+
+from calib.errors import InputError
+from calib.graph import GraphIndex, TensorType, attribute, index_graph, infer_types, opset_version
+
+QUANTIZABLE_OPS = ("Conv", "Gemm", "MatMul")
+_LISTED_OPS = (*QUANTIZABLE_OPS, "ConvTranspose", "Einsum")
+_FIRST_PER_AXIS_OPSET = 13
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """What is to be quantized. All of it is INT8, symmetric, zero-point 0, range [-127, 127].
+
+    Attributes:
+        exclude: glob patterns on node names; what matches stays in float. A pattern that matches no candidate is refused.
+        op_types: the operators to quantize, out of QUANTIZABLE_OPS.
+        activation_matmul: whether the product of two activations is quantized.
+    """
+
+    exclude: tuple[str, ...] = ()
+    op_types: tuple[str, ...] = QUANTIZABLE_OPS
+    activation_matmul: bool = True
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.op_types) - set(QUANTIZABLE_OPS))
+        if unknown:
+            raise InputError("operators that have no INT8 lowering", found=unknown, allowed=", ".join(QUANTIZABLE_OPS))
+
+
+@dataclass(frozen=True)
+class QuantPoint:
+    """One quantized input of one node.
+
+    Attributes:
+        node: unique node name, see `calib.graph.node_names`.
+        input_index: position among the node's inputs.
+        tensor: name of the float tensor there.
+        kind: "activation", quantized per tensor, or "weight", a constant quantized per channel.
+        axis: output-channel axis of a weight, None for an activation.
+    """
+
+    node: str
+    input_index: int
+    tensor: str
+    kind: Literal["activation", "weight"]
+    axis: int | None = None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A candidate that stays in float, and why."""
+
+    node: str
+    op_type: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """Which inputs get Q/DQ, in graph order, and which candidates do not."""
+
+    points: tuple[QuantPoint, ...]
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """Tensors that need a calibrated scale, each once, in the order of their first consumer."""
+        return tuple(dict.fromkeys(p.tensor for p in self.points if p.kind == "activation"))
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Quantized nodes in graph order."""
+        return tuple(dict.fromkeys(p.node for p in self.points))
+
+
+def plan_quantization(model: onnx.ModelProto, scheme: QuantScheme | None = None) -> QuantPlan:
+    """Decide for every Conv, Gemm and MatMul of a float graph. Deterministic: graph order.
+
+    Raises InputError for a graph that already holds Q/DQ, for an opset below 13 (no per-channel Q/DQ), for an exclusion
+    that matches nothing, and when nothing is left to quantize.
+    """
+    scheme = scheme or QuantScheme()
+    _check_float_graph(model)
+    index, types = index_graph(model), infer_types(model)
+    candidates = [(name, n) for name, n in zip(index.names, model.graph.node, strict=True) if n.op_type in _LISTED_OPS]
+    _check_exclusions(scheme, [name for name, _ in candidates])
+    points: list[QuantPoint] = []
+    skipped: list[Skipped] = []
+    for name, node in candidates:
+        decision = _excluded(name, node, scheme) or _decide(name, node, index, types, scheme)
+        if isinstance(decision, str):
+            skipped.append(Skipped(name, node.op_type, decision))
+        else:
+            points.extend(decision)
+    if not points:
+        raise InputError("nothing to quantize", found="; ".join(f"{s.node}: {s.reason}" for s in skipped[:8]) or "no candidate")
+    return QuantPlan(tuple(points), tuple(skipped))
+
+
+def _check_float_graph(model: onnx.ModelProto) -> None:
+    quantized = sum(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node)
+    if quantized:
+        raise InputError(
+            "graph is quantized already",
+            found=f"{quantized} Q/DQ nodes",
+            allowed="a float graph",
+            next_command="pass the float ONNX file that it was made from",
+        )
+    if opset_version(model) < _FIRST_PER_AXIS_OPSET:
+        raise InputError(
+            "opset has no per-channel Q/DQ",
+            found=f"opset {opset_version(model)}",
+            allowed=f"opset {_FIRST_PER_AXIS_OPSET} or newer; 20 serves every TensorRT from 10.0 on",
+            next_command="export again with opset 20",
+        )
+
+
+def _check_exclusions(scheme: QuantScheme, names: list[str]) -> None:
+    for pattern in scheme.exclude:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise InputError(
+                "exclusion matches no node that could be quantized",
+                found=repr(pattern),
+                allowed=f"globs on {len(names)} node names such as {', '.join(names[:4])}",
+            )
+
+
+def _excluded(name: str, node: onnx.NodeProto, scheme: QuantScheme) -> str | None:
+    for pattern in scheme.exclude:
+        if fnmatchcase(name, pattern):
+            return f"excluded by {pattern!r}"
+    if node.op_type not in QUANTIZABLE_OPS:
+        return f"{node.op_type} is not quantized by this toolkit"
+    return None if node.op_type in scheme.op_types else f"{node.op_type} is left out by the scheme"
+
+
+def _decide(
+    name: str, node: onnx.NodeProto, index: GraphIndex, types: Mapping[str, TensorType], scheme: QuantScheme
+) -> str | tuple[QuantPoint, ...]:
+    """The points of a node, or the reason why it has none."""
+    data, weight = node.input[0], node.input[1]
+    for tensor in (data, weight):
+        if tensor in types and types[tensor].dtype not in (onnx.TensorProto.FLOAT, onnx.TensorProto.UNDEFINED):
+            kind = onnx.TensorProto.DataType.Name(types[tensor].dtype)
+            return f"{tensor} is {kind}: quantize the FP32 graph, lower the rest to FP16 afterwards"
+    if data in index.constant_like:
+        return "its first operand is a constant: this toolkit quantizes weights as the second operand"
+    activation = QuantPoint(name, 0, data, "activation")
+    if weight in index.constants:
+        axis = _output_channel_axis(node, len(index.constants[weight].dims))
+        return axis if isinstance(axis, str) else (activation, QuantPoint(name, 1, weight, "weight", axis))
+    return _why_not_activations(node, index, scheme) or (activation, QuantPoint(name, 1, weight, "activation"))
+
+
+def _why_not_activations(node: onnx.NodeProto, index: GraphIndex, scheme: QuantScheme) -> str | None:
+    if node.input[1] in index.constant_like:
+        return "its weight is computed from constants: fold them first, for example with onnxsim"
+    if node.op_type != "MatMul":
+        return f"the weight of this {node.op_type} is computed from the input"
+    return None if scheme.activation_matmul else "products of two activations are left out by the scheme"
+
+
+def _output_channel_axis(node: onnx.NodeProto, rank: int) -> int | str:
+    if node.op_type == "Conv":
+        return 0
+    if rank != 2:
+        return f"its constant operand has rank {rank}: this toolkit quantizes weights (K, N)"
+    return 0 if node.op_type == "Gemm" and attribute(node, "transB", 0) else 1
