@@ -1,0 +1,73 @@
+"""What to build: BuildSpec, and the batch sizes an engine accepts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from calib.errors import InputError
+from engines.targets import Target
+
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+_LARGEST_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class BatchRange:
+    """Batch sizes of an engine: any from `min` to `max`, tuned for `opt`. Raises InputError unless 1 <= min <= opt <= max."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max <= _LARGEST_BATCH:
+            raise InputError(
+                "batch sizes do not fit together",
+                found=f"min {self.min}, opt {self.opt}, max {self.max}",
+                allowed=f"1 <= min <= opt <= max <= {_LARGEST_BATCH}",
+            )
+
+
+def parse_batch(text: str) -> BatchRange:
+    """BatchRange from "MIN,OPT,MAX", or from one number for a fixed batch. Raises InputError."""
+    parts = text.split(",")
+    if len(parts) not in (1, 3) or not all(p.strip().isascii() and p.strip().isdigit() for p in parts):
+        raise InputError("batch is not understood", found=repr(text), allowed="MIN,OPT,MAX such as 1,8,32, or one number")
+    numbers = [int(p) for p in parts]
+    return BatchRange(*(numbers if len(numbers) == 3 else numbers * 3))
+
+
+@dataclass(frozen=True)
+class BuildSpec:
+    """One build.
+
+    Attributes:
+        onnx: the graph as the backend takes it: typed for "fp16" and for INT8 on a GPU (`engines.typed`), with Q/DQ for "int8".
+        target: what it is built for.
+        precision: what the receipt is held against.
+        batch: batch sizes of the engine; ignored where the graph's batch is fixed.
+        int8_floor: share of the MACs in [0, 1] that must run in INT8, None for the target's own; applies to "int8" only.
+    """
+
+    onnx: Path
+    target: Target
+    precision: Precision
+    batch: BatchRange = BatchRange(1, 1, 32)
+    int8_floor: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InputError(f"unknown precision {self.precision!r}", allowed=", ".join(PRECISIONS))
+        if self.int8_floor is not None and not 0 <= self.int8_floor <= 1:
+            raise InputError("INT8 floor is no fraction", found=self.int8_floor, allowed="a number from 0 to 1")
+
+    @property
+    def floor(self) -> float:
+        """The share of MACs in INT8 that this build must reach: 0 unless the precision is "int8"."""
+        if self.precision != "int8":
+            return 0.0
+        return self.target.int8_floor if self.int8_floor is None else self.int8_floor
