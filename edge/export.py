@@ -161,7 +161,8 @@ def _module_path(node: onnx.NodeProto) -> str:
     for prop in node.metadata_props:
         if prop.key == "pkg.torch.onnx.name_scopes":
             scopes = ast.literal_eval(prop.value)
-            return str(scopes[-2]) if len(scopes) > 1 else ""
+            scope = str(scopes[-2]) if len(scopes) > 1 else ""
+            return "" if scope.startswith("_") else scope
     return ""
 
 
@@ -177,7 +178,12 @@ def _unique(name: str, taken: set[str]) -> str:
 def simplify(
     proto: onnx.ModelProto, images: Float32, seconds: float = SIMPLIFY_SECONDS
 ) -> tuple[onnx.ModelProto, Simplification]:
-    """onnxsim in a process of its own with a time limit; its graph only if it computes the same, else the original."""
+    """onnxsim in a process of its own with a time limit; its graph only if it computes the same, else the original.
+
+    Constants are folded and shapes inferred; onnxsim's fusions stay off. They merge the projections of Q, K and V into one
+    product and wrap every linear layer into Reshape-Gemm-Reshape, which hides the layers that are calibrated, folded and
+    reported on; TensorRT makes such fusions itself.
+    """
     before = len(proto.graph.node)
 
     def kept(reason: str) -> tuple[onnx.ModelProto, Simplification]:
@@ -186,7 +192,7 @@ def simplify(
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "in.onnx"), Path(folder, "out.onnx")
         source.write_bytes(proto.SerializeToString(deterministic=True))
-        command = [sys.executable, "-m", "onnxsim", str(source), str(target)]
+        command = [sys.executable, "-m", "onnxsim", str(source), str(target), "--skip-optimization"]
         try:
             run = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
         except subprocess.TimeoutExpired:

@@ -20,7 +20,6 @@ from calib.files import atomic_path
 from edge.model.config import UfoVitConfig
 from edge.model.metadata import METADATA_KEY, CheckpointInfo, parse_info, read_info, unreadable
 from edge.model.ufo_vit import UfoVit, init_weights, resize_position_embedding
-from edge.preprocess import Preprocess
 
 _LISTED = 8
 
@@ -55,13 +54,11 @@ def load_checkpoint(path: Path, *, model: str, image_size: int | None = None) ->
     return network, resized
 
 
-def random_checkpoint(
-    cfg: UfoVitConfig, labels: tuple[str, ...], preprocess: Preprocess, seed: int
-) -> tuple[UfoVit, CheckpointInfo]:
-    """A network with drawn weights, stamped as such: for trying the tools, never for a verdict on accuracy."""
+def random_network(cfg: UfoVitConfig, seed: int) -> UfoVit:
+    """A network with drawn weights, in eval mode: for trying the tools, never for a verdict on accuracy."""
     network = UfoVit(cfg).eval()
     init_weights(network, seed)
-    return network, CheckpointInfo(cfg, labels, preprocess, random_weights=True, training={"seed": seed})
+    return network
 
 
 def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:

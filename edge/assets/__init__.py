@@ -1,0 +1,11 @@
+"""What is shipped, so that the first command does something true: a trained ufovit_t, its test and calibration images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ASSETS = Path(__file__).resolve().parent
+SHIPPED_MODEL = "ufovit_t"
+SHIPPED_CHECKPOINT = ASSETS / "ufovit_t.safetensors"
+TEST_IMAGES = ASSETS / "test-images-idx3-ubyte.gz"
+CALIBRATION_IMAGES = ASSETS / "calibration-images-idx3-ubyte.gz"

@@ -1,0 +1,53 @@
+"""Progress and messages on the terminal; plain lines when the output is a file or a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from edge.progress import Advance
+
+_PLAIN_EVERY = 0.25  # a plain line at each quarter of a step
+
+
+class TerminalProgress:
+    """Bars on a terminal, a line at the start, each quarter and the end of a step elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, highlight=False, markup=False)
+
+    @contextlib.contextmanager
+    def task(self, title: str) -> Iterator[Advance]:
+        """Show a step's progress until the block ends."""
+        started = time.monotonic()
+        with self._bar(title) if self.console.is_terminal else self._lines(title) as advance:
+            yield advance
+        self.say(f"  {title}: done in {time.monotonic() - started:.1f} s")
+
+    @contextlib.contextmanager
+    def _bar(self, title: str) -> Iterator[Advance]:
+        columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task(title, total=1.0)
+            yield lambda share: bar.update(task, completed=share)
+
+    @contextlib.contextmanager
+    def _lines(self, title: str) -> Iterator[Advance]:
+        self.say(f"  {title} ...")
+        next_share = _PLAIN_EVERY
+
+        def advance(share: float) -> None:
+            nonlocal next_share
+            if next_share <= share < 1:
+                self.say(f"  {title}: {share:.0%}")
+                next_share = (share // _PLAIN_EVERY + 1) * _PLAIN_EVERY
+
+        yield advance

@@ -1,0 +1,159 @@
+"""What a build is asked for, and the inputs that answer it: checked completely before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from calib.collect import MIN_IMAGES
+from calib.errors import InputError
+from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, SHIPPED_MODEL, TEST_IMAGES
+from edge.data import ImageSet, open_images
+from edge.model.config import SIZES, config
+from edge.model.metadata import CheckpointInfo, read_info
+from engines.spec import PRECISIONS, BatchRange, Precision
+from engines.targets import Target
+
+DEFAULT_BATCH = BatchRange(1, 1, 8)
+CALIB_IMAGES = 512
+RANDOM_WEIGHTS_IMAGES = 64
+"""Images used by default with drawn weights, which have ranges and numbers to check but no accuracy to measure."""
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """Everything that decides what a build makes.
+
+    Attributes:
+        model: a name of `edge.model.config.SIZES`.
+        precision: "fp32", "fp16" or "int8".
+        target: what the engine is for.
+        out: the build folder.
+        checkpoint: a checkpoint file; None for the shipped one.
+        random_weights: draw the weights with `seed` instead of reading a checkpoint.
+        data: labelled images that judge the engine; None for the shipped test split.
+        calib_data: images that calibrate it; None for the shipped calibration split.
+        image_size: input size in pixels; None keeps the checkpoint's.
+        batch: smallest, usual and largest batch of the engine.
+        method: calibration method, see `calib.ranges`.
+        calib_images, eval_images: how many images to use; None for the default (512 and all; 64 with drawn weights).
+        max_drop_points: accuracy budget in percentage points.
+        int8_floor: smallest share of the multiply-accumulates that must run in INT8; None for the target's.
+        force: run every step, whatever an earlier build left.
+    """
+
+    model: str
+    precision: Precision
+    target: Target
+    out: Path
+    checkpoint: Path | None = None
+    random_weights: bool = False
+    data: Path | None = None
+    calib_data: Path | None = None
+    image_size: int | None = None
+    batch: BatchRange = DEFAULT_BATCH
+    method: str = "entropy"
+    calib_images: int | None = None
+    eval_images: int | None = None
+    max_drop_points: float = 0.5
+    int8_floor: float | None = None
+    seed: int = 0
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.model not in SIZES:
+            raise InputError(f"unknown model {self.model!r}", allowed=", ".join(SIZES))
+        if self.precision not in PRECISIONS:
+            raise InputError(f"unknown precision {self.precision!r}", allowed=", ".join(PRECISIONS))
+        if self.random_weights and self.checkpoint is not None:
+            raise InputError("--random-weights and --checkpoint exclude each other", found=self.checkpoint)
+        if not self.max_drop_points >= 0:
+            raise InputError("negative accuracy budget", found=self.max_drop_points, allowed="points, 0 or more")
+
+
+@dataclass(frozen=True)
+class BuildInputs:
+    """The checked inputs of a build.
+
+    Attributes:
+        info: what the checkpoint says of itself, at the image size in use.
+        eval_images: labelled images that judge the engine.
+        calib_images: images that calibrate it and on which the export is checked.
+    """
+
+    info: CheckpointInfo
+    eval_images: ImageSet
+    calib_images: ImageSet
+
+
+def resolve_inputs(request: BuildRequest) -> BuildInputs:
+    """Open and check checkpoint and images. Raises InputError; touches nothing."""
+    info = _resolve_info(request)
+    shipped_labels = read_info(SHIPPED_CHECKPOINT).labels if SHIPPED_CHECKPOINT.exists() else ()
+    shipped_fits = info.labels == shipped_labels
+    data, calib_data = request.data, request.calib_data
+    if data is None:
+        if not shipped_fits:
+            raise InputError(
+                "the shipped test images do not have this checkpoint's labels",
+                found=", ".join(info.labels[:5]),
+                next_command="pass --data DIR with labelled images",
+            )
+        data = TEST_IMAGES
+    if calib_data is None:
+        if shipped_fits:
+            calib_data = CALIBRATION_IMAGES
+        elif request.precision == "int8":
+            raise InputError(
+                "calibration needs images like those that the camera will see",
+                found="no --calib-data, and the shipped images have other labels",
+                next_command="pass --calib-data DIR with images that are not those of --data",
+            )
+        else:
+            calib_data = data  # nothing is calibrated: they only check the export
+    few = RANDOM_WEIGHTS_IMAGES if info.random_weights else None
+    eval_images = open_images(data, info.labels)
+    calib_images = open_images(calib_data, info.labels).take(_count(request.calib_images, few or CALIB_IMAGES))
+    if request.precision == "int8" and len(calib_images) < MIN_IMAGES:
+        raise InputError(
+            "too few calibration images",
+            where=calib_data,
+            found=len(calib_images),
+            allowed=f"at least {MIN_IMAGES}, better {CALIB_IMAGES}",
+            next_command="pass --calib-data with more images, or a larger --calib-images",
+        )
+    return BuildInputs(info, eval_images.take(_count(request.eval_images, few or len(eval_images))), calib_images)
+
+
+def _count(asked: int | None, default: int) -> int:
+    if asked is not None and asked < 1:
+        raise InputError("number of images must be positive", found=asked)
+    return default if asked is None else asked
+
+
+def _resolve_info(request: BuildRequest) -> CheckpointInfo:
+    """Metadata of the checkpoint asked for, or of the weights to be drawn."""
+    if request.random_weights:
+        shipped = read_info(SHIPPED_CHECKPOINT)
+        size = request.image_size or shipped.config.image_size
+        return CheckpointInfo(
+            config=config(request.model, image_size=size, classes=len(shipped.labels)),
+            labels=shipped.labels,
+            preprocess=shipped.preprocess.for_image_size(size),
+            random_weights=True,
+            training={"seed": request.seed},
+        )
+    if request.checkpoint is None and request.model != SHIPPED_MODEL:
+        raise InputError(
+            f"no checkpoint of {request.model} is shipped",
+            allowed=f"{SHIPPED_MODEL} without --checkpoint",
+            next_command="pass --checkpoint FILE, or --random-weights to try the tools on drawn weights",
+        )
+    path = request.checkpoint or SHIPPED_CHECKPOINT
+    if path.suffix in (".pth", ".pt"):
+        from edge.model.checkpoint import load_checkpoint
+
+        return load_checkpoint(path, model=request.model, image_size=request.image_size)[1]
+    info = read_info(path)
+    info.require_model(request.model)
+    return info.for_image_size(request.image_size)

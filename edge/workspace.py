@@ -1,0 +1,134 @@
+"""One build folder: one writer at a time, steps that run only when something they read has changed.
+
+`steps.json` records, for every step, the digest of what it read (inputs, parameters, versions, the toolkit's own source) and
+of each file it wrote. A step whose record still holds is reused. A step that must run first removes its own outputs and
+those of every later step: a folder never shows a verdict about files that are gone or replaced, also after a kill.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from calib.errors import InputError, MissingError
+from calib.files import canonical_json, read_json, sha256_bytes, sha256_file, write_json
+
+RECORD = "steps.json"
+_LOCK = ".lock"
+
+
+@lru_cache(maxsize=1)
+def toolkit_sha256() -> str:
+    """Digest of the toolkit's own source: another version of the code makes every step anew."""
+    root = Path(__file__).resolve().parents[1]
+    sources = sorted(p for name in ("calib", "engines", "edge") for p in (root / name).rglob("*.py"))
+    content = "".join(f"{p.relative_to(root)} {sha256_file(p)}\n" for p in sources)
+    return sha256_bytes(content.encode())
+
+
+@dataclass
+class Workspace:
+    """An opened and locked build folder.
+
+    Attributes:
+        folder: where everything lands.
+        reused: names of the steps that did not have to run, in order.
+        ran: names of the steps that ran, in order.
+    """
+
+    folder: Path
+    force: bool = False
+    reused: list[str] = field(default_factory=list)
+    ran: list[str] = field(default_factory=list)
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, folder: Path, *, force: bool, on_wait: Callable[[str], None]) -> Iterator[Workspace]:
+        """Make and lock the folder. While another build holds it, say so through `on_wait` and wait for its end.
+
+        Raises MissingError when the folder cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise MissingError(
+                "output folder cannot be written", where=folder, found=error.strerror, next_command="choose another --out"
+            ) from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                on_wait(f"another build is at work in {folder}: waiting for its end")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _remove_leftovers(folder)
+            yield cls(folder, force)
+        finally:
+            os.close(descriptor)  # also releases the lock
+
+    def step(self, name: str, reads: dict[str, Any], writes: tuple[str, ...], run: Callable[[], None]) -> bool:
+        """Run a step, or reuse what it wrote earlier. True when it ran.
+
+        Args:
+            name: of the step; the order of first use is the order of the flow.
+            reads: digests, parameters and versions that decide what the step writes; plain JSON values.
+            writes: file names in the folder.
+            run: does the work and writes the files, each atomically.
+        """
+        record = self._record()
+        digest = sha256_bytes(canonical_json({**reads, "toolkit": toolkit_sha256()}))
+        if not self.force and self._holds(record.get(name), digest, writes):
+            self.reused.append(name)
+            return False
+        self._invalidate(record, writes)
+        run()
+        position = len(self.reused) + len(self.ran)
+        record[name] = {
+            "position": position,
+            "reads": digest,
+            "writes": {file: sha256_file(self.folder / file) for file in writes},
+        }
+        write_json(self.folder / RECORD, record)
+        self.ran.append(name)
+        return True
+
+    def sha256(self, file: str) -> str:
+        """Digest of a file that a step of this run wrote or reused."""
+        for entry in self._record().values():
+            if file in entry["writes"]:
+                return str(entry["writes"][file])
+        return sha256_file(self.folder / file)
+
+    def _record(self) -> dict[str, Any]:
+        try:
+            return read_json(self.folder / RECORD) if (self.folder / RECORD).exists() else {}
+        except InputError:  # a damaged record is worth no more than none: every step runs again
+            return {}
+
+    def _holds(self, entry: dict[str, Any] | None, digest: str, writes: tuple[str, ...]) -> bool:
+        if entry is None or entry["reads"] != digest or set(entry["writes"]) != set(writes):
+            return False
+        paths = {file: self.folder / file for file in writes}
+        return all(path.is_file() and sha256_file(path) == entry["writes"][file] for file, path in paths.items())
+
+    def _invalidate(self, record: dict[str, Any], writes: tuple[str, ...]) -> None:
+        """Remove and forget this step's files and those of all steps that did not precede it in this run, last step first."""
+        done = {*self.reused, *self.ran}
+        later = sorted((step for step in record if step not in done), key=lambda step: int(record[step]["position"]))
+        for file in [*(file for step in reversed(later) for file in record[step]["writes"]), *writes]:
+            (self.folder / file).unlink(missing_ok=True)
+        for step in later:
+            del record[step]
+        write_json(self.folder / RECORD, record)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that a killed build left behind; the caller holds the folder's lock."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
