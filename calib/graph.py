@@ -106,7 +106,7 @@ def infer_types(model: onnx.ModelProto, batch: int | None = None) -> dict[str, T
         model: left as it is; large initializers are not copied.
         batch: value for a symbolic first dimension of the graph inputs, wherever that symbol occurs.
 
-    Raises InputError when the graph contradicts itself.
+    Tensors behind an operator unknown to ONNX are absent. Raises InputError when inference gives up on the whole graph.
     """
     lean = _without_large_constants(model)
     if batch is not None:

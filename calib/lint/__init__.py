@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnx
 
 from calib.graph import index_graph, infer_types
-from calib.lint.finding import RULES, Finding, Severity, finding
+from calib.lint.finding import RULES, Finding, Severity
 from calib.lint.parameters import lint_graph_level, lint_parameters
 from calib.lint.placement import lint_placement
 

@@ -65,6 +65,9 @@ RULES: dict[str, Rule] = {
     "one-sided-matmul": Rule("falls_back", "a product of two activations needs both in INT8", "add Q/DQ on the other side"),
     "weight-only": Rule("falls_back", "the other operand is float", "add Q/DQ on the activation"),
     "activation-only": Rule("falls_back", "the weight is float", "quantize the weight per output channel"),
+    "unlike-pair": Rule(
+        "note", "a pair with two scales multiplies the tensor by their ratio", "give both nodes of the pair one scale"
+    ),
     "norm-input": Rule("note", "rounding in front of a norm costs accuracy and saves nothing", "take the pair off this input"),
     "residual-add": Rule(
         "note", "rounding of the residual stream adds up from block to block", "take the pairs off the addition"

@@ -50,6 +50,7 @@ def lint_parameters(model: onnx.ModelProto, number: int, index: GraphIndex, type
         [finding("blocked", name, f"block_size {attribute(node, 'block_size', 0)}")] if attribute(node, "block_size", 0) else []
     )
     found += _type_findings(node, name, index, types)
+    found += _pair_findings(model.graph.node, number, index)
     scale_name = node.input[1] if len(node.input) > 1 else ""
     if scale_name in index.constants:
         found += _scale_findings(node, name, index.constants[scale_name], types, opset_version(model))
@@ -58,6 +59,18 @@ def lint_parameters(model: onnx.ModelProto, number: int, index: GraphIndex, type
     else:
         found.append(finding("scale-missing", name, f"scale {scale_name or '(none)'} is nowhere defined"))
     return found
+
+
+def _pair_findings(nodes: Sequence[onnx.NodeProto], number: int, index: GraphIndex) -> list[Finding]:
+    node = nodes[number]
+    maker = nodes[index.producers[node.input[0]]] if node.input[0] in index.producers else None
+    if node.op_type != DEQUANTIZE or maker is None or maker.op_type != QUANTIZE:
+        return []
+    pair = [index.constants.get(n.input[1]) for n in (maker, node) if len(n.input) > 1]
+    arrays = [to_array(t) for t in pair if t is not None]
+    if len(arrays) < 2 or np.array_equal(arrays[0], arrays[1], equal_nan=True):
+        return []
+    return [finding("unlike-pair", index.names[number], f"QuantizeLinear {index.names[index.producers[node.input[0]]]}")]
 
 
 def _type_findings(node: onnx.NodeProto, name: str, index: GraphIndex, types: Mapping[str, TensorType]) -> list[Finding]:

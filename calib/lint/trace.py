@@ -1,7 +1,7 @@
 """From an operand back to the DequantizeLinear that feeds it.
 
 TensorRT moves a DequantizeLinear behind operators that only move or retype values, so the operand still counts as INT8
-(seen in engines of TensorRT-RTX 1.7 for Transpose, Reshape, Slice, Concat, Cast; not for Relu).
+(seen in engines of TensorRT-RTX 1.7 for each operator named below; not for Relu or Pad, nor for Concat of unlike scales).
 """
 
 from __future__ import annotations
@@ -11,10 +11,22 @@ from dataclasses import dataclass, replace
 
 import onnx
 
-from calib.graph import GraphIndex, attribute
+from calib.graph import GraphIndex, attribute, to_array
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-_MOVES = ("Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze")
+_MOVES = (
+    "Cast",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "MaxPool",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Unsqueeze",
+)
 
 
 @dataclass(frozen=True)
@@ -23,13 +35,18 @@ class Source:
 
     Attributes:
         weight: whether what it dequantizes follows from constants.
-        per_channel: whether it has more than one scale.
+        scales: its scales; empty when they are no constant.
         axis: channel axis as the operand has it; None when per tensor or lost in a Reshape.
     """
 
     weight: bool
-    per_channel: bool
+    scales: tuple[float, ...]
     axis: int | None
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether there is more than one scale."""
+        return len(self.scales) > 1
 
 
 def trace(tensor: str, nodes: Sequence[onnx.NodeProto], index: GraphIndex) -> Source | None:
@@ -41,7 +58,7 @@ def trace(tensor: str, nodes: Sequence[onnx.NodeProto], index: GraphIndex) -> So
         return _source(node, index)
     if node.op_type == "Concat":
         parts = [trace(name, nodes, index) for name in node.input]
-        return parts[0] if all(parts) else None
+        return parts[0] if all(part is not None and part == parts[0] for part in parts) else None
     if node.op_type != "Transpose" and node.op_type not in _MOVES:
         return None
     source = trace(node.input[0], nodes, index)
@@ -52,10 +69,10 @@ def trace(tensor: str, nodes: Sequence[onnx.NodeProto], index: GraphIndex) -> So
 
 
 def _source(node: onnx.NodeProto, index: GraphIndex) -> Source:
-    scale = index.constants.get(node.input[1]) if len(node.input) > 1 else None
-    per_channel = scale is not None and list(scale.dims) not in ([], [1])
+    constant = index.constants.get(node.input[1]) if len(node.input) > 1 else None
+    scales = tuple(float(s) for s in to_array(constant).ravel()) if constant is not None else ()
     rank = len(index.constants[node.input[0]].dims) if node.input[0] in index.constants else None
-    axis = int(attribute(node, "axis", 1))
-    if axis < 0:
-        axis = axis + rank if rank is not None else -1
-    return Source(node.input[0] in index.constant_like, per_channel, axis if per_channel and axis >= 0 else None)
+    axis: int | None = int(attribute(node, "axis", 1))
+    if axis is not None and axis < 0:
+        axis = axis + rank if rank is not None else None
+    return Source(node.input[0] in index.constant_like, scales, axis if len(scales) > 1 else None)

@@ -1,0 +1,152 @@
+"""Oracle: ONNX Runtime on the untouched graph cut at each tensor, without any graph optimization."""
+
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper as h
+
+from calib.collect import CollectConfig, collect, observe
+from calib.errors import InputError
+from calib.ranges import METHODS
+from calib.scheme import QuantPlan, QuantPoint, plan_quantization
+
+MINMAX = CollectConfig("minmax")
+
+
+def untapped(path, tensor, images):
+    """Values of one tensor, computed by the graph that ends there."""
+    if tensor == "image":
+        return images
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    model = onnx.load(path)
+    del model.graph.output[:]
+    model.graph.output.append(h.make_empty_tensor_value_info(tensor))
+    return ort.InferenceSession(model.SerializeToString(), options).run(None, {"image": images})[0]
+
+
+def test_every_tap_sees_what_the_untapped_graph_computes(tiny, tiny_path, images):
+    plan = plan_quantization(tiny)
+    table = collect(tiny_path, np.split(images, 8), plan, data_sha256="d", config=MINMAX)
+    assert tuple(table.tensors) == plan.activations
+    for name, entry in table.tensors.items():
+        values = untapped(tiny_path, name, images)
+        assert entry.amax == pytest.approx(np.abs(values).max(), rel=1e-5), name
+        assert entry.scale * 127 == pytest.approx(entry.amax, rel=2**-9)
+    assert (table.images, table.method, table.data_sha256, table.synthetic) == (64, "minmax", "d", False)
+    assert table.onnx_sha256 == hashlib.sha256(tiny_path.read_bytes()).hexdigest()
+
+
+def test_histograms_count_every_element(tiny, tiny_path, images):
+    histograms, seen, _ = observe(tiny_path, [images], plan_quantization(tiny))
+    assert seen == 64
+    for name, histogram in histograms.items():
+        assert histogram.size == untapped(tiny_path, name, images).size
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_batching_does_not_change_the_table(tiny, tiny_path, images, method):
+    plan, config = plan_quantization(tiny), CollectConfig(method)
+    tables = [
+        collect(tiny_path, parts, plan, data_sha256="d", config=config)
+        for parts in ([images], np.split(images, [5, 40]), np.split(images, 64))
+    ]
+    for name, entry in tables[0].tensors.items():
+        for other in tables[1:]:  # kernels may sum in another order for another batch size
+            assert other.tensors[name].amax == pytest.approx(entry.amax, rel=0.05 if method != "minmax" else 1e-5)
+    assert collect(tiny_path, [images], plan, data_sha256="d", config=config) == tables[0]
+
+
+def test_progress_and_stamp(tiny, tiny_path, images):
+    seen = []
+    config = CollectConfig("minmax", synthetic=True)
+    table = collect(
+        tiny_path, np.split(images, 4), plan_quantization(tiny), data_sha256="", config=config, progress=seen.append
+    )
+    assert seen == [16, 32, 48, 64]
+    assert table.synthetic
+
+
+def test_too_few_images_are_refused(tiny, tiny_path, images):
+    plan = plan_quantization(tiny)
+    for batches in ([images[:31]], []):
+        with pytest.raises(InputError, match=r"too few[\s\S]*at least 32[\s\S]*--calib-data"):
+            collect(tiny_path, batches, plan, data_sha256="d", config=MINMAX)
+    assert collect(tiny_path, [images[:2]], plan, data_sha256="d", config=CollectConfig("minmax", min_images=2)).images == 2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_bad_images_are_refused(tiny, tiny_path, images, bad):
+    images[40, 0, 0, 0] = bad
+    with pytest.raises(InputError, match="batch after image 32"):
+        collect(tiny_path, np.split(images, 2), plan_quantization(tiny), data_sha256="d", config=MINMAX)
+
+
+def test_a_nan_inside_the_network_is_refused_with_the_tensor_named(tiny, images, tmp_path):
+    for tensor in tiny.graph.initializer:
+        if tensor.name == "w_v":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full((8, 8), np.inf, np.float32), "w_v"))
+    onnx.save(tiny, tmp_path / "bad.onnx")
+    with pytest.raises(InputError, match="tensor v1"):
+        collect(tmp_path / "bad.onnx", [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
+
+
+def test_a_tensor_that_is_always_zero_is_refused_with_its_name(tiny, tiny_path, images):
+    with pytest.raises(InputError, match=r"tensor image[\s\S]*amax 0"):
+        collect(tiny_path, [0 * images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
+
+
+def test_arrays_that_the_graph_does_not_take_are_refused(tiny, tiny_path, images):
+    plan = plan_quantization(tiny)
+    with pytest.raises(InputError, match="float64"):
+        collect(tiny_path, [images.astype(float)], plan, data_sha256="d", config=MINMAX)
+    with pytest.raises(InputError, match="does not take these images"):
+        collect(tiny_path, [images[:, :2]], plan, data_sha256="d", config=MINMAX)
+
+
+def test_a_foreign_plan_is_refused(tiny_path, images):
+    plan = QuantPlan((QuantPoint("n", 0, "elsewhere", "activation"),), ())
+    with pytest.raises(InputError, match=r"another graph[\s\S]*elsewhere"):
+        collect(tiny_path, [images], plan, data_sha256="d", config=MINMAX)
+
+
+def test_configuration_is_validated():
+    with pytest.raises(InputError, match="unknown calibration method"):
+        CollectConfig("best")
+    with pytest.raises(InputError, match="positive"):
+        CollectConfig("minmax", threads=0)
+
+
+MEMORY = """
+import resource, sys
+import numpy as np, onnx
+from pathlib import Path
+from calib.collect import CollectConfig, observe
+from calib.scheme import plan_quantization
+
+images = np.ones((64, 3, 8, 8), np.float32)
+path = Path(sys.argv[1])
+kept = []
+for batches in (20, 400):
+    histograms, _, _ = observe(path, (images for _ in range(batches)), plan_quantization(onnx.load(path)))
+    kept.append(np.ones(int(sys.argv[2]) * batches, np.uint8))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tiny, tiny_path, images):
+    stored = sum(untapped(tiny_path, name, images).nbytes for name in plan_quantization(tiny).activations)
+
+    def growth_kib(leak_per_batch):
+        command = [sys.executable, "-c", MEMORY, str(tiny_path), str(leak_per_batch)]
+        few, many = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        return int(many) - int(few)
+
+    assert growth_kib(0) < 400 * stored / 1024 / 4
+    assert growth_kib(stored) > 400 * stored / 1024 / 2, "a calibrator that keeps what it sees is caught"
