@@ -65,6 +65,7 @@ class EngineManifest:
         created: ISO 8601 time in UTC.
         checkpoint: None for weights drawn at random.
         qdq_onnx: None unless the precision is "int8"; likewise `calibration`.
+        typed_onnx: the strongly typed graph that the backend took, None where it took one of the others.
         preprocess: what an image goes through, with its own sha256.
         labels: one name per class, in the order of the logits.
         random_weights: true when the weights were drawn, not trained: such an engine shows speed, never accuracy.
@@ -85,6 +86,7 @@ class EngineManifest:
     preprocess: dict[str, Any]
     labels: tuple[str, ...]
     receipt: Receipt
+    typed_onnx: FileRecord | None = None
     random_weights: bool = False
     notes: tuple[str, ...] = field(default=())
 
@@ -124,7 +126,7 @@ def verify(folder: Path, *, complete: bool = True) -> EngineManifest:
     (a device gets no more); other files are checked where they are. Raises InputError naming the first file that differs.
     """
     manifest, _ = read_engine(folder)
-    for record in (manifest.onnx, manifest.qdq_onnx, manifest.calibration):
+    for record in (manifest.onnx, manifest.qdq_onnx, manifest.typed_onnx, manifest.calibration):
         if record is not None:
             path = _inside(folder, record.file)
             if path.is_file():

@@ -14,11 +14,11 @@ from typing import Any, Literal
 from calib.errors import InputError, MissingError
 from engines.backend import Advance
 from engines.errors import BackendError
+from engines.interruptible import checkpoint, run
 
 Flavour = Literal["rtx", "trt"]
 _MODULES: dict[str, str] = {"rtx": "tensorrt_rtx", "trt": "tensorrt"}
 _NAMES: dict[str, str] = {"rtx": "TensorRT-RTX", "trt": "TensorRT"}
-_POLL_SECONDS = 0.1
 _SHOWN_LINES = 12
 
 
@@ -98,32 +98,17 @@ class Builder:
     def build(self, network: Any, config: Any, advance: Advance) -> bytes:
         """The serialized engine. Raises BackendError with the library's last words when there is none.
 
-        The library builds in a thread of its own, without the interpreter's lock: Ctrl-C ends the wait at once, and the
-        build itself at its next step, rather than after the many seconds that one step may last.
+        Ctrl-C ends the wait at once, and the build itself at its next step, which may be many seconds away.
         """
-        cancelled, done = threading.Event(), threading.Event()
-        result: list[Any] = []
+        cancelled = threading.Event()
         if hasattr(config, "progress_monitor"):
             config.progress_monitor = _make_monitor(self.module, advance, cancelled)
-
-        def work() -> None:
-            try:
-                result.append(self._builder.build_serialized_network(network, config))
-            except Exception as error:  # noqa: BLE001  # whatever it is, it is raised again by the waiting thread
-                result.append(error)
-            finally:
-                done.set()
-
-        threading.Thread(target=work, name="tensorrt-build", daemon=True).start()
         try:
-            while not done.wait(_POLL_SECONDS):
-                pass
-        except BaseException:
-            cancelled.set()
-            raise
-        plan = result[0]
-        if plan is None or isinstance(plan, BaseException):
-            raise self._error(f"{self.name} built no engine", self._complaints() or [str(plan)]) from plan
+            plan = run(lambda: self._builder.build_serialized_network(network, config), cancelled)
+        except RuntimeError as error:
+            raise self._error(f"{self.name} built no engine", [str(error), *self._complaints()]) from error
+        if plan is None:
+            raise self._error(f"{self.name} built no engine", self._complaints())
         return bytes(plan)
 
     def _complaints(self) -> list[str]:
@@ -140,6 +125,7 @@ def _make_logger(module: Any, lines: list[str]) -> Any:
             module.ILogger.__init__(self)  # the bindings demand the explicit call
 
         def log(self, severity: Any, message: str) -> None:
+            checkpoint()
             name = str(severity).rpartition(".")[2]
             if name != "VERBOSE":
                 lines.append(f"{name}: {message}")
@@ -157,15 +143,18 @@ def _make_monitor(module: Any, advance: Advance, cancelled: threading.Event) -> 
             self._steps = 1
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            checkpoint()
             if parent_phase is None:
                 self._outer, self._steps = phase_name, max(num_steps, 1)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
+            checkpoint()
             if phase_name == self._outer:
                 advance((step + 1) / self._steps)
             return not cancelled.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
+            checkpoint()
             if phase_name == self._outer:
                 advance(1.0)
 

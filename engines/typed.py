@@ -33,6 +33,8 @@ _FLOAT, _HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
 _SUFFIX = {_FLOAT: "fp32", _HALF: "fp16"}
 _FACTS_PREFIX = "ufovit.typed."
 _OLDEST_OPSET = 19
+_BORN_FLOAT = ("Constant", "ConstantOfShape")
+"""FP16 only where an attribute `value` says so."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +153,13 @@ class _Typing:
             for at, name in enumerate(node.input):
                 if name in self.is_float and _is_retyped(node, at):
                     node.input[at] = self._read(name, kind, nodes, is_scale=at == scale_at)
-            _retype_attributes(node, kind)
+            _retype_attributes(node, kind, self.rounding)
             nodes.append(node)
             for at, name in enumerate(node.output):
                 if name in outputs and name in self.is_float and kind == _HALF:
                     node.output[at] = f"{name}/fp16"
                     self._tensor_kind[name] = _FLOAT
+                    self._copies[name, _HALF, False] = f"{name}/fp16"
                     nodes.append(self._cast(f"{name}/fp16", name, _FLOAT))
         del self.graph.node[:]
         self.graph.node.extend(nodes)
@@ -202,7 +205,7 @@ def _schema(node: onnx.NodeProto) -> onnx.defs.OpSchema | None:
 
 def _has_half_form(node: onnx.NodeProto) -> bool:
     schema = _schema(node)
-    if schema is None:
+    if schema is None or (node.op_type in _BORN_FLOAT and not any(a.name == "value" for a in node.attribute)):
         return False
     return any("tensor(float16)" in c.allowed_type_strs for c in schema.type_constraints)
 
@@ -216,11 +219,11 @@ def _is_retyped(node: onnx.NodeProto, at: int) -> bool:
     return not declared.startswith("tensor(")
 
 
-def _retype_attributes(node: onnx.NodeProto, kind: int) -> None:
+def _retype_attributes(node: onnx.NodeProto, kind: int, counts: Rounding) -> None:
     """Casts to FLOAT and constant floats in attributes follow the node's type."""
     for attribute in node.attribute:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == _FLOAT:
             attribute.i = kind
         elif attribute.name == "value" and attribute.t.data_type == _FLOAT and kind == _HALF:
-            values = round_weights(numpy_helper.to_array(attribute.t), node.name, Rounding())
+            values = round_weights(numpy_helper.to_array(attribute.t), node.name, counts)
             attribute.t.CopyFrom(numpy_helper.from_array(values))
