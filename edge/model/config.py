@@ -39,6 +39,9 @@ class UfoVitConfig:
     layer_scale: float = 0.1
 
     def __post_init__(self) -> None:
+        counts = (self.depth, self.dim, self.heads, self.classes)
+        if min(counts) < 1:
+            raise InputError("depth, dim, heads and classes must be positive", found=", ".join(map(str, counts)))
         if self.image_size < STEM_STRIDE or self.image_size % STEM_STRIDE:
             raise InputError(
                 "image size does not fit the stem",
@@ -52,8 +55,6 @@ class UfoVitConfig:
                 found=f"dim {self.dim}, heads {self.heads}",
                 allowed="dim divisible by heads and by 8",
             )
-        if self.classes < 1 or self.depth < 1:
-            raise InputError("classes and depth must be positive", found=f"{self.classes}, {self.depth}")
         if self.kv_axis not in get_args(KvAxis):
             raise InputError("unknown XNorm axis", found=str(self.kv_axis), allowed=", ".join(get_args(KvAxis)))
 
