@@ -141,7 +141,7 @@ def verify(folder: Path, *, complete: bool = True) -> EngineManifest:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    if PurePath(name).name != name:
+    if not name or PurePath(name).name != name:
         raise InputError("manifest names a file outside its folder", where=folder / MANIFEST, found=name)
     return folder / name
 

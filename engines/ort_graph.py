@@ -1,7 +1,8 @@
 """What an optimized ONNX Runtime model says of its layers: the operator that is left where the graph had a layer.
 
 INT8: QLinearConv, QLinearMatMul, QGemm, MatMulIntegerToFloat, MatMulInteger, ConvInteger. Float: what is still a Conv, MatMul,
-Gemm or a fused form of one. ONNX Runtime keeps the name of a node that it rewrites; a layer whose name is gone is left out.
+Gemm or a fused form of one. ONNX Runtime keeps the name, or at least the output, of a node that it rewrites; a layer that has
+lost both is left out, hence counts as not INT8.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ def optimized_evidence(data: bytes, model: onnx.ModelProto) -> dict[str, LayerEv
     """Evidence for the layers of `model` in the optimized model `data`."""
     optimized = onnx.load_model_from_string(data)
     known = frozenset(unique_names(model))
+    makers = {node.output[0]: node.name for node in model.graph.node if node.name in known}
     types = _float_types(optimized, model)
     evidence = {}
     for node in optimized.graph.node:
-        if node.name not in known:
+        name = node.name if node.name in known else makers.get(node.output[0], "")
+        if not name:
             continue
         if node.op_type in INT8_OPS:
-            evidence[node.name] = LayerEvidence("int8", f"ONNX Runtime runs {node.op_type}")
+            evidence[name] = LayerEvidence("int8", f"ONNX Runtime runs {node.op_type}")
         elif node.op_type in _FLOAT_OPS:
             kind = types.get(node.input[0], "unknown")
-            evidence[node.name] = LayerEvidence(kind, f"ONNX Runtime has no INT8 form of it here and runs {node.op_type}")
+            evidence[name] = LayerEvidence(kind, f"ONNX Runtime has no INT8 form of it here and runs {node.op_type}")
     return evidence
 
 

@@ -1,6 +1,5 @@
 """TensorRT-RTX builds of tiny graphs and their receipts. The oracle is the graph: what INT8 is known to need."""
 
-import signal
 import subprocess
 import sys
 import textwrap
@@ -9,7 +8,6 @@ from pathlib import Path
 import onnx
 import pytest
 from engine_graphs import ISLAND, Graph, attention, convolutions
-from onnx import TensorProto
 
 from calib.errors import InputError, MissingError, VerdictError
 from engines import trt_api
@@ -39,14 +37,12 @@ def fallbacks(built) -> dict[str, str]:
 
 
 def test_fully_quantized_attention_is_all_int8(tmp_path):
-    shares = []
     built = receipt(tmp_path, typed_graph(attention(quantized=True), keep_fp32=ISLAND), "int8", 1.0)
     assert built.receipt.int8_mac_fraction == 1.0
     assert built.receipt.actual == built.receipt.requested == {"int8": 1.0}
     assert built.receipt.fallbacks == ()
     assert (built.input.shape, built.input.dtype, built.output.name) == ((-1, 8, 16), "float32", "residual_out")
     assert built.compute_capabilities == ("8.0", "8.6", "8.9", "12.0")
-    assert not shares
 
 
 def test_fully_quantized_convolutions_are_all_int8(tmp_path):
@@ -87,7 +83,9 @@ def test_floor_fails_the_build_and_names_the_layer(tmp_path):
         receipt(tmp_path, typed_graph(attention(quantized=True, weight_axis=0)), "int8", 0.95)
 
 
-@pytest.mark.parametrize(("model", "precision"), [(attention(), "int8"), (attention(), "fp16"), (attention(quantized=True), "fp32")])
+@pytest.mark.parametrize(
+    ("model", "precision"), [(attention(), "int8"), (attention(), "fp16"), (attention(quantized=True), "fp32")]
+)
 def test_graph_of_another_precision_is_refused(tmp_path, model, precision):
     with pytest.raises(InputError, match=f"no layer of the graph asks for {precision}"):
         receipt(tmp_path, model, precision)
@@ -107,7 +105,7 @@ def test_refused_node_is_named(tmp_path):
     g = Graph(4, 4)
     zero = 3  # TensorRT takes symmetric quantization only
     out = g.node("MatMul", [g.pair("image", 0.1, zero), g.int8_weight(g.weight("w", 4, 4), 1)], "fc/MatMul")
-    with pytest.raises(BackendError, match="image/(Q|DQ)") as caught:
+    with pytest.raises(BackendError, match=r"image/(Q|DQ)") as caught:
         receipt(tmp_path, g.model(out, 4, 4), "int8")
     assert caught.value.log
     assert caught.value.exit_code == 2
@@ -169,10 +167,11 @@ def test_interrupt_ends_the_build_and_leaves_nothing(tmp_path):
             sys.exit(42)
     """)
     root = Path(__file__).parents[2]
-    code = subprocess.run([sys.executable, "-c", program, "graph.onnx"], cwd=tmp_path, env={"PYTHONPATH": str(root)}, timeout=60)
+    code = subprocess.run(
+        [sys.executable, "-c", program, "graph.onnx"], cwd=tmp_path, env={"PYTHONPATH": str(root)}, timeout=60, check=False
+    )
     assert code.returncode == 42
     assert [p.name for p in tmp_path.iterdir()] == ["graph.onnx"]
-    assert signal.getsignal(signal.SIGINT) is not None
 
 
 PLAN = b"""
@@ -214,4 +213,3 @@ def test_plan_reader_takes_nothing_for_int8():
     assert read_plan(PLAN.replace(b"fully_connected", b"something_new"), frozenset("x")) == {
         "x": read_plan(PLAN, frozenset(("hidden",)))["hidden"]
     }
-    assert TensorProto.INT8  # the names above are TensorRT-RTX's own, not ONNX's
