@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calib.errors import InputError, MissingError
-from calib.files import sha256_bytes, sha256_file
+from calib.files import sha256_bytes, sha256_file, write_bytes
 from edge.preprocess import Float32, Preprocess, Uint8
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -190,6 +190,12 @@ def decode(path: Path) -> Uint8:
             "image cannot be decoded", where=path, found=error, next_command="repair or remove the file, then run again"
         ) from error
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def write_idx(path: Path, values: Uint8) -> None:
+    """Write an IDX file of unsigned bytes, gzip-compressed; equal arrays give equal bytes."""
+    header = bytes((0, 0, 8, values.ndim)) + np.array(values.shape, ">u4").tobytes()
+    write_bytes(path, gzip.compress(header + values.tobytes(), mtime=0))
 
 
 def read_idx(path: Path) -> Uint8:

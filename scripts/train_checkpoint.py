@@ -7,7 +7,7 @@
 AdamW, linear warm-up and cosine decay, random shift and horizontal flip, BF16 autocast where the machine has it. The state
 is saved every `--save-every` steps; the same command resumes from it. Same seed, same data, same order of batches. The last
 1,024 training images are held out: they choose nothing but show progress, and become the calibration split. The test
-images are never read here.
+images are only copied to the test split.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from calib.files import atomic_path
-from edge.data import read_idx
+from edge.data import read_idx, write_idx
 from edge.model.checkpoint import save_checkpoint
 from edge.model.config import SIZES, config
 from edge.model.metadata import CheckpointInfo
@@ -92,7 +92,8 @@ def main() -> None:
     }
     model.to("cpu")
     save_checkpoint(model, CheckpointInfo(cfg, LABELS, preprocess, training=training), args.out / f"{args.model}.safetensors")
-    print(f"wrote {args.out / args.model}.safetensors", flush=True)
+    write_splits(args.data, args.out, images[-HELD_OUT:, :, :, 0], labels[-HELD_OUT:])
+    print(f"wrote {args.out / args.model}.safetensors and the two splits beside it", flush=True)
 
 
 def parse_args() -> argparse.Namespace:
@@ -158,6 +159,14 @@ def top1(model: UfoVit, preprocess: Preprocess, images: Uint8, labels: np.ndarra
         logits: Tensor = model(torch.from_numpy(preprocess.batch(images[part])).to(device))
         hits += int((logits.argmax(1).cpu().numpy() == labels[part]).sum())
     return hits / len(images)
+
+
+def write_splits(data: Path, out: Path, images: Uint8, labels: np.ndarray) -> None:
+    """The calibration split (held-out training images) and the test split, under the names that the toolkit ships."""
+    write_idx(out / "calibration-images-idx3-ubyte.gz", images)
+    write_idx(out / "calibration-labels-idx1-ubyte.gz", labels.astype(np.uint8))
+    for kind in ("images-idx3", "labels-idx1"):
+        write_idx(out / f"test-{kind}-ubyte.gz", read_idx(data / f"t10k-{kind}-ubyte.gz"))
 
 
 def count(model: UfoVit) -> int:

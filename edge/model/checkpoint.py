@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from calib.errors import InputError
-from calib.files import atomic_path
+from calib.files import write_bytes
 from edge.model.config import UfoVitConfig
 from edge.model.metadata import METADATA_KEY, CheckpointInfo, parse_info, read_info, unreadable
 from edge.model.ufo_vit import UfoVit, init_weights, resize_position_embedding
@@ -27,8 +27,8 @@ _LISTED = 8
 def save_checkpoint(model: UfoVit, info: CheckpointInfo, path: Path, dtype: torch.dtype = torch.float16) -> None:
     """Write weights as `dtype` (FP16 by default) with their metadata, atomically."""
     tensors = {name: t.to(dtype).contiguous() for name, t in _stored(model).items()}
-    with atomic_path(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, {METADATA_KEY: json.dumps(info.as_json(), sort_keys=True)})
+    metadata = {METADATA_KEY: json.dumps(info.as_json(), sort_keys=True)}
+    write_bytes(path, safetensors.torch.save(tensors, metadata))  # save_file would hide a full disk in an error of its own
 
 
 def load_checkpoint(path: Path, *, model: str, image_size: int | None = None) -> tuple[UfoVit, CheckpointInfo]:
@@ -46,10 +46,10 @@ def load_checkpoint(path: Path, *, model: str, image_size: int | None = None) ->
     info, tensors = _read(path)
     info.require_model(model)
     resized = info.for_image_size(image_size)
-    if resized is not info and "pos_embed" in tensors:
-        tensors["pos_embed"] = resize_position_embedding(tensors["pos_embed"].float(), resized.config.grid)
+    with torch.device("meta"):
+        _check_tensors(_stored(UfoVit(info.config)), tensors, path)
+    tensors["pos_embed"] = resize_position_embedding(tensors["pos_embed"].float(), resized.config.grid)
     network = UfoVit(resized.config).eval()
-    _check_tensors(_stored(network), tensors, path)
     network.load_state_dict({name: t.float() for name, t in tensors.items()}, strict=False)
     return network, resized
 
@@ -76,6 +76,9 @@ def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
         metadata, tensors = content[METADATA_KEY], dict(content["state_dict"])
     except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
         raise unreadable(path, error) from error
+    foreign = sorted(str(name) for name, value in tensors.items() if not isinstance(value, Tensor))
+    if foreign:
+        raise InputError("state_dict holds more than tensors", where=path, found=_shorten(foreign))
     return parse_info(metadata, path), tensors
 
 

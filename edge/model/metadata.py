@@ -17,6 +17,15 @@ from edge.preprocess import Preprocess
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "ufovit"
+_REQUIRED = {
+    "model": (str,),
+    "image_size": (int,),
+    "classes": (int,),
+    "kv_axis": (str,),
+    "labels": (list, tuple),
+    "preprocess": (dict,),
+}
+_OPTIONAL = {"random_weights": (bool,), "training": (dict,)}
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,7 @@ def unreadable(path: Path, error: Exception) -> InputError:
     return InputError(
         "checkpoint cannot be read: truncated, damaged or of another format",
         where=path,
-        found=str(error).splitlines()[0],
+        found=(str(error) or type(error).__name__).splitlines()[0],
         allowed='safetensors, or .pth with {"ufovit": metadata, "state_dict": tensors} of plain tensors',
     )
 
@@ -113,17 +122,15 @@ def parse_info(metadata: dict[str, Any], path: Path) -> CheckpointInfo:
     """Validated metadata of the file at `path`."""
     if not isinstance(metadata, dict) or metadata.get("schema_version") != SCHEMA_VERSION:
         raise InputError("unknown checkpoint schema version", where=path, found=str(metadata)[:60], allowed=SCHEMA_VERSION)
-    try:
-        cfg = config(
-            metadata["model"],
-            image_size=metadata["image_size"],
-            classes=metadata["classes"],
-            kv_axis=metadata["kv_axis"],
-        )
-        labels = tuple(str(name) for name in metadata["labels"])
-        preprocess = Preprocess.from_json(metadata["preprocess"])
-    except KeyError as error:
-        raise InputError("checkpoint metadata are incomplete", where=path, found=f"no {error}") from error
+    _check_fields(metadata, path)
+    cfg = config(
+        metadata["model"],
+        image_size=metadata["image_size"],
+        classes=metadata["classes"],
+        kv_axis=metadata["kv_axis"],
+    )
+    labels = tuple(str(name) for name in metadata["labels"])
+    preprocess = Preprocess.from_json(metadata["preprocess"])
     if len(labels) != cfg.classes or len(set(labels)) != len(labels):
         raise InputError(
             "labels do not match the classes",
@@ -141,8 +148,22 @@ def parse_info(metadata: dict[str, Any], path: Path) -> CheckpointInfo:
         config=cfg,
         labels=labels,
         preprocess=preprocess,
-        random_weights=bool(metadata.get("random_weights", False)),
+        random_weights=metadata.get("random_weights", False),
         training=dict(metadata.get("training", {})),
         file=str(path),
         sha256=sha256_file(path),
     )
+
+
+def _check_fields(metadata: dict[str, Any], path: Path) -> None:
+    missing = [name for name in _REQUIRED if name not in metadata]
+    if missing:
+        raise InputError("checkpoint metadata are incomplete", where=path, found=f"no {', '.join(map(repr, missing))}")
+    for name, types in {**_REQUIRED, **_OPTIONAL}.items():
+        if name in metadata and type(metadata[name]) not in types:  # exact: True is an int to isinstance
+            raise InputError(
+                "checkpoint metadata are ill-typed",
+                where=path,
+                found=f"{name}: {metadata[name]!r}"[:80],
+                allowed=" or ".join(t.__name__ for t in types),
+            )

@@ -1,0 +1,19 @@
+"""The commands of `ufovit`."""
+
+from __future__ import annotations
+
+import typer
+
+from edge.cli.build import build
+from edge.cli.doctor import doctor
+from edge.cli.inspect import inspect
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="From a trained UFO-ViT to a verified INT8 TensorRT engine.",
+)
+app.command()(build)
+app.command()(inspect)
+app.command()(doctor)

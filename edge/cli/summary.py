@@ -1,0 +1,57 @@
+"""What a build has come to, in a table for a person: read from the artifacts, so that a reused build says the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from edge.steps import read_drift
+from engines.manifest import EngineManifest, read_manifest
+
+_STYLE = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
+_LISTED = 5
+
+
+def print_summary(console: Console, folder: Path) -> None:
+    """Print the verdict and the figures behind it."""
+    manifest, drift = read_manifest(folder), read_drift(folder / "drift.json")
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    low, high = drift.interval.low_points, drift.interval.high_points
+    rows = {
+        "verdict": f"[{_STYLE[drift.verdict]}]{drift.verdict.upper()}[/] {drift.reason}",
+        "top-1": f"{drift.top1_reference:.2%} FP32 reference, {drift.top1_engine:.2%} {manifest.precision}",
+        "drop": f"{drift.drop_points:+.2f} points [{low:+.2f}, {high:+.2f}] at {drift.interval.level:.0%}, "
+        f"budget {drift.budget_points:g}",
+        "agreement": f"{drift.agreement:.2%} of {drift.images} images, SQNR of the logits {drift.sqnr_db:.1f} dB",
+        "judged": drift.engine.ran_on,
+        "engine": _engine(manifest),
+        "receipt": _receipt(manifest),
+        "report": str(folder / "report.html"),
+    }
+    if manifest.random_weights:
+        rows = {"weights": "[bold red]RANDOM: no figure here says anything about accuracy[/]", **rows}
+    for name, text in rows.items():
+        table.add_row(name, text)
+    console.print(table, highlight=False)
+
+
+def _engine(manifest: EngineManifest) -> str:
+    engine = manifest.engine
+    serves = ", ".join(engine.compute_capabilities)
+    return f"{engine.file}, {engine.bytes / 1e6:.1f} MB, {engine.backend} {engine.backend_version}" + (
+        f", compute capability {serves}" if serves else ""
+    )
+
+
+def _receipt(manifest: EngineManifest) -> str:
+    receipt = manifest.receipt
+    shares = ", ".join(f"{share:.1%} {name}" for name, share in sorted(receipt.actual.items(), key=lambda s: -s[1]))
+    lines = [f"{shares} of the multiply-accumulates, read from the engine"]
+    if manifest.precision == "int8":
+        listed = receipt.fallbacks[:_LISTED]
+        lines += [f"{f.layer}: {f.actual}, {f.mac_fraction:.2%}: {f.reason}" for f in listed]
+        if len(receipt.fallbacks) > _LISTED:
+            lines.append(f"and {len(receipt.fallbacks) - _LISTED} more in the report")
+    return "\n".join(lines)

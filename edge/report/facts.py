@@ -1,0 +1,230 @@
+"""The sentences and figures of a report, taken from the artifacts and nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calib.files import sha256_file
+from edge.drift.compare import SQNR_CAP_DB, DriftReport
+from edge.report.evidence import DRIFT, EXPORT, LOGITS, Evidence
+from engines.manifest import EngineManifest
+
+
+@dataclass(frozen=True)
+class Value:
+    """One number: its key in the artifact, the exact value, and the text a person reads."""
+
+    key: str
+    raw: Any
+    text: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A key figure: one or more values under one label, what they mean, and what stands between them."""
+
+    label: str
+    values: tuple[Value, ...]
+    meaning: str
+    between: str = " → "
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class: images of it, share answered rightly before and after, change in points."""
+
+    name: str
+    images: int
+    before: float
+    after: float
+    change_points: float
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """One line of provenance."""
+
+    role: str
+    name: str
+    sha256: str
+    note: str
+
+
+def headline(manifest: EngineManifest, drift: DriftReport) -> str:
+    """What the verdict means, in one plain sentence."""
+    engine = f"the {manifest.precision.upper()} engine"
+    if drift.judged_by == "numbers":
+        return {
+            "pass": f"{engine} computes nearly the same numbers as the FP32 network; accuracy could not be judged.",
+            "fail": f"{engine} does not compute what the FP32 network computes.",
+            "inconclusive": f"nothing can be said of {engine}.",
+        }[drift.verdict].capitalize()
+    sentence = {
+        "pass": f"{engine} answers as well as the FP32 model, within the accuracy budget.",
+        "fail": f"{engine} loses more accuracy than the budget allows.",
+        "inconclusive": f"these images are too few to say whether {engine} keeps within the accuracy budget.",
+    }[drift.verdict]
+    return sentence[0].upper() + sentence[1:]
+
+
+def advice(drift: DriftReport) -> str:
+    """What to do next, empty after a pass."""
+    return {
+        "pass": "",
+        "fail": "Do not deploy this engine. Look below for what stands out: classes, layers, ranges. Compare with an FP16 build.",
+        "inconclusive": "Judge it on more labelled images (--data), or allow a larger drop (--max-drop) if that is acceptable.",
+    }[drift.verdict]
+
+
+def key_figures(evidence: Evidence) -> tuple[Figure, ...]:
+    """The figures at the top of the report."""
+    manifest, drift, engine = evidence.manifest, evidence.drift, evidence.manifest.engine
+    interval, flips = drift.interval, drift.flips
+    return (
+        Figure(
+            "Top-1 accuracy, before and after",
+            (_share("top1_reference", drift.top1_reference), _share("top1_engine", drift.top1_engine)),
+            "share of images answered rightly by the FP32 model and by what was judged",
+        ),
+        Figure(
+            "Drop",
+            (_points("drop_points", drift.drop_points),),
+            "percentage points lost; negative means that the engine did better",
+        ),
+        Figure(
+            f"{interval.level:.0%} interval of the drop",
+            (
+                Value("interval.low_points", interval.low_points, f"{interval.low_points:+.2f}"),
+                _points("interval.high_points", interval.high_points),
+            ),
+            "where the true drop lies, given this many images",
+            " to ",
+        ),
+        Figure(
+            "Budget", (Value("budget_points", drift.budget_points, f"{drift.budget_points:g} points"),), "largest drop allowed"
+        ),
+        Figure("Agreement", (_share("agreement", drift.agreement),), "share of images with the same answer before and after"),
+        Figure(
+            "Answers that flipped",
+            (
+                Value("flips.right_to_wrong", flips.right_to_wrong, f"{flips.right_to_wrong:,} to wrong"),
+                Value("flips.wrong_to_right", flips.wrong_to_right, f"{flips.wrong_to_right:,} to right"),
+            ),
+            "images whose answer turned wrong, and turned right",
+            ", ",
+        ),
+        Figure(
+            "SQNR of the logits",
+            (Value("sqnr_db", drift.sqnr_db, "identical" if drift.sqnr_db >= SQNR_CAP_DB else f"{drift.sqnr_db:.1f} dB"),),
+            "signal to quantization noise; 6 dB more halve the error",
+        ),
+        Figure(
+            "Smallest cosine",
+            (Value("cosine_min", drift.cosine_min, f"{drift.cosine_min:.4f}"),),
+            "the image whose logits turned most; 1 is the same direction",
+        ),
+        Figure("Images", (Value("images", drift.images, f"{drift.images:,}"),), f"labelled, from {PurePath(drift.data).name}"),
+        Figure(
+            "Outputs with NaN or Inf",
+            (Value("not_finite", drift.not_finite, f"{drift.not_finite:,}"),),
+            "images for which the engine gave no number; any is a failure",
+        ),
+        Figure(
+            "Engine size",
+            (Value("engine.bytes", engine.bytes, f"{engine.bytes / 1e6:.1f} MB"),),
+            f"{engine.bytes:,} bytes, {engine.file}",
+        ),
+        _work(manifest),
+    )
+
+
+def class_rows(drift: DriftReport, labels: tuple[str, ...]) -> tuple[ClassRow, ...]:
+    """Accuracy per class in the order of the labels; a class without images has none."""
+    before, after = confusion(drift.confusion_reference), confusion(drift.confusion_engine)
+    images = before.sum(axis=1)
+    rows = []
+    for i in np.flatnonzero(images):
+        n, right_before, right_after = int(images[i]), int(before[i, i]), int(after[i, i])
+        change = 100.0 * (right_after - right_before) / n
+        rows.append(ClassRow(labels[i], n, right_before / n, right_after / n, change))
+    return tuple(rows)
+
+
+def confusion(table: tuple[tuple[int, ...], ...]) -> npt.NDArray[np.int64]:
+    """Counts (classes, classes) as [label][answer]."""
+    return np.array(table, dtype=np.int64)
+
+
+def near_ties(margin: npt.NDArray[np.float64], changed: npt.NDArray[np.bool_]) -> int:
+    """How many changed answers are among the tenth of images of which the reference was least sure."""
+    return int((changed & (margin <= np.quantile(margin, 0.1))).sum())
+
+
+def provenance(evidence: Evidence) -> tuple[FileRow, ...]:
+    """Every file and data set behind the verdict; the digests of files in the folder were recomputed by `gather`."""
+    manifest, drift, folder = evidence.manifest, evidence.drift, evidence.folder
+    rows = []
+    if manifest.checkpoint is not None:
+        rows.append(FileRow("checkpoint", manifest.checkpoint.file, manifest.checkpoint.sha256, "the trained weights"))
+    rows.append(FileRow("FP32 graph", manifest.onnx.file, manifest.onnx.sha256, f"opset {evidence.export.opset}"))
+    if manifest.calibration is not None and evidence.table is not None:
+        seen, method = f"{manifest.calibration.images:,} images", evidence.table.method
+        rows += [
+            FileRow("calibration images", seen, manifest.calibration.data_sha256, "with their preprocessing"),
+            FileRow("calibration table", manifest.calibration.file, manifest.calibration.sha256, f"method {method}"),
+        ]
+    if manifest.qdq_onnx is not None:
+        rows.append(FileRow("quantized graph", manifest.qdq_onnx.file, manifest.qdq_onnx.sha256, "with Q/DQ"))
+    if manifest.typed_onnx is not None:
+        rows.append(FileRow("strongly typed graph", manifest.typed_onnx.file, manifest.typed_onnx.sha256, "FP16 and FP32"))
+    engine = manifest.engine
+    rows.append(FileRow("engine", engine.file, engine.sha256, f"{engine.backend} {engine.backend_version}"))
+    rows.append(FileRow("judging images", drift.data, drift.data_sha256, f"{drift.images:,} images"))
+    made = ((EXPORT, "parity with torch"), (DRIFT, "comparison and verdict"), (LOGITS, "both sides' answers"))
+    rows += [FileRow("record", file, sha256_file(folder / file), note) for file, note in made]
+    return tuple(rows)
+
+
+def build_facts(evidence: Evidence) -> dict[str, str]:
+    """What was built for what, as rows of text."""
+    manifest, engine = evidence.manifest, evidence.manifest.engine
+    serves = ", ".join(engine.compute_capabilities)
+    return {
+        "model": manifest.model,
+        "precision": manifest.precision,
+        "target": manifest.target + (f", GPUs of compute capability {serves}" if serves else ""),
+        "built by": f"{engine.backend} {engine.backend_version}",
+        "input": f"{manifest.input.name}: {manifest.input.dtype} {list(manifest.input.shape)}",
+        "output": f"{manifest.output.name}: {manifest.output.dtype} {list(manifest.output.shape)}",
+        "created": manifest.created,
+    }
+
+
+def plain(value: Any) -> str:
+    """A JSON value as a person reads it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _work(manifest: EngineManifest) -> Figure:
+    """The share of the work done in the precision that was asked for."""
+    receipt, asked = manifest.receipt, manifest.precision
+    key, share = f"receipt.actual.{asked}", receipt.actual.get(asked, 0.0)
+    if asked == "int8":
+        key, share = "receipt.int8_mac_fraction", receipt.int8_mac_fraction
+    return Figure(
+        f"Work done in {asked.upper()}", (_share(key, share),), "share of the multiply-accumulates, read from the engine itself"
+    )
+
+
+def _share(key: str, value: float) -> Value:
+    return Value(key, value, f"{value:.2%}")
+
+
+def _points(key: str, value: float) -> Value:
+    return Value(key, value, f"{value:+.2f} points")

@@ -1,0 +1,115 @@
+"""A build folder -> one HTML file that opens offline: nothing is loaded from elsewhere, no script, figures inline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from edge.report import facts, plots, ranges
+from edge.report.evidence import Evidence, gather
+
+TEMPLATE = "report.html"
+LISTED_CLASSES = 40
+LISTED_FALLBACKS = 20
+
+
+def render(folder: Path, advance: Callable[[float], None]) -> str:
+    """The report of a finished build as HTML; equal artifacts give equal text.
+
+    Args:
+        folder: a build folder with manifest, export record, drift, logits and, for "int8", the calibration table.
+        advance: told the share done, 0 to 1.
+
+    Raises InputError when an artifact is missing, malformed, altered or of another build.
+    """
+    evidence = gather(folder)
+    advance(0.3)
+    context = {**_verdict(evidence), **_answers(evidence), **_precision(evidence), **_origin(evidence)}
+    advance(0.6)
+    context.update(_ranges(evidence))
+    advance(0.9)
+    text = _environment().get_template(TEMPLATE).render(context)
+    advance(1.0)
+    return text
+
+
+def _environment() -> jinja2.Environment:
+    """Labels, names and reasons come from files: everything is escaped unless a figure of ours."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["plain"] = facts.plain
+    return environment
+
+
+def _verdict(evidence: Evidence) -> dict[str, Any]:
+    manifest, drift = evidence.manifest, evidence.drift
+    judged_accuracy = drift.judged_by == "accuracy"
+    return {
+        "manifest": manifest,
+        "drift": drift,
+        "random_weights": manifest.random_weights or drift.random_weights,
+        "headline": facts.headline(manifest, drift),
+        "advice": facts.advice(drift),
+        "figures": facts.key_figures(evidence),
+        "interval_plot": plots.interval(drift) if judged_accuracy else None,
+    }
+
+
+def _answers(evidence: Evidence) -> dict[str, Any]:
+    """Where answers changed: by class, and by how sure the reference was."""
+    drift, labels, logits = evidence.drift, evidence.manifest.labels, evidence.logits
+    change = facts.confusion(drift.confusion_engine) - facts.confusion(drift.confusion_reference)
+    finite = np.isfinite(logits.engine).all(axis=1)
+    answer = np.where(finite, np.where(np.isfinite(logits.engine), logits.engine, 0).argmax(1), -1)
+    changed = np.asarray(logits.reference.argmax(1) != answer)
+    margin = plots.margins(logits)
+    rows = facts.class_rows(drift, labels)
+    return {
+        "confusion_plot": plots.confusion_change(change, labels) if change.any() else None,
+        "classes_shown": min(len(labels), plots.CONFUSION_CLASSES),
+        "classes": sorted(rows, key=lambda row: -abs(row.change_points))[:LISTED_CLASSES]
+        if len(rows) > LISTED_CLASSES
+        else rows,
+        "classes_total": len(rows),
+        "changed": int(changed.sum()),
+        "near_ties": facts.near_ties(margin, changed),
+        "margin_plot": plots.margin_histogram(margin, changed) if changed.any() else None,
+    }
+
+
+def _precision(evidence: Evidence) -> dict[str, Any]:
+    receipt = evidence.manifest.receipt
+    return {
+        "receipt": receipt,
+        "precision_plot": plots.precisions(receipt),
+        "fallbacks": receipt.fallbacks[:LISTED_FALLBACKS],
+        "more_fallbacks": receipt.fallbacks[LISTED_FALLBACKS:],
+    }
+
+
+def _ranges(evidence: Evidence) -> dict[str, Any]:
+    table, order = evidence.table, evidence.order
+    if table is None or not order:
+        return {"table": table, "ranges_plot": None, "blocks": []}
+    return {
+        "table": table,
+        "ranges_plot": ranges.overview(table, order),
+        "blocks": [
+            (title, ranges.block_figure(f"block{i}", title, tensors, table))
+            for i, (title, tensors) in enumerate(ranges.groups(order))
+        ],
+    }
+
+
+def _origin(evidence: Evidence) -> dict[str, Any]:
+    return {
+        "export": evidence.export,
+        "provenance": facts.provenance(evidence),
+        "build": facts.build_facts(evidence),
+    }

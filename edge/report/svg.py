@@ -1,0 +1,96 @@
+"""matplotlib figures as inline SVG that follows the page: its colours are CSS variables, its text is text.
+
+matplotlib knows no CSS, so each themed colour is drawn as a stand-in and replaced inside the tags of the finished SVG. Equal
+figures give equal bytes: fixed hash salt, no date, default settings whatever the user's matplotlibrc says.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib as mpl
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+INK, MUTED, LINE, PAPER = "#010201", "#010202", "#010203", "#010204"
+GOOD, BAD, ACCENT, WARN = "#010205", "#010206", "#010207", "#010208"
+_VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    LINE: "line",
+    PAPER: "paper",
+    GOOD: "good",
+    BAD: "bad",
+    ACCENT: "accent",
+    WARN: "warn",
+}
+_SETTINGS: dict[Any, Any] = {  # matplotlib types the keys as a literal of all settings
+    "svg.hashsalt": "ufovit",
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a label may hold dollar signs
+    "font.size": 8,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "grid.color": LINE,
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+}
+_LONGEST_NAME = 24
+
+
+def draw(name: str, size: tuple[float, float], alt: str, paint: Callable[[Figure], None]) -> Markup:
+    """An inline `<svg>` of what `paint` draws.
+
+    Args:
+        name: unique on the page; prefixes every id.
+        size: width and height in inches of 96 CSS pixels.
+        alt: what a person who cannot see the figure is told.
+        paint: draws on an empty figure, with the stand-in colours of this module.
+    """
+    stream = io.StringIO()
+    with mpl.rc_context(), warnings.catch_warnings():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_SETTINGS)
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing")  # the browser's fonts draw it
+        figure = Figure(figsize=size, layout="constrained")
+        paint(figure)
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, metadata=metadata)
+    return Markup(_embed(stream.getvalue(), name, size, alt))  # noqa: S704  # matplotlib escapes every text
+
+
+def shorten(name: str) -> str:
+    """A name short enough for an axis, without control characters."""
+    clean = "".join(c for c in name if c.isprintable())
+    return clean if len(clean) <= _LONGEST_NAME else clean[: _LONGEST_NAME - 1] + "…"
+
+
+def _embed(document: str, name: str, size: tuple[float, float], alt: str) -> str:
+    """The `<svg>` element of a document: themed, with ids of its own, without XML namespaces and metadata."""
+    start = document.index("<svg")
+    body = document[document.index(">", start) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
+    body = re.sub(r"<[^>]*>", lambda tag: _retag(tag.group(), name), body)
+    width, height = (round(inches * 72) for inches in size)
+    attributes = f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(alt)}"'
+    return f'<svg {attributes} style="max-width:{size[0] * 96:g}px">{body}'
+
+
+def _retag(tag: str, name: str) -> str:
+    for stand_in, variable in _VARIABLES.items():
+        tag = tag.replace(stand_in, f"var(--{variable})")
+    tag = re.sub(r'\bid="', f'id="{name}-', tag)
+    tag = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', tag)
+    return tag.replace("url(#", f"url(#{name}-").replace("'DejaVu Sans'", "system-ui")

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Format, lint, types. `scripts/check.sh --fix` mends what can be mended.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/install.sh build rtx dev
+if [[ "${1:-}" == "--fix" ]]; then
+  .venv/bin/ruff check --fix --quiet .
+  .venv/bin/ruff format --quiet .
+fi
+.venv/bin/ruff format --check --quiet .
+.venv/bin/ruff check --output-format concise .
+.venv/bin/mypy
