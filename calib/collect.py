@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from calib.errors import InputError
 from calib.files import sha256_bytes
-from calib.graph import index_graph
+from calib.graph import index_graph, load_graph
 from calib.observers import Histogram
 from calib.ranges import method as range_method
 from calib.scheme import QuantPlan
@@ -37,7 +37,7 @@ class CollectConfig:
         synthetic: the images are made up; the table is stamped.
     """
 
-    method: str = "entropy"
+    method: str = "mse"
     threads: int = 1
     min_images: int = MIN_IMAGES
     synthetic: bool = False
@@ -112,8 +112,7 @@ def _tapped_session(onnx_path: Path, plan: QuantPlan, threads: int) -> tuple[Any
     """ONNX Runtime session with the planned tensors as outputs, name of the input, names of the outputs, digest."""
     import onnxruntime as ort
 
-    data = onnx_path.read_bytes()
-    model = onnx.load_model_from_string(data)
+    model, data = load_graph(onnx_path)
     index = index_graph(model)
     if len(index.inputs) != 1:
         raise InputError("calibration needs a graph with one input", where=onnx_path, found=", ".join(index.inputs))
@@ -127,7 +126,10 @@ def _tapped_session(onnx_path: Path, plan: QuantPlan, threads: int) -> tuple[Any
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exception classes share no public base
+        raise InputError("ONNX Runtime refuses the graph", where=onnx_path, found=error) from error
     return session, index.inputs[0], taps, sha256_bytes(data)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
@@ -46,6 +48,25 @@ class TensorType:
 
     dtype: int
     shape: tuple[int | None, ...] | None
+
+
+def load_graph(path: Path) -> tuple[onnx.ModelProto, bytes]:
+    """An ONNX file as a model and as the very bytes that were parsed, so that a digest speaks of what is used.
+
+    Raises InputError for a file that is missing, no ONNX, or keeps its weights in other files.
+    """
+    try:
+        data = path.read_bytes()
+        model = onnx.load_model_from_string(data)
+    except OSError as error:
+        raise InputError("ONNX file cannot be read", where=path, found=error.strerror) from error
+    except DecodeError as error:
+        raise InputError("not an ONNX file, or a truncated one", where=path, found=error) from error
+    if not model.graph.node:
+        raise InputError("not an ONNX file, or one without a graph", where=path)
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
+        raise InputError("weights lie outside the ONNX file", where=path, allowed="one file that holds everything")
+    return model, data
 
 
 def index_graph(model: onnx.ModelProto) -> GraphIndex:

@@ -116,6 +116,30 @@ def test_a_foreign_plan_is_refused(tiny_path, images):
         collect(tiny_path, [images], plan, data_sha256="d", config=MINMAX)
 
 
+@pytest.mark.parametrize("spoil", [lambda data: data[:0], lambda data: data[:-40], lambda data: b"\xff" + data])
+def test_files_that_are_no_graph_are_refused(tiny, tiny_path, images, spoil):
+    tiny_path.write_bytes(spoil(tiny_path.read_bytes()))
+    with pytest.raises(InputError, match="not an ONNX file"):
+        collect(tiny_path, [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
+    tiny_path.unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        collect(tiny_path, [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
+
+
+def test_a_graph_that_onnx_runtime_refuses_is_an_input_error(tiny, tiny_path, images):
+    plan = plan_quantization(tiny)
+    tiny.graph.node[1].op_type = "Gelato"
+    onnx.save(tiny, tiny_path)
+    with pytest.raises(InputError, match=r"refuses the graph[\s\S]*Gelato"):
+        collect(tiny_path, [images], plan, data_sha256="d", config=MINMAX)
+
+
+def test_weights_in_other_files_are_refused(tiny, images, tmp_path):
+    onnx.save(tiny, tmp_path / "t.onnx", save_as_external_data=True, size_threshold=16)
+    with pytest.raises(InputError, match="outside the ONNX file"):
+        collect(tmp_path / "t.onnx", [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
+
+
 def test_configuration_is_validated():
     with pytest.raises(InputError, match="unknown calibration method"):
         CollectConfig("best")

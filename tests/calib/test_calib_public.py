@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,3 +35,12 @@ def test_the_lists_of_public_names_agree():
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="nothing"):
         calib.nothing  # noqa: B018  # the access is the test
+
+
+def test_the_readme_example_runs(tiny_path, images, monkeypatch):
+    monkeypatch.chdir(tiny_path.parent)
+    tiny_path.rename("model.onnx")
+    readme = (Path(calib.__file__).parent / "README.md").read_text()
+    example = readme.split("```python")[1].split("```")[0]
+    exec(example, {"batches": [images], "digest": "d"})
+    assert Path("model.int8.onnx").stat().st_size > 1000
