@@ -1,0 +1,61 @@
+"""A small network with every parameter away from its initial value, and its exported graph."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edge.model.config import SIZES, UfoVitConfig
+
+TINY = UfoVitConfig("ufovit_tiny", depth=2, dim=32, heads=2, image_size=32, classes=5)
+
+
+@pytest.fixture(scope="session")
+def make_network():
+    """make_network(seed, **changes of the shape) -> a network in eval mode whose foldings all have something to do."""
+    import torch
+
+    from edge.model.checkpoint import random_network
+
+    torch.set_num_threads(1)
+
+    def make(seed=0, **changes):
+        network = random_network(replace(TINY, **changes), seed)
+        generator = torch.Generator().manual_seed(seed + 1)
+
+        def draw(tensor, low, high):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+
+        with torch.no_grad():
+            for name, tensor in network.state_dict().items():
+                if name.endswith(("gamma", "running_var", "gain")) or (".norm" in name and name.endswith("weight")):
+                    draw(tensor, 0.5, 2.0)
+                elif name.endswith(("bias", "running_mean")):
+                    draw(tensor, -0.5, 0.5)
+                elif name.endswith("weight") and tensor.ndim == 2:
+                    tensor.mul_(8)  # outputs as large as the biases: logits that depend on the image
+        return network
+
+    return make
+
+
+@pytest.fixture
+def tiny_size(monkeypatch):
+    """The tiny shape as a known size, so that its checkpoints can be read."""
+    monkeypatch.setitem(SIZES, TINY.name, TINY)
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_images():
+    """Preprocessed images (6, 3, 32, 32)."""
+    return np.random.default_rng(5).normal(size=(6, 3, TINY.image_size, TINY.image_size)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny_graph(make_network):
+    """The exporter's graph of the folded network of seed 0, before simplification. Copy it before changing it."""
+    from edge.export import to_onnx
+    from edge.model.fold import fold
+
+    return to_onnx(fold(make_network(0)))
