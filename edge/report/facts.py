@@ -77,7 +77,7 @@ def advice(drift: DriftReport) -> str:
     """What to do next, empty after a pass."""
     return {
         "pass": "",
-        "fail": "Do not deploy this engine. Look below for what stands out: classes, layers, ranges. Compare with an FP16 build.",
+        "fail": "Do not deploy this engine. See below which classes, layers and ranges stand out; compare with FP16.",
         "inconclusive": "Judge it on more labelled images (--data), or allow a larger drop (--max-drop) if that is acceptable.",
     }[drift.verdict]
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from calib.table import CalibrationTable
 
+LONGEST_NAME = 30
 GROUP_BARS = 36
 """Bars in one figure; a longer group is continued in the next."""
 
@@ -38,7 +39,7 @@ def groups(order: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
         by_block.setdefault(block_of(tensor), []).append(tensor)
     merged: dict[str, list[str]] = {}
     for block, tensors in by_block.items():
-        merged.setdefault("single tensors" if len(tensors) == 1 else block, []).extend(tensors)
+        merged.setdefault("input and single layers" if len(tensors) == 1 else block, []).extend(tensors)
     found: list[tuple[str, tuple[str, ...]]] = []
     for block, tensors in merged.items():
         for start in range(0, len(tensors), GROUP_BARS):
@@ -84,7 +85,10 @@ def block_figure(name: str, title: str, tensors: tuple[str, ...], table: Calibra
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.barh(range(len(tensors)), amax - low, left=low, height=0.62, color=ACCENT, alpha=0.75)
-        names = [shorten(t.removeprefix(f"{title.removesuffix(', continued')}.").removesuffix("_output")) for t in tensors]
+        names = [
+            shorten(t.removeprefix(f"{title.removesuffix(', continued')}.").removesuffix("_output"), LONGEST_NAME)
+            for t in tensors
+        ]
         axes.set_yticks(range(len(tensors)), names)
         axes.set(xlim=(low, high), ylim=(len(tensors) - 0.4, -0.6))
         axes.tick_params(length=0, labelcolor=INK, labelsize=7)

@@ -46,7 +46,6 @@ _SETTINGS: dict[Any, Any] = {  # matplotlib types the keys as a literal of all s
     "axes.axisbelow": True,
     "axes.unicode_minus": True,
 }
-_LONGEST_NAME = 24
 
 
 def draw(name: str, size: tuple[float, float], alt: str, paint: Callable[[Figure], None]) -> Markup:
@@ -70,10 +69,10 @@ def draw(name: str, size: tuple[float, float], alt: str, paint: Callable[[Figure
     return Markup(_embed(stream.getvalue(), name, size, alt))  # noqa: S704  # matplotlib escapes every text
 
 
-def shorten(name: str) -> str:
+def shorten(name: str, longest: int = 24) -> str:
     """A name short enough for an axis, without control characters."""
     clean = "".join(c for c in name if c.isprintable())
-    return clean if len(clean) <= _LONGEST_NAME else clean[: _LONGEST_NAME - 1] + "…"
+    return clean if len(clean) <= longest else clean[: longest - 1] + "…"
 
 
 def _embed(document: str, name: str, size: tuple[float, float], alt: str) -> str:
