@@ -144,6 +144,11 @@ def test_entropy_clips_a_far_outlier_and_minmax_does_not():
     assert minmax(observe(values)) == 40
 
 
+def test_exact_zeros_do_not_move_entropy():
+    values = np.random.default_rng(5).laplace(size=50_000).astype(np.float32)
+    assert entropy(observe(values, np.zeros(200_000, np.float32))) == entropy(observe(values))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_stays_within_the_data_and_scales_with_it(name):
     values = np.random.default_rng(4).laplace(size=50_000).astype(np.float32)
