@@ -10,10 +10,15 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import math
 import re
+import struct
+import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +26,9 @@ import numpy.typing as npt
 from calib.errors import InputError, MissingError
 from calib.files import sha256_bytes, sha256_file, write_bytes
 from edge.preprocess import Float32, Preprocess, Uint8
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
@@ -129,7 +137,10 @@ def open_list(path: Path, labels: tuple[str, ...]) -> ImageSet:
     A first CSV line `file,label` or `path,label` is a header; empty lines and lines that start with # are skipped.
     """
     entries = []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # spreadsheets put a byte order mark in front
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("list cannot be read", where=path, found=error, allowed="UTF-8 text") from error
     rows = csv.reader(lines) if path.suffix == ".csv" else (line.rsplit(None, 1) for line in lines)
     for number, row in enumerate(rows, start=1):
         cells = [cell.strip() for cell in row]
@@ -177,19 +188,24 @@ def decode(path: Path) -> Uint8:
     except ImportError as error:
         raise MissingError("pillow is not installed", next_command="pip install 'ufovit-edge[build]'") from error
     try:
-        with Image.open(path) as stored:
-            image = ImageOps.exif_transpose(stored)
-            if image.mode.startswith("I"):  # 16-bit grey: I;16, I;16B, or I with values up to 65535
-                wide = np.asarray(image, dtype=np.int64)
-                return (wide.clip(0, 65535) // 257).astype(np.uint8)[:, :, None]
-            if image.mode not in ("L", "RGB"):
-                image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
-            pixels = np.asarray(image, dtype=np.uint8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged tags and unusual palettes: the pixels decode, or they raise
+            with Image.open(path) as stored:
+                pixels = _to_uint8(ImageOps.exif_transpose(stored))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(
             "image cannot be decoded", where=path, found=error, next_command="repair or remove the file, then run again"
         ) from error
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _to_uint8(image: Image.Image) -> Uint8:
+    if image.mode.startswith("I"):  # 16-bit grey: I;16, I;16B, or I with values up to 65535
+        wide = np.asarray(image, dtype=np.int64)
+        return (wide.clip(0, 65535) // 257).astype(np.uint8)
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
+    return np.asarray(image, dtype=np.uint8)
 
 
 def write_idx(path: Path, values: Uint8) -> None:
@@ -203,13 +219,14 @@ def read_idx(path: Path) -> Uint8:
     try:
         raw = path.read_bytes()
         data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError("file cannot be read", where=path, found=error) from error
     if len(data) < 4 or data[:3] != b"\0\0\x08":
         raise InputError("not an IDX file of unsigned bytes", where=path)
-    rank = data[3]
-    shape = tuple(int(n) for n in np.frombuffer(data[4 : 4 + 4 * rank], ">u4"))
-    body = np.frombuffer(data, np.uint8, offset=min(len(data), 4 + 4 * rank))
-    if len(shape) != rank or body.size != int(np.prod(shape)):
-        raise InputError("truncated IDX file", where=path, found=f"{body.size} values", allowed=f"{shape}")
-    return body.reshape(shape)
+    header = 4 + 4 * data[3]
+    if len(data) < header:
+        raise InputError("truncated IDX file", where=path, found=f"{len(data)} bytes", allowed=f"a header of {header} bytes")
+    shape = struct.unpack_from(f">{data[3]}I", data, 4)
+    if len(data) - header != math.prod(shape):
+        raise InputError("truncated IDX file", where=path, found=f"{len(data) - header} values", allowed=f"{shape}")
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)

@@ -9,6 +9,7 @@ digest travels with every artifact made through it.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -62,19 +63,18 @@ class Preprocess:
                 found=f"image_size {self.image_size}, resize {self.resize}",
                 allowed="0 < image_size <= resize",
             )
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(0 < s < float("inf") for s in self.std):
-            raise InputError("mean and std need three values each, std positive", found=f"{self.mean}, {self.std}")
+        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or not all(s > 0 for s in self.std):
+            raise InputError("mean and std need three finite values each, std positive", found=f"{self.mean}, {self.std}")
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Preprocess:
         """Rebuild from `as_json`; raises InputError on missing, unknown or ill-typed fields."""
         try:
-            return cls(
-                image_size=int(fields["image_size"]),
-                resize=int(fields["resize"]),
-                mean=_triple(fields["mean"]),
-                std=_triple(fields["std"]),
-            )
+            image_size, resize, mean, std = (fields[name] for name in ("image_size", "resize", "mean", "std"))
+            if len(fields) != 4 or type(image_size) is not int or type(resize) is not int:
+                raise TypeError("four fields, whole pixels")
+            return cls(image_size, resize, _triple(mean), _triple(std))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("malformed preprocessing", found=fields, allowed="image_size, resize, mean, std") from error
 
