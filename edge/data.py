@@ -192,7 +192,7 @@ def decode(path: Path) -> Uint8:
             warnings.simplefilter("ignore")  # of damaged tags and unusual palettes: the pixels decode, or they raise
             with Image.open(path) as stored:
                 pixels = _to_uint8(ImageOps.exif_transpose(stored))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # damaged files raise OSError, SyntaxError, ValueError, TypeError and more out of Pillow
         raise InputError(
             "image cannot be decoded", where=path, found=error, next_command="repair or remove the file, then run again"
         ) from error

@@ -111,10 +111,14 @@ def compare(reference: Floats, engine: Floats, labels: Int64) -> Comparison:
     """Compare logits (n, classes) of the same n images with labels (n,).
 
     A row of the engine that holds NaN or Inf counts as a wrong answer that agrees with nothing; the numerical measures are
-    then taken over the finite rows. Raises InputError when shapes differ or the reference is not finite.
+    then taken over the finite rows. Raises InputError when shapes differ, a label is no class, or the
+    reference is not finite.
     """
     if reference.shape != engine.shape or reference.ndim != 2 or labels.shape != reference.shape[:1] or not len(labels):
         raise InputError("logits and labels do not match", found=f"{reference.shape}, {engine.shape}, {labels.shape}")
+    if labels.min() < 0 or labels.max() >= reference.shape[1]:
+        found, allowed = f"classes {labels.min()} to {labels.max()}", f"0 to {reference.shape[1] - 1}"
+        raise InputError("logits and labels do not match", found=found, allowed=allowed)
     if not np.isfinite(reference).all():
         raise InputError("the FP32 reference itself holds NaN or Inf", next_command="check the checkpoint and the images")
     finite = np.isfinite(engine).all(axis=1)
