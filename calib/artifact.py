@@ -29,7 +29,7 @@ def write_artifact(path: Path, artifact: Any) -> None:
 
 def read_artifact(path: Path, cls: type[T], *, remake: str) -> T:
     """Read a dataclass of type `cls`; `remake` is the command that makes such a file anew. Raises InputError."""
-    fields = read_json(path)
+    fields = read_json(path, remake=remake)
     version = fields.pop("schema_version", None)
     if version != SCHEMA_VERSION:
         raise InputError("unknown schema version", where=path, found=version, allowed=SCHEMA_VERSION, next_command=remake)

@@ -40,18 +40,18 @@ def canonical_json(value: Any) -> bytes:
     return (text + "\n").encode()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; raises InputError if it is missing, unreadable or no object."""
+def read_json(path: Path, *, remake: str | None = None) -> dict[str, Any]:
+    """A JSON object from a file; raises InputError, naming `remake`, if it is missing, unreadable or no object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError("file not found", where=path) from error
+        raise InputError("file not found", where=path, next_command=remake) from error
     except OSError as error:
-        raise InputError("file cannot be read", where=path, found=error.strerror) from error
+        raise InputError("file cannot be read", where=path, found=error.strerror, next_command=remake) from error
     except ValueError as error:
-        raise InputError("not a JSON file", where=path, found=error) from error
+        raise InputError("not a JSON file", where=path, found=error, next_command=remake) from error
     if not isinstance(value, dict):
-        raise InputError("not a JSON object", where=path, found=type(value).__name__)
+        raise InputError("not a JSON object", where=path, found=type(value).__name__, next_command=remake)
     return value
 
 

@@ -45,7 +45,7 @@ def describe_onnx(path: Path) -> Description:
         "multiply-accumulates": _macs(model),
         "Q/DQ": _quantized(model),
     }
-    facts |= {f"metadata {p.key}": _cut(p.value) for p in model.metadata_props}
+    facts |= {f"metadata {p.key}": _cut(p.value) for p in model.metadata_props if p.value}
     synthetic = any(p.key == "calib.synthetic" for p in model.metadata_props)
     warnings = ("SYNTHETIC IMAGES: the scales were not calibrated on real images",) if synthetic else ()
     return Description("ONNX graph", facts, _findings(model), warnings)

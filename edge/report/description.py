@@ -49,12 +49,15 @@ class Description:
             facts.add_row(Text(name, style="cyan"), Text(text))
         parts.append(facts)
         for listing in self.listings:
+            parts.append(Text(f"\n{listing.title}", style="bold"))
+            if not listing.rows:
+                continue
             table = Table(box=None, padding=(0, 2, 0, 0))
             for column in listing.columns:
                 table.add_column(Text(column), overflow="fold")
             for row in listing.rows:
                 table.add_row(*(Text(cell) for cell in row))
-            parts += [Text(f"\n{listing.title}", style="bold"), table]
+            parts.append(table)
         return Group(*parts)
 
 

@@ -82,7 +82,7 @@ def read_export(path: Path) -> ExportRecord:
 def read_logits(path: Path) -> Logits:
     """Read `logits.npz`. Raises InputError."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:  # np.load leaks a bad file it opened
             logits = Logits(arrays["reference"], arrays["engine"], arrays["labels"])
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError("not a file of logits", where=path, found=error, next_command=REMAKE) from error

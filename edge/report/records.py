@@ -110,7 +110,7 @@ def describe_export(path: Path) -> Description:
 
 def describe_steps(path: Path) -> Description:
     """steps.json."""
-    record = read_json(path)
+    record = read_json(path, remake=REMAKE)
     try:
         steps = sorted(record.items(), key=lambda item: int(item[1]["position"]))
         rows = [
