@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 BACKENDS: dict[str, str] = {"ort": "engines.ort", "trt_rtx": "engines.trt_rtx"}
 """Backend name -> module, whose BACKEND is loaded when first used."""
 
+_FLOAT_MAJORITY = 0.5
+"""Share of MACs above which a float graph is of a type; islands of another type are the rest."""
+
 
 @dataclass(frozen=True)
 class BuiltEngine:
@@ -108,11 +111,14 @@ def _load_model(spec: BuildSpec) -> onnx.ModelProto:
 
 def _check_request(spec: BuildSpec, layers: tuple[Layer, ...]) -> None:
     """Refuse a graph that asks for another precision altogether: no backend could make it good."""
-    asked = {layer.requested for layer in layers}
+    macs = dict.fromkeys((layer.requested for layer in layers), 0)
+    for layer in layers:
+        macs[layer.requested] += layer.macs
+    share = macs.get(spec.precision, 0) / max(sum(macs.values()), 1)
     hint = {"int8": "a graph with Q/DQ", "fp16": "a typed FP16 graph", "fp32": "a float FP32 graph"}[spec.precision]
-    if spec.precision not in asked:
-        found = f"layers in {', '.join(sorted(asked)) or 'nothing'}"
-        raise InputError(f"no layer of the graph asks for {spec.precision}", where=spec.onnx, found=found, allowed=hint)
+    if share <= (0 if spec.precision == "int8" else _FLOAT_MAJORITY):
+        found = f"layers in {', '.join(sorted(macs)) or 'no precision: nothing in it multiplies'}"
+        raise InputError(f"the graph does not ask for {spec.precision}", where=spec.onnx, found=found, allowed=hint)
 
 
 def _ports(model: onnx.ModelProto) -> tuple[TensorInfo, TensorInfo]:

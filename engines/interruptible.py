@@ -16,13 +16,19 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.1
-_SETTLE_SECONDS = 0.2
+_SETTLE_SECONDS = 3.0
 _exiting = threading.Event()
+_parked = threading.Event()
 _running: set[int] = set()
 
 
-def run(work: Callable[[], T], cancelled: threading.Event) -> T:
-    """The result of `work()`, or its exception. Any exception that reaches the waiting caller sets `cancelled`."""
+def run(work: Callable[[], T], cancelled: threading.Event | None = None) -> T:
+    """The result of `work()`, or its exception.
+
+    Args:
+        work: the call. It must hold every object that the library still needs after the caller has left.
+        cancelled: set when the wait is left. Without it the call cannot be cancelled: the wait is left when it is done.
+    """
     done = threading.Event()
     results: list[T] = []
     errors: list[BaseException] = []
@@ -36,13 +42,17 @@ def run(work: Callable[[], T], cancelled: threading.Event) -> T:
         finally:
             _running.discard(threading.get_ident())
             done.set()
+            checkpoint()
 
     threading.Thread(target=body, name="engine-build", daemon=True).start()
     try:
         while not done.wait(_POLL_SECONDS):
             pass
     except BaseException:
-        cancelled.set()
+        if cancelled is None:
+            done.wait()
+        else:
+            cancelled.set()
         raise
     if errors:
         raise errors[0]
@@ -52,6 +62,7 @@ def run(work: Callable[[], T], cancelled: threading.Event) -> T:
 def checkpoint() -> None:
     """Return at once, or never when the program is ending. To be called first in every callback of the library."""
     if _exiting.is_set():
+        _parked.set()
         threading.Event().wait()
 
 
@@ -59,4 +70,4 @@ def checkpoint() -> None:
 def _leave() -> None:
     if _running:
         _exiting.set()
-        threading.Event().wait(_SETTLE_SECONDS)  # lets a thread that is about to call back arrive at its checkpoint
+        _parked.wait(_SETTLE_SECONDS)  # a thread that is silent for longer is deep in a step that outlasts the program

@@ -38,7 +38,7 @@ class Target:
 
 
 TARGETS: dict[str, Target] = {
-    "cpu": Target("cpu", "ort", "fp32", (), ".onnx", 0.80, "any CPU, through ONNX Runtime"),
+    "cpu": Target("cpu", "ort", "fp32", (), ".onnx", 0.85, "any CPU, through ONNX Runtime"),
     "rtx": Target(
         "rtx",
         "trt_rtx",

@@ -61,7 +61,8 @@ class Builder:
         flags = getattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         network = self._builder.create_network(0 if flags is None else 1 << int(flags))
         parser = self.module.OnnxParser(network, self._logger)
-        if not parser.parse(onnx_bytes):
+        # In a thread, because the library swallows what is raised in its callbacks: a Ctrl-C, too, if it arrived there.
+        if not run(lambda: parser.parse(onnx_bytes)):
             errors = [parser.get_error(i) for i in range(parser.num_errors)]
             reasons = [f"{e.node_name() or 'graph'} ({e.node_operator() or '?'}): {e.desc().strip()}" for e in errors]
             raise self._error(f"{self.name} does not accept the graph", reasons or self._complaints())

@@ -84,10 +84,16 @@ def test_floor_fails_the_build_and_names_the_layer(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "precision"), [(attention(), "int8"), (attention(), "fp16"), (attention(quantized=True), "fp32")]
+    ("model", "precision"),
+    [
+        (attention(), "int8"),
+        (attention(), "fp16"),
+        (attention(quantized=True), "fp32"),
+        (typed_graph(attention(), keep_fp32=ISLAND), "fp32"),
+    ],
 )
 def test_graph_of_another_precision_is_refused(tmp_path, model, precision):
-    with pytest.raises(InputError, match=f"no layer of the graph asks for {precision}"):
+    with pytest.raises(InputError, match=f"the graph does not ask for {precision}"):
         receipt(tmp_path, model, precision)
 
 
