@@ -58,19 +58,20 @@ class FileRow:
 
 def headline(manifest: EngineManifest, drift: DriftReport) -> str:
     """What the verdict means, in one plain sentence."""
-    engine = f"the {manifest.precision.upper()} engine"
+    engine = f"{manifest.precision.upper()} engine"
+    if drift.not_finite:
+        return f"The {engine} gives outputs that are no numbers."
     if drift.judged_by == "numbers":
         return {
-            "pass": f"{engine} computes nearly the same numbers as the FP32 network; accuracy could not be judged.",
-            "fail": f"{engine} does not compute what the FP32 network computes.",
-            "inconclusive": f"nothing can be said of {engine}.",
-        }[drift.verdict].capitalize()
-    sentence = {
-        "pass": f"{engine} answers as well as the FP32 model, within the accuracy budget.",
-        "fail": f"{engine} loses more accuracy than the budget allows.",
-        "inconclusive": f"these images are too few to say whether {engine} keeps within the accuracy budget.",
+            "pass": f"The {engine} computes nearly the same numbers as the FP32 network; accuracy could not be judged.",
+            "fail": f"The {engine} does not compute what the FP32 network computes.",
+            "inconclusive": f"Nothing can be said of the {engine}.",
+        }[drift.verdict]
+    return {
+        "pass": f"The {engine} answers as well as the FP32 model, within the accuracy budget.",
+        "fail": f"The {engine} loses more accuracy than the budget allows.",
+        "inconclusive": f"These images are too few to say whether the {engine} keeps within the accuracy budget.",
     }[drift.verdict]
-    return sentence[0].upper() + sentence[1:]
 
 
 def advice(drift: DriftReport) -> str:
@@ -83,8 +84,12 @@ def advice(drift: DriftReport) -> str:
 
 
 def key_figures(evidence: Evidence) -> tuple[Figure, ...]:
-    """The figures at the top of the report."""
-    manifest, drift, engine = evidence.manifest, evidence.drift, evidence.manifest.engine
+    """The figures at the top of the report; drawn weights have none of accuracy, whatever chance gave."""
+    accuracy = _accuracy_figures(evidence.drift) if evidence.drift.judged_by == "accuracy" else ()
+    return accuracy + _number_figures(evidence.drift) + _engine_figures(evidence.manifest)
+
+
+def _accuracy_figures(drift: DriftReport) -> tuple[Figure, ...]:
     interval, flips = drift.interval, drift.flips
     return (
         Figure(
@@ -109,7 +114,6 @@ def key_figures(evidence: Evidence) -> tuple[Figure, ...]:
         Figure(
             "Budget", (Value("budget_points", drift.budget_points, f"{drift.budget_points:g} points"),), "largest drop allowed"
         ),
-        Figure("Agreement", (_share("agreement", drift.agreement),), "share of images with the same answer before and after"),
         Figure(
             "Answers that flipped",
             (
@@ -119,6 +123,12 @@ def key_figures(evidence: Evidence) -> tuple[Figure, ...]:
             "images whose answer turned wrong, and turned right",
             ", ",
         ),
+    )
+
+
+def _number_figures(drift: DriftReport) -> tuple[Figure, ...]:
+    return (
+        Figure("Agreement", (_share("agreement", drift.agreement),), "share of images with the same answer before and after"),
         Figure(
             "SQNR of the logits",
             (Value("sqnr_db", drift.sqnr_db, "identical" if drift.sqnr_db >= SQNR_CAP_DB else f"{drift.sqnr_db:.1f} dB"),),
@@ -135,6 +145,12 @@ def key_figures(evidence: Evidence) -> tuple[Figure, ...]:
             (Value("not_finite", drift.not_finite, f"{drift.not_finite:,}"),),
             "images for which the engine gave no number; any is a failure",
         ),
+    )
+
+
+def _engine_figures(manifest: EngineManifest) -> tuple[Figure, ...]:
+    engine = manifest.engine
+    return (
         Figure(
             "Engine size",
             (Value("engine.bytes", engine.bytes, f"{engine.bytes / 1e6:.1f} MB"),),

@@ -7,79 +7,16 @@ import os
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from html_page import Page
 from report_folder import FALLBACK, LABELS, TENSORS, Recipe, make_folder
 
 from calib.errors import InputError
 from edge.report import render
-
-VOID = {"meta", "br", "hr", "img", "input", "link"}
-
-
-class Page(HTMLParser):
-    """What a browser would see: tags, visible text, `<data>` by key, texts of each figure. Checks nesting and ids."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.stack: list[str] = []
-        self.by_id: dict[str, str] = {}
-        self.open_ids: list[tuple[int, str]] = []
-        self.text = ""
-        self.data: dict[str, tuple[str, str]] = {}
-        self.key: tuple[str, str] | None = None
-        self.figures: list[list[str]] = []
-        self.rows: list[list[str]] = []
-        self.feed(html)
-        self.close()
-        assert self.stack == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = dict(attrs)
-        self.tags.append((tag, attributes))
-        if tag in VOID:
-            return
-        self.stack.append(tag)
-        if name := attributes.get("id"):
-            assert name not in self.by_id, f"id {name} twice"
-            self.by_id[name] = ""
-            self.open_ids.append((len(self.stack), name))
-        if tag == "svg":
-            self.figures.append([])
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag == "data" and attributes.get("data-key"):
-            self.key = (str(attributes["data-key"]), str(attributes["value"]))
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.stack.pop() == tag
-        self.open_ids = [(depth, name) for depth, name in self.open_ids if depth <= len(self.stack)]
-
-    def handle_data(self, data: str) -> None:
-        if {"style", "title"} & set(self.stack):
-            return
-        self.text += data
-        for _, name in self.open_ids:
-            self.by_id[name] += data
-        if self.stack and self.stack[-1] == "text":
-            self.figures[-1].append(data)
-        if "tr" in self.stack and self.rows[-1]:
-            self.rows[-1][-1] += data
-        if self.key:
-            self.data[self.key[0]] = (self.key[1], data)
-            self.key = None
 
 
 def silent(_share: float) -> None:
@@ -281,6 +218,9 @@ def test_random_weights_are_stamped(tmp_path: Path) -> None:
     assert "RANDOM WEIGHTS" in page.by_id["random-weights"]
     assert page.text.index("RANDOM WEIGHTS") < page.text.index("PASS") < page.text.index("Why")
     assert not any("percentage points" in t for figure in page.figures for t in figure), "no interval to mislead"
+    assert not {"top1_reference", "drop_points", "interval.low_points"} & set(page.data)
+    assert {"cosine_min", "sqnr_db", "images"} <= set(page.data)
+    assert ("header", {"class": "verdict untrained"}) in page.tags, "a pass that is not green"
 
 
 def test_many_classes_stay_readable(tmp_path: Path) -> None:
