@@ -103,7 +103,7 @@ def confusion_change(change: npt.NDArray[np.int64], labels: tuple[str, ...]) -> 
 def _matrix_axes(axes: Axes, names: list[str]) -> None:
     n = len(names)
     axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), xlabel="answer", ylabel="true class", aspect="equal")
-    axes.set_xticks(range(n), names, rotation=90 if n > 4 else 0)
+    axes.set_xticks(range(n), names, rotation=90 if max(map(len, names)) > 6 or n > 12 else 0)
     axes.set_yticks(range(n), names)
     axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)

@@ -85,10 +85,8 @@ def block_figure(name: str, title: str, tensors: tuple[str, ...], table: Calibra
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.barh(range(len(tensors)), amax - low, left=low, height=0.62, color=ACCENT, alpha=0.75)
-        names = [
-            shorten(t.removeprefix(f"{title.removesuffix(', continued')}.").removesuffix("_output"), LONGEST_NAME)
-            for t in tensors
-        ]
+        block = title.removesuffix(", continued")
+        names = [shorten(t.removeprefix(block).lstrip("./").removesuffix("_output"), LONGEST_NAME) for t in tensors]
         axes.set_yticks(range(len(tensors)), names)
         axes.set(xlim=(low, high), ylim=(len(tensors) - 0.4, -0.6))
         axes.tick_params(length=0, labelcolor=INK, labelsize=7)
