@@ -22,7 +22,7 @@ import onnx
 import torch
 
 from calib.errors import VerdictError
-from calib.files import sha256_file, write_bytes
+from calib.files import atomic_path, sha256_file
 from calib.metrics import sqnr_db
 from edge.model.fold import FOLDINGS, fold
 from edge.model.ufo_vit import UfoVit
@@ -78,15 +78,16 @@ def export(model: UfoVit, path: Path, images: Float32) -> ExportRecord:
 
     Raises VerdictError when ONNX Runtime's logits do not agree with torch's.
     """
-    exported = to_onnx(fold(model))
-    proto, simplification = simplify(exported, images)
-    write_bytes(path, proto.SerializeToString(deterministic=True))
+    proto, simplification = simplify(to_onnx(fold(model)), images)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+        parity = check_parity(model, temporary, images)  # before the file gets its name: no graph is left that failed it
     return ExportRecord(
         onnx_sha256=sha256_file(path),
         opset=OPSET,
         foldings=FOLDINGS,
         simplification=simplification,
-        parity=check_parity(model, path, images),
+        parity=parity,
     )
 
 
@@ -197,14 +198,26 @@ def simplify(
             run = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
         except subprocess.TimeoutExpired:
             return kept(f"onnxsim took more than {seconds:g} s")
+        except OSError as error:
+            return kept(f"onnxsim cannot be started: {error}")
         if run.returncode or not target.is_file():
             lines = (run.stderr or run.stdout).strip().splitlines() or ["no message"]
             return kept(f"onnxsim failed with status {run.returncode}: {lines[-1]}")
-        simplified = onnx.load(target)
-        agreement = sqnr_db(OrtRunner(source)(images), OrtRunner(target)(images))
+        try:
+            simplified = onnx.load(target)
+            agreement = _agreement(source, target, images)
+        except Exception as error:  # noqa: BLE001  # onnx, protobuf and ONNX Runtime share no base class for a damaged graph
+            return kept(f"onnxsim's graph cannot be used: {' '.join(str(error).split())}")
     if agreement < SIMPLIFY_SQNR_DB:
         return kept(f"onnxsim's graph differs: SQNR of the logits {agreement:.1f} dB, {SIMPLIFY_SQNR_DB:g} dB needed")
+    del simplified.metadata_props[:]
     return simplified, Simplification(True, "same logits", before, len(simplified.graph.node))
+
+
+def _agreement(first: Path, second: Path, images: Float32) -> float:
+    """The smaller SQNR of the logits, in dB, of all images at once and of one alone: a frozen batch size shows."""
+    runners = OrtRunner(first), OrtRunner(second)
+    return min(sqnr_db(*(run(batch) for run in runners)) for batch in (images, images[:1]))
 
 
 def check_parity(model: UfoVit, path: Path, images: Float32) -> Parity:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import onnx
-from onnx import numpy_helper
 
 from calib.errors import InputError
+from calib.graph import GraphIndex, attribute, index_graph, to_array
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,11 @@ def find_sites(model: onnx.ModelProto, expected: int | None = None) -> tuple[XNo
         model: a graph of this toolkit, with or without Q/DQ.
         expected: the number that the network must have; another one raises InputError, because a missed site would be a
             norm that nobody looks after.
+
+    Raises InputError also for a norm over no constant axis, or over more than one.
     """
     producer = {name: node for node in model.graph.node for name in node.output}
-    constants = {i.name: i for i in model.graph.initializer}
+    index = index_graph(model)
     sites = []
     for node in model.graph.node:
         if node.op_type != "Div" or node.input[1] not in producer:
@@ -47,12 +49,12 @@ def find_sites(model: onnx.ModelProto, expected: int | None = None) -> tuple[XNo
         if norm is None or norm.op_type != "ReduceL2" or norm.input[0] != node.input[0]:
             continue
         source = producer.get(node.input[0])
-        axes = numpy_helper.to_array(constants[norm.input[1]]).tolist()
+        axis = _axis(norm, index)
         nodes = (norm.name, clip.name, node.name)
         if source is not None and source.op_type == "MatMul":  # Q comes through a Reshape and a Transpose
-            sites.append(XNormSite(norm.name, "kv", int(axes[0]), (source.name, *nodes)))
+            sites.append(XNormSite(norm.name, "kv", axis, (source.name, *nodes)))
         else:
-            sites.append(XNormSite(norm.name, "q", int(axes[0]), nodes))
+            sites.append(XNormSite(norm.name, "q", axis, nodes))
     if expected is not None and len(sites) != expected:
         raise InputError(
             "the graph does not hold the XNorms that the network has",
@@ -60,6 +62,16 @@ def find_sites(model: onnx.ModelProto, expected: int | None = None) -> tuple[XNo
             next_command="ufovit build with --force, or report the exporter's version",
         )
     return tuple(sites)
+
+
+def _axis(norm: onnx.NodeProto, index: GraphIndex) -> int:
+    """The one axis of a ReduceL2: an attribute before opset 18, a constant input since."""
+    axes = attribute(norm, "axes", [])
+    if len(norm.input) > 1 and norm.input[1] in index.constants:
+        axes = to_array(index.constants[norm.input[1]]).tolist()
+    if len(axes) != 1:
+        raise InputError("XNorm without one constant axis", where=norm.name, found=axes)
+    return int(axes[0])
 
 
 def island(sites: tuple[XNormSite, ...]) -> frozenset[str]:
