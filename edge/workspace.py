@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -87,7 +87,11 @@ class Workspace:
             self.reused.append(name)
             return False
         self._invalidate(record, writes)
-        run()
+        try:
+            run()
+        except BaseException:  # Ctrl-C too: what a step did not finish is not left beside what others did
+            self._remove(writes)
+            raise
         position = len(self.reused) + len(self.ran)
         record[name] = {
             "position": position,
@@ -107,9 +111,10 @@ class Workspace:
 
     def _record(self) -> dict[str, Any]:
         try:
-            return read_json(self.folder / RECORD) if (self.folder / RECORD).exists() else {}
+            record = read_json(self.folder / RECORD) if (self.folder / RECORD).exists() else {}
         except InputError:  # a damaged record is worth no more than none: every step runs again
             return {}
+        return record if all(map(_is_entry, record.values())) else {}
 
     def _holds(self, entry: dict[str, Any] | None, digest: str, writes: tuple[str, ...]) -> bool:
         if entry is None or entry["reads"] != digest or set(entry["writes"]) != set(writes):
@@ -121,11 +126,20 @@ class Workspace:
         """Remove and forget this step's files and those of all steps that did not precede it in this run, last step first."""
         done = {*self.reused, *self.ran}
         later = sorted((step for step in record if step not in done), key=lambda step: int(record[step]["position"]))
-        for file in [*(file for step in reversed(later) for file in record[step]["writes"]), *writes]:
-            (self.folder / file).unlink(missing_ok=True)
+        self._remove([*(file for step in reversed(later) for file in record[step]["writes"]), *writes])
         for step in later:
             del record[step]
         write_json(self.folder / RECORD, record)
+
+    def _remove(self, files: Iterable[str]) -> None:
+        for file in files:
+            (self.folder / file).unlink(missing_ok=True)
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("writes"), dict):
+        return False
+    return isinstance(entry.get("reads"), str) and isinstance(entry.get("position"), int)
 
 
 def _remove_leftovers(folder: Path) -> None:
