@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ import torch
 from calib.errors import VerdictError
 from calib.files import atomic_path, sha256_file
 from calib.metrics import sqnr_db
+from edge.export_record import ExportRecord, Parity, Simplification
 from edge.model.fold import FOLDINGS, fold
 from edge.model.ufo_vit import UfoVit
 from edge.runtime.ort import OrtRunner
@@ -36,36 +36,6 @@ INPUT, OUTPUT = "image", "logits"
 SIMPLIFY_SECONDS = 120.0
 MAX_SQNR_DB = 300.0
 """Stands for "identical" in artifacts, where infinity cannot be written: beyond FP64's own 2^-53 per value."""
-
-
-@dataclass(frozen=True)
-class Simplification:
-    """What became of graph simplification: `used`, or the reason why the exporter's graph was kept."""
-
-    used: bool
-    reason: str
-    nodes_before: int
-    nodes_after: int
-
-
-@dataclass(frozen=True)
-class Parity:
-    """Agreement of the ONNX graph with torch on real images: logits of `images` images."""
-
-    images: int
-    max_abs: float
-    sqnr_db: float
-
-
-@dataclass(frozen=True)
-class ExportRecord:
-    """`export.json`: how `model.onnx` was made and how well it agrees with the network in torch."""
-
-    onnx_sha256: str
-    opset: int
-    foldings: tuple[str, ...]
-    simplification: Simplification
-    parity: Parity
 
 
 def export(model: UfoVit, path: Path, images: Float32) -> ExportRecord:

@@ -22,10 +22,13 @@ from edge.drift.compare import Verdict
 from edge.progress import Progress
 from edge.request import BuildInputs, BuildRequest, resolve_inputs
 from edge.workspace import Workspace
+from engines.targets import TARGETS
 
 MODEL, EXPORT = "model.onnx", "export.json"
 CALIBRATION, QUANTIZED, TYPED = "calibration.json", "model.int8.onnx", "model.typed.onnx"
 MANIFEST, DRIFT, LOGITS, REPORT = "manifest.json", "drift.json", "logits.npz", "report.html"
+ENGINES = tuple(f"engine{suffix}" for suffix in sorted({target.engine_suffix for target in TARGETS.values()}))
+ARTIFACTS = (MODEL, EXPORT, CALIBRATION, QUANTIZED, TYPED, *ENGINES, MANIFEST, DRIFT, LOGITS, REPORT)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def run(request: BuildRequest, progress: Progress) -> BuildOutcome:
     inputs = resolve_inputs(request)
     if inputs.info.random_weights:
         progress.say("RANDOM WEIGHTS: nothing below says anything about accuracy; every artifact is stamped")
-    with Workspace.open(request.out, force=request.force, on_wait=progress.say) as workspace:
+    with Workspace.open(request.out, ARTIFACTS, force=request.force, on_wait=progress.say) as workspace:
         build = _Build(request, inputs, workspace, progress)
         build.export()
         graph = MODEL
@@ -117,7 +120,7 @@ class _Build:
             "versions": versions("tensorrt_rtx", "tensorrt", "onnxruntime"),
         }
         run_step = partial(steps.engine, request, self.inputs, self.path(graph))
-        self._step("engine", reads, (f"engine{request.target.engine_suffix}", MANIFEST), run_step)
+        self._step("engine", reads, (request.engine_file, MANIFEST), run_step)
 
     def drift(self, graph: str) -> None:
         reads = {
@@ -128,7 +131,8 @@ class _Build:
             "budget": self.request.max_drop_points,
             "versions": versions("onnxruntime"),
         }
-        run_step = partial(steps.drift, self.request, self.inputs, self.path(MODEL), self.path(graph))
+        judged = self.request.engine_file if self.request.engine_runs_here else graph
+        run_step = partial(steps.drift, self.request, self.inputs, self.path(MODEL), self.path(judged))
         self._step("drift", reads, (DRIFT, LOGITS), run_step)
 
     def report(self) -> None:

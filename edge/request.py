@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calib.collect import MIN_IMAGES
@@ -52,7 +52,7 @@ class BuildRequest:
     calib_data: Path | None = None
     image_size: int | None = None
     batch: BatchRange = DEFAULT_BATCH
-    method: str = "entropy"
+    method: str = "mse"
     calib_images: int | None = None
     eval_images: int | None = None
     max_drop_points: float = 0.5
@@ -67,8 +67,25 @@ class BuildRequest:
             raise InputError(f"unknown precision {self.precision!r}", allowed=", ".join(PRECISIONS))
         if self.random_weights and self.checkpoint is not None:
             raise InputError("--random-weights and --checkpoint exclude each other", found=self.checkpoint)
+        if self.precision == "fp16" and self.target.float_type != "fp16":
+            raise InputError(
+                f"target {self.target.name} does not compute in FP16",
+                found="fp16",
+                allowed="fp32, int8",
+                next_command=f"ufovit build {self.model} fp32 --target {self.target.name}",
+            )
         if not self.max_drop_points >= 0:
             raise InputError("negative accuracy budget", found=self.max_drop_points, allowed="points, 0 or more")
+
+    @property
+    def engine_file(self) -> str:
+        """Name of the engine in the build folder."""
+        return f"engine{self.target.engine_suffix}"
+
+    @property
+    def engine_runs_here(self) -> bool:
+        """Whether the engine itself can be judged on this machine's CPU; otherwise the graph it was built from is."""
+        return self.target.backend == "ort"
 
 
 @dataclass(frozen=True)
@@ -113,6 +130,8 @@ def resolve_inputs(request: BuildRequest) -> BuildInputs:
             calib_data = data  # nothing is calibrated: they only check the export
     few = RANDOM_WEIGHTS_IMAGES if info.random_weights else None
     eval_images = open_images(data, info.labels)
+    if data == TEST_IMAGES:
+        eval_images = replace(eval_images, source="the shipped test split")
     calib_images = open_images(calib_data, info.labels).take(_count(request.calib_images, few or CALIB_IMAGES))
     if request.precision == "int8" and len(calib_images) < MIN_IMAGES:
         raise InputError(

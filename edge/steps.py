@@ -149,7 +149,7 @@ def drift(request: BuildRequest, inputs: BuildInputs, reference_path: Path, judg
 
 def judged_on(request: BuildRequest) -> str:
     """What ran the side that is judged, said plainly where it is not the engine itself."""
-    if request.target.name == "cpu":
+    if request.engine_runs_here:
         return "ONNX Runtime, CPU: the engine itself"
     return "ONNX Runtime, CPU: the graph that the engine was built from, not the engine (no GPU here to run it)"
 
@@ -166,10 +166,9 @@ def engine(request: BuildRequest, inputs: BuildInputs, graph_path: Path, advance
     from engines.spec import BuildSpec
 
     built = build(BuildSpec(graph_path, request.target, request.precision, request.batch, request.int8_floor), advance)
-    file = f"engine{request.target.engine_suffix}"
-    write_bytes(request.out / file, built.data)
+    write_bytes(request.out / request.engine_file, built.data)
     record = EngineRecord(
-        file=file,
+        file=request.engine_file,
         sha256=sha256_bytes(built.data),
         bytes=len(built.data),
         backend=built.backend,

@@ -27,7 +27,9 @@ _LOCK = ".lock"
 def toolkit_sha256() -> str:
     """Digest of the toolkit's own source: another version of the code makes every step anew."""
     root = Path(__file__).resolve().parents[1]
-    sources = sorted(p for name in ("calib", "engines", "edge") for p in (root / name).rglob("*.py"))
+    sources = sorted(
+        p for name in ("calib", "engines", "edge") for p in (root / name).rglob("*") if p.suffix in (".py", ".html")
+    )
     content = "".join(f"{p.relative_to(root)} {sha256_file(p)}\n" for p in sources)
     return sha256_bytes(content.encode())
 
@@ -38,21 +40,25 @@ class Workspace:
 
     Attributes:
         folder: where everything lands.
+        artifacts: every file that any build may leave here, in the order of the flow.
         reused: names of the steps that did not have to run, in order.
         ran: names of the steps that ran, in order.
     """
 
     folder: Path
+    artifacts: tuple[str, ...]
     force: bool = False
     reused: list[str] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, folder: Path, *, force: bool, on_wait: Callable[[str], None]) -> Iterator[Workspace]:
+    def open(
+        cls, folder: Path, artifacts: tuple[str, ...], *, force: bool, on_wait: Callable[[str], None]
+    ) -> Iterator[Workspace]:
         """Make and lock the folder. While another build holds it, say so through `on_wait` and wait for its end.
 
-        Raises MissingError when the folder cannot be written.
+        Raises MissingError when the folder cannot be written, or cannot be locked (some network file systems).
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -62,13 +68,9 @@ class Workspace:
                 "output folder cannot be written", where=folder, found=error.strerror, next_command="choose another --out"
             ) from error
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                on_wait(f"another build is at work in {folder}: waiting for its end")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _lock(descriptor, folder, on_wait)
             _remove_leftovers(folder)
-            yield cls(folder, force)
+            yield cls(folder, artifacts, force)
         finally:
             os.close(descriptor)  # also releases the lock
 
@@ -76,9 +78,9 @@ class Workspace:
         """Run a step, or reuse what it wrote earlier. True when it ran.
 
         Args:
-            name: of the step; the order of first use is the order of the flow.
+            name: of the step.
             reads: digests, parameters and versions that decide what the step writes; plain JSON values.
-            writes: file names in the folder.
+            writes: file names in the folder, out of `artifacts`.
             run: does the work and writes the files, each atomically.
         """
         record = self._record()
@@ -86,18 +88,13 @@ class Workspace:
         if not self.force and self._holds(record.get(name), digest, writes):
             self.reused.append(name)
             return False
-        self._invalidate(record, writes)
+        self._invalidate(record)
         try:
             run()
         except BaseException:  # Ctrl-C too: what a step did not finish is not left beside what others did
             self._remove(writes)
             raise
-        position = len(self.reused) + len(self.ran)
-        record[name] = {
-            "position": position,
-            "reads": digest,
-            "writes": {file: sha256_file(self.folder / file) for file in writes},
-        }
+        record[name] = {"reads": digest, "writes": {file: sha256_file(self.folder / file) for file in writes}}
         write_json(self.folder / RECORD, record)
         self.ran.append(name)
         return True
@@ -122,13 +119,13 @@ class Workspace:
         paths = {file: self.folder / file for file in writes}
         return all(path.is_file() and sha256_file(path) == entry["writes"][file] for file, path in paths.items())
 
-    def _invalidate(self, record: dict[str, Any], writes: tuple[str, ...]) -> None:
-        """Remove and forget this step's files and those of all steps that did not precede it in this run, last step first."""
+    def _invalidate(self, record: dict[str, Any]) -> None:
+        """Remove every artifact that no finished step of this run vouches for, last in the flow first, and forget its step."""
         done = {*self.reused, *self.ran}
-        later = sorted((step for step in record if step not in done), key=lambda step: int(record[step]["position"]))
-        self._remove([*(file for step in reversed(later) for file in record[step]["writes"]), *writes])
-        for step in later:
+        for step in [step for step in record if step not in done]:
             del record[step]
+        kept = {file for entry in record.values() for file in entry["writes"]}
+        self._remove(file for file in reversed(self.artifacts) if file not in kept)
         write_json(self.folder / RECORD, record)
 
     def _remove(self, files: Iterable[str]) -> None:
@@ -136,10 +133,23 @@ class Workspace:
             (self.folder / file).unlink(missing_ok=True)
 
 
+def _lock(descriptor: int, folder: Path, on_wait: Callable[[str], None]) -> None:
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait(f"another build is at work in {folder}: waiting for its end")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        raise MissingError(
+            "output folder cannot be locked", where=folder, found=error.strerror, next_command="choose an --out on a local disk"
+        ) from error
+
+
 def _is_entry(entry: Any) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("writes"), dict):
         return False
-    return isinstance(entry.get("reads"), str) and isinstance(entry.get("position"), int)
+    return isinstance(entry.get("reads"), str)
 
 
 def _remove_leftovers(folder: Path) -> None:

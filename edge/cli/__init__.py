@@ -11,14 +11,18 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import traceback
 from types import FrameType
 from typing import NoReturn
 
+from calib.errors import InputError, MissingError, UfovitError
+
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
+_LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def main() -> NoReturn:
@@ -31,31 +35,42 @@ def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code; messages go to stderr."""
     import typer
 
-    from calib.errors import UfovitError
     from edge.cli.app import app
 
-    # typer carries click inside itself or imports it, by release: its base of usage errors has one name in both
-    usage_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     try:
-        return int(app(arguments, standalone_mode=False, prog_name="ufovit") or 0)
+        code = int(app(arguments, standalone_mode=False, prog_name="ufovit") or 0)
     except typer.Exit as end:
-        return int(end.exit_code)
-    except UfovitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        print("interrupted: finished steps are kept; the same command goes on from there", file=sys.stderr)
-        return INTERRUPTED
+        code = int(end.exit_code)
+    except (KeyboardInterrupt, typer.Abort):  # newer typer returns 130 instead
+        code = INTERRUPTED
     except Exception as error:  # noqa: BLE001  # the last line of defence: a user gets a sentence, never a traceback
-        if isinstance(error, usage_error):
-            error.show()  # type: ignore[attr-defined]  # ClickException has it
-            return 2
         if debug:
             traceback.print_exc()
-        print(f"internal error: {type(error).__name__}: {error}\n  next: run again with --debug and report it", file=sys.stderr)
-        return INTERNAL_ERROR
+        return _explain(error)
+    if code == INTERRUPTED:
+        print("interrupted: finished steps are kept; the same command goes on from there", file=sys.stderr)
+    return code
+
+
+def _explain(error: Exception) -> int:
+    """Say on stderr what went wrong; the exit code that it stands for."""
+    import typer
+
+    # typer carries click inside itself or imports it, by release: its base of usage errors has one name in both
+    usage_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+    if isinstance(error, usage_error):
+        error.show()  # type: ignore[attr-defined]  # ClickException has it
+        return InputError.exit_code
+    if isinstance(error, UfovitError):
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno in _LACKING:
+        print(f"error: {error.strerror}\n  where: {error.filename}", file=sys.stderr)
+        return MissingError.exit_code
+    print(f"internal error: {type(error).__name__}: {error}\n  next: run again with --debug and report it", file=sys.stderr)
+    return INTERNAL_ERROR
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -39,7 +39,7 @@ def build(  # noqa: PLR0913, PLR0917  # one parameter per option of the command
     int8_floor: Annotated[
         float | None, typer.Option(help="Smallest share of the multiply-accumulates in INT8. Default: the target's")
     ] = None,
-    method: Annotated[str, typer.Option(help="Calibration: minmax, percentile, entropy, mse")] = "entropy",
+    method: Annotated[str, typer.Option(help="Calibration: minmax, percentile, entropy, mse")] = "mse",
     calib_images: Annotated[
         int | None, typer.Option(help=f"Calibration images. Default: {CALIB_IMAGES}", show_default=False)
     ] = None,

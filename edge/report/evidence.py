@@ -5,19 +5,16 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from calib.artifact import read_artifact
-from calib.errors import InputError, MissingError
+from calib.errors import InputError
 from calib.table import CalibrationTable, load_table
 from edge.drift.compare import DriftReport, compare
+from edge.export_record import ExportRecord
 from engines.manifest import EngineManifest, verify
-
-if TYPE_CHECKING:
-    from edge.export import ExportRecord
 
 REMAKE = "ufovit build"
 EXPORT, DRIFT, LOGITS = "export.json", "drift.json", "logits.npz"
@@ -66,16 +63,7 @@ def gather(folder: Path) -> Evidence:
 
 
 def read_export(path: Path) -> ExportRecord:
-    """Read `export.json`. Raises InputError, or MissingError where the exporter's libraries are absent."""
-    try:
-        from edge.export import ExportRecord
-    except ImportError as error:
-        raise MissingError(
-            "export records are read by the exporter, which is not installed",
-            where=path,
-            found=error,
-            next_command="pip install 'ufovit-edge[build]'",
-        ) from error
+    """Read `export.json`. Raises InputError."""
     return read_artifact(path, ExportRecord, remake=REMAKE)
 
 

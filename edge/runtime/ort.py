@@ -26,6 +26,7 @@ class OrtRunner:
             import onnxruntime
         except ImportError as error:
             raise MissingError("onnxruntime is not installed", next_command="pip install 'ufovit-edge[build]'") from error
+        self._path = path
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors only; they arrive as exceptions too
@@ -33,10 +34,16 @@ class OrtRunner:
         try:
             self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no public base class
-            raise InputError("ONNX Runtime cannot load the graph", where=path, found=str(error).splitlines()[0]) from error
+            raise InputError("ONNX Runtime cannot load the graph", where=path, found=" ".join(str(error).split())) from error
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Logits (B, classes) of preprocessed images (B, 3, S, S)."""
-        (logits,) = self._session.run(None, {self._input: images})
+        try:
+            (logits,) = self._session.run(None, {self._input: images})
+        except Exception as error:  # its exceptions share no public base class
+            message = " ".join(str(error).split())
+            raise InputError(
+                "the graph does not take these images", where=self._path, found=f"{images.shape}: {message}"
+            ) from error
         return np.asarray(logits, dtype=np.float32)

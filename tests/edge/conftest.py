@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny_network import TINY
 
-from edge.model.config import SIZES, UfoVitConfig
-
-TINY = UfoVitConfig("ufovit_tiny", depth=2, dim=32, heads=2, image_size=32, classes=5)
+from edge.model.config import SIZES
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from calib.artifact import write_artifact
 from calib.files import sha256_bytes, sha256_file, write_json
 from calib.table import CalibrationTable, TensorScale, save_table
 from edge.drift.compare import DriftReport, Source, compare, judge
-from edge.export import ExportRecord, Parity, Simplification
+from edge.export_record import ExportRecord, Parity, Simplification
 from engines.manifest import CalibrationRecord, EngineManifest, EngineRecord, FileRecord, TensorInfo, write_manifest
 from engines.receipt import Fallback, Receipt
 

@@ -18,7 +18,8 @@ from calib.artifact import read_artifact, write_artifact
 from calib.errors import VerdictError
 from calib.files import sha256_bytes, sha256_file
 from calib.metrics import sqnr_db
-from edge.export import ExportRecord, check_parity, export, simplify
+from edge.export import check_parity, export, simplify
+from edge.export_record import ExportRecord
 from edge.model.fold import fold
 from edge.tolerances import EXPORT_SQNR_DB
 

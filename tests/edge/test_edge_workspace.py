@@ -12,6 +12,7 @@ from edge import workspace as module
 from edge.workspace import RECORD, Workspace
 
 FLOW = ("export", "calibrate", "engine", "drift")  # alphabetical order would be another one
+ARTIFACTS = (*(f"{name}.out" for name in FLOW), "x.out", "a.out", "b.out")
 TIMEOUT = 60
 spawn = multiprocessing.get_context("spawn")
 
@@ -22,7 +23,7 @@ def no_wait(text):
 
 def flow(folder, *, reads=None, force=False, fail_at=None, steps=FLOW, log=None):
     """Run steps that each write `<name>.out` from what they read; returns the names of those that ran."""
-    with Workspace.open(folder, force=force, on_wait=no_wait) as workspace:
+    with Workspace.open(folder, ARTIFACTS, force=force, on_wait=no_wait) as workspace:
         for name in steps:
             value = (reads or {}).get(name, 0)
 
@@ -122,17 +123,20 @@ def test_ctrl_c_in_a_step_is_a_failure_like_any_other(tmp_path):
         (tmp_path / "x.out").write_text("half")
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), Workspace.open(tmp_path, force=False, on_wait=no_wait) as workspace:
+    with pytest.raises(KeyboardInterrupt), Workspace.open(tmp_path, ARTIFACTS, force=False, on_wait=no_wait) as workspace:
         workspace.step("x", {}, ("x.out",), interrupted)
     assert outputs(tmp_path) == []
     assert flow(tmp_path) == list(FLOW), "the folder is unlocked"
 
 
-def test_position_in_the_flow_survives_a_partial_run(tmp_path):
-    """Steps keep the order of the flow, whichever run made them."""
+def test_without_its_record_a_folder_keeps_nothing_that_a_failing_run_did_not_make(tmp_path):
     flow(tmp_path)
-    flow(tmp_path, reads={"engine": 1})
-    assert sorted(record(tmp_path), key=lambda name: record(tmp_path)[name]["position"]) == list(FLOW)
+    (tmp_path / RECORD).unlink()
+    (tmp_path / "mine.txt").write_text("the user's")
+    with pytest.raises(InputError, match="step failed"):
+        flow(tmp_path, fail_at="calibrate")
+    assert outputs(tmp_path) == ["export"]
+    assert (tmp_path / "mine.txt").exists()
 
 
 def test_steps_of_another_flow_are_forgotten_when_something_changes(tmp_path):
@@ -144,7 +148,7 @@ def test_steps_of_another_flow_are_forgotten_when_something_changes(tmp_path):
 
 def test_other_outputs_of_a_step_are_another_step(tmp_path):
     for writes, expected in ((("a.out",), True), (("a.out",), False), (("b.out",), True), (("a.out", "b.out"), True)):
-        with Workspace.open(tmp_path, force=False, on_wait=no_wait) as workspace:
+        with Workspace.open(tmp_path, ARTIFACTS, force=False, on_wait=no_wait) as workspace:
             ran = workspace.step("s", {}, writes, lambda writes=writes: [(tmp_path / w).write_text("x") for w in writes])
             assert ran == expected
 
@@ -158,7 +162,7 @@ def test_other_outputs_of_a_step_are_another_step(tmp_path):
         "null",
         '{"export": 5}',
         '{"export": {}}',
-        '{"export": {"reads": 1, "writes": 2, "position": "x"}}',
+        '{"export": {"reads": 1, "writes": 2}}',
         "\xff",
     ],
 )
@@ -183,7 +187,7 @@ def test_digest_of_the_toolkit_is_of_all_its_sources():
 
 def test_digest_of_a_file_is_the_recorded_one(tmp_path):
     flow(tmp_path)
-    with Workspace.open(tmp_path, force=False, on_wait=no_wait) as workspace:
+    with Workspace.open(tmp_path, ARTIFACTS, force=False, on_wait=no_wait) as workspace:
         recorded = workspace.sha256("export.out")
         assert recorded == record(tmp_path)["export"]["writes"]["export.out"]
         (tmp_path / "stray").write_text("x")
@@ -193,7 +197,7 @@ def test_digest_of_a_file_is_the_recorded_one(tmp_path):
 def test_leftovers_of_a_killed_build_are_removed(tmp_path):
     (tmp_path / ".model.onnx.abc123.tmp").write_text("half")
     (tmp_path / "mine.tmp").write_text("the user's")
-    with Workspace.open(tmp_path, force=False, on_wait=no_wait):
+    with Workspace.open(tmp_path, ARTIFACTS, force=False, on_wait=no_wait):
         assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "mine.tmp"]
 
 
@@ -203,21 +207,21 @@ def test_a_folder_that_cannot_be_written(tmp_path, where):
     file.write_text("in the way")
     with (
         pytest.raises(MissingError, match=r"output folder cannot be written[\s\S]*choose another --out"),
-        Workspace.open(file / "out" if where == "below a file" else file, force=False, on_wait=no_wait),
+        Workspace.open(file / "out" if where == "below a file" else file, ARTIFACTS, force=False, on_wait=no_wait),
     ):
         pass
     assert file.read_text() == "in the way"
 
 
 def hold(folder, held, release):
-    with Workspace.open(folder, force=False, on_wait=no_wait) as workspace:
+    with Workspace.open(folder, ARTIFACTS, force=False, on_wait=no_wait) as workspace:
         held.set()
         assert release.wait(TIMEOUT)
         workspace.step("export", {}, ("export.out",), lambda: (folder / "export.out").write_text("first"))
 
 
 def wait_for_it(folder, waiting, result):
-    with Workspace.open(folder, force=False, on_wait=lambda _text: waiting.set()) as workspace:
+    with Workspace.open(folder, ARTIFACTS, force=False, on_wait=lambda _text: waiting.set()) as workspace:
         ran = workspace.step("export", {}, ("export.out",), lambda: (folder / "export.out").write_text("second"))
         result.put((waiting.is_set(), ran, (folder / "export.out").read_text()))
 
@@ -251,7 +255,7 @@ def die_in_the_middle(folder, reached):
         reached.set()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with Workspace.open(folder, force=False, on_wait=no_wait) as workspace:
+    with Workspace.open(folder, ARTIFACTS, force=False, on_wait=no_wait) as workspace:
         workspace.step("export", {"value": 0}, ("export.out",), lambda: None)
         workspace.step("calibrate", {"value": 1}, ("calibrate.out",), run)
 

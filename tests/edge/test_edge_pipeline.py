@@ -1,0 +1,297 @@
+"""`ufovit build` on a tiny network and tiny images: what it leaves, what it reuses, what faults and kills leave behind.
+
+Oracles: the artifacts read with json and onnx alone, hashlib, ONNX Runtime.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_network import TINY
+
+from calib.files import atomic_path
+from edge.cli import INTERRUPTED, run
+from edge.data import write_idx
+from edge.model.config import SIZES
+from edge.model.metadata import CheckpointInfo
+from edge.preprocess import Preprocess
+
+LABELS = ("ant", "bee", "cat", "dog", "eel")
+INT8_FILES = {
+    "model.onnx", "export.json", "calibration.json", "model.int8.onnx", "engine.onnx", "manifest.json", "drift.json",
+    "logits.npz", "report.html", "steps.json",
+}  # fmt: skip
+
+
+@pytest.fixture
+def tiny_project(tmp_path, make_network, tiny_size):
+    """A checkpoint, 64 calibration images and 80 test images labelled by the network itself, so that top-1 is 100 %."""
+    import torch
+
+    from edge.model.checkpoint import save_checkpoint
+
+    return make_project(tmp_path, make_network(0), tiny_size, torch, save_checkpoint)
+
+
+def make_project(folder, network, size, torch, save_checkpoint, seed=0):
+    preprocess = Preprocess(32, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    checkpoint = folder / "tiny.safetensors"
+    save_checkpoint(network, CheckpointInfo(size, LABELS, preprocess), checkpoint, torch.float32)
+    rng = np.random.default_rng(seed)
+    for name, count in (("calibration", 64), ("test", 80)):
+        smooth = rng.integers(0, 256, (count, 4, 4)).astype(np.uint8).repeat(7, axis=1).repeat(7, axis=2)
+        with torch.inference_mode():
+            answers = network(torch.from_numpy(preprocess.batch(smooth[..., None]))).argmax(1)
+        write_idx(folder / name / "images-idx3-ubyte.gz", smooth)
+        write_idx(folder / name / "labels-idx1-ubyte.gz", answers.numpy().astype(np.uint8))
+    return folder
+
+
+def build(folder, *options, precision="int8", target="cpu", out="out", checkpoint="tiny.safetensors"):
+    return run([
+        "build", "ufovit_tiny", precision, "--target", target, "--checkpoint", str(folder / checkpoint),
+        "--data", str(folder / "test"), "--calib-data", str(folder / "calibration"), "--out", str(folder / out),
+        "--max-drop", "20", "--int8-floor", "0.5", *options,
+    ])  # fmt: skip
+
+
+def read(folder, file, out="out"):
+    return json.loads((folder / out / file).read_text())
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def leftovers(folder):
+    return [p.name for p in (folder / "out").iterdir() if p.name.endswith(".tmp")]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, make_network):
+    """A finished INT8 build for the CPU; copy it before changing it."""
+    import torch
+
+    from edge.model.checkpoint import save_checkpoint
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, TINY.name, TINY)
+        folder = make_project(tmp_path_factory.mktemp("built"), make_network(0), TINY, torch, save_checkpoint)
+        assert build(folder) == 0
+    return folder
+
+
+@pytest.fixture
+def project(built, tmp_path, tiny_size):
+    """A writable copy of the finished build."""
+    subprocess.run(["cp", "-a", f"{built}/.", str(tmp_path)], check=True)
+    return tmp_path
+
+
+def test_build_leaves_every_artifact_and_a_chain_of_digests(project):
+    out = project / "out"
+    assert {p.name for p in out.iterdir()} == INT8_FILES | {".lock"}
+    manifest, drift, table = (read(project, f) for f in ("manifest.json", "drift.json", "calibration.json"))
+    assert manifest["checkpoint"]["sha256"] == sha256(project / "tiny.safetensors")
+    for record in (manifest["onnx"], manifest["qdq_onnx"], manifest["engine"], manifest["calibration"]):
+        assert record["sha256"] == sha256(out / record["file"])
+    assert table["onnx_sha256"] == manifest["onnx"]["sha256"] == drift["reference"]["sha256"]
+    assert drift["engine"]["sha256"] == manifest["engine"]["sha256"], "on a CPU the engine itself is judged"
+    assert drift["images"] == 80
+    assert drift["top1_reference"] == 1.0, "the labels are the network's own answers"
+    assert drift["verdict"] == "pass"
+    assert manifest["labels"] == list(LABELS)
+    assert manifest["random_weights"] is False
+
+
+def test_drift_figures_agree_with_the_stored_logits(project):
+    logits, drift = np.load(project / "out/logits.npz"), read(project, "drift.json")
+    same = logits["reference"].argmax(1) == logits["engine"].argmax(1)
+    assert drift["agreement"] == pytest.approx(same.mean())
+    assert drift["drop_points"] == pytest.approx(100 * (1 - (logits["engine"].argmax(1) == logits["labels"]).mean()))
+
+
+def test_second_run_reuses_every_step_without_torch(project, capsys, monkeypatch):
+    before = {p.name: (p.stat().st_mtime_ns, sha256(p)) for p in (project / "out").iterdir()}
+    for heavy in ("torch", "onnx", "onnxruntime", "matplotlib"):
+        monkeypatch.setitem(sys.modules, heavy, None)  # an import would raise
+    assert build(project) == 0
+    assert capsys.readouterr().out.count("unchanged, reused") == 6
+    assert {p.name: (p.stat().st_mtime_ns, sha256(p)) for p in (project / "out").iterdir()} == before
+
+
+def test_only_the_steps_behind_a_change_run_again(project, capsys):
+    assert build(project, "--max-drop", "30") == 0
+    output = capsys.readouterr().out
+    assert [s for s in ("export", "calibrate", "quantize", "engine", "drift", "report") if f"{s}: done" in output] == [
+        "drift",
+        "report",
+    ]
+    assert read(project, "drift.json")["budget_points"] == 30
+
+
+def test_force_runs_everything_and_gives_the_same_graphs(project, capsys):
+    graphs = ("model.onnx", "model.int8.onnx", "calibration.json", "engine.onnx", "report.html")
+    before = {f: sha256(project / "out" / f) for f in graphs if f != "report.html"}
+    assert build(project, "--force") == 0
+    assert "reused" not in capsys.readouterr().out
+    assert {f: sha256(project / "out" / f) for f in before} == before
+
+
+def test_tampered_artifact_is_made_again(project):
+    engine = project / "out/engine.onnx"
+    good = engine.read_bytes()
+    engine.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert build(project) == 0
+    assert engine.read_bytes() == good
+
+
+def test_another_checkpoint_in_the_same_folder_leaves_nothing_stale(project, make_network, tiny_size):
+    import torch
+
+    from edge.model.checkpoint import save_checkpoint
+
+    old = read(project, "manifest.json")
+    make_project(project, make_network(7), tiny_size, torch, save_checkpoint, seed=1)
+    assert build(project) == 0
+    new = read(project, "manifest.json")
+    assert new["checkpoint"]["sha256"] == sha256(project / "tiny.safetensors") != old["checkpoint"]["sha256"]
+    assert read(project, "drift.json")["reference"]["sha256"] == new["onnx"]["sha256"] != old["onnx"]["sha256"]
+
+
+def test_broken_quantization_fails_the_verdict(project, monkeypatch):
+    """Negative control: every activation scale ten times too small must cost accuracy and end with exit code 1."""
+    from calib.table import TensorScale
+
+    honest = TensorScale.from_amax.__func__
+    monkeypatch.setattr(
+        TensorScale, "from_amax", classmethod(lambda cls, amax, tensor, method: honest(cls, amax / 10, tensor, method))
+    )
+    assert build(project, "--force") == 1
+    assert read(project, "drift.json")["verdict"] == "fail"
+
+
+def test_too_few_images_are_inconclusive(project):
+    assert build(project, "--eval-images", "8", "--max-drop", "0.5") == 3
+    assert read(project, "drift.json")["verdict"] == "inconclusive"
+
+
+def test_receipt_below_its_floor_ends_with_1_and_no_engine(project, capsys):
+    assert build(project, "--int8-floor", "1.0") == 1
+    assert "INT8" in capsys.readouterr().err
+    left = {p.name for p in (project / "out").iterdir()}
+    assert not left & {"engine.onnx", "manifest.json", "drift.json", "report.html"}
+
+
+def test_random_weights_are_stamped_everywhere(tmp_path, tiny_size, capsys):
+    out = tmp_path / "out"
+    code = run([
+        "build", "ufovit_tiny", "int8", "--target", "cpu", "--random-weights", "--image-size", "32", "--int8-floor", "0.5",
+        "--out", str(out),
+    ])  # fmt: skip
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    assert "RANDOM" in captured.out
+    assert read(tmp_path, "manifest.json")["random_weights"] is True
+    assert read(tmp_path, "manifest.json")["checkpoint"] is None
+    assert read(tmp_path, "drift.json")["random_weights"] is True
+    assert read(tmp_path, "drift.json")["judged_by"] == "numbers"
+    assert "RANDOM WEIGHTS" in (out / "report.html").read_text().upper()
+
+
+def test_fp32_needs_no_calibration(project):
+    assert build(project, precision="fp32", out="fp32") == 0
+    assert not (project / "fp32/calibration.json").exists()
+    assert read(project, "drift.json", "fp32")["agreement"] == 1.0
+
+
+def forget(folder, step):
+    """Drop the record of a step: the next build runs it again, and what follows from it."""
+    record = read(folder, "steps.json")
+    del record[step]
+    (folder / "out/steps.json").write_text(json.dumps(record))
+
+
+STEPS = ("export", "calibrate", "quantize", "engine", "drift", "report")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_interrupt_in_a_step_leaves_no_verdict_and_no_leftovers(project, monkeypatch, step, capsys):
+    def interrupted(*args, **kwargs):
+        with atomic_path(project / "out" / "model.onnx") as temporary:
+            temporary.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    forget(project, step)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"edge.steps.{step}", interrupted)
+        assert build(project) == INTERRUPTED
+    assert "same command goes on" in capsys.readouterr().err
+    assert leftovers(project) == []
+    assert not (project / "out/report.html").exists()
+    assert build(project) == 0
+    assert {p.name for p in (project / "out").iterdir()} == INT8_FILES | {".lock"}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_full_disk_in_a_step_ends_with_4(project, monkeypatch, step, capsys):
+    def full(*args, **kwargs):
+        with atomic_path(project / "out" / "anything") as temporary:
+            temporary.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    forget(project, step)
+    monkeypatch.setattr(f"edge.steps.{step}", full)
+    assert build(project) == 4
+    assert "disk full" in capsys.readouterr().err
+    assert leftovers(project) == []
+    assert not (project / "out/anything").exists()
+
+
+DRIVER = textwrap.dedent("""
+    import os, signal, sys
+    from pathlib import Path
+    sys.path[:0] = {roots!r}
+    from edge.model.config import SIZES
+    from tiny_network import TINY
+    SIZES[TINY.name] = TINY
+    renames, replace = [], Path.replace
+    def replace_or_die(self, target):
+        renames.append(target)
+        if len(renames) == {nth}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(self, target)
+    Path.replace = replace_or_die
+    from edge.cli import run
+    sys.exit(run(sys.argv[1:]))
+""")
+
+
+def test_killed_again_and_again_it_still_ends_the_same(built, project):
+    """SIGKILL at the first rename, then at the second of what is left, and so on: the last run finishes."""
+    here = Path(__file__).parent
+    roots = [str(here), str(here.parents[1])]
+    arguments = [
+        "build", "ufovit_tiny", "int8", "--target", "cpu", "--checkpoint", str(project / "tiny.safetensors"),
+        "--data", str(project / "test"), "--calib-data", str(project / "calibration"), "--out", str(project / "killed"),
+        "--max-drop", "20", "--int8-floor", "0.5",
+    ]  # fmt: skip
+    codes = []
+    for nth in range(1, 20):
+        command = [sys.executable, "-c", DRIVER.format(roots=roots, nth=nth), *arguments]
+        codes.append(subprocess.run(command, check=False, capture_output=True).returncode)
+        if codes[-1] != -signal.SIGKILL:
+            break
+    assert codes[-1] == 0
+    assert codes.count(-signal.SIGKILL) >= 4
+    for file in ("model.onnx", "calibration.json", "model.int8.onnx", "engine.onnx", "drift.json"):
+        assert sha256(project / "killed" / file) == sha256(built / "out" / file), file
+    assert not [p for p in (project / "killed").iterdir() if p.name.endswith(".tmp")]
