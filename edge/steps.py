@@ -24,6 +24,9 @@ CHECK_IMAGES = 32
 """Images on which export and typing are checked."""
 BATCH = 32
 """Images per run on the CPU."""
+FLOAT_LAYERS = ("stem.0/*", "stem.3/*")
+"""Layers that stay in float in an INT8 build: the first two convolutions of the stem, which see the image itself. They are
+1.7 % of ufovit_t's multiply-accumulates; in INT8 they alone cost 4 dB of the logits' SQNR, more than all other layers do."""
 
 
 def export(request: BuildRequest, inputs: BuildInputs, model_path: Path, record_path: Path, advance: Advance) -> None:
@@ -46,14 +49,14 @@ def calibrate(request: BuildRequest, inputs: BuildInputs, model_path: Path, tabl
     import onnx
 
     from calib.collect import CollectConfig, collect
-    from calib.scheme import plan_quantization
+    from calib.scheme import QuantScheme, plan_quantization
     from calib.table import save_table
 
     images, preprocess = inputs.calib_images, inputs.info.preprocess
     table = collect(
         model_path,
         images.batches(preprocess, BATCH),
-        plan_quantization(onnx.load(model_path)),
+        plan_quantization(onnx.load(model_path), QuantScheme(exclude=FLOAT_LAYERS)),
         data_sha256=data_digest(images.sha256, preprocess.sha256),
         config=CollectConfig(method=request.method, threads=2),
         progress=lambda done: advance(done / len(images)),
@@ -67,11 +70,11 @@ def quantize(model_path: Path, table_path: Path, quantized_path: Path, advance: 
 
     from calib.lint import lint
     from calib.qdq import insert_qdq, serialize
-    from calib.scheme import plan_quantization
+    from calib.scheme import QuantScheme, plan_quantization
     from calib.table import load_table
 
     model, table = onnx.load(model_path), load_table(table_path)
-    quantized = insert_qdq(model, table, plan_quantization(model))
+    quantized = insert_qdq(model, table, plan_quantization(model, QuantScheme(exclude=FLOAT_LAYERS)))
     advance(0.5)
     findings = [f for f in lint(quantized) if f.severity != "note"]
     if findings:
