@@ -21,9 +21,7 @@ from calib.graph import index_graph, load_graph
 from calib.observers import Histogram
 from calib.ranges import method as range_method
 from calib.scheme import QuantPlan
-from calib.table import CalibrationTable, TensorScale
-
-MIN_IMAGES = 32
+from calib.table import MIN_IMAGES, CalibrationTable, TensorScale
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from calib.errors import InputError
 from calib.scales import activation_scale
 
 REMAKE = "ufovit calibrate"
+MIN_IMAGES = 32
+"""Fewest images that give a table."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any
 
 from edge import steps
 from edge.drift.compare import Verdict
+from edge.preflight import check_inputs
 from edge.progress import Progress
 from edge.request import BuildInputs, BuildRequest, resolve_inputs
 from edge.workspace import Workspace
@@ -46,7 +47,13 @@ def run(request: BuildRequest, progress: Progress) -> BuildOutcome:
     inputs = resolve_inputs(request)
     if inputs.info.random_weights:
         progress.say("RANDOM WEIGHTS: nothing below says anything about accuracy; every artifact is stamped")
-    with Workspace.open(request.out, ARTIFACTS, force=request.force, on_wait=progress.say) as workspace:
+
+    def preflight(first_step: str) -> None:
+        with progress.task("inputs") as advance:
+            check_inputs(request, inputs, first_step, advance)
+
+    opened = Workspace.open(request.out, ARTIFACTS, force=request.force, on_wait=progress.say, before_change=preflight)
+    with opened as workspace:
         build = _Build(request, inputs, workspace, progress)
         build.export()
         graph = MODEL

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from calib.collect import MIN_IMAGES
 from calib.errors import InputError
+from calib.ranges import method as range_method
+from calib.table import MIN_IMAGES
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, SHIPPED_MODEL, TEST_IMAGES
 from edge.data import ImageSet, open_images
 from edge.model.config import SIZES, config
 from edge.model.metadata import CheckpointInfo, read_info
-from engines.spec import PRECISIONS, BatchRange, Precision
+from engines.spec import PRECISIONS, BatchRange, Precision, check_floor
 from engines.targets import Target
 
 DEFAULT_BATCH = BatchRange(1, 1, 8)
@@ -74,8 +76,10 @@ class BuildRequest:
                 allowed="fp32, int8",
                 next_command=f"ufovit build {self.model} fp32 --target {self.target.name}",
             )
-        if not self.max_drop_points >= 0:
-            raise InputError("negative accuracy budget", found=self.max_drop_points, allowed="points, 0 or more")
+        if not 0 <= self.max_drop_points < math.inf:  # NaN, too
+            raise InputError("accuracy budget is no number of points", found=self.max_drop_points, allowed="0 or more")
+        range_method(self.method)
+        check_floor(self.int8_floor)
 
     @property
     def engine_file(self) -> str:
@@ -154,7 +158,7 @@ def _resolve_info(request: BuildRequest) -> CheckpointInfo:
     """Metadata of the checkpoint asked for, or of the weights to be drawn."""
     if request.random_weights:
         shipped = read_info(SHIPPED_CHECKPOINT)
-        size = request.image_size or shipped.config.image_size
+        size = shipped.config.image_size if request.image_size is None else request.image_size
         return CheckpointInfo(
             config=config(request.model, image_size=size, classes=len(shipped.labels)),
             labels=shipped.labels,

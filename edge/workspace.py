@@ -41,6 +41,8 @@ class Workspace:
     Attributes:
         folder: where everything lands.
         artifacts: every file that any build may leave here, in the order of the flow.
+        before_change: told the first step that has to run, before anything is removed; what it raises leaves the folder as it
+            was.
         reused: names of the steps that did not have to run, in order.
         ran: names of the steps that ran, in order.
     """
@@ -48,13 +50,20 @@ class Workspace:
     folder: Path
     artifacts: tuple[str, ...]
     force: bool = False
+    before_change: Callable[[str], None] = lambda _step: None
     reused: list[str] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
 
     @classmethod
     @contextlib.contextmanager
     def open(
-        cls, folder: Path, artifacts: tuple[str, ...], *, force: bool, on_wait: Callable[[str], None]
+        cls,
+        folder: Path,
+        artifacts: tuple[str, ...],
+        *,
+        force: bool,
+        on_wait: Callable[[str], None],
+        before_change: Callable[[str], None] = lambda _step: None,
     ) -> Iterator[Workspace]:
         """Make and lock the folder. While another build holds it, say so through `on_wait` and wait for its end.
 
@@ -70,7 +79,7 @@ class Workspace:
         try:
             _lock(descriptor, folder, on_wait)
             _remove_leftovers(folder)
-            yield cls(folder, artifacts, force)
+            yield cls(folder, artifacts, force, before_change)
         finally:
             os.close(descriptor)  # also releases the lock
 
@@ -88,6 +97,8 @@ class Workspace:
         if not self.force and self._holds(record.get(name), digest, writes):
             self.reused.append(name)
             return False
+        if not self.ran:
+            self.before_change(name)
         self._invalidate(record)
         try:
             run()

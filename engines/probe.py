@@ -1,4 +1,4 @@
-"""What this machine can do: facts for `ufovit doctor` and for target "auto". Never raises, never builds."""
+"""What this machine can do: facts for `ufovit doctor` and for target "auto". Nothing is built; a probe never raises."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def probe_backend(backend: str) -> BackendProbe:
     except MissingError as error:
         return BackendProbe(backend, False, "", str(error).splitlines()[0], _MENDS[backend])
     return BackendProbe(backend, True, version, _WORKS[backend], None)
+
+
+def require_backend(backend: str) -> None:
+    """Load a backend's library. Raises MissingError naming the command that mends it."""
+    _VERSIONS[backend]()
 
 
 def probe_backends() -> tuple[BackendProbe, ...]:

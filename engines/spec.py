@@ -41,6 +41,12 @@ def parse_batch(text: str) -> BatchRange:
     return BatchRange(*(numbers if len(numbers) == 3 else numbers * 3))
 
 
+def check_floor(int8_floor: float | None) -> None:
+    """Raise InputError unless the smallest share of MACs in INT8 is a fraction or None."""
+    if int8_floor is not None and not 0 <= int8_floor <= 1:
+        raise InputError("INT8 floor is no fraction", found=int8_floor, allowed="a number from 0 to 1")
+
+
 @dataclass(frozen=True)
 class BuildSpec:
     """One build.
@@ -62,8 +68,7 @@ class BuildSpec:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise InputError(f"unknown precision {self.precision!r}", allowed=", ".join(PRECISIONS))
-        if self.int8_floor is not None and not 0 <= self.int8_floor <= 1:
-            raise InputError("INT8 floor is no fraction", found=self.int8_floor, allowed="a number from 0 to 1")
+        check_floor(self.int8_floor)
 
     @property
     def floor(self) -> float:

@@ -58,6 +58,8 @@ def _explain(error: Exception) -> int:
     """Say on stderr what went wrong; the exit code that it stands for."""
     import typer
 
+    from edge.preflight import BUILD_LIBRARIES, missing_library
+
     # typer carries click inside itself or imports it, by release: its base of usage errors has one name in both
     usage_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     if isinstance(error, usage_error):
@@ -66,6 +68,9 @@ def _explain(error: Exception) -> int:
     if isinstance(error, UfovitError):
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in BUILD_LIBRARIES:
+        print(f"error: {missing_library(str(error.name))}", file=sys.stderr)
+        return MissingError.exit_code
     if isinstance(error, OSError) and error.errno in _LACKING:
         print(f"error: {error.strerror}\n  where: {error.filename}", file=sys.stderr)
         return MissingError.exit_code

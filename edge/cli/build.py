@@ -50,7 +50,7 @@ def build(  # noqa: PLR0913, PLR0917  # one parameter per option of the command
     out: Annotated[
         Path | None, typer.Option(help="Build folder. Default: build/MODEL-PRECISION-TARGET", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of --random-weights")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of --random-weights")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Run every step, whatever an earlier build left")] = False,
 ) -> int:
     """Calibrate, build the engine, read its precision receipt, measure its drift, say pass or fail.

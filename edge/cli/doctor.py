@@ -9,6 +9,7 @@ import sys
 def doctor() -> int:
     """List the backends: which work here, and for each that does not, why and the command that mends it."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from engines.probe import gpu_compute_capabilities, probe_backends
@@ -17,11 +18,14 @@ def doctor() -> int:
     console = Console(soft_wrap=True)
     gpus = ", ".join(gpu_compute_capabilities()) or "none"
     console.print(f"Python {sys.version.split()[0]}, {platform.system()} {platform.machine()}, NVIDIA GPUs: {gpus}")
-    table = Table("backend", "works", "version", "why", "mend with")
+    table = Table("backend", "works", "version", "why")
     probes = probe_backends()
     for probe in probes:
-        table.add_row(probe.backend, "yes" if probe.works else "no", probe.version, probe.why, probe.mend or "")
+        table.add_row(probe.backend, "yes" if probe.works else "no", probe.version, escape(probe.why))
     console.print(table)
+    for probe in probes:
+        if probe.mend:
+            console.print(f"{probe.backend} would work after: {probe.mend}", markup=False, highlight=False)
     resolution = resolve_target(AUTO)
     console.print(f"target auto here means {resolution.target.name}: {resolution.reason}")
     return 0 if any(probe.works for probe in probes) else 4

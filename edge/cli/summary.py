@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from edge.steps import read_drift
@@ -20,15 +21,15 @@ def print_summary(console: Console, folder: Path) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     low, high = drift.interval.low_points, drift.interval.high_points
     rows = {
-        "verdict": f"[{_STYLE[drift.verdict]}]{drift.verdict.upper()}[/] {drift.reason}",
+        "verdict": f"[{_STYLE[drift.verdict]}]{drift.verdict.upper()}[/] {escape(drift.reason)}",
         "top-1": f"{drift.top1_reference:.2%} FP32 reference, {drift.top1_engine:.2%} {manifest.precision}",
         "drop": f"{drift.drop_points:+.2f} points [{low:+.2f}, {high:+.2f}] at {drift.interval.level:.0%}, "
         f"budget {drift.budget_points:g}",
         "agreement": f"{drift.agreement:.2%} of {drift.images} images, SQNR of the logits {drift.sqnr_db:.1f} dB",
-        "judged": drift.engine.ran_on,
-        "engine": _engine(manifest),
-        "receipt": _receipt(manifest),
-        "report": str(folder / "report.html"),
+        "judged": escape(drift.engine.ran_on),
+        "engine": escape(_engine(manifest)),
+        "receipt": escape(_receipt(manifest)),
+        "report": escape(str(folder / "report.html")),
     }
     if manifest.random_weights:
         rows = {"weights": "[bold red]RANDOM: no figure here says anything about accuracy[/]", **rows}
