@@ -47,7 +47,7 @@ fi
 pip=(.venv/bin/python -m pip --disable-pip-version-check)
 
 install_cpu_torch() {
-  .venv/bin/python - "$torch_cpu_index/torch/" 2>/dev/null <<'PY' || return 1
+  timeout 10 .venv/bin/python - "$torch_cpu_index/torch/" 2>/dev/null <<'PY' || return 1
 import sys, urllib.request
 urllib.request.urlopen(sys.argv[1], timeout=5).read(1)
 PY

@@ -19,6 +19,8 @@ def print_summary(console: Console, folder: Path) -> None:
     """Print the verdict and the figures behind it."""
     manifest, drift = read_manifest(folder), read_drift(folder / "drift.json")
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")
     low, high = drift.interval.low_points, drift.interval.high_points
     rows = {
         "verdict": f"[{_STYLE[drift.verdict]}]{drift.verdict.upper()}[/] {escape(drift.reason)}",
@@ -29,13 +31,14 @@ def print_summary(console: Console, folder: Path) -> None:
         "judged": escape(drift.engine.ran_on),
         "engine": escape(_engine(manifest)),
         "receipt": escape(_receipt(manifest)),
-        "report": escape(str(folder / "report.html")),
     }
     if manifest.random_weights:
-        rows = {"weights": "[bold red]RANDOM: no figure here says anything about accuracy[/]", **rows}
+        shown = {name: text for name, text in rows.items() if name not in ("top-1", "drop")}
+        rows = {"weights": "[bold red]RANDOM: no figure here says anything about accuracy[/]", **shown}
     for name, text in rows.items():
         table.add_row(name, text)
     console.print(table, highlight=False)
+    console.print(f"report   {folder / 'report.html'}", markup=False, highlight=False)  # in one piece, however narrow
 
 
 def _engine(manifest: EngineManifest) -> str:
