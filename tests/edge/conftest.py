@@ -1,10 +1,12 @@
 """A small network with every parameter away from its initial value, and its exported graph."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from tiny_network import TINY
+from tiny_project import build, make_project
 
 from edge.model.config import SIZES
 
@@ -58,3 +60,20 @@ def tiny_graph(make_network):
     from edge.model.fold import fold
 
     return to_onnx(fold(make_network(0)))
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory, make_network):
+    """A project with a finished INT8 build for the CPU; copy it before changing it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, TINY.name, TINY)
+        folder = make_project(tmp_path_factory.mktemp("built"), make_network(0), TINY)
+        assert build(folder) == 0
+    return folder
+
+
+@pytest.fixture
+def project(built, tmp_path, tiny_size):
+    """A writable copy of the finished build."""
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
+    return tmp_path

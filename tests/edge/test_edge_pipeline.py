@@ -4,7 +4,6 @@ Oracles: the artifacts read with json and onnx alone, hashlib, ONNX Runtime.
 """
 
 import errno
-import hashlib
 import json
 import os
 import signal
@@ -15,85 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_network import TINY
+from tiny_project import LABELS, build, command, forget, leftovers, make_project, read, sha256
 
 from calib.files import atomic_path
 from edge.cli import INTERRUPTED, run
-from edge.data import write_idx
-from edge.model.config import SIZES
-from edge.model.metadata import CheckpointInfo
-from edge.preprocess import Preprocess
 
-LABELS = ("ant", "bee", "cat", "dog", "eel")
 INT8_FILES = {
     "model.onnx", "export.json", "calibration.json", "model.int8.onnx", "engine.onnx", "manifest.json", "drift.json",
     "logits.npz", "report.html", "steps.json",
 }  # fmt: skip
-
-
-@pytest.fixture
-def tiny_project(tmp_path, make_network, tiny_size):
-    """A checkpoint, 64 calibration images and 80 test images labelled by the network itself, so that top-1 is 100 %."""
-    import torch
-
-    from edge.model.checkpoint import save_checkpoint
-
-    return make_project(tmp_path, make_network(0), tiny_size, torch, save_checkpoint)
-
-
-def make_project(folder, network, size, torch, save_checkpoint, seed=0):
-    preprocess = Preprocess(32, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    checkpoint = folder / "tiny.safetensors"
-    save_checkpoint(network, CheckpointInfo(size, LABELS, preprocess), checkpoint, torch.float32)
-    rng = np.random.default_rng(seed)
-    for name, count in (("calibration", 64), ("test", 80)):
-        smooth = rng.integers(0, 256, (count, 4, 4)).astype(np.uint8).repeat(7, axis=1).repeat(7, axis=2)
-        with torch.inference_mode():
-            answers = network(torch.from_numpy(preprocess.batch(smooth[..., None]))).argmax(1)
-        write_idx(folder / name / "images-idx3-ubyte.gz", smooth)
-        write_idx(folder / name / "labels-idx1-ubyte.gz", answers.numpy().astype(np.uint8))
-    return folder
-
-
-def build(folder, *options, precision="int8", target="cpu", out="out", checkpoint="tiny.safetensors"):
-    return run([
-        "build", "ufovit_tiny", precision, "--target", target, "--checkpoint", str(folder / checkpoint),
-        "--data", str(folder / "test"), "--calib-data", str(folder / "calibration"), "--out", str(folder / out),
-        "--max-drop", "20", "--int8-floor", "0.5", *options,
-    ])  # fmt: skip
-
-
-def read(folder, file, out="out"):
-    return json.loads((folder / out / file).read_text())
-
-
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def leftovers(folder):
-    return [p.name for p in (folder / "out").iterdir() if p.name.endswith(".tmp")]
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory, make_network):
-    """A finished INT8 build for the CPU; copy it before changing it."""
-    import torch
-
-    from edge.model.checkpoint import save_checkpoint
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, TINY.name, TINY)
-        folder = make_project(tmp_path_factory.mktemp("built"), make_network(0), TINY, torch, save_checkpoint)
-        assert build(folder) == 0
-    return folder
-
-
-@pytest.fixture
-def project(built, tmp_path, tiny_size):
-    """A writable copy of the finished build."""
-    subprocess.run(["cp", "-a", f"{built}/.", str(tmp_path)], check=True)
-    return tmp_path
 
 
 def test_build_leaves_every_artifact_and_a_chain_of_digests(project):
@@ -155,12 +84,8 @@ def test_tampered_artifact_is_made_again(project):
 
 
 def test_another_checkpoint_in_the_same_folder_leaves_nothing_stale(project, make_network, tiny_size):
-    import torch
-
-    from edge.model.checkpoint import save_checkpoint
-
     old = read(project, "manifest.json")
-    make_project(project, make_network(7), tiny_size, torch, save_checkpoint, seed=1)
+    make_project(project, make_network(7), tiny_size, seed=1)
     assert build(project) == 0
     new = read(project, "manifest.json")
     assert new["checkpoint"]["sha256"] == sha256(project / "tiny.safetensors") != old["checkpoint"]["sha256"]
@@ -211,13 +136,6 @@ def test_fp32_needs_no_calibration(project):
     assert build(project, precision="fp32", out="fp32") == 0
     assert not (project / "fp32/calibration.json").exists()
     assert read(project, "drift.json", "fp32")["agreement"] == 1.0
-
-
-def forget(folder, step):
-    """Drop the record of a step: the next build runs it again, and what follows from it."""
-    record = read(folder, "steps.json")
-    del record[step]
-    (folder / "out/steps.json").write_text(json.dumps(record))
 
 
 STEPS = ("export", "calibrate", "quantize", "engine", "drift", "report")
@@ -279,15 +197,11 @@ def test_killed_again_and_again_it_still_ends_the_same(built, project):
     """SIGKILL at the first rename, then at the second of what is left, and so on: the last run finishes."""
     here = Path(__file__).parent
     roots = [str(here), str(here.parents[1])]
-    arguments = [
-        "build", "ufovit_tiny", "int8", "--target", "cpu", "--checkpoint", str(project / "tiny.safetensors"),
-        "--data", str(project / "test"), "--calib-data", str(project / "calibration"), "--out", str(project / "killed"),
-        "--max-drop", "20", "--int8-floor", "0.5",
-    ]  # fmt: skip
+    arguments = command(project, out=project / "killed")
     codes = []
     for nth in range(1, 20):
-        command = [sys.executable, "-c", DRIVER.format(roots=roots, nth=nth), *arguments]
-        codes.append(subprocess.run(command, check=False, capture_output=True).returncode)
+        program = [sys.executable, "-c", DRIVER.format(roots=roots, nth=nth), *arguments]
+        codes.append(subprocess.run(program, check=False, capture_output=True).returncode)
         if codes[-1] != -signal.SIGKILL:
             break
     assert codes[-1] == 0
