@@ -12,7 +12,7 @@ from calib.artifact import read_artifact, write_artifact
 from calib.errors import InputError
 from calib.scales import activation_scale
 
-REMAKE = "ufovit calibrate"
+REMAKE = "ufovit build"
 MIN_IMAGES = 32
 """Fewest images that give a table."""
 

@@ -101,11 +101,11 @@ def _load_model(spec: BuildSpec) -> onnx.ModelProto:
         model = onnx.load(spec.onnx)
         onnx.checker.check_model(model)
     except FileNotFoundError as error:
-        raise InputError("file not found", where=spec.onnx, next_command="ufovit export") from error
+        raise InputError("file not found", where=spec.onnx, next_command="ufovit build") from error
     except OSError as error:
         raise InputError("file cannot be read", where=spec.onnx, found=error.strerror) from error
     except (DecodeError, onnx.checker.ValidationError) as error:
-        raise InputError("not a valid ONNX model", where=spec.onnx, found=error, next_command="ufovit export") from error
+        raise InputError("not a valid ONNX model", where=spec.onnx, found=error, next_command="ufovit build") from error
     return model
 
 

@@ -148,7 +148,7 @@ def test_reading_back_gives_what_was_written(quantized, table, plan):
 
 def test_a_missing_scale_is_refused_by_name(tiny, table, plan):
     del table.tensors["kt"]
-    with pytest.raises(InputError, match=r"no scale[\s\S]*1 tensors: kt[\s\S]*ufovit calibrate"):
+    with pytest.raises(InputError, match=r"no scale[\s\S]*1 tensors: kt[\s\S]*ufovit build"):
         insert_qdq(tiny, table, plan)
 
 

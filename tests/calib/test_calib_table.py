@@ -47,7 +47,7 @@ def test_a_spoiled_table_is_refused(table, tmp_path, spoil):
 def test_a_stale_table_is_refused_with_the_command_that_remakes_it(table):
     check_table(table, onnx_sha256="graph", data_sha256="data")
     check_table(table, onnx_sha256="graph")
-    with pytest.raises(InputError, match=r"another graph[\s\S]*ufovit calibrate"):
+    with pytest.raises(InputError, match=r"another graph[\s\S]*ufovit build"):
         check_table(table, onnx_sha256="other", data_sha256="data")
-    with pytest.raises(InputError, match=r"other calibration images[\s\S]*ufovit calibrate"):
+    with pytest.raises(InputError, match=r"other calibration images[\s\S]*ufovit build"):
         check_table(table, onnx_sha256="graph", data_sha256="other")
