@@ -18,6 +18,7 @@ from engines.spec import PRECISIONS
 from engines.targets import AUTO, TARGETS
 
 ROOT = Path(__file__).resolve().parents[1]
+FOREIGN = ("apt-get", "git", "pip")
 READMES = sorted(p for p in (ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("edge/*/README.md")) if p.exists())
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -34,8 +35,8 @@ def shell_commands(text):
 
 
 def inline_commands(text):
-    """What stands between backticks and begins with `ufovit` or `scripts/`."""
-    return [shlex.split(code) for code in re.findall(r"`((?:ufovit|scripts/)[^`\n]*)`", text)]
+    """What stands between backticks and begins with `ufovit ` or `scripts/`."""
+    return [shlex.split(code) for code in re.findall(r"`((?:ufovit |scripts/)[^`\n]*)`", text)]
 
 
 def options_of(command):
@@ -46,26 +47,38 @@ def options_of(command):
     return {"--help"} | {option for parameter in commands[command].params for option in parameter.opts}
 
 
+def wrong_in_script(words, root=ROOT):
+    """What does not exist in `python FILE --options`: the file, or an option that its text does not hold."""
+    script, *rest = words
+    if not (root / script).is_file():
+        return [f"no file {script}"]
+    text = (root / script).read_text(encoding="utf-8")
+    return [f"no option {w}" for w in rest if w.startswith("--") and f'"{w.partition("=")[0]}"' not in text]
+
+
 def wrong_in_command(words, root=ROOT):
     """What does not exist in a command line: its script, its command, its options, its model or precision."""
     program, *rest = words
+    if program in FOREIGN:
+        return []
+    if program == "python":
+        return wrong_in_script(rest, root)
     if program.startswith("scripts/"):
         script = root / program
         if not (script.is_file() and (script.suffix == ".py" or script.stat().st_mode & 0o111)):
             return [f"{program} is no executable script"]
-        if program != "scripts/build_engine.sh":
-            return []
-        rest = ["build", *rest]
-    elif program != "ufovit":
-        return [f"{program} is not ours"]
-    if not rest:
-        return []
-    known = options_of(rest[0])
+        return wrong_in_ufovit(["build", *rest]) if script.name == "build_engine.sh" else []
+    return wrong_in_ufovit(rest) if program == "ufovit" else [f"{program} is not ours"]
+
+
+def wrong_in_ufovit(words):
+    """What does not exist in `ufovit WORDS`."""
+    known = options_of(words[0])
     if known is None:
-        return [f"no command {rest[0]}"]
-    wrong = [f"no option {word}" for word in rest[1:] if word.startswith("--") and word.partition("=")[0] not in known]
-    if rest[0] == "build" and len(rest) > 2 and not rest[1].startswith("-"):
-        model, precision = rest[1:3]
+        return [f"no command {words[0]}"]
+    wrong = [f"no option {word}" for word in words[1:] if word.startswith("--") and word.partition("=")[0] not in known]
+    if words[0] == "build" and len(words) > 2 and not words[1].startswith("-"):
+        model, precision = words[1:3]
         wrong += [f"no model {model}"] if model not in SIZES and model != "MODEL" else []
         wrong += [f"no precision {precision}"] if precision not in PRECISIONS and precision != "PRECISION" else []
     return wrong
@@ -174,6 +187,8 @@ def test_every_command_stands_in_the_readme():
         ("scripts/build_engine.sh ufovit_t int8 --fast", "no option --fast"),
         ("scripts/nothing.sh", "no executable script"),
         ("scripts/constraints.txt", "no executable script"),
+        ("python scripts/nothing.py", "no file scripts/nothing.py"),
+        ("python scripts/train_checkpoint.py --data x --epoch-count 3", "no option --epoch-count"),
         ("rm -r build", "rm is not ours"),
     ],
 )
