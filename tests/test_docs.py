@@ -156,6 +156,11 @@ def test_every_package_has_a_readme_that_names_all_its_files(package):
     assert unnamed + folders == []
 
 
+@pytest.mark.parametrize("path", READMES, ids=name)
+def test_nothing_is_left_to_be_filled_in(path):
+    assert re.findall(r"@@\w*@@|TODO|FIXME|XXX", path.read_text(encoding="utf-8")) == []
+
+
 def test_exit_codes_agree():
     documented, command_line = exit_codes(EXIT_PARAGRAPH), exit_codes(edge.cli.__doc__)
     assert documented.keys() == command_line.keys() == {0, 1, 2, 3, 4, edge.cli.INTERNAL_ERROR, edge.cli.INTERRUPTED}
