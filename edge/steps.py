@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from calib.artifact import read_artifact, write_artifact
-from calib.errors import VerdictError
+from calib.errors import InputError, VerdictError
 from calib.files import atomic_path, sha256_bytes, sha256_file, write_bytes
 from edge.drift.compare import DriftReport, Source, compare, judge
 from edge.progress import Advance
@@ -38,7 +38,13 @@ def export(request: BuildRequest, inputs: BuildInputs, model_path: Path, record_
     if info.random_weights and not info.file:
         network = random_network(info.config, request.seed)
     else:
-        network, _ = load_checkpoint(Path(info.file), model=info.config.name, image_size=info.config.image_size)
+        network, loaded = load_checkpoint(Path(info.file), model=info.config.name, image_size=info.config.image_size)
+        if loaded.sha256 != info.sha256:  # the manifest would name a checkpoint that these weights do not come from
+            raise InputError(
+                "checkpoint changed during the build",
+                where=info.file,
+                next_command="run the same command again",
+            )
     advance(0.1)
     (images,) = inputs.calib_images.take(CHECK_IMAGES).batches(info.preprocess, CHECK_IMAGES)
     write_artifact(record_path, export_onnx(network, model_path, images))

@@ -183,6 +183,15 @@ def test_checkpoints(refused, project, fault):
     refused(2, *says, "tiny.safetensors")
 
 
+def test_a_checkpoint_that_is_replaced_during_the_build(project, capsys, monkeypatch):
+    """Weights of one file under the digest of another would break the chain from engine to checkpoint."""
+    replaced = lambda tensors, _: tensors["head.bias"].add_(1)  # noqa: E731  # one line, one use
+    monkeypatch.setattr("edge.pipeline.check_inputs", lambda *_: rewrite(project / "tiny.safetensors", replaced))
+    assert run(command(project, out=project / "fresh")) == 2
+    assert "checkpoint changed during the build" in capsys.readouterr().err
+    assert not list((project / "fresh").glob("*.onnx"))
+
+
 def test_a_folder_is_no_checkpoint(refused, project):
     refused(2, "checkpoint not found", checkpoint=project / "test")
 
