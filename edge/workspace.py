@@ -67,8 +67,10 @@ class Workspace:
     ) -> Iterator[Workspace]:
         """Make and lock the folder. While another build holds it, say so through `on_wait` and wait for its end.
 
-        Raises MissingError when the folder cannot be written, or cannot be locked (some network file systems).
+        Raises MissingError when the folder cannot be written, or cannot be locked (some network file systems); InputError
+        when it holds files of a build's names that no build has written: they would be lost.
         """
+        _refuse_foreign(folder, artifacts)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -78,7 +80,7 @@ class Workspace:
             ) from error
         try:
             _lock(descriptor, folder, on_wait)
-            _remove_leftovers(folder)
+            _remove_leftovers(folder, artifacts)
             yield cls(folder, artifacts, force, before_change)
         finally:
             os.close(descriptor)  # also releases the lock
@@ -163,7 +165,21 @@ def _is_entry(entry: Any) -> bool:
     return isinstance(entry.get("reads"), str)
 
 
-def _remove_leftovers(folder: Path) -> None:
+def _refuse_foreign(folder: Path, artifacts: tuple[str, ...]) -> None:
+    """A build folder is known by its lock file, which stays; files of the same names elsewhere are somebody's own."""
+    found = [] if (folder / _LOCK).exists() else [file for file in artifacts if (folder / file).exists()]
+    if found:
+        raise InputError(
+            "the folder holds files that no build has written, and a build would replace them",
+            where=folder,
+            found=", ".join(found),
+            allowed="a new folder, or one of an earlier build",
+            next_command="choose another --out, or move these files away",
+        )
+
+
+def _remove_leftovers(folder: Path, artifacts: tuple[str, ...]) -> None:
     """Remove temporary files that a killed build left behind; the caller holds the folder's lock."""
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+    for name in (*artifacts, RECORD):
+        for leftover in folder.glob(f".{name}.*.tmp"):  # as `calib.files.atomic_path` names them
+            leftover.unlink(missing_ok=True)

@@ -194,11 +194,22 @@ def test_digest_of_a_file_is_the_recorded_one(tmp_path):
         assert workspace.sha256("stray") != recorded
 
 
+def test_a_folder_with_somebodys_own_files_of_these_names_is_refused(tmp_path):
+    (tmp_path / "engine.out").write_text("the user's")
+    with pytest.raises(InputError, match=r"no build has written[\s\S]*engine\.out[\s\S]*another --out"):
+        flow(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["engine.out"]
+    (tmp_path / "engine.out").rename(tmp_path / "mine.out")
+    assert flow(tmp_path) == list(FLOW)
+    assert (tmp_path / "mine.out").read_text() == "the user's"
+
+
 def test_leftovers_of_a_killed_build_are_removed(tmp_path):
-    (tmp_path / ".model.onnx.abc123.tmp").write_text("half")
+    (tmp_path / ".export.out.abc123.tmp").write_text("half")
     (tmp_path / "mine.tmp").write_text("the user's")
+    (tmp_path / ".editor.tmp").write_text("the user's")
     with Workspace.open(tmp_path, ARTIFACTS, force=False, on_wait=no_wait):
-        assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "mine.tmp"]
+        assert sorted(p.name for p in tmp_path.iterdir()) == [".editor.tmp", ".lock", "mine.tmp"]
 
 
 @pytest.mark.parametrize("where", ["below a file", "is a file"])
