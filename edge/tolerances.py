@@ -18,3 +18,6 @@ part over some hundred layers; an overflow, a lost cast or a wrong island shows 
 RANDOM_WEIGHTS_COSINE = 0.9
 """Smallest cosine between engine and reference logits (centred over classes) for a network with drawn weights, which has no
 accuracy to lose: only a broken engine falls below."""
+
+SQNR_CAP_DB = 300.0
+"""Stands for "identical" in artifacts, where infinity cannot be written: beyond FP64's own 2^-53 per value."""

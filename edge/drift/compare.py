@@ -21,14 +21,12 @@ import numpy.typing as npt
 
 from calib.errors import InputError
 from calib.metrics import sqnr_db
-from edge.tolerances import RANDOM_WEIGHTS_COSINE
+from edge.tolerances import RANDOM_WEIGHTS_COSINE, SQNR_CAP_DB
 
 Floats = npt.NDArray[np.floating]
 Int64 = npt.NDArray[np.int64]
 Verdict = Literal["pass", "fail", "inconclusive"]
 LEVEL = 0.95
-SQNR_CAP_DB = 300.0
-"""Stands for "identical" in artifacts, where infinity cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,30 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class DriftReport:
-    """`drift.json`. Shares are in [0, 1]; `_points` are percentage points; `not_finite` counts engine rows with NaN or Inf.
+class Comparison:
+    """The numbers of a comparison, before they are judged.
+
+    Shares are in [0, 1], `_points` are percentage points; `not_finite` counts engine rows with NaN or Inf; the confusions
+    are counts [label][answer].
+    """
+
+    images: int
+    top1_reference: float
+    top1_engine: float
+    drop_points: float
+    agreement: float
+    sqnr_db: float
+    cosine_min: float
+    flips: Flips
+    interval: Interval
+    not_finite: int
+    confusion_reference: tuple[tuple[int, ...], ...]
+    confusion_engine: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class DriftReport(Comparison):
+    """`drift.json`: a comparison, what was compared on what, and the verdict.
 
     `judged_by` is "accuracy", or "numbers" for drawn weights, which have no accuracy to lose: then the smallest cosine
     between the two logit vectors of an image, each centred over the classes, decides.
@@ -70,41 +90,11 @@ class DriftReport:
     data: str
     data_sha256: str
     preprocess_sha256: str
-    images: int
-    top1_reference: float
-    top1_engine: float
-    drop_points: float
-    agreement: float
-    sqnr_db: float
-    cosine_min: float
-    flips: Flips
-    interval: Interval
     budget_points: float
-    not_finite: int
-    confusion_reference: tuple[tuple[int, ...], ...]
-    confusion_engine: tuple[tuple[int, ...], ...]
     judged_by: Literal["accuracy", "numbers"]
     random_weights: bool
     verdict: Verdict
     reason: str
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The numbers of a comparison, before they are judged. Fields as in `DriftReport`."""
-
-    images: int
-    top1_reference: float
-    top1_engine: float
-    drop_points: float
-    agreement: float
-    sqnr_db: float
-    cosine_min: float
-    flips: Flips
-    interval: Interval
-    not_finite: int
-    confusion_reference: tuple[tuple[int, ...], ...]
-    confusion_engine: tuple[tuple[int, ...], ...]
 
 
 def compare(reference: Floats, engine: Floats, labels: Int64) -> Comparison:

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from calib.files import sha256_file
-from edge.drift.compare import SQNR_CAP_DB, DriftReport
+from edge.drift.compare import DriftReport
 from edge.report.evidence import DRIFT, EXPORT, LOGITS, Evidence
+from edge.tolerances import SQNR_CAP_DB
 from engines.manifest import EngineManifest
 
 
