@@ -18,18 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from edge import steps
+from edge.artifacts import ARTIFACTS, CALIBRATION, DRIFT, EXPORT, LOGITS, MANIFEST, MODEL, QUANTIZED, REPORT, TYPED
 from edge.drift.compare import Verdict
 from edge.preflight import check_inputs
 from edge.progress import Progress
 from edge.request import BuildInputs, BuildRequest, resolve_inputs
 from edge.workspace import Workspace
-from engines.targets import TARGETS
-
-MODEL, EXPORT = "model.onnx", "export.json"
-CALIBRATION, QUANTIZED, TYPED = "calibration.json", "model.int8.onnx", "model.typed.onnx"
-MANIFEST, DRIFT, LOGITS, REPORT = "manifest.json", "drift.json", "logits.npz", "report.html"
-ENGINES = tuple(f"engine{suffix}" for suffix in sorted({target.engine_suffix for target in TARGETS.values()}))
-ARTIFACTS = (MODEL, EXPORT, CALIBRATION, QUANTIZED, TYPED, *ENGINES, MANIFEST, DRIFT, LOGITS, REPORT)
 
 
 @dataclass(frozen=True)
@@ -98,14 +92,19 @@ class _Build:
             "images": self.inputs.calib_images.sha256,
             "preprocess": self.inputs.info.preprocess.sha256,
             "method": self.request.method,
+            "keep_float": list(self.request.keep_float),
             "versions": versions("onnxruntime"),
         }
         run_step = partial(steps.calibrate, self.request, self.inputs, self.path(MODEL), self.path(CALIBRATION))
         self._step("calibrate", reads, (CALIBRATION,), run_step)
 
     def quantize(self) -> str:
-        reads = {"onnx": self.workspace.sha256(MODEL), "calibration": self.workspace.sha256(CALIBRATION)}
-        run_step = partial(steps.quantize, self.path(MODEL), self.path(CALIBRATION), self.path(QUANTIZED))
+        reads = {
+            "onnx": self.workspace.sha256(MODEL),
+            "calibration": self.workspace.sha256(CALIBRATION),
+            "keep_float": list(self.request.keep_float),
+        }
+        run_step = partial(steps.quantize, self.request, self.path(MODEL), self.path(CALIBRATION), self.path(QUANTIZED))
         self._step("quantize", reads, (QUANTIZED,), run_step)
         return QUANTIZED
 

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from calib.errors import MissingError
+from edge.artifacts import MODEL
 from edge.progress import Advance
 from edge.request import BuildInputs, BuildRequest
 from engines.probe import require_backend
@@ -26,7 +27,8 @@ def check_inputs(request: BuildRequest, inputs: BuildInputs, first_step: str, ad
 
     Raises:
         MissingError: a library of the build or of the target's backend is missing or does not load.
-        InputError: weights that do not fit the model, or an image that cannot be decoded; each named.
+        InputError: weights that do not fit the model, an image that cannot be decoded, a pattern of layers that matches none;
+            each named.
     """
     info, images = inputs.info, (inputs.calib_images, inputs.eval_images)
     if first_step == "report":
@@ -34,6 +36,8 @@ def check_inputs(request: BuildRequest, inputs: BuildInputs, first_step: str, ad
     _require_libraries(_LATER_LIBRARIES + (_EXPORT_LIBRARIES if first_step == "export" else ()))
     if first_step != "drift":
         require_backend(request.target.backend)
+    if first_step == "calibrate":
+        _check_scheme(request)
     if first_step == "export" and info.file:
         from edge.model.checkpoint import load_checkpoint
 
@@ -44,6 +48,15 @@ def check_inputs(request: BuildRequest, inputs: BuildInputs, first_step: str, ad
             image_set.pixels(i)
             done += 1
             advance(done / total)
+
+
+def _check_scheme(request: BuildRequest) -> None:
+    """Plan the quantization of the exported graph: refuses a `keep_float` pattern that matches nothing."""
+    import onnx
+
+    from calib.scheme import QuantScheme, plan_quantization
+
+    plan_quantization(onnx.load(request.out / MODEL), QuantScheme(exclude=request.keep_float))
 
 
 def _require_libraries(names: tuple[str, ...]) -> None:

@@ -17,6 +17,10 @@ from engines.spec import PRECISIONS, BatchRange, Precision, check_floor
 from engines.targets import Target
 
 DEFAULT_BATCH = BatchRange(1, 1, 8)
+FLOAT_LAYERS = ("stem.0/*", "stem.3/*")
+"""Layers that stay in float in an INT8 build unless told otherwise: the first two convolutions of the stem, which see the image
+itself. They are 1.7 % of ufovit_t's multiply-accumulates, and in INT8 they cost more of the logits' SQNR than all other layers
+together; figures in edge/README.md."""
 CALIB_IMAGES = 512
 RANDOM_WEIGHTS_IMAGES = 64
 """Images used by default with drawn weights, which have ranges and numbers to check but no accuracy to measure."""
@@ -38,6 +42,7 @@ class BuildRequest:
         image_size: input size in pixels; None keeps the checkpoint's.
         batch: smallest, usual and largest batch of the engine.
         method: calibration method, see `calib.ranges`.
+        keep_float: glob patterns of the nodes that stay in float in an INT8 build, e.g. "blocks.0.attn.*".
         calib_images, eval_images: how many images to use; None for the default (512 and all; 64 with drawn weights).
         max_drop_points: accuracy budget in percentage points.
         int8_floor: smallest share of the multiply-accumulates that must run in INT8; None for the target's.
@@ -55,6 +60,7 @@ class BuildRequest:
     image_size: int | None = None
     batch: BatchRange = DEFAULT_BATCH
     method: str = "mse"
+    keep_float: tuple[str, ...] = FLOAT_LAYERS
     calib_images: int | None = None
     eval_images: int | None = None
     max_drop_points: float = 0.5

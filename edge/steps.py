@@ -11,6 +11,7 @@ import numpy as np
 from calib.artifact import read_artifact, write_artifact
 from calib.errors import InputError, VerdictError
 from calib.files import atomic_path, sha256_bytes, sha256_file, write_bytes
+from edge.artifacts import CALIBRATION, DRIFT, LOGITS, MODEL, QUANTIZED, REPORT, TYPED
 from edge.drift.compare import DriftReport, Source, compare, judge
 from edge.progress import Advance
 from edge.request import BuildInputs, BuildRequest
@@ -24,9 +25,6 @@ CHECK_IMAGES = 32
 """Images on which export and typing are checked."""
 BATCH = 32
 """Images per run on the CPU."""
-FLOAT_LAYERS = ("stem.0/*", "stem.3/*")
-"""Layers that stay in float in an INT8 build: the first two convolutions of the stem, which see the image itself. They are
-1.7 % of ufovit_t's multiply-accumulates; in INT8 they alone cost 4 dB of the logits' SQNR, more than all other layers do."""
 
 
 def export(request: BuildRequest, inputs: BuildInputs, model_path: Path, record_path: Path, advance: Advance) -> None:
@@ -62,7 +60,7 @@ def calibrate(request: BuildRequest, inputs: BuildInputs, model_path: Path, tabl
     table = collect(
         model_path,
         images.batches(preprocess, BATCH),
-        plan_quantization(onnx.load(model_path), QuantScheme(exclude=FLOAT_LAYERS)),
+        plan_quantization(onnx.load(model_path), QuantScheme(exclude=request.keep_float)),
         data_sha256=data_digest(images.sha256, preprocess.sha256),
         config=CollectConfig(method=request.method, threads=2),
         progress=lambda done: advance(done / len(images)),
@@ -70,7 +68,7 @@ def calibrate(request: BuildRequest, inputs: BuildInputs, model_path: Path, tabl
     save_table(table_path, table)
 
 
-def quantize(model_path: Path, table_path: Path, quantized_path: Path, advance: Advance) -> None:
+def quantize(request: BuildRequest, model_path: Path, table_path: Path, quantized_path: Path, advance: Advance) -> None:
     """Float graph and table -> Q/DQ graph, linted. Raises VerdictError when a layer would not run in INT8."""
     import onnx
 
@@ -80,7 +78,7 @@ def quantize(model_path: Path, table_path: Path, quantized_path: Path, advance: 
     from calib.table import load_table
 
     model, table = onnx.load(model_path), load_table(table_path)
-    quantized = insert_qdq(model, table, plan_quantization(model, QuantScheme(exclude=FLOAT_LAYERS)))
+    quantized = insert_qdq(model, table, plan_quantization(model, QuantScheme(exclude=request.keep_float)))
     advance(0.5)
     findings = [f for f in lint(quantized) if f.severity != "note"]
     if findings:
@@ -151,9 +149,9 @@ def drift(request: BuildRequest, inputs: BuildInputs, reference_path: Path, judg
         reason=reason,
         **vars(comparison),
     )
-    with atomic_path(request.out / "logits.npz") as temporary, temporary.open("wb") as stream:
+    with atomic_path(request.out / LOGITS) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, reference=logits[0], engine=logits[1], labels=images.labels)
-    write_artifact(request.out / "drift.json", report)
+    write_artifact(request.out / DRIFT, report)
 
 
 def judged_on(request: BuildRequest) -> str:
@@ -200,8 +198,8 @@ def describe(
     int8 = request.precision == "int8"
     calibration = (
         CalibrationRecord(
-            file="calibration.json",
-            sha256=sha256_file(request.out / "calibration.json"),
+            file=CALIBRATION,
+            sha256=sha256_file(request.out / CALIBRATION),
             images=len(table),
             data_sha256=data_digest(table.sha256, info.preprocess.sha256),
         )
@@ -217,9 +215,9 @@ def describe(
         target=request.target.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         checkpoint=FileRecord(Path(info.file).name, info.sha256) if info.file else None,
-        onnx=recorded("model.onnx"),
-        qdq_onnx=recorded("model.int8.onnx") if int8 else None,
-        typed_onnx=recorded(graph_path.name) if graph_path.name == "model.typed.onnx" else None,
+        onnx=recorded(MODEL),
+        qdq_onnx=recorded(QUANTIZED) if int8 else None,
+        typed_onnx=recorded(graph_path.name) if graph_path.name == TYPED else None,
         calibration=calibration,
         engine=record,
         input=built.input,
@@ -236,4 +234,4 @@ def report(folder: Path, advance: Advance) -> None:
     """Everything in the folder -> report.html."""
     from edge.report import render
 
-    write_bytes(folder / "report.html", render(folder, advance).encode())
+    write_bytes(folder / REPORT, render(folder, advance).encode())

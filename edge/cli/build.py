@@ -8,10 +8,11 @@ from typing import Annotated, cast
 import typer
 
 from edge.model.config import SIZES
-from edge.request import CALIB_IMAGES, RANDOM_WEIGHTS_IMAGES, BuildRequest
+from edge.request import CALIB_IMAGES, FLOAT_LAYERS, RANDOM_WEIGHTS_IMAGES, BuildRequest
 from engines.spec import PRECISIONS, Precision, parse_batch
 from engines.targets import AUTO, TARGETS, resolve_target
 
+_FLOAT_LAYERS = " ".join(FLOAT_LAYERS)
 EXIT_BY_VERDICT = {"pass": 0, "fail": 1, "inconclusive": 3}
 
 Model = Annotated[str, typer.Argument(help="One of: " + ", ".join(SIZES), show_default=False)]
@@ -40,6 +41,13 @@ def build(  # noqa: PLR0913, PLR0917  # one parameter per option of the command
         float | None, typer.Option(help="Smallest share of the multiply-accumulates in INT8. Default: the target's")
     ] = None,
     method: Annotated[str, typer.Option(help="Calibration: minmax, percentile, entropy, mse")] = "mse",
+    keep_float: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Nodes that stay in float, glob patterns, repeatable, empty for none. Default: {_FLOAT_LAYERS}",
+            show_default=False,
+        ),
+    ] = None,
     calib_images: Annotated[
         int | None, typer.Option(help=f"Calibration images. Default: {CALIB_IMAGES}", show_default=False)
     ] = None,
@@ -78,6 +86,7 @@ def build(  # noqa: PLR0913, PLR0917  # one parameter per option of the command
         image_size=image_size,
         batch=parse_batch(batch),
         method=method,
+        keep_float=FLOAT_LAYERS if keep_float is None else tuple(filter(None, keep_float)),
         calib_images=calib_images,
         eval_images=eval_images,
         max_drop_points=max_drop,

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from edge.artifacts import DRIFT, REPORT
 from edge.steps import read_drift
 from engines.manifest import EngineManifest, read_manifest
 
@@ -17,7 +18,7 @@ _LISTED = 5
 
 def print_summary(console: Console, folder: Path) -> None:
     """Print the verdict and the figures behind it."""
-    manifest, drift = read_manifest(folder), read_drift(folder / "drift.json")
+    manifest, drift = read_manifest(folder), read_drift(folder / DRIFT)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column()
     table.add_column(overflow="fold")
@@ -38,7 +39,7 @@ def print_summary(console: Console, folder: Path) -> None:
     for name, text in rows.items():
         table.add_row(name, text)
     console.print(table, highlight=False)
-    console.print(f"report   {folder / 'report.html'}", markup=False, highlight=False)  # in one piece, however narrow
+    console.print(f"report   {folder / REPORT}", markup=False, highlight=False)  # in one piece, however narrow
 
 
 def _engine(manifest: EngineManifest) -> str:

@@ -12,12 +12,12 @@ import numpy.typing as npt
 from calib.artifact import read_artifact
 from calib.errors import InputError
 from calib.table import CalibrationTable, load_table
+from edge.artifacts import DRIFT, EXPORT, LOGITS
 from edge.drift.compare import DriftReport, compare
 from edge.export_record import ExportRecord
 from engines.manifest import EngineManifest, verify
 
 REMAKE = "ufovit build"
-EXPORT, DRIFT, LOGITS = "export.json", "drift.json", "logits.npz"
 
 
 @dataclass(frozen=True)

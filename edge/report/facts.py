@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from calib.files import sha256_file
+from edge.artifacts import DRIFT, EXPORT, LOGITS
 from edge.drift.compare import DriftReport
-from edge.report.evidence import DRIFT, EXPORT, LOGITS, Evidence
+from edge.report.evidence import Evidence
 from edge.tolerances import SQNR_CAP_DB
 from engines.manifest import EngineManifest
 

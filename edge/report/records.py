@@ -9,9 +9,10 @@ from calib.artifact import read_artifact
 from calib.errors import InputError
 from calib.files import read_json
 from calib.table import load_table
+from edge.artifacts import DRIFT
 from edge.drift.compare import DriftReport
 from edge.report.description import Description, Listing, size_text
-from edge.report.evidence import DRIFT, REMAKE, read_export
+from edge.report.evidence import REMAKE, read_export
 from engines.manifest import MANIFEST, CalibrationRecord, EngineManifest, FileRecord, read_manifest, verify
 
 RANDOM_STAMP = "RANDOM WEIGHTS: nothing here says anything about accuracy"

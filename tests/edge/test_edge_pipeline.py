@@ -67,6 +67,32 @@ def test_only_the_steps_behind_a_change_run_again(project, capsys):
     assert read(project, "drift.json")["budget_points"] == 30
 
 
+def test_layers_asked_for_stay_in_float(project):
+    import onnx
+
+    def quantized(node):
+        graph = onnx.load(project / "out/model.int8.onnx").graph
+        producers = {output: n.op_type for n in graph.node for output in n.output}
+        (found,) = (n for n in graph.node if n.name == node)
+        return [producers.get(name) for name in found.input[:2]] == ["DequantizeLinear", "DequantizeLinear"]
+
+    assert quantized("head/Gemm")
+    assert not quantized("stem.0/Conv"), "by default"
+    assert build(project, "--keep-float", "head/*", "--keep-float", "stem.3/*") == 0
+    assert not quantized("head/Gemm")
+    assert quantized("stem.0/Conv")
+    assert build(project, "--keep-float", "") == 0
+    assert quantized("head/Gemm")
+    assert quantized("stem.0/Conv")
+
+
+def test_a_pattern_that_matches_no_layer_is_refused_before_anything_changes(project, capsys):
+    before = {p.name: sha256(p) for p in (project / "out").iterdir()}
+    assert build(project, "--keep-float", "haed/*") == 2
+    assert "haed/*" in capsys.readouterr().err
+    assert {p.name: sha256(p) for p in (project / "out").iterdir()} == before
+
+
 def test_force_runs_everything_and_gives_the_same_graphs(project, capsys):
     graphs = ("model.onnx", "model.int8.onnx", "calibration.json", "engine.onnx", "report.html")
     before = {f: sha256(project / "out" / f) for f in graphs if f != "report.html"}
