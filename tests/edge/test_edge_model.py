@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,20 +176,26 @@ def closed_macs(c):
     return stem + c.depth * block + 2 * class_block + d * c.classes
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters_m", "gmac"),
-    [("ufovit_t", 12.1, 2.32), ("ufovit_s", 26.3, 4.80), ("ufovit_m", 47.7, 9.06), ("ufovit_b", 84.5, 16.1)],
-)
-def test_table_of_sizes(name, parameters_m, gmac):
-    """At 224 px with 1000 classes; the network itself is counted by torch, on no device."""
+def readme_sizes():
+    """Rows of the README's table: name -> [depth, dim, heads, parameters, GMAC]."""
+    text = (Path(__file__).parents[2] / "edge/README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(ufovit_\w)` \|(.*)\|$", text, re.MULTILINE)
+    return {name: [float(cell.replace(",", "")) for cell in cells.split("|")] for name, cells in rows}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_table_of_sizes(name):
+    """The README's table, at 224 px with 1000 classes; the network itself is counted by torch, on no device."""
     cfg = config(name)
+    depth, dim, heads, parameters, gmac = readme_sizes()[name]
+    assert (depth, dim, heads) == (cfg.depth, cfg.dim, cfg.heads)
     with torch.device("meta"):
         network = UfoVit(cfg).eval().requires_grad_(False)
         with FlopCounterMode(display=False) as counter:
             assert network(torch.zeros(1, 3, 224, 224)).shape == (1, 1000)
     assert sum(p.numel() for p in network.parameters()) == closed_parameters(cfg)
     assert counter.get_total_flops() == 2 * closed_macs(cfg)
-    assert round(closed_parameters(cfg) / 1e6, 1) == parameters_m
+    assert closed_parameters(cfg) == parameters
     assert float(f"{closed_macs(cfg) / 1e9:.3g}") == gmac
 
 
