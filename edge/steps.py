@@ -158,7 +158,7 @@ def judged_on(request: BuildRequest) -> str:
     """What ran the side that is judged, said plainly where it is not the engine itself."""
     if request.engine_runs_here:
         return "ONNX Runtime, CPU: the engine itself"
-    return "ONNX Runtime, CPU: the graph that the engine was built from, not the engine (no GPU here to run it)"
+    return "ONNX Runtime, CPU: the graph that the engine was built from, not the engine itself"
 
 
 def read_drift(path: Path) -> DriftReport:
