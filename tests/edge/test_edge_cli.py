@@ -348,7 +348,8 @@ def test_an_error_inside_the_toolkit_is_a_sentence_and_with_debug_a_traceback(pr
 
 
 DRIVER = textwrap.dedent("""
-    import sys, time
+    import signal, sys, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with SIGINT ignored
     sys.path[:0] = {roots!r}
     from pathlib import Path
     from calib.files import atomic_path

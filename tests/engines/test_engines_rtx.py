@@ -157,6 +157,7 @@ def test_interrupt_ends_the_build_and_leaves_nothing(tmp_path):
     onnx.save(g.model(x, 64, 64), tmp_path / "graph.onnx")
     program = textwrap.dedent("""
         import sys, threading, signal, os
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with SIGINT ignored
         from pathlib import Path
         from engines.build import build
         from engines.spec import BuildSpec
