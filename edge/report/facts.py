@@ -59,8 +59,8 @@ class FileRow:
 
 
 def headline(manifest: EngineManifest, drift: DriftReport) -> str:
-    """What the verdict means, in one plain sentence."""
-    engine = f"{manifest.precision.upper()} engine"
+    """What the verdict means, in one plain sentence, of what was judged: the engine, or the graph it was built from."""
+    engine = f"{manifest.precision.upper()} {'engine' if drift.engine.sha256 == manifest.engine.sha256 else 'graph'}"
     if drift.not_finite:
         return f"The {engine} gives outputs that are no numbers."
     if drift.judged_by == "numbers":
@@ -102,7 +102,7 @@ def _accuracy_figures(drift: DriftReport) -> tuple[Figure, ...]:
         Figure(
             "Drop",
             (_points("drop_points", drift.drop_points),),
-            "percentage points lost; negative means that the engine did better",
+            "percentage points lost; negative means better answers than before",
         ),
         Figure(
             f"{interval.level:.0%} interval of the drop",
@@ -145,7 +145,7 @@ def _number_figures(drift: DriftReport) -> tuple[Figure, ...]:
         Figure(
             "Outputs with NaN or Inf",
             (Value("not_finite", drift.not_finite, f"{drift.not_finite:,}"),),
-            "images for which the engine gave no number; any is a failure",
+            "images that got no number for an answer; any is a failure",
         ),
     )
 

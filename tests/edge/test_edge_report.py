@@ -81,6 +81,8 @@ def test_verdict_comes_first_with_its_reason(tmp_path: Path, recipe: Recipe, ver
 def test_what_was_judged_stands_near_the_verdict(passed: tuple[Path, str]) -> None:
     page = Page(passed[1])
     assert "model.int8.onnx, run on ONNX Runtime, CPU: the graph, not the engine (no GPU here)" in page.by_id["ran-on"]
+    assert "The INT8 graph answers as well" in page.text
+    assert "The INT8 engine answers" not in page.text
 
 
 @pytest.mark.parametrize("which", ["passed", "failed"])
