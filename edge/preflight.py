@@ -13,6 +13,7 @@ from calib.errors import MissingError
 from edge.artifacts import MODEL
 from edge.progress import Advance
 from edge.request import BuildInputs, BuildRequest
+from edge.steps import quantization_plan
 from engines.probe import require_backend
 
 BUILD_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "PIL", "jinja2", "matplotlib")
@@ -37,7 +38,9 @@ def check_inputs(request: BuildRequest, inputs: BuildInputs, first_step: str, ad
     if first_step != "drift":
         require_backend(request.target.backend)
     if first_step == "calibrate":
-        _check_scheme(request)
+        import onnx
+
+        quantization_plan(request, onnx.load(request.out / MODEL))  # refuses a pattern of layers that matches none
     if first_step == "export" and info.file:
         from edge.model.checkpoint import load_checkpoint
 
@@ -48,15 +51,6 @@ def check_inputs(request: BuildRequest, inputs: BuildInputs, first_step: str, ad
             image_set.pixels(i)
             done += 1
             advance(done / total)
-
-
-def _check_scheme(request: BuildRequest) -> None:
-    """Plan the quantization of the exported graph: refuses a `keep_float` pattern that matches nothing."""
-    import onnx
-
-    from calib.scheme import QuantScheme, plan_quantization
-
-    plan_quantization(onnx.load(request.out / MODEL), QuantScheme(exclude=request.keep_float))
 
 
 def _require_libraries(names: tuple[str, ...]) -> None:

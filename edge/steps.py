@@ -18,6 +18,9 @@ from edge.request import BuildInputs, BuildRequest
 from edge.tolerances import TYPED_FP16_SQNR_DB
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from calib.scheme import QuantPlan
     from engines.build import BuiltEngine
     from engines.manifest import EngineManifest, EngineRecord
 
@@ -53,19 +56,25 @@ def calibrate(request: BuildRequest, inputs: BuildInputs, model_path: Path, tabl
     import onnx
 
     from calib.collect import CollectConfig, collect
-    from calib.scheme import QuantScheme, plan_quantization
     from calib.table import save_table
 
     images, preprocess = inputs.calib_images, inputs.info.preprocess
     table = collect(
         model_path,
         images.batches(preprocess, BATCH),
-        plan_quantization(onnx.load(model_path), QuantScheme(exclude=request.keep_float)),
+        quantization_plan(request, onnx.load(model_path)),
         data_sha256=data_digest(images.sha256, preprocess.sha256),
         config=CollectConfig(method=request.method, threads=2),
         progress=lambda done: advance(done / len(images)),
     )
     save_table(table_path, table)
+
+
+def quantization_plan(request: BuildRequest, model: ModelProto) -> QuantPlan:
+    """What the request has quantized in a float graph. Raises InputError for a `keep_float` pattern that matches nothing."""
+    from calib.scheme import QuantScheme, plan_quantization
+
+    return plan_quantization(model, QuantScheme(exclude=request.keep_float))
 
 
 def quantize(request: BuildRequest, model_path: Path, table_path: Path, quantized_path: Path, advance: Advance) -> None:
@@ -74,11 +83,10 @@ def quantize(request: BuildRequest, model_path: Path, table_path: Path, quantize
 
     from calib.lint import lint
     from calib.qdq import insert_qdq, serialize
-    from calib.scheme import QuantScheme, plan_quantization
     from calib.table import load_table
 
     model, table = onnx.load(model_path), load_table(table_path)
-    quantized = insert_qdq(model, table, plan_quantization(model, QuantScheme(exclude=request.keep_float)))
+    quantized = insert_qdq(model, table, quantization_plan(request, model))
     advance(0.5)
     findings = [f for f in lint(quantized) if f.severity != "note"]
     if findings:
