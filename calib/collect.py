@@ -6,22 +6,22 @@ goes into its histogram and is dropped. Memory does not depend on the number of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from calib.errors import InputError
 from calib.files import sha256_bytes
-from calib.graph import index_graph, load_graph
+from calib.graph import load_graph
 from calib.observers import Histogram
 from calib.ranges import method as range_method
 from calib.scheme import QuantPlan
 from calib.table import MIN_IMAGES, CalibrationTable, TensorScale
+from calib.taps import TappedGraph, check_batch
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def collect(
     plan: QuantPlan,
     *,
     data_sha256: str,
+    bounds: Mapping[str, float] | None = None,
     config: CollectConfig | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CalibrationTable:
@@ -62,11 +63,12 @@ def collect(
         batches: arrays (B, ...) float32 as the graph takes them; B may vary.
         plan: which tensors need a scale.
         data_sha256: digest of the images, for the table.
+        bounds: tensor -> largest magnitude that it can have on any image, where that is known by proof; never exceeded by amax.
         config: method, threads, fewest images.
         progress: called after each batch with the number of images done so far.
 
     Raises InputError for fewer than `min_images` images, for arrays that the graph does not take, for NaN or infinities in
-    any tensor (named), and for a tensor without a usable range (named).
+    any tensor (named), for a tensor without a usable range, and for one that exceeds its bound (named).
     """
     config = config or CollectConfig()
     histograms, images, onnx_sha256 = observe(onnx_path, batches, plan, threads=config.threads, progress=progress)
@@ -78,7 +80,16 @@ def collect(
             next_command="pass --calib-data with more images",
         )
     reduce = range_method(config.method)
-    tensors = {name: TensorScale.from_amax(reduce(h), name, config.method) for name, h in histograms.items()}
+    bounds = bounds or {}
+    for name, histogram in histograms.items():
+        if histogram.amax > bounds.get(name, math.inf):
+            raise InputError(
+                "a tensor exceeds the bound that was proven for it",
+                where=f"tensor {name}",
+                found=f"{histogram.amax:.6g}",
+                allowed=f"at most {bounds[name]:.6g}",
+            )
+    tensors = {name: TensorScale.from_amax(reduce(h), name, config.method, bounds.get(name)) for name, h in histograms.items()}
     return CalibrationTable(onnx_sha256, data_sha256, images, config.method, tensors, config.synthetic)
 
 
@@ -91,60 +102,15 @@ def observe(
     progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Histogram], int, str]:
     """Histograms of the planned activations, the number of images seen, and the SHA-256 of the graph that was run."""
-    session, source, taps, onnx_sha256 = _tapped_session(onnx_path, plan, threads)
+    model, data = load_graph(onnx_path)
+    tapped = TappedGraph(model, plan.activations, threads=threads, where=onnx_path)
     histograms = {name: Histogram(name) for name in plan.activations}
     images = 0
     for batch in batches:
-        _check_batch(batch, images)
-        if source in histograms:
-            histograms[source].update(batch)
-        for name, values in zip(taps, _run(session, taps, source, batch), strict=True):
+        check_batch(batch, images)
+        for name, values in tapped(batch).items():
             histograms[name].update(values)
         images += len(batch)
         if progress is not None:
             progress(images)
-    return histograms, images, onnx_sha256
-
-
-def _tapped_session(onnx_path: Path, plan: QuantPlan, threads: int) -> tuple[Any, str, list[str], str]:
-    """ONNX Runtime session with the planned tensors as outputs, name of the input, names of the outputs, digest."""
-    import onnxruntime as ort
-
-    model, data = load_graph(onnx_path)
-    index = index_graph(model)
-    if len(index.inputs) != 1:
-        raise InputError("calibration needs a graph with one input", where=onnx_path, found=", ".join(index.inputs))
-    taps = [name for name in plan.activations if name != index.inputs[0]]
-    unknown = [name for name in taps if name not in index.producers]
-    if unknown:
-        raise InputError("plan was made for another graph", where=onnx_path, found=f"no tensor {', '.join(unknown[:4])}")
-    declared = {v.name for v in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps if name not in declared)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exception classes share no public base
-        raise InputError("ONNX Runtime refuses the graph", where=onnx_path, found=error) from error
-    return session, index.inputs[0], taps, sha256_bytes(data)
-
-
-def _check_batch(batch: NDArray[Any], images: int) -> None:
-    if batch.dtype != np.float32 or batch.ndim < 1:
-        raise InputError("not a batch of images", found=f"{batch.dtype} {batch.shape}", allowed="float32 (B, ...)")
-    if not np.isfinite(batch).all():
-        raise InputError("NaN or infinity in the images", where=f"batch after image {images}", allowed="finite numbers")
-
-
-def _run(session: Any, taps: list[str], source: str, batch: NDArray[Any]) -> list[NDArray[Any]]:
-    if not taps:
-        return []
-    try:
-        return list(session.run(taps, {source: batch}))
-    except Exception as error:  # ONNX Runtime's exception classes share no public base
-        expected = session.get_inputs()[0].shape
-        raise InputError(
-            "the graph does not take these images", found=f"{batch.dtype} {batch.shape}: {error}", allowed=expected
-        ) from error
+    return histograms, images, sha256_bytes(data)

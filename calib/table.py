@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from calib.artifact import read_artifact, write_artifact
 from calib.errors import InputError
@@ -25,11 +26,13 @@ class TensorScale:
         amax: largest magnitude that INT8 represents.
         scale: amax / 127 rounded up to FP16, see `calib.scales`; a scale that does not follow from amax is refused.
         method: calibration method that gave amax.
+        source: "data" when the images decided, "proof" when a bound that holds for every image was smaller than what they gave.
     """
 
     amax: float
     scale: float
     method: str
+    source: Literal["data", "proof"] = "data"
 
     def __post_init__(self) -> None:
         expected = activation_scale(self.amax, "in a calibration table")
@@ -37,9 +40,14 @@ class TensorScale:
             raise InputError("scale does not follow from amax", found=f"{self.scale!r}, amax {self.amax!r}", allowed=expected)
 
     @classmethod
-    def from_amax(cls, amax: float, tensor: str, method: str) -> TensorScale:
-        """Scale of `tensor` from its amax. Raises InputError for a range without an FP16 scale."""
-        return cls(amax, activation_scale(amax, tensor), method)
+    def from_amax(cls, amax: float, tensor: str, method: str, bound: float | None = None) -> TensorScale:
+        """Scale of `tensor` from its amax, or from a proven bound where that is smaller.
+
+        Raises InputError for a range without an FP16 scale.
+        """
+        proven = bound is not None and bound < amax
+        chosen = bound if bound is not None and proven else amax
+        return cls(chosen, activation_scale(chosen, tensor), method, "proof" if proven else "data")
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,11 @@ class ImageSet:
             yield np.stack([preprocess(self.pixels(i)) for i in range(start, min(start + size, len(self)))])
 
 
+def data_digest(images: ImageSet, preprocess: Preprocess) -> str:
+    """One digest for images as a network sees them: their content and their preprocessing."""
+    return sha256_bytes(f"{images.sha256} {preprocess.sha256}".encode())
+
+
 def open_images(path: Path, labels: tuple[str, ...]) -> ImageSet:
     """The labelled images at `path`: an IDX image file, a folder of IDX files, a folder per class, or a .csv/.txt list.
 
@@ -88,6 +93,24 @@ def open_images(path: Path, labels: tuple[str, ...]) -> ImageSet:
     if path.suffix in (".csv", ".txt"):
         return open_list(path, labels)
     return open_idx(path, labels)
+
+
+def open_unlabelled(path: Path) -> ImageSet:
+    """The images at `path`, whatever they show: an image file, every image file below a folder, or an IDX file.
+
+    All labels are 0. Raises InputError for a path that is missing or holds no image.
+    """
+    if not path.exists():
+        raise InputError("images not found", where=path)
+    idx = sorted(p for p in (path.iterdir() if path.is_dir() else [path]) if re.search(r"idx3-ubyte(\.gz)?$", p.name))
+    if len(idx) == 1:
+        images = read_idx(idx[0])
+        names = tuple(f"{idx[0].name}[{i}]" for i in range(len(images)))
+        digest = sha256_bytes(images.tobytes())
+        return ImageSet(str(path), names, np.zeros(len(images), np.int64), digest, lambda i: images[i, :, :, None])
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    root = path if path.is_dir() else path.parent
+    return _from_files(path, root, [(image, 0) for image in files if image.suffix.lower() in IMAGE_SUFFIXES])
 
 
 def open_idx(path: Path, labels: tuple[str, ...]) -> ImageSet:

@@ -25,6 +25,7 @@ from calib.files import atomic_path, sha256_file
 from calib.metrics import sqnr_db
 from edge.export_record import ExportRecord, Parity, Simplification
 from edge.model.fold import FOLDINGS, fold
+from edge.model.metadata import CheckpointInfo, write_graph_info
 from edge.model.ufo_vit import UfoVit
 from edge.runtime.ort import OrtRunner
 from edge.tolerances import EXPORT_SQNR_DB, SIMPLIFY_SQNR_DB, SQNR_CAP_DB
@@ -36,17 +37,20 @@ INPUT, OUTPUT = "image", "logits"
 SIMPLIFY_SECONDS = 120.0
 
 
-def export(model: UfoVit, path: Path, images: Float32) -> ExportRecord:
+def export(model: UfoVit, path: Path, images: Float32, info: CheckpointInfo | None = None) -> ExportRecord:
     """Write `model` as an ONNX file with dynamic batch and check it on real images.
 
     Args:
         model: the network in eval mode; it is folded on a copy.
         path: the file to write, atomically.
         images: preprocessed images (B, 3, S, S), B >= 2.
+        info: what the checkpoint says of itself; the graph will say it too.
 
     Raises VerdictError when ONNX Runtime's logits do not agree with torch's.
     """
     proto, simplification = simplify(to_onnx(fold(model)), images)
+    if info is not None:
+        write_graph_info(proto, info)
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
         parity = check_parity(model, temporary, images)  # before the file gets its name: no graph is left that failed it

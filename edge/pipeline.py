@@ -1,9 +1,10 @@
 """From a checkpoint to a verdict: the steps of `ufovit build`, each reading and writing files of one build folder.
 
 export     checkpoint -> model.onnx, export.json
-calibrate  model.onnx + calibration images -> calibration.json                         int8
-quantize   model.onnx + calibration.json -> model.int8.onnx                            int8
-type       FP16, with an FP32 island around every XNorm -> model.typed.onnx            fp16, and int8 for a GPU
+certify    model.onnx + calibration images -> xnorm.json, model.folded.onnx            fp16, int8
+calibrate  model.folded.onnx + calibration images -> calibration.json                  int8
+quantize   model.folded.onnx + calibration.json -> model.int8.onnx                     int8
+type       FP16, and FP32 where the certificate asks for it -> model.typed.onnx        fp16, and int8 for a GPU
 engine     the last graph -> engine, manifest.json
 drift      engine, or its graph on the CPU, against model.onnx on images -> drift.json, logits.npz
 report     everything above -> report.html
@@ -18,7 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from edge import steps
-from edge.artifacts import ARTIFACTS, CALIBRATION, DRIFT, EXPORT, LOGITS, MANIFEST, MODEL, QUANTIZED, REPORT, TYPED
+from edge.artifacts import (
+    ARTIFACTS,
+    CALIBRATION,
+    DRIFT,
+    EXPORT,
+    FOLDED,
+    LOGITS,
+    MANIFEST,
+    MODEL,
+    QUANTIZED,
+    REPORT,
+    TYPED,
+    XNORM,
+)
 from edge.drift.compare import Verdict
 from edge.preflight import check_inputs
 from edge.progress import Progress
@@ -51,6 +65,8 @@ def run(request: BuildRequest, progress: Progress) -> BuildOutcome:
         build = _Build(request, inputs, workspace, progress)
         build.export()
         graph = MODEL
+        if request.precision != "fp32":
+            graph = build.certify()
         if request.precision == "int8":
             build.calibrate()
             graph = build.quantize()
@@ -86,31 +102,47 @@ class _Build:
         run_step = partial(steps.export, self.request, self.inputs, self.path(MODEL), self.path(EXPORT))
         self._step("export", reads, (MODEL, EXPORT), run_step)
 
-    def calibrate(self) -> None:
+    def certify(self) -> str:
         reads = {
             "onnx": self.workspace.sha256(MODEL),
+            "images": self.inputs.calib_images.sha256,
+            "preprocess": self.inputs.info.preprocess.sha256,
+            "precisions": list(self.request.certified_precisions),
+            "versions": versions("onnx", "onnxruntime", "numpy"),
+        }
+        run_step = partial(steps.certify, self.request, self.inputs, self.path(MODEL), self.path(XNORM), self.path(FOLDED))
+        self._step("certify", reads, (XNORM, FOLDED), run_step)
+        return FOLDED
+
+    def calibrate(self) -> None:
+        reads = {
+            "onnx": self.workspace.sha256(FOLDED),
             "images": self.inputs.calib_images.sha256,
             "preprocess": self.inputs.info.preprocess.sha256,
             "method": self.request.method,
             "keep_float": list(self.request.keep_float),
             "versions": versions("onnxruntime"),
         }
-        run_step = partial(steps.calibrate, self.request, self.inputs, self.path(MODEL), self.path(CALIBRATION))
+        run_step = partial(steps.calibrate, self.request, self.inputs, self.path(FOLDED), self.path(CALIBRATION))
         self._step("calibrate", reads, (CALIBRATION,), run_step)
 
     def quantize(self) -> str:
         reads = {
-            "onnx": self.workspace.sha256(MODEL),
+            "onnx": self.workspace.sha256(FOLDED),
             "calibration": self.workspace.sha256(CALIBRATION),
             "keep_float": list(self.request.keep_float),
         }
-        run_step = partial(steps.quantize, self.request, self.path(MODEL), self.path(CALIBRATION), self.path(QUANTIZED))
+        run_step = partial(steps.quantize, self.request, self.path(FOLDED), self.path(CALIBRATION), self.path(QUANTIZED))
         self._step("quantize", reads, (QUANTIZED,), run_step)
         return QUANTIZED
 
     def type_fp16(self, graph: str) -> str:
-        reads = {"onnx": self.workspace.sha256(graph), "images": self.inputs.calib_images.sha256}
-        run_step = partial(steps.type_fp16, self.inputs, self.path(graph), self.path(TYPED))
+        reads = {
+            "onnx": self.workspace.sha256(graph),
+            "certificate": self.workspace.sha256(XNORM),
+            "images": self.inputs.calib_images.sha256,
+        }
+        run_step = partial(steps.type_fp16, self.inputs, self.path(graph), self.path(XNORM), self.path(TYPED))
         self._step("type", reads, (TYPED,), run_step)
         return TYPED
 
@@ -142,7 +174,8 @@ class _Build:
         self._step("drift", reads, (DRIFT, LOGITS), run_step)
 
     def report(self) -> None:
-        reads = {file: self.workspace.sha256(file) for file in (EXPORT, MANIFEST, DRIFT, LOGITS)}
+        files = (EXPORT, MANIFEST, DRIFT, LOGITS, *((XNORM,) if self.request.precision != "fp32" else ()))
+        reads = {file: self.workspace.sha256(file) for file in files}
         run_step = partial(steps.report, self.request.out)
         self._step("report", {**reads, "versions": versions("jinja2", "matplotlib")}, (REPORT,), run_step)
 

@@ -37,7 +37,7 @@ def check_inputs(request: BuildRequest, inputs: BuildInputs, first_step: str, ad
     _require_libraries(_LATER_LIBRARIES + (_EXPORT_LIBRARIES if first_step == "export" else ()))
     if first_step != "drift":
         require_backend(request.target.backend)
-    if first_step == "calibrate":
+    if first_step in ("certify", "calibrate") and request.precision == "int8":
         import onnx
 
         quantization_plan(request, onnx.load(request.out / MODEL))  # refuses a pattern of layers that matches none

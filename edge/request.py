@@ -88,6 +88,11 @@ class BuildRequest:
         check_floor(self.int8_floor)
 
     @property
+    def certified_precisions(self) -> tuple[str, ...]:
+        """Precisions in which every XNorm of the build must be stable: its own, and that of what surrounds INT8."""
+        return tuple(p for p in ("fp16", "int8") if p in (self.precision, self.target.float_type) and self.precision != "fp32")
+
+    @property
     def engine_file(self) -> str:
         """Name of the engine in the build folder."""
         return f"engine{self.target.engine_suffix}"

@@ -64,6 +64,7 @@ class EngineManifest:
     Attributes:
         created: ISO 8601 time in UTC.
         checkpoint: None for weights drawn at random.
+        xnorm: the certificate of every XNorm, None for "fp32"; likewise `folded_onnx`, the FP32 graph that it left.
         qdq_onnx: None unless the precision is "int8"; likewise `calibration`.
         typed_onnx: the strongly typed graph that the backend took, None where it took one of the others.
         preprocess: what an image goes through, with its own sha256.
@@ -86,6 +87,8 @@ class EngineManifest:
     preprocess: dict[str, Any]
     labels: tuple[str, ...]
     receipt: Receipt
+    xnorm: FileRecord | None = None
+    folded_onnx: FileRecord | None = None
     typed_onnx: FileRecord | None = None
     random_weights: bool = False
     notes: tuple[str, ...] = field(default=())
@@ -126,7 +129,8 @@ def verify(folder: Path, *, complete: bool = True) -> EngineManifest:
     (a device gets no more); other files are checked where they are. Raises InputError naming the first file that differs.
     """
     manifest, _ = read_engine(folder)
-    for record in (manifest.onnx, manifest.qdq_onnx, manifest.typed_onnx, manifest.calibration):
+    graphs = (manifest.onnx, manifest.folded_onnx, manifest.qdq_onnx, manifest.typed_onnx)
+    for record in (*graphs, manifest.xnorm, manifest.calibration):
         if record is not None:
             path = _inside(folder, record.file)
             if path.is_file():

@@ -9,6 +9,7 @@
   it reads (weights: FLOAT, so that their codes do not change), DQ has the type of those who read it. Both sides must scale
   alike, so every scale is first rounded to an FP16 value, whatever it is stored as (relative change <= 2^-11).
 * A node whose operator has no FP16 form in the ONNX standard stays FP32 by itself.
+* A Clip with a lower bound alone becomes a Max.
 
 LayerNormalization stays one node: its `stash_type` computes the statistics in FP32, where a decomposed one would not.
 Equal inputs give equal bytes. The counts are stored in the model's metadata, see `typing_facts`.
@@ -64,9 +65,13 @@ def typed_graph(model: onnx.ModelProto, *, keep_fp32: frozenset[str] = frozenset
             no node of the graph, the graph is typed already or its types cannot be inferred.
     """
     _check(model, keep_fp32)
-    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise InputError("types of the graph cannot be inferred", found=" ".join(str(error).split())[:500]) from error
     typed = onnx.ModelProto()
     typed.CopyFrom(model)
+    _lower_clips_to_max(typed.graph)
     graph = _Typing(typed.graph, _element_types(inferred.graph), keep_fp32)
     graph.rewrite()
     for field, value in (
@@ -109,6 +114,17 @@ def _element_types(graph: onnx.GraphProto) -> dict[str, int]:
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
     types.update({i.name: i.data_type for i in graph.initializer})
     return types
+
+
+def _lower_clips_to_max(graph: onnx.GraphProto) -> None:
+    """Clip with a lower bound alone -> Max, which computes the same.
+
+    TensorRT's parser gives such a Clip FP32's largest number as its upper bound, which FP16 does not hold.
+    """
+    for node in graph.node:
+        if node.op_type == "Clip" and len(node.input) > 1 and node.input[1] and not "".join(node.input[2:]):
+            node.op_type = "Max"
+            del node.input[2:]
 
 
 class _Typing:

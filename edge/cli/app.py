@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from edge.cli.build import build
+from edge.cli.certify import certify
 from edge.cli.doctor import doctor
 from edge.cli.inspect import inspect
 
@@ -15,5 +16,6 @@ app = typer.Typer(
     help="From a trained UFO-ViT to a verified INT8 TensorRT engine.",
 )
 app.command()(build)
+app.command()(certify)
 app.command()(inspect)
 app.command()(doctor)

@@ -65,6 +65,11 @@ class UfoVitConfig:
         return side, side
 
     @property
+    def xnorm_kv_axis(self) -> int:
+        """The negative axis of K^T V (B, H, D, D) that XNorm normalises."""
+        return -2 if self.kv_axis == "contraction" else -1
+
+    @property
     def xnorm_sites(self) -> int:
         """Number of XNorms in the network: Q and K^T V of every attention."""
         return 2 * (self.depth + CLASS_LAYERS)

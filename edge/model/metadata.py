@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from calib.errors import InputError
 from calib.files import sha256_file
 from edge.model.config import UfoVitConfig, config
 from edge.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    import onnx
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "ufovit"
@@ -116,6 +119,23 @@ def unreadable(path: Path, error: Exception) -> InputError:
         found=(str(error) or type(error).__name__).splitlines()[0],
         allowed='safetensors, or .pth with {"ufovit": metadata, "state_dict": tensors} of plain tensors',
     )
+
+
+def write_graph_info(model: onnx.ModelProto, info: CheckpointInfo) -> None:
+    """Let an ONNX graph say what network it is, in place; how that was trained is left to the checkpoint."""
+    metadata = {name: value for name, value in info.as_json().items() if name != "training"}
+    model.metadata_props.add(key=METADATA_KEY, value=json.dumps(metadata, sort_keys=True))
+
+
+def read_graph_info(model: onnx.ModelProto, path: Path) -> CheckpointInfo | None:
+    """What an ONNX graph says of its network; None for a graph that this toolkit did not export. Raises InputError."""
+    for item in model.metadata_props:
+        if item.key == METADATA_KEY:
+            try:
+                return parse_info(json.loads(item.value), path)
+            except ValueError as error:
+                raise InputError("metadata of the graph cannot be read", where=path, found=error) from error
+    return None
 
 
 def parse_info(metadata: dict[str, Any], path: Path) -> CheckpointInfo:

@@ -12,9 +12,10 @@ import numpy.typing as npt
 from calib.artifact import read_artifact
 from calib.errors import InputError
 from calib.table import CalibrationTable, load_table
-from edge.artifacts import DRIFT, EXPORT, LOGITS
+from edge.artifacts import DRIFT, EXPORT, LOGITS, XNORM
 from edge.drift.compare import DriftReport, compare
 from edge.export_record import ExportRecord
+from edge.xnorm.certificate import XNormCertificate, read_certificate
 from engines.manifest import EngineManifest, verify
 
 REMAKE = "ufovit build"
@@ -38,6 +39,7 @@ class Evidence:
         manifest, drift, export, logits: as read.
         table: the calibration table, None unless the precision is "int8".
         order: quantized activation tensors in network order, empty without a table.
+        certificate: of every XNorm, None where the build made none.
     """
 
     folder: Path
@@ -47,6 +49,7 @@ class Evidence:
     logits: Logits
     table: CalibrationTable | None
     order: tuple[str, ...]
+    certificate: XNormCertificate | None = None
 
 
 def gather(folder: Path) -> Evidence:
@@ -56,10 +59,11 @@ def gather(folder: Path) -> Evidence:
     export = read_export(folder / EXPORT)
     logits = read_logits(folder / LOGITS)
     table = load_table(folder / manifest.calibration.file) if manifest.calibration else None
-    _check_sources(folder, manifest, drift, export, table)
+    certificate = read_certificate(folder / manifest.xnorm.file) if manifest.xnorm else None
+    _check_sources(folder, manifest, drift, export, table, certificate)
     _check_answers(folder, manifest, drift, logits)
     order = _network_order(folder, manifest, table) if table else ()
-    return Evidence(folder, manifest, drift, export, logits, table, order)
+    return Evidence(folder, manifest, drift, export, logits, table, order, certificate)
 
 
 def read_export(path: Path) -> ExportRecord:
@@ -86,7 +90,12 @@ def read_logits(path: Path) -> Logits:
 
 
 def _check_sources(
-    folder: Path, manifest: EngineManifest, drift: DriftReport, export: ExportRecord, table: CalibrationTable | None
+    folder: Path,
+    manifest: EngineManifest,
+    drift: DriftReport,
+    export: ExportRecord,
+    table: CalibrationTable | None,
+    certificate: XNormCertificate | None,
 ) -> None:
     """Raise InputError when an artifact speaks of another file than the manifest does."""
     records = (manifest.engine, manifest.typed_onnx, manifest.qdq_onnx, manifest.onnx)
@@ -98,7 +107,11 @@ def _check_sources(
         (DRIFT, "preprocess_sha256", drift.preprocess_sha256, {str(manifest.preprocess.get("sha256", ""))}),
     ]
     if table is not None:
-        pairs.append(("calibration.json", "onnx_sha256", table.onnx_sha256, {manifest.onnx.sha256}))
+        calibrated = manifest.folded_onnx or manifest.onnx
+        pairs.append(("calibration.json", "onnx_sha256", table.onnx_sha256, {calibrated.sha256}))
+    if certificate is not None and manifest.folded_onnx is not None:
+        pairs.append((XNORM, "onnx_sha256", certificate.onnx_sha256, {manifest.onnx.sha256}))
+        pairs.append((XNORM, "folded_onnx_sha256", str(certificate.folded_onnx_sha256), {manifest.folded_onnx.sha256}))
     for file, name, found, allowed in pairs:
         if found not in allowed:
             raise InputError(

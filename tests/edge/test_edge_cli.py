@@ -317,7 +317,7 @@ def test_without_tensorrt_rtx_auto_builds_for_the_cpu_and_says_so(project, capsy
     assert run(command(project, target="auto")) == 0
     output = capsys.readouterr().out
     assert "for target cpu: TensorRT-RTX is not usable here" in output
-    assert output.count("unchanged, reused") == 6, "the same build as for --target cpu"
+    assert output.count("unchanged, reused") == 7, "the same build as for --target cpu"
 
 
 @pytest.mark.parametrize("library", ["torch", "onnx", "onnxruntime", "onnxscript", "jinja2", "matplotlib", "safetensors"])

@@ -20,8 +20,8 @@ from calib.files import atomic_path
 from edge.cli import INTERRUPTED, run
 
 INT8_FILES = {
-    "model.onnx", "export.json", "calibration.json", "model.int8.onnx", "engine.onnx", "manifest.json", "drift.json",
-    "logits.npz", "report.html", "steps.json",
+    "model.onnx", "export.json", "xnorm.json", "model.folded.onnx", "calibration.json", "model.int8.onnx", "engine.onnx",
+    "manifest.json", "drift.json", "logits.npz", "report.html", "steps.json",
 }  # fmt: skip
 
 
@@ -29,10 +29,13 @@ def test_build_leaves_every_artifact_and_a_chain_of_digests(project):
     out = project / "out"
     assert {p.name for p in out.iterdir()} == INT8_FILES | {".lock"}
     manifest, drift, table = (read(project, f) for f in ("manifest.json", "drift.json", "calibration.json"))
+    certificate = read(project, "xnorm.json")
     assert manifest["checkpoint"]["sha256"] == sha256(project / "tiny.safetensors")
-    for record in (manifest["onnx"], manifest["qdq_onnx"], manifest["engine"], manifest["calibration"]):
+    records = ("onnx", "xnorm", "folded_onnx", "qdq_onnx", "engine", "calibration")
+    for record in (manifest[name] for name in records):
         assert record["sha256"] == sha256(out / record["file"])
-    assert table["onnx_sha256"] == manifest["onnx"]["sha256"] == drift["reference"]["sha256"]
+    assert certificate["onnx_sha256"] == manifest["onnx"]["sha256"] == drift["reference"]["sha256"]
+    assert certificate["folded_onnx_sha256"] == manifest["folded_onnx"]["sha256"] == table["onnx_sha256"]
     assert drift["engine"]["sha256"] == manifest["engine"]["sha256"], "on a CPU the engine itself is judged"
     assert drift["images"] == 80
     assert drift["top1_reference"] == 1.0, "the labels are the network's own answers"
@@ -53,14 +56,14 @@ def test_second_run_reuses_every_step_without_torch(project, capsys, monkeypatch
     for heavy in ("torch", "onnx", "onnxruntime", "matplotlib"):
         monkeypatch.setitem(sys.modules, heavy, None)  # an import would raise
     assert build(project) == 0
-    assert capsys.readouterr().out.count("unchanged, reused") == 6
+    assert capsys.readouterr().out.count("unchanged, reused") == 7
     assert {p.name: (p.stat().st_mtime_ns, sha256(p)) for p in (project / "out").iterdir()} == before
 
 
 def test_only_the_steps_behind_a_change_run_again(project, capsys):
     assert build(project, "--max-drop", "30") == 0
     output = capsys.readouterr().out
-    assert [s for s in ("export", "calibrate", "quantize", "engine", "drift", "report") if f"{s}: done" in output] == [
+    assert [s for s in STEPS if f"{s}: done" in output] == [
         "drift",
         "report",
     ]
@@ -94,7 +97,15 @@ def test_a_pattern_that_matches_no_layer_is_refused_before_anything_changes(proj
 
 
 def test_force_runs_everything_and_gives_the_same_graphs(project, capsys):
-    graphs = ("model.onnx", "model.int8.onnx", "calibration.json", "engine.onnx", "report.html")
+    graphs = (
+        "model.onnx",
+        "xnorm.json",
+        "model.folded.onnx",
+        "model.int8.onnx",
+        "calibration.json",
+        "engine.onnx",
+        "report.html",
+    )
     before = {f: sha256(project / "out" / f) for f in graphs if f != "report.html"}
     assert build(project, "--force") == 0
     assert "reused" not in capsys.readouterr().out
@@ -123,9 +134,7 @@ def test_broken_quantization_fails_the_verdict(project, monkeypatch):
     from calib.table import TensorScale
 
     honest = TensorScale.from_amax.__func__
-    monkeypatch.setattr(
-        TensorScale, "from_amax", classmethod(lambda cls, amax, tensor, method: honest(cls, amax / 10, tensor, method))
-    )
+    monkeypatch.setattr(TensorScale, "from_amax", classmethod(lambda cls, amax, *rest: honest(cls, amax / 10, *rest)))
     assert build(project, "--force") == 1
     assert read(project, "drift.json")["verdict"] == "fail"
 
@@ -164,7 +173,7 @@ def test_fp32_needs_no_calibration(project):
     assert read(project, "drift.json", "fp32")["agreement"] == 1.0
 
 
-STEPS = ("export", "calibrate", "quantize", "engine", "drift", "report")
+STEPS = ("export", "certify", "calibrate", "quantize", "engine", "drift", "report")
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -232,7 +241,7 @@ def test_killed_again_and_again_it_still_ends_the_same(built, project):
             break
     assert codes[-1] == 0
     assert codes.count(-signal.SIGKILL) >= 4
-    for file in ("model.onnx", "calibration.json", "model.int8.onnx", "engine.onnx"):
+    for file in ("model.onnx", "xnorm.json", "model.folded.onnx", "calibration.json", "model.int8.onnx", "engine.onnx"):
         assert sha256(project / "killed" / file) == sha256(built / "out" / file), file
     first, last = (json.loads(path.read_text()) for path in (built / "out/drift.json", project / "killed/drift.json"))
     assert {**first, "data": ""} == {**last, "data": ""}, "only the path of the images differs"

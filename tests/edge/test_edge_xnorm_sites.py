@@ -3,18 +3,15 @@
 import copy
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto as T
-from onnx import helper as h
 from onnx import numpy_helper
 
 from calib.errors import InputError
 from calib.qdq import insert_qdq
 from calib.scheme import plan_quantization
 from calib.table import CalibrationTable, TensorScale
-from edge.model.attention import XNorm
-from edge.xnorm.sites import find_sites, island
+from edge.model.attention import XNORM_EPS, XNorm
+from edge.xnorm.sites import Eps, find_sites
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +56,34 @@ def test_nodes_of_a_site_are_the_norm_and_nothing_else(graph):
             assert first.name == site.name.replace("xnorm_kv/ReduceL2", "MatMul").replace("attn.MatMul", "attn/MatMul")
 
 
-def test_island_is_the_union_of_the_sites(graph):
-    sites = find_sites(graph)
-    names = island(sites)
-    assert names <= {node.name for node in graph.graph.node}
-    assert len(names) == 4 * 3 + 4 * 4, "no node belongs to two sites"
-    assert island(()) == frozenset()
+def test_argument_output_factors_and_eps_are_the_tensors_of_the_attention(graph):
+    nodes = {node.name: node for node in graph.graph.node}
+    for site in find_sites(graph):
+        reduce, divide = nodes[site.name], nodes[site.nodes[-1]]
+        assert (site.argument, site.output) == (reduce.input[0], divide.output[0])
+        (eps,) = site.eps
+        assert (eps.kind, eps.acts_on, eps.value, eps.node) == ("clamp", "norm", XNORM_EPS, site.nodes[-2])
+        assert eps.tensor in nodes[eps.node].input
+        if site.operand == "q":
+            assert site.factors == ()
+        else:  # K^T and V, behind the Q/DQ pairs that INT8 puts on them
+            path = site.name.split(".xnorm_kv")[0]
+            assert [made_by_linear(graph, name) for name in site.factors] == [f"{path}.k/MatMul", f"{path}.v/MatMul"]
+
+
+def made_by_linear(graph, tensor):
+    """Name of the MatMul behind a tensor, through Add, Reshape and Transpose."""
+    nodes = {name: node for node in graph.graph.node for name in node.output}
+    while nodes[tensor].op_type != "MatMul":
+        inputs = [name for name in nodes[tensor].input if name in nodes]
+        assert nodes[tensor].op_type in ("Add", "Reshape", "Transpose"), "no Q/DQ in between"
+        tensor = inputs[0]
+    return nodes[tensor].name
+
+
+@pytest.mark.parametrize(("value", "acts_on", "expected"), [(4.0, "norm", 4.0), (4.0, "square", 2.0)])
+def test_eps_in_units_of_the_norm(value, acts_on, expected):
+    assert Eps("clamp", acts_on, value, "node", "tensor").on_norm == expected
 
 
 def test_axis_of_the_other_convention_is_reported(tiny_graph):
@@ -76,6 +95,14 @@ def test_axis_of_the_other_convention_is_reported(tiny_graph):
     found = {s.name: s.axis for s in find_sites(changed)}
     assert found.pop(site.name) == -1
     assert found == {s.name: s.axis for s in find_sites(tiny_graph) if s.name != site.name}
+    with pytest.raises(InputError, match=rf"another axis[\s\S]*{site.name}[\s\S]*found: axis -1 at 1 XNorms[\s\S]*axis -2"):
+        find_sites(changed, expected=8, kv_axis=-2)
+
+
+def test_the_network_s_own_axis_is_asked_for(graph):
+    assert find_sites(graph, expected=8, kv_axis=-2) == find_sites(graph)
+    with pytest.raises(InputError, match=r"found: axis -2 at 4 XNorms"):
+        find_sites(graph, kv_axis=-1)
 
 
 @pytest.mark.parametrize("expected_count", [0, 7, 9, 52])
@@ -84,56 +111,44 @@ def test_another_number_than_expected_is_refused(graph, expected_count):
         find_sites(graph, expected=expected_count)
 
 
-@pytest.mark.parametrize("damage", ["no clip", "another dividend", "another norm"])
+@pytest.mark.parametrize(
+    "damage", ["another dividend", "another norm", "an eps that is computed", "an inner eps of two numbers"]
+)
 def test_what_is_no_xnorm_is_no_site(tiny_graph, damage):
     changed = copy.deepcopy(tiny_graph)
     nodes = {node.name: node for node in changed.graph.node}
     site = find_sites(changed)[3]
     reduce, clip, divide = (nodes[name] for name in site.nodes[-3:])
-    if damage == "no clip":
-        divide.input[1] = reduce.output[0]
-    elif damage == "another dividend":
+    if damage == "another dividend":
         divide.input[0] = clip.output[0]
-    else:
+    elif damage == "another norm":
         reduce.op_type = "ReduceL1"
+    elif damage == "an eps that is computed":
+        clip.op_type = "Add"
+        clip.input[1] = site.argument
+    else:
+        changed.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "two"))
+        clip.op_type = "Add"
+        clip.input[1] = "two"
     assert [s.name for s in find_sites(changed)] == [s.name for s in find_sites(tiny_graph) if s.name != site.name]
     with pytest.raises(InputError, match="7 of 8"):
         find_sites(changed, expected=8)
 
 
-def strangers_graph(opset, axes):
-    """x / max(||x||, eps) with the axes where an exporter may put them: attribute, initializer, Constant node, absent."""
-    nodes, constants, attributes = [], [numpy_helper.from_array(np.float32(1e-4), "eps")], {}
-    inputs = ["x"]
-    if axes == "attribute":
-        attributes["axes"] = [-1]
-    elif axes == "initializer":
-        constants.append(numpy_helper.from_array(np.array([-1], np.int64), "axes"))
-        inputs.append("axes")
-    elif axes == "constant node":
-        nodes.append(h.make_node("Constant", [], ["axes"], value=numpy_helper.from_array(np.array([-1], np.int64))))
-        inputs.append("axes")
-    nodes += [
-        h.make_node("ReduceL2", inputs, ["n"], name="norm", **attributes),
-        h.make_node("Max", ["n", "eps"], ["c"], name="clamp"),
-        h.make_node("Div", ["x", "c"], ["y"], name="divide"),
-    ]
-    value_info = [h.make_tensor_value_info(name, T.FLOAT, [2, 3]) for name in ("x", "y")]
-    graph = h.make_graph(nodes, "g", value_info[:1], value_info[1:], constants)
-    model = h.make_model(graph, opset_imports=[h.make_opsetid("", opset)], ir_version=10)
-    onnx.checker.check_model(model)
-    return model
+def test_a_norm_without_eps_is_a_site_too(tiny_graph):
+    changed = copy.deepcopy(tiny_graph)
+    nodes = {node.name: node for node in changed.graph.node}
+    site = find_sites(changed)[3]
+    reduce, divide = nodes[site.name], nodes[site.nodes[-1]]
+    divide.input[1] = reduce.output[0]
+    found = find_sites(changed, expected=8)[3]
+    assert (found.name, found.eps) == (site.name, ())
+    assert found.nodes == (*site.nodes[:-2], site.nodes[-1])
 
 
-@pytest.mark.parametrize(
-    ("opset", "axes"), [(13, "attribute"), (20, "initializer"), (20, "constant node"), (13, "absent"), (20, "absent")]
-)
-def test_axes_wherever_an_exporter_puts_them(opset, axes):
-    model = strangers_graph(opset, axes)
-    if axes == "absent":  # a norm over the whole tensor
-        with pytest.raises(InputError, match=r"XNorm[\s\S]*norm"):
-            find_sites(model)
-    else:
-        assert [(s.name, s.axis, s.operand, s.nodes) for s in find_sites(model)] == [
-            ("norm", -1, "q", ("norm", "clamp", "divide"))
-        ]
+def test_simplification_leaves_the_sites_where_they_are(tiny_graph, tiny_images):
+    from edge.export import simplify
+
+    simplified, record = simplify(tiny_graph, tiny_images)
+    assert record.used, record.reason
+    assert find_sites(simplified, expected=8, kv_axis=-2) == find_sites(tiny_graph)

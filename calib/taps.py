@@ -1,0 +1,77 @@
+"""Inner tensors of an ONNX graph on the CPU: a copy in memory gets them as further outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from calib.errors import InputError
+from calib.graph import index_graph
+
+
+class TappedGraph:
+    """A graph with one input, whose named tensors can be read.
+
+    Args:
+        model: the graph; it is copied.
+        taps: names of the tensors to read; the graph's input and its outputs are allowed.
+        threads: threads of ONNX Runtime; 0 lets it use every core.
+        where: what an error names, usually the file.
+
+    Call: array (B, ...) as the graph takes it -> {tap: array}.
+
+    Raises InputError for a graph with several inputs, a tap that it does not hold, a graph that ONNX Runtime refuses, and
+    arrays that the graph does not take.
+    """
+
+    def __init__(self, model: onnx.ModelProto, taps: Sequence[str], *, threads: int = 1, where: object = None) -> None:
+        import onnxruntime as ort
+
+        index = index_graph(model)
+        if len(index.inputs) != 1:
+            raise InputError("the graph must have one input", where=where, found=", ".join(index.inputs))
+        (self.source,) = index.inputs
+        self.taps = tuple(taps)
+        self._inner = [name for name in self.taps if name != self.source]
+        unknown = [name for name in self._inner if name not in index.producers]
+        if unknown:
+            raise InputError("no such tensor: the names were made for another graph", where=where, found=", ".join(unknown[:4]))
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        declared = {v.name for v in copy.graph.output}
+        copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._inner if name not in declared)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session: Any = ort.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exception classes share no public base
+            raise InputError("ONNX Runtime refuses the graph", where=where, found=error) from error
+
+    def __call__(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """The tapped tensors of a batch."""
+        found = {self.source: batch} if self.source in self.taps else {}
+        if not self._inner:
+            return found
+        try:
+            values = self._session.run(self._inner, {self.source: batch})
+        except Exception as error:  # ONNX Runtime's exception classes share no public base
+            raise InputError(
+                "the graph does not take these images",
+                found=f"{batch.dtype} {batch.shape}: {error}",
+                allowed=self._session.get_inputs()[0].shape,
+            ) from error
+        return {**found, **dict(zip(self._inner, values, strict=True))}
+
+
+def check_batch(batch: NDArray[Any], images: int) -> None:
+    """Refuse what is no batch of finite float32 numbers; `images` came before it. Raises InputError."""
+    if batch.dtype != np.float32 or batch.ndim < 1:
+        raise InputError("not a batch of images", found=f"{batch.dtype} {batch.shape}", allowed="float32 (B, ...)")
+    if not np.isfinite(batch).all():
+        raise InputError("NaN or infinity in the images", where=f"batch after image {images}", allowed="finite numbers")

@@ -1,0 +1,19 @@
+"""A typed FP16 graph on the CPU, with every rounding of FP16 hardware."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge.runtime.ort import OrtRunner
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+def emulated_runner(typed: ModelProto, where: Path) -> OrtRunner:
+    """Runs a typed FP16 graph on the CPU with every rounding of FP16 hardware; `where` names it in errors."""
+    from calib.qdq import serialize
+    from engines.emulate import emulated_graph
+
+    return OrtRunner(where, data=serialize(emulated_graph(typed)))

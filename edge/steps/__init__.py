@@ -1,0 +1,20 @@
+"""The work of each step of a build; `edge.pipeline` decides which of them run."""
+
+from __future__ import annotations
+
+from edge.steps.built import engine
+from edge.steps.graphs import calibrate, certify, export, quantization_plan, quantize, type_fp16
+from edge.steps.judging import drift, read_drift, report
+
+__all__ = [
+    "calibrate",
+    "certify",
+    "drift",
+    "engine",
+    "export",
+    "quantization_plan",
+    "quantize",
+    "read_drift",
+    "report",
+    "type_fp16",
+]

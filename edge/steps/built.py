@@ -1,0 +1,84 @@
+"""The step that builds the engine and writes down what it is."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calib.files import sha256_bytes, sha256_file, write_bytes
+from edge.artifacts import CALIBRATION, FOLDED, MODEL, QUANTIZED, TYPED, XNORM
+from edge.data import data_digest
+from edge.progress import Advance
+from edge.request import BuildInputs, BuildRequest
+from edge.steps.judging import judged_on
+
+if TYPE_CHECKING:
+    from engines.build import BuiltEngine
+    from engines.manifest import EngineManifest, EngineRecord
+
+
+def engine(request: BuildRequest, inputs: BuildInputs, graph_path: Path, advance: Advance) -> None:
+    """Graph -> engine and manifest. Raises VerdictError when the receipt is below its floor; then neither is written."""
+    from engines.build import build
+    from engines.manifest import EngineRecord, write_manifest
+    from engines.spec import BuildSpec
+
+    built = build(BuildSpec(graph_path, request.target, request.precision, request.batch, request.int8_floor), advance)
+    write_bytes(request.out / request.engine_file, built.data)
+    record = EngineRecord(
+        file=request.engine_file,
+        sha256=sha256_bytes(built.data),
+        bytes=len(built.data),
+        backend=built.backend,
+        backend_version=built.version,
+        compute_capabilities=built.compute_capabilities,
+    )
+    write_manifest(request.out, describe(request, inputs, graph_path, built, record))
+
+
+def describe(
+    request: BuildRequest, inputs: BuildInputs, graph_path: Path, built: BuiltEngine, record: EngineRecord
+) -> EngineManifest:
+    """The manifest of a built engine."""
+    from engines.manifest import CalibrationRecord, EngineManifest, FileRecord
+
+    def recorded(file: str) -> FileRecord:
+        return FileRecord(file, sha256_file(request.out / file))
+
+    info, table = inputs.info, inputs.calib_images
+    int8 = request.precision == "int8"
+    calibration = (
+        CalibrationRecord(
+            file=CALIBRATION,
+            sha256=sha256_file(request.out / CALIBRATION),
+            images=len(table),
+            data_sha256=data_digest(table, info.preprocess),
+        )
+        if int8
+        else None
+    )
+    notes = [judged_on(request, emulated=graph_path.name == TYPED)]
+    if info.random_weights:
+        notes.insert(0, "RANDOM WEIGHTS: this engine shows size and numbers, never accuracy")
+    return EngineManifest(
+        model=info.config.name,
+        precision=request.precision,
+        target=request.target.name,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        checkpoint=FileRecord(Path(info.file).name, info.sha256) if info.file else None,
+        onnx=recorded(MODEL),
+        xnorm=recorded(XNORM) if request.precision != "fp32" else None,
+        folded_onnx=recorded(FOLDED) if request.precision != "fp32" else None,
+        qdq_onnx=recorded(QUANTIZED) if int8 else None,
+        typed_onnx=recorded(graph_path.name) if graph_path.name == TYPED else None,
+        calibration=calibration,
+        engine=record,
+        input=built.input,
+        output=built.output,
+        preprocess={**info.preprocess.as_json(), "sha256": info.preprocess.sha256},
+        labels=info.labels,
+        receipt=built.receipt,
+        random_weights=info.random_weights,
+        notes=tuple(notes),
+    )

@@ -1,0 +1,184 @@
+"""Steps that make graphs: export, certify, calibrate, quantize, type. Heavy libraries are imported when used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from calib.artifact import write_artifact
+from calib.errors import InputError, VerdictError
+from calib.files import write_bytes
+from edge.data import data_digest
+from edge.progress import Advance
+from edge.request import BuildInputs, BuildRequest
+from edge.tolerances import TYPED_FP16_SQNR_DB
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from calib.scheme import QuantPlan
+
+CHECK_IMAGES = 32
+"""Images on which export and typing are checked."""
+BATCH = 32
+"""Images per run on the CPU."""
+LISTED_SITES = 4
+
+
+def export(request: BuildRequest, inputs: BuildInputs, model_path: Path, record_path: Path, advance: Advance) -> None:
+    """Checkpoint -> ONNX, checked against torch."""
+    from edge.export import export as export_onnx
+    from edge.model.checkpoint import load_checkpoint, random_network
+
+    info = inputs.info
+    if info.random_weights and not info.file:
+        network = random_network(info.config, request.seed)
+    else:
+        network, loaded = load_checkpoint(Path(info.file), model=info.config.name, image_size=info.config.image_size)
+        if loaded.sha256 != info.sha256:  # the manifest would name a checkpoint that these weights do not come from
+            raise InputError(
+                "checkpoint changed during the build",
+                where=info.file,
+                next_command="run the same command again",
+            )
+    advance(0.1)
+    (images,) = inputs.calib_images.take(CHECK_IMAGES).batches(info.preprocess, CHECK_IMAGES)
+    write_artifact(record_path, export_onnx(network, model_path, images, info))
+
+
+def certify(
+    request: BuildRequest, inputs: BuildInputs, model_path: Path, certificate_path: Path, folded_path: Path, advance: Advance
+) -> None:
+    """FP32 graph -> certificate of every XNorm, and the graph folded so that FP16 can compute it.
+
+    Raises VerdictError when some XNorm stays unstable: no engine is to be made of such a graph.
+    """
+    import onnx
+
+    from calib.qdq import serialize
+    from edge.xnorm.certify import CertifyConfig, image_budget
+    from edge.xnorm.certify import certify as certify_graph
+
+    model, info = onnx.load(model_path), inputs.info
+    images = inputs.calib_images.take(image_budget(model, len(inputs.calib_images)))
+    done = certify_graph(
+        model,
+        images.batches(info.preprocess, BATCH),
+        data_sha256=data_digest(images, info.preprocess),
+        config=CertifyConfig(
+            precisions=request.certified_precisions,
+            expected_sites=info.config.xnorm_sites,
+            kv_axis=info.config.xnorm_kv_axis,
+        ),
+        progress=lambda count: advance(0.8 * count / len(images)),
+    )
+    unstable = [
+        f"{site.name}, {name}: {site.verdicts[name].reason}"
+        for site in done.certificate.sites
+        for name in request.certified_precisions
+        if site.verdicts[name].verdict == "unstable"
+    ]
+    if unstable:
+        raise VerdictError(
+            f"XNorm is unstable in {' and '.join(request.certified_precisions)}, and folding powers of two cannot mend it",
+            where=model_path,
+            found="; ".join(unstable[:LISTED_SITES]) + f" ({len(unstable)} in all)",
+            next_command=f"ufovit build {request.model} fp32; the checkpoint's weights at these layers are the cause",
+        )
+    write_bytes(folded_path, serialize(done.model))
+    write_artifact(certificate_path, done.certificate)
+
+
+def calibrate(request: BuildRequest, inputs: BuildInputs, model_path: Path, table_path: Path, advance: Advance) -> None:
+    """Calibration images -> calibration table."""
+    import onnx
+
+    from calib.collect import CollectConfig, collect
+    from calib.table import save_table
+    from edge.xnorm.proofs import prove
+    from edge.xnorm.sites import find_sites
+
+    images, preprocess = inputs.calib_images, inputs.info.preprocess
+    model = onnx.load(model_path)
+    table = collect(
+        model_path,
+        images.batches(preprocess, BATCH),
+        quantization_plan(request, model),
+        bounds={name: proof.largest for name, proof in prove(model, find_sites(model)).items()},
+        data_sha256=data_digest(images, preprocess),
+        config=CollectConfig(method=request.method, threads=2),
+        progress=lambda done: advance(done / len(images)),
+    )
+    save_table(table_path, table)
+
+
+def quantization_plan(request: BuildRequest, model: ModelProto) -> QuantPlan:
+    """What the request has quantized in a float graph. Raises InputError for a `keep_float` pattern that matches nothing."""
+    from calib.scheme import QuantScheme, plan_quantization
+
+    return plan_quantization(model, QuantScheme(exclude=request.keep_float))
+
+
+def quantize(request: BuildRequest, model_path: Path, table_path: Path, quantized_path: Path, advance: Advance) -> None:
+    """Float graph and table -> Q/DQ graph, linted. Raises VerdictError when a layer would not run in INT8."""
+    import onnx
+
+    from calib.lint import lint
+    from calib.qdq import insert_qdq, serialize
+    from calib.table import load_table
+    from edge.xnorm.placement import quantized_in_front
+    from edge.xnorm.sites import find_sites
+
+    model, table = onnx.load(model_path), load_table(table_path)
+    quantized = insert_qdq(model, table, quantization_plan(request, model))
+    advance(0.5)
+    findings = [f for f in lint(quantized) if f.severity != "note"]
+    if findings:
+        raise VerdictError(
+            "the quantized graph would not run in INT8",
+            where=quantized_path,
+            found="; ".join(f"{f.node}: {f.message}" for f in findings[:5]) + f" ({len(findings)} in all)",
+        )
+    in_front = quantized_in_front(quantized, find_sites(quantized))
+    if in_front:
+        raise VerdictError(
+            "Q/DQ stands in front of an XNorm: one scale for vectors of all lengths",
+            where=quantized_path,
+            found=", ".join(in_front[:LISTED_SITES]),
+            allowed="Q/DQ behind the norm",
+        )
+    write_bytes(quantized_path, serialize(quantized))
+
+
+def type_fp16(inputs: BuildInputs, graph_path: Path, certificate_path: Path, typed_path: Path, advance: Advance) -> None:
+    """Graph -> strongly typed FP16 graph, FP32 where the certificate asks for it; its roundings emulated on images."""
+    import onnx
+
+    from calib.metrics import sqnr_db
+    from calib.qdq import serialize
+    from edge.runtime.emulated import emulated_runner
+    from edge.runtime.ort import OrtRunner
+    from edge.xnorm.certificate import read_certificate
+    from edge.xnorm.placement import fp32_nodes
+    from edge.xnorm.sites import find_sites
+    from engines.typed import typed_graph
+
+    model = onnx.load(graph_path)
+    sites = find_sites(model, inputs.info.config.xnorm_sites, inputs.info.config.xnorm_kv_axis)
+    kept = {site.name for site in read_certificate(certificate_path).sites if site.island}
+    typed = typed_graph(model, keep_fp32=fp32_nodes(model, sites, kept))
+    advance(0.5)
+    (images,) = inputs.calib_images.take(CHECK_IMAGES).batches(inputs.info.preprocess, CHECK_IMAGES)
+    answers = emulated_runner(typed, typed_path)(images)
+    found = sqnr_db(OrtRunner(graph_path)(images), answers) if np.isfinite(answers).all() else float("nan")
+    if not found >= TYPED_FP16_SQNR_DB:
+        raise VerdictError(
+            "the FP16 graph does not compute what the FP32 graph computes",
+            where=graph_path,
+            found=f"SQNR of the logits {found:.1f} dB, roundings emulated",
+            allowed=f"at least {TYPED_FP16_SQNR_DB:g} dB",
+            next_command="ufovit build with precision fp32, and compare the layers' ranges in its report",
+        )
+    write_bytes(typed_path, serialize(typed))

@@ -1,0 +1,212 @@
+"""From a tensor of the attention back to the linear layer that makes it, and to the LayerNorm that this layer reads.
+
+    LayerNorm -> [Slice, Gather ...] -> z (., N, C) -> MatMul W, Add b -> [Reshape, Transpose, Split ...] -> (B, H, N, D)
+
+Which channel of the layer lands in which head and place, and in which order its tokens come, is not assumed but computed: the
+numbers of the layer's outputs are sent through the nodes in between. A tensor that cannot be traced is no error: it has no
+certified bound and cannot be folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from calib.graph import GraphIndex, TensorType, attribute, to_array
+
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+_REARRANGING = frozenset({"Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Flatten"})
+_SELECTING = frozenset({"Identity", "Slice", "Gather", "Squeeze", "Unsqueeze", "Reshape"})
+"""Nodes that pick or regroup tokens: what holds of every token before holds after."""
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """LayerNormalization over the last axis: gain and bias (C,)."""
+
+    gain: Float64
+    bias: Float64
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear layer z W + b behind a tensor of the attention.
+
+    Attributes:
+        weight: name of the constant W (C, channels).
+        bias: name of the constant b (channels,), empty without one.
+        matmul: name of the MatMul node.
+        channels: int64 (H, D): which channel of the layer is which place of which head.
+        matrix: W by head, float64 (H, D, C).
+        offset: b by head, float64 (H, D).
+        norm: the LayerNorm that the layer reads, None when there is none.
+        source: name of the tensor z.
+        order: int64, which token of z is at which place; two tensors of equal source and order hold the same tokens.
+        owned: whether its channels serve this one tensor alone, so that they may be scaled.
+    """
+
+    weight: str
+    bias: str
+    matmul: str
+    channels: Int64
+    matrix: Float64
+    offset: Float64
+    norm: LayerNorm | None
+    source: str
+    order: Int64
+    owned: bool
+
+
+@dataclass(frozen=True)
+class Tracer:
+    """Tracing on one graph; `types` as `calib.graph.infer_types` gives them."""
+
+    model: onnx.ModelProto
+    index: GraphIndex
+    types: dict[str, TensorType]
+
+    def projection(self, tensor: str, token_axis: int, readers: Collection[str] = ()) -> Projection | None:
+        """The linear layer behind `tensor`, (B, H, N, D) or (B, N, D), N at the negative `token_axis`; None for none.
+
+        `readers`: names of the nodes that `tensor` is for.
+        """
+        chain: list[onnx.NodeProto] = []
+        path: list[str] = []
+        current = tensor
+        while (node := self._producer(current)) is not None and node.op_type in _REARRANGING:
+            chain.append(node)
+            current = node.input[0]
+            path.append(current)
+        layer = self._linear(current)
+        if layer is None:
+            return None
+        matmul, weight, bias = layer
+        shape = self._shape(current)
+        found = None if shape is None else self._channels(chain, current, tensor, shape, token_axis)
+        if found is None:
+            return None
+        channels, order = found
+        matrix = to_array(self.index.constants[weight]).astype(np.float64).T[channels]  # (H, D, C)
+        flat = (
+            to_array(self.index.constants[bias]).astype(np.float64).reshape(-1) if bias else np.zeros(int(channels.max()) + 1)
+        )
+        norm = self._layer_norm(matmul.input[0], matrix.shape[-1])
+        name = self.index.names[self.index.producers[matmul.output[0]]]
+        owned = self._owned([matmul.output[0], *path], tensor, readers)
+        return Projection(weight, bias, name, channels, matrix, flat[channels], norm, matmul.input[0], order, owned)
+
+    def tokens(self, tensor: str, token_axis: int) -> int | None:
+        """The number of tokens N of a tensor, None when it is not fixed in the graph."""
+        shape = self._shape(tensor)
+        return None if shape is None else shape[token_axis]
+
+    def _producer(self, tensor: str) -> onnx.NodeProto | None:
+        position = self.index.producers.get(tensor)
+        return None if position is None else self.model.graph.node[position]
+
+    def _shape(self, tensor: str) -> tuple[int | None, ...] | None:
+        return self.types[tensor].shape if tensor in self.types else None
+
+    def _linear(self, tensor: str) -> tuple[onnx.NodeProto, str, str] | None:
+        """The MatMul, its weight (C, channels) and its bias ("" for none) that make a tensor."""
+        node = self._producer(tensor)
+        bias = ""
+        if node is not None and node.op_type == "Add":
+            constants = [t for t in node.input if t in self.index.constants]
+            others = [t for t in node.input if t not in self.index.constants]
+            if len(constants) != 1 or len(others) != 1:
+                return None
+            bias, node = constants[0], self._producer(others[0])
+        if node is None or node.op_type != "MatMul" or node.input[1] not in self.index.constants:
+            return None
+        weight = self.index.constants[node.input[1]]
+        dims = list(self.index.constants[bias].dims) if bias else []
+        if len(weight.dims) != 2 or (bias and not dims) or (dims and not int(np.prod(dims)) == dims[-1] == weight.dims[1]):
+            return None
+        return node, node.input[1], bias
+
+    def _channels(
+        self, chain: list[onnx.NodeProto], source: str, target: str, shape: tuple[int | None, ...], token_axis: int
+    ) -> tuple[Int64, Int64] | None:
+        """Channel numbers (H, D) and token numbers (B, N) at the end of a chain of rearranging nodes."""
+        sides = [1 if side is None else side for side in shape]
+        numbers = np.arange(int(np.prod(sides)), dtype=np.int64).reshape(sides)
+        result = _evaluate(chain, source, target, numbers, self.index, self.model)
+        if result is None or result.ndim not in (3, 4):
+            return None
+        by_head = np.moveaxis(result if result.ndim == 4 else result[:, None], token_axis, 2)  # (B, H, N, D)
+        tokens, channels = np.divmod(by_head, sides[-1])
+        first, order = channels[0, :, 0], tokens[:, 0, :, 0]
+        same = (channels == first[None, :, None]).all() and (tokens == order[:, None, :, None]).all()
+        return (first, order) if same and np.unique(first).size == first.size else None
+
+    def _owned(self, path: list[str], tensor: str, readers: Collection[str]) -> bool:
+        """Whether nothing else reads what leads to `tensor`, or picks other channels of a joint layer."""
+        outputs = {v.name for v in self.model.graph.output}
+        own = {self.index.names[i] for i in self.index.consumers.get(tensor, ())} <= set(readers)
+        return own and not outputs & {tensor, *path} and all(self._leads_on(name) for name in path if name != tensor)
+
+    def _leads_on(self, tensor: str) -> bool:
+        readers = [self.model.graph.node[i].op_type for i in self.index.consumers.get(tensor, ())]
+        return len([op for op in readers if op != "Shape"]) <= 1 or set(readers) <= {"Slice", "Gather"}
+
+    def _layer_norm(self, tensor: str, width: int) -> LayerNorm | None:
+        node = self._producer(tensor)
+        while node is not None and node.op_type in _SELECTING:
+            shape = self._shape(node.input[0])
+            if shape is None or shape[-1] != width or self._picks_channels(node, len(shape)):
+                return None  # tokens may have been picked or regrouped, never their channels
+            node = self._producer(node.input[0])
+        if node is None or node.op_type != "LayerNormalization" or len(node.input) < 2:
+            return None
+        shape = self._shape(node.input[0])
+        last = (-1,) if shape is None else (-1, len(shape) - 1)
+        affine = [t for t in node.input[1:3] if t]
+        if int(attribute(node, "axis", -1)) not in last or any(t not in self.index.constants for t in affine):
+            return None
+        values = [to_array(self.index.constants[t]).astype(np.float64).reshape(-1) for t in affine]
+        gain, bias = values[0], values[1] if len(values) > 1 else np.zeros(width)
+        return LayerNorm(gain, bias) if gain.size == width == bias.size else None
+
+    def _picks_channels(self, node: onnx.NodeProto, rank: int) -> bool:
+        """Whether a Slice or Gather picks along the last axis, or may."""
+        axes = [int(attribute(node, "axis", 0))] if node.op_type == "Gather" else []
+        if node.op_type == "Slice":
+            if len(node.input) < 4 or node.input[3] not in self.index.constants:
+                return True
+            axes = to_array(self.index.constants[node.input[3]]).tolist()
+        return any(axis in (-1, rank - 1) for axis in axes)
+
+
+def _evaluate(
+    chain: list[onnx.NodeProto], source: str, target: str, values: Int64, index: GraphIndex, model: onnx.ModelProto
+) -> npt.NDArray[Any] | None:
+    """`values` of tensor `source` through the nodes of `chain` (last first), by ONNX's own reference evaluator."""
+    if not chain:
+        return values
+    constants = {t for node in chain for t in node.input[1:] if t}
+    if not constants <= index.constants.keys():
+        return None
+    initializers = []
+    for name in sorted(constants):
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(index.constants[name])
+        tensor.name = name
+        initializers.append(tensor)
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None) for name in (source, target)]
+    graph = helper.make_graph(list(reversed(chain)), "chain", ends[:1], ends[1:], initializers)
+    small = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
+    try:
+        (result,) = ReferenceEvaluator(small).run(None, {source: values})
+    except Exception:  # noqa: BLE001  # the evaluator's errors share no base class; a chain it cannot run is not traced
+        return None
+    return np.asarray(result)
