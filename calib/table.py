@@ -26,13 +26,15 @@ class TensorScale:
         amax: largest magnitude that INT8 represents.
         scale: amax / 127 rounded up to FP16, see `calib.scales`; a scale that does not follow from amax is refused.
         method: calibration method that gave amax.
-        source: "data" when the images decided, "proof" when a bound that holds for every image was smaller than what they gave.
+        source: "data" when the images decided, "proof" when a bound for every image was no larger than what they gave.
+        bound: that bound, None where none is known.
     """
 
     amax: float
     scale: float
     method: str
     source: Literal["data", "proof"] = "data"
+    bound: float | None = None
 
     def __post_init__(self) -> None:
         expected = activation_scale(self.amax, "in a calibration table")
@@ -45,9 +47,9 @@ class TensorScale:
 
         Raises InputError for a range without an FP16 scale.
         """
-        proven = bound is not None and bound < amax
+        proven = bound is not None and bound <= amax
         chosen = bound if bound is not None and proven else amax
-        return cls(chosen, activation_scale(chosen, tensor), method, "proof" if proven else "data")
+        return cls(chosen, activation_scale(chosen, tensor), method, "proof" if proven else "data", bound)
 
 
 @dataclass(frozen=True)

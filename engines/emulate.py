@@ -53,7 +53,8 @@ def emulated_graph(typed: onnx.ModelProto, *, accumulate: Accumulate = "fp16") -
         typed: a graph that `engines.typed.typed_graph` made; left as it is.
         accumulate: where reductions and products of two activations keep their sums.
 
-    Raises InputError when the length of an axis that is summed over is not fixed in the graph.
+    Raises InputError when a reduction has no constant axes, or the length of an axis that is summed over is not fixed in the
+    graph.
     """
     model = onnx.ModelProto()
     model.CopyFrom(typed)
@@ -125,15 +126,18 @@ class _Emulation:
 
     def _dequantize(self, node: onnx.NodeProto) -> None:
         """A constant is dequantized here and now: ONNX Runtime would do it at every run."""
-        codes, scale = (self.index.constants.get(name) for name in node.input[:2])
-        if codes is None or scale is None:
+        stored = [self.index.constants.get(name) for name in node.input if name]
+        values = [to_array(tensor) for tensor in stored if tensor is not None]
+        if len(values) < len(stored) or attribute(node, "block_size", 0):
             self.nodes.append(node)
             return
-        shape = [1] * len(codes.dims)
-        if int(np.prod(scale.dims)) > 1:
+        codes, *parameters = (array.astype(np.float32) for array in values)
+        shape = [1] * codes.ndim
+        if parameters[0].size > 1:
             shape[int(attribute(node, "axis", 1))] = -1
-        values = to_array(codes).astype(np.float32) * to_array(scale).astype(np.float32).reshape(shape)
-        self.constants.append(numpy_helper.from_array(values, node.output[0]))
+        scale, *zero = (array.reshape(shape) for array in parameters)
+        floats = (codes - zero[0] if zero else codes) * scale
+        self.constants.append(numpy_helper.from_array(floats, node.output[0]))
 
     def _cast(self, node: onnx.NodeProto, *, to_half: bool) -> None:
         if to_half:
@@ -173,6 +177,8 @@ class _Emulation:
         axes = [int(a) for a in attribute(node, "axes", [])]
         if len(node.input) > 1 and node.input[1] in self.index.constants:
             axes = [int(a) for a in to_array(self.index.constants[node.input[1]])]
+        if not axes:
+            raise InputError("axes of a reduction are not fixed in the graph", where=node.name or target)
         current = source
         if node.op_type != "ReduceSum":
             current = self._round(self._add("Mul", [source, source], f"{target}/square_exact"), f"{target}/square")

@@ -6,9 +6,11 @@ TensorRT 11 on. What differs between releases is asked of the module itself (`ha
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from calib.errors import InputError, MissingError
@@ -54,7 +56,8 @@ class Builder:
         self.name = _NAMES[flavour]
         self.log: list[str] = []
         self._logger = _make_logger(self.module, self.log)
-        self._builder = self.module.Builder(self._logger)
+        with _collection_paused():
+            self._builder = self.module.Builder(self._logger)
 
     def parse(self, onnx_bytes: bytes) -> Any:
         """The strongly typed network of an ONNX model. Raises BackendError naming the nodes that the parser refuses."""
@@ -118,6 +121,22 @@ class Builder:
     def _error(self, what: str, reasons: list[str]) -> BackendError:
         found = "\n    ".join(reasons[:_SHOWN_LINES]) or "no reason given"
         return BackendError(what, found=found, log=tuple(self.log))
+
+
+@contextlib.contextmanager
+def _collection_paused() -> Iterator[None]:
+    """No garbage collection inside the block.
+
+    While TensorRT makes a builder it holds a lock and calls the logger. Were an older builder collected in there, its
+    destructor would wait for the same lock, in the same thread, for ever.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _make_logger(module: Any, lines: list[str]) -> Any:

@@ -200,3 +200,54 @@ def test_memory_of_calibration_does_not_grow_with_the_images(shipped_build):
     few = peak_memory(graph, 128)
     assert peak_memory(graph, 1024) <= 1.1 * few
     assert peak_memory(graph, 256, "keep") > 1.1 * few, "a collector that keeps what it sees is noticed"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """scripts/bench/xnorm.py, which prints the table of planted faults."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("bench_xnorm", ASSETS.parents[1] / "scripts/bench/xnorm.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+LOSING = (
+    "W_K x 2^8",
+    "tokens near zero: W_Q x 2^-14",
+    "one head dead, eps 1e-12",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", LOSING)
+def test_a_planted_fault_ruins_fp16_and_its_repair_does_not(shipped_build, bench, fault):
+    """Emulated FP16 on 100 test images: the answers are lost without the repair, and all the same with it."""
+    import onnx
+
+    from edge.xnorm.certify import certify
+
+    model = bench.planted(onnx.load(shipped_build / "model.onnx"), bench.FAULTS[fault])
+    images, _ = bench.test_images(64, 100)
+    reference = bench.run(model, images)
+    done = certify(model, bench.calibration_batches(64, 128), data_sha256="")
+    assert (done.certificate.verdict_before, done.certificate.verdict) == ("unstable", "stable")
+    assert done.certificate.islands.sites == 0
+    assert np.array_equal(bench.run(done.model, images).view(np.uint32), reference.view(np.uint32))
+    ruined = bench.compare_logits(reference, bench.run(bench.fp16_graph(model), images))
+    mended = bench.compare_logits(reference, bench.run(bench.fp16_graph(done.model, done.certificate), images))
+    assert ruined.agreement < 0.9
+    assert (mended.agreement, mended.not_finite) == (1.0, 0)
+    assert mended.sqnr_db > 55
+
+
+@pytest.mark.slow
+def test_the_shipped_network_is_certified_for_every_input(shipped_build):
+    from edge.xnorm.certificate import read_certificate
+
+    found = read_certificate(shipped_build / "xnorm.json")
+    assert (len(found.sites), found.verdict, found.islands.sites) == (52, "stable", 0)
+    assert all(site.verdicts["fp16"].rests_on == "certified" for site in found.sites)
+    assert max(site.errors["fp16/fp32"] for site in found.sites) < 1e-3
+    assert found.verdict_before == "at risk", "no image overflows, but some input might: that is no instability"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edge.xnorm.certificate import SiteCertificate, XNormCertificate
 
 BATCH = 32
+_WIDTH = 160
 _STYLE = {"stable": "green", "at risk": "yellow", "unstable": "bold red"}
 
 
@@ -85,7 +86,9 @@ def certify(  # noqa: PLR0913, PLR0917  # one parameter per option of the comman
         for name, graph, certificate in (("as it is", inputs.model, None), ("repaired", done.model, done.certificate)):
             if certificate is None or repair is not None:
                 progress.say(f"FP16 emulated, {name}: {emulated_agreement(inputs.model, graph, certificate, batch)}")
-    if repair is not None:
+    if repair is not None and done.certificate.verdict == "unstable":
+        progress.say(f"graph        not written: {repair} would be unstable too")
+    elif repair is not None:
         write_bytes(repair, serialize(done.model))
         progress.say(f"graph        {repair}")
     elif done.certificate.verdict != "stable":
@@ -98,15 +101,19 @@ def certify(  # noqa: PLR0913, PLR0917  # one parameter per option of the comman
 
 def print_certificate(console: Console, certificate: XNormCertificate) -> None:
     """A row per XNorm, then the verdict."""
+    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("XNorm", "operand", "sum a² seen", "for any input", "headroom", "floor", "fp16", "bf16", "int8", "2^-p"):
-        table.add_column(column, justify="left" if column in ("XNorm", "operand", "fp16", "bf16", "int8") else "right")
+        table.add_column(
+            column, overflow="fold", justify="left" if column in ("XNorm", "operand", "fp16", "bf16", "int8") else "right"
+        )
     before = {site.name: site for site in certificate.before}
     for site in certificate.sites:
         table.add_row(*_row(before.get(site.name, site), site))
-    console.print(table, highlight=False)
+    wide = console if console.is_terminal else Console(file=console.file, width=_WIDTH)  # a file or a pipe has no width
+    wide.print(table, highlight=False)
     verdict, worst = certificate.verdict, certificate.verdict_before
     precisions = ", ".join(certificate.precisions)
     was = f" (it was {worst})" if certificate.before and worst != verdict else ""
@@ -121,7 +128,7 @@ def print_certificate(console: Console, certificate: XNormCertificate) -> None:
     if certificate.islands.sites:
         cost = certificate.islands
         console.print(
-            f"islands      {cost.sites} XNorms in FP32: {cost.casts} Casts, {cost.values_per_image:,} values an image cross them"
+            f"islands      {cost.sites} XNorms in FP32: {cost.casts} Casts, {cost.values_per_image:,} values an image cross"
         )
 
 
@@ -140,7 +147,7 @@ def _row(before: SiteCertificate, site: SiteCertificate) -> list[str]:
         f"{before.fp16_headroom_bits:.1f}",
         "-" if before.fp16_floor_bits is None else f"{before.fp16_floor_bits:.1f}",
         *verdicts,
-        "FP32" if site.island else str(site.fold_exponent or ""),
+        "FP32" if site.island else str(site.fold_exponent) if site.fold else "",
     ]
 
 

@@ -9,7 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from edge.artifacts import DRIFT, REPORT
+from edge.report.certificates import headline, island_cost
 from edge.steps import read_drift
+from edge.xnorm.certificate import read_certificate
 from engines.manifest import EngineManifest, read_manifest
 
 _STYLE = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
@@ -33,6 +35,8 @@ def print_summary(console: Console, folder: Path) -> None:
         "engine": escape(_engine(manifest)),
         "receipt": escape(_receipt(manifest)),
     }
+    if manifest.xnorm is not None:
+        rows["xnorm"] = escape(_xnorm(folder / manifest.xnorm.file))
     if manifest.random_weights:
         shown = {name: text for name, text in rows.items() if name not in ("top-1", "drop")}
         rows = {"weights": "[bold red]RANDOM: no figure here says anything about accuracy[/]", **shown}
@@ -48,6 +52,11 @@ def _engine(manifest: EngineManifest) -> str:
     return f"{engine.file}, {engine.bytes / 1e6:.1f} MB, {engine.backend} {engine.backend_version}" + (
         f", compute capability {serves}" if serves else ""
     )
+
+
+def _xnorm(path: Path) -> str:
+    certificate = read_certificate(path)
+    return "\n".join([headline(certificate), *([island_cost(certificate)] if certificate.islands.sites else [])])
 
 
 def _receipt(manifest: EngineManifest) -> str:

@@ -15,7 +15,7 @@ from calib.table import CalibrationTable, load_table
 from edge.artifacts import DRIFT, EXPORT, LOGITS, XNORM
 from edge.drift.compare import DriftReport, compare
 from edge.export_record import ExportRecord
-from edge.xnorm.certificate import XNormCertificate, read_certificate
+from edge.xnorm.certificate import XNormCertificate
 from engines.manifest import EngineManifest, verify
 
 REMAKE = "ufovit build"
@@ -59,7 +59,7 @@ def gather(folder: Path) -> Evidence:
     export = read_export(folder / EXPORT)
     logits = read_logits(folder / LOGITS)
     table = load_table(folder / manifest.calibration.file) if manifest.calibration else None
-    certificate = read_certificate(folder / manifest.xnorm.file) if manifest.xnorm else None
+    certificate = read_artifact(folder / manifest.xnorm.file, XNormCertificate, remake=REMAKE) if manifest.xnorm else None
     _check_sources(folder, manifest, drift, export, table, certificate)
     _check_answers(folder, manifest, drift, logits)
     order = _network_order(folder, manifest, table) if table else ()

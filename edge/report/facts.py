@@ -191,6 +191,7 @@ def provenance(evidence: Evidence) -> tuple[FileRow, ...]:
     if manifest.checkpoint is not None:
         rows.append(FileRow("checkpoint", manifest.checkpoint.file, manifest.checkpoint.sha256, "the trained weights"))
     rows.append(FileRow("FP32 graph", manifest.onnx.file, manifest.onnx.sha256, f"opset {evidence.export.opset}"))
+    rows += _certified(evidence)
     if manifest.calibration is not None and evidence.table is not None:
         seen, method = f"{manifest.calibration.images:,} images", evidence.table.method
         rows += [
@@ -207,6 +208,22 @@ def provenance(evidence: Evidence) -> tuple[FileRow, ...]:
     made = ((EXPORT, "parity with torch"), (DRIFT, "comparison and verdict"), (LOGITS, "both sides' answers"))
     rows += [FileRow("record", file, sha256_file(folder / file), note) for file, note in made]
     return tuple(rows)
+
+
+def _certified(evidence: Evidence) -> list[FileRow]:
+    """The certificate of every XNorm, what it was measured on, and the graph that it left."""
+    manifest, certificate, rows = evidence.manifest, evidence.certificate, []
+    if manifest.xnorm is not None and certificate is not None:
+        seen = f"{certificate.images:,} images"
+        rows += [
+            FileRow("certification images", seen, certificate.data_sha256, "with their preprocessing"),
+            FileRow("XNorm certificate", manifest.xnorm.file, manifest.xnorm.sha256, f"{len(certificate.sites)} XNorms"),
+        ]
+    if manifest.folded_onnx is not None:
+        rows.append(
+            FileRow("folded graph", manifest.folded_onnx.file, manifest.folded_onnx.sha256, "FP32, powers of two folded")
+        )
+    return rows
 
 
 def build_facts(evidence: Evidence) -> dict[str, str]:

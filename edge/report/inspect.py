@@ -21,6 +21,7 @@ Describe = Callable[[Path], Description]
 
 BY_NAME: dict[str, tuple[str, str]] = {
     "manifest.json": ("edge.report.records", "describe_manifest"),
+    "xnorm.json": ("edge.report.certificates", "describe_certificate"),
     "calibration.json": ("edge.report.records", "describe_table"),
     "drift.json": ("edge.report.records", "describe_drift"),
     "export.json": ("edge.report.records", "describe_export"),

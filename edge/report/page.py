@@ -9,26 +9,30 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from edge.report import facts, plots, ranges
+from edge.report import certificates, facts, plots, ranges, xnorm
 from edge.report.evidence import Evidence, gather
+from edge.xnorm.formats import FP16
 
 TEMPLATE = "report.html"
 LISTED_CLASSES = 40
 LISTED_FALLBACKS = 20
+LISTED_XNORMS = 12
 
 
 def render(folder: Path, advance: Callable[[float], None]) -> str:
     """The report of a finished build as HTML; equal artifacts give equal text.
 
     Args:
-        folder: a build folder with manifest, export record, drift, logits and, for "int8", the calibration table.
+        folder: a build folder with manifest, export record, drift, logits, for "int8" the calibration table, and for "fp16" and
+            "int8" the certificate of every XNorm.
         advance: told the share done, 0 to 1.
 
     Raises InputError when an artifact is missing, malformed, altered or of another build.
     """
     evidence = gather(folder)
     advance(0.3)
-    context = {**_verdict(evidence), **_answers(evidence), **_precision(evidence), **_origin(evidence)}
+    context = {**_verdict(evidence), **_answers(evidence), **_precision(evidence), **_xnorm(evidence)}
+    context.update(_origin(evidence))
     advance(0.6)
     context.update(_ranges(evidence))
     advance(0.9)
@@ -93,12 +97,33 @@ def _precision(evidence: Evidence) -> dict[str, Any]:
     }
 
 
+def _xnorm(evidence: Evidence) -> dict[str, Any]:
+    """Whether 16 bits hold every XNorm; without a certificate there is nothing to show."""
+    certificate = evidence.certificate
+    if certificate is None:
+        return {"certificate": None}
+    rows, sites = certificates.site_rows(certificate), certificate.sites
+    return {
+        "certificate": certificate,
+        "fp16": FP16,
+        "xnorm_headline": certificates.headline(certificate),
+        "xnorm_plot": xnorm.sums(certificate),
+        "xnorm_panels": len(xnorm.panels(certificate)),
+        "xnorm_bounded": sum(site.bound_sum_sq is not None for site in sites),
+        "xnorm_folded": sum(bool(site.fold) for site in sites),
+        "xnorm_int8": certificates.int8_loss(sites) if "int8" in certificate.precisions else "",
+        "xnorm_rows": rows[:LISTED_XNORMS],
+        "more_xnorm_rows": rows[LISTED_XNORMS:],
+    }
+
+
 def _ranges(evidence: Evidence) -> dict[str, Any]:
     table, order = evidence.table, evidence.order
     if table is None or not order:
         return {"table": table, "ranges_plot": None, "blocks": []}
     return {
         "table": table,
+        "proven": sum(scale.source == "proof" for scale in table.tensors.values()),
         "ranges_plot": ranges.overview(table, order),
         "blocks": [
             (title, ranges.block_figure(f"block{i}", title, tensors, table))

@@ -46,7 +46,7 @@ def manifest_description(manifest: EngineManifest) -> Description:
     listings = [Listing("Made from", ("what", "file", "sha256"), tuple(files))]
     if receipt.fallbacks:
         rows = [(f.layer, f.requested, f.actual, f"{f.mac_fraction:.2%}", f.reason) for f in receipt.fallbacks]
-        listings.append(_listing(f"{len(rows)} layers do not run in {manifest.precision}", _FALLBACK_COLUMNS, rows))
+        listings.append(limited(f"{len(rows)} layers do not run in {manifest.precision}", _FALLBACK_COLUMNS, rows))
     warnings = (RANDOM_STAMP,) if manifest.random_weights else ()
     return Description("Engine manifest", facts, tuple(listings), warnings)
 
@@ -64,11 +64,12 @@ def describe_table(path: Path) -> Description:
     }
     if by_range:
         facts["amax"] = f"{by_range[-1][1].amax:.4g} to {by_range[0][1].amax:.4g}"
-    rows = [(name, f"{scale.amax:.5g}", f"{scale.scale:.5g}", scale.method) for name, scale in by_range]
+    proven = sum(scale.source == "proof" for scale in table.tensors.values())
+    facts["from proof"] = f"{proven} of {len(table.tensors)} scales: a bound for every image, not above what the images gave"
+    rows = [(name, f"{scale.amax:.5g}", f"{scale.scale:.5g}", scale.method, scale.source) for name, scale in by_range]
     warnings = ("SYNTHETIC IMAGES: these ranges were not seen on real images",) if table.synthetic else ()
-    return Description(
-        "Calibration table", facts, (_listing("Widest ranges first", ("tensor", "amax", "scale", "method"), rows),), warnings
-    )
+    listing = limited("Widest ranges first", ("tensor", "amax", "scale", "method", "source"), rows)
+    return Description("Calibration table", facts, (listing,), warnings)
 
 
 def describe_drift(path: Path) -> Description:
@@ -156,6 +157,8 @@ def file_records(manifest: EngineManifest) -> dict[str, FileRecord | Calibration
     records = {
         "checkpoint": manifest.checkpoint,
         "FP32 graph": manifest.onnx,
+        "XNorm certificate": manifest.xnorm,
+        "folded graph": manifest.folded_onnx,
         "quantized graph": manifest.qdq_onnx,
         "typed graph": manifest.typed_onnx,
         "calibration": manifest.calibration,
@@ -171,7 +174,7 @@ def shares_text(shares: dict[str, float]) -> str:
 _FALLBACK_COLUMNS = ("layer", "asked for", "does", "share", "why")
 
 
-def _listing(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Listing:
+def limited(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Listing:
     """A table of the first LISTED rows that says how many it leaves out."""
     left = len(rows) - LISTED
     return Listing(title + (f" ({LISTED} of {len(rows)})" if left > 0 else ""), columns, tuple(rows[:LISTED]))

@@ -101,6 +101,7 @@ class SiteCertificate:
         verdict: the worst of them.
         errors: "fp16", "bf16" with sums in the format, "fp16/fp32", "bf16/fp32" with sums in FP32 -> relative error of the
             emulated XNorm against float64, over all vectors of the checked images; None where NaN or infinity came out.
+            Before a repair FP16's alone.
         int8_dead_fraction, int8_direction_error, int8_clipped_fraction: quantized behind the norm, as a build does.
         int8_in_front: the same with Q/DQ in front of the norm, as a build does not.
     """

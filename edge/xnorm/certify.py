@@ -119,7 +119,7 @@ def certify(
     shifts = [fold.exponents for fold in folds]
     as_built = network.evidence(tensors, after)
     as_found = [
-        gather_evidence(site, tensors, shift) if (shift.any() or fold.eps) else evidence
+        gather_evidence(site, tensors, shift, ("fp16",)) if (shift.any() or fold.eps) else evidence
         for site, shift, fold, evidence in zip(sites, shifts, folds, as_built, strict=True)
     ]
     certificates = network.certificates(cases, folds, as_built)

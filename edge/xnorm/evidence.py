@@ -19,7 +19,10 @@ _MODES: dict[str, Accumulate] = {"": "storage", "/fp32": "fp32"}
 
 
 def gather_evidence(
-    site: XNormSite, tensors: dict[str, Float32], shift: npt.NDArray[np.int64] | None = None, *, errors: bool = True
+    site: XNormSite,
+    tensors: dict[str, Float32],
+    shift: npt.NDArray[np.int64] | None = None,
+    formats: tuple[str, ...] = tuple(FORMATS),
 ) -> SiteEvidence:
     """Evidence of one site on a batch.
 
@@ -27,7 +30,7 @@ def gather_evidence(
         site: with the eps that it has in the graph.
         tensors: its argument, and the factors of "kv".
         shift: int64 (1, H) or (2, H): exponents by which the tensors were folded and which are taken back first.
-        errors: whether to emulate; without, `errors` of the result is empty.
+        formats: those to emulate.
     """
     arrays = [by_head(tensors[name]) for name in (site.factors or (site.argument,))]
     if shift is not None:
@@ -36,8 +39,8 @@ def gather_evidence(
     argument = wide[0] if site.operand == "q" else wide[0] @ wide[1]
     exact = exact_xnorm(argument, site.axis, site.eps)
     found = {
-        f"{name}{suffix}": _finite(relative_error(_emulated(site, arrays, fmt, mode), exact))
-        for name, fmt in (FORMATS.items() if errors else ())
+        f"{name}{suffix}": _finite(relative_error(_emulated(site, arrays, FORMATS[name], mode), exact))
+        for name in formats
         for suffix, mode in _MODES.items()
     }
     unit = exact.astype(np.float32)

@@ -142,7 +142,7 @@ def _endangers(case: SiteCase, fmt: FloatFormat) -> list[str]:
             found.append(f"{name} reaches {seen:.3g} and overflows")
         elif fmt.headroom_bits(sure) < margin:
             whose = "some image yet unseen" if case.certified is None else "some input"
-            found.append(f"{whose} may bring {name} to {sure:.3g}, {margin:g} bits of headroom are asked")
+            found.append(f"{whose} may bring {name} to {sure:.3g}, less than {_bits(margin)} below overflow")
     if not case.island:
         lowest, floor = float(case.observed.sum_min.min()), floor_of_sum(case.dim, fmt)
         if lowest < floor:
@@ -150,6 +150,10 @@ def _endangers(case: SiteCase, fmt: FloatFormat) -> list[str]:
         if not _eps_holds(case.site, fmt):
             found.append(f"{_eps_text(case.site)} is zero in {fmt.name}: a zero vector would give 0 / 0")
     return found
+
+
+def _bits(count: float) -> str:
+    return f"{count:g} bit" + ("" if count == 1 else "s")
 
 
 def _eps_holds(site: XNormSite, fmt: FloatFormat) -> bool:

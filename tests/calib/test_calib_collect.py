@@ -81,6 +81,29 @@ def test_too_few_images_are_refused(tiny, tiny_path, images):
     assert collect(tiny_path, [images[:2]], plan, data_sha256="d", config=CollectConfig("minmax", min_images=2)).images == 2
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_bounds_that_hold_change_no_scale(tiny, tiny_path, images, method):
+    plan, config = plan_quantization(tiny), CollectConfig(method)
+    free = collect(tiny_path, [images], plan, data_sha256="d", config=config)
+    largest = {name: float(np.abs(untapped(tiny_path, name, images)).max()) for name in plan.activations}
+    for factor in (1.001, 100):
+        bounds = {name: factor * value for name, value in largest.items()} | {"no tensor of the plan": 0.0}
+        bounded = collect(tiny_path, [images], plan, data_sha256="d", bounds=bounds, config=config)
+        assert {n: (t.amax, t.scale, t.source) for n, t in bounded.tensors.items()} == {
+            n: (t.amax, t.scale, "data") for n, t in free.tensors.items()
+        }
+        assert {n: t.bound for n, t in bounded.tensors.items()} == {n: factor * largest[n] for n in free.tensors}
+    assert {entry.source for entry in free.tensors.values()} == {"data"}
+
+
+def test_a_bound_that_the_images_exceed_is_refused_with_the_tensor_named(tiny, tiny_path, images):
+    plan = plan_quantization(tiny)
+    largest = float(np.abs(untapped(tiny_path, "xn", images)).max())
+    with pytest.raises(InputError, match=rf"exceeds the bound that was proven[\s\S]*tensor xn[\s\S]*found: {str(largest)[:5]}"):
+        collect(tiny_path, [images], plan, data_sha256="d", bounds={"xn": largest / 2}, config=MINMAX)
+    assert collect(tiny_path, [images], plan, data_sha256="d", bounds={"xn": 2 * largest}, config=MINMAX).images == 64
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_bad_images_are_refused(tiny, tiny_path, images, bad):
     images[40, 0, 0, 0] = bad

@@ -18,7 +18,31 @@ def test_round_trip(table, tmp_path):
     assert load_table(path) == table
     fields = json.loads(path.read_text())
     assert fields.keys() == {"schema_version", "onnx_sha256", "data_sha256", "images", "method", "tensors", "synthetic"}
-    assert fields["tensors"]["x"].keys() == {"amax", "scale", "method"}
+    assert fields["tensors"]["x"].keys() == {"amax", "scale", "method", "source", "bound"}
+
+
+def test_the_smaller_of_data_and_proof_gives_the_scale():
+    data = TensorScale.from_amax(1.27, "x", "mse")
+    wider = TensorScale.from_amax(1.27, "x", "mse", 2.0)
+    assert (wider.amax, wider.scale, wider.source, wider.bound) == (data.amax, data.scale, "data", 2.0)
+    assert data.source == "data"
+    assert TensorScale.from_amax(1.27, "x", "mse", 1.27).source == "proof", "equal: what is proven needs no image"
+    proof = TensorScale.from_amax(1.27, "x", "mse", 0.5)
+    assert (proof.amax, proof.scale, proof.source) == (0.5, TensorScale.from_amax(0.5, "x", "mse").scale, "proof")
+    assert proof.scale < data.scale
+    with pytest.raises(InputError, match="tensor x"):
+        TensorScale.from_amax(1.27, "x", "mse", 0.0)
+
+
+def test_a_table_from_before_proofs_is_from_data(table, tmp_path):
+    path = tmp_path / "calibration.json"
+    save_table(path, table)
+    fields = json.loads(path.read_text())
+    for entry in fields["tensors"].values():
+        entry.pop("source")
+        entry.pop("bound")
+    path.write_text(json.dumps(fields))
+    assert load_table(path) == table
 
 
 @pytest.mark.parametrize(
@@ -32,6 +56,7 @@ def test_round_trip(table, tmp_path):
         lambda f: f["tensors"]["x"].update(amax=0.0),
         lambda f: f["tensors"]["x"].update(amax=-1.27),
         lambda f: f["tensors"]["x"].pop("amax"),
+        lambda f: f["tensors"]["x"].update(source="hearsay"),
     ],
 )
 def test_a_spoiled_table_is_refused(table, tmp_path, spoil):

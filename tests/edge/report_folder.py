@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -14,6 +15,9 @@ from calib.files import sha256_bytes, sha256_file, write_json
 from calib.table import CalibrationTable, TensorScale, save_table
 from edge.drift.compare import DriftReport, Source, compare, judge
 from edge.export_record import ExportRecord, Parity, Simplification
+from edge.xnorm.certificate import Checks, HeadRanges, Int8Loss, IslandCost, SiteCertificate, XNormCertificate
+from edge.xnorm.record import network_verdict
+from edge.xnorm.verdict import Judgement
 from engines.manifest import CalibrationRecord, EngineManifest, EngineRecord, FileRecord, TensorInfo, write_manifest
 from engines.receipt import Fallback, Receipt
 
@@ -34,7 +38,11 @@ FALLBACK = Fallback("blocks.0.attn/<i>MatMul</i>", "int8", "fp16", "one-sided Q/
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the folder is to hold: images, answers that turn wrong, rows of NaN, and the build's kind."""
+    """What the folder is to hold: images, answers that turn wrong, rows of NaN, the build's kind, and its XNorms.
+
+    The last kv of `xnorm_blocks` blocks is repaired by folding, kept in an FP32 island, or stays unstable; "untouched" needs
+    no repair at all. The q of the second block has no certified bound.
+    """
 
     flips: int = 0
     images: int = 2000
@@ -43,6 +51,8 @@ class Recipe:
     random_weights: bool = False
     fallbacks: tuple[Fallback, ...] = ()
     labels: tuple[str, ...] = LABELS
+    xnorm: Literal["folded", "island", "unstable", "untouched"] = "folded"
+    xnorm_blocks: int = 3
 
 
 def make_folder(folder: Path, recipe: Recipe) -> Path:
@@ -51,6 +61,9 @@ def make_folder(folder: Path, recipe: Recipe) -> Path:
     (folder / "model.onnx").write_bytes(b"the FP32 graph is never parsed by the report")
     (folder / "engine.engine").write_bytes(b"engine" * 50_000)
     int8 = recipe.precision == "int8"
+    if recipe.precision != "fp32":
+        (folder / "model.folded.onnx").write_bytes(b"the folded graph is never parsed either")
+        write_artifact(folder / "xnorm.json", certificate(folder, recipe))
     if int8:
         onnx.save(quantized_graph(), folder / "model.int8.onnx")
         save_table(folder / "calibration.json", table(folder))
@@ -85,8 +98,103 @@ def quantized_graph() -> onnx.ModelProto:
 
 
 def table(folder: Path) -> CalibrationTable:
+    """amax grows along the network; the last tensor's is a proven bound below what the images gave."""
     scales = {name: TensorScale.from_amax(0.03 * 2.5**i, name, "entropy") for i, name in enumerate(TENSORS)}
-    return CalibrationTable(sha256_file(folder / "model.onnx"), "1" * 64, 512, "entropy", scales)
+    scales[TENSORS[-1]] = TensorScale.from_amax(100.0, TENSORS[-1], "entropy", bound=0.03 * 2.5 ** (len(TENSORS) - 1))
+    return CalibrationTable(sha256_file(folder / "model.folded.onnx"), "1" * 64, 512, "entropy", scales)
+
+
+def certificate(folder: Path, recipe: Recipe) -> XNormCertificate:
+    """A q and a kv per block; every kv may overflow before the repair, and the last does."""
+    before, after = [], []
+    for i in range(recipe.xnorm_blocks):
+        q = replace(site(f"blocks.{i}.attn.xnorm_q/<b>ReduceL2</b>", "q"), bound_sum_sq=None if i == 1 else 600.0 + i)
+        kv = site(f"blocks.{i}.attn.xnorm_kv/ReduceL2", "kv")
+        after += [q, folded(kv)]
+        before += [q, broken(kv) if i == recipe.xnorm_blocks - 1 else at_risk(kv)]
+    if recipe.xnorm == "untouched":
+        after = before = [site(s.name, s.operand) for s in before]
+    elif recipe.xnorm == "island":
+        after[-1] = replace(before[-1], island=True, verdicts=after[-1].verdicts, verdict="stable")
+    elif recipe.xnorm == "unstable":
+        after[-1] = before[-1]
+    precisions = ("fp16", "int8") if recipe.precision == "int8" else ("fp16",)
+    islands = sum(s.island for s in after)
+    return XNormCertificate(
+        onnx_sha256=sha256_file(folder / "model.onnx"),
+        folded_onnx_sha256=sha256_file(folder / "model.folded.onnx"),
+        data_sha256="7" * 64,
+        images=384,
+        precisions=precisions,
+        sites=tuple(after),
+        before=tuple(before),
+        verdict=network_verdict(tuple(after), precisions),
+        verdict_before=network_verdict(tuple(before), precisions),
+        islands=IslandCost(islands, 3 * islands, 12345 * islands),
+        checks=Checks(24, logits_bit_identical=True, ranges_as_scaled=True),
+    )
+
+
+def site(name: str, operand: Literal["q", "kv"]) -> SiteCertificate:
+    """A stable XNorm of two heads, certified."""
+    fine = Judgement("stable", "certified", "6.8 bits below <b>overflow</b> for every input")
+    return SiteCertificate(
+        name=name,
+        operand=operand,
+        axis=-1,
+        heads=2,
+        dim=48,
+        tokens=64 if operand == "kv" else 0,
+        vectors=24576,
+        zero_vectors=0,
+        eps=2.0**-14,
+        eps_kind="clamp",
+        max_abs=11.5,
+        sum_sq_max=278.5,
+        sum_sq_min=5.25,
+        bound_max_abs=24.0,
+        bound_sum_sq=580.0,
+        output_bound=3.0,
+        fp16_headroom_bits=6.8,
+        fp16_floor_bits=16.4,
+        quantities=(),
+        by_head=HeadRanges((11.5, 9.0), (5.25, 7.0), (278.5, 99.0), (580.0, 300.0)),
+        fold_exponent=0,
+        fold={},
+        island=False,
+        verdicts={
+            "fp16": fine,
+            "bf16": fine,
+            "int8": Judgement("stable", "observed", "0.00% dead vectors, direction error 0.008"),
+        },
+        verdict="stable",
+        errors={"fp16": 4e-4, "bf16": 3e-3, "fp16/fp32": 3.5e-4, "bf16/fp32": 2.8e-3},
+        int8_dead_fraction=0.0,
+        int8_direction_error=0.008,
+        int8_clipped_fraction=0.0002,
+        int8_in_front=Int8Loss(0.0, 0.027, 0.0004),
+    )
+
+
+def at_risk(kv: SiteCertificate) -> SiteCertificate:
+    """The same where some input overflows."""
+    risk = Judgement("at risk", "certified", "some input may bring sum a^2 to 2.42e+06")
+    large = replace(kv, sum_sq_min=6.5, sum_sq_max=24957.5, bound_sum_sq=2423155.0, fp16_headroom_bits=-5.2)
+    return replace(large, verdicts={**kv.verdicts, "fp16": risk}, verdict="at risk")
+
+
+def broken(kv: SiteCertificate) -> SiteCertificate:
+    """The same where the images overflow, and nothing is certified."""
+    lost = Judgement("unstable", "observed", "sum a^2 overflows in 97.7% of the vectors of head 1")
+    large = replace(kv, sum_sq_min=13979.5, sum_sq_max=8.85e7, bound_sum_sq=None, fp16_headroom_bits=-10.4)
+    return replace(large, verdicts={**kv.verdicts, "fp16": lost}, verdict="unstable", errors={**kv.errors, "fp16": None})
+
+
+def folded(kv: SiteCertificate) -> SiteCertificate:
+    """The same after a folding that differs between the heads of V."""
+    block = kv.name.split(".attn.", maxsplit=1)[0]
+    fold = {f"{block}.attn.k/MatMul.weight": (3, 3), f"{block}.attn.v/MatMul.weight": (2, 1)}
+    return replace(kv, sum_sq_min=0.0063, sum_sq_max=24.375, bound_sum_sq=2366.0, fold=fold, fold_exponent=5)
 
 
 def export_record(folder: Path) -> ExportRecord:
@@ -142,6 +250,7 @@ def manifest(folder: Path, recipe: Recipe) -> EngineManifest:
         return FileRecord(file, sha256_file(folder / file))
 
     int8, kind = recipe.precision == "int8", recipe.precision
+    certified = kind != "fp32"
     lost = sum(f.mac_fraction for f in recipe.fallbacks)
     actual = {kind: 1.0 - lost, **({"fp16": lost} if lost else {})}
     data = (folder / "engine.engine").read_bytes()
@@ -152,6 +261,8 @@ def manifest(folder: Path, recipe: Recipe) -> EngineManifest:
         created="2026-11-22T14:36:06+00:00",
         checkpoint=None if recipe.random_weights else FileRecord("ufovit_t.safetensors", "4" * 64),
         onnx=recorded("model.onnx"),
+        xnorm=recorded("xnorm.json") if certified else None,
+        folded_onnx=recorded("model.folded.onnx") if certified else None,
         qdq_onnx=recorded("model.int8.onnx") if int8 else None,
         calibration=CalibrationRecord("calibration.json", sha256_file(folder / "calibration.json"), 512, "1" * 64)
         if int8

@@ -54,7 +54,7 @@ def test_manifest(folder: Path) -> None:
     assert "93.8% int8, 6.2% fp16" in facts(text)["does"]
     assert FALLBACK.layer in text, "not read as markup"
     assert FALLBACK.reason in text
-    for name in ("checkpoint", "onnx", "qdq_onnx", "calibration"):
+    for name in ("checkpoint", "onnx", "xnorm", "folded_onnx", "qdq_onnx", "calibration"):
         assert written[name]["sha256"] in text
 
 
@@ -64,6 +64,84 @@ def test_calibration_table_lists_the_widest_first(folder: Path) -> None:
     tensors = json.loads((folder / "calibration.json").read_text())["tensors"]
     assert lines == sorted(tensors, key=lambda name: -tensors[name]["amax"])
     assert facts(text)["tensors"] == str(len(TENSORS))
+    sources = {
+        line.split()[0]: line.split()[-1] for line in text.splitlines() if line.split()[:1] and line.split()[0] in TENSORS
+    }
+    assert sources == {name: scale["source"] for name, scale in tensors.items()}
+    assert set(sources.values()) == {"data", "proof"}
+    assert facts(text)["from proof"].startswith(f"{list(sources.values()).count('proof')} of {len(TENSORS)} scales")
+
+
+def test_certificate(folder: Path) -> None:
+    text = shown(folder / "xnorm.json")
+    written = json.loads((folder / "xnorm.json").read_text())
+    said, sites, before = facts(text), written["sites"], written["before"]
+    assert said["verdict"] == "STABLE in fp16, int8 (before the repair: unstable)"
+    assert said["images"] == str(written["images"])
+    counts = {v: sum(s["verdicts"]["fp16"]["verdict"] == v for s in before) for v in ("stable", "at risk", "unstable")}
+    assert said["XNorms in fp16"] == f"{len(sites)} stable (before: {', '.join(f'{n} {v}' for v, n in counts.items())})"
+    assert said["rests on"].startswith(
+        f"certified maxima at {sum(s['bound_sum_sq'] is not None for s in sites)} of {len(sites)}"
+    )
+    assert said["folded"] == f"{sum(bool(s['fold']) for s in sites)} XNorms, 6 weights times 2^-3 to 2^-1"
+    assert said["islands"] == "none"
+    assert said["repair checked"] == "on 24 images FP32 logits are the same to the last bit, ranges as scaled"
+    assert said["error, all of FP16"].startswith("0.0004 at worst")
+    assert f"NaN or infinity at 1, first {before[-1]['name']}" in said["error, all of FP16"]
+    assert said["error, sums in FP32"].startswith("0.00035 at worst")
+    assert "direction error 0.008" in said["INT8 behind the norm"]
+    assert "direction error 0.027" in said["INT8 in front of it"]
+    for name in ("onnx_sha256", "folded_onnx_sha256", "data_sha256"):
+        assert written[name] in text
+    lines = text[text.index("least room first") :].splitlines()
+    for site in sites:
+        (line,) = [line for line in lines if line.startswith(site["name"])]
+        assert site["verdicts"]["fp16"]["reason"] in line, "not read as markup"
+        assert f"{site['sum_sq_min']:.3g} .. {site['sum_sq_max']:.3g}" in line
+        assert ("2^-5 (k/MatMul.weight 2^-3, v/MatMul.weight 2^-1 to 2^-2 by head)" in line) == bool(site["fold"])
+
+
+def test_an_unstable_xnorm_comes_first(tmp_path: Path) -> None:
+    make_folder(tmp_path, Recipe(xnorm="unstable", xnorm_blocks=30))
+    text = shown(tmp_path / "xnorm.json")
+    last = json.loads((tmp_path / "xnorm.json").read_text())["sites"][-1]
+    assert "UNSTABLE: FP16 and INT8 cannot compute this network" in text
+    assert facts(text)["verdict"].startswith("UNSTABLE")
+    assert facts(text)["XNorms in fp16"].startswith("59 stable, 1 unstable")
+    lines = text[text.index("least room first (20 of 60)") :].splitlines()
+    assert lines[2].startswith(last["name"])
+    assert "unstable" in lines[2]
+    assert len([line for line in lines if line.startswith("blocks")]) == 20
+
+
+def test_islands_and_their_cost(tmp_path: Path) -> None:
+    make_folder(tmp_path, Recipe(precision="fp16", xnorm="island"))
+    text = shown(tmp_path / "xnorm.json")
+    assert facts(text)["islands"] == "1 XNorm in FP32: 3 Casts, 12,345 values of an image cross them"
+    assert facts(text)["verdict"].startswith("STABLE in fp16 (")
+    assert [line.split()[0] for line in text.splitlines() if line.rstrip().endswith("FP32 island")] == [
+        "blocks.2.attn.xnorm_kv/ReduceL2"
+    ]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda c: c["sites"][0]["verdicts"].pop("fp16"),
+        lambda c: c["before"].pop(),
+        lambda c: c.update(sites=[], before=[]),
+        lambda c: c.update(precisions=["fp8"]),
+        lambda c: c.update(precisions=[]),
+    ],
+)
+def test_a_certificate_without_all_verdicts_is_refused(tmp_path: Path, spoil: Any) -> None:
+    make_folder(tmp_path, Recipe())
+    written = json.loads((tmp_path / "xnorm.json").read_text())
+    spoil(written)
+    (tmp_path / "xnorm.json").write_text(json.dumps(written))
+    with pytest.raises(InputError, match="without a verdict") as caught:
+        describe_file(tmp_path / "xnorm.json")
+    assert "next: ufovit certify" in str(caught.value)
 
 
 def test_drift(folder: Path) -> None:
@@ -204,6 +282,7 @@ def test_a_strangers_safetensors(tmp_path: Path) -> None:
         ("w.safetensors", b"\x00" * 40, "cannot be read"),
         ("manifest.json", b"{}", "schema version"),
         ("drift.json", b"[", "not a JSON file"),
+        ("xnorm.json", b'{"schema_version": 1}', "malformed artifact"),
         ("steps.json", b'{"export": 3}', "malformed record"),
     ],
 )
@@ -217,7 +296,16 @@ def test_unknown_files_get_the_list(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(InputError) as caught:
         describe_file(tmp_path / "notes.txt")
-    for known in ("manifest.json", "calibration.json", "drift.json", "export.json", "*.onnx", "*.safetensors", "*.engine"):
+    for known in (
+        "manifest.json",
+        "xnorm.json",
+        "calibration.json",
+        "drift.json",
+        "export.json",
+        "*.onnx",
+        "*.safetensors",
+        "*.engine",
+    ):
         assert known in str(caught.value)
     with pytest.raises(InputError, match="nothing to inspect"):
         describe_file(tmp_path / "absent.json")
@@ -226,7 +314,10 @@ def test_unknown_files_get_the_list(tmp_path: Path) -> None:
 
 
 def test_torch_is_not_needed(folder: Path) -> None:
-    files = [folder / n for n in ("", "manifest.json", "model.int8.onnx", "engine.engine", "drift.json", "calibration.json")]
+    files = [
+        folder / n
+        for n in ("", "manifest.json", "model.int8.onnx", "engine.engine", "drift.json", "calibration.json", "xnorm.json")
+    ]
     program = (
         "import sys, pathlib; from edge.report import describe_file; "
         "[describe_file(pathlib.Path(p)) for p in sys.argv[1:]]; print('torch' in sys.modules)"

@@ -16,6 +16,7 @@ from html_page import Page
 from report_folder import FALLBACK, LABELS, TENSORS, Recipe, make_folder
 
 from calib.errors import InputError
+from calib.files import sha256_file
 from edge.report import render
 
 
@@ -25,8 +26,9 @@ def silent(_share: float) -> None:
 
 def look_up(folder: Path, key: str) -> Any:
     """The value of a key in the JSON artifacts, read without the toolkit."""
-    name, first, *rest = ("export", *key.split(".")[1:]) if key.startswith("export.") else ("", *key.split("."))
-    files = ["export.json"] if name else ["drift.json", "manifest.json"]
+    owner, _, path = key.partition(".")
+    files = [f"{owner}.json"] if owner in ("export", "xnorm") else ["drift.json", "manifest.json"]
+    first, *rest = (path if owner in ("export", "xnorm") else key).split(".")
     for file in files:
         value = json.loads((folder / file).read_text())
         if first in value:
@@ -95,6 +97,7 @@ def test_every_figure_is_the_one_of_the_json(which: str, request: pytest.Fixture
     assert {"sqnr_db", "cosine_min", "flips.right_to_wrong", "images", "engine.bytes", "receipt.int8_mac_fraction"} < set(
         page.data
     )
+    assert {"xnorm.images", "xnorm.checks.images"} < set(page.data)
     for key, (exact, shown) in page.data.items():
         value = look_up(folder, key)
         assert float(exact) == value, key
@@ -235,8 +238,22 @@ def test_many_classes_stay_readable(tmp_path: Path) -> None:
     assert "40 of 120 classes that changed most" in page.text
 
 
+def test_scales_from_proof_are_counted(failed: tuple[Path, str]) -> None:
+    folder, html = failed
+    sources = [scale["source"] for scale in json.loads((folder / "calibration.json").read_text())["tensors"].values()]
+    said = Page(html).by_id["proven"]
+    assert said.startswith(f"At {sources.count('proof')} of {len(sources)} tensors")
+    assert 0 < sources.count("proof") < len(sources)
+
+
 def _edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _certify(folder: Path, **changes: Any) -> None:
+    """Change the certificate and record it as if it belonged here."""
+    _edit(folder / "xnorm.json", **changes)
+    _edit(folder / "manifest.json", xnorm={"file": "xnorm.json", "sha256": sha256_file(folder / "xnorm.json")})
 
 
 def _drop(path: Path, field: str) -> None:
@@ -258,6 +275,12 @@ SPOILERS = {
     "drift.json has other preprocessing": lambda f: _edit(f / "drift.json", preprocess_sha256="6" * 64),
     "export.json is of another graph": lambda f: _edit(f / "export.json", onnx_sha256="7" * 64),
     "calibration.json was edited": lambda f: _edit(f / "calibration.json", images=513),
+    "xnorm.json was edited": lambda f: _edit(f / "xnorm.json", images=385),
+    "xnorm.json is missing": lambda f: (f / "xnorm.json").unlink(),
+    "xnorm.json is of another graph": lambda f: _certify(f, onnx_sha256="8" * 64),
+    "xnorm.json leads to another graph": lambda f: _certify(f, folded_onnx_sha256="8" * 64),
+    "xnorm.json leads to no graph": lambda f: _certify(f, folded_onnx_sha256=None),
+    "the folded graph was replaced": lambda f: (f / "model.folded.onnx").write_bytes(b"another"),
     "the engine was replaced": lambda f: (f / "engine.engine").write_bytes(b"another"),
     "manifest.json is missing": lambda f: (f / "manifest.json").unlink(),
     "manifest.json lacks a label": lambda f: _edit(f / "manifest.json", labels=["a", "b", "c"]),
@@ -274,6 +297,12 @@ def test_a_folder_that_does_not_hold_together_is_refused(folder: Path, what: str
         render(folder, silent)
     assert caught.value.exit_code == 2
     assert "next: ufovit build" in str(caught.value)
+
+
+def test_a_certificate_recorded_anew_is_taken(folder: Path) -> None:
+    """The refusals above are those of what was changed, not of the change."""
+    _certify(folder, images=385)
+    assert Page(render(folder, silent)).data["xnorm.images"] == ("385", "385")
 
 
 def test_import_needs_no_heavy_library() -> None:

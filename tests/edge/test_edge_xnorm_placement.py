@@ -1,4 +1,4 @@
-"""Which nodes keep FP32, and Q/DQ in front of a norm. Oracle: node types counted by hand, and a pair planted where none may be."""
+"""Which nodes keep FP32, and Q/DQ in front of a norm. Oracle: nodes counted by hand, and a pair planted where none may be."""
 
 import copy
 

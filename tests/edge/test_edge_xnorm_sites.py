@@ -144,11 +144,3 @@ def test_a_norm_without_eps_is_a_site_too(tiny_graph):
     found = find_sites(changed, expected=8)[3]
     assert (found.name, found.eps) == (site.name, ())
     assert found.nodes == (*site.nodes[:-2], site.nodes[-1])
-
-
-def test_simplification_leaves_the_sites_where_they_are(tiny_graph, tiny_images):
-    from edge.export import simplify
-
-    simplified, record = simplify(tiny_graph, tiny_images)
-    assert record.used, record.reason
-    assert find_sites(simplified, expected=8, kv_axis=-2) == find_sites(tiny_graph)

@@ -1,4 +1,4 @@
-"""Tracing to linear layers. Oracles: the torch modules themselves, and ONNX Runtime: tapped tensors against matrix . z + offset."""
+"""Tracing to linear layers. Oracles: the torch modules, and ONNX Runtime: tapped tensors against matrix . z + offset."""
 
 import copy
 
@@ -64,82 +64,84 @@ def test_tokens_are_counted(tiny_graph):
     assert [found.tokens for _, found in trace(tiny_graph)] == [0, 4, 0, 4, 0, 5, 0, 5]
 
 
-def linear(nodes, name, source, constants, rng, channels=C):
-    constants[f"{name}.w"] = rng.normal(size=(C, channels)).astype(np.float32)
-    constants[f"{name}.b"] = rng.normal(size=channels).astype(np.float32)
-    nodes.append(h.make_node("MatMul", [source, f"{name}.w"], [f"{name}.m"], name=f"{name}.m"))
-    nodes.append(h.make_node("Add", [f"{name}.b", f"{name}.m"], [f"{name}.y"], name=f"{name}.y"))
-    return f"{name}.y"
+class Stranger:
+    """A UFO attention x (B, N, C) -> (B, N, C) of another exporter: one linear layer for Q, K and V."""
 
+    def __init__(self, seed=0):
+        rng = np.random.default_rng(seed)
+        self.nodes = []
+        self.constants = {
+            "g": rng.uniform(0.5, 2, C), "b": rng.normal(size=C),
+            "w": rng.normal(size=(C, 3 * C)), "c": rng.normal(size=3 * C), "eps": 1e-6,
+            "scale": rng.uniform(1, 2, (H, 1, 1)), "turn": np.arange(C)[::-1], "flat": [0, N, C], "heads": [0, N, H, D],
+            "thirds": [0, N, 3, D, H], "-1": [-1], "-2": [-2], "1": [1], "2": [2], "axes": [2, 3], "far": [-100],
+            "wide": [-1, 1, 1],
+        }  # fmt: skip
 
-def joint_attention(how="split", seed=0, damage=""):
-    """A stranger's UFO attention x (B, N, C) -> (B, N, C) with one linear layer for Q, K and V, cut by Split, Slice or Gather.
-
-    Its heads are interleaved when `how` is "gather": channel h + H d of a third is place d of head h.
-    """
-    rng = np.random.default_rng(seed)
-    nodes, k = [], {"g": rng.uniform(0.5, 2, C).astype(np.float32), "b": rng.normal(size=C).astype(np.float32)}
-    k |= {"axis-2": np.array([-2]), "flat": np.array([0, N, C]), "last": np.array([2]), "eps": np.float32(1e-6)}
-
-    def node(op, inputs, output, **attributes):
-        nodes.append(
-            h.make_node(op, inputs, [output] if isinstance(output, str) else output, name=f"{op}:{output}", **attributes)
-        )
+    def node(self, op, inputs, output, **attributes):
+        outputs = output.split()
+        self.nodes.append(h.make_node(op, inputs.split(), outputs, name=f"{op}:{outputs[0]}", **attributes))
         return output
 
-    node("LayerNormalization", ["x", "g", "b"], "z", epsilon=1e-6)
+    def cut(self, how):
+        """The joint layer's output y (B, N, 3 C) -> q, v (B, H, N, D), k (B, H, D, N)."""
+        if how == "split":
+            self.node("Split", "y", "q0 k0 v0", axis=-1, num_outputs=3)
+        elif how == "gather":
+            self.node("Reshape", "y thirds", "all")
+        for i, (name, order) in enumerate({"q": [0, 2, 1, 3], "k": [0, 2, 3, 1], "v": [0, 2, 1, 3]}.items()):
+            if how == "gather":  # interleaved heads: (B, N, D, H)
+                self.constants[f"at{i}"] = i
+                self.node("Gather", f"all at{i}", f"{name}0", axis=2)
+                self.node("Transpose", f"{name}0", name, perm=[0, 3, 2, 1] if name == "k" else [0, 3, 1, 2])
+                continue
+            if how == "slice":
+                self.constants |= {f"from{i}": [i * C], f"to{i}": [(i + 1) * C]}
+                self.node("Slice", f"y from{i} to{i} 2", f"{name}0")
+            self.node("Reshape", f"{name}0 heads", f"{name}h")
+            self.node("Transpose", f"{name}h", name, perm=order)
+
+    def norm(self, tensor, axis):
+        self.node("ReduceL2", f"{tensor} {axis}", f"n{tensor}")
+        self.node("Max", f"n{tensor} eps", f"m{tensor}")
+        self.node("Div", f"{tensor} m{tensor}", f"u{tensor}")
+
+    def model(self):
+        read = {name for node in self.nodes for name in node.input}
+        kept = {name: np.asarray(value) for name, value in self.constants.items() if name in read}
+        kept = {name: v.astype(np.float32) if v.dtype.kind == "f" else v for name, v in kept.items()}
+        ends = [h.make_tensor_value_info(name, T.FLOAT, ["batch", N, C]) for name in ("x", "out")]
+        weights = [numpy_helper.from_array(value, name) for name, value in kept.items()]
+        graph = h.make_graph(self.nodes, "stranger", ends[:1], ends[1:], weights)
+        model = h.make_model(graph, opset_imports=[h.make_opsetid("", 20)], ir_version=8)
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def joint_attention(how="split", seed=0, damage="", **constants):
+    """The stranger's graph, Q, K and V cut by "split", "slice" or "gather"; with other constants, or with some damage."""
+    g = Stranger(seed)
+    g.constants |= constants
+    z = g.node("LayerNormalization", "x g b", "z", epsilon=1e-6)
     if damage == "shuffled channels":
-        k["turn"] = np.arange(C)[::-1].copy()
-        node("Gather", ["z", "turn"], "z2", axis=2)
-    joint = linear(nodes, "qkv", "z2" if damage == "shuffled channels" else "z", k, rng, 3 * C)
-    if how == "split":
-        node("Split", [joint], ["q0", "k0", "v0"], axis=-1, num_outputs=3)
-    elif how == "slice":
-        for i, name in enumerate("qkv"):
-            k |= {f"from{i}": np.array([i * C]), f"to{i}": np.array([(i + 1) * C])}
-            node("Slice", [joint, f"from{i}", f"to{i}", "last"], f"{name}0")
-    else:
-        k["by three"] = np.array([0, N, 3, D, H])
-        node("Reshape", [joint, "by three"], "all")
-        for i, name in enumerate("qkv"):
-            k[f"pick{i}"] = np.array(i)
-            node("Gather", ["all", f"pick{i}"], f"{name}0", axis=2)  # (B, N, D, H)
-    for name, turned in (("q", False), ("k", True), ("v", False)):
-        if how == "gather":
-            node("Transpose", [f"{name}0"], name, perm=[0, 3, 2, 1] if turned else [0, 3, 1, 2])
-        else:
-            k["heads"] = np.array([0, N, H, D])
-            node("Reshape", [f"{name}0", "heads"], f"{name}h")
-            node("Transpose", [f"{name}h"], name, perm=[0, 2, 3, 1] if turned else [0, 2, 1, 3])
-    value = "v"
-    if damage == "reversed values":
-        k |= {"minus": np.array([-1]), "end": np.array([-100]), "token axis": np.array([2])}
-        value = node("Slice", ["v", "minus", "end", "token axis", "minus"], "vr")
-    if damage == "scaled keys":
-        k["scale"] = rng.uniform(1, 2, (H, 1, 1)).astype(np.float32)
-        node("Mul", ["k", "scale"], "ks")
-    node("MatMul", ["ks" if damage == "scaled keys" else "k", value], "kv")
-    for name, axis in (("q", -1), ("kv", -2)):
-        k[f"axis{axis}"] = np.array([axis])
-        node("ReduceL2", [name, f"axis{axis}"], f"n{name}")
-        node("Max", [f"n{name}", "eps"], f"m{name}")
-        node("Div", [name, f"m{name}"], f"u{name}")
-    node("MatMul", ["uq", "ukv"], "heads out")
-    node("Transpose", ["heads out"], "tokens", perm=[0, 2, 1, 3])
-    node("Reshape", ["tokens", "flat"], "out" if damage != "keys read elsewhere" else "plain")
+        z = g.node("Gather", "z turn", "zt", axis=2)
+    g.node("MatMul", f"{z} w", "m")
+    g.node("Add", "c m", "y")
+    g.cut(how)
+    keys = g.node("Mul", "k scale", "ks") if damage == "scaled keys" else "k"
+    values = g.node("Slice", "v -1 far 2 -1", "vr") if damage == "reversed values" else "v"
+    g.node("MatMul", f"{keys} {values}", "kv")
+    g.norm("q", -1)
+    g.norm("kv", -2)
+    g.node("MatMul", "uq ukv", "o")
+    g.node("Transpose", "o", "t", perm=[0, 2, 1, 3])
+    g.node("Reshape", "t flat", "out" if damage != "keys read elsewhere" else "plain")
     if damage == "keys read elsewhere":
-        k["two axes"] = np.array([2, 3])
-        node("ReduceSum", ["k", "two axes"], "energy", keepdims=0)  # (B, H)
-        k["all axes"] = np.array([1])
-        node("ReduceSum", ["energy", "all axes"], "total", keepdims=0)
-        k["as tokens"] = np.array([-1, 1, 1])
-        node("Reshape", ["total", "as tokens"], "wide")
-        node("Add", ["plain", "wide"], "out")
-    ends = [h.make_tensor_value_info(name, T.FLOAT, ["batch", N, C]) for name in ("x", "out")]
-    graph = h.make_graph(nodes, "joint", ends[:1], ends[1:], [numpy_helper.from_array(np.asarray(v), n) for n, v in k.items()])
-    model = h.make_model(graph, opset_imports=[h.make_opsetid("", 20)], ir_version=8)
-    onnx.checker.check_model(model, full_check=True)
-    return model
+        g.node("ReduceSum", "k axes", "energy", keepdims=0)  # (B, H)
+        g.node("ReduceSum", "energy 1", "total", keepdims=0)
+        g.node("Reshape", "total wide", "everywhere")
+        g.node("Add", "plain everywhere", "out")
+    return g.model()
 
 
 def inputs(seed=0):
@@ -161,7 +163,7 @@ def test_a_joint_layer_is_traced(how):
         found = tensors[name].swapaxes(-1, -2) if transposed else tensors[name]
         np.testing.assert_allclose(found, expected, atol=1e-5)
         assert layer.owned
-        assert layer.weight == "qkv.w"
+        assert (layer.weight, layer.bias) == ("w", "c")
     assert kv_layers.tokens == N
     if how == "gather":
         assert layers[0].channels.tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]], "interleaved heads"

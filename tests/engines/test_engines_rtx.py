@@ -129,6 +129,36 @@ def test_unknown_compute_capability():
     assert "found: 3.5" in str(caught.value)
 
 
+COLLECTED = """
+import gc
+from engines import trt_api
+
+make_logger, called = trt_api._make_logger, []
+
+def make_busy_logger(module, lines):
+    class Busy(type(make_logger(module, lines))):
+        def log(self, severity, message):
+            called.append([[] for _ in range(200_000)])  # the collector would run in here
+    return Busy()
+
+trt_api._make_logger = make_busy_logger
+gc.disable()
+gc.set_threshold(100_000)
+first = trt_api.Builder("rtx")  # the library goes on calling the logger of the first
+old = trt_api.Builder("rtx")
+old.itself = old
+del old, called[:]
+gc.enable()
+trt_api.Builder("rtx")
+assert called
+"""
+
+
+def test_an_older_builder_collected_while_a_new_one_is_made_does_not_deadlock():
+    """The collector is made to run inside TensorRT's own call, which holds a lock that the old builder's destructor needs."""
+    subprocess.run([sys.executable, "-c", COLLECTED], check=True, timeout=120, cwd=Path(trt_api.__file__).parents[1])
+
+
 def test_build_that_gives_nothing_back_is_an_error():
     builder = trt_api.Builder("rtx")
     network = builder.parse(typed_graph(attention()).SerializeToString())

@@ -103,6 +103,36 @@ def test_layer_normalization_stays_one_node():
     assert ops.count("LayerNormalization") == 1
 
 
+def clipped(*bounds: float | None) -> onnx.ModelProto:
+    g = Graph(4)
+    names = ["" if b is None else g.store(f"bound{i}", np.float32(b)) for i, b in enumerate(bounds)]
+    return g.model(g.node("Clip", ["image", *names], "clip"), 4)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "operator"),
+    [((0.25,), "Max"), ((0.25, None), "Max"), ((0.25, 0.75), "Clip"), ((None, 0.75), "Clip"), ((), "Clip")],
+)
+def test_a_clip_with_a_lower_bound_alone_becomes_a_max(bounds, operator):
+    """TensorRT's parser would bound it above by FP32's largest number."""
+    model = clipped(*bounds)
+    before = model.SerializeToString(deterministic=True)
+    typed = typed_graph(model)
+    assert node(typed, "clip").op_type == operator
+    assert "" not in node(typed, "clip").input or operator == "Clip"
+    x = np.float32([[-2.0, 0.125, 0.5, 8.0]])  # exact in FP16
+    np.testing.assert_array_equal(run(typed, x), run(model, x))
+    assert (run(clipped(3.0), x) != run(model, x)).any(), "control: another bound shows"
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def test_a_clip_in_an_island_becomes_a_max_in_fp32():
+    typed = typed_graph(clipped(1 + 2.0**-20), keep_fp32=frozenset({"clip"}))
+    assert node(typed, "clip").op_type == "Max"
+    assert {types(typed)[name] for name in node(typed, "clip").input} == {TensorProto.FLOAT}
+    assert run(typed, np.zeros((1, 4), np.float32))[0, 0] == np.float32(1 + 2.0**-20)
+
+
 def one_weight(value: float) -> onnx.ModelProto:
     g = Graph(4)
     g.store("w", np.array([value, 1, 1, 1], np.float32))
