@@ -4,7 +4,8 @@ A site computes a -> sum a^2 -> norm -> a / norm in a 16-bit format, sums includ
 
     unstable   a tensor that is stored overflows on these images (infinity / infinity is NaN), or at least LOST_SHARE of
                the vectors are lost: their sum overflows (a / infinity is 0), or falls below half a subnormal number, so
-               that every square is zero; or a zero vector meets an eps that the format cannot hold (0 / 0)
+               that every square is zero, though no clamp had decided in FP32 already; or a zero vector meets an eps that
+               the format cannot hold (0 / 0)
     at risk    fewer vectors are lost; or a certified maximum comes within MARGIN_BITS of the largest number (where nothing is
                certified: an observed one within UNCERTIFIED_MARGIN_BITS); or an observed sum falls below the floor; or the
                eps vanishes in the format
@@ -125,7 +126,7 @@ def _breaks(case: SiteCase, fmt: FloatFormat) -> list[str]:
     if case.island:
         return found
     over = case.observed.share_from(round(math.log2(fmt.largest)))
-    under = case.observed.share_below(round(math.log2(fmt.smallest_subnormal / 2)))
+    under = case.observed.share_below(round(math.log2(fmt.smallest_subnormal / 2))) - _clamped_share(case, fmt)
     for share, what in ((over, "overflows"), (under, "vanishes")):
         if share.max() >= LOST_SHARE:
             found.append(f"sum a^2 {what} in {share.max():.1%} of the vectors of head {int(share.argmax())}")
@@ -154,6 +155,15 @@ def _endangers(case: SiteCase, fmt: FloatFormat) -> list[str]:
 
 def _bits(count: float) -> str:
     return f"{count:g} bit" + ("" if count == 1 else "s")
+
+
+def _clamped_share(case: SiteCase, fmt: FloatFormat) -> Float64:
+    """(H,) share of the vectors shorter than an eps that the format holds: they are a / eps, in FP32 and in the format."""
+    clamps = [e.on_norm for e in case.site.eps if e.kind == "clamp" and float(fmt.round(np.float32(e.value))) > 0]
+    if not clamps:
+        return np.zeros(len(case.observed.zero))
+    vanishing = round(math.log2(fmt.smallest_subnormal / 2))
+    return case.observed.share_below(min(math.floor(2 * math.log2(max(clamps))), vanishing))
 
 
 def _eps_holds(site: XNormSite, fmt: FloatFormat) -> bool:
