@@ -35,7 +35,7 @@ from calib.macs import MAC_OPS
 Accumulate = Literal["fp32", "fp16"]
 
 MMA_DEPTH = 16
-"""Products that one step of a tensor core adds (mma.m16n8k16 of PTX)."""
+"""Products that one step of a tensor core adds (mma.m16n8k16 of PTX, for FP16 and BF16)."""
 
 _FLOAT, _HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
 _MOVING = frozenset({

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from edge.xnorm.certificate import SiteCertificate, XNormCertificate
 
-BATCH = 32
 _WIDTH = 160
 _STYLE = {"stable": "green", "at risk": "yellow", "unstable": "bold red"}
 
@@ -51,6 +50,7 @@ def certify(  # noqa: PLR0913, PLR0917  # one parameter per option of the comman
     from edge.certify_request import CertifyRequest, parse_triple, resolve
     from edge.cli.console import TerminalProgress
     from edge.data import data_digest
+    from edge.runtime.ort import BATCH
     from edge.xnorm.certify import CertifyConfig
     from edge.xnorm.certify import certify as certify_graph
 

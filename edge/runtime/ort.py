@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 from calib.errors import InputError, MissingError
 
+BATCH = 32
+"""Images per run on the CPU."""
+
 
 class OrtRunner:
     """Runs an ONNX file with one input and one output on the CPU.

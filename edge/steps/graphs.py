@@ -13,6 +13,7 @@ from calib.files import write_bytes
 from edge.data import data_digest
 from edge.progress import Advance
 from edge.request import BuildInputs, BuildRequest
+from edge.runtime.ort import BATCH
 from edge.tolerances import TYPED_FP16_SQNR_DB
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 CHECK_IMAGES = 32
 """Images on which export and typing are checked."""
-BATCH = 32
-"""Images per run on the CPU."""
 LISTED_SITES = 4
 
 

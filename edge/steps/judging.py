@@ -12,9 +12,7 @@ from edge.artifacts import DRIFT, LOGITS, REPORT, TYPED
 from edge.drift.compare import DriftReport, Source, compare, judge
 from edge.progress import Advance
 from edge.request import BuildInputs, BuildRequest
-
-BATCH = 32
-"""Images per run on the CPU."""
+from edge.runtime.ort import BATCH
 
 
 def drift(request: BuildRequest, inputs: BuildInputs, reference_path: Path, judged_path: Path, advance: Advance) -> None:

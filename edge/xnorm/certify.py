@@ -16,12 +16,12 @@ from calib.files import sha256_bytes
 from calib.graph import index_graph, infer_types, to_array
 from calib.macs import count_macs
 from calib.qdq import serialize
-from calib.taps import TappedGraph, check_batch
+from calib.taps import TappedGraph
 from edge.xnorm.certificate import Checks, IslandCost, SiteCertificate, XNormCertificate
 from edge.xnorm.evidence import gather_evidence
 from edge.xnorm.fold import Fold, folded_graph, plan_fit, plan_fold
 from edge.xnorm.formats import FP16
-from edge.xnorm.measure import Float32, SiteLayers, certified_bounds, observe, taps, trace_layers
+from edge.xnorm.measure import Float32, SiteLayers, certified_bounds, measure, observe, taps, trace_layers
 from edge.xnorm.proofs import prove
 from edge.xnorm.ranges import Certified, Observed
 from edge.xnorm.record import SiteEvidence, certify_site, network_verdict
@@ -29,8 +29,8 @@ from edge.xnorm.sites import XNormSite, find_sites
 from edge.xnorm.trace import Tracer
 from edge.xnorm.verdict import STABILITIES, SiteCase, judge
 
-CHECK_BYTES = 1 << 30
-"""Memory that the tensors of the checked images may take; more images than fit are not checked."""
+CHECK_BYTES = 1 << 28
+"""Memory that the tensors of the checked images may take: 32 images of ufovit_t at 64 px, one of ufovit_b at 896 px."""
 
 
 MIN_IMAGES = 2
@@ -162,25 +162,15 @@ class _Network:
         self, batches: Iterable[Float32], progress: Callable[[int], None]
     ) -> tuple[list[Observed], dict[str, Float32], list[Observed], int]:
         """Ranges over all images; tensors, with the input, and ranges of the checked ones; number of images."""
-        graph = TappedGraph(self.model, taps(self.sites), threads=0)
-        merged: list[Observed] = []
         first: dict[str, Float32] = {}
-        first_observed: list[Observed] = []
-        images = 0
-        for batch in batches:
-            check_batch(batch, images)
-            tensors = graph(batch)
-            seen = [observe(site, tensors) for site in self.sites]
-            if not merged:
-                count = _affordable(tensors, len(batch))
-                first = {name: values[:count] for name, values in (*tensors.items(), (graph.source, batch))}
-                first_observed = [observe(site, first) for site in self.sites]
-            merged = [old.merge(new) for old, new in zip(merged, seen, strict=True)] if merged else seen
-            images += len(batch)
-            progress(images)
-        if not images:
-            raise InputError("no images to certify on", allowed="at least one")
-        return merged, first, first_observed, images
+
+        def keep_first(tensors: dict[str, Float32]) -> None:
+            if not first:
+                count = _affordable(tensors)
+                first.update((name, values[:count].copy()) for name, values in tensors.items())
+
+        observed, images = measure(self.model, self.sites, batches, progress, watch=keep_first)
+        return list(observed), first, [observe(site, first) for site in self.sites], images
 
     def evidence(self, tensors: dict[str, Float32], sites: tuple[XNormSite, ...]) -> list[SiteEvidence]:
         return [gather_evidence(site, tensors) for site in sites]
@@ -274,8 +264,9 @@ def _check_weights(model: onnx.ModelProto) -> None:
                 )
 
 
-def _affordable(tensors: dict[str, Float32], images: int) -> int:
-    """How many of a batch's images may be held in memory."""
+def _affordable(tensors: dict[str, Float32]) -> int:
+    """How many of a batch's images are worth the memory and the time."""
+    images = len(next(iter(tensors.values())))
     each = sum(values.nbytes for values in tensors.values()) / images
     return int(max(1, min(images, CHECK_BYTES // max(each, 1))))
 

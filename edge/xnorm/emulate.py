@@ -19,14 +19,12 @@ import numpy.typing as npt
 
 from edge.xnorm.formats import FloatFormat
 from edge.xnorm.sites import Eps
+from engines.emulate import MMA_DEPTH
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Accumulate = Literal["fp32", "storage"]
 """Where sums are kept: in FP32, or in the format itself."""
-
-MMA_DEPTH = 16
-"""Products that one step of a tensor core adds to the accumulator (mma.m16n8k16 of PTX for FP16 and BF16)."""
 
 
 def emulate_product(k: Float32, v: Float32, fmt: FloatFormat, accumulate: Accumulate) -> Float32:

@@ -1,4 +1,4 @@
-"""FP16 and BF16: their limits, and rounding to them, on numpy alone.
+"""FP16 and BF16: their limits, and rounding to them.
 
     FP16   IEEE 754 binary16     11 significant bits   largest 65504         smallest normal 2^-14    subnormal 2^-24
     BF16   truncated binary32     8 significant bits   largest 2^128 - 2^120 smallest normal 2^-126   subnormal 2^-133
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from engines.fp16 import LARGEST, SMALLEST_NORMAL
 
 Float32 = npt.NDArray[np.float32]
 
@@ -51,7 +53,7 @@ class FloatFormat:
         return math.inf if smallest_value <= 0 else math.log2(smallest_value) - math.log2(limit)
 
 
-FP16 = FloatFormat("fp16", 11, 65504.0, 2.0**-14, 2.0**-24)
+FP16 = FloatFormat("fp16", 11, LARGEST, SMALLEST_NORMAL, 2.0**-24)
 BF16 = FloatFormat("bf16", 8, 2.0**128 - 2.0**120, 2.0**-126, 2.0**-133)
 FORMATS: dict[str, FloatFormat] = {f.name: f for f in (FP16, BF16)}
 

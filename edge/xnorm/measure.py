@@ -94,7 +94,7 @@ def measure(
     sites: tuple[XNormSite, ...],
     batches: Iterable[Float32],
     progress: Callable[[int], None] = lambda _images: None,
-    threads: int = 0,
+    watch: Callable[[dict[str, Float32]], None] = lambda _tensors: None,
 ) -> tuple[tuple[Observed, ...], int]:
     """Ranges of every site over all batches, and the number of images.
 
@@ -103,16 +103,17 @@ def measure(
         sites: of this graph.
         batches: images as the graph takes them, float32 (B, 3, S, S).
         progress: told the number of images done so far.
-        threads: threads of ONNX Runtime; 0 for every core.
+        watch: shown the tapped tensors of every batch, the graph's input among them; they are dropped afterwards.
 
     Raises InputError for arrays that the graph does not take and for NaN or infinity anywhere (named).
     """
-    graph = TappedGraph(model, taps(sites), threads=threads)
+    graph = TappedGraph(model, taps(sites), threads=0)
     merged: list[Observed] = []
     images = 0
     for batch in batches:
         check_batch(batch, images)
         tensors = graph(batch)
+        watch({**tensors, graph.source: batch})
         seen = [observe(site, tensors) for site in sites]
         merged = [old.merge(new) for old, new in zip(merged, seen, strict=True)] if merged else seen
         images += len(batch)
