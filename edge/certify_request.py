@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calib.errors import InputError
+from calib.files import sha256_bytes
 from calib.graph import load_graph
 from edge.artifacts import MODEL
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT
@@ -52,6 +53,7 @@ class CertifyInputs:
     Attributes:
         path: the ONNX file.
         model: its graph, FP32.
+        sha256: digest of the file.
         info: what the graph says of its network, None for a stranger's.
         preprocess: from pixels to the graph's input.
         images: to measure on.
@@ -59,6 +61,7 @@ class CertifyInputs:
 
     path: Path
     model: onnx.ModelProto
+    sha256: str
     info: CheckpointInfo | None
     preprocess: Preprocess
     images: ImageSet
@@ -69,7 +72,7 @@ def resolve(request: CertifyRequest) -> CertifyInputs:
     path = request.source / MODEL if request.source.is_dir() else request.source
     if request.source.is_dir() and not path.is_file():
         raise InputError("no build folder", where=request.source, found=f"no {MODEL}", next_command="ufovit build")
-    model, _ = load_graph(path)
+    model, data_bytes = load_graph(path)
     info = read_graph_info(model, path)
     preprocess = _preprocess(request, model, info, path)
     data = request.data
@@ -84,7 +87,7 @@ def resolve(request: CertifyRequest) -> CertifyInputs:
         data = CALIBRATION_IMAGES
     images = open_unlabelled(data)
     count = image_budget(model, min(len(images), CALIB_IMAGES)) if request.images is None else request.images
-    return CertifyInputs(path, model, info, preprocess, images.take(count))
+    return CertifyInputs(path, model, sha256_bytes(data_bytes), info, preprocess, images.take(count))
 
 
 def parse_triple(text: str, option: str) -> tuple[float, float, float]:

@@ -75,6 +75,7 @@ def certify(  # noqa: PLR0913, PLR0917  # one parameter per option of the comman
             inputs.model,
             inputs.images.batches(inputs.preprocess, BATCH),
             data_sha256=data_digest(inputs.images, inputs.preprocess),
+            onnx_sha256=inputs.sha256,
             config=config,
             progress=lambda count: advance(count / len(inputs.images)),
         )

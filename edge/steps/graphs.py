@@ -9,7 +9,7 @@ import numpy as np
 
 from calib.artifact import write_artifact
 from calib.errors import InputError, VerdictError
-from calib.files import write_bytes
+from calib.files import sha256_file, write_bytes
 from edge.data import data_digest
 from edge.progress import Advance
 from edge.request import BuildInputs, BuildRequest
@@ -66,6 +66,7 @@ def certify(
         model,
         images.batches(info.preprocess, BATCH),
         data_sha256=data_digest(images, info.preprocess),
+        onnx_sha256=sha256_file(model_path),
         config=CertifyConfig(
             precisions=request.certified_precisions,
             expected_sites=info.config.xnorm_sites,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -72,6 +73,7 @@ def certify(
     batches: Iterable[Float32],
     *,
     data_sha256: str,
+    onnx_sha256: str = "",
     config: CertifyConfig | None = None,
     progress: Callable[[int], None] = lambda _images: None,
 ) -> Certification:
@@ -82,6 +84,7 @@ def certify(
         batches: images as the graph takes them; on the first batch (as much of it as CHECK_BYTES allow) the errors are emulated
             and the repair is checked.
         data_sha256: digest of the images and their preprocessing, for the certificate.
+        onnx_sha256: digest of the graph's file; empty for that of its canonical bytes.
         config: precisions, whether to repair, what the network must have.
         progress: told the number of images done so far.
 
@@ -97,53 +100,78 @@ def certify(
             "no XNorm in the graph", allowed="a network that divides by an L2 norm", next_command="ufovit inspect FILE"
         )
     network = _Network(model, sites)
-    observed, first, first_observed, images = network.measure(batches, progress)
+    measured = network.measure(batches, progress)
     before = [
-        SiteCase(site, _dim(first, site), seen, sure, output_bound=bound)
-        for site, seen, sure, bound in zip(sites, observed, network.certified, network.output_bounds, strict=True)
+        SiteCase(site, int(measured.first[site.argument].shape[site.axis]), seen, sure, output_bound=bound)
+        for site, seen, sure, bound in zip(sites, measured.observed, network.certified, network.output_bounds, strict=True)
     ]
-    precisions = config.precisions
-    if not config.repair:
-        folds = [_nothing(case) for case in before]
-        certificates = network.certificates(before, folds, network.evidence(first, sites))
-        verdict = network_verdict(certificates, precisions)
-        found = XNormCertificate(
-            _digest(model), None, data_sha256, images, precisions, certificates, (), verdict, verdict, IslandCost(0, 0, 0)
-        )
-        return Certification(found, model)
+    facts = {
+        "onnx_sha256": onnx_sha256 or sha256_bytes(serialize(model)),
+        "data_sha256": data_sha256,
+        "images": measured.images,
+        "precisions": config.precisions,
+    }
+    if config.repair:
+        return _repair(network, before, measured, facts)
+    return _judge_only(network, before, measured, facts)
+
+
+def _judge_only(network: _Network, before: list[SiteCase], measured: _Measured, facts: dict[str, Any]) -> Certification:
+    """The certificate of the graph as it is."""
+    evidence = [gather_evidence(site, measured.first) for site in network.sites]
+    sites = network.certificates(before, [_nothing(case) for case in before], evidence)
+    verdict = network_verdict(sites, facts["precisions"])
+    found = XNormCertificate(
+        **facts,
+        folded_onnx_sha256=None,
+        sites=sites,
+        before=(),
+        verdict=verdict,
+        verdict_before=verdict,
+        islands=IslandCost(0, 0, 0),
+    )
+    return Certification(found, network.model)
+
+
+def _repair(network: _Network, before: list[SiteCase], measured: _Measured, facts: dict[str, Any]) -> Certification:
+    """Fold, check, judge again: the certificate of the graph as it was and as it is to be built."""
     mended = [_mend(case, traced) for case, traced in zip(before, network.traced, strict=True)]
     cases, folds = [case for case, _ in mended], [fold for _, fold in mended]
-    repaired = folded_graph(model, tuple(folds), tuple(traced.layers for traced in network.traced))
-    after = tuple(case.site for case in cases)
-    tensors, checks = _check_repair(network, repaired, after, first, first_observed, folds)
-    shifts = [fold.exponents for fold in folds]
-    as_built = network.evidence(tensors, after)
+    repaired = folded_graph(network.model, tuple(folds), tuple(traced.layers for traced in network.traced))
+    tensors, checks = _check_repair(network, repaired, measured, folds)
+    as_built = [gather_evidence(case.site, tensors) for case in cases]
     as_found = [
-        gather_evidence(site, tensors, shift, ("fp16",)) if (shift.any() or fold.eps) else evidence
-        for site, shift, fold, evidence in zip(sites, shifts, folds, as_built, strict=True)
+        gather_evidence(case.site, tensors, fold.exponents, ("fp16",)) if fold.changes else evidence
+        for case, fold, evidence in zip(before, folds, as_built, strict=True)
     ]
-    certificates = network.certificates(cases, folds, as_built)
+    sites = network.certificates(cases, folds, as_built)
     originals = network.certificates(before, [_nothing(case) for case in before], as_found)
-    certificate = XNormCertificate(
-        onnx_sha256=_digest(model),
-        folded_onnx_sha256=_digest(repaired),
-        data_sha256=data_sha256,
-        images=images,
-        precisions=precisions,
-        sites=certificates,
+    found = XNormCertificate(
+        **facts,
+        folded_onnx_sha256=sha256_bytes(serialize(repaired)),
+        sites=sites,
         before=originals,
-        verdict=network_verdict(certificates, precisions),
-        verdict_before=network_verdict(originals, precisions),
+        verdict=network_verdict(sites, facts["precisions"]),
+        verdict_before=network_verdict(originals, facts["precisions"]),
         islands=_island_cost(cases, tensors),
         checks=checks,
     )
-    return Certification(certificate, repaired)
+    return Certification(found, repaired)
 
 
 def image_budget(model: onnx.ModelProto, available: int) -> int:
     """How many images certify a graph in about half a minute on two cores: by its multiply-accumulates, at least MIN_IMAGES."""
     macs = sum(count_macs(model).values())
     return min(available, max(MIN_IMAGES, int(MAC_BUDGET / max(macs, 1))))
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Ranges over all images, how many they were, and the tensors, the graph's input among them, of the checked ones."""
+
+    observed: tuple[Observed, ...]
+    images: int
+    first: dict[str, Float32]
 
 
 class _Network:
@@ -158,10 +186,7 @@ class _Network:
         self.output_bounds = [max(proof.largest for proof in proofs if site.name in proof.sites) for site in sites]
         self.output = model.graph.output[0].name
 
-    def measure(
-        self, batches: Iterable[Float32], progress: Callable[[int], None]
-    ) -> tuple[list[Observed], dict[str, Float32], list[Observed], int]:
-        """Ranges over all images; tensors, with the input, and ranges of the checked ones; number of images."""
+    def measure(self, batches: Iterable[Float32], progress: Callable[[int], None]) -> _Measured:
         first: dict[str, Float32] = {}
 
         def keep_first(tensors: dict[str, Float32]) -> None:
@@ -170,10 +195,7 @@ class _Network:
                 first.update((name, values[:count].copy()) for name, values in tensors.items())
 
         observed, images = measure(self.model, self.sites, batches, progress, watch=keep_first)
-        return list(observed), first, [observe(site, first) for site in self.sites], images
-
-    def evidence(self, tensors: dict[str, Float32], sites: tuple[XNormSite, ...]) -> list[SiteEvidence]:
-        return [gather_evidence(site, tensors) for site in sites]
+        return _Measured(observed, images, first)
 
     def certificates(
         self, cases: list[SiteCase], folds: list[Fold], evidence: list[SiteEvidence]
@@ -215,16 +237,11 @@ def _apply(case: SiteCase, fold: Fold) -> SiteCase:
 
 
 def _check_repair(
-    network: _Network,
-    repaired: onnx.ModelProto,
-    sites: tuple[XNormSite, ...],
-    first: dict[str, Float32],
-    first_observed: list[Observed],
-    folds: list[Fold],
+    network: _Network, repaired: onnx.ModelProto, measured: _Measured, folds: list[Fold]
 ) -> tuple[dict[str, Float32], Checks]:
     """Run both graphs on the checked images: logits to the last bit, ranges as powers of two have it. Raises VerdictError."""
     (source,) = index_graph(network.model).inputs
-    images = first[source]
+    images = measured.first[source]
     logits = [TappedGraph(graph, (network.output,), threads=0)(images)[network.output] for graph in (network.model, repaired)]
     if not np.array_equal(logits[0].view(np.uint32), logits[1].view(np.uint32)):
         raise VerdictError(
@@ -233,9 +250,9 @@ def _check_repair(
             allowed="the same to the last bit",
             next_command="report it with the graph; build with precision fp32 meanwhile",
         )
-    tensors = TappedGraph(repaired, taps(sites), threads=0)(images)
-    for site, seen, fold in zip(sites, first_observed, folds, strict=True):
-        found, expected = observe(site, tensors), seen.scaled(fold.exponents)
+    tensors = TappedGraph(repaired, taps(network.sites), threads=0)(images)
+    for site, fold in zip(network.sites, folds, strict=True):
+        found, expected = observe(site, tensors), observe(site, measured.first).scaled(fold.exponents)
         same = all(
             np.array_equal(getattr(found, name), getattr(expected, name)) for name in ("sum_min", "sum_max", "argument_max")
         )
@@ -271,17 +288,9 @@ def _affordable(tensors: dict[str, Float32]) -> int:
     return int(max(1, min(images, CHECK_BYTES // max(each, 1))))
 
 
-def _dim(tensors: dict[str, Float32], site: XNormSite) -> int:
-    return int(tensors[site.argument].shape[site.axis])
-
-
 def _island_cost(cases: list[SiteCase], tensors: dict[str, Float32]) -> IslandCost:
     """Edges of the islands: what goes in (the argument, or the factors of K^T V) and the normalised tensor that comes out."""
     kept = [case.site for case in cases if case.island]
     edges = [name for site in kept for name in (site.factors or (site.argument,))]
     values = sum(tensors[name][0].size for name in edges) + sum(tensors[site.argument][0].size for site in kept)
     return IslandCost(len(kept), len(edges) + len(kept), values)
-
-
-def _digest(model: onnx.ModelProto) -> str:
-    return sha256_bytes(serialize(model))
