@@ -134,7 +134,10 @@ def calibrate(tiny_graph, tiny_images, tmp_path_factory):
 def test_a_table_says_whether_data_or_proof_decided(tiny_graph, calibrate, method):
     proofs = {name: proof.largest for name, proof in prove(tiny_graph, find_sites(tiny_graph)).items()}
     plain, bounded = calibrate(None, method), calibrate(proofs, method)
-    assert plain == bounded, "the images reach no further than what is proven"
+    assert {n: (s.amax, s.scale, s.source) for n, s in plain.tensors.items()} == {
+        n: (s.amax, s.scale, s.source) for n, s in bounded.tensors.items()
+    }, "the images reach no further than what is proven"
+    assert {n: s.bound for n, s in bounded.tensors.items()} == {n: proofs.get(n) for n in plain.tensors}
     assert {scale.source for scale in plain.tensors.values()} == {"data"}
     assert set(proofs) & set(plain.tensors), "some calibrated tensors have a proof"
 
@@ -144,7 +147,9 @@ def test_a_smaller_bound_is_taken(calibrate):
     plain = calibrate(None)
     name, scale = next((n, s) for n, s in plain.tensors.items() if s.amax > 0.1)
     kept = calibrate({name: scale.amax}).tensors[name]
-    assert (kept.source, kept.amax) == ("data", scale.amax)
+    assert (kept.source, kept.amax) == ("proof", scale.amax), "equal: what is proven needs no image"
+    wider = calibrate({name: 2 * scale.amax}).tensors[name]
+    assert (wider.source, wider.amax, wider.bound) == ("data", scale.amax, 2 * scale.amax)
     table = type(scale).from_amax(scale.amax, name, "percentile", bound=scale.amax / 2)
     assert (table.source, table.amax) == ("proof", scale.amax / 2)
     assert table.scale < scale.scale
