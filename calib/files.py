@@ -62,10 +62,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The data are flushed to the disk before the rename, so that a kill or a power cut leaves the old file or the new one.
     Raises MissingError when the folder cannot be written or the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = -1, ""
     try:
         with _write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
             os.close(descriptor)
             Path(name).chmod(0o644)
@@ -101,7 +101,7 @@ def _write_errors(path: Path) -> Iterator[None]:
             raise MissingError(
                 "disk full, nothing was written", where=path, next_command="free space, then run the same command again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST) or not path.parent.is_dir():
             raise MissingError(
                 "folder cannot be written", where=path.parent, found=error.strerror, next_command="choose another --out"
             ) from error

@@ -152,6 +152,15 @@ def test_bad_input(project, capsys, tmp_path):
     assert {p: sha256(p) for p in project.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize("option", ["--out", "--repair"])
+def test_a_folder_that_cannot_be_made(project, capsys, option):
+    (project / "file").write_text("in the way")
+    assert certify(project / "out", project, option, project / "file/x") == 4
+    error = capsys.readouterr().err
+    assert "folder cannot be written" in error
+    assert (project / "file").read_text() == "in the way"
+
+
 def test_images_are_asked_for_where_the_shipped_ones_do_not_fit(project, capsys):
     assert run(["certify", str(project / "out")]) == 2
     assert "--data DIR" in capsys.readouterr().err
