@@ -14,6 +14,11 @@ BATCH = 32
 """Images per run on the CPU."""
 
 
+def tapped_batch(image_size: int) -> int:
+    """Images per run whose inner tensors are all held at once: BATCH up to 224 px, fewer in proportion to the pixels above."""
+    return max(1, min(BATCH, BATCH * 224**2 // image_size**2))
+
+
 class OrtRunner:
     """Runs an ONNX file with one input and one output on the CPU.
 

@@ -13,7 +13,7 @@ from calib.files import sha256_file, write_bytes
 from edge.data import data_digest
 from edge.progress import Advance
 from edge.request import BuildInputs, BuildRequest
-from edge.runtime.ort import BATCH
+from edge.runtime.ort import BATCH, tapped_batch
 from edge.tolerances import TYPED_FP16_SQNR_DB
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def certify(
     images = inputs.calib_images.take(image_budget(model, len(inputs.calib_images)))
     done = certify_graph(
         model,
-        images.batches(info.preprocess, BATCH),
+        images.batches(info.preprocess, tapped_batch(info.config.image_size)),
         data_sha256=data_digest(images, info.preprocess),
         onnx_sha256=sha256_file(model_path),
         config=CertifyConfig(
