@@ -174,9 +174,8 @@ class _Emulation:
     def _reduce(self, node: onnx.NodeProto) -> None:
         """Squares, pairwise sums, root: each step rounded. Reductions over several axes sum one after the other."""
         source, target = node.input[0], node.output[0]
-        axes = [int(a) for a in attribute(node, "axes", [])]
-        if len(node.input) > 1 and node.input[1] in self.index.constants:
-            axes = [int(a) for a in to_array(self.index.constants[node.input[1]])]
+        given = self.index.constants.get(node.input[1]) if len(node.input) > 1 else None
+        axes = [] if given is None else [int(a) for a in to_array(given)]  # an input in every opset that can be typed
         if not axes:
             raise InputError("axes of a reduction are not fixed in the graph", where=node.name or target)
         current = source

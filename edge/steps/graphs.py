@@ -167,7 +167,7 @@ def type_fp16(inputs: BuildInputs, graph_path: Path, certificate_path: Path, typ
 
     model = onnx.load(graph_path)
     sites = find_sites(model, inputs.info.config.xnorm_sites, inputs.info.config.xnorm_kv_axis)
-    kept = {site.name for site in read_certificate(certificate_path).sites if site.island}
+    kept = read_certificate(certificate_path).island_names
     typed = typed_graph(model, keep_fp32=fp32_nodes(model, sites, kept))
     advance(0.5)
     (images,) = inputs.calib_images.take(CHECK_IMAGES).batches(inputs.info.preprocess, CHECK_IMAGES)

@@ -192,6 +192,11 @@ class XNormCertificate:
     islands: IslandCost
     checks: Checks | None = None
 
+    @property
+    def island_names(self) -> frozenset[str]:
+        """Names of the sites that are to compute in FP32."""
+        return frozenset(site.name for site in self.sites if site.island)
+
 
 def read_certificate(path: Path) -> XNormCertificate:
     """Read `xnorm.json`. Raises InputError."""

@@ -141,7 +141,7 @@ def _repair(network: _Network, before: list[SiteCase], measured: _Measured, fact
     tensors, checks = _check_repair(network, repaired, measured, folds)
     as_built = [gather_evidence(case.site, tensors) for case in cases]
     as_found = [
-        gather_evidence(case.site, tensors, fold.exponents, ("fp16",)) if fold.changes else evidence
+        gather_evidence(case.site, measured.first, ("fp16",)) if fold.changes else evidence
         for case, fold, evidence in zip(before, folds, as_built, strict=True)
     ]
     sites = network.certificates(cases, folds, as_built)

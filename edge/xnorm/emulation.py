@@ -41,7 +41,7 @@ def fp16_graph(model: onnx.ModelProto, certificate: XNormCertificate | None = No
     """
     kept: frozenset[str] = frozenset()
     if certificate is not None:
-        kept = fp32_nodes(model, find_sites(model), {site.name for site in certificate.sites if site.island})
+        kept = fp32_nodes(model, find_sites(model), certificate.island_names)
     return emulated_graph(typed_graph(model, keep_fp32=kept))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from calib.observers import Histogram
 from calib.ranges import mse
@@ -18,23 +17,15 @@ from edge.xnorm.sites import XNormSite
 _MODES: dict[str, Accumulate] = {"": "storage", "/fp32": "fp32"}
 
 
-def gather_evidence(
-    site: XNormSite,
-    tensors: dict[str, Float32],
-    shift: npt.NDArray[np.int64] | None = None,
-    formats: tuple[str, ...] = tuple(FORMATS),
-) -> SiteEvidence:
+def gather_evidence(site: XNormSite, tensors: dict[str, Float32], formats: tuple[str, ...] = tuple(FORMATS)) -> SiteEvidence:
     """Evidence of one site on a batch.
 
     Args:
         site: with the eps that it has in the graph.
         tensors: its argument, and the factors of "kv".
-        shift: int64 (1, H) or (2, H): exponents by which the tensors were folded and which are taken back first.
         formats: those to emulate.
     """
     arrays = [by_head(tensors[name]) for name in (site.factors or (site.argument,))]
-    if shift is not None:
-        arrays = [np.ldexp(x, p[None, :, None, None].astype(np.int32)) for x, p in zip(arrays, shift, strict=True)]
     wide = [x.astype(np.float64) for x in arrays]
     argument = wide[0] if site.operand == "q" else wide[0] @ wide[1]
     exact = exact_xnorm(argument, site.axis, site.eps)
