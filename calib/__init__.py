@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from calib.budget import BudgetResult, FloatGroup, Trial, drop_points, fit_budget
+    from calib.channels import ChannelHistograms, channel_amax
     from calib.collect import CollectConfig
     from calib.errors import EvidenceError, InputError, MissingError, UfovitError, VerdictError
     from calib.lint import Finding
@@ -20,13 +22,18 @@ if TYPE_CHECKING:
     from calib.qdq import QdqInfo, insert_qdq, read_qdq, serialize
     from calib.ranges import METHODS
     from calib.scheme import QuantPlan, QuantPoint, QuantScheme, Skipped, plan_quantization
-    from calib.table import CalibrationTable, TensorScale, check_table, load_table, save_table
+    from calib.sensitivity import GroupCost, Sensitivity, group_nodes, measure_sensitivity
+    from calib.table import CalibrationTable, RangeShift, TensorScale, check_table, load_table, save_table
 
 _PUBLIC = {
+    "BudgetResult": "calib.budget",
     "CalibrationTable": "calib.table",
+    "ChannelHistograms": "calib.channels",
     "CollectConfig": "calib.collect",
     "EvidenceError": "calib.errors",
     "Finding": "calib.lint",
+    "FloatGroup": "calib.budget",
+    "GroupCost": "calib.sensitivity",
     "Histogram": "calib.observers",
     "InputError": "calib.errors",
     "METHODS": "calib.ranges",
@@ -35,16 +42,24 @@ _PUBLIC = {
     "QuantPlan": "calib.scheme",
     "QuantPoint": "calib.scheme",
     "QuantScheme": "calib.scheme",
+    "RangeShift": "calib.table",
+    "Sensitivity": "calib.sensitivity",
     "Skipped": "calib.scheme",
     "TensorScale": "calib.table",
+    "Trial": "calib.budget",
     "UfovitError": "calib.errors",
     "VerdictError": "calib.errors",
+    "channel_amax": "calib.channels",
     "check_table": "calib.table",
     "cosine": "calib.metrics",
     "count_macs": "calib.macs",
+    "drop_points": "calib.budget",
+    "fit_budget": "calib.budget",
+    "group_nodes": "calib.sensitivity",
     "insert_qdq": "calib.qdq",
     "kl": "calib.metrics",
     "load_table": "calib.table",
+    "measure_sensitivity": "calib.sensitivity",
     "plan_quantization": "calib.scheme",
     "read_qdq": "calib.qdq",
     "save_table": "calib.table",
@@ -55,10 +70,14 @@ _PUBLIC = {
 
 __all__ = [
     "METHODS",
+    "BudgetResult",
     "CalibrationTable",
+    "ChannelHistograms",
     "CollectConfig",
     "EvidenceError",
     "Finding",
+    "FloatGroup",
+    "GroupCost",
     "Histogram",
     "InputError",
     "MissingError",
@@ -66,16 +85,24 @@ __all__ = [
     "QuantPlan",
     "QuantPoint",
     "QuantScheme",
+    "RangeShift",
+    "Sensitivity",
     "Skipped",
     "TensorScale",
+    "Trial",
     "UfovitError",
     "VerdictError",
+    "channel_amax",
     "check_table",
     "cosine",
     "count_macs",
+    "drop_points",
+    "fit_budget",
+    "group_nodes",
     "insert_qdq",
     "kl",
     "load_table",
+    "measure_sensitivity",
     "plan_quantization",
     "read_qdq",
     "save_table",

@@ -2,26 +2,40 @@
 
 The planned tensors become outputs of a copy of the graph in memory, ONNX Runtime computes them batch by batch, each array
 goes into its histogram and is dropped. Memory does not depend on the number of images.
+
+The same batches, in any order and over any number of workers, give the same table to the byte, on one machine and at one
+number of `threads` per process. The same images in other batches, or with other `threads`, do so where ONNX Runtime's kernels
+add in one order whatever the batch. On both graphs of scripts/bench/peers.sh they do, in every tensor and to the last bit; but
+ReduceMean over some hundred tokens adds in another order in a batch of one image, or of fewer images than threads.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from calib.errors import InputError
 from calib.files import sha256_bytes
 from calib.graph import load_graph
+from calib.halves import Halves
 from calib.observers import Histogram
 from calib.ranges import method as range_method
 from calib.scheme import QuantPlan
 from calib.table import MIN_IMAGES, CalibrationTable, TensorScale
 from calib.taps import TappedGraph, check_batch
+from calib.workers import Work, observe_in_workers
+
+UNSETTLED = 0.02
+"""Median range shift above which more images are worth having. calib/README.md has the measurement behind it."""
+
+Batches = Iterable[NDArray[Any]]
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -30,31 +44,37 @@ class CollectConfig:
 
     Attributes:
         method: name in `calib.ranges.METHODS`, or "percentile:P".
-        threads: threads of ONNX Runtime.
+        threads: threads of ONNX Runtime, in each process.
         min_images: fewest images that give a table.
         synthetic: the images are made up; the table is stamped.
+        workers: processes that run the graph; 1 starts none. Each holds the graph and a batch's tensors in memory.
+        preprocess_sha256: digest of what made the batches from the images, for the table; "" for arrays passed as they are.
     """
 
     method: str = "mse"
     threads: int = 1
     min_images: int = MIN_IMAGES
     synthetic: bool = False
+    workers: int = 1
+    preprocess_sha256: str = ""
 
     def __post_init__(self) -> None:
         range_method(self.method)
-        if self.threads < 1 or self.min_images < 1:
-            raise InputError("threads and min_images must be positive", found=f"{self.threads}, {self.min_images}")
+        if self.threads < 1 or self.min_images < 1 or self.workers < 1:
+            raise InputError(
+                "threads, min_images and workers must be positive", found=f"{self.threads}, {self.min_images}, {self.workers}"
+            )
 
 
 def collect(
     onnx_path: Path,
-    batches: Iterable[NDArray[Any]],
+    batches: Batches,
     plan: QuantPlan,
     *,
     data_sha256: str,
     bounds: Mapping[str, float] | None = None,
     config: CollectConfig | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> CalibrationTable:
     """Calibrate the activations of a plan.
 
@@ -64,14 +84,16 @@ def collect(
         plan: which tensors need a scale.
         data_sha256: digest of the images, for the table.
         bounds: tensor -> largest magnitude that it can have on any image, where that is known by proof; never exceeded by amax.
-        config: method, threads, fewest images.
+        config: method, workers, fewest images.
         progress: called after each batch with the number of images done so far.
 
     Raises InputError for fewer than `min_images` images, for arrays that the graph does not take, for NaN or infinities in
-    any tensor (named), for a tensor without a usable range, and for one that exceeds its bound (named).
+    any tensor (named), for a tensor without a usable range, and for one that exceeds its bound (named); MissingError for a
+    worker that died.
     """
     config = config or CollectConfig()
-    histograms, images, onnx_sha256 = observe(onnx_path, batches, plan, threads=config.threads, progress=progress)
+    halves, onnx_sha256 = _observe(onnx_path, batches, plan, config, progress)
+    images, histograms = sum(halves.images), halves.total()
     if images < config.min_images:
         raise InputError(
             "too few calibration images",
@@ -81,6 +103,76 @@ def collect(
         )
     reduce = range_method(config.method)
     bounds = bounds or {}
+    _check_bounds(histograms, bounds)
+    tensors = {name: TensorScale.from_amax(reduce(h), name, config.method, bounds.get(name)) for name, h in histograms.items()}
+    shift = halves.shift({name: entry.amax for name, entry in tensors.items()}, reduce)
+    return CalibrationTable(
+        onnx_sha256,
+        data_sha256,
+        images,
+        config.method,
+        tensors,
+        config.synthetic,
+        preprocess_sha256=config.preprocess_sha256,
+        range_shift=shift,
+    )
+
+
+def unsettled(table: CalibrationTable) -> str | None:
+    """A sentence for the user when the ranges still move with the images, None when they have settled or it is not known."""
+    shift = table.range_shift
+    if shift is None or shift.median <= UNSETTLED:
+        return None
+    return (
+        f"the ranges have not settled: from one half of the {table.images:,} images to the other they move by "
+        f"{shift.median:.1%} in the median over the tensors (settled: at most {UNSETTLED:.0%}), by {shift.largest:.0%} at "
+        f"{shift.tensor}; calibrate on more images"
+    )
+
+
+def observe(
+    onnx_path: Path,
+    batches: Batches,
+    plan: QuantPlan,
+    *,
+    threads: int = 1,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Histogram], int, str]:
+    """Histograms of the planned activations, the number of images seen, and the SHA-256 of the graph that was run."""
+    config = CollectConfig(threads=threads, workers=workers)
+    halves, onnx_sha256 = _observe(onnx_path, batches, plan, config, progress)
+    return halves.total(), sum(halves.images), onnx_sha256
+
+
+def _observe(
+    onnx_path: Path, batches: Batches, plan: QuantPlan, config: CollectConfig, progress: Progress | None
+) -> tuple[Halves, str]:
+    """Histograms of the planned activations by halves of the images, and the SHA-256 of the graph that was run."""
+    model, data = load_graph(onnx_path)
+    onnx_sha256 = sha256_bytes(data)
+    del data
+    if config.workers > 1:
+        work = Work(onnx_path, onnx_sha256, plan.activations, config.threads)
+        return observe_in_workers(work, _checked(batches), workers=config.workers, progress=progress), onnx_sha256
+    tapped = TappedGraph(model, plan.activations, threads=config.threads, where=onnx_path)
+    halves = Halves(plan.activations)
+    for batch in _checked(batches):
+        halves.update(batch, tapped(batch))
+        if progress is not None:
+            progress(sum(halves.images))
+    return halves, onnx_sha256
+
+
+def _checked(batches: Batches) -> Iterator[NDArray[Any]]:
+    images = 0
+    for batch in batches:
+        check_batch(batch, images)
+        yield np.asarray(batch)
+        images += len(batch)
+
+
+def _check_bounds(histograms: Mapping[str, Histogram], bounds: Mapping[str, float]) -> None:
     for name, histogram in histograms.items():
         if histogram.amax > bounds.get(name, math.inf):
             raise InputError(
@@ -89,28 +181,3 @@ def collect(
                 found=f"{histogram.amax:.6g}",
                 allowed=f"at most {bounds[name]:.6g}",
             )
-    tensors = {name: TensorScale.from_amax(reduce(h), name, config.method, bounds.get(name)) for name, h in histograms.items()}
-    return CalibrationTable(onnx_sha256, data_sha256, images, config.method, tensors, config.synthetic)
-
-
-def observe(
-    onnx_path: Path,
-    batches: Iterable[NDArray[Any]],
-    plan: QuantPlan,
-    *,
-    threads: int = 1,
-    progress: Callable[[int], None] | None = None,
-) -> tuple[dict[str, Histogram], int, str]:
-    """Histograms of the planned activations, the number of images seen, and the SHA-256 of the graph that was run."""
-    model, data = load_graph(onnx_path)
-    tapped = TappedGraph(model, plan.activations, threads=threads, where=onnx_path)
-    histograms = {name: Histogram(name) for name in plan.activations}
-    images = 0
-    for batch in batches:
-        check_batch(batch, images)
-        for name, values in tapped(batch).items():
-            histograms[name].update(values)
-        images += len(batch)
-        if progress is not None:
-            progress(images)
-    return histograms, images, sha256_bytes(data)

@@ -14,6 +14,7 @@ from calib.errors import InputError
 from calib.scales import activation_scale
 
 REMAKE = "ufovit build"
+REFINED = "model.refined.onnx"
 MIN_IMAGES = 32
 """Fewest images that give a table."""
 
@@ -53,6 +54,23 @@ class TensorScale:
 
 
 @dataclass(frozen=True)
+class RangeShift:
+    """How much the ranges still move with the images: |amax_A - amax_B| / amax, A and B two halves of the images.
+
+    amax is what the table's method gives.
+
+    Attributes:
+        median: over the tensors.
+        largest: over the tensors.
+        tensor: where it is largest.
+    """
+
+    median: float
+    largest: float
+    tensor: str
+
+
+@dataclass(frozen=True)
 class CalibrationTable:
     """`calibration.json`.
 
@@ -63,6 +81,11 @@ class CalibrationTable:
         method: calibration method, see `calib.ranges`.
         tensors: activation tensor -> its scale.
         synthetic: true when the images were made up; everything built from such a table is stamped.
+        preprocess_sha256: what made the graph's input from the images; "" where arrays were passed as they are.
+        source_sha256: float graph that the user gave, where refinements made the observed one from it; else "".
+        refinements: what was done to that graph, in order.
+        float_nodes: nodes that a search decided to keep in float.
+        range_shift: how far the halves of the images disagree; None where it was not measured.
     """
 
     onnx_sha256: str
@@ -71,6 +94,11 @@ class CalibrationTable:
     method: str
     tensors: dict[str, TensorScale] = field(default_factory=dict)
     synthetic: bool = False
+    preprocess_sha256: str = ""
+    source_sha256: str = ""
+    refinements: tuple[str, ...] = ()
+    float_nodes: tuple[str, ...] = ()
+    range_shift: RangeShift | None = None
 
 
 def save_table(path: Path, table: CalibrationTable) -> None:
@@ -78,19 +106,46 @@ def save_table(path: Path, table: CalibrationTable) -> None:
     write_artifact(path, table)
 
 
-def load_table(path: Path) -> CalibrationTable:
-    """Read `calibration.json`. Raises InputError for a missing, malformed or foreign file."""
-    return read_artifact(path, CalibrationTable, remake=REMAKE)
+def load_table(path: Path, *, remake: str = REMAKE) -> CalibrationTable:
+    """Read `calibration.json`. Raises InputError, naming `remake`, for a missing, malformed or foreign file."""
+    return read_artifact(path, CalibrationTable, remake=remake)
 
 
-def check_table(table: CalibrationTable, *, onnx_sha256: str, data_sha256: str | None = None) -> None:
-    """Refuse a stale table: InputError unless it was made from this graph and, where given, these images."""
-    checks = (("graph", table.onnx_sha256, onnx_sha256), ("calibration images", table.data_sha256, data_sha256))
+def check_table(
+    table: CalibrationTable,
+    *,
+    onnx_sha256: str,
+    data_sha256: str | None = None,
+    preprocess_sha256: str | None = None,
+    remake: str = REMAKE,
+    refined: str = REFINED,
+) -> None:
+    """Refuse a stale table: InputError unless it was made from this graph and, where given, these images, so preprocessed.
+
+    Args:
+        table: what is checked.
+        onnx_sha256: the float graph.
+        data_sha256: the images, None if any will do.
+        preprocess_sha256: their preprocessing, None if any will do.
+        remake: the command that makes such a table anew.
+        refined: the file that holds the refined graph, named when the table is of that graph and this one is its source.
+    """
+    if table.source_sha256 and table.source_sha256 == onnx_sha256 != table.onnx_sha256:
+        raise InputError(
+            "calibration table belongs to the refined graph that was made from this graph",
+            found=f"sha256 {onnx_sha256}; refined by {', '.join(table.refinements) or 'unnamed steps'}",
+            allowed=f"sha256 {table.onnx_sha256}",
+            next_command=f"pass {refined}, which was written with the table",
+        )
+    checks = (
+        ("belongs to another graph, or to one with other weights", table.onnx_sha256, onnx_sha256),
+        ("has other calibration images", table.data_sha256, data_sha256),
+        ("has other preprocessing of the images", table.preprocess_sha256, preprocess_sha256),
+    )
     for what, found, allowed in checks:
         if allowed is not None and found != allowed:
-            raise InputError(
-                f"calibration table belongs to another {what}" if what == "graph" else f"calibration table has other {what}",
-                found=f"sha256 {found}",
-                allowed=f"sha256 {allowed}",
-                next_command=REMAKE,
-            )
+            raise InputError(f"calibration table {what}", found=_digest(found), allowed=_digest(allowed), next_command=remake)
+
+
+def _digest(sha256: str) -> str:
+    return f"sha256 {sha256}" if sha256 else "none recorded"

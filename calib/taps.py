@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,6 @@ class TappedGraph:
     """
 
     def __init__(self, model: onnx.ModelProto, taps: Sequence[str], *, threads: int = 1, where: object = None) -> None:
-        import onnxruntime as ort
-
         index = index_graph(model)
         if len(index.inputs) != 1:
             raise InputError("the graph must have one input", where=where, found=", ".join(index.inputs))
@@ -40,18 +38,14 @@ class TappedGraph:
         unknown = [name for name in self._inner if name not in index.producers]
         if unknown:
             raise InputError("no such tensor: the names were made for another graph", where=where, found=", ".join(unknown[:4]))
+        self._session: Any = None
+        if not self._inner:
+            return
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
         declared = {v.name for v in copy.graph.output}
         copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._inner if name not in declared)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            self._session: Any = ort.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exception classes share no public base
-            raise InputError("ONNX Runtime refuses the graph", where=where, found=error) from error
+        self._session = _open(copy, threads, where)
 
     def __call__(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """The tapped tensors of a batch."""
@@ -67,6 +61,54 @@ class TappedGraph:
                 allowed=self._session.get_inputs()[0].shape,
             ) from error
         return {**found, **dict(zip(self._inner, values, strict=True))}
+
+
+class FedGraph:
+    """A graph with any number of inputs, such as a part of another one; all its outputs are computed.
+
+    Q/DQ pairs are computed as they are written, never melted into integer kernels, whose sums saturate on some CPUs. Threads
+    do not spin between two calls, so that many such graphs may be called in turn.
+
+    Args:
+        model: the graph.
+        threads: threads of ONNX Runtime; 0 lets it use every core.
+        where: what an error names.
+
+    Call: {input: array}, further entries are not read -> {output: array}.
+
+    Raises InputError for a graph that ONNX Runtime refuses and for arrays that the graph does not take.
+    """
+
+    def __init__(self, model: onnx.ModelProto, *, threads: int = 1, where: object = None) -> None:
+        settings = {"session.disable_quant_qdq": "1", "session.intra_op.allow_spinning": "0"}
+        self._where = where
+        self._session = _open(model, threads, where, settings)
+        self._inputs = [v.name for v in self._session.get_inputs()]
+        self._outputs = [v.name for v in model.graph.output]
+
+    def __call__(self, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs."""
+        try:
+            values = self._session.run(self._outputs, {name: tensors[name] for name in self._inputs})
+        except Exception as error:  # ONNX Runtime's exception classes share no public base
+            raise InputError("the graph does not take these tensors", where=self._where, found=error) from error
+        return dict(zip(self._outputs, values, strict=True))
+
+
+def _open(model: onnx.ModelProto, threads: int, where: object, settings: Mapping[str, str] | None = None) -> Any:
+    """A session on the CPU."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    for key, value in (settings or {}).items():
+        options.add_session_config_entry(key, value)
+    try:
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exception classes share no public base
+        raise InputError("ONNX Runtime refuses the graph", where=where, found=error) from error
 
 
 def check_batch(batch: NDArray[Any], images: int) -> None:

@@ -3,6 +3,8 @@
 import hashlib
 import subprocess
 import sys
+import zlib
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -10,10 +12,11 @@ import onnxruntime as ort
 import pytest
 from onnx import helper as h
 
-from calib.collect import CollectConfig, collect, observe
+from calib.collect import UNSETTLED, CollectConfig, collect, observe, unsettled
 from calib.errors import InputError
 from calib.ranges import METHODS
 from calib.scheme import QuantPlan, QuantPoint, plan_quantization
+from calib.table import RangeShift
 
 MINMAX = CollectConfig("minmax")
 
@@ -71,6 +74,62 @@ def test_progress_and_stamp(tiny, tiny_path, images):
     )
     assert seen == [16, 32, 48, 64]
     assert table.synthetic
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_batches_in_any_order_give_the_same_table(tiny, tiny_path, images, threads):
+    plan, batches = plan_quantization(tiny), np.split(images, [3, 10, 31, 40])
+    config = CollectConfig(threads=threads)
+    tables = [
+        collect(tiny_path, [batches[i] for i in order], plan, data_sha256="d", config=config)
+        for order in ((0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 4, 0, 3, 1))
+    ]
+    assert tables[0] == tables[1] == tables[2]
+    assert tables[0].range_shift is not None
+    assert collect(tiny_path, [*batches[:4], images[:24]], plan, data_sha256="d", config=config) != tables[0]
+
+
+def test_the_range_shift_is_that_of_two_heaps_of_images(tiny, tiny_path, images):
+    plan = plan_quantization(tiny)
+    table = collect(tiny_path, np.split(images, 4), plan, data_sha256="d", config=MINMAX)
+    odd = np.array([zlib.crc32(image.tobytes()) % 2 == 1 for image in images])
+    by_hand = {}
+    for name in plan.activations:
+        values = untapped(tiny_path, name, images)
+        rows = odd if len(values) == len(images) else np.repeat(odd, len(values) // len(images))
+        one, other = (float(np.abs(values[chosen]).max()) for chosen in (rows, ~rows))
+        by_hand[name] = abs(one - other) / max(one, other)
+    assert table.range_shift.median == pytest.approx(np.median(list(by_hand.values())), rel=1e-4)
+    assert table.range_shift.largest == pytest.approx(max(by_hand.values()), rel=1e-4)
+    assert by_hand[table.range_shift.tensor] == max(by_hand.values())
+
+
+def test_more_images_move_the_ranges_less(tiny, tiny_path):
+    """The control of the measure: ranges of 32 images move more than those of 2,048 of the same kind."""
+    plan = plan_quantization(tiny)
+    few, many = (np.random.default_rng(1).normal(size=(count, 3, 8, 8)).astype(np.float32) for count in (32, 2048))
+    shifts = [
+        collect(tiny_path, [shown], plan, data_sha256="d", config=CollectConfig("percentile:99.9")).range_shift.median
+        for shown in (few, many)
+    ]
+    assert shifts[0] > 3 * shifts[1] > 0
+
+
+def test_a_user_is_told_when_ranges_have_not_settled(tiny, tiny_path, images):
+    table = collect(tiny_path, [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
+    moving = replace(table, range_shift=RangeShift(2 * UNSETTLED, 0.5, "kv"))
+    sentence = unsettled(moving)
+    for part in ("64 images", f"{2 * UNSETTLED:.1%}", f"at most {UNSETTLED:.0%}", "50% at kv", "more images"):
+        assert part in sentence
+    assert unsettled(replace(table, range_shift=RangeShift(UNSETTLED, 0.5, "kv"))) is None
+    assert unsettled(replace(table, range_shift=None)) is None
+
+
+def test_the_preprocessing_is_stamped(tiny, tiny_path, images):
+    plan = plan_quantization(tiny)
+    config = replace(MINMAX, preprocess_sha256="p")
+    assert collect(tiny_path, [images], plan, data_sha256="d", config=config).preprocess_sha256 == "p"
+    assert collect(tiny_path, [images], plan, data_sha256="d", config=MINMAX).preprocess_sha256 == ""
 
 
 def test_too_few_images_are_refused(tiny, tiny_path, images):
@@ -166,8 +225,9 @@ def test_weights_in_other_files_are_refused(tiny, images, tmp_path):
 def test_configuration_is_validated():
     with pytest.raises(InputError, match="unknown calibration method"):
         CollectConfig("best")
-    with pytest.raises(InputError, match="positive"):
-        CollectConfig("minmax", threads=0)
+    for wrong in ({"threads": 0}, {"min_images": 0}, {"workers": 0}):
+        with pytest.raises(InputError, match="positive"):
+            CollectConfig("minmax", **wrong)
 
 
 MEMORY = """

@@ -1,0 +1,255 @@
+"""The largest share of INT8 that stays within a budget of accuracy.
+
+Groups of nodes go to float from the most costly on: a binary search finds how many have to, then a local search tries to
+put each of them back into INT8, heaviest first. What can be relied on, with I the INT8 share of the MACs:
+
+    always                         the result is the trial with the largest I among those that meet the budget, so that no
+                                   order of groups and no evaluation, however it jumps, makes it worse than what was tried
+    evaluate is monotone           more in float, no larger drop: I is at least that of the shortest prefix of the ranking
+                                   that meets the budget, and no single group can go back, if the evaluations suffice
+    costs add up, ranked by cost   and all groups have equal MACs: I is the largest there is
+    costs add up, ranked by cost   I is within the share of one group, the last that the binary search moved to float, of the
+    per MAC                        largest there is (the greedy bound of the knapsack problem)
+
+Ranked by cost alone and with unlike MACs there is no such bound: one heavy group at the head of the ranking goes to float
+first, where ten light ones behind it would have done. Where evaluate is not monotone the binary search may settle on a longer
+prefix than needed, and groups that could go back may be tried at the wrong time; what is returned still meets the budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from calib.errors import InputError
+from calib.metrics import top1_agreement
+
+EVALUATIONS = 24
+"""Evaluations at most: a binary search over 200 groups takes 9 of them."""
+
+Evaluate = Callable[[tuple[str, ...]], float]
+
+
+@dataclass(frozen=True)
+class FloatGroup:
+    """A group that stays in float.
+
+    Attributes:
+        name: its first node.
+        nodes: all of them.
+        share: of the network's MACs.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    share: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One evaluation.
+
+    Attributes:
+        float_groups: names of the groups in float, in the order of the ranking.
+        int8_share: of the network's MACs.
+        drop: what evaluate gave, in points.
+    """
+
+    float_groups: tuple[str, ...]
+    int8_share: float
+    drop: float
+
+
+@dataclass(frozen=True)
+class BudgetResult:
+    """The best trial, and all of them.
+
+    Attributes:
+        met: whether its drop is within the budget.
+        budget: largest drop allowed, in points.
+        float_groups: what stays in float, in the order of the ranking.
+        int8_share: of the network's MACs.
+        drop: in points. If nothing met the budget, the smallest that was found.
+        evaluations: how many were made.
+        trials: in the order they were made.
+    """
+
+    met: bool
+    budget: float
+    float_groups: tuple[FloatGroup, ...]
+    int8_share: float
+    drop: float
+    evaluations: int
+    trials: tuple[Trial, ...]
+
+    @property
+    def float_nodes(self) -> tuple[str, ...]:
+        """Nodes that stay in float."""
+        return tuple(node for group in self.float_groups for node in group.nodes)
+
+
+def fit_budget(
+    groups_ranked: Sequence[tuple[str, ...]],
+    evaluate: Evaluate,
+    macs: Mapping[str, int],
+    budget: float,
+    *,
+    largest: int | None = None,
+    evaluations: int = EVALUATIONS,
+) -> BudgetResult:
+    """Find the largest INT8 share of the MACs whose drop is at most `budget`.
+
+    Args:
+        groups_ranked: nodes of each group, most costly first, see `calib.Sensitivity.ranked`.
+        evaluate: nodes in float, groups in the order of the ranking -> drop in points on held-out images; called once for each
+            set of groups, with () first.
+        macs: node -> MACs of the whole network, nodes that are never quantized included, see `calib.count_macs`.
+        budget: largest drop allowed, in points.
+        largest: at most so many groups in float; None for all.
+        evaluations: at most so many evaluations.
+
+    If not even the `largest` most costly groups in float meet the budget, half as many are tried, and so on, since a drop
+    that is measured need not be monotone; if none meets it, the trial of the smallest drop is returned with met = False.
+
+    Raises InputError for no or overlapping groups, nodes without MACs, bounds that allow nothing, and a drop that is NaN.
+    """
+    _check(groups_ranked, macs, budget, largest, evaluations)
+    search = _Search(groups_ranked, evaluate, macs, budget, evaluations)
+    most = len(groups_ranked) if largest is None else min(largest, len(groups_ranked))
+    if not search.meets(()) and search.shorten(most):
+        search.put_back()
+    return search.result()
+
+
+def drop_points(reference_logits: ArrayLike, logits: ArrayLike, labels: ArrayLike | None = None) -> float:
+    """Top-1 accuracy lost against the reference, in points; negative for a gain.
+
+        with labels       100 (accuracy of reference_logits - accuracy of logits)
+        without           100 (share of rows whose answer changed), which no drop can exceed, whatever the labels
+
+    Args:
+        reference_logits: (B, classes).
+        logits: (B, classes).
+        labels: (B,) integers.
+
+    Ties go to the lower index. Raises InputError for shapes that do not fit, labels out of range, NaN and infinities.
+    """
+    agreement = top1_agreement(reference_logits, logits)
+    before, after = np.asarray(reference_logits), np.asarray(logits)
+    if labels is None:  # counted, so that one answer in 1000 is 0.1 points and not a little more
+        return 100.0 * round((1.0 - agreement) * len(before)) / len(before)
+    truth = np.asarray(labels)
+    if truth.shape != before.shape[:1] or truth.dtype.kind not in "iu":
+        raise InputError("not one label per row", found=f"{truth.dtype} {truth.shape}", allowed=f"integers {before.shape[:1]}")
+    if truth.min() < 0 or truth.max() >= before.shape[1]:
+        raise InputError("label out of range", found=f"{truth.min()} to {truth.max()}", allowed=f"0 to {before.shape[1] - 1}")
+    right = [np.count_nonzero(values.argmax(axis=-1) == truth) for values in (before, after)]
+    return 100.0 * float(right[0] - right[1]) / len(truth)
+
+
+class _Search:
+    """Trials by the set of groups in float, given as ascending places in the ranking."""
+
+    def __init__(
+        self,
+        groups: Sequence[tuple[str, ...]],
+        evaluate: Evaluate,
+        macs: Mapping[str, int],
+        budget: float,
+        evaluations: int,
+    ) -> None:
+        self.groups, self.evaluate, self.budget, self.left = groups, evaluate, budget, evaluations
+        self.total = sum(macs.values())
+        self.weights = [sum(macs[node] for node in nodes) for nodes in groups]
+        self.drops: dict[tuple[int, ...], float] = {}
+
+    def meets(self, chosen: tuple[int, ...]) -> bool:
+        """Whether a set meets the budget; a set that may not be evaluated any more does not."""
+        if chosen not in self.drops:
+            if not self.left:
+                return False
+            self.left -= 1
+            drop = float(self.evaluate(tuple(node for i in chosen for node in self.groups[i])))
+            if math.isnan(drop):
+                names = ", ".join(self.groups[i][0] for i in chosen) or "none"
+                raise InputError("the drop is no number", where=f"in float: {names}", found=drop)
+            self.drops[chosen] = drop
+        return self.drops[chosen] <= self.budget
+
+    def shorten(self, most: int) -> bool:
+        """Binary search for the shortest prefix of the ranking, of at most `most` groups, that meets the budget."""
+        above = most
+        while above and not self.meets(tuple(range(above))):
+            above //= 2
+        below = 0
+        while above - below > 1:
+            middle = (below + above) // 2
+            if self.meets(tuple(range(middle))):
+                above = middle
+            else:
+                below = middle
+        return above > 0
+
+    def put_back(self) -> None:
+        """Try each group of the best set in INT8, heaviest first; again from the start as long as one of them stays there."""
+        chosen, before = self.best(), None
+        while chosen != before:
+            before = chosen
+            for i in sorted(chosen, key=lambda i: -self.weights[i]):
+                fewer = tuple(j for j in chosen if j != i)
+                if self.meets(fewer):
+                    chosen = fewer
+
+    def best(self) -> tuple[int, ...]:
+        """Of the sets that meet the budget the one of the largest INT8 share, else the one of the smallest drop."""
+        met = [chosen for chosen, drop in self.drops.items() if drop <= self.budget]
+        if met:
+            return min(met, key=lambda chosen: (self.float_macs(chosen), self.drops[chosen]))
+        return min(self.drops, key=lambda chosen: (self.drops[chosen], self.float_macs(chosen)))
+
+    def float_macs(self, chosen: tuple[int, ...]) -> int:
+        """MACs of a set, without the nodes that are in float anyway."""
+        return sum(self.weights[i] for i in chosen)
+
+    def int8_share(self, chosen: tuple[int, ...]) -> float:
+        """Share of the network's MACs that stays in INT8."""
+        return (sum(self.weights) - self.float_macs(chosen)) / self.total
+
+    def result(self) -> BudgetResult:
+        """The best trial, and all."""
+        best = self.best()
+        groups = self.groups
+        return BudgetResult(
+            met=self.drops[best] <= self.budget,
+            budget=self.budget,
+            float_groups=tuple(FloatGroup(groups[i][0], groups[i], self.weights[i] / self.total) for i in best),
+            int8_share=self.int8_share(best),
+            drop=self.drops[best],
+            evaluations=len(self.drops),
+            trials=tuple(
+                Trial(tuple(groups[i][0] for i in chosen), self.int8_share(chosen), drop) for chosen, drop in self.drops.items()
+            ),
+        )
+
+
+def _check(
+    groups: Sequence[tuple[str, ...]], macs: Mapping[str, int], budget: float, largest: int | None, evaluations: int
+) -> None:
+    nodes = [node for group in groups for node in group]
+    if not nodes or not all(groups) or len(set(nodes)) != len(nodes):
+        raise InputError("groups must not be empty and must not overlap", found=f"{len(groups)} groups, {len(nodes)} nodes")
+    missing = [node for node in nodes if node not in macs]
+    if missing or sum(macs.values()) <= 0:
+        raise InputError(
+            "multiply-accumulates are not known", found=", ".join(missing[:4]) or "none", allowed="all of the graph's"
+        )
+    if math.isnan(budget) or evaluations < 1 or (largest is not None and largest < 0):
+        raise InputError(
+            "the search has nothing to look for",
+            found=f"budget {budget}, {evaluations} evaluations, {largest} groups in float",
+            allowed="a number, at least 1, at least 0",
+        )

@@ -1,0 +1,243 @@
+"""What each quantized group costs: in the logits, alone and on top of the groups before it, and at its own outputs.
+
+A group is the quantized nodes that share a quantized activation, such as the Q, K and V projections of one LayerNorm: a node
+cannot leave INT8 for float alone while its neighbours keep the Q/DQ pair that they share.
+
+    isolated     only this group is quantized                                   SQNR and KL of the logits against float
+    cumulative   this group and all before it, in graph order, are quantized    SQNR and KL of the logits against float
+    local        only this group's weights, or activations, are quantized       SQNR of its own outputs, see `calib.layers`
+
+A run for one group starts at the last cut of the graph in front of it, see `calib.segments`: a run of the whole network for
+each number costs two forwards per group, this about one, and less the earlier the MACs lie. Q/DQ is written into the one
+segment that a run changes, by `calib.insert_qdq`; the segments behind it are float and made once. Of all the images, only
+the tensors at one cut are held, in float, with all before it quantized, and with the group at hand: hence the few images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from calib.edit import prefix
+from calib.errors import InputError
+from calib.layers import Layers, capped_db
+from calib.macs import count_macs
+from calib.metrics import kl
+from calib.qdq import insert_qdq
+from calib.scheme import QuantPlan
+from calib.segments import Chain, Segment, State, split
+from calib.table import CalibrationTable
+from calib.taps import FedGraph, check_batch
+
+IMAGES = 32
+"""Most images that are used."""
+
+Progress = Callable[[int, int], None]
+States = list[dict[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class GroupCost:
+    """What one group costs. SQNR in dB within [-300, 300], 300 for no difference at all; KL in nats.
+
+    Attributes:
+        name: its first node.
+        nodes: all of them, in graph order.
+        macs: multiply-accumulates for one image.
+        isolated_db, isolated_kl: of the logits, only this group quantized.
+        cumulative_db, cumulative_kl: of the logits, this group and all before it quantized.
+        weight_db, activation_db: at its own outputs, only the weights or only the activations quantized; 300 dB for the
+            weights of a product of two activations.
+        rounding_db, clipping_db: the two parts of the activations' error.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    macs: int
+    isolated_db: float
+    isolated_kl: float
+    cumulative_db: float
+    cumulative_kl: float
+    weight_db: float
+    activation_db: float
+    rounding_db: float
+    clipping_db: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The groups of a plan in graph order, and what it took to measure them.
+
+    Attributes:
+        images: how many.
+        groups: in graph order.
+        segments: pieces that the graph was cut into; 1 if it has no cut.
+        forwards_equivalent: MACs that were run, in runs of the whole network.
+        brute_forwards: runs that one whole network for each number takes: one in float, two per group, the first counted once.
+    """
+
+    images: int
+    groups: tuple[GroupCost, ...]
+    segments: int
+    forwards_equivalent: float
+    brute_forwards: int
+
+    def ranked(self, *, per_mac: bool = False) -> tuple[tuple[str, ...], ...]:
+        """Nodes of each group, most costly first: by isolated noise over signal, or by that per MAC. Ties in graph order."""
+        noise = [10 ** (-g.isolated_db / 10) / (max(g.macs, 1) if per_mac else 1) for g in self.groups]
+        order = sorted(range(len(noise)), key=lambda i: -noise[i])
+        return tuple(self.groups[i].nodes for i in order)
+
+
+def group_nodes(plan: QuantPlan) -> tuple[tuple[str, ...], ...]:
+    """The groups of a plan: nodes that are connected through shared quantized activations, in graph order."""
+    leader: dict[str, str] = {node: node for node in plan.nodes}
+    order = {node: i for i, node in enumerate(plan.nodes)}
+
+    def find(node: str) -> str:
+        while leader[node] != node:
+            node = leader[node]
+        return node
+
+    first_reader: dict[str, str] = {}
+    for point in plan.points:
+        if point.kind == "activation":
+            roots = (find(first_reader.setdefault(point.tensor, point.node)), find(point.node))
+            leader[max(roots, key=order.__getitem__)] = min(roots, key=order.__getitem__)
+    groups: dict[str, list[str]] = {}
+    for node in plan.nodes:
+        groups.setdefault(find(node), []).append(node)
+    return tuple(tuple(nodes) for nodes in groups.values())
+
+
+def measure_sensitivity(
+    model: onnx.ModelProto,
+    table: CalibrationTable,
+    plan: QuantPlan,
+    batches: Iterable[NDArray[Any]],
+    *,
+    threads: int,
+    images: int = IMAGES,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Measure every group of a plan on the first output of a graph.
+
+    Args:
+        model: the float graph, with one input.
+        table: scales of the plan's activations.
+        plan: what would be quantized.
+        batches: arrays (B, ...) float32 as the graph takes them; the local numbers come from the first.
+        threads: threads of ONNX Runtime.
+        images: at most so many, the first, are used.
+        progress: called after each group with the number of groups done, and of all.
+
+    Raises InputError for no images, for a graph with several inputs, for groups that the first output does not depend on,
+    for a planned tensor without a scale, and for NaN or infinities in the logits.
+    """
+    insert_qdq(model, table, plan)  # refuses what was made for another graph before anything is run
+    work = _Measurement(model, table, plan, _first(batches, images), threads)
+    costs: list[GroupCost] = []
+    for cost in work.run():
+        costs.append(cost)
+        if progress is not None:
+            progress(len(costs), len(work.groups))
+    return Sensitivity(
+        images=sum(work.sizes),
+        groups=tuple(costs),
+        segments=len(work.chain.segments),
+        forwards_equivalent=work.spent / (sum(work.macs.values()) * sum(work.sizes)),
+        brute_forwards=2 * len(costs),
+    )
+
+
+def _first(batches: Iterable[NDArray[Any]], images: int) -> list[NDArray[Any]]:
+    taken: list[NDArray[Any]] = []
+    count = 0
+    for batch in batches:
+        if count >= images:
+            break
+        check_batch(batch, count)
+        taken.append(batch[: images - count])
+        count += len(taken[-1])
+    if not count:
+        raise InputError(
+            "no images to measure on", found=f"{len(taken)} batches, at most {images} images", allowed="at least one image"
+        )
+    return taken
+
+
+class _Measurement:
+    """Walks along the segments with two states, one in float and one with everything so far quantized."""
+
+    def __init__(
+        self, model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan, batches: list[NDArray[Any]], threads: int
+    ):
+        self.table, self.plan, self.threads = table, plan, threads
+        self.groups, self.macs = group_nodes(plan), count_macs(model)
+        self.sizes = [len(batch) for batch in batches]
+        self.chain = Chain(split(model, model.graph.output[0].name, self.groups), model.graph.output[0].name, threads)
+        self.start: States = [{self.chain.source: batch} for batch in batches]
+        self.reference = self._logits(0, self.start)
+        self.spent = sum(self.macs.values()) * sum(self.sizes)
+        """MACs that were run."""
+
+    def run(self) -> Iterator[GroupCost]:
+        """The groups' costs, in graph order."""
+        plain = full = self.start
+        for at, segment in enumerate(self.chain.segments):
+            members = [group for group in self.groups if group[0] in segment.nodes]
+            noise = self._local(segment, members, plain[0])
+            ahead: States = []
+            for i, group in enumerate(members):
+                ahead = self._step(at, full, sum(members[: i + 1], ()))
+                cumulative = self._compare(at + 1, ahead)
+                alone = cumulative if i == 0 and full is plain else self._compare(at + 1, self._step(at, plain, group))
+                yield GroupCost(group[0], group, sum(self.macs[n] for n in group), *alone, *cumulative, *noise[group])
+            following = self._step(at, plain, ())
+            plain, full = following, ahead or following
+
+    def _step(self, at: int, states: States, quantized: tuple[str, ...]) -> States:
+        """The states behind segment `at` with some of its nodes quantized."""
+        self._spend(self.chain.segments[at].nodes)
+        instead = None
+        if quantized:
+            points = tuple(p for p in self.plan.points if p.node in quantized)
+            written = insert_qdq(self.chain.segments[at].model, self.table, QuantPlan(points, ()))
+            instead = FedGraph(written, threads=self.threads, where=f"segment {at}")
+        return [self.chain.step(at, state, instead) for state in states]
+
+    def _compare(self, at: int, states: States) -> tuple[float, float]:
+        """SQNR and KL of the logits, from the states in front of segment `at`."""
+        for segment in self.chain.segments[at:]:
+            self._spend(segment.nodes)
+        found = self._logits(at, states)
+        return capped_db(self.reference, found), kl(self.reference, found)
+
+    def _logits(self, at: int, states: States) -> NDArray[Any]:
+        logits = [self.chain.finish(at, state) for state in states]
+        return np.concatenate([v.reshape(-1, v.shape[-1]) for v in logits])
+
+    def _local(
+        self, segment: Segment, members: list[tuple[str, ...]], state: State
+    ) -> dict[tuple[str, ...], tuple[float, float, float, float]]:
+        """Noise at the outputs of each group of a segment."""
+        layers = {group: Layers(segment.model, group, self.plan) for group in members}
+        wanted = tuple(dict.fromkeys(name for group in members for name in layers[group].inputs))
+        inner = tuple(name for name in wanted if name not in state)
+        values = dict(state)
+        if inner:
+            before = prefix(segment.model, inner)
+            values.update(FedGraph(before, threads=self.threads)(state))
+            self._spend([n.name for n in before.graph.node], self.sizes[0])
+        for group in members:
+            self._spend(group * layers[group].runs, self.sizes[0])
+        scales = {name: entry.scale for name, entry in self.table.tensors.items()}
+        return {group: layers[group].noise_db(values, scales, self.threads) for group in members}
+
+    def _spend(self, nodes: Iterable[str], images: int | None = None) -> None:
+        self.spent += sum(self.macs.get(name, 0) for name in nodes) * (sum(self.sizes) if images is None else images)
