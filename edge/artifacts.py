@@ -7,7 +7,8 @@ from engines.targets import TARGETS
 
 MODEL, EXPORT = "model.onnx", "export.json"
 XNORM, FOLDED = "xnorm.json", "model.folded.onnx"
-CALIBRATION, QUANTIZED, TYPED = "calibration.json", "model.int8.onnx", "model.typed.onnx"
+REFINED, CALIBRATION, QUANTIZED, TYPED = "model.refined.onnx", "calibration.json", "model.int8.onnx", "model.typed.onnx"
+CACHE = "calibration.cache"
 DRIFT, LOGITS, REPORT = "drift.json", "logits.npz", "report.html"
 ENGINES = tuple(f"engine{suffix}" for suffix in sorted({target.engine_suffix for target in TARGETS.values()}))
-ARTIFACTS = (MODEL, EXPORT, XNORM, FOLDED, CALIBRATION, QUANTIZED, TYPED, *ENGINES, MANIFEST, DRIFT, LOGITS, REPORT)
+ARTIFACTS = (MODEL, EXPORT, XNORM, FOLDED, REFINED, CALIBRATION, QUANTIZED, TYPED, *ENGINES, MANIFEST, DRIFT, LOGITS, REPORT)

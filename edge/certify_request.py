@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from calib.graph import load_graph
 from edge.artifacts import MODEL
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT
 from edge.data import ImageSet, open_unlabelled
+from edge.graph_images import Normalisation, graph_preprocess
 from edge.model.metadata import CheckpointInfo, read_graph_info, read_info
 from edge.preprocess import Preprocess
 from edge.request import CALIB_IMAGES
@@ -30,20 +30,18 @@ class CertifyRequest:
         source: an ONNX file, or a build folder, whose FP32 graph is taken.
         data: images; None for the shipped calibration images, if the graph is of a network with their labels.
         images: how many of them; None for as many as take about half a minute, 512 at most.
-        mean, std: normalisation per channel on the [0, 1] scale, for a graph that does not say how its images are prepared.
+        normalisation: mean and deviation per channel on the [0, 1] scale, for a graph that does not say how its images are
+            prepared.
     """
 
     source: Path
     data: Path | None = None
     images: int | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    normalisation: Normalisation | None = None
 
     def __post_init__(self) -> None:
         if self.images is not None and self.images < 1:
             raise InputError("number of images must be positive", found=self.images)
-        if (self.mean is None) != (self.std is None):
-            raise InputError("--mean and --std belong together", found=f"mean {self.mean}, std {self.std}")
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def resolve(request: CertifyRequest) -> CertifyInputs:
         raise InputError("no build folder", where=request.source, found=f"no {MODEL}", next_command="ufovit build")
     model, data_bytes = load_graph(path)
     info = read_graph_info(model, path)
-    preprocess = _preprocess(request, model, info, path)
+    preprocess = graph_preprocess(model, path, info, request.normalisation, f"ufovit certify {request.source} --data DIR")
     data = request.data
     if data is None:
         if info is None or info.labels != read_info(SHIPPED_CHECKPOINT).labels:
@@ -88,34 +86,3 @@ def resolve(request: CertifyRequest) -> CertifyInputs:
     images = open_unlabelled(data)
     count = image_budget(model, min(len(images), CALIB_IMAGES)) if request.images is None else request.images
     return CertifyInputs(path, model, sha256_bytes(data_bytes), info, preprocess, images.take(count))
-
-
-def parse_triple(text: str, option: str) -> tuple[float, float, float]:
-    """Three numbers from "R,G,B", or from one for all. Raises InputError."""
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError("not numbers", where=option, found=repr(text), allowed="R,G,B, or one number for all") from error
-    if len(values) not in (1, 3) or not all(map(math.isfinite, values)):
-        raise InputError("not three numbers", where=option, found=repr(text), allowed="R,G,B, or one number for all")
-    first, second, third = values if len(values) == 3 else values * 3
-    return first, second, third
-
-
-def _preprocess(request: CertifyRequest, model: onnx.ModelProto, info: CheckpointInfo | None, path: Path) -> Preprocess:
-    """The graph's own preprocessing, or that of the options at the graph's input size."""
-    if request.mean is None or request.std is None:
-        if info is not None:
-            return info.preprocess
-        raise InputError(
-            "the graph does not say how its images are prepared",
-            where=path,
-            found="no metadata of this toolkit",
-            next_command=f"ufovit certify {request.source} --data DIR --mean R,G,B --std R,G,B (on the [0, 1] scale)",
-        )
-    constants = {tensor.name for tensor in model.graph.initializer}
-    (image, *_) = [value for value in model.graph.input if value.name not in constants]
-    sides = [d.dim_value for d in image.type.tensor_type.shape.dim]
-    if len(sides) != 4 or sides[1] != 3 or sides[2] != sides[3] or sides[2] < 1:
-        raise InputError("the graph takes no square images", where=path, found=sides, allowed="(batch, 3, S, S) with S fixed")
-    return Preprocess(sides[2], sides[2], request.mean, request.std)

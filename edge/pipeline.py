@@ -2,8 +2,8 @@
 
 export     checkpoint -> model.onnx, export.json
 certify    model.onnx + calibration images -> xnorm.json, model.folded.onnx            fp16, int8
-calibrate  model.folded.onnx + calibration images -> calibration.json                  int8
-quantize   model.folded.onnx + calibration.json -> model.int8.onnx                     int8
+calibrate  model.folded.onnx + calibration images -> model.refined.onnx, calibration.json   int8
+quantize   model.refined.onnx + calibration.json -> model.int8.onnx                    int8
 type       FP16, and FP32 where the certificate asks for it -> model.typed.onnx        fp16, and int8 for a GPU
 engine     the last graph -> engine, manifest.json
 drift      engine, or its graph on the CPU, against model.onnx on images -> drift.json, logits.npz
@@ -29,6 +29,7 @@ from edge.artifacts import (
     MANIFEST,
     MODEL,
     QUANTIZED,
+    REFINED,
     REPORT,
     TYPED,
     XNORM,
@@ -120,19 +121,21 @@ class _Build:
             "images": self.inputs.calib_images.sha256,
             "preprocess": self.inputs.info.preprocess.sha256,
             "method": self.request.method,
+            "effort": self.request.effort,
             "keep_float": list(self.request.keep_float),
-            "versions": versions("onnxruntime"),
+            "versions": versions("onnx", "onnxruntime", "numpy"),
         }
-        run_step = partial(steps.calibrate, self.request, self.inputs, self.path(FOLDED), self.path(CALIBRATION))
-        self._step("calibrate", reads, (CALIBRATION,), run_step)
+        paths = (self.path(FOLDED), self.path(REFINED), self.path(CALIBRATION))
+        run_step = partial(steps.calibrate, self.request, self.inputs, *paths)
+        self._step("calibrate", reads, (REFINED, CALIBRATION), run_step)
 
     def quantize(self) -> str:
         reads = {
-            "onnx": self.workspace.sha256(FOLDED),
+            "onnx": self.workspace.sha256(REFINED),
             "calibration": self.workspace.sha256(CALIBRATION),
             "keep_float": list(self.request.keep_float),
         }
-        run_step = partial(steps.quantize, self.request, self.path(FOLDED), self.path(CALIBRATION), self.path(QUANTIZED))
+        run_step = partial(steps.quantize, self.request, self.path(REFINED), self.path(CALIBRATION), self.path(QUANTIZED))
         self._step("quantize", reads, (QUANTIZED,), run_step)
         return QUANTIZED
 

@@ -13,7 +13,7 @@ from calib.errors import MissingError
 from edge.artifacts import MODEL
 from edge.progress import Advance
 from edge.request import BuildInputs, BuildRequest
-from edge.steps import quantization_plan
+from edge.steps import quantization_scheme
 from engines.probe import require_backend
 
 BUILD_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "PIL", "jinja2", "matplotlib")
@@ -40,7 +40,9 @@ def check_inputs(request: BuildRequest, inputs: BuildInputs, first_step: str, ad
     if first_step in ("certify", "calibrate") and request.precision == "int8":
         import onnx
 
-        quantization_plan(request, onnx.load(request.out / MODEL))  # refuses a pattern of layers that matches none
+        from calib.scheme import plan_quantization
+
+        plan_quantization(onnx.load(request.out / MODEL), quantization_scheme(request))  # refuses a pattern that matches none
     if first_step == "export" and info.file:
         from edge.model.checkpoint import load_checkpoint
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from calib.errors import InputError
 from calib.ranges import method as range_method
+from calib.refine.effort import effort as check_effort
 from calib.table import MIN_IMAGES
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, SHIPPED_MODEL, TEST_IMAGES
 from edge.data import ImageSet, open_images
@@ -42,6 +43,7 @@ class BuildRequest:
         image_size: input size in pixels; None keeps the checkpoint's.
         batch: smallest, usual and largest batch of the engine.
         method: calibration method, see `calib.ranges`.
+        effort: refinements of the quantization, see `calib.refine.effort`.
         keep_float: glob patterns of the nodes that stay in float in an INT8 build, e.g. "blocks.0.attn.*".
         calib_images, eval_images: how many images to use; None for the default (512 and all; 64 with drawn weights).
         max_drop_points: accuracy budget in percentage points.
@@ -60,6 +62,7 @@ class BuildRequest:
     image_size: int | None = None
     batch: BatchRange = DEFAULT_BATCH
     method: str = "mse"
+    effort: str = "fast"
     keep_float: tuple[str, ...] = FLOAT_LAYERS
     calib_images: int | None = None
     eval_images: int | None = None
@@ -85,6 +88,7 @@ class BuildRequest:
         if not 0 <= self.max_drop_points < math.inf:  # NaN, too
             raise InputError("accuracy budget is no number of points", found=self.max_drop_points, allowed="0 or more")
         range_method(self.method)
+        check_effort(self.effort)
         check_floor(self.int8_floor)
 
     @property

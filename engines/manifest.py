@@ -65,7 +65,8 @@ class EngineManifest:
         created: ISO 8601 time in UTC.
         checkpoint: None for weights drawn at random.
         xnorm: the certificate of every XNorm, None for "fp32"; likewise `folded_onnx`, the FP32 graph that it left.
-        qdq_onnx: None unless the precision is "int8"; likewise `calibration`.
+        qdq_onnx: None unless the precision is "int8"; likewise `calibration`, and `refined_onnx`, the float graph that it
+            quantizes.
         typed_onnx: the strongly typed graph that the backend took, None where it took one of the others.
         preprocess: what an image goes through, with its own sha256.
         labels: one name per class, in the order of the logits.
@@ -89,6 +90,7 @@ class EngineManifest:
     receipt: Receipt
     xnorm: FileRecord | None = None
     folded_onnx: FileRecord | None = None
+    refined_onnx: FileRecord | None = None
     typed_onnx: FileRecord | None = None
     random_weights: bool = False
     notes: tuple[str, ...] = field(default=())
@@ -129,7 +131,7 @@ def verify(folder: Path, *, complete: bool = True) -> EngineManifest:
     (a device gets no more); other files are checked where they are. Raises InputError naming the first file that differs.
     """
     manifest, _ = read_engine(folder)
-    graphs = (manifest.onnx, manifest.folded_onnx, manifest.qdq_onnx, manifest.typed_onnx)
+    graphs = (manifest.onnx, manifest.folded_onnx, manifest.refined_onnx, manifest.qdq_onnx, manifest.typed_onnx)
     for record in (*graphs, manifest.xnorm, manifest.calibration):
         if record is not None:
             path = _inside(folder, record.file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from edge.cli.build import build
+from edge.cli.calibrate import calibrate
 from edge.cli.certify import certify
 from edge.cli.doctor import doctor
 from edge.cli.inspect import inspect
@@ -16,6 +17,7 @@ app = typer.Typer(
     help="From a trained UFO-ViT to a verified INT8 TensorRT engine.",
 )
 app.command()(build)
+app.command()(calibrate)
 app.command()(certify)
 app.command()(inspect)
 app.command()(doctor)

@@ -41,6 +41,7 @@ def build(  # noqa: PLR0913, PLR0917  # one parameter per option of the command
         float | None, typer.Option(help="Smallest share of the multiply-accumulates in INT8. Default: the target's")
     ] = None,
     method: Annotated[str, typer.Option(help="Calibration: minmax, percentile, entropy, mse")] = "mse",
+    effort: Annotated[str, typer.Option(help="Refinements of the INT8 quantization: fast (none), balanced, best")] = "fast",
     keep_float: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,6 +87,7 @@ def build(  # noqa: PLR0913, PLR0917  # one parameter per option of the command
         image_size=image_size,
         batch=parse_batch(batch),
         method=method,
+        effort=effort,
         keep_float=FLOAT_LAYERS if keep_float is None else tuple(filter(None, keep_float)),
         calib_images=calib_images,
         eval_images=eval_images,

@@ -48,22 +48,17 @@ def certify(  # noqa: PLR0913, PLR0917  # one parameter per option of the comman
     from calib.artifact import write_artifact
     from calib.files import write_bytes
     from calib.qdq import serialize
-    from edge.certify_request import CertifyRequest, parse_triple, resolve
+    from edge.certify_request import CertifyRequest, resolve
     from edge.cli.console import TerminalProgress
     from edge.data import data_digest
+    from edge.graph_images import parse_normalisation
     from edge.runtime.ort import tapped_batch
     from edge.xnorm.certify import CertifyConfig
     from edge.xnorm.certify import certify as certify_graph
 
     console = Console(soft_wrap=True)
     progress = TerminalProgress(console)
-    request = CertifyRequest(
-        source,
-        data,
-        images,
-        None if mean is None else parse_triple(mean, "--mean"),
-        None if std is None else parse_triple(std, "--std"),
-    )
+    request = CertifyRequest(source, data, images, parse_normalisation(mean, std))
     config = CertifyConfig(repair=repair is not None)
     if precision:
         config = CertifyConfig(tuple(precision), config.repair)

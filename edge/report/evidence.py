@@ -107,7 +107,7 @@ def _check_sources(
         (DRIFT, "preprocess_sha256", drift.preprocess_sha256, {str(manifest.preprocess.get("sha256", ""))}),
     ]
     if table is not None:
-        calibrated = manifest.folded_onnx or manifest.onnx
+        calibrated = manifest.refined_onnx or manifest.folded_onnx or manifest.onnx
         pairs.append(("calibration.json", "onnx_sha256", table.onnx_sha256, {calibrated.sha256}))
     if certificate is not None and manifest.folded_onnx is not None:
         pairs.append((XNORM, "onnx_sha256", certificate.onnx_sha256, {manifest.onnx.sha256}))

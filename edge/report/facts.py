@@ -223,6 +223,10 @@ def _certified(evidence: Evidence) -> list[FileRow]:
         rows.append(
             FileRow("folded graph", manifest.folded_onnx.file, manifest.folded_onnx.sha256, "FP32, powers of two folded")
         )
+    if manifest.refined_onnx is not None:
+        file, table = manifest.refined_onnx, evidence.table
+        made = ", ".join(table.refinements) if table is not None and table.refinements else "as it was"
+        rows.append(FileRow("refined graph", file.file, file.sha256, f"float; refined for INT8: {made}"))
     return rows
 
 

@@ -61,7 +61,18 @@ def describe_table(path: Path) -> Description:
         "tensors": str(len(table.tensors)),
         "graph": f"sha256 {table.onnx_sha256}",
         "images' digest": f"sha256 {table.data_sha256}",
+        "preprocessing": f"sha256 {table.preprocess_sha256}" if table.preprocess_sha256 else "none: arrays as they are",
+        "refinements": ", ".join(table.refinements) or "none",
     }
+    if table.source_sha256:
+        facts["refined from"] = f"sha256 {table.source_sha256}"
+    if table.range_shift is not None:
+        shift = table.range_shift
+        facts["ranges move by"] = (
+            f"{shift.median:.1%} in the median from one half of the images to the other, most at {shift.tensor}"
+        )
+    if table.float_nodes:
+        facts["left in float"] = ", ".join(table.float_nodes)
     if by_range:
         facts["amax"] = f"{by_range[-1][1].amax:.4g} to {by_range[0][1].amax:.4g}"
     proven = sum(scale.source == "proof" for scale in table.tensors.values())
@@ -159,6 +170,7 @@ def file_records(manifest: EngineManifest) -> dict[str, FileRecord | Calibration
         "FP32 graph": manifest.onnx,
         "XNorm certificate": manifest.xnorm,
         "folded graph": manifest.folded_onnx,
+        "refined graph": manifest.refined_onnx,
         "quantized graph": manifest.qdq_onnx,
         "typed graph": manifest.typed_onnx,
         "calibration": manifest.calibration,

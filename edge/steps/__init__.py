@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edge.steps.built import engine
-from edge.steps.graphs import calibrate, certify, export, quantization_plan, quantize, type_fp16
+from edge.steps.graphs import calibrate, certify, export, quantization_scheme, quantize, type_fp16
 from edge.steps.judging import drift, read_drift, report
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "drift",
     "engine",
     "export",
-    "quantization_plan",
+    "quantization_scheme",
     "quantize",
     "read_drift",
     "report",

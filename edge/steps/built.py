@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calib.files import sha256_bytes, sha256_file, write_bytes
-from edge.artifacts import CALIBRATION, FOLDED, MODEL, QUANTIZED, TYPED, XNORM
-from edge.data import data_digest
+from edge.artifacts import CALIBRATION, FOLDED, MODEL, QUANTIZED, REFINED, TYPED, XNORM
 from edge.progress import Advance
 from edge.request import BuildInputs, BuildRequest
 from edge.steps.judging import judged_on
@@ -53,7 +52,7 @@ def describe(
             file=CALIBRATION,
             sha256=sha256_file(request.out / CALIBRATION),
             images=len(table),
-            data_sha256=data_digest(table, info.preprocess),
+            data_sha256=table.sha256,
         )
         if int8
         else None
@@ -70,6 +69,7 @@ def describe(
         onnx=recorded(MODEL),
         xnorm=recorded(XNORM) if request.precision != "fp32" else None,
         folded_onnx=recorded(FOLDED) if request.precision != "fp32" else None,
+        refined_onnx=recorded(REFINED) if int8 else None,
         qdq_onnx=recorded(QUANTIZED) if int8 else None,
         typed_onnx=recorded(graph_path.name) if graph_path.name == TYPED else None,
         calibration=calibration,

@@ -13,13 +13,13 @@ from calib.files import sha256_file, write_bytes
 from edge.data import data_digest
 from edge.progress import Advance
 from edge.request import BuildInputs, BuildRequest
-from edge.runtime.ort import BATCH, tapped_batch
+from edge.runtime.ort import tapped_batch
 from edge.tolerances import TYPED_FP16_SQNR_DB
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from calib.scheme import QuantPlan
+    from calib.scheme import QuantScheme
 
 CHECK_IMAGES = 32
 """Images on which export and typing are checked."""
@@ -91,56 +91,63 @@ def certify(
     write_artifact(certificate_path, done.certificate)
 
 
-def calibrate(request: BuildRequest, inputs: BuildInputs, model_path: Path, table_path: Path, advance: Advance) -> None:
-    """Calibration images -> calibration table."""
-    import onnx
-
-    from calib.collect import CollectConfig, collect
+def calibrate(
+    request: BuildRequest, inputs: BuildInputs, model_path: Path, refined_path: Path, table_path: Path, advance: Advance
+) -> None:
+    """Float graph and calibration images -> refined float graph, calibration table."""
+    from calib.calibrate import CalibrateConfig
+    from calib.calibrate import calibrate as calibrate_graph
+    from calib.collect import CollectConfig
     from calib.table import save_table
-    from edge.xnorm.proofs import prove
-    from edge.xnorm.sites import find_sites
 
     images, preprocess = inputs.calib_images, inputs.info.preprocess
-    model = onnx.load(model_path)
-    table = collect(
+    size = tapped_batch(inputs.info.config.image_size)
+    table = calibrate_graph(
         model_path,
-        images.batches(preprocess, BATCH),
-        quantization_plan(request, model),
-        bounds={name: proof.largest for name, proof in prove(model, find_sites(model)).items()},
-        data_sha256=data_digest(images, preprocess),
-        config=CollectConfig(method=request.method, threads=2),
-        progress=lambda done: advance(done / len(images)),
+        refined_path,
+        lambda: images.batches(preprocess, size),
+        images=len(images),
+        data_sha256=images.sha256,
+        config=CalibrateConfig(
+            effort=request.effort,
+            scheme=quantization_scheme(request),
+            collect=CollectConfig(method=request.method, threads=2, preprocess_sha256=preprocess.sha256),
+            refine_threads=2,
+            bounds=_proven,
+        ),
+        progress=advance,
     )
     save_table(table_path, table)
 
 
-def quantization_plan(request: BuildRequest, model: ModelProto) -> QuantPlan:
-    """What the request has quantized in a float graph. Raises InputError for a `keep_float` pattern that matches nothing."""
-    from calib.scheme import QuantScheme, plan_quantization
+def quantization_scheme(request: BuildRequest) -> QuantScheme:
+    """What the request has quantized."""
+    from calib.scheme import QuantScheme
 
-    return plan_quantization(model, QuantScheme(exclude=request.keep_float))
+    return QuantScheme(exclude=request.keep_float)
+
+
+def _proven(model: ModelProto) -> dict[str, float]:
+    from edge.xnorm.proofs import prove
+    from edge.xnorm.sites import find_sites
+
+    return {name: proof.largest for name, proof in prove(model, find_sites(model)).items()}
 
 
 def quantize(request: BuildRequest, model_path: Path, table_path: Path, quantized_path: Path, advance: Advance) -> None:
     """Float graph and table -> Q/DQ graph, linted. Raises VerdictError when a layer would not run in INT8."""
     import onnx
 
-    from calib.lint import lint
-    from calib.qdq import insert_qdq, serialize
-    from calib.table import load_table
+    from calib.calibrate import quantized as quantized_graph
+    from calib.qdq import serialize
+    from calib.table import check_table, load_table
     from edge.xnorm.placement import quantized_in_front
     from edge.xnorm.sites import find_sites
 
     model, table = onnx.load(model_path), load_table(table_path)
-    quantized = insert_qdq(model, table, quantization_plan(request, model))
-    advance(0.5)
-    findings = [f for f in lint(quantized) if f.severity != "note"]
-    if findings:
-        raise VerdictError(
-            "the quantized graph would not run in INT8",
-            where=quantized_path,
-            found="; ".join(f"{f.node}: {f.message}" for f in findings[:5]) + f" ({len(findings)} in all)",
-        )
+    check_table(table, onnx_sha256=sha256_file(model_path))
+    advance(0.2)
+    quantized = quantized_graph(model, table, quantization_scheme(request), quantized_path)
     in_front = quantized_in_front(quantized, find_sites(quantized))
     if in_front:
         raise VerdictError(

@@ -14,9 +14,9 @@ from onnx import numpy_helper
 from tiny_project import sha256
 
 from calib.errors import InputError
-from edge.certify_request import parse_triple
 from edge.cli import run
 from edge.data import open_unlabelled
+from edge.graph_images import parse_triple
 
 
 def certify(source, project, *options):

@@ -20,8 +20,8 @@ from calib.files import atomic_path
 from edge.cli import INTERRUPTED, run
 
 INT8_FILES = {
-    "model.onnx", "export.json", "xnorm.json", "model.folded.onnx", "calibration.json", "model.int8.onnx", "engine.onnx",
-    "manifest.json", "drift.json", "logits.npz", "report.html", "steps.json",
+    "model.onnx", "export.json", "xnorm.json", "model.folded.onnx", "model.refined.onnx", "calibration.json",
+    "model.int8.onnx", "engine.onnx", "manifest.json", "drift.json", "logits.npz", "report.html", "steps.json",
 }  # fmt: skip
 
 
@@ -31,11 +31,13 @@ def test_build_leaves_every_artifact_and_a_chain_of_digests(project):
     manifest, drift, table = (read(project, f) for f in ("manifest.json", "drift.json", "calibration.json"))
     certificate = read(project, "xnorm.json")
     assert manifest["checkpoint"]["sha256"] == sha256(project / "tiny.safetensors")
-    records = ("onnx", "xnorm", "folded_onnx", "qdq_onnx", "engine", "calibration")
+    records = ("onnx", "xnorm", "folded_onnx", "refined_onnx", "qdq_onnx", "engine", "calibration")
     for record in (manifest[name] for name in records):
         assert record["sha256"] == sha256(out / record["file"])
     assert certificate["onnx_sha256"] == manifest["onnx"]["sha256"] == drift["reference"]["sha256"]
-    assert certificate["folded_onnx_sha256"] == manifest["folded_onnx"]["sha256"] == table["onnx_sha256"]
+    assert certificate["folded_onnx_sha256"] == manifest["folded_onnx"]["sha256"]
+    assert table["onnx_sha256"] == manifest["refined_onnx"]["sha256"]
+    assert table["source_sha256"] in ("", manifest["folded_onnx"]["sha256"])
     assert drift["engine"]["sha256"] == manifest["engine"]["sha256"], "on a CPU the engine itself is judged"
     assert drift["images"] == 80
     assert drift["top1_reference"] == 1.0, "the labels are the network's own answers"
@@ -135,7 +137,7 @@ def test_broken_quantization_fails_the_verdict(project, monkeypatch):
 
     honest = TensorScale.from_amax.__func__
     monkeypatch.setattr(TensorScale, "from_amax", classmethod(lambda cls, amax, *rest: honest(cls, amax / 10, *rest)))
-    assert build(project, "--force") == 1
+    assert build(project, "--force", "--effort", "fast") == 1
     assert read(project, "drift.json")["verdict"] == "fail"
 
 
