@@ -1,0 +1,317 @@
+#!/usr/bin/env python3
+"""Figures of calibration: memory, speed against onnxruntime.quantization, workers, how many images are enough.
+
+    scripts/bench/peers.sh ufovit_t                 makes the graph and the images
+    python scripts/bench/calibration.py memory      peak memory over 128 and over 4,096 images
+    python scripts/bench/calibration.py speed       method entropy with 1 and 2 workers, and ONNX Runtime's entropy calibrator
+    python scripts/bench/calibration.py workers     SHA-256 of the table from 1, 2 and 7 workers, batches shuffled
+    python scripts/bench/calibration.py images      range shift, and SQNR of the logits, over the number of images
+
+Memory is that of a process and its workers together: resident sets, summed every 20 ms, pages that they share counted once
+for each. Seconds run from the call to the finished ranges, imports apart. Tables are Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from calib.collect import CollectConfig, collect
+from calib.errors import MissingError, UfovitError
+from calib.files import sha256_file
+from calib.graph import load_graph
+from calib.metrics import sqnr_db
+from calib.qdq import insert_qdq
+from calib.scheme import QuantPlan, plan_quantization
+from calib.table import CalibrationTable, save_table
+from calib.taps import TappedGraph
+
+FOLDER = ROOT / "build/bench/peers/ufovit_t"
+MAKE = "scripts/bench/peers.sh ufovit_t"
+BATCH = 32
+POLL_S = 0.02
+Images = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One calibration in a process of its own: `tool` is "ours" or "onnxruntime"."""
+
+    tool: str
+    graph: str
+    images: str
+    count: int
+    method: str = "entropy"
+    workers: int = 1
+    batch: int = BATCH
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of the calibration, peak memory of its processes, and how many tensors got a range."""
+
+    seconds: float
+    peak_mib: float
+    tensors: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Figures of calibration.")
+    parser.add_argument("table", choices=[*TABLES, "task"])
+    parser.add_argument("--graph", type=Path, default=FOLDER / "fp32.onnx", help="float graph with one input")
+    parser.add_argument("--images", type=Path, default=FOLDER / "calib.npy", help="float32 (N, ...) as the graph takes them")
+    parser.add_argument("--eval", type=Path, default=FOLDER / "eval.npy", help="for memory and images: other images, likewise")
+    parser.add_argument("--eval-count", type=int, default=1000, help="for images: judged on so many")
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--rounds", type=int, default=5, help="for speed: so many times, alternating")
+    parser.add_argument("--draws", type=int, default=5, help="for images: subsets of each size")
+    parser.add_argument("--method", default=None, help="for images and workers: mse; for memory and speed: entropy")
+    parser.add_argument("--task", default="", help="used by this script itself")
+    args = parser.parse_args()
+    try:
+        if args.table == "task":
+            print(json.dumps(carry_out(Task(**json.loads(args.task)))))
+            return
+        for path in (args.graph, args.images, args.eval):
+            if not path.is_file():
+                raise MissingError("no graph or images for the bench", where=path, next_command=MAKE)
+        TABLES[args.table](args)
+    except UfovitError as error:
+        sys.exit(str(error))
+
+
+# --- tables
+
+
+def memory(args: argparse.Namespace) -> None:
+    print(f"{args.graph.name}, batches of {args.batch}, {versions()}.\n")
+    print("| images | peak MiB | seconds |\n|---|---|---|")
+    peaks = []
+    for count in (128, 4096):
+        task = Task("ours", str(args.graph), str(args.eval), count, args.method or "entropy", batch=args.batch)
+        found = measure(task)
+        peaks.append(found.peak_mib)
+        print(f"| {count:,} | {found.peak_mib:.0f} | {found.seconds:.1f} |", flush=True)
+    print(f"\n4,096 images take {peaks[1] / peaks[0]:.2f} times the memory of 128.")
+
+
+def speed(args: argparse.Namespace) -> None:
+    count = len(np.load(args.images, mmap_mode="r"))
+    base = Task("ours", str(args.graph), str(args.images), count, args.method or "entropy", batch=args.batch)
+    runs = {
+        "ufovit-edge, 1 worker": base,
+        "ufovit-edge, 2 workers": Task(**{**asdict(base), "workers": 2}),
+        "onnxruntime.quantization": Task(**{**asdict(base), "tool": "onnxruntime"}),
+    }
+    found: dict[str, list[Measured]] = {name: [] for name in runs}
+    for _ in range(args.rounds):
+        for name, task in runs.items():
+            found[name].append(measure(task))
+            print(f"{name}: {found[name][-1]}", file=sys.stderr)
+    theirs = found["onnxruntime.quantization"]
+    print(f"{args.graph.name}, {count} images, batches of {args.batch}, {base.method}, {args.rounds} rounds, {versions()}.\n")
+    print("| calibrator | tensors | seconds, median (least to most) | onnxruntime's seconds / these | peak MiB |")
+    print("|---|---|---|---|---|")
+    for name, those in found.items():
+        seconds = [run.seconds for run in those]
+        ratio = statistics.median(b.seconds / a.seconds for a, b in zip(those, theirs, strict=True))
+        peak = max(run.peak_mib for run in those)
+        spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
+        print(f"| {name} | {those[0].tensors} | {spread} | {ratio:.2f} | {peak:.0f} |")
+
+
+def workers(args: argparse.Namespace) -> None:
+    images, plan = np.load(args.images), plan_of(args.graph)
+    batches = [images[start : start + args.batch] for start in range(0, len(images), args.batch)]
+    print(f"{args.graph.name}, {len(images)} images, batches of {args.batch}, {args.method or 'mse'}, {versions()}.\n")
+    print("| workers | batches | seconds | SHA-256 of the table |\n|---|---|---|---|")
+    digests = set()
+    for count in (1, 2, 7):
+        for order in ("in order", "shuffled"):
+            rng = np.random.default_rng(count)
+            shown = batches if order == "in order" else [batches[i] for i in rng.permutation(len(batches))]
+            started = time.monotonic()
+            table = calibrate(args.graph, shown, plan, CollectConfig(args.method or "mse", workers=count))
+            digests.add(digest(table))
+            print(f"| {count} | {order} | {time.monotonic() - started:.1f} | {digest(table)} |", flush=True)
+    print("\nall the same" if len(digests) == 1 else "\nNOT THE SAME")
+
+
+def images(args: argparse.Namespace) -> None:
+    calib, plan = np.load(args.images), plan_of(args.graph)
+    judged = np.load(args.eval, mmap_mode="r")
+    judged = np.ascontiguousarray(judged[:: max(1, len(judged) // args.eval_count)][: args.eval_count])
+    model, _ = load_graph(args.graph)
+    (logits,) = (output.name for output in model.graph.output)
+    wanted = run(TappedGraph(model, (logits,), threads=0), logits, judged, args.batch)
+    sizes = [size for size in (32, 64, 128, 256) if size < len(calib)] + [len(calib)]
+    print(f"{args.graph.name}, {args.method or 'mse'}, SQNR of Q/DQ logits on {len(judged)} images, {versions()}.\n")
+    print("| images | subsets | median range shift | largest range shift | SQNR of the logits, dB |\n|---|---|---|---|---|")
+    for size in sizes:
+        rows = []
+        for draw in range(args.draws if size < len(calib) else 1):
+            chosen = np.random.default_rng(draw).permutation(len(calib))[:size]
+            parts = [calib[chosen[start : start + args.batch]] for start in range(0, size, args.batch)]
+            table = calibrate(args.graph, parts, plan, CollectConfig(args.method or "mse", workers=2))
+            quantized = TappedGraph(insert_qdq(model, table, plan), (logits,), threads=0)
+            assert table.range_shift is not None
+            found = sqnr_db(wanted, run(quantized, logits, judged, args.batch))
+            rows.append((table.range_shift.median, table.range_shift.largest, found))
+            print(f"{size} images, subset {draw}: {rows[-1]}", file=sys.stderr, flush=True)
+        medians, largest, sqnr = zip(*rows, strict=True)
+        cells = (span(medians, "{:.1%}"), span(largest, "{:.0%}"), span(sqnr, "{:.2f}"))
+        print(f"| {size} | {len(rows)} | " + " | ".join(cells) + " |", flush=True)
+
+
+TABLES: dict[str, Callable[[argparse.Namespace], None]] = {
+    "memory": memory,
+    "speed": speed,
+    "workers": workers,
+    "images": images,
+}
+
+
+# --- one calibration in a process of its own
+
+
+def measure(task: Task) -> Measured:
+    """Run this script on a task, and add up the resident sets of its processes while it runs."""
+    command = [sys.executable, __file__, "task", "--task", json.dumps(asdict(task))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, sum(map(resident_kib, family(process.pid))))
+            time.sleep(POLL_S)
+        assert process.stdout is not None
+        output = process.stdout.read()
+    if process.returncode:
+        raise MissingError("a calibration of the bench failed", found=f"{task}: exit status {process.returncode}")
+    return Measured(peak_mib=peak / 1024, **json.loads(output.splitlines()[-1]))
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    except OSError:
+        return [pid]
+    return [pid, *(below for child in children for below in family(int(child)))]
+
+
+def resident_kib(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")), 0)
+
+
+def carry_out(task: Task) -> dict[str, Any]:
+    plan = plan_of(Path(task.graph))
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.monotonic()
+        tensors = (ours if task.tool == "ours" else onnxruntimes)(task, plan, Path(folder))
+        return {"seconds": time.monotonic() - started, "tensors": tensors}
+
+
+def ours(task: Task, plan: QuantPlan, folder: Path) -> int:
+    table = calibrate(Path(task.graph), stored(task), plan, CollectConfig(task.method, workers=task.workers))
+    save_table(folder / "calibration.json", table)
+    return len(table.tensors)
+
+
+def onnxruntimes(task: Task, plan: QuantPlan, folder: Path) -> int:
+    """ONNX Runtime's entropy calibrator as its users call it, made to observe the tensors of our plan."""
+    from onnxruntime.quantization import calibrate as library
+
+    class Reader(library.CalibrationDataReader):  # type: ignore[misc]  # the library has no types
+        def __init__(self) -> None:
+            self.batches = stored(task)
+
+        def get_next(self) -> dict[str, Images] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {source: batch}
+
+    def select(_: Any, model: Any) -> tuple[set[str], dict[str, Any]]:
+        infos = [*model.graph.value_info, *model.graph.output, *model.graph.input]
+        return set(plan.activations), {info.name: info for info in infos}
+
+    (source,) = (value.name for value in load_graph(Path(task.graph))[0].graph.input)
+    with mock.patch.object(library.EntropyCalibrater, "select_tensors_to_calibrate", select):
+        calibrator = library.create_calibrator(
+            task.graph,
+            augmented_model_path=str(folder / "augmented.onnx"),
+            calibrate_method=library.CalibrationMethod.Entropy,
+        )
+    calibrator.collect_data(Reader())
+    return len(calibrator.compute_data().data)
+
+
+# --- shared
+
+
+def plan_of(graph: Path) -> QuantPlan:
+    return plan_quantization(load_graph(graph)[0])
+
+
+def stored(task: Task) -> Iterator[Images]:
+    """The first `count` images of a file, batch by batch, read and not mapped: mapped pages would count as memory."""
+    mapped = np.load(task.images, mmap_mode="r")
+    shape, offset, available = mapped.shape[1:], mapped.offset, len(mapped)
+    del mapped
+    if available < task.count:
+        raise MissingError("too few images for this table", where=task.images, found=available, allowed=task.count)
+    size = int(np.prod(shape))
+    with Path(task.images).open("rb") as stream:
+        stream.seek(offset)
+        for start in range(0, task.count, task.batch):
+            rows = min(task.batch, task.count - start)
+            yield np.frombuffer(stream.read(4 * rows * size), np.float32).reshape(rows, *shape)
+
+
+def calibrate(graph: Path, batches: Any, plan: QuantPlan, config: CollectConfig) -> CalibrationTable:
+    return collect(graph, batches, plan, data_sha256="", config=config)
+
+
+def run(graph: TappedGraph, output: str, values: Images, batch: int) -> npt.NDArray[Any]:
+    return np.concatenate([graph(values[start : start + batch])[output] for start in range(0, len(values), batch)])
+
+
+def digest(table: CalibrationTable) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "calibration.json"
+        save_table(path, table)
+        return sha256_file(path)
+
+
+def span(values: tuple[float, ...], shown: str) -> str:
+    """The median, and the range where there are several."""
+    middle = shown.format(statistics.median(values))
+    return middle if len(values) == 1 else f"{middle} ({shown.format(min(values))} to {shown.format(max(values))})"
+
+
+def versions() -> str:
+    import onnxruntime
+
+    return f"ONNX Runtime {onnxruntime.__version__}, numpy {np.__version__}, {os.cpu_count()} cores"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""modelopt.onnx.quantization.quantize on the bench's graph and images, on the CPU, with FP32 around INT8.
+
+    python modelopt_ptq.py FOLDER CONFIG OUT.onnx        CONFIG is the calibration method, max or entropy
+
+All else is the library's default.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from images import batch_size, load_calibration
+from record import Attempt, Job, parse_job, run
+
+CONFIGS = ("max", "entropy")
+
+
+def main() -> None:
+    job = parse_job("modelopt", CONFIGS, ("nvidia-modelopt", "onnxruntime-gpu", "onnx", "torch", "numpy"))
+    run(job, (Attempt(partial(load, job)),))
+
+
+def load(job: Job) -> Callable[[], str]:
+    import onnx
+    from modelopt.onnx.quantization import quantize as modelopt_quantize  # type: ignore[import-not-found]  # in its own environment
+
+    images = load_calibration(job.folder)
+    name = onnx.load(job.folder / "fp32.onnx").graph.input[0].name
+    shape = "x".join(str(side) for side in (batch_size(len(images)), *images.shape[1:]))
+
+    def quantize() -> str:
+        with tempfile.TemporaryDirectory() as folder:  # intermediate graphs are written beside the input and the output
+            graph, made = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
+            shutil.copyfile(job.folder / "fp32.onnx", graph)
+            modelopt_quantize(
+                str(graph),
+                quantize_mode="int8",
+                calibration_data={name: images},
+                calibration_method=job.config,
+                calibration_shapes=f"{name}:{shape}",
+                calibration_eps=["cpu"],
+                high_precision_dtype="fp32",
+                output_path=str(made),
+                log_level="WARNING",
+            )
+            shutil.copyfile(made, job.out)
+        return ""
+
+    return quantize
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What each refinement of the INT8 quantization gains on a network, and how long it takes.
+
+    scripts/bench/peers.sh ufovit_t                                  makes the graph and the arrays
+    .venv/bin/python scripts/bench/refinements.py build/bench/peers/ufovit_t
+
+Every row calibrates on all of calib.npy with one set of refinements, all layers in INT8, and compares the logits of the Q/DQ
+graph with those of the float graph on eval.npy, ONNX Runtime on the CPU. Rows add one refinement to the row above.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from calib.calibrate import CalibrateConfig, calibrate, quantized  # the checkout's own packages
+from calib.collect import CollectConfig
+from calib.graph import load_graph
+from calib.metrics import sqnr_db, top1_agreement
+from calib.qdq import serialize
+from calib.refine.effort import EFFORTS, Effort
+from calib.scheme import QuantScheme
+from edge.runtime.ort import OrtRunner, tapped_batch
+
+ROWS: dict[str, Effort] = {
+    "mse scales alone (fast)": EFFORTS["fast"],
+    "+ search": Effort(search=True),
+    "+ bias correction": Effort(search=True, bias=True),
+    "+ second-order rounding": Effort(search=True, bias=True, rounding=True),
+    "+ smoothing, folded (balanced)": EFFORTS["balanced"],
+    "+ factors anywhere": Effort(search=True, bias=True, rounding=True, smooth=True, insert=True),
+    "+ shifts (best)": EFFORTS["best"],
+}
+
+
+def main() -> None:
+    """Print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--calib-images", type=int, default=512)
+    parser.add_argument("--eval-images", type=int, default=1000)
+    options = parser.parse_args()
+    graph = options.folder / "fp32.onnx"
+    calib = np.load(options.folder / "calib.npy", mmap_mode="r")[: options.calib_images]
+    judged = np.load(options.folder / "eval.npy", mmap_mode="r")[: options.eval_images]
+    reference = _logits(OrtRunner(graph), judged)
+    print(f"{graph}, {len(calib)} calibration images, {len(judged)} others\n")
+    print("| refinements | SQNR of the logits | agreement | seconds |\n|---|---|---|---|")
+    for name, effort in ROWS.items():
+        started = time.monotonic()
+        made = _quantize(graph, calib, effort)
+        seconds = time.monotonic() - started
+        answers = _logits(OrtRunner(graph, data=made), judged)
+        row = f"{sqnr_db(reference, answers):.1f} dB | {top1_agreement(reference, answers):.2%} | {seconds:.0f}"
+        print(f"| {name} | {row} |", flush=True)
+
+
+def _quantize(graph: Path, calib: np.ndarray, effort: Effort) -> bytes:  # type: ignore[type-arg]  # float32, any shape
+    EFFORTS["measured"] = effort
+    size = tapped_batch(calib.shape[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        refined = Path(folder) / "refined.onnx"
+        table = calibrate(
+            graph,
+            refined,
+            lambda: (np.asarray(calib[i : i + size]) for i in range(0, len(calib), size)),
+            images=len(calib),
+            data_sha256="",
+            config=CalibrateConfig("measured", QuantScheme(), CollectConfig(threads=2), refine_threads=2),
+        )
+        return serialize(quantized(load_graph(refined)[0], table, QuantScheme(), refined))
+
+
+def _logits(runner: OrtRunner, images: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]  # float32, any shape
+    return np.concatenate([runner(np.asarray(images[i : i + 32])) for i in range(0, len(images), 32)])
+
+
+if __name__ == "__main__":
+    main()
