@@ -50,6 +50,10 @@ class GraphEditor:
         inputs = self._nodes[node].input
         return at < len(inputs) and (inputs[at] in self._changed or inputs[at] in self.index.constants)
 
+    def position(self, node: str, constant: str) -> int:
+        """Which input of a node is, or was before it was changed, a constant of the graph as it came."""
+        return next(i for i, name in enumerate(self._nodes[node].input) if self._origins.get(name, name) == constant)
+
     def set_constant(self, node: str, at: int, values: NDArray[Any], suffix: str) -> None:
         """Let a node, and no other, read these values; an input that is not there yet is appended."""
         inputs = self._nodes[node].input

@@ -15,17 +15,16 @@ some vector feels shrinks by the same power of two, which is exact for every inp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
 
+from calib.edit import GraphEditor
 from calib.errors import InputError
-from calib.graph import index_graph, to_array
 from edge.xnorm.formats import FP16
 from edge.xnorm.ranges import Float64, Int64
 from edge.xnorm.sites import Eps, XNormSite
@@ -37,6 +36,7 @@ SMALLEST_WEIGHT_RMS = 2.0**-12.5
 """Root mean square of a head's weights below which rounding to multiples of 2^-24 adds more noise than FP16's 11 bits do."""
 LOSABLE = 2.0**-48
 """Share of a constant's largest number that a subnormal one may lose: half of FP32's digits below the last."""
+_SUFFIX = "folded"
 _NEGLIGIBLE = 2.0**-25
 """n + eps = n in FP32 for eps below this share of n."""
 
@@ -185,72 +185,41 @@ def folded_graph(
 
     Raises InputError when a power of two takes a constant out of FP32.
     """
-    editor = _Editor(model)
+    editor = GraphEditor(model)
     for fold, found in zip(folds, layers, strict=True):
         for layer, exponents in zip(found, fold.exponents, strict=False):
             if exponents.any():
-                editor.scale(layer, exponents)
+                _scale(editor, layer, exponents)
         for change in fold.eps:
-            editor.set_eps(change)
+            _set_eps(editor, change)
     return editor.finish()
 
 
-class _Editor:
-    """Changes constants of a copy of a graph without changing what any other node reads."""
+def _scale(editor: GraphEditor, layer: Projection, exponents: Int64) -> None:
+    """Multiply weight and bias of a layer by 2^-exponents[h] on the channels of head h."""
+    weight_at = editor.position(layer.matmul, layer.weight)
+    weight = editor.constant(layer.matmul, weight_at)  # a joint layer changes head by head
+    factors = np.ones(weight.shape[1], np.float32)
+    factors[layer.channels] = np.exp2(-exponents.astype(np.float32))[:, None]
+    editor.set_constant(layer.matmul, weight_at, _times(weight, factors, layer.weight), _SUFFIX)
+    if layer.bias:
+        readers = (editor.index.names[i] for i in editor.index.consumers[editor.node(layer.matmul).output[0]])
+        add = next(name for name in readers if editor.node(name).op_type == "Add")
+        bias_at = editor.position(add, layer.bias)
+        bias = editor.constant(add, bias_at)
+        editor.set_constant(add, bias_at, _times(bias, factors.reshape(bias.shape), layer.bias), _SUFFIX)
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = onnx.ModelProto()
-        self.model.CopyFrom(model)
-        self.index = index_graph(self.model)
-        self.nodes = dict(zip(self.index.names, self.model.graph.node, strict=True))
-        self.initializers = {t.name: t for t in self.model.graph.initializer}
-        self.taken = {*self.initializers, *self.index.producers, *self.index.inputs}
-        self.changed: dict[str, npt.NDArray[Any]] = {}
-        self.origins: dict[str, str] = {}
 
-    def scale(self, layer: Projection, exponents: Int64) -> None:
-        """Multiply weight and bias of a layer by 2^-exponents[h] on the channels of head h."""
-        factors = np.ones(to_array(self.index.constants[layer.weight]).shape[1], np.float32)
-        factors[layer.channels] = np.exp2(-exponents.astype(np.float32))[:, None]
-        matmul = self.nodes[layer.matmul]
-        self._replace(matmul, layer.weight, lambda weight: _times(weight, factors, layer.weight))
-        if layer.bias:
-            readers = (self.model.graph.node[i] for i in self.index.consumers[matmul.output[0]])
-            add = next(node for node in readers if node.op_type == "Add")
-            self._replace(add, layer.bias, lambda bias: _times(bias, factors.reshape(bias.shape), layer.bias))
-
-    def set_eps(self, change: EpsChange) -> None:
-        """Give an eps another value; an added one may become a clamp."""
-        node, value = self.nodes[change.eps.node], np.float32(change.value)
-        if change.eps.tensor:
-            self._replace(node, change.eps.tensor, lambda old: np.full_like(old, value))
-        else:
-            next(a for a in node.attribute if a.name == "min").f = float(value)
-        if change.clamp:
-            node.op_type = "Max"
-
-    def finish(self) -> onnx.ModelProto:
-        """The changed graph, without constants that nothing reads any more."""
-        graph = self.model.graph
-        read = _reads(graph)
-        kept = [t for t in graph.initializer if t.name in read]
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
-        return self.model
-
-    def _replace(self, node: onnx.NodeProto, tensor: str, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> None:
-        """Let a node read a changed constant."""
-        at = next(i for i, read in enumerate(node.input) if self.origins.get(read, read) == tensor)
-        old = self.changed.get(node.input[at], to_array(self.index.constants[tensor]))  # a joint layer changes head by head
-        new = change(old).astype(old.dtype)
-        name, count = f"{tensor}/folded", 1
-        while name in self.taken:
-            count += 1
-            name = f"{tensor}/folded{count}"
-        self.taken.add(name)
-        self.model.graph.initializer.append(numpy_helper.from_array(new, name))
-        self.changed[name], self.origins[name] = new, tensor
-        node.input[at] = name
+def _set_eps(editor: GraphEditor, change: EpsChange) -> None:
+    """Give an eps another value; an added one may become a clamp."""
+    node, value = editor.node(change.eps.node), np.float32(change.value)
+    if change.eps.tensor:
+        at = editor.position(change.eps.node, change.eps.tensor)
+        editor.set_constant(change.eps.node, at, np.full_like(editor.constant(change.eps.node, at), value), _SUFFIX)
+    else:
+        next(a for a in node.attribute if a.name == "min").f = float(value)
+    if change.clamp:
+        node.op_type = "Max"
 
 
 def _times(values: npt.NDArray[Any], factors: npt.NDArray[np.float32], where: str) -> npt.NDArray[Any]:
@@ -261,14 +230,3 @@ def _times(values: npt.NDArray[Any], factors: npt.NDArray[np.float32], where: st
     if not lost <= LOSABLE * np.abs(values).max(initial=0):
         raise InputError("a power of two takes a constant out of FP32", where=where)
     return new
-
-
-def _reads(graph: onnx.GraphProto) -> set[str]:
-    """Names of all tensors that a graph, its subgraphs included, reads or returns."""
-    found = {v.name for v in graph.output}
-    for node in graph.node:
-        found.update(node.input)
-        for held in node.attribute:
-            for inner in (*held.graphs, *([held.g] if held.HasField("g") else [])):
-                found |= _reads(inner)
-    return found
