@@ -19,12 +19,9 @@ from calib.lint import lint
 from calib.qdq import insert_qdq, serialize
 from calib.refine.apply import refine
 from calib.refine.effort import effort
-from calib.scales import QMAX
 from calib.scheme import QuantScheme, plan_quantization
 from calib.table import CalibrationTable, TensorScale
 
-SEARCHED = "search"
-"""Method of a scale that was chosen by the error that it makes behind the layers."""
 _REFINE_SHARE = 0.8
 _LISTED = 5
 
@@ -96,7 +93,7 @@ def calibrate(
         config=config.collect,
         progress=lambda done: progress(share + (1 - share) * done / images),
     )
-    settled = {t: TensorScale(s * QMAX, s, SEARCHED, bound=table.tensors[t].bound) for t, s in found.scales.items()}
+    settled = {t: TensorScale.settled(s, table.tensors[t].bound) for t, s in found.scales.items()}
     return replace(
         table,
         tensors={**table.tensors, **settled},

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from calib.edit import GraphEditor
 from calib.graph import index_graph, infer_types
 from calib.metrics import sqnr_db
-from calib.qdq import quantize_weight
+from calib.qdq import dequantize_weight, quantize_weight
 from calib.scales import QMAX
 from calib.scheme import QuantPlan
 from calib.segments import declare, part
@@ -86,8 +86,8 @@ class Layers:
             if point.axis is not None:
                 weight = editor.constant(point.node, point.input_index)
                 values, scales = quantize_weight(weight, point.axis, point.tensor)
-                shape = [-1 if a == point.axis else 1 for a in range(weight.ndim)]
-                editor.set_constant(point.node, point.input_index, values * scales.reshape(shape), "quantized")
+                seen = dequantize_weight(values, scales, point.axis)
+                editor.set_constant(point.node, point.input_index, seen, "quantized")
         return editor.finish()
 
 

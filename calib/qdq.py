@@ -47,6 +47,19 @@ def insert_qdq(model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan)
 
     Raises InputError for a planned tensor without a scale and for a plan that does not fit the graph.
     """
+    check_plan(model, table, plan)
+    index = index_graph(model)
+    writer = _Writer(model, index)
+    for tensor in plan.activations:
+        writer.add_activation(tensor, table.tensors[tensor].scale)
+    for point in plan.points:
+        if point.kind == "weight":
+            writer.add_weight(point)
+    return writer.finish(plan, table)
+
+
+def check_plan(model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan) -> None:
+    """Raises InputError for a planned tensor without a scale and for a plan that does not fit the graph."""
     missing = [name for name in plan.activations if name not in table.tensors]
     if missing:
         raise InputError(
@@ -56,14 +69,16 @@ def insert_qdq(model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan)
             next_command=REMAKE,
         )
     index = index_graph(model)
-    _check_plan(model, index, plan)
-    writer = _Writer(model, index)
-    for tensor in plan.activations:
-        writer.add_activation(tensor, table.tensors[tensor].scale)
-    for point in plan.points:
-        if point.kind == "weight":
-            writer.add_weight(point)
-    return writer.finish(plan, table)
+    nodes = dict(zip(index.names, model.graph.node, strict=True))
+    for p in plan.points:
+        inputs = nodes[p.node].input if p.node in nodes else ()
+        fits = p.input_index < len(inputs) and inputs[p.input_index] == p.tensor
+        if not fits or (p.kind == "weight" and p.tensor not in index.constants):
+            raise InputError(
+                "plan was made for another graph",
+                where=f"node {p.node}, input {p.input_index}",
+                found=f"no {p.kind} {p.tensor}",
+            )
 
 
 def read_qdq(model: onnx.ModelProto) -> dict[str, QdqInfo]:
@@ -104,28 +119,24 @@ def quantize_weight(weight: NDArray[Any], axis: int, tensor: str) -> tuple[NDArr
     """
     others = tuple(a for a in range(weight.ndim) if a != axis)
     scales = weight_scales(np.abs(weight).max(axis=others), tensor)
-    shape = [-1 if a == axis else 1 for a in range(weight.ndim)]
-    quantized = np.clip(np.rint(weight.astype(np.float32) / scales.reshape(shape)), -QMAX, QMAX)
+    quantized = np.clip(np.rint(weight.astype(np.float32) / scales.reshape(_along(axis, weight.ndim))), -QMAX, QMAX)
     return quantized.astype(np.int8), scales
+
+
+def dequantize_weight(values: NDArray[np.int8], scales: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """What an INT8 weight of `quantize_weight` stands for: values * scales along `axis`, exact in float32."""
+    return np.asarray(values * scales.reshape(_along(axis, values.ndim)))
+
+
+def _along(axis: int, ndim: int) -> list[int]:
+    """Shape in which one number per channel broadcasts along an axis."""
+    return [-1 if a == axis else 1 for a in range(ndim)]
 
 
 def _zero_point_type(node: onnx.NodeProto, index: GraphIndex) -> int:
     if len(node.input) > 2 and node.input[2] in index.constants:
         return index.constants[node.input[2]].data_type
     return int(attribute(node, "output_dtype", 0)) or int(onnx.TensorProto.UINT8)
-
-
-def _check_plan(model: onnx.ModelProto, index: GraphIndex, plan: QuantPlan) -> None:
-    nodes = dict(zip(index.names, model.graph.node, strict=True))
-    for p in plan.points:
-        inputs = nodes[p.node].input if p.node in nodes else ()
-        fits = p.input_index < len(inputs) and inputs[p.input_index] == p.tensor
-        if not fits or (p.kind == "weight" and p.tensor not in index.constants):
-            raise InputError(
-                "plan was made for another graph",
-                where=f"node {p.node}, input {p.input_index}",
-                found=f"no {p.kind} {p.tensor}",
-            )
 
 
 class _Writer:

@@ -28,7 +28,7 @@ from calib.errors import InputError
 from calib.layers import Layers, capped_db
 from calib.macs import count_macs
 from calib.metrics import kl
-from calib.qdq import insert_qdq
+from calib.qdq import check_plan, insert_qdq
 from calib.scheme import QuantPlan
 from calib.segments import Chain, Segment, State, split
 from calib.table import CalibrationTable
@@ -139,7 +139,7 @@ def measure_sensitivity(
     Raises InputError for no images, for a graph with several inputs, for groups that the first output does not depend on,
     for a planned tensor without a scale, and for NaN or infinities in the logits.
     """
-    insert_qdq(model, table, plan)  # refuses what was made for another graph before anything is run
+    check_plan(model, table, plan)  # before anything is run
     work = _Measurement(model, table, plan, _first(batches, images), threads)
     costs: list[GroupCost] = []
     for cost in work.run():

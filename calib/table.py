@@ -11,10 +11,12 @@ from typing import Literal
 
 from calib.artifact import read_artifact, write_artifact
 from calib.errors import InputError
-from calib.scales import activation_scale
+from calib.scales import QMAX, activation_scale
 
 REMAKE = "ufovit build"
 REFINED = "model.refined.onnx"
+SEARCHED = "search"
+"""Method of a scale that a search has settled."""
 MIN_IMAGES = 32
 """Fewest images that give a table."""
 
@@ -51,6 +53,11 @@ class TensorScale:
         proven = bound is not None and bound <= amax
         chosen = bound if bound is not None and proven else amax
         return cls(chosen, activation_scale(chosen, tensor), method, "proof" if proven else "data", bound)
+
+    @classmethod
+    def settled(cls, scale: float, bound: float | None = None) -> TensorScale:
+        """A scale that a search has chosen by the error that it makes behind the layers."""
+        return cls(scale * QMAX, scale, SEARCHED, bound=bound)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from calib.edit import GraphEditor, add_channels
 from calib.graph import index_graph, to_array
-from calib.qdq import insert_qdq, quantize_weight
+from calib.qdq import dequantize_weight, insert_qdq, quantize_weight
 from calib.refine.bias import correction
 from calib.refine.effort import Effort
 from calib.refine.migrate import Migration
@@ -32,7 +32,6 @@ from calib.refine.readers import Reader, find_readers
 from calib.refine.rounding import refit, round_matrix
 from calib.refine.sample import Sample, take_samples
 from calib.refine.search import FOLDED_GAIN, INSERTED_GAIN, Allowed, Choice, choose
-from calib.scales import QMAX
 from calib.scheme import QuantPlan, QuantScheme, plan_quantization
 from calib.table import CalibrationTable, TensorScale
 
@@ -85,11 +84,12 @@ def refine(
     samples = take_samples(model, readers, batches(), threads)
     progress(0.2)
     migration = Migration(model, readers)
+    constants = index_graph(model).constants
     choices: dict[str, Choice] = {}
     scales: dict[str, float] = {}
     inserted = []
     for done, (tensor, sample) in enumerate(samples.items(), start=1):
-        choice = _choose(model, readers[tensor], sample, migration, used)
+        choice = _choose(constants, readers[tensor], sample, migration, used)
         progress(0.2 + 0.5 * done / len(samples))
         if choice is None:
             continue
@@ -104,10 +104,13 @@ def refine(
 
 
 def _choose(
-    model: onnx.ModelProto, readers: tuple[Reader, ...], sample: Sample, migration: Migration, used: Effort
+    constants: Mapping[str, onnx.TensorProto],
+    readers: tuple[Reader, ...],
+    sample: Sample,
+    migration: Migration,
+    used: Effort,
 ) -> Choice | None:
     tensor, geometry = readers[0].tensor, readers[0].geometry
-    constants = index_graph(model).constants
     weights = [to_array(constants[r.weight]) for r in readers]
     matrix = np.concatenate([r.matrix(w) for r, w in zip(readers, weights, strict=True)], axis=2)
     free = migration.producer(tensor, shifted=False) is not None
@@ -132,7 +135,7 @@ def _settle(
     """Weights rounded and biases corrected, from the input to the output, each layer on what those before it really give."""
     plan = plan_quantization(exact, scheme)
     readers = {t: r for t, r in find_readers(exact, plan).items() if t in scales}
-    table = CalibrationTable("", "", 0, "", {t: TensorScale(s * QMAX, s, "search") for t, s in scales.items()})
+    table = CalibrationTable("", "", 0, "", {t: TensorScale.settled(s) for t, s in scales.items()})
     current, done, rounded = exact, set[str](), list[str]()
     for stage in _stages(list(readers)):
         so_far = QuantPlan(tuple(p for p in plan.points if p.node in done), ())
@@ -170,24 +173,27 @@ def _settle_layer(editor: GraphEditor, reader: Reader, moments: Moments, used: E
     """Round and correct one layer; its name if its weights were rounded."""
     weight = editor.constant(reader.node, 1).astype(np.float64)
     matrix, gram, cross = reader.matrix(weight), moments.gram, moments.cross
-    rounds = used.rounding and gram is not None and cross is not None
-    if rounds and gram is not None and cross is not None:
+    rounded = []
+    if used.rounding and gram is not None and cross is not None:
         grid = reader.weight_of(round_matrix(refit(matrix, gram, cross), gram, reader.weight), weight.shape)
         editor.set_constant(reader.node, 1, _kept(grid, weight, reader), "rounded")
+        rounded = [reader.node]
     if used.bias:
-        values, steps = quantize_weight(editor.constant(reader.node, 1), reader.axis, reader.weight)
-        shape = [-1 if a == reader.axis else 1 for a in range(values.ndim)]
-        quantized = reader.matrix(values.astype(np.float64) * steps.reshape(shape))
-        taken = correction(moments, matrix, quantized)
+        quantized = _quantized(editor.constant(reader.node, 1), reader).astype(np.float64)
+        taken = correction(moments, matrix, reader.matrix(quantized))
         add_channels(editor, reader.node, taken.astype(np.float32), "corrected")
-    return [reader.node] if rounds else []
+    return rounded
+
+
+def _quantized(weight: NDArray[np.float32], reader: Reader) -> NDArray[np.float32]:
+    """What a weight becomes once it is quantized and dequantized."""
+    values, scales = quantize_weight(weight, reader.axis, reader.weight)
+    return dequantize_weight(values, scales, reader.axis)
 
 
 def _kept(grid: NDArray[np.float64], weight: NDArray[np.float64], reader: Reader) -> NDArray[np.float32]:
     """The rounded weight; channels that quantizing would change, those of the very smallest scales, stay as they were."""
     result = grid.astype(np.float32)
-    values, steps = quantize_weight(result, reader.axis, reader.weight)
-    shape = [-1 if a == reader.axis else 1 for a in range(values.ndim)]
-    others = tuple(a for a in range(values.ndim) if a != reader.axis)
-    holds = np.all(values * steps.reshape(shape) == result, axis=others)
-    return np.where(holds.reshape(shape), result, weight).astype(np.float32)
+    others = tuple(a for a in range(result.ndim) if a != reader.axis)
+    holds = np.all(_quantized(result, reader) == result, axis=others, keepdims=True)
+    return np.where(holds, result, weight).astype(np.float32)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from calib.edit import GraphEditor, add_channels
 from calib.graph import attribute, infer_types
-from calib.refine.readers import Reader
+from calib.refine.readers import Reader, product
 from calib.refine.search import Choice
 
 _SUFFIX = "migrated"
@@ -124,7 +124,7 @@ class Migration:
             return
         seen = (-shift / factors)[channels]  # (G, K): what a reader adds up too much of, as a patch
         if not reader.geometry.padded:
-            add_channels(self._editor, reader.node, _float32(product_64(seen[None], matrix).reshape(-1)), _SUFFIX)
+            add_channels(self._editor, reader.node, _float32(product(seen[None], matrix).reshape(-1)), _SUFFIX)
             return
         self._editor.add_to_output(reader.node, _float32(self._map(reader, matrix, -shift / factors)))
 
@@ -134,7 +134,7 @@ class Migration:
         shape = self._types[reader.tensor].shape or ()
         image = np.broadcast_to(constant.reshape(1, -1, 1, 1), (1, len(constant), *(int(d or 0) for d in shape[2:])))
         patches = reader.geometry.patches(image, height * width, np.random.default_rng(0)).astype(np.float64)
-        return np.asarray(product_64(patches, matrix).reshape(height, width, channels).transpose(2, 0, 1)[None])
+        return np.asarray(product(patches, matrix).reshape(height, width, channels).transpose(2, 0, 1)[None])
 
     def _map_shape(self, reader: Reader) -> tuple[int, ...] | None:
         source, made = self._types.get(reader.tensor), self._types.get(self._editor.node(reader.node).output[0])
@@ -145,11 +145,6 @@ class Migration:
             return None
         shape = (1, *(int(d or 0) for d in made.shape[1:]))
         return shape if np.prod(shape) <= LARGEST_MAP else None
-
-
-def product_64(patches: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, G, K) x (G, K, N) -> (n, G, N) in float64."""
-    return np.asarray(np.einsum("ngk,gkm->ngm", patches, matrix))
 
 
 def _float32(values: NDArray[np.float64]) -> NDArray[np.float32]:

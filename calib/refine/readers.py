@@ -151,5 +151,12 @@ def _reader(node: onnx.NodeProto, name: str, weight: str, index: GraphIndex) -> 
     return Reader(name, node.input[0], weight, geometry)
 
 
+def product(patches: NDArray[Any], matrix: NDArray[Any]) -> NDArray[Any]:
+    """(n, G, K) x (G, K, N) -> (n, G, N), in the precision of its operands."""
+    if matrix.shape[0] == 1:
+        return np.asarray((patches[:, 0] @ matrix[0])[:, None])
+    return np.asarray(np.einsum("ngk,gkm->ngm", patches, matrix))
+
+
 def _draw(size: int, count: int, random: np.random.Generator) -> NDArray[np.intp]:
     return np.asarray(np.sort(random.choice(size, min(size, count), replace=False)))

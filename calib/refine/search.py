@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calib.refine.readers import Float32
+from calib.refine.readers import Float32, product
 from calib.refine.sample import Sample
 from calib.scales import QMAX, SMALLEST_SCALE, activation_scale
 
@@ -96,7 +96,7 @@ def choose(sample: Sample, matrix: NDArray[np.float32], channels: NDArray[np.int
     if not np.any(sample.high > sample.low):
         return None
     trial = _Trial(sample, matrix, channels)
-    plain = trial.best(_plain_candidates(trial))
+    plain = trial.best(_candidates(trial, Allowed()))
     best = plain
     if allowed.factors or allowed.zero:
         found = trial.best(_candidates(trial, allowed))
@@ -118,14 +118,15 @@ class _Trial:
         self._channels = channels
         self._exact = product(sample.patches, matrix)
         self._power = float(np.mean(np.square(self._exact, dtype=np.float64))) or 1.0
-        self._range = np.maximum(np.abs(sample.low), np.abs(sample.high)).astype(np.float64)
+        self.range = np.maximum(np.abs(sample.low), np.abs(sample.high)).astype(np.float64)
         self._weights: dict[float, Float32] = {}
+        self._errors: dict[_Candidate, float] = {}
 
     def factors(self, alpha: float) -> NDArray[np.float64]:
         """(C,) a_c = 2^round(-alpha log2(r_c / max r)): powers of two, which move between constants without a rounding."""
         if alpha == 0:
-            return np.ones(len(self._range))
-        relative = np.maximum(self._range / self._range.max(), 1 / _WIDEST)
+            return np.ones(len(self.range))
+        relative = np.maximum(self.range / self.range.max(), 1 / _WIDEST)
         return np.asarray(np.exp2(np.rint(-alpha * np.log2(relative))))
 
     def best(self, candidates: Iterator[_Candidate]) -> tuple[float, _Candidate]:
@@ -134,6 +135,11 @@ class _Trial:
 
     def error(self, candidate: _Candidate) -> float:
         """Mean squared error of the outputs around their mean error, relative to the outputs' mean square."""
+        if candidate not in self._errors:  # the plain ones are tried again among the others
+            self._errors[candidate] = self._measured(candidate)
+        return self._errors[candidate]
+
+    def _measured(self, candidate: _Candidate) -> float:
         factors = self.factors(candidate.alpha)
         step = (factors / candidate.scale).astype(np.float32)[self._channels]
         levels = self.sample.patches * step
@@ -155,20 +161,6 @@ class _Trial:
         return self._weights[alpha]
 
 
-def product(patches: NDArray[np.float32], matrix: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n, G, K) x (G, K, N) -> (n, G, N)."""
-    if matrix.shape[0] == 1:
-        return np.asarray((patches[:, 0] @ matrix[0])[:, None])
-    return np.asarray(np.einsum("ngk,gkm->ngm", patches, matrix))
-
-
-def _plain_candidates(trial: _Trial) -> Iterator[_Candidate]:
-    found = trial.best(_symmetric(trial, 0.0, _COARSE))[1]
-    yield found
-    for factor in _FINE:
-        yield _scaled(found, factor)
-
-
 def _candidates(trial: _Trial, allowed: Allowed) -> Iterator[_Candidate]:
     found = trial.best(_coarse(trial, allowed))[1]
     yield found
@@ -185,7 +177,7 @@ def _coarse(trial: _Trial, allowed: Allowed) -> Iterator[_Candidate]:
 
 def _symmetric(trial: _Trial, alpha: float, shares: Sequence[float]) -> Iterator[_Candidate]:
     factors = trial.factors(alpha)
-    largest = float(np.max(np.maximum(np.abs(trial.sample.low), np.abs(trial.sample.high)) * factors))
+    largest = float(np.max(trial.range * factors))
     for share in shares:
         yield _Candidate(alpha, activation_scale(max(largest * share, SMALLEST_SCALE * QMAX), "in a search"), 0.0)
 

@@ -13,14 +13,14 @@ from onnx import TensorProto as T
 from onnx import helper as h
 from onnx import numpy_helper
 
-from calib.calibrate import SEARCHED, CalibrateConfig, calibrate, quantized
+from calib.calibrate import CalibrateConfig, calibrate, quantized
 from calib.collect import CollectConfig
 from calib.errors import InputError, VerdictError
 from calib.lint import lint
 from calib.metrics import sqnr_db
 from calib.qdq import read_qdq
 from calib.scheme import QuantScheme, plan_quantization
-from calib.table import TensorScale, check_table, load_table, save_table
+from calib.table import SEARCHED, TensorScale, check_table, load_table, save_table
 
 SCHEME = QuantScheme()
 SEEN_DB = 6.0
