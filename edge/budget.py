@@ -6,17 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from calib.budget import BudgetResult, drop_points, fit_budget
 from calib.calibrate import quantized
 from calib.macs import count_macs
 from calib.qdq import serialize
 from calib.scheme import QuantScheme, plan_quantization
 from calib.sensitivity import IMAGES, measure_sensitivity
-from edge.runtime.ort import BATCH, OrtRunner
+from edge.runtime.ort import BATCH, OrtRunner, run_all
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
     from numpy.typing import NDArray
 
@@ -51,8 +50,7 @@ def fit(
     def evaluate(float_nodes: tuple[str, ...]) -> float:
         made = quantized(model, replace(table, float_nodes=float_nodes), scheme, "a trial of the search")
         runner = OrtRunner(Path("a trial of the search"), data=serialize(made))
-        answers = np.concatenate([runner(batch) for batch in images.batches(BATCH)])
-        drop = drop_points(reference, answers, images.labels)
+        drop = drop_points(reference, run_all(runner, images.batches(BATCH)), images.labels)
         progress.say(f"    {len(float_nodes)} of {len(plan.nodes)} layers in float: drop {drop:+.2f} points")
         return drop
 

@@ -26,14 +26,15 @@ from calib.scheme import QuantPlan, QuantScheme, plan_quantization
 from edge.artifacts import CACHE, CALIBRATION, QUANTIZED, REFINED
 from edge.budget import fit
 from edge.calibrate_request import WRITTEN, CalibrateInputs, CalibrateRequest, resolve
-from edge.graph_images import input_shape
-from edge.runtime.ort import BATCH, OrtRunner, tapped_batch
+from edge.graph_images import first_not_finite, input_shape
+from edge.runtime.ort import BATCH, OrtRunner, run_all, tapped_batch
 from engines.layers import read_layers
+from engines.receipt import make_receipt
 
 if TYPE_CHECKING:
     from calib.table import CalibrationTable
     from edge.graph_images import GraphImages
-    from edge.progress import Advance, Progress
+    from edge.progress import Progress
 
 
 def run(request: CalibrateRequest, progress: Progress) -> int:
@@ -65,19 +66,19 @@ def run(request: CalibrateRequest, progress: Progress) -> int:
 
 def _answers(runner: OrtRunner, what: str, images: GraphImages, progress: Progress) -> NDArray[np.float32]:
     with progress.task(f"{what} on {len(images)} images") as advance:
-        return logits(runner, images, advance)
+        return run_all(runner, images.batches(BATCH), lambda done: advance(done / len(images)))
 
 
 def _reference(request: CalibrateRequest, inputs: CalibrateInputs, progress: Progress) -> NDArray[np.float32]:
     """Output of the float graph on the images that judge. Raises InputError where nothing could be judged by it."""
     images = inputs.holdout
     found = _answers(OrtRunner(request.graph), "the float graph", images, progress)
-    finite = np.isfinite(found.reshape(len(found), -1)).all(axis=1)
-    if not finite.all():
+    bad = first_not_finite(found)
+    if bad is not None:
         raise InputError(
             "the float graph gives NaN or infinity",
             where=request.graph,
-            found=f"on image {images.chosen[np.argmin(finite)]}, counted from 0, of {images.source}",
+            found=f"on image {images.chosen[bad]}, counted from 0, of {images.source}",
         )
     judged = request.max_drop_points is not None or images.labels is not None
     if judged and found.ndim != 2:
@@ -107,16 +108,6 @@ def _check_scales(request: CalibrateRequest, plan: QuantPlan, table: Calibration
             found=f"{len(missing)} tensors: {', '.join(missing[:4])}",
             next_command="pass the --keep-float with which the table was made, or leave out --table",
         )
-
-
-def logits(runner: OrtRunner, images: GraphImages, advance: Advance = lambda _share: None) -> NDArray[np.float32]:
-    """Output of a graph on images, (n, classes)."""
-    found, done = [], 0
-    for batch in images.batches(BATCH):
-        found.append(runner(batch))
-        done += len(batch)
-        advance(done / len(images))
-    return np.concatenate(found)
 
 
 def _calibrate(
@@ -161,8 +152,7 @@ def _summary(
     answers: NDArray[np.float32],
 ) -> Iterator[str]:
     """What it costs, on the held-out images where there are any; line by line."""
-    layers = read_layers(made)
-    share = sum(layer.macs for layer in layers if layer.requested == "int8") / sum(layer.macs for layer in layers)
+    share = make_receipt(read_layers(made), {}, "int8").requested.get("int8", 0.0)
     yield f"INT8         {share:.1%} of the multiply-accumulates, {len(table.tensors)} activations"
     judges = f"{len(answers)} {'held-out' if inputs.held_out else 'calibration'} images"
     classifies = reference.ndim == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,12 +59,12 @@ class GraphImages:
         for start in range(0, len(self), size):
             positions = self.chosen[start : start + size]
             batch = self.read(positions)
-            finite = np.isfinite(batch.reshape(len(batch), -1)).all(axis=1)
-            if not finite.all():
+            bad = first_not_finite(batch)
+            if bad is not None:
                 raise InputError(
                     "NaN or infinity in the images",
                     where=self.source,
-                    found=f"image {positions[np.argmin(finite)]}, counted from 0",
+                    found=f"image {positions[bad]}, counted from 0",
                     allowed="finite numbers",
                 )
             yield batch
@@ -81,6 +81,12 @@ class GraphImages:
         digest = sha256_bytes(self.sha256.encode() + positions.tobytes())
         labels = None if self.labels is None else self.labels[positions]
         return replace(self, sha256=digest, chosen=self.chosen[positions], labels=labels)
+
+
+def first_not_finite(values: NDArray[Any]) -> int | None:
+    """The first row of (n, ...) that holds NaN or infinity."""
+    finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    return None if finite.all() else int(np.argmin(finite))
 
 
 def from_pictures(images: ImageSet, preprocess: Preprocess, *, labelled: bool) -> GraphImages:
@@ -141,11 +147,7 @@ def open_graph_images(
 
 def input_shape(model: onnx.ModelProto, path: Path) -> tuple[int, ...]:
     """Shape of one image as the graph takes it, without the batch. Raises InputError for free sides or several inputs."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    images = [value for value in model.graph.input if value.name not in constants]
-    if len(images) != 1:
-        raise InputError("the graph must have one input", where=path, found=", ".join(v.name for v in images))
-    sides = images[0].type.tensor_type.shape.dim[1:]
+    sides = _input_sides(model, path)[1:]
     if not sides or not all(d.dim_value for d in sides):
         found = ", ".join(str(d.dim_value or d.dim_param or "?") for d in sides)
         raise InputError(
@@ -158,10 +160,19 @@ def input_shape(model: onnx.ModelProto, path: Path) -> tuple[int, ...]:
     return tuple(d.dim_value for d in sides)
 
 
+def _input_sides(model: onnx.ModelProto, path: Path) -> Sequence[Any]:
+    """Dimensions of the one input that is no initializer."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    images = [value for value in model.graph.input if value.name not in constants]
+    if len(images) != 1:
+        raise InputError("the graph must have one input", where=path, found=", ".join(v.name for v in images))
+    sides: Sequence[Any] = images[0].type.tensor_type.shape.dim
+    return sides
+
+
 def fixed_batch(model: onnx.ModelProto, path: Path) -> int | None:
     """1 for a graph that takes one image at a time, None for any number. Raises InputError for a fixed batch above 1."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    batch = next(v.type.tensor_type.shape.dim[0].dim_value for v in model.graph.input if v.name not in constants)
+    batch: int = _input_sides(model, path)[0].dim_value
     if batch > 1:
         raise InputError(
             "the graph takes a fixed number of images at a time",

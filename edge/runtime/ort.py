@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,16 @@ class OrtRunner:
                 "the graph does not take these images", where=self._path, found=f"{images.shape}: {message}"
             ) from error
         return np.asarray(logits, dtype=np.float32)
+
+
+def run_all(
+    runner: OrtRunner, batches: Iterable[npt.NDArray[np.float32]], done: Callable[[int], None] = lambda _images: None
+) -> npt.NDArray[np.float32]:
+    """Output of a graph on all batches, (n, ...); `done` is told the number of images after each."""
+    found: list[npt.NDArray[np.float32]] = []
+    images = 0
+    for batch in batches:
+        found.append(runner(batch))
+        images += len(batch)
+        done(images)
+    return np.concatenate(found)

@@ -26,7 +26,7 @@ from calib.metrics import sqnr_db, top1_agreement
 from calib.qdq import serialize
 from calib.refine.effort import EFFORTS, Effort
 from calib.scheme import QuantScheme
-from edge.runtime.ort import OrtRunner, tapped_batch
+from edge.runtime.ort import BATCH, OrtRunner, run_all, tapped_batch
 
 ROWS: dict[str, Effort] = {
     "mse scales alone (fast)": EFFORTS["fast"],
@@ -78,7 +78,7 @@ def _quantize(graph: Path, calib: np.ndarray, effort: Effort) -> bytes:  # type:
 
 
 def _logits(runner: OrtRunner, images: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]  # float32, any shape
-    return np.concatenate([runner(np.asarray(images[i : i + 32])) for i in range(0, len(images), 32)])
+    return run_all(runner, (np.asarray(images[i : i + BATCH]) for i in range(0, len(images), BATCH)))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from splits import merged_in_some_order, three_parts
 
 from calib.channels import CHANNEL_BINS, ChannelHistograms, channel_amax
 from calib.errors import InputError
@@ -39,21 +40,14 @@ def observe_merged(*parts):
 @given(DATA, st.data())
 def test_any_split_and_any_merge_order_give_the_same_bytes(values, data):
     whole = observe(values)
-    order = data.draw(st.permutations(range(len(values))))
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(values)), max_size=4)))
-    parts = [observe(chunk) for chunk in np.split(values[list(order)], cuts)]
-    while len(parts) > 1:
-        i, j = data.draw(st.permutations(range(len(parts))))[:2]
-        parts[i].merge(parts[j])
-        del parts[j]
-    assert state(parts[0]) == state(whole)
+    merged = merged_in_some_order(values, data, observe)
+    assert state(merged) == state(whole)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(DATA, st.data())
 def test_merging_is_associative_and_commutative(values, data):
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(values)), min_size=2, max_size=2)))
-    a, b, c = (observe(chunk) for chunk in np.split(values, cuts))
+    a, b, c = three_parts(values, data, observe)
     expected = state(observe(values))
     assert state(observe_merged(observe_merged(a, b), c)) == expected
     assert state(observe_merged(a, observe_merged(b, c))) == expected

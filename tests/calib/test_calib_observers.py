@@ -8,6 +8,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from splits import merged_in_some_order, three_parts
 
 from calib.errors import InputError
 from calib.observers import BINS, Histogram
@@ -32,16 +33,10 @@ def state(histogram):
 @given(DATA, st.data())
 def test_any_split_and_any_merge_order_give_the_same_bytes(values, data):
     whole = observe(values)
-    order = data.draw(st.permutations(range(len(values))))
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(values)), max_size=4)))
-    parts = [observe(chunk) for chunk in np.split(values[list(order)], cuts)]
-    while len(parts) > 1:
-        i, j = data.draw(st.permutations(range(len(parts))))[:2]
-        parts[i].merge(parts[j])
-        del parts[j]
-    assert state(parts[0]) == state(whole)
+    merged = merged_in_some_order(values, data, observe)
+    assert state(merged) == state(whole)
     for reduce in METHODS.values():
-        assert reduce(parts[0]) == reduce(whole)
+        assert reduce(merged) == reduce(whole)
 
 
 def merged(*parts):
@@ -54,8 +49,7 @@ def merged(*parts):
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(DATA, st.data(), st.sampled_from([2, 512, BINS]))
 def test_merging_is_associative_and_commutative(values, data, bins):
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(values)), min_size=2, max_size=2)))
-    a, b, c = (observe(chunk, bins=bins) for chunk in np.split(values, cuts))
+    a, b, c = three_parts(values, data, lambda chunk: observe(chunk, bins=bins))
     expected = state(observe(values, bins=bins))
     assert state(merged(merged(a, b), c)) == state(merged(a, merged(b, c))) == expected
     assert state(merged(c, a, b)) == state(merged(b, c, a)) == expected
