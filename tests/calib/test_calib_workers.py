@@ -166,6 +166,7 @@ def test_a_graph_that_changes_meanwhile_is_refused(tiny, tiny_path, images):
 
 
 SCRIPT = textwrap.dedent("""
+    import signal
     import sys
     from itertools import repeat
     from pathlib import Path
@@ -173,6 +174,8 @@ SCRIPT = textwrap.dedent("""
     from calib.collect import observe
     from calib.graph import load_graph
     from calib.scheme import plan_quantization
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started with it ignored
 
     def run():
         images, path = np.ones((8, 3, 8, 8), np.float32), Path(sys.argv[1])

@@ -357,7 +357,7 @@ DRIVER = textwrap.dedent("""
     from edge.model.config import SIZES
     from tiny_network import TINY
     SIZES[TINY.name] = TINY
-    def calibrate(request, inputs, model_path, table_path, advance):
+    def calibrate(request, inputs, model_path, refined_path, table_path, advance):
         with atomic_path(table_path) as temporary:
             temporary.write_text("half")
             Path(request.out, "reached").touch()
