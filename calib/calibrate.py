@@ -18,7 +18,7 @@ from calib.graph import load_graph
 from calib.lint import lint
 from calib.qdq import insert_qdq, serialize
 from calib.refine.apply import refine
-from calib.refine.effort import effort
+from calib.refine.effort import Effort, effort
 from calib.scheme import QuantScheme, plan_quantization
 from calib.table import CalibrationTable, TensorScale
 
@@ -31,14 +31,14 @@ class CalibrateConfig:
     """How to calibrate.
 
     Attributes:
-        effort: name in `calib.refine.effort.EFFORTS`.
+        effort: name in `calib.refine.effort.EFFORTS`, or a set of refinements.
         scheme: what is quantized.
         collect: method, workers, fewest images.
         refine_threads: threads of ONNX Runtime while refining.
         bounds: tells, for the refined graph, tensor -> largest magnitude on any image, where that is proven.
     """
 
-    effort: str = "balanced"
+    effort: str | Effort = "balanced"
     scheme: QuantScheme = field(default_factory=QuantScheme)
     collect: CollectConfig = field(default_factory=CollectConfig)
     refine_threads: int = 1
@@ -82,7 +82,15 @@ def calibrate(
             next_command="pass more images",
         )
     share = _REFINE_SHARE if used.names else 0.0
-    found = refine(model, config.scheme, batches, used, threads=config.refine_threads, progress=lambda d: progress(share * d))
+    found = refine(
+        model,
+        config.scheme,
+        batches(),
+        used,
+        images=images,
+        threads=config.refine_threads,
+        progress=lambda done: progress(share * done),
+    )
     write_bytes(refined, serialize(found.model) if used.names else data)
     table = collect(
         refined,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,12 +63,8 @@ def entropy(histogram: Histogram) -> float:
     last = int(histogram.amax / width) + 1  # bins up to and including that of max|x|
     if last <= _LEVELS or not counts.any():
         return histogram.amax
-    best, best_divergence = last, math.inf
-    occupied, counts = np.flatnonzero(counts[:last]), counts[:last]
-    for i in range(last, _LEVELS - 1, -max(1, _ENTROPY_STRIDE * bins // _ENTROPY_BINS)):
-        divergence = _divergence(counts, occupied, i)
-        if divergence < best_divergence:
-            best, best_divergence = i, divergence
+    thresholds = np.arange(last, _LEVELS - 1, -max(1, _ENTROPY_STRIDE * bins // _ENTROPY_BINS))
+    best = int(thresholds[np.argmin(_divergences(counts[:last], thresholds))])
     return min(best * width, histogram.amax)
 
 
@@ -111,18 +108,31 @@ def method(name: str) -> Method:
     return METHODS[name]
 
 
-def _divergence(counts: NDArray[np.float64], occupied: NDArray[np.intp], i: int) -> float:
-    """KL(P || Q) of a threshold of i bins, in nats; inf where Q is zero and P is not. `occupied`: the bins with counts."""
-    beyond = counts[i:].sum()
-    if beyond > 0 and counts[i - 1] == 0:
-        return math.inf
-    bins = occupied[: np.searchsorted(occupied, i)]
-    level = bins * _LEVELS // i
-    q = (np.bincount(level, counts[bins], _LEVELS) / np.maximum(np.bincount(level, minlength=_LEVELS), 1))[level]
-    p = counts[bins]
-    p[-1] += beyond
-    p, q = p / p.sum(), q / q.sum()
-    return float(np.sum(p * np.log(p / q)))
+def _divergences(counts: NDArray[np.float64], thresholds: NDArray[np.intp]) -> NDArray[np.float64]:
+    """KL(P || Q) in nats of each threshold, up to a constant; inf where Q is zero and P is not.
+
+    Q is constant within a level: with p_b the shares of the bins, P_l and Q_l sums over the n_l bins of level l that are not
+    empty, KL = sum_b p_b log p_b - sum_l P_l log(Q_l / n_l). Sums over bins are differences of cumulative ones.
+    """
+    total, occupied, entropies = (_cumulative(v) for v in (counts, counts > 0, _times_log(counts)))
+    edges = -(-np.arange(_LEVELS + 1) * thresholds[:, None] // _LEVELS)  # (thresholds, levels + 1): first bin of each level
+    level, filled = np.diff(total[edges]), np.diff(occupied[edges])
+    within, last = total[thresholds], counts[thresholds - 1]
+    beyond = total[-1] - within
+    logs = np.log(np.where(filled > 0, level / np.maximum(filled, 1), 1.0))
+    p_log_p = entropies[thresholds] - _times_log(last) + _times_log(last + beyond)
+    p_log_q = (level * logs).sum(axis=1) + beyond * logs[:, -1] - total[-1] * np.log(np.maximum(within, 1))
+    return np.where((beyond > 0) & (last == 0), math.inf, p_log_p - p_log_q)
+
+
+def _cumulative(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Sums of the first 0, 1, 2, ... values."""
+    return np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+
+
+def _times_log(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """v log v, 0 at 0."""
+    return np.asarray(values * np.log(np.where(values > 0, values, 1.0)))
 
 
 def _expected_error(edges: NDArray[np.float64], density: NDArray[np.float64], step: float) -> float:

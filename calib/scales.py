@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from calib.errors import InputError
 
 QMAX = 127
+QMIN = -128
+"""Where QuantizeLinear saturates: an activation beyond its range still gets there. Weights keep to -127."""
 SMALLEST_SCALE = 2.0**-19
 LARGEST_SCALE = 65504.0
 

@@ -69,6 +69,26 @@ def split(model: onnx.ModelProto, output: str, groups: Sequence[Sequence[str]]) 
     return tuple(graph.segment(first, last, types) for first, last in pairwise(bounds))
 
 
+def split_at(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, Segment]:
+    """Cut a graph right behind each of these tensors, whatever else is alive there: tensor -> the segment that ends in it.
+
+    Args:
+        model: a graph with one input; what is behind the last tensor is left out.
+        tensors: of the graph, each read by some node; the input is behind an empty segment.
+
+    The result is in the order in which the graph makes the tensors. Raises InputError for several inputs.
+    """
+    graph = _Lifetimes(_named(model), tensors[-1])
+    types = infer_types(graph.model)
+    ordered = sorted(tensors, key=lambda name: graph.born[name])
+    first, found = -1, {}
+    for tensor in ordered:
+        last = graph.born[tensor]
+        found[tensor] = graph.segment(first, last, types)
+        first = last
+    return found
+
+
 def part(
     model: onnx.ModelProto,
     nodes: Iterable[onnx.NodeProto],

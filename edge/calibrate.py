@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from calib.calibrate import CalibrateConfig, quantized
 from calib.calibrate import calibrate as calibrate_graph
 from calib.collect import CollectConfig, unsettled
 from calib.errors import InputError
-from calib.files import write_bytes
+from calib.files import atomic_path
 from calib.graph import load_graph
 from calib.metrics import sqnr_db, top1_agreement
 from calib.qdq import serialize
@@ -134,14 +135,17 @@ def _calibrate(
 
 
 def _write(out: Path, refined: bytes, table: CalibrationTable, made: onnx.ModelProto) -> None:
-    """All files, the Q/DQ graph last; those of an earlier run go first, so that no mixture is ever left."""
-    for file in WRITTEN:
-        (out / file).unlink(missing_ok=True)
-    write_bytes(out / REFINED, refined)
-    write_artifact(out / CALIBRATION, table)
+    """All files or none: an earlier run's stay until the last byte of the new ones is on the disk."""
     ordered = replace(table, tensors=dict(sorted(table.tensors.items())))  # as the JSON has them: a reused table, equal bytes
-    write_bytes(out / CACHE, cache_text(ordered).encode())
-    write_bytes(out / QUANTIZED, serialize(made))
+    with ExitStack() as files:  # renamed in the reverse order: the Q/DQ graph last
+        quantized_file, cache, calibration, graph = (
+            files.enter_context(atomic_path(out / name)) for name in (QUANTIZED, CACHE, CALIBRATION, REFINED)
+        )
+        quantized_file.write_bytes(serialize(made))
+        cache.write_text(cache_text(ordered), encoding="utf-8")
+        write_artifact(calibration, table)
+        graph.write_bytes(refined)
+        (out / QUANTIZED).unlink(missing_ok=True)  # a kill between two renames: no graph beside the table of another
 
 
 def _summary(

@@ -7,13 +7,13 @@
     round      weights refitted to that and put onto their grid                     `rounding`
     bias       mean errors taken back                                               `bias`
 
-The last three go from the input to the output in growing stages, since a layer can only make up for errors that it sees. The
-result is a float graph to be quantized, and the scales that the search has settled; the calibration method gives the others.
+The last three go from the input to the output (`walk`), since a layer can only make up for errors that it sees. The result is a
+float graph to be quantized, and the scales that the search has settled; the calibration method gives the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,15 +27,15 @@ from calib.qdq import dequantize_weight, insert_qdq, quantize_weight
 from calib.refine.bias import correction
 from calib.refine.effort import Effort
 from calib.refine.migrate import Migration
-from calib.refine.moments import Moments, measure_moments
+from calib.refine.moments import Moments
 from calib.refine.readers import Reader, find_readers
 from calib.refine.rounding import refit, round_matrix
 from calib.refine.sample import Sample, take_samples
 from calib.refine.search import FOLDED_GAIN, INSERTED_GAIN, Allowed, Choice, choose
+from calib.refine.walk import spread, walk
 from calib.scheme import QuantPlan, QuantScheme, plan_quantization
+from calib.segments import Segment
 from calib.table import CalibrationTable, TensorScale
-
-Batches = Callable[[], Iterable[NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ class Refined:
 def refine(
     model: onnx.ModelProto,
     scheme: QuantScheme,
-    batches: Batches,
+    batches: Iterable[NDArray[Any]],
     used: Effort,
     *,
+    images: int,
     threads: int = 1,
     progress: Callable[[float], None] = lambda _done: None,
 ) -> Refined:
@@ -71,8 +72,10 @@ def refine(
     Args:
         model: float graph with one input; left as it is.
         scheme: what is to be quantized.
-        batches: gives the calibration images anew at each call: arrays (B, ...) float32 as the graph takes them.
+        batches: the calibration images, arrays (B, ...) float32 as the graph takes them; about `calib.refine.walk.IMAGES` of
+            them are used, and held.
         used: the refinements.
+        images: how many they are.
         threads: threads of ONNX Runtime.
         progress: told the share that is done.
 
@@ -81,7 +84,8 @@ def refine(
     if not used.names:
         return Refined(model, {}, {})
     readers = find_readers(model, plan_quantization(model, scheme))
-    samples = take_samples(model, readers, batches(), threads)
+    kept = spread(batches, images)
+    samples = take_samples(model, readers, kept, threads)
     progress(0.2)
     migration = Migration(model, readers)
     constants = index_graph(model).constants
@@ -99,7 +103,7 @@ def refine(
     moved = migration.finish()
     if not (used.rounding or used.bias):
         return Refined(moved, scales, choices, tuple(inserted))
-    final, rounded = _settle(moved, scheme, scales, batches, used, threads, lambda done: progress(0.7 + 0.3 * done))
+    final, rounded = _settle(moved, scheme, scales, kept, used, threads, lambda done: progress(0.7 + 0.3 * done))
     return Refined(final, scales, choices, tuple(inserted), tuple(rounded))
 
 
@@ -116,9 +120,9 @@ def _choose(
     free = migration.producer(tensor, shifted=False) is not None
     free_shift = migration.producer(tensor, shifted=True) is not None and not geometry.padded
     allowed = Allowed(
-        factors=(used.smooth and free) or used.insert,
+        factors=((used.smooth and free) or used.insert) and not migration.clipped(tensor),
         zero=used.shift and (free_shift or used.insert) and migration.can_shift(tensor),
-        gain=FOLDED_GAIN if free else INSERTED_GAIN,
+        gain=FOLDED_GAIN if free or free_shift else INSERTED_GAIN,
     )
     return choose(sample, np.asarray(matrix, np.float32), geometry.channels(len(sample.low)), allowed)
 
@@ -127,7 +131,7 @@ def _settle(
     exact: onnx.ModelProto,
     scheme: QuantScheme,
     scales: Mapping[str, float],
-    batches: Batches,
+    batches: Sequence[NDArray[Any]],
     used: Effort,
     threads: int,
     progress: Callable[[float], None],
@@ -135,54 +139,69 @@ def _settle(
     """Weights rounded and biases corrected, from the input to the output, each layer on what those before it really give."""
     plan = plan_quantization(exact, scheme)
     readers = {t: r for t, r in find_readers(exact, plan).items() if t in scales}
+    if not readers:
+        return exact, []
     table = CalibrationTable("", "", 0, "", {t: TensorScale.settled(s) for t, s in scales.items()})
-    current, done, rounded = exact, set[str](), list[str]()
-    for stage in _stages(list(readers)):
-        so_far = QuantPlan(tuple(p for p in plan.points if p.node in done), ())
-        found = insert_qdq(current, table, _replanned(current, so_far)) if done else current
-        part = {tensor: readers[tensor] for tensor in stage}
-        moments = measure_moments(exact, found, part, scales, batches(), threads)
-        editor = GraphEditor(current)
-        for tensor in stage:
-            for reader in readers[tensor]:
-                rounded += _settle_layer(editor, reader, moments[tensor], used)
-                done.add(reader.node)
-        current = editor.finish()
-        progress(len(done) / sum(map(len, readers.values())))
-    return current, rounded
+    editor = GraphEditor(exact)
+    settled: dict[str, _Settled] = {}
+
+    def quantize(segment: Segment) -> onnx.ModelProto | None:
+        nodes = [name for name in segment.nodes if name in settled]
+        return _quantized_part(segment.model, {n: settled[n] for n in nodes}, plan, table) if nodes else None
+
+    for done, (tensor, pairs) in enumerate(walk(exact, tuple(readers), batches, quantize, threads), start=1):
+        moments = Moments(readers[tensor][0].geometry, scales[tensor])
+        for seed, (x, seen) in enumerate(pairs):
+            moments.update(x, seen, seed)
+        del x, seen
+        for reader in readers[tensor]:
+            settled[reader.node] = _settle_layer(editor.constant(reader.node, 1), reader, moments, used)
+            settled[reader.node].carry_out(editor, reader.node)
+        progress(done / len(readers))
+    return editor.finish(), [name for name, found in settled.items() if found.weight is not None]
 
 
-def _stages(tensors: list[str]) -> list[list[str]]:
-    """1, 1, 1, 1, 2, 4, 8, ... tensors in graph order: what errs first is measured first."""
-    sizes = [1, 1, 1, *(1 << n for n in range(len(tensors).bit_length()))]
-    stages, start = [], 0
-    for size in sizes:
-        stages.append(tensors[start : start + size])
-        start += size
-    return [stage for stage in stages if stage]
+@dataclass(frozen=True)
+class _Settled:
+    """What becomes of one layer: its rounded weight, and what is added to its bias; None leaves it as it is."""
+
+    weight: NDArray[np.float32] | None
+    correction: NDArray[np.float32] | None
+
+    def carry_out(self, editor: GraphEditor, node: str) -> None:
+        if self.weight is not None:
+            editor.set_constant(node, 1, self.weight, "rounded")
+        if self.correction is not None:
+            add_channels(editor, node, self.correction, "corrected")
 
 
-def _replanned(model: onnx.ModelProto, plan: QuantPlan) -> QuantPlan:
-    """A plan with the present names of the weights, which refinements replace."""
-    index = index_graph(model)
-    nodes = dict(zip(index.names, model.graph.node, strict=True))
-    return QuantPlan(tuple(replace(p, tensor=nodes[p.node].input[p.input_index]) for p in plan.points), plan.skipped)
+def _quantized_part(
+    model: onnx.ModelProto, settled: Mapping[str, _Settled], plan: QuantPlan, table: CalibrationTable
+) -> onnx.ModelProto:
+    """A part of the graph with the layers in it that are settled as they will be."""
+    editor = GraphEditor(model)
+    for node, found in settled.items():
+        found.carry_out(editor, node)
+    names = {node: editor.node(node).input for node in settled}
+    points = tuple(replace(p, tensor=names[p.node][p.input_index]) for p in plan.points if p.node in settled)
+    return insert_qdq(editor.finish(), table, QuantPlan(points, ()))
 
 
-def _settle_layer(editor: GraphEditor, reader: Reader, moments: Moments, used: Effort) -> list[str]:
-    """Round and correct one layer; its name if its weights were rounded."""
-    weight = editor.constant(reader.node, 1).astype(np.float64)
+def _settle_layer(original: NDArray[np.float32], reader: Reader, moments: Moments, used: Effort) -> _Settled:
+    """Round and correct one layer."""
+    weight = original.astype(np.float64)
     matrix, gram, cross = reader.matrix(weight), moments.gram, moments.cross
-    rounded = []
+    rounded = None
     if used.rounding and gram is not None and cross is not None:
-        grid = reader.weight_of(round_matrix(refit(matrix, gram, cross), gram, reader.weight), weight.shape)
-        editor.set_constant(reader.node, 1, _kept(grid, weight, reader), "rounded")
-        rounded = [reader.node]
+        grid = reader.weight_of(
+            round_matrix(refit(matrix, gram, cross, moments.count), gram, moments.count, reader.weight), weight.shape
+        )
+        rounded = _kept(grid, weight, reader)
+    correction_ = None
     if used.bias:
-        quantized = _quantized(editor.constant(reader.node, 1), reader).astype(np.float64)
-        taken = correction(moments, matrix, reader.matrix(quantized))
-        add_channels(editor, reader.node, taken.astype(np.float32), "corrected")
-    return rounded
+        quantized = _quantized(original if rounded is None else rounded, reader).astype(np.float64)
+        correction_ = correction(moments, matrix, reader.matrix(quantized)).astype(np.float32)
+    return _Settled(rounded, correction_)
 
 
 def _quantized(weight: NDArray[np.float32], reader: Reader) -> NDArray[np.float32]:

@@ -35,13 +35,15 @@ class Effort:
 
 EFFORTS: dict[str, Effort] = {
     "fast": Effort(),
-    "balanced": Effort(search=True, smooth=True, rounding=True, bias=True),
+    "balanced": Effort(search=True, smooth=True, shift=True, rounding=True, bias=True),
     "best": Effort(search=True, smooth=True, shift=True, insert=True, rounding=True, bias=True),
 }
 
 
-def effort(name: str) -> Effort:
-    """The effort of a name. Raises InputError with the known names."""
-    if name not in EFFORTS:
-        raise InputError(f"unknown effort {name!r}", allowed=", ".join(EFFORTS))
-    return EFFORTS[name]
+def effort(wanted: str | Effort) -> Effort:
+    """The effort of a name, or the one that is given. Raises InputError with the known names."""
+    if isinstance(wanted, Effort):
+        return wanted
+    if wanted not in EFFORTS:
+        raise InputError(f"unknown effort {wanted!r}", allowed=", ".join(EFFORTS))
+    return EFFORTS[wanted]

@@ -5,8 +5,9 @@ A reader of x is to see a x + b instead, with a > 0 and b per channel. Then
     y = x W = (a x + b) (W / a) - (b / a) W
 
     in front   LayerNormalization, BatchNormalization: scale a, bias a * bias + b. Conv, also through a Relu if b = 0: its
-               output channels (cross-layer equalisation, Nagel et al., arXiv 1906.04721). These cost nothing at run time.
-               Elsewhere a multiplication and an addition per element, which TensorRT fuses with what is in front.
+               output channels (cross-layer equalisation, Nagel et al., arXiv 1906.04721). A Clip behind a Conv: b into the
+               Conv's bias and both bounds. These cost nothing at run time. Elsewhere a multiplication and an addition per
+               element, which TensorRT fuses with what is in front.
     behind     W / a, and -(b / a) W as a bias. A padded Conv reads zeros beyond the border where it would have to read b: there
                the correction is a constant map, (1, C, H, W), added to its output.
 
@@ -27,8 +28,8 @@ from calib.refine.readers import Reader, product
 from calib.refine.search import Choice
 
 _SUFFIX = "migrated"
-LARGEST_MAP = 1 << 18
-"""Elements up to which a map is added behind a padded Conv: 1 MB in FP32."""
+LARGEST_MAP = 1 << 20
+"""Elements up to which a map is added behind a padded Conv: 4 MB in FP32."""
 
 
 class Migration:
@@ -60,7 +61,15 @@ class Migration:
             return (name, node.op_type) if by_channel and all(editor.is_constant(name, at) for at in (1, 2)) else None
         if node.op_type == "Relu" and by_channel and not shifted:
             return self._conv(node.input[0])
+        if node.op_type == "Clip":
+            bounded = all(editor.is_constant(name, at) for at in (1, 2))
+            return (name, "Clip") if by_channel and shifted and bounded and self._conv(node.input[0], mapped=True) else None
         return self._conv(tensor) if by_channel else None
+
+    def clipped(self, tensor: str) -> bool:
+        """Whether a Clip makes a tensor: all its channels may reach the same bounds, whatever some images show."""
+        index = self._editor.index
+        return tensor in index.producers and self._editor.node(index.names[index.producers[tensor]]).op_type == "Clip"
 
     def can_shift(self, tensor: str) -> bool:
         """Whether the correction of a shift has a form: no padding, or a map of a known and moderate size."""
@@ -72,6 +81,8 @@ class Migration:
         """Carry out a choice; the name of the tensor that is quantized in the end."""
         factors, shift = choice.factors, choice.shift
         found = self.producer(tensor, shifted=shift != 0)
+        if found is not None and found[1] == "Clip" and np.any(factors != 1):
+            found = None  # one pair of bounds cannot take a factor per channel
         for reader in self._readers[tensor]:
             self._behind(reader, factors, shift)
         if found is not None:
@@ -89,19 +100,25 @@ class Migration:
         """The changed graph."""
         return self._editor.finish()
 
-    def _conv(self, tensor: str) -> tuple[str, str] | None:
-        """The Conv that makes a tensor that nothing else reads, from constants alone and with no map added behind it."""
+    def _conv(self, tensor: str, *, mapped: bool = False) -> tuple[str, str] | None:
+        """The Conv that makes a tensor that nothing else reads, from constants alone, with no map behind it unless `mapped`."""
         editor, index = self._editor, self._editor.index
         if tensor in editor.seen or tensor not in index.producers or len(index.consumers.get(tensor, ())) != 1:
             return None
         name = index.names[index.producers[tensor]]
         node = editor.node(name)
-        if node.op_type != "Conv" or node.output[0] != tensor or not editor.is_constant(name, 1):
+        if node.op_type != "Conv" or not (mapped or node.output[0] == tensor) or not editor.is_constant(name, 1):
             return None
         return (name, "Conv") if not any(node.input[2:]) or editor.is_constant(name, 2) else None
 
     def _in_front(self, name: str, op_type: str, factors: NDArray[np.float64], shift: float) -> None:
         editor = self._editor
+        if op_type == "Clip":
+            for at in (1, 2):
+                editor.set_constant(name, at, _float32(editor.constant(name, at) + np.float64(shift)), _SUFFIX)
+            conv = editor.index.names[editor.index.producers[editor.node(name).input[0]]]
+            add_channels(editor, conv, np.full(len(factors), shift, np.float32), _SUFFIX)
+            return
         if op_type == "Conv":
             weight = editor.constant(name, 1)
             editor.set_constant(name, 1, _float32(weight * factors.reshape(-1, *[1] * (weight.ndim - 1))), _SUFFIX)

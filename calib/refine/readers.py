@@ -50,6 +50,12 @@ class Geometry:
         per_patch = int(np.prod(self.kernel, dtype=np.intp))
         return np.repeat(np.arange(count), per_patch).reshape(self.groups, -1)
 
+    def length(self, values: NDArray[Any]) -> int:
+        """K of the patches of an activation."""
+        if self.op_type != "Conv":
+            return int(values.shape[-1])
+        return int(values.shape[1]) // self.groups * int(np.prod(self.kernel, dtype=np.intp))
+
     def patches(self, values: NDArray[Any], count: int, random: np.random.Generator) -> Float32:
         """At most `count` patches (n, G, K) of an activation, at positions drawn without replacement."""
         if self.op_type != "Conv":

@@ -24,28 +24,31 @@ from calib.scales import QMAX, SMALLEST_SCALE, weight_scales
 
 Float64 = NDArray[np.float64]
 
-DAMPING = 0.01
-"""Added to the diagonal of H, relative to its mean: what few images say of rare directions is not to be trusted."""
+DAMPING, FEW = 0.01, 2.0
+"""Added to the diagonal of H, relative to its mean: DAMPING + FEW * K / n for n patches of length K. What few patches say of
+rare directions is not to be trusted, and a head behind a pooling sees one patch an image.
+"""
 _BLOCK = 64
 
 
-def refit(matrix: Float64, gram: Float64, cross: Float64) -> Float64:
+def refit(matrix: Float64, gram: Float64, cross: Float64, count: int) -> Float64:
     """W* of a weight (G, K, N); gram and cross are (G, K, K)."""
-    return np.asarray(matrix + np.linalg.solve(_damped(gram), cross @ matrix))
+    return np.asarray(matrix + np.linalg.solve(_damped(gram, count), cross @ matrix))
 
 
-def round_matrix(matrix: Float64, gram: Float64, tensor: str) -> Float64:
+def round_matrix(matrix: Float64, gram: Float64, count: int, tensor: str) -> Float64:
     """The weight on its grid.
 
     Args:
         matrix: (G, K, N).
         gram: (G, K, K), H up to a factor.
+        count: patches that it is the mean of.
         tensor: name of the weight, for errors.
     """
     groups, rows, columns = matrix.shape
     steps = weight_scales(np.abs(matrix).max(axis=1).reshape(-1), tensor).astype(np.float64).reshape(groups, 1, columns)
     order = np.argsort(-np.diagonal(gram, axis1=1, axis2=2), axis=1, kind="stable")  # (G, K)
-    upper = _upper_of_inverse(gram, order)
+    upper = _upper_of_inverse(_damped(gram, count), order)
     work = np.take_along_axis(matrix, order[:, :, None], axis=1)
     largest = np.where(steps[:, 0] > SMALLEST_SCALE, np.abs(work).argmax(axis=1), -1)  # (G, N): the row that spans the range
     rounded = np.empty_like(work)
@@ -66,13 +69,14 @@ def round_matrix(matrix: Float64, gram: Float64, tensor: str) -> Float64:
     return result
 
 
-def _damped(gram: Float64) -> Float64:
+def _damped(gram: Float64, count: int) -> Float64:
+    relative = DAMPING + FEW * gram.shape[1] / count
     mean = np.diagonal(gram, axis1=1, axis2=2).mean(axis=1)
-    damping = np.where(mean > 0, DAMPING * mean, 1.0)
+    damping = np.where(mean > 0, relative * mean, 1.0)
     return np.asarray(gram + damping[:, None, None] * np.eye(gram.shape[1]))
 
 
 def _upper_of_inverse(gram: Float64, order: NDArray[np.intp]) -> Float64:
-    """U with inverse(H) = U^T U, H the damped second moments in the order of rounding."""
+    """U with inverse(H) = U^T U, H the second moments, in the order of rounding."""
     ordered = np.take_along_axis(np.take_along_axis(gram, order[:, :, None], axis=1), order[:, None, :], axis=2)
-    return np.asarray(np.linalg.cholesky(np.linalg.inv(_damped(ordered))).transpose(0, 2, 1))
+    return np.asarray(np.linalg.cholesky(np.linalg.inv(ordered)).transpose(0, 2, 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,10 @@ import onnx
 from numpy.typing import NDArray
 
 from calib.refine.readers import Float32, Reader
-from calib.taps import TappedGraph, check_batch
+from calib.taps import TappedGraph
 
 PATCHES = 512
 """Patches per tensor: for sums over K up to a few thousand, the error of a candidate is known within a few percent."""
-IMAGES = 256
-"""Images that the sample is drawn from."""
 
 
 @dataclass(frozen=True)
@@ -24,39 +22,39 @@ class Sample:
     """What the readers of one tensor see.
 
     Attributes:
-        patches: (n, G, K), see `calib.refine.readers`.
-        low, high: (C,) smallest and largest value of each channel over all positions of the images.
+        patches: (n, G, K) of the second half of the images, see `calib.refine.readers`.
+        low, high: (C,) smallest and largest value of each channel over all positions of all images.
+        early: (C,) largest magnitude of each channel in the first half of the images: what is made from it is judged on images
+            that it has not seen.
     """
 
     patches: Float32
     low: Float32
     high: Float32
+    early: Float32
 
 
 def take_samples(
-    model: onnx.ModelProto, readers: Mapping[str, tuple[Reader, ...]], batches: Iterable[NDArray[Any]], threads: int
+    model: onnx.ModelProto, readers: Mapping[str, tuple[Reader, ...]], batches: Sequence[NDArray[Any]], threads: int
 ) -> dict[str, Sample]:
-    """Sample every tensor of `readers` on the first batches, in the order given, that hold IMAGES images.
-
-    Equal inputs give equal samples. Batches stay whole, since a graph may take one size only.
-    """
+    """Sample every tensor of `readers` on some images; a single batch is both halves. Equal inputs give equal samples."""
     tapped = TappedGraph(model, tuple(readers), threads=threads)
     patches: dict[str, list[Float32]] = {tensor: [] for tensor in readers}
     low: dict[str, Float32] = {}
     high: dict[str, Float32] = {}
+    early: dict[str, Float32] = {}
     random = np.random.default_rng(0)
-    images = 0
-    for batch in batches:
-        check_batch(batch, images)
-        share = min(len(batch), IMAGES - images)
-        images += len(batch)
+    half = len(batches) // 2
+    share = -(-PATCHES // (len(batches) - half))
+    for number, batch in enumerate(batches):
         for tensor, values in tapped(batch).items():
             geometry = readers[tensor][0].geometry
-            patches[tensor].append(geometry.patches(values, -(-PATCHES * share // IMAGES), random))
+            if number >= half:
+                patches[tensor].append(geometry.patches(values, share, random))
             others = tuple(a for a in range(values.ndim) if a != (1 if geometry.kernel else values.ndim - 1))
             smallest, largest = values.min(axis=others), values.max(axis=others)
             low[tensor] = np.minimum(low.get(tensor, smallest), smallest)
             high[tensor] = np.maximum(high.get(tensor, largest), largest)
-        if images >= IMAGES:
-            break
-    return {tensor: Sample(np.concatenate(parts), low[tensor], high[tensor]) for tensor, parts in patches.items()}
+            if number < max(half, 1):
+                early[tensor] = np.maximum(np.abs(low[tensor]), np.abs(high[tensor]))
+    return {t: Sample(np.concatenate(parts), low[t], high[t], early[t]) for t, parts in patches.items()}

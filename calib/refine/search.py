@@ -2,14 +2,14 @@
 
 A reader computes x W from patches x. Quantized, it sees, with factors a > 0 per channel, a step s and a zero z,
 
-    q = clip(round(a x / s - z), -127, 127)        x' = s (q + z)        W' = Q(W / a)
+    q = clip(round(a x / s - z), -128, 127)        x' = s (q + z)        W' = Q(W / a)
 
 and errs by x' W' - x W. The search looks for the (a, s, z) with the least mean squared error over a sample, the mean error of
 each output left out, since a bias takes it back. Three things are tried, each of them optional:
 
     s alone        every calibration method is a rule for s; this compares candidates where it counts, behind the layer
     a              a_c = (r_c / max r)^-alpha, r_c the range of channel c: SmoothQuant (Xiao et al., arXiv 2211.10438); the
-                   factors move into the weights
+                   factors move into the weights. Rounded down to powers of two: that other images exceed r_c must cost little
     z              a range that does not lie around zero, such as GELU's, uses all 255 levels once it is shifted: the
                    channel-wise shift of Outlier Suppression+ (Wei et al., arXiv 2304.09145), one z per tensor here. z is an
                    integer first, so that zero stays exact; quarters are tried for tensors whose commonest value is another
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from calib.refine.readers import Float32, product
 from calib.refine.sample import Sample
-from calib.scales import QMAX, SMALLEST_SCALE, activation_scale
+from calib.scales import QMAX, QMIN, SMALLEST_SCALE, activation_scale
 
 ALPHAS = (0.0, 0.5, 1.0)
 _COARSE = (1.0, 0.71, 0.5, 0.35)
@@ -54,7 +54,7 @@ class Choice:
         scale: the step s, exact in FP16.
         factors: a, (C,); all 1 when nothing is migrated.
         zero: z, in steps; 0 when nothing is shifted.
-        error: mean squared error of the outputs, relative to their mean square.
+        error: mean squared error of the outputs, relative to their mean square, with factors made from half of the images.
         plain_error: the same of the best scale without factors and zero.
     """
 
@@ -106,7 +106,7 @@ def choose(sample: Sample, matrix: NDArray[np.float32], channels: NDArray[np.int
         if found[0] < allowed.gain * plain[0]:
             best = found
     error, candidate = best
-    return Choice(candidate.scale, trial.factors(candidate.alpha), candidate.zero, error, plain[0])
+    return Choice(candidate.scale, trial.factors(candidate.alpha, final=True), candidate.zero, error, plain[0])
 
 
 class _Trial:
@@ -119,15 +119,20 @@ class _Trial:
         self._exact = product(sample.patches, matrix)
         self._power = float(np.mean(np.square(self._exact, dtype=np.float64))) or 1.0
         self.range = np.maximum(np.abs(sample.low), np.abs(sample.high)).astype(np.float64)
+        self._early = sample.early.astype(np.float64)
         self._weights: dict[float, Float32] = {}
         self._errors: dict[_Candidate, float] = {}
 
-    def factors(self, alpha: float) -> NDArray[np.float64]:
-        """(C,) a_c = 2^round(-alpha log2(r_c / max r)): powers of two, which move between constants without a rounding."""
+    def factors(self, alpha: float, *, final: bool = False) -> NDArray[np.float64]:
+        """(C,) a_c = 2^floor(-alpha log2(r_c / max r)): powers of two, which move between constants without a rounding.
+
+        In the search, r_c is what the first half of the images shows, so that the patches, which are of the second, tell what
+        it costs when other images exceed it. `final` ones are from all images, and never larger.
+        """
         if alpha == 0:
             return np.ones(len(self.range))
-        relative = np.maximum(self.range / self.range.max(), 1 / _WIDEST)
-        return np.asarray(np.exp2(np.rint(-alpha * np.log2(relative))))
+        relative = np.maximum((self.range if final else self._early) / self.range.max(), 1 / _WIDEST)
+        return np.asarray(np.exp2(np.floor(-alpha * np.log2(relative))))
 
     def best(self, candidates: Iterator[_Candidate]) -> tuple[float, _Candidate]:
         """The candidate with the least error; the first of equals."""
@@ -145,7 +150,7 @@ class _Trial:
         levels = self.sample.patches * step
         levels -= np.float32(candidate.zero)
         np.rint(levels, out=levels)
-        np.clip(levels, -QMAX, QMAX, out=levels)
+        np.clip(levels, QMIN, QMAX, out=levels)
         levels += np.float32(candidate.zero)
         found = product(levels, self._quantized(candidate.alpha, factors))
         found *= np.float32(candidate.scale)
@@ -176,7 +181,7 @@ def _coarse(trial: _Trial, allowed: Allowed) -> Iterator[_Candidate]:
 
 
 def _symmetric(trial: _Trial, alpha: float, shares: Sequence[float]) -> Iterator[_Candidate]:
-    factors = trial.factors(alpha)
+    factors = trial.factors(alpha, final=True)
     largest = float(np.max(trial.range * factors))
     for share in shares:
         yield _Candidate(alpha, activation_scale(max(largest * share, SMALLEST_SCALE * QMAX), "in a search"), 0.0)
@@ -184,7 +189,7 @@ def _symmetric(trial: _Trial, alpha: float, shares: Sequence[float]) -> Iterator
 
 def _shifted(trial: _Trial, alpha: float, shares: Sequence[float]) -> Iterator[_Candidate]:
     """Ranges from the shorter end to a share of the longer one, zero among them."""
-    factors = trial.factors(alpha)
+    factors = trial.factors(alpha, final=True)
     low, high = min(float(np.min(trial.sample.low * factors)), 0.0), max(float(np.max(trial.sample.high * factors)), 0.0)
     for share in shares:
         short, long = (low, high * share) if high >= -low else (low * share, high)

@@ -50,7 +50,8 @@ def run(arguments: list[str]) -> int:
             traceback.print_exc()
         return _explain(error)
     if code == INTERRUPTED:
-        print("interrupted: finished steps are kept; the same command goes on from there", file=sys.stderr)
+        kept = ": finished steps are kept; the same command goes on from there" if arguments[:1] == ["build"] else ""
+        print(f"interrupted{kept}", file=sys.stderr)
     return code
 
 

@@ -232,7 +232,9 @@ def carry_out(task: Task) -> dict[str, Any]:
 
 
 def ours(task: Task, plan: QuantPlan, folder: Path) -> int:
-    table = calibrate(Path(task.graph), stored(task), plan, CollectConfig(task.method, workers=task.workers))
+    threads = 1 if task.workers > 1 else 2  # as `ufovit calibrate` has it
+    config = CollectConfig(task.method, workers=task.workers, threads=threads)
+    table = calibrate(Path(task.graph), stored(task), plan, config)
     save_table(folder / "calibration.json", table)
     return len(table.tensors)
 

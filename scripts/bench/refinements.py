@@ -4,7 +4,8 @@
     .venv/bin/python scripts/bench/refinements.py build/bench/peers/ufovit_t
 
 Every row calibrates on all of calib.npy with one set of refinements, all layers in INT8, and compares the logits of the Q/DQ
-graph with those of the float graph on eval.npy, ONNX Runtime on the CPU. Rows add one refinement to the row above.
+graph with those of the float graph on eval.npy, ONNX Runtime on the CPU. A row that begins with + adds one refinement to the
+row above.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +30,16 @@ from calib.refine.effort import EFFORTS, Effort
 from calib.scheme import QuantScheme
 from edge.runtime.ort import BATCH, OrtRunner, run_all, tapped_batch
 
+SETTLED = Effort(search=True, bias=True, rounding=True)
 ROWS: dict[str, Effort] = {
     "mse scales alone (fast)": EFFORTS["fast"],
     "+ search": Effort(search=True),
     "+ bias correction": Effort(search=True, bias=True),
-    "+ second-order rounding": Effort(search=True, bias=True, rounding=True),
-    "+ smoothing, folded (balanced)": EFFORTS["balanced"],
-    "+ factors anywhere": Effort(search=True, bias=True, rounding=True, smooth=True, insert=True),
-    "+ shifts (best)": EFFORTS["best"],
+    "+ second-order rounding": SETTLED,
+    "+ factors, folded": replace(SETTLED, smooth=True),
+    "+ shifts, folded (balanced)": EFFORTS["balanced"],
+    "+ both also as nodes (best)": EFFORTS["best"],
+    "best without rounding": replace(EFFORTS["best"], rounding=False),
 }
 
 
@@ -62,7 +66,6 @@ def main() -> None:
 
 
 def _quantize(graph: Path, calib: np.ndarray, effort: Effort) -> bytes:  # type: ignore[type-arg]  # float32, any shape
-    EFFORTS["measured"] = effort
     size = tapped_batch(calib.shape[-1])
     with tempfile.TemporaryDirectory() as folder:
         refined = Path(folder) / "refined.onnx"
@@ -72,7 +75,7 @@ def _quantize(graph: Path, calib: np.ndarray, effort: Effort) -> bytes:  # type:
             lambda: (np.asarray(calib[i : i + size]) for i in range(0, len(calib), size)),
             images=len(calib),
             data_sha256="",
-            config=CalibrateConfig("measured", QuantScheme(), CollectConfig(threads=2), refine_threads=2),
+            config=CalibrateConfig(effort, QuantScheme(), CollectConfig(threads=2), refine_threads=2),
         )
         return serialize(quantized(load_graph(refined)[0], table, QuantScheme(), refined))
 

@@ -66,8 +66,8 @@ def test_the_table_says_where_it_comes_from(tiny_path, images, effort):
         assert (table.source_sha256, table.refinements) == ("", ())
     else:
         assert table.source_sha256 == digest(tiny_path) != digest(refined)
-        assert table.refinements[:2] == ("search", "smooth")
-        assert ("shift" in table.refinements) == (effort == "best")
+        assert table.refinements[:3] == ("search", "smooth", "shift")
+        assert ("insert" in table.refinements) == (effort == "best")
     model = onnx.load(refined)
     assert tuple(table.tensors) == plan_quantization(model).activations
     settled = {t for t, entry in table.tensors.items() if entry.method == SEARCHED}
@@ -91,7 +91,7 @@ def test_two_workers_give_the_bytes_of_one(tiny_path, images, effort):
 
 def test_a_table_of_the_refined_graph_does_not_fit_its_source(tiny_path, images):
     refined, table = calibrated(tiny_path, images)
-    with pytest.raises(InputError, match=r"refined graph[\s\S]*search, smooth, rounding, bias"):
+    with pytest.raises(InputError, match=r"refined graph[\s\S]*search, smooth, shift, rounding, bias"):
         check_table(table, onnx_sha256=digest(tiny_path))
     check_table(table, onnx_sha256=digest(refined))
 

@@ -302,6 +302,125 @@ def test_a_conv_that_was_corrected_by_a_map_is_not_scaled_any_more(make_model, r
     assert close(run(changed), run(model))
 
 
+def front_clip(make, bounds=("low", "high"), *, bias=True, before=(), constants=None, more=(), outputs=("y",), **attributes):
+    """Conv -> Clip(0, 6), or with other bounds -> Conv."""
+    nodes = [
+        h.make_node("Conv", ["x", "w0", "b0"] if bias else ["x", "w0"], ["c"], name="front", pads=[1, 1, 1, 1], group=2),
+        *before,
+        h.make_node("Clip", ["c", *bounds], ["t"], name="clip"),
+    ]
+    held = {"w0": draw(6, 3, 3, 3, seed=5), **({"b0": draw(6, seed=6)} if bias else {}), **(constants or {})}
+    held |= {"low": np.float32(0), "high": np.float32(6)}
+    return conv(make, before=nodes, tensor="t", constants=held, more=more, outputs=outputs, **attributes)
+
+
+CLIPPED = {
+    "unpadded": {},
+    "front without bias": {"bias": False},
+    "strided": {"strides": [2, 1]},
+    "padded": {"pads": [1, 1, 1, 1]},
+    "padded, depthwise": {"pads": [1, 1, 1, 1], "group": 6},
+}
+
+
+@pytest.mark.parametrize("kind", CLIPPED)
+def test_a_shift_goes_through_a_clip_into_its_conv(make_model, kind):
+    model = front_clip(make_model, **CLIPPED[kind])
+    migration = Migration(model, find_readers(model, plan_quantization(model)))
+    assert migration.producer("t", shifted=True) == ("clip", "Clip")
+    assert migration.producer("t", shifted=False) is None, "factors would need bounds of their own per channel"
+    exact = run(tapped(model, "t"))[-1]
+    assert 0.05 < np.mean(exact == 0) < 0.95, "both bounds are at work"
+    assert np.mean(exact == 6) > 0.05
+    changed, ends = moved(model, {"t": choice(zero=20.25)})
+    assert ends == {"t": "t"}
+    assert close(run(changed), run(model))
+    old = [n.op_type for n in model.graph.node]
+    new = [n.op_type for n in changed.graph.node]
+    assert new == ([*old, "Add"] if "pads" in CLIPPED[kind] else old), "the map of a padded reader, no more"
+    clip, constants = changed.graph.node[1], index_graph(changed).constants
+    bounds = [float(numpy_helper.to_array(constants[name])) for name in clip.input[1:]]
+    np.testing.assert_allclose(bounds, [-20.25 * SHIFTED, 6 - 20.25 * SHIFTED], rtol=1e-6)
+    np.testing.assert_allclose(run(tapped(changed, "t"))[-1], exact - 20.25 * SHIFTED, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_the_comparison_sees_a_bound_that_stayed(make_model, at):
+    """The control."""
+    model = front_clip(make_model)
+    changed, _ = moved(model, {"t": choice(zero=20.25)})
+    clip = changed.graph.node[1]
+    old = numpy_helper.from_array(np.float32((0, 6)[at - 1]), "stayed")
+    changed.graph.initializer.append(old)
+    clip.input[at] = "stayed"
+    assert not close(run(changed), run(model))
+
+
+def test_bounds_that_two_clips_share_move_for_one_of_them(make_model):
+    more = [h.make_node("Neg", ["y"], ["n"]), h.make_node("Clip", ["n", "low", "high"], ["z"], name="clip2")]
+    model = front_clip(make_model, more=more, outputs=("y", "z"))
+    changed, ends = moved(model, {"t": choice(zero=20.25)})
+    assert ends["t"] == "t"
+    assert close(run(changed), run(model))
+    assert next(n for n in changed.graph.node if n.name == "clip2").input[1:] == ["low", "high"]
+
+
+def test_a_conv_with_a_map_behind_it_still_takes_the_shift_of_a_clip(make_model):
+    """x -> front, which pads: its map stands between Conv and Clip, and the shift adds to the bias in front of the map."""
+    for order in (("x", "t"), ("t", "x")):
+        model = front_clip(make_model)
+        changes = {"x": choice(FACTORS, 12.0), "t": choice(zero=20.25)}
+        changed, ends = moved(model, {tensor: changes[tensor] for tensor in order})
+        assert ends["t"] == "t"
+        assert close(run(changed), run(model))
+        exact, seen = (run(tapped(m, "t"))[-1] for m in (model, changed))
+        np.testing.assert_allclose(seen, exact - 20.25 * SHIFTED, rtol=1e-4, atol=1e-4)
+
+
+COMPUTED = h.make_node("Abs", ["raw"], ["made"])
+UNFOLDED = {
+    "no lower bound": {"bounds": ("", "high")},
+    "no upper bound": {"bounds": ("low",)},
+    "no bounds": {"bounds": ()},
+    "lower bound computed": {"bounds": ("made", "high"), "before": [COMPUTED], "constants": {"raw": np.float32(-0.5)}},
+    "upper bound computed": {"bounds": ("low", "made"), "before": [COMPUTED], "constants": {"raw": np.float32(-5)}},
+    "the Conv is read elsewhere": {"more": [h.make_node("Neg", ["c"], ["other"])], "outputs": ("y", "other")},
+    "the Conv is returned": {"outputs": ("y", "c")},
+    "the Clip is read elsewhere": {"more": [h.make_node("Neg", ["t"], ["other"])], "outputs": ("y", "other")},
+    "the Clip is returned": {"outputs": ("y", "t")},
+}
+
+
+@pytest.mark.parametrize("kind", UNFOLDED)
+def test_a_clip_that_cannot_take_a_shift_stays_as_it_is(make_model, kind):
+    model = front_clip(make_model, **UNFOLDED[kind])
+    migration = Migration(model, find_readers(model, plan_quantization(model)))
+    assert migration.producer("t", shifted=True) is None
+    changed, ends = moved(model, {"t": choice(zero=20.25)})
+    assert ends["t"] != "t", "a node of its own"
+    assert close(run(changed), run(model))
+    clip, front = (next(n for n in changed.graph.node if n.name == name) for name in ("clip", "front"))
+    assert clip == next(n for n in model.graph.node if n.name == "clip")
+    assert front == next(n for n in model.graph.node if n.name == "front")
+
+
+def test_a_clip_of_something_else_than_a_conv_is_not_shifted(make_model):
+    before = [h.make_node("Gelu", ["x"], ["g"]), h.make_node("Clip", ["g", "low", "high"], ["t"], name="clip")]
+    model = conv(make_model, before=before, tensor="t", constants={"low": np.float32(0), "high": np.float32(6)})
+    assert Migration(model, find_readers(model, plan_quantization(model))).producer("t", shifted=True) is None
+
+
+def test_what_a_clip_makes_is_told_from_the_rest(make_model):
+    for make, tensor, wanted in (
+        (front_clip, "t", True),
+        (lambda m: front_conv(m, True, True), "t", False),
+        (gelu, "t", False),
+        (conv, "x", False),
+    ):
+        model = make(make_model)
+        assert Migration(model, find_readers(model, plan_quantization(model))).clipped(tensor) == wanted
+
+
 def test_moves_along_a_chain_add_up(make_model):
     """Every Conv reads a shifted tensor and makes another one: weights and biases change twice."""
     names = ["x", "t1", "t2", "t3"]

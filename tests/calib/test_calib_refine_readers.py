@@ -171,17 +171,43 @@ def test_readers_that_cut_otherwise_are_left_out_together(make_model):
         assert list(find_readers(model, plan_quantization(model))) == (["x"] if alike else [])
 
 
+def rows_of(patches):
+    return {row.tobytes() for row in patches}
+
+
 def test_samples_hold_patches_and_the_range_of_every_channel(tiny, images):
     readers = find_readers(tiny, plan_quantization(tiny))
-    samples = take_samples(tiny, readers, np.split(images, [5, 40]), 1)
+    batches = np.split(images, [5, 40])
+    samples = take_samples(tiny, readers, batches, 1)
     np.testing.assert_array_equal(samples["image"].low, images.min(axis=(0, 2, 3)))
     np.testing.assert_array_equal(samples["image"].high, images.max(axis=(0, 2, 3)))
-    assert samples["image"].patches.shape == (128, 1, 27), "2 per image of 512 per 256 images"
-    assert samples["pooled"].low.shape == (8,)
+    np.testing.assert_array_equal(samples["image"].early, np.abs(images[:5]).max(axis=(0, 2, 3)))
+    assert samples["image"].patches.shape == (512, 1, 27), "256 of each of the two batches of the second half"
+    assert samples["pooled"].low.shape == samples["pooled"].early.shape == (8,)
     assert samples["g0"].patches.shape[1:] == (8, 9)
-    again = take_samples(tiny, readers, np.split(images, [5, 40]), 1)
+    again = take_samples(tiny, readers, batches, 1)
     for tensor, sample in samples.items():
         np.testing.assert_array_equal(sample.patches, again[tensor].patches)
+        assert np.all(sample.early <= np.maximum(-sample.low, sample.high))
+
+
+@pytest.mark.parametrize(("sizes", "early"), [((40, 24), 40), ((10, 30, 24), 10), ((16, 16, 16, 16), 32)])
+def test_patches_are_of_the_second_half_and_early_ranges_of_the_first(tiny, images, sizes, early):
+    readers = find_readers(tiny, plan_quantization(tiny))
+    geometry = readers["image"][0].geometry
+    sample = take_samples(tiny, readers, np.split(images, np.cumsum(sizes)[:-1]), 1)["image"]
+    first, second = (rows_of(geometry.patches(part, EVERY, np.random.default_rng(0))) for part in np.split(images, [early]))
+    assert not first & second, "normal numbers: no two patches are alike"
+    found = rows_of(sample.patches)
+    assert found <= second
+    assert not found & first
+    np.testing.assert_array_equal(sample.early, np.abs(images[:early]).max(axis=(0, 2, 3)))
+
+
+def test_a_single_batch_is_both_halves(tiny, images):
+    sample = take_samples(tiny, find_readers(tiny, plan_quantization(tiny)), [images], 1)["image"]
+    np.testing.assert_array_equal(sample.early, np.abs(images).max(axis=(0, 2, 3)))
+    assert len(sample.patches) == 512
 
 
 def test_a_graph_of_one_batch_size_is_sampled_in_whole_batches(make_model):
@@ -190,5 +216,6 @@ def test_a_graph_of_one_batch_size_is_sampled_in_whole_batches(make_model):
     model = make_model(nodes, {"w": draw(5, 6)}, [("x", T.FLOAT, [48, 3, 5])], [("y", T.FLOAT, [48, 3, 6])])
     values = draw(480, 3, 5)
     sample = take_samples(model, find_readers(model, plan_quantization(model)), np.split(values, 10), 1)["r"]
-    assert len(sample.patches) == 512, "256 images, though they are no whole number of batches"
-    np.testing.assert_array_equal(sample.high, np.maximum(values[:288], 0).max(axis=(0, 1)))
+    assert 512 <= len(sample.patches) < 512 + 5, "as many of each of the five batches of the second half"
+    np.testing.assert_array_equal(sample.high, np.maximum(values, 0).max(axis=(0, 1)))
+    np.testing.assert_array_equal(sample.early, np.maximum(values[:240], 0).max(axis=(0, 1)))

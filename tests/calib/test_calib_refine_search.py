@@ -15,7 +15,7 @@ ONE = np.zeros((1, 32), np.intp) + np.arange(32)
 
 def sample_of(values):
     """A sample of (n, K): every element is a channel."""
-    return Sample(values[:, None].astype(np.float32), values.min(axis=0), values.max(axis=0))
+    return Sample(values[:, None].astype(np.float32), values.min(axis=0), values.max(axis=0), np.abs(values).max(axis=0))
 
 
 def weight(rows=32, columns=24, seed=3):
@@ -26,7 +26,7 @@ def brute_error(values, matrix, scale, factors=1.0, zero=0.0):
     """Mean squared error behind the layer around its mean, relative to the outputs' mean square."""
     x, w = np.asarray(values, np.float64), np.asarray(matrix[0], np.float64)
     factors = np.broadcast_to(np.asarray(factors, np.float64), x.shape[1])
-    levels = np.maximum(np.minimum(np.round(x * factors / scale - zero), 127), -127) + zero
+    levels = np.maximum(np.minimum(np.round(x * factors / scale - zero), 127), -128) + zero
     divided = w / factors[:, None]
     step = np.abs(divided).max(axis=0) / 127
     wrong = (levels * scale) @ (np.round(divided / step) * step) - x @ w
@@ -123,18 +123,77 @@ def test_one_wide_channel_gets_factors():
     assert found < 0.5 * brute_error(values, weight(), plain.scale)
 
 
+def halves(first, second):
+    """A sample as `take_samples` makes it: patches of the second half, ranges of both, early ones of the first."""
+    both = np.concatenate([first, second])
+    return Sample(second[:, None].astype(np.float32), both.min(axis=0), both.max(axis=0), np.abs(first).max(axis=0))
+
+
+def growing(early, late):
+    """Two halves with a wide channel 7, and a channel 3 of these two sizes."""
+    first, second = (np.random.default_rng(seed).normal(size=(512, 32)) for seed in (21, 22))
+    for values, size in ((first, early), (second, late)):
+        values[:, 7] *= 50
+        values[:, 3] *= size
+    return first, second
+
+
+def test_a_channel_that_grows_in_the_second_half_gets_no_large_factor():
+    small, grown = (growing(0.2, late) for late in (0.2, 30))
+    steady = choose(halves(*small), weight(), ONE, Allowed(factors=True))
+    assert steady.factors[3] >= 16, "the control: it is small in both halves"
+    choice = choose(halves(*grown), weight(), ONE, Allowed(factors=True))
+    assert choice.factors[3] == 1
+    largest = np.abs(np.concatenate(grown)).max(axis=0)
+    assert np.all(choice.factors * largest <= largest.max()), "nothing is drawn beyond the widest channel"
+    factors = np.ones(32)
+    factors[3] = steady.factors[3]
+    others = brute_error(grown[1], weight(), choice.scale, factors)
+    assert brute_error(grown[1], weight(), choice.scale, choice.factors) < 0.1 * others, "what the first half would have cost"
+
+
+def test_factors_are_judged_on_images_that_they_were_not_made_from():
+    """The same patches and ranges: had the first half shown channel 3 small, a factor made from it would have clipped it."""
+    sample = halves(*growing(30, 30))
+    shown, hidden = sample.early, sample.early.copy()
+    hidden[3] /= 200
+    assert choose(sample, weight(), ONE, Allowed(factors=True)).factors.max() >= 4
+    blind = Sample(sample.patches, sample.low, sample.high, hidden)
+    assert choose(blind, weight(), ONE, Allowed(factors=True)).plain
+    assert shown[3] > 50 * hidden[3]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_factors_are_rounded_down(seed):
+    """By hand: the largest power of two that does not exceed (max r / r_c)^alpha, with the ranges of all images."""
+    random = np.random.default_rng(seed)
+    sizes = np.exp2(random.uniform(-3, 3, 32))
+    first, second = (random.normal(size=(512, 32)) * sizes for _ in range(2))
+    largest = np.abs(np.concatenate([first, second])).max(axis=0)
+    choice = choose(halves(first, second), weight(), ONE, Allowed(factors=True))
+    powers = np.exp2(np.arange(12))
+
+    def by_hand(alpha, room=1.0):
+        return np.array([powers[powers <= room * (largest.max() / r) ** alpha].max() for r in largest])
+
+    wanted = [by_hand(alpha) for alpha in (0.5, 1.0)]
+    assert any(np.array_equal(choice.factors, w) for w in wanted)
+    nearest = [by_hand(alpha, room=np.sqrt(2)) for alpha in (0.5, 1.0)]
+    assert not any(np.array_equal(choice.factors, n) for n in nearest), "the control: rounded to the nearest"
+
+
 def test_factors_go_with_channels_not_with_positions_of_the_patch():
     """A depthwise 3 x 3 patch: nine elements of one channel share its factor."""
     patches = np.random.default_rng(6).normal(size=(512, 4, 9)).astype(np.float32) * np.float32([1, 1, 1, 40]).reshape(4, 1)
     wide = np.abs(patches).max(axis=(0, 2))
     channels = np.repeat(np.arange(4), 9).reshape(4, 9)
     matrix = np.random.default_rng(7).normal(size=(4, 9, 1)).astype(np.float32)
-    choice = choose(Sample(patches, -wide, wide), matrix, channels, Allowed(factors=True))
+    choice = choose(Sample(patches, -wide, wide, wide), matrix, channels, Allowed(factors=True))
     assert choice.factors.shape == (4,)
     assert choice.factors[3] == 1
     assert np.all(choice.factors[:3] >= 4)
     other = np.roll(channels, 1, axis=0)  # the control: another channel's range for every patch makes factors worthless
-    assert choose(Sample(patches, -wide, wide), matrix, other, Allowed(factors=True)).plain
+    assert choose(Sample(patches, -wide, wide, wide), matrix, other, Allowed(factors=True)).plain
 
 
 @pytest.mark.parametrize("make", [wide_channel, lambda: gelu(2 * wide_channel())])

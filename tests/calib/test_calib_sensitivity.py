@@ -17,7 +17,7 @@ from calib.errors import InputError
 from calib.graph import index_graph
 from calib.qdq import quantize_weight
 from calib.scheme import QuantPlan
-from calib.segments import split
+from calib.segments import split, split_at
 from calib.sensitivity import Sensitivity, group_nodes, measure_sensitivity
 from calib.table import CalibrationTable
 from calib.taps import TappedGraph
@@ -275,6 +275,96 @@ def test_the_segments_chain_up_to_the_whole_graph(make_model, few):
     assert named == list(index_graph(model).names)
     found = Chain(segments, "logits", 1).finish(0, {"image": few})
     np.testing.assert_allclose(found, logits(model, few), rtol=1e-4, atol=1e-5)
+
+
+ORDERED = ("image", "c0", "g0", "t1", "x", "b0.ln", "b0.k", "b0.kv", "b0.a", "b1.x1", "b1.x2", "b2.gt", "pooled")
+"""Tensors of `network` in the order in which they are made, some beside others that live on."""
+
+
+def session_of(model):
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def tensors_of(model, images, names):
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name != "image")
+    found = session_of(copy).run([name for name in names if name != "image"], {"image": images})
+    return {"image": images, **dict(zip([name for name in names if name != "image"], found, strict=True))}
+
+
+def one_after_the_other(segments, images):
+    """The tensor in which each segment ends, with nothing at hand but the state in front of it."""
+    state, found = {"image": images}, {}
+    for tensor, segment in segments.items():
+        made = {}
+        if segment.nodes:
+            session = session_of(segment.model)
+            outputs = [v.name for v in session.get_outputs()]
+            values = session.run(outputs, {v.name: state[v.name] for v in session.get_inputs()})
+            made = dict(zip(outputs, values, strict=True))
+        assert not set(made) & set(segment.passed)
+        state = {**{name: state[name] for name in segment.passed}, **made}
+        found[tensor] = state[tensor]
+    return found
+
+
+def agree(found, wanted):
+    return {name: bool(np.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-5)) for name in found}
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_segments_that_end_anywhere_give_the_tensors_of_the_whole_graph(make_model, few, skip):
+    model = network(make_model, skip=skip)
+    before = model.SerializeToString()
+    segments = split_at(model, ORDERED[::-1])
+    assert tuple(segments) == ORDERED, "in the order in which the graph makes them"
+    assert model.SerializeToString() == before
+    assert all(agree(one_after_the_other(segments, few), tensors_of(model, few, ORDERED)).values())
+    names = index_graph(model).names
+    assert [name for s in segments.values() for name in s.nodes] == list(names[: names.index("head")])
+    assert segments["image"].nodes == ()
+    assert "b0.x1" not in segments["b2.gt"].passed, "what nobody reads any more is let go"
+    assert {"x", "b0.q"} <= {*segments["b0.k"].passed, *(v.name for v in segments["b0.k"].model.graph.output)}
+
+
+@pytest.mark.parametrize("at", range(1, len(ORDERED)))
+def test_a_segment_that_was_changed_is_seen_from_there_on(make_model, few, at):
+    """The control: one segment's output doubled."""
+    model = network(make_model)
+    segments = split_at(model, ORDERED)
+    graph = segments[ORDERED[at]].model.graph
+    maker = next(n for n in graph.node if ORDERED[at] in n.output)
+    maker.output[0] = "halved"
+    graph.node.append(h.make_node("Add", ["halved", "halved"], [ORDERED[at]], name="doubled"))
+    same = agree(one_after_the_other(segments, few), tensors_of(model, few, ORDERED))
+    assert all(same[t] for t in ORDERED[:at])
+    assert not same[ORDERED[at]]
+
+
+def test_tensors_of_one_node_end_segments_of_which_one_is_empty(make_model):
+    nodes = [
+        h.make_node("Split", ["image"], ["a", "b"], name="split", num_outputs=2, axis=1),
+        h.make_node("MatMul", ["a", "w"], ["c"], name="c"),
+        h.make_node("MatMul", ["b", "w"], ["d"], name="d"),
+        h.make_node("Add", ["c", "d"], ["y"], name="y"),
+    ]
+    model = make_model(nodes, {"w": np.eye(3, dtype=np.float32)}, [("image", T.FLOAT, ["n", 6])], [("y", T.FLOAT, ["n", 3])])
+    segments = split_at(model, ("a", "b"))
+    assert [s.nodes for s in segments.values()] == [("split",), ()]
+    images = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    assert all(agree(one_after_the_other(segments, images), tensors_of(model, images, ("a", "b"))).values())
+
+
+def test_several_inputs_cannot_be_cut_anywhere(make_model):
+    nodes = [h.make_node("Add", ["image", "other"], ["t"]), h.make_node("Relu", ["t"], ["y"])]
+    inputs = [("image", T.FLOAT, ["n"]), ("other", T.FLOAT, ["n"])]
+    with pytest.raises(InputError, match=r"one input[\s\S]*image, other"):
+        split_at(make_model(nodes, {}, inputs, [("y", T.FLOAT, ["n"])]), ("t",))
 
 
 def test_groups_share_activations(measured):

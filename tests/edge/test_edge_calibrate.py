@@ -4,6 +4,7 @@ The network is made here: a Conv, GELU, LayerNormalization, two linear layers an
 Oracles: ONNX Runtime on the written files, multiply-accumulates counted by hand, JSON and struct on the table and the cache.
 """
 
+import errno
 import json
 import os
 import re
@@ -747,7 +748,7 @@ def test_an_interruption_leaves_nothing(world, calibrate, earlier, tmp_path, cap
         raise KeyboardInterrupt
 
     places = {
-        "refining": "calib.refine.apply.measure_moments",
+        "refining": "calib.refine.apply.walk",
         "observing": "calib.halves.Halves.update",
         "judging": "edge.calibrate.sqnr_db",
         "searching": "edge.budget.drop_points",
@@ -765,14 +766,16 @@ def test_an_interruption_leaves_nothing(world, calibrate, earlier, tmp_path, cap
     assert not (tmp_path / "new").exists()
 
 
-def test_an_interruption_while_writing_leaves_no_mixture(calibrate, earlier, world, tmp_path, monkeypatch):
-    """What an earlier run left is gone, or all of it is new: never a graph beside the table of another."""
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_what_an_earlier_run_left_stays_until_all_is_written(calibrate, earlier, tmp_path, monkeypatch, failure, capsys):
+    def fail(_path, _table):
+        raise failure
 
-    def interrupt(_table):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("edge.calibrate.cache_text", interrupt)
-    assert calibrate(graph=network(tmp_path / "other.onnx", seed=9)) == 130
-    assert not (earlier / "model.int8.onnx").exists()
-    assert not (earlier / "calibration.cache").exists()
-    assert table_of(earlier)["onnx_sha256"] == sha256(earlier / "model.refined.onnx") == sha256(tmp_path / "other.onnx")
+    before = contents(earlier)
+    with monkeypatch.context() as patched:
+        patched.setattr("edge.calibrate.write_artifact", fail)
+        assert calibrate(graph=network(tmp_path / "other.onnx", seed=9)) in (4, 130)
+    assert contents(earlier) == before
+    assert "Traceback" not in capsys.readouterr().err
+    assert calibrate(graph=tmp_path / "other.onnx") == 0, "the control: the same command writes where nothing fails"
+    assert contents(earlier) != before
