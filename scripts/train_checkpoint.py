@@ -2,12 +2,15 @@
 """Train a UFO-ViT on Fashion-MNIST and write the checkpoint that the toolkit ships.
 
     apt-get install dataset-fashion-mnist
-    python scripts/train_checkpoint.py --data /usr/share/datasets/fashion-mnist --out build/train
+    data=/usr/share/datasets/fashion-mnist
+    python scripts/train_checkpoint.py --data $data --out build/train-64 --image-size 64
+    python scripts/train_checkpoint.py --data $data --out build/train-112 --init build/train-64/ufovit_t.safetensors
 
-AdamW, linear warm-up and cosine decay, random shift and horizontal flip, BF16 autocast where the machine has it. The state
-is saved every `--save-every` steps; the same command resumes from it. Same seed, same data, same order of batches. The last
-1,024 training images are held out: they choose nothing but show progress, and become the calibration split. The test
-images are only copied to the test split.
+AdamW, linear warm-up and cosine decay, label smoothing; random shift, horizontal flip and erasing; BF16 autocast on a GPU. An
+exponential moving average of the weights is what is kept. `--init` starts from a checkpoint of another image size, its position
+embedding resized: most epochs are cheaper at a small size. The state is saved every `--save-every` steps; the same command
+resumes from it. Same seed, same data, same order of batches. The last 1,024 training images are held out: they choose nothing
+but show progress, and become the calibration split. The test images are only copied to the test split.
 """
 
 from __future__ import annotations
@@ -21,13 +24,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, interpolate
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from calib.files import atomic_path
 from edge.data import read_idx, write_idx
-from edge.model.checkpoint import save_checkpoint
+from edge.model.checkpoint import load_checkpoint, save_checkpoint
 from edge.model.config import SIZES, config
 from edge.model.metadata import CheckpointInfo
 from edge.model.ufo_vit import UfoVit, init_weights
@@ -48,31 +52,33 @@ def main() -> None:
     cfg = config(args.model, image_size=args.image_size, classes=len(LABELS))
     model = UfoVit(cfg).to(device)
     init_weights(model, args.seed)
+    if args.init:
+        start_from(model, args.init, args.model)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema), use_buffers=True)
     optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.lr, fused=True)
 
     train_images, train_labels = images[:-HELD_OUT], labels[:-HELD_OUT]
-    steps_per_epoch = len(train_images) // args.batch
-    total = args.epochs * steps_per_epoch
+    total = args.epochs * (len(train_images) // args.batch)
     state_file = args.out / "state.pt"
-    step = resume(state_file, model, optimizer) if state_file.exists() else 0
+    step = resume(state_file, model, averaged, optimizer) if state_file.exists() else 0
     print(f"{args.model}: {count(model):,} parameters, {device}, step {step} of {total}", flush=True)
 
+    train = torch.compile(model, dynamic=False) if args.compile else model
     started, first, running = time.monotonic(), step, 0.0
     while step < total:
-        epoch, index = divmod(step, steps_per_epoch)
-        order = np.random.default_rng([args.seed, epoch]).permutation(len(train_images))
-        chosen = order[index * args.batch : (index + 1) * args.batch]
-        batch = augment(train_images[chosen], np.random.default_rng([args.seed, epoch, index]))
-        x, y = torch.from_numpy(preprocess.batch(batch)).to(device), torch.from_numpy(train_labels[chosen]).to(device)
+        chosen, rng = drawn(step, len(train_images), args.batch, args.seed)
+        x = torch.from_numpy(preprocess.batch(augment(train_images[chosen], rng))).to(device)
+        y = torch.from_numpy(train_labels[chosen]).to(device)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * schedule(step, args.warmup, total)
         model.train()
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = cross_entropy(model(x).float(), y)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = cross_entropy(train(x).float(), y, label_smoothing=args.smoothing)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        averaged.update_parameters(model)
         step += 1
         running += (loss.item() - running) / min(50, step - first)
         if step % 50 == 0:
@@ -80,8 +86,9 @@ def main() -> None:
             print(f"step {step}/{total} loss {running:.4f} {rate:.1f} images/s", flush=True)
         if step % args.save_every == 0 or step == total:
             with atomic_path(state_file) as temporary:
-                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, temporary)
-            accuracy = top1(model, preprocess, images[-HELD_OUT:], labels[-HELD_OUT:], device)
+                states = {"model": model.state_dict(), "averaged": averaged.state_dict(), "optimizer": optimizer.state_dict()}
+                torch.save({**states, "step": step}, temporary)
+            accuracy = top1(averaged.module, preprocess, images[-HELD_OUT:], labels[-HELD_OUT:], device)
             print(f"step {step}/{total} held-out top-1 {accuracy:.4f}", flush=True)
 
     training = {
@@ -90,7 +97,7 @@ def main() -> None:
         "epochs": args.epochs,
         "torch": torch.__version__,
     }
-    model.to("cpu")
+    model = averaged.module.to("cpu")
     save_checkpoint(model, CheckpointInfo(cfg, LABELS, preprocess, training=training), args.out / f"{args.model}.safetensors")
     write_splits(args.data, args.out, images[-HELD_OUT:, :, :, 0], labels[-HELD_OUT:])
     print(f"wrote {args.out / args.model}.safetensors and the two splits beside it", flush=True)
@@ -101,15 +108,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model", default="ufovit_t", choices=list(SIZES))
     parser.add_argument("--data", type=Path, required=True, help="folder of the four IDX files")
     parser.add_argument("--out", type=Path, required=True, help="folder of the state and the checkpoint")
-    parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--init", type=Path, help="checkpoint to start from, of any image size")
+    parser.add_argument("--image-size", type=int, default=112)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--warmup", type=int, default=200, help="steps")
+    parser.add_argument("--smoothing", type=float, default=0.1, help="label smoothing")
+    parser.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights per step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=200, help="steps")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="torch.compile: needs a C++ compiler")
     return parser.parse_args()
 
 
@@ -122,8 +133,17 @@ def parameter_groups(model: UfoVit, weight_decay: float) -> list[dict[str, objec
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def augment(images: Uint8, rng: np.random.Generator, shift: int = 2) -> Uint8:
-    """Random shift by up to `shift` pixels (zero-padded) and random horizontal flip; images (B, H, W, 1)."""
+def drawn(step: int, count: int, batch: int, seed: int) -> tuple[np.ndarray, np.random.Generator]:
+    """Indices (batch,) of this step's images, each image once an epoch, and the generator of their augmentation."""
+    epoch, index = divmod(step, count // batch)
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    return order[index * batch : (index + 1) * batch], np.random.default_rng([seed, epoch, index])
+
+
+def augment(images: Uint8, rng: np.random.Generator, shift: int = 2, erase: float = 0.25) -> Uint8:
+    """Random shift by up to `shift` pixels (zero-padded), horizontal flip and, with probability `erase`, a rectangle of noise
+    of a quarter to half of each side (Zhong et al. 2017); images (B, H, W, 1).
+    """
     count, height, width, _ = images.shape
     padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
     out = np.empty_like(images)
@@ -131,6 +151,10 @@ def augment(images: Uint8, rng: np.random.Generator, shift: int = 2) -> Uint8:
     for i, ((dy, dx), flip) in enumerate(zip(offsets, flips, strict=True)):
         crop = padded[i, dy : dy + height, dx : dx + width]
         out[i] = crop[:, ::-1] if flip else crop
+        if rng.random() < erase:
+            h, w = rng.integers(height // 4, height // 2 + 1), rng.integers(width // 4, width // 2 + 1)
+            top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+            out[i, top : top + h, left : left + w] = rng.integers(0, 256, (h, w, 1), np.uint8)
     return out
 
 
@@ -141,10 +165,20 @@ def schedule(step: int, warmup: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def resume(state_file: Path, model: UfoVit, optimizer: torch.optim.Optimizer) -> int:
-    """Load weights and optimizer state in place; returns the number of steps done."""
+def start_from(model: UfoVit, file: Path, name: str) -> None:
+    """Load the weights of `file` in place; the position embedding is resized to the model's grid (bicubic)."""
+    source, _ = load_checkpoint(file, model=name)
+    state = source.state_dict()
+    grid = state["pos_embed"].transpose(1, 2).unflatten(2, source.cfg.grid)  # (1, C, h, w)
+    state["pos_embed"] = interpolate(grid, model.cfg.grid, mode="bicubic").flatten(2).transpose(1, 2)
+    model.load_state_dict(state)
+
+
+def resume(state_file: Path, model: UfoVit, averaged: AveragedModel, optimizer: torch.optim.Optimizer) -> int:
+    """Load weights, their average and the optimizer's state in place; returns the number of steps done."""
     state = torch.load(state_file, weights_only=True, map_location="cpu")
     model.load_state_dict(state["model"])
+    averaged.load_state_dict(state["averaged"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
 
