@@ -5,7 +5,7 @@
 An FP32 graph and its FP16 lowering then share every scale to the last bit and quantize alike. Rounding up means that no
 value up to amax is clipped; what it costs is resolution, at most 2^-10 of the step for normal FP16 numbers and at most
 2^-5 for the subnormal ones down to 2^-19, which GPUs and CPUs convert without loss. Below that FP16 has too few digits.
--128 is not used: a symmetric range needs no correction term.
+No weight, and no activation within its range, becomes -128: a symmetric range needs no correction term.
 """
 
 from __future__ import annotations

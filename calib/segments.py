@@ -44,6 +44,10 @@ class Segment:
     nodes: tuple[str, ...]
     passed: tuple[str, ...]
 
+    def advance(self, state: State, graph: FedGraph) -> dict[str, NDArray[Any]]:
+        """The state behind the segment; `graph` runs its model, or another one with the same inputs and outputs."""
+        return {**{name: state[name] for name in self.passed}, **graph(state)}
+
 
 def split(model: onnx.ModelProto, output: str, groups: Sequence[Sequence[str]]) -> tuple[Segment, ...]:
     """Cut a graph into segments, so that each group of nodes begins as early in its segment as the cuts allow.
@@ -81,12 +85,8 @@ def split_at(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, Segmen
     graph = _Lifetimes(_named(model), tensors[-1])
     types = infer_types(graph.model)
     ordered = sorted(tensors, key=lambda name: graph.born[name])
-    first, found = -1, {}
-    for tensor in ordered:
-        last = graph.born[tensor]
-        found[tensor] = graph.segment(first, last, types)
-        first = last
-    return found
+    bounds = [-1, *(graph.born[name] for name in ordered)]
+    return {name: graph.segment(first, last, types) for name, (first, last) in zip(ordered, pairwise(bounds), strict=True)}
 
 
 def part(
@@ -136,7 +136,7 @@ class Chain:
             if at not in self._sessions:
                 self._sessions[at] = FedGraph(self.segments[at].model, threads=self._threads, where=f"segment {at}")
             instead = self._sessions[at]
-        return {**{name: state[name] for name in self.segments[at].passed}, **instead(state)}
+        return self.segments[at].advance(state, instead)
 
     def finish(self, at: int, state: State) -> NDArray[Any]:
         """The output, from the state in front of segment `at`."""

@@ -117,9 +117,6 @@ def _calibrate(
     images = inputs.images
     size = tapped_batch(max(input_shape(inputs.model, request.graph)))
 
-    def batches() -> Iterator[NDArray[np.float32]]:
-        yield from images.batches(size)
-
     collect = CollectConfig(
         method=request.method,
         threads=1 if request.workers > 1 else 2,
@@ -130,7 +127,13 @@ def _calibrate(
     config = CalibrateConfig(request.effort, scheme, collect, refine_threads=2)
     with progress.task(f"calibrate on {len(images)} images, effort {request.effort}") as advance:
         return calibrate_graph(
-            request.graph, refined, batches, images=len(images), data_sha256=images.sha256, config=config, progress=advance
+            request.graph,
+            refined,
+            lambda: images.batches(size),
+            images=len(images),
+            data_sha256=images.sha256,
+            config=config,
+            progress=advance,
         )
 
 

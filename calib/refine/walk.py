@@ -90,7 +90,7 @@ def _step(segment: Segment, graph: FedGraph, states: list[State]) -> list[State]
     for at, state in enumerate(states):
         if size > LIVE_BYTES:
             break
-        behind.append({**{name: state[name] for name in segment.passed}, **graph(state)})
+        behind.append(segment.advance(state, graph))
         size += sum(values.nbytes for values in behind[-1].values())
         states[at] = {}
     return behind
