@@ -1,15 +1,43 @@
-"""Names of the files in a build folder, in the order of the flow."""
+"""Names of the files in a build folder, in the order of the flow. `engines.artifacts` has them: a device verifies too."""
 
 from __future__ import annotations
 
-from calib.table import REFINED as REFINED  # noqa: PLC0414  # said twice: a re-export
-from engines.manifest import MANIFEST as MANIFEST  # noqa: PLC0414  # said twice: a re-export
-from engines.targets import TARGETS
+from engines.artifacts import (
+    ARTIFACTS,
+    CALIBRATION,
+    DRIFT,
+    ENGINES,
+    EXPORT,
+    FOLDED,
+    LOGITS,
+    MANIFEST,
+    MODEL,
+    QUANTIZED,
+    REFINED,
+    REPORT,
+    SIGNATURE,
+    TYPED,
+    XNORM,
+)
 
-MODEL, EXPORT = "model.onnx", "export.json"
-XNORM, FOLDED = "xnorm.json", "model.folded.onnx"
-CALIBRATION, QUANTIZED, TYPED = "calibration.json", "model.int8.onnx", "model.typed.onnx"
+__all__ = [
+    "ARTIFACTS",
+    "CACHE",
+    "CALIBRATION",
+    "DRIFT",
+    "ENGINES",
+    "EXPORT",
+    "FOLDED",
+    "LOGITS",
+    "MANIFEST",
+    "MODEL",
+    "QUANTIZED",
+    "REFINED",
+    "REPORT",
+    "SIGNATURE",
+    "TYPED",
+    "XNORM",
+]
+
 CACHE = "calibration.cache"
-DRIFT, LOGITS, REPORT = "drift.json", "logits.npz", "report.html"
-ENGINES = tuple(f"engine{suffix}" for suffix in sorted({target.engine_suffix for target in TARGETS.values()}))
-ARTIFACTS = (MODEL, EXPORT, XNORM, FOLDED, REFINED, CALIBRATION, QUANTIZED, TYPED, *ENGINES, MANIFEST, DRIFT, LOGITS, REPORT)
+"""TensorRT's legacy table, which `ufovit calibrate` writes and a build does not."""

@@ -29,7 +29,8 @@ from edge.budget import fit
 from edge.calibrate_request import WRITTEN, CalibrateInputs, CalibrateRequest, resolve
 from edge.graph_images import first_not_finite, input_shape
 from edge.runtime.ort import BATCH, OrtRunner, run_all, tapped_batch
-from engines.layers import read_layers
+from engines.layers import Evidence
+from engines.read_graph import read_layers
 from engines.receipt import make_receipt
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _summary(
     answers: NDArray[np.float32],
 ) -> Iterator[str]:
     """What it costs, on the held-out images where there are any; line by line."""
-    share = make_receipt(read_layers(made), {}, "int8").requested.get("int8", 0.0)
+    share = make_receipt(read_layers(made), Evidence(), "int8").requested.get("int8", 0.0)
     yield f"INT8         {share:.1%} of the multiply-accumulates, {len(table.tensors)} activations"
     judges = f"{len(answers)} {'held-out' if inputs.held_out else 'calibration'} images"
     classifies = reference.ndim == 2

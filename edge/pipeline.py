@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +33,11 @@ from edge.artifacts import (
     TYPED,
     XNORM,
 )
-from edge.drift.compare import Verdict
+from edge.flow import BuildOutcome, Step, run_step, versions
 from edge.preflight import check_inputs
 from edge.progress import Progress
 from edge.request import BuildInputs, BuildRequest, resolve_inputs
 from edge.workspace import Workspace
-
-
-@dataclass(frozen=True)
-class BuildOutcome:
-    """What `run` leaves: the folder, the verdict on accuracy, the steps that ran and those that were reused."""
-
-    folder: Path
-    verdict: Verdict
-    ran: tuple[str, ...]
-    reused: tuple[str, ...]
 
 
 def run(request: BuildRequest, progress: Progress) -> BuildOutcome:
@@ -100,8 +89,8 @@ class _Build:
             "parity_images": images.sha256,
             "versions": versions("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime"),
         }
-        run_step = partial(steps.export, self.request, self.inputs, self.path(MODEL), self.path(EXPORT))
-        self._step("export", reads, (MODEL, EXPORT), run_step)
+        work = partial(steps.export, self.request, self.inputs, self.path(MODEL), self.path(EXPORT))
+        self._step("export", reads, (MODEL, EXPORT), work)
 
     def certify(self) -> str:
         reads = {
@@ -111,8 +100,8 @@ class _Build:
             "precisions": list(self.request.certified_precisions),
             "versions": versions("onnx", "onnxruntime", "numpy"),
         }
-        run_step = partial(steps.certify, self.request, self.inputs, self.path(MODEL), self.path(XNORM), self.path(FOLDED))
-        self._step("certify", reads, (XNORM, FOLDED), run_step)
+        work = partial(steps.certify, self.request, self.inputs, self.path(MODEL), self.path(XNORM), self.path(FOLDED))
+        self._step("certify", reads, (XNORM, FOLDED), work)
         return FOLDED
 
     def calibrate(self) -> None:
@@ -126,8 +115,8 @@ class _Build:
             "versions": versions("onnx", "onnxruntime", "numpy"),
         }
         paths = (self.path(FOLDED), self.path(REFINED), self.path(CALIBRATION))
-        run_step = partial(steps.calibrate, self.request, self.inputs, *paths)
-        self._step("calibrate", reads, (REFINED, CALIBRATION), run_step)
+        work = partial(steps.calibrate, self.request, self.inputs, *paths)
+        self._step("calibrate", reads, (REFINED, CALIBRATION), work)
 
     def quantize(self) -> str:
         reads = {
@@ -135,8 +124,8 @@ class _Build:
             "calibration": self.workspace.sha256(CALIBRATION),
             "keep_float": list(self.request.keep_float),
         }
-        run_step = partial(steps.quantize, self.request, self.path(REFINED), self.path(CALIBRATION), self.path(QUANTIZED))
-        self._step("quantize", reads, (QUANTIZED,), run_step)
+        work = partial(steps.quantize, self.request, self.path(REFINED), self.path(CALIBRATION), self.path(QUANTIZED))
+        self._step("quantize", reads, (QUANTIZED,), work)
         return QUANTIZED
 
     def type_fp16(self, graph: str) -> str:
@@ -145,8 +134,8 @@ class _Build:
             "certificate": self.workspace.sha256(XNORM),
             "images": self.inputs.calib_images.sha256,
         }
-        run_step = partial(steps.type_fp16, self.inputs, self.path(graph), self.path(XNORM), self.path(TYPED))
-        self._step("type", reads, (TYPED,), run_step)
+        work = partial(steps.type_fp16, self.inputs, self.path(graph), self.path(XNORM), self.path(TYPED))
+        self._step("type", reads, (TYPED,), work)
         return TYPED
 
     def engine(self, graph: str) -> None:
@@ -158,10 +147,12 @@ class _Build:
             "precision": request.precision,
             "batch": [request.batch.min, request.batch.opt, request.batch.max],
             "int8_floor": request.int8_floor,
+            "backend": request.target.backend,
+            "builder": request.builder.as_json(request.target, request.out),
             "versions": versions("tensorrt_rtx", "tensorrt", "onnxruntime"),
         }
-        run_step = partial(steps.engine, request, self.inputs, self.path(graph))
-        self._step("engine", reads, (request.engine_file, MANIFEST), run_step)
+        work = partial(steps.engine, request, self.inputs, self.path(graph))
+        self._step("engine", reads, (request.engine_file, MANIFEST), work)
 
     def drift(self, graph: str) -> None:
         reads = {
@@ -173,30 +164,14 @@ class _Build:
             "versions": versions("onnxruntime"),
         }
         judged = self.request.engine_file if self.request.engine_runs_here else graph
-        run_step = partial(steps.drift, self.request, self.inputs, self.path(MODEL), self.path(judged))
-        self._step("drift", reads, (DRIFT, LOGITS), run_step)
+        work = partial(steps.drift, self.request, self.inputs, self.path(MODEL), self.path(judged))
+        self._step("drift", reads, (DRIFT, LOGITS), work)
 
     def report(self) -> None:
         files = (EXPORT, MANIFEST, DRIFT, LOGITS, *((XNORM,) if self.request.precision != "fp32" else ()))
         reads = {file: self.workspace.sha256(file) for file in files}
-        run_step = partial(steps.report, self.request.out)
-        self._step("report", {**reads, "versions": versions("jinja2", "matplotlib")}, (REPORT,), run_step)
+        work = partial(steps.report, self.request.out)
+        self._step("report", {**reads, "versions": versions("jinja2", "matplotlib")}, (REPORT,), work)
 
-    def _step(self, name: str, reads: dict[str, Any], writes: tuple[str, ...], run_step: Any) -> None:
-        def watched() -> None:
-            with self.progress.task(name) as advance:
-                run_step(advance=advance)
-
-        if not self.workspace.step(name, reads, writes, watched):
-            self.progress.say(f"  {name}: unchanged, reused")
-
-
-def versions(*distributions: str) -> dict[str, str]:
-    """Installed versions of distributions, "" for those that are not there, without importing them."""
-    found = {}
-    for name in distributions:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = ""
-    return found
+    def _step(self, name: str, reads: dict[str, Any], writes: tuple[str, ...], run: Any) -> None:
+        run_step(self.workspace, self.progress, Step(name, reads, writes, lambda advance: run(advance=advance)))

@@ -11,9 +11,11 @@ from calib.ranges import method as range_method
 from calib.refine.effort import effort as check_effort
 from calib.table import MIN_IMAGES
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, SHIPPED_MODEL, TEST_IMAGES
+from edge.builder_options import DEFAULT_BUILDER, BuilderRequest
 from edge.data import ImageSet, open_images
 from edge.model.config import SIZES, config
 from edge.model.metadata import CheckpointInfo, read_info
+from engines.probe import gpu_compute_capabilities
 from engines.spec import PRECISIONS, BatchRange, Precision, check_floor
 from engines.targets import Target
 
@@ -48,6 +50,7 @@ class BuildRequest:
         calib_images, eval_images: how many images to use; None for the default (512 and all; 64 with drawn weights).
         max_drop_points: accuracy budget in percentage points.
         int8_floor: smallest share of the multiply-accumulates that must run in INT8; None for the target's.
+        builder: what TensorRT is told beyond the graph.
         force: run every step, whatever an earlier build left.
     """
 
@@ -69,6 +72,7 @@ class BuildRequest:
     max_drop_points: float = 0.5
     int8_floor: float | None = None
     seed: int = 0
+    builder: BuilderRequest = DEFAULT_BUILDER
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -103,8 +107,10 @@ class BuildRequest:
 
     @property
     def engine_runs_here(self) -> bool:
-        """Whether the engine itself can be judged on this machine's CPU; otherwise the graph it was built from is."""
-        return self.target.backend == "ort"
+        """Whether the engine itself can be judged on this machine; otherwise the graph it was built from is, on the CPU."""
+        if self.target.backend == "ort" or self.target.built_on == "device":
+            return True
+        return bool(set(gpu_compute_capabilities()) & set(self.target.compute_capabilities))
 
 
 @dataclass(frozen=True)
@@ -125,19 +131,9 @@ class BuildInputs:
 def resolve_inputs(request: BuildRequest) -> BuildInputs:
     """Open and check checkpoint and images. Raises InputError; touches nothing."""
     info = _resolve_info(request)
-    shipped_labels = read_info(SHIPPED_CHECKPOINT).labels if SHIPPED_CHECKPOINT.exists() else ()
-    shipped_fits = info.labels == shipped_labels
-    data, calib_data = request.data, request.calib_data
-    if data is None:
-        if not shipped_fits:
-            raise InputError(
-                "the shipped test images do not have this checkpoint's labels",
-                found=", ".join(info.labels[:5]),
-                next_command="pass --data DIR with labelled images",
-            )
-        data = TEST_IMAGES
+    eval_images, calib_data = judging_images(request.data, info.labels), request.calib_data
     if calib_data is None:
-        if shipped_fits:
+        if _shipped_images_fit(info.labels):
             calib_data = CALIBRATION_IMAGES
         elif request.precision == "int8":
             raise InputError(
@@ -146,11 +142,8 @@ def resolve_inputs(request: BuildRequest) -> BuildInputs:
                 next_command="pass --calib-data DIR with images that are not those of --data",
             )
         else:
-            calib_data = data  # nothing is calibrated: they only check the export
+            calib_data = request.data or TEST_IMAGES  # nothing is calibrated: they only check the export
     few = RANDOM_WEIGHTS_IMAGES if info.random_weights else None
-    eval_images = open_images(data, info.labels)
-    if data == TEST_IMAGES:
-        eval_images = replace(eval_images, source="the shipped test split")
     calib_images = open_images(calib_data, info.labels).take(_count(request.calib_images, few or CALIB_IMAGES))
     if request.precision == "int8" and len(calib_images) < MIN_IMAGES:
         raise InputError(
@@ -161,6 +154,23 @@ def resolve_inputs(request: BuildRequest) -> BuildInputs:
             next_command="pass --calib-data with more images, or a larger --calib-images",
         )
     return BuildInputs(info, eval_images.take(_count(request.eval_images, few or len(eval_images))), calib_images)
+
+
+def judging_images(data: Path | None, labels: tuple[str, ...]) -> ImageSet:
+    """Labelled images that judge: those of `data`, else the shipped test split. Raises InputError when labels do not fit."""
+    if data is not None and data != TEST_IMAGES:
+        return open_images(data, labels)
+    if not _shipped_images_fit(labels):
+        raise InputError(
+            "the shipped test images do not have this checkpoint's labels",
+            found=", ".join(labels[:5]),
+            next_command="pass --data DIR with labelled images",
+        )
+    return replace(open_images(TEST_IMAGES, labels), source="the shipped test split")
+
+
+def _shipped_images_fit(labels: tuple[str, ...]) -> bool:
+    return SHIPPED_CHECKPOINT.exists() and read_info(SHIPPED_CHECKPOINT).labels == labels
 
 
 def _count(asked: int | None, default: int) -> int:

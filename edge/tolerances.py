@@ -19,5 +19,10 @@ RANDOM_WEIGHTS_COSINE = 0.9
 """Smallest cosine between engine and reference logits (centred over classes) for a network with drawn weights, which has no
 accuracy to lose: only a broken engine falls below."""
 
+PREPROCESS_ABS = 1e-4
+"""A preprocessed image on this machine against the one stored in a bundle, in units of the standard deviation that it was
+divided by. Resizing sums a few hundred products of at most 255 in FP32, in an order that differs between processors: about
+1e-5. Another mean, another resize or BGR for RGB shows above 1e-2."""
+
 SQNR_CAP_DB = 300.0
 """Stands for "identical" in artifacts, where infinity cannot be written: beyond FP64's own 2^-53 per value."""

@@ -1,8 +1,9 @@
 """One build folder: one writer at a time, steps that run only when something they read has changed.
 
-`steps.json` records, for every step, the digest of what it read (inputs, parameters, versions, the toolkit's own source) and
-of each file it wrote. A step whose record still holds is reused. A step that must run first removes its own outputs and
-those of every later step: a folder never shows a verdict about files that are gone or replaced, also after a kill.
+`steps.json` (`engines.record`) records, for every step, the digest of what it read (inputs, parameters, versions, the toolkit's
+own source) and of each file it wrote. A step whose record still holds is reused; a record that is not as it was sealed is worth
+no more than none. A step that must run first removes its own outputs, those of every later step and the folder's signature:
+a folder never shows a verdict about files that are gone or replaced, also after a kill.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from calib.errors import InputError, MissingError
-from calib.files import canonical_json, read_json, sha256_bytes, sha256_file, write_json
+from calib.files import canonical_json, sha256_bytes, sha256_file
+from engines.artifacts import RECORD as RECORD  # noqa: PLC0414  # said twice: a re-export
+from engines.record import StepRecord, read_record, write_record
 
-RECORD = "steps.json"
 _LOCK = ".lock"
 
 
@@ -78,12 +80,9 @@ class Workspace:
             raise MissingError(
                 "output folder cannot be written", where=folder, found=error.strerror, next_command="choose another --out"
             ) from error
-        try:
-            _lock(descriptor, folder, on_wait)
+        with _held(descriptor, folder, on_wait):
             _remove_leftovers(folder, artifacts)
             yield cls(folder, artifacts, force, before_change)
-        finally:
-            os.close(descriptor)  # also releases the lock
 
     def step(self, name: str, reads: dict[str, Any], writes: tuple[str, ...], run: Callable[[], None]) -> bool:
         """Run a step, or reuse what it wrote earlier. True when it ran.
@@ -107,43 +106,67 @@ class Workspace:
         except BaseException:  # Ctrl-C too: what a step did not finish is not left beside what others did
             self._remove(writes)
             raise
-        record[name] = {"reads": digest, "writes": {file: sha256_file(self.folder / file) for file in writes}}
-        write_json(self.folder / RECORD, record)
+        record[name] = StepRecord(digest, {file: sha256_file(self.folder / file) for file in writes})
+        write_record(self.folder, record)
         self.ran.append(name)
         return True
 
     def sha256(self, file: str) -> str:
         """Digest of a file that a step of this run wrote or reused."""
         for entry in self._record().values():
-            if file in entry["writes"]:
-                return str(entry["writes"][file])
+            if file in entry.writes:
+                return entry.writes[file]
         return sha256_file(self.folder / file)
 
-    def _record(self) -> dict[str, Any]:
+    def _record(self) -> dict[str, StepRecord]:
         try:
-            record = read_json(self.folder / RECORD) if (self.folder / RECORD).exists() else {}
-        except InputError:  # a damaged record is worth no more than none: every step runs again
+            return read_record(self.folder)
+        except InputError:  # no record, a damaged one, or one of another release: every step runs again
             return {}
-        return record if all(map(_is_entry, record.values())) else {}
 
-    def _holds(self, entry: dict[str, Any] | None, digest: str, writes: tuple[str, ...]) -> bool:
-        if entry is None or entry["reads"] != digest or set(entry["writes"]) != set(writes):
+    def _holds(self, entry: StepRecord | None, digest: str, writes: tuple[str, ...]) -> bool:
+        if entry is None or entry.reads != digest or set(entry.writes) != set(writes):
             return False
         paths = {file: self.folder / file for file in writes}
-        return all(path.is_file() and sha256_file(path) == entry["writes"][file] for file, path in paths.items())
+        files = all(path.is_file() and not path.is_symlink() for path in paths.values())  # `ufovit verify` refuses a link too
+        return files and all(sha256_file(path) == entry.writes[file] for file, path in paths.items())
 
-    def _invalidate(self, record: dict[str, Any]) -> None:
+    def _invalidate(self, record: dict[str, StepRecord]) -> None:
         """Remove every artifact that no finished step of this run vouches for, last in the flow first, and forget its step."""
         done = {*self.reused, *self.ran}
         for step in [step for step in record if step not in done]:
             del record[step]
-        kept = {file for entry in record.values() for file in entry["writes"]}
+        kept = {file for entry in record.values() for file in entry.writes}
         self._remove(file for file in reversed(self.artifacts) if file not in kept)
-        write_json(self.folder / RECORD, record)
+        write_record(self.folder, record)
 
     def _remove(self, files: Iterable[str]) -> None:
         for file in files:
             (self.folder / file).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Keep builds out of a build folder; a folder that no build ever locked, a copy, is left as it is. Raises MissingError."""
+    if not (folder / _LOCK).exists():
+        yield
+        return
+    try:
+        descriptor = os.open(folder / _LOCK, os.O_RDWR)
+    except OSError as error:
+        raise MissingError("build folder cannot be locked", where=folder, found=error.strerror) from error
+    with _held(descriptor, folder, on_wait):
+        yield
+
+
+@contextlib.contextmanager
+def _held(descriptor: int, folder: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Lock an open lock file until the end of the block, and close it."""
+    try:
+        _lock(descriptor, folder, on_wait)
+        yield
+    finally:
+        os.close(descriptor)  # also releases the lock
 
 
 def _lock(descriptor: int, folder: Path, on_wait: Callable[[str], None]) -> None:
@@ -157,12 +180,6 @@ def _lock(descriptor: int, folder: Path, on_wait: Callable[[str], None]) -> None
         raise MissingError(
             "output folder cannot be locked", where=folder, found=error.strerror, next_command="choose an --out on a local disk"
         ) from error
-
-
-def _is_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not isinstance(entry.get("writes"), dict):
-        return False
-    return isinstance(entry.get("reads"), str)
 
 
 def _refuse_foreign(folder: Path, artifacts: tuple[str, ...]) -> None:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from engines.build import BACKENDS, BuiltEngine
     from engines.errors import BackendError
+    from engines.layers import TensorInfo
     from engines.manifest import (
         CalibrationRecord,
         EngineManifest,
         EngineRecord,
         FileRecord,
-        TensorInfo,
         read_engine,
         read_manifest,
         verify,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from engines.probe import BackendProbe, probe_backend, probe_backends
     from engines.receipt import Fallback, Receipt
-    from engines.spec import PRECISIONS, BatchRange, BuildSpec, parse_batch
+    from engines.spec import PRECISIONS, BatchRange, BuilderOptions, BuildSpec, parse_batch
     from engines.targets import TARGETS, Resolution, Target, resolve_target
     from engines.typed import TypingFacts, typed_graph, typing_facts
 
@@ -35,6 +35,7 @@ _PUBLIC = {
     "BackendError": "engines.errors",
     "BackendProbe": "engines.probe",
     "BatchRange": "engines.spec",
+    "BuilderOptions": "engines.spec",
     "BuildSpec": "engines.spec",
     "BuiltEngine": "engines.build",
     "CalibrationRecord": "engines.manifest",
@@ -47,7 +48,7 @@ _PUBLIC = {
     "Resolution": "engines.targets",
     "TARGETS": "engines.targets",
     "Target": "engines.targets",
-    "TensorInfo": "engines.manifest",
+    "TensorInfo": "engines.layers",
     "TypingFacts": "engines.typed",
     "parse_batch": "engines.spec",
     "probe_backend": "engines.probe",
@@ -69,6 +70,7 @@ __all__ = [
     "BackendProbe",
     "BatchRange",
     "BuildSpec",
+    "BuilderOptions",
     "BuiltEngine",
     "CalibrationRecord",
     "EngineManifest",

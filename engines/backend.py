@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import onnx
-
-    from engines.layers import LayerEvidence
+    from engines.layers import Evidence, GraphFacts
     from engines.spec import BuildSpec
 
 Advance = Callable[[float], None]
@@ -23,11 +21,17 @@ class Built:
     Attributes:
         data: bytes of the engine file.
         version: of the backend's library.
+        compute_capabilities: GPU generations that it runs on, "major.minor"; empty for a CPU.
+        device: the GPU that it was built on, "" where it was built without one.
+        timing_cache: what the builder measured, None where the backend keeps none.
         log: what the library said, in order.
     """
 
     data: bytes
     version: str
+    compute_capabilities: tuple[str, ...] = ()
+    device: str = ""
+    timing_cache: bytes | None = None
     log: tuple[str, ...] = ()
 
 
@@ -36,10 +40,9 @@ class Backend:
     """One way to build engines.
 
     Attributes:
-        build: (spec, its graph, progress) -> the engine. Leaves no file behind, whether it ends well or not.
-        evidence: (bytes of the engine, its graph) -> unique node name -> what the engine itself says of that node. A node
-            that is left out counts as not INT8.
+        build: (spec, bytes of its ONNX graph, progress) -> the engine. Leaves no file behind, whether it ends well or not.
+        evidence: (bytes of the engine, bytes of its graph, facts of its graph) -> what the engine itself says.
     """
 
-    build: Callable[[BuildSpec, onnx.ModelProto, Advance], Built]
-    evidence: Callable[[bytes, onnx.ModelProto], dict[str, LayerEvidence]]
+    build: Callable[[BuildSpec, bytes, Advance], Built]
+    evidence: Callable[[bytes, bytes, GraphFacts], Evidence]

@@ -8,17 +8,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from calib.errors import InputError
-from engines.manifest import TensorInfo
 from engines.receipt import Receipt, check_receipt, make_receipt
 
 if TYPE_CHECKING:
-    import onnx
-
     from engines.backend import Advance, Backend
-    from engines.layers import Layer
+    from engines.layers import GraphFacts, Layer, TensorInfo
     from engines.spec import BuildSpec
 
-BACKENDS: dict[str, str] = {"ort": "engines.ort", "trt_rtx": "engines.trt_rtx"}
+BACKENDS: dict[str, str] = {
+    "ort": "engines.ort",
+    "trt": "engines.trt",
+    "trt_rtx": "engines.trt_rtx",
+    "torch_trt": "engines.torch_trt",
+}
 """Backend name -> module, whose BACKEND is loaded when first used."""
 
 _FLOAT_MAJORITY = 0.5
@@ -35,6 +37,8 @@ class BuiltEngine:
         backend: key of BACKENDS.
         version: of the backend's library.
         compute_capabilities: GPU generations that it runs on, empty for a CPU.
+        device: the GPU that it was built on, "" where it was built without one.
+        timing_cache: what the builder measured, None where the backend keeps none.
         input: the image; a symbolic batch is -1.
         output: the logits; a symbolic batch is -1.
         seconds: duration of the build, receipt included.
@@ -46,6 +50,8 @@ class BuiltEngine:
     backend: str
     version: str
     compute_capabilities: tuple[str, ...]
+    device: str
+    timing_cache: bytes | None
     input: TensorInfo
     output: TensorInfo
     seconds: float
@@ -61,25 +67,29 @@ def build(spec: BuildSpec, progress: Advance = lambda _share: None) -> BuiltEngi
         VerdictError: less than `spec.floor` of the MACs runs in INT8.
         MissingError: the backend's library is not installed.
     """
-    backend = load_backend(spec.target.backend)
-    model = _load_model(spec)
-    from engines.layers import read_layers
+    from engines.read_graph import load_graph
 
-    layers = read_layers(model)
-    _check_request(spec, layers)
-    image, logits = _ports(model)
+    return build_graph(spec, *load_graph(spec.onnx), progress)
+
+
+def build_graph(spec: BuildSpec, graph: bytes, facts: GraphFacts, progress: Advance = lambda _share: None) -> BuiltEngine:
+    """`build` from the bytes of a graph and what is known of it: needs no onnx where the backend needs none."""
+    backend = load_backend(spec.target.backend)
+    _check_request(spec, facts.layers)
     start = time.monotonic()
-    built = backend.build(spec, model, progress)
-    receipt = make_receipt(layers, backend.evidence(built.data, model), spec.precision)
+    built = backend.build(spec, graph, progress)
+    receipt = make_receipt(facts.layers, backend.evidence(built.data, graph, facts), spec.precision)
     check_receipt(receipt, spec.floor)
     return BuiltEngine(
         data=built.data,
         receipt=receipt,
         backend=spec.target.backend,
         version=built.version,
-        compute_capabilities=spec.target.compute_capabilities,
-        input=image,
-        output=logits,
+        compute_capabilities=built.compute_capabilities,
+        device=built.device,
+        timing_cache=built.timing_cache,
+        input=facts.input,
+        output=facts.output,
         seconds=time.monotonic() - start,
         log=built.log,
     )
@@ -93,22 +103,6 @@ def load_backend(name: str) -> Backend:
     return backend
 
 
-def _load_model(spec: BuildSpec) -> onnx.ModelProto:
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
-
-    try:
-        model = onnx.load(spec.onnx)
-        onnx.checker.check_model(model)
-    except FileNotFoundError as error:
-        raise InputError("file not found", where=spec.onnx, next_command="ufovit build") from error
-    except OSError as error:
-        raise InputError("file cannot be read", where=spec.onnx, found=error.strerror) from error
-    except (DecodeError, onnx.checker.ValidationError) as error:
-        raise InputError("not a valid ONNX model", where=spec.onnx, found=error, next_command="ufovit build") from error
-    return model
-
-
 def _check_request(spec: BuildSpec, layers: tuple[Layer, ...]) -> None:
     """Refuse a graph that asks for another precision altogether: no backend could make it good."""
     macs = dict.fromkeys((layer.requested for layer in layers), 0)
@@ -119,20 +113,3 @@ def _check_request(spec: BuildSpec, layers: tuple[Layer, ...]) -> None:
     if share <= (0 if spec.precision == "int8" else _FLOAT_MAJORITY):
         found = f"layers in {', '.join(sorted(macs)) or 'no precision: nothing in it multiplies'}"
         raise InputError(f"the graph does not ask for {spec.precision}", where=spec.onnx, found=found, allowed=hint)
-
-
-def _ports(model: onnx.ModelProto) -> tuple[TensorInfo, TensorInfo]:
-    weights = {i.name for i in model.graph.initializer}
-    inputs = [v for v in model.graph.input if v.name not in weights]
-    if len(inputs) != 1 or len(model.graph.output) != 1:
-        found = f"{len(inputs)} inputs, {len(model.graph.output)} outputs"
-        raise InputError("the graph is no classifier", found=found, allowed="one input, one output")
-    return _port(inputs[0]), _port(model.graph.output[0])
-
-
-def _port(value: onnx.ValueInfoProto) -> TensorInfo:
-    from onnx.helper import tensor_dtype_to_np_dtype
-
-    tensor = value.type.tensor_type
-    shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
-    return TensorInfo(value.name, shape, tensor_dtype_to_np_dtype(tensor.elem_type).name)

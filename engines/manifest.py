@@ -5,17 +5,19 @@ Stdlib only: a device reads manifests with numpy and TensorRT alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-from calib.artifact import read_artifact, write_artifact
+from calib.artifact import write_artifact
 from calib.errors import InputError
-from calib.files import sha256_bytes, sha256_file
+from calib.files import sha256_bytes
+from engines.artifacts import MANIFEST as MANIFEST  # noqa: PLC0414  # said twice: a re-export
+from engines.contained import REMAKE, compare, inside, is_there, parse_artifact, read_contained, sha256_contained
+from engines.layers import TensorInfo as TensorInfo  # noqa: PLC0414  # said twice: a re-export
 from engines.receipt import Receipt
-
-MANIFEST = "manifest.json"
-REMAKE = "ufovit build"
+from engines.spec import HardwareCompatibility
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,19 @@ class CalibrationRecord:
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """The engine file and what made it; compute capabilities are "major.minor", empty for a CPU."""
+    """The engine file and what made it.
+
+    Attributes:
+        file, sha256, bytes: of the engine.
+        backend: key of `engines.build.BACKENDS`.
+        backend_version: of its library; the engine loads in no other release unless it is `version_compatible`.
+        compute_capabilities: GPUs that it runs on, "major.minor", empty for a CPU.
+        version_compatible: it loads in later releases of the same major version too.
+        hardware_compatibility: "ampere_plus" for every GPU of compute capability 8.0 or newer, "same_compute_capability" for
+            every GPU of the one recorded, "none" where nothing of the kind was asked for.
+        timing_cache_sha256: of the cache that the builder measured or was given, None without one.
+        device: name of the GPU that it was built on, "" where it was built without one.
+    """
 
     file: str
     sha256: str
@@ -46,15 +60,10 @@ class EngineRecord:
     backend: str
     backend_version: str
     compute_capabilities: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """Name, shape (-1 for a symbolic batch) and numpy dtype name of an input or output."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
+    version_compatible: bool = False
+    hardware_compatibility: HardwareCompatibility = "none"
+    timing_cache_sha256: str | None = None
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,9 @@ class EngineManifest:
         typed_onnx: the strongly typed graph that the backend took, None where it took one of the others.
         preprocess: what an image goes through, with its own sha256.
         labels: one name per class, in the order of the logits.
+        batch: smallest, usual and largest batch size of the engine.
+        int8_floor: share of the MACs that had to run in INT8, None for the target's own.
+        bundle: the bundle that the engine was built from, which holds the graphs that this folder lacks; None elsewhere.
         random_weights: true when the weights were drawn, not trained: such an engine shows speed, never accuracy.
         notes: sentences for a person.
     """
@@ -92,6 +104,9 @@ class EngineManifest:
     folded_onnx: FileRecord | None = None
     refined_onnx: FileRecord | None = None
     typed_onnx: FileRecord | None = None
+    batch: tuple[int, int, int] = (1, 1, 1)
+    int8_floor: float | None = None
+    bundle: FileRecord | None = None
     random_weights: bool = False
     notes: tuple[str, ...] = field(default=())
 
@@ -104,9 +119,19 @@ def write_manifest(folder: Path, manifest: EngineManifest) -> None:
 def read_manifest(folder: Path) -> EngineManifest:
     """The manifest of a build folder, unchecked against the files. Raises InputError when it is missing or malformed."""
     path = folder / MANIFEST
-    if not path.is_file():
-        raise InputError("no manifest: the folder holds no finished build", where=path, next_command=REMAKE)
-    return read_artifact(path, EngineManifest, remake=REMAKE)
+    if not is_there(path):
+        raise no_manifest(path)
+    return parse_manifest(read_contained(path), path)
+
+
+def parse_manifest(data: bytes, path: Path) -> EngineManifest:
+    """The manifest that bytes hold; `path` is what errors name. Raises InputError."""
+    return parse_artifact(data, path, EngineManifest)
+
+
+def no_manifest(path: Path) -> InputError:
+    """The error for a manifest that is not there."""
+    return InputError("no manifest: the folder holds no finished build", where=path, next_command=REMAKE)
 
 
 def read_engine(folder: Path) -> tuple[EngineManifest, bytes]:
@@ -115,49 +140,39 @@ def read_engine(folder: Path) -> tuple[EngineManifest, bytes]:
     An engine is an executable artifact, so its digest is compared before anything else sees it. Raises InputError.
     """
     manifest = read_manifest(folder)
-    path = _inside(folder, manifest.engine.file)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError("engine cannot be read", where=path, found=error.strerror, next_command=REMAKE) from error
-    _compare(path, sha256_bytes(data), manifest.engine.sha256)
-    return manifest, data
+    return manifest, engine_bytes(folder, manifest)
+
+
+def engine_bytes(folder: Path, manifest: EngineManifest) -> bytes:
+    """The engine of a manifest, hashed as read. Raises InputError."""
+    path = inside(folder, manifest.engine.file, MANIFEST)
+    data = read_contained(path)
+    compare(path, sha256_bytes(data), manifest.engine.sha256, MANIFEST)
+    return data
+
+
+def recorded_files(manifest: EngineManifest) -> Iterator[tuple[str, str]]:
+    """(file, sha256) of everything in the folder that the manifest records, in the order of the flow, the engine last."""
+    graphs = (manifest.folded_onnx, manifest.refined_onnx, manifest.calibration, manifest.qdq_onnx, manifest.typed_onnx)
+    for record in (manifest.onnx, manifest.xnorm, *graphs, manifest.engine):
+        if record is not None:
+            yield record.file, record.sha256
 
 
 def verify(folder: Path, *, complete: bool = True) -> EngineManifest:
-    """Check every recorded file against its digest and return the manifest.
+    """Check every file that the manifest records against its digest, and return the manifest.
 
-    A checkpoint outside the folder is checked if it is still there. With `complete` false, only the engine must be present
-    (a device gets no more); other files are checked where they are. Raises InputError naming the first file that differs.
+    `engines.folder.verify_folder` checks the other artifacts too, the manifest among them. A checkpoint is checked if it is
+    in the folder. With `complete` false, only the engine must be present (a device gets no more); other files are checked
+    where they are. Raises InputError naming the first file that differs.
     """
     manifest, _ = read_engine(folder)
-    graphs = (manifest.onnx, manifest.folded_onnx, manifest.refined_onnx, manifest.qdq_onnx, manifest.typed_onnx)
-    for record in (*graphs, manifest.xnorm, manifest.calibration):
-        if record is not None:
-            path = _inside(folder, record.file)
-            if path.is_file():
-                _compare(path, sha256_file(path), record.sha256)
-            elif complete:
-                raise InputError("a recorded file is missing", where=path, next_command=REMAKE)
+    for file, sha256 in recorded_files(manifest):
+        path = inside(folder, file, MANIFEST)
+        if complete or is_there(path):
+            compare(path, sha256_contained(path), sha256, MANIFEST)
     if manifest.checkpoint is not None:
-        path = folder / manifest.checkpoint.file
-        if path.is_file():
-            _compare(path, sha256_file(path), manifest.checkpoint.sha256)
+        path = inside(folder, manifest.checkpoint.file, MANIFEST)
+        if is_there(path):
+            compare(path, sha256_contained(path), manifest.checkpoint.sha256, MANIFEST)
     return manifest
-
-
-def _inside(folder: Path, name: str) -> Path:
-    if not name or PurePath(name).name != name:
-        raise InputError("manifest names a file outside its folder", where=folder / MANIFEST, found=name)
-    return folder / name
-
-
-def _compare(path: Path, found: str, recorded: str) -> None:
-    if found != recorded:
-        raise InputError(
-            "file is not the one that was recorded",
-            where=path,
-            found=f"sha256 {found[:16]}...",
-            allowed=f"sha256 {recorded[:16]}... of {MANIFEST}",
-            next_command=REMAKE,
-        )

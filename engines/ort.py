@@ -35,8 +35,9 @@ def version() -> str:
     return str(_load().__version__)
 
 
-def build_optimized(spec: BuildSpec, model: onnx.ModelProto, advance: Advance) -> Built:
+def build_optimized(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
     """Optimize a graph. Raises BackendError when ONNX Runtime refuses it, InputError for "fp16", which it runs in FP32."""
+    spec.refuse_options("ONNX Runtime")
     if spec.precision == "fp16":
         raise InputError(
             "ONNX Runtime computes FP16 graphs in FP32 on a CPU",
@@ -44,7 +45,7 @@ def build_optimized(spec: BuildSpec, model: onnx.ModelProto, advance: Advance) -
             allowed="fp32, int8, or a GPU target",
         )
     runtime = _load()
-    private = pair_per_reader(model)
+    private = pair_per_reader(onnx.load_model_from_string(graph))
     advance(0.1)
     with tempfile.TemporaryDirectory(prefix="ufovit-ort-") as folder:
         path = Path(folder) / "optimized.onnx"

@@ -10,16 +10,17 @@ from __future__ import annotations
 import onnx
 
 from calib.graph import infer_types
-from engines.layers import TYPE_NAMES, LayerEvidence, unique_names
+from engines.layers import Evidence, GraphFacts, LayerEvidence
+from engines.read_graph import TYPE_NAMES
 
 INT8_OPS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"})
 _FLOAT_OPS = frozenset({"Conv", "MatMul", "Gemm", "FusedConv", "FusedMatMul", "FusedGemm"})
 
 
-def optimized_evidence(data: bytes, model: onnx.ModelProto) -> dict[str, LayerEvidence]:
-    """Evidence for the layers of `model` in the optimized model `data`."""
-    optimized = onnx.load_model_from_string(data)
-    known = frozenset(unique_names(model))
+def optimized_evidence(data: bytes, graph: bytes, facts: GraphFacts) -> Evidence:
+    """Evidence for the layers of `graph` in the optimized model `data`."""
+    optimized, model = onnx.load_model_from_string(data), onnx.load_model_from_string(graph)
+    known = frozenset(facts.traceable)
     makers = {node.output[0]: node.name for node in model.graph.node if node.name in known}
     types = _float_types(optimized, model)
     evidence = {}
@@ -32,7 +33,7 @@ def optimized_evidence(data: bytes, model: onnx.ModelProto) -> dict[str, LayerEv
         elif node.op_type in _FLOAT_OPS:
             kind = types.get(node.input[0], "unknown")
             evidence[name] = LayerEvidence(kind, f"ONNX Runtime has no INT8 form of it here and runs {node.op_type}")
-    return evidence
+    return Evidence(evidence, kernels=len(optimized.graph.node))
 
 
 def _float_types(optimized: onnx.ModelProto, model: onnx.ModelProto) -> dict[str, str]:

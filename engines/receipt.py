@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from calib.errors import InputError, VerdictError
+from engines.layers import UNKNOWN
 
 if TYPE_CHECKING:
-    from engines.layers import Layer, LayerEvidence
+    from engines.layers import Evidence, Layer, LayerEvidence
 
 _LISTED = 12
-_ABSENT = "unknown"
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,25 @@ class Receipt:
         requested: precision -> share, as the graph asks.
         actual: precision -> share, as the engine does.
         fallbacks: every layer whose actual precision is not that of the build, heaviest first.
+        kernels: steps of one inference; None where the engine does not tell.
+        reformats: those of them that only change a tensor's layout or type; None likewise.
     """
 
     int8_mac_fraction: float
     requested: dict[str, float]
     actual: dict[str, float]
     fallbacks: tuple[Fallback, ...]
+    kernels: int | None = None
+    reformats: int | None = None
 
 
-def make_receipt(layers: tuple[Layer, ...], evidence: Mapping[str, LayerEvidence], precision: str) -> Receipt:
+def make_receipt(layers: tuple[Layer, ...], told: Evidence, precision: str) -> Receipt:
     """Weigh the evidence of an engine against its graph. Raises InputError for a graph in which nothing multiplies."""
+    evidence = told.layers
     total = sum(layer.macs for layer in layers)
     if not total:
         raise InputError("the graph holds no Conv, MatMul or Gemm", allowed="a network")
-    actual = {layer.name: evidence[layer.name].actual if layer.name in evidence else _ABSENT for layer in layers}
+    actual = {layer.name: _actual(layer, evidence) for layer in layers}
     fallbacks = [
         Fallback(layer.name, layer.requested, actual[layer.name], _reason(layer, evidence, precision), layer.macs / total)
         for layer in layers
@@ -74,7 +79,15 @@ def make_receipt(layers: tuple[Layer, ...], evidence: Mapping[str, LayerEvidence
         requested=_shares((layer.requested, layer.macs) for layer in layers),
         actual=shares,
         fallbacks=tuple(sorted(fallbacks, key=lambda f: (-f.mac_fraction, f.layer))),
+        kernels=told.kernels,
+        reformats=told.reformats,
     )
+
+
+def _actual(layer: Layer, evidence: Mapping[str, LayerEvidence]) -> str:
+    """What an engine does of a layer. INT8 arithmetic on uint8 codes does not count as INT8: its numbers are wrong."""
+    told = evidence[layer.name].actual if layer.name in evidence else UNKNOWN
+    return layer.requested if (layer.requested, told) == ("uint8", "int8") else told
 
 
 def check_receipt(receipt: Receipt, floor: float) -> None:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from engines.layers import LayerEvidence
+from engines.layers import UNKNOWN, Evidence, LayerEvidence, common_type
 
 _TENSOR = re.compile(rb'tensor=\{[^\n]*? name="([^"\n]+)"[^\n]*? type=(\w+) \}')
 _STEP = re.compile(rb'\n +(fully_connected|corrltn)=\{ name="([^"\n]+)" output=\{[^}\n]*\} input=\{([^}\n]*)\}')
@@ -32,26 +32,26 @@ _QUOTED = re.compile(rb'"([^"\n]+)"')
 _MENTION = re.compile(rb"\[ONNX Layer: ([^\]\n]+)\]")
 _TYPES = {"int8": "int8", "half": "fp16", "float": "fp32", "bfloat16": "bf16", "bfloat": "bf16"}
 _KINDS = {"fully_connected": "matrix product", "corrltn": "convolution"}
-_UNREADABLE = "unknown"
+_KERNEL = re.compile(rb"\n +(fully_connected|corrltn|function)=\{ name=")
 
 
-def read_plan(plan: bytes, nodes: frozenset[str]) -> dict[str, LayerEvidence]:
-    """What the plan says of each node named in it, out of `nodes`."""
+def read_plan(plan: bytes, nodes: frozenset[str]) -> Evidence:
+    """What the plan says of each node named in it, out of `nodes`, and how many steps one inference takes."""
     types = _tensor_types(plan)
     found: dict[str, list[tuple[str, str]]] = {}
     for kind, label, operands in _steps(plan):
-        kinds = [types.get(name, _UNREADABLE) for name in operands[:2]]
+        kinds = [types.get(name, UNKNOWN) for name in operands[:2]]
         for node in _split(label, nodes):
-            found.setdefault(node, []).append((_common(kinds), f"{kind} on {' x '.join(kinds)}"))
+            found.setdefault(node, []).append((common_type(kinds), f"{kind} on {' x '.join(kinds)}"))
     evidence = {}
     for node, steps in found.items():
-        actual = _common([actual for actual, _ in steps])
+        actual = common_type([actual for actual, _ in steps])
         evidence[node] = LayerEvidence(actual, "; ".join(dict.fromkeys(source for _, source in steps)))
     for mention in dict.fromkeys(_MENTION.findall(plan)):
         node = mention.decode(errors="replace")
         if node in nodes and node not in evidence:
-            evidence[node] = LayerEvidence(_UNREADABLE, "computed inside a generated kernel or folded away")
-    return evidence
+            evidence[node] = LayerEvidence(UNKNOWN, "computed inside a generated kernel or folded away")
+    return Evidence(evidence, kernels=len(_KERNEL.findall(plan)) or None)
 
 
 def _tensor_types(plan: bytes) -> dict[str, str]:
@@ -60,7 +60,7 @@ def _tensor_types(plan: bytes) -> dict[str, str]:
     for match in _TENSOR.finditer(plan):
         name, kind = match[1].decode(errors="replace"), match[2].decode()
         kind = _TYPES.get(kind, kind)
-        types[name] = kind if types.get(name, kind) == kind else _UNREADABLE
+        types[name] = kind if types.get(name, kind) == kind else UNKNOWN
     return types
 
 
@@ -75,13 +75,3 @@ def _split(label: str, nodes: frozenset[str]) -> list[str]:
     if label in nodes:
         return [label]
     return [part for part in label.split("+") if part in nodes]
-
-
-def _common(kinds: list[str]) -> str:
-    """The one type that all operands share; of two different ones, the wider, since the product is computed in that."""
-    if not kinds or _UNREADABLE in kinds:
-        return _UNREADABLE
-    order = ("int8", "fp16", "bf16", "fp32")
-    if any(k not in order for k in kinds):
-        return _UNREADABLE
-    return max(kinds, key=order.index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,6 +13,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 _LARGEST_BATCH = 1024
+_HIGHEST_LEVEL = 5
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,51 @@ def check_floor(int8_floor: float | None) -> None:
         raise InputError("INT8 floor is no fraction", found=int8_floor, allowed="a number from 0 to 1")
 
 
+HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
+
+
+@dataclass(frozen=True)
+class BuilderOptions:
+    """What a TensorRT build may be told beyond its graph. Raises InputError for a value outside its range.
+
+    Attributes:
+        optimization_level: how long the builder searches for kernels, 0 to 5; None for TensorRT's default, 3.
+        workspace_bytes: most device memory that a kernel may use for itself; None for the target's own limit.
+        version_compatible: the engine loads in later releases of the same major version too.
+        hardware_compatibility: "ampere_plus" runs on every GPU from compute capability 8.0 on, "same_compute_capability" on
+            any GPU of this one's, "none" only on this kind of GPU.
+        timing_cache: what earlier builds measured, None for no cache.
+        pin_timing_cache: refuse to build when something would have to be measured anew, so that builds repeat.
+    """
+
+    optimization_level: int | None = None
+    workspace_bytes: int | None = None
+    version_compatible: bool = False
+    hardware_compatibility: HardwareCompatibility = "none"
+    timing_cache: bytes | None = None
+    pin_timing_cache: bool = False
+
+    def __post_init__(self) -> None:
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= _HIGHEST_LEVEL:
+            raise InputError("no such optimization level", found=self.optimization_level, allowed=f"0 to {_HIGHEST_LEVEL}")
+        if self.workspace_bytes is not None and self.workspace_bytes < 1:
+            raise InputError("workspace must be a positive number of bytes", found=self.workspace_bytes)
+        if self.hardware_compatibility not in get_args(HardwareCompatibility):
+            raise InputError(
+                "unknown hardware compatibility",
+                found=repr(self.hardware_compatibility),
+                allowed=", ".join(get_args(HardwareCompatibility)),
+            )
+        if self.pin_timing_cache and not self.timing_cache:
+            raise InputError(
+                "there is no timing cache to pin", next_command="build once without --pin-timing-cache, then pin what it left"
+            )
+
+    def given(self) -> str:
+        """Names of the options that are not the defaults."""
+        return ", ".join(f.name for f in fields(self) if getattr(self, f.name) != f.default)
+
+
 @dataclass(frozen=True)
 class BuildSpec:
     """One build.
@@ -57,6 +103,7 @@ class BuildSpec:
         precision: what the receipt is held against.
         batch: batch sizes of the engine; ignored where the graph's batch is fixed.
         int8_floor: share of the MACs in [0, 1] that must run in INT8, None for the target's own; applies to "int8" only.
+        options: what only TensorRT knows; the other backends refuse anything but the defaults.
     """
 
     onnx: Path
@@ -64,11 +111,18 @@ class BuildSpec:
     precision: Precision
     batch: BatchRange = BatchRange(1, 1, 32)
     int8_floor: float | None = None
+    options: BuilderOptions = BuilderOptions()
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise InputError(f"unknown precision {self.precision!r}", allowed=", ".join(PRECISIONS))
         check_floor(self.int8_floor)
+
+    def refuse_options(self, library: str) -> None:
+        """Raise InputError when options were given to a library that knows none."""
+        if self.options != BuilderOptions():
+            allowed = "a target that is built with TensorRT"
+            raise InputError(f"{library} takes no builder options", found=self.options.given(), allowed=allowed)
 
     @property
     def floor(self) -> float:

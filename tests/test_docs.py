@@ -18,7 +18,7 @@ from engines.spec import PRECISIONS
 from engines.targets import AUTO, TARGETS
 
 ROOT = Path(__file__).resolve().parents[1]
-FOREIGN = ("apt-get", "git", "pip")
+FOREIGN = ("apt-get", "openssl", "git", "pip")
 READMES = sorted(p for p in (ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("edge/*/README.md")) if p.exists())
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -115,8 +115,8 @@ def exit_codes(text):
 def models_precisions_targets(text):
     """The three lists of names in the row of `ufovit build`."""
     (row,) = (line for line in text.splitlines() if line.startswith("| `ufovit build"))
-    lists = re.findall(r"(models|precisions|targets) ((?:`\w+` ?)+)", row)
-    return {kind: tuple(re.findall(r"`(\w+)`", names)) for kind, names in lists}
+    lists = re.findall(r"(models|precisions|targets) ((?:`[\w-]+` ?)+)", row)
+    return {kind: tuple(re.findall(r"`([\w-]+)`", names)) for kind, names in lists}
 
 
 EXIT_PARAGRAPH = next(p for p in README.split("\n\n") if p.startswith("Exit codes"))

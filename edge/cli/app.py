@@ -5,10 +5,13 @@ from __future__ import annotations
 import typer
 
 from edge.cli.build import build
+from edge.cli.bundle import bundle
 from edge.cli.calibrate import calibrate
 from edge.cli.certify import certify
 from edge.cli.doctor import doctor
 from edge.cli.inspect import inspect
+from edge.cli.sign import sign
+from edge.cli.verify import verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,7 +20,10 @@ app = typer.Typer(
     help="From a trained UFO-ViT to a verified INT8 TensorRT engine.",
 )
 app.command()(build)
+app.command()(bundle)
 app.command()(calibrate)
 app.command()(certify)
 app.command()(inspect)
+app.command()(verify)
+app.command()(sign)
 app.command()(doctor)

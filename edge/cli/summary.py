@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edge.artifacts import DRIFT, REPORT
+from edge.drift.compare import DriftReport
 from edge.report.certificates import headline, island_cost
 from edge.steps import read_drift
 from edge.xnorm.certificate import read_certificate
@@ -19,22 +20,13 @@ _LISTED = 5
 
 
 def print_summary(console: Console, folder: Path) -> None:
-    """Print the verdict and the figures behind it."""
-    manifest, drift = read_manifest(folder), read_drift(folder / DRIFT)
+    """Print the verdict, if there is one, and the figures behind it."""
+    manifest = read_manifest(folder)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column()
     table.add_column(overflow="fold")
-    low, high = drift.interval.low_points, drift.interval.high_points
-    rows = {
-        "verdict": f"[{_STYLE[drift.verdict]}]{drift.verdict.upper()}[/] {escape(drift.reason)}",
-        "top-1": f"{drift.top1_reference:.2%} FP32 reference, {drift.top1_engine:.2%} {manifest.precision}",
-        "drop": f"{drift.drop_points:+.2f} points [{low:+.2f}, {high:+.2f}] at {drift.interval.level:.0%}, "
-        f"budget {drift.budget_points:g}",
-        "agreement": f"{drift.agreement:.2%} of {drift.images} images, SQNR of the logits {drift.sqnr_db:.1f} dB",
-        "judged": escape(drift.engine.ran_on),
-        "engine": escape(_engine(manifest)),
-        "receipt": escape(_receipt(manifest)),
-    }
+    rows = _drift_rows(read_drift(folder / DRIFT), manifest.precision) if (folder / DRIFT).is_file() else {}
+    rows |= {"engine": escape(_engine(manifest)), "receipt": escape(_receipt(manifest))}
     if manifest.xnorm is not None:
         rows["xnorm"] = escape(_xnorm(folder / manifest.xnorm.file))
     if manifest.random_weights:
@@ -43,7 +35,20 @@ def print_summary(console: Console, folder: Path) -> None:
     for name, text in rows.items():
         table.add_row(name, text)
     console.print(table, highlight=False)
-    console.print(f"report   {folder / REPORT}", markup=False, highlight=False)  # in one piece, however narrow
+    if (folder / REPORT).is_file():  # not on a device, which lacks what draws it
+        console.print(f"report   {folder / REPORT}", markup=False, highlight=False)  # in one piece, however narrow
+
+
+def _drift_rows(drift: DriftReport, precision: str) -> dict[str, str]:
+    low, high = drift.interval.low_points, drift.interval.high_points
+    return {
+        "verdict": f"[{_STYLE[drift.verdict]}]{drift.verdict.upper()}[/] {escape(drift.reason)}",
+        "top-1": f"{drift.top1_reference:.2%} FP32 reference, {drift.top1_engine:.2%} {precision}",
+        "drop": f"{drift.drop_points:+.2f} points [{low:+.2f}, {high:+.2f}] at {drift.interval.level:.0%}, "
+        f"budget {drift.budget_points:g}",
+        "agreement": f"{drift.agreement:.2%} of {drift.images} images, SQNR of the logits {drift.sqnr_db:.1f} dB",
+        "judged": escape(drift.engine.ran_on),
+    }
 
 
 def _engine(manifest: EngineManifest) -> str:

@@ -109,6 +109,25 @@ def describe_engine(path: Path) -> Description:
     return Description("Engine", facts, described.listings, described.warnings)
 
 
+def describe_bundle(path: Path) -> Description:
+    """A bundle, every member of it checked."""
+    from engines.bundle import verify_bundle
+
+    bundle, _ = verify_bundle(path)
+    info = bundle.info
+    facts = {
+        "file": f"{size_text(path.stat().st_size)}, sha256 {bundle.sha256}",
+        "builds": f"{info.model} {info.precision}, batch {', '.join(map(str, info.batch))}",
+        "graph": f"{info.graph}, {len(info.facts.layers)} layers that multiply",
+        "budget": f"{info.budget_points:g} points of top-1",
+        "judged on": info.data,
+        "reference": f"{info.reference.file}, sha256 {info.reference.sha256}, {info.reference_ran_on}",
+    }
+    rows = tuple((name, size_text(record.bytes), record.sha256) for name, record in info.members.items())
+    members = Listing(f"{len(rows)} members, as recorded", ("member", "size", "sha256"), rows)
+    return Description("Bundle", facts, (members,), (RANDOM_STAMP,) if info.random_weights else ())
+
+
 def _tensor(value: onnx.ValueInfoProto) -> str:
     from onnx import TensorProto
 

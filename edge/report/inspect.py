@@ -31,6 +31,7 @@ BY_SUFFIX: dict[str, tuple[str, str]] = {
     ".onnx": ("edge.report.binaries", "describe_onnx"),
     ".safetensors": ("edge.report.binaries", "describe_checkpoint"),
     ".engine": ("edge.report.binaries", "describe_engine"),
+    ".ufovit": ("edge.report.binaries", "describe_bundle"),
 }
 FOLDER = ("edge.report.records", "describe_folder")
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from calib.artifact import read_artifact
 from calib.errors import InputError
-from calib.files import read_json
 from calib.table import load_table
-from edge.artifacts import DRIFT
+from edge.artifacts import ARTIFACTS, DRIFT
 from edge.drift.compare import DriftReport
 from edge.report.description import Description, Listing, size_text
 from edge.report.evidence import REMAKE, read_export
+from engines.contained import read_contained
 from engines.manifest import MANIFEST, CalibrationRecord, EngineManifest, FileRecord, read_manifest, verify
+from engines.record import parse_record
 
 RANDOM_STAMP = "RANDOM WEIGHTS: nothing here says anything about accuracy"
 LISTED = 20
@@ -123,16 +124,16 @@ def describe_export(path: Path) -> Description:
 
 def describe_steps(path: Path) -> Description:
     """steps.json."""
-    record = read_json(path, remake=REMAKE)
-    try:
-        steps = sorted(record.items(), key=lambda item: int(item[1]["position"]))
-        rows = [
-            (name if i == 0 else "", file, str(sha256))
-            for name, step in steps
-            for i, (file, sha256) in enumerate(sorted(step["writes"].items()))
-        ]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError("malformed record of steps", where=path, found=error, next_command=REMAKE) from error
+    order = {file: i for i, file in enumerate(ARTIFACTS)}
+    steps = sorted(
+        parse_record(read_contained(path), path).items(),
+        key=lambda item: min((order.get(file, len(order)) for file in item[1].writes), default=len(order)),
+    )
+    rows = [
+        (name if i == 0 else "", file, sha256)
+        for name, step in steps
+        for i, (file, sha256) in enumerate(sorted(step.writes.items()))
+    ]
     return Description(
         "Steps of a build",
         {"done": ", ".join(name for name, _ in steps)},

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calib.errors import InputError, MissingError
+from edge.runtime.runner import Runner
 
 BATCH = 32
 """Images per run on the CPU."""
@@ -20,7 +21,7 @@ def tapped_batch(image_size: int) -> int:
     return max(1, min(BATCH, BATCH * 224**2 // image_size**2))
 
 
-class OrtRunner:
+class OrtRunner(Runner):
     """Runs an ONNX file with one input and one output on the CPU.
 
     Args:
@@ -42,13 +43,17 @@ class OrtRunner:
         options.log_severity_level = 3  # errors only; they arrive as exceptions too
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would slow other runtimes
         try:
-            self._session: Any = onnxruntime.InferenceSession(data or str(path), options, providers=["CPUExecutionProvider"])
+            self._session: Any | None = onnxruntime.InferenceSession(
+                data or str(path), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # its exceptions share no public base class
             raise InputError("ONNX Runtime cannot load the graph", where=path, found=" ".join(str(error).split())) from error
         self._input = self._session.get_inputs()[0].name
 
-    def __call__(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def __call__(self, images: npt.NDArray[np.float32], /) -> npt.NDArray[np.float32]:
         """Logits (B, classes) of preprocessed images (B, 3, S, S)."""
+        if self._session is None:
+            raise InputError("the runner is closed", where=self._path)
         try:
             (logits,) = self._session.run(None, {self._input: images})
         except Exception as error:  # its exceptions share no public base class
@@ -58,9 +63,13 @@ class OrtRunner:
             ) from error
         return np.asarray(logits, dtype=np.float32)
 
+    def close(self) -> None:
+        """Give the session and its threads back."""
+        self._session = None
+
 
 def run_all(
-    runner: OrtRunner, batches: Iterable[npt.NDArray[np.float32]], done: Callable[[int], None] = lambda _images: None
+    runner: Runner, batches: Iterable[npt.NDArray[np.float32]], done: Callable[[int], None] = lambda _images: None
 ) -> npt.NDArray[np.float32]:
     """Output of a graph on all batches, (n, ...); `done` is told the number of images after each."""
     found: list[npt.NDArray[np.float32]] = []

@@ -15,25 +15,42 @@ from edge.steps.judging import judged_on
 if TYPE_CHECKING:
     from engines.build import BuiltEngine
     from engines.manifest import EngineManifest, EngineRecord
+    from engines.spec import BuilderOptions
+
+RANDOM_NOTE = "RANDOM WEIGHTS: this engine shows size and numbers, never accuracy"
 
 
 def engine(request: BuildRequest, inputs: BuildInputs, graph_path: Path, advance: Advance) -> None:
     """Graph -> engine and manifest. Raises VerdictError when the receipt is below its floor; then neither is written."""
     from engines.build import build
-    from engines.manifest import EngineRecord, write_manifest
+    from engines.manifest import write_manifest
     from engines.spec import BuildSpec
 
-    built = build(BuildSpec(graph_path, request.target, request.precision, request.batch, request.int8_floor), advance)
-    write_bytes(request.out / request.engine_file, built.data)
-    record = EngineRecord(
-        file=request.engine_file,
+    options = request.builder.options(request.target, request.out)
+    spec = BuildSpec(graph_path, request.target, request.precision, request.batch, request.int8_floor, options)
+    built = build(spec, advance)
+    record = write_engine(request.out, request.engine_file, built, options)
+    request.builder.keep(request.target, request.out, built.timing_cache)
+    write_manifest(request.out, describe(request, inputs, graph_path, built, record))
+
+
+def write_engine(out: Path, file: str, built: BuiltEngine, options: BuilderOptions) -> EngineRecord:
+    """Write an engine's bytes, atomically, and say what it is."""
+    from engines.manifest import EngineRecord
+
+    write_bytes(out / file, built.data)
+    return EngineRecord(
+        file=file,
         sha256=sha256_bytes(built.data),
         bytes=len(built.data),
         backend=built.backend,
         backend_version=built.version,
         compute_capabilities=built.compute_capabilities,
+        version_compatible=options.version_compatible,
+        hardware_compatibility=options.hardware_compatibility,
+        timing_cache_sha256=None if built.timing_cache is None else sha256_bytes(built.timing_cache),
+        device=built.device,
     )
-    write_manifest(request.out, describe(request, inputs, graph_path, built, record))
 
 
 def describe(
@@ -59,7 +76,7 @@ def describe(
     )
     notes = [judged_on(request, emulated=graph_path.name == TYPED)]
     if info.random_weights:
-        notes.insert(0, "RANDOM WEIGHTS: this engine shows size and numbers, never accuracy")
+        notes.insert(0, RANDOM_NOTE)
     return EngineManifest(
         model=info.config.name,
         precision=request.precision,
@@ -79,6 +96,8 @@ def describe(
         preprocess={**info.preprocess.as_json(), "sha256": info.preprocess.sha256},
         labels=info.labels,
         receipt=built.receipt,
+        batch=(request.batch.min, request.batch.opt, request.batch.max),
+        int8_floor=request.int8_floor,
         random_weights=info.random_weights,
         notes=tuple(notes),
     )

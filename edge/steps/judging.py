@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,52 +12,111 @@ import numpy as np
 from calib.artifact import read_artifact, write_artifact
 from calib.files import atomic_path, sha256_file, write_bytes
 from edge.artifacts import DRIFT, LOGITS, REPORT, TYPED
-from edge.drift.compare import DriftReport, Source, compare, judge
+from edge.drift.compare import DriftReport, Floats, Int64, Source, compare, judge
+from edge.preprocess import Float32
 from edge.progress import Advance
 from edge.request import BuildInputs, BuildRequest
 from edge.runtime.ort import BATCH
+from engines.spec import BatchRange
+
+THIS_GPU = "this machine's GPU"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is judged on what, besides the answers.
+
+    Attributes:
+        reference, engine: the two sides.
+        data: where the images come from; `data_sha256` is a digest of them, labels included.
+        preprocess_sha256: what they went through.
+        budget_points: accuracy budget in percentage points.
+        random_weights: whether the weights were drawn.
+    """
+
+    reference: Source
+    engine: Source
+    data: str
+    data_sha256: str
+    preprocess_sha256: str
+    budget_points: float
+    random_weights: bool
 
 
 def drift(request: BuildRequest, inputs: BuildInputs, reference_path: Path, judged_path: Path, advance: Advance) -> None:
-    """The built graph against the FP32 graph on the labelled images -> drift.json, logits.npz."""
-    import onnx
-
-    from edge.runtime.emulated import emulated_runner
+    """The built engine, or the graph that it was built from, against the FP32 graph on the labelled images."""
     from edge.runtime.ort import OrtRunner
 
     images, info = inputs.eval_images, inputs.info
-    emulated = judged_path.name == TYPED
     reference = OrtRunner(reference_path)
-    judged = emulated_runner(onnx.load(judged_path), judged_path) if emulated else OrtRunner(judged_path)
     pairs = []
-    for batch in images.batches(info.preprocess, BATCH):
-        pairs.append((reference(batch), judged(batch)))
-        advance(min(1.0, len(pairs) * BATCH / len(images)))
+    sizes = request.batch if judged_path.suffix == ".engine" else BatchRange(1, 1, BATCH)
+    with _judged_runner(request, judged_path) as judged:
+        for batch in images.batches(info.preprocess, batch_size(sizes)):
+            pairs.append((reference(batch), answer(judged, batch, sizes.min)))
+            advance(min(1.0, len(pairs) * batch_size(sizes) / len(images)))
     logits = [np.concatenate(side) for side in zip(*pairs, strict=True)]
-    comparison = compare(logits[0], logits[1], images.labels)
-    verdict, reason = judge(comparison, request.max_drop_points, random_weights=info.random_weights)
-    report = DriftReport(
+    about = Judged(
         reference=Source(reference_path.name, sha256_file(reference_path), "ONNX Runtime, CPU"),
-        engine=Source(judged_path.name, sha256_file(judged_path), judged_on(request, emulated=emulated)),
+        engine=Source(judged_path.name, sha256_file(judged_path), judged_on(request, emulated=judged_path.name == TYPED)),
         data=images.source,
         data_sha256=images.sha256,
         preprocess_sha256=info.preprocess.sha256,
         budget_points=request.max_drop_points,
-        judged_by="numbers" if info.random_weights else "accuracy",
         random_weights=info.random_weights,
+    )
+    conclude(request.out, about, logits[0], logits[1], images.labels)
+
+
+def batch_size(batch: BatchRange) -> int:
+    """Images per run of an engine with these batch sizes."""
+    return max(batch.min, min(BATCH, batch.max))
+
+
+def answer(runner: Callable[[Float32], Float32], images: Float32, smallest: int) -> Float32:
+    """Logits (n, classes) of images (n, 3, S, S); copies of the last one fill the batch up to the engine's smallest."""
+    missing = max(0, smallest - len(images))
+    return runner(np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]))[: len(images)]
+
+
+def conclude(out: Path, about: Judged, reference: Floats, engine: Floats, labels: Int64) -> DriftReport:
+    """Compare logits (n, classes) of n images with labels (n,), judge, and write drift.json and logits.npz."""
+    comparison = compare(reference, engine, labels)
+    verdict, reason = judge(comparison, about.budget_points, random_weights=about.random_weights)
+    report = DriftReport(
+        **vars(about),
+        judged_by="numbers" if about.random_weights else "accuracy",
         verdict=verdict,
         reason=reason,
         **vars(comparison),
     )
-    with atomic_path(request.out / LOGITS) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, reference=logits[0], engine=logits[1], labels=images.labels)
-    write_artifact(request.out / DRIFT, report)
+    with atomic_path(out / LOGITS) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, reference=reference, engine=engine, labels=labels)
+    write_artifact(out / DRIFT, report)
+    return report
+
+
+def _judged_runner(request: BuildRequest, path: Path) -> AbstractContextManager[Callable[[Float32], Float32]]:
+    """What answers for the build: the engine where this machine can run it, else its graph on the CPU."""
+    if path.suffix == ".engine":
+        from edge.runtime.engine import open_engine
+
+        return open_engine(request.out)
+    from edge.runtime.ort import OrtRunner
+
+    if path.name != TYPED:
+        return nullcontext(OrtRunner(path))
+    import onnx
+
+    from edge.runtime.emulated import emulated_runner
+
+    return nullcontext(emulated_runner(onnx.load(path), path))
 
 
 def judged_on(request: BuildRequest, *, emulated: bool) -> str:
     """What ran the side that is judged, said plainly where it is not the engine itself."""
     if request.engine_runs_here:
-        return "ONNX Runtime, CPU: the engine itself"
+        return "ONNX Runtime, CPU: the engine itself" if request.target.backend == "ort" else f"{THIS_GPU}: the engine itself"
     how = ", its FP16 roundings emulated" if emulated else ""
     return f"ONNX Runtime, CPU{how}: the graph that the engine was built from, not the engine itself"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calib.artifact import read_artifact
-from edge.xnorm.sites import Operand
+from edge.xnorm.ranges import Operand
 from edge.xnorm.verdict import Judgement, Stability
 
 REMAKE = "ufovit certify"

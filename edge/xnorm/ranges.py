@@ -12,12 +12,15 @@ Everything is kept per head, in float64. Observations merge in any order to the 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
+Operand = Literal["q", "kv"]
+"""What an XNorm normalises: Q, or K^T V."""
 
 LOWEST_EXPONENT, HIGHEST_EXPONENT = -400, 400
 """Range of the histogram of exponents of sum a^2; beyond it is counted at its ends. FP32's own is -298 to 256."""

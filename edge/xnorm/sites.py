@@ -18,8 +18,7 @@ import onnx
 
 from calib.errors import InputError
 from calib.graph import GraphIndex, TensorType, attribute, index_graph, infer_types, to_array
-
-Operand = Literal["q", "kv"]
+from edge.xnorm.ranges import Operand
 
 
 @dataclass(frozen=True)

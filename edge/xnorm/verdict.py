@@ -22,13 +22,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from edge.xnorm.formats import FloatFormat
 from edge.xnorm.ranges import Certified, Float64, Observed
-from edge.xnorm.sites import XNormSite
+
+if TYPE_CHECKING:
+    from edge.xnorm.sites import XNormSite
 
 Stability = Literal["stable", "at risk", "unstable"]
 RestsOn = Literal["certified", "observed"]

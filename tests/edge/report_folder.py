@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from calib.artifact import write_artifact
-from calib.files import sha256_bytes, sha256_file, write_json
+from calib.files import sha256_bytes, sha256_file
 from calib.table import CalibrationTable, TensorScale, save_table
 from edge.drift.compare import DriftReport, Source, compare, judge
 from edge.export_record import ExportRecord, Parity, Simplification
@@ -20,6 +20,7 @@ from edge.xnorm.record import network_verdict
 from edge.xnorm.verdict import Judgement
 from engines.manifest import CalibrationRecord, EngineManifest, EngineRecord, FileRecord, TensorInfo, write_manifest
 from engines.receipt import Fallback, Receipt
+from engines.record import StepRecord, write_record
 
 LABELS = ("T-shirt/top", "<b>bold</b> & co", "$x_1$ costs $2", "長靴")
 TENSORS = (
@@ -71,8 +72,7 @@ def make_folder(folder: Path, recipe: Recipe) -> Path:
     write_drift(folder, recipe)
     write_manifest(folder, manifest(folder, recipe))
     files = ("export.json", "model.onnx")
-    written = {"position": 0, "reads": "0" * 64, "writes": {f: sha256_file(folder / f) for f in files}}
-    write_json(folder / "steps.json", {"export": written})
+    write_record(folder, {"export": StepRecord("0" * 64, {f: sha256_file(folder / f) for f in files})})
     return folder
 
 

@@ -338,7 +338,7 @@ def test_an_error_inside_the_toolkit_is_a_sentence_and_with_debug_a_traceback(pr
 
     monkeypatch.setattr("edge.steps.report", broken)
     for options, shown in (((), False), (("--debug",), True)):
-        forget(project, "report") if "report" in read(project, "steps.json") else None
+        forget(project, "report") if "report" in read(project, "steps.json")["steps"] else None
         assert build(project, *options) == INTERNAL_ERROR
         error = capsys.readouterr().err
         assert "internal error: RuntimeError: boom" in error
@@ -415,7 +415,7 @@ def test_a_full_disk(project, small_disk, capsys, free_kib):
     error = capsys.readouterr().err
     assert "disk full" in error or "No space left" in error
     assert "Traceback" not in error
-    record = json.loads((out / "steps.json").read_text()) if (out / "steps.json").exists() else {}
+    record = json.loads((out / "steps.json").read_text())["steps"] if (out / "steps.json").exists() else {}
     vouched = {file: digest for entry in record.values() for file, digest in entry["writes"].items()}
     left = {p.name for p in out.iterdir()} - {".lock", "steps.json"}
     assert left == set(vouched), "only what a finished step wrote"
@@ -444,6 +444,8 @@ def test_inspect(project, capsys):
     assert "ufovit_tiny" in capsys.readouterr().out
     assert run(["inspect", str(project / "out/manifest.json")]) == 0
     assert read(project, "manifest.json")["engine"]["sha256"][:12] in capsys.readouterr().out
+    assert run(["inspect", str(project / "out/steps.json")]) == 0
+    assert "export, certify, calibrate, quantize, engine, drift, report" in capsys.readouterr().out
     (project / "notes.txt").write_text("hello")
     assert run(["inspect", str(project / "notes.txt")]) == 2
     error = capsys.readouterr().err

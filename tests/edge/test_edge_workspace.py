@@ -1,18 +1,21 @@
 """A build folder: what is reused, what runs again, and what is left after a failure, a kill, or two builds at once."""
 
+import hashlib
 import json
 import multiprocessing
 import os
+import random
 import signal
 
 import pytest
 
 from calib.errors import InputError, MissingError
 from edge import workspace as module
-from edge.workspace import RECORD, Workspace
+from edge.workspace import RECORD, Workspace, locked
 
 FLOW = ("export", "calibrate", "engine", "drift")  # alphabetical order would be another one
-ARTIFACTS = (*(f"{name}.out" for name in FLOW), "x.out", "a.out", "b.out")
+SIGNATURE = "signature.json"
+ARTIFACTS = (*(f"{name}.out" for name in FLOW), "x.out", "a.out", "b.out", SIGNATURE)
 TIMEOUT = 60
 spawn = multiprocessing.get_context("spawn")
 
@@ -45,7 +48,7 @@ def outputs(folder):
 
 
 def record(folder):
-    return json.loads((folder / RECORD).read_text())
+    return json.loads((folder / RECORD).read_text())["steps"]
 
 
 def test_second_run_reuses_every_step(tmp_path):
@@ -64,7 +67,7 @@ def test_a_changed_input_runs_its_step_and_all_later_ones(tmp_path):
     assert flow(tmp_path) == ["calibrate", "engine", "drift"], "and back"
 
 
-@pytest.mark.parametrize("damage", ["tampered", "emptied", "missing", "a folder"])
+@pytest.mark.parametrize("damage", ["tampered", "emptied", "missing", "a folder", "a link"])
 def test_a_damaged_output_is_made_anew(tmp_path, damage):
     flow(tmp_path)
     path = tmp_path / "engine.out"
@@ -79,8 +82,12 @@ def test_a_damaged_output_is_made_anew(tmp_path, damage):
         with pytest.raises(OSError, match=r"engine\.out"):
             flow(tmp_path)
         path.rmdir()
+    if damage == "a link":
+        (tmp_path / "elsewhere").write_text("engine of 0")
+        path.symlink_to(tmp_path / "elsewhere")
     assert flow(tmp_path) == ["engine", "drift"]
     assert path.read_text() == "engine of 0"
+    assert not path.is_symlink()
 
 
 def test_later_files_are_gone_before_a_step_runs(tmp_path):
@@ -163,6 +170,8 @@ def test_other_outputs_of_a_step_are_another_step(tmp_path):
         '{"export": 5}',
         '{"export": {}}',
         '{"export": {"reads": 1, "writes": 2}}',
+        '{"schema_version": 1, "steps": {}}',
+        "[" * 100_000,
         "\xff",
     ],
 )
@@ -171,6 +180,80 @@ def test_a_damaged_record_is_worth_nothing(tmp_path, content):
     (tmp_path / RECORD).write_bytes(content.encode("latin-1"))
     assert flow(tmp_path) == list(FLOW)
     assert flow(tmp_path) == []
+
+
+def test_the_record_is_sealed(tmp_path):
+    """The seal as the docstring of `engines.record` defines it, computed with json and hashlib alone."""
+    flow(tmp_path)
+    data = (tmp_path / RECORD).read_bytes()
+    fields = json.loads(data)
+    assert data == canonical(fields)
+    assert fields.pop("seal") == hashlib.sha256(canonical(fields)).hexdigest()
+    assert fields["schema_version"] == 1
+    assert list(fields["steps"]) == sorted(FLOW)
+    for name, step in fields["steps"].items():
+        assert step["writes"] == {f"{name}.out": hashlib.sha256(f"{name} of 0".encode()).hexdigest()}
+
+
+def canonical(value):
+    return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def test_whatever_is_flipped_in_the_record_it_is_worth_nothing(tmp_path):
+    flow(tmp_path)
+    path, rng = tmp_path / RECORD, random.Random(3)
+    good = path.read_bytes()
+    for position in (0, len(good) // 2, len(good) - 1, *(rng.randrange(len(good)) for _ in range(12))):
+        data = bytearray(good)
+        data[position] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        assert flow(tmp_path) == list(FLOW), position
+        assert path.read_bytes() == good, "the same steps leave the same record"
+
+
+@pytest.mark.parametrize("change", ["no seal", "another seal", "an unknown field", "other white space", "an unsealed record"])
+def test_a_record_that_says_the_same_in_another_form_is_worth_nothing(tmp_path, change):
+    flow(tmp_path)
+    fields = json.loads((tmp_path / RECORD).read_text())
+    changed = {
+        "no seal": canonical({k: v for k, v in fields.items() if k != "seal"}),
+        "another seal": canonical({**fields, "seal": "0" * 64}),
+        "an unknown field": canonical({**fields, "comment": ""}),
+        "other white space": json.dumps(fields, sort_keys=True).encode(),
+        "an unsealed record": canonical(fields["steps"]),
+    }[change]
+    (tmp_path / RECORD).write_bytes(changed)
+    assert flow(tmp_path) == list(FLOW)
+
+
+def test_a_signature_goes_as_soon_as_anything_changes_and_not_before(tmp_path):
+    flow(tmp_path)
+    (tmp_path / SIGNATURE).write_text("signed")
+    assert flow(tmp_path) == []
+    assert (tmp_path / SIGNATURE).exists(), "nothing changed"
+    log = []
+    assert flow(tmp_path, reads={"drift": 1}, log=log) == ["drift"]
+    assert not (tmp_path / SIGNATURE).exists()
+    (tmp_path / SIGNATURE).write_text("signed")
+    with pytest.raises(InputError, match="step failed"):
+        flow(tmp_path, force=True, fail_at="export")
+    assert not (tmp_path / SIGNATURE).exists(), "also when the build that changed it failed"
+
+
+def test_a_folder_is_locked_against_builds_and_a_copy_is_left_as_it_is(tmp_path):
+    flow(tmp_path)
+    waited = []
+    with locked(tmp_path, no_wait):
+        handle = os.open(tmp_path / ".lock", os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            module.fcntl.flock(handle, module.fcntl.LOCK_EX | module.fcntl.LOCK_NB)
+        os.close(handle)
+    with locked(tmp_path, waited.append):
+        pass
+    assert waited == []
+    (tmp_path / ".lock").unlink()
+    with locked(tmp_path, no_wait):
+        assert not (tmp_path / ".lock").exists()
 
 
 def test_another_version_of_the_toolkit_runs_everything(tmp_path, monkeypatch):

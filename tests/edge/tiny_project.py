@@ -9,6 +9,7 @@ from edge.cli import run
 from edge.data import write_idx
 from edge.model.metadata import CheckpointInfo
 from edge.preprocess import Preprocess
+from engines.record import read_record, write_record
 
 LABELS = ("ant", "bee", "cat", "dog", "eel")
 
@@ -62,6 +63,6 @@ def leftovers(folder):
 
 def forget(folder, step):
     """Drop the record of a step: the next build runs it again, and what follows from it."""
-    record = read(folder, "steps.json")
+    record = read_record(folder / "out")
     del record[step]
-    (folder / "out/steps.json").write_text(json.dumps(record))
+    write_record(folder / "out", record)

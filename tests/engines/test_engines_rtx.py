@@ -13,8 +13,9 @@ from calib.errors import InputError, MissingError, VerdictError
 from engines import trt_api
 from engines.build import build
 from engines.errors import BackendError
+from engines.layers import Evidence
 from engines.rtx_plan import read_plan
-from engines.spec import BatchRange, BuildSpec
+from engines.spec import BatchRange, BuilderOptions, BuildSpec
 from engines.targets import TARGETS
 from engines.typed import typed_graph
 
@@ -42,7 +43,7 @@ def test_fully_quantized_attention_is_all_int8(tmp_path):
     assert built.receipt.actual == built.receipt.requested == {"int8": 1.0}
     assert built.receipt.fallbacks == ()
     assert (built.input.shape, built.input.dtype, built.output.name) == ((-1, 8, 16), "float32", "residual_out")
-    assert built.compute_capabilities == ("8.0", "8.6", "8.9", "12.0")
+    assert built.compute_capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1")
 
 
 def test_fully_quantized_convolutions_are_all_int8(tmp_path):
@@ -125,7 +126,7 @@ def test_two_builds_say_the_same(tmp_path):
 def test_unknown_compute_capability():
     builder = trt_api.Builder("rtx")
     with pytest.raises(InputError, match="SM80") as caught:
-        builder.set_compute_capabilities(builder.make_config(), ("8.0", "3.5"))
+        builder.set_compute_capabilities(builder.make_config(BuilderOptions()), ("8.0", "3.5"))
     assert "found: 3.5" in str(caught.value)
 
 
@@ -163,7 +164,7 @@ def test_build_that_gives_nothing_back_is_an_error():
     builder = trt_api.Builder("rtx")
     network = builder.parse(typed_graph(attention()).SerializeToString())
     with pytest.raises(BackendError, match="built no engine") as caught:  # no optimization profile for a dynamic input
-        builder.build(network, builder.make_config(), lambda _share: None)
+        builder.build(network, builder.make_config(BuilderOptions()), lambda _share: None)
     assert "profile" in str(caught.value)
 
 
@@ -171,7 +172,7 @@ def test_progress_ends_at_one():
     shares: list[float] = []
     builder = trt_api.Builder("rtx")
     network = builder.parse(typed_graph(attention()).SerializeToString())
-    config = builder.make_config()
+    config = builder.make_config(BuilderOptions())
     builder.add_profile(config, {"image": ((1, 8, 16), (2, 8, 16), (4, 8, 16))})
     builder.set_compute_capabilities(config, RTX.compute_capabilities)
     assert builder.build(network, config, shares.append)
@@ -233,7 +234,7 @@ main {
 
 def test_plan_reader_on_a_plan_written_by_hand():
     nodes = frozenset(("x", "y", "c", "d", "e", "again", "hidden", "absent"))
-    found = {name: e.actual for name, e in read_plan(PLAN, nodes).items()}
+    found = {name: e.actual for name, e in read_plan(PLAN, nodes).layers.items()}
     assert found == {
         "x": "int8",
         "y": "int8",
@@ -246,7 +247,10 @@ def test_plan_reader_on_a_plan_written_by_hand():
 
 
 def test_plan_reader_takes_nothing_for_int8():
-    assert read_plan(b"", frozenset("x")) == {}
-    assert read_plan(PLAN.replace(b"fully_connected", b"something_new"), frozenset("x")) == {
-        "x": read_plan(PLAN, frozenset(("hidden",)))["hidden"]
-    }
+    assert read_plan(b"", frozenset("x")) == Evidence()
+    unreadable = read_plan(PLAN.replace(b"fully_connected", b"something_new"), frozenset("x")).layers
+    assert unreadable == {"x": read_plan(PLAN, frozenset(("hidden",))).layers["hidden"]}
+
+
+def test_plan_reader_counts_the_steps_that_compute():
+    assert read_plan(PLAN, frozenset()).kernels == PLAN.count(b"={ name=")

@@ -14,7 +14,8 @@ import engines
 from calib.errors import InputError, MissingError, VerdictError
 from engines import probe, targets, trt_api
 from engines.build import BACKENDS, build, load_backend
-from engines.layers import Layer, LayerEvidence, read_layers
+from engines.layers import Evidence, Layer, LayerEvidence
+from engines.read_graph import read_layers
 from engines.receipt import check_receipt, make_receipt
 from engines.spec import BatchRange, BuildSpec, parse_batch
 from engines.targets import TARGETS, resolve_target
@@ -46,21 +47,68 @@ def test_unknown_target_lists_the_known():
 
 
 @pytest.mark.parametrize(
-    ("gpus", "rtx_works", "name", "words"),
+    ("gpus", "working", "name", "words"),
     [
-        ((), True, "rtx", "no NVIDIA GPU"),
-        ((), False, "cpu", "not usable"),
-        (("8.9",), True, "rtx", "8.9"),
-        (("9.0",), True, "cpu", "no backend serves"),
-        (("8.9",), False, "cpu", "not usable"),
+        ((), {"trt_rtx"}, "rtx", "no NVIDIA GPU"),
+        ((), set(), "cpu", "not usable"),
+        (("8.9",), {"trt_rtx"}, "rtx", "8.9"),
+        (("9.0",), {"trt_rtx"}, "cpu", "no backend serves"),
+        (("8.9",), set(), "cpu", "not usable"),
+        (("9.0",), {"trt", "trt_rtx"}, "desktop", "9.0"),
+        ((), {"trt", "trt_rtx"}, "rtx", "no NVIDIA GPU"),
     ],
 )
-def test_auto(monkeypatch, gpus, rtx_works, name, words):
+def test_auto(monkeypatch, gpus, working, name, words):
+    monkeypatch.setattr(probe, "jetson_module", lambda: "")
     monkeypatch.setattr(probe, "gpu_compute_capabilities", lambda: gpus)
-    monkeypatch.setattr(probe, "probe_backend", lambda backend: probe.BackendProbe(backend, rtx_works, "", "", None))
+    monkeypatch.setattr(probe, "probe_backend", lambda backend: probe.BackendProbe(backend, backend in working, "", "", None))
     found = resolve_target("auto")
     assert found.target.name == name
     assert words in found.reason
+
+
+MODULES = {  # as the device trees of JetPack 5 to 7 name them
+    "NVIDIA Jetson Orin Nano Developer Kit": "orin-nano",
+    "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super": "orin-nano",
+    "NVIDIA Jetson Orin NX Engineering Reference Developer Kit": "orin-nx",
+    "NVIDIA Jetson AGX Orin Developer Kit": "agx-orin",
+    "NVIDIA Jetson AGX Thor Developer Kit": "thor",
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_jetson_is_its_own_target(monkeypatch, tmp_path, module):
+    tree = tmp_path / "model"
+    tree.write_bytes(module.encode() + b"\0")
+    monkeypatch.setattr(probe, "_DEVICE_TREE", tree)
+    assert probe.jetson_module() == module
+    assert resolve_target("auto").target.name == MODULES[module] == resolve_target(MODULES[module]).target.name
+    others = [name for name, t in TARGETS.items() if t.jetson and not t.refusal and name != MODULES[module]]
+    for other in others:
+        with pytest.raises(MissingError, match=f"(?s){TARGETS[other].jetson} itself.*this machine is {module}.*--bundle"):
+            resolve_target(other)
+
+
+def test_jetsons_that_are_not_supported(monkeypatch, tmp_path):
+    tree = tmp_path / "model"
+    monkeypatch.setattr(probe, "_DEVICE_TREE", tree)
+    tree.write_bytes(b"NVIDIA Jetson Xavier NX Developer Kit\0")
+    for name in ("auto", "xavier-nx"):
+        with pytest.raises(InputError, match=r"(?s)xavier-nx.*TensorRT 8\.5.*trtexec"):
+            resolve_target(name)
+    tree.write_bytes(b"NVIDIA Jetson Nano Developer Kit\0")
+    with pytest.raises(InputError, match=r"(?s)no target is known.*Jetson Nano.*Orin Nano, Orin NX, AGX Orin, Thor"):
+        resolve_target("auto")
+
+
+def test_a_machine_that_is_no_jetson(monkeypatch, tmp_path):
+    tree = tmp_path / "model"
+    monkeypatch.setattr(probe, "_DEVICE_TREE", tree)
+    assert probe.jetson_module() == ""
+    tree.write_bytes(b"Raspberry Pi 5 Model B\0")
+    assert probe.jetson_module() == ""
+    with pytest.raises(MissingError, match=r"(?s)orin-nano is built on the Orin Nano itself.*no Jetson.*ufovit bundle"):
+        resolve_target("orin-nano")
 
 
 def test_every_target_has_a_backend_and_every_backend_a_probe():
@@ -90,7 +138,7 @@ def test_placeholder_package_is_no_library(monkeypatch):
 
 def test_gpu_query(monkeypatch):
     monkeypatch.setattr(probe.shutil, "which", lambda _name: "/bin/nvidia-smi")
-    answers = {"ok": "8.9\n12.0\n", "odd": "No devices were found\n"}
+    answers = {"ok": "8.9, NVIDIA L4\n12.0, NVIDIA GeForce RTX 5090\n", "odd": "No devices were found\n"}
     for key, expected in (("ok", ("8.9", "12.0")), ("odd", ())):
         done = subprocess.CompletedProcess([], 0, stdout=answers[key])
         monkeypatch.setattr(probe.subprocess, "run", lambda *_a, done=done, **_k: done)
@@ -106,7 +154,7 @@ def test_gpu_query(monkeypatch):
 
 
 def test_unknown_backend_lists_the_known():
-    with pytest.raises(InputError, match="ort, trt_rtx"):
+    with pytest.raises(InputError, match="ort, trt, trt_rtx, torch_trt"):
         load_backend("tvm")
 
 
@@ -170,19 +218,19 @@ def test_receipt_arithmetic():
         "b": LayerEvidence("fp16", "seen too"),
         "stranger": LayerEvidence("int8", ""),
     }
-    receipt = make_receipt(LAYERS, evidence, "int8")
+    receipt = make_receipt(LAYERS, Evidence(evidence), "int8")
     assert receipt.int8_mac_fraction == 0.6
     assert receipt.requested == {"fp16": 0.1, "int8": 0.9}
     assert receipt.actual == {"fp16": 0.3, "int8": 0.6, "unknown": 0.1}
     assert [(f.layer, f.actual, f.mac_fraction) for f in receipt.fallbacks] == [("b", "fp16", 0.3), ("c", "unknown", 0.1)]
     assert receipt.fallbacks[0].reason == "bad axis; seen too"
     assert receipt.fallbacks[1].reason == "no Q/DQ; the engine names no such layer"
-    assert make_receipt(LAYERS, {}, "int8").int8_mac_fraction == 0.0
+    assert make_receipt(LAYERS, Evidence(), "int8").int8_mac_fraction == 0.0
     check_receipt(receipt, 0.6)
     with pytest.raises(VerdictError, match=r"(?s)0\.6000.*b: int8 -> fp16, 30\.0% of MACs, bad axis; seen too"):
         check_receipt(receipt, 0.601)
     with pytest.raises(InputError, match="no Conv"):
-        make_receipt((), {}, "int8")
+        make_receipt((), Evidence(), "int8")
 
 
 def test_public_names():

@@ -1,0 +1,82 @@
+"""`ufovit verify`: are these the files that a build made, and who says so?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from engines.folder import CheckedFile
+    from engines.signature import Signature
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="A build folder, or a bundle", show_default=False)],
+    require_signature: Annotated[
+        Path | None,
+        typer.Option(
+            help="PEM file of a public key: refuse what its owner did not sign", metavar="PUBLIC_KEY", show_default=False
+        ),
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Of a folder, ask for the engine and its manifest alone; check what else is there")
+    ] = False,
+) -> int:
+    """Recompute every digest of a build and hold the files against each other.
+
+    Exit codes: 0 everything is what was recorded, 2 something is not, 4 something that this machine lacks.
+    """
+    from rich.console import Console
+
+    from engines.folder import examine_folder
+    from engines.signature import check_signature
+
+    console = Console(soft_wrap=True)
+    files = examine_folder(path, complete=not partial).files if path.is_dir() else _members(path)
+    _print_files(console, files)
+    signature = check_signature(path, require_signature) if require_signature is not None else None
+    for file in files:
+        if file.problem is not None:
+            raise file.problem
+    console.print(_sentence(path, files, signature), markup=False, highlight=False)
+    return 0
+
+
+def _members(path: Path) -> tuple[CheckedFile, ...]:
+    """The members of a bundle, checked, behind the bundle itself, which ends with the digest of all its bytes."""
+    from engines.bundle import BUNDLE, verify_bundle
+    from engines.folder import CheckedFile
+
+    bundle, _ = verify_bundle(path)
+    members = (CheckedFile(name, record.sha256, (BUNDLE,)) for name, record in bundle.info.members.items())
+    return (CheckedFile(path.name, bundle.sha256, (path.name,)), *members)
+
+
+def _print_files(console: Console, files: tuple[CheckedFile, ...]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("file", "sha256", "status")
+    for file in files:
+        style = "green" if file.problem is None else "bold red"
+        table.add_row(escape(file.file), file.sha256[:16], f"[{style}]{escape(file.status)}[/]")
+    console.print(table, highlight=False)
+
+
+def _sentence(path: Path, files: tuple[CheckedFile, ...], signature: Signature | None) -> str:
+    from engines.artifacts import DRIFT
+    from engines.contained import is_there
+    from engines.signature import signature_path
+
+    whole = f"{path}: {len(files)} files are what was recorded, and they belong together"
+    if path.is_dir() and DRIFT not in (file.file for file in files):
+        whole += f"; no verdict on accuracy among them: no {DRIFT}"
+    if signature is not None:
+        return f"{whole}; signed {signature.signed} with key {signature.public_key[:16]}..."
+    if is_there(signature_path(path)):
+        return f"{whole}; the signature was not checked: pass --require-signature PUBLIC_KEY.pem"
+    return f"{whole}; not signed"

@@ -1,0 +1,196 @@
+"""A CUDA device through pycuda, in the device's primary context.
+
+`pycuda.autoinit` is not used: it makes a private context and leaves it on the stack of the importing thread, where neither
+other threads nor TensorRT's own allocations find it. Here the context is pushed for each piece of work and popped after it,
+in whatever thread that is: pycuda ends the whole process when a thread finishes with a context on its stack, and it frees
+memory and streams from another thread than the opener's only while the context is on that thread's stack.
+"""
+
+from __future__ import annotations
+
+import importlib
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from calib.errors import MissingError
+from edge.runtime.device_memory import Depth, DeviceMemory, Graph, Library, Stream, check_size
+from engines.errors import BackendError
+
+_INSTALL = "pip install 'ufovit-edge[pycuda]'"
+_NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING of cuda.h; pycuda has no name for it."""
+
+Current = Callable[[], AbstractContextManager[None]]
+
+
+def open_memory(device: int, zero_copy: bool | None) -> DeviceMemory:
+    """See `edge.runtime.device_memory.open_device`."""
+    driver = _load()
+    try:
+        driver.init()
+        count = int(driver.Device.count())
+    except driver.Error as error:
+        raise MissingError("CUDA finds no device", found=error) from error
+    if device >= count:
+        raise MissingError("no such CUDA device", found=device, allowed=f"0 to {count - 1}" if count else "none is there")
+    return PycudaMemory(driver, device, zero_copy)
+
+
+def _load() -> Any:
+    try:
+        return importlib.import_module("pycuda.driver")
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] == "pycuda":
+            raise MissingError("pycuda is not installed", next_command=_INSTALL) from error
+        raise MissingError("pycuda does not load", found=error, next_command=_INSTALL) from error
+    except ImportError as error:  # it links to libcuda.so.1, which comes with the NVIDIA driver
+        raise MissingError("pycuda does not load: no NVIDIA driver, or another CUDA than its own", found=error) from error
+
+
+@contextmanager
+def _errors(driver: Any) -> Iterator[None]:
+    try:
+        yield
+    except driver.Error as error:  # its text names the CUDA call
+        raise BackendError("CUDA failed", found=error) from error
+
+
+class PycudaMemory:
+    """A `DeviceMemory`; made by `open_memory`."""
+
+    library: Library = "pycuda"
+    can_capture = False
+
+    def __init__(self, driver: Any, device: int, zero_copy: bool | None) -> None:
+        self._driver = driver
+        self._depth = Depth()
+        with _errors(driver):
+            opened = driver.Device(device)
+            self.name = str(opened.name())
+            self.compute_capability = "{}.{}".format(*opened.compute_capability())
+            self.total_bytes = int(opened.total_memory())
+            self.integrated = bool(opened.get_attribute(driver.device_attribute.INTEGRATED))
+            mappable = bool(opened.get_attribute(driver.device_attribute.CAN_MAP_HOST_MEMORY))
+            self._mapped = mappable and (self.integrated if zero_copy is None else zero_copy)
+            self._context = opened.retain_primary_context()
+        weakref.finalize(self, self._context.detach)  # left to its destructor, pycuda would not release a primary context
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Push the primary context in this thread, unless it is there, and pop it at the end."""
+        with _errors(self._driver):
+            if self._depth.value == 0:
+                self._context.push()
+            self._depth.value += 1
+            try:
+                yield
+            finally:
+                self._depth.value -= 1
+                if self._depth.value == 0:
+                    self._context.pop()
+
+    def make_stream(self) -> PycudaStream:
+        """See `DeviceMemory`."""
+        with self.current():
+            return PycudaStream(self._driver.Stream(_NON_BLOCKING), self.current)
+
+    def allocate(self, nbytes: int) -> PycudaBuffer:
+        """See `DeviceMemory`."""
+        with self.current():
+            return PycudaBuffer(self._driver, nbytes, self._mapped, self.current)
+
+    def begin_capture(self, stream: Stream) -> NoReturn:  # noqa: ARG002  # as the protocol has it
+        """Raises BackendError."""
+        raise _no_graphs()
+
+    def end_capture(self, stream: Stream) -> NoReturn:  # noqa: ARG002  # as the protocol has it
+        """Raises BackendError."""
+        raise _no_graphs()
+
+    def launch(self, graph: Graph, stream: Stream) -> NoReturn:  # noqa: ARG002  # as the protocol has it
+        """Raises BackendError."""
+        raise _no_graphs()
+
+
+def _no_graphs() -> BackendError:
+    return BackendError("pycuda has no CUDA graphs", next_command="pip install 'ufovit-edge[cuda]'")
+
+
+class PycudaStream:
+    """A `Stream`."""
+
+    def __init__(self, stream: Any, current: Current) -> None:
+        self._stream = stream
+        self._current = current
+        self.handle = int(stream.handle)
+
+    @property
+    def native(self) -> Any:
+        """The `pycuda.driver.Stream`."""
+        if self._stream is None:
+            raise BackendError("the CUDA stream was destroyed")
+        return self._stream
+
+    def synchronize(self) -> None:
+        """See `Stream`."""
+        with self._current():
+            self.native.synchronize()
+
+    def destroy(self) -> None:
+        """See `Stream`."""
+        with self._current():
+            self._stream = None  # the last reference: pycuda destroys it, and needs its context for that
+
+
+class PycudaBuffer:
+    """A `HostDeviceBuffer`."""
+
+    def __init__(self, driver: Any, nbytes: int, mapped: bool, current: Current) -> None:
+        flags = driver.host_alloc_flags.DEVICEMAP if mapped else 0
+        self._driver = driver
+        self._current = current
+        self.mapped = mapped
+        self.host: npt.NDArray[np.uint8] = driver.pagelocked_empty(nbytes, np.uint8, mem_flags=flags)
+        self._pinned: Any = self.host.base  # the allocation; pycuda makes it the array's base
+        self._device: Any = None
+        try:
+            self._device = None if mapped else driver.mem_alloc(nbytes)
+            self.device_pointer = int(self._pinned.get_device_pointer() if mapped else self._device)
+        except driver.Error:
+            self.free()
+            raise
+
+    def to_device(self, nbytes: int, stream: Stream) -> None:
+        """See `HostDeviceBuffer`."""
+        check_size(nbytes, self.host)
+        if not self.mapped:
+            with self._current():
+                self._driver.memcpy_htod_async(self._device, self.host[:nbytes], _native(stream))
+
+    def to_host(self, nbytes: int, stream: Stream) -> None:
+        """See `HostDeviceBuffer`."""
+        check_size(nbytes, self.host)
+        if not self.mapped:
+            with self._current():
+                self._driver.memcpy_dtoh_async(self.host[:nbytes], self._device, _native(stream))
+
+    def free(self) -> None:
+        """See `HostDeviceBuffer`."""
+        pinned, device, self._pinned, self._device = self._pinned, self._device, None, None
+        self.host = np.empty(0, np.uint8)
+        with self._current():
+            if device is not None:
+                device.free()
+            if pinned is not None:
+                pinned.free()
+
+
+def _native(stream: Stream) -> Any:
+    if not isinstance(stream, PycudaStream):
+        raise BackendError("pycuda copies on its own streams only", found=type(stream).__name__)
+    return stream.native
