@@ -101,7 +101,9 @@ def _write_errors(path: Path) -> Iterator[None]:
             raise MissingError(
                 "disk full, nothing was written", where=path, next_command="free space, then run the same command again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST) or not path.parent.is_dir():
+        refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+        strange = error.errno == errno.ENOENT and str(error.filename).startswith(f"{path.parent}/.{path.name}.")  # as in /proc
+        if refused or strange or not path.parent.is_dir():
             raise MissingError(
                 "folder cannot be written", where=path.parent, found=error.strerror, next_command="choose another --out"
             ) from error

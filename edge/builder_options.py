@@ -65,6 +65,8 @@ class BuilderRequest:
         if target.backend != "trt":
             return self._options(None)
         path = self.cache_path(target, out)
+        if path.is_dir():
+            raise InputError("a timing cache is a file", where=path)
         if self.pin_timing_cache and not path.is_file():
             raise InputError(
                 "there is no timing cache to pin",

@@ -134,7 +134,9 @@ class _Build:
             "certificate": self.workspace.sha256(XNORM),
             "images": self.inputs.calib_images.sha256,
         }
-        work = partial(steps.type_fp16, self.inputs, self.path(graph), self.path(XNORM), self.path(TYPED))
+        unquantized = self.path(REFINED) if self.request.precision == "int8" else None
+        paths = steps.TypingPaths(self.path(graph), unquantized, self.path(XNORM), self.path(TYPED))
+        work = partial(steps.type_fp16, self.inputs, paths)
         self._step("type", reads, (TYPED,), work)
         return TYPED
 

@@ -15,7 +15,7 @@ from edge.builder_options import DEFAULT_BUILDER, BuilderRequest
 from edge.data import ImageSet, open_images
 from edge.model.config import SIZES, config
 from edge.model.metadata import CheckpointInfo, read_info
-from engines.probe import gpu_compute_capabilities
+from engines.probe import can_drive_gpu, gpu_compute_capabilities
 from engines.spec import PRECISIONS, BatchRange, Precision, check_floor
 from engines.targets import Target
 
@@ -94,6 +94,7 @@ class BuildRequest:
         range_method(self.method)
         check_effort(self.effort)
         check_floor(self.int8_floor)
+        self.builder.check(self.target, self.out)
 
     @property
     def certified_precisions(self) -> tuple[str, ...]:
@@ -110,7 +111,7 @@ class BuildRequest:
         """Whether the engine itself can be judged on this machine; otherwise the graph it was built from is, on the CPU."""
         if self.target.backend == "ort" or self.target.built_on == "device":
             return True
-        return bool(set(gpu_compute_capabilities()) & set(self.target.compute_capabilities))
+        return can_drive_gpu() and bool(set(gpu_compute_capabilities()) & set(self.target.compute_capabilities))
 
 
 @dataclass(frozen=True)

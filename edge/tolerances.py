@@ -15,6 +15,10 @@ TYPED_FP16_SQNR_DB = 30.0
 """FP16 graph against the FP32 graph it was typed from, logits. FP16 carries 11 bits (about 66 dB for one rounding), lost in
 part over some hundred layers; an overflow, a lost cast or a wrong island shows below 20 dB."""
 
+TYPED_INT8_LOSS_DB = 3.0
+"""What typing may take from the SQNR of an INT8 graph against its float graph, where that SQNR is itself below
+TYPED_FP16_SQNR_DB: FP16 at most doubles the error's power. Drawn weights lose up to 1.5 dB, an overflow all of it."""
+
 RANDOM_WEIGHTS_COSINE = 0.9
 """Smallest cosine between engine and reference logits (centred over classes) for a network with drawn weights, which has no
 accuracy to lose: only a broken engine falls below."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import shutil
 import subprocess
@@ -80,6 +81,11 @@ def gpu_compute_capabilities() -> tuple[str, ...]:
     return tuple(gpu.compute_capability for gpu in gpus())
 
 
+def can_drive_gpu() -> bool:
+    """Whether a library is installed that copies to and from a GPU: pycuda or cuda-python."""
+    return any(importlib.util.find_spec(name) is not None for name in ("pycuda", "cuda"))
+
+
 def gpus() -> tuple[Gpu, ...]:
     """The NVIDIA GPUs that the driver shows; none without driver or GPU."""
     program = shutil.which("nvidia-smi")
@@ -106,8 +112,10 @@ def _rtx_version() -> str:
 
 
 def _ort_version() -> str:
-    from engines.ort import version
-
+    try:
+        from engines.ort import version
+    except ModuleNotFoundError as error:  # onnx: a device has none
+        raise MissingError(f"{error.name} is not installed", next_command=_MENDS["ort"]) from error
     return version()
 
 

@@ -49,8 +49,9 @@ def graph_facts(model: onnx.ModelProto) -> GraphFacts:
     layers, known = read_layers(model), frozenset(unique_names(model))
     weights = {i.name for i in model.graph.initializer}
     inputs = [v for v in model.graph.input if v.name not in weights]
-    if len(inputs) != 1 or len(model.graph.output) != 1:
-        found = f"{len(inputs)} inputs, {len(model.graph.output)} outputs"
+    are_tensors = all(v.type.tensor_type.elem_type for v in (*inputs, *model.graph.output))
+    if len(inputs) != 1 or len(model.graph.output) != 1 or not are_tensors:
+        found = f"{len(inputs)} inputs, {len(model.graph.output)} outputs" + ("" if are_tensors else ", not all tensors")
         raise InputError("the graph is no classifier", found=found, allowed="one input, one output")
     traceable = tuple(layer.name for layer in layers if layer.name in known)
     return GraphFacts(layers, traceable, _port(inputs[0]), _port(model.graph.output[0]))

@@ -142,7 +142,6 @@ def build(  # noqa: PLR0913, PLR0917  # one parameter per option of the command
         default_name = f"{model}-{precision}-{chosen.name}" + ("-random" if random_weights else "")
         default_name += f"-{backend}" if backend else ""
         folder = out or Path("build") / default_name
-        builder.check(chosen, folder)
         request = BuildRequest(
             model=model,
             precision=cast(Precision, precision),  # BuildRequest refuses any other

@@ -125,7 +125,8 @@ def table(rows: dict[str, Any]) -> Iterator[str]:
     """The rows as Markdown."""
     yield "| model | px | precision | engine | built in | INT8 share of the MACs | other | kernels |"
     yield "|---|---|---|---|---|---|---|---|"
-    for row in rows.values():
+    order = [f"{m}-{p}-{s}" for s in sorted({row["image_size"] for row in rows.values()}) for m in SIZES for p in PRECISIONS]
+    for row in (rows[key] for key in order if key in rows):
         others = ", ".join(f"{share:.1%} {name}" for name, share in row["shares"].items() if name != "int8")
         built = f"{row['bytes'] / 1e6:.1f} MB | {row['seconds']:.0f} s | {row['shares'].get('int8', 0.0):.1%}"
         yield f"| {row['model']} | {row['image_size']} | {row['precision']} | {built} | {others} | {row['kernels']} |"

@@ -103,8 +103,8 @@ def test_arguments_that_make_no_sense(refused, changes, says):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["build"], "Missing argument"),
-        (["build", "ufovit_t"], "Missing argument"),
+        (["build"], "MODEL and PRECISION are missing"),
+        (["build", "ufovit_t"], "MODEL and PRECISION are missing"),
         (["build", "ufovit_t", "int8", "more"], "unexpected extra argument"),
         (["build", "ufovit_t", "int8", "--out"], "--out"),
         (["bake"], "bake"),
@@ -425,13 +425,14 @@ def test_a_full_disk(project, small_disk, capsys, free_kib):
 # --- the other commands
 
 
-def test_doctor(capsys, monkeypatch):
+def test_doctor(capsys, monkeypatch, tmp_path):
     assert run(["doctor"]) == 0
     output = capsys.readouterr().out
     assert "Python" in output
     assert "target auto here means" in output
     for name in ("tensorrt_rtx", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr("engines.torch_trt.ENVIRONMENT", tmp_path / "none")
     assert run(["doctor"]) == 4, "no backend at all"
     output = capsys.readouterr().out
     assert "ort would work after: pip install 'ufovit-edge[build]'" in output

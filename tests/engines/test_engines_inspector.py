@@ -13,11 +13,16 @@ The layers below are written by hand as TensorRT prints them, with the names of 
 
 import json
 
+import numpy as np
+import onnx
 import pytest
+from engine_graphs import Graph
 
-from calib.errors import InputError
+from calib.errors import InputError, VerdictError
+from calib.lint import lint
 from engines.inspector import read_inspector
 from engines.layers import Evidence, Layer
+from engines.read_graph import graph_facts
 from engines.receipt import check_receipt, make_receipt
 
 INT8_XMMA = "sm80_xmma_gemm_i8f32_i8i32_f32_tn_n_tilesize32x64x64_stage6_warpsize2x2x1_tensor16x8x32"
@@ -34,9 +39,8 @@ def tensors(*types, key="Format/Datatype"):
 
 def split_tensors(*types):
     """As 11.x has them."""
-    layouts = {INT8: "Row major INT8 format (kLINEAR)", HALF: "Row major linear FP16 format (kLINEAR)", DYNAMIC: DYNAMIC}
     return [
-        {"Name": f"t{i}", "Location": "Device", "Dimensions": [8, 64, 192], "DataType": t, "Format": layouts.get(t, t)}
+        {"Name": f"t{i}", "Location": "Device", "Dimensions": [8, 64, 192], "DataType": t, "Format": "Row major (kLINEAR)"}
         for i, t in enumerate(types)
     ]
 
@@ -89,6 +93,7 @@ def test_matrix_products(make, types, tactic, expected):
     [
         ((INT8,), ""),
         ((INT8,), FP16_XMMA),
+        ((INT8,), f"{FP16_XMMA}_int8"),
         ((INT8,), "__myl_Fc_0xf2543c36ff9f104bbb1655b0183afb47"),
         ((INT8, INT8), FP16_XMMA),  # stored in 8 bits, multiplied in 16
         ((INT8, INT8), "ampere_h16816gemm_256x128_ldg8_nn_v1"),
@@ -288,5 +293,80 @@ def test_a_receipt_from_it():
     assert (fallback.layer, fallback.requested, fallback.actual) == (nodes[1], "int8", "fp16")
     assert FP16_XMMA in fallback.reason
     check_receipt(receipt, 0.66)
-    with pytest.raises(Exception, match=r"kv/MatMul: int8 -> fp16, 33\.3% of MACs"):
+    with pytest.raises(VerdictError, match=r"kv/MatMul: int8 -> fp16, 33\.3% of MACs"):
         check_receipt(receipt, 0.67)
+
+
+def broken(kind):
+    """A graph of two products of 8 x 16 x 16, of which one is right, and what is wrong with the other."""
+    g = Graph(8, 16)
+    first = g.node("MatMul", [g.pair("image"), g.int8_weight(g.weight("w1", 16, 16), 1)], "right/MatMul")
+    if kind == "uint8":
+        scale, zero = g.store("u_scale", np.float32(0.05)), g.store("u_zero", np.uint8(0))
+        codes = g.node("QuantizeLinear", [first, scale, zero], "u/Q")
+        operand = g.node("DequantizeLinear", [codes, scale, zero], "u/DQ")
+    else:
+        operand = g.pair(first)
+    if kind == "one side":
+        other = g.node("Transpose", [first], "transpose", perm=[0, 2, 1])
+    else:
+        other = g.int8_weight(g.weight("w2", 16, 16), 0 if kind == "axis" else 1)
+    second = g.node("MatMul", [operand, other], "wrong/MatMul")
+    return g.model(second, 8, 8 if kind == "one side" else 16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule", "floats", "says"),
+    [
+        ("axis", "weight-axis", True, "axis 0, which is summed over"),
+        ("one side", "one-sided-matmul", True, "no Q/DQ on operand B"),
+        ("uint8", "uint8", False, "operand A is quantized to uint8, which TensorRT reads as int8"),
+    ],
+)
+def test_a_broken_graph_is_caught_before_and_after(kind, rule, floats, says):
+    """By lint before the build and by the receipt after, whatever the engine says of a product that was never meant so."""
+    model = broken(kind)
+    assert rule in {found.rule for found in lint(model)}
+    facts = graph_facts(model)
+    operands = tensors(HALF, HALF) if floats else tensors(INT8, INT8)
+    told = read(
+        layer("gemm", tensors(INT8, INT8), INT8_XMMA, metadata=mentions("right/MatMul")),
+        layer("gemm", operands, metadata=mentions("wrong/MatMul")),
+        nodes=facts.traceable,
+    )
+    receipt = make_receipt(facts.layers, told, "int8")
+    (fallback,) = receipt.fallbacks
+    assert fallback.layer == "wrong/MatMul"
+    assert says in fallback.reason
+    right = next(x.macs for x in facts.layers if x.name == "right/MatMul") / sum(x.macs for x in facts.layers)
+    assert receipt.int8_mac_fraction == pytest.approx(right)
+    with pytest.raises(VerdictError, match="wrong/MatMul"):
+        check_receipt(receipt, 0.95)
+
+
+def test_the_same_graph_unbroken_is_not_caught():
+    model = broken("")
+    assert [found for found in lint(model) if found.severity == "refused"] == []
+    facts = graph_facts(model)
+    told = read(layer("gemm", tensors(INT8, INT8), metadata=mentions(*facts.traceable)), nodes=facts.traceable)
+    assert make_receipt(facts.layers, told, "int8").fallbacks == ()
+    assert {x.requested for x in facts.layers} == {"int8"}
+
+
+def test_uint8_weights_are_seen_too():
+    g = Graph(8, 16)
+    inputs = [g.store("w_q", np.ones((16, 16), np.uint8)), g.store("w_s", np.float32(0.1)), g.store("w_z", np.uint8(0))]
+    out = g.node("MatMul", [g.pair("image"), g.node("DequantizeLinear", inputs, "w/DQ")], "m")
+    (found,) = graph_facts(g.model(out, 8, 16)).layers
+    assert (found.requested, found.problem) == ("uint8", "operand B is quantized to uint8, which TensorRT reads as int8")
+
+
+def test_a_graph_whose_input_is_no_tensor_is_refused():
+    """`load_graph` takes any ONNX file; one that takes a sequence is no classifier."""
+    sequence = onnx.helper.make_tensor_sequence_value_info("images", onnx.TensorProto.FLOAT, [4])
+    at = onnx.helper.make_node("SequenceAt", ["images", "zero"], ["image"], name="at")
+    out = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [4])
+    zero = onnx.numpy_helper.from_array(np.int64(0), "zero")
+    graph = onnx.helper.make_graph([at], "g", [sequence], [out], [zero])
+    with pytest.raises(InputError, match="no classifier"):
+        graph_facts(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]))

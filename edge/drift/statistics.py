@@ -1,0 +1,203 @@
+"""What flips say of the drop, and how sure that is.
+
+Reference and engine answer the same n labelled images: a both right, b right in the reference and wrong in the engine, c the
+other way round, d both wrong. The drop is (b - c) / n. The images are paired, so that the flips alone carry its uncertainty.
+
+**The interval** is Newcombe's square-and-add (Statistics in Medicine 17, 1998, 2635-2650, method 10) on the two flip rates.
+With p = b / n, q = c / n, their Wilson limits [l, u] at the same level, and the correlation of two cells of a multinomial,
+
+    r    = -sqrt(p q / ((1 - p) (1 - q)))
+    low  = p - q - sqrt((p - l_p)^2 - 2 r (p - l_p) (u_q - q) + (u_q - q)^2)
+    high = p - q + sqrt((u_p - p)^2 - 2 r (u_p - p) (q - l_q) + (q - l_q)^2)
+
+This is method 10 of the table (a + d, b, c, 0). The drop does not depend on how the other images divide into both right and
+both wrong, so neither may its interval; that of method 10 on (a, b, c, d) does, and with few flips it is too narrow for a
+network that is right half of the time. Exact coverage at nominal 95 %, 2 to 60 expected flips, all divisions into b and c, n
+large; in brackets the largest share of intervals that end below the true drop (nominal 2.5 %), which lets a bad engine pass:
+
+    this interval 95.0 to 99.9 % (2.5 %)     method 10 at 90 % right 94.6 to 100.0 % (4.4 %), at 50 % 86.4 to 99.9 % (13.5 %)
+    Tango's score 92.9 to 99.4 % (2.7 %)     Agresti-Min 86.4 to 99.9 % (13.5 %)
+
+`scripts/bench/drift_statistics.py coverage` simulates all of them, and the bootstrap.
+
+**The verdict** against a budget in points: pass when the whole interval lies within the budget, fail when all of it lies
+beyond, inconclusive otherwise. That the upper end of a 95 % interval lies within the budget is a non-inferiority test at
+one-sided 2.5 %: it rejects "the drop is larger than the budget". That its lower end lies beyond rejects "the drop is within the
+budget", at 2.5 % too. So about 2.5 % at most of engines whose true drop is the budget or more pass, and about 2.5 % at most of
+those within it fail. Two one-sided tests of equivalence (TOST; Schuirmann, J. Pharmacokin. Biopharm. 15, 1987) would also ask
+for low >= -budget; this is left out, because an engine that answers better than its reference is no fault.
+
+numpy and the standard library alone: a device judges with these functions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from calib.errors import InputError
+
+Float64 = npt.NDArray[np.float64]
+Verdict = Literal["pass", "fail", "inconclusive"]
+LEVEL = 0.95
+MOST_IMAGES = 10_000_000
+"""Nobody labels more to settle a verdict."""
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Images whose answer changed from right to wrong and from wrong to right."""
+
+    right_to_wrong: int
+    wrong_to_right: int
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Images by what reference and engine answer, the reference first. Raises InputError for a negative count or no image."""
+
+    both_right: int
+    right_to_wrong: int
+    wrong_to_right: int
+    both_wrong: int
+
+    def __post_init__(self) -> None:
+        counts = (self.both_right, self.right_to_wrong, self.wrong_to_right, self.both_wrong)
+        if min(counts) < 0 or not sum(counts):
+            raise InputError("no counts of paired answers", found=counts, allowed="none negative, at least one image")
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return self.both_right + self.right_to_wrong + self.wrong_to_right + self.both_wrong
+
+    @property
+    def flips(self) -> Flips:
+        """The two counts that the drop depends on."""
+        return Flips(self.right_to_wrong, self.wrong_to_right)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Confidence interval in percentage points: of the drop, or of a share."""
+
+    level: float
+    low_points: float
+    high_points: float
+
+
+def mcnemar_p(flips: Flips) -> float:
+    """Exact two-sided p-value of McNemar's test that flips go either way alike.
+
+    p = min(1, 2 P(X <= min(b, c))), X ~ Binomial(b + c, 1/2), which is 1 without flips (McNemar, Psychometrika 12, 1947). It
+    asks whether there is a drop at all, not whether it is within a budget: with many images a tiny drop is significant.
+    Raises InputError for a negative count.
+    """
+    total, fewer = flips.right_to_wrong + flips.wrong_to_right, min(flips.right_to_wrong, flips.wrong_to_right)
+    if fewer < 0:
+        raise InputError("no counts of flips", found=flips, allowed="none negative")
+    k = np.arange(1, fewer + 1)
+    ways = np.concatenate([[0.0], np.cumsum(np.log((total - k + 1) / k))])  # log of binomial(total, k), k = 0 ... fewer
+    return min(1.0, 2.0 * float(np.exp(ways - total * np.log(2.0)).sum()))
+
+
+def wilson_limits(count: npt.ArrayLike, total: npt.ArrayLike, level: float = LEVEL) -> tuple[Float64, Float64]:
+    """Wilson's score limits of a share count / total, elementwise, in [0, 1]; counts may be real.
+
+    The shares x with |count / total - x| = z sqrt(x (1 - x) / total) (Wilson, JASA 22, 1927):
+
+        high = (count + z^2 / 2 + z sqrt(count (total - count) / total + z^2 / 4)) / (total + z^2)
+
+    and low by the product of the two, count^2 / (total (total + z^2)), which is exactly 0 at no count. Raises InputError for a
+    level outside (0, 1).
+    """
+    k, n, z2 = np.asarray(count, np.float64), np.asarray(total, np.float64), _z(level) ** 2
+    high = (k + z2 / 2 + np.sqrt(z2 * (k * (n - k) / n + z2 / 4))) / (n + z2)
+    return k**2 / (n * (n + z2) * high), np.minimum(high, 1.0)
+
+
+def drop_limits(
+    lost: npt.ArrayLike, won: npt.ArrayLike, images: npt.ArrayLike, level: float = LEVEL
+) -> tuple[Float64, Float64]:
+    """The interval of the drop as shares in [-1, 1], elementwise; `lost` right to wrong, `won` wrong to right, may be real.
+
+    Formula at the top of this file; r is 0 where one of the flips does not occur.
+    """
+    b, c, n = (np.asarray(counts, np.float64) for counts in (lost, won, images))
+    p, q = b / n, c / n
+    low_p, high_p = wilson_limits(b, n, level)
+    low_q, high_q = wilson_limits(c, n, level)
+    r = -np.sqrt(np.divide(p * q, (1 - p) * (1 - q), out=np.zeros(np.broadcast(p, q).shape), where=p * q > 0))
+    low: Float64 = p - q - _side(p - low_p, high_q - q, r)
+    high: Float64 = p - q + _side(high_p - p, q - low_q, r)
+    return low, high
+
+
+def drop_interval(paired: Paired, level: float = LEVEL) -> Interval:
+    """The interval of the drop in points; formula at the top of this file. Raises InputError for a level outside (0, 1)."""
+    return _interval(paired.right_to_wrong, paired.wrong_to_right, paired.images, level)
+
+
+def share_interval(count: int, images: int, level: float = LEVEL) -> Interval:
+    """Wilson's interval of the share count / images, in points.
+
+    For images without labels: a drop cannot be larger than the share of answers that changed, |b - c| / n <= changed / n, so
+    that an upper end within the budget passes without a label. Raises InputError unless 0 <= count <= images and images > 0.
+    """
+    if not 0 <= count <= images or not images:
+        raise InputError("no count of images", found=f"{count} of {images}", allowed="0 to all of at least one image")
+    low, high = wilson_limits(count, images, level)
+    return Interval(level, 100.0 * float(low), 100.0 * float(high))
+
+
+def decide(interval: Interval, budget_points: float) -> Verdict:
+    """Pass when the whole interval is at most the budget, fail when all of it exceeds the budget, inconclusive otherwise."""
+    if interval.high_points <= budget_points:
+        return "pass"
+    return "fail" if interval.low_points > budget_points else "inconclusive"
+
+
+def images_to_decide(paired: Paired, budget_points: float, level: float = LEVEL) -> int | None:
+    """How many images decide if all rates stay as they are, rounded up to two significant digits; None: not ten million.
+
+    The smallest n at which the interval of (n b / images, n c / images) lies on one side of the budget. Both limits draw nearer
+    to the drop as n grows, so that bisection finds it. None means that the drop is the budget, or nearly so. A plan, no
+    promise: other images have other rates, and of samples of this size about half decide. Raises InputError for a level
+    outside (0, 1).
+    """
+
+    def decided(images: int) -> bool:
+        scale = images / paired.images
+        found = _interval(scale * paired.right_to_wrong, scale * paired.wrong_to_right, images, level)
+        return decide(found, budget_points) != "inconclusive"
+
+    open_at, decided_at = 0, MOST_IMAGES
+    if not decided(decided_at):
+        return None
+    while decided_at - open_at > 1:
+        middle = (open_at + decided_at) // 2
+        open_at, decided_at = (open_at, middle) if decided(middle) else (middle, decided_at)
+    step: int = 10 ** max(0, len(str(decided_at)) - 2)
+    return -(-decided_at // step) * step
+
+
+def _interval(lost: float, won: float, images: int, level: float) -> Interval:
+    low, high = drop_limits(lost, won, images, level)
+    return Interval(level, 100.0 * float(low), 100.0 * float(high))
+
+
+def _side(x: Float64, y: Float64, r: Float64) -> Float64:
+    """Length of one side of the interval from the two distances, the same to the bit when they change places; r <= 0."""
+    length: Float64 = np.sqrt(x**2 + y**2 - 2 * r * (x * y))
+    return length
+
+
+def _z(level: float) -> float:
+    below = 0.5 + level / 2
+    if not 0.5 < below < 1:
+        raise InputError("no confidence level", found=level, allowed="between 0 and 1, 0.95 for instance")
+    return NormalDist().inv_cdf(below)
