@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from calib.errors import MissingError
@@ -83,7 +83,7 @@ def gpu_compute_capabilities() -> tuple[str, ...]:
 
 def can_drive_gpu() -> bool:
     """Whether a library is installed that copies to and from a GPU: pycuda or cuda-python."""
-    return any(importlib.util.find_spec(name) is not None for name in ("pycuda", "cuda"))
+    return any(find_spec(name) is not None for name in ("pycuda", "cuda"))
 
 
 def gpus() -> tuple[Gpu, ...]:
