@@ -2,7 +2,7 @@
 
 unpack   bundle -> the graph, and the certificate and calibration table that go with it
 engine   graph -> engine, manifest.json: the source build's, with the engine, receipt and target of this device
-drift    engine on the bundle's images against the stored FP32 answers -> drift.json, logits.npz
+drift    engine on the bundle's images against the stored FP32 answers -> drift.json, logits.npz, flips.npz
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from edge.runtime.engine import open_engine
 from edge.steps.built import RANDOM_NOTE, write_engine
 from edge.steps.judging import THIS_GPU, Judged, answer, batch_size, conclude, read_drift
 from edge.workspace import Workspace
+from engines.artifacts import FLIPS
 from engines.bundle import Bundle, verify_bundle
 from engines.manifest import EngineManifest, FileRecord, read_manifest, write_manifest
 from engines.probe import gpus, require_backend
@@ -190,9 +191,9 @@ class _DeviceBuild:
                 budget_points=info.budget_points,
                 random_weights=info.random_weights,
             )
-            conclude(self.out, about, images.logits, np.concatenate(parts), images.labels)
+            conclude(self.out, about, images.logits, np.concatenate(parts), images.labels, images.pixels.__getitem__)
 
-        self._step("drift", reads, (DRIFT, LOGITS), run)
+        self._step("drift", reads, (DRIFT, LOGITS, FLIPS), run)
 
     def _step(self, name: str, reads: dict[str, Any], writes: tuple[str, ...], run: Callable[[Advance], None]) -> None:
         run_step(self.workspace, self.progress, Step(name, reads, writes, run))

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from edge.drift.compare import Verdict
+from edge.drift.statistics import Verdict
 from edge.progress import Advance, Progress
 from edge.workspace import Workspace
 

@@ -6,7 +6,7 @@ calibrate  model.folded.onnx + calibration images -> model.refined.onnx, calibra
 quantize   model.refined.onnx + calibration.json -> model.int8.onnx                    int8
 type       FP16, and FP32 where the certificate asks for it -> model.typed.onnx        fp16, and int8 for a GPU
 engine     the last graph -> engine, manifest.json
-drift      engine, or its graph on the CPU, against model.onnx on images -> drift.json, logits.npz
+drift      engine, or its graph on the CPU, against model.onnx on images -> drift.json, logits.npz, flips.npz
 report     everything above -> report.html
 """
 
@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from calib.errors import InputError
 from edge import steps
 from edge.artifacts import (
     ARTIFACTS,
@@ -36,8 +37,16 @@ from edge.artifacts import (
 from edge.flow import BuildOutcome, Step, run_step, versions
 from edge.preflight import check_inputs
 from edge.progress import Progress
+from edge.report.evidence import ATTRIBUTION, gather
 from edge.request import BuildInputs, BuildRequest, resolve_inputs
-from edge.workspace import Workspace
+from edge.workspace import Workspace, locked
+from engines.artifacts import FLIPS
+from engines.folder import examine_folder
+from engines.manifest import read_manifest
+from engines.record import read_record
+
+_REPORTED = (EXPORT, MANIFEST, DRIFT, LOGITS, FLIPS, XNORM, ATTRIBUTION)
+"""What a report reads beside the graphs, which the manifest vouches for."""
 
 
 def run(request: BuildRequest, progress: Progress) -> BuildOutcome:
@@ -167,13 +176,49 @@ class _Build:
         }
         judged = self.request.engine_file if self.request.engine_runs_here else graph
         work = partial(steps.drift, self.request, self.inputs, self.path(MODEL), self.path(judged))
-        self._step("drift", reads, (DRIFT, LOGITS), work)
+        self._step("drift", reads, (DRIFT, LOGITS, FLIPS), work)
 
     def report(self) -> None:
-        files = (EXPORT, MANIFEST, DRIFT, LOGITS, *((XNORM,) if self.request.precision != "fp32" else ()))
-        reads = {file: self.workspace.sha256(file) for file in files}
-        work = partial(steps.report, self.request.out)
-        self._step("report", {**reads, "versions": versions("jinja2", "matplotlib")}, (REPORT,), work)
+        run_step(self.workspace, self.progress, _report_step(self.workspace))
 
     def _step(self, name: str, reads: dict[str, Any], writes: tuple[str, ...], run: Any) -> None:
         run_step(self.workspace, self.progress, Step(name, reads, writes, lambda advance: run(advance=advance)))
+
+
+def redraw(folder: Path, progress: Progress) -> bool:
+    """Draw the report of a finished build anew from its other files. False where it is there and nothing it reads has changed.
+
+    The folder may have been moved or copied. A signature goes with the report that it vouched for. Raises InputError, before
+    anything is removed or written, when a file other than the report is not the one that was recorded, or when files that a
+    report stands on are missing, as on a device; MissingError when the folder cannot be written.
+    """
+    with locked(folder, progress.say):
+        for file in examine_folder(folder).files:
+            if file.problem is not None and file.file != REPORT:
+                raise file.problem
+        if read_manifest(folder).bundle is not None:
+            raise InputError(
+                "a build from a bundle has no report: it lacks the graphs that a report stands on",
+                where=folder,
+                allowed="a folder of ufovit build MODEL PRECISION",
+                next_command=f"ufovit inspect {folder}",
+            )
+        finished = [name for name in read_record(folder) if name != "report"]
+
+        def preflight(_step: str) -> None:
+            from edge.report import render  # noqa: F401  # a library that is missing is missed before anything is removed
+
+            gather(folder)
+
+        workspace = Workspace(folder, ARTIFACTS, before_change=preflight, reused=finished)
+        run_step(workspace, progress, _report_step(workspace))
+        return bool(workspace.ran)
+
+
+def _report_step(workspace: Workspace) -> Step:
+    """The last step, which reads what is there of all that a report may show."""
+    folder = workspace.folder
+    reads: dict[str, Any] = {file: workspace.sha256(file) for file in _REPORTED if (folder / file).is_file()}
+    return Step(
+        "report", {**reads, "versions": versions("jinja2", "matplotlib", "pillow")}, (REPORT,), partial(steps.report, folder)
+    )

@@ -10,12 +10,12 @@ REFINED, CALIBRATION, QUANTIZED = "model.refined.onnx", "calibration.json", "mod
 TYPED = "model.typed.onnx"
 ENGINES = tuple(f"engine{suffix}" for suffix in sorted({target.engine_suffix for target in TARGETS.values()}))
 MANIFEST = "manifest.json"
-DRIFT, LOGITS, REPORT = "drift.json", "logits.npz", "report.html"
+DRIFT, LOGITS, FLIPS, REPORT = "drift.json", "logits.npz", "flips.npz", "report.html"
 RECORD = "steps.json"
 """What every step read and wrote; see `engines.record`. No step writes it, so it is none of ARTIFACTS."""
 SIGNATURE = "signature.json"
 """Last of ARTIFACTS although no step writes it: a build that changes anything removes what no step of it vouches for."""
 ARTIFACTS = (
     *(MODEL, EXPORT, XNORM, FOLDED, REFINED, CALIBRATION, QUANTIZED, TYPED, *ENGINES),
-    *(MANIFEST, DRIFT, LOGITS, REPORT, SIGNATURE),
+    *(MANIFEST, DRIFT, LOGITS, FLIPS, REPORT, SIGNATURE),
 )

@@ -9,7 +9,9 @@ from edge.cli.bundle import bundle
 from edge.cli.calibrate import calibrate
 from edge.cli.certify import certify
 from edge.cli.doctor import doctor
+from edge.cli.gate import gate
 from edge.cli.inspect import inspect
+from edge.cli.report import report
 from edge.cli.sign import sign
 from edge.cli.verify import verify
 
@@ -23,7 +25,9 @@ app.command()(build)
 app.command()(bundle)
 app.command()(calibrate)
 app.command()(certify)
+app.command()(gate)
 app.command()(inspect)
+app.command()(report)
 app.command()(verify)
 app.command()(sign)
 app.command()(doctor)

@@ -9,8 +9,8 @@ import typer
 
 from calib.errors import InputError
 
-IMAGES = 1000
-"""Enough for a budget of half a point if almost none of them changes its answer."""
+IMAGES = 2000
+"""At the shipped network's flip rate an engine without any drop passes a budget of half a point with 98 % of such samples."""
 
 
 def bundle(

@@ -40,15 +40,18 @@ def print_summary(console: Console, folder: Path) -> None:
 
 
 def _drift_rows(drift: DriftReport, precision: str) -> dict[str, str]:
-    low, high = drift.interval.low_points, drift.interval.high_points
-    return {
-        "verdict": f"[{_STYLE[drift.verdict]}]{drift.verdict.upper()}[/] {escape(drift.reason)}",
-        "top-1": f"{drift.top1_reference:.2%} FP32 reference, {drift.top1_engine:.2%} {precision}",
-        "drop": f"{drift.drop_points:+.2f} points [{low:+.2f}, {high:+.2f}] at {drift.interval.level:.0%}, "
-        f"budget {drift.budget_points:g}",
-        "agreement": f"{drift.agreement:.2%} of {drift.images} images, SQNR of the logits {drift.sqnr_db:.1f} dB",
-        "judged": escape(drift.engine.ran_on),
-    }
+    rows = {"verdict": f"[{_STYLE[drift.verdict]}]{drift.verdict.upper()}[/] {escape(drift.reason)}"}
+    labelled = drift.labelled
+    if labelled is not None:
+        low, high = labelled.interval.low_points, labelled.interval.high_points
+        rows["top-1"] = f"{labelled.top1_reference:.2%} FP32 reference, {labelled.top1_engine:.2%} {precision}"
+        rows["drop"] = (
+            f"{labelled.drop_points:+.2f} points [{low:+.2f}, {high:+.2f}] at {labelled.interval.level:.0%}, "
+            f"budget {drift.budget_points:g}"
+        )
+    rows["agreement"] = f"{drift.agreement:.2%} of {drift.images} images, SQNR of the logits {drift.sqnr_db:.1f} dB"
+    rows["judged"] = escape(drift.engine.ran_on)
+    return rows
 
 
 def _engine(manifest: EngineManifest) -> str:

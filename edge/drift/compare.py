@@ -1,32 +1,36 @@
-"""Engine against FP32 reference on the same labelled images.
+"""Engine against FP32 reference on the same images: what differs, and whether it may.
 
-Let n images; b of them right in the reference and wrong in the engine, c the other way round. The drop is (b - c) / n. The
-images are paired, so that its uncertainty comes from the flips alone; the interval is Agresti and Min's (Statistics in
-Medicine 24, 2005): Wald's with half a flip added to each cell,
-
-    d = (b - c) / (n + 2),   s^2 = ((b + c + 1) - (b - c)^2 / (n + 2)) / (n + 2)^2,   d -+ z s
-
-Verdict against a budget in points: pass when the whole interval lies within the budget, fail when the whole interval lies
-beyond it, inconclusive otherwise.
+Labelled images are judged by the drop in top-1 and its interval, images without labels by the share of changed answers, which
+bounds the drop either way, drawn weights by numbers alone. The statistics are those of `edge.drift.statistics`, the measures
+those of `edge.drift.measures`. A row of the engine that holds NaN or infinity is a wrong answer that agrees with nothing, and
+fails; what was therefore not compared stands in `not_compared`. numpy alone: a device judges with this too.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from statistics import NormalDist
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from calib.errors import InputError
 from calib.metrics import sqnr_db
+from edge.drift.measures import TOP, Distance, Floats, Int64, Reliability, distance, reliability, top_share
+from edge.drift.statistics import (
+    Flips,
+    Interval,
+    Paired,
+    Verdict,
+    decide,
+    drop_interval,
+    images_to_decide,
+    mcnemar_p,
+    share_interval,
+)
 from edge.tolerances import RANDOM_WEIGHTS_COSINE, SQNR_CAP_DB
 
-Floats = npt.NDArray[np.floating]
-Int64 = npt.NDArray[np.int64]
-Verdict = Literal["pass", "fail", "inconclusive"]
-LEVEL = 0.95
+JudgedBy = Literal["accuracy", "agreement", "numbers"]
 
 
 @dataclass(frozen=True)
@@ -39,40 +43,68 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Flips:
-    """Images whose answer changed from right to wrong and from wrong to right."""
-
-    right_to_wrong: int
-    wrong_to_right: int
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Confidence interval of the drop in percentage points."""
-
-    level: float
-    low_points: float
-    high_points: float
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """The numbers of a comparison, before they are judged.
+    """The numbers of a comparison, before they are judged. Shares are in [0, 1], `_points` are percentage points.
 
-    Shares are in [0, 1], `_points` are percentage points; `not_finite` counts engine rows with NaN or Inf; the confusions
-    are counts [label][answer].
+    What needs labels is None without them.
+
+    Attributes:
+        images: how many.
+        top1_reference, top1_engine: share answered rightly.
+        top5_reference, top5_engine: share whose label is among the five largest logits; None with five classes or fewer.
+        drop_points: of top-1; positive is worse.
+        interval: of the drop.
+        flips: answers that changed between right and wrong.
+        mcnemar_p: exact two-sided test of whether right and wrong flips are alike.
+        agreement: share with the same answer on both sides.
+        changed_interval: of the share of changed answers.
+        sqnr_db: of the logits.
+        cosine_min: smallest of the images', logits centred over the classes.
+        distance: how far the logits are apart otherwise; None where no row of the engine is finite.
+        reliability_reference, reliability_engine: how honest each side's confidence is, over the finite rows.
+        not_finite: rows of the engine with NaN or infinity.
+        not_compared: what is missing above and why, one sentence each.
+        confusion_reference, confusion_engine: counts [label][answer].
     """
 
     images: int
+    top1_reference: float | None
+    top1_engine: float | None
+    top5_reference: float | None
+    top5_engine: float | None
+    drop_points: float | None
+    interval: Interval | None
+    flips: Flips | None
+    mcnemar_p: float | None
+    agreement: float
+    changed_interval: Interval
+    sqnr_db: float
+    cosine_min: float
+    distance: Distance | None
+    reliability_reference: Reliability | None
+    reliability_engine: Reliability | None
+    not_finite: int
+    not_compared: tuple[str, ...]
+    confusion_reference: tuple[tuple[int, ...], ...] | None
+    confusion_engine: tuple[tuple[int, ...], ...] | None
+
+    @property
+    def labelled(self) -> Labelled | None:
+        """What needed labels, None without them."""
+        values = [getattr(self, f.name) for f in fields(Labelled)]
+        return None if any(value is None for value in values) else Labelled(*values)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The fields of a comparison that are there if and only if the images have labels; see `Comparison`."""
+
     top1_reference: float
     top1_engine: float
     drop_points: float
-    agreement: float
-    sqnr_db: float
-    cosine_min: float
-    flips: Flips
     interval: Interval
-    not_finite: int
+    flips: Flips
+    mcnemar_p: float
     confusion_reference: tuple[tuple[int, ...], ...]
     confusion_engine: tuple[tuple[int, ...], ...]
 
@@ -81,8 +113,8 @@ class Comparison:
 class DriftReport(Comparison):
     """`drift.json`: a comparison, what was compared on what, and the verdict.
 
-    `judged_by` is "accuracy", or "numbers" for drawn weights, which have no accuracy to lose: then the smallest cosine
-    between the two logit vectors of an image, each centred over the classes, decides.
+    `judged_by` is "accuracy" with labels, "agreement" without, or "numbers" for drawn weights, which have no accuracy to lose:
+    then the smallest cosine between the two logit vectors of an image, each centred over the classes, decides.
     """
 
     reference: Source
@@ -91,46 +123,88 @@ class DriftReport(Comparison):
     data_sha256: str
     preprocess_sha256: str
     budget_points: float
-    judged_by: Literal["accuracy", "numbers"]
+    judged_by: JudgedBy
     random_weights: bool
     verdict: Verdict
     reason: str
 
 
-def compare(reference: Floats, engine: Floats, labels: Int64) -> Comparison:
-    """Compare logits (n, classes) of the same n images with labels (n,).
+def compare(reference: Floats, engine: Floats, labels: Int64 | None) -> Comparison:
+    """Compare logits (n, classes) of the same n images with labels (n,), or without.
 
     A row of the engine that holds NaN or Inf counts as a wrong answer that agrees with nothing; the numerical measures are
     then taken over the finite rows. Raises InputError when shapes differ, a label is no class, or the
     reference is not finite.
     """
-    if reference.shape != engine.shape or reference.ndim != 2 or labels.shape != reference.shape[:1] or not len(labels):
-        raise InputError("logits and labels do not match", found=f"{reference.shape}, {engine.shape}, {labels.shape}")
-    if labels.min() < 0 or labels.max() >= reference.shape[1]:
+    _check(reference, engine, labels)
+    finite = np.isfinite(engine).all(axis=1)
+    answer_reference = reference.argmax(1)
+    answer_engine = np.where(finite, np.where(np.isfinite(engine), engine, 0).argmax(1), -1)
+    changed = int((answer_reference != answer_engine).sum())
+    some, n = bool(finite.any()), len(reference)
+    cosines = centred_cosine(reference[finite], engine[finite])
+    missing = []
+    if not finite.all():
+        missing.append(
+            f"{int((~finite).sum())} of {n} images: the engine's logits hold NaN or infinity, so that only answers count"
+        )
+    if labels is None:
+        missing.append("accuracy, top-5, flips and calibration error: the images have no labels")
+    elif reference.shape[1] <= TOP:
+        missing.append(f"top-5: there are {reference.shape[1]} classes")
+    return Comparison(
+        images=n,
+        agreement=(n - changed) / n,
+        changed_interval=share_interval(changed, n),
+        sqnr_db=min(sqnr_db(reference[finite], engine[finite]), SQNR_CAP_DB) if some else -SQNR_CAP_DB,
+        cosine_min=float(cosines.min()) if some else -1.0,
+        distance=distance(reference[finite], engine[finite], cosines) if some else None,
+        not_finite=int((~finite).sum()),
+        not_compared=tuple(missing),
+        **_answers(reference, engine, labels, answer_engine),
+    )
+
+
+def _check(reference: Floats, engine: Floats, labels: Int64 | None) -> None:
+    shapes = f"{reference.shape}, {engine.shape}, {None if labels is None else labels.shape}"
+    fits = reference.shape == engine.shape and reference.ndim == 2 and len(reference) and reference.shape[1]
+    if not fits or (labels is not None and labels.shape != reference.shape[:1]):
+        raise InputError("logits and labels do not match", found=shapes)
+    if labels is not None and (labels.min() < 0 or labels.max() >= reference.shape[1]):
         found, allowed = f"classes {labels.min()} to {labels.max()}", f"0 to {reference.shape[1] - 1}"
         raise InputError("logits and labels do not match", found=found, allowed=allowed)
     if not np.isfinite(reference).all():
         raise InputError("the FP32 reference itself holds NaN or Inf", next_command="check the checkpoint and the images")
-    finite = np.isfinite(engine).all(axis=1)
-    classes = reference.shape[1]
-    answer_reference = reference.argmax(1)
-    answer_engine = np.where(finite, np.where(np.isfinite(engine), engine, 0).argmax(1), -1)
-    right_reference, right_engine = answer_reference == labels, answer_engine == labels
-    flips = Flips(int((right_reference & ~right_engine).sum()), int((~right_reference & right_engine).sum()))
-    return Comparison(
-        images=len(labels),
-        top1_reference=float(right_reference.mean()),
-        top1_engine=float(right_engine.mean()),
-        drop_points=100.0 * (flips.right_to_wrong - flips.wrong_to_right) / len(labels),
-        agreement=float((answer_reference == answer_engine).mean()),
-        sqnr_db=min(sqnr_db(reference[finite], engine[finite]), SQNR_CAP_DB) if finite.any() else -SQNR_CAP_DB,
-        cosine_min=float(centred_cosine(reference[finite], engine[finite]).min()) if finite.any() else -1.0,
-        flips=flips,
-        interval=drop_interval(flips, len(labels)),
-        not_finite=int((~finite).sum()),
-        confusion_reference=_confusion(labels, answer_reference, classes),
-        confusion_engine=_confusion(labels[finite], answer_engine[finite], classes),
-    )
+
+
+def _answers(reference: Floats, engine: Floats, labels: Int64 | None, answer_engine: Int64) -> dict[str, Any]:
+    """The fields of a comparison that need labels; all None without."""
+    found: dict[str, Any] = dict.fromkeys(f.name for f in fields(Labelled))
+    found |= dict.fromkeys(("top5_reference", "top5_engine", "reliability_reference", "reliability_engine"))
+    if labels is None:
+        return found
+    finite, answer_reference, classes = answer_engine >= 0, reference.argmax(1), reference.shape[1]
+    right, still = answer_reference == labels, answer_engine == labels
+    counts = [int((a & b).sum()) for a, b in ((right, still), (right, ~still), (~right, still), (~right, ~still))]
+    paired = Paired(*counts)
+    found |= {
+        "top1_reference": float(right.mean()),
+        "top1_engine": float(still.mean()),
+        "drop_points": 100.0 * (paired.right_to_wrong - paired.wrong_to_right) / len(labels),
+        "interval": drop_interval(paired),
+        "flips": paired.flips,
+        "mcnemar_p": mcnemar_p(paired.flips),
+        "confusion_reference": _confusion(labels, answer_reference, classes),
+        "confusion_engine": _confusion(labels[finite], answer_engine[finite], classes),
+    }
+    if classes > TOP:
+        everything = np.ones(len(labels), bool)
+        found["top5_reference"] = top_share(reference, labels, everything)
+        found["top5_engine"] = top_share(engine, labels, finite)
+    if finite.any():
+        found["reliability_reference"] = reliability(reference[finite], labels[finite])
+        found["reliability_engine"] = reliability(engine[finite], labels[finite])
+    return found
 
 
 def centred_cosine(a: Floats, b: Floats) -> npt.NDArray[np.float64]:
@@ -143,33 +217,36 @@ def centred_cosine(a: Floats, b: Floats) -> npt.NDArray[np.float64]:
     return cosine
 
 
-def drop_interval(flips: Flips, images: int, level: float = LEVEL) -> Interval:
-    """Agresti-Min interval of the drop of paired answers, in points; formula at the top of this file."""
-    b, c, n = flips.right_to_wrong, flips.wrong_to_right, images + 2
-    centre = (b - c) / n
-    spread = (((b + c + 1) - (b - c) ** 2 / n) / n**2) ** 0.5
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    return Interval(level, 100.0 * (centre - z * spread), 100.0 * (centre + z * spread))
-
-
-def judge(comparison: Comparison, budget_points: float, *, random_weights: bool) -> tuple[Verdict, str]:
-    """The verdict and its reason in one sentence."""
+def judge(comparison: Comparison, budget_points: float, *, random_weights: bool) -> tuple[JudgedBy, Verdict, str]:
+    """By what a comparison is judged, the verdict, and its reason in one sentence."""
+    judged_by: JudgedBy = "numbers" if random_weights else "accuracy" if comparison.interval is not None else "agreement"
     if comparison.not_finite:
-        return "fail", f"{comparison.not_finite} of {comparison.images} engine outputs hold NaN or Inf"
+        return judged_by, "fail", f"{comparison.not_finite} of {comparison.images} engine outputs hold NaN or Inf"
     if random_weights:
         found, needed = comparison.cosine_min, RANDOM_WEIGHTS_COSINE
         sentence = f"random weights have no accuracy to lose; smallest cosine of the logits {found:.4f}, {needed:g} needed"
-        return ("pass" if found >= needed else "fail"), sentence
-    low, high = comparison.interval.low_points, comparison.interval.high_points
-    sentence = (
-        f"drop {comparison.drop_points:+.2f} points, {comparison.interval.level:.0%} interval [{low:+.2f}, {high:+.2f}], "
-        f"budget {budget_points:g}"
-    )
-    if high <= budget_points:
-        return "pass", sentence
-    if low > budget_points:
-        return "fail", sentence
-    return "inconclusive", f"{sentence}: {comparison.images} images do not decide it"
+        return judged_by, ("pass" if found >= needed else "fail"), sentence
+    labelled = comparison.labelled
+    what = "changed answers, which bound the drop," if labelled is None else "drop"
+    points = 100 * (1 - comparison.agreement) if labelled is None else labelled.drop_points
+    interval = comparison.changed_interval if labelled is None else labelled.interval
+    ends = f"[{interval.low_points:+.2f}, {interval.high_points:+.2f}]"
+    sentence = f"{what} {points:+.2f} points, {interval.level:.0%} interval {ends}, budget {budget_points:g}"
+    verdict = decide(interval, budget_points)
+    if verdict == "inconclusive":
+        sentence += f": {comparison.images} images do not decide it, {_needed(comparison, budget_points)}"
+    return judged_by, verdict, sentence
+
+
+def _needed(comparison: Comparison, budget_points: float) -> str:
+    labelled = comparison.labelled
+    if labelled is None:
+        return "more images would, or labelled ones"
+    right = round(labelled.top1_reference * comparison.images)
+    lost, won = labelled.flips.right_to_wrong, labelled.flips.wrong_to_right
+    paired = Paired(right - lost, lost, won, comparison.images - right - won)
+    images = images_to_decide(paired, budget_points)
+    return "and no number would: the drop is the budget" if images is None else f"about {images:,} would"
 
 
 def _confusion(labels: Int64, answers: Int64, classes: int) -> tuple[tuple[int, ...], ...]:

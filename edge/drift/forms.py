@@ -13,19 +13,16 @@ The error of a unit on the float network's own inputs, x its output there, is th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from calib.edit import prefix
 from calib.errors import InputError
 from calib.graph import GraphIndex, attribute, index_graph, to_array
 from calib.qdq import DEQUANTIZE, QUANTIZE
-from calib.segments import SHAPE_OPS
-from edge.drift.units import needed_nodes
 
 FED = "/fed"
 """Suffix of the input that stands for a unit's end in a graph that was cut there."""
@@ -110,7 +107,7 @@ def _without_roundings(emulated: onnx.ModelProto) -> onnx.ModelProto:
 
 def _without_pairs(model: onnx.ModelProto, *, clip: bool) -> onnx.ModelProto:
     """A copy in which what reads the Q/DQ pair of an activation reads the activation itself, or its clipped values."""
-    made = _copy(model)
+    made = copied(model)
     index = index_graph(made)
     quantizers = {
         node.output[0]: node
@@ -136,7 +133,7 @@ def _without_pairs(model: onnx.ModelProto, *, clip: bool) -> onnx.ModelProto:
 
 def tapped(model: onnx.ModelProto, tensors: Collection[str]) -> onnx.ModelProto:
     """The graph with more outputs and nothing else: its own first, then those of `tensors` that are inner ones."""
-    made = _copy(model)
+    made = copied(model)
     own = {value.name for value in model.graph.output}
     made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in own)
     return made
@@ -147,7 +144,7 @@ def cut(model: onnx.ModelProto, ends: Sequence[str], more: Collection[str] = ())
 
     Outputs are `ends`, as each piece makes them, then `more`.
     """
-    made = _copy(model)
+    made = copied(model)
     known = set(ends)
     read = set()
     for node in made.graph.node:
@@ -161,86 +158,8 @@ def cut(model: onnx.ModelProto, ends: Sequence[str], more: Collection[str] = ())
     return made
 
 
-def spliced(
-    target: onnx.ModelProto,
-    source: onnx.ModelProto,
-    outputs: Sequence[str],
-    ends: Collection[str],
-    switch: Callable[[str], str] | None = None,
-) -> onnx.ModelProto:
-    """`target` with some units as `source` computes them from the tensors of `target`.
-
-    Args:
-        target: an FP32 graph; it is copied.
-        source: an FP32 graph with the same ends and the same input.
-        outputs: ends of the units to take over.
-        ends: all ends, where units stop.
-        switch: end -> name of a boolean scalar; there a new input of that name decides, True for `source`, and both are
-            computed. None takes over at once, and what nothing needs any more is dropped.
-    """
-    made = _copy(target)
-    index = index_graph(source)
-    stops = {*ends, *index.inputs, *_shapes_known(source, target)}
-    stored = {tensor.name: tensor for tensor in source.graph.initializer}
-    nodes: list[onnx.NodeProto] = []
-    switches: dict[str, None] = {}
-    for node in list(made.graph.node):
-        nodes.append(node)
-        for at, end in enumerate(node.output):
-            if end not in outputs:
-                continue
-            node.output[at] = f"{end}/own"
-            result = f"{end}/spliced" if switch else end
-            nodes += _part_for(source, index, end, result, stops, stored, made)
-            if switch:
-                switches[switch(end)] = None
-                nodes.append(helper.make_node("Where", [switch(end), result, f"{end}/own"], [end], name=f"{end}/switch"))
-    del made.graph.node[:]
-    made.graph.node.extend(nodes)
-    made.graph.input.extend(helper.make_tensor_value_info(name, onnx.TensorProto.BOOL, []) for name in switches)
-    return made if switch else prefix(made, tuple(value.name for value in made.graph.output))
-
-
-def _part_for(
-    source: onnx.ModelProto,
-    index: GraphIndex,
-    end: str,
-    result: str,
-    stops: Collection[str],
-    stored: dict[str, onnx.TensorProto],
-    made: onnx.ModelProto,
-) -> list[onnx.NodeProto]:
-    """Nodes of `source` that make one end from the others, under names of their own; their constants go to `made`."""
-    part, taken = [], {value.name for value in made.graph.initializer}
-
-    def renamed(name: str) -> str:
-        if name == end:
-            return result
-        return name if not name or name in stops else f"{end}:{name}"
-
-    for at in needed_nodes(source, index, end, stops)[0]:
-        node = onnx.NodeProto()
-        node.CopyFrom(source.graph.node[at])
-        for name in node.input:
-            if name in stored and renamed(name) not in taken:
-                taken.add(renamed(name))
-                constant = made.graph.initializer.add()
-                constant.CopyFrom(stored[name])
-                constant.name = renamed(name)
-        node.name = f"{end}:{index.names[at]}"
-        node.input[:] = [renamed(name) for name in node.input]
-        node.output[:] = [renamed(name) for name in node.output]
-        part.append(node)
-    return part
-
-
-def _shapes_known(source: onnx.ModelProto, target: onnx.ModelProto) -> set[str]:
-    """Shapes in `source` that `target` has under the same name: a part of a graph need not have what they are the shape of."""
-    known = {*index_graph(target).producers, *(value.name for value in target.graph.input)}
-    return {name for node in source.graph.node if node.op_type in SHAPE_OPS for name in node.output} & known
-
-
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
     return made

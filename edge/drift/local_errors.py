@@ -30,15 +30,18 @@ from edge.preprocess import Float32
 from edge.tolerances import SQNR_CAP_DB
 
 PARTS = ("accumulated", "inherited", "introduced", "fp16", "rounding", "clipping", "weights")
-FACTORS = 2.0 ** (np.arange(-6, 7) / 2)
+FACTORS = 2.0 ** (np.arange(-4, 5) / 2)
 """Scales that are tried, in units of the scale in the graph."""
 _OWN = len(FACTORS) // 2
-_VALUES = 1 << 17
-"""Values of one activation and batch that the scales are tried on: a noise is then known within a percent."""
+_VALUES = 1 << 19
+"""Values of one activation and batch that the scales are tried on: all of them up to a few dozen small images. Fewer would miss
+the rare large ones, which decide how much clipping costs."""
 _CAN_HIDE = {"Div": (1,), "Reciprocal": (0,), "Clip": (0,), "Max": (0, 1), "Min": (0, 1), "QuantizeLinear": (0,)}
 """Operators behind whose inputs an infinity may be gone: x / infinity is 0, a clipped one is a number."""
 
 Tensors = dict[str, NDArray[Any]]
+Look = Callable[[Float32], Tensors]
+"""Images (B, 3, S, S) -> tensors of the judged run by name, the logits among them."""
 
 
 @dataclass
@@ -75,7 +78,7 @@ class ScaleError:
     @property
     def excess_db(self) -> float:
         """Noise at the scale in the graph over that of the best scale tried."""
-        return -decibels(float(self.noise[_OWN]), float(self.noise.min()))
+        return decibels(float(self.noise[_OWN]), float(self.noise.min())) if self.noise.min() > 0 else 0.0
 
     @property
     def best_factor(self) -> float:
@@ -119,6 +122,7 @@ def measure(
     base: onnx.ModelProto,
     forms: Forms,
     units: Sequence[Unit],
+    look: Look,
     pairs: Iterable[tuple[Float32, Float32]],
     done: Callable[[int], None] = lambda _images: None,
 ) -> Measured:
@@ -128,12 +132,13 @@ def measure(
         base: the float graph that the judged one was made from.
         forms: the judged graph.
         units: that both have.
+        look: shows the tensors of `watched` in the judged run.
         pairs: batches (B, 3, S, S) as the float graph gets them and as the judged graph gets them, of the same images.
         done: told the number of images after each batch.
 
     Raises InputError for batches that the graphs do not take, no images, and a float network that is not finite.
     """
-    work = _Measurement(base, forms, units)
+    work = _Measurement(base, forms, units, look)
     logits: list[tuple[Float32, Float32]] = []
     images = 0
     for mine, judged in pairs:
@@ -151,17 +156,15 @@ def measure(
 class _Measurement:
     """All graphs, ready to run, and the sums so far."""
 
-    def __init__(self, base: onnx.ModelProto, forms: Forms, units: Sequence[Unit]) -> None:
-        self.units, self.forms = units, forms
+    def __init__(self, base: onnx.ModelProto, forms: Forms, units: Sequence[Unit], look: Look) -> None:
+        self.units, self.judged = units, look
         self.ends = [unit.output for unit in units]
         (self.source,) = index_graph(base).inputs
         self.output = base.graph.output[0].name
         self.errors = {unit.name: UnitError() for unit in units}
         self.scales = {a.tensor: ScaleError(a) for a in activations(forms.exact)}
-        made = index_graph(forms.as_run).producers
-        watched = sorted({*self.ends, *hiding_places(forms.as_run)}, key=made.__getitem__)
-        self.not_finite = dict.fromkeys(watched, 0)
-        self.base, self.judged = _open(tapped(base, self.ends)), _open(tapped(forms.as_run, watched))
+        self.not_finite = dict.fromkeys(watched(forms.as_run, self.ends), 0)
+        self.base = _open(tapped(base, self.ends))
         inner = [tensor for tensor in self.scales if tensor not in self.ends and tensor != self.source]
         self.alone = {"base": _open(cut(base, self.ends)), "as_run": _open(cut(forms.as_run, self.ends))}
         if forms.typed:
@@ -172,7 +175,7 @@ class _Measurement:
 
     def add(self, mine: Float32, judged: Float32) -> tuple[Float32, Float32]:
         """Run everything on one batch; the logits of both sides."""
-        float_run, judged_run = self.base({self.source: mine}), self.judged({self.source: judged})
+        float_run, judged_run = self.base({self.source: mine}), self.judged(judged)
         for name in self.ends:
             if not np.isfinite(float_run[name]).all():
                 raise InputError(
@@ -199,7 +202,7 @@ class _Measurement:
         return {self.source: images, **{f"{name}{FED}": run[name] for name in self.ends}}
 
     def _count(self, error: UnitError, x: NDArray[Any], judged: NDArray[Any], inherited: NDArray[Any], forms: Tensors) -> None:
-        error.signal += _squares(x, 0)
+        error.signal += _squares(x, np.float32(0))
         steps = {
             "accumulated": (judged, x),
             "inherited": (inherited, x),
@@ -217,9 +220,14 @@ class _Measurement:
         source = error.activation
         flat = values.ravel()
         flat = flat[:: max(1, flat.size // _VALUES) | 1].astype(np.float32)  # odd steps do not stay on one channel
+        codes = np.empty_like(flat)
         for at, factor in enumerate(FACTORS):
             step = np.float32(source.scale * factor)
-            error.noise[at] += _squares(np.clip(np.rint(flat / step), source.low, source.high) * step, flat)
+            np.divide(flat, step, out=codes)
+            np.rint(codes, out=codes)
+            np.clip(codes, source.low, source.high, out=codes)
+            np.multiply(codes, step, out=codes)
+            error.noise[at] += _squares(codes, flat)
         low, high = np.float32(source.low * source.scale), np.float32(source.high * source.scale)
         error.clipped += _squares(np.clip(flat, low, high), flat)
         error.beyond += int(((flat < low) | (flat > high)).sum())
@@ -227,19 +235,20 @@ class _Measurement:
         error.largest = max(error.largest, float(np.abs(flat).max(initial=0.0)))
 
 
-def hiding_places(model: onnx.ModelProto) -> set[str]:
-    """Inner tensors behind which an infinity may vanish, see _CAN_HIDE."""
+def watched(model: onnx.ModelProto, ends: Iterable[str]) -> tuple[str, ...]:
+    """The tensors to look at, in graph order: `ends`, and inner ones behind which an infinity may vanish (_CAN_HIDE)."""
     index = index_graph(model)
     read = [node.input[at] for node in model.graph.node for at in _CAN_HIDE.get(node.op_type, ()) if at < len(node.input)]
-    return {name for name in read if name in index.producers and name not in index.constant_like}
+    inner = {name for name in read if name in index.producers and name not in index.constant_like}
+    return tuple(sorted({*ends, *inner}, key=index.producers.__getitem__))
 
 
 def _open(model: onnx.ModelProto) -> FedGraph:
     return FedGraph(model, threads=0)
 
 
-def _squares(one: NDArray[Any], other: NDArray[Any] | float) -> float:
-    """Sum of (one - other)^2, in float64."""
+def _squares(one: NDArray[Any], other: NDArray[Any] | np.float32) -> float:
+    """Sum of (one - other)^2 of float32 arrays."""
     with np.errstate(invalid="ignore", over="ignore"):
-        difference = (np.asarray(one, np.float64) - other).ravel()
-        return float(difference @ difference)
+        difference = (one - other).ravel()
+        return float(difference @ difference)  # in blocks, so that float32 keeps five digits of millions of terms

@@ -13,21 +13,25 @@ from calib.artifact import read_artifact
 from calib.errors import InputError
 from calib.table import CalibrationTable, load_table
 from edge.artifacts import DRIFT, EXPORT, LOGITS, XNORM
+from edge.drift.attribution_record import Attribution, read_attribution
 from edge.drift.compare import DriftReport, compare
 from edge.export_record import ExportRecord
+from edge.report.flips import KEPT, FlippedImages, flipped, read_flips
 from edge.xnorm.certificate import XNormCertificate
+from engines.artifacts import FLIPS
 from engines.manifest import EngineManifest, verify
 
 REMAKE = "ufovit build"
+ATTRIBUTION = "attribution.json"
 
 
 @dataclass(frozen=True)
 class Logits:
-    """What both sides answered: `reference`, `engine` float32 (n, classes); `labels` int64 (n,)."""
+    """What both sides answered: `reference`, `engine` float32 (n, classes); `labels` int64 (n,), None for unlabelled images."""
 
     reference: npt.NDArray[np.float32]
     engine: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64] | None
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,10 @@ class Evidence:
     Attributes:
         folder: the build folder.
         manifest, drift, export, logits: as read.
+        flips: pictures of images whose answer flipped, None where none were kept.
         table: the calibration table, None unless the precision is "int8".
         order: quantized activation tensors in network order, empty without a table.
+        attribution: layer by layer, None where nobody asked for it or it is of another build.
         certificate: of every XNorm, None where the build made none.
     """
 
@@ -50,6 +56,8 @@ class Evidence:
     table: CalibrationTable | None
     order: tuple[str, ...]
     certificate: XNormCertificate | None = None
+    flips: FlippedImages | None = None
+    attribution: Attribution | None = None
 
 
 def gather(folder: Path) -> Evidence:
@@ -62,8 +70,13 @@ def gather(folder: Path) -> Evidence:
     certificate = read_artifact(folder / manifest.xnorm.file, XNormCertificate, remake=REMAKE) if manifest.xnorm else None
     _check_sources(folder, manifest, drift, export, table, certificate)
     _check_answers(folder, manifest, drift, logits)
+    flips = read_flips(folder / FLIPS) if (folder / FLIPS).is_file() else None
+    if flips is not None:
+        _check_flips(folder, drift, logits, flips)
     order = _network_order(folder, manifest, table) if table else ()
-    return Evidence(folder, manifest, drift, export, logits, table, order, certificate)
+    return Evidence(
+        folder, manifest, drift, export, logits, table, order, certificate, flips, _fitting_attribution(folder, manifest)
+    )
 
 
 def read_export(path: Path) -> ExportRecord:
@@ -75,16 +88,14 @@ def read_logits(path: Path) -> Logits:
     """Read `logits.npz`. Raises InputError."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:  # np.load leaks a bad file it opened
-            logits = Logits(arrays["reference"], arrays["engine"], arrays["labels"])
+            logits = Logits(arrays["reference"], arrays["engine"], arrays.get("labels"))
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError("not a file of logits", where=path, found=error, next_command=REMAKE) from error
-    n, shape = len(logits.labels), logits.reference.shape
-    if logits.labels.shape != (n,) or len(shape) != 2 or shape[0] != n or logits.engine.shape != shape:
+    shape, other, labels = logits.reference.shape, logits.engine.shape, logits.labels
+    labelled = shape[:1] if labels is None else labels.shape
+    if len(shape) != 2 or other != shape or labelled != shape[:1]:
         raise InputError(
-            "logits and labels do not match",
-            where=path,
-            found=f"{shape}, {logits.engine.shape}, {logits.labels.shape}",
-            next_command=REMAKE,
+            "logits and labels do not match", where=path, found=f"{shape}, {other}, {labelled}", next_command=REMAKE
         )
     return logits
 
@@ -133,16 +144,42 @@ def _check_answers(folder: Path, manifest: EngineManifest, drift: DriftReport, l
             found=f"logits {logits.reference.shape}, {drift.images} images, {classes} labels",
             next_command=REMAKE,
         )
-    if logits.labels.min() < 0 or logits.labels.max() >= classes:
+    if logits.labels is None and drift.labelled is not None:
+        raise InputError("the images' labels are missing", where=folder / LOGITS, next_command=REMAKE)
+    if logits.labels is not None and (logits.labels.min() < 0 or logits.labels.max() >= classes):
         raise InputError("labels name no class", where=folder / LOGITS, allowed=f"0 to {classes - 1}", next_command=REMAKE)
     counted = compare(logits.reference, logits.engine, logits.labels)
-    for name in ("confusion_reference", "confusion_engine", "flips", "not_finite"):
+    for name in ("confusion_reference", "confusion_engine", "flips", "agreement", "not_finite"):
         if getattr(counted, name) != getattr(drift, name):
             raise InputError(
                 "drift.json does not follow from the logits beside it",
                 where=f"{folder / DRIFT}, {name}",
                 next_command=REMAKE,
             )
+
+
+def _fitting_attribution(folder: Path, manifest: EngineManifest) -> Attribution | None:
+    """`attribution.json` if it is there and of this build. No step of a build makes it, so that one of an earlier build may lie
+    here: that is no reason to refuse the rest.
+    """
+    if not (folder / ATTRIBUTION).is_file():
+        return None
+    try:
+        found = read_attribution(folder / ATTRIBUTION)
+    except InputError:
+        return None
+    records = (manifest.engine, manifest.typed_onnx, manifest.qdq_onnx, manifest.onnx)
+    judged = {record.sha256 for record in records if record is not None}
+    return found if found.reference.sha256 == manifest.onnx.sha256 and found.judged.sha256 in judged else None
+
+
+def _check_flips(folder: Path, drift: DriftReport, logits: Logits, flips: FlippedImages) -> None:
+    """Raise InputError unless the pictures are of images whose answer flipped, as many as are kept. Drawn weights keep none."""
+    found = np.flatnonzero(flipped(logits.reference, logits.engine, logits.labels))
+    chosen = set(flips.indices.tolist())
+    expected = 0 if drift.random_weights else min(KEPT, len(found))
+    if not len(chosen) == len(flips.indices) == expected or not chosen <= set(found.tolist()):
+        raise InputError("the pictures are not those of the flips", where=folder / FLIPS, next_command=REMAKE)
 
 
 def _network_order(folder: Path, manifest: EngineManifest, table: CalibrationTable) -> tuple[str, ...]:

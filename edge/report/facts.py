@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from calib.files import sha256_file
 from edge.artifacts import DRIFT, EXPORT, LOGITS
-from edge.drift.compare import DriftReport
-from edge.report.evidence import Evidence
+from edge.drift.compare import DriftReport, Labelled
+from edge.report.evidence import ATTRIBUTION, Evidence
 from edge.tolerances import SQNR_CAP_DB
+from engines.artifacts import FLIPS
 from engines.manifest import EngineManifest
 
 
@@ -38,17 +39,6 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class ClassRow:
-    """One class: images of it, share answered rightly before and after, change in points."""
-
-    name: str
-    images: int
-    before: float
-    after: float
-    change_points: float
-
-
-@dataclass(frozen=True)
 class FileRow:
     """One line of provenance."""
 
@@ -69,6 +59,12 @@ def headline(manifest: EngineManifest, drift: DriftReport) -> str:
             "fail": f"The {engine} does not compute what the FP32 network computes.",
             "inconclusive": f"Nothing can be said of the {engine}.",
         }[drift.verdict]
+    if drift.judged_by == "agreement":
+        return {
+            "pass": f"The {engine} changes so few answers that it keeps within the budget, whatever the right ones are.",
+            "fail": f"The {engine} changes more answers than the accuracy budget allows.",
+            "inconclusive": f"These images are too few to say whether the {engine} changes more answers than allowed.",
+        }[drift.verdict]
     return {
         "pass": f"The {engine} answers as well as the FP32 model, within the accuracy budget.",
         "fail": f"The {engine} loses more accuracy than the budget allows.",
@@ -78,6 +74,16 @@ def headline(manifest: EngineManifest, drift: DriftReport) -> str:
 
 def advice(drift: DriftReport) -> str:
     """What to do next, empty after a pass."""
+    blind = drift.judged_by == "agreement"
+    if blind and drift.verdict == "fail" and not drift.not_finite:
+        return (
+            "Do not deploy this engine on this evidence. Without labels every changed answer counts as a loss, though some may "
+            "be gains: judge it on labelled images (--data). See below which layers and ranges stand out."
+        )
+    if blind and drift.verdict == "inconclusive":
+        return (
+            "Judge it on labelled images (--data), on more images, or allow a larger drop (--max-drop) if that is acceptable."
+        )
     return {
         "pass": "",
         "fail": "Do not deploy this engine. See below which classes, layers and ranges stand out; compare with FP16.",
@@ -87,21 +93,26 @@ def advice(drift: DriftReport) -> str:
 
 def key_figures(evidence: Evidence) -> tuple[Figure, ...]:
     """The figures at the top of the report; drawn weights have none of accuracy, whatever chance gave."""
-    accuracy = _accuracy_figures(evidence.drift) if evidence.drift.judged_by == "accuracy" else ()
+    drift, labelled = evidence.drift, evidence.drift.labelled
+    accuracy: tuple[Figure, ...] = ()
+    if drift.judged_by == "accuracy" and labelled is not None:
+        accuracy = _accuracy_figures(labelled, drift.budget_points)
+    elif drift.judged_by == "agreement":
+        accuracy = _change_figures(drift)
     return accuracy + _number_figures(evidence.drift) + _engine_figures(evidence.manifest)
 
 
-def _accuracy_figures(drift: DriftReport) -> tuple[Figure, ...]:
-    interval, flips = drift.interval, drift.flips
+def _accuracy_figures(labelled: Labelled, budget_points: float) -> tuple[Figure, ...]:
+    interval, flips = labelled.interval, labelled.flips
     return (
         Figure(
             "Top-1 accuracy, before and after",
-            (_share("top1_reference", drift.top1_reference), _share("top1_engine", drift.top1_engine)),
+            (_share("top1_reference", labelled.top1_reference), _share("top1_engine", labelled.top1_engine)),
             "share of images answered rightly by the FP32 model and by what was judged",
         ),
         Figure(
             "Drop",
-            (_points("drop_points", drift.drop_points),),
+            (_points("drop_points", labelled.drop_points),),
             "percentage points lost; negative means better answers than before",
         ),
         Figure(
@@ -113,9 +124,7 @@ def _accuracy_figures(drift: DriftReport) -> tuple[Figure, ...]:
             "where the true drop lies, given this many images",
             " to ",
         ),
-        Figure(
-            "Budget", (Value("budget_points", drift.budget_points, f"{drift.budget_points:g} points"),), "largest drop allowed"
-        ),
+        _budget(budget_points),
         Figure(
             "Answers that flipped",
             (
@@ -126,6 +135,27 @@ def _accuracy_figures(drift: DriftReport) -> tuple[Figure, ...]:
             ", ",
         ),
     )
+
+
+def _change_figures(drift: DriftReport) -> tuple[Figure, ...]:
+    """Of images without labels."""
+    interval = drift.changed_interval
+    return (
+        Figure(
+            f"{interval.level:.0%} interval of the changed answers",
+            (
+                Value("changed_interval.low_points", interval.low_points, f"{interval.low_points:.2f}"),
+                Value("changed_interval.high_points", interval.high_points, f"{interval.high_points:.2f} points"),
+            ),
+            "where the true share of changed answers lies; no more accuracy than that can be lost",
+            " to ",
+        ),
+        _budget(drift.budget_points),
+    )
+
+
+def _budget(points: float) -> Figure:
+    return Figure("Budget", (Value("budget_points", points, f"{points:g} points"),), "largest drop allowed")
 
 
 def _number_figures(drift: DriftReport) -> tuple[Figure, ...]:
@@ -141,13 +171,17 @@ def _number_figures(drift: DriftReport) -> tuple[Figure, ...]:
             (Value("cosine_min", drift.cosine_min, f"{drift.cosine_min:.4f}"),),
             "the image whose logits turned most; 1 is the same direction",
         ),
-        Figure("Images", (Value("images", drift.images, f"{drift.images:,}"),), f"labelled, from {PurePath(drift.data).name}"),
+        Figure("Images", (Value("images", drift.images, f"{drift.images:,}"),), _labelled_from(drift)),
         Figure(
             "Outputs with NaN or Inf",
             (Value("not_finite", drift.not_finite, f"{drift.not_finite:,}"),),
             "images that got no number for an answer; any is a failure",
         ),
     )
+
+
+def _labelled_from(drift: DriftReport) -> str:
+    return f"{'without labels' if drift.labelled is None else 'labelled'}, from {PurePath(drift.data).name}"
 
 
 def _engine_figures(manifest: EngineManifest) -> tuple[Figure, ...]:
@@ -160,23 +194,6 @@ def _engine_figures(manifest: EngineManifest) -> tuple[Figure, ...]:
         ),
         _work(manifest),
     )
-
-
-def class_rows(drift: DriftReport, labels: tuple[str, ...]) -> tuple[ClassRow, ...]:
-    """Accuracy per class in the order of the labels; a class without images has none."""
-    before, after = confusion(drift.confusion_reference), confusion(drift.confusion_engine)
-    images = before.sum(axis=1)
-    rows = []
-    for i in np.flatnonzero(images):
-        n, right_before, right_after = int(images[i]), int(before[i, i]), int(after[i, i])
-        change = 100.0 * (right_after - right_before) / n
-        rows.append(ClassRow(labels[i], n, right_before / n, right_after / n, change))
-    return tuple(rows)
-
-
-def confusion(table: tuple[tuple[int, ...], ...]) -> npt.NDArray[np.int64]:
-    """Counts (classes, classes) as [label][answer]."""
-    return np.array(table, dtype=np.int64)
 
 
 def near_ties(margin: npt.NDArray[np.float64], changed: npt.NDArray[np.bool_]) -> int:
@@ -205,7 +222,11 @@ def provenance(evidence: Evidence) -> tuple[FileRow, ...]:
     engine = manifest.engine
     rows.append(FileRow("engine", engine.file, engine.sha256, f"{engine.backend} {engine.backend_version}"))
     rows.append(FileRow("judging images", drift.data, drift.data_sha256, f"{drift.images:,} images"))
-    made = ((EXPORT, "parity with torch"), (DRIFT, "comparison and verdict"), (LOGITS, "both sides' answers"))
+    made = [(EXPORT, "parity with torch"), (DRIFT, "comparison and verdict"), (LOGITS, "both sides' answers")]
+    if evidence.flips is not None:
+        made.append((FLIPS, "pictures of images whose answer flipped"))
+    if evidence.attribution is not None:
+        made.append((ATTRIBUTION, f"layer by layer, on {evidence.attribution.images:,} images"))
     rows += [FileRow("record", file, sha256_file(folder / file), note) for file, note in made]
     return tuple(rows)
 

@@ -24,6 +24,7 @@ BY_NAME: dict[str, tuple[str, str]] = {
     "xnorm.json": ("edge.report.certificates", "describe_certificate"),
     "calibration.json": ("edge.report.records", "describe_table"),
     "drift.json": ("edge.report.records", "describe_drift"),
+    "flips.npz": ("edge.report.flips", "describe_flips"),
     "export.json": ("edge.report.records", "describe_export"),
     "steps.json": ("edge.report.records", "describe_steps"),
 }

@@ -9,12 +9,12 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from edge.report import certificates, facts, plots, ranges, xnorm
-from edge.report.evidence import Evidence, gather
+from edge.report import attribution, certificates, classes, facts, gallery, numbers, plots, ranges, xnorm
+from edge.report.evidence import ATTRIBUTION, Evidence, gather
+from edge.report.flips import answers
 from edge.xnorm.formats import FP16
 
 TEMPLATE = "report.html"
-LISTED_CLASSES = 40
 LISTED_FALLBACKS = 20
 LISTED_XNORMS = 12
 
@@ -31,8 +31,8 @@ def render(folder: Path, advance: Callable[[float], None]) -> str:
     """
     evidence = gather(folder)
     advance(0.3)
-    context = {**_verdict(evidence), **_answers(evidence), **_precision(evidence), **_xnorm(evidence)}
-    context.update(_origin(evidence))
+    context = {**_verdict(evidence), **_answers(evidence), **_classes(evidence), **_confidence(evidence)}
+    context |= {**_precision(evidence), **_xnorm(evidence), **_layers(evidence), **_origin(evidence)}
     advance(0.6)
     context.update(_ranges(evidence))
     advance(0.9)
@@ -53,7 +53,6 @@ def _environment() -> jinja2.Environment:
 
 def _verdict(evidence: Evidence) -> dict[str, Any]:
     manifest, drift = evidence.manifest, evidence.drift
-    judged_accuracy = drift.judged_by == "accuracy"
     return {
         "manifest": manifest,
         "drift": drift,
@@ -61,30 +60,52 @@ def _verdict(evidence: Evidence) -> dict[str, Any]:
         "headline": facts.headline(manifest, drift),
         "advice": facts.advice(drift),
         "figures": facts.key_figures(evidence),
-        "interval_plot": plots.interval(drift) if judged_accuracy else None,
+        "numbers": numbers.number_rows(drift),
+        "interval": drift.changed_interval if drift.interval is None else drift.interval,
+        "interval_plot": None if drift.judged_by == "numbers" else plots.interval(drift),
     }
 
 
 def _answers(evidence: Evidence) -> dict[str, Any]:
-    """Where answers changed: by class, and by how sure the reference was."""
+    """Which answers changed: how sure the reference was, what was taken for what, and the images themselves."""
     drift, labels, logits = evidence.drift, evidence.manifest.labels, evidence.logits
-    change = facts.confusion(drift.confusion_engine) - facts.confusion(drift.confusion_reference)
-    finite = np.isfinite(logits.engine).all(axis=1)
-    answer = np.where(finite, np.where(np.isfinite(logits.engine), logits.engine, 0).argmax(1), -1)
-    changed = np.asarray(logits.reference.argmax(1) != answer)
+    change = classes.confusion_change(drift)
+    changed = np.asarray(answers(logits.reference) != answers(logits.engine))
     margin = plots.margins(logits)
-    rows = facts.class_rows(drift, labels)
     return {
-        "confusion_plot": plots.confusion_change(change, labels) if change.any() else None,
+        "labelled": drift.labelled is not None,
+        "confusion_plot": plots.confusion_change(change, labels) if change is not None and change.any() else None,
         "classes_shown": min(len(labels), plots.CONFUSION_CLASSES),
-        "classes": sorted(rows, key=lambda row: -abs(row.change_points))[:LISTED_CLASSES]
-        if len(rows) > LISTED_CLASSES
-        else rows,
-        "classes_total": len(rows),
         "changed": int(changed.sum()),
         "near_ties": facts.near_ties(margin, changed),
         "margin_plot": plots.margin_histogram(margin, changed) if changed.any() else None,
+        "cards": gallery.cards(evidence),
+        "flipped": gallery.total_flips(evidence),
+        "pictures_kept": evidence.flips is not None,
     }
+
+
+def _classes(evidence: Evidence) -> dict[str, Any]:
+    """What happened to each class; drawn weights have none that means anything."""
+    drawn = evidence.manifest.random_weights or evidence.drift.random_weights
+    rows = () if drawn else classes.class_rows(evidence.logits, evidence.manifest.labels)
+    shown = classes.listed(rows)
+    return {
+        "classes": shown,
+        "classes_total": len(rows),
+        "classes_plot": classes.changes(shown) if shown else None,
+        "few": plots.FEW,
+    }
+
+
+def _confidence(evidence: Evidence) -> dict[str, Any]:
+    """How honest the confidence is on each side, where labels tell."""
+    drift = evidence.drift
+    before, after = drift.reliability_reference, drift.reliability_engine
+    if drift.judged_by != "accuracy" or before is None or after is None:
+        return {"reliability": None}
+    plot, bins = plots.reliability(before, after), numbers.bin_rows(before, after)
+    return {"reliability": {"before": before.ece, "after": after.ece, "plot": plot, "bins": bins}}
 
 
 def _precision(evidence: Evidence) -> dict[str, Any]:
@@ -114,6 +135,19 @@ def _xnorm(evidence: Evidence) -> dict[str, Any]:
         "xnorm_int8": certificates.int8_loss(sites) if "int8" in certificate.precisions else "",
         "xnorm_rows": rows[:LISTED_XNORMS],
         "more_xnorm_rows": rows[LISTED_XNORMS:],
+    }
+
+
+def _layers(evidence: Evidence) -> dict[str, Any]:
+    """Where the error comes from; nothing without `attribution.json`."""
+    found = evidence.attribution
+    if found is None or not found.layers:
+        return {"attribution": None, "attribution_unfit": (evidence.folder / ATTRIBUTION).is_file()}
+    return {
+        "attribution": found,
+        "layers_plot": attribution.layer_errors(found),
+        "worst_layers": attribution.worst_layers(found),
+        "cap_db": attribution.CAP_DB,
     }
 
 

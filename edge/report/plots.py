@@ -16,17 +16,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from edge.drift.compare import DriftReport
+    from edge.drift.measures import Reliability
     from edge.report.evidence import Logits
     from engines.receipt import Receipt
 
 CONFUSION_CLASSES = 24
 """Classes that a heatmap can name legibly; of more, those that changed most are shown."""
+FEW = 30
+"""Images below which a group or a class is drawn pale: whatever it shows rests on hardly anything."""
 _PRECISION_COLOURS = {"int8": GOOD, "fp16": ACCENT, "bf16": ACCENT, "fp32": MUTED}
 
 
 def interval(drift: DriftReport) -> Markup:
-    """The drop and its interval against the budget."""
-    low, high, budget = drift.interval.low_points, drift.interval.high_points, drift.budget_points
+    """What the verdict is about, and its interval, against the budget: the drop, or without labels the changed answers."""
+    labelled = drift.labelled
+    if labelled is None:
+        found, point, what = drift.changed_interval, 100 * (1 - drift.agreement), "changed answers, percent of the images"
+    else:
+        found, point, what = labelled.interval, labelled.drop_points, "drop in top-1, percentage points"
+    low, high, budget = found.low_points, found.high_points, drift.budget_points
     colour = {"pass": GOOD, "fail": BAD, "inconclusive": WARN}[drift.verdict]
     ends = np.array([low, high, budget, 0.0])
     margin = max(0.15 * float(np.ptp(ends)), 0.05)
@@ -38,13 +46,14 @@ def interval(drift: DriftReport) -> Markup:
         axes.axvline(0, color=MUTED, linewidth=0.8, linestyle=":")
         axes.axvline(budget, color=BAD, linewidth=1.4)
         axes.plot([low, high], [0, 0], color=colour, linewidth=7, solid_capstyle="butt", alpha=0.55)
-        axes.plot([drift.drop_points], [0], marker="o", markersize=7, color=colour, markeredgecolor=PAPER)
-        axes.text(budget, 0.86, f" budget {budget:g}", color=BAD, va="center", ha="left" if budget < right else "right")
-        axes.text(drift.drop_points, -0.5, f"{drift.drop_points:+.2f}", ha="center", va="center", fontweight="bold")
-        axes.set(xlim=(left, right), ylim=(-1, 1.1), yticks=[], xlabel="drop in top-1, percentage points (right is worse)")
+        axes.plot([point], [0], marker="o", markersize=7, color=colour, markeredgecolor=PAPER)
+        late = budget > (left + right) / 2  # the words stay inside the figure, on the side that has room
+        axes.text(budget, 0.86, f" budget {budget:g} ", color=BAD, va="center", ha="right" if late else "left")
+        axes.text(point, -0.5, f"{point:+.2f}", ha="center", va="center", fontweight="bold")
+        axes.set(xlim=(left, right), ylim=(-1, 1.1), yticks=[], xlabel=f"{what} (right is worse)")
         axes.spines["left"].set_visible(False)
 
-    alt = f"drop {drift.drop_points:+.2f} points, interval from {low:+.2f} to {high:+.2f}, budget {budget:g}"
+    alt = f"{what}: {point:+.2f}, interval from {low:+.2f} to {high:+.2f}, budget {budget:g}"
     return draw("interval", (5.4, 1.5), alt, paint)
 
 
@@ -134,3 +143,57 @@ def margin_histogram(margin: npt.NDArray[np.float64], changed: npt.NDArray[np.bo
         lower.set_xlabel("lead of the FP32 model's answer over its second choice (logits)")
 
     return draw("margins", (5.4, 2.3), "how sure the FP32 model was, for all images and for changed answers", paint)
+
+
+def reliability(before: Reliability, after: Reliability) -> Markup:
+    """How often each side is right (bars) when it is so sure (lines: mean confidence of the bin), and in how many images."""
+    sides = (("before (FP32)", before), ("after", after))
+    most = max(b.images for _, side in sides for b in side.bins)
+
+    def paint(figure: Figure) -> None:
+        grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[3, 1])
+        for column, (title, side) in enumerate(sides):
+            _shares(grid[0, column], side, column)
+            grid[0, column].set_title(f"{title}: off by {100 * side.ece:.1f} points", loc="left", fontsize=8, color=INK)
+            _counts(grid[1, column], side, most)
+        figure.get_layout_engine().set(wspace=0.1)  # type: ignore[union-attr,call-arg]  # `draw` gave it a constrained layout
+        grid[0, 0].set_ylabel("share right")
+        grid[1, 0].set_ylabel("images")
+        figure.supxlabel("confidence in the answer", fontsize=8, color=INK)
+
+    said = []
+    for title, side in sides:
+        filled = [b for b in side.bins if b.images]
+        bins = ", ".join(f"{b.confidence:.0%} sure and {b.accuracy:.0%} right in {b.images:,} images" for b in filled)
+        said.append(f"{title}, off by {100 * side.ece:.2f} points on average: {bins}")
+    return draw("reliability", (6.4, 3.3), "; ".join(said), paint)
+
+
+def _shares(axes: Axes, side: Reliability, column: int) -> None:
+    n = len(side.bins)
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=":")
+    for i, found in enumerate(side.bins):
+        if found.images:
+            gap = found.confidence - found.accuracy
+            strength = 0.55 if found.images >= FEW else 0.18
+            axes.bar(i / n, found.accuracy, 1 / n, align="edge", color=ACCENT, alpha=strength, edgecolor=PAPER)
+            edges = [i / n + 0.1 / n, i / n + 0.9 / n]
+            (tick,) = axes.plot(
+                edges, [found.confidence] * 2, color=BAD if gap > 0 else GOOD, linewidth=2, solid_capstyle="butt"
+            )
+            tick.set_gid(f"sure-{column}-{i}")
+    axes.set(xlim=(0, 1), ylim=(0, 1.03))
+    axes.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
+    axes.tick_params(length=2)
+
+
+def _counts(axes: Axes, side: Reliability, most: int) -> None:
+    n = len(side.bins)
+    axes.bar(np.arange(n) / n, [b.images for b in side.bins], 1 / n, align="edge", color=MUTED, alpha=0.6, edgecolor=PAPER)
+    for i, found in enumerate(side.bins):
+        if found.images:
+            axes.text((i + 0.5) / n, found.images, f"{found.images:,}", ha="center", va="bottom", fontsize=6.5, color=INK)
+    axes.set(ylim=(0, 1.35 * most))
+    axes.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
+    axes.locator_params(axis="y", nbins=2, integer=True)
+    axes.tick_params(length=2)

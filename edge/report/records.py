@@ -91,20 +91,41 @@ def describe_drift(path: Path) -> Description:
 
 def drift_description(drift: DriftReport) -> Description:
     """The verdict and the figures behind it."""
-    interval, flips = drift.interval, drift.flips
     facts = {
         "verdict": f"{drift.verdict.upper()}: {drift.reason}",
         "judged": f"{drift.engine.file}, run on {drift.engine.ran_on}",
         "against": f"{drift.reference.file}, run on {drift.reference.ran_on}",
         "images": f"{drift.images} of {drift.data}",
-        "top-1": f"{drift.top1_reference:.2%} before, {drift.top1_engine:.2%} after",
-        "drop": f"{drift.drop_points:+.2f} points, {interval.level:.0%} interval "
-        f"[{interval.low_points:+.2f}, {interval.high_points:+.2f}], budget {drift.budget_points:g}",
+        **_labelled_facts(drift),
         "agreement": f"{drift.agreement:.2%}",
-        "flips": f"{flips.right_to_wrong} right to wrong, {flips.wrong_to_right} wrong to right",
         "logits": f"SQNR {drift.sqnr_db:.1f} dB, smallest cosine {drift.cosine_min:.4f}, {drift.not_finite} with NaN or Inf",
     }
+    if drift.distance is not None:
+        apart = drift.distance
+        facts["distance"] = f"KL {apart.kl_mean:.2g} nats (largest {apart.kl_max:.2g}), largest difference {apart.max_abs:.3g}"
+        facts["confidence"] = f"{apart.confidence_reference:.2%} before, {apart.confidence_engine:.2%} after"
+    if drift.not_compared:
+        facts["not compared"] = "; ".join(drift.not_compared)
     return Description("Drift report", facts, warnings=(RANDOM_STAMP,) if drift.random_weights else ())
+
+
+def _labelled_facts(drift: DriftReport) -> dict[str, str]:
+    labelled = drift.labelled
+    if labelled is None:
+        return {}
+    interval, flips = labelled.interval, labelled.flips
+    facts = {
+        "top-1": f"{labelled.top1_reference:.2%} before, {labelled.top1_engine:.2%} after",
+        "drop": f"{labelled.drop_points:+.2f} points, {interval.level:.0%} interval "
+        f"[{interval.low_points:+.2f}, {interval.high_points:+.2f}], budget {drift.budget_points:g}",
+        "flips": f"{flips.right_to_wrong} right to wrong, {flips.wrong_to_right} wrong to right, "
+        f"McNemar's p {labelled.mcnemar_p:.2g}",
+    }
+    if drift.top5_reference is not None and drift.top5_engine is not None:
+        facts["top-5"] = f"{drift.top5_reference:.2%} before, {drift.top5_engine:.2%} after"
+    if drift.reliability_reference is not None and drift.reliability_engine is not None:
+        facts["calibration error"] = f"{drift.reliability_reference.ece:.2%} before, {drift.reliability_engine.ece:.2%} after"
+    return facts
 
 
 def describe_export(path: Path) -> Description:

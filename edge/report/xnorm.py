@@ -58,7 +58,7 @@ def sums(certificate: XNormCertificate) -> Markup:
             _frame(axes, low, high, number)
             _bars(axes, sites, low, number)
             axes.set_title(_said(title, sites), loc="left", fontsize=8, color=INK)
-        _name_blocks(rows[-1], [site.name for site in drawn[0][1]])
+        name_blocks(rows[-1], [site.name for site in drawn[0][1]])
 
     said = "; ".join(_said(title, sites) for title, sites in drawn)
     alt = f"sum of squares of {len(certificate.sites)} XNorms in network order against the limits of FP16: {said}"
@@ -126,7 +126,7 @@ def _mark(axes: Axes, end: tuple[float, float], marker: str, colour: str, gid: s
     mark.set_gid(gid)
 
 
-def _name_blocks(axes: Axes, names: list[str]) -> None:
+def name_blocks(axes: Axes, names: list[str]) -> None:
     """Name the blocks of the network below the bars, and part them by lines."""
     starts = [i for i, name in enumerate(names) if i == 0 or block_of(name) != block_of(names[i - 1])]
     spaced: list[int] = []

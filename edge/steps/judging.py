@@ -12,11 +12,14 @@ import numpy as np
 from calib.artifact import read_artifact, write_artifact
 from calib.files import atomic_path, sha256_file, write_bytes
 from edge.artifacts import DRIFT, LOGITS, REPORT, TYPED
-from edge.drift.compare import DriftReport, Floats, Int64, Source, compare, judge
+from edge.drift.compare import DriftReport, Source, compare, judge
+from edge.drift.measures import Floats, Int64
 from edge.preprocess import Float32
 from edge.progress import Advance
+from edge.report.flips import Uint8, worst_flips, write_flips
 from edge.request import BuildInputs, BuildRequest
 from edge.runtime.ort import BATCH
+from engines.artifacts import FLIPS
 from engines.spec import BatchRange
 
 THIS_GPU = "this machine's GPU"
@@ -65,7 +68,7 @@ def drift(request: BuildRequest, inputs: BuildInputs, reference_path: Path, judg
         budget_points=request.max_drop_points,
         random_weights=info.random_weights,
     )
-    conclude(request.out, about, logits[0], logits[1], images.labels)
+    conclude(request.out, about, logits[0], logits[1], images.labels, images.pixels)
 
 
 def batch_size(batch: BatchRange) -> int:
@@ -79,19 +82,26 @@ def answer(runner: Callable[[Float32], Float32], images: Float32, smallest: int)
     return runner(np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]))[: len(images)]
 
 
-def conclude(out: Path, about: Judged, reference: Floats, engine: Floats, labels: Int64) -> DriftReport:
-    """Compare logits (n, classes) of n images with labels (n,), judge, and write drift.json and logits.npz."""
+def conclude(
+    out: Path, about: Judged, reference: Floats, engine: Floats, labels: Int64, pixels: Callable[[int], Uint8]
+) -> DriftReport:
+    """Compare logits (n, classes) of n images with labels (n,), judge, and write drift.json, logits.npz and flips.npz.
+
+    `pixels` gives the image uint8 (H, W, C) of an index; few are asked for, and none of drawn weights.
+    """
     comparison = compare(reference, engine, labels)
-    verdict, reason = judge(comparison, about.budget_points, random_weights=about.random_weights)
+    judged_by, verdict, reason = judge(comparison, about.budget_points, random_weights=about.random_weights)
     report = DriftReport(
         **vars(about),
-        judged_by="numbers" if about.random_weights else "accuracy",
+        judged_by=judged_by,
         verdict=verdict,
         reason=reason,
         **vars(comparison),
     )
     with atomic_path(out / LOGITS) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, reference=reference, engine=engine, labels=labels)
+    shown = worst_flips(reference, engine, labels)[: 0 if about.random_weights else None]
+    write_flips(out / FLIPS, shown, pixels)
     write_artifact(out / DRIFT, report)
     return report
 

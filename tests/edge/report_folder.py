@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import onnx
@@ -13,8 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 from calib.artifact import write_artifact
 from calib.files import sha256_bytes, sha256_file
 from calib.table import CalibrationTable, TensorScale, save_table
+from edge.drift.attribution_record import Attribution, Culprit, FloatDrift, GraphFile, InputDrift, LayerDrift, TapCheck
 from edge.drift.compare import DriftReport, Source, compare, judge
 from edge.export_record import ExportRecord, Parity, Simplification
+from edge.report.flips import worst_flips, write_flips
 from edge.xnorm.certificate import Checks, HeadRanges, Int8Loss, IslandCost, SiteCertificate, XNormCertificate
 from edge.xnorm.record import network_verdict
 from edge.xnorm.verdict import Judgement
@@ -22,6 +24,7 @@ from engines.manifest import CalibrationRecord, EngineManifest, EngineRecord, Fi
 from engines.receipt import Fallback, Receipt
 from engines.record import StepRecord, write_record
 
+T = TypeVar("T")
 LABELS = ("T-shirt/top", "<b>bold</b> & co", "$x_1$ costs $2", "長靴")
 TENSORS = (
     "image",
@@ -39,7 +42,7 @@ FALLBACK = Fallback("blocks.0.attn/<i>MatMul</i>", "int8", "fp16", "one-sided Q/
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the folder is to hold: images, answers that turn wrong, rows of NaN, the build's kind, and its XNorms.
+    """What the folder is to hold: images, answers that turn wrong or right (`better`), rows of NaN, the kind, its XNorms.
 
     The last kv of `xnorm_blocks` blocks is repaired by folding, kept in an FP32 island, or stays unstable; "untouched" needs
     no repair at all. The q of the second block has no certified bound.
@@ -54,6 +57,8 @@ class Recipe:
     labels: tuple[str, ...] = LABELS
     xnorm: Literal["folded", "island", "unstable", "untouched"] = "folded"
     xnorm_blocks: int = 3
+    labelled: bool = True
+    better: int = 0
 
 
 def make_folder(folder: Path, recipe: Recipe) -> Path:
@@ -218,16 +223,21 @@ def answers(recipe: Recipe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     engine = reference + rng.normal(0, 0.05, reference.shape).astype(np.float32)
     right = np.flatnonzero(reference.argmax(1) == labels)[: recipe.flips]
     engine[right] = np.roll(engine[right], 1, axis=1)
+    wrong = np.flatnonzero(reference.argmax(1) != labels)[: recipe.better]
+    engine[wrong, labels[wrong]] += 20
     engine[: recipe.nan_rows] = np.nan
     return reference, engine, labels
 
 
 def write_drift(folder: Path, recipe: Recipe) -> None:
     reference, engine, labels = answers(recipe)
-    comparison = compare(reference, engine, labels)
-    verdict, reason = judge(comparison, 0.5, random_weights=recipe.random_weights)
+    known = {"labels": labels} if recipe.labelled else {}
+    comparison = compare(reference, engine, known.get("labels"))
+    judged_by, verdict, reason = judge(comparison, 0.5, random_weights=recipe.random_weights)
     with (folder / "logits.npz").open("wb") as stream:
-        np.savez_compressed(stream, reference=reference, engine=engine, labels=labels)
+        np.savez_compressed(stream, reference=reference, engine=engine, **known)
+    shown = worst_flips(reference, engine, known.get("labels"))[: 0 if recipe.random_weights else None]
+    write_flips(folder / "flips.npz", shown, photo)
     judged = "model.int8.onnx" if recipe.precision == "int8" else "engine.engine"
     report = DriftReport(
         reference=Source("model.onnx", sha256_file(folder / "model.onnx"), "ONNX Runtime, CPU"),
@@ -236,13 +246,66 @@ def write_drift(folder: Path, recipe: Recipe) -> None:
         data_sha256="2" * 64,
         preprocess_sha256="3" * 64,
         budget_points=0.5,
-        judged_by="numbers" if recipe.random_weights else "accuracy",
+        judged_by=judged_by,
         random_weights=recipe.random_weights,
         verdict=verdict,
         reason=reason,
         **vars(comparison),
     )
     write_artifact(folder / "drift.json", report)
+
+
+def photo(index: int) -> np.ndarray:
+    """A colour image of 12 x 8 that tells which it is: its red is the index modulo 251."""
+    pixels = np.full((12, 8, 3), 40, np.uint8)
+    pixels[:, :, 0] = index % 251
+    pixels[3:9, 2:6, 1] = 200
+    return pixels
+
+
+def filled(cls: type[T], **known: Any) -> T:
+    """An object of a dataclass; fields that nobody here cares about are empty, or the decibels of no difference."""
+    empty = {"int": 0, "float": 300.0, "str": "", "bool": True}
+    types = {f.name: str(f.type) for f in fields(cls)}  # type: ignore[arg-type]  # only dataclasses come here
+    rest = {
+        name: None if "None" in kind else () if kind.startswith("tuple") else empty[kind]
+        for name, kind in types.items()
+        if name not in known
+    }
+    return cls(**known, **rest)
+
+
+def attribution(folder: Path) -> Attribution:
+    """Six layers, the fourth to blame."""
+    layers = tuple(
+        filled(
+            LayerDrift,
+            name=f"blocks.{i // 2}.{('attn.q', 'ffn.1')[i % 2]}/MatMul",
+            op_type="MatMul",
+            output=f"out{i}",
+            precision="fp16" if i == 0 else "int8",
+            accumulated_db=60.0 - 5 * i,
+            introduced_db=12.5 if i == 3 else 50.0 - i,
+            logits_share=0.75 if i == 3 else None,
+        )
+        for i in range(6)
+    )
+    graph = GraphFile("model.onnx", sha256_file(folder / "model.onnx"))
+    judged = GraphFile("model.int8.onnx", sha256_file(folder / "model.int8.onnx"))
+    return filled(
+        Attribution,
+        sentence="One layer is to <b>blame</b>",
+        culprits=(Culprit("weights", layers[3].name, (layers[3].name,), "its weights were <i>scaled</i>"),),
+        reference=graph,
+        base=graph,
+        judged=judged,
+        ran_on="ONNX Runtime, CPU",
+        images=64,
+        input=filled(InputDrift),
+        float_graph=filled(FloatDrift),
+        taps=filled(TapCheck),
+        layers=layers,
+    )
 
 
 def manifest(folder: Path, recipe: Recipe) -> EngineManifest:

@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.spatial.distance
+import scipy.special
 import scipy.stats
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from calib.artifact import read_artifact, write_artifact
 from calib.errors import InputError
-from edge.drift.compare import DriftReport, Flips, Interval, Source, centred_cosine, compare, drop_interval, judge
+from edge.drift.compare import DriftReport, Source, centred_cosine, compare, judge
+from edge.drift.measures import BINS
+from edge.drift.statistics import Flips, Interval, Paired, drop_interval, images_to_decide, mcnemar_p, share_interval
 from edge.tolerances import RANDOM_WEIGHTS_COSINE
 
 N, CLASSES = 400, 6
@@ -111,10 +112,10 @@ def test_a_row_that_is_not_finite_is_a_wrong_answer(pair, bad):
     assert found.agreement == (N - 2) / N
     assert found.sqnr_db == 300, "of the finite rows"
     assert sum(map(sum, found.confusion_engine)) == N - 2
-    verdict, reason = judge(found, 100.0, random_weights=False)
+    _, verdict, reason = judge(found, 100.0, random_weights=False)
     assert verdict == "fail"
     assert f"2 of {N}" in reason
-    assert judge(found, 100.0, random_weights=True)[0] == "fail"
+    assert judge(found, 100.0, random_weights=True)[1] == "fail"
 
 
 def test_nothing_finite_at_all(pair):
@@ -132,6 +133,8 @@ def test_nothing_finite_at_all(pair):
         lambda r, e, y: (r[:0], e[:0], y[:0]),
         lambda r, e, y: (r[0], e[0], y),
         lambda r, e, y: (r, e, y[:, None]),
+        lambda r, e, _y: (r[:0], e[:0], None),
+        lambda r, e, _y: (r, e[:-1], None),
         lambda r, e, y: (r, e, np.where(y == 0, CLASSES, y)),
         lambda r, e, y: (r, e, np.where(y == 0, -1, y)),
     ],
@@ -155,45 +158,6 @@ def test_cosine_where_rows_are_flat():
     assert centred_cosine(row, 5 * row + 7) == pytest.approx(1)
 
 
-counts = st.integers(0, 300)
-
-
-@given(lost=counts, won=counts, same=counts, level=st.sampled_from([0.8, 0.95, 0.99]))
-@settings(max_examples=60, deadline=None)
-def test_interval_is_walds_on_half_a_flip_more_per_cell(lost, won, same, level):
-    """Oracle: the mean of +1, -1 and 0 with weights lost + 1/2, won + 1/2 and same + 1, and numpy's weighted variance."""
-    images = max(1, lost + won + same)
-    values, weights = np.array([1.0, -1.0, 0.0]), np.array([lost + 0.5, won + 0.5, images - lost - won + 1.0])
-    mean = np.average(values, weights=weights)
-    variance = np.average((values - mean) ** 2, weights=weights) / weights.sum()
-    expected = scipy.stats.norm.interval(level, loc=100 * mean, scale=100 * np.sqrt(variance))
-    found = drop_interval(Flips(lost, won), images, level)
-    assert (found.level, found.low_points, found.high_points) == (level, *map(pytest.approx, expected))
-    mirrored = drop_interval(Flips(won, lost), images, level)
-    assert (-mirrored.high_points, -mirrored.low_points) == pytest.approx((found.low_points, found.high_points))
-
-
-def test_interval_covers_what_it_says():
-    """20,000 draws of 500 paired answers with a true drop of 2 points: about 95 % of the intervals hold it."""
-    draws = np.random.default_rng(1).multinomial(500, [0.05, 0.03, 0.92], size=20_000)
-    patterns, repeats = np.unique(draws[:, :2], axis=0, return_counts=True)
-    intervals = [drop_interval(Flips(int(b), int(c)), 500) for b, c in patterns]
-    covered = sum(n for i, n in zip(intervals, repeats, strict=True) if i.low_points <= 2.0 <= i.high_points)
-    assert 0.94 < covered / len(draws) < 0.965
-
-
-def test_interval_moves_and_shrinks_as_it_should():
-    base = drop_interval(Flips(10, 5), 1000)
-    more_lost, more_images = drop_interval(Flips(11, 5), 1000), drop_interval(Flips(100, 50), 10_000)
-    assert more_lost.low_points > base.low_points
-    assert more_lost.high_points > base.high_points
-    assert more_images.high_points - more_images.low_points < base.high_points - base.low_points
-    certain = drop_interval(Flips(10, 5), 1000, level=0.99)
-    assert certain.low_points < base.low_points < base.high_points < certain.high_points
-    nothing = drop_interval(Flips(0, 0), 1000)
-    assert nothing.low_points < 0 < nothing.high_points, "no flip among 1000 images is no proof that there is none"
-
-
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
     [
@@ -208,8 +172,8 @@ def test_interval_moves_and_shrinks_as_it_should():
 )
 def test_verdict_needs_the_whole_interval(pair, low, high, verdict):
     comparison = replace(compare(*pair), interval=Interval(0.95, low, high))
-    found, reason = judge(comparison, 0.5, random_weights=False)
-    assert found == verdict
+    judged_by, found, reason = judge(comparison, 0.5, random_weights=False)
+    assert (judged_by, found) == ("accuracy", verdict)
     assert f"[{low:+.2f}, {high:+.2f}], budget 0.5" in reason
     assert ("do not decide" in reason) == (verdict == "inconclusive")
 
@@ -220,15 +184,15 @@ def test_verdict_needs_the_whole_interval(pair, low, high, verdict):
 )
 def test_drawn_weights_are_judged_by_numbers(pair, cosine, verdict):
     comparison = replace(compare(*pair), cosine_min=cosine, interval=Interval(0.95, 90.0, 99.0))
-    found, reason = judge(comparison, 0.5, random_weights=True)
-    assert found == verdict
+    judged_by, found, reason = judge(comparison, 0.5, random_weights=True)
+    assert (judged_by, found) == ("numbers", verdict)
     assert "random weights have no accuracy" in reason
 
 
 def test_report_survives_its_file(pair, tmp_path):
     comparison = compare(*pair)
     source = Source("model.onnx", "0" * 64, "ONNX Runtime, CPU")
-    verdict, reason = judge(comparison, 0.5, random_weights=False)
+    judged_by, verdict, reason = judge(comparison, 0.5, random_weights=False)
     report = DriftReport(
         reference=source,
         engine=source,
@@ -236,7 +200,7 @@ def test_report_survives_its_file(pair, tmp_path):
         data_sha256="1",
         preprocess_sha256="2",
         budget_points=0.5,
-        judged_by="accuracy",
+        judged_by=judged_by,
         random_weights=False,
         verdict=verdict,
         reason=reason,
@@ -244,3 +208,88 @@ def test_report_survives_its_file(pair, tmp_path):
     )
     write_artifact(tmp_path / "drift.json", report)
     assert read_artifact(tmp_path / "drift.json", DriftReport, remake="x") == report
+
+
+def test_the_interval_is_that_of_the_four_cells(pair):
+    found, (facts, _) = compare(*pair), brute_force(*pair)
+    right = facts["right_reference"]
+    cells = Paired(right - facts["lost"], facts["lost"], facts["won"], N - right - facts["won"])
+    assert found.interval == drop_interval(cells)
+    assert found.mcnemar_p == mcnemar_p(Flips(facts["lost"], facts["won"]))
+    assert found.changed_interval == share_interval(N - facts["same"], N)
+    needed = images_to_decide(cells, found.drop_points + 0.3)
+    assert f"about {needed:,} would" in judge(found, found.drop_points + 0.3, random_weights=False)[2]
+    assert "no number would" in judge(found, found.drop_points, random_weights=False)[2]
+
+
+def softmax(rows):
+    return scipy.special.softmax(rows.astype(np.float64), axis=1)
+
+
+def test_distances_are_scipys(pair):
+    reference, engine, _ = pair
+    found = compare(*pair).distance
+    p, q = softmax(reference), softmax(engine)
+    kl = [scipy.stats.entropy(a, b) for a, b in zip(p, q, strict=True)]
+    assert (found.kl_mean, found.kl_max) == pytest.approx((np.mean(kl), np.max(kl)), rel=1e-9)
+    assert found.max_abs == np.abs(reference.astype(np.float64) - engine).max()
+    correlations = [1 - scipy.spatial.distance.correlation(a, b) for a, b in zip(reference, engine, strict=True)]
+    assert found.cosine_mean == pytest.approx(np.mean(correlations), abs=1e-6)
+    assert (found.confidence_reference, found.confidence_engine) == pytest.approx((p.max(1).mean(), q.max(1).mean()))
+    shifts = []
+    for a, b in zip(reference.astype(np.float64).tolist(), engine.astype(np.float64).tolist(), strict=True):
+        answer = a.index(max(a))
+        shifts.append(
+            (b[answer] - max(v for i, v in enumerate(b) if i != answer))
+            - (a[answer] - max(v for i, v in enumerate(a) if i != answer))
+        )
+    assert found.margin_shift_mean == pytest.approx(np.mean(shifts), abs=1e-9)
+
+
+def test_calibration_error_is_that_of_a_plain_loop(pair):
+    reference, engine, labels = pair
+    found = compare(*pair)
+    for logits, told in ((reference, found.reliability_reference), (engine, found.reliability_engine)):
+        bins = [[] for _ in range(BINS)]
+        for row, label in zip(softmax(logits), labels, strict=True):
+            bins[min(int(row.max() * BINS), BINS - 1)].append((row.max(), row.argmax() == label))
+        expected = sum(abs(sum(right for _, right in b) - sum(sure for sure, _ in b)) for b in bins) / N
+        assert told.ece == pytest.approx(expected, abs=1e-12)
+        assert [b.images for b in told.bins] == [len(b) for b in bins]
+    sure = compare(reference, 50 * reference, labels)
+    assert sure.reliability_engine.ece > found.reliability_reference.ece + 0.1, "too sure shows"
+    assert sure.agreement == 1
+
+
+def test_top_five(pair):
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 9, N)
+    reference = rng.normal(size=(N, 9)).astype(np.float32)
+    engine = reference + rng.normal(scale=2, size=reference.shape).astype(np.float32)
+    engine[0] = np.nan
+    found = compare(reference, engine, labels)
+    best = [sorted(range(9), key=lambda c, row=row: -row[c])[:5] for row in reference]
+    assert found.top5_reference == pytest.approx(np.mean([label in top for top, label in zip(best, labels, strict=True)]))
+    best = [sorted(range(9), key=lambda c, row=row: -row[c])[:5] for row in engine[1:]]
+    assert found.top5_engine == pytest.approx(sum(label in top for top, label in zip(best, labels[1:], strict=True)) / N)
+    assert any("1 of" in sentence and "NaN" in sentence for sentence in found.not_compared)
+    few = compare(pair[0][:, :4], pair[1][:, :4], pair[2] % 4)
+    assert (few.top5_reference, few.top5_engine) == (None, None)
+    assert "top-5: there are 4 classes" in few.not_compared
+
+
+def test_images_without_labels_are_judged_by_changed_answers(pair):
+    reference, engine, labels = pair
+    found = compare(reference, engine, None)
+    known = compare(reference, engine, labels)
+    assert found.labelled is None
+    assert known.labelled is not None
+    assert (found.agreement, found.sqnr_db, found.distance) == (known.agreement, known.sqnr_db, known.distance)
+    assert any("no labels" in sentence for sentence in found.not_compared)
+    changed = 100 * (1 - found.agreement)
+    assert known.drop_points <= changed
+    judged = {budget: judge(found, budget, random_weights=False)[:2] for budget in (changed / 4, changed, 4 * changed)}
+    assert list(judged.values()) == [("agreement", "fail"), ("agreement", "inconclusive"), ("agreement", "pass")]
+    broken = engine.copy()
+    broken[5] = np.inf
+    assert judge(compare(reference, broken, None), 100.0, random_weights=False)[1] == "fail"

@@ -148,7 +148,9 @@ def test_drift(folder: Path) -> None:
     written = json.loads((folder / "drift.json").read_text())
     said = facts(shown(folder / "drift.json"))
     assert said["verdict"] == f"FAIL: {written['reason']}"
-    assert said["flips"] == f"100 right to wrong, {written['flips']['wrong_to_right']} wrong to right"
+    assert said["flips"].startswith(f"100 right to wrong, {written['flips']['wrong_to_right']} wrong to right, McNemar's p ")
+    assert f"KL {written['distance']['kl_mean']:.2g} nats" in said["distance"]
+    assert said["calibration error"].startswith(f"{written['reliability_reference']['ece']:.2%} before")
     assert f"[{written['interval']['low_points']:+.2f}, {written['interval']['high_points']:+.2f}]" in said["drop"]
     assert "the graph, not the engine" in said["judged"]
 

@@ -21,7 +21,7 @@ from edge.cli import INTERRUPTED, run
 
 INT8_FILES = {
     "model.onnx", "export.json", "xnorm.json", "model.folded.onnx", "model.refined.onnx", "calibration.json",
-    "model.int8.onnx", "engine.onnx", "manifest.json", "drift.json", "logits.npz", "report.html", "steps.json",
+    "model.int8.onnx", "engine.onnx", "manifest.json", "drift.json", "logits.npz", "flips.npz", "report.html", "steps.json",
 }  # fmt: skip
 
 

@@ -15,8 +15,6 @@ import pytest
 from html_page import Page
 from report_folder import FALLBACK, LABELS, TENSORS, Recipe, make_folder
 
-from calib.errors import InputError
-from calib.files import sha256_file
 from edge.report import render
 
 
@@ -111,10 +109,11 @@ def test_nothing_is_loaded_from_elsewhere(failed: tuple[Path, str]) -> None:
     page = Page(html)
     assert "http://" not in html
     assert "https://" not in html
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "embed", "image", "foreignobject"}
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "image", "foreignobject"}
     ids = {a["id"] for _, a in page.tags if a.get("id")}
     for _, attributes in page.tags:
-        assert "src" not in attributes
+        source = attributes.get("src")
+        assert source is None or re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/=]+", source)
         assert not any(name.startswith("on") for name in attributes)
         href = attributes.get("href")
         assert href is None or href.removeprefix("#") in ids
@@ -185,7 +184,7 @@ def test_accuracy_per_class(failed: tuple[Path, str]) -> None:
         n = before[i].sum()
         expected = [100 * before[i, i] / n, 100 * after[i, i] / n, 100 * (after[i, i] - before[i, i]) / n]
         assert int(rows[label][0]) == n
-        assert [float(c.removesuffix(" %")) for c in rows[label][1:]] == pytest.approx(expected, abs=0.006)
+        assert [float(c.removesuffix(" %")) for c in rows[label][1:4]] == pytest.approx(expected, abs=0.006)
 
 
 def test_fallbacks_are_listed(passed: tuple[Path, str], failed: tuple[Path, str]) -> None:
@@ -244,65 +243,6 @@ def test_scales_from_proof_are_counted(failed: tuple[Path, str]) -> None:
     said = Page(html).by_id["proven"]
     assert said.startswith(f"At {sources.count('proof')} of {len(sources)} tensors")
     assert 0 < sources.count("proof") < len(sources)
-
-
-def _edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def _certify(folder: Path, **changes: Any) -> None:
-    """Change the certificate and record it as if it belonged here."""
-    _edit(folder / "xnorm.json", **changes)
-    _edit(folder / "manifest.json", xnorm={"file": "xnorm.json", "sha256": sha256_file(folder / "xnorm.json")})
-
-
-def _drop(path: Path, field: str) -> None:
-    value = json.loads(path.read_text())
-    del value[field]
-    path.write_text(json.dumps(value))
-
-
-SPOILERS = {
-    "drift.json is missing": lambda f: (f / "drift.json").unlink(),
-    "drift.json is cut": lambda f: (f / "drift.json").write_text((f / "drift.json").read_text()[:200]),
-    "drift.json lacks a field": lambda f: _drop(f / "drift.json", "agreement"),
-    "drift.json has a text for a number": lambda f: _edit(f / "drift.json", drop_points="0.1"),
-    "drift.json has an unknown verdict": lambda f: _edit(f / "drift.json", verdict="fine"),
-    "drift.json counts other answers": lambda f: _edit(f / "drift.json", flips={"right_to_wrong": 1, "wrong_to_right": 0}),
-    "drift.json is of another engine": lambda f: _edit(
-        f / "drift.json", engine={"file": "model.int8.onnx", "sha256": "5" * 64, "ran_on": "x"}
-    ),
-    "drift.json has other preprocessing": lambda f: _edit(f / "drift.json", preprocess_sha256="6" * 64),
-    "export.json is of another graph": lambda f: _edit(f / "export.json", onnx_sha256="7" * 64),
-    "calibration.json was edited": lambda f: _edit(f / "calibration.json", images=513),
-    "xnorm.json was edited": lambda f: _edit(f / "xnorm.json", images=385),
-    "xnorm.json is missing": lambda f: (f / "xnorm.json").unlink(),
-    "xnorm.json is of another graph": lambda f: _certify(f, onnx_sha256="8" * 64),
-    "xnorm.json leads to another graph": lambda f: _certify(f, folded_onnx_sha256="8" * 64),
-    "xnorm.json leads to no graph": lambda f: _certify(f, folded_onnx_sha256=None),
-    "the folded graph was replaced": lambda f: (f / "model.folded.onnx").write_bytes(b"another"),
-    "the engine was replaced": lambda f: (f / "engine.engine").write_bytes(b"another"),
-    "manifest.json is missing": lambda f: (f / "manifest.json").unlink(),
-    "manifest.json lacks a label": lambda f: _edit(f / "manifest.json", labels=["a", "b", "c"]),
-    "logits.npz is missing": lambda f: (f / "logits.npz").unlink(),
-    "logits.npz is no archive": lambda f: (f / "logits.npz").write_bytes(b"PK\x03\x04 no"),
-    "logits.npz lacks an array": lambda f: np.savez(f / "logits.npz", reference=np.zeros((2, 4)), labels=np.zeros(2, int)),
-}
-
-
-@pytest.mark.parametrize("what", SPOILERS)
-def test_a_folder_that_does_not_hold_together_is_refused(folder: Path, what: str) -> None:
-    SPOILERS[what](folder)
-    with pytest.raises(InputError) as caught:
-        render(folder, silent)
-    assert caught.value.exit_code == 2
-    assert "next: ufovit build" in str(caught.value)
-
-
-def test_a_certificate_recorded_anew_is_taken(folder: Path) -> None:
-    """The refusals above are those of what was changed, not of the change."""
-    _certify(folder, images=385)
-    assert Page(render(folder, silent)).data["xnorm.images"] == ("385", "385")
 
 
 def test_import_needs_no_heavy_library() -> None:

@@ -22,7 +22,7 @@ from edge.model.config import SIZES
 TARGETS = ("cpu", "rtx")
 CPU_FILES = (
     "steps.json", "model.onnx", "export.json", "xnorm.json", "model.folded.onnx", "model.refined.onnx", "calibration.json",
-    "model.int8.onnx", "engine.onnx", "manifest.json", "drift.json", "logits.npz", "report.html",
+    "model.int8.onnx", "engine.onnx", "manifest.json", "drift.json", "logits.npz", "flips.npz", "report.html",
 )  # fmt: skip
 FILES = {"cpu": CPU_FILES, "rtx": (*(f for f in CPU_FILES if f != "engine.onnx"), "model.typed.onnx", "engine.engine")}
 CASES = [(target, file) for target in TARGETS for file in FILES[target]]
@@ -219,7 +219,7 @@ def test_a_manifest_that_names_a_path_is_refused(copy, verify, name):
 
 def test_a_build_that_did_not_finish_has_no_verdict(copy, verify):
     folder = copy("cpu")
-    for name in ("drift.json", "logits.npz", "report.html"):
+    for name in ("drift.json", "logits.npz", "flips.npz", "report.html"):
         (folder / name).unlink()
     record = json.loads((folder / "steps.json").read_text())
     del record["steps"]["drift"], record["steps"]["report"]

@@ -1,0 +1,159 @@
+"""A build folder as the gate sees it: verified first, then its figures, each as its artifact states it.
+
+What `drift.json` states is held against the logits that it was computed from: a statement that they do not bear out is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+import zlib
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from calib.artifact import read_artifact
+from calib.errors import InputError
+from calib.files import canonical_json, sha256_bytes
+from edge.drift.compare import Comparison, DriftReport, compare
+from edge.drift.gate_baseline import Identity, Margin, Measured, Origin, XNormMargins, pack_answers
+from edge.drift.measures import Floats, Int64
+from edge.xnorm.certificate import read_certificate
+from engines.artifacts import DRIFT, LOGITS
+from engines.contained import REMAKE, read_contained
+from engines.folder import verify_folder
+from engines.manifest import EngineManifest, read_manifest
+
+_DISTRIBUTION = "ufovit-edge"
+_EQUAL = 1e-6  # statement and recomputation: the same float64 sums in another order
+
+
+@dataclass(frozen=True)
+class Build:
+    """A verified build.
+
+    Attributes:
+        folder: where it lies.
+        identity, origin, measured: as a baseline would record them; latency is not in a folder.
+        drift: its own report.
+        reference, engine: logits (n, classes); labels (n,), None without.
+        fallbacks: layers that do not run in the build's precision, by name.
+    """
+
+    folder: Path
+    identity: Identity
+    origin: Origin
+    measured: Measured
+    drift: DriftReport
+    reference: Floats
+    engine: Floats
+    labels: Int64 | None
+    fallbacks: tuple[str, ...]
+
+
+def read_build(folder: Path) -> Build:
+    """Verify a build folder and read its figures. Raises InputError for one that is not what was recorded, or incomplete."""
+    verify_folder(folder)
+    manifest = read_manifest(folder)
+    drift = read_artifact(folder / DRIFT, DriftReport, remake=REMAKE)
+    reference, engine, labels = _logits(folder / LOGITS)
+    _check_statements(folder, drift, compare(reference, engine, labels))
+    classes = len(manifest.labels)
+    if reference.shape[1] != classes:
+        found, allowed = f"{reference.shape[1]} logits", f"{classes} labels"
+        raise InputError("logits and labels do not match", where=folder / LOGITS, found=found, allowed=allowed)
+    measured = Measured(
+        top1=drift.top1_engine,
+        agreement=drift.agreement,
+        sqnr_db=drift.sqnr_db,
+        share=manifest.receipt.actual.get(manifest.precision, 0.0),
+        engine_bytes=(folder / manifest.engine.file).stat().st_size,
+        xnorm=_margins(folder, manifest),
+        latency=None,
+        reference_answers=pack_answers(answers(reference), classes),
+        engine_answers=pack_answers(answers(engine), classes),
+    )
+    fallbacks = tuple(fallback.layer for fallback in manifest.receipt.fallbacks)
+    identity, origin = _identity(manifest, drift), _origin(manifest, drift)
+    return Build(folder, identity, origin, measured, drift, reference, engine, labels, fallbacks)
+
+
+def answers(logits: Floats) -> Int64:
+    """The largest logit of each row (n, classes) -> (n,), -1 for a row that holds NaN or infinity."""
+    finite = np.isfinite(logits).all(axis=1)
+    answer: Int64 = np.where(finite, np.where(np.isfinite(logits), logits, 0).argmax(1), -1)
+    return answer
+
+
+def _logits(path: Path) -> tuple[Floats, Floats, Int64 | None]:
+    data = read_contained(path)
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+            labels = stored["labels"] if "labels" in stored.files else None
+            return stored["reference"], stored["engine"], labels
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError("logits cannot be read", where=path, found=error, next_command=REMAKE) from error
+
+
+def _check_statements(folder: Path, stated: DriftReport, computed: Comparison) -> None:
+    """Raise InputError where a finite statement is not what the logits give. One that is not finite fails later, as a row."""
+    for name in ("images", "not_finite", "top1_reference", "top1_engine", "agreement", "sqnr_db"):
+        said, found = getattr(stated, name), getattr(computed, name)
+        both = said is not None and found is not None
+        if (said is None) != (found is None) or (
+            both and math.isfinite(said) and not math.isclose(said, found, abs_tol=_EQUAL)
+        ):
+            raise InputError(
+                f"{DRIFT} and {LOGITS} do not belong together",
+                where=f"{folder / DRIFT}, {name}",
+                found=said,
+                allowed=found,
+                next_command=REMAKE,
+            )
+
+
+def _identity(manifest: EngineManifest, drift: DriftReport) -> Identity:
+    return Identity(
+        model=manifest.model,
+        precision=manifest.precision,
+        target=manifest.target,
+        random_weights=manifest.random_weights,
+        checkpoint_sha256=manifest.checkpoint.sha256 if manifest.checkpoint else None,
+        labels_sha256=sha256_bytes(canonical_json(list(manifest.labels))),
+        classes=len(manifest.labels),
+        data_sha256=drift.data_sha256,
+        images=drift.images,
+        preprocess_sha256=drift.preprocess_sha256,
+        judged=drift.engine.file,
+    )
+
+
+def _origin(manifest: EngineManifest, drift: DriftReport) -> Origin:
+    return Origin(
+        created=manifest.created,
+        toolkit=_toolkit(),
+        backend=manifest.engine.backend,
+        backend_version=manifest.engine.backend_version,
+        engine_sha256=manifest.engine.sha256,
+        onnx_sha256=manifest.onnx.sha256,
+        calibration_data_sha256=manifest.calibration.data_sha256 if manifest.calibration else None,
+        verdict=drift.verdict,
+    )
+
+
+def _margins(folder: Path, manifest: EngineManifest) -> XNormMargins | None:
+    if manifest.xnorm is None:
+        return None
+    certificate = read_certificate(folder / manifest.xnorm.file)
+    sites = {site.name: Margin(site.fp16_headroom_bits, site.fp16_floor_bits) for site in certificate.sites}
+    return XNormMargins(certificate.verdict, sites)
+
+
+def _toolkit() -> str:
+    try:
+        return version(_DISTRIBUTION)
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "unknown"
