@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from engines.artifacts import (
     ARTIFACTS,
+    ATTRIBUTION,
     CALIBRATION,
     DRIFT,
     ENGINES,
     EXPORT,
+    FLIPS,
     FOLDED,
+    GOLDEN,
     LOGITS,
     MANIFEST,
     MODEL,
@@ -22,12 +25,15 @@ from engines.artifacts import (
 
 __all__ = [
     "ARTIFACTS",
+    "ATTRIBUTION",
     "CACHE",
     "CALIBRATION",
     "DRIFT",
     "ENGINES",
     "EXPORT",
+    "FLIPS",
     "FOLDED",
+    "GOLDEN",
     "LOGITS",
     "MANIFEST",
     "MODEL",

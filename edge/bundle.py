@@ -12,19 +12,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calib.errors import InputError, VerdictError
+from calib.errors import InputError
 from edge.artifacts import DRIFT, MANIFEST
 from edge.data import ImageSet
+from edge.golden import GoldenPair, shrunk
 from edge.preprocess import Float32, Preprocess, Uint8
 from edge.progress import Advance
-from edge.tolerances import PREPROCESS_ABS
 from engines.bundle import GOLDEN, LABELS, LOGITS, PIXELS, REMAKE, SHAPES, Bundle, BundleInfo, write_bundle
 from engines.folder import verify_folder
 from engines.manifest import EngineManifest, FileRecord, parse_manifest
 from engines.targets import TARGETS
 
 _ARRAYS = (PIXELS, SHAPES, LABELS, LOGITS, GOLDEN)
-_LARGEST_SIDE_RATIO = 2
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '(...)', 'fortran_order': False, 'shape': \((\d{1,12}(?:, \d{1,12})*),?\), \} *\n",
     re.DOTALL,
@@ -48,6 +47,11 @@ class BundledImages:
     logits: Float32
     golden: Float32
 
+    @property
+    def golden_pair(self) -> GoldenPair:
+        """The first image and its tensor."""
+        return GoldenPair(self.pixels[0], self.golden)
+
 
 def make_bundle(folder: Path, images: ImageSet, path: Path, advance: Advance) -> BundleInfo:
     """A finished build and labelled images -> one file.
@@ -70,7 +74,7 @@ def make_bundle(folder: Path, images: ImageSet, path: Path, advance: Advance) ->
     preprocess = read_preprocess(manifest)
     graph = source_graph(manifest)
     runner = OrtRunner(folder / manifest.onnx.file)
-    pixels = tuple(_shrunk(images.pixels(i), preprocess) for i in range(len(images)))
+    pixels = tuple(shrunk(images.pixels(i), preprocess) for i in range(len(images)))
     answers = []
     for start in range(0, len(pixels), BATCH):
         answers.append(runner(np.stack([preprocess(image) for image in pixels[start : start + BATCH]])))
@@ -170,23 +174,6 @@ def read_bundled_images(bundle: Bundle, classes: int) -> BundledImages:
     return BundledImages(pixels, labels, logits, _array(bundle, GOLDEN, np.float32, 3))
 
 
-def check_golden(images: BundledImages, preprocess: Preprocess) -> None:
-    """Hold this machine's preprocessing against the stored tensor of the first image.
-
-    Raises VerdictError when they differ by more than `PREPROCESS_ABS`: whatever would be measured, it would not be the engine.
-    """
-    made = preprocess(images.pixels[0])
-    differs = float(np.abs(made - images.golden).max()) if made.shape == images.golden.shape else float("inf")
-    if not differs <= PREPROCESS_ABS:
-        raise VerdictError(
-            "this machine preprocesses images in another way",
-            where=f"{GOLDEN}: the first test image",
-            found=f"largest difference {differs:g}",
-            allowed=f"<= {PREPROCESS_ABS:g}",
-            next_command="use the same ufovit-edge and a sound numpy on both machines",
-        )
-
-
 def _check_packable(folder: Path, manifest: EngineManifest) -> None:
     if manifest.bundle is not None:
         raise InputError(
@@ -203,20 +190,6 @@ def _check_packable(folder: Path, manifest: EngineManifest) -> None:
             allowed=", ".join(t.name for t in TARGETS.values() if t.float_type == "fp16" and not t.refusal),
             next_command=f"ufovit build {manifest.model} {manifest.precision} --target rtx",
         )
-
-
-def _shrunk(image: Uint8, preprocess: Preprocess) -> Uint8:
-    """An image of at most twice the pixels that the network sees along its shorter side, uint8."""
-    shorter = min(image.shape[:2])
-    wanted = _LARGEST_SIDE_RATIO * preprocess.resize
-    if shorter <= wanted:
-        return image
-    from PIL import Image
-
-    height, width = (round(side * wanted / shorter) for side in image.shape[:2])
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    resized = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
-    return resized[:, :, None] if resized.ndim == 2 else resized
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:

@@ -1,6 +1,6 @@
 """From a bundle to a verdict, on the device: what `ufovit build --bundle` does. Needs numpy and TensorRT, to judge pycuda too.
 
-unpack   bundle -> the graph, and the certificate and calibration table that go with it
+unpack   bundle -> the graph, the certificate and calibration table that go with it, and the golden pair
 engine   graph -> engine, manifest.json: the source build's, with the engine, receipt and target of this device
 drift    engine on the bundle's images against the stored FP32 answers -> drift.json, logits.npz, flips.npz
 """
@@ -17,11 +17,13 @@ import numpy as np
 
 from calib.errors import EvidenceError, InputError, MissingError
 from calib.files import write_bytes
-from edge.artifacts import ARTIFACTS, DRIFT, LOGITS, MANIFEST
+from edge.artifacts import ARTIFACTS, DRIFT, GOLDEN, LOGITS, MANIFEST
 from edge.builder_options import DEFAULT_BUILDER, BuilderRequest
-from edge.bundle import BundledImages, check_golden, packed_digests, read_bundled_images, read_preprocess, read_source
+from edge.bundle import BundledImages, packed_digests, read_bundled_images, read_preprocess, read_source
 from edge.drift.compare import Source
+from edge.drift.logits import Logits
 from edge.flow import BuildOutcome, Step, run_step, versions
+from edge.golden import check_golden, write_golden
 from edge.preprocess import Preprocess
 from edge.progress import Advance, Progress
 from edge.runtime.engine import open_engine
@@ -29,6 +31,7 @@ from edge.steps.built import RANDOM_NOTE, write_engine
 from edge.steps.judging import THIS_GPU, Judged, answer, batch_size, conclude, read_drift
 from edge.workspace import Workspace
 from engines.artifacts import FLIPS
+from engines.bundle import GOLDEN as GOLDEN_MEMBER
 from engines.bundle import Bundle, verify_bundle
 from engines.manifest import EngineManifest, FileRecord, read_manifest, write_manifest
 from engines.probe import gpus, require_backend
@@ -84,7 +87,7 @@ def run_bundle(request: DeviceRequest, progress: Progress) -> BuildOutcome:
         check_listed(signature, signature_path(request.bundle), {request.bundle.name: bundle.sha256})
     info, source = bundle.info, read_source(bundle)
     preprocess, images = read_preprocess(source), read_bundled_images(bundle, len(source.labels))
-    check_golden(images, preprocess)
+    check_golden(images.golden_pair, preprocess, f"{GOLDEN_MEMBER}: the first test image")
     out = request.folder
     precision: Precision = info.precision  # type: ignore[assignment]  # BuildSpec refuses any other
     spec = BuildSpec(out / info.graph, request.target, precision, BatchRange(*info.batch), info.int8_floor)
@@ -98,7 +101,7 @@ def run_bundle(request: DeviceRequest, progress: Progress) -> BuildOutcome:
     opened = Workspace.open(out, ARTIFACTS, force=request.force, on_wait=progress.say, before_change=preflight)
     with opened as workspace:
         build = _DeviceBuild(request, bundle, source, spec, workspace, progress)
-        build.unpack()
+        build.unpack(images)
         build.engine()
         build.drift(images, preprocess)
         return BuildOutcome(out, read_drift(out / DRIFT).verdict, tuple(workspace.ran), tuple(workspace.reused))
@@ -119,15 +122,16 @@ class _DeviceBuild:
     def out(self) -> Path:
         return self.request.folder
 
-    def unpack(self) -> None:
+    def unpack(self, images: BundledImages) -> None:
         files = packed_digests(self.source)
 
         def run(advance: Advance) -> None:
             for done, file in enumerate(files, start=1):
                 write_bytes(self.out / file, self.bundle.read(file))
                 advance(done / len(files))
+            write_golden(self.out / GOLDEN, images.golden_pair)
 
-        self._step("unpack", {"bundle": self.bundle.sha256}, tuple(files), run)
+        self._step("unpack", {"bundle": self.bundle.sha256}, (*files, GOLDEN), run)
 
     def engine(self) -> None:
         request, info = self.request, self.bundle.info
@@ -191,7 +195,7 @@ class _DeviceBuild:
                 budget_points=info.budget_points,
                 random_weights=info.random_weights,
             )
-            conclude(self.out, about, images.logits, np.concatenate(parts), images.labels, images.pixels.__getitem__)
+            conclude(self.out, about, Logits(images.logits, np.concatenate(parts), images.labels), images.pixels.__getitem__)
 
         self._step("drift", reads, (DRIFT, LOGITS, FLIPS), run)
 

@@ -1,6 +1,6 @@
 """From a checkpoint to a verdict: the steps of `ufovit build`, each reading and writing files of one build folder.
 
-export     checkpoint -> model.onnx, export.json
+export     checkpoint -> model.onnx, export.json, golden.npz
 certify    model.onnx + calibration images -> xnorm.json, model.folded.onnx            fp16, int8
 calibrate  model.folded.onnx + calibration images -> model.refined.onnx, calibration.json   int8
 quantize   model.refined.onnx + calibration.json -> model.int8.onnx                    int8
@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from calib.errors import InputError
 from edge import steps
 from edge.artifacts import (
     ARTIFACTS,
@@ -25,28 +24,19 @@ from edge.artifacts import (
     DRIFT,
     EXPORT,
     FOLDED,
-    LOGITS,
+    GOLDEN,
     MANIFEST,
     MODEL,
     QUANTIZED,
     REFINED,
-    REPORT,
     TYPED,
     XNORM,
 )
 from edge.flow import BuildOutcome, Step, run_step, versions
 from edge.preflight import check_inputs
 from edge.progress import Progress
-from edge.report.evidence import ATTRIBUTION, gather
 from edge.request import BuildInputs, BuildRequest, resolve_inputs
-from edge.workspace import Workspace, locked
-from engines.artifacts import FLIPS
-from engines.folder import examine_folder
-from engines.manifest import read_manifest
-from engines.record import read_record
-
-_REPORTED = (EXPORT, MANIFEST, DRIFT, LOGITS, FLIPS, XNORM, ATTRIBUTION)
-"""What a report reads beside the graphs, which the manifest vouches for."""
+from edge.workspace import Workspace
 
 
 def run(request: BuildRequest, progress: Progress) -> BuildOutcome:
@@ -72,7 +62,7 @@ def run(request: BuildRequest, progress: Progress) -> BuildOutcome:
         if request.precision == "fp16" or (request.precision == "int8" and request.target.float_type == "fp16"):
             graph = build.type_fp16(graph)
         build.engine(graph)
-        build.drift(graph)
+        build.drift()
         build.report()
         verdict = steps.read_drift(request.out / DRIFT).verdict
         return BuildOutcome(request.out, verdict, tuple(workspace.ran), tuple(workspace.reused))
@@ -98,8 +88,9 @@ class _Build:
             "parity_images": images.sha256,
             "versions": versions("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime"),
         }
-        work = partial(steps.export, self.request, self.inputs, self.path(MODEL), self.path(EXPORT))
-        self._step("export", reads, (MODEL, EXPORT), work)
+        paths = (self.path(MODEL), self.path(EXPORT), self.path(GOLDEN))
+        work = partial(steps.export, self.request, self.inputs, *paths)
+        self._step("export", reads, (MODEL, EXPORT, GOLDEN), work)
 
     def certify(self) -> str:
         reads = {
@@ -165,60 +156,13 @@ class _Build:
         work = partial(steps.engine, request, self.inputs, self.path(graph))
         self._step("engine", reads, (request.engine_file, MANIFEST), work)
 
-    def drift(self, graph: str) -> None:
-        reads = {
-            "reference": self.workspace.sha256(MODEL),
-            "manifest": self.workspace.sha256(MANIFEST),
-            "images": self.inputs.eval_images.sha256,
-            "preprocess": self.inputs.info.preprocess.sha256,
-            "budget": self.request.max_drop_points,
-            "versions": versions("onnxruntime"),
-        }
-        judged = self.request.engine_file if self.request.engine_runs_here else graph
-        work = partial(steps.drift, self.request, self.inputs, self.path(MODEL), self.path(judged))
-        self._step("drift", reads, (DRIFT, LOGITS, FLIPS), work)
+    def drift(self) -> None:
+        question = steps.Question(self.inputs.eval_images, labelled=True, budget_points=self.request.max_drop_points)
+        step = steps.drift_step(self.request.out, question, here=self.request.engine_runs_here)
+        run_step(self.workspace, self.progress, step)
 
     def report(self) -> None:
-        run_step(self.workspace, self.progress, _report_step(self.workspace))
+        run_step(self.workspace, self.progress, steps.report_step(self.workspace))
 
     def _step(self, name: str, reads: dict[str, Any], writes: tuple[str, ...], run: Any) -> None:
         run_step(self.workspace, self.progress, Step(name, reads, writes, lambda advance: run(advance=advance)))
-
-
-def redraw(folder: Path, progress: Progress) -> bool:
-    """Draw the report of a finished build anew from its other files. False where it is there and nothing it reads has changed.
-
-    The folder may have been moved or copied. A signature goes with the report that it vouched for. Raises InputError, before
-    anything is removed or written, when a file other than the report is not the one that was recorded, or when files that a
-    report stands on are missing, as on a device; MissingError when the folder cannot be written.
-    """
-    with locked(folder, progress.say):
-        for file in examine_folder(folder).files:
-            if file.problem is not None and file.file != REPORT:
-                raise file.problem
-        if read_manifest(folder).bundle is not None:
-            raise InputError(
-                "a build from a bundle has no report: it lacks the graphs that a report stands on",
-                where=folder,
-                allowed="a folder of ufovit build MODEL PRECISION",
-                next_command=f"ufovit inspect {folder}",
-            )
-        finished = [name for name in read_record(folder) if name != "report"]
-
-        def preflight(_step: str) -> None:
-            from edge.report import render  # noqa: F401  # a library that is missing is missed before anything is removed
-
-            gather(folder)
-
-        workspace = Workspace(folder, ARTIFACTS, before_change=preflight, reused=finished)
-        run_step(workspace, progress, _report_step(workspace))
-        return bool(workspace.ran)
-
-
-def _report_step(workspace: Workspace) -> Step:
-    """The last step, which reads what is there of all that a report may show."""
-    folder = workspace.folder
-    reads: dict[str, Any] = {file: workspace.sha256(file) for file in _REPORTED if (folder / file).is_file()}
-    return Step(
-        "report", {**reads, "versions": versions("jinja2", "matplotlib", "pillow")}, (REPORT,), partial(steps.report, folder)
-    )

@@ -15,9 +15,8 @@ from edge.builder_options import DEFAULT_BUILDER, BuilderRequest
 from edge.data import ImageSet, open_images
 from edge.model.config import SIZES, config
 from edge.model.metadata import CheckpointInfo, read_info
-from engines.probe import can_drive_gpu, gpu_compute_capabilities
 from engines.spec import PRECISIONS, BatchRange, Precision, check_floor
-from engines.targets import Target
+from engines.targets import Target, runs_here
 
 DEFAULT_BATCH = BatchRange(1, 1, 8)
 FLOAT_LAYERS = ("stem.0/*", "stem.3/*")
@@ -25,6 +24,9 @@ FLOAT_LAYERS = ("stem.0/*", "stem.3/*")
 itself. They are 1.7 % of ufovit_t's multiply-accumulates, and in INT8 they cost more of the logits' SQNR than all other layers
 together; figures in edge/README.md."""
 CALIB_IMAGES = 512
+MAX_DROP_POINTS = 0.5
+SHIPPED_TEST = "the shipped test split"
+"""What artifacts say of the images that a build without --data is judged on."""
 RANDOM_WEIGHTS_IMAGES = 64
 """Images used by default with drawn weights, which have ranges and numbers to check but no accuracy to measure."""
 
@@ -69,7 +71,7 @@ class BuildRequest:
     keep_float: tuple[str, ...] = FLOAT_LAYERS
     calib_images: int | None = None
     eval_images: int | None = None
-    max_drop_points: float = 0.5
+    max_drop_points: float = MAX_DROP_POINTS
     int8_floor: float | None = None
     seed: int = 0
     builder: BuilderRequest = DEFAULT_BUILDER
@@ -109,9 +111,7 @@ class BuildRequest:
     @property
     def engine_runs_here(self) -> bool:
         """Whether the engine itself can be judged on this machine; otherwise the graph it was built from is, on the CPU."""
-        if self.target.backend == "ort" or self.target.built_on == "device":
-            return True
-        return can_drive_gpu() and bool(set(gpu_compute_capabilities()) & set(self.target.compute_capabilities))
+        return self.target.built_on == "device" or runs_here(self.target)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def judging_images(data: Path | None, labels: tuple[str, ...]) -> ImageSet:
             found=", ".join(labels[:5]),
             next_command="pass --data DIR with labelled images",
         )
-    return replace(open_images(TEST_IMAGES, labels), source="the shipped test split")
+    return replace(open_images(TEST_IMAGES, labels), source=SHIPPED_TEST)
 
 
 def _shipped_images_fit(labels: tuple[str, ...]) -> bool:

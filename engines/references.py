@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from calib.errors import InputError
-from engines.artifacts import DRIFT, EXPORT
+from engines.artifacts import ATTRIBUTION, DRIFT, EXPORT
 from engines.contained import REMAKE
 from engines.manifest import EngineManifest
 
@@ -39,7 +39,9 @@ def references(manifest: EngineManifest) -> Iterator[Reference]:
         yield Reference(table.file, "images", (table.images,))
         yield Reference(table.file, "preprocess_sha256", ("", preprocess))
     yield Reference(DRIFT, "reference.sha256", (source,))
-    yield Reference(DRIFT, "engine.sha256", tuple(record.sha256 for record in judged if record is not None))
+    for file, field in ((DRIFT, "engine.sha256"), (ATTRIBUTION, "judged.sha256")):
+        yield Reference(file, field, tuple(record.sha256 for record in judged if record is not None))
+    yield Reference(ATTRIBUTION, "reference.sha256", (source,))
     yield Reference(DRIFT, "preprocess_sha256", (preprocess,))
     yield Reference(DRIFT, "random_weights", (manifest.random_weights,))
 

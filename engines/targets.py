@@ -155,6 +155,13 @@ def find_target(name: str) -> Target:
     return target
 
 
+def runs_here(target: Target) -> bool:
+    """Whether this machine runs engines for `target`: any does for a CPU, one with a fitting GPU and a way to it for a GPU."""
+    if target.backend == "ort":
+        return True
+    return probe.can_drive_gpu() and bool(set(probe.gpu_compute_capabilities()) & set(target.compute_capabilities))
+
+
 def resolve_target(name: str) -> Resolution:
     """The target of a name; "auto" chooses by what this machine has.
 

@@ -6,8 +6,8 @@
     python scripts/train_checkpoint.py --data $data --out build/train-64 --image-size 64
     python scripts/train_checkpoint.py --data $data --out build/train-112 --init build/train-64/ufovit_t.safetensors
 
-AdamW, linear warm-up and cosine decay, label smoothing; random shift, horizontal flip and erasing; BF16 autocast on a GPU. An
-exponential moving average of the weights is what is kept. `--init` starts from a checkpoint of another image size, its position
+AdamW, linear warm-up and cosine decay, label smoothing; random shift, horizontal flip and erasing. An exponential moving
+average of the weights is what is kept. `--bf16` and `--compile` double the pace each on a GPU, and on a CPU with AMX. `--init` starts from a checkpoint of another image size, its position
 embedding resized: most epochs are cheaper at a small size. The state is saved every `--save-every` steps; the same command
 resumes from it. Same seed, same data, same order of batches. The last 1,024 training images are held out: they choose nothing
 but show progress, and become the calibration split. The test images are only copied to the test split.
@@ -72,7 +72,7 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = args.lr * schedule(step, args.warmup, total)
         model.train()
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             loss = cross_entropy(train(x).float(), y, label_smoothing=args.smoothing)
         optimizer.zero_grad()
         loss.backward()
@@ -120,6 +120,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=200, help="steps")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bf16", action="store_true", help="BF16 autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile: needs a C++ compiler")
     return parser.parse_args()
 

@@ -9,6 +9,7 @@ from edge.cli.bundle import bundle
 from edge.cli.calibrate import calibrate
 from edge.cli.certify import certify
 from edge.cli.doctor import doctor
+from edge.cli.drift import drift
 from edge.cli.gate import gate
 from edge.cli.inspect import inspect
 from edge.cli.report import report
@@ -25,6 +26,7 @@ app.command()(build)
 app.command()(bundle)
 app.command()(calibrate)
 app.command()(certify)
+app.command()(drift)
 app.command()(gate)
 app.command()(inspect)
 app.command()(report)

@@ -21,7 +21,7 @@ def report(
 
     from edge.artifacts import REPORT
     from edge.cli.console import TerminalProgress
-    from edge.pipeline import redraw
+    from edge.finished import redraw
 
     progress = TerminalProgress(Console(soft_wrap=True))
     redraw(build, progress)

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from edge.artifacts import DRIFT, REPORT
+from edge.artifacts import ATTRIBUTION, DRIFT, REPORT
+from edge.drift.attribution_record import read_attribution
 from edge.drift.compare import DriftReport
 from edge.report.certificates import headline, island_cost
 from edge.steps import read_drift
@@ -29,6 +30,8 @@ def print_summary(console: Console, folder: Path) -> None:
     rows |= {"engine": escape(_engine(manifest)), "receipt": escape(_receipt(manifest))}
     if manifest.xnorm is not None:
         rows["xnorm"] = escape(_xnorm(folder / manifest.xnorm.file))
+    if (folder / ATTRIBUTION).is_file():
+        rows["layers"] = escape(read_attribution(folder / ATTRIBUTION).sentence)
     if manifest.random_weights:
         shown = {name: text for name, text in rows.items() if name not in ("top-1", "drop")}
         rows = {"weights": "[bold red]RANDOM: no figure here says anything about accuracy[/]", **shown}

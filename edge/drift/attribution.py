@@ -28,7 +28,7 @@ import numpy as np
 from calib.artifact import write_artifact
 from calib.errors import InputError
 from calib.files import sha256_bytes
-from edge.artifacts import FOLDED, MODEL, QUANTIZED, REFINED, TYPED
+from edge.artifacts import ATTRIBUTION, FOLDED, MODEL, QUANTIZED, REFINED, TYPED
 from edge.drift.attribution_record import Attribution, FloatDrift, GraphFile, Stage, TapCheck
 from edge.preprocess import Float32, Preprocess
 from edge.progress import Advance
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from edge.drift.sides import Sides
     from edge.drift.units import Unit
 
-ATTRIBUTION = "attribution.json"
 IMAGES = 32
 """Images that the errors of layers are summed over. Each has thousands of values at the end of a layer, so that another draw of
 32 moves a layer's SQNR by some tenths of a dB."""

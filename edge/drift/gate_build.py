@@ -5,25 +5,21 @@ What `drift.json` states is held against the logits that it was computed from: a
 
 from __future__ import annotations
 
-import io
 import math
-import zipfile
-import zlib
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import numpy as np
 
 from calib.artifact import read_artifact
 from calib.errors import InputError
 from calib.files import canonical_json, sha256_bytes
 from edge.drift.compare import Comparison, DriftReport, compare
 from edge.drift.gate_baseline import Identity, Margin, Measured, Origin, XNormMargins, pack_answers
+from edge.drift.logits import answers, read_logits
 from edge.drift.measures import Floats, Int64
 from edge.xnorm.certificate import read_certificate
 from engines.artifacts import DRIFT, LOGITS
-from engines.contained import REMAKE, read_contained
+from engines.contained import REMAKE
 from engines.folder import verify_folder
 from engines.manifest import EngineManifest, read_manifest
 
@@ -59,7 +55,8 @@ def read_build(folder: Path) -> Build:
     verify_folder(folder)
     manifest = read_manifest(folder)
     drift = read_artifact(folder / DRIFT, DriftReport, remake=REMAKE)
-    reference, engine, labels = _logits(folder / LOGITS)
+    logits = read_logits(folder / LOGITS)
+    reference, engine, labels = logits.reference, logits.engine, logits.labels
     _check_statements(folder, drift, compare(reference, engine, labels))
     classes = len(manifest.labels)
     if reference.shape[1] != classes:
@@ -79,23 +76,6 @@ def read_build(folder: Path) -> Build:
     fallbacks = tuple(fallback.layer for fallback in manifest.receipt.fallbacks)
     identity, origin = _identity(manifest, drift), _origin(manifest, drift)
     return Build(folder, identity, origin, measured, drift, reference, engine, labels, fallbacks)
-
-
-def answers(logits: Floats) -> Int64:
-    """The largest logit of each row (n, classes) -> (n,), -1 for a row that holds NaN or infinity."""
-    finite = np.isfinite(logits).all(axis=1)
-    answer: Int64 = np.where(finite, np.where(np.isfinite(logits), logits, 0).argmax(1), -1)
-    return answer
-
-
-def _logits(path: Path) -> tuple[Floats, Floats, Int64 | None]:
-    data = read_contained(path)
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-            labels = stored["labels"] if "labels" in stored.files else None
-            return stored["reference"], stored["engine"], labels
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError("logits cannot be read", where=path, found=error, next_command=REMAKE) from error
 
 
 def _check_statements(folder: Path, stated: DriftReport, computed: Comparison) -> None:

@@ -44,7 +44,7 @@ def _explain(mine: Float32, judged: Float32) -> str:
     if residual[best] < _FITS_DB:
         return "neither another mean or deviation nor another order of the channels: other images, or resized otherwise"
     said = "" if best == plain else f"channels in the order {', '.join(map(str, best))} (BGR for RGB is 2, 1, 0)"
-    factors = "; ".join(f"channel {c} is {a:.3f} x {b:+.3f}" for c, (a, b, _rest) in enumerate(fits[best]))
+    factors = "; ".join(f"channel {c} is {a:.3f} x {round(b, 3) + 0.0:+.3f}" for c, (a, b, _rest) in enumerate(fits[best]))
     moved = any(abs(a - 1) > 10 * PREPROCESS_ABS or abs(b) > 10 * PREPROCESS_ABS for a, b, _rest in fits[best])
     if best != plain:
         return f"{said}, then {factors}" if moved else said

@@ -142,21 +142,25 @@ def isolated_noise(
     Returns: name of the group's first layer -> noise, infinite where the judged layers give NaN or infinity; signal.
     """
     output = base.graph.output[0].name
-    chain = Chain(split(base, output, [sum((unit.nodes for unit in group), ()) for group in groups]), output, 0)
+    nodes = {group: sum((unit.nodes for unit in group), ()) for group in groups}
+    chain = Chain(split(base, output, list(nodes.values())), output, 0)
     state = {chain.source: images}
     reference = chain.finish(0, state)
     place = {node: at for at, segment in enumerate(chain.segments) for node in segment.nodes}
     judged = Splicer(forms.as_run, ends)
     found: dict[str, float] = {}
     at = 0
-    for count, group in enumerate(groups, start=1):
-        first = min(place[node] for unit in group for node in unit.nodes)
-        while at < first:
+    for count, group in enumerate(sorted(groups, key=lambda group: min(place[n] for n in nodes[group])), start=1):
+        places, taken = [place[node] for node in nodes[group]], [unit.output for unit in group]
+        while at < min(places):
             state, at = chain.step(at, state), at + 1
-        segment = chain.segments[first]
-        other = FedGraph(judged.into(segment.model, [unit.output for unit in group]), threads=0)
-        logits = chain.finish(first + 1, chain.step(first, state, other))
-        found[group[0].name] = _noise(reference, logits).sum()
+        if max(places) == at:
+            ahead = chain.step(at, state, FedGraph(judged.into(chain.segments[at].model, taken), threads=0))
+            logits = chain.finish(at + 1, ahead)
+        else:  # a cut that other groups need lies inside: all that is behind is one piece
+            rest = split(base, output, [nodes[group]])[-1]
+            logits = rest.advance(state, FedGraph(judged.into(rest.model, taken), threads=0))[output]
+        found[group[0].name] = float(_noise(reference, logits).sum())
         done(count)
     return found, float((reference.astype(np.float64) ** 2).sum())
 

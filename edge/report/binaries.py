@@ -51,6 +51,20 @@ def describe_onnx(path: Path) -> Description:
     return Description("ONNX graph", facts, _findings(model), warnings)
 
 
+def describe_golden(path: Path) -> Description:
+    """golden.npz: one image, and what the network was fed for it."""
+    from edge.golden import read_golden
+
+    pair = read_golden(path)
+    height, width, channels = pair.pixels.shape
+    facts = {
+        "file": size_text(path.stat().st_size),
+        "image": f"{width} x {height}, {'grey' if channels == 1 else 'RGB'}",
+        "tensor": f"{pair.tensor.dtype} {pair.tensor.shape}, {pair.tensor.min():.4g} to {pair.tensor.max():.4g}",
+    }
+    return Description("Golden pair: what preprocessing must make of an image", facts)
+
+
 def describe_checkpoint(path: Path) -> Description:
     """A safetensors checkpoint: its tensors, and what it says of itself. Needs no torch."""
     import safetensors

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edge.drift.logits import answers
 from edge.drift.statistics import drop_limits
-from edge.report.flips import answers
 from edge.report.plots import FEW
 from edge.report.svg import BAD, GOOD, INK, LINE, MUTED, PAPER, draw, shorten
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from edge.drift.compare import DriftReport
-    from edge.report.evidence import Logits
+    from edge.drift.logits import Logits
 
 LISTED = 40
 

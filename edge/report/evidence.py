@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from calib.artifact import read_artifact
 from calib.errors import InputError
 from calib.table import CalibrationTable, load_table
-from edge.artifacts import DRIFT, EXPORT, LOGITS, XNORM
+from edge.artifacts import ATTRIBUTION, DRIFT, EXPORT, FLIPS, LOGITS, XNORM
 from edge.drift.attribution_record import Attribution, read_attribution
 from edge.drift.compare import DriftReport, compare
+from edge.drift.logits import Logits, read_logits
 from edge.export_record import ExportRecord
 from edge.report.flips import KEPT, FlippedImages, flipped, read_flips
 from edge.xnorm.certificate import XNormCertificate
-from engines.artifacts import FLIPS
 from engines.manifest import EngineManifest, verify
 
 REMAKE = "ufovit build"
-ATTRIBUTION = "attribution.json"
-
-
-@dataclass(frozen=True)
-class Logits:
-    """What both sides answered: `reference`, `engine` float32 (n, classes); `labels` int64 (n,), None for unlabelled images."""
-
-    reference: npt.NDArray[np.float32]
-    engine: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64] | None
 
 
 @dataclass(frozen=True)
@@ -44,7 +32,7 @@ class Evidence:
         flips: pictures of images whose answer flipped, None where none were kept.
         table: the calibration table, None unless the precision is "int8".
         order: quantized activation tensors in network order, empty without a table.
-        attribution: layer by layer, None where nobody asked for it or it is of another build.
+        attribution: layer by layer, None where nobody asked for it.
         certificate: of every XNorm, None where the build made none.
     """
 
@@ -68,36 +56,19 @@ def gather(folder: Path) -> Evidence:
     logits = read_logits(folder / LOGITS)
     table = load_table(folder / manifest.calibration.file) if manifest.calibration else None
     certificate = read_artifact(folder / manifest.xnorm.file, XNormCertificate, remake=REMAKE) if manifest.xnorm else None
-    _check_sources(folder, manifest, drift, export, table, certificate)
+    attribution = read_attribution(folder / ATTRIBUTION) if (folder / ATTRIBUTION).is_file() else None
+    _check_sources(folder, manifest, drift, export, table, certificate, attribution)
     _check_answers(folder, manifest, drift, logits)
     flips = read_flips(folder / FLIPS) if (folder / FLIPS).is_file() else None
     if flips is not None:
         _check_flips(folder, drift, logits, flips)
     order = _network_order(folder, manifest, table) if table else ()
-    return Evidence(
-        folder, manifest, drift, export, logits, table, order, certificate, flips, _fitting_attribution(folder, manifest)
-    )
+    return Evidence(folder, manifest, drift, export, logits, table, order, certificate, flips, attribution)
 
 
 def read_export(path: Path) -> ExportRecord:
     """Read `export.json`. Raises InputError."""
     return read_artifact(path, ExportRecord, remake=REMAKE)
-
-
-def read_logits(path: Path) -> Logits:
-    """Read `logits.npz`. Raises InputError."""
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:  # np.load leaks a bad file it opened
-            logits = Logits(arrays["reference"], arrays["engine"], arrays.get("labels"))
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError("not a file of logits", where=path, found=error, next_command=REMAKE) from error
-    shape, other, labels = logits.reference.shape, logits.engine.shape, logits.labels
-    labelled = shape[:1] if labels is None else labels.shape
-    if len(shape) != 2 or other != shape or labelled != shape[:1]:
-        raise InputError(
-            "logits and labels do not match", where=path, found=f"{shape}, {other}, {labelled}", next_command=REMAKE
-        )
-    return logits
 
 
 def _check_sources(
@@ -107,6 +78,7 @@ def _check_sources(
     export: ExportRecord,
     table: CalibrationTable | None,
     certificate: XNormCertificate | None,
+    attribution: Attribution | None,
 ) -> None:
     """Raise InputError when an artifact speaks of another file than the manifest does."""
     records = (manifest.engine, manifest.typed_onnx, manifest.qdq_onnx, manifest.onnx)
@@ -123,6 +95,9 @@ def _check_sources(
     if certificate is not None and manifest.folded_onnx is not None:
         pairs.append((XNORM, "onnx_sha256", certificate.onnx_sha256, {manifest.onnx.sha256}))
         pairs.append((XNORM, "folded_onnx_sha256", str(certificate.folded_onnx_sha256), {manifest.folded_onnx.sha256}))
+    if attribution is not None:
+        pairs.append((ATTRIBUTION, "reference.sha256", attribution.reference.sha256, {manifest.onnx.sha256}))
+        pairs.append((ATTRIBUTION, "judged.sha256", attribution.judged.sha256, judged))
     for file, name, found, allowed in pairs:
         if found not in allowed:
             raise InputError(
@@ -156,21 +131,6 @@ def _check_answers(folder: Path, manifest: EngineManifest, drift: DriftReport, l
                 where=f"{folder / DRIFT}, {name}",
                 next_command=REMAKE,
             )
-
-
-def _fitting_attribution(folder: Path, manifest: EngineManifest) -> Attribution | None:
-    """`attribution.json` if it is there and of this build. No step of a build makes it, so that one of an earlier build may lie
-    here: that is no reason to refuse the rest.
-    """
-    if not (folder / ATTRIBUTION).is_file():
-        return None
-    try:
-        found = read_attribution(folder / ATTRIBUTION)
-    except InputError:
-        return None
-    records = (manifest.engine, manifest.typed_onnx, manifest.qdq_onnx, manifest.onnx)
-    judged = {record.sha256 for record in records if record is not None}
-    return found if found.reference.sha256 == manifest.onnx.sha256 and found.judged.sha256 in judged else None
 
 
 def _check_flips(folder: Path, drift: DriftReport, logits: Logits, flips: FlippedImages) -> None:

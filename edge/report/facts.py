@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from calib.files import sha256_file
-from edge.artifacts import DRIFT, EXPORT, LOGITS
+from edge.artifacts import ATTRIBUTION, DRIFT, EXPORT, LOGITS
 from edge.drift.compare import DriftReport, Labelled
-from edge.report.evidence import ATTRIBUTION, Evidence
+from edge.report.evidence import Evidence
 from edge.tolerances import SQNR_CAP_DB
-from engines.artifacts import FLIPS
+from engines.artifacts import FLIPS, GOLDEN
 from engines.manifest import EngineManifest
 
 
@@ -223,6 +223,8 @@ def provenance(evidence: Evidence) -> tuple[FileRow, ...]:
     rows.append(FileRow("engine", engine.file, engine.sha256, f"{engine.backend} {engine.backend_version}"))
     rows.append(FileRow("judging images", drift.data, drift.data_sha256, f"{drift.images:,} images"))
     made = [(EXPORT, "parity with torch"), (DRIFT, "comparison and verdict"), (LOGITS, "both sides' answers")]
+    if (folder / GOLDEN).is_file():
+        made.append((GOLDEN, "an image, and what the network was fed for it"))
     if evidence.flips is not None:
         made.append((FLIPS, "pictures of images whose answer flipped"))
     if evidence.attribution is not None:

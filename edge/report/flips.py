@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from calib.errors import InputError
 from calib.files import atomic_path
+from edge.drift.logits import answers
 from edge.drift.measures import Float64, Floats, Int64, log_softmax
 from edge.report.description import Description, Listing, size_text
 
@@ -35,12 +36,6 @@ class FlippedImages:
 
     indices: Int64
     pictures: tuple[Uint8, ...]
-
-
-def answers(logits: Floats) -> Int64:
-    """Answer (n,) of each row of logits (n, classes); -1 for a row that holds NaN or infinity, which is none."""
-    finite = np.asarray(np.isfinite(logits).all(axis=1))
-    return np.where(finite, np.where(np.isfinite(logits), logits, 0).argmax(axis=1), -1)
 
 
 def confidences(logits: Floats) -> Float64:

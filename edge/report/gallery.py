@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 from PIL import Image
 
-from edge.report.flips import Uint8, answers, confidences, flipped, truth
+from edge.drift.logits import answers
+from edge.report.flips import Uint8, confidences, flipped, truth
 
 if TYPE_CHECKING:
     from edge.report.evidence import Evidence

@@ -25,6 +25,7 @@ BY_NAME: dict[str, tuple[str, str]] = {
     "calibration.json": ("edge.report.records", "describe_table"),
     "drift.json": ("edge.report.records", "describe_drift"),
     "flips.npz": ("edge.report.flips", "describe_flips"),
+    "golden.npz": ("edge.report.binaries", "describe_golden"),
     "export.json": ("edge.report.records", "describe_export"),
     "steps.json": ("edge.report.records", "describe_steps"),
 }

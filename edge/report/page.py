@@ -9,9 +9,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from edge.drift.logits import answers
 from edge.report import attribution, certificates, classes, facts, gallery, numbers, plots, ranges, xnorm
-from edge.report.evidence import ATTRIBUTION, Evidence, gather
-from edge.report.flips import answers
+from edge.report.evidence import Evidence, gather
 from edge.xnorm.formats import FP16
 
 TEMPLATE = "report.html"
@@ -142,7 +142,7 @@ def _layers(evidence: Evidence) -> dict[str, Any]:
     """Where the error comes from; nothing without `attribution.json`."""
     found = evidence.attribution
     if found is None or not found.layers:
-        return {"attribution": None, "attribution_unfit": (evidence.folder / ATTRIBUTION).is_file()}
+        return {"attribution": None}
     return {
         "attribution": found,
         "layers_plot": attribution.layer_errors(found),

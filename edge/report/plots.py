@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from edge.drift.compare import DriftReport
+    from edge.drift.logits import Logits
     from edge.drift.measures import Reliability
-    from edge.report.evidence import Logits
     from engines.receipt import Receipt
 
 CONFUSION_CLASSES = 24

@@ -74,7 +74,9 @@ def describe(
         if int8
         else None
     )
-    notes = [judged_on(request, emulated=graph_path.name == TYPED)]
+    notes = [
+        judged_on(on_cpu=request.target.backend == "ort", here=request.engine_runs_here, emulated=graph_path.name == TYPED)
+    ]
     if info.random_weights:
         notes.insert(0, RANDOM_NOTE)
     return EngineManifest(

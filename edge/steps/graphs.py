@@ -27,9 +27,12 @@ CHECK_IMAGES = 32
 LISTED_SITES = 4
 
 
-def export(request: BuildRequest, inputs: BuildInputs, model_path: Path, record_path: Path, advance: Advance) -> None:
-    """Checkpoint -> ONNX, checked against torch."""
+def export(
+    request: BuildRequest, inputs: BuildInputs, model_path: Path, record_path: Path, golden_path: Path, advance: Advance
+) -> None:
+    """Checkpoint -> ONNX, checked against torch; and the golden pair of the first calibration image."""
     from edge.export import export as export_onnx
+    from edge.golden import make_golden, write_golden
     from edge.model.checkpoint import load_checkpoint, random_network
 
     info = inputs.info
@@ -46,6 +49,7 @@ def export(request: BuildRequest, inputs: BuildInputs, model_path: Path, record_
     advance(0.1)
     (images,) = inputs.calib_images.take(CHECK_IMAGES).batches(info.preprocess, CHECK_IMAGES)
     write_artifact(record_path, export_onnx(network, model_path, images, info))
+    write_golden(golden_path, make_golden(inputs.calib_images.pixels(0), info.preprocess))
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from calib.artifact import read_artifact, write_artifact
-from calib.files import atomic_path, sha256_file, write_bytes
-from edge.artifacts import DRIFT, LOGITS, REPORT, TYPED
+from calib.files import sha256_file, write_bytes
+from edge.artifacts import ATTRIBUTION, DRIFT, EXPORT, FLIPS, LOGITS, MANIFEST, MODEL, REPORT, TYPED, XNORM
+from edge.bundle import read_preprocess
+from edge.data import ImageSet
 from edge.drift.compare import DriftReport, Source, compare, judge
-from edge.drift.measures import Floats, Int64
-from edge.preprocess import Float32
+from edge.drift.logits import Logits, write_logits
+from edge.drift.stored import StoredAnswers, check_stored
+from edge.flow import Step, versions
+from edge.golden import check_folder_golden, golden_path
+from edge.preprocess import Float32, Uint8
 from edge.progress import Advance
-from edge.report.flips import Uint8, worst_flips, write_flips
-from edge.request import BuildInputs, BuildRequest
+from edge.report.flips import worst_flips, write_flips
 from edge.runtime.ort import BATCH
-from engines.artifacts import FLIPS
+from edge.workspace import Workspace
+from engines.manifest import EngineManifest, read_manifest
 from engines.spec import BatchRange
 
+REFERENCE_ON = "ONNX Runtime, CPU"
+_REPORTED = (EXPORT, MANIFEST, DRIFT, LOGITS, FLIPS, XNORM, ATTRIBUTION)
+"""What a report reads beside the graphs, which the manifest vouches for."""
 THIS_GPU = "this machine's GPU"
 
 
@@ -46,29 +56,78 @@ class Judged:
     random_weights: bool
 
 
-def drift(request: BuildRequest, inputs: BuildInputs, reference_path: Path, judged_path: Path, advance: Advance) -> None:
-    """The built engine, or the graph that it was built from, against the FP32 graph on the labelled images."""
-    from edge.runtime.ort import OrtRunner
+@dataclass(frozen=True)
+class Question:
+    """What a build is judged on.
 
-    images, info = inputs.eval_images, inputs.info
-    reference = OrtRunner(reference_path)
-    pairs = []
-    sizes = request.batch if judged_path.suffix == ".engine" else BatchRange(1, 1, BATCH)
-    with _judged_runner(request, judged_path) as judged:
-        for batch in images.batches(info.preprocess, batch_size(sizes)):
-            pairs.append((reference(batch), answer(judged, batch, sizes.min)))
-            advance(min(1.0, len(pairs) * batch_size(sizes) / len(images)))
-    logits = [np.concatenate(side) for side in zip(*pairs, strict=True)]
+    Attributes:
+        images: any number.
+        labelled: whether their labels mean anything; without, agreement decides.
+        budget_points: accuracy budget in percentage points.
+        stored: the reference's answers, where they need not or cannot be computed here.
+    """
+
+    images: ImageSet
+    labelled: bool
+    budget_points: float
+    stored: StoredAnswers | None = None
+
+
+def drift_step(folder: Path, question: Question, *, here: bool) -> Step:
+    """The step that judges the build in `folder`: its engine, or where `here` is false the graph that it was built from.
+
+    Raises InputError for stored answers of something else.
+    """
+    manifest, images, stored = read_manifest(folder), question.images, question.stored
+    preprocess = read_preprocess(manifest)
+    if stored is not None:
+        asked = {
+            "FP32 graph": (stored.reference.sha256, manifest.onnx.sha256),
+            "set of images": (stored.data_sha256, images.sha256),
+            "preprocessing": (stored.preprocess_sha256, preprocess.sha256),
+        }
+        check_stored(stored, asked, len(images))
+    judged = manifest.engine.file if here else (manifest.typed_onnx or manifest.qdq_onnx or manifest.onnx).file
+    reads = {
+        "manifest": sha256_file(folder / MANIFEST),
+        "golden": sha256_file(golden_path(folder)),
+        "judged": judged,
+        "reference": stored.sha256 if stored else manifest.onnx.sha256,
+        "images": images.sha256,
+        "labelled": question.labelled,
+        "budget": question.budget_points,
+        "versions": versions("onnxruntime"),
+    }
+    work = partial(drift, folder, question, manifest, judged)
+    return Step("drift", reads, (DRIFT, LOGITS, FLIPS), work)
+
+
+def drift(folder: Path, question: Question, manifest: EngineManifest, judged: str, advance: Advance) -> None:
+    """Ask the file `judged` of a build, and the FP32 graph unless its answers are stored, about every image; judge."""
+    images, preprocess = question.images, read_preprocess(manifest)
+    check_folder_golden(folder, preprocess)
+    is_engine = judged == manifest.engine.file and manifest.engine.backend != "ort"
+    sizes = BatchRange(*manifest.batch) if is_engine else BatchRange(1, 1, BATCH)
     about = Judged(
-        reference=Source(reference_path.name, sha256_file(reference_path), "ONNX Runtime, CPU"),
-        engine=Source(judged_path.name, sha256_file(judged_path), judged_on(request, emulated=judged_path.name == TYPED)),
+        reference=question.stored.reference if question.stored else Source(MODEL, manifest.onnx.sha256, REFERENCE_ON),
+        engine=Source(judged, sha256_file(folder / judged), _judged_on(manifest, judged)),
         data=images.source,
         data_sha256=images.sha256,
-        preprocess_sha256=info.preprocess.sha256,
-        budget_points=request.max_drop_points,
-        random_weights=info.random_weights,
+        preprocess_sha256=preprocess.sha256,
+        budget_points=question.budget_points,
+        random_weights=manifest.random_weights,
     )
-    conclude(request.out, about, logits[0], logits[1], images.labels, images.pixels)
+    reference = None if question.stored else _reference(folder / MODEL)
+    expected, found = [], []
+    with _judged_runner(folder, judged, is_engine=is_engine) as runner:
+        for batch in images.batches(preprocess, batch_size(sizes)):
+            found.append(answer(runner, batch, sizes.min))
+            if reference is not None:
+                expected.append(reference(batch))
+            advance(min(1.0, len(found) * batch_size(sizes) / len(images)))
+    answers = question.stored.logits if question.stored else np.concatenate(expected)
+    labels = images.labels if question.labelled else None
+    conclude(folder, about, Logits(answers, np.concatenate(found), labels), images.pixels)
 
 
 def batch_size(batch: BatchRange) -> int:
@@ -82,14 +141,12 @@ def answer(runner: Callable[[Float32], Float32], images: Float32, smallest: int)
     return runner(np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]))[: len(images)]
 
 
-def conclude(
-    out: Path, about: Judged, reference: Floats, engine: Floats, labels: Int64, pixels: Callable[[int], Uint8]
-) -> DriftReport:
-    """Compare logits (n, classes) of n images with labels (n,), judge, and write drift.json, logits.npz and flips.npz.
+def conclude(out: Path, about: Judged, logits: Logits, pixels: Callable[[int], Uint8]) -> DriftReport:
+    """Compare the logits of n images, judge, and write drift.json, logits.npz and flips.npz.
 
     `pixels` gives the image uint8 (H, W, C) of an index; few are asked for, and none of drawn weights.
     """
-    comparison = compare(reference, engine, labels)
+    comparison = compare(logits.reference, logits.engine, logits.labels)
     judged_by, verdict, reason = judge(comparison, about.budget_points, random_weights=about.random_weights)
     report = DriftReport(
         **vars(about),
@@ -98,23 +155,29 @@ def conclude(
         reason=reason,
         **vars(comparison),
     )
-    with atomic_path(out / LOGITS) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, reference=reference, engine=engine, labels=labels)
-    shown = worst_flips(reference, engine, labels)[: 0 if about.random_weights else None]
+    write_logits(out / LOGITS, logits)
+    shown = worst_flips(logits.reference, logits.engine, logits.labels)[: 0 if about.random_weights else None]
     write_flips(out / FLIPS, shown, pixels)
     write_artifact(out / DRIFT, report)
     return report
 
 
-def _judged_runner(request: BuildRequest, path: Path) -> AbstractContextManager[Callable[[Float32], Float32]]:
-    """What answers for the build: the engine where this machine can run it, else its graph on the CPU."""
-    if path.suffix == ".engine":
-        from edge.runtime.engine import open_engine
-
-        return open_engine(request.out)
+def _reference(path: Path) -> Callable[[Float32], Float32]:
     from edge.runtime.ort import OrtRunner
 
-    if path.name != TYPED:
+    return OrtRunner(path)
+
+
+def _judged_runner(folder: Path, judged: str, *, is_engine: bool) -> AbstractContextManager[Callable[[Float32], Float32]]:
+    """What answers for the build: its engine, or a graph on the CPU."""
+    if is_engine:
+        from edge.runtime.engine import open_engine
+
+        return open_engine(folder)
+    from edge.runtime.ort import OrtRunner
+
+    path = folder / judged
+    if judged != TYPED:
         return nullcontext(OrtRunner(path))
     import onnx
 
@@ -123,10 +186,24 @@ def _judged_runner(request: BuildRequest, path: Path) -> AbstractContextManager[
     return nullcontext(emulated_runner(onnx.load(path), path))
 
 
-def judged_on(request: BuildRequest, *, emulated: bool) -> str:
-    """What ran the side that is judged, said plainly where it is not the engine itself."""
-    if request.engine_runs_here:
-        return "ONNX Runtime, CPU: the engine itself" if request.target.backend == "ort" else f"{THIS_GPU}: the engine itself"
+def _judged_on(manifest: EngineManifest, judged: str) -> str:
+    """What runs the file `judged` of a build, in words."""
+    here = judged == manifest.engine.file
+    if here and manifest.engine.device:
+        return f"{manifest.engine.device}: the engine itself"
+    return judged_on(on_cpu=manifest.engine.backend == "ort", here=here, emulated=judged == TYPED)
+
+
+def judged_on(*, on_cpu: bool, here: bool, emulated: bool) -> str:
+    """What runs the side that is judged, said plainly where it is not the engine itself.
+
+    Args:
+        on_cpu: the engine is one for a CPU.
+        here: the engine can run on this machine.
+        emulated: the graph that stands for it has FP16 roundings, which are emulated.
+    """
+    if here:
+        return "ONNX Runtime, CPU: the engine itself" if on_cpu else f"{THIS_GPU}: the engine itself"
     how = ", its FP16 roundings emulated" if emulated else ""
     return f"ONNX Runtime, CPU{how}: the graph that the engine was built from, not the engine itself"
 
@@ -134,6 +211,14 @@ def judged_on(request: BuildRequest, *, emulated: bool) -> str:
 def read_drift(path: Path) -> DriftReport:
     """Read `drift.json`. Raises InputError."""
     return read_artifact(path, DriftReport, remake="ufovit build")
+
+
+def report_step(workspace: Workspace) -> Step:
+    """The last step, which reads what is there of all that a report may show."""
+    folder = workspace.folder
+    reads: dict[str, Any] = {file: workspace.sha256(file) for file in _REPORTED if (folder / file).is_file()}
+    reads["versions"] = versions("jinja2", "matplotlib", "pillow")
+    return Step("report", reads, (REPORT,), partial(report, folder))
 
 
 def report(folder: Path, advance: Advance) -> None:

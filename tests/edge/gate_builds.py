@@ -13,7 +13,7 @@ from edge.artifacts import ARTIFACTS
 from edge.drift.compare import DriftReport, compare, judge
 from edge.drift.gate_baseline import Identity, Margin, Measured, Origin, XNormMargins, pack_answers
 from edge.drift.gate_build import Build
-from edge.drift.gate_build import answers as largest
+from edge.drift.logits import answers as largest
 from engines.manifest import read_manifest, write_manifest
 from engines.record import StepRecord, write_record
 

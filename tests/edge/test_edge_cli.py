@@ -336,7 +336,7 @@ def test_an_error_inside_the_toolkit_is_a_sentence_and_with_debug_a_traceback(pr
     def broken(*args, **kwargs):
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("edge.steps.report", broken)
+    monkeypatch.setattr("edge.steps.judging.report", broken)
     for options, shown in (((), False), (("--debug",), True)):
         forget(project, "report") if "report" in read(project, "steps.json")["steps"] else None
         assert build(project, *options) == INTERNAL_ERROR

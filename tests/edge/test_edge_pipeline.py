@@ -20,7 +20,7 @@ from calib.files import atomic_path
 from edge.cli import INTERRUPTED, run
 
 INT8_FILES = {
-    "model.onnx", "export.json", "xnorm.json", "model.folded.onnx", "model.refined.onnx", "calibration.json",
+    "model.onnx", "export.json", "golden.npz", "xnorm.json", "model.folded.onnx", "model.refined.onnx", "calibration.json",
     "model.int8.onnx", "engine.onnx", "manifest.json", "drift.json", "logits.npz", "flips.npz", "report.html", "steps.json",
 }  # fmt: skip
 
@@ -176,6 +176,7 @@ def test_fp32_needs_no_calibration(project):
 
 
 STEPS = ("export", "certify", "calibrate", "quantize", "engine", "drift", "report")
+WORK = {step: f"edge.steps.{step}" for step in STEPS} | {step: f"edge.steps.judging.{step}" for step in ("drift", "report")}
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -187,7 +188,7 @@ def test_interrupt_in_a_step_leaves_no_verdict_and_no_leftovers(project, monkeyp
 
     forget(project, step)
     with monkeypatch.context() as patch:
-        patch.setattr(f"edge.steps.{step}", interrupted)
+        patch.setattr(WORK[step], interrupted)
         assert build(project) == INTERRUPTED
     assert "same command goes on" in capsys.readouterr().err
     assert leftovers(project) == []
@@ -204,7 +205,7 @@ def test_full_disk_in_a_step_ends_with_4(project, monkeypatch, step, capsys):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     forget(project, step)
-    monkeypatch.setattr(f"edge.steps.{step}", full)
+    monkeypatch.setattr(WORK[step], full)
     assert build(project) == 4
     assert "disk full" in capsys.readouterr().err
     assert leftovers(project) == []

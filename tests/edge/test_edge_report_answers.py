@@ -18,6 +18,7 @@ from PIL import Image
 from report_folder import LABELS, Recipe, attribution, make_folder, photo
 
 from calib.artifact import write_artifact
+from calib.errors import InputError
 from edge.report import render
 from edge.report.flips import read_flips
 
@@ -241,7 +242,7 @@ def test_names_cannot_break_out(failed: tuple[dict[str, Any], dict[str, np.ndarr
 
 def test_layers_of_the_attribution(tmp_path: Path) -> None:
     make_folder(tmp_path, Recipe(flips=100))
-    assert "Which layers does the error come from?" not in render(tmp_path, silent)
+    assert "--attribute" in Page(render(tmp_path, silent)).by_id["no-attribution"]
     write_artifact(tmp_path / "attribution.json", attribution(tmp_path))
     page, told = Page(render(tmp_path, silent)), json.loads((tmp_path / "attribution.json").read_text())
     assert page.by_id["attribution"] == told["sentence"]
@@ -256,7 +257,7 @@ def test_layers_of_the_attribution(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["reference", "judged", "unreadable"])
-def test_an_attribution_of_another_build_is_left_out_and_said(tmp_path: Path, which: str) -> None:
+def test_an_attribution_of_another_build_is_refused(tmp_path: Path, which: str) -> None:
     make_folder(tmp_path, Recipe())
     told = attribution(tmp_path)
     path = tmp_path / "attribution.json"
@@ -264,9 +265,8 @@ def test_an_attribution_of_another_build_is_left_out_and_said(tmp_path: Path, wh
         path.write_text("{}")
     else:
         write_artifact(path, replace(told, **{which: replace(getattr(told, which), sha256="9" * 64)}))
-    page = Page(render(tmp_path, silent))
-    assert "not of this build" in page.by_id["attribution-unfit"]
-    assert "attribution" not in page.by_id
+    with pytest.raises(InputError, match=r"attribution\.json"):
+        render(tmp_path, silent)
 
 
 def test_labels_are_those_of_the_page(failed: tuple[dict[str, Any], dict[str, np.ndarray], str]) -> None:

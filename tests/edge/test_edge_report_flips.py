@@ -12,6 +12,7 @@ from rich.console import Console
 
 from calib.errors import InputError
 from edge.drift.compare import Source
+from edge.drift.logits import Logits
 from edge.report import describe_file, render
 from edge.report.flips import picture, read_flips, worst_flips, write_flips
 from edge.steps.judging import Judged, conclude
@@ -34,7 +35,7 @@ def test_the_drift_step_keeps_the_pictures(tmp_path: Path, *, random_weights: bo
         asked.append(index)
         return photo(index)
 
-    conclude(tmp_path, about, reference, engine, labels, pixels)
+    conclude(tmp_path, about, Logits(reference, engine, labels), pixels)
     found = read_flips(tmp_path / "flips.npz")
     assert found.indices.tolist() == asked == ([] if random_weights else [6, 4, 7]), (
         "worst first; 7 turned right; 8 is wrong twice"

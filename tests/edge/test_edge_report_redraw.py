@@ -16,7 +16,7 @@ from calib.errors import InputError
 from calib.files import sha256_file
 from edge.cli.console import TerminalProgress
 from edge.cli.report import report
-from edge.pipeline import redraw
+from edge.finished import redraw
 from edge.report import render
 from engines.folder import verify_folder
 from engines.manifest import FileRecord, read_manifest, write_manifest
@@ -40,9 +40,10 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def record(folder: Path) -> None:
+def record(folder: Path, **more: tuple[str, ...]) -> None:
+    steps = {**STEPS, **more}
     write_record(
-        folder, {name: StepRecord("0" * 64, {f: sha256_file(folder / f) for f in files}) for name, files in STEPS.items()}
+        folder, {name: StepRecord("0" * 64, {f: sha256_file(folder / f) for f in files}) for name, files in steps.items()}
     )
 
 
@@ -102,6 +103,7 @@ def test_what_follows_from_the_attribution_is_drawn_anew(folder: Path) -> None:
 
     redraw(folder, quiet())
     write_artifact(folder / "attribution.json", attribution(folder))
+    record(folder, attribute=("attribution.json",))
     assert redraw(folder, quiet())
     assert "Which layers does the error come from?" in (folder / "report.html").read_text()
 
