@@ -1,9 +1,9 @@
-"""One preprocessing for training, calibration, drift and camera: numpy only, bit-identical everywhere.
+"""One preprocessing for training, calibration, drift and camera: numpy only, the same everywhere up to rounding.
 
 An image is resized so that its shorter side is `resize` pixels (separable triangle filter, widened when shrinking: the
 antialiased "bilinear" of Pillow), the centre `image_size` square is cut out, values are scaled to [0, 1] and normalised per
-channel. Nothing is rounded to 8 bits in between. The result is a pure function of the pixels and of this object, whose
-digest travels with every artifact made through it.
+channel. Nothing is rounded to 8 bits in between. The result depends on the pixels and on this object alone, whose digest
+travels with every artifact made through it; but for the order in which the processor's BLAS sums products (`PREPROCESS_ABS`).
 """
 
 from __future__ import annotations

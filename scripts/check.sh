@@ -2,7 +2,7 @@
 # Format, lint, types. `scripts/check.sh --fix` mends what can be mended.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-scripts/install.sh build rtx dev
+scripts/install.sh build rtx camera openvino dev
 if [[ "${1:-}" == "--fix" ]]; then
   .venv/bin/ruff check --fix --quiet .
   .venv/bin/ruff format --quiet .

@@ -18,7 +18,7 @@ from engines.spec import PRECISIONS
 from engines.targets import AUTO, TARGETS
 
 ROOT = Path(__file__).resolve().parents[1]
-FOREIGN = ("apt-get", "openssl", "git", "pip")
+FOREIGN = ("apt-get", "openssl", "git", "pip", "ssh")
 READMES = sorted(p for p in (ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("edge/*/README.md")) if p.exists())
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import typer
 
+from edge.cli.bench import bench
 from edge.cli.build import build
 from edge.cli.bundle import bundle
 from edge.cli.calibrate import calibrate
+from edge.cli.camera import camera
 from edge.cli.certify import certify
 from edge.cli.doctor import doctor
 from edge.cli.drift import drift
@@ -32,4 +34,6 @@ app.command()(inspect)
 app.command()(report)
 app.command()(verify)
 app.command()(sign)
+app.command()(bench)
+app.command()(camera)
 app.command()(doctor)

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edge.artifacts import ATTRIBUTION, DRIFT, REPORT
-from edge.drift.attribution_record import read_attribution
+from edge.drift.attribution_record import Attribution, read_attribution
 from edge.drift.compare import DriftReport
 from edge.report.certificates import headline, island_cost
 from edge.steps import read_drift
@@ -31,7 +31,7 @@ def print_summary(console: Console, folder: Path) -> None:
     if manifest.xnorm is not None:
         rows["xnorm"] = escape(_xnorm(folder / manifest.xnorm.file))
     if (folder / ATTRIBUTION).is_file():
-        rows["layers"] = escape(read_attribution(folder / ATTRIBUTION).sentence)
+        rows["layers"] = escape(_layers(read_attribution(folder / ATTRIBUTION)))
     if manifest.random_weights:
         shown = {name: text for name, text in rows.items() if name not in ("top-1", "drop")}
         rows = {"weights": "[bold red]RANDOM: no figure here says anything about accuracy[/]", **shown}
@@ -55,6 +55,15 @@ def _drift_rows(drift: DriftReport, precision: str) -> dict[str, str]:
     rows["agreement"] = f"{drift.agreement:.2%} of {drift.images} images, SQNR of the logits {drift.sqnr_db:.1f} dB"
     rows["judged"] = escape(drift.engine.ran_on)
     return rows
+
+
+def _layers(found: Attribution) -> str:
+    lines = [found.sentence]
+    for trial in found.costliest:
+        names = "all of these" if trial.isolated_db is None else ", ".join(trial.layers)
+        sure = "" if trial.confirmed else ", within its uncertainty"
+        lines.append(f"in {found.float_form}: {names}: {trial.gain_db:+.1f} ± {trial.uncertainty_db:.1f} dB{sure}")
+    return "\n".join(lines)
 
 
 def _engine(manifest: EngineManifest) -> str:

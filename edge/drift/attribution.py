@@ -49,7 +49,8 @@ IMAGES = 32
 """Images that the errors of layers are summed over. Each has thousands of values at the end of a layer, so that another draw of
 32 moves a layer's SQNR by some tenths of a dB."""
 TRIAL_IMAGES = 128
-"""Images that layers are tried in float on. An image has a few logits only: on 32 a gain of 1 dB is uncertain by as much."""
+"""Images that layers are tried in float on, and scales. An image has a few logits only: on 32 a gain of 1 dB is uncertain by as
+much. Behind the class token it has one row of values, and how much clipping costs hangs on the largest few."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ def attribute_graphs(
 
     Args:
         graphs: what is compared; all have one input and one output, of the same names.
-        images: float32 (n, C, S, S) as the reference is fed with them. Layers are measured on IMAGES of them, layers are tried
-            in float on all.
+        images: float32 (n, C, S, S) as the reference is fed with them. Layers are measured on IMAGES of them; scales and
+            layers in float are tried on all.
         judged_images: the same images as the judged side is fed with them; None for the same array.
         advance: told the share that is done.
 
@@ -152,7 +153,8 @@ def attribute_graphs(
     forms = take_forms(judged)
     look, taps = look_at(forms.as_run, watched(forms.as_run, [unit.output for unit in units]), next(few.pairs())[1])
     advance(0.1)
-    measured = measure(base, forms, units, look, few.pairs(), lambda done: advance(0.1 + 0.2 * done / len(few)))
+    more = (mine for mine, _judged in sides.pairs_without(IMAGES))
+    measured = measure(base, forms, units, look, few.pairs(), lambda done: advance(0.1 + 0.2 * done / len(sides)), more)
     float_graph, logits = check_float_graph(graphs.reference.model, base, units, (mine for mine, _ in few.pairs()))
     costs = measure_costs(base, judged, forms, units, sides, lambda share: advance(0.3 + 0.6 * share))
     db = logits_db(logits, measured.judged_logits)

@@ -10,6 +10,7 @@ compared on these.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from calib.errors import InputError
 from edge.data import ImageSet
 from edge.drift.gate_baseline import REMAKE, Baseline, Identity, LatencyRatio, read_baseline, unpack_answers
-from edge.drift.gate_build import Build, read_build
+from edge.drift.gate_build import EQUAL, Build, read_build
 from edge.drift.gate_rows import Row, Rows
 from edge.drift.gate_tolerances import QUANTITIES
 from edge.drift.logits import answers
@@ -63,6 +64,7 @@ def gate(folder: Path, baseline_path: Path, latency: LatencyRatio | None = None)
 def compare_builds(build: Build, baseline: Baseline, path: Path, latency: LatencyRatio | None = None) -> GateReport:
     """Compare a build with a baseline read from `path`. Raises InputError when they are not builds of the same."""
     chosen = shared_images(build.identity, baseline.identity, path)
+    _check_labels(build, baseline, path)
     rows = tuple(_rows(build, baseline, chosen, latency))
     verdict = verdict_of(rows)
     named = [f"{row.quantity}: {row.detail}" for row in rows if row.result == verdict]
@@ -79,16 +81,17 @@ def verdict_of(rows: tuple[Row, ...]) -> GateVerdict:
 def shared_images(build: Identity, baseline: Identity, path: Path) -> Int64:
     """Positions (n,) of the build's images among the baseline's: all, or an even subset. Raises InputError for others."""
     remake = REMAKE.format(path)
-    for field in fields(Identity):
-        found, allowed = getattr(build, field.name), getattr(baseline, field.name)
-        if field.name in _WORDS and found != allowed:
-            raise InputError(
-                f"the baseline is not of this build: {_WORDS[field.name]}",
-                where=f"{path}, {field.name}",
-                found=found,
-                allowed=allowed,
-                next_command=remake,
-            )
+    pairs = {f.name: (getattr(build, f.name), getattr(baseline, f.name)) for f in fields(Identity) if f.name in _WORDS}
+    different = [name for name, (found, allowed) in pairs.items() if found != allowed]
+    if different:
+        found, allowed = pairs[different[0]]
+        raise InputError(
+            f"the baseline is not of this build: {', '.join(_WORDS[name] for name in different)}",
+            where=f"{path}, {different[0]}",
+            found=found,
+            allowed=allowed,
+            next_command=remake,
+        )
     everything = np.arange(baseline.images)
     whole = ImageSet("", ("",) * baseline.images, everything, baseline.data_sha256, lambda _i: np.zeros((1, 1, 1), np.uint8))
     taken = whole.take(build.images)
@@ -101,6 +104,25 @@ def shared_images(build: Identity, baseline: Identity, path: Path) -> Int64:
             next_command=remake,
         )
     return taken.labels
+
+
+def _check_labels(build: Build, baseline: Baseline, path: Path) -> None:
+    """Raise InputError unless the baseline's answers are right as often, by the build's labels, as the baseline says.
+
+    That the images' digest is the same should be enough; this is what shows that labels were changed behind it.
+    """
+    before, images = baseline.measured, baseline.identity.images
+    if build.labels is None or before.top1 is None or build.identity.images != images:
+        return
+    found = float((unpack_answers(before.engine_answers, baseline.identity.classes, images) == build.labels).mean())
+    if not math.isclose(found, before.top1, abs_tol=EQUAL):
+        raise InputError(
+            "the baseline is not of this build: the images are labelled otherwise",
+            where=f"{path}, top1",
+            found=f"{found:.4f} with this build's labels",
+            allowed=f"{before.top1:.4f}",
+            next_command=REMAKE.format(path),
+        )
 
 
 def _rows(build: Build, baseline: Baseline, chosen: Int64, latency: LatencyRatio | None) -> Iterator[Row]:

@@ -24,7 +24,7 @@ from engines.folder import verify_folder
 from engines.manifest import EngineManifest, read_manifest
 
 _DISTRIBUTION = "ufovit-edge"
-_EQUAL = 1e-6  # statement and recomputation: the same float64 sums in another order
+EQUAL = 1e-6  # statement and recomputation: the same float64 sums in another order
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,7 @@ def _check_statements(folder: Path, stated: DriftReport, computed: Comparison) -
     for name in ("images", "not_finite", "top1_reference", "top1_engine", "agreement", "sqnr_db"):
         said, found = getattr(stated, name), getattr(computed, name)
         both = said is not None and found is not None
-        if (said is None) != (found is None) or (
-            both and math.isfinite(said) and not math.isclose(said, found, abs_tol=_EQUAL)
-        ):
+        if (said is None) != (found is None) or (both and math.isfinite(said) and not math.isclose(said, found, abs_tol=EQUAL)):
             raise InputError(
                 f"{DRIFT} and {LOGITS} do not belong together",
                 where=f"{folder / DRIFT}, {name}",

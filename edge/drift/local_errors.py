@@ -125,6 +125,7 @@ def measure(
     look: Look,
     pairs: Iterable[tuple[Float32, Float32]],
     done: Callable[[int], None] = lambda _images: None,
+    more: Iterable[Float32] = (),
 ) -> Measured:
     """Measure every unit.
 
@@ -135,6 +136,8 @@ def measure(
         look: shows the tensors of `watched` in the judged run.
         pairs: batches (B, 3, S, S) as the float graph gets them and as the judged graph gets them, of the same images.
         done: told the number of images after each batch.
+        more: batches of further images, as the float graph gets them: scales alone are tried on these too, because how much
+            clipping costs hangs on few large values, one token per image in some tensors.
 
     Raises InputError for batches that the graphs do not take, no images, and a float network that is not finite.
     """
@@ -145,6 +148,11 @@ def measure(
         check_batch(mine, images)
         check_batch(judged, images)
         logits.append(work.add(mine, judged))
+        images += len(mine)
+        done(images)
+    for mine in more:
+        check_batch(mine, images)
+        work.add_scales(mine)
         images += len(mine)
         done(images)
     if not logits:
@@ -197,6 +205,14 @@ class _Measurement:
         for tensor, error in self.scales.items():
             self._try_scales(error, {self.source: mine, **pieces["unquantized"], **float_run}[tensor])
         return np.asarray(float_run[self.output]), np.asarray(judged_run[self.output])
+
+    def add_scales(self, mine: Float32) -> None:
+        """Try the scales alone on one batch."""
+        if self.scales:
+            float_run = self.base({self.source: mine})
+            inner = self.alone["unquantized"](self._fed(mine, float_run))
+            for tensor, error in self.scales.items():
+                self._try_scales(error, {self.source: mine, **inner, **float_run}[tensor])
 
     def _fed(self, images: Float32, run: Tensors) -> Tensors:
         return {self.source: images, **{f"{name}{FED}": run[name] for name in self.ends}}

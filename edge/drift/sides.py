@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from calib.errors import InputError
 from edge.preprocess import Float32
@@ -41,10 +42,20 @@ class Sides:
 
     def take(self, count: int) -> Sides:
         """`count` of the images, spread evenly, or all."""
+        chosen = self._even(count)
+        return self if len(chosen) == len(self) else Sides(self.mine[chosen], self.judged[chosen])
+
+    def pairs_without(self, count: int) -> Iterator[tuple[Float32, Float32]]:
+        """The images that `take(count)` leaves, in batches of either side; none where it leaves none."""
+        left = np.delete(np.arange(len(self)), self._even(count))
+        if len(left):
+            yield from Sides(self.mine[left], self.judged[left]).pairs()
+
+    def _even(self, count: int) -> npt.NDArray[np.intp]:
         if count >= len(self):
-            return self
-        chosen = np.linspace(0, len(self) - 1, count).round().astype(np.intp)
-        return Sides(self.mine[chosen], self.judged[chosen])
+            return np.arange(len(self))
+        even: npt.NDArray[np.intp] = np.linspace(0, len(self) - 1, count).round().astype(np.intp)
+        return even
 
     def pairs(self) -> Iterator[tuple[Float32, Float32]]:
         """The images in order, in batches of either side."""

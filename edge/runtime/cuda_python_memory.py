@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calib.errors import MissingError
+from edge.runtime.cuda_python_timer import CudaPythonTimer
 from edge.runtime.device_memory import Depth, DeviceMemory, Graph, Library, Stream, check_size
 from engines.errors import BackendError
 
@@ -138,6 +139,16 @@ class CudaPythonMemory:
         """See `DeviceMemory`."""
         with self.current():
             return CudaPythonBuffer(self._runtime, nbytes, self._mapped, self.current)
+
+    def make_timer(self) -> CudaPythonTimer:
+        """See `DeviceMemory`."""
+        with self.current():
+            return CudaPythonTimer(self._call, self.current)
+
+    def bytes_in_use(self) -> int:
+        """See `DeviceMemory`."""
+        with self.current():
+            return self.total_bytes - int(self._call("cudaMemGetInfo"))  # free bytes come first
 
     def begin_capture(self, stream: Stream) -> None:
         """See `DeviceMemory`. Other threads' calls, such as an allocation, do not break the capture."""

@@ -47,6 +47,22 @@ class Graph(Protocol):
         """Give the graph back; a second call does nothing."""
 
 
+class Timer(Protocol):
+    """Two CUDA events: how long the device itself took for what was put on a stream between them."""
+
+    def start(self, stream: Stream) -> None:
+        """Put the first event on the stream."""
+
+    def stop(self, stream: Stream) -> None:
+        """Put the second event on the stream."""
+
+    def elapsed_ms(self) -> float:
+        """Milliseconds from the first to the second, in steps of about half a microsecond; both have happened."""
+
+    def destroy(self) -> None:
+        """Give the events back; a second call does nothing."""
+
+
 class HostDeviceBuffer(Protocol):
     """Page-locked host memory and its counterpart on the device: the same bytes, if `mapped`, else two copies."""
 
@@ -113,6 +129,12 @@ class DeviceMemory(Protocol):
 
     def allocate(self, nbytes: int) -> HostDeviceBuffer:
         """A new buffer of `nbytes` > 0 bytes, contents undefined; `mapped` as the device was opened."""
+
+    def make_timer(self) -> Timer:
+        """A new timer."""
+
+    def bytes_in_use(self) -> int:
+        """Memory of the device that is taken, by whichever program; where host and device share it, the host's own included."""
 
     def begin_capture(self, stream: Stream) -> None:
         """From now on, what this thread puts on the stream is recorded rather than run."""

@@ -104,6 +104,17 @@ class PycudaMemory:
         with self.current():
             return PycudaBuffer(self._driver, nbytes, self._mapped, self.current)
 
+    def make_timer(self) -> PycudaTimer:
+        """See `DeviceMemory`."""
+        with self.current():
+            return PycudaTimer(self._driver, self.current)
+
+    def bytes_in_use(self) -> int:
+        """See `DeviceMemory`."""
+        with self.current():
+            free, total = self._driver.mem_get_info()
+            return int(total) - int(free)
+
     def begin_capture(self, stream: Stream) -> NoReturn:  # noqa: ARG002  # as the protocol has it
         """Raises BackendError."""
         raise _no_graphs()
@@ -145,6 +156,35 @@ class PycudaStream:
         """See `Stream`."""
         with self._current():
             self._stream = None  # the last reference: pycuda destroys it, and needs its context for that
+
+
+class PycudaTimer:
+    """A `Timer`."""
+
+    def __init__(self, driver: Any, current: Current) -> None:
+        self._current = current
+        self._first: Any = driver.Event()
+        self._second: Any = driver.Event()
+
+    def start(self, stream: Stream) -> None:
+        """See `Timer`."""
+        with self._current():
+            self._first.record(_native(stream))
+
+    def stop(self, stream: Stream) -> None:
+        """See `Timer`."""
+        with self._current():
+            self._second.record(_native(stream))
+
+    def elapsed_ms(self) -> float:
+        """See `Timer`."""
+        with self._current():
+            return float(self._second.time_since(self._first))
+
+    def destroy(self) -> None:
+        """See `Timer`."""
+        with self._current():
+            self._first = self._second = None  # the last references: pycuda destroys them, and needs its context for that
 
 
 class PycudaBuffer:

@@ -22,6 +22,7 @@ from calib.errors import InputError
 from edge.runtime.device_memory import DeviceMemory, Graph, open_device
 from edge.runtime.runner import Images, Logits, Runner, check_images
 from edge.runtime.trt_io import EngineIo, read_io, split
+from edge.runtime.trt_timing import device_times_ms
 from engines.errors import BackendError
 from engines.trt_api import Flavour, Runtime
 
@@ -161,12 +162,7 @@ class TrtRunner(Runner):
 
     def __call__(self, images: Images, /) -> Logits:
         """See `Runner`. Also raises InputError in another thread than the one that made the runner."""
-        if threading.current_thread() is not self._thread:
-            raise InputError(
-                "the runner belongs to another thread",
-                found=threading.current_thread().name,
-                allowed=f"{self._thread.name}; clone() makes a runner for this one",
-            )
+        self._check_thread()
         check_images(images, self.image_shape)
         sizes = split(len(images), self.batches[0], self.batches[2])
         with self._busy:
@@ -179,6 +175,20 @@ class TrtRunner(Runner):
                     self._run(images[start : start + size], logits[start : start + size])
                     start += size
         return logits
+
+    def compute_times_ms(self, runs: int) -> tuple[float, ...]:
+        """What the engine alone takes on the device for a batch as in the last call, copies excluded; raises as a call does."""
+        self._check_thread()
+        with self._busy:
+            if self._loaded is None or not self._warm:
+                raise _closed() if self._loaded is None else InputError("nothing to time: no batch has run yet")
+            with self._memory.current():
+                return device_times_ms(self._memory, self._stream, self._execute, runs, as_graph=self._graph is not None)
+
+    def _check_thread(self) -> None:
+        if threading.current_thread() is not self._thread:
+            found, allowed = threading.current_thread().name, f"{self._thread.name}; clone() makes a runner for this one"
+            raise InputError("the runner belongs to another thread", found=found, allowed=allowed)
 
     def _run(self, images: Images, logits: Logits) -> None:
         batch = len(images)
@@ -220,8 +230,11 @@ class TrtRunner(Runner):
     def _enqueue(self) -> None:
         """Put copy, engine and copy on the stream."""
         self._input.to_device(_nbytes(self._batch, self.image_shape), self._stream)
-        self._given("execute_async_v3", self._context.execute_async_v3(self._stream.handle))
+        self._execute()
         self._output.to_host(_nbytes(self._batch, self._output_shape), self._stream)
+
+    def _execute(self) -> None:
+        self._given("execute_async_v3", self._context.execute_async_v3(self._stream.handle))
 
     def _capture(self) -> None:
         """Record `_enqueue` as a graph; if that fails, note it and go on without."""
@@ -243,6 +256,11 @@ class TrtRunner(Runner):
         graph, self._graph = self._graph, None
         if graph is not None:
             graph.destroy()
+
+    @property
+    def memory(self) -> DeviceMemory:
+        """The device."""
+        return self._memory
 
     @property
     def uses_graph(self) -> bool:

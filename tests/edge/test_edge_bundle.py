@@ -45,7 +45,7 @@ ROOT, HERE = Path(__file__).resolve().parents[2], Path(__file__).parent
 ARRAYS = ("pixels.npy", "shapes.npy", "labels.npy", "logits.npy", "golden.npy")
 GRAPH = "model.typed.onnx"
 IMAGES = 24
-DEVICE_FILES = {GRAPH, "xnorm.json", "calibration.json", "engine.engine", "manifest.json", "steps.json"}
+DEVICE_FILES = {GRAPH, "golden.npz", "xnorm.json", "calibration.json", "engine.engine", "manifest.json", "steps.json"}
 VERDICT_FILES = {"drift.json", "logits.npz", "flips.npz"}
 
 
@@ -320,7 +320,10 @@ def test_a_device_builds_and_judges(project, on_a_gpu, capsys):
     assert drift["agreement"] == np.mean(logits["engine"].argmax(1) == packed["logits.npy"].argmax(1))
     assert drift["top1_engine"] == np.mean(logits["engine"].argmax(1) == packed["labels.npy"])
     assert max(runner.batches) <= 8
-    assert [check.status for check in verify_folder(folder).files] == ["ok"] * 9
+    assert [check.status for check in verify_folder(folder).files] == ["ok"] * 10
+    golden = np.load(folder / "golden.npz")
+    assert np.array_equal(golden["tensor"], packed["golden.npy"])
+    assert np.array_equal(golden["pixels"].ravel(), packed["pixels.npy"][: golden["pixels"].size])
 
 
 def test_a_second_run_reuses_every_step_and_a_changed_bundle_runs_them_again(project, on_a_gpu, capsys):
@@ -726,7 +729,7 @@ def test_float_builds_go_the_same_way(project, without_a_gpu, precision):
     expected = {"fp32": {"model.onnx"}, "fp16": {GRAPH, "xnorm.json"}}[precision]
     assert set(contents(project / f"{precision}.ufovit")) == {"bundle.json", "manifest.json", *ARRAYS, *expected}
     assert device(project, bundle=f"{precision}.ufovit") == 3
-    assert files(project / "device") == expected | {"engine.engine", "manifest.json", "steps.json"}
+    assert files(project / "device") == expected | {"engine.engine", "golden.npz", "manifest.json", "steps.json"}
     found, source = (json_of(project / folder / "manifest.json")["receipt"] for folder in ("device", precision))
     assert found == source
 

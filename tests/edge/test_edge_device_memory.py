@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from calib.errors import InputError, MissingError
-from edge.runtime import cuda_python_memory, device_memory, pycuda_memory
+from edge.runtime import cuda_python_memory, cuda_python_timer, device_memory, pycuda_memory
 from edge.runtime.device_memory import open_device
 from engines.errors import BackendError
 
@@ -56,7 +56,8 @@ class Gpu:
     def __init__(self, *, integrated=False, mappable=True, devices=1):
         self.integrated, self.mappable, self.devices = integrated, mappable, devices
         self.faults, self.calls, self.last_error = set(), [], "cudaSuccess"
-        self.device, self.pinned, self.streams, self.graphs = {}, {}, {}, {}
+        self.device, self.pinned, self.streams, self.graphs, self.events = {}, {}, {}, {}, {}
+        self.now_ms = 0.0
         self.addresses = itertools.count(1 << 24, 1 << 16)
         self.handles = itertools.count(5)
 
@@ -121,6 +122,29 @@ class Gpu:
         for step in work:
             step()
 
+    def new_event(self, call):
+        self.fail(call)
+        handle = next(self.handles)
+        self.events[handle] = None
+        return handle
+
+    def record(self, call, event, handle):
+        self.fail(call)
+        if event not in self.events:
+            raise CudaError("cudaErrorInvalidResourceHandle")
+        self.put(handle, lambda: self.events.__setitem__(event, self.now_ms))
+
+    def between(self, call, first, second):
+        self.fail(call)
+        times = self.events[first], self.events[second]
+        if None in times:
+            raise CudaError("cudaErrorInvalidResourceHandle")
+        return times[1] - times[0]
+
+    def take(self, milliseconds, handle):
+        """Put work on a stream that takes so long."""
+        self.put(handle, lambda: setattr(self, "now_ms", self.now_ms + milliseconds))
+
     def look(self, pointer, nbytes):
         """The device's bytes at an address, as a kernel would see them."""
         if pointer in self.device:
@@ -133,7 +157,7 @@ class Gpu:
         return np.frombuffer(self.pinned[address][0], np.uint8)
 
     def clean(self):
-        return not (self.device or self.pinned or self.streams or self.graphs)
+        return not (self.device or self.pinned or self.streams or self.graphs or self.events)
 
 
 # The fake libraries ------------------------------------------------------------------------------------------------------
@@ -226,6 +250,26 @@ def fake_pycuda(gpu):  # noqa: C901  # a module of small functions around one st
             elif "handle" in vars(self):
                 gpu.streams.pop(self.handle)
 
+    class Event:
+        def __init__(self):
+            self.handle = guarded("cuEventCreate", lambda: gpu.new_event("cuEventCreate"))
+
+        def record(self, stream=None):
+            guarded("cuEventRecord", lambda: gpu.record("cuEventRecord", self.handle, stream.handle))
+
+        def time_since(self, other):
+            return guarded("cuEventElapsedTime", lambda: gpu.between("cuEventElapsedTime", other.handle, self.handle))
+
+        def __del__(self):
+            if not stack() and threading.current_thread() is not driver.opener:
+                gpu.calls.append("leaked event")  # as for streams
+            elif "handle" in vars(self):
+                gpu.events.pop(self.handle)
+
+    def mem_get_info():
+        used = sum(memory.bytes.nbytes for memory in gpu.device.values())
+        return guarded("cuMemGetInfo", lambda: (gpu.fail("cuMemGetInfo"), ((1 << 33) - used, 1 << 33))[1])
+
     class DeviceAllocation:
         def __init__(self, nbytes):
             self.address = guarded("cuMemAlloc", lambda: gpu.allocate("cuMemAlloc", nbytes))
@@ -273,6 +317,7 @@ def fake_pycuda(gpu):  # noqa: C901  # a module of small functions around one st
 
     driver.Error, driver.LaunchError, driver.Context, driver.Device, driver.Stream = Error, LaunchError, Context, Device, Stream
     driver.mem_alloc, driver.pagelocked_empty, driver.init = DeviceAllocation, pagelocked_empty, init
+    driver.Event, driver.mem_get_info = Event, mem_get_info
     driver.memcpy_htod_async, driver.memcpy_dtoh_async = memcpy_htod_async, memcpy_dtoh_async
     driver.host_alloc_flags = types.SimpleNamespace(DEVICEMAP=2)
     driver.device_attribute = types.SimpleNamespace(INTEGRATED="INTEGRATED", CAN_MAP_HOST_MEMORY="CAN_MAP_HOST_MEMORY")
@@ -385,6 +430,26 @@ class FakeRuntime(types.ModuleType):
 
     def cudaStreamDestroy(self, stream):
         return self._answer("cudaStreamDestroy", lambda: self.gpu.free(self.gpu.streams, int(stream)), 0)
+
+    def cudaEventCreate(self):
+        return self._answer("cudaEventCreate", lambda: Handle(self.gpu.new_event("cudaEventCreate")))
+
+    def cudaEventRecord(self, event, stream):
+        return self._answer("cudaEventRecord", lambda: self.gpu.record("cudaEventRecord", int(event), int(stream)), 0)
+
+    def cudaEventElapsedTime(self, start, end):
+        between = lambda: self.gpu.between("cudaEventElapsedTime", int(start), int(end))  # noqa: E731
+        return self._answer("cudaEventElapsedTime", between)
+
+    def cudaEventDestroy(self, event):
+        if int(event) not in self.gpu.events:
+            return (CudaErrorT.cudaErrorInvalidResourceHandle,)
+        return self._answer("cudaEventDestroy", lambda: self.gpu.events.pop(int(event)), 0)
+
+    def cudaMemGetInfo(self):
+        used = sum(memory.bytes.nbytes for memory in self.gpu.device.values())
+        error, free = self._answer("cudaMemGetInfo", lambda: (1 << 33) - used)
+        return error, free, 1 << 33
 
     def cudaHostAlloc(self, size, flags):
         pin = lambda: ctypes.addressof(self.gpu.pin("cudaHostAlloc", size, mapped=bool(flags & 2)))  # noqa: E731
@@ -613,6 +678,56 @@ def test_what_was_given_back_is_refused(opened, gpu):
     assert gpu.clean()
 
 
+def test_a_timer_tells_what_the_device_took(opened, gpu):
+    memory = opened()
+    stream, timer = memory.make_stream(), memory.make_timer()
+    for milliseconds in (7.5, 0.25):
+        gpu.take(100, stream.handle)  # before the first event
+        timer.start(stream)
+        gpu.take(milliseconds, stream.handle)
+        timer.stop(stream)
+        gpu.take(100, stream.handle)
+        stream.synchronize()
+        assert timer.elapsed_ms() == milliseconds
+    timer.destroy()
+    timer.destroy()
+    stream.destroy()
+    assert gpu.clean()
+    assert "leaked event" not in gpu.calls
+
+
+def test_a_timer_of_another_thread(opened, gpu):
+    memory = opened()
+    stream, timer = memory.make_stream(), in_thread(memory.make_timer)
+    timer.start(stream)
+    gpu.take(3, stream.handle)
+    timer.stop(stream)
+    stream.synchronize()
+    assert in_thread(timer.elapsed_ms) == 3
+    in_thread(timer.destroy)
+    in_thread(stream.destroy)
+    assert gpu.clean()
+
+
+def test_a_second_event_that_cannot_be_made_leaves_none(modules, gpu):
+    memory = open_device(0, "cuda-python")
+    made = modules.runtime.cudaEventCreate
+    asked = itertools.count()
+    modules.runtime.cudaEventCreate = lambda: (CudaErrorT.cudaErrorLaunchFailure, None) if next(asked) else made()
+    with pytest.raises(BackendError, match="cudaEventCreate"):
+        memory.make_timer()
+    assert gpu.clean()
+
+
+def test_memory_in_use(opened, gpu):
+    memory = opened(zero_copy=False)
+    before = memory.bytes_in_use()
+    buffer = memory.allocate(N)
+    assert memory.bytes_in_use() - before == N
+    buffer.free()
+    assert memory.bytes_in_use() == before
+
+
 def test_every_thread_may_use_the_device(opened, gpu, modules):
     memory = opened()
 
@@ -679,6 +794,10 @@ CALLS = {
         "cuMemcpyHtoDAsync": "use",
         "cuMemcpyDtoHAsync": "use",
         "cuStreamSynchronize": "use",
+        "cuEventCreate": "timer",
+        "cuEventRecord": "timer",
+        "cuEventElapsedTime": "timer",
+        "cuMemGetInfo": "memory in use",
     },
     "cuda-python": {
         "cudaGetDeviceProperties": "open",
@@ -694,6 +813,10 @@ CALLS = {
         "cudaStreamEndCapture": "graph",
         "cudaGraphInstantiate": "graph",
         "cudaGraphLaunch": "graph",
+        "cudaEventCreate": "timer",
+        "cudaEventRecord": "timer",
+        "cudaEventElapsedTime": "timer",
+        "cudaMemGetInfo": "memory in use",
     },
 }
 
@@ -716,6 +839,12 @@ def test_a_cuda_call_that_fails_is_named_and_leaves_nothing(modules, gpu, librar
             made.append(graph := memory.end_capture(stream))
             memory.launch(graph, stream)
             stream.synchronize()
+        made.append(timer := memory.make_timer())
+        timer.start(stream)
+        timer.stop(stream)
+        stream.synchronize()
+        timer.elapsed_ms()
+        memory.bytes_in_use()
 
     def give_back():
         for thing in reversed(made):
@@ -734,7 +863,7 @@ def test_a_cuda_call_that_fails_is_named_and_leaves_nothing(modules, gpu, librar
 
 def test_all_calls_are_tried(modules, gpu):
     """What the code calls and CALLS does not list: queries of what there is, and what gives back."""
-    source = Path(cuda_python_memory.__file__).read_text(encoding="utf-8")
+    source = cuda_python_source()
     called = set(re.findall(r'"(cuda[A-Z]\w+)"', source))
     rest = called - set(CALLS["cuda-python"])
     assert rest == {
@@ -742,6 +871,7 @@ def test_all_calls_are_tried(modules, gpu):
         "cudaFree",
         "cudaFreeHost",
         "cudaStreamDestroy",
+        "cudaEventDestroy",
         "cudaGraphDestroy",
         "cudaGraphExecDestroy",
     }
@@ -996,6 +1126,11 @@ def source_of(module):
     return Path(module.__file__).read_text(encoding="utf-8")
 
 
+def cuda_python_source():
+    """Of both modules that call it."""
+    return source_of(cuda_python_memory) + source_of(cuda_python_timer)
+
+
 def runtime_names(source):
     """Names of cuda-python in a source: attributes and strings that start with `cuda` and a capital."""
     names = set()
@@ -1055,7 +1190,7 @@ def real_runtime():
 
 
 def test_every_name_is_one_of_cuda_python():
-    runtime, source = real_runtime(), source_of(cuda_python_memory)
+    runtime, source = real_runtime(), cuda_python_source()
     names, calls = runtime_names(source), calls_made(source)
     assert len(names) > 30
     assert len(calls) > 15
@@ -1094,6 +1229,11 @@ def test_arguments_of_these_types_are_taken():
         "cudaGraphInstantiate": (runtime.cudaGraph_t(5), 0),
         "cudaGraphLaunch": (runtime.cudaGraphExec_t(5), 5),
         "cudaGetDevice": (),
+        "cudaEventCreate": (),
+        "cudaEventRecord": (runtime.cudaEvent_t(5), 5),
+        "cudaEventElapsedTime": (runtime.cudaEvent_t(5), runtime.cudaEvent_t(6)),
+        "cudaEventDestroy": (runtime.cudaEvent_t(5),),
+        "cudaMemGetInfo": (),
     }
     try:
         if runtime.cudaGetDeviceCount()[1]:
@@ -1103,10 +1243,10 @@ def test_arguments_of_these_types_are_taken():
     for name, arguments in calls.items():
         error, *rest = getattr(runtime, name)(*arguments)
         assert isinstance(error, runtime.cudaError_t), name
-        assert len(rest) <= 1, name
+        assert len(rest) <= (2 if name == "cudaMemGetInfo" else 1), name
     with pytest.raises(TypeError):
         runtime.cudaMemcpyAsync(4096, 8192, 64, 1, "stream")
-    assert {n: len(a) for n, a in calls.items()}.items() <= calls_made(source_of(cuda_python_memory)).items()
+    assert {n: len(a) for n, a in calls.items()}.items() <= calls_made(cuda_python_source()).items()
 
 
 def test_cuda_python_without_a_device_says_what_is_missing():
@@ -1121,7 +1261,7 @@ def test_cuda_python_without_a_device_says_what_is_missing():
 
 
 def test_every_name_is_one_of_the_fake_runtime(modules):
-    source = source_of(cuda_python_memory)
+    source = cuda_python_source()
     assert missing_runtime_names(modules.runtime, runtime_names(source)) == []
     for name, count in calls_made(source).items():
         assert len(inspect.signature(getattr(modules.runtime, name)).parameters) == count, name
@@ -1132,6 +1272,8 @@ PYCUDA_HOLDERS = {
     "_context": "Context",
     "stream": "Stream",
     "native": "Stream",
+    "_first": "Event",
+    "_second": "Event",
     "_pinned": "HostPointer PagelockedHostAllocation",
     "pinned": "HostPointer PagelockedHostAllocation",
     "device": "DeviceAllocation",

@@ -177,6 +177,23 @@ def test_a_baseline_of_something_else_is_refused(base, tmp_path, name):
     assert f"ufovit gate BUILD --baseline {base[1]} --update" in str(refused.value)
 
 
+def test_everything_that_differs_is_named(base, tmp_path):
+    change = set_field("checkpoint", "sha256", to="a" * 64)
+    folder = plant(tmp_path / "other", Planted(manifest=lambda fields: (change(fields), set_field("model", to="x")(fields))))
+    with pytest.raises(InputError, match="not of this build: another model, another checkpoint"):
+        gate(folder, base[1])
+
+
+def test_labels_changed_behind_their_digest_are_refused(base, tmp_path):
+    """Both sides read the labels of the build: rows would compare wrong with wrong, and find nothing lost."""
+
+    def shift(reference, engine, labels):
+        labels[:] = (labels + 1) % reference.shape[1]
+
+    with pytest.raises(InputError, match="not of this build: the images are labelled otherwise"):
+        gate(plant(tmp_path / "shifted", Planted(logits=shift)), base[1])
+
+
 BROKEN = {
     "schema_version": (set_field("schema_version", to=99), "unknown schema version"),
     "edited figure": (set_field("measured", "sqnr_db", to=20.0), "figures were edited"),

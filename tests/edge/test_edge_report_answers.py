@@ -254,6 +254,11 @@ def test_layers_of_the_attribution(tmp_path: Path) -> None:
     (alt,) = [str(a["aria-label"]) for tag, a in page.tags if tag == "svg" and "layers from input" in str(a["aria-label"])]
     assert f"blamed: {worst[0]['name']}" in alt
     assert "attribution.json" in page.text
+    for trial in told["costliest"]:
+        name = "all of these" if trial["isolated_db"] is None else ", ".join(trial["layers"])
+        (row,) = [row for row in page.rows if row[0] == name and len(row) == 4]
+        assert row[2] == f"{trial['gain_db']:+.1f} ± {trial['uncertainty_db']:.1f}"
+        assert row[3] == ("yes" if trial["confirmed"] else "no")
 
 
 @pytest.mark.parametrize("which", ["reference", "judged", "unreadable"])

@@ -46,6 +46,31 @@ class Fault(AssertionError):
 # The fake device ---------------------------------------------------------------------------------------------------------
 
 
+COST_MS = {"to_device": 50.0, "to_host": 70.0, "execute": 1.5}
+"""What the fake device takes for its work."""
+
+
+class FakeTimer:
+    def __init__(self, memory):
+        self.memory, self.times = memory, [None, None]
+        memory.timers += 1
+
+    def start(self, stream):
+        stream.put("first event", lambda: self.times.__setitem__(0, self.memory.now_ms))
+
+    def stop(self, stream):
+        stream.put("second event", lambda: self.times.__setitem__(1, self.memory.now_ms))
+
+    def elapsed_ms(self):
+        if None in self.times:
+            raise Fault("an event that has not happened")
+        return self.times[1] - self.times[0]
+
+    def destroy(self):
+        assert not any(stream.queue for stream in self.memory.streams.values()), "events are in use"
+        self.memory.timers -= 1
+
+
 class FakeStream:
     def __init__(self, memory, handle):
         self.memory, self.handle = memory, handle
@@ -54,7 +79,12 @@ class FakeStream:
 
     def put(self, name, work):
         self.memory.note(name)
-        (self.queue if self.recording is None else self.recording).append(work)
+
+        def timed():
+            self.memory.now_ms += COST_MS.get(name, 0)
+            work()
+
+        (self.queue if self.recording is None else self.recording).append(timed)
 
     def synchronize(self):
         self.memory.note("synchronize")
@@ -121,6 +151,7 @@ class FakeMemory:
         self.bytes_at, self.streams, self.faults, self.calls = {}, {}, {}, []
         self.live = {"stream": 0, "buffer": 0, "graph": 0}
         self.depth = threading.local()
+        self.now_ms, self.timers = 0.0, 0
 
     def note(self, name):
         if not getattr(self.depth, "value", 0):
@@ -146,6 +177,10 @@ class FakeMemory:
     def allocate(self, nbytes):
         self.note("allocate")
         return FakeBuffer(self, nbytes)
+
+    def make_timer(self):
+        self.note("make_timer")
+        return FakeTimer(self)
 
     def begin_capture(self, stream):
         self.note("begin_capture")
@@ -939,6 +974,55 @@ def test_rtx_that_does_not_take_the_strategy_is_captured_from_outside(rtx_librar
             assert same(runner(draw(3, seed)), draw(3, seed))
         assert runner.uses_graph
     assert memory.calls.count("begin_capture") == 1
+
+
+# Time of the engine alone --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_copies_are_not_in_the_time_of_the_engine(library, memory, graphs):
+    with TrtRunner("trt", plan(), memory, graphs=graphs) as runner:
+        for seed in range(3):
+            runner(draw(2, seed))
+        start, live = len(memory.calls), dict(memory.live)
+        assert runner.compute_times_ms(4) == (1.5,) * 4
+        made = calls(memory, start)
+        assert not {"to_device", "to_host"} & set(made)
+        assert made.count("launch") == (4 if graphs else 0)
+        assert made.count("execute") == (1 if graphs else 4)
+        assert (memory.live, memory.timers) == (live, 0)
+        assert same(runner(draw(2, 9)), draw(2, 9)), "it goes on as before"
+        assert runner.uses_graph == graphs
+        assert runner.memory is memory
+
+
+def test_what_has_not_run_is_not_timed(library, memory):
+    runner = TrtRunner("trt", plan(), memory)
+    with pytest.raises(InputError, match="no batch has run yet"):
+        runner.compute_times_ms(3)
+    runner(draw(1))
+    assert isinstance(in_thread(lambda: runner.compute_times_ms(3)), InputError)
+    assert len(runner.compute_times_ms(3)) == 3
+    runner.close()
+    with pytest.raises(InputError, match="closed"):
+        runner.compute_times_ms(3)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("call", ["make_timer", "first event", "second event", "begin_capture", "end_capture", "launch"])
+def test_a_device_that_fails_while_it_is_timed(library, memory, call, graphs):
+    with TrtRunner("trt", plan(), memory, graphs=graphs) as runner:
+        for seed in range(3):
+            runner(draw(2, seed))
+        live = dict(memory.live)
+        memory.faults[call] = 1
+        if graphs or call in ("make_timer", "first event", "second event"):
+            with pytest.raises(BackendError, match=f"CUDA failed in {call}"):
+                runner.compute_times_ms(2)
+        memory.faults.clear()
+        assert (memory.live, memory.timers) == (live, 0)
+        assert runner.compute_times_ms(2) == (1.5, 1.5)
+        assert same(runner(draw(2, 9)), draw(2, 9))
 
 
 def test_rtx_without_a_configuration(rtx_library, memory):

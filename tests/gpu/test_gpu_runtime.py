@@ -4,7 +4,10 @@ The oracles: torch, which looks at the same device addresses and the same device
 FP32 holds exactly, so that every answer is equal to the bit. Run with `pytest tests/gpu -m gpu`.
 """
 
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calib.errors import InputError, MissingError
 from edge.runtime.device_memory import open_device
+from edge.runtime.opened import open_runner
+from edge.runtime.ort import OrtRunner
 from edge.runtime.trt import TrtRunner
 from engines import trt_api
 
@@ -139,6 +144,42 @@ def test_a_graph_copies_what_is_there_when_it_is_launched(library):
     stream.destroy()
 
 
+def test_a_timer_agrees_with_torchs(library):
+    """The same two moments on one stream, by two pairs of events; the work between them takes some milliseconds."""
+    memory = open_device(0, library)
+    stream, timer = memory.make_stream(), memory.make_timer()
+    torchs = torch.cuda.ExternalStream(stream.handle)
+    matrix = torch.randn(2048, 2048, device="cuda")
+    torch.cuda.synchronize()
+    found = []
+    for products in (20, 80):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.stream(torchs):
+            matrix @ matrix  # what the first product loads is in nobody's time
+            timer.start(stream)
+            begin.record()
+            for _ in range(products):
+                matrix @ matrix
+            end.record()
+            timer.stop(stream)
+        stream.synchronize()
+        found.append(timer.elapsed_ms())
+        assert found[-1] == pytest.approx(begin.elapsed_time(end), rel=0.05, abs=0.1)
+    assert found[1] > 2 * found[0], "control: more work"
+    timer.destroy()
+    stream.destroy()
+
+
+def test_memory_in_use_is_what_torch_sees(library):
+    memory = open_device(0, library, zero_copy=False)
+    free, total = torch.cuda.mem_get_info()
+    assert memory.bytes_in_use() == pytest.approx(total - free, abs=64 * N)
+    before = memory.bytes_in_use()
+    buffer = memory.allocate(256 * N)
+    assert memory.bytes_in_use() >= before + 256 * N
+    buffer.free()
+
+
 def test_torch_goes_on_working_beside_it(library):
     """Both use the device's primary context."""
     before = torch.arange(1000, device="cuda")
@@ -226,6 +267,39 @@ def test_an_answer_is_the_callers_own(engine, memory):
         first = runner(draw(4, 1))
         runner(draw(4, 2))
         np.testing.assert_array_equal(first, expected(draw(4, 1)))
+
+
+@pytest.mark.parametrize("graphs", [False, True], ids=["plain", "graphs"])
+def test_the_engine_alone_is_timed_and_goes_on(engine, memory, graphs):
+    with TrtRunner(*engine, memory, graphs=graphs) as runner:
+        for seed in range(4):
+            runner(draw(4, seed))
+        started = time.perf_counter()
+        times = runner.compute_times_ms(50)
+        wall_ms = 1e3 * (time.perf_counter() - started)
+        assert len(times) == 50
+        assert min(times) > 0
+        assert sum(times) < wall_ms
+        np.testing.assert_array_equal(runner(draw(4, 9)), expected(draw(4, 9)))
+        runner(draw(1, 1))
+        assert len(runner.compute_times_ms(5)) == 5
+
+
+def test_a_build_folder_runs_here():
+    """UFOVIT_BUILD names a build for this GPU: the engine itself is opened and agrees with the FP32 graph about its image."""
+    folder = os.environ.get("UFOVIT_BUILD")
+    if not folder:
+        pytest.skip("UFOVIT_BUILD is not set: name a build folder for this GPU")
+    opened = open_runner(Path(folder))
+    assert opened.name == "trt", opened.notes
+    with opened.runner:
+        images = np.repeat(opened.golden.tensor[None], opened.batch.max, axis=0)
+        first, *others = opened.runner(images)
+        np.testing.assert_allclose(others, [first] * len(others), rtol=1e-2, atol=1e-2)
+        np.testing.assert_array_equal(opened.runner(images)[0], first)
+    reference = Path(folder) / opened.manifest.onnx.file
+    if reference.exists():
+        assert OrtRunner(reference)(images[:1]).argmax() == first.argmax()
 
 
 def test_threads_with_clones(engine, memory):

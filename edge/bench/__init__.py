@@ -1,0 +1,1 @@
+"""How fast a build answers on this machine: latency, throughput, memory, power, and against another build."""

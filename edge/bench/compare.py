@@ -1,0 +1,87 @@
+"""Which of two is faster, when both share a machine that does other things too: run in turn, compared pair by pair.
+
+The runs go A B, B A, A B, ...: a slow drift of the machine, a fan or a neighbour, meets both alike, and so does what a run
+leaves in the caches for the next. The figure is the ratio of the medians, A's over B's: below 1, A is faster.
+
+Its interval is a bootstrap over the pairs (percentiles of resampled ratios; Efron, Annals of Statistics 7, 1979). Neighbouring
+pairs are alike, because what disturbs a machine lasts longer than a run, and resampling single pairs would make the interval
+too narrow: blocks of pairs are drawn instead, about n^(1/3) long, on a circle (Politis and Romano, 1992). The seed is fixed, so
+that the same times give the same interval.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from calib.errors import InputError
+from edge.bench.latency import Clock, Float64, Plan
+
+LEVEL = 0.95
+RESAMPLES = 4000
+PAUSE_S = 0.002
+"""Before every run: the idle threads of one library's pool spin for a while and would take cores from the other's run."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median time of A in units of that of B, and the ends of its interval at `level` over `runs` pairs."""
+
+    ratio: float
+    low: float
+    high: float
+    level: float
+    runs: int
+
+
+def interleave(
+    first: Callable[[], object],
+    second: Callable[[], object],
+    plan: Plan,
+    clock: Clock,
+    pause: Callable[[float], object] = time.sleep,
+) -> tuple[Float64, Float64]:
+    """Times (n,), milliseconds, of both, run in turn: A B B A A B ... Warm-up and length as the plan says, in pairs."""
+    for _ in range(plan.warm_up):
+        first()
+        second()
+    times: tuple[list[float], list[float]] = ([], [])
+    works = (first, second)
+    begin = end = clock()
+    while len(times[0]) < plan.runs or end - begin < plan.duration_s:
+        order = (0, 1) if len(times[0]) % 2 == 0 else (1, 0)
+        for which in order:
+            pause(PAUSE_S)
+            start = clock()
+            works[which]()
+            end = clock()
+            times[which].append(end - start)
+    return 1e3 * np.array(times[0], np.float64), 1e3 * np.array(times[1], np.float64)
+
+
+def median_ratio(first: Float64, second: Float64, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Ratio:
+    """Ratio of the medians of paired times (n,), with its interval; see the top of this file.
+
+    Raises InputError unless there are as many of one as of the other, two at least, and all are positive numbers.
+    """
+    n = len(first)
+    sound = n == len(second) and n >= 2 and np.isfinite(first).all() and np.isfinite(second).all()
+    if not sound or min(first.min(), second.min()) <= 0:
+        raise InputError("no pairs of times", found=f"{n} and {len(second)}", allowed="two pairs or more, all positive")
+    ratio = float(np.median(first) / np.median(second))
+    drawn = _blocks(n, resamples, seed)
+    ratios = np.median(first[drawn], axis=1) / np.median(second[drawn], axis=1)
+    low, high = (float(v) for v in np.quantile(ratios, ((1 - level) / 2, (1 + level) / 2)))
+    return Ratio(ratio, min(low, ratio), max(high, ratio), level, n)
+
+
+def _blocks(n: int, resamples: int, seed: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """Indices (resamples, n) of pairs, drawn in blocks on a circle."""
+    length = max(1, round(n ** (1 / 3)))
+    count = -(-n // length)
+    starts = np.random.default_rng(seed).integers(0, n, (resamples, count))
+    indices = (starts[:, :, None] + np.arange(length)) % n
+    return indices.reshape(resamples, count * length)[:, :n]

@@ -1,0 +1,168 @@
+"""Measure an opened build, alone or in turn with another one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+
+import numpy as np
+
+from calib.errors import InputError
+from edge.bench.compare import interleave, median_ratio
+from edge.bench.energy import PowerSampler
+from edge.bench.latency import FEW, Clock, Latency, Plan, summarize, time_runs
+from edge.bench.machine import Machine, this_machine
+from edge.bench.memory import Resident, measure_memory
+from edge.bench.power import PowerMonitor
+from edge.bench.report import IMAGE, BatchResult, BenchReport, ComparisonReport, PairResult, measured
+from edge.progress import Progress
+from edge.runtime.opened import Opened
+from edge.runtime.runner import Images
+from edge.runtime.trt import TrtRunner
+from engines.spec import BatchRange
+
+DEFAULT_BATCHES = (1, 2, 4, 8)
+_COPIES = (
+    "latency is from array to array, copies included; compute is the engine alone between two CUDA events, copies excluded"
+)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How it is measured.
+
+    Attributes:
+        plan: how long.
+        threads: of a runner on the CPU, as it was opened; 0 for every core.
+        clock: seconds; what runs are timed with.
+        pause: waits before every run of a comparison, seconds.
+    """
+
+    plan: Plan
+    threads: int = 0
+    clock: Clock = time.perf_counter
+    pause: Callable[[float], object] = time.sleep
+
+
+def choose_batches(asked: Sequence[int] | None, *ranges: BatchRange) -> tuple[int, ...]:
+    """Batch sizes to measure: those asked for, which every range must hold, else the usual ones that every range holds.
+
+    Raises InputError for a size that a build does not take, and where no size fits all.
+    """
+    low, high = max(r.min for r in ranges), min(r.max for r in ranges)
+    if low > high:
+        raise InputError("the builds have no batch size in common", found=", ".join(f"{r.min} to {r.max}" for r in ranges))
+    for batch in asked or ():
+        if not low <= batch <= high:
+            raise InputError(
+                "the build takes no such batch",
+                found=batch,
+                allowed=f"{low} to {high}",
+                next_command="choose another --batch; an engine's range is that of ufovit build --batch MIN,OPT,MAX",
+            )
+    return tuple(asked or (b for b in DEFAULT_BATCHES if low <= b <= high)) or (low,)
+
+
+def bench(
+    opened: Opened,
+    batches: Sequence[int],
+    conditions: Conditions,
+    *,
+    monitor: PowerMonitor | str,
+    before: Resident,
+    progress: Progress,
+) -> BenchReport:
+    """Measure every batch size in turn.
+
+    Args:
+        opened: the build.
+        batches: sizes that it takes.
+        conditions: how.
+        monitor: what tells the power, or why nothing does; it is closed at the end.
+        before: this process's memory before the build was opened.
+        progress: told of every batch size.
+    """
+    plan, machine, results = conditions.plan, this_machine(opened.runner), []
+    with PowerSampler(monitor, conditions.clock) as power:
+        for batch in batches:
+            with progress.task(f"batch {batch}"):
+                timed = time_runs(partial(opened.runner, _images(opened, batch)), plan, conditions.clock)
+                energy = power.energy(timed.begin_s, timed.end_s, batch * len(timed.times_ms))
+                latency, compute = summarize(timed.times_ms), _compute(opened, plan.runs)
+                results.append(BatchResult(batch, latency, compute, timed.per_second(batch), energy))
+    return BenchReport(
+        created=_now(),
+        build=measured(opened),
+        machine=machine,
+        image=IMAGE,
+        threads=conditions.threads,
+        warm_up=plan.warm_up,
+        results=tuple(results),
+        memory=measure_memory(before, opened.runner),
+        power=power.why,
+        notes=_notes(machine, plan, opened),
+    )
+
+
+def compare(
+    first: Opened, second: Opened, batches: Sequence[int], conditions: Conditions, progress: Progress
+) -> ComparisonReport:
+    """Measure two builds in turn, on one image. Raises InputError where they take images of different sizes."""
+    shapes = [opened.golden.tensor.shape for opened in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            "the builds take images of different sizes",
+            found=" and ".join(str(shape) for shape in shapes),
+            allowed="two builds of one --image-size",
+        )
+    plan, machine, results = conditions.plan, this_machine(first.runner), []
+    for batch in batches:
+        with progress.task(f"batch {batch}"):
+            images = _images(first, batch)
+            works = (partial(first.runner, images), partial(second.runner, images))
+            times = interleave(*works, plan, conditions.clock, conditions.pause)
+            results.append(PairResult(batch, median_ratio(*times), summarize(times[0]), summarize(times[1])))
+    return ComparisonReport(
+        created=_now(),
+        first=measured(first),
+        second=measured(second),
+        machine=machine,
+        image=IMAGE,
+        threads=conditions.threads,
+        warm_up=plan.warm_up,
+        results=tuple(results),
+        notes=_notes(machine, plan, first, second),
+    )
+
+
+def _images(opened: Opened, batch: int) -> Images:
+    return np.repeat(opened.golden.tensor[None], batch, axis=0)
+
+
+def _compute(opened: Opened, runs: int) -> Latency | None:
+    """Of the engine alone, for the batch that was just run."""
+    if not isinstance(opened.runner, TrtRunner):
+        return None
+    return summarize(np.array(opened.runner.compute_times_ms(runs), np.float64))
+
+
+def _notes(machine: Machine, plan: Plan, *builds: Opened) -> tuple[str, ...]:
+    notes = list(dict.fromkeys(note for opened in builds for note in opened.notes))
+    if any(isinstance(opened.runner, TrtRunner) for opened in builds):
+        notes.append(_COPIES)
+    if any(opened.manifest.random_weights for opened in builds):
+        notes.append("RANDOM WEIGHTS: speed, never accuracy")
+    if plan.runs < FEW and not plan.duration_s:
+        notes.append(f"p99 of {plan.runs} runs is little more than the slowest of them")
+    if machine.busy:
+        notes.append(
+            f"the machine was busy (load {machine.load:.1f} on {machine.cores} cores): compare ratios, not milliseconds"
+        )
+    return tuple(notes)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

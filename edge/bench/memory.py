@@ -1,0 +1,63 @@
+"""Memory of this process as Linux tells it, and of the device as CUDA tells it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.runtime.runner import Runner
+from edge.runtime.trt import TrtRunner
+
+STATUS = Path("/proc/self/status")
+_KIB = 1024
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Memory of a process that is in RAM, bytes: now, and the most since it began. None where the system does not tell."""
+
+    now_bytes: int | None
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory, bytes, None where nobody tells.
+
+    Attributes:
+        before_bytes: resident memory of this process before the build was opened: Python and its libraries.
+        after_bytes: the same after the last run; `peak_bytes` is the most there was since the process began.
+        device_used_bytes: taken on the GPU at the end, by all programs together; a Jetson's is that of the CPU, too.
+        device_total_bytes: what the GPU has.
+    """
+
+    before_bytes: int | None
+    after_bytes: int | None
+    peak_bytes: int | None
+    device_used_bytes: int | None = None
+    device_total_bytes: int | None = None
+
+
+def resident(status: Path = STATUS) -> Resident:
+    """Resident memory, from VmRSS and VmHWM of /proc/PID/status (proc(5))."""
+    try:
+        lines = status.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return Resident(None, None)
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return Resident(_bytes(fields.get("VmRSS", "")), _bytes(fields.get("VmHWM", "")))
+
+
+def _bytes(text: str) -> int | None:
+    """Bytes of "1234 kB"."""
+    number, _, unit = text.strip().partition(" ")
+    return int(number) * _KIB if number.isascii() and number.isdigit() and unit.strip() == "kB" else None
+
+
+def measure_memory(before: Resident, runner: Runner, status: Path = STATUS) -> Memory:
+    """Memory now, beside what it was before the runner was opened."""
+    after = resident(status)
+    if not isinstance(runner, TrtRunner):
+        return Memory(before.now_bytes, after.now_bytes, after.peak_bytes)
+    device = runner.memory
+    return Memory(before.now_bytes, after.now_bytes, after.peak_bytes, device.bytes_in_use(), device.total_bytes)

@@ -1,0 +1,75 @@
+"""`--json`: one JSON object per line for programs. `type` is "start" first, "result" for each answer, "summary" last.
+
+    start     model, precision, target, engine_sha256, verdict (of the build), runner, ran_on, source, labels, random_weights
+result    number, frame           results before this one; frames of the source before this one
+          time                    ISO 8601, UTC, when the answer was there
+          width, height           of the picture, pixels
+          top                     [{index, label, probability}], most probable first
+          latency_ms              {capture, preprocess, inference, postprocess, age}
+          dropped, fps            so far; results per second over the last seconds
+summary   ended, seconds, given, results, dropped, bad, not_finite, lost, reconnected, fps
+          latency_ms              {part: {p50, p95, p99, max}}
+          error                   a sentence, null where the source ended cleanly
+          audit                   {compared, agreed, skipped, saved}, null without --audit
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import IO, Any
+
+from edge.camera.frame import Result
+from edge.camera.loop import Summary
+
+
+def result_fields(result: Result, now: datetime) -> dict[str, Any]:
+    """One result."""
+    height, width = result.frame.pixels.shape[:2]
+    return {
+        "type": "result",
+        "number": result.number,
+        "frame": result.frame.number,
+        "time": now.isoformat(timespec="milliseconds"),
+        "width": width,
+        "height": height,
+        "top": [{**asdict(answer), "probability": round(answer.probability, 6)} for answer in result.top],
+        "latency_ms": {name.removesuffix("_ms"): round(value, 3) for name, value in asdict(result.latency).items()},
+        "dropped": result.dropped,
+        "fps": round(result.fps, 2),
+    }
+
+
+def summary_fields(summary: Summary, audit: dict[str, int] | None) -> dict[str, Any]:
+    """The last line."""
+    fields = {name: value for name, value in vars(summary).items() if name not in ("latency", "error")}
+    latency = {
+        part.removesuffix("_ms"): {name.removesuffix("_ms"): round(value, 3) for name, value in asdict(values).items()}
+        for part, values in summary.latency.items()
+    }
+    error = None if summary.error is None else str(summary.error)
+    rounded = {"seconds": round(summary.seconds, 3), "fps": round(summary.fps, 2)}
+    return {"type": "summary", **fields, **rounded, "latency_ms": latency, "error": error, "audit": audit}
+
+
+class JsonLines:
+    """Work of a `Background`: writes each result to a stream. Raises BrokenPipeError when nobody reads any more."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def begin(self) -> None:
+        """See `Work`."""
+
+    def take(self, result: Result) -> None:
+        """See `Work`."""
+        self.write(result_fields(result, datetime.now(timezone.utc)))
+
+    def end(self) -> None:
+        """See `Work`."""
+
+    def write(self, fields: dict[str, Any]) -> None:
+        """One line, at once."""
+        self._stream.write(json.dumps(fields, allow_nan=False) + "\n")
+        self._stream.flush()

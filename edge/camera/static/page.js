@@ -1,0 +1,240 @@
+// The page: what the streams tell, written into the document. Nothing is asked of any other machine.
+
+import { Chart } from "./charts.js";
+import { Figures, Pictures } from "./stream.js";
+
+const SPEAK_MS = 4000; // a screen reader hears of a new answer at most so often
+const STEADY_MS = 1000; // and only of one that stayed so long
+const LONG_LABEL = 14;
+
+const at = (id) => document.getElementById(id);
+const picture = new Pictures(at("picture"));
+const figures = new Figures(["about", "history", "result", "second", "end"], heard, () => ended || tell("lost"));
+
+let about = { labels: [], parts: [], kept_s: 300 };
+let rows = [];
+let paused = false;
+let ended = false;
+let anything = false; // a result came since the connection was made
+let quiet = 0;
+let spoken = { label: "", at: -SPEAK_MS, since: 0, said: "" };
+
+const cell = (part, share) => (row) => row[2 + 2 * about.parts.indexOf(part) + share];
+const sumUpTo = (count) => (row) => {
+  const values = about.parts.slice(0, count).map((part) => cell(part, 0)(row));
+  return values.includes(null) ? null : values.reduce((sum, value) => sum + value, 0);
+};
+const stacked = () => about.parts.filter((part) => part !== "age");
+
+const charts = [
+  new Chart(at("age-chart"), (row) => cell("age", 1)(row), (chart) => {
+    chart.area(cell("age", 0), cell("age", 1), "age", 0.28);
+    chart.line(cell("age", 0), "age");
+  }),
+  new Chart(at("fps-chart"), (row) => row[1], (chart) => {
+    chart.area(() => 0, (row) => row[1], "fps", 0.14);
+    chart.line((row) => row[1], "fps");
+  }),
+  new Chart(at("parts-chart"), (row) => sumUpTo(stacked().length)(row), (chart) => {
+    stacked().forEach((part, place) => chart.area(sumUpTo(place), sumUpTo(place + 1), part, 0.85));
+  }),
+];
+
+function write(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+function percent(share) {
+  if (share === null || share === undefined) return "–";
+  if (share > 0 && share < 0.01) return "<1 %";
+  return `${share > 0.99 && share < 1 ? Math.floor(share * 1000) / 10 : Math.round(share * 100)} %`;
+}
+
+function ms(value) {
+  if (value === null || value === undefined) return "–";
+  return value < 10 ? value.toFixed(2) : value < 100 ? value.toFixed(1) : value.toFixed(0);
+}
+
+/** What state the picture is in: in words, in colour, and over the picture. */
+function tell(state) {
+  const shown = paused && state !== "lost" && state !== "ended" ? "paused" : state;
+  const words = {
+    connecting: ["Connecting", "Connecting to the camera"],
+    waiting: ["No answer yet", "Waiting for the first picture"],
+    live: ["Live", ""],
+    paused: ["Paused", "Paused: this picture does not move"],
+    stale: ["No new picture", `No new picture for ${Math.round(quiet)} s`],
+    late: ["Picture late", "The picture does not get through: the answer is newer"],
+    lost: ["No connection", "No connection to the camera, trying again"],
+    ended: ["Stopped", "The camera was stopped"],
+  }[shown];
+  document.body.dataset.state = shown;
+  write(at("state"), words[0]);
+  write(at("banner"), words[1]);
+  at("banner").hidden = !words[1];
+}
+
+function bar(name) {
+  const item = document.createElement("li");
+  for (const part of ["name", "track", "share"]) {
+    const node = item.appendChild(document.createElement(part === "track" ? "div" : "span"));
+    node.className = part;
+    if (part === "track") node.appendChild(document.createElement("div")).className = "fill";
+  }
+  write(item.firstChild, name);
+  return item;
+}
+
+function drawBars(pairs, leader) {
+  const list = at("bars");
+  while (list.children.length > pairs.length) list.lastChild.remove();
+  pairs.forEach(([name, share], place) => {
+    const item = list.children[place] ?? list.appendChild(bar(name));
+    write(item.querySelector(".name"), name);
+    write(item.querySelector(".share"), percent(share));
+    item.querySelector(".fill").style.setProperty("--share", share ?? 0);
+    item.classList.toggle("leads", place === leader);
+  });
+}
+
+function speak(label, share) {
+  const now = performance.now();
+  if (label !== spoken.label) spoken = { ...spoken, label, since: now };
+  if (label !== spoken.said && now - spoken.since > STEADY_MS && now - spoken.at > SPEAK_MS) {
+    spoken = { ...spoken, said: label, at: now };
+    write(at("spoken"), `${label}, ${percent(share)}`);
+    at("picture").setAttribute("aria-label", `Live picture of the camera: ${label}`);
+  }
+}
+
+function showResult(result) {
+  anything = true;
+  if (paused) return;
+  picture.expect(result.number);
+  const [label, share] = result.top[0] ?? ["–", null];
+  write(at("label"), share === null ? "No number" : label);
+  at("label").title = label;
+  write(at("sure"), percent(share));
+  if (about.labels.length) {
+    const leader = share === null ? -1 : result.shares.indexOf(Math.max(...result.shares));
+    drawBars(about.labels.map((name, place) => [name, result.shares[place]]), leader);
+  } else {
+    drawBars(result.top, 0);
+  }
+  write(at("dropped"), String(result.dropped));
+  speak(label, share);
+  if (!picture.late()) tell("live");
+}
+
+function showFacts(list, pairs) {
+  const written = JSON.stringify(pairs);
+  if (list.dataset.written === written) return;
+  list.dataset.written = written;
+  list.replaceChildren(...pairs.flatMap(([name, text]) => {
+    const term = document.createElement("dt");
+    const value = document.createElement("dd");
+    term.textContent = name;
+    value.textContent = text;
+    return [term, value];
+  }));
+}
+
+function showState(state) {
+  quiet = state.quiet_s ?? 0;
+  showFacts(at("notes"), state.notes);
+  at("notes-section").hidden = !state.notes.length;
+  if (state.quiet_s === null) tell("waiting");
+  else if (state.stale) tell("stale");
+  else tell(picture.late() ? "late" : "live");
+}
+
+function showAbout(news) {
+  about = news;
+  ended = false;
+  anything = false;
+  const identity = new Map(news.identity);
+  const model = [identity.get("model"), identity.get("precision")].filter(Boolean).join(" · ");
+  write(at("title"), model || "ufovit camera");
+  document.title = model ? `${model} · ufovit camera` : "ufovit camera";
+  const verdict = identity.get("verdict");
+  at("verdict").hidden = !verdict;
+  if (verdict) {
+    const word = verdict.split(":")[0].trim().slice(0, 24);
+    write(at("verdict"), `Verdict: ${word}`);
+    at("verdict").className = `badge ${["pass", "fail", "inconclusive"].find((known) => word.toLowerCase().startsWith(known)) ?? ""}`;
+  }
+  write(at("stamp"), identity.get("weights") ?? ""); // drawn weights are said before anything else
+  at("stamp").hidden = !identity.has("weights");
+  showFacts(at("identity"), news.identity);
+  at("label").classList.toggle("long", news.longest > LONG_LABEL); // once for all: a size that changes is no calm sight
+  at("bars").classList.toggle("many", news.labels.length > 5);
+  at("bars").replaceChildren();
+  at("parts").replaceChildren(...news.parts.map(tableRow));
+  showState(news);
+  if (!paused) picture.start();
+}
+
+function tableRow(part) {
+  const row = document.createElement("tr");
+  const name = row.appendChild(document.createElement("th"));
+  name.scope = "row";
+  if (part !== "age") name.appendChild(document.createElement("span")).className = `swatch ${part}`;
+  name.append(part === "age" ? "delay in all" : part);
+  for (const share of ["p50", "p95"]) row.appendChild(document.createElement("td")).className = `n ${share}`;
+  return row;
+}
+
+function showSpeed() {
+  charts.forEach((chart) => chart.show(rows));
+  const row = rows[rows.length - 1];
+  if (!row) return;
+  write(at("fps"), row[1] === null ? "–" : row[1] < 10 ? row[1].toFixed(1) : row[1].toFixed(0));
+  write(at("inference"), ms(cell("inference", 0)(row)));
+  write(at("age50"), ms(cell("age", 0)(row)));
+  write(at("age95"), ms(cell("age", 1)(row)));
+  about.parts.forEach((part, place) => {
+    const cells = at("parts").children[place].querySelectorAll("td");
+    write(cells[0], ms(cell(part, 0)(row)));
+    write(cells[1], ms(cell(part, 1)(row)));
+  });
+  const [age, fps, parts] = charts.map((chart) => chart.canvas);
+  age.setAttribute("aria-label", `Delay from picture to answer: now p50 ${ms(cell("age", 0)(row))}, p95 ${ms(cell("age", 1)(row))} milliseconds`);
+  fps.setAttribute("aria-label", `Results per second: now ${row[1]}`);
+  parts.setAttribute("aria-label", `Parts of the latency, p50: ${stacked().map((part) => `${part} ${ms(cell(part, 0)(row))}`).join(", ")} milliseconds`);
+}
+
+function heard(name, value) {
+  if (name === "about") showAbout(value);
+  else if (name === "history") rows = value;
+  else if (name === "result") showResult(value);
+  else if (name === "second") {
+    rows = [...rows, value.row].slice(-about.kept_s);
+    showState(value);
+  } else if (name === "end") {
+    ended = true;
+    tell("ended");
+  }
+  if (name === "history" || name === "second") showSpeed();
+}
+
+at("pause").addEventListener("click", () => {
+  paused = !paused;
+  at("pause").setAttribute("aria-pressed", String(paused));
+  write(at("pause"), paused ? "Resume" : "Pause");
+  if (paused) picture.stop();
+  else picture.start();
+  tell(anything ? "live" : "waiting");
+});
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) {
+    figures.stop(); // a page that nobody sees costs the camera nothing
+    picture.stop();
+  } else {
+    tell("connecting");
+    figures.start();
+  }
+});
+
+tell("connecting");
+figures.start();

@@ -1,0 +1,72 @@
+"""Where the time goes: percentiles over the last results, and the rate of the last seconds, in bounded memory."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import astuple, dataclass, fields
+
+import numpy as np
+
+from edge.camera.frame import Latency
+
+WINDOW = 1024
+"""Results that percentiles speak of."""
+RATE_S = 3.0
+"""Seconds that a rate speaks of."""
+PARTS = tuple(field.name for field in fields(Latency))
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Of one part, milliseconds, over the last results."""
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+class Timings:
+    """The latencies of the last `window` results; may be asked on another thread than it is told."""
+
+    def __init__(self, window: int = WINDOW) -> None:
+        self._ring = np.zeros((window, len(PARTS)))
+        self._count = 0
+        self._lock = threading.Lock()
+
+    @property
+    def count(self) -> int:
+        """Results so far."""
+        return self._count
+
+    def add(self, latency: Latency) -> None:
+        """Note one result."""
+        with self._lock:
+            self._ring[self._count % len(self._ring)] = astuple(latency)
+            self._count += 1
+
+    def percentiles(self) -> dict[str, Percentiles]:
+        """Field of `Latency` -> its percentiles (linear interpolation); empty before the first result."""
+        with self._lock:
+            kept = self._ring[: min(self._count, len(self._ring))].copy()
+        if not len(kept):
+            return {}
+        values = np.percentile(kept, (50, 95, 99, 100), axis=0)
+        return {part: Percentiles(*(float(v) for v in values[:, i])) for i, part in enumerate(PARTS)}
+
+
+class Rate:
+    """Events per second over the last `RATE_S` seconds."""
+
+    def __init__(self, seconds: float = RATE_S, most: int = 4096) -> None:
+        self._times: deque[float] = deque(maxlen=most)
+        self._seconds = seconds
+
+    def add(self, now: float) -> float:
+        """Note an event at a clock time, and say the rate; 0 after the first event."""
+        self._times.append(now)
+        while len(self._times) > 2 and self._times[0] < now - self._seconds:
+            self._times.popleft()
+        span = now - self._times[0]
+        return (len(self._times) - 1) / span if span > 0 else 0.0

@@ -1,0 +1,68 @@
+"""A picture as JPEG for the page: OpenCV where it is installed, else Pillow."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+
+from calib.errors import MissingError
+from edge.preprocess import Uint8
+
+LONGEST = 640
+"""Pixels of the longer side of a picture on the page."""
+QUALITY = 75
+
+Encode = Callable[[Uint8], bytes]
+"""uint8 (H, W, 3), red, green, blue -> a JPEG file of at most LONGEST pixels a side."""
+
+
+def jpeg_encoder() -> Encode:
+    """The encoder of this machine. Raises MissingError where there is none."""
+    try:
+        import cv2  # noqa: F401  # whether it is there
+    except ImportError:
+        pass
+    else:
+        return with_opencv
+    try:
+        import PIL  # noqa: F401  # whether it is there
+    except ImportError as error:
+        raise MissingError(
+            "no JPEG encoder: neither OpenCV nor Pillow is installed", next_command="pip install 'ufovit-edge[camera]'"
+        ) from error
+    return with_pillow
+
+
+def size_on_page(height: int, width: int) -> tuple[int, int]:
+    """(height, width) with the same sides' ratio, the longer at most LONGEST; nothing is enlarged."""
+    share = min(1.0, LONGEST / max(height, width))
+    return max(1, round(height * share)), max(1, round(width * share))
+
+
+def with_opencv(pixels: Uint8) -> bytes:
+    """See `Encode`."""
+    import cv2
+
+    height, width = size_on_page(*pixels.shape[:2])
+    picture: cv2.typing.MatLike = np.ascontiguousarray(pixels)
+    if (height, width) != picture.shape[:2]:
+        picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    if not done:
+        raise ValueError(f"OpenCV wrote no JPEG of {pixels.shape}")
+    return data.tobytes()
+
+
+def with_pillow(pixels: Uint8) -> bytes:
+    """See `Encode`."""
+    from PIL import Image
+
+    height, width = size_on_page(*pixels.shape[:2])
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if (height, width) != pixels.shape[:2]:
+        image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=QUALITY)
+    return data.getvalue()

@@ -1,0 +1,215 @@
+"""`ufovit camera`: the newest picture of a camera through a build, results to terminal, programs, video and page."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from calib.errors import InputError, MissingError, VerdictError
+
+if TYPE_CHECKING:
+    from edge.camera.background import Background
+    from edge.camera.frame import Sink
+    from edge.camera.request import CameraRequest, Page
+    from edge.camera.session import Outcome, View
+
+_SOURCES = "/dev/video0 or 0, csi://0, rtsp://..., http://..., a video file, an image folder, synthetic://?size=640x480&fps=30"
+_LAST_LINES = 1024
+"""Lines that may wait for a program that reads slowly, before some are skipped."""
+
+
+def camera(  # noqa: PLR0913, PLR0917  # one parameter per option
+    build: Annotated[Path, typer.Argument(help="A build folder", show_default=False)],
+    source: Annotated[str, typer.Option(help=f"Where pictures come from: {_SOURCES}", show_default=False)],
+    runner: Annotated[str, typer.Option(help="auto, ort, openvino, trt")] = "auto",
+    serve: Annotated[
+        str | None, typer.Option(help="Serve the page; 127.0.0.1 without HOST", metavar="[HOST:]PORT", show_default=False)
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="What viewers of the page must give. Default: drawn for another HOST than loopback")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object per result on stdout; messages go to stderr")] = False,
+    record: Annotated[
+        Path | None, typer.Option(help="Write a video with the answers on it: .mp4, .mkv, .avi", show_default=False)
+    ] = None,
+    duration: Annotated[float | None, typer.Option(help="End after so many seconds", show_default=False)] = None,
+    frames: Annotated[int | None, typer.Option(help="End after so many frames through the network", show_default=False)] = None,
+    max_fps: Annotated[
+        float | None, typer.Option(help="Most frames per second through the network", show_default=False)
+    ] = None,
+    every_frame: Annotated[
+        bool, typer.Option("--every-frame", help="Of a file: each frame, as fast as the network takes them")
+    ] = False,
+    loop: Annotated[bool, typer.Option("--loop", help="Of a file: start over at its end")] = False,
+    reconnect_for: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds to wait for a lost source. Default: 60 for cameras and streams, 0 for files", show_default=False
+        ),
+    ] = None,
+    audit: Annotated[
+        int | None, typer.Option(help="Answer every Nth result again in FP32 on the CPU", metavar="N", show_default=False)
+    ] = None,
+    audit_dir: Annotated[
+        Path | None, typer.Option(help="Where frames that disagree go. Default: audit", show_default=False)
+    ] = None,
+    top: Annotated[int, typer.Option(help="Classes shown per result")] = 3,
+    threads: Annotated[int, typer.Option(help="Threads of a runner on the CPU; 0: every core")] = 0,
+    require_signature: Annotated[
+        Path | None, typer.Option(help="PEM file of the public key that must have signed the build", metavar="PUBLIC_KEY")
+    ] = None,
+) -> int:
+    """Run a build on a camera, stream, video or folder, until it ends, a limit is reached, or Ctrl-C.
+
+    Exit codes: 0 ended as asked (Ctrl-C and SIGTERM too), 1 the network answered NaN or infinity, 2 bad input, 4 something that
+    this machine lacks: no camera, a busy one, one that is gone for good.
+    """
+    from edge.camera.leaving import leaving
+    from edge.camera.loop import Limits
+    from edge.camera.request import CameraRequest
+
+    if audit_dir is not None and audit is None:
+        raise InputError("--audit-dir is about --audit", found=audit_dir, allowed="with --audit N")
+    request = CameraRequest(
+        build=build,
+        source=source,
+        runner=runner,
+        threads=threads,
+        public_key=require_signature,
+        limits=Limits(duration, frames, max_fps),
+        top_k=top,
+        every_frame=every_frame,
+        loop=loop,
+        reconnect_s=reconnect_for,
+        record=record,
+        audit=audit,
+        audit_folder=audit_dir or Path("audit"),
+        page=_page(serve, token),
+    )
+    return leaving(lambda: _run(request, _Output(as_json=json)))
+
+
+def _run(request: CameraRequest, output: _Output) -> int:
+    from edge.camera.session import run_camera
+
+    try:
+        outcome = run_camera(request, output.view())
+    except KeyboardInterrupt:  # the loop has its own; this one came while things were opened or closed
+        output.say("interrupted before the first picture, or again while closing")
+        return 0
+    output.conclude(outcome)
+    return 0 if output.gone() and outcome.summary.error is None else _exit_code(outcome)
+
+
+def _page(serve: str | None, token: str | None) -> Page | None:
+    from edge.camera.request import Page
+
+    if serve is None:
+        if token is not None:
+            raise InputError("--token is about the page", allowed="with --serve [HOST:]PORT")
+        return None
+    from edge.camera.dashboard import parse_address
+
+    return Page(*parse_address(serve), token)
+
+
+def _exit_code(outcome: Outcome) -> int:
+    """0, or what is raised says what."""
+    summary = outcome.summary
+    if summary.error is not None:
+        raise summary.error
+    if summary.not_finite:
+        raise VerdictError(
+            "the network answered with NaN or infinity",
+            found=f"{summary.not_finite} of {summary.not_finite + summary.results} frames",
+            next_command="ufovit certify on the build's model.onnx: can 16 bits hold it?",
+        )
+    if not summary.results and summary.ended != "interrupted":
+        raise MissingError("no picture came", found=summary.ended, next_command="allow more time, or look at the source")
+    return 0
+
+
+class _Output:
+    """Where results and messages go: a live view, plain lines, or JSON for programs."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        from rich.console import Console
+
+        self._json = as_json
+        self._out = Console(soft_wrap=True)
+        self._live = not as_json and self._out.is_terminal
+        self._messages = self._out if self._live else Console(stderr=True, soft_wrap=True)
+        self._lines: Background | None = None
+        self._broken = False
+
+    def view(self) -> View:
+        """For `run_camera`."""
+        from edge.camera.session import View
+
+        return View(self.say, self._sink, self._stop, self._started)
+
+    def conclude(self, outcome: Outcome) -> None:
+        """Print the summary; nothing where nobody reads any more."""
+        try:
+            if not self.gone():
+                self._print(outcome)
+        except (BrokenPipeError, SystemExit):  # the latter is rich's answer to the former
+            self._devnull()
+        if self.gone():
+            self._devnull()
+
+    def _print(self, outcome: Outcome) -> None:
+        from edge.camera.json_lines import JsonLines, summary_fields
+        from edge.camera.terminal import print_summary
+
+        if self._json:
+            audit = vars(outcome.audit) if outcome.audit is not None else None
+            JsonLines(sys.stdout).write(summary_fields(outcome.summary, audit))
+        print_summary(self._messages if self._json else self._out, outcome.summary, outcome.notes)
+        sys.stdout.flush()
+
+    def _devnull(self) -> None:
+        """Else Python complains of the closed pipe when it ends."""
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, sys.stdout.fileno())
+        os.close(descriptor)
+
+    def say(self, text: str) -> None:
+        """A message for a person."""
+        self._messages.print(text, markup=False, highlight=False)
+
+    def _started(self, fields: dict[str, object]) -> None:
+        from edge.camera.json_lines import JsonLines
+
+        if self._json:
+            try:
+                JsonLines(sys.stdout).write({"type": "start", **fields})
+            except BrokenPipeError:
+                self._broken = True
+
+    def _sink(self, title: str, notes: Callable[[], list[tuple[str, str]]], wait: bool) -> Sink:
+        from edge.camera.background import Background
+        from edge.camera.json_lines import JsonLines
+        from edge.camera.terminal import LiveView, PlainLines
+
+        if self._live:
+            return LiveView(self._out, title, notes)
+        self.say(title)
+        if self._json:
+            work: JsonLines | PlainLines = JsonLines(sys.stdout)
+        else:
+            work = PlainLines(lambda line: print(line, flush=True), notes)
+        self._lines = Background("output", work, room=_LAST_LINES if self._json else 1, wait=wait and self._json, say=self.say)
+        return self._lines
+
+    def gone(self) -> bool:
+        """Whether nobody reads the output any more."""
+        return self._broken or (self._lines is not None and isinstance(self._lines.failure, BrokenPipeError))
+
+    def _stop(self) -> str | None:
+        return "nobody reads the output any more" if self.gone() else None

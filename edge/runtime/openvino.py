@@ -1,0 +1,125 @@
+"""OpenVINO on the CPU: FP32 graphs as they are, symmetric Q/DQ graphs in INT8.
+
+On CPUs with bfloat16 arithmetic OpenVINO computes FP32 graphs in bfloat16 unless told otherwise, which costs most of the
+digits; it is told (`INFERENCE_PRECISION_HINT`). Its INT8 kernels are chosen by the Q/DQ of the graph and stay.
+
+`import openvino` sends a message to its makers through the package openvino-telemetry, if that is installed. Here the package
+is hidden from it, for which OpenVINO has a stub of its own: nothing is sent.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calib.errors import InputError, MissingError
+from edge.runtime.runner import Images, Logits, Runner, check_images
+
+INSTALL = "pip install 'ufovit-edge[openvino]'"
+_TELEMETRY = "openvino_telemetry"
+
+
+class OpenVinoRunner(Runner):
+    """Runs an ONNX file with one float32 input (B, ...) and one output on the CPU, tuned for latency.
+
+    Any thread may call it; each has a request, and so its buffers, of its own, and they share the compiled network.
+
+    Args:
+        path: the ONNX file; with `data`, what errors name.
+        threads: threads inside one request; 0 lets OpenVINO use every core.
+        data: bytes of a graph to run instead of the file.
+
+    Attributes:
+        image_shape: (3, S, S), of one image.
+        precision: in which what is not INT8 is computed, as OpenVINO states it: "f32".
+
+    Raises MissingError where OpenVINO is not installed or does not load; InputError for a file that it refuses, or that is not
+    one such input and one output.
+    """
+
+    def __init__(self, path: Path, threads: int = 0, *, data: bytes | None = None) -> None:
+        if threads < 0:
+            raise InputError("no number of threads", found=threads, allowed="0 for every core, or more")
+        self._path = path
+        core = load().Core()
+        try:
+            model = core.read_model(io.BytesIO(path.read_bytes() if data is None else data))
+        except OSError as error:
+            raise InputError("graph cannot be read", where=path, found=error.strerror) from error
+        except Exception as error:  # pybind's exceptions share no public base class
+            raise _refused(path, error) from error
+        self.image_shape = _image_shape(model, path)
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self._compiled: Any | None = core.compile_model(model, "CPU", settings)
+        except Exception as error:  # as above
+            raise _refused(path, error) from error
+        self.precision = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
+        self._requests = threading.local()
+
+    def __call__(self, images: Images, /) -> Logits:
+        """See `Runner`."""
+        compiled = self._compiled
+        if compiled is None:
+            raise InputError("the runner is closed", where=self._path)
+        check_images(images, self.image_shape)
+        request = getattr(self._requests, "request", None)
+        if request is None:
+            request = self._requests.request = compiled.create_infer_request()
+        try:
+            request.infer([images], share_inputs=True)
+        except Exception as error:  # as above
+            raise InputError(
+                "the graph does not take these images", where=self._path, found=f"{images.shape}: {_first(error)}"
+            ) from error
+        return np.array(request.get_output_tensor(0).data, np.float32)  # a copy: the request's own is overwritten
+
+    def close(self) -> None:
+        """Give the compiled network back; the requests of other threads go with the runner."""
+        self._compiled = None
+        self._requests = threading.local()
+
+
+def load() -> Any:
+    """The module `openvino`, without its telemetry. Raises MissingError."""
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault(_TELEMETRY, None)  # type: ignore[arg-type]  # None makes an import fail, by Python's own rule
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "openvino"
+        what = "openvino is not installed" if absent else "openvino does not load"
+        raise MissingError(what, found=None if absent else error, next_command=INSTALL) from error
+
+
+def _image_shape(model: Any, path: Path) -> tuple[int, ...]:
+    """Shape of one image. Raises InputError for other ends than one float32 input (B, fixed ...) and one output."""
+    ends = f"{len(model.inputs)} inputs, {len(model.outputs)} outputs"
+    if (len(model.inputs), len(model.outputs)) != (1, 1):
+        raise InputError("the graph is not one input and one output", where=path, found=ends)
+    (given,) = model.inputs
+    shape, kind = given.partial_shape, given.element_type.get_type_name()
+    fixed = not shape.rank.is_dynamic and len(shape) > 1 and not any(d.is_dynamic for d in list(shape)[1:])
+    if kind != "f32" or not fixed:
+        found, allowed = f"{kind} {shape}", "float32 (B, C, H, W), everything but B fixed"
+        raise InputError("the graph's input is no batch of images", where=path, found=found, allowed=allowed)
+    return tuple(int(d.get_length()) for d in list(shape)[1:])
+
+
+def _refused(path: Path, error: Exception) -> InputError:
+    return InputError("OpenVINO cannot load the graph", where=path, found=_first(error), allowed="an ONNX file")
+
+
+def _first(error: Exception) -> str:
+    """OpenVINO's message without the places in its own source that it begins with."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return " ".join(told or lines)[:400]

@@ -1,0 +1,251 @@
+#!/usr/bin/env python3
+"""Honest rebuilds through the gate: how many raise a false alarm, and how much of each tolerance is used?
+
+    scripts/install.sh build
+    python scripts/bench/honest_rebuilds.py --rebuilds 200 --attribute 10
+
+The shipped checkpoint is built once in INT8 for the CPU, and a baseline made of it with the default tolerances. Each rebuild
+calibrates on images of its own, a random subset of the 1,024 held-out ones, quantizes, and is judged. The export is the first
+build's, and so are certificate and folding, though other images may move a margin by some bits. Two series of gates:
+
+    calibration    every build is judged on the same test images
+    test images    each rebuild, and the baseline beside it, is judged on a random draw of all 10,000 of its own
+
+`--attribute` asks for the culprits in the first few, too; there must be none. Results are appended to results.jsonl in the
+folder `--out`, and a run goes on where one was cut off. The exit code is 1 when anything but a pass, or a culprit, was found.
+A rebuild takes 15 s of CPU time; on two cores that were busy otherwise it took a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from planted_faults import MAX_DROP, Bench, Planted, Work, build, copied, replaced
+from planted_regressions import attributed, prepare
+
+from calib.artifact import write_artifact
+from calib.files import sha256_bytes, sha256_file
+from edge import steps
+from edge.artifacts import CALIBRATION, DRIFT, FLIPS, LOGITS, MODEL
+from edge.assets import CALIBRATION_IMAGES, SHIPPED_MODEL
+from edge.data import ImageSet, open_images
+from edge.drift.compare import compare
+from edge.drift.gate import GateReport, gate
+from edge.drift.gate_baseline import pack_answers, read_baseline
+from edge.drift.gate_build import read_build
+from edge.drift.gate_tolerances import QUANTITIES
+from edge.drift.gate_update import make_baseline
+from edge.drift.logits import Logits, answers, read_logits, write_logits
+from edge.drift.stored import StoredAnswers, read_stored
+from edge.request import BuildRequest, judging_images, resolve_inputs
+from edge.runtime.ort import BATCH, OrtRunner, run_all
+from engines.manifest import read_manifest
+from engines.record import StepRecord, read_record, write_record
+from engines.targets import TARGETS
+
+SERIES = ("calibration", "test images")
+FIRST = "honest"
+
+
+def chosen(images: ImageSet, rows: np.ndarray) -> ImageSet:
+    """Some images of a set, by position."""
+    pixels, digest = images.pixels, sha256_bytes(images.sha256.encode() + rows.tobytes())
+    names = tuple(images.names[i] for i in rows)
+    return ImageSet(images.source, names, images.labels[rows], digest, lambda i: pixels(int(rows[i])))
+
+
+def draw(seed: int, rebuild: int, what: str, of: int, count: int) -> np.ndarray:
+    """Positions (count,) drawn from `of`, always the same ones for a rebuild."""
+    rng = np.random.default_rng([seed, rebuild, SERIES.index(what)])
+    return np.sort(rng.choice(of, min(count, of), replace=False)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class First:
+    """The first build, the images that others are drawn from, and its answers to all test images."""
+
+    bench: Bench
+    calibration: ImageSet
+    test: ImageSet
+    answers: Logits
+    seed: int
+
+
+def first_build(request: BuildRequest, out: Path, seed: int, calibration: Path) -> First:
+    """Build it, or take what an earlier run left. Its answers to all test images are kept beside it."""
+    bench = prepare(request, out)
+    manifest, preprocess = read_manifest(bench.honest), resolve_inputs(request).info.preprocess
+    test = judging_images(request.data, manifest.labels)
+    path = out / f"answers-{manifest.engine.sha256[:16]}.npz"
+    if not path.is_file():
+        sides = (OrtRunner(bench.honest / file) for file in (MODEL, manifest.engine.file))
+        reference, engine = (run_all(side, test.batches(preprocess, BATCH)) for side in sides)
+        write_logits(path, Logits(reference, engine, test.labels))
+    return First(bench, open_images(calibration, manifest.labels), test, read_logits(path), seed)
+
+
+def rebuild(first: First, number: int, images: int) -> Path:
+    """A build that differs from the first in its calibration images; the reference's answers are the first build's."""
+    folder = copied(first.bench, f"rebuild-{number}", CALIBRATION)
+    drawn = chosen(first.calibration, draw(first.seed, number, "calibration", len(first.calibration), images))
+    stored = read_stored(first.bench.honest)
+
+    def seen(honest: Work, request: Any, inputs: Any, *paths: Path, advance: Any) -> None:
+        honest(request, replace(inputs, calib_images=drawn), *paths, advance=advance)
+
+    def judged(honest: Work, where: Path, question: steps.Question, *, here: bool) -> Any:
+        return honest(where, replace(question, stored=stored), here=here)
+
+    with (
+        replaced(steps, "calibrate", partial(seen, steps.calibrate)),
+        replaced(steps, "engine", partial(seen, steps.engine)),
+        replaced(steps, "drift_step", partial(judged, steps.drift_step)),
+    ):
+        said = build(replace(first.bench.request, out=folder))
+    if said.startswith("refused"):
+        raise SystemExit(f"rebuild {number} was {said}")
+    return folder
+
+
+def rejudge_on_others(first: First, folder: Path, number: int, images: int) -> Path:
+    """Judge a rebuild on test images of its own, and return the first build's baseline on these."""
+    rows = draw(first.seed, number, "test images", len(first.test), images)
+    drawn, mine = chosen(first.test, rows), first.answers
+    reference, engine = mine.reference[rows], mine.engine[rows]
+    found, shared = compare(reference, engine, drawn.labels), read_stored(first.bench.honest)
+    answered = StoredAnswers(
+        folder, shared.reference, drawn.sha256, shared.preprocess_sha256, reference, sha256_bytes(reference.tobytes())
+    )
+    steps.drift_step(folder, steps.Question(drawn, True, first.bench.request.max_drop_points, answered), here=True).run(
+        lambda _share: None
+    )
+    written = {file: sha256_file(folder / file) for file in (DRIFT, LOGITS, FLIPS)}
+    write_record(folder, {**read_record(folder), "drift": StepRecord("0" * 64, written)})
+    whole = read_build(first.bench.honest)
+    classes = whole.identity.classes
+    measured = replace(
+        whole.measured,
+        top1=found.top1_engine,
+        agreement=found.agreement,
+        sqnr_db=found.sqnr_db,
+        reference_answers=pack_answers(answers(reference), classes),
+        engine_answers=pack_answers(answers(engine), classes),
+    )
+    identity = replace(whole.identity, data_sha256=drawn.sha256, images=len(drawn))
+    baseline = folder.with_suffix(".json")
+    write_artifact(baseline, make_baseline(replace(whole, identity=identity, measured=measured)))
+    return baseline
+
+
+def uses(report: GateReport) -> dict[str, float]:
+    """Quantity -> share of its tolerance that was used; of a sample, by the upper end of its interval, which decides."""
+    found = {}
+    for row in report.rows:
+        end = re.search(r"interval \[[^,]+, ([+-][\d.]+)\]", row.detail)
+        lost = row.loss if end is None else float(end[1])
+        if row.tolerance and lost is not None:
+            found[row.quantity] = lost / row.tolerance
+    return found
+
+
+def results(
+    first: First, args: argparse.Namespace, settings: dict[str, Any], known: set[int]
+) -> Iterator[list[dict[str, Any]]]:
+    """The lines of each rebuild that is not known yet, one per series."""
+    for number in range(args.rebuilds):
+        if number in known:
+            continue
+        started = time.monotonic()
+        folder = rebuild(first, number, args.calib_images)
+        reports = [gate(folder, first.bench.baseline)]
+        planted = Planted(folder, "", first.bench.baseline)
+        seconds = [time.monotonic() - started]
+        attribution = attributed(planted, first.bench) if number < args.attribute else None
+        started = time.monotonic()
+        other = rejudge_on_others(first, folder, number, args.images)
+        reports.append(gate(folder, other))
+        seconds.append(time.monotonic() - started)
+        culprits = None if attribution is None else [culprit.found for culprit in attribution.culprits]
+        lines = []
+        for series, report, spent in zip(SERIES, reports, seconds, strict=True):
+            line = {"settings": settings, "rebuild": number, "series": series, "verdict": report.verdict}
+            lines.append({**line, "reason": report.reason, "uses": uses(report), "seconds": spent, "culprits": None})
+        lines[0]["culprits"] = culprits
+        yield lines
+        shutil.rmtree(folder)
+        other.unlink()
+
+
+def summary(lines: list[dict[str, Any]]) -> bool:
+    """Print what the lines say, as Markdown; whether there was an alarm."""
+    head = ("series", "rebuilds", "pass", "inconclusive", "fail", "largest use of a tolerance", "s each")
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for series in SERIES:
+        own = [line for line in lines if line["series"] == series]
+        verdicts = Counter(line["verdict"] for line in own)
+        quantities = sorted({quantity for line in own for quantity in line["uses"]})
+        largest = {quantity: max(line["uses"].get(quantity, 0.0) for line in own) for quantity in quantities}
+        used = ", ".join(f"{quantity} {share:.0%}" for quantity, share in largest.items())
+        counts = " | ".join(str(verdicts[name]) for name in ("pass", "inconclusive", "fail"))
+        print(f"| {series} | {len(own)} | {counts} | {used} | {np.mean([line['seconds'] for line in own] or [0]):.1f} |")
+    attributions = [line["culprits"] for line in lines if line["culprits"] is not None]
+    named = [found for culprits in attributions for found in culprits]
+    print(f"\nAttribution: {len(named)} culprits in {len(attributions)} rebuilds.", *named, sep="\n")
+    alarms = [line for line in lines if line["verdict"] != "pass"]
+    for line in alarms:
+        print(f"rebuild {line['rebuild']}, {line['series']}: {line['verdict']}: {line['reason']}")
+    return bool(alarms or named)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Honest rebuilds through the gate: are there false alarms?")
+    parser.add_argument("--rebuilds", type=int, default=200)
+    parser.add_argument("--calib-images", type=int, default=128)
+    parser.add_argument("--images", type=int, default=1000, help="test images that judge")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--attribute", type=int, default=0, metavar="N", help="look for culprits in the first N rebuilds")
+    parser.add_argument("--out", type=Path, default=Path("build/honest"))
+    args = parser.parse_args()
+    request = BuildRequest(
+        SHIPPED_MODEL, "int8", TARGETS["cpu"], args.out / FIRST, calib_images=args.calib_images, eval_images=args.images,
+        max_drop_points=MAX_DROP,
+    )  # fmt: skip
+    sys.exit(1 if run(request, args, CALIBRATION_IMAGES) else 0)
+
+
+def run(request: BuildRequest, args: argparse.Namespace, calibration: Path) -> bool:
+    """Rebuild until there are as many results as asked for, and sum them up; whether there was an alarm."""
+    first = first_build(request, args.out, args.seed, calibration)
+    seal = read_baseline(first.bench.baseline, QUANTITIES).seal
+    settings = {"calib_images": args.calib_images, "images": args.images, "seed": args.seed, "baseline": seal}
+    path = args.out / "results.jsonl"
+    old = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = [line for line in old if line["settings"] == settings and line["rebuild"] < args.rebuilds]
+    known = {line["rebuild"] for line in lines}
+    print(f"{len(known)} of {args.rebuilds} rebuilds are there already", file=sys.stderr)
+    with path.open("a") as stream:
+        for new in results(first, args, settings, known):
+            lines += new
+            stream.write("".join(json.dumps(line) + "\n" for line in new))
+            stream.flush()
+            print(f"rebuild {new[0]['rebuild']}: {', '.join(line['verdict'] for line in new)}", file=sys.stderr)
+    return summary(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""Faults as they happen in real builds; `planted_regressions.py` shows what the gate and the attribution make of them.
+
+Each function takes the bench and a name, and makes the faulty build: the honest folder is copied, without the file of the step
+where such a fault happens, and built again with that step's function wrapped so that it plants the fault. Later steps run as
+ever, so that every digest fits, as it would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from calib.errors import UfovitError
+from calib.files import sha256_bytes, write_bytes
+from calib.qdq import serialize
+from calib.table import TensorScale, load_table, save_table
+from edge import finished, pipeline, steps
+from edge.artifacts import CALIBRATION, DRIFT, FOLDED, MANIFEST, QUANTIZED, REFINED, TYPED
+from edge.data import ImageSet
+from edge.drift.gate_update import update
+from edge.flow import Step
+from edge.progress import Silent
+from edge.request import BuildRequest, judging_images, resolve_inputs
+from edge.steps import judging
+
+MAX_DROP = 2.0  # points: with fewer than 10,000 images the default of 0.5 may be inconclusive, honest or not
+OTHER_MEAN = (0.485, 0.456, 0.406)  # of ImageNet: what a copied recipe brings
+COSTLIEST = "stem.5/Gelu_output"  # what the layer reads that makes most of the shipped network's noise
+Work = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The honest build, its request and its baseline."""
+
+    request: BuildRequest
+    out: Path
+
+    @property
+    def honest(self) -> Path:
+        """Folder of the honest build."""
+        return self.out / "honest"
+
+    @property
+    def baseline(self) -> Path:
+        """File of its baseline."""
+        return self.out / "baseline.json"
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A faulty build. `folder` and `said` are what the build left and said; `swapped`: the judged side gets BGR."""
+
+    folder: Path | None
+    said: str
+    baseline: Path
+    images: ImageSet | None = None
+    swapped: bool = False
+
+
+# --- how a step is wrapped
+
+
+@contextlib.contextmanager
+def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """A name of a module is another thing in this block."""
+    kept = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, kept)
+
+
+def quietly() -> contextlib.AbstractContextManager[None]:
+    """No report is drawn: nobody looks at it."""
+    return replaced(steps, "report_step", lambda _workspace: Step("report", {}, (), lambda _advance: None))
+
+
+def copied(bench: Bench, name: str, first: str, source: Path | None = None) -> Path:
+    """A copy of a build, the honest one by default, that lacks the file `first`: a build starts over with the step that writes
+    it. Files are links: no step writes into one."""
+    folder = bench.out / slug(name)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source or bench.honest, folder, copy_function=os.link)
+    (folder / first).unlink()
+    return folder
+
+
+def slug(name: str) -> str:
+    """The name of a fault as that of a file."""
+    return "".join(letter if letter.isalnum() else "-" for letter in name)
+
+
+def rebuilt(bench: Bench, name: str, first: str, **works: Work) -> Planted:
+    """The honest build made anew from the file `first` on; works stand in for steps: work(honest step, *its arguments)."""
+    folder = copied(bench, name, first)
+    with contextlib.ExitStack() as stack:
+        for step, work in works.items():
+            stack.enter_context(replaced(steps, step, partial(work, getattr(steps, step))))
+        return Planted(folder, build(replace(bench.request, out=folder)), bench.baseline)
+
+
+def build(request: BuildRequest) -> str:
+    """Run a build; what it said, in a few words."""
+    with quietly():
+        try:
+            return f"ran through: {pipeline.run(request, Silent()).verdict}"
+        except UfovitError as error:
+            return f"refused: {str(error).splitlines()[0]}"
+
+
+def rejudged(bench: Bench, folder: Path, data: Path | None = None) -> None:
+    """Judge a build anew, on the budget of the honest one."""
+    request = finished.JudgeRequest(folder, data, max_drop_points=bench.request.max_drop_points)
+    with quietly():
+        finished.rejudge(request, Silent())
+
+
+# --- the faults
+
+
+def larger_scale(bench: Bench, name: str, factor: float, tensor: str = COSTLIEST) -> Planted:
+    """One activation's scale in the calibration table, a multiple of what the images gave."""
+
+    def work(_honest: Work, _request: Any, _inputs: Any, _model: Path, refined: Path, table: Path, *, advance: Any) -> None:  # noqa: ARG001
+        shutil.copy(bench.honest / REFINED, refined)
+        found = load_table(bench.honest / CALIBRATION)
+        old = found.tensors[tensor]
+        new = TensorScale.from_amax(factor * old.amax, tensor, old.method)
+        save_table(table, replace(found, tensors={**found.tensors, tensor: new}))
+
+    return rebuilt(bench, name, CALIBRATION, calibrate=work)
+
+
+def edit_graph(path: Path, names: Callable[[str], bool], change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Change constants of an ONNX file, by name; their shapes and types stay. Raises KeyError where none is meant."""
+    model = onnx.load(path)
+    found = [tensor for tensor in model.graph.initializer if names(tensor.name)]
+    if not found:
+        raise KeyError(f"{path}: none of its constants is meant")
+    for tensor in found:
+        values = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array(np.asarray(change(values.copy()), values.dtype), tensor.name))
+    write_bytes(path, serialize(model))
+
+
+def zeroed_channel(bench: Bench, name: str, weight: str = "stem.9.weight", channel: int = 17) -> Planted:
+    """The weights of one output channel are lost when the graph is quantized."""
+
+    def zero(values: np.ndarray) -> np.ndarray:
+        values[channel] = 0
+        return values
+
+    def work(honest: Work, request: Any, model: Path, table: Path, quantized: Path, *, advance: Any) -> None:
+        honest(request, model, table, quantized, advance=advance)
+        edit_graph(quantized, lambda constant: constant == f"{weight}_quantized", zero)
+
+    return rebuilt(bench, name, QUANTIZED, quantize=work)
+
+
+def other_mean_in_manifest(bench: Bench, name: str) -> Planted:
+    """The engine's manifest says another mean than the graph."""
+
+    def work(honest: Work, request: Any, inputs: Any, graph: Path, *, advance: Any) -> None:
+        other = replace(inputs.info, preprocess=replace(inputs.info.preprocess, mean=OTHER_MEAN))
+        honest(request, replace(inputs, info=other), graph, advance=advance)
+
+    return rebuilt(bench, name, MANIFEST, engine=work)
+
+
+def other_mean_in_checkpoint(bench: Bench, name: str) -> Planted:
+    """A whole build from a checkpoint whose metadata say another mean."""
+    from edge.model.checkpoint import load_checkpoint, save_checkpoint
+
+    inputs, request = resolve_inputs(bench.request), bench.request
+    network, info = load_checkpoint(Path(inputs.info.file), model=request.model, image_size=request.image_size)
+    checkpoint = bench.out / f"{slug(name)}.safetensors"
+    save_checkpoint(network, replace(info, preprocess=replace(info.preprocess, mean=OTHER_MEAN)), checkpoint)
+    folder = bench.out / slug(name)
+    return Planted(folder, build(replace(request, out=folder, checkpoint=checkpoint)), bench.baseline)
+
+
+def bgr(bench: Bench, name: str) -> Planted:
+    """The runner that is judged gets its channels in another order, on tinted images; each has its own tint."""
+    from PIL import Image
+
+    images, folder = resolve_inputs(bench.request).eval_images, bench.out / "tinted"
+    folder.mkdir(exist_ok=True)
+    lines = []
+    for i in range(len(images)):
+        grey, tint = images.pixels(i)[..., :1], np.random.default_rng(i).uniform(0.5, 1, 3)
+        Image.fromarray((grey * tint).round().astype(np.uint8)).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,{images.labels[i]}\n")
+    tinted = folder / "list.csv"
+    tinted.write_text("".join(lines))
+    honest, baseline = copied(bench, "honest, tinted", DRIFT), bench.out / "baseline-tinted.json"
+    rejudged(bench, honest, tinted)
+    update(honest, baseline, force=True)
+    faulty = copied(bench, name, DRIFT, honest)
+
+    def swapped(answer: Any, runner: Any, batch: np.ndarray, smallest: int) -> np.ndarray:
+        return answer(runner, np.ascontiguousarray(batch[:, ::-1]), smallest)
+
+    with replaced(judging, "answer", partial(swapped, judging.answer)):
+        rejudged(bench, faulty, tinted)
+    shown = judging_images(tinted, resolve_inputs(bench.request).info.labels)
+    return Planted(faulty, "ran through", baseline, shown, swapped=True)
+
+
+def shifted_labels(bench: Bench, name: str, forged: bool = False) -> Planted:
+    """Every label is the next class's; `forged`: with the digest of the right ones."""
+    faulty, images = copied(bench, name, DRIFT), resolve_inputs(bench.request).eval_images
+    labels = (images.labels + 1) % (images.labels.max() + 1)
+    sha256 = images.sha256 if forged else sha256_bytes(labels.tobytes())
+    with replaced(finished, "judging_images", lambda *_data: replace(images, labels=labels, sha256=sha256)):
+        rejudged(bench, faulty)
+    return Planted(faulty, "ran through", bench.baseline)
+
+
+def eight_images(bench: Bench, name: str) -> Planted:
+    """Calibration on eight images: refused before anything is built."""
+    return Planted(None, build(replace(bench.request, out=bench.out / name, calib_images=8)), bench.baseline)
+
+
+def few_scenes(bench: Bench, name: str, scenes: int) -> Planted:
+    """Calibration on few images, 32 in all: enough by number, as a camera that stands still gives them."""
+    whole = resolve_inputs(bench.request).calib_images
+    burst = np.stack([whole.pixels(i % scenes) for i in range(32)])
+    labels, digest = whole.labels[np.arange(32) % scenes], sha256_bytes(burst.tobytes())
+    images = ImageSet(f"{scenes} scenes", tuple(map(str, range(32))), labels, digest, lambda i: burst[i])
+
+    def work(honest: Work, request: Any, inputs: Any, *paths: Path, advance: Any) -> None:
+        honest(request, replace(inputs, calib_images=images), *paths, advance=advance)
+
+    return rebuilt(bench, name, CALIBRATION, calibrate=work, engine=work)
+
+
+def _longer_queries(values: np.ndarray) -> np.ndarray:
+    return values * 2.0**12
+
+
+def _of_queries(constant: str) -> bool:
+    """Whether a constant scales W_Q or is its bias, in a graph with Q/DQ."""
+    name = constant.removesuffix("/fp16")
+    return ".attn.q" in name and name.endswith(("weight_scale", "bias"))
+
+
+def overflow_before_typing(bench: Bench, name: str) -> Planted:
+    """W_Q and its bias 2^12 times as large, as if never folded: the same network in FP32. Planted before FP16 is checked."""
+
+    def work(honest: Work, request: Any, model: Path, table: Path, quantized: Path, *, advance: Any) -> None:
+        honest(request, model, table, quantized, advance=advance)
+        edit_graph(quantized, _of_queries, _longer_queries)
+
+    return rebuilt(bench, name, QUANTIZED, quantize=work)
+
+
+def overflow_after_typing(bench: Bench, name: str) -> Planted:
+    """The same behind the check of the typed graph."""
+
+    def work(honest: Work, inputs: Any, paths: Any, *, advance: Any) -> None:
+        honest(inputs, paths, advance=advance)
+        edit_graph(paths.typed, _of_queries, _longer_queries)
+
+    return rebuilt(bench, name, TYPED, type_fp16=work)
+
+
+def last_weeks_weights(bench: Bench, name: str, moved: float = 0.03) -> Planted:
+    """The quantized graph is that of another checkpoint: every weight moved by 3 % of its tensor's deviation."""
+    rng, folder = np.random.default_rng(0), bench.out / "last-week"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(bench.honest / FOLDED, folder / FOLDED)
+    weights = {t.name for t in onnx.load(folder / FOLDED).graph.initializer if len(t.dims) > 1}
+    edit_graph(folder / FOLDED, weights.__contains__, lambda v: v + moved * v.std() * rng.normal(size=v.shape))
+    paths = (folder / FOLDED, folder / REFINED, folder / CALIBRATION)
+    steps.calibrate(bench.request, resolve_inputs(bench.request), *paths, advance=lambda _share: None)
+
+    def work(honest: Work, request: Any, _model: Path, _table: Path, quantized: Path, *, advance: Any) -> None:
+        honest(request, *paths[1:], quantized, advance=advance)
+
+    return rebuilt(bench, name, QUANTIZED, quantize=work)

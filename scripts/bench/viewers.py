@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""What viewers of the page cost: results per second with nobody looking and with twenty who read picture and figures.
+
+    scripts/install.sh build camera
+    scripts/build_engine.sh ufovit_t int8 --target cpu
+    python scripts/bench/viewers.py --build build/ufovit_t-int8-cpu
+
+One thread preprocesses moving pictures of 640 x 480, runs the network as fast as it can and gives every result to the page.
+Blocks with and without viewers take turns (A B, B A, ...), so that what else the machine does meets both alike; the figure is
+the ratio of the medians with its interval (`edge.bench.compare`). The viewers are a second process on the same machine, whose
+reading costs time too: in use they are other machines.
+
+On a machine that does other things, a thread mostly waits for a core, and which of the two kinds of block that hits is chance.
+Linux counts that waiting (`schedstat`), so the ratio is given a second time without it: time on a core plus time asleep, where
+all sleep of this thread is waiting for Python's lock. What the page's own thread takes of a core stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from edge.camera.dashboard import Dashboard
+    from edge.runtime.opened import Opened
+
+# The preprocessing's matrix products are small: a second thread of OpenBLAS gains nothing, and waits for a core in use.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+SETTLE_S = 0.7
+PICTURES = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What viewers of the page cost.")
+    parser.add_argument("--build", type=Path, help="a build folder")
+    parser.add_argument("--runner", default="ort")
+    parser.add_argument("--threads", type=int, default=1, help="of the runner")
+    parser.add_argument("--viewers", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a block")
+    parser.add_argument("--rounds", type=int, default=12, help="pairs of blocks")
+    parser.add_argument("--look", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.look is not None:
+        look(args.look, args.viewers)
+    elif args.build is None:
+        parser.error("--build FOLDER is needed")
+    else:
+        compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Blocks in turn, and what they say."""
+    import numpy as np
+
+    from edge.bench.compare import median_ratio
+    from edge.camera.dashboard import Dashboard
+    from edge.runtime.opened import open_runner
+
+    opened = open_runner(args.build, args.runner, threads=args.threads)
+    page = Dashboard({"model": opened.manifest.model}, opened.manifest.labels, port=0)
+    port = urlsplit(page.start()).port
+    assert port is not None
+    loop = _Loop(opened, page)
+    alone: list[_Block] = []
+    watched: list[_Block] = []
+    try:
+        for number in range(args.rounds):
+            for viewers in (0, args.viewers) if number % 2 == 0 else (args.viewers, 0):
+                (watched if viewers else alone).append(_block(loop, port, viewers, args.seconds))
+            print(f"{number + 1}: {1e3 / alone[-1].wall_ms:.1f} and {1e3 / watched[-1].wall_ms:.1f} results/s", file=sys.stderr)
+    finally:
+        loop.end()
+        page.close()
+        opened.runner.close()
+    looked = f"with {args.viewers} viewers"
+    print(f"{opened.ran_on}; {args.threads} thread(s) of the runner; {args.rounds} pairs of blocks of {args.seconds:g} s")
+    for name, what in (("wall_ms", "as it is"), ("own_ms", "without waiting for a core")):
+        times = [np.array([getattr(block, name) for block in blocks]) for blocks in (alone, watched)]
+        ratio = median_ratio(*times)  # time alone / time watched = rate watched / rate alone
+        rates = [1e3 / float(np.median(each)) for each in times]
+        print(f"{what}: {rates[0]:.1f} results/s with nobody, {rates[1]:.1f} {looked}, ", end="")
+        print(f"ratio {ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], {100 * ratio.level:g} % interval")
+    for name, what in (
+        ("page_share", "the page's thread, % of a core"),
+        ("lock_share", "waiting for Python's lock, % of the time"),
+    ):
+        shares = [100 * float(np.median([getattr(block, name) for block in blocks])) for blocks in (alone, watched)]
+        print(f"{what}: {shares[0]:.1f} with nobody, {shares[1]:.1f} {looked}")
+    got = [float(np.median([getattr(block, name) for block in watched])) for name in ("pictures", "answers")]
+    print(f"a viewer got {got[0]:.1f} pictures/s and {got[1]:.1f} answers/s")
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Of one block: milliseconds per result, in all and without waiting for a core; shares of the time; a viewer's streams."""
+
+    wall_ms: float
+    own_ms: float
+    page_share: float
+    lock_share: float
+    pictures: float = 0.0
+    answers: float = 0.0
+
+
+class _Loop:
+    """Inference without pause on a thread of its own; counts its results."""
+
+    def __init__(self, opened: Opened, page: Dashboard) -> None:
+        self.count = 0
+        self._opened, self._page = opened, page
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self.schedstat = Path(f"/proc/self/task/{self._thread.native_id}/schedstat")
+
+    def _run(self) -> None:
+        import numpy as np
+
+        from edge.camera.frame import Answer, Frame, Latency, Result
+
+        opened, clock = self._opened, time.monotonic
+        drawn = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        whole = np.kron(drawn, np.ones((40, 40, 1), np.uint8))
+        pictures = [np.roll(whole, 20 * shift, axis=1) for shift in range(PICTURES)]
+        while not self._end.is_set():
+            frame = Frame(pictures[self.count % PICTURES], self.count, clock(), 0.0)
+            tensor = opened.preprocess(frame.pixels)[None]
+            prepared = clock()
+            logits = opened.runner(tensor)[0]
+            inferred = clock()
+            shares = np.exp(logits - logits.max())
+            shares /= shares.sum()
+            top = tuple(Answer(int(at), opened.manifest.labels[at], float(shares[at])) for at in np.argsort(-shares)[:5])
+            done = clock()
+            ms = [1e3 * (late - early) for early, late in ((frame.taken_s, prepared), (prepared, inferred), (inferred, done))]
+            latency = Latency(0.0, ms[0], ms[1], ms[2], age_ms=1e3 * (done - frame.taken_s))
+            self._page(Result(frame, logits, shares, top, latency, self.count, 0, 0.0))
+            self.count += 1
+
+    def end(self) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+def _block(loop: _Loop, port: int, viewers: int, seconds: float) -> _Block:
+    """Measure one block."""
+    watching = None
+    if viewers:
+        command = [sys.executable, __file__, "--look", str(port), "--viewers", str(viewers)]
+        watching = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert watching.stdout is not None
+        watching.stdout.readline()  # all are connected
+    time.sleep(SETTLE_S)
+    thread = next(thread for thread in threading.enumerate() if thread.name == "ufovit-page")
+    assert thread.ident is not None
+    cpu = time.pthread_getcpuclockid(thread.ident)
+
+    def read() -> tuple[float, ...]:
+        on_core_ns, waited_ns = (int(value) for value in loop.schedstat.read_text().split()[:2])
+        return time.monotonic(), loop.count, time.clock_gettime(cpu), on_core_ns / 1e9, waited_ns / 1e9
+
+    before = read()
+    time.sleep(seconds)
+    took, count, page_s, on_core_s, waited_s = (late - early for early, late in zip(before, read(), strict=True))
+    pictures, answers, looked_s = 0.0, 0.0, 1.0
+    if watching is not None:
+        pictures, answers, looked_s = (float(said) for said in watching.communicate("")[0].split())
+    asleep_s = max(0.0, took - on_core_s - waited_s)
+    each = max(1, viewers) * looked_s
+    own_ms, count = 1e3 * (took - waited_s) / max(1, count), max(1, count)
+    return _Block(1e3 * took / count, own_ms, page_s / took, asleep_s / took, pictures / each, answers / each)
+
+
+def look(port: int, viewers: int) -> None:
+    """Be so many viewers until the standard input ends; print pictures, answers and seconds."""
+    selector = selectors.DefaultSelector()
+    for path in ["/picture", "/figures"] * viewers:
+        connection = socket.create_connection(("127.0.0.1", port))
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        selector.register(connection, selectors.EVENT_READ, path)
+    selector.register(sys.stdin, selectors.EVENT_READ, None)
+    print("connected", flush=True)
+    pictures = answers = 0
+    begun = time.monotonic()
+    while True:
+        for key, _ in selector.select():
+            if key.data is None:
+                print(pictures, answers, time.monotonic() - begun)
+                return
+            assert isinstance(key.fileobj, socket.socket)
+            data = key.fileobj.recv(1 << 20)
+            pictures += data.count(b"Content-Type: image/jpeg")
+            answers += data.count(b"event: result")
+            if not data:
+                selector.unregister(key.fileobj)
+
+
+if __name__ == "__main__":
+    main()
