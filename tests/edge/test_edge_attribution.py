@@ -195,9 +195,8 @@ def test_parts_are_those_of_float64(graphs, images, honest):
 
 
 def test_scales_against_others(graphs, images, honest):
-    few = taken(images, honest.images)
     tensors = [a.tensor for a in honest.activations]
-    x = run_tapped(graphs.base.model, few, tensors)
+    x = run_tapped(graphs.base.model, taken(images, honest.trial_images), tensors)
     judged = index_graph(graphs.judged.model)
     for row in honest.activations:
         value = x[row.tensor].astype(np.float64)
