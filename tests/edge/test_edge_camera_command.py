@@ -30,7 +30,10 @@ from engines.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 PART = "synthetic://?size=64x48&fps=200"
-MAIN = "from edge.cli import main; main()"
+MAIN = """import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background without it
+from edge.cli import main
+main()"""
 
 
 @pytest.fixture
