@@ -67,8 +67,8 @@ def default_tolerances(identity: Identity, origin: Origin, measured: Measured) -
         "agreement": Tolerance(points, sample),
         "sqnr": Tolerance(
             SQNR_DB,
-            "Other calibration images, 128 at a time, moved it by up to 1.7 dB in 98 rebuilds of the shipped network; its stem in "
-            "INT8 by 4.2.",
+            "Other calibration images, 128 at a time, moved it by up to 1.7 dB in 98 rebuilds of the shipped network; its stem "
+            "in INT8 by 4.2.",
         ),
         "xnorm_headroom": Tolerance(
             HEADROOM_BITS, "Other images may move the exponent of a fold by one, which is two bits of a sum of squares."
