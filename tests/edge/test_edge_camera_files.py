@@ -1,5 +1,10 @@
 """Video files and image folders: the pixels that were written come out, and damage is told."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from camera_fakes import FakeClock, capturing, read_all
@@ -11,6 +16,7 @@ from edge.camera.video_file import USUAL_FPS
 
 cv2 = pytest.importorskip("cv2")
 
+ROOT = Path(__file__).resolve().parents[2]
 RED_RGB = (200, 30, 10)
 
 
@@ -71,11 +77,25 @@ def test_an_empty_video(tmp_path):
         open_source(str(tmp_path / "a.mp4"))
 
 
-def test_a_video_of_noise(tmp_path, capfd):
+def test_a_video_of_noise(tmp_path):
     (tmp_path / "a.mp4").write_bytes(np.random.default_rng(0).bytes(50_000))
     with pytest.raises(InputError, match="cannot be decoded"):
         open_source(str(tmp_path / "a.mp4"))
-    assert capfd.readouterr() == ("", "")  # no library prints beside us
+
+
+def test_no_library_prints_beside_us(tmp_path):
+    """In a process of its own: FFmpeg reads how much to say once, and here somebody may have opened a video before."""
+    (tmp_path / "a.mp4").write_bytes(np.random.default_rng(0).bytes(50_000))
+    script = "import sys; from edge.camera.source import open_source; open_source(sys.argv[1])"
+    run = [sys.executable, "-c", script, str(tmp_path / "a.mp4")]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OPENCV_")}
+    done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=ROOT, env=clean)
+    assert "cannot be decoded" in done.stderr
+    assert "moov" not in done.stderr
+    loud = ["import cv2", *script.split("; ")[:1], "cv2.VideoCapture(sys.argv[1])"]
+    run[2] = "; ".join(loud)
+    done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=ROOT, env=clean)
+    assert "moov" in done.stderr, "the control: FFmpeg does print where nobody hushed it"
 
 
 def test_a_video_without_its_index(tmp_path):
