@@ -13,24 +13,21 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from calib.errors import EvidenceError, InputError, MissingError
 from calib.files import write_bytes
-from edge.artifacts import ARTIFACTS, DRIFT, GOLDEN, LOGITS, MANIFEST
+from edge.artifacts import ARTIFACTS, DRIFT, FLIPS, GOLDEN, LOGITS, MANIFEST
 from edge.builder_options import DEFAULT_BUILDER, BuilderRequest
 from edge.bundle import BundledImages, packed_digests, read_bundled_images, read_preprocess, read_source
+from edge.data import ImageSet
 from edge.drift.compare import Source
-from edge.drift.logits import Logits
+from edge.drift.stored import StoredAnswers
 from edge.flow import BuildOutcome, Step, run_step, versions
 from edge.golden import check_golden, write_golden
-from edge.preprocess import Preprocess
 from edge.progress import Advance, Progress
 from edge.runtime.engine import open_engine
 from edge.steps.built import RANDOM_NOTE, write_engine
-from edge.steps.judging import THIS_GPU, Judged, answer, batch_size, conclude, read_drift
+from edge.steps.judging import Question, drift, read_drift
 from edge.workspace import Workspace
-from engines.artifacts import FLIPS
 from engines.bundle import GOLDEN as GOLDEN_MEMBER
 from engines.bundle import Bundle, verify_bundle
 from engines.manifest import EngineManifest, FileRecord, read_manifest, write_manifest
@@ -103,7 +100,7 @@ def run_bundle(request: DeviceRequest, progress: Progress) -> BuildOutcome:
         build = _DeviceBuild(request, bundle, source, spec, workspace, progress)
         build.unpack(images)
         build.engine()
-        build.drift(images, preprocess)
+        build.drift(images)
         return BuildOutcome(out, read_drift(out / DRIFT).verdict, tuple(workspace.ran), tuple(workspace.reused))
 
 
@@ -164,13 +161,21 @@ class _DeviceBuild:
 
         self._step("engine", reads, (f"engine{request.target.engine_suffix}", MANIFEST), run)
 
-    def drift(self, images: BundledImages, preprocess: Preprocess) -> None:
-        info, batch, total = self.bundle.info, self.spec.batch, len(images.pixels)
+    def drift(self, images: BundledImages) -> None:
+        info = self.bundle.info
+        reference = Source(info.reference.file, info.reference.sha256, info.reference_ran_on)
+        preprocess_sha256 = str(self.source.preprocess["sha256"])
+        stored = StoredAnswers(
+            self.bundle.path, reference, info.data_sha256, preprocess_sha256, images.logits, self.bundle.sha256
+        )
+        source = f"{len(images.pixels)} images of {info.data}, in {self.request.bundle.name}"
+        names = tuple(str(i) for i in range(len(images.pixels)))
+        shown = ImageSet(source, names, images.labels, info.data_sha256, images.pixels.__getitem__)
+        question = Question(shown, labelled=True, budget_points=info.budget_points, stored=stored)
         here = [asdict(gpu) for gpu in gpus()]
         reads = {"manifest": self.workspace.sha256(MANIFEST), "bundle": self.bundle.sha256, "gpus": here}
 
         def run(advance: Advance) -> None:
-            engine = read_manifest(self.out).engine
             try:
                 runner = open_engine(self.out)
             except MissingError as error:
@@ -180,22 +185,8 @@ class _DeviceBuild:
                     found=str(error).splitlines()[0],
                     next_command="ufovit build --bundle on a machine with the target's GPU",
                 ) from error
-            with runner:
-                parts = []
-                for start in range(0, total, batch_size(batch)):
-                    some = images.pixels[start : start + batch_size(batch)]
-                    parts.append(answer(runner, np.stack([preprocess(image) for image in some]), batch.min))
-                    advance((start + len(some)) / total)
-            about = Judged(
-                reference=Source(info.reference.file, info.reference.sha256, info.reference_ran_on),
-                engine=Source(engine.file, engine.sha256, f"{engine.device or THIS_GPU}: the engine itself"),
-                data=f"{total} images of {info.data}, in {self.request.bundle.name}",
-                data_sha256=info.data_sha256,
-                preprocess_sha256=str(self.source.preprocess["sha256"]),
-                budget_points=info.budget_points,
-                random_weights=info.random_weights,
-            )
-            conclude(self.out, about, Logits(images.logits, np.concatenate(parts), images.labels), images.pixels.__getitem__)
+            manifest = read_manifest(self.out)
+            drift(self.out, question, manifest, manifest.engine.file, advance, runner)
 
         self._step("drift", reads, (DRIFT, LOGITS, FLIPS), run)
 

@@ -15,19 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calib.errors import InputError
+from calib.files import sha256_file
 from edge import steps
-from edge.artifacts import ARTIFACTS, ATTRIBUTION, DRIFT, FLIPS, LOGITS, MODEL, REPORT
+from edge.artifacts import ARTIFACTS, ATTRIBUTION, DRIFT, FLIPS, LOGITS, MANIFEST, MODEL, REPORT
 from edge.data import ImageSet, open_images, open_unlabelled
 from edge.drift.compare import DriftReport
 from edge.drift.stored import StoredAnswers, read_stored
 from edge.flow import BuildOutcome, Step, run_step, versions
 from edge.progress import Advance, Progress
-from edge.request import MAX_DROP_POINTS, SHIPPED_TEST, judging_images
+from edge.request import MAX_DROP_POINTS, SHIPPED_TEST, check_budget, image_count, judging_images
 from edge.workspace import Workspace, locked
 from engines.folder import FolderCheck, examine_folder
 from engines.manifest import EngineManifest, read_manifest
 from engines.record import read_record
-from engines.targets import TARGETS, runs_here
+from engines.targets import TARGETS, judged_here
 
 _JUDGED = (DRIFT, LOGITS, FLIPS, ATTRIBUTION, REPORT)
 """What these steps may write, so that damage to it is no reason to refuse."""
@@ -58,10 +59,9 @@ class JudgeRequest:
     def __post_init__(self) -> None:
         if self.data is not None and self.unlabelled is not None:
             raise InputError("--data and --unlabelled exclude each other", found=f"{self.data}, {self.unlabelled}")
-        if self.images is not None and self.images < 1:
-            raise InputError("number of images must be positive", found=self.images)
-        if self.max_drop_points is not None and not 0 <= self.max_drop_points < float("inf"):
-            raise InputError("accuracy budget is no number of points", found=self.max_drop_points, allowed="0 or more")
+        image_count(self.images, 1)
+        if self.max_drop_points is not None:
+            check_budget(self.max_drop_points)
 
 
 def rejudge(request: JudgeRequest, progress: Progress) -> BuildOutcome:
@@ -78,10 +78,10 @@ def rejudge(request: JudgeRequest, progress: Progress) -> BuildOutcome:
         last = steps.read_drift(folder / DRIFT) if _intact(checked, DRIFT) else None
         question = _question(request, manifest, last)
         target = TARGETS.get(manifest.target)
-        here = manifest.bundle is not None or target is None or runs_here(target)
+        here = manifest.bundle is not None or target is None or judged_here(target)
         drift = steps.drift_step(folder, question, here=here)
         again = {"drift", "report"} | ({"attribute"} if request.attribute else set())
-        attribute = _attribute_step(folder, question.images, manifest) if request.attribute else None
+        attribute = _attribute_step(folder, question.images) if request.attribute else None
         workspace = _reopened(folder, again, lambda: _need_libraries(question, attribute))
         run_step(workspace, progress, drift)
         if attribute is not None:
@@ -119,15 +119,13 @@ def redraw(folder: Path, progress: Progress) -> bool:
         return bool(workspace.ran)
 
 
-def _attribute_step(folder: Path, images: ImageSet, manifest: EngineManifest) -> Step:
-    from edge.drift.attribution import TRIAL_IMAGES, attribute, load_graphs
+def _attribute_step(folder: Path, images: ImageSet) -> Step:
+    from edge.drift.attribution import TRIAL_IMAGES, attribute, require_graphs
 
-    graphs = load_graphs(folder)  # raises where there are none
-    files = [graph.file for graph in (graphs.reference, graphs.base, *graphs.between, graphs.judged)]
+    require_graphs(folder)
     reads = {
-        "graphs": {file.file: file.sha256 for file in files},
+        "manifest": sha256_file(folder / MANIFEST),  # it records every graph
         "images": images.take(TRIAL_IMAGES).sha256,
-        "preprocess": manifest.preprocess,
         "versions": versions("onnx", "onnxruntime", "numpy"),
     }
 
@@ -187,9 +185,11 @@ def _stored(request: JudgeRequest, manifest: EngineManifest) -> StoredAnswers | 
 def _images(request: JudgeRequest, manifest: EngineManifest, last: DriftReport | None) -> tuple[ImageSet, bool]:
     """The images that were asked for, and whether they have labels; without a wish those of the last verdict."""
     if request.unlabelled is not None:
-        return _taken(open_unlabelled(request.unlabelled), request.images), False
+        images = open_unlabelled(request.unlabelled)
+        return images.take(image_count(request.images, len(images))), False
     if request.data is not None or last is None:
-        return _taken(judging_images(request.data, manifest.labels), request.images), True
+        images = judging_images(request.data, manifest.labels)
+        return images.take(image_count(request.images, len(images))), True
     labelled = last.labelled is not None
     try:
         if last.data == SHIPPED_TEST:
@@ -201,7 +201,7 @@ def _images(request: JudgeRequest, manifest: EngineManifest, last: DriftReport |
         raise _other_images(request, last, "they cannot be opened") from error
     if images.take(last.images).sha256 != last.data_sha256:
         raise _other_images(request, last, "they have changed since")
-    return _taken(images, request.images or last.images), labelled
+    return images.take(image_count(request.images, last.images)), labelled
 
 
 def _other_images(request: JudgeRequest, last: DriftReport, found: str) -> InputError:
@@ -212,7 +212,3 @@ def _other_images(request: JudgeRequest, last: DriftReport, found: str) -> Input
         allowed="--data or --unlabelled with images",
         next_command=f"ufovit drift {request.folder} --data DIR",
     )
-
-
-def _taken(images: ImageSet, count: int | None) -> ImageSet:
-    return images if count is None else images.take(count)

@@ -10,7 +10,6 @@ against the stored one. numpy alone, but for shrinking a large image.
 from __future__ import annotations
 
 import io
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from calib.errors import InputError, VerdictError
 from calib.files import write_bytes
+from edge.arrays import parse_npz
 from edge.preprocess import Float32, Preprocess, Uint8
 from edge.tolerances import PREPROCESS_ABS
 from engines.artifacts import GOLDEN
@@ -51,11 +51,8 @@ def write_golden(path: Path, pair: GoldenPair) -> None:
 def read_golden(path: Path) -> GoldenPair:
     """Read a pair. Raises InputError for a file that is missing or not as described above."""
     data = read_contained(path, remake=REMAKE)
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            pixels, tensor = arrays["pixels"], arrays["tensor"]
-    except (OSError, KeyError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError("not a golden pair", where=path, found=error, next_command=REMAKE) from error
+    arrays = parse_npz(data, ("pixels", "tensor"), path, refusal="not a golden pair", remake=REMAKE)
+    pixels, tensor = arrays["pixels"], arrays["tensor"]
     image = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] in (1, 3) and pixels.size
     if not image or tensor.dtype != np.float32 or tensor.ndim != 3:
         found = f"{pixels.dtype} {pixels.shape}, {tensor.dtype} {tensor.shape}"

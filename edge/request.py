@@ -16,7 +16,7 @@ from edge.data import ImageSet, open_images
 from edge.model.config import SIZES, config
 from edge.model.metadata import CheckpointInfo, read_info
 from engines.spec import PRECISIONS, BatchRange, Precision, check_floor
-from engines.targets import Target, runs_here
+from engines.targets import Target, judged_here
 
 DEFAULT_BATCH = BatchRange(1, 1, 8)
 FLOAT_LAYERS = ("stem.0/*", "stem.3/*")
@@ -91,8 +91,7 @@ class BuildRequest:
                 allowed="fp32, int8",
                 next_command=f"ufovit build {self.model} fp32 --target {self.target.name}",
             )
-        if not 0 <= self.max_drop_points < math.inf:  # NaN, too
-            raise InputError("accuracy budget is no number of points", found=self.max_drop_points, allowed="0 or more")
+        check_budget(self.max_drop_points)
         range_method(self.method)
         check_effort(self.effort)
         check_floor(self.int8_floor)
@@ -111,7 +110,7 @@ class BuildRequest:
     @property
     def engine_runs_here(self) -> bool:
         """Whether the engine itself can be judged on this machine; otherwise the graph it was built from is, on the CPU."""
-        return self.target.built_on == "device" or runs_here(self.target)
+        return judged_here(self.target)
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def resolve_inputs(request: BuildRequest) -> BuildInputs:
         else:
             calib_data = request.data or TEST_IMAGES  # nothing is calibrated: they only check the export
     few = RANDOM_WEIGHTS_IMAGES if info.random_weights else None
-    calib_images = open_images(calib_data, info.labels).take(_count(request.calib_images, few or CALIB_IMAGES))
+    calib_images = open_images(calib_data, info.labels).take(image_count(request.calib_images, few or CALIB_IMAGES))
     if request.precision == "int8" and len(calib_images) < MIN_IMAGES:
         raise InputError(
             "too few calibration images",
@@ -154,7 +153,7 @@ def resolve_inputs(request: BuildRequest) -> BuildInputs:
             allowed=f"at least {MIN_IMAGES}, better {CALIB_IMAGES}",
             next_command="pass --calib-data with more images, or a larger --calib-images",
         )
-    return BuildInputs(info, eval_images.take(_count(request.eval_images, few or len(eval_images))), calib_images)
+    return BuildInputs(info, eval_images.take(image_count(request.eval_images, few or len(eval_images))), calib_images)
 
 
 def judging_images(data: Path | None, labels: tuple[str, ...]) -> ImageSet:
@@ -174,10 +173,17 @@ def _shipped_images_fit(labels: tuple[str, ...]) -> bool:
     return SHIPPED_CHECKPOINT.exists() and read_info(SHIPPED_CHECKPOINT).labels == labels
 
 
-def _count(asked: int | None, default: int) -> int:
+def image_count(asked: int | None, default: int) -> int:
+    """How many images are used. Raises InputError for a number below 1."""
     if asked is not None and asked < 1:
         raise InputError("number of images must be positive", found=asked)
     return default if asked is None else asked
+
+
+def check_budget(max_drop_points: float) -> None:
+    """Raise InputError for what is no accuracy budget in percentage points."""
+    if not 0 <= max_drop_points < math.inf:  # NaN, too
+        raise InputError("accuracy budget is no number of points", found=max_drop_points, allowed="0 or more")
 
 
 def _resolve_info(request: BuildRequest) -> CheckpointInfo:

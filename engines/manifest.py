@@ -145,9 +145,14 @@ def read_engine(folder: Path) -> tuple[EngineManifest, bytes]:
 
 def engine_bytes(folder: Path, manifest: EngineManifest) -> bytes:
     """The engine of a manifest, hashed as read. Raises InputError."""
-    path = inside(folder, manifest.engine.file, MANIFEST)
+    return read_recorded(folder, manifest.engine)
+
+
+def read_recorded(folder: Path, record: FileRecord | EngineRecord) -> bytes:
+    """A file that the manifest of a folder records, hashed as read. Raises InputError for another one."""
+    path = inside(folder, record.file, MANIFEST)
     data = read_contained(path)
-    compare(path, sha256_bytes(data), manifest.engine.sha256, MANIFEST)
+    compare(path, sha256_bytes(data), record.sha256, MANIFEST)
     return data
 
 

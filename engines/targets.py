@@ -155,9 +155,12 @@ def find_target(name: str) -> Target:
     return target
 
 
-def runs_here(target: Target) -> bool:
-    """Whether this machine runs engines for `target`: any does for a CPU, one with a fitting GPU and a way to it for a GPU."""
-    if target.backend == "ort":
+def judged_here(target: Target) -> bool:
+    """Whether an engine for `target` is judged itself on this machine, and not the graph that it was built from.
+
+    One for a CPU is anywhere, one that is built on the device there, others where there is a fitting GPU and a way to it.
+    """
+    if target.backend == "ort" or target.built_on == "device":
         return True
     return probe.can_drive_gpu() and bool(set(probe.gpu_compute_capabilities()) & set(target.compute_capabilities))
 

@@ -20,7 +20,6 @@ from edge.bench.power import PowerMonitor
 from edge.bench.report import IMAGE, BatchResult, BenchReport, ComparisonReport, PairResult, measured
 from edge.progress import Progress
 from edge.runtime.opened import Opened
-from edge.runtime.runner import Images
 from edge.runtime.trt import TrtRunner
 from engines.spec import BatchRange
 
@@ -89,7 +88,7 @@ def bench(
     with PowerSampler(monitor, conditions.clock) as power:
         for batch in batches:
             with progress.task(f"batch {batch}"):
-                timed = time_runs(partial(opened.runner, _images(opened, batch)), plan, conditions.clock)
+                timed = time_runs(partial(opened.runner, opened.golden_images(batch)), plan, conditions.clock)
                 energy = power.energy(timed.begin_s, timed.end_s, batch * len(timed.times_ms))
                 latency, compute = summarize(timed.times_ms), _compute(opened, plan.runs)
                 results.append(BatchResult(batch, latency, compute, timed.per_second(batch), energy))
@@ -121,7 +120,7 @@ def compare(
     plan, machine, results = conditions.plan, this_machine(first.runner), []
     for batch in batches:
         with progress.task(f"batch {batch}"):
-            images = _images(first, batch)
+            images = first.golden_images(batch)
             works = (partial(first.runner, images), partial(second.runner, images))
             times = interleave(*works, plan, conditions.clock, conditions.pause)
             results.append(PairResult(batch, median_ratio(*times), summarize(times[0]), summarize(times[1])))
@@ -136,10 +135,6 @@ def compare(
         results=tuple(results),
         notes=_notes(machine, plan, first, second),
     )
-
-
-def _images(opened: Opened, batch: int) -> Images:
-    return np.repeat(opened.golden.tensor[None], batch, axis=0)
 
 
 def _compute(opened: Opened, runs: int) -> Latency | None:

@@ -16,15 +16,15 @@ import numpy as np
 
 from calib.artifact import write_artifact
 from calib.errors import InputError, MissingError, UfovitError
-from calib.files import atomic_path, sha256_bytes
+from calib.files import atomic_path
 from edge.camera.background import Background
 from edge.camera.frame import Result
 from edge.camera.loop import softmax
 from edge.drift.statistics import share_interval
 from edge.preprocess import Preprocess, Uint8
 from edge.runtime.runner import Runner
-from engines.contained import compare, inside, is_there, read_contained
-from engines.manifest import MANIFEST, EngineManifest
+from engines.contained import is_there
+from engines.manifest import EngineManifest, read_recorded
 
 MOST_SAVED = 100
 """Disagreements kept per run: enough to look at, never the whole disk."""
@@ -176,7 +176,7 @@ def open_reference(folder: Path, manifest: EngineManifest) -> Runner:
     """
     from edge.runtime.ort import OrtRunner
 
-    path = inside(folder, manifest.onnx.file, MANIFEST)
+    path = folder / manifest.onnx.file
     if not is_there(path):
         why = "a build from a bundle has no FP32 graph" if manifest.bundle is not None else "the FP32 graph is not there"
         raise InputError(
@@ -184,9 +184,7 @@ def open_reference(folder: Path, manifest: EngineManifest) -> Runner:
             where=path,
             next_command="run without --audit, or audit the build that the bundle was made of, on its own machine",
         )
-    data = read_contained(path)
-    compare(path, sha256_bytes(data), manifest.onnx.sha256, MANIFEST)
-    return OrtRunner(path, threads=1, data=data)
+    return OrtRunner(path, threads=1, data=read_recorded(folder, manifest.onnx))
 
 
 def write_png(path: Path, pixels: Uint8) -> None:

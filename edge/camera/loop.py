@@ -20,6 +20,7 @@ from edge.camera.frame import Answer, Clock, Frame, Latency, Result, Sink
 from edge.camera.frames import Frames
 from edge.camera.reconnect import Pacer, Sleep
 from edge.camera.timings import Percentiles, Rate, Timings
+from edge.drift.measures import log_softmax
 from edge.preprocess import Float32, Preprocess
 from edge.runtime.runner import Runner
 
@@ -207,8 +208,7 @@ class Loop:
 
 def softmax(logits: Float32) -> Float32:
     """exp(l - max l) / its sum, float32 (classes,), computed in float64."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities: Float32 = (shifted / shifted.sum()).astype(np.float32)
+    probabilities: Float32 = np.exp(log_softmax(logits.astype(np.float64))).astype(np.float32)
     return probabilities
 
 

@@ -10,8 +10,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from calib.errors import InputError
 from edge.camera.audit import Audit, Audited, AuditWork, Standing, audit_folder, open_reference
 from edge.camera.background import Background
@@ -187,7 +185,7 @@ class _Session:
 
 def warm_up(opened: Opened) -> None:
     """Run the network on the golden image, so that what happens once happens before the first frame."""
-    images = np.repeat(opened.golden.tensor[None], opened.batch.min, axis=0)
+    images = opened.golden_images(opened.batch.min)
     for _ in range(_WARM_UPS):
         opened.runner(images)
 

@@ -29,10 +29,9 @@ _LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 def main() -> NoReturn:
     """Entry point of `ufovit`: run a command and exit with its code."""
     signal.signal(signal.SIGTERM, _terminate)
-    if sys.argv[1:2] in (["camera"], ["bench"]):  # before numpy is loaded, which reads it then
-        os.environ.setdefault(
-            "OPENBLAS_NUM_THREADS", "1"
-        )  # threads would wait for each other on a busy core, picture by picture
+    if sys.argv[1:2] in (["camera"], ["bench"]):
+        # on a busy core threads would wait for each other, picture by picture; numpy reads this when it is loaded
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.exit(run(sys.argv[1:]))
 
 

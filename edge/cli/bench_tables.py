@@ -9,10 +9,11 @@ from edge.bench.latency import Latency
 from edge.bench.machine import Machine
 from edge.bench.memory import Memory
 from edge.bench.report import BatchResult, BenchReport, ComparisonReport, Measured
+from edge.cli.console import wide
 
 _MIB = 1 << 20
 _FIGURES = ("p50", "p90", "p95", "p99", "mean", "CV")
-_WIDTH = 132  # where the output is a file or a pipe, which have no width
+_WIDTH = 132  # columns of a table in a file or a pipe
 
 
 def print_bench(console: Console, report: BenchReport) -> None:
@@ -28,7 +29,7 @@ def print_bench(console: Console, report: BenchReport) -> None:
         row += _compute(result.compute) if compute else []
         row += _energy(result) if energy else []
         table.add_row(*row)
-    _print_table(console, table)
+    wide(console, _WIDTH).print(table, highlight=False)
     rows = _build_rows("build", report.build) | _machine_rows(report.machine, report.threads)
     rows["input"] = f"{report.image}; {report.warm_up} runs of every batch size to warm up"
     rows["memory"] = _memory(report.memory)
@@ -45,7 +46,7 @@ def print_comparison(console: Console, report: ComparisonReport) -> None:
         text = f"{ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
         table.add_row(str(result.batch), "BUILD", *_figures(result.first), text)
         table.add_row("", "OTHER", *_figures(result.second), "1")
-    _print_table(console, table)
+    wide(console, _WIDTH).print(table, highlight=False)
     rows = _build_rows("BUILD", report.first) | _build_rows("OTHER", report.second)
     rows |= _machine_rows(report.machine, report.threads)
     pairs = ", ".join(dict.fromkeys(str(result.ratio.runs) for result in report.results))
@@ -107,11 +108,6 @@ def _memory(memory: Memory) -> str:
         used, total = memory.device_used_bytes / _MIB, memory.device_total_bytes / _MIB
         text += f"; on the device {used:,.0f} of {total:,.0f} MiB taken, by all programs"
     return text
-
-
-def _print_table(console: Console, table: Table) -> None:
-    wide = console if console.is_terminal else Console(file=console.file, width=_WIDTH)
-    wide.print(table, highlight=False)
 
 
 def _print_rows(console: Console, rows: dict[str, str], notes: tuple[str, ...]) -> None:

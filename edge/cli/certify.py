@@ -107,8 +107,9 @@ def _emulated(reference: ModelProto, graph: ModelProto, certificate: XNormCertif
 
 def print_certificate(console: Console, certificate: XNormCertificate) -> None:
     """A row per XNorm, then the verdict."""
-    from rich.console import Console
     from rich.table import Table
+
+    from edge.cli.console import wide
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("XNorm", "operand", "sum a² seen", "for any input", "headroom", "floor", "fp16", "bf16", "int8", "2^-p"):
@@ -118,8 +119,7 @@ def print_certificate(console: Console, certificate: XNormCertificate) -> None:
     before = {site.name: site for site in certificate.before}
     for site in certificate.sites:
         table.add_row(*_row(before.get(site.name, site), site))
-    wide = console if console.is_terminal else Console(file=console.file, width=_WIDTH)  # a file or a pipe has no width
-    wide.print(table, highlight=False)
+    wide(console, _WIDTH).print(table, highlight=False)
     verdict, worst = certificate.verdict, certificate.verdict_before
     precisions = ", ".join(certificate.precisions)
     was = f" (it was {worst})" if certificate.before and worst != verdict else ""

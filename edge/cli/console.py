@@ -14,6 +14,11 @@ from edge.progress import Advance
 _PLAIN_EVERY = 0.25  # a plain line at each quarter of a step
 
 
+def wide(console: Console, width: int) -> Console:
+    """The console for a table: itself on a terminal; a file or a pipe has no width, and gets this one."""
+    return console if console.is_terminal else Console(file=console.file, width=width)
+
+
 class TerminalProgress:
     """Bars on a terminal, a line at the start, each quarter and the end of a step elsewhere."""
 

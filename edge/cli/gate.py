@@ -92,9 +92,10 @@ def _write(report: GateReport, outputs: dict[str, Path | None]) -> None:
 
 
 def _print(console: Console, report: GateReport) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from edge.cli.console import wide
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("quantity", "result", "baseline", "now", "allowed", "found"):
@@ -102,8 +103,7 @@ def _print(console: Console, report: GateReport) -> None:
     for row in report.rows:
         result = f"[{_STYLE[row.result]}]{row.result}[/]"
         table.add_row(row.quantity, result, *map(escape, (row.baseline, row.measured, row.allowed, row.detail)))
-    wide = console if console.is_terminal else Console(file=console.file, width=160)  # a file or a pipe has no width
-    wide.print(table, highlight=False)
+    wide(console, 160).print(table, highlight=False)
     for note in report.notes:
         console.print(f"note     {note}", markup=False, highlight=False)
     console.print(f"verdict  [{_STYLE[report.verdict]}]{report.verdict.upper()}[/] {escape(report.reason)}", highlight=False)

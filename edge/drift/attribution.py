@@ -29,8 +29,9 @@ from calib.artifact import write_artifact
 from calib.errors import InputError
 from calib.files import sha256_bytes
 from edge.artifacts import ATTRIBUTION, FOLDED, MODEL, QUANTIZED, REFINED, TYPED
+from edge.bundle import read_preprocess
 from edge.drift.attribution_record import Attribution, FloatDrift, GraphFile, Stage, TapCheck
-from edge.preprocess import Float32, Preprocess
+from edge.preprocess import Float32
 from edge.progress import Advance
 from edge.tolerances import SQNR_CAP_DB
 
@@ -89,9 +90,7 @@ def attribute(folder: Path, images: ImageSet, advance: Advance) -> Attribution:
     from edge.model.metadata import read_graph_info
     from engines.manifest import read_manifest
 
-    graphs = load_graphs(folder)
-    stated = read_manifest(folder).preprocess
-    preprocess = Preprocess.from_json({name: value for name, value in stated.items() if name != "sha256"})
+    graphs, preprocess = load_graphs(folder), read_preprocess(read_manifest(folder))
     info = read_graph_info(graphs.reference.model, folder / MODEL)
     (judged,) = images.take(TRIAL_IMAGES).batches(preprocess, TRIAL_IMAGES)
     same = info is None or info.preprocess == preprocess
@@ -105,13 +104,7 @@ def load_graphs(folder: Path) -> Graphs:
     """The graphs of a build folder. Raises InputError where there is no reference."""
     from calib.graph import load_graph
 
-    if not (folder / MODEL).is_file():
-        raise InputError(
-            "the folder holds no FP32 reference graph",
-            where=folder,
-            allowed="a build folder; one that was built from a bundle has no graphs",
-            next_command="run this where the build was made",
-        )
+    require_graphs(folder)
     loaded = {}
     for file in (MODEL, FOLDED, REFINED, QUANTIZED, TYPED):
         if (folder / file).is_file():
@@ -121,6 +114,17 @@ def load_graphs(folder: Path) -> Graphs:
     base = loaded.get(FOLDED, loaded[MODEL])
     between = tuple(graph for graph in present[1:-1] if graph is not base)
     return Graphs(loaded[MODEL], base, present[-1], between)
+
+
+def require_graphs(folder: Path) -> None:
+    """Raise InputError where there is no reference graph."""
+    if not (folder / MODEL).is_file():
+        raise InputError(
+            "the folder holds no FP32 reference graph",
+            where=folder,
+            allowed="a build folder; one that was built from a bundle has no graphs",
+            next_command="run this where the build was made",
+        )
 
 
 def attribute_graphs(

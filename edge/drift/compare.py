@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from calib.errors import InputError
 from calib.metrics import sqnr_db
+from edge.drift.logits import answers
 from edge.drift.measures import TOP, Distance, Floats, Int64, Reliability, distance, reliability, top_share
 from edge.drift.statistics import (
     Flips,
@@ -139,7 +140,7 @@ def compare(reference: Floats, engine: Floats, labels: Int64 | None) -> Comparis
     _check(reference, engine, labels)
     finite = np.isfinite(engine).all(axis=1)
     answer_reference = reference.argmax(1)
-    answer_engine = np.where(finite, np.where(np.isfinite(engine), engine, 0).argmax(1), -1)
+    answer_engine = answers(engine)
     changed = int((answer_reference != answer_engine).sum())
     some, n = bool(finite.any()), len(reference)
     cosines = centred_cosine(reference[finite], engine[finite])

@@ -6,9 +6,6 @@ labels              int64 (n,), absent where the images have none
 
 from __future__ import annotations
 
-import io
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ import numpy as np
 
 from calib.errors import InputError
 from calib.files import atomic_path
+from edge.arrays import parse_npz
 from edge.drift.measures import Floats, Int64
 from engines.contained import REMAKE, read_contained
 
@@ -46,11 +44,9 @@ def read_logits(path: Path) -> Logits:
 
 def parse_logits(data: bytes, path: Path) -> Logits:
     """The logits that bytes hold; `path` is what errors name. Raises InputError."""
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            found = Logits(arrays["reference"], arrays["engine"], arrays["labels"] if "labels" in arrays.files else None)
-    except (KeyError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError("logits cannot be read", where=path, found=error, next_command=REMAKE) from error
+    names, refusal = ("reference", "engine"), "logits cannot be read"
+    arrays = parse_npz(data, names, path, refusal=refusal, remake=REMAKE, optional="labels")
+    found = Logits(arrays["reference"], arrays["engine"], arrays.get("labels"))
     shape, other = found.reference.shape, found.engine.shape
     labelled = shape[:1] if found.labels is None else found.labels.shape
     if len(shape) != 2 or other != shape or labelled != shape[:1]:

@@ -10,7 +10,6 @@ writes it too.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,11 @@ import numpy.typing as npt
 
 from calib.errors import InputError
 from calib.files import atomic_path
+from edge.arrays import parse_npz
 from edge.drift.logits import answers
 from edge.drift.measures import Float64, Floats, Int64, log_softmax
 from edge.report.description import Description, Listing, size_text
+from engines.contained import read_contained
 
 Uint8 = npt.NDArray[np.uint8]
 KEPT = 24
@@ -98,12 +99,10 @@ def write_flips(path: Path, indices: Int64, pixels: Callable[[int], Uint8]) -> N
 
 def read_flips(path: Path) -> FlippedImages:
     """Read `flips.npz`. Raises InputError for a file that is not as described above."""
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            indices, shapes, pixels = arrays["indices"], arrays["shapes"], arrays["pixels"]
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError("not a file of flipped images", where=path, found=error, next_command=REMAKE) from error
-    types = (indices.dtype, shapes.dtype, pixels.dtype) == (np.int64, np.int64, np.uint8)
+    names, refusal = ("indices", "shapes", "pixels"), "not a file of flipped images"
+    arrays = parse_npz(read_contained(path, remake=REMAKE), names, path, refusal=refusal, remake=REMAKE)
+    indices, shapes, pixels = arrays["indices"], arrays["shapes"], arrays["pixels"]
+    types = (indices.dtype, shapes.dtype, pixels.dtype) == (np.dtype(np.int64), np.dtype(np.int64), np.dtype(np.uint8))
     fits = types and indices.ndim == 1 and len(indices) <= KEPT and shapes.shape == (len(indices), 2) and pixels.ndim == 1
     if not fits or ((shapes < 1) | (shapes > SIDE)).any() or 3 * shapes.prod(axis=1).sum() != len(pixels):
         found = f"{indices.shape}, {shapes.shape}, {pixels.shape}"

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+
 from calib.errors import InputError, MissingError
 from calib.files import sha256_bytes
 from edge.bundle import read_preprocess, source_graph
@@ -21,11 +23,11 @@ from edge.golden import GoldenPair, check_folder_golden
 from edge.preprocess import Preprocess
 from edge.runtime.engine import authenticate
 from edge.runtime.ort import BATCH, OrtRunner
-from edge.runtime.runner import Runner
+from edge.runtime.runner import Images, Runner
 from engines.artifacts import GOLDEN, MANIFEST
-from engines.contained import compare, inside, is_there, read_contained
+from engines.contained import is_there, read_contained
 from engines.folder import verify_folder
-from engines.manifest import EngineManifest, FileRecord, no_manifest
+from engines.manifest import EngineManifest, EngineRecord, FileRecord, no_manifest, read_recorded
 from engines.probe import gpus, jetson_module
 from engines.signature import check_listed, read_signature, signature_path
 from engines.spec import BatchRange
@@ -61,6 +63,10 @@ class Opened:
     golden: GoldenPair
     notes: tuple[str, ...] = ()
     itself: bool = True
+
+    def golden_images(self, count: int) -> Images:
+        """The golden image `count` times, as the network takes it."""
+        return np.repeat(self.golden.tensor[None], count, axis=0)
 
 
 def open_runner(folder: Path, runner: str = AUTO, *, public_key: Path | None = None, threads: int = 0) -> Opened:
@@ -126,13 +132,11 @@ class _Build:
             found = read_contained(self.folder / file) if data is None else data
             check_listed(signature, signature_path(self.folder), {file: sha256_bytes(found)})
 
-    def read(self, file: str, sha256: str) -> tuple[Path, bytes]:
+    def read(self, record: FileRecord | EngineRecord) -> tuple[Path, bytes]:
         """A file of the manifest, hashed as read: what runs is what was checked."""
-        path = inside(self.folder, file, MANIFEST)
-        data = read_contained(path)
-        compare(path, sha256_bytes(data), sha256, MANIFEST)
-        self.check_signed(file, data)
-        return path, data
+        data = read_recorded(self.folder, record)
+        self.check_signed(record.file, data)
+        return self.folder / record.file, data
 
     def auto(self) -> _Way:
         if self.for_cpu:
@@ -186,10 +190,10 @@ class _Build:
 
     def ort(self) -> _Way:
         if self.for_cpu:
-            path, data = self.read(self.manifest.engine.file, self.manifest.engine.sha256)
+            path, data = self.read(self.manifest.engine)
             return _Way(OrtRunner(path, self.threads, data=data), "ort", "ONNX Runtime, CPU: the engine itself")
         graph, typed = source_graph(self.manifest), self.manifest.typed_onnx is not None
-        path, data = self.read(graph.file, graph.sha256)
+        path, data = self.read(graph)
         ran_on = f"the graph that the engine was built from, {_NOT_ITSELF}"
         if not typed:
             return _Way(OrtRunner(path, self.threads, data=data), "ort", f"ONNX Runtime, CPU: {ran_on}")
@@ -209,7 +213,7 @@ class _Build:
                 allowed="the build folder that the engine comes from",
                 next_command="--runner ort",
             )
-        path, data = self.read(graph.file, graph.sha256)
+        path, data = self.read(graph)
         what = "the Q/DQ graph" if self.manifest.precision == "int8" else "the FP32 graph"
         typed = ", before it was typed for FP16" if self.manifest.typed_onnx else ""
         note = "drift.json tells of another runtime: OpenVINO rounds in its own way"

@@ -102,8 +102,17 @@ def drift_step(folder: Path, question: Question, *, here: bool) -> Step:
     return Step("drift", reads, (DRIFT, LOGITS, FLIPS), work)
 
 
-def drift(folder: Path, question: Question, manifest: EngineManifest, judged: str, advance: Advance) -> None:
-    """Ask the file `judged` of a build, and the FP32 graph unless its answers are stored, about every image; judge."""
+Judging = AbstractContextManager[Callable[[Float32], Float32]]
+"""What answers for a build: images to logits, until the block ends."""
+
+
+def drift(  # what is asked of what, then how
+    folder: Path, question: Question, manifest: EngineManifest, judged: str, advance: Advance, opened: Judging | None = None
+) -> None:
+    """Ask the file `judged` of a build, and the FP32 graph unless its answers are stored, about every image; judge.
+
+    `opened` answers for the file where it was opened already.
+    """
     images, preprocess = question.images, read_preprocess(manifest)
     check_folder_golden(folder, preprocess)
     is_engine = judged == manifest.engine.file and manifest.engine.backend != "ort"
@@ -119,7 +128,7 @@ def drift(folder: Path, question: Question, manifest: EngineManifest, judged: st
     )
     reference = None if question.stored else _reference(folder / MODEL)
     expected, found = [], []
-    with _judged_runner(folder, judged, is_engine=is_engine) as runner:
+    with _judged_runner(folder, judged, is_engine=is_engine) if opened is None else opened as runner:
         for batch in images.batches(preprocess, batch_size(sizes)):
             found.append(answer(runner, batch, sizes.min))
             if reference is not None:
@@ -168,7 +177,7 @@ def _reference(path: Path) -> Callable[[Float32], Float32]:
     return OrtRunner(path)
 
 
-def _judged_runner(folder: Path, judged: str, *, is_engine: bool) -> AbstractContextManager[Callable[[Float32], Float32]]:
+def _judged_runner(folder: Path, judged: str, *, is_engine: bool) -> Judging:
     """What answers for the build: its engine, or a graph on the CPU."""
     if is_engine:
         from edge.runtime.engine import open_engine

@@ -77,3 +77,21 @@ def project(built, tmp_path, tiny_size):
     """A writable copy of the finished build."""
     shutil.copytree(built, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def tabs():
+    """A Chromium for the tests of one module."""
+    from page_browser import chromium_tabs
+
+    with chromium_tabs() as opened:
+        yield opened
+
+
+@pytest.fixture
+def open_tab(tabs):
+    """open_tab(url) -> a tab with a profile of its own, and its log."""
+    from page_browser import tab_profiles
+
+    with tab_profiles(tabs) as opened:
+        yield opened

@@ -666,6 +666,8 @@ def test_a_manifest_that_prepares_images_otherwise(project, tiny_size):
     path = project / "out" / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["preprocess"]["mean"] = [0.4, 0.5, 0.5]
+    fields = {name: value for name, value in manifest["preprocess"].items() if name != "sha256"}
+    manifest["preprocess"]["sha256"] = Preprocess.from_json(fields).sha256
     path.write_text(json.dumps(manifest))
     found = attribute(project / "out", open_images(project / "test", LABELS), lambda _share: None)
     assert kinds(found) == ["input"]

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 from page_browser import (
     Camera,
     Tabs,
     camera,
-    chromium_tabs,
     curve_width,
     grey_of,
     needs_browser,
     playwright,
     says,
-    tab_profiles,
     wait_for,
 )
 from page_results import LABELS, TOKEN, result, served
@@ -24,18 +21,6 @@ from page_results import LABELS, TOKEN, result, served
 from edge.camera.dashboard import Dashboard
 
 pytestmark = needs_browser
-
-
-@pytest.fixture(scope="module")
-def tabs() -> Iterator[Tabs]:
-    with chromium_tabs() as opened:
-        yield opened
-
-
-@pytest.fixture
-def open_tab(tabs: Tabs) -> Iterator[Tabs]:
-    with tab_profiles(tabs) as opened:
-        yield opened
 
 
 def test_picture_moves_label_changes_charts_fill(open_tab: Tabs) -> None:

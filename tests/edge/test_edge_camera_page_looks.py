@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 
 import pytest
 from page_browser import (
     PHONE,
     Tabs,
     camera,
-    chromium_tabs,
     contrast,
     luminance,
     needs_browser,
     says,
-    tab_profiles,
 )
 from page_results import TOKEN, result
 
@@ -39,18 +36,6 @@ AXIS = """async most => {
 }"""
 
 pytestmark = needs_browser
-
-
-@pytest.fixture(scope="module")
-def tabs() -> Iterator[Tabs]:
-    with chromium_tabs() as opened:
-        yield opened
-
-
-@pytest.fixture
-def open_tab(tabs: Tabs) -> Iterator[Tabs]:
-    with tab_profiles(tabs) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("path", ["", "login"])
