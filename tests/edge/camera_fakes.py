@@ -4,7 +4,9 @@ import heapq
 import itertools
 
 import numpy as np
+import pytest
 
+from edge.camera import opencv
 from edge.camera.capture import Capture, Capturing, Counts
 from edge.camera.frame import Frame, Latency, Result
 from edge.camera.loop import Network, best, softmax
@@ -16,6 +18,12 @@ from edge.runtime.runner import FakeRunner
 
 LABELS = ("top", "middle", "bottom")
 PREPROCESS = Preprocess(12, 12, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def loaded_cv2():
+    """cv2 by the door the program uses, or a skip: FFmpeg keeps, for the whole process, the log level of its first use."""
+    pytest.importorskip("cv2")
+    return opencv.load()
 
 
 class FakeClock:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from camera_fakes import ListSource, gone, picture, read_all
+from camera_fakes import ListSource, gone, loaded_cv2, picture, read_all
 from stream_server import mjpeg, server
 
 from edge.camera import capture_device, leaving, record, session, v4l2
@@ -252,7 +252,7 @@ def test_fault_a_stream_that_says_nothing(built):
 
 
 def test_fault_corrupt_empty_and_truncated_videos(camera, tmp_path):
-    cv2 = pytest.importorskip("cv2")
+    cv2 = loaded_cv2()
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(9999))
     writer = cv2.VideoWriter(str(tmp_path / "whole.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 200.0, (256, 192))
@@ -307,7 +307,7 @@ def test_fault_the_manifest_of_another_engine(camera, built, tmp_path):
 
 
 def test_fault_disk_full_while_recording(camera, tmp_path, monkeypatch):
-    pytest.importorskip("cv2")
+    loaded_cv2()
     asked = iter(range(1000))
     monkeypatch.setattr(record, "room_for", lambda _path: record.RESERVE_BYTES * 2 if next(asked) < 6 else 0)
     monkeypatch.setattr(record, "_LOOK_EVERY_S", 0.0)
@@ -320,7 +320,7 @@ def test_fault_disk_full_while_recording(camera, tmp_path, monkeypatch):
 
 
 def test_fault_disk_full_from_the_start(camera, tmp_path, monkeypatch):
-    pytest.importorskip("cv2")
+    loaded_cv2()
     monkeypatch.setattr(record, "room_for", lambda _path: 0)
     code, out, err = camera(f"{PART}&frames=30", "--record", tmp_path / "a.mp4")
     assert (code, out) == (4, "")
@@ -413,7 +413,7 @@ def test_the_page_is_served_while_it_runs(built):
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_a_clean_end(built, tmp_path, which):
-    pytest.importorskip("cv2")
+    loaded_cv2()
     process = start(built, "--source", PART, "--json", "--record", tmp_path / "a.mp4")
     assert json.loads(process.stdout.readline())["type"] == "start"
     for _ in range(10):
@@ -430,7 +430,7 @@ def test_a_signal_is_a_clean_end(built, tmp_path, which):
 
 def test_a_signal_while_a_stream_stalls_is_a_clean_end(built):
     """The thread is inside FFmpeg then; without care the process ends by std::terminate, or seconds later."""
-    pytest.importorskip("cv2")
+    loaded_cv2()
     with server(mjpeg(40)) as port:
         process = start(built, "--source", f"http://127.0.0.1:{port}/video")
         process.stdout.readline()

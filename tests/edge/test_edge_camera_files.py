@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from camera_fakes import FakeClock, capturing, read_all
+from camera_fakes import FakeClock, capturing, loaded_cv2, read_all
 
 from calib.errors import InputError
 from edge.camera.capture import Capture
 from edge.camera.source import BadFrame, Playing, open_source
 from edge.camera.video_file import USUAL_FPS
 
-cv2 = pytest.importorskip("cv2")
+cv2 = loaded_cv2()
 
 ROOT = Path(__file__).resolve().parents[2]
 RED_RGB = (200, 30, 10)

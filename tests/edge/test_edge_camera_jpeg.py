@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from camera_fakes import loaded_cv2
 from PIL import Image
 
 from calib.errors import MissingError
@@ -28,7 +29,7 @@ def test_pictures_keep_their_colours_and_shape_and_get_small(
     encoder: jpeg.Encode, shape: tuple[int, int], size: tuple[int, int]
 ) -> None:
     if encoder is jpeg.with_opencv:
-        pytest.importorskip("cv2")
+        loaded_cv2()
     pixels = np.zeros((*shape, 3), np.uint8)
     pixels[:, : shape[1] // 2] = (250, 120, 10)
     pixels[:, shape[1] // 2 :] = (10, 60, 200)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from camera_fakes import picture, read_all, result
+from camera_fakes import loaded_cv2, picture, read_all, result
 
 from calib.errors import InputError, MissingError
 from edge.camera import record
@@ -16,7 +16,7 @@ from edge.camera.overlay import ascii_only, drawn
 from edge.camera.record import RESERVE_BYTES, Recorder, recording_fps, room_for
 from edge.camera.source import open_source
 
-cv2 = pytest.importorskip("cv2")
+loaded_cv2()
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = (96, 128)

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from camera_fakes import read_all
+from camera_fakes import loaded_cv2, read_all
 from stream_server import mjpeg, server, silent
 
 from calib.errors import MissingError
@@ -15,7 +15,7 @@ from edge.camera.reconnect import Reconnect
 from edge.camera.slot import Slot
 from edge.camera.source import Playing, SourceLost, open_source
 
-pytest.importorskip("cv2")
+loaded_cv2()
 
 TIMEOUT_S = 0.4
 
