@@ -142,6 +142,7 @@ def _rows(build: Build, baseline: Baseline, chosen: Int64, latency: LatencyRatio
         yield rows.paired("accuracy", engine_before == build.labels, _right(engine, build.labels), now.top1)
     yield rows.paired("agreement", engine_before == reference_before, _right(engine, reference), now.agreement)
     yield rows.sqnr(now.sqnr_db, build.reference, build.engine)
+    yield from rows.scales(before.scales, now.scales)
     yield from rows.xnorm(before.xnorm, now.xnorm)
     yield rows.share(now.share, build.fallbacks)
     yield rows.size(now.engine_bytes)

@@ -30,8 +30,8 @@ from edge.drift.measures import Int64
 from edge.xnorm.verdict import Stability
 
 Quantity = Literal[
-    "verdict", "reference", "accuracy", "agreement", "sqnr", "xnorm_verdict", "xnorm_headroom", "xnorm_floor", "share", "size",
-    "latency",
+    "verdict", "reference", "accuracy", "agreement", "sqnr", "scale_largest", "scale_rms", "xnorm_verdict", "xnorm_headroom",
+    "xnorm_floor", "share", "size", "latency",
 ]  # fmt: skip
 REMAKE = "ufovit gate BUILD --baseline {} --update"
 _NONE = -1
@@ -94,6 +94,23 @@ class XNormMargins:
 
 
 @dataclass(frozen=True)
+class Scales:
+    """Quantization scales as the graph holds them, log2.
+
+    Attributes:
+        made: calibration method and refinements: scales of another are not comparable.
+        folds_sha256: of the exponents that the certificate folded into weights; other ones move scales by powers of two.
+        activations: tensor -> log2 of its scale.
+        weights: tensor -> log2 of the geometric mean of its channels' scales.
+    """
+
+    made: str
+    folds_sha256: str
+    activations: dict[str, float]
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True)
 class LatencyRatio:
     """Time of the engine in units of that of FP32, both measured in turn on one device: smaller is faster.
 
@@ -120,6 +137,7 @@ class Measured:
         sqnr_db: of the logits.
         share: of the multiply-accumulates that run in the precision of the build, read from the engine.
         engine_bytes: size of the engine file.
+        scales: None where nothing is quantized, or nothing here can read the graph.
         xnorm: None for "fp32", which is not certified.
         latency: None where nothing was timed.
         reference_answers, engine_answers: by `pack_answers`.
@@ -130,6 +148,7 @@ class Measured:
     sqnr_db: float
     share: float
     engine_bytes: int
+    scales: Scales | None
     xnorm: XNormMargins | None
     latency: LatencyRatio | None
     reference_answers: str

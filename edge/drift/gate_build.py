@@ -15,9 +15,10 @@ from calib.errors import InputError
 from calib.files import canonical_json, sha256_bytes
 from edge.drift.compare import Comparison, DriftReport, compare
 from edge.drift.gate_baseline import Identity, Margin, Measured, Origin, XNormMargins, pack_answers
+from edge.drift.gate_scales import read_scales
 from edge.drift.logits import answers, read_logits
 from edge.drift.measures import Floats, Int64
-from edge.xnorm.certificate import read_certificate
+from edge.xnorm.certificate import XNormCertificate, read_certificate
 from engines.artifacts import DRIFT, LOGITS
 from engines.contained import REMAKE
 from engines.folder import verify_folder
@@ -62,13 +63,15 @@ def read_build(folder: Path) -> Build:
     if reference.shape[1] != classes:
         found, allowed = f"{reference.shape[1]} logits", f"{classes} labels"
         raise InputError("logits and labels do not match", where=folder / LOGITS, found=found, allowed=allowed)
+    certificate = read_certificate(folder / manifest.xnorm.file) if manifest.xnorm else None
     measured = Measured(
         top1=drift.top1_engine,
         agreement=drift.agreement,
         sqnr_db=drift.sqnr_db,
         share=manifest.receipt.actual.get(manifest.precision, 0.0),
         engine_bytes=(folder / manifest.engine.file).stat().st_size,
-        xnorm=_margins(folder, manifest),
+        scales=read_scales(folder, certificate),
+        xnorm=_margins(certificate),
         latency=None,
         reference_answers=pack_answers(answers(reference), classes),
         engine_answers=pack_answers(answers(engine), classes),
@@ -122,10 +125,9 @@ def _origin(manifest: EngineManifest, drift: DriftReport) -> Origin:
     )
 
 
-def _margins(folder: Path, manifest: EngineManifest) -> XNormMargins | None:
-    if manifest.xnorm is None:
+def _margins(certificate: XNormCertificate | None) -> XNormMargins | None:
+    if certificate is None:
         return None
-    certificate = read_certificate(folder / manifest.xnorm.file)
     sites = {site.name: Margin(site.fp16_headroom_bits, site.fp16_floor_bits) for site in certificate.sites}
     return XNormMargins(certificate.verdict, sites)
 

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.drift.compare import DriftReport
-from edge.drift.gate_baseline import Baseline, LatencyRatio, Margin, Quantity, XNormMargins
+from edge.drift.gate_baseline import Baseline, LatencyRatio, Margin, Quantity, Scales, XNormMargins
+from edge.drift.gate_scales import changes, incomparable, not_quantized
 from edge.drift.gate_tolerances import (
     REFERENCE_IMAGES,
     SQNR_DEVIATIONS,
@@ -24,6 +25,7 @@ from edge.drift.statistics import Paired, decide, drop_interval
 
 Result = Literal["pass", "fail", "inconclusive", "skipped"]
 Bools = npt.NDArray[np.bool_]
+SCALE_QUANTITIES: tuple[Quantity, ...] = ("scale_largest", "scale_rms")
 _STABILITY = ("stable", "at risk", "unstable")
 _LISTED = 5
 
@@ -109,6 +111,24 @@ class Rows:
         texts = f"{self.before.sqnr_db:.1f} dB", f"{now:.1f} dB", f"{allowed:.1f} dB lost"
         return self._row("sqnr", loss <= allowed, texts, loss, f"{loss:+.2f} dB lost", allowed)
 
+    def scales(self, before: Scales | None, now: Scales | None) -> Iterator[Row]:
+        """The scale that moved most, and how far the activations' moved on the whole."""
+        if before is None or (why := incomparable(before, now)):
+            why = "the baseline has no scales" if before is None else why
+            yield from (self.skipped(name, why) for name in SCALE_QUANTITIES)
+            return
+        if now is None or (gone := not_quantized(before, now)):
+            what = "the build has no quantized graph" if now is None else f"not quantized any more: {_listed(gone)}"
+            yield from (self._missing(name, what) for name in SCALE_QUANTITIES)
+            return
+        moved = changes(before, now)
+        name, change = moved.largest
+        most = f"{name} is {2.0**change:.2f} times the baseline's, of {moved.count} scales the most"
+        said = (most if change else f"none of {moved.count} scales has moved") + moved.remark
+        yield self._moved("scale_largest", abs(change), said)
+        said = f"root mean square of the change of {len(moved.activations)} activations' scales{moved.remark}"
+        yield self._moved("scale_rms", moved.rms, said)
+
     def xnorm(self, before: XNormMargins | None, now: XNormMargins | None) -> Iterator[Row]:
         """The certificate's verdict, then the site that lost most headroom and the one that lost most floor."""
         names: tuple[Quantity, ...] = ("xnorm_verdict", "xnorm_headroom", "xnorm_floor")
@@ -169,6 +189,11 @@ class Rows:
 
     def _missing(self, quantity: Quantity, what: str) -> Row:
         return Row(quantity, "fail", "", "missing", "", None, None, "What is missing cannot have passed.", what)
+
+    def _moved(self, quantity: Quantity, bits: float, detail: str) -> Row:
+        tolerance = self.tolerances[quantity].tolerance
+        texts = "", f"{bits:.3f} bits", f"{tolerance:g} bits moved"
+        return self._row(quantity, bits <= tolerance, texts, bits, detail)
 
     def _margin(self, quantity: Quantity, pairs: dict[str, tuple[float | None, float | None]]) -> Row:
         lacking = [name for name, (was, now) in pairs.items() if was is not None and not _finite(now)]

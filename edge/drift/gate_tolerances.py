@@ -31,6 +31,8 @@ SQNR_DB = 2.0
 SQNR_DEVIATIONS = 4.0
 SQNR_MATTERS_DB = 100.0
 """Beyond what FP32 itself keeps over a network of some hundred layers: whether it is 110 or "identical" says nothing."""
+SCALE_BITS = 0.6
+SCALES_RMS_BITS = 0.075
 REFERENCE_POINTS = 0.1
 REFERENCE_IMAGES = 2
 HEADROOM_BITS = 2.25
@@ -70,6 +72,14 @@ def default_tolerances(identity: Identity, origin: Origin, measured: Measured) -
             "Other calibration images, 128 at a time, moved it by up to 1.7 dB in 98 rebuilds of the shipped network; its stem "
             "in INT8 by 4.2.",
         ),
+        "scale_largest": Tolerance(
+            SCALE_BITS,
+            "Other calibration images, 128 at a time, move no scale by a third of a bit; one that is doubled, by one bit.",
+        ),
+        "scale_rms": Tolerance(
+            SCALES_RMS_BITS,
+            "Other calibration images, 128 at a time, move the scales by 0.05 bits on the whole; too few images by more.",
+        ),
         "xnorm_headroom": Tolerance(
             HEADROOM_BITS, "Other images may move the exponent of a fold by one, which is two bits of a sum of squares."
         ),
@@ -94,9 +104,10 @@ def default_tolerances(identity: Identity, origin: Origin, measured: Measured) -
     }
 
 
-QUANTITIES = frozenset(
-    ("reference", "accuracy", "agreement", "sqnr", "xnorm_headroom", "xnorm_floor", "share", "size", "latency")
-)
+QUANTITIES = frozenset((
+    "reference", "accuracy", "agreement", "sqnr", "scale_largest", "scale_rms", "xnorm_headroom", "xnorm_floor", "share",
+    "size", "latency",
+))  # fmt: skip
 """What has a tolerance. The two verdicts have none: they are absolute."""
 
 

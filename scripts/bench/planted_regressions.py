@@ -70,8 +70,8 @@ CHEAP = "blocks.1.norm1/LayerNormalization_output"
 BIG = ("scale_too_large",)
 FAULTS = {
     "nothing": Fault(lambda bench, _name: Planted(bench.honest, "ran through", bench.baseline), (0,), (), "within"),
-    "scale x 2, costly": Fault(partial(faults.larger_scale, factor=2), (0,), BIG, "sqnr"),
-    "scale x 2, cheap": Fault(partial(faults.larger_scale, factor=2, tensor=CHEAP), (0,), BIG, "within"),
+    "scale x 2, costly": Fault(partial(faults.larger_scale, factor=2), (1,), BIG, "scale_largest"),
+    "scale x 2, cheap": Fault(partial(faults.larger_scale, factor=2, tensor=CHEAP), (1,), BIG, "scale_largest"),
     "scale x 4, costly": Fault(partial(faults.larger_scale, factor=4), (1,), BIG, "sqnr"),
     "zeroed channel": Fault(faults.zeroed_channel, (1,), ("zeroed_channel",), "sqnr"),
     "other mean in the manifest": Fault(faults.other_mean_in_manifest, (), ("input",), "preprocesses images in another way"),
@@ -80,16 +80,13 @@ FAULTS = {
     "labels shifted": Fault(faults.shifted_labels, (2,), (), "other data"),
     "labels shifted, digest forged": Fault(partial(faults.shifted_labels, forged=True), (2,), (), "labelled otherwise"),
     "8 calibration images": Fault(faults.eight_images, (), None, "too few calibration images"),
-    "8 calibration images, 4 times each": Fault(partial(faults.few_scenes, scenes=8), (0,), ("calibration",), "sqnr"),
+    "8 calibration images, 4 times each": Fault(partial(faults.few_scenes, scenes=8), (1,), ("calibration",), "scale_rms"),
     "1 calibration image, 32 times": Fault(partial(faults.few_scenes, scenes=1), (1,), ("calibration",), "sqnr"),
     "overflow": Fault(faults.overflow_before_typing, (), None, "does not compute what the FP32 graph computes"),
     "overflow, behind the check": Fault(faults.overflow_after_typing, (1,), ("overflow", "weights"), "sqnr"),
     "last week's weights": Fault(faults.last_weeks_weights, (1,), ("other_weights",), "sqnr"),
 }
-"""What passes does so by design: the gate holds what a build answers against its baseline. A scale twice too large loses 1.9 dB
-at the costliest of all activations and nothing at the cheapest, calibration on eight images 1.9; honest rebuilds lose up to 1.7
-and may lose 2.0. Such are for the attribution to name. Behind an overflow it names the weights too: W_Q is not the folded
-graph's."""
+"""Behind an overflow the attribution names the weights too: W_Q is not the folded graph's."""
 
 
 @dataclass(frozen=True)

@@ -116,8 +116,8 @@ def memory_build(reference, engine, labels, identity=None, **measured):
     origin = Origin("2026-01-01", "1", "trt_rtx", "1.7", "e" * 64, "f" * 64, "1" * 64, "pass")
     sites = XNormMargins("stable", {"a": Margin(5.0, 7.0)})
     values = {
-        "top1": comparison.top1_engine, "agreement": comparison.agreement, "sqnr_db": comparison.sqnr_db, "share": 0.98,
-        "engine_bytes": 1000, "xnorm": sites, "latency": None,
+        "top1": comparison.top1_engine, "agreement": comparison.agreement, "sqnr_db": comparison.sqnr_db, "scales": None,
+        "share": 0.98, "engine_bytes": 1000, "xnorm": sites, "latency": None,
         "reference_answers": pack_answers(largest(reference), classes),
         "engine_answers": pack_answers(largest(engine), classes),
     }  # fmt: skip
