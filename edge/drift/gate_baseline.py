@@ -30,7 +30,7 @@ from edge.drift.measures import Int64
 from edge.xnorm.verdict import Stability
 
 Quantity = Literal[
-    "verdict", "reference", "accuracy", "agreement", "sqnr", "scale_largest", "scale_rms", "xnorm_verdict", "xnorm_headroom",
+    "verdict", "reference", "accuracy", "agreement", "sqnr", "scale_largest", "scale_mean", "xnorm_verdict", "xnorm_headroom",
     "xnorm_floor", "share", "size", "latency",
 ]  # fmt: skip
 REMAKE = "ufovit gate BUILD --baseline {} --update"

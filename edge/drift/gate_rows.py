@@ -25,7 +25,7 @@ from edge.drift.statistics import Paired, decide, drop_interval
 
 Result = Literal["pass", "fail", "inconclusive", "skipped"]
 Bools = npt.NDArray[np.bool_]
-SCALE_QUANTITIES: tuple[Quantity, ...] = ("scale_largest", "scale_rms")
+SCALE_QUANTITIES: tuple[Quantity, ...] = ("scale_largest", "scale_mean")
 _STABILITY = ("stable", "at risk", "unstable")
 _LISTED = 5
 
@@ -126,8 +126,8 @@ class Rows:
         most = f"{name} is {2.0**change:.2f} times the baseline's, of {moved.count} scales the most"
         said = (most if change else f"none of {moved.count} scales has moved") + moved.remark
         yield self._moved("scale_largest", abs(change), said)
-        said = f"root mean square of the change of {len(moved.activations)} activations' scales{moved.remark}"
-        yield self._moved("scale_rms", moved.rms, said)
+        said = f"mean change of {len(moved.activations)} activations' scales, up or down{moved.remark}"
+        yield self._moved("scale_mean", moved.mean, said)
 
     def xnorm(self, before: XNormMargins | None, now: XNormMargins | None) -> Iterator[Row]:
         """The certificate's verdict, then the site that lost most headroom and the one that lost most floor."""

@@ -66,9 +66,9 @@ class Moved:
         return max(every.items(), key=lambda item: abs(item[1]))
 
     @property
-    def rms(self) -> float:
-        """Root mean square over the activations; the weights' scales do not depend on images."""
-        return float(np.sqrt(np.mean(np.square(list(self.activations.values()))))) if self.activations else 0.0
+    def mean(self) -> float:
+        """Mean magnitude over the activations; the weights' scales do not depend on images."""
+        return float(np.mean(np.abs(list(self.activations.values())))) if self.activations else 0.0
 
 
 def incomparable(before: Scales, now: Scales | None) -> str:

@@ -80,7 +80,7 @@ FAULTS = {
     "labels shifted": Fault(faults.shifted_labels, (2,), (), "other data"),
     "labels shifted, digest forged": Fault(partial(faults.shifted_labels, forged=True), (2,), (), "labelled otherwise"),
     "8 calibration images": Fault(faults.eight_images, (), None, "too few calibration images"),
-    "8 calibration images, 4 times each": Fault(partial(faults.few_scenes, scenes=8), (1,), ("calibration",), "scale_rms"),
+    "8 calibration images, 4 times each": Fault(partial(faults.few_scenes, scenes=8), (1,), ("calibration",), "scale_mean"),
     "1 calibration image, 32 times": Fault(partial(faults.few_scenes, scenes=1), (1,), ("calibration",), "sqnr"),
     "overflow": Fault(faults.overflow_before_typing, (), None, "does not compute what the FP32 graph computes"),
     "overflow, behind the check": Fault(faults.overflow_after_typing, (1,), ("overflow", "weights"), "sqnr"),

@@ -27,7 +27,7 @@ def rows(before, now):
     builds = [memory_build(LOGITS, LOGITS, LOGITS.argmax(1), scales=scales) for scales in (before, now)]
     report = compare_builds(builds[1], make_baseline(builds[0]), "baseline.json")
     found = {row.quantity: row for row in report.rows}
-    return found["scale_largest"], found["scale_rms"], report.verdict
+    return found["scale_largest"], found["scale_mean"], report.verdict
 
 
 def moved(**bits):
@@ -45,28 +45,28 @@ def test_one_scale_doubled_or_halved_fails_and_is_named(bits):
 
 
 def test_a_weights_scales_count_too():
-    largest, rms, _ = rows(HONEST, moved(w=1.0))
-    assert (largest.result, rms.result) == ("fail", "pass")
+    largest, mean, _ = rows(HONEST, moved(w=1.0))
+    assert (largest.result, mean.result) == ("fail", "pass")
     assert largest.detail.startswith("w is 2.00 times")
 
 
 def test_many_scales_a_little_off_fail_on_the_whole_alone():
     """What too few images do: no scale is far off, all are off."""
-    largest, rms, verdict = rows(HONEST, moved(x=0.1, y=-0.1, z=0.1))
-    assert (largest.result, rms.result, verdict) == ("pass", "fail", "fail")
-    assert rms.loss == pytest.approx(0.1)
+    largest, mean, verdict = rows(HONEST, moved(x=0.1, y=-0.1, z=0.1))
+    assert (largest.result, mean.result, verdict) == ("pass", "fail", "fail")
+    assert mean.loss == pytest.approx(0.1)
 
 
 def test_the_same_scales_pass():
-    largest, rms, verdict = rows(HONEST, HONEST)
-    assert (largest.result, rms.result, verdict) == ("pass", "pass", "pass")
-    assert (largest.loss, rms.loss, largest.detail) == (0, 0, "none of 4 scales has moved")
+    largest, mean, verdict = rows(HONEST, HONEST)
+    assert (largest.result, mean.result, verdict) == ("pass", "pass", "pass")
+    assert (largest.loss, mean.loss, largest.detail) == (0, 0, "none of 4 scales has moved")
 
 
 def test_honest_changes_pass():
-    largest, rms, verdict = rows(HONEST, moved(x=0.05, y=-0.04, z=0.03))
-    assert (largest.result, rms.result, verdict) == ("pass", "pass", "pass")
-    assert rms.loss == pytest.approx(np.sqrt((0.05**2 + 0.04**2 + 0.03**2) / 3))
+    largest, mean, verdict = rows(HONEST, moved(x=0.05, y=-0.04, z=0.03))
+    assert (largest.result, mean.result, verdict) == ("pass", "pass", "pass")
+    assert mean.loss == pytest.approx(0.04)
 
 
 def test_other_folds_move_scales_by_powers_of_two_and_hide_nothing_else():
@@ -86,15 +86,15 @@ def test_other_folds_move_scales_by_powers_of_two_and_hide_nothing_else():
     (HONEST, replace(HONEST, weights={}), "fail", "not quantized any more: w"),
 ])  # fmt: skip
 def test_what_cannot_be_compared_says_why(before, now, result, says):
-    largest, rms, _ = rows(before, now)
-    assert (largest.result, rms.result) == (result, result)
+    largest, mean, _ = rows(before, now)
+    assert (largest.result, mean.result) == (result, result)
     assert says in largest.detail
 
 
 def test_without_onnx_the_rows_say_so(monkeypatch):
     monkeypatch.setattr(gate_scales, "find_spec", lambda _name: None)
-    largest, rms, verdict = rows(HONEST, None)
-    assert (largest.result, rms.result, verdict) == ("skipped", "skipped", "pass")
+    largest, mean, verdict = rows(HONEST, None)
+    assert (largest.result, mean.result, verdict) == ("skipped", "skipped", "pass")
     assert "pip install 'ufovit-edge[build]'" in largest.detail
 
 
