@@ -22,11 +22,12 @@ import numpy.typing as npt
 from calib.errors import InputError
 from edge.data import ImageSet
 from edge.drift.gate_baseline import REMAKE, Baseline, Identity, LatencyRatio, read_baseline, unpack_answers
-from edge.drift.gate_build import EQUAL, Build, read_build
+from edge.drift.gate_build import Build, read_build
 from edge.drift.gate_rows import Row, Rows
 from edge.drift.gate_tolerances import QUANTITIES
 from edge.drift.logits import answers
 from edge.drift.measures import Int64
+from edge.drift.stated import EQUAL
 
 GateVerdict = Literal["pass", "fail", "inconclusive", "refused"]
 EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3, "refused": 2}

@@ -5,19 +5,18 @@ What `drift.json` states is held against the logits that it was computed from: a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from calib.artifact import read_artifact
-from calib.errors import InputError
 from calib.files import canonical_json, sha256_bytes
-from edge.drift.compare import Comparison, DriftReport, compare
+from edge.drift.compare import DriftReport
 from edge.drift.gate_baseline import Identity, Margin, Measured, Origin, XNormMargins, pack_answers
 from edge.drift.gate_scales import read_scales
 from edge.drift.logits import answers, read_logits
 from edge.drift.measures import Floats, Int64
+from edge.drift.stated import check_stated
 from edge.xnorm.certificate import XNormCertificate, read_certificate
 from engines.artifacts import DRIFT, LOGITS
 from engines.contained import REMAKE
@@ -25,7 +24,6 @@ from engines.folder import verify_folder
 from engines.manifest import EngineManifest, read_manifest
 
 _DISTRIBUTION = "ufovit-edge"
-EQUAL = 1e-6  # statement and recomputation: the same float64 sums in another order
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,8 @@ def read_build(folder: Path) -> Build:
     drift = read_artifact(folder / DRIFT, DriftReport, remake=REMAKE)
     logits = read_logits(folder / LOGITS)
     reference, engine, labels = logits.reference, logits.engine, logits.labels
-    _check_statements(folder, drift, compare(reference, engine, labels))
     classes = len(manifest.labels)
-    if reference.shape[1] != classes:
-        found, allowed = f"{reference.shape[1]} logits", f"{classes} labels"
-        raise InputError("logits and labels do not match", where=folder / LOGITS, found=found, allowed=allowed)
+    check_stated(folder, drift, logits, classes, spare_not_finite=True)  # it fails as a row
     certificate = read_certificate(folder / manifest.xnorm.file) if manifest.xnorm else None
     measured = Measured(
         top1=drift.top1_engine,
@@ -79,21 +74,6 @@ def read_build(folder: Path) -> Build:
     fallbacks = tuple(fallback.layer for fallback in manifest.receipt.fallbacks)
     identity, origin = _identity(manifest, drift), _origin(manifest, drift)
     return Build(folder, identity, origin, measured, drift, reference, engine, labels, fallbacks)
-
-
-def _check_statements(folder: Path, stated: DriftReport, computed: Comparison) -> None:
-    """Raise InputError where a finite statement is not what the logits give. One that is not finite fails later, as a row."""
-    for name in ("images", "not_finite", "top1_reference", "top1_engine", "agreement", "sqnr_db"):
-        said, found = getattr(stated, name), getattr(computed, name)
-        both = said is not None and found is not None
-        if (said is None) != (found is None) or (both and math.isfinite(said) and not math.isclose(said, found, abs_tol=EQUAL)):
-            raise InputError(
-                f"{DRIFT} and {LOGITS} do not belong together",
-                where=f"{folder / DRIFT}, {name}",
-                found=said,
-                allowed=found,
-                next_command=REMAKE,
-            )
 
 
 def _identity(manifest: EngineManifest, drift: DriftReport) -> Identity:

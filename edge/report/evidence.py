@@ -12,8 +12,9 @@ from calib.errors import InputError
 from calib.table import CalibrationTable, load_table
 from edge.artifacts import ATTRIBUTION, DRIFT, EXPORT, FLIPS, LOGITS, XNORM
 from edge.drift.attribution_record import Attribution, read_attribution
-from edge.drift.compare import DriftReport, compare
+from edge.drift.compare import DriftReport
 from edge.drift.logits import Logits, read_logits
+from edge.drift.stated import check_stated
 from edge.export_record import ExportRecord
 from edge.report.flips import KEPT, FlippedImages, flipped, read_flips
 from edge.xnorm.certificate import XNormCertificate
@@ -58,7 +59,7 @@ def gather(folder: Path) -> Evidence:
     certificate = read_artifact(folder / manifest.xnorm.file, XNormCertificate, remake=REMAKE) if manifest.xnorm else None
     attribution = read_attribution(folder / ATTRIBUTION) if (folder / ATTRIBUTION).is_file() else None
     _check_sources(folder, manifest, drift, export, table, certificate, attribution)
-    _check_answers(folder, manifest, drift, logits)
+    check_stated(folder, drift, logits, len(manifest.labels))
     flips = read_flips(folder / FLIPS) if (folder / FLIPS).is_file() else None
     if flips is not None:
         _check_flips(folder, drift, logits, flips)
@@ -105,30 +106,6 @@ def _check_sources(
                 where=f"{folder / file}, {name}",
                 found=found,
                 allowed=" or ".join(sorted(allowed)),
-                next_command=REMAKE,
-            )
-
-
-def _check_answers(folder: Path, manifest: EngineManifest, drift: DriftReport, logits: Logits) -> None:
-    """Raise InputError when drift.json does not follow from the logits, or the classes have other names."""
-    classes = len(manifest.labels)
-    if logits.reference.shape != (drift.images, classes):
-        raise InputError(
-            "logits, drift and labels disagree on images or classes",
-            where=folder / LOGITS,
-            found=f"logits {logits.reference.shape}, {drift.images} images, {classes} labels",
-            next_command=REMAKE,
-        )
-    if logits.labels is None and drift.labelled is not None:
-        raise InputError("the images' labels are missing", where=folder / LOGITS, next_command=REMAKE)
-    if logits.labels is not None and (logits.labels.min() < 0 or logits.labels.max() >= classes):
-        raise InputError("labels name no class", where=folder / LOGITS, allowed=f"0 to {classes - 1}", next_command=REMAKE)
-    counted = compare(logits.reference, logits.engine, logits.labels)
-    for name in ("confusion_reference", "confusion_engine", "flips", "agreement", "not_finite"):
-        if getattr(counted, name) != getattr(drift, name):
-            raise InputError(
-                "drift.json does not follow from the logits beside it",
-                where=f"{folder / DRIFT}, {name}",
                 next_command=REMAKE,
             )
 
