@@ -63,7 +63,7 @@ class Moved:
     def largest(self) -> tuple[str, float]:
         """The tensor whose scale moved most, and by how much."""
         every = self.activations | self.weights
-        return max(every.items(), key=lambda item: abs(item[1]))
+        return max(every.items(), key=lambda item: abs(item[1]), default=("", 0.0))
 
     @property
     def mean(self) -> float:

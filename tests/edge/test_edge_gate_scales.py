@@ -69,6 +69,16 @@ def test_honest_changes_pass():
     assert mean.loss == pytest.approx(0.04)
 
 
+@pytest.mark.parametrize("bits", [np.inf, -np.inf, np.nan])
+def test_a_scale_that_is_no_number_fails(bits):
+    assert rows(HONEST, moved(y=bits))[1].result == "fail"
+
+
+def test_nothing_quantized_on_either_side_is_no_error():
+    nothing = replace(HONEST, activations={}, weights={})
+    assert [row.result for row in rows(nothing, nothing)[:2]] == ["pass", "pass"]
+
+
 def test_other_folds_move_scales_by_powers_of_two_and_hide_nothing_else():
     folded = replace(moved(x=1.0, w=-3.0), folds_sha256="b" * 64)
     assert rows(HONEST, folded)[2] == "pass"
