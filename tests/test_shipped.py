@@ -75,7 +75,7 @@ def test_checkpoint_says_what_it_is():
 
     info = read_info(SHIPPED_CHECKPOINT)
     assert (info.config.name, info.config.classes, info.random_weights) == (SHIPPED_MODEL, 10, False)
-    assert info.config.image_size >= 64
+    assert info.config.image_size >= 112
     assert info.config.image_size == info.preprocess.image_size
     assert len(set(info.labels)) == 10
     assert info.training, "how it was trained"
@@ -110,7 +110,7 @@ def test_engine_receipt_and_drift(shipped_build):
     assert manifest.checkpoint.sha256 == hashlib.sha256(SHIPPED_CHECKPOINT.read_bytes()).hexdigest()
     assert manifest.calibration.images == 128
     assert (drift.images, drift.verdict, drift.judged_by) == (1000, "pass", "accuracy")
-    assert drift.top1_reference >= 0.85
+    assert drift.top1_reference >= 0.92
     assert drift.agreement >= 0.97
     assert "not the engine" in drift.engine.ran_on, "where the engine cannot run, that is said"
 
@@ -138,7 +138,7 @@ def test_the_quantized_graph_runs_in_onnxruntime_and_still_sees(shipped_build):
     (batch,) = images.batches(info.preprocess, 300)
     session = onnxruntime.InferenceSession(shipped_build / "model.int8.onnx", providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"image": batch})
-    assert (logits.argmax(1) == images.labels).mean() >= 0.8
+    assert (logits.argmax(1) == images.labels).mean() >= 0.9
     (blank,) = session.run(None, {"image": np.zeros_like(batch)})
     assert (blank.argmax(1) == images.labels).mean() < 0.3, "the answers come from the images"
 
@@ -199,7 +199,7 @@ def test_memory_of_calibration_does_not_grow_with_the_images(shipped_build):
     graph = shipped_build / "model.onnx"
     few = peak_memory(graph, 128)
     assert peak_memory(graph, 1024) <= 1.1 * few
-    assert peak_memory(graph, 256, "keep") > 1.1 * few, "a collector that keeps what it sees is noticed"
+    assert peak_memory(graph, 64, "keep") > 1.1 * few, "a collector that keeps what it sees is noticed"
 
 
 @pytest.fixture(scope="module")
@@ -229,9 +229,9 @@ def test_a_planted_fault_ruins_fp16_and_its_repair_does_not(shipped_build, bench
     from edge.xnorm.certify import certify
 
     model = bench.planted(onnx.load(shipped_build / "model.onnx"), bench.FAULTS[fault])
-    images, _ = bench.test_images(64, 100)
+    images, _ = bench.test_images(bench.TRAINED_AT, 100)
     reference = bench.run(model, images)
-    done = certify(model, bench.calibration_batches(64, 128), data_sha256="")
+    done = certify(model, bench.calibration_batches(bench.TRAINED_AT, 128), data_sha256="")
     assert (done.certificate.verdict_before, done.certificate.verdict) == ("unstable", "stable")
     assert done.certificate.islands.sites == 0
     assert np.array_equal(bench.run(done.model, images).view(np.uint32), reference.view(np.uint32))
@@ -250,4 +250,4 @@ def test_the_shipped_network_is_certified_for_every_input(shipped_build):
     assert (len(found.sites), found.verdict, found.islands.sites) == (52, "stable", 0)
     assert all(site.verdicts["fp16"].rests_on == "certified" for site in found.sites)
     assert max(site.errors["fp16/fp32"] for site in found.sites) < 1e-3
-    assert found.verdict_before == "at risk", "no image overflows, but some input might: that is no instability"
+    assert found.verdict_before == "unstable", "before the repair sums of squares overflow on real images"

@@ -40,6 +40,7 @@ from edge.xnorm.sites import find_sites
 
 BATCH = 50
 CHECKED = 64
+TRAINED_AT = read_info(SHIPPED_CHECKPOINT).config.image_size  # pixels
 Edit = Callable[[onnx.ModelProto], None]
 
 
@@ -135,13 +136,13 @@ FAULTS: dict[str, tuple[Edit, ...]] = {
 def faults(count: int) -> None:
     network, _ = load_checkpoint(SHIPPED_CHECKPOINT, model="ufovit_t")
     graph = exported(fold(network))
-    rows = [(name, planted(graph, edits), 64, count) for name, edits in FAULTS.items()]
+    rows = [(name, planted(graph, edits), TRAINED_AT, count) for name, edits in FAULTS.items()]
     large_gamma(network)
-    rows.append(("gamma 10^4, left in the graph", exported(network), 64, count))
-    rows.append(("gamma 10^4, folded by the export", exported(fold(network)), 64, count))
+    rows.append(("gamma 10^4, left in the graph", exported(network), TRAINED_AT, count))
+    rows.append(("gamma 10^4, folded by the export", exported(fold(network)), TRAINED_AT, count))
     for size, images in ((224, 200), (896, 12)):  # at which it was not trained: it answers less well, in FP32 too
         larger, _ = load_checkpoint(SHIPPED_CHECKPOINT, model="ufovit_t", image_size=size)
-        rows.append((f"64 -> {size} px", exported(fold(larger)), size, min(count, images)))
+        rows.append((f"{TRAINED_AT} -> {size} px", exported(fold(larger)), size, min(count, images)))
     print(f"Shipped ufovit_t, test images, {versions()}.\n")
     print("FP16: top-1, share answered as in FP32, images with NaN or infinity, SQNR of the other logits.\n")
     print("| planted fault | images | top-1 in FP32 | FP16 without repair | certificate | FP16 with repair |")
@@ -160,7 +161,7 @@ def judge(model: onnx.ModelProto, right: onnx.ModelProto, size: int, count: int)
     try:
         done = certify(
             model,
-            calibration_batches(size, {64: 512, 224: 64}.get(size, 4)),
+            calibration_batches(size, {TRAINED_AT: 512, 224: 64}.get(size, 4)),
             data_sha256="",
             config=CertifyConfig(("fp16",), True, 52, -2),
         )
@@ -195,13 +196,13 @@ def try_fp16(make: Callable[[], onnx.ModelProto], images: list[np.ndarray], refe
 def scales(count: int) -> None:
     network, _ = load_checkpoint(SHIPPED_CHECKPOINT, model="ufovit_t")
     graph = exported(fold(network))
-    images, labels = test_images(64, count)
+    images, labels = test_images(TRAINED_AT, count)
     print(f"Shipped ufovit_t, {count:,} test images, 512 calibration images, {versions()}.\n")
     print("| W_K, b_K times | FP32 | FP16 without repair | FP16 with repair | exponents p | FP32 logits after folding |")
     print("|---|---|---|---|---|---|")
     for exponent in (0, 8, 12):
         model = planted(graph, (scale("k", 2.0**exponent),))
-        done = certify(model, calibration_batches(64, 512), data_sha256="")
+        done = certify(model, calibration_batches(TRAINED_AT, 512), data_sha256="")
         found = done.certificate
         reference, folded = run(model, images), run(done.model, images)
         shown = [
