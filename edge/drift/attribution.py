@@ -203,7 +203,7 @@ def _evidence(
     from edge.drift.culprits import Evidence
     from edge.drift.input_drift import compare_inputs
     from edge.drift.units import rewired
-    from edge.drift.weights import compare_weights
+    from edge.drift.weights import compare_weights, held_already
 
     judged, (measured, costs, float_graph, taps, db) = graphs.judged.model, found
     weights = compare_weights(graphs.base.model, judged, units)
@@ -218,6 +218,7 @@ def _evidence(
         not_finite=not_finite_places(judged, units, measured),
         rewired=rewired(units, judged),
         weights=weights,
+        refined=next((held_already(g.model, judged, units) for g in graphs.between if g.file.file == REFINED), frozenset()),
     )
 
 

@@ -34,7 +34,7 @@ from edge.drift.culprits import Evidence, find_culprits, sentence
 from edge.drift.graph_checks import look_at
 from edge.drift.input_drift import compare_inputs
 from edge.drift.units import comparable, find_units
-from edge.drift.weights import WeightError, compare_weights
+from edge.drift.weights import WeightError, compare_weights, held_already
 from edge.model.config import SIZES
 from edge.model.metadata import read_graph_info
 from edge.preprocess import Preprocess
@@ -372,6 +372,10 @@ def test_honest_builds_of_other_networks_have_none(tmp_path, make_network, tiny_
     assert build(tmp_path, "--effort", effort, "--max-drop", "100") in (0, 3)
     found = attribute(tmp_path / "out", open_images(tmp_path / "test", LABELS), lambda _share: None)
     assert found.culprits == ()
+    graphs = load_graphs(tmp_path / "out")
+    (refined,) = (graph for graph in graphs.between if graph.file.file == "model.refined.onnx")
+    held = held_already(refined.model, graphs.judged.model, find_units(graphs.base.model))
+    assert ("blocks.0.ffn.2/MatMul" in held) == (effort == "balanced"), "second-order rounding, and nothing else"
 
 
 SCALES = (
@@ -613,6 +617,17 @@ def test_an_outlier_among_its_peers(evidence, honest):
     assert named(0.5, 10) == []
     assert named(4.0, 14) == []
     assert named(0.5, 26) == [("outlier", "blocks.11.ffn.2/MatMul")]
+
+
+@pytest.mark.parametrize(("excess", "plain", "refined"), [(8, [], []), (20, ["weights"], []), (30, ["weights"], ["weights"])])
+def test_weights_that_refinement_rounded_may_err_more(evidence, honest, excess, plain, refined):
+    row = next(r for r in honest.layers if r.name == "blocks.0.ffn.2/MatMul")
+    bad = replace(row, weights_db=46.0 - excess, introduced_db=46.0 - excess)
+    rows = tuple(bad if r is row else r for r in honest.layers)
+    weights = {bad.name: WeightError(46.0 - excess, 46.0, 0, 44.0 - excess, ())}
+    for names, expected in ((frozenset(), plain), (frozenset({bad.name}), refined)):
+        found = find_culprits(evidence(layers=rows, weights=weights, refined=names))
+        assert [c.kind for c in found if c.where == bad.name and c.kind != "outlier"] == expected
 
 
 def test_sentences(evidence):
