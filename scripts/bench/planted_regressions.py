@@ -80,14 +80,13 @@ FAULTS = {
     "labels shifted": Fault(faults.shifted_labels, (2,), (), "other data"),
     "labels shifted, digest forged": Fault(partial(faults.shifted_labels, forged=True), (2,), (), "labelled otherwise"),
     "8 calibration images": Fault(faults.eight_images, (), None, "too few calibration images"),
-    "8 calibration images, 4 times each": Fault(partial(faults.few_scenes, scenes=8), (1,), (), "scale_mean"),
+    "4 calibration images, 8 times each": Fault(partial(faults.few_scenes, scenes=4), (1,), ("calibration",), "scale_mean"),
     "1 calibration image, 32 times": Fault(partial(faults.few_scenes, scenes=1), (1,), ("calibration",), "sqnr"),
     "overflow": Fault(faults.overflow_before_typing, (), None, "does not compute what the FP32 graph computes"),
     "overflow, behind the check": Fault(faults.overflow_after_typing, (1,), ("overflow", "weights"), "sqnr"),
     "last week's weights": Fault(faults.last_weeks_weights, (1,), ("other_weights",), "sqnr"),
 }
-"""Behind an overflow the attribution names the weights too: W_Q is not the folded graph's. What eight images clip is less than
-what is rounded, so that only the gate, which knows the scales of more images, sees that they were few."""
+"""Behind an overflow the attribution names the weights too: W_Q is not the folded graph's."""
 
 
 @dataclass(frozen=True)

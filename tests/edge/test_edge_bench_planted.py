@@ -48,7 +48,7 @@ def bench(request_of, built, tmp_path_factory):
 
 CAUGHT = [
     "nothing", "scale x 2, costly", "zeroed channel", "other mean in the manifest", "BGR for RGB", "labels shifted",
-    "8 calibration images", "8 calibration images, 4 times each", "last week's weights",
+    "8 calibration images", "4 calibration images, 8 times each", "last week's weights",
 ]  # fmt: skip
 
 
