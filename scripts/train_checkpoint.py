@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -43,6 +43,7 @@ from edge.preprocess import Preprocess, Uint8, resample_matrix
 LABELS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 HELD_OUT = 1024
 AVERAGE_EVERY = 4  # steps: on a GPU an update of the average takes a quarter of a step
+PRINT_EVERY = 50  # steps: to read the losses is to wait for the device
 SIDE = 28  # of an image, pixels
 MEAN, STD = 0.2860, 0.3530  # of the training images, on the [0, 1] scale
 
@@ -58,7 +59,7 @@ def main() -> None:
     model = UfoVit(cfg)
     init_weights(model, args.seed)
     if args.init:
-        start_from(model, args.init, args.model)
+        model.load_state_dict(load_checkpoint(args.init, model=args.model, image_size=args.image_size)[0].state_dict())
     model.to(device)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema), use_buffers=True)
     optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.lr, fused=True)
@@ -77,23 +78,24 @@ def main() -> None:
     started, losses = time.monotonic(), []
     while step < total:
         chosen, rng = drawn(step, len(train_images), args.batch, args.seed)
-        x = network_input(torch.from_numpy(augment(train_images[chosen], rng, erase=args.erase)).to(device), resample)
+        x = network_input(torch.from_numpy(augment(train_images[chosen], rng)).to(device), resample)
         y = torch.from_numpy(train_labels[chosen]).to(device)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * schedule(step, args.warmup, total)
-        losses.append(train_step(model, optimizer, x, y, args))  # read every 50 steps only: reading waits for the device
+        losses.append(train_step(model, optimizer, x, y, args))
         step += 1
         if step % AVERAGE_EVERY == 0:
             averaged.update_parameters(model)
-        if len(losses) == 50:
-            loss, rate = torch.stack(losses).mean().item(), 50 * args.batch / (time.monotonic() - started)
+        if len(losses) == PRINT_EVERY:
+            loss, rate = torch.stack(losses).mean().item(), PRINT_EVERY * args.batch / (time.monotonic() - started)
             print(f"step {step}/{total} loss {loss:.4f} {rate:.1f} images/s", flush=True)
             started, losses = time.monotonic(), []
         if step % args.save_every == 0 or step == total:
+            paused = time.monotonic()
             save_state(state_file, model, averaged, optimizer, step)
             accuracy = top1(averaged.module, preprocess, images[-HELD_OUT:], labels[-HELD_OUT:], device)
             print(f"step {step}/{total} held-out top-1 {accuracy:.4f}", flush=True)
-            started, losses = time.monotonic(), []
+            started += time.monotonic() - paused
 
     training = {
         "data": "Fashion-MNIST, first 58,976 training images (MIT licence)",
@@ -132,7 +134,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--warmup", type=int, default=300, help="steps")
     parser.add_argument("--smoothing", type=float, default=0.1, help="label smoothing")
-    parser.add_argument("--erase", type=float, default=0.25, help="probability of random erasing")
     parser.add_argument("--ema", type=float, default=0.996, help="decay of the averaged weights per update")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=200, help="steps")
@@ -216,15 +217,6 @@ def schedule(step: int, warmup: int, total: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def start_from(model: UfoVit, file: Path, name: str) -> None:
-    """Load the weights of `file` in place; the position embedding is resized to the model's grid (bicubic)."""
-    source, _ = load_checkpoint(file, model=name)
-    state = source.state_dict()
-    grid = state["pos_embed"].transpose(1, 2).unflatten(2, source.cfg.grid)  # (1, C, h, w)
-    state["pos_embed"] = interpolate(grid, model.cfg.grid, mode="bicubic").flatten(2).transpose(1, 2)
-    model.load_state_dict(state)
 
 
 def save_state(state_file: Path, model: UfoVit, averaged: AveragedModel, optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -28,6 +28,7 @@ from calib.table import load_table
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_MODEL, TEST_IMAGES
 from edge.cli import run as run_command
 from edge.data import open_images
+from edge.drift import left_in_float
 from edge.drift.attribution import ATTRIBUTION, Graphs, LoadedGraph, attribute, attribute_graphs, load_graphs
 from edge.drift.attribution_record import GraphFile, InputDrift, read_attribution
 from edge.drift.culprits import Evidence, find_culprits, sentence
@@ -761,11 +762,11 @@ def test_shipped_costliest_groups(shipped):
 
 
 @pytest.mark.slow
-def test_shipped_costs_add_up_to_what_is_seen(shipped, monkeypatch):
+def test_shipped_costs_add_up_to_what_is_seen(shipped):
     """Layers disturb the logits nearly independently: the noise of each alone sums to the noise of all, on the same images."""
     graphs, images = shipped
-    monkeypatch.setattr("edge.drift.left_in_float.ISOLATED_IMAGES", 16)
     found = attribute_graphs(graphs, images[::6])
+    assert len(images[::6]) == left_in_float.ISOLATED_IMAGES
     total = sum(10 ** (-isolated / 10) for isolated, _share in groups_of(found))
     assert -10 * np.log10(total) == pytest.approx(found.logits_db, abs=2)
 
