@@ -4,12 +4,14 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
+PROGRAMS = [p for p in sorted((ROOT / "scripts").rglob("*.py")) if "ArgumentParser(description" in p.read_text()]
 CI = ROOT / ".ci" / "run"
 SECONDS = 120
 
@@ -30,6 +32,21 @@ def test_script_is_valid_strict_and_executable(script):
     if shutil.which("shellcheck"):
         found = sh("shellcheck", str(script))
         assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
+def test_program_starts(program):
+    """Every import is there: mypy does not read these files, and a name that moved shows when they are run only."""
+    done = sh(sys.executable, str(program), "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: ")
+
+
+def test_program_without_its_import_is_noticed(tmp_path):
+    moved = tmp_path / "moved.py"
+    moved.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom engines.layers import read_layers\n")
+    assert sh(sys.executable, str(moved), "--help").returncode != 0
 
 
 def test_invalid_shell_is_noticed(tmp_path):

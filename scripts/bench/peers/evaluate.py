@@ -32,7 +32,8 @@ from calib.graph import load_graph
 from calib.metrics import sqnr_db, top1_agreement
 from edge.preprocess import Float32
 from edge.runtime.ort import BATCH, OrtRunner
-from engines.layers import Layer, read_layers
+from engines.layers import Layer
+from engines.read_graph import read_layers
 
 RTX_SECONDS = 180
 ZERO_POINT = "the zero-point of operand"
