@@ -12,17 +12,22 @@ AdamW, linear warm-up and cosine decay, label smoothing; random shift, horizonta
 average of the weights is what is kept. `--bf16` and `--compile` are faster on a GPU, and on a CPU with AMX: together 1.5 to 2
 times. `--cuda-graph` is three times faster on a GPU than single launches. `--init` starts from a checkpoint of another image
 size, its position embedding resized: on a CPU most epochs are cheaper at a small size. The state is saved every `--save-every`
-steps; the same command resumes from it. Same seed, same data, same order of batches. The last 1,024 training images are held
-out: they choose nothing but show progress, and become the calibration split. The test images are only copied to the test split.
+steps; the same command resumes from it, another one is refused. Same seed, same data, same order of batches. The last 1,024
+training images are held out: they choose nothing but show progress, and become the calibration split. The test images are only
+copied to the test split.
+
+Exit codes: 1 the loss is no number any more, 2 bad usage or input, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import pickle
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,10 +37,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from calib.errors import InputError, UfovitError, VerdictError
 from calib.files import atomic_path
 from edge.data import read_idx, write_idx
 from edge.model.checkpoint import load_checkpoint, save_checkpoint
-from edge.model.config import SIZES, config
+from edge.model.config import SIZES, UfoVitConfig, config
 from edge.model.metadata import CheckpointInfo
 from edge.model.ufo_vit import UfoVit, init_weights
 from edge.preprocess import Preprocess, Uint8, resample_matrix
@@ -46,28 +52,26 @@ AVERAGE_EVERY = 4  # steps: on a GPU an update of the average takes a quarter of
 PRINT_EVERY = 50  # steps: to read the losses is to wait for the device
 SIDE = 28  # of an image, pixels
 MEAN, STD = 0.2860, 0.3530  # of the training images, on the [0, 1] scale
+CHANGES_NOTHING = ("out", "threads", "save_every", "compile", "cuda_graph")  # options that a resumed training may change
 
 
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images = read_idx(args.data / "train-images-idx3-ubyte.gz")  # (60000, 28, 28)
-    labels = read_idx(args.data / "train-labels-idx1-ubyte.gz").astype(np.int64)
+    images, labels = read_training_set(args.data, args.batch)
     preprocess = Preprocess(args.image_size, args.image_size, (MEAN,) * 3, (STD,) * 3)
     cfg = config(args.model, image_size=args.image_size, classes=len(LABELS))
-    model = UfoVit(cfg)
-    init_weights(model, args.seed)
-    if args.init:
-        model.load_state_dict(load_checkpoint(args.init, model=args.model, image_size=args.image_size)[0].state_dict())
-    model.to(device)
+    model = new_model(cfg, args).to(device)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema), use_buffers=True)
     optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.lr, fused=True)
 
     train_images, train_labels = images[:-HELD_OUT], labels[:-HELD_OUT]
     total = args.epochs * (len(train_images) // args.batch)
     state_file = args.out / "state.pt"
-    step = resume(state_file, model, averaged, optimizer) if state_file.exists() else 0
+    asked = {name: str(value) for name, value in vars(args).items() if name not in CHANGES_NOTHING}
+    parts = {"model": model, "averaged": averaged, "optimizer": optimizer}
+    step = resume(state_file, asked, parts) if state_file.exists() else 0
     print(f"{args.model}: {count(model):,} parameters, {device}, step {step} of {total}", flush=True)
 
     if args.compile:
@@ -87,18 +91,19 @@ def main() -> None:
         if step % AVERAGE_EVERY == 0:
             averaged.update_parameters(model)
         if len(losses) == PRINT_EVERY:
-            loss, rate = torch.stack(losses).mean().item(), PRINT_EVERY * args.batch / (time.monotonic() - started)
+            loss, rate = mean_loss(losses, step), PRINT_EVERY * args.batch / (time.monotonic() - started)
             print(f"step {step}/{total} loss {loss:.4f} {rate:.1f} images/s", flush=True)
             started, losses = time.monotonic(), []
         if step % args.save_every == 0 or step == total:
             paused = time.monotonic()
-            save_state(state_file, model, averaged, optimizer, step)
+            mean_loss(losses, step)
+            save_state(state_file, asked, parts, step)
             accuracy = top1(averaged.module, preprocess, images[-HELD_OUT:], labels[-HELD_OUT:], device)
             print(f"step {step}/{total} held-out top-1 {accuracy:.4f}", flush=True)
             started += time.monotonic() - paused
 
     training = {
-        "data": "Fashion-MNIST, first 58,976 training images (MIT licence)",
+        "data": f"Fashion-MNIST, first {len(train_images):,} training images (MIT licence)",
         "command": " ".join(["scripts/train_checkpoint.py", *sys.argv[1:]]),
         "epochs": args.epochs,
         "torch": torch.__version__,
@@ -107,6 +112,34 @@ def main() -> None:
     save_checkpoint(model, CheckpointInfo(cfg, LABELS, preprocess, training=training), args.out / f"{args.model}.safetensors")
     write_splits(args.data, args.out, images[-HELD_OUT:], labels[-HELD_OUT:])
     print(f"wrote {args.out / args.model}.safetensors and the two splits beside it", flush=True)
+
+
+def new_model(cfg: UfoVitConfig, args: argparse.Namespace) -> UfoVit:
+    """Weights drawn from the seed, or those of `--init`. Raises InputError where that was made for other classes."""
+    if not args.init:
+        model = UfoVit(cfg)
+        init_weights(model, args.seed)
+        return model
+    model, info = load_checkpoint(args.init, model=args.model, image_size=args.image_size)
+    if info.labels != LABELS:
+        raise InputError(
+            "a checkpoint of other classes", where=args.init, found=", ".join(info.labels), allowed=", ".join(LABELS)
+        )
+    return model
+
+
+def read_training_set(folder: Path, batch: int) -> tuple[Uint8, np.ndarray]:
+    """Images (N, 28, 28) and labels (N,), int64. Raises InputError unless they belong together and fill a batch."""
+    images_file, labels_file = (folder / f"train-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1"))
+    images, labels = read_idx(images_file), read_idx(labels_file)
+    least = HELD_OUT + batch
+    if images.shape[1:] != (SIDE, SIDE) or len(images) < least:
+        allowed = f"({least} or more, {SIDE}, {SIDE}): {HELD_OUT} are held out"
+        raise InputError("no training set for this script", where=images_file, found=images.shape, allowed=allowed)
+    if labels.shape != images.shape[:1] or labels.max() >= len(LABELS):
+        found, allowed = f"{labels.shape}, up to {labels.max()}", f"{images.shape[:1]}, up to {len(LABELS) - 1}"
+        raise InputError("labels do not belong to the images", where=labels_file, found=found, allowed=allowed)
+    return images, labels.astype(np.int64)
 
 
 def train_step(model: UfoVit, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, args: argparse.Namespace) -> Tensor:
@@ -219,19 +252,38 @@ def schedule(step: int, warmup: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def save_state(state_file: Path, model: UfoVit, averaged: AveragedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
+def mean_loss(losses: list[Tensor], step: int) -> float:
+    """Mean of the steps' losses. Raises VerdictError where it is NaN or infinite: such weights are not worth saving."""
+    loss = torch.stack(losses).mean().item() if losses else 0.0
+    if not math.isfinite(loss):
+        raise VerdictError("the training diverged", where=f"before step {step}", found=f"loss {loss}", allowed="a lower --lr")
+    return loss
+
+
+def save_state(state_file: Path, asked: dict[str, str], parts: dict[str, Any], step: int) -> None:
     """Write what `resume` reads."""
     with atomic_path(state_file) as temporary:
-        states = {"model": model.state_dict(), "averaged": averaged.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save({**states, "step": step}, temporary)
+        torch.save({"asked": asked, "step": step, **{name: part.state_dict() for name, part in parts.items()}}, temporary)
 
 
-def resume(state_file: Path, model: UfoVit, averaged: AveragedModel, optimizer: torch.optim.Optimizer) -> int:
-    """Load weights, their average and the optimizer's state in place; returns the number of steps done."""
-    state = torch.load(state_file, weights_only=True, map_location="cpu")
-    model.load_state_dict(state["model"])
-    averaged.load_state_dict(state["averaged"])
-    optimizer.load_state_dict(state["optimizer"])
+def resume(state_file: Path, asked: dict[str, str], parts: dict[str, Any]) -> int:
+    """Load the parts' states in place; returns the number of steps done.
+
+    Raises InputError for a file that is no state, or the state of a training with other options.
+    """
+    fresh = f"rm {state_file}, or another --out"
+    try:
+        state = torch.load(state_file, weights_only=True, map_location="cpu")
+        before = state["asked"]
+    except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError("not the state of a training", where=state_file, found=reason, next_command=fresh) from error
+    others = sorted(name for name in before.keys() | asked.keys() if before.get(name) != asked.get(name))
+    if others:
+        found = ", ".join(f"{name} {before.get(name)}, now {asked.get(name)}" for name in others)
+        raise InputError("a training with other options lies here", where=state_file, found=found, next_command=fresh)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
     return int(state["step"])
 
 
@@ -260,4 +312,10 @@ def count(model: UfoVit) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UfovitError as error:
+        print(f"train_checkpoint: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
