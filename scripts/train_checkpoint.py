@@ -63,7 +63,7 @@ def main() -> None:
     preprocess = Preprocess(args.image_size, args.image_size, (MEAN,) * 3, (STD,) * 3)
     cfg = config(args.model, image_size=args.image_size, classes=len(LABELS))
     model = new_model(cfg, args).to(device)
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema), use_buffers=True)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.0), use_buffers=True)
     optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.lr, fused=True)
 
     train_images, train_labels = images[:-HELD_OUT], labels[:-HELD_OUT]
@@ -89,6 +89,7 @@ def main() -> None:
         losses.append(train_step(model, optimizer, x, y, args))
         step += 1
         if step % AVERAGE_EVERY == 0:
+            averaged.multi_avg_fn = get_ema_multi_avg_fn(decay(step // AVERAGE_EVERY - 1, args.ema))
             averaged.update_parameters(model)
         if len(losses) == PRINT_EVERY:
             loss, rate = mean_loss(losses, step), PRINT_EVERY * args.batch / (time.monotonic() - started)
@@ -167,7 +168,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--warmup", type=int, default=300, help="steps")
     parser.add_argument("--smoothing", type=float, default=0.1, help="label smoothing")
-    parser.add_argument("--ema", type=float, default=0.996, help="decay of the averaged weights per update")
+    parser.add_argument("--ema", type=float, default=0.996, help="largest decay of the averaged weights per update")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=200, help="steps")
     parser.add_argument("--threads", type=int, default=2)
@@ -250,6 +251,14 @@ def schedule(step: int, warmup: int, total: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def decay(updates: int, longest: float) -> float:
+    """Of the average after so many updates: short at first, else a brief training would keep much of the weights it began with.
+
+    The ramp is that of TensorFlow's ExponentialMovingAverage with `num_updates`.
+    """
+    return min(longest, (1 + updates) / (10 + updates))
 
 
 def mean_loss(losses: list[Tensor], step: int) -> float:

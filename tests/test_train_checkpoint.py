@@ -108,6 +108,27 @@ def test_a_resume_that_forgets_the_optimizer_is_noticed(train, script, monkeypat
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("options", "longest"), [((), 0.996), (("--ema", "0.3"), 0.3)])
+def test_what_is_kept_is_the_moving_average(train, script, monkeypatch, options, longest):
+    name, seen = "head.weight", []
+
+    def step(model, *args):
+        loss = real(model, *args)
+        seen.append(model.state_dict()[name].clone())
+        return loss
+
+    real = script.train_step
+    monkeypatch.setattr(script, "train_step", step)
+    got = weights(train("--epochs", "2", "--warmup", "1", "--lr", "1e-2", *options))[name]
+    wanted = seen[1]
+    for updates, weight in enumerate(seen[3::2], start=1):
+        share = min(longest, [0.1, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15][updates])
+        wanted = share * wanted + (1 - share) * weight
+    torch.testing.assert_close(got, wanted, rtol=2e-3, atol=1e-6)  # stored in FP16
+    assert not torch.allclose(got, seen[-1], rtol=2e-3, atol=1e-6), "not the last weights"
+
+
+@pytest.mark.usefixtures("small")
 def test_seed_decides(train):
     assert equal(weights(train("--epochs", "1", out="a")), weights(train("--epochs", "1", out="b")))
     assert not equal(weights(train("--epochs", "1", out="a")), weights(train("--epochs", "1", "--seed", "1", out="c")))
