@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The gate on 500 images, about a minute at most on two free cores, small enough for a pre-commit hook:
+# The gate on 500 images, small enough for a pre-commit hook: 72 s for the shipped network from nothing on two free cores, 2 s unchanged.
 #
 #   scripts/quick_gate.sh [BASELINE [MODEL PRECISION [options of `ufovit build`]]]
 #
