@@ -123,6 +123,14 @@ def open_idx(path: Path, labels: tuple[str, ...]) -> ImageSet:
             found=label_path.name,
             allowed="...images-idx3-ubyte[.gz] with ...labels-idx1-ubyte[.gz]",
         )
+    images, classes = read_labelled_idx(path, label_path, labels)
+    names = tuple(f"{path.name}[{i}]" for i in range(len(images)))
+    digest = sha256_bytes(b"".join(array.tobytes() for array in (images, classes)))
+    return ImageSet(str(path), names, classes, digest, lambda i: images[i, :, :, None])
+
+
+def read_labelled_idx(path: Path, label_path: Path, labels: tuple[str, ...]) -> tuple[Uint8, Int64]:
+    """Images (n, H, W) and classes (n,), n >= 1, of two IDX files. Raises InputError where they do not belong together."""
     images, classes = read_idx(path), read_idx(label_path).astype(np.int64)
     if images.ndim != 3 or classes.shape != images.shape[:1] or not len(images):
         raise InputError("images and labels do not match", where=path, found=f"{images.shape} and {classes.shape}")
@@ -133,9 +141,7 @@ def open_idx(path: Path, labels: tuple[str, ...]) -> ImageSet:
             found=f"class {classes.max()}",
             allowed=f"0 to {len(labels) - 1}",
         )
-    names = tuple(f"{path.name}[{i}]" for i in range(len(images)))
-    digest = sha256_bytes(b"".join(array.tobytes() for array in (images, classes)))
-    return ImageSet(str(path), names, classes, digest, lambda i: images[i, :, :, None])
+    return images, classes
 
 
 def open_folder(path: Path, labels: tuple[str, ...]) -> ImageSet:

@@ -39,11 +39,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from calib.errors import InputError, UfovitError, VerdictError
 from calib.files import atomic_path
-from edge.data import read_idx, write_idx
-from edge.model.checkpoint import load_checkpoint, save_checkpoint
+from edge.data import read_idx, read_labelled_idx, write_idx
+from edge.model.checkpoint import load_checkpoint, random_network, save_checkpoint
 from edge.model.config import SIZES, UfoVitConfig, config
 from edge.model.metadata import CheckpointInfo
-from edge.model.ufo_vit import UfoVit, init_weights
+from edge.model.ufo_vit import UfoVit
 from edge.preprocess import Preprocess, Uint8, resample_matrix
 
 LABELS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -63,7 +63,7 @@ def main() -> None:
     preprocess = Preprocess(args.image_size, args.image_size, (MEAN,) * 3, (STD,) * 3)
     cfg = config(args.model, image_size=args.image_size, classes=len(LABELS))
     model = new_model(cfg, args).to(device)
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.0), use_buffers=True)
+    averaged = AveragedModel(model, use_buffers=True)
     optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.lr, fused=True)
 
     train_images, train_labels = images[:-HELD_OUT], labels[:-HELD_OUT]
@@ -118,9 +118,7 @@ def main() -> None:
 def new_model(cfg: UfoVitConfig, args: argparse.Namespace) -> UfoVit:
     """Weights drawn from the seed, or those of `--init`. Raises InputError where that was made for other classes."""
     if not args.init:
-        model = UfoVit(cfg)
-        init_weights(model, args.seed)
-        return model
+        return random_network(cfg, args.seed)
     model, info = load_checkpoint(args.init, model=args.model, image_size=args.image_size)
     if info.labels != LABELS:
         raise InputError(
@@ -132,15 +130,12 @@ def new_model(cfg: UfoVitConfig, args: argparse.Namespace) -> UfoVit:
 def read_training_set(folder: Path, batch: int) -> tuple[Uint8, np.ndarray]:
     """Images (N, 28, 28) and labels (N,), int64. Raises InputError unless they belong together and fill a batch."""
     images_file, labels_file = (folder / f"train-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1"))
-    images, labels = read_idx(images_file), read_idx(labels_file)
+    images, labels = read_labelled_idx(images_file, labels_file, LABELS)
     least = HELD_OUT + batch
     if images.shape[1:] != (SIDE, SIDE) or len(images) < least:
         allowed = f"({least} or more, {SIDE}, {SIDE}): {HELD_OUT} are held out"
         raise InputError("no training set for this script", where=images_file, found=images.shape, allowed=allowed)
-    if labels.shape != images.shape[:1] or labels.max() >= len(LABELS):
-        found, allowed = f"{labels.shape}, up to {labels.max()}", f"{images.shape[:1]}, up to {len(LABELS) - 1}"
-        raise InputError("labels do not belong to the images", where=labels_file, found=found, allowed=allowed)
-    return images, labels.astype(np.int64)
+    return images, labels
 
 
 def train_step(model: UfoVit, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, args: argparse.Namespace) -> Tensor:
@@ -265,7 +260,9 @@ def mean_loss(losses: list[Tensor], step: int) -> float:
     """Mean of the steps' losses. Raises VerdictError where it is NaN or infinite: such weights are not worth saving."""
     loss = torch.stack(losses).mean().item() if losses else 0.0
     if not math.isfinite(loss):
-        raise VerdictError("the training diverged", where=f"before step {step}", found=f"loss {loss}", allowed="a lower --lr")
+        raise VerdictError(
+            "the training diverged", where=f"before step {step}", found=f"loss {loss}", next_command="a lower --lr"
+        )
     return loss
 
 

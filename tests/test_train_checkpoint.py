@@ -206,15 +206,21 @@ def test_divergence_stops_the_training_and_keeps_the_last_state(train, script, t
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("train-images-idx3", np.zeros((19, 28, 28), np.uint8), "no training set"),
         ("train-images-idx3", np.zeros((40, 32, 32), np.uint8), "no training set"),
-        ("train-labels-idx1", np.zeros(39, np.uint8), "labels do not belong"),
-        ("train-labels-idx1", np.full(40, 10, np.uint8), "labels do not belong"),
+        ("train-labels-idx1", np.zeros(39, np.uint8), "images and labels do not match"),
+        ("train-labels-idx1", np.full(40, 10, np.uint8), "labels do not match the checkpoint"),
     ],
 )
 def test_other_data_are_refused(train, data, name, values, message):
     write_idx(data / f"{name}-ubyte.gz", values)
     with pytest.raises(InputError, match=message):
+        train()
+
+
+def test_too_few_images_are_refused(train, data):
+    for kind, shape in (("images-idx3", (19, 28, 28)), ("labels-idx1", (19,))):
+        write_idx(data / f"train-{kind}-ubyte.gz", np.zeros(shape, np.uint8))
+    with pytest.raises(InputError, match="no training set"):
         train()
 
 
