@@ -175,7 +175,8 @@ def fake_onnxsim(monkeypatch):
 
     def replace(script):
         def run(command, **options):
-            assert command[:3] == [sys.executable, "-m", "onnxsim"]
+            assert command[:2] == [sys.executable, "-c"]
+            assert "onnxsim" in command[2]
             return real([sys.executable, "-c", script, *command[3:5]], **options)
 
         monkeypatch.setattr(edge.export.subprocess, "run", run)
@@ -200,6 +201,22 @@ def test_an_honest_simplifier_is_used(tiny_graph, tiny_images, fake_onnxsim):
     """Negative control of the test above."""
     fake_onnxsim("import shutil, sys; shutil.copy(sys.argv[1], sys.argv[2])")
     assert simplify(tiny_graph, tiny_images)[1].used
+
+
+def test_onnxsim_itself_folds_constants_and_fuses_nothing(tiny_graph, tiny_images):
+    """A sum of two constants put in front of the logits goes; every other node stays, which onnxsim's fusions would not let."""
+    longer = onnx.ModelProto()
+    longer.CopyFrom(tiny_graph)
+    half = onnx.numpy_helper.from_array(np.full(1, 0.5, np.float32), "half")
+    longer.graph.initializer.append(half)
+    last = next(node for node in longer.graph.node if "logits" in node.output)
+    last.output[0] = "unshifted"
+    longer.graph.node.append(onnx.helper.make_node("Add", ["half", "half"], ["one"]))
+    longer.graph.node.append(onnx.helper.make_node("Mul", ["unshifted", "one"], ["logits"]))
+    simplified, record = simplify(longer, tiny_images)
+    assert record.used
+    assert record.nodes_before - record.nodes_after == 1
+    assert [n.op_type for n in simplified.graph.node] == [*(n.op_type for n in tiny_graph.graph.node), "Mul"]
 
 
 def test_onnxsim_that_cannot_be_started_keeps_the_original(tiny_graph, tiny_images, monkeypatch):
