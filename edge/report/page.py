@@ -155,14 +155,13 @@ def _ranges(evidence: Evidence) -> dict[str, Any]:
     table, order = evidence.table, evidence.order
     if table is None or not order:
         return {"table": table, "ranges_plot": None, "blocks": []}
+    axis = ranges.Axis.of(table)
     return {
         "table": table,
         "proven": sum(scale.source == "proof" for scale in table.tensors.values()),
         "ranges_plot": ranges.overview(table, order),
-        "blocks": [
-            (title, ranges.block_figure(f"block{i}", title, tensors, table))
-            for i, (title, tensors) in enumerate(ranges.groups(order))
-        ],
+        "axis": axis,
+        "blocks": [(title, ranges.block_rows(title, tensors, table, axis)) for title, tensors in ranges.groups(order)],
     }
 
 

@@ -1,15 +1,16 @@
-"""The calibrated range of every quantized activation: one overview, then one figure per block of the network."""
+"""The calibrated range of every quantized activation: one overview, then one table with bars per block of the network."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.ticker import NullFormatter
 
-from edge.report.svg import ACCENT, INK, LINE, MUTED, draw, shorten
+from edge.report.svg import ACCENT, LINE, draw, shorten
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 LONGEST_NAME = 30
 GROUP_BARS = 36
-"""Bars in one figure; a longer group is continued in the next."""
+"""Bars in one table; a longer group is continued in the next."""
 
 
 def block_of(tensor: str) -> str:
@@ -73,31 +74,41 @@ def overview(table: CalibrationTable, order: tuple[str, ...]) -> Markup:
     return draw("ranges", (7.4, 2.7), f"largest magnitude of {len(order)} tensors in network order", paint)
 
 
-def block_figure(name: str, title: str, tensors: tuple[str, ...], table: CalibrationTable) -> Markup:
-    """One horizontal bar per tensor: amax on the logarithmic axis that all blocks share, with the scale beside it."""
-    everything = np.array([scale.amax for scale in table.tensors.values()])
-    low, high = _floor(everything), float(everything.max()) * 1.3
-    amax = np.array([table.tensors[t].amax for t in tensors])
+@dataclass(frozen=True)
+class Axis:
+    """The logarithmic axis that the bars of all blocks share.
 
-    def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.barh(range(len(tensors)), amax - low, left=low, height=0.62, color=ACCENT, alpha=0.75)
-        block = title.removesuffix(", continued")
-        names = [shorten(t.removeprefix(block).lstrip("./").removesuffix("_output"), LONGEST_NAME) for t in tensors]
-        axes.set_yticks(range(len(tensors)), names)
-        axes.set(xlim=(low, high), ylim=(len(tensors) - 0.4, -0.6))
-        axes.tick_params(length=0, labelcolor=INK, labelsize=7)
-        axes.grid(axis="x")
-        side = axes.secondary_yaxis("right")
-        side.set_yticks(range(len(tensors)), [f"{table.tensors[t].amax:.3g}  ·  {table.tensors[t].scale:.3g}" for t in tensors])
-        side.tick_params(length=0, labelcolor=MUTED, labelsize=7)
-        for spine in (*axes.spines.values(), *side.spines.values()):
-            spine.set_visible(False)
+    Attributes:
+        low: where the bars start, a power of ten.
+        high: where the axis ends.
+    """
 
-    return draw(name, (5.0, 0.5 + 0.19 * len(tensors)), f"amax and scale of {len(tensors)} tensors of {title}", paint)
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, table: CalibrationTable) -> Axis:
+        """The axis on which every amax of a table has its place."""
+        amax = np.array([scale.amax for scale in table.tensors.values()])
+        return cls(_floor(amax), float(amax.max()) * 1.3)
+
+    def percent(self, factor: float) -> float:
+        """Length of a factor, in per cent of the axis."""
+        return 100 * math.log(factor) / math.log(self.high / self.low)
+
+
+def block_rows(title: str, tensors: tuple[str, ...], table: CalibrationTable, axis: Axis) -> list[dict[str, Any]]:
+    """One row per tensor: its name inside the block, amax, scale, and the length of its bar in per cent of the axis."""
+    block = title.removesuffix(", continued")
+    return [
+        {
+            "name": shorten(tensor.removeprefix(block).lstrip("./").removesuffix("_output"), LONGEST_NAME),
+            "amax": table.tensors[tensor].amax,
+            "scale": table.tensors[tensor].scale,
+            "bar": axis.percent(table.tensors[tensor].amax / axis.low),
+        }
+        for tensor in tensors
+    ]
 
 
 def _floor(amax: npt.NDArray[np.float64]) -> float:

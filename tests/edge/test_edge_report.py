@@ -198,13 +198,24 @@ def test_fallbacks_are_listed(passed: tuple[Path, str], failed: tuple[Path, str]
 def test_every_range_in_network_order(failed: tuple[Path, str]) -> None:
     folder, html = failed
     tensors = json.loads((folder / "calibration.json").read_text())["tensors"]
-    shown = [t for figure in Page(html).figures for t in figure if "·" in t]
-    expected = [f"{tensors[name]['amax']:.3g}  ·  {tensors[name]['scale']:.3g}" for name in _grouped()]
-    assert shown == expected
+    page = Page(html)
+    bars = [
+        float(re.fullmatch(r"width: ([\d.]+)%", str(a["style"]))[1]) for tag, a in page.tags if tag == "span" and "style" in a
+    ]
+    shown = [row[2:] for row in page.rows if len(row) == 4 and row[1] == "" and re.fullmatch(r"[\d.e-]+", row[3])]
+    assert shown == [[f"{tensors[name][key]:.3g}" for key in ("amax", "scale")] for name in _grouped()]
+    amax = np.array([tensors[name]["amax"] for name in _grouped()])
+    low = float(re.search(r"The bars start at (\S+);", page.text)[1])
+    assert low < amax.min()
+    assert low == 10.0 ** round(np.log10(low))
+    per_decade = bars / np.log10(amax / low)
+    np.testing.assert_allclose(per_decade, per_decade[0], rtol=0.02)
+    assert 50 < max(bars) < 100
+    assert f"--decade: {np.median(per_decade):.1f}" in html
 
 
 def _grouped() -> list[str]:
-    """Blocks of one tensor share a figure, at the place of the first of them; the rest as in the network."""
+    """Blocks of one tensor share a table, at the place of the first of them; the rest as in the network."""
     alone = [t for t in TENSORS if t == "image" or t.startswith("blocks.10")]
     return alone + [t for t in TENSORS if t not in alone]
 
@@ -213,7 +224,7 @@ def _grouped() -> list[str]:
 def test_a_float_build_has_no_ranges_and_says_so(tmp_path: Path, precision: str) -> None:
     page = Page(render(make_folder(tmp_path, Recipe(precision=precision)), silent))
     assert f"{precision.upper()} engine computes in floating point" in page.by_id["no-calibration"]
-    assert not any("·" in t for figure in page.figures for t in figure)
+    assert "The bars start at" not in page.text
     assert page.data[f"receipt.actual.{precision}"] == ("1.0", "100.00%")
 
 
