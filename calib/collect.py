@@ -3,32 +3,33 @@
 The planned tensors become outputs of a copy of the graph in memory, ONNX Runtime computes them batch by batch, each array
 goes into its histogram and is dropped. Memory does not depend on the number of images.
 
-The same batches, in any order and over any number of workers, give the same table to the byte, on one machine and at one
-number of `threads` per process. The same images in other batches, or with other `threads`, do so where ONNX Runtime's kernels
-add in one order whatever the batch. On both graphs of scripts/bench/peers.sh they do, in every tensor and to the last bit; but
-ReduceMean over some hundred tokens adds in another order in a batch of one image, or of fewer images than threads.
+The same batches, in any order, any number of them at once and over any number of workers, give the same table to the byte, on
+one machine and at one number of `threads`. The same images in other batches, or with other `threads`, do so where ONNX
+Runtime's kernels add in one order whatever the batch. On both graphs of scripts/bench/peers.sh they do, in every tensor and to
+the last bit; but ReduceMean over some hundred tokens adds in another order in a batch of one image, or of fewer images than
+threads.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from calib.errors import InputError
 from calib.files import sha256_bytes
 from calib.graph import load_graph
 from calib.halves import Halves
+from calib.in_order import in_order
 from calib.observers import Histogram
 from calib.ranges import method as range_method
 from calib.scheme import QuantPlan
 from calib.table import MIN_IMAGES, CalibrationTable, TensorScale
-from calib.taps import TappedGraph, check_batch
+from calib.taps import TappedGraph, checked
 from calib.workers import Work, observe_in_workers
 
 UNSETTLED = 0.02
@@ -44,7 +45,8 @@ class CollectConfig:
 
     Attributes:
         method: name in `calib.ranges.METHODS`, or "percentile:P".
-        threads: threads of ONNX Runtime, in each process.
+        threads: threads of a run in ONNX Runtime.
+        at_once: runs of the graph under way at the same time in this process; each holds a batch's tensors in memory.
         min_images: fewest images that give a table.
         synthetic: the images are made up; the table is stamped.
         workers: processes that run the graph; 1 starts none. Each holds the graph and a batch's tensors in memory.
@@ -53,6 +55,7 @@ class CollectConfig:
 
     method: str = "mse"
     threads: int = 1
+    at_once: int = 1
     min_images: int = MIN_IMAGES
     synthetic: bool = False
     workers: int = 1
@@ -60,10 +63,11 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         range_method(self.method)
-        if self.threads < 1 or self.min_images < 1 or self.workers < 1:
-            raise InputError(
-                "threads, min_images and workers must be positive", found=f"{self.threads}, {self.min_images}, {self.workers}"
-            )
+        for name in ("threads", "at_once", "min_images", "workers"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be positive", found=getattr(self, name))
+        if self.at_once > 1 and self.workers > 1:
+            raise InputError("workers run one batch at a time", found=f"{self.at_once} at once", allowed=1)
 
 
 def collect(
@@ -154,22 +158,14 @@ def _observe(
     del data
     if config.workers > 1:
         work = Work(onnx_path, onnx_sha256, plan.activations, config.threads)
-        return observe_in_workers(work, _checked(batches), workers=config.workers, progress=progress), onnx_sha256
+        return observe_in_workers(work, checked(batches), workers=config.workers, progress=progress), onnx_sha256
     tapped = TappedGraph(model, plan.activations, threads=config.threads, where=onnx_path)
     halves = Halves(plan.activations)
-    for batch in _checked(batches):
-        halves.update(batch, tapped(batch))
+    for batch, tensors in in_order(lambda batch: (batch, tapped(batch)), checked(batches), config.at_once):
+        halves.update(batch, tensors)
         if progress is not None:
             progress(sum(halves.images))
     return halves, onnx_sha256
-
-
-def _checked(batches: Batches) -> Iterator[NDArray[Any]]:
-    images = 0
-    for batch in batches:
-        check_batch(batch, images)
-        yield np.asarray(batch)
-        images += len(batch)
 
 
 def _check_bounds(histograms: Mapping[str, Histogram], bounds: Mapping[str, float]) -> None:

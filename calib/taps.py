@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -117,3 +117,12 @@ def check_batch(batch: NDArray[Any], images: int) -> None:
         raise InputError("not a batch of images", found=f"{batch.dtype} {batch.shape}", allowed="float32 (B, ...)")
     if not np.isfinite(batch).all():
         raise InputError("NaN or infinity in the images", where=f"batch after image {images}", allowed="finite numbers")
+
+
+def checked(batches: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    """The same batches, each checked by `check_batch` when it is asked for."""
+    images = 0
+    for batch in batches:
+        check_batch(batch, images)
+        yield np.asarray(batch)
+        images += len(batch)

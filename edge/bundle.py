@@ -62,7 +62,7 @@ def make_bundle(folder: Path, images: ImageSet, path: Path, advance: Advance) ->
     Raises InputError for a folder whose files are not those that were recorded, whose graph no GPU target builds from, or that
     was itself built from a bundle.
     """
-    from edge.runtime.ort import BATCH, OrtRunner
+    from edge.runtime.ort import BATCH, OrtRunner, run_all
     from edge.steps import read_drift
     from engines.read_graph import load_graph
 
@@ -73,18 +73,17 @@ def make_bundle(folder: Path, images: ImageSet, path: Path, advance: Advance) ->
     drift = read_drift(folder / DRIFT)
     preprocess = read_preprocess(manifest)
     graph = source_graph(manifest)
-    runner = OrtRunner(folder / manifest.onnx.file)
+    runner = OrtRunner(folder / manifest.onnx.file, throughput=True)
     pixels = tuple(shrunk(images.pixels(i), preprocess) for i in range(len(images)))
-    answers = []
-    for start in range(0, len(pixels), BATCH):
-        answers.append(runner(np.stack([preprocess(image) for image in pixels[start : start + BATCH]])))
-        advance(min(1.0, (start + BATCH) / len(pixels)))
+    starts = range(0, len(pixels), BATCH)
+    batches = (np.stack([preprocess(image) for image in pixels[start : start + BATCH]]) for start in starts)
+    answers = run_all(runner, batches, lambda done: advance(done / len(pixels)))
     members = {file: (folder / file).read_bytes() for file in (MANIFEST, *packed_digests(manifest))}
     members |= {
         PIXELS: _npy(np.concatenate([image.ravel() for image in pixels])),
         SHAPES: _npy(np.array([image.shape for image in pixels], np.int64)),
         LABELS: _npy(images.labels),
-        LOGITS: _npy(np.concatenate(answers)),
+        LOGITS: _npy(answers),
         GOLDEN: _npy(preprocess(pixels[0])),
     }
     info = BundleInfo(

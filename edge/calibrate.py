@@ -58,7 +58,8 @@ def run(request: CalibrateRequest, progress: Progress) -> int:
         found = fit(model, table, scheme, inputs.holdout, reference, request.max_drop_points, progress)
         table, exit_code = replace(table, float_nodes=found.float_nodes), 0 if found.met else 1
     made = quantized(model, table, scheme, request.out / QUANTIZED)
-    answers = _answers(OrtRunner(request.out / QUANTIZED, data=serialize(made)), "the INT8 graph", inputs.holdout, progress)
+    int8 = OrtRunner(request.out / QUANTIZED, data=serialize(made), throughput=True)
+    answers = _answers(int8, "the INT8 graph", inputs.holdout, progress)
     summary = list(_summary(inputs, table, made, reference, answers))
     _write(request.out, data, table, made)
     for line in (*summary, f"written      {request.out}: {' '.join(WRITTEN)}"):
@@ -74,7 +75,7 @@ def _answers(runner: OrtRunner, what: str, images: GraphImages, progress: Progre
 def _reference(request: CalibrateRequest, inputs: CalibrateInputs, progress: Progress) -> NDArray[np.float32]:
     """Output of the float graph on the images that judge. Raises InputError where nothing could be judged by it."""
     images = inputs.holdout
-    found = _answers(OrtRunner(request.graph), "the float graph", images, progress)
+    found = _answers(OrtRunner(request.graph, throughput=True), "the float graph", images, progress)
     bad = first_not_finite(found)
     if bad is not None:
         raise InputError(
@@ -120,7 +121,7 @@ def _calibrate(
 
     collect = CollectConfig(
         method=request.method,
-        threads=1 if request.workers > 1 else 2,
+        at_once=1 if request.workers > 1 else 2,
         synthetic=images.synthetic,
         workers=request.workers,
         preprocess_sha256=images.preprocess_sha256,

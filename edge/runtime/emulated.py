@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 
-def emulated_runner(typed: ModelProto, where: Path, threads: int = 0) -> OrtRunner:
-    """Runs a typed FP16 graph on the CPU with every rounding of FP16 hardware; `where` names it in errors."""
+def emulated_runner(typed: ModelProto, where: Path, threads: int = 0, *, throughput: bool = False) -> OrtRunner:
+    """Runs a typed FP16 graph on the CPU with every rounding of FP16 hardware. Arguments as of `OrtRunner`."""
     from calib.qdq import serialize
     from engines.emulate import emulated_graph
 
-    return OrtRunner(where, threads, data=serialize(emulated_graph(typed)))
+    return OrtRunner(where, threads, data=serialize(emulated_graph(typed)), throughput=throughput)

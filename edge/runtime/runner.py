@@ -19,7 +19,13 @@ _R = TypeVar("_R", bound="Runner")
 
 
 class Runner(Protocol):
-    """Runs one network; a context manager that closes it."""
+    """Runs one network; a context manager that closes it.
+
+    Attributes:
+        at_once: how many threads may, and should, call it at the same time; 1: the thread that opened it, no other.
+    """
+
+    at_once: int = 1
 
     @abstractmethod
     def __call__(self, images: Images, /) -> Logits:

@@ -127,7 +127,7 @@ def calibrate(
         config=CalibrateConfig(
             effort=request.effort,
             scheme=quantization_scheme(request),
-            collect=CollectConfig(method=request.method, threads=2, preprocess_sha256=preprocess.sha256),
+            collect=CollectConfig(method=request.method, at_once=2, preprocess_sha256=preprocess.sha256),
             refine_threads=2,
             bounds=_proven,
         ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from calib.artifact import read_artifact, write_artifact
 from calib.files import sha256_file, write_bytes
+from calib.in_order import in_order
 from edge.artifacts import ATTRIBUTION, DRIFT, EXPORT, FLIPS, LOGITS, MANIFEST, MODEL, REPORT, TYPED, XNORM
 from edge.bundle import read_preprocess
 from edge.data import ImageSet
@@ -25,6 +25,7 @@ from edge.preprocess import Float32, Uint8
 from edge.progress import Advance
 from edge.report.flips import worst_flips, write_flips
 from edge.runtime.ort import BATCH
+from edge.runtime.runner import Runner
 from edge.workspace import Workspace
 from engines.manifest import EngineManifest, read_manifest
 from engines.spec import BatchRange
@@ -102,12 +103,8 @@ def drift_step(folder: Path, question: Question, *, here: bool) -> Step:
     return Step("drift", reads, (DRIFT, LOGITS, FLIPS), work)
 
 
-Judging = AbstractContextManager[Callable[[Float32], Float32]]
-"""What answers for a build: images to logits, until the block ends."""
-
-
 def drift(  # what is asked of what, then how
-    folder: Path, question: Question, manifest: EngineManifest, judged: str, advance: Advance, opened: Judging | None = None
+    folder: Path, question: Question, manifest: EngineManifest, judged: str, advance: Advance, opened: Runner | None = None
 ) -> None:
     """Ask the file `judged` of a build, and the FP32 graph unless its answers are stored, about every image; judge.
 
@@ -126,13 +123,17 @@ def drift(  # what is asked of what, then how
         budget_points=question.budget_points,
         random_weights=manifest.random_weights,
     )
-    reference = None if question.stored else _reference(folder / MODEL)
     expected, found = [], []
     with _judged_runner(folder, judged, is_engine=is_engine) if opened is None else opened as runner:
-        for batch in images.batches(preprocess, batch_size(sizes)):
-            found.append(answer(runner, batch, sizes.min))
-            if reference is not None:
-                expected.append(reference(batch))
+        reference = None if question.stored else _reference(folder / MODEL, throughput=runner.at_once > 1)
+
+        def both(batch: Float32) -> tuple[Float32, Float32 | None]:
+            return answer(runner, batch, sizes.min), None if reference is None else reference(batch)
+
+        for judged_logits, wanted in in_order(both, images.batches(preprocess, batch_size(sizes)), runner.at_once):
+            found.append(judged_logits)
+            if wanted is not None:
+                expected.append(wanted)
             advance(min(1.0, len(found) * batch_size(sizes) / len(images)))
     answers = question.stored.logits if question.stored else np.concatenate(expected)
     labels = images.labels if question.labelled else None
@@ -171,13 +172,13 @@ def conclude(out: Path, about: Judged, logits: Logits, pixels: Callable[[int], U
     return report
 
 
-def _reference(path: Path) -> Callable[[Float32], Float32]:
+def _reference(path: Path, *, throughput: bool) -> Runner:
     from edge.runtime.ort import OrtRunner
 
-    return OrtRunner(path)
+    return OrtRunner(path, throughput=throughput)
 
 
-def _judged_runner(folder: Path, judged: str, *, is_engine: bool) -> Judging:
+def _judged_runner(folder: Path, judged: str, *, is_engine: bool) -> Runner:
     """What answers for the build: its engine, or a graph on the CPU."""
     if is_engine:
         from edge.runtime.engine import open_engine
@@ -187,12 +188,12 @@ def _judged_runner(folder: Path, judged: str, *, is_engine: bool) -> Judging:
 
     path = folder / judged
     if judged != TYPED:
-        return nullcontext(OrtRunner(path))
+        return OrtRunner(path, throughput=True)
     import onnx
 
     from edge.runtime.emulated import emulated_runner
 
-    return nullcontext(emulated_runner(onnx.load(path), path))
+    return emulated_runner(onnx.load(path), path, throughput=True)
 
 
 def _judged_on(manifest: EngineManifest, judged: str) -> str:

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import onnx
 
 from calib.errors import InputError
-from calib.taps import TappedGraph, check_batch
+from calib.in_order import in_order, shared_cores
+from calib.taps import TappedGraph, checked
 from edge.xnorm.bound import bound_kv, bound_q
 from edge.xnorm.ranges import Certified, Observed, observe_vectors
 from edge.xnorm.sites import XNormSite
@@ -107,12 +108,11 @@ def measure(
 
     Raises InputError for arrays that the graph does not take and for NaN or infinity anywhere (named).
     """
-    graph = TappedGraph(model, taps(sites), threads=0)
+    at_once, threads = shared_cores()
+    graph = TappedGraph(model, taps(sites), threads=threads)
     merged: list[Observed] = []
     images = 0
-    for batch in batches:
-        check_batch(batch, images)
-        tensors = graph(batch)
+    for batch, tensors in in_order(lambda batch: (batch, graph(batch)), checked(batches), at_once):
         watch({**tensors, graph.source: batch})
         seen = [observe(site, tensors) for site in sites]
         merged = [old.merge(new) for old, new in zip(merged, seen, strict=True)] if merged else seen

@@ -232,8 +232,8 @@ def carry_out(task: Task) -> dict[str, Any]:
 
 
 def ours(task: Task, plan: QuantPlan, folder: Path) -> int:
-    threads = 1 if task.workers > 1 else 2  # as `ufovit calibrate` has it
-    config = CollectConfig(task.method, workers=task.workers, threads=threads)
+    at_once = 1 if task.workers > 1 else 2  # as `ufovit calibrate` has it
+    config = CollectConfig(task.method, workers=task.workers, at_once=at_once)
     table = calibrate(Path(task.graph), stored(task), plan, config)
     save_table(folder / "calibration.json", table)
     return len(table.tensors)

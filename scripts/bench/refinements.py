@@ -75,7 +75,7 @@ def _quantize(graph: Path, calib: np.ndarray, effort: Effort) -> bytes:  # type:
             lambda: (np.asarray(calib[i : i + size]) for i in range(0, len(calib), size)),
             images=len(calib),
             data_sha256="",
-            config=CalibrateConfig(effort, QuantScheme(), CollectConfig(threads=2), refine_threads=2),
+            config=CalibrateConfig(effort, QuantScheme(), CollectConfig(at_once=2), refine_threads=2),
         )
         return serialize(quantized(load_graph(refined)[0], table, QuantScheme(), refined))
 

@@ -89,6 +89,32 @@ def test_the_same_batches_in_any_order_give_the_same_table(tiny, tiny_path, imag
     assert collect(tiny_path, [*batches[:4], images[:24]], plan, data_sha256="d", config=config) != tables[0]
 
 
+@pytest.mark.parametrize("at_once", [2, 5])
+def test_batches_at_once_give_the_same_table_in_the_same_order(tiny, tiny_path, images, at_once):
+    plan, batches, seen = plan_quantization(tiny), np.split(images, [3, 10, 31, 40]), []
+    tables = [
+        collect(tiny_path, batches, plan, data_sha256="d", config=CollectConfig(at_once=count), progress=seen.append)
+        for count in (1, at_once)
+    ]
+    assert tables[0] == tables[1]
+    assert seen == 2 * [3, 10, 31, 40, 64]
+
+
+def test_a_bad_batch_among_several_at_once_is_named(tiny, tiny_path, images):
+    batches = np.split(images, 8)
+    batches[5][1, 0, 0, 0] = np.nan
+    with pytest.raises(InputError, match=r"NaN or infinity in the images[\s\S]*batch after image 40"):
+        collect(tiny_path, batches, plan_quantization(tiny), data_sha256="d", config=CollectConfig(at_once=3))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"at_once": 0}, {"threads": 0}, {"workers": 0}, {"min_images": 0}, {"at_once": 2, "workers": 2}]
+)
+def test_counts_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(InputError, match=r"at_once|threads|workers|min_images"):
+        CollectConfig(**wrong)
+
+
 def test_the_range_shift_is_that_of_two_heaps_of_images(tiny, tiny_path, images):
     plan = plan_quantization(tiny)
     table = collect(tiny_path, np.split(images, 4), plan, data_sha256="d", config=MINMAX)

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import venv
 import zipfile
 from dataclasses import replace
@@ -31,6 +32,7 @@ from calib.errors import MissingError
 from edge.cli import run
 from edge.model.config import SIZES
 from edge.preprocess import Preprocess
+from edge.runtime.runner import Runner
 from engines import trt_api
 from engines.bundle import open_bundle, write_bundle
 from engines.folder import verify_folder
@@ -248,20 +250,19 @@ def test_a_bundle_is_a_file(project, capsys):
     assert (project / "rtx.ufovit").is_file(), "beside the build, by default"
 
 
-class Injected:
-    """Answers in the engine's place, and notes the sizes of its batches."""
+class Injected(Runner):
+    """Answers in the engine's place, to the thread that opened it alone, and notes the sizes of its batches."""
 
     def __init__(self, answer):
         self.answer, self.batches = answer, []
+        self.thread = threading.get_ident()
 
     def __call__(self, images):
+        assert threading.get_ident() == self.thread
         self.batches.append(len(images))
         return self.answer(images)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_raised):
+    def close(self):
         pass
 
 

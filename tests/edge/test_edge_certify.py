@@ -89,13 +89,6 @@ def test_weights_that_fp16_cannot_hold_are_an_answer_of_the_emulation(project, c
     assert folded.exists()
 
 
-@pytest.mark.parametrize(("size", "images"), [(32, 32), (224, 32), (448, 8), (896, 2), (2048, 1)])
-def test_fewer_large_images_are_held_at_once(size, images):
-    from edge.runtime.ort import tapped_batch
-
-    assert tapped_batch(size) == images
-
-
 def test_the_verdict_is_over_the_precisions_asked_for(project, capsys):
     source = edited(project, keys_scaled(2.0**12))
     assert certify(source, project, "--precision", "bf16") == 0

@@ -119,7 +119,7 @@ def stored(project, tmp_path_factory):
 def test_stored_answers_stand_in_for_the_reference(project, stored, monkeypatch):
     import edge.steps.judging
 
-    def refuse(path):
+    def refuse(path, **_options):
         raise AssertionError(f"{path} was run")
 
     with np.load(stored / "logits.npz") as arrays:
