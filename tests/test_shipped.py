@@ -205,12 +205,9 @@ def test_memory_of_calibration_does_not_grow_with_the_images(shipped_build):
 @pytest.fixture(scope="module")
 def bench():
     """scripts/bench/xnorm.py, which prints the table of planted faults."""
-    import importlib.util
+    from scripts.bench import xnorm
 
-    spec = importlib.util.spec_from_file_location("bench_xnorm", ASSETS.parents[1] / "scripts/bench/xnorm.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return xnorm
 
 
 LOSING = (

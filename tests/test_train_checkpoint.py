@@ -1,7 +1,6 @@
 """The training script: cut off and resumed it lands on the same bits, every size goes through it, bad input is refused."""
 
 import argparse
-import importlib.util
 import itertools
 import re
 import subprocess
@@ -19,6 +18,7 @@ from edge.data import read_idx, write_idx
 from edge.model.checkpoint import load_checkpoint
 from edge.model.config import SIZES
 from edge.preprocess import Preprocess, resample_matrix
+from scripts import train_checkpoint
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts/train_checkpoint.py"
 CHEAP = ("--image-size", "32", "--batch", "4", "--warmup", "2", "--threads", str(torch.get_num_threads()))
@@ -28,11 +28,10 @@ IMAGES = 40  # the first 24 are trained on
 @pytest.fixture(scope="module")
 def script():
     """The script as a module that holds out 16 images and averages every other step."""
-    spec = importlib.util.spec_from_file_location("train_checkpoint", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.HELD_OUT, module.AVERAGE_EVERY, module.PRINT_EVERY = 16, 2, 3
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("HELD_OUT", 16), ("AVERAGE_EVERY", 2), ("PRINT_EVERY", 3)):
+            patch.setattr(train_checkpoint, name, value)
+        yield train_checkpoint
 
 
 @pytest.fixture

@@ -1,30 +1,14 @@
 """Does the interval hold the true drop as often as it says? Oracles: known drops, exact sums over the multinomial, papers."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import scipy.stats
 
 from edge.drift.statistics import drop_limits
+from scripts.bench import drift_statistics as bench
 
-ROOT = Path(__file__).resolve().parents[2]
 RUNS = 10_000
 Z95 = scipy.stats.norm.ppf(0.975)
-
-
-def load_bench():
-    """scripts/bench/drift_statistics.py, whose settings and tables edge/README.md cites."""
-    spec = importlib.util.spec_from_file_location("bench_drift_statistics", ROOT / "scripts/bench/drift_statistics.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = load_bench()
 
 
 def holds_what_it_says(method, setting):

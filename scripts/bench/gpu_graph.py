@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""The graph that an RTX or Jetson engine is built from, on a GPU's own FP16 and INT8 arithmetic, against the emulated one.
+
+    python scripts/bench/gpu_graph.py BUILD [--images 10000]
+
+BUILD is a folder of `ufovit build MODEL int8|fp16 --target rtx`, judged on the shipped test images: its typed graph, its
+logits.npz (FP32 reference, and the typed graph with every rounding emulated on a CPU) and its manifest are read. The graph is
+run operator by operator in torch on the first CUDA device, no library of this toolkit in between:
+
+    FP16 operators      torch's kernels on the device; sums of FP32 accumulators, or of FP16 ones (second row) in products
+    layers in INT8      the codes are multiplied on INT8 tensor cores (torch._int_mm) or, in convolutions, as whole numbers in
+                        FP32, where they are exact; INT32 sums are scaled in FP32 and rounded once
+
+TensorRT fuses operators and rounds less often; what it does is for the engine itself to show. This shows whether the emulation,
+by which an engine is judged where no GPU can run it, says the same as a GPU's arithmetic. With `--device cpu` torch's CPU
+kernels take the place of the GPU's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, numpy_helper
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from calib.errors import InputError, MissingError, UfovitError
+from calib.metrics import sqnr_db
+from edge.artifacts import LOGITS, TYPED
+from edge.assets import TEST_IMAGES
+from edge.bundle import read_preprocess
+from edge.data import read_idx
+from edge.drift.logits import read_logits
+from engines.manifest import read_manifest
+
+BATCH = 250
+TYPES = {TensorProto.FLOAT: torch.float32, TensorProto.FLOAT16: torch.float16, TensorProto.INT64: torch.int64}
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What DequantizeLinear gives: INT8 numbers and their scale, which a layer in INT8 multiplies only after its sum."""
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    axis: int
+
+    def scale_along(self, rank: int, axis: int) -> torch.Tensor:
+        """The scale in FP32, shaped to be multiplied along an axis of a tensor of so many axes."""
+        shape = [1] * rank
+        if self.scale.numel() > 1:
+            shape[axis] = -1
+        return self.scale.float().reshape(shape)
+
+    def floats(self) -> torch.Tensor:
+        """The numbers in FP16."""
+        return (self.codes.float() * self.scale_along(self.codes.ndim, self.axis)).half()
+
+
+class Graph:
+    """A typed graph on a device."""
+
+    def __init__(self, model: onnx.ModelProto, device: str) -> None:
+        self.nodes, self.device = list(model.graph.node), device
+        self.held = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()).to(device) for i in model.graph.initializer}
+        (self.source,), (self.output,) = ([v.name for v in ends] for ends in (model.graph.input, model.graph.output))
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, classes) in FP32 of images (B, 3, S, S)."""
+        values: dict[str, Any] = {self.source: images}
+        for node in self.nodes:
+            given = [values[name] if name in values else self.held.get(name) for name in node.input]
+            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            if node.op_type in ("MatMul", "Gemm", "Conv") and all(isinstance(x, Codes) for x in given[:2]):
+                (values[node.output[0]],) = (in_int8(node.op_type, given, attributes),)
+                continue
+            if node.op_type != "DequantizeLinear":
+                given = [x.floats() if isinstance(x, Codes) else x for x in given]
+            values[node.output[0]] = OPERATORS[node.op_type](*given, **attributes)
+        return values[self.output].float()
+
+
+def in_int8(operator: str, given: list[Any], attributes: dict[str, Any]) -> torch.Tensor:
+    """A layer whose two operands are codes: exact sums, one scaling in FP32, one rounding to FP16; then the bias."""
+    x, w, *bias = given
+    if operator == "Conv":
+        total = conv(x.codes.float(), w.codes.float(), **attributes)
+        scale = w.scale_along(total.ndim, 1)
+    else:
+        codes = w.codes.mT if attributes.get("transB") else w.codes
+        total = whole_product(x.codes, codes)
+        scale = w.scale_along(total.ndim, total.ndim - 1)
+    made = total * (x.scale.float() * scale)
+    if bias:
+        made = made + bias[0].float().reshape([-1] + [1] * (made.ndim - 2))
+    return made.half()
+
+
+def whole_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b of INT8 tensors, exact, in FP32: on INT8 tensor cores where `b` is a matrix and they take its sizes."""
+    if b.ndim == 2 and a.is_cuda and a.shape[-1] % 8 == b.shape[1] % 8 == 0 and a.numel() // a.shape[-1] > 16:
+        return torch._int_mm(a.reshape(-1, a.shape[-1]), b.contiguous()).float().reshape(*a.shape[:-1], b.shape[1])
+    return a.float() @ b.float()  # sums below 2^24 of whole numbers are exact; TF32 is off
+
+
+def conv(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None, **attributes: Any) -> torch.Tensor:
+    """ONNX Conv in two dimensions."""
+    top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
+    padded = functional.pad(x, (left, right, top, bottom))
+    strides, dilations, group = (attributes.get(name, 1) for name in ("strides", "dilations", "group"))
+    return functional.conv2d(padded, w, bias, strides, 0, dilations, group)
+
+
+def quantize(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
+    """ONNX QuantizeLinear to INT8 with one scale and no zero-point."""
+    assert scale.numel() == 1
+    assert zero is None or not zero.any()
+    return torch.clamp(torch.round(x.float() / scale.float()), -128, 127).to(torch.int8)
+
+
+def dequantize(codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None, axis: int = 1) -> Codes:
+    """ONNX DequantizeLinear from INT8."""
+    assert zero is None or not zero.any()
+    return Codes(codes, scale, axis)
+
+
+def l2(x: torch.Tensor, axes: torch.Tensor, **_: Any) -> torch.Tensor:
+    """ONNX ReduceL2 in FP16 arithmetic: squares rounded, then added pairwise and rounded after each addition."""
+    (axis,) = axes.tolist()
+    squares = (x * x).movedim(axis, -1)
+    while (length := squares.shape[-1]) > 1:
+        half = length // 2
+        odd = squares[..., 2 * half :]
+        squares = torch.cat([squares[..., :half] + squares[..., half : 2 * half], odd], -1)
+    return squares.sqrt().movedim(-1, axis)
+
+
+def slices(x: torch.Tensor, *ends: torch.Tensor) -> torch.Tensor:
+    """ONNX Slice in steps of one."""
+    for start, end, axis in zip(*(given.tolist() for given in ends[:3]), strict=True):
+        at = [slice(None)] * x.ndim
+        at[axis] = slice(start, end)
+        x = x[tuple(at)]
+    return x
+
+
+def layer_norm(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, axis: int, epsilon: float, **_: Any) -> torch.Tensor:
+    """ONNX LayerNormalization over the last axis."""
+    assert axis in (-1, x.ndim - 1)
+    return functional.layer_norm(x, x.shape[-1:], scale, bias, epsilon)
+
+
+def gemm(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, **given: Any) -> torch.Tensor:
+    """ONNX Gemm with alpha and beta 1."""
+    return functional.linear(a, b if given.get("transB") else b.mT, c)
+
+
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "Add": lambda a, b: a + b,
+    "BatchNormalization": lambda x, s, b, m, v, epsilon, **_: functional.batch_norm(x, m, v, s, b, False, 0.0, epsilon),
+    "Cast": lambda x, to: x.to(TYPES[to]),
+    "Concat": lambda *x, axis: torch.cat(x, axis),
+    "Conv": conv,
+    "DequantizeLinear": dequantize,
+    "Div": lambda a, b: a / b,
+    "Expand": lambda x, shape: x.expand(torch.broadcast_shapes(x.shape, tuple(shape.tolist()))),
+    "Gather": lambda x, i, axis: x.select(axis, int(i)) if i.ndim == 0 else x.index_select(axis, i),
+    "Gelu": lambda x, approximate: functional.gelu(x, approximate=approximate.decode()),
+    "Gemm": gemm,
+    "LayerNormalization": layer_norm,
+    "MatMul": torch.matmul,
+    "Max": torch.maximum,
+    "Mul": lambda a, b: a * b,
+    "QuantizeLinear": quantize,
+    "ReduceL2": l2,
+    "Reshape": lambda x, shape, **_: x.reshape(shape.tolist()),
+    "Shape": lambda x, start=0, end=None: torch.tensor(x.shape[start:end], device=x.device),
+    "Slice": slices,
+    "Transpose": lambda x, perm: x.permute(perm),
+}
+
+
+def main() -> None:
+    """Run it all and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("build", type=Path)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--save", type=Path, help="write the answers to this .npz file")
+    asked = parser.parse_args()
+    stored = read_logits(asked.build / LOGITS)
+    pixels = read_idx(TEST_IMAGES)
+    if stored.labels is None or len(stored.reference) != len(pixels):
+        raise InputError(
+            "the build was not judged on all of the shipped test images",
+            where=asked.build,
+            found=f"{len(stored.reference)} images",
+            next_command="ufovit build ufovit_t int8 --target rtx",
+        )
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        raise MissingError("torch finds no CUDA device", next_command="pass --device cpu for torch's CPU kernels")
+    preprocess = read_preprocess(read_manifest(asked.build))
+    count = min(asked.images, len(pixels))
+    images = np.concatenate([preprocess.batch(pixels[i : i + BATCH, ..., None]) for i in range(0, count, BATCH)])[:count]
+    graph = Graph(onnx.load(asked.build / TYPED), asked.device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    where = torch.cuda.get_device_name() if asked.device == "cuda" else "CPU"
+    print(f"{where}, torch {torch.__version__}, {count} images of {asked.build.name}")
+    reference, emulated, labels = stored.reference[:count], stored.engine[:count], stored.labels[:count]
+    rows = {"FP32 reference": reference, "emulated on a CPU": emulated}
+    for name, fp16_sums in (("FP32 accumulators", False), ("FP16 accumulators", True)):
+        if fp16_sums and asked.device != "cuda":
+            continue
+        torch.backends.cuda.matmul.allow_fp16_accumulation = fp16_sums
+        started = time.perf_counter()
+        with torch.inference_mode():
+            rows[f"{where}, {name}"] = np.concatenate(
+                [graph(torch.from_numpy(images[i : i + BATCH]).to(asked.device)).cpu().numpy() for i in range(0, count, BATCH)]
+            )
+        print(f"{name}: {time.perf_counter() - started:.1f} s")
+    print("| graph | top-1 | dB to FP32 | answers as FP32 | dB to the emulated | answers as the emulated |")
+    print("|---|---|---|---|---|---|")
+    for name, found in rows.items():
+        answers = found.argmax(1)
+        against = [
+            f"{sqnr_db(other, found):.1f} | {100 * (answers == other.argmax(1)).mean():.2f} %" if other is not found else "| "
+            for other in (reference, emulated)
+        ]
+        print(f"| {name} | {100 * (answers == labels).mean():.2f} % | {' | '.join(against)} |")
+    if asked.save:
+        np.savez_compressed(asked.save, **{name.replace(" ", "_"): found for name, found in rows.items()})
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UfovitError as error:
+        print(f"gpu_graph: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
