@@ -79,8 +79,8 @@ def run_all(
     """Output of a graph on all batches, (n, ...); `done` is told the number of images after each."""
     found: list[npt.NDArray[np.float32]] = []
     images = 0
-    for logits in in_order(runner, batches, runner.at_once):
+    for count, logits in in_order(lambda batch: (len(batch), runner(batch)), batches, runner.at_once):
         found.append(logits)
-        images += len(logits)
+        images += count
         done(images)
     return np.concatenate(found)

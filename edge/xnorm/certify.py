@@ -31,7 +31,7 @@ from edge.xnorm.trace import Tracer
 from edge.xnorm.verdict import STABILITIES, SiteCase, judge
 
 CHECK_BYTES = 1 << 28
-"""Memory that the tensors of the checked images may take: 32 images of ufovit_t at 64 px, one of ufovit_b at 896 px."""
+"""Memory that the tensors of the checked images may take: a whole batch of ufovit_t up to 224 px, one of ufovit_b at 896 px."""
 
 
 MIN_IMAGES = 2
