@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The gate on 500 images, small enough for a pre-commit hook: for the shipped network 72 s from nothing on two free cores, 2 s where
+# The gate on 500 images, small enough for a pre-commit hook: for the shipped network 56 s from nothing on two free cores, 2 s where
 # nothing changed.
 #
 #   scripts/quick_gate.sh [BASELINE [MODEL PRECISION [options of `ufovit build`]]]
