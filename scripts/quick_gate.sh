@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The gate on 500 images, small enough for a pre-commit hook: for the shipped network 56 s from nothing on two free cores, 2 s where
+# The gate on 300 images, small enough for a pre-commit hook: for the shipped network 55 s from nothing on two free cores, 2 s where
 # nothing changed.
 #
 #   scripts/quick_gate.sh [BASELINE [MODEL PRECISION [options of `ufovit build`]]]
 #
-# Default: the shipped ufovit_t in INT8 for RTX. Builds into build/quick and compares 500 of the baseline's images, evenly spread,
+# Default: the shipped ufovit_t in INT8 for RTX. Builds into build/quick and compares 300 of the baseline's images, evenly spread,
 # with the answers that the baseline has for them. A second run reuses every step whose inputs did not change. So few images
 # find what is broken, not what is slightly worse: that is the gate over all of them. Exit codes: see `ufovit gate --help`.
 set -euo pipefail
@@ -13,6 +13,6 @@ baseline="${1:-$here/../tests/golden/ufovit_t-int8-rtx.json}"
 if [[ $# -gt 1 ]]; then arguments=("${@:2}"); else arguments=(ufovit_t int8 --target rtx); fi
 "$here/install.sh" build rtx
 code=0
-"$here/../.venv/bin/ufovit" build "${arguments[@]}" --eval-images 500 --max-drop 3 --out build/quick || code=$?
+"$here/../.venv/bin/ufovit" build "${arguments[@]}" --eval-images 300 --max-drop 3 --out build/quick || code=$?
 if [[ $code -ne 0 && $code -ne 1 && $code -ne 3 ]]; then exit "$code"; fi # of a verdict that is no pass the gate tells more
 exec "$here/../.venv/bin/ufovit" gate build/quick --baseline "$baseline"
