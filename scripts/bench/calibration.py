@@ -45,7 +45,7 @@ from calib.taps import TappedGraph
 
 FOLDER = ROOT / "build/bench/peers/ufovit_t"
 MAKE = "scripts/bench/peers.sh ufovit_t"
-BATCH = 32
+BATCH = 16
 POLL_S = 0.02
 Images = npt.NDArray[np.float32]
 
