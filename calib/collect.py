@@ -163,6 +163,7 @@ def _observe(
     halves = Halves(plan.activations)
     for batch, tensors in in_order(lambda batch: (batch, tapped(batch)), checked(batches), config.at_once):
         halves.update(batch, tensors)
+        del tensors  # gone before the next ones are waited for
         if progress is not None:
             progress(sum(halves.images))
     return halves, onnx_sha256

@@ -117,6 +117,7 @@ def measure(
         seen = [observe(site, tensors) for site in sites]
         merged = [old.merge(new) for old, new in zip(merged, seen, strict=True)] if merged else seen
         images += len(batch)
+        del tensors  # gone before the next ones are waited for
         progress(images)
     if not images:
         raise InputError("no images to certify on", allowed="at least one")
