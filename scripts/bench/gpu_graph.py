@@ -40,7 +40,7 @@ from edge.artifacts import LOGITS, TYPED
 from edge.assets import TEST_IMAGES
 from edge.bundle import read_preprocess
 from edge.data import read_idx
-from edge.drift.logits import read_logits
+from edge.drift.logits import answers, read_logits
 from engines.manifest import read_manifest
 
 BATCH = 250
@@ -82,7 +82,7 @@ class Graph:
             given = [values[name] if name in values else self.held.get(name) for name in node.input]
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             if node.op_type in ("MatMul", "Gemm", "Conv") and all(isinstance(x, Codes) for x in given[:2]):
-                (values[node.output[0]],) = (in_int8(node.op_type, given, attributes),)
+                values[node.output[0]] = in_int8(node.op_type, given, attributes)
                 continue
             if node.op_type != "DequantizeLinear":
                 given = [x.floats() if isinstance(x, Codes) else x for x in given]
@@ -231,12 +231,12 @@ def main() -> None:
     print("| graph | top-1 | dB to FP32 | answers as FP32 | dB to the emulated | answers as the emulated |")
     print("|---|---|---|---|---|---|")
     for name, found in rows.items():
-        answers = found.argmax(1)
+        given = answers(found)
         against = [
-            f"{sqnr_db(other, found):.1f} | {100 * (answers == other.argmax(1)).mean():.2f} %" if other is not found else "| "
+            f"{sqnr_db(other, found):.1f} | {100 * (given == answers(other)).mean():.2f} %" if other is not found else "| "
             for other in (reference, emulated)
         ]
-        print(f"| {name} | {100 * (answers == labels).mean():.2f} % | {' | '.join(against)} |")
+        print(f"| {name} | {100 * (given == labels).mean():.2f} % | {' | '.join(against)} |")
     if asked.save:
         np.savez_compressed(asked.save, **{name.replace(" ", "_"): found for name, found in rows.items()})
 
