@@ -12,58 +12,58 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from calib.budget import BudgetResult, FloatGroup, Trial, drop_points, fit_budget
+    from calib.calibration_table import CalibrationTable, RangeShift, TensorScale, check_table, load_table, save_table
+    from calib.calibrators import METHODS
     from calib.channels import ChannelHistograms, channel_amax
     from calib.collect import CollectConfig
     from calib.errors import EvidenceError, InputError, MissingError, UfovitError, VerdictError
+    from calib.histogram import Histogram
     from calib.lint import Finding
     from calib.macs import count_macs
     from calib.metrics import cosine, kl, sqnr_db, top1_agreement
-    from calib.observers import Histogram
-    from calib.qdq import QdqInfo, insert_qdq, read_qdq, serialize
-    from calib.ranges import METHODS
-    from calib.scheme import QuantPlan, QuantPoint, QuantScheme, Skipped, plan_quantization
+    from calib.qdq_placement import QuantPlan, QuantPoint, QuantScheme, Skipped, plan_quantization
+    from calib.qdq_writer import QdqInfo, insert_qdq, read_qdq, serialize
     from calib.sensitivity import GroupCost, Sensitivity, group_nodes, measure_sensitivity
-    from calib.table import CalibrationTable, RangeShift, TensorScale, check_table, load_table, save_table
 
 _PUBLIC = {
     "BudgetResult": "calib.budget",
-    "CalibrationTable": "calib.table",
+    "CalibrationTable": "calib.calibration_table",
     "ChannelHistograms": "calib.channels",
     "CollectConfig": "calib.collect",
     "EvidenceError": "calib.errors",
     "Finding": "calib.lint",
     "FloatGroup": "calib.budget",
     "GroupCost": "calib.sensitivity",
-    "Histogram": "calib.observers",
+    "Histogram": "calib.histogram",
     "InputError": "calib.errors",
-    "METHODS": "calib.ranges",
+    "METHODS": "calib.calibrators",
     "MissingError": "calib.errors",
-    "QdqInfo": "calib.qdq",
-    "QuantPlan": "calib.scheme",
-    "QuantPoint": "calib.scheme",
-    "QuantScheme": "calib.scheme",
-    "RangeShift": "calib.table",
+    "QdqInfo": "calib.qdq_writer",
+    "QuantPlan": "calib.qdq_placement",
+    "QuantPoint": "calib.qdq_placement",
+    "QuantScheme": "calib.qdq_placement",
+    "RangeShift": "calib.calibration_table",
     "Sensitivity": "calib.sensitivity",
-    "Skipped": "calib.scheme",
-    "TensorScale": "calib.table",
+    "Skipped": "calib.qdq_placement",
+    "TensorScale": "calib.calibration_table",
     "Trial": "calib.budget",
     "UfovitError": "calib.errors",
     "VerdictError": "calib.errors",
     "channel_amax": "calib.channels",
-    "check_table": "calib.table",
+    "check_table": "calib.calibration_table",
     "cosine": "calib.metrics",
     "count_macs": "calib.macs",
     "drop_points": "calib.budget",
     "fit_budget": "calib.budget",
     "group_nodes": "calib.sensitivity",
-    "insert_qdq": "calib.qdq",
+    "insert_qdq": "calib.qdq_writer",
     "kl": "calib.metrics",
-    "load_table": "calib.table",
+    "load_table": "calib.calibration_table",
     "measure_sensitivity": "calib.sensitivity",
-    "plan_quantization": "calib.scheme",
-    "read_qdq": "calib.qdq",
-    "save_table": "calib.table",
-    "serialize": "calib.qdq",
+    "plan_quantization": "calib.qdq_placement",
+    "read_qdq": "calib.qdq_writer",
+    "save_table": "calib.calibration_table",
+    "serialize": "calib.qdq_writer",
     "sqnr_db": "calib.metrics",
     "top1_agreement": "calib.metrics",
 }

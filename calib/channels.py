@@ -1,4 +1,4 @@
-"""Ranges of every channel of a tensor: calib.observers with one histogram, and one bin width, per channel.
+"""Ranges of every channel of a tensor: calib.histogram with one histogram, and one bin width, per channel.
 
 The state is a function of the multiset of values in each channel, as that of a Histogram is, and so is each row: it holds
 the very bytes of `Histogram(tensor, bins)` over that channel's slice. Its size is fixed by channels times bins.
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calib.calibrators import method as range_method
 from calib.errors import InputError
-from calib.observers import CHUNK, SMALLEST_EXPONENT, Histogram, bin_exponents, check_type, coarsen, not_finite
-from calib.ranges import method as range_method
+from calib.histogram import CHUNK, SMALLEST_EXPONENT, Histogram, bin_exponents, check_type, coarsen, not_finite
 
 CHANNEL_BINS = 512
 
@@ -111,7 +111,7 @@ class ChannelHistograms:
 
 
 def channel_amax(histograms: ChannelHistograms, method: str) -> NDArray[np.float64]:
-    """(C,) amax of every channel by a method of calib.ranges. Raises InputError for an unknown one."""
+    """(C,) amax of every channel by a method of calib.calibrators. Raises InputError for an unknown one."""
     reduce = range_method(method)
     return np.array([reduce(histograms.row(channel)) for channel in range(len(histograms.counts))], dtype=np.float64)
 

@@ -20,16 +20,16 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from calib.calibration_table import MIN_IMAGES, CalibrationTable, TensorScale
+from calib.calibrators import method as range_method
 from calib.errors import InputError
 from calib.files import sha256_bytes
 from calib.graph import load_graph
-from calib.halves import Halves
-from calib.in_order import in_order
-from calib.observers import Histogram
-from calib.ranges import method as range_method
-from calib.scheme import QuantPlan
-from calib.table import MIN_IMAGES, CalibrationTable, TensorScale
-from calib.taps import TappedGraph, checked
+from calib.histogram import Histogram
+from calib.ort_session import TappedGraph, checked
+from calib.parallel import in_order
+from calib.qdq_placement import QuantPlan
+from calib.split_half import Halves
 from calib.workers import Work, observe_in_workers
 
 UNSETTLED = 0.02
@@ -44,7 +44,7 @@ class CollectConfig:
     """How to calibrate.
 
     Attributes:
-        method: name in `calib.ranges.METHODS`, or "percentile:P".
+        method: name in `calib.calibrators.METHODS`, or "percentile:P".
         threads: threads of a run in ONNX Runtime.
         at_once: runs of the graph under way at the same time in this process; each holds a batch's tensors in memory.
         min_images: fewest images that give a table.

@@ -65,3 +65,19 @@ class MissingError(UfovitError):
     """This machine lacks a library, a device or a permission."""
 
     exit_code = 4
+
+
+class BackendError(InputError):
+    """A backend refused a graph or gave nothing back; `log` holds what its library said, in order."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        found: object = None,
+        next_command: str | None = None,
+        log: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(what, where=where, found=found, next_command=next_command)
+        self.log = log

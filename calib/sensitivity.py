@@ -5,10 +5,10 @@ cannot leave INT8 for float alone while its neighbours keep the Q/DQ pair that t
 
     isolated     only this group is quantized                                   SQNR and KL of the logits against float
     cumulative   this group and all before it, in graph order, are quantized    SQNR and KL of the logits against float
-    local        only this group's weights, or activations, are quantized       SQNR of its own outputs, see `calib.layers`
+    local        only this group's weights, or activations, are quantized       SQNR of its own outputs, see `calib.layer_noise`
 
-A run for one group starts at the last cut of the graph in front of it, see `calib.segments`: a run of the whole network for
-each number costs two forwards per group, this about one, and less the earlier the MACs lie. Q/DQ is written into the one
+A run for one group starts at the last cut of the graph in front of it, see `calib.graph_segments`: a run of the whole network
+for each number costs two forwards per group, this about one, and less the earlier the MACs lie. Q/DQ is written into the one
 segment that a run changes, by `calib.insert_qdq`; the segments behind it are float and made once. Of all the images, only
 the tensors at one cut are held, in float, with all before it quantized, and with the group at hand: hence the few images.
 """
@@ -23,16 +23,16 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calib.edit import prefix
+from calib.calibration_table import CalibrationTable
 from calib.errors import InputError
-from calib.layers import Layers, capped_db
+from calib.graph_editor import prefix
+from calib.graph_segments import Chain, Segment, State, split
+from calib.layer_noise import Layers, capped_db
 from calib.macs import count_macs
 from calib.metrics import kl
-from calib.qdq import check_plan, insert_qdq
-from calib.scheme import QuantPlan
-from calib.segments import Chain, Segment, State, split
-from calib.table import CalibrationTable
-from calib.taps import FedGraph, check_batch
+from calib.ort_session import FedGraph, check_batch
+from calib.qdq_placement import QuantPlan
+from calib.qdq_writer import check_plan, insert_qdq
 
 IMAGES = 32
 """Most images that are used."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from calib.halves import Halves
+    from calib.split_half import Halves
 
 _AHEAD = 2
 _GRACE_S = 5.0
@@ -149,7 +149,7 @@ def observe_in_workers(
 
     Raises what a worker raised, and MissingError for a worker that died. No process is left behind, however this ends.
     """
-    from calib.halves import Halves
+    from calib.split_half import Halves
 
     halves = Halves(work.taps)
     with _started(work, workers) as running:
@@ -233,8 +233,8 @@ def _read_ahead(link: Connection, batches: queue.SimpleQueue[Any]) -> None:
 def _serve(link: Connection, batches: queue.SimpleQueue[Any], work: Work) -> None:
     from calib.files import sha256_bytes
     from calib.graph import load_graph
-    from calib.halves import Halves
-    from calib.taps import TappedGraph
+    from calib.ort_session import TappedGraph
+    from calib.split_half import Halves
 
     model, data = load_graph(work.onnx_path)
     if sha256_bytes(data) != work.onnx_sha256:

@@ -11,10 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engines.build import BACKENDS, BuiltEngine
-    from engines.errors import BackendError
-    from engines.layers import TensorInfo
-    from engines.manifest import (
+    from calib.errors import BackendError
+    from engines.backends import BACKENDS, BackendProbe, probe_backend, probe_backends
+    from engines.build import BuiltEngine
+    from engines.build_folder.manifest import (
         CalibrationRecord,
         EngineManifest,
         EngineRecord,
@@ -24,42 +24,43 @@ if TYPE_CHECKING:
         verify,
         write_manifest,
     )
-    from engines.probe import BackendProbe, probe_backend, probe_backends
-    from engines.receipt import Fallback, Receipt
-    from engines.spec import PRECISIONS, BatchRange, BuilderOptions, BuildSpec, parse_batch
-    from engines.targets import TARGETS, Resolution, Target, resolve_target
-    from engines.typed import TypingFacts, typed_graph, typing_facts
+    from engines.build_spec import PRECISIONS, BatchRange, BuilderOptions, BuildSpec, parse_batch
+    from engines.layer_records import TensorInfo
+    from engines.precision_receipt import Fallback, Receipt
+    from engines.select_target import Resolution, resolve_target
+    from engines.targets import TARGETS, Target
+    from engines.typed_graph import TypingFacts, typed_graph, typing_facts
 
 _PUBLIC = {
-    "BACKENDS": "engines.build",
-    "BackendError": "engines.errors",
-    "BackendProbe": "engines.probe",
-    "BatchRange": "engines.spec",
-    "BuilderOptions": "engines.spec",
-    "BuildSpec": "engines.spec",
+    "BACKENDS": "engines.backends",
+    "BackendError": "calib.errors",
+    "BackendProbe": "engines.backends",
+    "BatchRange": "engines.build_spec",
+    "BuilderOptions": "engines.build_spec",
+    "BuildSpec": "engines.build_spec",
     "BuiltEngine": "engines.build",
-    "CalibrationRecord": "engines.manifest",
-    "EngineManifest": "engines.manifest",
-    "EngineRecord": "engines.manifest",
-    "Fallback": "engines.receipt",
-    "FileRecord": "engines.manifest",
-    "PRECISIONS": "engines.spec",
-    "Receipt": "engines.receipt",
-    "Resolution": "engines.targets",
+    "CalibrationRecord": "engines.build_folder.manifest",
+    "EngineManifest": "engines.build_folder.manifest",
+    "EngineRecord": "engines.build_folder.manifest",
+    "Fallback": "engines.precision_receipt",
+    "FileRecord": "engines.build_folder.manifest",
+    "PRECISIONS": "engines.build_spec",
+    "Receipt": "engines.precision_receipt",
+    "Resolution": "engines.select_target",
     "TARGETS": "engines.targets",
     "Target": "engines.targets",
-    "TensorInfo": "engines.layers",
-    "TypingFacts": "engines.typed",
-    "parse_batch": "engines.spec",
-    "probe_backend": "engines.probe",
-    "probe_backends": "engines.probe",
-    "read_engine": "engines.manifest",
-    "read_manifest": "engines.manifest",
-    "resolve_target": "engines.targets",
-    "typed_graph": "engines.typed",
-    "typing_facts": "engines.typed",
-    "verify": "engines.manifest",
-    "write_manifest": "engines.manifest",
+    "TensorInfo": "engines.layer_records",
+    "TypingFacts": "engines.typed_graph",
+    "parse_batch": "engines.build_spec",
+    "probe_backend": "engines.backends",
+    "probe_backends": "engines.backends",
+    "read_engine": "engines.build_folder.manifest",
+    "read_manifest": "engines.build_folder.manifest",
+    "resolve_target": "engines.select_target",
+    "typed_graph": "engines.typed_graph",
+    "typing_facts": "engines.typed_graph",
+    "verify": "engines.build_folder.manifest",
+    "write_manifest": "engines.build_folder.manifest",
 }
 
 __all__ = [

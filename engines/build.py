@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from calib.errors import InputError
-from engines.receipt import Receipt, check_receipt, make_receipt
+from engines.backends import load_backend
+from engines.precision_receipt import Receipt, check_receipt, make_receipt
 
 if TYPE_CHECKING:
-    from engines.backend import Advance, Backend
-    from engines.layers import GraphFacts, Layer, TensorInfo
-    from engines.spec import BuildSpec
+    from engines.backend_protocol import Advance
+    from engines.build_spec import BuildSpec
+    from engines.layer_records import GraphFacts, Layer, TensorInfo
 
-BACKENDS: dict[str, str] = {
-    "ort": "engines.ort",
-    "trt": "engines.trt",
-    "trt_rtx": "engines.trt_rtx",
-    "torch_trt": "engines.torch_trt",
-}
-"""Backend name -> module, whose BACKEND is loaded when first used."""
 
 _FLOAT_MAJORITY = 0.5
 """Share of MACs above which a float graph is of a type; islands of another type are the rest."""
@@ -67,7 +60,7 @@ def build(spec: BuildSpec, progress: Advance = lambda _share: None) -> BuiltEngi
         VerdictError: less than `spec.floor` of the MACs runs in INT8.
         MissingError: the backend's library is not installed.
     """
-    from engines.read_graph import load_graph
+    from engines.layer_requests import load_graph
 
     return build_graph(spec, *load_graph(spec.onnx), progress)
 
@@ -93,14 +86,6 @@ def build_graph(spec: BuildSpec, graph: bytes, facts: GraphFacts, progress: Adva
         seconds=time.monotonic() - start,
         log=built.log,
     )
-
-
-def load_backend(name: str) -> Backend:
-    """The backend of a name. Raises InputError listing the known names."""
-    if name not in BACKENDS:
-        raise InputError(f"unknown backend {name!r}", allowed=", ".join(BACKENDS))
-    backend: Backend = import_module(BACKENDS[name]).BACKEND
-    return backend
 
 
 def _check_request(spec: BuildSpec, layers: tuple[Layer, ...]) -> None:

@@ -13,16 +13,12 @@ A Jetson shares its memory between CPU and GPU, so a builder there gets a quarte
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
-
-from calib.errors import InputError, MissingError
-from engines import probe
 
 BackendName = Literal["ort", "trt", "trt_rtx", "torch_trt"]
 FloatType = Literal["fp32", "fp16"]
 
-AUTO = "auto"
 _GIB = 1 << 30
 _WORKSPACE_SHARE = 4
 _AMPERE = ("int8", "fp16", "bf16")
@@ -34,7 +30,7 @@ class Target:
 
     Attributes:
         name: what a user types.
-        backend: key of `engines.build.BACKENDS`.
+        backend: key of `engines.backends.BACKENDS`.
         float_type: type of everything around the INT8 layers of an INT8 build.
         compute_capabilities: GPU generations that the engine runs on, "major.minor"; empty for a CPU, and for the GPU of this
             machine, whichever it is.
@@ -137,85 +133,8 @@ TARGETS: dict[str, Target] = {
 }
 
 
-@dataclass(frozen=True)
-class Resolution:
-    """The target to build for, and one sentence on why it is this one."""
-
-    target: Target
-    reason: str
-
-
-def find_target(name: str) -> Target:
-    """The target of a name that is not "auto". Raises InputError listing the known names, or why it is not supported."""
-    if name not in TARGETS:
-        raise InputError(f"unknown target {name!r}", allowed=", ".join((AUTO, *TARGETS)))
-    target = TARGETS[name]
-    if target.refusal:
-        raise InputError(f"target {name} is not supported", found=target.refusal, next_command=probe.TRTEXEC)
-    return target
-
-
-def judged_here(target: Target) -> bool:
-    """Whether an engine for `target` is judged itself on this machine, and not the graph that it was built from.
-
-    One for a CPU is anywhere, one that is built on the device there, others where there is a fitting GPU and a way to it.
-    """
-    if target.backend == "ort" or target.built_on == "device":
-        return True
-    return probe.can_drive_gpu() and bool(set(probe.gpu_compute_capabilities()) & set(target.compute_capabilities))
-
-
-def resolve_target(name: str) -> Resolution:
-    """The target of a name; "auto" chooses by what this machine has.
-
-    Raises InputError listing the known names; MissingError for a target that is built on another device than this machine.
-    """
-    if name == AUTO:
-        return _automatic()
-    target = find_target(name)
-    if target.jetson and target.jetson not in (module := probe.jetson_module()):
-        raise MissingError(
-            f"an engine for {name} is built on the {target.jetson} itself",
-            found=f"this machine is {module}" if module else "this machine is no Jetson",
-            next_command="ufovit build MODEL PRECISION --target rtx; ufovit bundle build/MODEL-PRECISION-rtx; then, on the "
-            "device, scripts/build_engine.sh --bundle FILE",
-        )
-    return Resolution(target, f"target {name} was asked for")
-
-
-TORCH_TENSORRT = "torch-tensorrt"
-
-
-def with_backend(target: Target, backend: str | None) -> Target:
-    """The target built by another backend than its own. Raises InputError for one that does not build for it."""
-    if backend is None:
-        return target
-    if backend != TORCH_TENSORRT or target.backend not in ("trt", "trt_rtx"):
-        allowed = f"{TORCH_TENSORRT}, for a target that is built with TensorRT or TensorRT-RTX"
-        raise InputError("no such backend for this target", found=f"{backend} for {target.name}", allowed=allowed)
-    return replace(target, backend="torch_trt")
-
-
-def jetson_target(module: str) -> Target | None:
-    """The target of a Jetson module, as the device tree names it; None for one that is not known."""
-    return next((target for target in TARGETS.values() if target.jetson and target.jetson in module), None)
-
-
-def _automatic() -> Resolution:
-    module = probe.jetson_module()
-    if module:
-        target = jetson_target(module)
-        if target is None:
-            allowed = ", ".join(t.jetson for t in TARGETS.values() if t.jetson and not t.refusal)
-            raise InputError("no target is known for this Jetson", found=module, allowed=allowed)
-        return Resolution(find_target(target.name), f"this machine is a {module}")
-    gpus, cpu, rtx = probe.gpu_compute_capabilities(), TARGETS["cpu"], TARGETS["rtx"]
-    if gpus and probe.probe_backend("trt").works:
-        return Resolution(TARGETS["desktop"], f"this machine's GPU has compute capability {gpus[0]}, and TensorRT works")
-    if not probe.probe_backend("trt_rtx").works:
-        return Resolution(cpu, "TensorRT-RTX is not usable here, so the engine is built for the CPU")
-    if not gpus:
-        return Resolution(rtx, "this machine has no NVIDIA GPU, so the engine is built for RTX GPUs and checked on the CPU")
-    if set(gpus) & set(rtx.compute_capabilities):
-        return Resolution(rtx, f"this machine's GPU has compute capability {gpus[0]}, which TensorRT-RTX serves")
-    return Resolution(cpu, f"no backend serves this machine's GPU (compute capability {gpus[0]}), so the engine is for the CPU")
+TRTEXEC = (
+    "JetPack 6.1 or newer where the module takes it; else try trtexec --onnx=model.int8.onnx --int8 --fp16 "
+    "--saveEngine=engine.plan with the Q/DQ graph of `ufovit build`, if its parser knows the graph's opset"
+)
+"""The way for TensorRT 8.5 and 8.6, which are not supported: their networks are typed by flags, not by the graph."""

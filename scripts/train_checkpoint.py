@@ -39,12 +39,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from calib.errors import InputError, UfovitError, VerdictError
 from calib.files import atomic_path
-from edge.data import read_idx, read_labelled_idx, write_idx
+from edge.images.labelled_images import read_idx, read_labelled_idx, write_idx
+from edge.images.preprocess import Preprocess, Uint8, resample_matrix
 from edge.model.checkpoint import load_checkpoint, random_network, save_checkpoint
-from edge.model.config import SIZES, UfoVitConfig, config
 from edge.model.metadata import CheckpointInfo
+from edge.model.sizes import SIZES, UfoVitConfig, config
 from edge.model.ufo_vit import UfoVit
-from edge.preprocess import Preprocess, Uint8, resample_matrix
 
 LABELS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 HELD_OUT = 1024

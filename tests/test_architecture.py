@@ -99,13 +99,13 @@ def test_imports_run_one_way(path):
     assert upward(path.read_text(encoding="utf-8"), package, dotted(path)) == []
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if dotted(p) != "engines.trt_api"], ids=dotted)
+@pytest.mark.parametrize("path", [p for p in FILES if dotted(p) != "engines.trt.api"], ids=dotted)
 def test_tensorrt_has_one_door(path):
     assert tensorrt_imports(path.read_text(encoding="utf-8")) == []
 
 
 def test_the_door_is_one():
-    assert tensorrt_imports((ROOT / "engines" / "trt_api.py").read_text(encoding="utf-8"))
+    assert tensorrt_imports((ROOT / "engines" / "trt" / "api.py").read_text(encoding="utf-8"))
 
 
 def test_packages_do_not_import_each_other_in_a_circle():
@@ -178,12 +178,12 @@ def test_files_are_small_and_named_by_a_concept(path):
         ("calib", "import engines", ""),
         ("calib", "import engines.build as b", ""),
         ("calib", "from edge.model import config", ""),
-        ("calib", "def f():\n    from engines.spec import BuildSpec", ""),
+        ("calib", "def f():\n    from engines.build_spec import BuildSpec", ""),
         ("calib", "if TYPE_CHECKING:\n    import edge", ""),
         ("calib", "from .. import edge", "x.calib.y"),
         ("engines", "try:\n    import edge.cli\nexcept ImportError:\n    pass", ""),
-        ("engines", "import importlib\nimportlib.import_module('edge.export')", ""),
-        ("engines", "from importlib import import_module\n_P = {'f': 'edge.export'}\nimport_module(_P['f'])", ""),
+        ("engines", "import importlib\nimportlib.import_module('edge.model.export')", ""),
+        ("engines", "from importlib import import_module\n_P = {'f': 'edge.model.export'}\nimport_module(_P['f'])", ""),
         ("engines", "__import__('edge')", ""),
     ],
 )
@@ -223,7 +223,7 @@ def test_another_door_is_found(source):
 
 
 def test_a_mention_of_tensorrt_is_no_door():
-    assert tensorrt_imports("versions('tensorrt_rtx')\nfrom engines import trt_api\nx = {'a': 'tensorrt'}") == []
+    assert tensorrt_imports("versions('tensorrt_rtx')\nfrom engines.trt import api as trt_api\nx = {'a': 'tensorrt'}") == []
 
 
 def test_the_checkers_see_what_they_should():

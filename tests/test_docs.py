@@ -12,10 +12,11 @@ import typer.main
 
 import edge.cli
 from calib import errors
-from edge.cli.app import app
-from edge.model.config import SIZES
-from engines.spec import PRECISIONS
-from engines.targets import AUTO, TARGETS
+from edge.cli.main import app
+from edge.model.sizes import SIZES
+from engines.build_spec import PRECISIONS
+from engines.select_target import AUTO
+from engines.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parents[1]
 FOREIGN = ("apt-get", "openssl", "git", "pip", "ssh")

@@ -45,7 +45,7 @@ def test_program_starts(program):
 
 def test_program_without_its_import_is_noticed(tmp_path):
     moved = tmp_path / "moved.py"
-    moved.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom engines.layers import read_layers\n")
+    moved.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom engines.layer_records import read_layers\n")
     assert sh(sys.executable, str(moved), "--help").returncode != 0
 
 

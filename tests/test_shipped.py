@@ -17,10 +17,10 @@ import pytest
 from calib.errors import InputError
 from edge.assets import ASSETS, CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, SHIPPED_MODEL, TEST_IMAGES
 from edge.cli import run
-from edge.data import open_images, read_idx
+from edge.images.labelled_images import open_images, read_idx
 from edge.model.metadata import read_info
-from edge.steps import read_drift
-from engines.manifest import read_manifest, verify
+from edge.pipeline.steps import read_drift
+from engines.build_folder.manifest import read_manifest, verify
 
 MEGABYTES = 25
 PIXELS_SHA256 = {
@@ -171,9 +171,9 @@ MEASURE = textwrap.dedent("""
     from pathlib import Path
     import onnx
     from calib import collect as module
-    from calib.scheme import plan_quantization
+    from calib.qdq_placement import plan_quantization
     from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT
-    from edge.data import open_images
+    from edge.images.labelled_images import open_images
     from edge.model.metadata import read_info
     graph, count, keep = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "keep"
     kept, update = [], module.Histogram.update
@@ -223,7 +223,7 @@ def test_a_planted_fault_ruins_fp16_and_its_repair_does_not(shipped_build, bench
     """Emulated FP16 on 100 test images: the answers are lost without the repair, and all the same with it."""
     import onnx
 
-    from edge.xnorm.certify import certify
+    from edge.stability.certify import certify
 
     model = bench.planted(onnx.load(shipped_build / "model.onnx"), bench.FAULTS[fault])
     images, _ = bench.test_images(bench.TRAINED_AT, 100)
@@ -241,7 +241,7 @@ def test_a_planted_fault_ruins_fp16_and_its_repair_does_not(shipped_build, bench
 
 @pytest.mark.slow
 def test_the_shipped_network_is_certified_for_every_input(shipped_build):
-    from edge.xnorm.certificate import read_certificate
+    from edge.stability.certificate import read_certificate
 
     found = read_certificate(shipped_build / "xnorm.json")
     assert (len(found.sites), found.verdict, found.islands.sites) == (52, "stable", 0)

@@ -14,10 +14,10 @@ import torch
 
 from calib.errors import InputError, VerdictError
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, SHIPPED_MODEL
-from edge.data import read_idx, write_idx
+from edge.images.labelled_images import read_idx, write_idx
+from edge.images.preprocess import Preprocess, resample_matrix
 from edge.model.checkpoint import load_checkpoint
-from edge.model.config import SIZES
-from edge.preprocess import Preprocess, resample_matrix
+from edge.model.sizes import SIZES
 from scripts import train_checkpoint
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts/train_checkpoint.py"

@@ -9,8 +9,8 @@ import onnx
 
 from calib.graph import index_graph, infer_types
 from calib.lint.finding import RULES, Finding, Severity
-from calib.lint.parameters import lint_graph_level, lint_parameters
-from calib.lint.placement import lint_placement
+from calib.lint.parameter_rules import lint_graph_level, lint_parameters
+from calib.lint.placement_rules import lint_placement
 
 __all__ = ["RULES", "Finding", "Severity", "lint"]
 

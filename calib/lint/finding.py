@@ -36,7 +36,7 @@ class Rule(NamedTuple):
 
 
 RULES: dict[str, Rule] = {
-    "float-graph": Rule("falls_back", "every layer stays in float", "insert Q/DQ first: calib.qdq.insert_qdq"),
+    "float-graph": Rule("falls_back", "every layer stays in float", "insert Q/DQ first: calib.qdq_writer.insert_qdq"),
     "opset": Rule("note", "TensorRT 10.0 to 10.3 parse opset 9 to 20", "export with opset 20"),
     "integer-operator": Rule("refused", "TensorRT's parser has no such operator", "write the graph in Q/DQ format"),
     "zero-point": Rule("refused", "TensorRT takes symmetric quantization only", "calibrate with zero-point 0"),

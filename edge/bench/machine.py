@@ -7,10 +7,9 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.flow import versions
 from edge.runtime.runner import Runner
-from edge.runtime.trt import TrtRunner
-from engines.probe import jetson_module
+from edge.runtime.trt_runner import TrtRunner
+from engines.hardware import jetson_module, versions
 
 _LIBRARIES = ("ufovit-edge", "numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cuda-python")
 _BUSY = 0.5

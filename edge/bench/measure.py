@@ -11,17 +11,17 @@ from functools import partial
 import numpy as np
 
 from calib.errors import InputError
-from edge.bench.compare import interleave, median_ratio
+from edge.bench.compare_builds import interleave, median_ratio
 from edge.bench.energy import PowerSampler
 from edge.bench.latency import FEW, Clock, Latency, Plan, summarize, time_runs
 from edge.bench.machine import Machine, this_machine
 from edge.bench.memory import Resident, measure_memory
 from edge.bench.power import PowerMonitor
-from edge.bench.report import IMAGE, BatchResult, BenchReport, ComparisonReport, PairResult, measured
+from edge.bench.results import IMAGE, BatchResult, BenchReport, ComparisonReport, PairResult, measured
 from edge.progress import Progress
-from edge.runtime.opened import Opened
-from edge.runtime.trt import TrtRunner
-from engines.spec import BatchRange
+from edge.runtime.open_build import Opened
+from edge.runtime.trt_runner import TrtRunner
+from engines.build_spec import BatchRange
 
 DEFAULT_BATCHES = (1, 2, 4, 8)
 _COPIES = (

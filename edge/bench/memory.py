@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.runtime.runner import Runner
-from edge.runtime.trt import TrtRunner
+from edge.runtime.trt_runner import TrtRunner
 
 STATUS = Path("/proc/self/status")
 _KIB = 1024

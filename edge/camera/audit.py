@@ -1,8 +1,8 @@
 """`--audit N`: does the engine still answer as the FP32 network does, on what this camera sees?
 
 Every Nth result is answered again by `model.onnx`, the FP32 reference of the build, on the CPU, one thread, away from the loop.
-Agreement is the share of equal answers with its Wilson interval (`edge.drift.statistics`). Frames that disagree are kept as a
-picture and a record with both answers. An audit that falls behind skips; it never slows the camera.
+Agreement is the share of equal answers with its Wilson interval (`edge.drift.drop_interval`). Frames that disagree are kept as
+a picture and a record with both answers. An audit that falls behind skips; it never slows the camera.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 from calib.artifact import write_artifact
 from calib.errors import InputError, MissingError, UfovitError
 from calib.files import atomic_path
-from edge.camera.background import Background
+from edge.camera.background_sink import Background
 from edge.camera.frame import Result
 from edge.camera.loop import softmax
-from edge.drift.statistics import share_interval
-from edge.preprocess import Preprocess, Uint8
+from edge.drift.drop_interval import share_interval
+from edge.images.preprocess import Preprocess, Uint8
 from edge.runtime.runner import Runner
-from engines.contained import is_there
-from engines.manifest import EngineManifest, read_recorded
+from engines.build_folder.manifest import EngineManifest, read_recorded
+from engines.build_folder.safe_files import is_there
 
 MOST_SAVED = 100
 """Disagreements kept per run: enough to look at, never the whole disk."""
@@ -174,7 +174,7 @@ def open_reference(folder: Path, manifest: EngineManifest) -> Runner:
 
     Raises InputError for a build that has none or another one, MissingError without ONNX Runtime.
     """
-    from edge.runtime.ort import OrtRunner
+    from edge.runtime.ort_runner import OrtRunner
 
     path = folder / manifest.onnx.file
     if not is_there(path):

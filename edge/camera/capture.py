@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from calib.errors import UfovitError
 from edge.camera.frame import Clock
+from edge.camera.latest_frame import Slot
 from edge.camera.reconnect import Pacer, Reconnect, Sleep
-from edge.camera.slot import Slot
-from edge.camera.source import BadFrame, Opener, Source, SourceLost, checked
+from edge.camera.sources.source import BadFrame, Opener, Source, SourceLost, checked
 
 MOST_BAD = 100
 """Unusable pictures in a row, after which a source counts as lost."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from edge.preprocess import Float32, Uint8
+from edge.images.preprocess import Float32, Uint8
 
 Clock = Callable[[], float]
 """Seconds from any origin, never backwards: `time.monotonic`, or a test's own."""

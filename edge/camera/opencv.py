@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from calib.errors import MissingError
-from edge.camera.source import BadFrame
-from edge.preprocess import Uint8
+from edge.camera.sources.source import BadFrame
+from edge.images.preprocess import Uint8
 
 
 def load() -> Any:

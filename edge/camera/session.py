@@ -12,22 +12,23 @@ from typing import TYPE_CHECKING
 
 from calib.errors import InputError
 from edge.camera.audit import Audit, Audited, AuditWork, Standing, audit_folder, open_reference
-from edge.camera.background import Background
+from edge.camera.background_sink import Background
+from edge.camera.camera_request import CameraRequest
 from edge.camera.capture import Capturing
 from edge.camera.frame import Sink
-from edge.camera.frames import EveryFrame, Frames, NewestFrames
+from edge.camera.frame_feed import EveryFrame, Frames, NewestFrames
+from edge.camera.latest_frame import Slot
 from edge.camera.loop import Loop, Network, Summary
 from edge.camera.reconnect import Reconnect
-from edge.camera.record import Recorder, recording_fps
-from edge.camera.request import CameraRequest
-from edge.camera.slot import Slot
-from edge.camera.source import Playing, Source, open_source
-from edge.steps.judging import read_drift
-from engines.artifacts import DRIFT
+from edge.camera.sinks.recorder import Recorder, recording_fps
+from edge.camera.sources.open_source import open_source
+from edge.camera.sources.source import Playing, Source
+from edge.drift.compare import read_drift
+from engines.build_folder.file_names import DRIFT
 
 if TYPE_CHECKING:
-    from edge.camera.dashboard import Dashboard
-    from edge.runtime.opened import Opened
+    from edge.camera.web.dashboard import Dashboard
+    from edge.runtime.open_build import Opened
 
 Say = Callable[[str], None]
 _WARM_UPS = 2
@@ -62,7 +63,7 @@ class Outcome:
 
 def run_camera(request: CameraRequest, view: View) -> Outcome:
     """Open, run, close. Raises UfovitError for what cannot be opened; later faults of the source are in the summary."""
-    from edge.runtime.opened import open_runner
+    from edge.runtime.open_build import open_runner
 
     opened = open_runner(request.build, request.runner, public_key=request.public_key, threads=request.threads)
     with ExitStack() as stack:
@@ -123,7 +124,7 @@ class _Session:
         page, opened = self.request.page, self.opened
         if page is None:
             return
-        from edge.camera.dashboard import Dashboard
+        from edge.camera.web.dashboard import Dashboard
 
         identity = identity_rows(self.request, opened)
         dashboard = Dashboard(
@@ -192,8 +193,8 @@ def warm_up(opened: Opened) -> None:
 
 def shown_source(text: str) -> str:
     """The source for people: the address of a stream without its passwords."""
-    from edge.camera.source import STREAMS
-    from edge.camera.stream import shown
+    from edge.camera.sources.open_source import STREAMS
+    from edge.camera.sources.rtsp import shown
 
     return shown(text) if text.partition("://")[0].lower() in STREAMS else text
 

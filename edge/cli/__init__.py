@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code; messages go to stderr."""
     import typer
 
-    from edge.cli.app import app
+    from edge.cli.main import app
 
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -63,7 +63,7 @@ def _explain(error: Exception) -> int:
     """Say on stderr what went wrong; the exit code that it stands for."""
     import typer
 
-    from edge.preflight import BUILD_LIBRARIES, missing_library
+    from edge.pipeline.preflight import BUILD_LIBRARIES, missing_library
 
     # typer carries click inside itself or imports it, by release: its base of usage errors has one name in both
     usage_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from edge.bench.measure import Conditions
-    from edge.bench.report import BenchReport, ComparisonReport
-    from edge.runtime.opened import Opened
+    from edge.bench.results import BenchReport, ComparisonReport
+    from edge.runtime.open_build import Opened
 
 _MOST_BATCHES = 32
 
@@ -72,7 +72,7 @@ def bench(  # noqa: PLR0913, PLR0917  # one parameter per option of the command
     else:
         report = both = _in_turn(console, asked, conditions)
         if latency is not None:
-            from edge.drift.gate_baseline import LatencyRatio
+            from edge.gate.baseline import LatencyRatio
 
             found = both.results[0].ratio
             write_artifact(latency, LatencyRatio(found.ratio, found.low, found.high, found.runs))
@@ -112,7 +112,7 @@ def _alone(console: Console, asked: _Asked, conditions: Conditions) -> BenchRepo
     from edge.bench.power import find_monitor
     from edge.cli.bench_tables import print_bench
     from edge.cli.console import TerminalProgress
-    from edge.runtime.opened import open_runner
+    from edge.runtime.open_build import open_runner
 
     before = resident()
     opened = open_runner(asked.folder, asked.runner, public_key=asked.public_key, threads=conditions.threads)
@@ -147,7 +147,7 @@ def _in_turn(console: Console, asked: _Asked, conditions: Conditions) -> Compari
     from edge.bench.measure import choose_batches, compare
     from edge.cli.bench_tables import print_comparison
     from edge.cli.console import TerminalProgress
-    from edge.runtime.opened import open_runner
+    from edge.runtime.open_build import open_runner
 
     pairs = ((asked.folder, asked.runner), (asked.other or asked.folder, asked.other_runner))
     with ExitStack() as opened:

@@ -8,7 +8,7 @@ from rich.table import Table
 from edge.bench.latency import Latency
 from edge.bench.machine import Machine
 from edge.bench.memory import Memory
-from edge.bench.report import BatchResult, BenchReport, ComparisonReport, Measured
+from edge.bench.results import BatchResult, BenchReport, ComparisonReport, Measured
 from edge.cli.console import wide
 
 _MIB = 1 << 20

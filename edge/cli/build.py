@@ -8,11 +8,12 @@ from typing import Annotated, cast
 import typer
 
 from calib.errors import EvidenceError, InputError
-from edge.builder_options import BuilderRequest
-from edge.model.config import SIZES
-from edge.request import CALIB_IMAGES, FLOAT_LAYERS, RANDOM_WEIGHTS_IMAGES, BuildRequest
-from engines.spec import PRECISIONS, HardwareCompatibility, Precision, parse_batch
-from engines.targets import AUTO, TARGETS, resolve_target, with_backend
+from edge.model.sizes import SIZES
+from edge.pipeline.build_request import CALIB_IMAGES, FLOAT_LAYERS, RANDOM_WEIGHTS_IMAGES, BuildRequest
+from edge.pipeline.builder_options import BuilderRequest
+from engines.build_spec import PRECISIONS, HardwareCompatibility, Precision, parse_batch
+from engines.select_target import AUTO, resolve_target, with_backend
+from engines.targets import TARGETS
 
 _FLOAT_LAYERS = " ".join(FLOAT_LAYERS)
 EXIT_BY_VERDICT = {"pass": 0, "fail": 1, "inconclusive": 3}
@@ -123,7 +124,7 @@ def build(  # noqa: PLR0913, PLR0917  # one parameter per option of the command
     progress = TerminalProgress(console)
     if bundle is not None:
         _refuse_what_the_bundle_says(context)
-        from edge.device import DeviceRequest, run_bundle
+        from edge.pipeline.build_from_bundle import DeviceRequest, run_bundle
 
         progress.say(f"{bundle} for target {chosen.name}: {resolution.reason}")
         device_request = DeviceRequest(bundle, chosen, out, builder, require_signature, force)
@@ -137,7 +138,7 @@ def build(  # noqa: PLR0913, PLR0917  # one parameter per option of the command
             raise InputError("MODEL and PRECISION are missing", allowed="ufovit build MODEL PRECISION, or --bundle FILE")
         if require_signature is not None:
             raise InputError("--require-signature is about a bundle", allowed="with --bundle FILE")
-        from edge.pipeline import run
+        from edge.pipeline.build import run
 
         default_name = f"{model}-{precision}-{chosen.name}" + ("-random" if random_weights else "")
         default_name += f"-{backend}" if backend else ""

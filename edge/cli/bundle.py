@@ -32,11 +32,11 @@ def bundle(
     """
     from rich.console import Console
 
-    from edge.bundle import make_bundle
     from edge.cli.console import TerminalProgress
-    from edge.request import judging_images
-    from engines.bundle import SUFFIX
-    from engines.manifest import read_manifest
+    from edge.pipeline.build_request import judging_images
+    from edge.pipeline.pack_bundle import make_bundle
+    from engines.build_folder.bundle_format import SUFFIX
+    from engines.build_folder.manifest import read_manifest
 
     labels = read_manifest(build).labels
     chosen = judging_images(data, labels).take(images)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edge.request import CALIB_IMAGES
+from edge.pipeline.build_request import CALIB_IMAGES
 
 
 def calibrate(  # noqa: PLR0913, PLR0917  # one parameter per option of the command
@@ -77,10 +77,10 @@ def calibrate(  # noqa: PLR0913, PLR0917  # one parameter per option of the comm
     """
     from rich.console import Console
 
-    from edge.calibrate import run
-    from edge.calibrate_request import CalibrateRequest
     from edge.cli.console import TerminalProgress
-    from edge.graph_images import parse_normalisation
+    from edge.images.graph_input import parse_normalisation
+    from edge.pipeline.calibrate_graph import run
+    from edge.pipeline.calibrate_request import CalibrateRequest
 
     request = CalibrateRequest(
         graph=graph,

@@ -13,9 +13,9 @@ import typer
 from calib.errors import InputError, MissingError, VerdictError
 
 if TYPE_CHECKING:
-    from edge.camera.background import Background
+    from edge.camera.background_sink import Background
+    from edge.camera.camera_request import CameraRequest, Page
     from edge.camera.frame import Sink
-    from edge.camera.request import CameraRequest, Page
     from edge.camera.session import Outcome, View
 
 _SOURCES = "/dev/video0 or 0, csi://0, rtsp://..., http://..., a video file, an image folder, synthetic://?size=640x480&fps=30"
@@ -69,9 +69,9 @@ def camera(  # noqa: PLR0913, PLR0917  # one parameter per option
     Exit codes: 0 ended as asked (Ctrl-C and SIGTERM too), 1 the network answered NaN or infinity, 2 bad input, 4 something that
     this machine lacks: no camera, a busy one, one that is gone for good.
     """
-    from edge.camera.leaving import leaving
+    from edge.camera.camera_request import CameraRequest
+    from edge.camera.forced_exit import leaving
     from edge.camera.loop import Limits
-    from edge.camera.request import CameraRequest
 
     if audit_dir is not None and audit is None:
         raise InputError("--audit-dir is about --audit", found=audit_dir, allowed="with --audit N")
@@ -107,13 +107,13 @@ def _run(request: CameraRequest, output: _Output) -> int:
 
 
 def _page(serve: str | None, token: str | None) -> Page | None:
-    from edge.camera.request import Page
+    from edge.camera.camera_request import Page
 
     if serve is None:
         if token is not None:
             raise InputError("--token is about the page", allowed="with --serve [HOST:]PORT")
         return None
-    from edge.camera.dashboard import parse_address
+    from edge.camera.web.dashboard import parse_address
 
     return Page(*parse_address(serve), token)
 
@@ -164,8 +164,8 @@ class _Output:
             self._devnull()
 
     def _print(self, outcome: Outcome) -> None:
-        from edge.camera.json_lines import JsonLines, summary_fields
-        from edge.camera.terminal import print_summary
+        from edge.camera.sinks.json_lines import JsonLines, summary_fields
+        from edge.camera.sinks.terminal import print_summary
 
         if self._json:
             audit = vars(outcome.audit) if outcome.audit is not None else None
@@ -184,7 +184,7 @@ class _Output:
         self._messages.print(text, markup=False, highlight=False)
 
     def _started(self, fields: dict[str, object]) -> None:
-        from edge.camera.json_lines import JsonLines
+        from edge.camera.sinks.json_lines import JsonLines
 
         if self._json:
             try:
@@ -193,9 +193,9 @@ class _Output:
                 self._broken = True
 
     def _sink(self, title: str, notes: Callable[[], list[tuple[str, str]]], wait: bool) -> Sink:
-        from edge.camera.background import Background
-        from edge.camera.json_lines import JsonLines
-        from edge.camera.terminal import LiveView, PlainLines
+        from edge.camera.background_sink import Background
+        from edge.camera.sinks.json_lines import JsonLines
+        from edge.camera.sinks.terminal import LiveView, PlainLines
 
         if self._live:
             return LiveView(self._out, title, notes)

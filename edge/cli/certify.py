@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
     from rich.console import Console
 
-    from edge.xnorm.certificate import SiteCertificate, XNormCertificate
+    from edge.stability.certificate import SiteCertificate, XNormCertificate
 
 _WIDTH = 160
 _STYLE = {"stable": "green", "at risk": "yellow", "unstable": "bold red"}
@@ -47,14 +47,14 @@ def certify(  # noqa: PLR0913, PLR0917  # one parameter per option of the comman
 
     from calib.artifact import write_artifact
     from calib.files import write_bytes
-    from calib.qdq import serialize
-    from edge.certify_request import CertifyRequest, resolve
+    from calib.qdq_writer import serialize
     from edge.cli.console import TerminalProgress
-    from edge.data import data_digest
-    from edge.graph_images import parse_normalisation
-    from edge.runtime.ort import tapped_batch
-    from edge.xnorm.certify import CertifyConfig
-    from edge.xnorm.certify import certify as certify_graph
+    from edge.images.graph_input import parse_normalisation
+    from edge.images.labelled_images import data_digest
+    from edge.pipeline.certify_request import CertifyRequest, resolve
+    from edge.runtime.ort_runner import tapped_batch
+    from edge.stability.certify import CertifyConfig
+    from edge.stability.certify import certify as certify_graph
 
     console = Console(soft_wrap=True)
     progress = TerminalProgress(console)
@@ -97,7 +97,7 @@ def certify(  # noqa: PLR0913, PLR0917  # one parameter per option of the comman
 def _emulated(reference: ModelProto, graph: ModelProto, certificate: XNormCertificate | None, images: Any) -> str:
     """FP16 against FP32 in words; a graph that has no FP16 form at all is an answer too."""
     from calib.errors import InputError
-    from edge.xnorm.emulation import emulated_agreement
+    from edge.stability.fp16_network import emulated_agreement
 
     try:
         return str(emulated_agreement(reference, graph, certificate, images))

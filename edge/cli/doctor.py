@@ -12,8 +12,9 @@ def doctor() -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from engines.probe import gpu_compute_capabilities, probe_backends
-    from engines.targets import AUTO, resolve_target
+    from engines.backends import probe_backends
+    from engines.hardware import gpu_compute_capabilities
+    from engines.select_target import AUTO, resolve_target
 
     console = Console(soft_wrap=True)
     gpus = ", ".join(gpu_compute_capabilities()) or "none"

@@ -51,7 +51,7 @@ def drift(  # one parameter per option of the command
     from edge.cli.build import EXIT_BY_VERDICT
     from edge.cli.console import TerminalProgress
     from edge.cli.summary import print_summary
-    from edge.finished import JudgeRequest, rejudge
+    from edge.pipeline.rejudge import JudgeRequest, rejudge
 
     console = Console(soft_wrap=True)
     request = JudgeRequest(build, data, unlabelled, images, reference, max_drop, attribute)

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edge.drift.gate import GateReport
+    from edge.gate.compare_builds import GateReport
 
 _STYLE = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "skipped": "dim", "refused": "bold red"}
 
@@ -48,10 +48,10 @@ def gate(  # noqa: PLR0913, PLR0917  # one parameter per option of the command
 
     from calib.artifact import read_artifact
     from calib.errors import InputError, UfovitError
-    from edge.drift.gate import EXIT_CODES, GateReport
-    from edge.drift.gate import gate as compare
-    from edge.drift.gate_baseline import LatencyRatio
-    from edge.drift.gate_update import update as write
+    from edge.gate.baseline import LatencyRatio
+    from edge.gate.compare_builds import EXIT_CODES, GateReport
+    from edge.gate.compare_builds import gate as compare
+    from edge.gate.update import update as write
 
     console = Console(soft_wrap=True)
     outputs = {"junit": junit, "markdown": markdown, "json": json}
@@ -81,7 +81,7 @@ def _write(report: GateReport, outputs: dict[str, Path | None]) -> None:
     """The files that were asked for."""
     from calib.artifact import write_artifact
     from calib.files import write_bytes
-    from edge.drift.gate_render import junit, markdown
+    from edge.gate.render import junit, markdown
 
     if outputs["junit"] is not None:
         write_bytes(outputs["junit"], junit(report))

@@ -19,9 +19,9 @@ def report(
     """
     from rich.console import Console
 
-    from edge.artifacts import REPORT
     from edge.cli.console import TerminalProgress
-    from edge.finished import redraw
+    from edge.pipeline.rejudge import redraw
+    from engines.build_folder.file_names import REPORT
 
     progress = TerminalProgress(Console(soft_wrap=True))
     redraw(build, progress)

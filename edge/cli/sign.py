@@ -30,9 +30,9 @@ def sign(
     """
     from rich.console import Console
 
-    from edge.workspace import locked
-    from engines.signature import sign as sign_files
-    from engines.signature import signature_path
+    from edge.pipeline.workspace import locked
+    from engines.build_folder.signature import sign as sign_files
+    from engines.build_folder.signature import signature_path
 
     console = Console(soft_wrap=True)
 

@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from edge.artifacts import ATTRIBUTION, DRIFT, REPORT
-from edge.drift.attribution_record import Attribution, read_attribution
+from edge.attribution.attribution_record import Attribution, read_attribution
 from edge.drift.compare import DriftReport
-from edge.report.certificates import headline, island_cost
-from edge.steps import read_drift
-from edge.xnorm.certificate import read_certificate
-from engines.manifest import EngineManifest, read_manifest
+from edge.pipeline.steps import read_drift
+from edge.report.certificate_text import headline, island_cost
+from edge.stability.certificate import read_certificate
+from engines.build_folder.file_names import ATTRIBUTION, DRIFT, REPORT
+from engines.build_folder.manifest import EngineManifest, read_manifest
 
 _STYLE = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
 _LISTED = 5

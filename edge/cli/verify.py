@@ -10,8 +10,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from engines.folder import CheckedFile
-    from engines.signature import Signature
+    from engines.build_folder.signature import Signature
+    from engines.build_folder.verify import CheckedFile
 
 
 def verify(
@@ -32,8 +32,8 @@ def verify(
     """
     from rich.console import Console
 
-    from engines.folder import examine_folder
-    from engines.signature import check_signature
+    from engines.build_folder.signature import check_signature
+    from engines.build_folder.verify import examine_folder
 
     console = Console(soft_wrap=True)
     files = examine_folder(path, complete=not partial).files if path.is_dir() else _members(path)
@@ -48,8 +48,8 @@ def verify(
 
 def _members(path: Path) -> tuple[CheckedFile, ...]:
     """The members of a bundle, checked, behind the bundle itself, which ends with the digest of all its bytes."""
-    from engines.bundle import BUNDLE, verify_bundle
-    from engines.folder import CheckedFile
+    from engines.build_folder.bundle_format import BUNDLE, verify_bundle
+    from engines.build_folder.verify import CheckedFile
 
     bundle, _ = verify_bundle(path)
     members = (CheckedFile(name, record.sha256, (BUNDLE,)) for name, record in bundle.info.members.items())
@@ -68,9 +68,9 @@ def _print_files(console: Console, files: tuple[CheckedFile, ...]) -> None:
 
 
 def _sentence(path: Path, files: tuple[CheckedFile, ...], signature: Signature | None) -> str:
-    from engines.artifacts import DRIFT
-    from engines.contained import is_there
-    from engines.signature import signature_path
+    from engines.build_folder.file_names import DRIFT
+    from engines.build_folder.safe_files import is_there
+    from engines.build_folder.signature import signature_path
 
     whole = f"{path}: {len(files)} files are what was recorded, and they belong together"
     if path.is_dir() and DRIFT not in (file.file for file in files):

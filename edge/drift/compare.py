@@ -1,24 +1,24 @@
 """Engine against FP32 reference on the same images: what differs, and whether it may.
 
 Labelled images are judged by the drop in top-1 and its interval, images without labels by the share of changed answers, which
-bounds the drop either way, drawn weights by numbers alone. The statistics are those of `edge.drift.statistics`, the measures
-those of `edge.drift.measures`. A row of the engine that holds NaN or infinity is a wrong answer that agrees with nothing, and
-fails; what was therefore not compared stands in `not_compared`. numpy alone: a device judges with this too.
+bounds the drop either way, drawn weights by numbers alone. The statistics are those of `edge.drift.drop_interval`, the measures
+those of `edge.tasks.classification.logit_metrics`. A row of the engine that holds NaN or infinity is a wrong answer that agrees
+with nothing, and fails; what was therefore not compared stands in `not_compared`. numpy alone: a device judges with this too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from calib.artifact import read_artifact
 from calib.errors import InputError
 from calib.metrics import sqnr_db
-from edge.drift.logits import answers
-from edge.drift.measures import TOP, Distance, Floats, Int64, Reliability, distance, reliability, top_share
-from edge.drift.statistics import (
+from edge.drift.drop_interval import (
     Flips,
     Interval,
     Paired,
@@ -29,7 +29,9 @@ from edge.drift.statistics import (
     mcnemar_p,
     share_interval,
 )
-from edge.tolerances import RANDOM_WEIGHTS_COSINE, SQNR_CAP_DB
+from edge.numeric_tolerances import RANDOM_WEIGHTS_COSINE, SQNR_CAP_DB
+from edge.tasks.classification.logit_metrics import TOP, Distance, Floats, Int64, Reliability, distance, reliability, top_share
+from edge.tasks.classification.logits import answers
 
 JudgedBy = Literal["accuracy", "agreement", "numbers"]
 
@@ -254,3 +256,8 @@ def _confusion(labels: Int64, answers: Int64, classes: int) -> tuple[tuple[int, 
     """Counts [label][answer]."""
     table = np.bincount(labels * classes + answers, minlength=classes * classes).reshape(classes, classes)
     return tuple(tuple(int(v) for v in row) for row in table)
+
+
+def read_drift(path: Path) -> DriftReport:
+    """Read `drift.json`. Raises InputError."""
+    return read_artifact(path, DriftReport, remake="ufovit build")

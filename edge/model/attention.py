@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edge.model.config import KvAxis
+from edge.model.sizes import KvAxis
 
 XNORM_EPS = 2.0**-14
 """Lower clamp on the norm: the smallest normal number of FP16, so that it is neither zero nor subnormal in FP16 and BF16.
@@ -38,8 +38,8 @@ def xnorm(a: Tensor, dim: int, eps: float = XNORM_EPS) -> Tensor:
 class XNorm(nn.Module):
     """gamma * a / max(||a||_2, eps) with one learnable gamma per head.
 
-    Input and output (B, H, *, *); `gamma` has shape (1, H, 1, 1) and starts at 1. It is None once `edge.export` has folded
-    it into the output projection.
+    Input and output (B, H, *, *); `gamma` has shape (1, H, 1, 1) and starts at 1. It is None once `edge.model.export` has
+    folded it into the output projection.
     """
 
     gamma: nn.Parameter | None

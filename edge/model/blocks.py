@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edge.model.attention import UfoAttention
-from edge.model.config import KvAxis
+from edge.model.sizes import KvAxis
 
 LAYER_NORM_EPS = 1e-6
 
@@ -37,7 +37,7 @@ class ConvStem(nn.Sequential):
 class LayerScale(nn.Module):
     """Per-channel learnable gain on a residual branch: x * gain, with `gain` of shape (C,).
 
-    `gain` is None once `edge.export` has folded it into the branch's last layer.
+    `gain` is None once `edge.model.export` has folded it into the branch's last layer.
     """
 
     gain: nn.Parameter | None

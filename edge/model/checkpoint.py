@@ -17,8 +17,8 @@ from torch import Tensor
 
 from calib.errors import InputError
 from calib.files import write_bytes
-from edge.model.config import UfoVitConfig
 from edge.model.metadata import METADATA_KEY, CheckpointInfo, parse_info, read_info, unreadable
+from edge.model.sizes import UfoVitConfig
 from edge.model.ufo_vit import UfoVit, init_weights, resize_position_embedding
 
 _LISTED = 8

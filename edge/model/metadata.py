@@ -5,15 +5,23 @@ The metadata key "ufovit" of the safetensors file holds one JSON object with the
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from calib.errors import InputError
+from edge.images.graph_input import Normalisation, input_shape
+from edge.images.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    import onnx
+
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
 from calib.files import sha256_file
-from edge.model.config import UfoVitConfig, config
-from edge.preprocess import Preprocess
+from edge.model.sizes import UfoVitConfig, config
 
 if TYPE_CHECKING:
     import onnx
@@ -187,3 +195,26 @@ def _check_fields(metadata: dict[str, Any], path: Path) -> None:
                 found=f"{name}: {metadata[name]!r}"[:80],
                 allowed=" or ".join(t.__name__ for t in types),
             )
+
+
+def graph_preprocess(
+    model: onnx.ModelProto,
+    path: Path,
+    info: CheckpointInfo | None,
+    normalisation: Normalisation | None,
+    command: str,
+) -> Preprocess:
+    """The graph's own preprocessing, or the given mean and deviation at the graph's input size. Raises InputError."""
+    if normalisation is None:
+        if info is not None:
+            return info.preprocess
+        raise InputError(
+            "the graph does not say how its images are prepared",
+            where=path,
+            found="no metadata of this toolkit",
+            next_command=f"{command} --mean R,G,B --std R,G,B (on the [0, 1] scale)",
+        )
+    sides = input_shape(model, path)
+    if len(sides) != 3 or sides[0] != 3 or sides[1] != sides[2]:
+        raise InputError("the graph takes no square images", where=path, found=sides, allowed="(batch, 3, S, S) with S fixed")
+    return Preprocess(sides[1], sides[1], *normalisation)

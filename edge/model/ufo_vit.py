@@ -1,4 +1,4 @@
-"""UFO-ViT, read top to bottom; its sizes are in `edge.model.config`.
+"""UFO-ViT, read top to bottom; its sizes are in `edge.model.sizes`.
 
 image (B, 3, S, S) -> stem -> patch tokens (B, N, C), N = (S/16)^2 -> + position embedding
 -> depth x [UFO attention, local patch interaction, feed-forward]
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edge.model.blocks import LAYER_NORM_EPS, Block, ClassAttentionBlock, ConvStem
-from edge.model.config import CLASS_LAYERS, UfoVitConfig
+from edge.model.sizes import CLASS_LAYERS, UfoVitConfig
 
 
 class UfoVit(nn.Module):

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 from PIL import Image
 
-from edge.drift.logits import answers
-from edge.report.flips import Uint8, confidences, flipped, truth
+from edge.tasks.classification.flips import Uint8, confidences, flipped, truth
+from edge.tasks.classification.logits import answers
 
 if TYPE_CHECKING:
-    from edge.report.evidence import Evidence
+    from edge.report.inputs import Evidence
 
 SHOWN_PIXELS = 96
 """Longest side on the page, in CSS pixels; a smaller picture is enlarged by a whole number, so that its pixels stay square."""

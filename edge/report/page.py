@@ -9,12 +9,22 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from edge.drift.logits import answers
-from edge.report import attribution, certificates, classes, facts, gallery, numbers, plots, ranges, xnorm
-from edge.report.evidence import Evidence, gather
-from edge.xnorm.formats import FP16
+from edge.report import (
+    attribution_plot,
+    certificate_plot,
+    certificate_text,
+    gallery,
+    metrics_table,
+    per_class,
+    plots,
+    range_tables,
+    summary_text,
+)
+from edge.report.inputs import Evidence, gather
+from edge.stability.float_formats import FP16
+from edge.tasks.classification.logits import answers
 
-TEMPLATE = "report.html"
+TEMPLATE = "template.html"
 LISTED_FALLBACKS = 20
 LISTED_XNORMS = 12
 
@@ -47,7 +57,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["plain"] = facts.plain
+    environment.filters["plain"] = summary_text.plain
     return environment
 
 
@@ -57,10 +67,10 @@ def _verdict(evidence: Evidence) -> dict[str, Any]:
         "manifest": manifest,
         "drift": drift,
         "random_weights": manifest.random_weights or drift.random_weights,
-        "headline": facts.headline(manifest, drift),
-        "advice": facts.advice(drift),
-        "figures": facts.key_figures(evidence),
-        "numbers": numbers.number_rows(drift),
+        "headline": summary_text.headline(manifest, drift),
+        "advice": summary_text.advice(drift),
+        "figures": summary_text.key_figures(evidence),
+        "numbers": metrics_table.number_rows(drift),
         "interval": drift.changed_interval if drift.interval is None else drift.interval,
         "interval_plot": None if drift.judged_by == "numbers" else plots.interval(drift),
     }
@@ -69,7 +79,7 @@ def _verdict(evidence: Evidence) -> dict[str, Any]:
 def _answers(evidence: Evidence) -> dict[str, Any]:
     """Which answers changed: how sure the reference was, what was taken for what, and the images themselves."""
     drift, labels, logits = evidence.drift, evidence.manifest.labels, evidence.logits
-    change = classes.confusion_change(drift)
+    change = per_class.confusion_change(drift)
     changed = np.asarray(answers(logits.reference) != answers(logits.engine))
     margin = plots.margins(logits)
     return {
@@ -77,7 +87,7 @@ def _answers(evidence: Evidence) -> dict[str, Any]:
         "confusion_plot": plots.confusion_change(change, labels) if change is not None and change.any() else None,
         "classes_shown": min(len(labels), plots.CONFUSION_CLASSES),
         "changed": int(changed.sum()),
-        "near_ties": facts.near_ties(margin, changed),
+        "near_ties": summary_text.near_ties(margin, changed),
         "margin_plot": plots.margin_histogram(margin, changed) if changed.any() else None,
         "cards": gallery.cards(evidence),
         "flipped": gallery.total_flips(evidence),
@@ -88,12 +98,12 @@ def _answers(evidence: Evidence) -> dict[str, Any]:
 def _classes(evidence: Evidence) -> dict[str, Any]:
     """What happened to each class; drawn weights have none that means anything."""
     drawn = evidence.manifest.random_weights or evidence.drift.random_weights
-    rows = () if drawn else classes.class_rows(evidence.logits, evidence.manifest.labels)
-    shown = classes.listed(rows)
+    rows = () if drawn else per_class.class_rows(evidence.logits, evidence.manifest.labels)
+    shown = per_class.listed(rows)
     return {
         "classes": shown,
         "classes_total": len(rows),
-        "classes_plot": classes.changes(shown) if shown else None,
+        "classes_plot": per_class.changes(shown) if shown else None,
         "few": plots.FEW,
     }
 
@@ -104,7 +114,7 @@ def _confidence(evidence: Evidence) -> dict[str, Any]:
     before, after = drift.reliability_reference, drift.reliability_engine
     if drift.judged_by != "accuracy" or before is None or after is None:
         return {"reliability": None}
-    plot, bins = plots.reliability(before, after), numbers.bin_rows(before, after)
+    plot, bins = plots.reliability(before, after), metrics_table.bin_rows(before, after)
     return {"reliability": {"before": before.ece, "after": after.ece, "plot": plot, "bins": bins}}
 
 
@@ -123,16 +133,16 @@ def _xnorm(evidence: Evidence) -> dict[str, Any]:
     certificate = evidence.certificate
     if certificate is None:
         return {"certificate": None}
-    rows, sites = certificates.site_rows(certificate), certificate.sites
+    rows, sites = certificate_text.site_rows(certificate), certificate.sites
     return {
         "certificate": certificate,
         "fp16": FP16,
-        "xnorm_headline": certificates.headline(certificate),
-        "xnorm_plot": xnorm.sums(certificate),
-        "xnorm_panels": len(xnorm.panels(certificate)),
+        "xnorm_headline": certificate_text.headline(certificate),
+        "xnorm_plot": certificate_plot.sums(certificate),
+        "xnorm_panels": len(certificate_plot.panels(certificate)),
         "xnorm_bounded": sum(site.bound_sum_sq is not None for site in sites),
         "xnorm_folded": sum(bool(site.fold) for site in sites),
-        "xnorm_int8": certificates.int8_loss(sites) if "int8" in certificate.precisions else "",
+        "xnorm_int8": certificate_text.int8_loss(sites) if "int8" in certificate.precisions else "",
         "xnorm_rows": rows[:LISTED_XNORMS],
         "more_xnorm_rows": rows[LISTED_XNORMS:],
     }
@@ -145,9 +155,9 @@ def _layers(evidence: Evidence) -> dict[str, Any]:
         return {"attribution": None}
     return {
         "attribution": found,
-        "layers_plot": attribution.layer_errors(found),
-        "worst_layers": attribution.worst_layers(found),
-        "cap_db": attribution.CAP_DB,
+        "layers_plot": attribution_plot.layer_errors(found),
+        "worst_layers": attribution_plot.worst_layers(found),
+        "cap_db": attribution_plot.CAP_DB,
     }
 
 
@@ -155,19 +165,21 @@ def _ranges(evidence: Evidence) -> dict[str, Any]:
     table, order = evidence.table, evidence.order
     if table is None or not order:
         return {"table": table, "ranges_plot": None, "blocks": []}
-    axis = ranges.Axis.of(table)
+    axis = range_tables.Axis.of(table)
     return {
         "table": table,
         "proven": sum(scale.source == "proof" for scale in table.tensors.values()),
-        "ranges_plot": ranges.overview(table, order),
+        "ranges_plot": range_tables.overview(table, order),
         "axis": axis,
-        "blocks": [(title, ranges.block_rows(title, tensors, table, axis)) for title, tensors in ranges.groups(order)],
+        "blocks": [
+            (title, range_tables.block_rows(title, tensors, table, axis)) for title, tensors in range_tables.groups(order)
+        ],
     }
 
 
 def _origin(evidence: Evidence) -> dict[str, Any]:
     return {
         "export": evidence.export,
-        "provenance": facts.provenance(evidence),
-        "build": facts.build_facts(evidence),
+        "provenance": summary_text.provenance(evidence),
+        "build": summary_text.build_facts(evidence),
     }

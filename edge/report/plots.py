@@ -1,4 +1,4 @@
-"""The figures of a report but for the ranges, which `edge.report.ranges` draws."""
+"""The figures of a report but for the ranges, which `edge.report.range_tables` draws."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from edge.drift.compare import DriftReport
-    from edge.drift.logits import Logits
-    from edge.drift.measures import Reliability
-    from engines.receipt import Receipt
+    from edge.tasks.classification.logit_metrics import Reliability
+    from edge.tasks.classification.logits import Logits
+    from engines.precision_receipt import Receipt
 
 CONFUSION_CLASSES = 24
 """Classes that a heatmap can name legibly; of more, those that changed most are shown."""

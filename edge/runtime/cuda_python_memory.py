@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calib.errors import MissingError
+from calib.errors import BackendError, MissingError
 from edge.runtime.cuda_python_timer import CudaPythonTimer
 from edge.runtime.device_memory import Depth, DeviceMemory, Graph, Library, Stream, check_size
-from engines.errors import BackendError
 
 _INSTALL = "pip install 'ufovit-edge[cuda]'"
 _NAMES = ("cuda.bindings.runtime", "cuda.cudart")  # the second up to cuda-python 12.6

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from calib.errors import BackendError
 from edge.runtime.device_memory import Stream
-from engines.errors import BackendError
 
 
 class CudaPythonTimer:

@@ -15,8 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from calib.errors import InputError, MissingError
-from engines.errors import BackendError
+from calib.errors import BackendError, InputError, MissingError
 
 Library = Literal["pycuda", "cuda-python"]
 _MODULES: dict[str, str] = {

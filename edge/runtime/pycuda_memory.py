@@ -17,9 +17,8 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from calib.errors import MissingError
+from calib.errors import BackendError, MissingError
 from edge.runtime.device_memory import Depth, DeviceMemory, Graph, Library, Stream, check_size
-from engines.errors import BackendError
 
 _INSTALL = "pip install 'ufovit-edge[pycuda]'"
 _NON_BLOCKING = 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
+from calib.errors import BackendError
 from edge.runtime.device_memory import DeviceMemory, Graph, Stream
-from engines.errors import BackendError
 
 
 def device_times_ms(

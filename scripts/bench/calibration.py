@@ -33,15 +33,15 @@ import numpy.typing as npt
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from calib.calibration_table import CalibrationTable, save_table
 from calib.collect import CollectConfig, collect
 from calib.errors import MissingError, UfovitError
 from calib.files import sha256_file
 from calib.graph import load_graph
 from calib.metrics import sqnr_db
-from calib.qdq import insert_qdq
-from calib.scheme import QuantPlan, plan_quantization
-from calib.table import CalibrationTable, save_table
-from calib.taps import TappedGraph
+from calib.ort_session import TappedGraph
+from calib.qdq_placement import QuantPlan, plan_quantization
+from calib.qdq_writer import insert_qdq
 
 FOLDER = ROOT / "build/bench/peers/ufovit_t"
 MAKE = "scripts/bench/peers.sh ufovit_t"

@@ -27,13 +27,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from edge.camera.capture import Capturing
 from edge.camera.frame import Frame, Result
-from edge.camera.frames import NewestFrames
+from edge.camera.frame_feed import NewestFrames
+from edge.camera.latest_frame import Slot
 from edge.camera.loop import Limits, Loop, Network, Summary
 from edge.camera.reconnect import Reconnect
 from edge.camera.session import warm_up
-from edge.camera.slot import Slot
-from edge.camera.source import Playing, open_source
-from edge.runtime.opened import Opened, open_runner
+from edge.camera.sources.open_source import open_source
+from edge.camera.sources.source import Playing
+from edge.runtime.open_build import Opened, open_runner
 
 WARM_UP = 500
 _SLACK_S = 1e-6  # of adding floats

@@ -4,10 +4,11 @@
     python scripts/bench/drift_statistics.py coverage --runs 10000
     python scripts/bench/drift_statistics.py alarms --runs 10000
 
-`coverage` draws paired answers at known rates and compares intervals of nominal 95 %: the toolkit's (edge/drift/statistics.py),
-Newcombe's method 10 on the whole table, Tango's score, Agresti and Min's, and two of the paired bootstrap. "Below" is the share
-of runs whose interval ends below the true drop: at the budget, these pass wrongly. "Above" is the share that begins above it.
-`alarms` draws the verdicts of builds with known drops. Every setting has a seed of its own. Tables are Markdown.
+`coverage` draws paired answers at known rates and compares intervals of nominal 95 %: the toolkit's
+(edge/drift/drop_interval.py), Newcombe's method 10 on the whole table, Tango's score, Agresti and Min's, and two of the paired
+bootstrap. "Below" is the share of runs whose interval ends below the true drop: at the budget, these pass wrongly. "Above" is
+the share that begins above it. `alarms` draws the verdicts of builds with known drops. Every setting has a seed of its own.
+Tables are Markdown.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from edge.drift.statistics import LEVEL, Paired, drop_limits, images_to_decide, wilson_limits
+from edge.drift.drop_interval import LEVEL, Paired, drop_limits, images_to_decide, wilson_limits
 
 SEED = 20240501
 RESAMPLES = 1000

@@ -23,12 +23,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from calib.files import read_json, sha256_file, write_json
-from edge.artifacts import MANIFEST, MODEL, QUANTIZED, TYPED
-from edge.model.config import SIZES
-from edge.pipeline import run
-from edge.request import BuildRequest
-from engines.manifest import read_manifest
-from engines.spec import PRECISIONS, BatchRange
+from edge.model.sizes import SIZES
+from edge.pipeline.build import run
+from edge.pipeline.build_request import BuildRequest
+from engines.build_folder.file_names import MANIFEST, MODEL, QUANTIZED, TYPED
+from engines.build_folder.manifest import read_manifest
+from engines.build_spec import PRECISIONS, BatchRange
 from engines.targets import TARGETS
 
 CALIBRATION, JUDGING = 32, 2

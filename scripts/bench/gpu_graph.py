@@ -36,12 +36,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from calib.errors import InputError, MissingError, UfovitError
 from calib.metrics import sqnr_db
-from edge.artifacts import LOGITS, TYPED
 from edge.assets import TEST_IMAGES
-from edge.bundle import read_preprocess
-from edge.data import read_idx
-from edge.drift.logits import answers, read_logits
-from engines.manifest import read_manifest
+from edge.images.labelled_images import read_idx
+from edge.images.preprocess import read_preprocess
+from edge.tasks.classification.logits import answers, read_logits
+from engines.build_folder.file_names import LOGITS, TYPED
+from engines.build_folder.manifest import read_manifest
 
 BATCH = 250
 TYPES = {TensorProto.FLOAT: torch.float32, TensorProto.FLOAT16: torch.float16, TensorProto.INT64: torch.int64}

@@ -40,22 +40,22 @@ from planted_regressions import attributed, prepare
 
 from calib.artifact import write_artifact
 from calib.files import sha256_bytes, sha256_file
-from edge import steps
-from edge.artifacts import CALIBRATION, DRIFT, FLIPS, LOGITS, MODEL
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_MODEL
-from edge.data import ImageSet, open_images
 from edge.drift.compare import compare
-from edge.drift.gate import GateReport, gate
-from edge.drift.gate_baseline import pack_answers, read_baseline
-from edge.drift.gate_build import read_build
-from edge.drift.gate_tolerances import QUANTITIES
-from edge.drift.gate_update import make_baseline
-from edge.drift.logits import Logits, answers, read_logits, write_logits
-from edge.drift.stored import StoredAnswers, read_stored
-from edge.request import BuildRequest, judging_images, resolve_inputs
-from edge.runtime.ort import BATCH, OrtRunner, run_all
-from engines.manifest import read_manifest
-from engines.record import StepRecord, read_record, write_record
+from edge.drift.stored_reference import StoredAnswers, read_stored
+from edge.gate.baseline import pack_answers, read_baseline
+from edge.gate.build_figures import read_build
+from edge.gate.compare_builds import GateReport, gate
+from edge.gate.gate_tolerances import QUANTITIES
+from edge.gate.update import make_baseline
+from edge.images.labelled_images import ImageSet, open_images
+from edge.pipeline import steps
+from edge.pipeline.build_request import BuildRequest, judging_images, resolve_inputs
+from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
+from edge.tasks.classification.logits import Logits, answers, read_logits, write_logits
+from engines.build_folder.file_names import CALIBRATION, DRIFT, FLIPS, LOGITS, MODEL
+from engines.build_folder.manifest import read_manifest
+from engines.build_folder.step_record import StepRecord, read_record, write_record
 from engines.targets import TARGETS
 
 SERIES = ("calibration", "test images")

@@ -23,18 +23,19 @@ from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from calib.calibration_table import TensorScale, load_table, save_table
 from calib.errors import UfovitError
 from calib.files import sha256_bytes, write_bytes
-from calib.qdq import serialize
-from calib.table import TensorScale, load_table, save_table
-from edge import finished, pipeline, steps
-from edge.artifacts import CALIBRATION, DRIFT, FOLDED, MANIFEST, QUANTIZED, REFINED, TYPED
-from edge.data import ImageSet
-from edge.drift.gate_update import update
-from edge.flow import Step
+from calib.qdq_writer import serialize
+from edge.gate.update import update
+from edge.images.labelled_images import ImageSet
+from edge.pipeline import build as pipeline
+from edge.pipeline import rejudge, steps
+from edge.pipeline.build_request import BuildRequest, judging_images, resolve_inputs
+from edge.pipeline.step import Step
+from edge.pipeline.steps import drift_step
 from edge.progress import Silent
-from edge.request import BuildRequest, judging_images, resolve_inputs
-from edge.steps import judging
+from engines.build_folder.file_names import CALIBRATION, DRIFT, FOLDED, MANIFEST, QUANTIZED, REFINED, TYPED
 
 MAX_DROP = 2.0  # points: with fewer than 10,000 images the default of 0.5 may be inconclusive, honest or not
 OTHER_MEAN = (0.485, 0.456, 0.406)  # of ImageNet: what a copied recipe brings
@@ -125,9 +126,9 @@ def build(request: BuildRequest) -> str:
 
 def rejudged(bench: Bench, folder: Path, data: Path | None = None) -> None:
     """Judge a build anew, on the budget of the honest one."""
-    request = finished.JudgeRequest(folder, data, max_drop_points=bench.request.max_drop_points)
+    request = rejudge.JudgeRequest(folder, data, max_drop_points=bench.request.max_drop_points)
     with quietly():
-        finished.rejudge(request, Silent())
+        rejudge.rejudge(request, Silent())
 
 
 # --- the faults
@@ -215,7 +216,7 @@ def bgr(bench: Bench, name: str) -> Planted:
     def swapped(answer: Any, runner: Any, batch: np.ndarray, smallest: int) -> np.ndarray:
         return answer(runner, np.ascontiguousarray(batch[:, ::-1]), smallest)
 
-    with replaced(judging, "answer", partial(swapped, judging.answer)):
+    with replaced(drift_step, "answer", partial(swapped, drift_step.answer)):
         rejudged(bench, faulty, tinted)
     shown = judging_images(tinted, resolve_inputs(bench.request).info.labels)
     return Planted(faulty, "ran through", baseline, shown, swapped=True)
@@ -226,7 +227,7 @@ def shifted_labels(bench: Bench, name: str, forged: bool = False) -> Planted:
     faulty, images = copied(bench, name, DRIFT), resolve_inputs(bench.request).eval_images
     labels = (images.labels + 1) % (images.labels.max() + 1)
     sha256 = images.sha256 if forged else sha256_bytes(labels.tobytes())
-    with replaced(finished, "judging_images", lambda *_data: replace(images, labels=labels, sha256=sha256)):
+    with replaced(rejudge, "judging_images", lambda *_data: replace(images, labels=labels, sha256=sha256)):
         rejudged(bench, faulty)
     return Planted(faulty, "ran through", bench.baseline)
 

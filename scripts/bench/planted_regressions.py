@@ -33,16 +33,16 @@ import planted_faults as faults
 from planted_faults import Bench, Planted, replaced
 
 from calib.errors import UfovitError
-from edge.artifacts import MODEL
-from edge.bundle import read_preprocess
-from edge.drift import left_in_float
-from edge.drift.attribution import attribute_graphs, load_graphs
-from edge.drift.attribution_record import Attribution
-from edge.drift.gate import EXIT_CODES, gate
-from edge.drift.gate_update import update
+from edge.attribution import float_fallback
+from edge.attribution.attribute import attribute_graphs, load_graphs
+from edge.attribution.attribution_record import Attribution
+from edge.gate.compare_builds import EXIT_CODES, gate
+from edge.gate.update import update
+from edge.images.preprocess import read_preprocess
 from edge.model.metadata import read_graph_info
-from edge.request import BuildRequest, resolve_inputs
-from engines.manifest import read_manifest
+from edge.pipeline.build_request import BuildRequest, resolve_inputs
+from engines.build_folder.file_names import MODEL
+from engines.build_folder.manifest import read_manifest
 from engines.targets import TARGETS
 
 SEEN = 128  # images for the attribution, as `ufovit drift` takes; what a layer costs names nothing, and is measured on one
@@ -143,7 +143,7 @@ def attributed(planted: Planted, bench: Bench) -> Attribution:
     (mine,), (judged,) = (images.batches(p, SEEN) for p in (info.preprocess if info else stated, stated))
     if planted.swapped:
         judged = np.ascontiguousarray(judged[:, ::-1])
-    with replaced(left_in_float, "ISOLATED_IMAGES", 1):
+    with replaced(float_fallback, "ISOLATED_IMAGES", 1):
         return attribute_graphs(graphs, mine, judged)
 
 

@@ -21,14 +21,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from calib.calibrate import CalibrateConfig, calibrate, quantized  # the checkout's own packages
 from calib.collect import CollectConfig
 from calib.graph import load_graph
 from calib.metrics import sqnr_db, top1_agreement
-from calib.qdq import serialize
+from calib.qdq_placement import QuantScheme
+from calib.qdq_writer import serialize
+from calib.quantize import CalibrateConfig, calibrate, quantized  # the checkout's own packages
 from calib.refine.effort import EFFORTS, Effort
-from calib.scheme import QuantScheme
-from edge.runtime.ort import BATCH, OrtRunner, run_all, tapped_batch
+from edge.runtime.ort_runner import BATCH, OrtRunner, run_all, tapped_batch
 
 SETTLED = Effort(search=True, bias=True, rounding=True)
 ROWS: dict[str, Effort] = {

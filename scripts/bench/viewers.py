@@ -7,8 +7,8 @@
 
 One thread preprocesses moving pictures of 640 x 480, runs the network as fast as it can and gives every result to the page.
 Blocks with and without viewers take turns (A B, B A, ...), so that what else the machine does meets both alike; the figure is
-the ratio of the medians with its interval (`edge.bench.compare`). The viewers are a second process on the same machine, whose
-reading costs time too: in use they are other machines.
+the ratio of the medians with its interval (`edge.bench.compare_builds`). The viewers are a second process on the same machine,
+whose reading costs time too: in use they are other machines.
 
 On a machine that does other things, a thread mostly waits for a core, and which of the two kinds of block that hits is chance.
 Linux counts that waiting (`schedstat`), so the ratio is given a second time without it: time on a core plus time asleep, where
@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from edge.camera.dashboard import Dashboard
-    from edge.runtime.opened import Opened
+    from edge.camera.web.dashboard import Dashboard
+    from edge.runtime.open_build import Opened
 
 # The preprocessing's matrix products are small: a second thread of OpenBLAS gains nothing, and waits for a core in use.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -64,9 +64,9 @@ def compare(args: argparse.Namespace) -> None:
     """Blocks in turn, and what they say."""
     import numpy as np
 
-    from edge.bench.compare import median_ratio
-    from edge.camera.dashboard import Dashboard
-    from edge.runtime.opened import open_runner
+    from edge.bench.compare_builds import median_ratio
+    from edge.camera.web.dashboard import Dashboard
+    from edge.runtime.open_build import open_runner
 
     opened = open_runner(args.build, args.runner, threads=args.threads)
     page = Dashboard({"model": opened.manifest.model}, opened.manifest.labels, port=0)

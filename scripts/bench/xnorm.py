@@ -6,8 +6,8 @@
     python scripts/bench/xnorm.py scales            FP16 top-1 at scales of W_K, all test images
     python scripts/bench/xnorm.py sizes             certificates of every size of the family at 224, 448 and 896 px
 
-FP16 is emulated: every tensor is rounded as 16-bit hardware does it (`engines.emulate`). "Without repair" keeps every sum in
-FP16; "with repair" is what a build makes. The reference is the same graph in FP32. Tables are Markdown.
+FP16 is emulated: every tensor is rounded as 16-bit hardware does it (`engines.fp16_emulation`). "Without repair" keeps every
+sum in FP16; "with repair" is what a build makes. The reference is the same graph in FP32. Tables are Markdown.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from onnx import numpy_helper
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from calib.errors import UfovitError
-from calib.taps import TappedGraph
+from calib.ort_session import TappedGraph
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, TEST_IMAGES
-from edge.data import open_images
-from edge.export import simplify, to_onnx
+from edge.images.labelled_images import open_images
 from edge.model.checkpoint import load_checkpoint, random_network
-from edge.model.config import SIZES, config
-from edge.model.fold import fold
+from edge.model.export import simplify, to_onnx
+from edge.model.export_foldings import fold
 from edge.model.metadata import read_info
+from edge.model.sizes import SIZES, config
 from edge.model.ufo_vit import UfoVit
-from edge.xnorm.certify import CertifyConfig, certify, image_budget
-from edge.xnorm.emulation import Agreement, compare_logits, fp16_graph
-from edge.xnorm.sites import find_sites
+from edge.stability.certify import CertifyConfig, certify, image_budget
+from edge.stability.finders.xnorm import find_sites
+from edge.stability.fp16_network import Agreement, compare_logits, fp16_graph
 
 BATCH = 50
 CHECKED = 64

@@ -8,7 +8,7 @@ import pytest
 from tiny_network import TINY
 from tiny_project import build, make_project
 
-from edge.model.config import SIZES
+from edge.model.sizes import SIZES
 
 
 @pytest.fixture(scope="session")
@@ -56,8 +56,8 @@ def tiny_images():
 @pytest.fixture(scope="session")
 def tiny_graph(make_network):
     """The exporter's graph of the folded network of seed 0, before simplification. Copy it before changing it."""
-    from edge.export import to_onnx
-    from edge.model.fold import fold
+    from edge.model.export import to_onnx
+    from edge.model.export_foldings import fold
 
     return to_onnx(fold(make_network(0)))
 

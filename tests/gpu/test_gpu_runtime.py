@@ -16,10 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calib.errors import InputError, MissingError
 from edge.runtime.device_memory import open_device
-from edge.runtime.opened import open_runner
-from edge.runtime.ort import OrtRunner
-from edge.runtime.trt import TrtRunner
-from engines import trt_api
+from edge.runtime.open_build import open_runner
+from edge.runtime.ort_runner import OrtRunner
+from edge.runtime.trt_runner import TrtRunner
+from engines.trt import api
 
 pytestmark = pytest.mark.gpu
 N = 1 << 20
@@ -235,7 +235,7 @@ def build(module, compute_capability):
 def engine(request):
     """(flavour, bytes)"""
     try:
-        module = trt_api.load(request.param)
+        module = api.load(request.param)
     except MissingError as missing:
         pytest.skip(f"{missing}")
     return request.param, build(module, "{}.{}".format(*torch.cuda.get_device_capability(0)))

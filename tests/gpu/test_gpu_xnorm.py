@@ -1,4 +1,4 @@
-"""edge.xnorm.emulate: the oracles are torch's own FP16 and BF16 arithmetic on the device at hand, and float64.
+"""edge.stability.fp16_ops: the oracles are torch's own FP16 and BF16 arithmetic on the device at hand, and float64.
 
 A GPU and torch's CPU kernels compute a product, a quotient or a root of 16-bit numbers in FP32 and round it once, as the
 emulation says: equal to the bit. Sums are another matter: FP32 accumulators add in an order of their own, FP16 accumulators
@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from edge.model.attention import XNORM_EPS
-from edge.xnorm.emulate import MMA_DEPTH, emulate_product, emulate_xnorm, exact_xnorm, relative_error
-from edge.xnorm.formats import BF16, FP16
-from edge.xnorm.sites import Eps
+from edge.stability.finders.xnorm import Eps
+from edge.stability.float_formats import BF16, FP16
+from edge.stability.fp16_ops import MMA_DEPTH, emulate_product, emulate_xnorm, exact_xnorm, relative_error
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 EPS = (Eps("clamp", "norm", XNORM_EPS, "clip", "eps"),)

@@ -1,1 +1,1 @@
-"""What the page is served by: who may look, what viewers get, the addresses, the server. Its door: `edge.camera.dashboard`."""
+"""The page in the browser: authentication, what viewers receive, routes, server. `dashboard` starts it."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from calib.errors import MissingError
-from edge.preprocess import Uint8
+from edge.images.preprocess import Uint8
 
 LONGEST = 640
 """Pixels of the longer side of a picture on the page."""

@@ -15,9 +15,9 @@ import torch
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from calib.metrics import sqnr_db
-from edge.export import OPSET, rename_by_module
-from edge.preprocess import Float32, Preprocess
-from edge.runtime.ort import OrtRunner
+from edge.images.preprocess import Float32, Preprocess
+from edge.model.export import OPSET, rename_by_module
+from edge.runtime.ort_runner import OrtRunner
 
 SIZE = 260
 PREPROCESS = Preprocess(image_size=SIZE, resize=SIZE + 32, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)

@@ -30,10 +30,10 @@ from calib.errors import InputError, UfovitError
 from calib.files import canonical_json, read_json, sha256_bytes, sha256_file, write_json
 from calib.graph import load_graph
 from calib.metrics import sqnr_db, top1_agreement
-from edge.preprocess import Float32
-from edge.runtime.ort import BATCH, OrtRunner
-from engines.layers import Layer
-from engines.read_graph import read_layers
+from edge.images.preprocess import Float32
+from edge.runtime.ort_runner import BATCH, OrtRunner
+from engines.layer_records import Layer
+from engines.layer_requests import read_layers
 
 RTX_SECONDS = 180
 ZERO_POINT = "the zero-point of operand"

@@ -18,7 +18,7 @@ from record import Attempt, Job, parse_job, run
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from edge.workspace import toolkit_sha256
+from edge.pipeline.workspace import toolkit_sha256
 
 EFFORTS = ("fast", "balanced", "best")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from edge.preprocess import Float32, Preprocess, Uint8
+from edge.images.preprocess import Float32, Preprocess, Uint8
 
 CROPS = (
     (1.0, "centre"),

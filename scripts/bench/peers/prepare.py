@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from calib.files import read_json, sha256_file, write_json
-from edge.preprocess import Float32
+from edge.images.preprocess import Float32
 
 FILES = ("fp32.onnx", "calib.npy", "eval.npy", "labels.npy")
 DEFAULT_CALIB = {"ufovit_t": 512, "efficientnet_lite2": 256}
@@ -97,7 +97,7 @@ def is_prepared(request: Request) -> bool:
 
 def prepare_ufovit_t(request: Request) -> Prepared:
     """The shipped checkpoint, its calibration split, and all of its test images."""
-    from edge.request import BuildRequest, resolve_inputs
+    from edge.pipeline.build_request import BuildRequest, resolve_inputs
     from engines.targets import TARGETS
 
     build = request.folder / "fp32-build"

@@ -18,10 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import onnx
 
-from calib.errors import InputError, UfovitError
+from calib.errors import BackendError, InputError, UfovitError
 from engines.build import build
-from engines.errors import BackendError
-from engines.spec import BuildSpec, Precision
+from engines.build_spec import BuildSpec, Precision
 from engines.targets import TARGETS
 
 

@@ -1,0 +1,122 @@
+"""Ranges of tensors from a stream of arrays, in memory that does not grow with the stream.
+
+One histogram of |x| per tensor, with BINS bins of a width that is a power of two:
+
+    width = 2^e,  e the smallest with max|x| < BINS * 2^e        bin(x) = floor(|x| / 2^e)        counts: int64
+
+Scaling by a power of two is exact and floor(floor(|x| / w) / 2) = floor(|x| / 2w), so when the maximum grows, adding
+neighbouring bins pairwise gives the very histogram that would have been taken with the wider bins from the start. The state
+is thus a function of the multiset of values: splitting the data and merging in any order gives the same bytes.
+
+A method reduces the histogram to amax, the largest magnitude that INT8 is to represent; see calib.calibrators.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calib.errors import InputError
+
+BINS = 4096
+SMALLEST_EXPONENT = -126  # 2^126, the factor that maps |x| to bins, is still finite in float32
+CHUNK = 1 << 15  # elements binned at a time: scratch space that stays in the cache
+
+
+class Histogram:
+    """Streaming histogram of |x| and exact max|x| of one tensor.
+
+    Args:
+        tensor: its name, for errors.
+        bins: a power of two, at least 2.
+
+    Attributes:
+        counts: (bins,) int64.
+        exponent: e of the bin width 2^e.
+        amax: exact max|x| so far, 0.0 before any data.
+    """
+
+    def __init__(self, tensor: str, bins: int = BINS) -> None:
+        if bins < 2 or bins & (bins - 1):
+            raise InputError("number of bins must be a power of two from 2", where=f"tensor {tensor}", found=bins)
+        self.tensor = tensor
+        self.bins = bins
+        self.counts: NDArray[np.int64] = np.zeros(bins, dtype=np.int64)
+        self.exponent = SMALLEST_EXPONENT
+        self.amax = 0.0
+
+    @property
+    def width(self) -> float:
+        """Width of a bin, a power of two."""
+        return math.ldexp(1.0, self.exponent)
+
+    @property
+    def size(self) -> int:
+        """Number of values seen."""
+        return int(self.counts.sum())
+
+    def update(self, values: NDArray[Any]) -> None:
+        """Add an array of float32 or float16, any shape. Raises InputError for NaN, infinities and other types."""
+        check_type(values, self.tensor)
+        if values.size == 0:
+            return
+        flat = np.ascontiguousarray(values).reshape(-1)
+        largest = max(float(flat.max()), -float(flat.min()))  # NaN and infinities survive max and min
+        if not math.isfinite(largest):
+            raise not_finite(flat, self.tensor)
+        self._widen_for(largest)
+        to_bins = np.float32(math.ldexp(1.0, -self.exponent))
+        for start in range(0, flat.size, CHUNK):
+            scaled = np.abs(flat[start : start + CHUNK], dtype=np.float32)
+            scaled *= to_bins
+            self.counts += np.bincount(scaled.astype(np.intp), minlength=self.bins)
+
+    def merge(self, other: Histogram) -> None:
+        """Add what another histogram of the same tensor has seen. Raises InputError for one of another tensor or resolution."""
+        if other.tensor != self.tensor:
+            raise InputError("histograms of different tensors", found=other.tensor, allowed=self.tensor)
+        if other.bins != self.bins:
+            raise InputError("histograms of different resolution", found=f"{other.bins} bins", allowed=f"{self.bins} bins")
+        self._widen_for(other.amax)
+        self.counts += coarsen(other.counts, self.exponent - other.exponent)
+
+    def _widen_for(self, largest: float) -> None:
+        self.amax = max(self.amax, largest)
+        exponent = int(bin_exponents(self.amax, self.bins))
+        if exponent > self.exponent:
+            self.counts = coarsen(self.counts, exponent - self.exponent)
+            self.exponent = exponent
+
+
+def bin_exponents(amax: Any, bins: int) -> NDArray[np.int64]:
+    """The smallest e with amax < bins * 2^e, of a number or of an array; SMALLEST_EXPONENT for zero."""
+    exponents = np.frexp(amax)[1].astype(np.int64) - (bins.bit_length() - 1)
+    return np.where(np.asarray(amax) > 0, np.maximum(exponents, SMALLEST_EXPONENT), SMALLEST_EXPONENT)
+
+
+def coarsen(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
+    """Histograms (..., bins) with bins 2^doublings as wide."""
+    bins = counts.shape[-1]
+    group = min(1 << min(doublings, 62), bins)
+    coarse = np.zeros_like(counts)
+    coarse[..., : bins // group] = counts.reshape(*counts.shape[:-1], -1, group).sum(axis=-1)
+    return coarse
+
+
+def check_type(values: NDArray[Any], tensor: str) -> None:
+    """Raises InputError for what is neither float32 nor float16."""
+    if values.dtype not in (np.float32, np.float16):
+        raise InputError("observer takes float32 or float16", where=f"tensor {tensor}", found=values.dtype)
+
+
+def not_finite(values: NDArray[Any], tensor: str) -> InputError:
+    """The error for an array that holds NaN or infinities."""
+    return InputError(
+        "not a finite number in a tensor to be calibrated",
+        where=f"tensor {tensor}",
+        found=f"{np.count_nonzero(~np.isfinite(values))} of {values.size} elements are NaN or infinite",
+        next_command="find the first such tensor by running the float graph on the same images",
+    )

@@ -1,0 +1,121 @@
+"""Rules on the parameters of Q/DQ nodes themselves: scales, zero-points, types, opset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from calib.graph import GraphIndex, TensorType, attribute, opset_version, to_array
+from calib.lint.finding import Finding, finding
+from calib.lint.trace_dequantize import DEQUANTIZE, QUANTIZE
+
+_T = onnx.TensorProto
+_NEWEST_OPSET = 20
+_FP16_SCALE_OPSET = 19
+_INTEGER_OPERATORS = (
+    "ConvInteger",
+    "DynamicQuantizeLinear",
+    "DynamicQuantizeMatMul",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "QAttention",
+    "QGemm",
+)
+_OTHER_TYPES = ("FLOAT8E4M3FN", "FLOAT4E2M1", "INT4")
+_KNOWN_ELSEWHERE = ("INT8", "UINT8", "INT32", "UNDEFINED")
+
+
+def lint_graph_level(model: onnx.ModelProto, names: Sequence[str]) -> list[Finding]:
+    """No Q/DQ at all, opset, operators that TensorRT has no parser for."""
+    found = [
+        finding("integer-operator", name, node.op_type)
+        for name, node in zip(names, model.graph.node, strict=True)
+        if node.op_type in _INTEGER_OPERATORS or node.op_type.startswith("QLinear")
+    ]
+    if not found and not any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in model.graph.node):
+        found.append(finding("float-graph", "graph", "no QuantizeLinear or DequantizeLinear"))
+    if opset_version(model) > _NEWEST_OPSET:
+        found.append(finding("opset", "graph", f"opset {opset_version(model)}"))
+    return found
+
+
+def lint_parameters(model: onnx.ModelProto, number: int, index: GraphIndex, types: Mapping[str, TensorType]) -> list[Finding]:
+    """Findings on one QuantizeLinear or DequantizeLinear; none for any other node."""
+    node, name = model.graph.node[number], index.names[number]
+    if node.op_type not in (QUANTIZE, DEQUANTIZE):
+        return []
+    found = (
+        [finding("blocked", name, f"block_size {attribute(node, 'block_size', 0)}")] if attribute(node, "block_size", 0) else []
+    )
+    found += _type_findings(node, name, index, types)
+    found += _pair_findings(model.graph.node, number, index)
+    scale_name = node.input[1] if len(node.input) > 1 else ""
+    if scale_name in index.constants:
+        found += _scale_findings(node, name, index.constants[scale_name], types, opset_version(model))
+    elif scale_name in index.producers or scale_name in index.inputs:
+        found.append(finding("scale-not-constant", name, f"scale {scale_name} is computed"))
+    else:
+        found.append(finding("scale-missing", name, f"scale {scale_name or '(none)'} is nowhere defined"))
+    return found
+
+
+def _pair_findings(nodes: Sequence[onnx.NodeProto], number: int, index: GraphIndex) -> list[Finding]:
+    node = nodes[number]
+    maker = nodes[index.producers[node.input[0]]] if node.input[0] in index.producers else None
+    if node.op_type != DEQUANTIZE or maker is None or maker.op_type != QUANTIZE:
+        return []
+    pair = [index.constants.get(n.input[1]) for n in (maker, node) if len(n.input) > 1]
+    arrays = [to_array(t) for t in pair if t is not None]
+    if len(arrays) < 2 or np.array_equal(arrays[0], arrays[1], equal_nan=True):
+        return []
+    return [finding("unlike-pair", index.names[number], f"QuantizeLinear {index.names[index.producers[node.input[0]]]}")]
+
+
+def _type_findings(node: onnx.NodeProto, name: str, index: GraphIndex, types: Mapping[str, TensorType]) -> list[Finding]:
+    zero_point = index.constants.get(node.input[2]) if len(node.input) > 2 else None
+    kind = _T.DataType.Name(_quantized_type(node, zero_point, types))
+    found = []
+    if kind == "UINT8":
+        found.append(finding("uint8", name, "unsigned 8-bit" if zero_point is not None else "no zero-point, hence uint8"))
+    elif kind == "INT32":
+        found.append(finding("int32-bias", name, f"{node.op_type} on INT32"))
+    elif kind in _OTHER_TYPES:
+        found.append(finding("other-type", name, kind))
+    elif kind not in _KNOWN_ELSEWHERE:
+        found.append(finding("unsupported-type", name, kind))
+    if zero_point is not None and kind in ("INT8", "UINT8", "INT4") and np.any(to_array(zero_point).astype(np.int64) != 0):
+        found.append(finding("zero-point", name, f"zero-point {np.ravel(to_array(zero_point))[:4].tolist()}"))
+    return found
+
+
+def _quantized_type(node: onnx.NodeProto, zero_point: onnx.TensorProto | None, types: Mapping[str, TensorType]) -> int:
+    if zero_point is not None:
+        return zero_point.data_type
+    if node.op_type == DEQUANTIZE:
+        return types[node.input[0]].dtype if node.input[0] in types else _T.UNDEFINED
+    if len(node.input) > 2 and node.input[2]:
+        return types[node.input[2]].dtype if node.input[2] in types else _T.UNDEFINED
+    return int(attribute(node, "output_dtype", 0)) or int(_T.UINT8)
+
+
+def _scale_findings(
+    node: onnx.NodeProto, name: str, tensor: onnx.TensorProto, types: Mapping[str, TensorType], opset: int
+) -> list[Finding]:
+    found = []
+    scale = to_array(tensor).astype(np.float64)
+    if scale.size == 0 or not np.all(np.isfinite(scale) & (scale > 0)):
+        bad = scale[~(np.isfinite(scale) & (scale > 0))]
+        found.append(finding("scale-invalid", name, f"scale {bad[:4].tolist()}"))
+    if tensor.data_type == _T.FLOAT16 and opset < _FP16_SCALE_OPSET:
+        found.append(finding("fp16-scale-opset", name, f"FP16 scale in opset {opset}"))
+    shape = types[node.input[0]].shape if node.input[0] in types else None
+    axis = int(attribute(node, "axis", 1))
+    if scale.ndim != 1 or scale.size == 1 or shape is None or attribute(node, "block_size", 0):
+        return found
+    channels = shape[axis] if -len(shape) <= axis < len(shape) else -1
+    if channels is not None and channels != scale.size:
+        what = f"axis {axis} of {shape}" if channels >= 0 else f"axis {axis} outside {shape}"
+        found.append(finding("scale-length", name, f"{scale.size} scales on {what}"))
+    return found

@@ -1,0 +1,127 @@
+"""From a float graph and images to everything that quantizes it: refined float graph, calibration table, Q/DQ graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from calib.calibration_table import CalibrationTable, TensorScale
+from calib.collect import CollectConfig, collect
+from calib.errors import InputError, VerdictError
+from calib.files import sha256_bytes, write_bytes
+from calib.graph import load_graph
+from calib.lint import lint
+from calib.qdq_placement import QuantScheme, plan_quantization
+from calib.qdq_writer import insert_qdq, serialize
+from calib.refine.apply_refinements import refine
+from calib.refine.effort import Effort, effort
+
+_REFINE_SHARE = 0.8
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class CalibrateConfig:
+    """How to calibrate.
+
+    Attributes:
+        effort: name in `calib.refine.effort.EFFORTS`, or a set of refinements.
+        scheme: what is quantized.
+        collect: method, workers, fewest images.
+        refine_threads: threads of ONNX Runtime while refining.
+        bounds: tells, for the refined graph, tensor -> largest magnitude on any image, where that is proven.
+    """
+
+    effort: str | Effort = "balanced"
+    scheme: QuantScheme = field(default_factory=QuantScheme)
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    refine_threads: int = 1
+    bounds: Callable[[onnx.ModelProto], Mapping[str, float]] = lambda _model: {}
+
+    def __post_init__(self) -> None:
+        effort(self.effort)
+
+
+def calibrate(
+    source: Path,
+    refined: Path,
+    batches: Callable[[], Iterable[NDArray[Any]]],
+    *,
+    images: int,
+    data_sha256: str,
+    config: CalibrateConfig,
+    progress: Callable[[float], None] = lambda _done: None,
+) -> CalibrationTable:
+    """Refine a float graph, write it, and calibrate it.
+
+    Args:
+        source: float graph with one input.
+        refined: where the refined float graph goes; an effort without refinements writes the bytes of the source.
+        batches: gives the images anew at each call: arrays (B, ...) float32 as the graph takes them.
+        images: how many they are.
+        data_sha256: digest of the images, for the table.
+        config: effort, scheme, method.
+        progress: told the share that is done.
+
+    Raises what `calib.collect.collect` and `calib.refine.apply_refinements.refine` raise. The same batches in the same order
+    give the same bytes; without refinements the order does not matter either.
+    """
+    model, data = load_graph(source)
+    used = effort(config.effort)
+    if images < config.collect.min_images:
+        raise InputError(
+            "too few calibration images",
+            found=images,
+            allowed=f"at least {config.collect.min_images}; 512 is a good number",
+            next_command="pass more images",
+        )
+    share = _REFINE_SHARE if used.names else 0.0
+    found = refine(
+        model,
+        config.scheme,
+        batches(),
+        used,
+        images=images,
+        threads=config.refine_threads,
+        progress=lambda done: progress(share * done),
+    )
+    write_bytes(refined, serialize(found.model) if used.names else data)
+    table = collect(
+        refined,
+        batches(),
+        plan_quantization(found.model, config.scheme),
+        data_sha256=data_sha256,
+        bounds=config.bounds(found.model),
+        config=config.collect,
+        progress=lambda done: progress(share + (1 - share) * done / images),
+    )
+    settled = {t: TensorScale.settled(s, table.tensors[t].bound) for t, s in found.scales.items()}
+    return replace(
+        table,
+        tensors={**table.tensors, **settled},
+        source_sha256=sha256_bytes(data) if used.names else "",
+        refinements=used.names,
+    )
+
+
+def quantized(model: onnx.ModelProto, table: CalibrationTable, scheme: QuantScheme, where: object) -> onnx.ModelProto:
+    """The Q/DQ graph of a float graph and its table, linted; nodes that the table keeps in float stay there.
+
+    Raises VerdictError, naming layers, when something would not run in INT8.
+    """
+    plan = plan_quantization(model, replace(scheme, exclude=(*scheme.exclude, *map(escape, table.float_nodes))))
+    made = insert_qdq(model, table, plan)
+    findings = [f for f in lint(made) if f.severity != "note"]
+    if findings:
+        raise VerdictError(
+            "the quantized graph would not run in INT8",
+            where=where,
+            found="; ".join(f"{f.node}: {f.message}" for f in findings[:_LISTED]) + f" ({len(findings)} in all)",
+        )
+    return made

@@ -1,0 +1,1 @@
+"""Attribution: which layer the drift comes from, and what is wrong if anything is."""

@@ -1,0 +1,165 @@
+"""The judged graph in the forms in which its errors come apart, each an FP32 graph with the same tensors at the units' ends.
+
+    as_run       what is judged: a typed graph with every rounding of FP16 emulated, any other graph as it is
+    exact        its constants and its Q/DQ, everything between computed in FP32
+    clipped      `exact` with each activation's Q/DQ replaced by its clipping alone
+    unquantized  `exact` without the activations' Q/DQ: what is left is the constants, weights above all
+
+The error of a unit on the float network's own inputs, x its output there, is then a sum of four parts:
+
+    as_run - x  =  (as_run - exact)  +  (exact - clipped)  +  (clipped - unquantized)  +  (unquantized - x)
+                      FP16                rounding              clipping                   weights
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from calib.errors import InputError
+from calib.graph import GraphIndex, attribute, index_graph, to_array
+from calib.qdq_writer import DEQUANTIZE, QUANTIZE
+
+FED = "/fed"
+"""Suffix of the input that stands for a unit's end in a graph that was cut there."""
+_FLOAT, _HALF = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
+
+
+@dataclass(frozen=True)
+class Forms:
+    """See the module's docstring; `typed` says whether the judged graph is a typed FP16 one."""
+
+    typed: bool
+    as_run: onnx.ModelProto
+    exact: onnx.ModelProto
+    clipped: onnx.ModelProto
+    unquantized: onnx.ModelProto
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A quantized activation of the judged graph: its tensor, its one scale and the codes it saturates at."""
+
+    tensor: str
+    scale: float
+    low: int
+    high: int
+
+
+def take_forms(judged: onnx.ModelProto) -> Forms:
+    """The forms of a judged graph. Raises InputError for quantization that is not per tensor with a constant scale."""
+    typed = is_typed(judged)
+    if typed:
+        from engines.fp16_emulation import emulated_graph
+
+        as_run, exact = emulated_graph(judged), _without_roundings(emulated_graph(judged, accumulate="fp32"))
+    else:
+        as_run = exact = judged
+    return Forms(typed, as_run, exact, _without_pairs(exact, clip=True), _without_pairs(exact, clip=False))
+
+
+def is_typed(model: onnx.ModelProto) -> bool:
+    """Whether a graph is a typed FP16 one: its weights, or what its Casts give, are FP16."""
+    return any(tensor.data_type == _HALF for tensor in model.graph.initializer) or any(
+        node.op_type == "Cast" and int(attribute(node, "to", 0)) == _HALF for node in model.graph.node
+    )
+
+
+def activations(model: onnx.ModelProto) -> tuple[Activation, ...]:
+    """The quantized activations of a graph, each once, in graph order. Raises InputError, see `take_forms`."""
+    index = index_graph(model)
+    found: dict[str, Activation] = {}
+    for node in model.graph.node:
+        if node.op_type == QUANTIZE and node.input[0] not in index.constant_like:
+            found.setdefault(node.output[0], _activation(node, index))
+    return tuple(found.values())
+
+
+def _activation(node: onnx.NodeProto, index: GraphIndex) -> Activation:
+    parameters = [to_array(index.constants[name]) for name in node.input[1:] if name in index.constants]
+    kind = parameters[1].dtype if len(parameters) == 2 else np.dtype(np.uint8)
+    if len(parameters) + 1 != len(node.input) or parameters[0].size != 1 or kind not in (np.int8, np.uint8):
+        raise InputError(
+            "activation is not quantized to 8 bits per tensor with constant parameters",
+            where=f"node {node.name or node.output[0]}",
+            next_command="ufovit build, whose graphs are",
+        )
+    zero = int(parameters[1].reshape(-1)[0]) if len(parameters) == 2 else 0
+    limits = np.iinfo(kind)
+    return Activation(node.input[0], float(parameters[0].reshape(-1)[0]), int(limits.min) - zero, int(limits.max) - zero)
+
+
+def _without_roundings(emulated: onnx.ModelProto) -> onnx.ModelProto:
+    """An emulated graph with its roundings to FP16 taken out; `emulated` is changed."""
+    rounded: set[str] = set()
+    for node in emulated.graph.node:
+        to_half = node.op_type == "Cast" and int(attribute(node, "to", 0)) == _HALF
+        if to_half or (node.op_type == "Cast" and node.input[0] in rounded):
+            rounded.update(node.output if to_half else ())
+            node.op_type = "Identity"
+            del node.attribute[:]
+    return emulated
+
+
+def _without_pairs(model: onnx.ModelProto, *, clip: bool) -> onnx.ModelProto:
+    """A copy in which what reads the Q/DQ pair of an activation reads the activation itself, or its clipped values."""
+    made = copied(model)
+    index = index_graph(made)
+    quantizers = {
+        node.output[0]: node
+        for node in model.graph.node
+        if node.op_type == QUANTIZE and node.input[0] not in index.constant_like
+    }
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type == DEQUANTIZE and node.input[0] in quantizers:
+            source, target = _activation(quantizers[node.input[0]], index), node.output[0]
+            bounds = []
+            for name, code in (("low", source.low), ("high", source.high)):
+                bounds.append(f"{target}/{name}")
+                made.graph.initializer.append(numpy_helper.from_array(np.float32(code * source.scale), bounds[-1]))
+            inputs = [source.tensor, *bounds] if clip else [source.tensor]
+            nodes.append(helper.make_node("Clip" if clip else "Identity", inputs, [target], name=f"{target}/alone"))
+        elif not (node.op_type == QUANTIZE and node.output[0] in quantizers):
+            nodes.append(node)
+    del made.graph.node[:]
+    made.graph.node.extend(nodes)
+    return made
+
+
+def tapped(model: onnx.ModelProto, tensors: Collection[str]) -> onnx.ModelProto:
+    """The graph with more outputs and nothing else: its own first, then those of `tensors` that are inner ones."""
+    made = copied(model)
+    own = {value.name for value in model.graph.output}
+    made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in own)
+    return made
+
+
+def cut(model: onnx.ModelProto, ends: Sequence[str], more: Collection[str] = ()) -> onnx.ModelProto:
+    """The graph in pieces: what reads one of `ends` reads a new input of that name and FED instead.
+
+    Outputs are `ends`, as each piece makes them, then `more`.
+    """
+    made = copied(model)
+    known = set(ends)
+    read = set()
+    for node in made.graph.node:
+        for at, name in enumerate(node.input):
+            if name in known:
+                node.input[at] = f"{name}{FED}"
+                read.add(name)
+    made.graph.input.extend(helper.make_tensor_value_info(f"{name}{FED}", _FLOAT, None) for name in ends if name in read)
+    del made.graph.output[:]
+    made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys((*ends, *more)))
+    return made
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    return made

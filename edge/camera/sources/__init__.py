@@ -1,0 +1,1 @@
+"""Frame sources: cameras, streams, video files, folders, one file per kind."""

@@ -1,0 +1,67 @@
+"""csi://N: a camera on the CSI connector of a Jetson, through NVIDIA's GStreamer source."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from calib.errors import InputError, MissingError
+from edge.camera.opencv import has_gstreamer, load
+from edge.camera.sources.capture_device import CaptureDevice
+from edge.camera.sources.source_options import count_of, fps_of, parse_parameters, size_of
+
+SIZE, FPS = (1280, 720), 30.0
+MOST_SENSORS = 16
+FLIPS = 8  # flip-method of nvvidconv: 0 as it is, 2 upside down
+
+
+def csi_pipeline(sensor: int, size: tuple[int, int] = SIZE, fps: float = FPS, flip: int = 0) -> str:
+    """The GStreamer pipeline from sensor to OpenCV.
+
+    The ISP's NV12 stays in NVIDIA's memory until nvvidconv copies it out as BGRx; appsink keeps one picture and drops older
+    ones, so that a slow reader gets the newest.
+    """
+    rate = Fraction(fps).limit_denominator(1001)
+    return " ! ".join(
+        [
+            f"nvarguscamerasrc sensor-id={sensor}",
+            f"video/x-raw(memory:NVMM), width={size[0]}, height={size[1]}, format=NV12, "
+            f"framerate={rate.numerator}/{rate.denominator}",
+            f"nvvidconv flip-method={flip}",
+            "video/x-raw, format=BGRx",
+            "videoconvert",
+            "video/x-raw, format=BGR",
+            "appsink drop=true max-buffers=1 sync=false",
+        ]
+    )
+
+
+def open_csi(rest: str) -> CaptureDevice:
+    """The camera of `csi://N?size=1280x720&fps=30&flip=0`; `rest` is what follows `csi://`.
+
+    Raises MissingError where OpenCV has no GStreamer or the camera does not start, InputError for other numbers.
+    """
+    number, _, query = rest.partition("?")
+    wishes = parse_parameters(query, ("size", "fps", "flip"))
+    size, fps, flip = size_of(wishes, SIZE) or SIZE, fps_of(wishes, FPS) or FPS, count_of(wishes, "flip")
+    if not (number.isascii() and number.isdecimal()) or int(number) >= MOST_SENSORS or flip >= FLIPS:
+        allowed = f"csi://0 to csi://{MOST_SENSORS - 1}, flip 0 to {FLIPS - 1}"
+        raise InputError("CSI camera is not understood", where="--source", found=f"csi://{rest}", allowed=allowed)
+    cv2 = load()
+    if not has_gstreamer(cv2.getBuildInformation()):
+        raise MissingError(
+            "a CSI camera needs an OpenCV with GStreamer, and this one has none",
+            where=f"csi://{number}",
+            found=f"OpenCV {cv2.__version__} of {cv2.__file__}",
+            next_command="pip uninstall opencv-python-headless, in a venv with --system-site-packages: JetPack's has it",
+        )
+    capture = cv2.VideoCapture(csi_pipeline(int(number), size, fps, flip), cv2.CAP_GSTREAMER)
+    if not capture.isOpened():
+        capture.release()
+        raise MissingError(
+            "the CSI camera does not start",
+            where=f"csi://{number}",
+            allowed="a sensor that is connected, in no other program, and has this size and rate",
+            next_command=f"gst-launch-1.0 nvarguscamerasrc sensor-id={number} num-buffers=1 ! fakesink",
+        )
+    lost = "the CSI camera gives no picture any more"
+    return CaptureDevice(f"csi://{number}", capture, fps, lost=lost, mend="sudo systemctl restart nvargus-daemon")

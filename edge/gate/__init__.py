@@ -1,0 +1,1 @@
+"""The regression gate: a build compared with a reviewed baseline."""

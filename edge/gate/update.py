@@ -1,0 +1,79 @@
+"""Writing a baseline: from a build that passed, with tolerances that a person has edited kept, and what changed told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+
+from calib.artifact import write_artifact
+from calib.errors import InputError, VerdictError
+from edge.gate.baseline import Baseline, LatencyRatio, Tolerance, read_baseline, seal
+from edge.gate.build_figures import Build, read_build
+from edge.gate.gate_tolerances import QUANTITIES, default_tolerances
+
+
+def make_baseline(build: Build, latency: LatencyRatio | None = None, reviewed_by: str = "", note: str = "") -> Baseline:
+    """A baseline of a build with the default tolerances."""
+    measured = replace(build.measured, latency=latency)
+    tolerances = default_tolerances(build.identity, build.origin, measured)
+    sealed = seal(build.identity, build.origin, measured)
+    return Baseline(build.identity, build.origin, measured, tolerances, sealed, reviewed_by, note)
+
+
+def update(
+    folder: Path, path: Path, *, force: bool = False, latency: LatencyRatio | None = None, by: str = "", note: str = ""
+) -> list[str]:
+    """Write a baseline of a build folder to `path`, atomically, and return what changed against the one before.
+
+    A tolerance or reason that was edited in the old one is kept. Raises VerdictError for a build that did not pass, unless
+    forced (the baseline then bears the verdict, and every gate on it says so); InputError for one that is damaged.
+    """
+    build = read_build(folder)
+    if build.drift.verdict != "pass" and not force:
+        raise VerdictError(
+            "no baseline is made of a build that did not pass",
+            where=folder,
+            found=f"{build.drift.verdict}: {build.drift.reason}",
+            next_command="mend the build, or stamp the baseline with --force",
+        )
+    figures = (build.measured.agreement, build.measured.sqnr_db, build.measured.share)
+    if not all(math.isfinite(figure) for figure in figures):
+        raise InputError("no baseline is made of figures that are no finite numbers", where=folder, found=figures)
+    baseline = make_baseline(build, latency, by, note)
+    changes = ["new baseline"]
+    if path.exists():
+        try:
+            old = read_baseline(path, QUANTITIES)
+        except InputError as error:
+            changes = [f"the one before was not read: {str(error).splitlines()[0]}"]
+        else:
+            baseline = replace(baseline, tolerances=baseline.tolerances | _edited(old))
+            changes = list(_changes(old, baseline)) or ["nothing changed"]
+    write_artifact(path, baseline)
+    return changes
+
+
+def _edited(old: Baseline) -> dict[str, Tolerance]:
+    """The entries that a person has changed: not what the figures of that baseline give by default."""
+    default = default_tolerances(old.identity, old.origin, old.measured)
+    return {name: entry for name, entry in old.tolerances.items() if entry != default[name]}
+
+
+def _changes(old: Baseline, new: Baseline) -> Iterator[str]:
+    for part in ("identity", "origin", "measured"):
+        was, now = getattr(old, part), getattr(new, part)
+        for field in fields(was):
+            before, after = getattr(was, field.name), getattr(now, field.name)
+            if before != after:
+                yield f"{field.name}: {_short(before)} -> {_short(after)}"
+    for name in sorted(new.tolerances):
+        if old.tolerances[name] != new.tolerances[name]:
+            yield f"tolerance of {name}: {old.tolerances[name].tolerance:g} -> {new.tolerances[name].tolerance:g}"
+    yield from (f"tolerance of {name}: {entry.tolerance:g}, edited, kept" for name, entry in sorted(_edited(old).items()))
+
+
+def _short(value: object) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 20 else f"{text[:16]}..."

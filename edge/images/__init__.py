@@ -1,0 +1,1 @@
+"""Images: reading, labels, preprocessing, the golden pair."""

@@ -1,0 +1,117 @@
+"""`golden.npz`: one image, and the tensor that the network was fed for it when the build was made.
+
+    pixels   uint8 (H, W, C)      the first calibration image, C 1 or 3, at most twice the size that the network sees
+    tensor   float32 (3, S, S)    the same image after `Preprocess`
+
+Whoever preprocesses images for the build later (drift, camera, bench; on a device too) makes the tensor anew first and holds it
+against the stored one. numpy alone, but for shrinking a large image.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from calib.errors import InputError, VerdictError
+from calib.files import write_bytes
+from edge.images.npz import parse_npz
+from edge.images.preprocess import Float32, Preprocess, Uint8
+from edge.numeric_tolerances import PREPROCESS_ABS
+from engines.build_folder.file_names import GOLDEN
+from engines.build_folder.safe_files import is_there, read_contained
+
+REMAKE = "ufovit build"
+_LARGEST_SIDE_RATIO = 2
+
+
+@dataclass(frozen=True)
+class GoldenPair:
+    """An image uint8 (H, W, C), C 1 or 3, and the tensor float32 (3, S, S) that was made of it."""
+
+    pixels: Uint8
+    tensor: Float32
+
+
+def make_golden(pixels: Uint8, preprocess: Preprocess) -> GoldenPair:
+    """The pair of an image uint8 (H, W, C); a large one is shrunk first."""
+    small = shrunk(pixels, preprocess)
+    return GoldenPair(small, preprocess(small))
+
+
+def write_golden(path: Path, pair: GoldenPair) -> None:
+    """Write the pair, atomically; equal pairs give equal bytes."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, pixels=pair.pixels, tensor=pair.tensor)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_golden(path: Path) -> GoldenPair:
+    """Read a pair. Raises InputError for a file that is missing or not as described above."""
+    data = read_contained(path, remake=REMAKE)
+    arrays = parse_npz(data, ("pixels", "tensor"), path, refusal="not a golden pair", remake=REMAKE)
+    pixels, tensor = arrays["pixels"], arrays["tensor"]
+    image = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] in (1, 3) and pixels.size
+    if not image or tensor.dtype != np.float32 or tensor.ndim != 3:
+        found = f"{pixels.dtype} {pixels.shape}, {tensor.dtype} {tensor.shape}"
+        allowed = "uint8 (H, W, 1 or 3) and float32 (3, S, S)"
+        raise InputError("not an image and its tensor", where=path, found=found, allowed=allowed, next_command=REMAKE)
+    return GoldenPair(pixels, tensor)
+
+
+def check_golden(pair: GoldenPair, preprocess: Preprocess, where: object) -> None:
+    """Hold this machine's preprocessing against the stored tensor; `where` is what the error names.
+
+    Raises VerdictError when they differ by more than `PREPROCESS_ABS`: whatever would be measured or shown, it would not be the
+    engine.
+    """
+    made = preprocess(pair.pixels)
+    differs = float(np.abs(made - pair.tensor).max()) if made.shape == pair.tensor.shape else float("inf")
+    if not differs <= PREPROCESS_ABS:
+        raise VerdictError(
+            "this machine preprocesses images in another way",
+            where=where,
+            found=f"largest difference {differs:g}",
+            allowed=f"<= {PREPROCESS_ABS:g}",
+            next_command="use the same ufovit-edge and a sound numpy on both machines",
+        )
+
+
+def golden_path(folder: Path) -> Path:
+    """Where the golden pair of a build folder lies. Raises InputError where there is none, as in builds of older toolkits."""
+    path = folder / GOLDEN
+    if not is_there(path):
+        raise InputError(
+            "the build holds no golden pair: nothing tells what preprocessing must make of an image",
+            where=path,
+            allowed="the file that the build wrote",
+            next_command=f"copy {GOLDEN} along, or build again: {REMAKE}",
+        )
+    return path
+
+
+def check_folder_golden(folder: Path, preprocess: Preprocess) -> GoldenPair:
+    """The golden pair of a build folder, once this machine's preprocessing is held against it.
+
+    Raises InputError where there is none, or no sound one; VerdictError as `check_golden` does.
+    """
+    path = golden_path(folder)
+    pair = read_golden(path)
+    check_golden(pair, preprocess, f"{path}: the first calibration image")
+    return pair
+
+
+def shrunk(image: Uint8, preprocess: Preprocess) -> Uint8:
+    """An image of at most twice the pixels that the network sees along its shorter side, uint8."""
+    shorter = min(image.shape[:2])
+    wanted = _LARGEST_SIDE_RATIO * preprocess.resize
+    if shorter <= wanted:
+        return image
+    from PIL import Image
+
+    height, width = (round(side * wanted / shorter) for side in image.shape[:2])
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    resized = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    return resized[:, :, None] if resized.ndim == 2 else resized

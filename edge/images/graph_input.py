@@ -1,0 +1,214 @@
+"""Images as a graph takes them, for commands that work on any ONNX file: preprocessed pictures, or arrays as they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calib.errors import InputError
+from calib.files import sha256_bytes, sha256_file
+from edge.images.labelled_images import ImageSet, Int64, open_images, open_unlabelled
+from edge.images.preprocess import Float32, Preprocess
+
+if TYPE_CHECKING:
+    import onnx
+
+
+Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and deviation per channel, on the [0, 1] scale."""
+
+
+@dataclass(frozen=True)
+class GraphImages:
+    """Images, ready for a graph.
+
+    Attributes:
+        source: where they come from, for a person.
+        sha256: digest of their content.
+        preprocess_sha256: digest of their preprocessing; "" for arrays taken as they are.
+        read: positions (n,) -> float32 (n, ...).
+        chosen: the positions that make up this set.
+        labels: int64, one per position of `chosen`, None where there are none.
+        synthetic: made up.
+        largest_batch: most images at a time, for a graph of a fixed batch; None for any number.
+    """
+
+    source: str
+    sha256: str
+    preprocess_sha256: str
+    read: Callable[[Int64], Float32]
+    chosen: Int64
+    labels: Int64 | None = None
+    synthetic: bool = False
+    largest_batch: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def batches(self, size: int) -> Iterator[Float32]:
+        """The images in order, `size` or `largest_batch` at a time. Raises InputError for NaN and infinities, image named."""
+        size = min(size, self.largest_batch or size)
+        for start in range(0, len(self), size):
+            positions = self.chosen[start : start + size]
+            batch = self.read(positions)
+            bad = first_not_finite(batch)
+            if bad is not None:
+                raise InputError(
+                    "NaN or infinity in the images",
+                    where=self.source,
+                    found=f"image {positions[bad]}, counted from 0",
+                    allowed="finite numbers",
+                )
+            yield batch
+
+    def take(self, count: int) -> GraphImages:
+        """`count` images spread evenly over the set, or all of them: the same ones every time."""
+        return self if count >= len(self) else self._part(_spread(len(self), count))
+
+    def without(self, count: int) -> GraphImages:
+        """The images that `take(count)` leaves."""
+        return self._part(np.setdiff1d(np.arange(len(self)), _spread(len(self), min(count, len(self)))))
+
+    def _part(self, positions: Int64) -> GraphImages:
+        digest = sha256_bytes(self.sha256.encode() + positions.tobytes())
+        labels = None if self.labels is None else self.labels[positions]
+        return replace(self, sha256=digest, chosen=self.chosen[positions], labels=labels)
+
+
+def first_not_finite(values: NDArray[Any]) -> int | None:
+    """The first row of (n, ...) that holds NaN or infinity."""
+    finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    return None if finite.all() else int(np.argmin(finite))
+
+
+def from_pictures(images: ImageSet, preprocess: Preprocess, *, labelled: bool) -> GraphImages:
+    """Pictures, preprocessed as they are read."""
+
+    def read(positions: Int64) -> Float32:
+        return np.stack([preprocess(images.pixels(int(i))) for i in positions])
+
+    labels = images.labels if labelled else None
+    return GraphImages(images.source, images.sha256, preprocess.sha256, read, np.arange(len(images)), labels)
+
+
+def from_array(path: Path, labels: Path | None = None) -> GraphImages:
+    """A .npy file of float32 (N, ...), exactly what the graph takes; `labels` a .npy file of N class indices."""
+    array = _load(path)
+    if array.dtype != np.float32 or array.ndim < 2 or not len(array):
+        raise InputError("not an array of images", where=path, found=f"{array.dtype} {array.shape}", allowed="float32 (N, ...)")
+    classes = None if labels is None else _load(labels)
+    if classes is not None and (classes.shape != (len(array),) or classes.dtype.kind not in "iu"):
+        raise InputError(
+            "labels do not fit the images",
+            where=labels,
+            found=f"{classes.dtype} {classes.shape}",
+            allowed=f"integers ({len(array)},)",
+        )
+    return GraphImages(
+        str(path),
+        sha256_file(path),
+        "",
+        lambda positions: np.asarray(array[positions]),
+        np.arange(len(array)),
+        None if classes is None else classes.astype(np.int64),
+    )
+
+
+def made_up(count: int, shape: tuple[int, ...], seed: int = 0) -> GraphImages:
+    """`count` arrays of a normal distribution: they try the tools, and say nothing of a network."""
+
+    def read(positions: Int64) -> Float32:
+        return np.stack([np.random.default_rng((seed, int(i))).standard_normal(shape, np.float32) for i in positions])
+
+    digest = sha256_bytes(f"normal {count} {shape} {seed}".encode())
+    return GraphImages(f"{count} made-up images", digest, "", read, np.arange(count), synthetic=True)
+
+
+def open_graph_images(
+    path: Path, preprocess: Callable[[], Preprocess], *, classes: tuple[str, ...] | None = None, labels: Path | None = None
+) -> GraphImages:
+    """Images at a path: a .npy file, or pictures (a folder, an image, an IDX file; with `classes`, labelled ones).
+
+    Raises InputError for a path that holds none, and what `preprocess` raises where pictures have to be prepared.
+    """
+    if path.suffix == ".npy":
+        return from_array(path, labels)
+    pictures = open_unlabelled(path) if classes is None else open_images(path, classes)
+    return from_pictures(pictures, preprocess(), labelled=classes is not None)
+
+
+def input_shape(model: onnx.ModelProto, path: Path) -> tuple[int, ...]:
+    """Shape of one image as the graph takes it, without the batch. Raises InputError for free sides or several inputs."""
+    sides = _input_sides(model, path)[1:]
+    if not sides or not all(d.dim_value for d in sides):
+        found = ", ".join(str(d.dim_value or d.dim_param or "?") for d in sides)
+        raise InputError(
+            "the graph's input has no fixed size",
+            where=path,
+            found=f"(batch, {found})" if sides else "no shape",
+            allowed="all sides but the batch fixed",
+            next_command="export it with a fixed size",
+        )
+    return tuple(d.dim_value for d in sides)
+
+
+def _input_sides(model: onnx.ModelProto, path: Path) -> Sequence[Any]:
+    """Dimensions of the one input that is no initializer."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    images = [value for value in model.graph.input if value.name not in constants]
+    if len(images) != 1:
+        raise InputError("the graph must have one input", where=path, found=", ".join(v.name for v in images))
+    sides: Sequence[Any] = images[0].type.tensor_type.shape.dim
+    return sides
+
+
+def fixed_batch(model: onnx.ModelProto, path: Path) -> int | None:
+    """1 for a graph that takes one image at a time, None for any number. Raises InputError for a fixed batch above 1."""
+    batch: int = _input_sides(model, path)[0].dim_value
+    if batch > 1:
+        raise InputError(
+            "the graph takes a fixed number of images at a time",
+            where=path,
+            found=batch,
+            allowed="a free batch, or one image",
+            next_command="export it with a free batch",
+        )
+    return batch or None
+
+
+def parse_normalisation(mean: str | None, std: str | None) -> Normalisation | None:
+    """`--mean` and `--std`, both or neither. Raises InputError."""
+    if (mean is None) != (std is None):
+        raise InputError("--mean and --std belong together", found=f"mean {mean}, std {std}")
+    return None if mean is None or std is None else (parse_triple(mean, "--mean"), parse_triple(std, "--std"))
+
+
+def parse_triple(text: str, option: str) -> tuple[float, float, float]:
+    """Three numbers from "R,G,B", or from one for all. Raises InputError."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError("not numbers", where=option, found=repr(text), allowed="R,G,B, or one number for all") from error
+    if len(values) not in (1, 3) or not all(map(math.isfinite, values)):
+        raise InputError("not three numbers", where=option, found=repr(text), allowed="R,G,B, or one number for all")
+    first, second, third = values if len(values) == 3 else values * 3
+    return first, second, third
+
+
+def _spread(size: int, count: int) -> Int64:
+    return np.asarray(np.linspace(0, size - 1, count).round().astype(np.int64))
+
+
+def _load(path: Path) -> NDArray[Any]:
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except OSError as error:
+        raise InputError("array cannot be read", where=path, found=error.strerror or error, allowed="a .npy file") from error
+    except (ValueError, EOFError) as error:  # NumPy takes other files for pickles, which are not wanted here
+        raise InputError("not a .npy file of numbers, or a truncated one", where=path, allowed="a .npy file") from error

@@ -1,0 +1,15 @@
+"""Any artifact as text for a person."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from calib.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from edge.inspect.describe_file import describe_file
+
+_PUBLIC = {"describe_file": "edge.inspect.describe_file"}
+
+__all__ = ["describe_file"]
+__getattr__ = lazy_exports(__name__, _PUBLIC)

@@ -1,0 +1,188 @@
+"""ONNX graphs, checkpoints and engines in words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calib.errors import InputError
+from calib.files import sha256_file
+from edge.inspect.describe_json import RANDOM_STAMP, beside, manifest_description
+from edge.inspect.description import Description, Listing, size_text
+
+if TYPE_CHECKING:
+    import onnx
+
+LISTED_FINDINGS = 20
+LISTED_LABELS = 20
+_LONGEST_PROPERTY = 100
+
+
+def describe_onnx(path: Path) -> Description:
+    """An ONNX graph: inputs, outputs, operators, Q/DQ, multiply-accumulates, and what the lint says of a quantized one."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no type information
+
+    try:
+        model = onnx.load(path)
+    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise InputError("not an ONNX file", where=path, found=error) from error
+    graph = model.graph
+    if not graph.node or not graph.output:  # protobuf parses many a foreign file as an empty message
+        raise InputError("not an ONNX graph", where=path, found=f"{len(graph.node)} nodes, {len(graph.output)} outputs")
+    constants = {t.name for t in graph.initializer}
+    operators = Counter(node.op_type for node in graph.node)
+    facts = {
+        "file": f"{size_text(path.stat().st_size)}, sha256 {sha256_file(path)}",
+        "input": "; ".join(_tensor(v) for v in graph.input if v.name not in constants),
+        "output": "; ".join(_tensor(v) for v in graph.output),
+        "opset": ", ".join(f"{o.version}{f' of {o.domain}' if o.domain else ''}" for o in model.opset_import),
+        "nodes": f"{len(graph.node)}: " + ", ".join(f"{n} {name}" for name, n in operators.most_common()),
+        "constants": f"{len(graph.initializer)}, {sum(math.prod(t.dims) for t in graph.initializer):,} numbers",
+        "multiply-accumulates": _macs(model),
+        "Q/DQ": _quantized(model),
+    }
+    facts |= {f"metadata {p.key}": _cut(p.value) for p in model.metadata_props if p.value}
+    synthetic = any(p.key == "calib.synthetic" for p in model.metadata_props)
+    warnings = ("SYNTHETIC IMAGES: the scales were not calibrated on real images",) if synthetic else ()
+    return Description("ONNX graph", facts, _findings(model), warnings)
+
+
+def describe_golden(path: Path) -> Description:
+    """golden.npz: one image, and what the network was fed for it."""
+    from edge.images.golden_pair import read_golden
+
+    pair = read_golden(path)
+    height, width, channels = pair.pixels.shape
+    facts = {
+        "file": size_text(path.stat().st_size),
+        "image": f"{width} x {height}, {'grey' if channels == 1 else 'RGB'}",
+        "tensor": f"{pair.tensor.dtype} {pair.tensor.shape}, {pair.tensor.min():.4g} to {pair.tensor.max():.4g}",
+    }
+    return Description("Golden pair: what preprocessing must make of an image", facts)
+
+
+def describe_checkpoint(path: Path) -> Description:
+    """A safetensors checkpoint: its tensors, and what it says of itself. Needs no torch."""
+    import safetensors
+
+    from edge.model.metadata import METADATA_KEY, parse_info, unreadable
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as stream:
+            metadata = stream.metadata() or {}
+            tensors = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118  # no mapping
+            shapes = {name: (str(t.get_dtype()), tuple(t.get_shape())) for name, t in tensors.items()}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise unreadable(path, error) from error
+    numbers: Counter[str] = Counter()
+    for dtype, shape in shapes.values():
+        numbers[dtype] += math.prod(shape)
+    facts = {
+        "file": f"{size_text(path.stat().st_size)}, sha256 {sha256_file(path)}",
+        "tensors": f"{len(shapes)}, {sum(numbers.values()):,} numbers, buffers included",
+        "types": ", ".join(f"{dtype} {n:,}" for dtype, n in numbers.most_common()),
+    }
+    if METADATA_KEY not in metadata:
+        facts |= {f"metadata {key}": _cut(value) for key, value in sorted(metadata.items())}
+        return Description("safetensors file, not a checkpoint of this toolkit", facts)
+    try:
+        info = parse_info(json.loads(metadata[METADATA_KEY]), path)
+    except ValueError as error:
+        raise unreadable(path, error) from error
+    facts |= {
+        "model": f"{info.config.name}, {info.config.image_size} px, {info.config.classes} classes",
+        "labels": ", ".join(info.labels[:LISTED_LABELS]) + (" ..." * (len(info.labels) > LISTED_LABELS)),
+        "preprocess": ", ".join(f"{name} {value}" for name, value in sorted(info.preprocess.as_json().items())),
+        **{f"training {name}": _cut(_plain(value)) for name, value in sorted(info.training.items())},
+    }
+    return Description("Checkpoint", facts, warnings=(RANDOM_STAMP,) if info.random_weights else ())
+
+
+def describe_engine(path: Path) -> Description:
+    """An engine: its bytes, and the manifest beside it. It is never deserialized here: a plan is an executable artifact."""
+    digest = sha256_file(path)
+    facts = {"file": f"{size_text(path.stat().st_size)}, sha256 {digest}"}
+    manifest = beside(path)
+    if manifest is None:
+        facts["manifest"] = "none beside it: nothing tells what this engine is"
+        return Description("Engine", facts, warnings=("do not run an engine that nothing vouches for",))
+    if (path.name, digest) != (manifest.engine.file, manifest.engine.sha256):
+        raise InputError(
+            "engine is not the one that the manifest beside it records",
+            where=path,
+            found=f"sha256 {digest}",
+            allowed=f"{manifest.engine.file}, sha256 {manifest.engine.sha256}",
+            next_command="ufovit build",
+        )
+    described = manifest_description(manifest)
+    facts |= {name: text for name, text in described.facts.items() if name != "engine"}
+    return Description("Engine", facts, described.listings, described.warnings)
+
+
+def describe_bundle(path: Path) -> Description:
+    """A bundle, every member of it checked."""
+    from engines.build_folder.bundle_format import verify_bundle
+
+    bundle, _ = verify_bundle(path)
+    info = bundle.info
+    facts = {
+        "file": f"{size_text(path.stat().st_size)}, sha256 {bundle.sha256}",
+        "builds": f"{info.model} {info.precision}, batch {', '.join(map(str, info.batch))}",
+        "graph": f"{info.graph}, {len(info.facts.layers)} layers that multiply",
+        "budget": f"{info.budget_points:g} points of top-1",
+        "judged on": info.data,
+        "reference": f"{info.reference.file}, sha256 {info.reference.sha256}, {info.reference_ran_on}",
+    }
+    rows = tuple((name, size_text(record.bytes), record.sha256) for name, record in info.members.items())
+    members = Listing(f"{len(rows)} members, as recorded", ("member", "size", "sha256"), rows)
+    return Description("Bundle", facts, (members,), (RANDOM_STAMP,) if info.random_weights else ())
+
+
+def _tensor(value: onnx.ValueInfoProto) -> str:
+    from onnx import TensorProto
+
+    kind = value.type.tensor_type
+    sides = [d.dim_param or (str(d.dim_value) if d.HasField("dim_value") else "?") for d in kind.shape.dim]
+    return f"{value.name}: {TensorProto.DataType.Name(kind.elem_type).lower()} ({', '.join(sides)})"
+
+
+def _macs(model: onnx.ModelProto) -> str:
+    """Counted for one image; a graph whose shapes cannot be inferred is still worth describing."""
+    from calib.macs import count_macs
+
+    try:
+        macs = count_macs(model)
+    except InputError as error:
+        return f"cannot be counted: {str(error).splitlines()[0]}"
+    return f"{sum(macs.values()):,} in {len(macs)} layers, for one image"
+
+
+def _quantized(model: onnx.ModelProto) -> str:
+    from calib.qdq_writer import read_qdq
+
+    found = Counter(info.kind for info in read_qdq(model).values())
+    return f"{found['activation']} activations, {found['weight']} weights" if found else "none: a float graph"
+
+
+def _findings(model: onnx.ModelProto) -> tuple[Listing, ...]:
+    """What the lint says of a graph with Q/DQ; a float graph asks for no INT8."""
+    from calib.lint import lint
+
+    if not any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
+        return ()
+    rows = [(f.severity, f.node, f.message) for f in lint(model)]
+    title = f"{len(rows)} findings of the lint" if rows else "The lint has no findings"
+    return (Listing(title, ("severity", "node", "finding"), tuple(rows[:LISTED_FINDINGS])),)
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _cut(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_PROPERTY else f"{line[:_LONGEST_PROPERTY]}..."

@@ -1,0 +1,59 @@
+"""The layers of an engine as the engine inspector lists them, once it was authenticated and loaded on this machine's GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from calib.errors import InputError
+from edge.inspect.describe_json import manifest_description
+from edge.inspect.description import Description, Listing
+
+_LONGEST = 60
+
+
+def describe_layers(path: Path, *, public_key: Path | None = None, unsafe_no_manifest: bool = False) -> Description:
+    """Every layer of an engine: its kind, the types that go in and come out, its tactic.
+
+    Raises InputError for an engine that is not the recorded one, MissingError where this machine cannot load it.
+    """
+    from edge.runtime.engine_runner import authenticate
+    from engines.trt.api import Runtime
+
+    engine = authenticate(path, public_key=public_key, unsafe_no_manifest=unsafe_no_manifest)
+    runtime = Runtime(engine.flavour)
+    with engine.memory.current():
+        loaded = runtime.deserialize(engine.data, version_compatible=engine.version_compatible)
+        rows = layer_rows(runtime.inspect(loaded))
+    listing = Listing(f"{len(rows)} layers", ("layer", "kind", "in", "out", "tactic"), rows)
+    if engine.manifest is None:
+        return Description("Engine", {"manifest": "none"}, (listing,), ("nothing vouches for this engine",))
+    described = manifest_description(engine.manifest)
+    return Description("Engine", described.facts, (*described.listings, listing), described.warnings)
+
+
+def layer_rows(text: str) -> tuple[tuple[str, ...], ...]:
+    """One row per layer of the inspector's JSON. Raises InputError when it is none."""
+    from engines.engine_inspector import inspected_layers, type_of_tensor
+
+    def types(tensors: Any) -> str:
+        if not isinstance(tensors, list):
+            raise InputError("the engine inspector's answer is not understood", found=json.dumps(tensors)[:80])
+        return " ".join(type_of_tensor(tensor) for tensor in tensors)
+
+    return tuple(
+        (
+            _cut(layer.get("Name", "?")),
+            str(layer.get("LayerType", "?")),
+            types(layer.get("Inputs", [])),
+            types(layer.get("Outputs", [])),
+            _cut(layer.get("TacticName", "")),
+        )
+        for layer in inspected_layers(text)
+    )
+
+
+def _cut(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

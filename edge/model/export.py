@@ -1,0 +1,234 @@
+"""torch -> ONNX: exact foldings, opset 20, readable names, simplification at arm's length, parity on real images.
+
+Opset 20 is the newest that the parsers of TensorRT 10.0 and later all read; it has LayerNormalization and Gelu as single
+nodes and FP16 scales for Q/DQ.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import gc
+import logging
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+
+from calib.errors import VerdictError
+from calib.files import atomic_path, sha256_file
+from calib.metrics import sqnr_db
+from calib.ort_session import FedGraph
+from edge.model.export_foldings import FOLDINGS, fold
+from edge.model.export_record import ExportRecord, Parity, Simplification
+from edge.model.metadata import CheckpointInfo, write_graph_info
+from edge.model.ufo_vit import UfoVit
+from edge.numeric_tolerances import EXPORT_SQNR_DB, SIMPLIFY_SQNR_DB, SQNR_CAP_DB
+
+Float32 = npt.NDArray[np.float32]
+
+OPSET = 20
+INPUT, OUTPUT = "image", "logits"
+SIMPLIFY_SECONDS = 120.0
+_SIMPLIFY = """import sys, onnx, onnxsim
+simplified, _ = onnxsim.simplify(sys.argv[1], perform_optimization=False)
+onnx.save(simplified, sys.argv[2])
+"""
+
+
+def export(model: UfoVit, path: Path, images: Float32, info: CheckpointInfo | None = None) -> ExportRecord:
+    """Write `model` as an ONNX file with dynamic batch and check it on real images.
+
+    Args:
+        model: the network in eval mode; it is folded on a copy.
+        path: the file to write, atomically.
+        images: preprocessed images (B, 3, S, S), B >= 2.
+        info: what the checkpoint says of itself; the graph will say it too.
+
+    Raises VerdictError when ONNX Runtime's logits do not agree with torch's.
+    """
+    proto, simplification = simplify(to_onnx(fold(model)), images)
+    if info is not None:
+        write_graph_info(proto, info)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+        parity = check_parity(model, temporary, images)  # before the file gets its name: no graph is left that failed it
+    return ExportRecord(
+        onnx_sha256=sha256_file(path),
+        opset=OPSET,
+        foldings=FOLDINGS,
+        simplification=simplification,
+        parity=parity,
+    )
+
+
+def to_onnx(model: UfoVit) -> onnx.ModelProto:
+    """The ONNX graph of a (folded) network: input `image` (batch, 3, S, S), output `logits` (batch, classes)."""
+    size = model.cfg.image_size
+    example = torch.zeros(2, 3, size, size)
+    with warnings.catch_warnings(), _quiet_exporter(), _garbage_kept(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # deprecations inside the exporter are not the user's
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    rename_by_module(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+class _quiet_exporter:  # noqa: N801  # a context manager, used like a function
+    """Silences the exporter's log, which names optional libraries that this graph does not need."""
+
+    def __enter__(self) -> None:
+        self.logger = logging.getLogger("torch.onnx")
+        self.level = self.logger.level
+        self.logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *exc: object) -> None:
+        self.logger.setLevel(self.level)
+
+
+@contextlib.contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """No garbage collection: nearly all of the exporter's many objects live on, and finding that takes a tenth of its time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def rename_by_module(proto: onnx.ModelProto) -> None:
+    """Name nodes and tensors by the torch module they come from, in place: `blocks.0.attn.q/MatMul`.
+
+    Also drops the exporter's metadata, which hold source paths of the machine and would make equal graphs differ.
+    """
+    graph = proto.graph
+    renamed: dict[str, str] = {}
+    taken: set[str] = {*(i.name for i in graph.input), *(o.name for o in graph.output)}
+    fixed = set(taken)
+    for node in graph.node:
+        scope = _module_path(node)
+        node.name = _unique(f"{scope}/{node.op_type}".lstrip("/"), taken)
+        for i, name in enumerate(node.output):
+            if name and name not in fixed:
+                renamed[name] = f"{node.name}_output" + (f"_{i}" if i else "")
+        for i, name in enumerate(node.input):
+            if re.fullmatch(r"val_\d+", name) and name not in renamed:  # a constant that the exporter made
+                renamed[name] = f"{node.name}.{'weight' if i == 1 and 'MatMul' in node.op_type else i}"
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for value in (*graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        value.name = renamed.get(value.name, value.name)
+        del value.metadata_props[:]
+        value.doc_string = ""
+    del graph.metadata_props[:], proto.metadata_props[:]
+    graph.name, graph.doc_string, proto.producer_version = "ufovit", "", ""
+
+
+def _module_path(node: onnx.NodeProto) -> str:
+    """The innermost torch module of a node, from the exporter's name scopes: ['', 'blocks.0', ..., 'linear_3']."""
+    for prop in node.metadata_props:
+        if prop.key == "pkg.torch.onnx.name_scopes":
+            scopes = ast.literal_eval(prop.value)
+            scope = str(scopes[-2]) if len(scopes) > 1 else ""
+            return "" if scope.startswith("_") else scope
+    return ""
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    candidate, count = name, 0
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}_{count}"
+    taken.add(candidate)
+    return candidate
+
+
+def simplify(
+    proto: onnx.ModelProto, images: Float32, seconds: float = SIMPLIFY_SECONDS
+) -> tuple[onnx.ModelProto, Simplification]:
+    """onnxsim in a process of its own with a time limit; its graph only if it computes the same, else the original.
+
+    Constants are folded and shapes inferred; onnxsim's fusions stay off. They merge the projections of Q, K and V into one
+    product and wrap every linear layer into Reshape-Gemm-Reshape, which hides the layers that are calibrated, folded and
+    reported on; TensorRT makes such fusions itself.
+    """
+    before = len(proto.graph.node)
+
+    def kept(reason: str) -> tuple[onnx.ModelProto, Simplification]:
+        return proto, Simplification(False, reason, before, before)
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "in.onnx"), Path(folder, "out.onnx")
+        source.write_bytes(proto.SerializeToString(deterministic=True))
+        command = [sys.executable, "-c", _SIMPLIFY, str(source), str(target)]
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        except subprocess.TimeoutExpired:
+            return kept(f"onnxsim took more than {seconds:g} s")
+        except OSError as error:
+            return kept(f"onnxsim cannot be started: {error}")
+        if run.returncode or not target.is_file():
+            lines = (run.stderr or run.stdout).strip().splitlines() or ["no message"]
+            return kept(f"onnxsim failed with status {run.returncode}: {lines[-1]}")
+        try:
+            simplified = onnx.load(target)
+            agreement = _agreement(source, target, images)
+        except Exception as error:  # noqa: BLE001  # onnx, protobuf and ONNX Runtime share no base class for a damaged graph
+            return kept(f"onnxsim's graph cannot be used: {' '.join(str(error).split())}")
+    if agreement < SIMPLIFY_SQNR_DB:
+        return kept(f"onnxsim's graph differs: SQNR of the logits {agreement:.1f} dB, {SIMPLIFY_SQNR_DB:g} dB needed")
+    del simplified.metadata_props[:]
+    return simplified, Simplification(True, "same logits", before, len(simplified.graph.node))
+
+
+def _agreement(first: Path, second: Path, images: Float32) -> float:
+    """The smaller SQNR of the logits, in dB, of all images at once and of one alone: a frozen batch size shows."""
+    runs = _logits_of(first), _logits_of(second)
+    return min(sqnr_db(*(run(batch) for run in runs)) for batch in (images, images[:1]))
+
+
+def _logits_of(path: Path) -> Callable[[Float32], Float32]:
+    """Runs a graph with one input and one output: images (B, 3, S, S) float32 -> logits (B, classes)."""
+    graph = onnx.load(path)
+    session, (image,), (logits,) = FedGraph(graph, threads=0, where=path), graph.graph.input, graph.graph.output
+    return lambda images: np.asarray(session({image.name: images})[logits.name])
+
+
+def check_parity(model: UfoVit, path: Path, images: Float32) -> Parity:
+    """Compare the file's logits with the network's in torch. Raises VerdictError below EXPORT_SQNR_DB."""
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(images)).numpy()
+    found = _logits_of(path)(images)
+    parity = Parity(len(images), float(np.abs(expected - found).max()), min(sqnr_db(expected, found), SQNR_CAP_DB))
+    if not parity.sqnr_db >= EXPORT_SQNR_DB:
+        raise VerdictError(
+            "the exported graph does not compute what the network computes",
+            where=path,
+            found=f"SQNR of the logits {parity.sqnr_db:.1f} dB, largest difference {parity.max_abs:.3g}",
+            allowed=f"at least {EXPORT_SQNR_DB:g} dB",
+        )
+    return parity

@@ -1,0 +1,175 @@
+"""The work of `ufovit calibrate`: calibrate, meet a budget, write, and say what it costs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from calib.artifact import write_artifact
+from calib.collect import CollectConfig, unsettled
+from calib.errors import InputError
+from calib.files import atomic_path
+from calib.graph import load_graph
+from calib.metrics import sqnr_db, top1_agreement
+from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
+from calib.qdq_writer import serialize
+from calib.quantize import CalibrateConfig, quantized
+from calib.quantize import calibrate as calibrate_graph
+from calib.trt_calibration_cache import cache_text
+from edge.images.graph_input import first_not_finite, input_shape
+from edge.pipeline.calibrate_request import WRITTEN, CalibrateInputs, CalibrateRequest, resolve
+from edge.pipeline.meet_budget import fit
+from edge.runtime.ort_runner import BATCH, OrtRunner, run_all, tapped_batch
+from engines.build_folder.file_names import CACHE, CALIBRATION, QUANTIZED, REFINED
+from engines.layer_records import Evidence
+from engines.layer_requests import read_layers
+from engines.precision_receipt import make_receipt
+
+if TYPE_CHECKING:
+    from calib.calibration_table import CalibrationTable
+    from edge.images.graph_input import GraphImages
+    from edge.progress import Progress
+
+
+def run(request: CalibrateRequest, progress: Progress) -> int:
+    """Carry it out; the exit code. Raises UfovitError; nothing is written before everything is made."""
+    inputs = resolve(request)
+    scheme = QuantScheme(exclude=request.keep_float)
+    plan = plan_quantization(inputs.model, scheme)  # refuses a pattern that matches nothing, and what cannot be quantized
+    if inputs.table is not None:
+        _check_scales(request, plan, inputs.table)
+    if inputs.images.synthetic or (inputs.table is not None and inputs.table.synthetic):
+        progress.say("MADE-UP IMAGES: the scales below fit no real image; the table is stamped")
+    reference = _reference(request, inputs, progress)
+    with tempfile.TemporaryDirectory(prefix="ufovit-calibrate-") as folder:
+        refined = Path(folder) / REFINED
+        table = inputs.table or _calibrate(request, inputs, scheme, refined, progress)
+        model, data = load_graph(refined if inputs.table is None else request.graph)
+    exit_code = 0
+    if request.max_drop_points is not None:
+        found = fit(model, table, scheme, inputs.holdout, reference, request.max_drop_points, progress)
+        table, exit_code = replace(table, float_nodes=found.float_nodes), 0 if found.met else 1
+    made = quantized(model, table, scheme, request.out / QUANTIZED)
+    int8 = OrtRunner(request.out / QUANTIZED, data=serialize(made), throughput=True)
+    answers = _answers(int8, "the INT8 graph", inputs.holdout, progress)
+    summary = list(_summary(inputs, table, made, reference, answers))
+    _write(request.out, data, table, made)
+    for line in (*summary, f"written      {request.out}: {' '.join(WRITTEN)}"):
+        progress.say(line)
+    return exit_code
+
+
+def _answers(runner: OrtRunner, what: str, images: GraphImages, progress: Progress) -> NDArray[np.float32]:
+    with progress.task(f"{what} on {len(images)} images") as advance:
+        return run_all(runner, images.batches(BATCH), lambda done: advance(done / len(images)))
+
+
+def _reference(request: CalibrateRequest, inputs: CalibrateInputs, progress: Progress) -> NDArray[np.float32]:
+    """Output of the float graph on the images that judge. Raises InputError where nothing could be judged by it."""
+    images = inputs.holdout
+    found = _answers(OrtRunner(request.graph, throughput=True), "the float graph", images, progress)
+    bad = first_not_finite(found)
+    if bad is not None:
+        raise InputError(
+            "the float graph gives NaN or infinity",
+            where=request.graph,
+            found=f"on image {images.chosen[bad]}, counted from 0, of {images.source}",
+        )
+    judged = request.max_drop_points is not None or images.labels is not None
+    if judged and found.ndim != 2:
+        raise InputError(
+            "an accuracy needs a graph that classifies",
+            where=request.graph,
+            found=f"output {found.shape}",
+            allowed="(batch, classes)",
+            next_command="leave out --max-drop and the labels",
+        )
+    if images.labels is not None and not (images.labels.min() >= 0 and images.labels.max() < found.shape[1]):
+        raise InputError(
+            "label out of range",
+            where=request.holdout_labels or images.source,
+            found=f"{images.labels.min()} to {images.labels.max()}",
+            allowed=f"0 to {found.shape[1] - 1}",
+        )
+    return found
+
+
+def _check_scales(request: CalibrateRequest, plan: QuantPlan, table: CalibrationTable) -> None:
+    missing = [tensor for tensor in plan.activations if tensor not in table.tensors]
+    if missing:
+        raise InputError(
+            "calibration table has no scale for tensors that are to be quantized",
+            where=request.table,
+            found=f"{len(missing)} tensors: {', '.join(missing[:4])}",
+            next_command="pass the --keep-float with which the table was made, or leave out --table",
+        )
+
+
+def _calibrate(
+    request: CalibrateRequest, inputs: CalibrateInputs, scheme: QuantScheme, refined: Path, progress: Progress
+) -> CalibrationTable:
+    images = inputs.images
+    size = tapped_batch(max(input_shape(inputs.model, request.graph)))
+
+    collect = CollectConfig(
+        method=request.method,
+        at_once=1 if request.workers > 1 else 2,
+        synthetic=images.synthetic,
+        workers=request.workers,
+        preprocess_sha256=images.preprocess_sha256,
+    )
+    config = CalibrateConfig(request.effort, scheme, collect, refine_threads=2)
+    with progress.task(f"calibrate on {len(images)} images, effort {request.effort}") as advance:
+        return calibrate_graph(
+            request.graph,
+            refined,
+            lambda: images.batches(size),
+            images=len(images),
+            data_sha256=images.sha256,
+            config=config,
+            progress=advance,
+        )
+
+
+def _write(out: Path, refined: bytes, table: CalibrationTable, made: onnx.ModelProto) -> None:
+    """All files or none: an earlier run's stay until the last byte of the new ones is on the disk."""
+    ordered = replace(table, tensors=dict(sorted(table.tensors.items())))  # as the JSON has them: a reused table, equal bytes
+    with ExitStack() as files:  # renamed in the reverse order: the Q/DQ graph last
+        quantized_file, cache, calibration, graph = (
+            files.enter_context(atomic_path(out / name)) for name in (QUANTIZED, CACHE, CALIBRATION, REFINED)
+        )
+        quantized_file.write_bytes(serialize(made))
+        cache.write_text(cache_text(ordered), encoding="utf-8")
+        write_artifact(calibration, table)
+        graph.write_bytes(refined)
+        (out / QUANTIZED).unlink(missing_ok=True)  # a kill between two renames: no graph beside the table of another
+
+
+def _summary(
+    inputs: CalibrateInputs,
+    table: CalibrationTable,
+    made: onnx.ModelProto,
+    reference: NDArray[np.float32],
+    answers: NDArray[np.float32],
+) -> Iterator[str]:
+    """What it costs, on the held-out images where there are any; line by line."""
+    share = make_receipt(read_layers(made), Evidence(), "int8").requested.get("int8", 0.0)
+    yield f"INT8         {share:.1%} of the multiply-accumulates, {len(table.tensors)} activations"
+    judges = f"{len(answers)} {'held-out' if inputs.held_out else 'calibration'} images"
+    classifies = reference.ndim == 2
+    agreement = f", agreement {top1_agreement(reference, answers):.2%}" if classifies else ""
+    yield f"{'logits' if classifies else 'output'}       SQNR {sqnr_db(reference, answers):.1f} dB{agreement} on {judges}"
+    if inputs.holdout.labels is not None:
+        before, after = (float(np.mean(side.argmax(1) == inputs.holdout.labels)) for side in (reference, answers))
+        yield f"top-1        {before:.2%} float, {after:.2%} INT8"
+    warning = unsettled(table)
+    if warning is not None:
+        yield f"warning      {warning}"

@@ -1,0 +1,74 @@
+"""An accuracy budget met by leaving the costliest layers in float: ranked by what they cost, tried on held-out images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calib.budget import BudgetResult, drop_points, fit_budget
+from calib.macs import count_macs
+from calib.qdq_placement import QuantScheme, plan_quantization
+from calib.qdq_writer import serialize
+from calib.quantize import quantized
+from calib.sensitivity import IMAGES, measure_sensitivity
+from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+    from calib.calibration_table import CalibrationTable
+    from edge.images.graph_input import GraphImages
+    from edge.progress import Progress
+
+_LISTED = 12
+
+
+def fit(
+    model: onnx.ModelProto,
+    table: CalibrationTable,
+    scheme: QuantScheme,
+    images: GraphImages,
+    reference: NDArray[np.float32],
+    budget: float,
+    progress: Progress,
+) -> BudgetResult:
+    """Find the largest INT8 share of the MACs whose drop on `images` is within `budget` points; say what stays in float.
+
+    Without labels the share of changed answers, which no drop can exceed, stands for the drop.
+    """
+    plan = plan_quantization(model, scheme)
+    with progress.task("sensitivity of every group") as advance:
+        few = images.take(IMAGES)
+        costs = measure_sensitivity(
+            model, table, plan, few.batches(BATCH), threads=2, progress=lambda done, total: advance(done / total)
+        )
+    macs = count_macs(model, batch=1)
+
+    def evaluate(float_nodes: tuple[str, ...]) -> float:
+        made = quantized(model, replace(table, float_nodes=float_nodes), scheme, "a trial of the search")
+        runner = OrtRunner(Path("a trial of the search"), data=serialize(made), throughput=True)
+        drop = drop_points(reference, run_all(runner, images.batches(BATCH)), images.labels)
+        progress.say(f"    {len(float_nodes)} of {len(plan.nodes)} layers in float: drop {drop:+.2f} points")
+        return drop
+
+    ranked = costs.ranked(per_mac=True)
+    with progress.task(f"search for {budget:g} points on {len(images)} images"):
+        found = fit_budget(ranked, evaluate, macs, budget, largest=len(ranked) - 1)
+    _say(found, len(images), progress)
+    return found
+
+
+def _say(found: BudgetResult, images: int, progress: Progress) -> None:
+    resolution = 100 / images
+    progress.say(
+        f"budget       {'met' if found.met else 'NOT MET'}: drop {found.drop:+.2f} points of {found.budget:g} with "
+        f"{found.int8_share:.1%} of the multiply-accumulates in INT8, {found.evaluations} trial{'s' * (found.evaluations > 1)}"
+        f"; one image is {resolution:.2g} points"
+    )
+    for group in found.float_groups[:_LISTED]:
+        progress.say(f"  in float   {group.name}: {group.share:.2%} of the multiply-accumulates")
+    if len(found.float_groups) > _LISTED:
+        progress.say(f"  and {len(found.float_groups) - _LISTED} more, in calibration.json")

@@ -1,0 +1,196 @@
+"""What goes into a bundle, and back: a build folder and labelled images to one file; test images and answers out of it."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calib.errors import InputError
+from edge.images.golden_pair import GoldenPair, shrunk
+from edge.images.labelled_images import ImageSet
+from edge.images.preprocess import Float32, Uint8, read_preprocess
+from edge.progress import Advance
+from engines.build_folder.bundle_format import GOLDEN, LABELS, LOGITS, PIXELS, REMAKE, SHAPES, Bundle, BundleInfo, write_bundle
+from engines.build_folder.file_names import DRIFT, MANIFEST
+from engines.build_folder.manifest import EngineManifest, FileRecord, parse_manifest, source_graph
+from engines.build_folder.verify import verify_folder
+from engines.targets import TARGETS
+
+_ARRAYS = (PIXELS, SHAPES, LABELS, LOGITS, GOLDEN)
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(...)', 'fortran_order': False, 'shape': \((\d{1,12}(?:, \d{1,12})*),?\), \} *\n",
+    re.DOTALL,
+)
+"""What `numpy.save` writes in front of an array (numpy.lib.format, version 1.0). numpy's own reader evaluates it as Python."""
+
+
+@dataclass(frozen=True)
+class BundledImages:
+    """The images of a bundle.
+
+    Attributes:
+        pixels: one uint8 array (H, W, C) per image.
+        labels: int64 (n,), indices into the manifest's labels.
+        logits: float32 (n, classes), the FP32 reference's answers.
+        golden: float32 (3, S, S), the first image as the network sees it.
+    """
+
+    pixels: tuple[Uint8, ...]
+    labels: npt.NDArray[np.int64]
+    logits: Float32
+    golden: Float32
+
+    @property
+    def golden_pair(self) -> GoldenPair:
+        """The first image and its tensor."""
+        return GoldenPair(self.pixels[0], self.golden)
+
+
+def make_bundle(folder: Path, images: ImageSet, path: Path, advance: Advance) -> BundleInfo:
+    """A finished build and labelled images -> one file.
+
+    The reference's answers to exactly these images are computed here, by ONNX Runtime on the FP32 graph of the build. Images
+    more than twice as large as the network sees are stored at that size: then the answers are those to the stored ones.
+
+    Raises InputError for a folder whose files are not those that were recorded, whose graph no GPU target builds from, or that
+    was itself built from a bundle.
+    """
+    from edge.pipeline.steps import read_drift
+    from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
+    from engines.layer_requests import load_graph
+
+    manifest = verify_folder(folder).manifest
+    if manifest is None:  # not after a check that found nothing
+        raise InputError("no finished build", where=folder)
+    _check_packable(folder, manifest)
+    drift = read_drift(folder / DRIFT)
+    preprocess = read_preprocess(manifest)
+    graph = source_graph(manifest)
+    runner = OrtRunner(folder / manifest.onnx.file, throughput=True)
+    pixels = tuple(shrunk(images.pixels(i), preprocess) for i in range(len(images)))
+    starts = range(0, len(pixels), BATCH)
+    batches = (np.stack([preprocess(image) for image in pixels[start : start + BATCH]]) for start in starts)
+    answers = run_all(runner, batches, lambda done: advance(done / len(pixels)))
+    members = {file: (folder / file).read_bytes() for file in (MANIFEST, *packed_digests(manifest))}
+    members |= {
+        PIXELS: _npy(np.concatenate([image.ravel() for image in pixels])),
+        SHAPES: _npy(np.array([image.shape for image in pixels], np.int64)),
+        LABELS: _npy(images.labels),
+        LOGITS: _npy(answers),
+        GOLDEN: _npy(preprocess(pixels[0])),
+    }
+    info = BundleInfo(
+        model=manifest.model,
+        precision=manifest.precision,
+        graph=graph.file,
+        facts=load_graph(folder / graph.file)[1],
+        batch=manifest.batch,
+        int8_floor=manifest.int8_floor,
+        budget_points=drift.budget_points,
+        random_weights=manifest.random_weights,
+        reference=FileRecord(manifest.onnx.file, manifest.onnx.sha256),
+        reference_ran_on=f"{drift.reference.ran_on}, when the bundle was made",
+        data=images.source,
+        data_sha256=images.sha256,
+        members={},
+    )
+    write_bundle(path, info, members)
+    return info
+
+
+def packed_digests(manifest: EngineManifest) -> dict[str, str]:
+    """File -> SHA-256 of what a bundle takes over from a build folder, besides the manifest."""
+    records = (source_graph(manifest), manifest.xnorm, manifest.calibration)
+    return {record.file: record.sha256 for record in records if record is not None}
+
+
+def read_source(bundle: Bundle) -> EngineManifest:
+    """The manifest of the build that a bundle was made from.
+
+    Raises InputError when bundle.json or a member is not of that build, or the budget is no number of points.
+    """
+    info, where = bundle.info, Path(f"{bundle.path}: {MANIFEST}")
+    manifest = parse_manifest(bundle.read(MANIFEST), where)
+    reference = FileRecord(manifest.onnx.file, manifest.onnx.sha256)
+    graph = source_graph(manifest).file
+    pairs = {
+        "model": (info.model, manifest.model),
+        "precision": (info.precision, manifest.precision),
+        "graph": (info.graph, graph),
+        "batch": (info.batch, manifest.batch),
+        "int8_floor": (info.int8_floor, manifest.int8_floor),
+        "random_weights": (info.random_weights, manifest.random_weights),
+        "reference": (info.reference, reference),
+    }
+    digests = packed_digests(manifest)
+    for file in sorted({*digests, *(info.members.keys() - {MANIFEST, *_ARRAYS})}):
+        pairs[file] = (info.members[file].sha256 if file in info.members else None, digests.get(file))
+    for name, (found, recorded) in pairs.items():
+        if found != recorded:
+            raise InputError("the bundle mixes two builds", where=f"{where}: {name}", found=found, allowed=recorded)
+    if not 0 <= info.budget_points < math.inf:  # NaN, too
+        raise InputError("accuracy budget is no number of points", where=bundle.path, found=info.budget_points)
+    return manifest
+
+
+def read_bundled_images(bundle: Bundle, classes: int) -> BundledImages:
+    """The images and reference answers of a bundle. Raises InputError when they do not fit together."""
+    flat, shapes = _array(bundle, PIXELS, np.uint8, 1), _array(bundle, SHAPES, np.int64, 2)
+    labels, logits = _array(bundle, LABELS, np.int64, 1), _array(bundle, LOGITS, np.float32, 2)
+    count, sizes = len(labels), [math.prod(shape) for shape in shapes.tolist()]
+    fits = count and shapes.shape == (count, 3) and logits.shape == (count, classes) and (shapes > 0).all()
+    if not fits or sum(sizes) != len(flat):
+        found = f"{len(flat)} pixels, {shapes.shape}, {labels.shape}, {logits.shape}"
+        raise InputError("the bundle's images and answers do not match", where=bundle.path, found=found, next_command=REMAKE)
+    if labels.min() < 0 or labels.max() >= classes:
+        found, allowed = f"classes {labels.min()} to {labels.max()}", f"0 to {classes - 1}"
+        raise InputError("a label is no class", where=f"{bundle.path}: {LABELS}", found=found, allowed=allowed)
+    if not np.isfinite(logits).all():
+        raise InputError("the FP32 reference's answers hold NaN or Inf", where=f"{bundle.path}: {LOGITS}", next_command=REMAKE)
+    parts = np.split(flat, np.cumsum(sizes)[:-1])
+    pixels = tuple(part.reshape(shape) for part, shape in zip(parts, shapes.tolist(), strict=True))
+    return BundledImages(pixels, labels, logits, _array(bundle, GOLDEN, np.float32, 3))
+
+
+def _check_packable(folder: Path, manifest: EngineManifest) -> None:
+    if manifest.bundle is not None:
+        raise InputError(
+            "the build was itself made from a bundle",
+            where=folder,
+            found=manifest.bundle.file,
+            next_command="use that bundle: it builds for every target",
+        )
+    if manifest.precision != "fp32" and manifest.typed_onnx is None:
+        raise InputError(
+            "the build's graph is not typed for a GPU",
+            where=folder,
+            found=f"target {manifest.target}",
+            allowed=", ".join(t.name for t in TARGETS.values() if t.float_type == "fp16" and not t.refusal),
+            next_command=f"ufovit build {manifest.model} {manifest.precision} --target rtx",
+        )
+
+
+def _npy(array: npt.NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _array(bundle: Bundle, name: str, dtype: type[np.generic], ndim: int) -> npt.NDArray[Any]:
+    """A member as an array with `ndim` axes that shares its bytes. Raises InputError for any other."""
+    data, where = bundle.read(name), f"{bundle.path}: {name}"
+    header = _HEADER.match(data)
+    if header is None:
+        raise InputError("member is no array", where=where, found=repr(data[:40]), next_command=REMAKE)
+    wanted, kind, shape = np.dtype(dtype), header[1].decode(errors="replace"), tuple(map(int, header[2].split(b", ")))
+    if kind != wanted.str or len(shape) != ndim or math.prod(shape) * wanted.itemsize != len(data) - header.end():
+        found, allowed = f"{kind} {shape} in {len(data)} bytes", f"{wanted.str} with {ndim} axes"
+        raise InputError("member is another array", where=where, found=found, allowed=allowed)
+    return np.frombuffer(data, dtype, offset=header.end()).reshape(shape)

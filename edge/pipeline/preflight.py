@@ -1,0 +1,68 @@
+"""What a build needs, tried before it changes anything: a refusal here leaves an earlier build as it was.
+
+What is cheap to check (names, numbers, labels, metadata) is checked by `edge.pipeline.build_request`. Here come weights, image
+files and libraries, which take a while and are looked at only when some step has to run.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from calib.errors import MissingError
+from edge.pipeline.build_request import BuildInputs, BuildRequest
+from edge.pipeline.steps import quantization_scheme
+from edge.progress import Advance
+from engines.backends import require_backend
+from engines.build_folder.file_names import MODEL
+
+BUILD_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "PIL", "jinja2", "matplotlib")
+"""Import names of the libraries of the extra `build` without which a build cannot end well."""
+
+_EXPORT_LIBRARIES = ("torch", "onnxscript")
+_LATER_LIBRARIES = ("onnx", "onnxruntime", "jinja2", "matplotlib")
+
+
+def check_inputs(request: BuildRequest, inputs: BuildInputs, first_step: str, advance: Advance) -> None:
+    """Try everything that the steps from `first_step` on will need.
+
+    Raises:
+        MissingError: a library of the build or of the target's backend is missing or does not load.
+        InputError: weights that do not fit the model, an image that cannot be decoded, a pattern of layers that matches none;
+            each named.
+    """
+    info, images = inputs.info, (inputs.calib_images, inputs.eval_images)
+    if first_step == "report":
+        return
+    _require_libraries(_LATER_LIBRARIES + (_EXPORT_LIBRARIES if first_step == "export" else ()))
+    if first_step != "drift":
+        require_backend(request.target.backend)
+    if first_step in ("certify", "calibrate") and request.precision == "int8":
+        import onnx
+
+        from calib.qdq_placement import plan_quantization
+
+        plan_quantization(onnx.load(request.out / MODEL), quantization_scheme(request))  # refuses a pattern that matches none
+    if first_step == "export" and info.file:
+        from edge.model.checkpoint import load_checkpoint
+
+        load_checkpoint(Path(info.file), model=info.config.name, image_size=info.config.image_size)
+    total, done = sum(map(len, images)), 0
+    for image_set in images:
+        for i in range(len(image_set)):
+            image_set.pixels(i)
+            done += 1
+            advance(done / total)
+
+
+def _require_libraries(names: tuple[str, ...]) -> None:
+    for name in names:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise missing_library(name) from error
+
+
+def missing_library(name: str) -> MissingError:
+    """The error for a library of the extra `build` that is not there."""
+    return MissingError(f"{name} is not installed", next_command="pip install 'ufovit-edge[build]'")

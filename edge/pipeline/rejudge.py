@@ -1,0 +1,216 @@
+"""What is done with a finished build: judge it anew, attribute its drift, draw its report anew.
+
+drift      engine, or its graph on the CPU, against the FP32 graph or its stored answers -> drift.json, logits.npz, flips.npz
+attribute  the graphs, layer by layer -> attribution.json
+report     everything in the folder -> report.html
+
+The folder may have been moved or copied. Its other files are held against what the build recorded of them before anything is
+removed. A signature goes with the files that it vouched for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from calib.errors import InputError
+from calib.files import sha256_file
+from edge.drift.compare import DriftReport
+from edge.drift.stored_reference import StoredAnswers, read_stored
+from edge.images.labelled_images import ImageSet, open_images, open_unlabelled
+from edge.pipeline import steps
+from edge.pipeline.build_request import MAX_DROP_POINTS, SHIPPED_TEST, check_budget, image_count, judging_images
+from edge.pipeline.step import BuildOutcome, Step, run_step
+from edge.pipeline.workspace import Workspace, locked
+from edge.progress import Advance, Progress
+from engines.build_folder.file_names import ARTIFACTS, ATTRIBUTION, DRIFT, FLIPS, LOGITS, MANIFEST, MODEL, REPORT
+from engines.build_folder.manifest import EngineManifest, read_manifest
+from engines.build_folder.step_record import read_record
+from engines.build_folder.verify import FolderCheck, examine_folder
+from engines.hardware import versions
+from engines.select_target import judged_here
+from engines.targets import TARGETS
+
+_JUDGED = (DRIFT, LOGITS, FLIPS, ATTRIBUTION, REPORT)
+"""What these steps may write, so that damage to it is no reason to refuse."""
+
+
+@dataclass(frozen=True)
+class JudgeRequest:
+    """What a finished build is to be judged on.
+
+    Attributes:
+        folder: the build folder.
+        data: labelled images, as `ufovit build --data` takes them; None for those that the build was last judged on.
+        unlabelled: images without labels instead.
+        images: how many of them, spread evenly; None for all, or for as many as last time.
+        reference: folder with stored answers of the FP32 graph; None to run that graph.
+        max_drop_points: accuracy budget in percentage points; None for the build's own.
+        attribute: say which layers the drift comes from, too.
+    """
+
+    folder: Path
+    data: Path | None = None
+    unlabelled: Path | None = None
+    images: int | None = None
+    reference: Path | None = None
+    max_drop_points: float | None = None
+    attribute: bool = False
+
+    def __post_init__(self) -> None:
+        if self.data is not None and self.unlabelled is not None:
+            raise InputError("--data and --unlabelled exclude each other", found=f"{self.data}, {self.unlabelled}")
+        image_count(self.images, 1)
+        if self.max_drop_points is not None:
+            check_budget(self.max_drop_points)
+
+
+def rejudge(request: JudgeRequest, progress: Progress) -> BuildOutcome:
+    """Judge a finished build, and attribute its drift if asked to. Files whose reasons have not changed are left as they are.
+
+    Raises InputError for a folder that is not what a build left, for images that cannot be had, for stored answers of something
+    else, and where drift is to be attributed without graphs; MissingError when the folder cannot be written, or the FP32 graph
+    cannot be run.
+    """
+    folder = request.folder
+    with locked(folder, progress.say):
+        checked = _examined(folder, but=_JUDGED)
+        manifest = read_manifest(folder)
+        last = steps.read_drift(folder / DRIFT) if _intact(checked, DRIFT) else None
+        question = _question(request, manifest, last)
+        target = TARGETS.get(manifest.target)
+        here = manifest.bundle is not None or target is None or judged_here(target)
+        drift = steps.drift_step(folder, question, here=here)
+        again = {"drift", "report"} | ({"attribute"} if request.attribute else set())
+        attribute = _attribute_step(folder, question.images) if request.attribute else None
+        workspace = _reopened(folder, again, lambda: _need_libraries(question, attribute))
+        run_step(workspace, progress, drift)
+        if attribute is not None:
+            run_step(workspace, progress, attribute)
+        if manifest.bundle is None:
+            run_step(workspace, progress, steps.report_step(workspace))
+        return BuildOutcome(folder, steps.read_drift(folder / DRIFT).verdict, tuple(workspace.ran), tuple(workspace.reused))
+
+
+def redraw(folder: Path, progress: Progress) -> bool:
+    """Draw the report of a finished build anew from its other files. False where it is there and nothing it reads has changed.
+
+    Raises InputError, before anything is removed or written, when a file other than the report is not the one that was
+    recorded, or when files that a report stands on are missing, as on a device; MissingError when the folder cannot be written.
+    """
+    from edge.report.inputs import gather
+
+    with locked(folder, progress.say):
+        _examined(folder, but=(REPORT,))
+        if read_manifest(folder).bundle is not None:
+            raise InputError(
+                "a build from a bundle has no report: it lacks the graphs that a report stands on",
+                where=folder,
+                allowed="a folder of ufovit build MODEL PRECISION",
+                next_command=f"ufovit inspect {folder}",
+            )
+
+        def preflight() -> None:
+            from edge.report import render  # noqa: F401  # a library that is missing is missed before anything is removed
+
+            gather(folder)
+
+        workspace = _reopened(folder, {"report"}, preflight)
+        run_step(workspace, progress, steps.report_step(workspace))
+        return bool(workspace.ran)
+
+
+def _attribute_step(folder: Path, images: ImageSet) -> Step:
+    from edge.attribution.attribute import TRIAL_IMAGES, attribute, require_graphs
+
+    require_graphs(folder)
+    reads = {
+        "manifest": sha256_file(folder / MANIFEST),  # it records every graph
+        "images": images.take(TRIAL_IMAGES).sha256,
+        "versions": versions("onnx", "onnxruntime", "numpy"),
+    }
+
+    def run(advance: Advance) -> None:
+        attribute(folder, images, advance)
+
+    return Step("attribute", reads, (ATTRIBUTION,), run)
+
+
+def _examined(folder: Path, *, but: Collection[str]) -> FolderCheck:
+    """The folder, checked. Raises the problem of the first file that is not among `but`."""
+    checked = examine_folder(folder)
+    for file in checked.files:
+        if file.problem is not None and file.file not in but:
+            raise file.problem
+    return checked
+
+
+def _intact(checked: FolderCheck, name: str) -> bool:
+    return any(file.file == name and file.problem is None for file in checked.files)
+
+
+def _reopened(folder: Path, again: set[str], preflight: Callable[[], None]) -> Workspace:
+    """The folder's workspace with all steps done but those named in `again`."""
+    done = [name for name in read_record(folder) if name not in again]
+    return Workspace(folder, ARTIFACTS, before_change=lambda _step: preflight(), reused=done)
+
+
+def _need_libraries(question: steps.Question, attribute: Step | None) -> None:
+    """Miss what is missing before anything is removed."""
+    if question.stored is None or attribute is not None:
+        import onnxruntime  # noqa: F401  # only whether it is there
+
+
+def _question(request: JudgeRequest, manifest: EngineManifest, last: DriftReport | None) -> steps.Question:
+    stored = _stored(request, manifest)
+    images, labelled = _images(request, manifest, last)
+    budget = request.max_drop_points
+    if budget is None:
+        budget = MAX_DROP_POINTS if last is None else last.budget_points
+    return steps.Question(images, labelled, budget, stored)
+
+
+def _stored(request: JudgeRequest, manifest: EngineManifest) -> StoredAnswers | None:
+    if request.reference is not None:
+        return read_stored(request.reference)
+    if manifest.bundle is not None:
+        raise InputError(
+            "the folder holds no FP32 graph: it was built from a bundle",
+            where=request.folder / MODEL,
+            allowed="--reference FOLDER, with the graph's answers to the same images",
+            next_command="ufovit drift BUILD --data DIR where the bundle was made; copy its drift.json, logits.npz, steps.json",
+        )
+    return None
+
+
+def _images(request: JudgeRequest, manifest: EngineManifest, last: DriftReport | None) -> tuple[ImageSet, bool]:
+    """The images that were asked for, and whether they have labels; without a wish those of the last verdict."""
+    if request.unlabelled is not None:
+        images = open_unlabelled(request.unlabelled)
+        return images.take(image_count(request.images, len(images))), False
+    if request.data is not None or last is None:
+        images = judging_images(request.data, manifest.labels)
+        return images.take(image_count(request.images, len(images))), True
+    labelled = last.labelled is not None
+    try:
+        if last.data == SHIPPED_TEST:
+            images = judging_images(None, manifest.labels)
+        else:
+            path = Path(last.data)
+            images = open_images(path, manifest.labels) if labelled else open_unlabelled(path)
+    except InputError as error:
+        raise _other_images(request, last, "they cannot be opened") from error
+    if images.take(last.images).sha256 != last.data_sha256:
+        raise _other_images(request, last, "they have changed since")
+    return images.take(image_count(request.images, last.images)), labelled
+
+
+def _other_images(request: JudgeRequest, last: DriftReport, found: str) -> InputError:
+    return InputError(
+        "the images of the last verdict are not to be had",
+        where=last.data,
+        found=found,
+        allowed="--data or --unlabelled with images",
+        next_command=f"ufovit drift {request.folder} --data DIR",
+    )

@@ -1,0 +1,233 @@
+"""Steps that judge and tell: drift, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calib.artifact import write_artifact
+from calib.files import sha256_file, write_bytes
+from calib.parallel import in_order
+from edge.drift.compare import DriftReport, Source, compare, judge
+from edge.drift.stored_reference import StoredAnswers, check_stored
+from edge.images.golden_pair import check_folder_golden, golden_path
+from edge.images.labelled_images import ImageSet
+from edge.images.preprocess import Float32, Uint8, read_preprocess
+from edge.pipeline.step import Step
+from edge.pipeline.workspace import Workspace
+from edge.progress import Advance
+from edge.runtime.ort_runner import BATCH
+from edge.runtime.runner import Runner
+from edge.tasks.classification.flips import worst_flips, write_flips
+from edge.tasks.classification.logits import Logits, write_logits
+from engines.build_folder.file_names import ATTRIBUTION, DRIFT, EXPORT, FLIPS, LOGITS, MANIFEST, MODEL, REPORT, TYPED, XNORM
+from engines.build_folder.manifest import EngineManifest, read_manifest
+from engines.build_spec import BatchRange
+from engines.hardware import versions
+
+REFERENCE_ON = "ONNX Runtime, CPU"
+_REPORTED = (EXPORT, MANIFEST, DRIFT, LOGITS, FLIPS, XNORM, ATTRIBUTION)
+"""What a report reads beside the graphs, which the manifest vouches for."""
+THIS_GPU = "this machine's GPU"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is judged on what, besides the answers.
+
+    Attributes:
+        reference, engine: the two sides.
+        data: where the images come from; `data_sha256` is a digest of them, labels included.
+        preprocess_sha256: what they went through.
+        budget_points: accuracy budget in percentage points.
+        random_weights: whether the weights were drawn.
+    """
+
+    reference: Source
+    engine: Source
+    data: str
+    data_sha256: str
+    preprocess_sha256: str
+    budget_points: float
+    random_weights: bool
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a build is judged on.
+
+    Attributes:
+        images: any number.
+        labelled: whether their labels mean anything; without, agreement decides.
+        budget_points: accuracy budget in percentage points.
+        stored: the reference's answers, where they need not or cannot be computed here.
+    """
+
+    images: ImageSet
+    labelled: bool
+    budget_points: float
+    stored: StoredAnswers | None = None
+
+
+def drift_step(folder: Path, question: Question, *, here: bool) -> Step:
+    """The step that judges the build in `folder`: its engine, or where `here` is false the graph that it was built from.
+
+    Raises InputError for stored answers of something else.
+    """
+    manifest, images, stored = read_manifest(folder), question.images, question.stored
+    preprocess = read_preprocess(manifest)
+    if stored is not None:
+        asked = {
+            "FP32 graph": (stored.reference.sha256, manifest.onnx.sha256),
+            "set of images": (stored.data_sha256, images.sha256),
+            "preprocessing": (stored.preprocess_sha256, preprocess.sha256),
+        }
+        check_stored(stored, asked, len(images))
+    judged = manifest.engine.file if here else (manifest.typed_onnx or manifest.qdq_onnx or manifest.onnx).file
+    reads = {
+        "manifest": sha256_file(folder / MANIFEST),
+        "golden": sha256_file(golden_path(folder)),
+        "judged": judged,
+        "reference": stored.sha256 if stored else manifest.onnx.sha256,
+        "images": images.sha256,
+        "labelled": question.labelled,
+        "budget": question.budget_points,
+        "versions": versions("onnxruntime"),
+    }
+    work = partial(drift, folder, question, manifest, judged)
+    return Step("drift", reads, (DRIFT, LOGITS, FLIPS), work)
+
+
+def drift(  # what is asked of what, then how
+    folder: Path, question: Question, manifest: EngineManifest, judged: str, advance: Advance, opened: Runner | None = None
+) -> None:
+    """Ask the file `judged` of a build, and the FP32 graph unless its answers are stored, about every image; judge.
+
+    `opened` answers for the file where it was opened already.
+    """
+    images, preprocess = question.images, read_preprocess(manifest)
+    check_folder_golden(folder, preprocess)
+    is_engine = judged == manifest.engine.file and manifest.engine.backend != "ort"
+    sizes = BatchRange(*manifest.batch) if is_engine else BatchRange(1, 1, BATCH)
+    about = Judged(
+        reference=question.stored.reference if question.stored else Source(MODEL, manifest.onnx.sha256, REFERENCE_ON),
+        engine=Source(judged, sha256_file(folder / judged), _judged_on(manifest, judged)),
+        data=images.source,
+        data_sha256=images.sha256,
+        preprocess_sha256=preprocess.sha256,
+        budget_points=question.budget_points,
+        random_weights=manifest.random_weights,
+    )
+    expected, found = [], []
+    with _judged_runner(folder, judged, is_engine=is_engine) if opened is None else opened as runner:
+        reference = None if question.stored else _reference(folder / MODEL, throughput=runner.at_once > 1)
+
+        def both(batch: Float32) -> tuple[Float32, Float32 | None]:
+            return answer(runner, batch, sizes.min), None if reference is None else reference(batch)
+
+        for judged_logits, wanted in in_order(both, images.batches(preprocess, batch_size(sizes)), runner.at_once):
+            found.append(judged_logits)
+            if wanted is not None:
+                expected.append(wanted)
+            advance(min(1.0, len(found) * batch_size(sizes) / len(images)))
+    answers = question.stored.logits if question.stored else np.concatenate(expected)
+    labels = images.labels if question.labelled else None
+    conclude(folder, about, Logits(answers, np.concatenate(found), labels), images.pixels)
+
+
+def batch_size(batch: BatchRange) -> int:
+    """Images per run of an engine with these batch sizes."""
+    return max(batch.min, min(BATCH, batch.max))
+
+
+def answer(runner: Callable[[Float32], Float32], images: Float32, smallest: int) -> Float32:
+    """Logits (n, classes) of images (n, 3, S, S); copies of the last one fill the batch up to the engine's smallest."""
+    missing = max(0, smallest - len(images))
+    return runner(np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]))[: len(images)]
+
+
+def conclude(out: Path, about: Judged, logits: Logits, pixels: Callable[[int], Uint8]) -> DriftReport:
+    """Compare the logits of n images, judge, and write drift.json, logits.npz and flips.npz.
+
+    `pixels` gives the image uint8 (H, W, C) of an index; few are asked for, and none of drawn weights.
+    """
+    comparison = compare(logits.reference, logits.engine, logits.labels)
+    judged_by, verdict, reason = judge(comparison, about.budget_points, random_weights=about.random_weights)
+    report = DriftReport(
+        **vars(about),
+        judged_by=judged_by,
+        verdict=verdict,
+        reason=reason,
+        **vars(comparison),
+    )
+    write_logits(out / LOGITS, logits)
+    shown = worst_flips(logits.reference, logits.engine, logits.labels)[: 0 if about.random_weights else None]
+    write_flips(out / FLIPS, shown, pixels)
+    write_artifact(out / DRIFT, report)
+    return report
+
+
+def _reference(path: Path, *, throughput: bool) -> Runner:
+    from edge.runtime.ort_runner import OrtRunner
+
+    return OrtRunner(path, throughput=throughput)
+
+
+def _judged_runner(folder: Path, judged: str, *, is_engine: bool) -> Runner:
+    """What answers for the build: its engine, or a graph on the CPU."""
+    if is_engine:
+        from edge.runtime.engine_runner import open_engine
+
+        return open_engine(folder)
+    from edge.runtime.ort_runner import OrtRunner
+
+    path = folder / judged
+    if judged != TYPED:
+        return OrtRunner(path, throughput=True)
+    import onnx
+
+    from edge.runtime.emulated import emulated_runner
+
+    return emulated_runner(onnx.load(path), path, throughput=True)
+
+
+def _judged_on(manifest: EngineManifest, judged: str) -> str:
+    """What runs the file `judged` of a build, in words."""
+    here = judged == manifest.engine.file
+    if here and manifest.engine.device:
+        return f"{manifest.engine.device}: the engine itself"
+    return judged_on(on_cpu=manifest.engine.backend == "ort", here=here, emulated=judged == TYPED)
+
+
+def judged_on(*, on_cpu: bool, here: bool, emulated: bool) -> str:
+    """What runs the side that is judged, said plainly where it is not the engine itself.
+
+    Args:
+        on_cpu: the engine is one for a CPU.
+        here: the engine can run on this machine.
+        emulated: the graph that stands for it has FP16 roundings, which are emulated.
+    """
+    if here:
+        return "ONNX Runtime, CPU: the engine itself" if on_cpu else f"{THIS_GPU}: the engine itself"
+    how = ", its FP16 roundings emulated" if emulated else ""
+    return f"ONNX Runtime, CPU{how}: the graph that the engine was built from, not the engine itself"
+
+
+def report_step(workspace: Workspace) -> Step:
+    """The last step, which reads what is there of all that a report may show."""
+    folder = workspace.folder
+    reads: dict[str, Any] = {file: workspace.sha256(file) for file in _REPORTED if (folder / file).is_file()}
+    reads["versions"] = versions("jinja2", "matplotlib", "pillow")
+    return Step("report", reads, (REPORT,), partial(report, folder))
+
+
+def report(folder: Path, advance: Advance) -> None:
+    """Everything in the folder -> report.html."""
+    from edge.report import render
+
+    write_bytes(folder / REPORT, render(folder, advance).encode())

@@ -1,0 +1,105 @@
+"""The step that builds the engine and writes down what it is."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calib.files import sha256_bytes, sha256_file, write_bytes
+from edge.pipeline.build_request import BuildInputs, BuildRequest
+from edge.pipeline.steps.drift_step import judged_on
+from edge.progress import Advance
+from engines.build_folder.file_names import CALIBRATION, FOLDED, MODEL, QUANTIZED, REFINED, TYPED, XNORM
+
+if TYPE_CHECKING:
+    from engines.build import BuiltEngine
+    from engines.build_folder.manifest import EngineManifest, EngineRecord
+    from engines.build_spec import BuilderOptions
+
+RANDOM_NOTE = "RANDOM WEIGHTS: this engine shows size and numbers, never accuracy"
+
+
+def engine(request: BuildRequest, inputs: BuildInputs, graph_path: Path, advance: Advance) -> None:
+    """Graph -> engine and manifest. Raises VerdictError when the receipt is below its floor; then neither is written."""
+    from engines.build import build
+    from engines.build_folder.manifest import write_manifest
+    from engines.build_spec import BuildSpec
+
+    options = request.builder.options(request.target, request.out)
+    spec = BuildSpec(graph_path, request.target, request.precision, request.batch, request.int8_floor, options)
+    built = build(spec, advance)
+    record = write_engine(request.out, request.engine_file, built, options)
+    request.builder.keep(request.target, request.out, built.timing_cache)
+    write_manifest(request.out, describe(request, inputs, graph_path, built, record))
+
+
+def write_engine(out: Path, file: str, built: BuiltEngine, options: BuilderOptions) -> EngineRecord:
+    """Write an engine's bytes, atomically, and say what it is."""
+    from engines.build_folder.manifest import EngineRecord
+
+    write_bytes(out / file, built.data)
+    return EngineRecord(
+        file=file,
+        sha256=sha256_bytes(built.data),
+        bytes=len(built.data),
+        backend=built.backend,
+        backend_version=built.version,
+        compute_capabilities=built.compute_capabilities,
+        version_compatible=options.version_compatible,
+        hardware_compatibility=options.hardware_compatibility,
+        timing_cache_sha256=None if built.timing_cache is None else sha256_bytes(built.timing_cache),
+        device=built.device,
+    )
+
+
+def describe(
+    request: BuildRequest, inputs: BuildInputs, graph_path: Path, built: BuiltEngine, record: EngineRecord
+) -> EngineManifest:
+    """The manifest of a built engine."""
+    from engines.build_folder.manifest import CalibrationRecord, EngineManifest, FileRecord
+
+    def recorded(file: str) -> FileRecord:
+        return FileRecord(file, sha256_file(request.out / file))
+
+    info, table = inputs.info, inputs.calib_images
+    int8 = request.precision == "int8"
+    calibration = (
+        CalibrationRecord(
+            file=CALIBRATION,
+            sha256=sha256_file(request.out / CALIBRATION),
+            images=len(table),
+            data_sha256=table.sha256,
+        )
+        if int8
+        else None
+    )
+    notes = [
+        judged_on(on_cpu=request.target.backend == "ort", here=request.engine_runs_here, emulated=graph_path.name == TYPED)
+    ]
+    if info.random_weights:
+        notes.insert(0, RANDOM_NOTE)
+    return EngineManifest(
+        model=info.config.name,
+        precision=request.precision,
+        target=request.target.name,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        checkpoint=FileRecord(Path(info.file).name, info.sha256) if info.file else None,
+        onnx=recorded(MODEL),
+        xnorm=recorded(XNORM) if request.precision != "fp32" else None,
+        folded_onnx=recorded(FOLDED) if request.precision != "fp32" else None,
+        refined_onnx=recorded(REFINED) if int8 else None,
+        qdq_onnx=recorded(QUANTIZED) if int8 else None,
+        typed_onnx=recorded(graph_path.name) if graph_path.name == TYPED else None,
+        calibration=calibration,
+        engine=record,
+        input=built.input,
+        output=built.output,
+        preprocess={**info.preprocess.as_json(), "sha256": info.preprocess.sha256},
+        labels=info.labels,
+        receipt=built.receipt,
+        batch=(request.batch.min, request.batch.opt, request.batch.max),
+        int8_floor=request.int8_floor,
+        random_weights=info.random_weights,
+        notes=tuple(notes),
+    )

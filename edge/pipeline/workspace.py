@@ -1,0 +1,202 @@
+"""One build folder: one writer at a time, steps that run only when something they read has changed.
+
+`steps.json` (`engines.build_folder.step_record`) records, for every step, the digest of what it read (inputs, parameters,
+versions, the toolkit's own source) and of each file it wrote. A step whose record still holds is reused; a record that is not
+as it was sealed is worth no more than none. A step that must run first removes its own outputs, those of every later step and
+the folder's signature: a folder never shows a verdict about files that are gone or replaced, also after a kill.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from calib.errors import InputError, MissingError
+from calib.files import canonical_json, sha256_bytes, sha256_file
+from engines.build_folder.file_names import RECORD as RECORD  # noqa: PLC0414  # said twice: a re-export
+from engines.build_folder.step_record import StepRecord, read_record, write_record
+
+_LOCK = ".lock"
+
+
+@lru_cache(maxsize=1)
+def toolkit_sha256() -> str:
+    """Digest of the toolkit's own source: another version of the code makes every step anew."""
+    root = Path(__file__).resolve().parents[2]
+    sources = sorted(
+        p for name in ("calib", "engines", "edge") for p in (root / name).rglob("*") if p.suffix in (".py", ".html")
+    )
+    content = "".join(f"{p.relative_to(root)} {sha256_file(p)}\n" for p in sources)
+    return sha256_bytes(content.encode())
+
+
+@dataclass
+class Workspace:
+    """An opened and locked build folder.
+
+    Attributes:
+        folder: where everything lands.
+        artifacts: every file that any build may leave here, in the order of the flow.
+        before_change: told the first step that has to run, before anything is removed; what it raises leaves the folder as it
+            was.
+        reused: names of the steps that did not have to run, in order.
+        ran: names of the steps that ran, in order.
+    """
+
+    folder: Path
+    artifacts: tuple[str, ...]
+    force: bool = False
+    before_change: Callable[[str], None] = lambda _step: None
+    reused: list[str] = field(default_factory=list)
+    ran: list[str] = field(default_factory=list)
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(
+        cls,
+        folder: Path,
+        artifacts: tuple[str, ...],
+        *,
+        force: bool,
+        on_wait: Callable[[str], None],
+        before_change: Callable[[str], None] = lambda _step: None,
+    ) -> Iterator[Workspace]:
+        """Make and lock the folder. While another build holds it, say so through `on_wait` and wait for its end.
+
+        Raises MissingError when the folder cannot be written, or cannot be locked (some network file systems); InputError
+        when it holds files of a build's names that no build has written: they would be lost.
+        """
+        _refuse_foreign(folder, artifacts)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise MissingError(
+                "output folder cannot be written", where=folder, found=error.strerror, next_command="choose another --out"
+            ) from error
+        with _held(descriptor, folder, on_wait):
+            _remove_leftovers(folder, artifacts)
+            yield cls(folder, artifacts, force, before_change)
+
+    def step(self, name: str, reads: dict[str, Any], writes: tuple[str, ...], run: Callable[[], None]) -> bool:
+        """Run a step, or reuse what it wrote earlier. True when it ran.
+
+        Args:
+            name: of the step.
+            reads: digests, parameters and versions that decide what the step writes; plain JSON values.
+            writes: file names in the folder, out of `artifacts`.
+            run: does the work and writes the files, each atomically.
+        """
+        record = self._record()
+        digest = sha256_bytes(canonical_json({**reads, "toolkit": toolkit_sha256()}))
+        if not self.force and self._holds(record.get(name), digest, writes):
+            self.reused.append(name)
+            return False
+        if not self.ran:
+            self.before_change(name)
+        self._invalidate(record)
+        try:
+            run()
+        except BaseException:  # Ctrl-C too: what a step did not finish is not left beside what others did
+            self._remove(writes)
+            raise
+        record[name] = StepRecord(digest, {file: sha256_file(self.folder / file) for file in writes})
+        write_record(self.folder, record)
+        self.ran.append(name)
+        return True
+
+    def sha256(self, file: str) -> str:
+        """Digest of a file that a step of this run wrote or reused."""
+        for entry in self._record().values():
+            if file in entry.writes:
+                return entry.writes[file]
+        return sha256_file(self.folder / file)
+
+    def _record(self) -> dict[str, StepRecord]:
+        try:
+            return read_record(self.folder)
+        except InputError:  # no record, a damaged one, or one of another release: every step runs again
+            return {}
+
+    def _holds(self, entry: StepRecord | None, digest: str, writes: tuple[str, ...]) -> bool:
+        if entry is None or entry.reads != digest or set(entry.writes) != set(writes):
+            return False
+        paths = {file: self.folder / file for file in writes}
+        files = all(path.is_file() and not path.is_symlink() for path in paths.values())  # `ufovit verify` refuses a link too
+        return files and all(sha256_file(path) == entry.writes[file] for file, path in paths.items())
+
+    def _invalidate(self, record: dict[str, StepRecord]) -> None:
+        """Remove every artifact that no finished step of this run vouches for, last in the flow first, and forget its step."""
+        done = {*self.reused, *self.ran}
+        for step in [step for step in record if step not in done]:
+            del record[step]
+        kept = {file for entry in record.values() for file in entry.writes}
+        self._remove(file for file in reversed(self.artifacts) if file not in kept)
+        write_record(self.folder, record)
+
+    def _remove(self, files: Iterable[str]) -> None:
+        for file in files:
+            (self.folder / file).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Keep builds out of a build folder; a folder that no build ever locked, a copy, is left as it is. Raises MissingError."""
+    if not (folder / _LOCK).exists():
+        yield
+        return
+    try:
+        descriptor = os.open(folder / _LOCK, os.O_RDWR)
+    except OSError as error:
+        raise MissingError("build folder cannot be locked", where=folder, found=error.strerror) from error
+    with _held(descriptor, folder, on_wait):
+        yield
+
+
+@contextlib.contextmanager
+def _held(descriptor: int, folder: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Lock an open lock file until the end of the block, and close it."""
+    try:
+        _lock(descriptor, folder, on_wait)
+        yield
+    finally:
+        os.close(descriptor)  # also releases the lock
+
+
+def _lock(descriptor: int, folder: Path, on_wait: Callable[[str], None]) -> None:
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait(f"another build is at work in {folder}: waiting for its end")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        raise MissingError(
+            "output folder cannot be locked", where=folder, found=error.strerror, next_command="choose an --out on a local disk"
+        ) from error
+
+
+def _refuse_foreign(folder: Path, artifacts: tuple[str, ...]) -> None:
+    """A build folder is known by its lock file, which stays; files of the same names elsewhere are somebody's own."""
+    found = [] if (folder / _LOCK).exists() else [file for file in artifacts if (folder / file).exists()]
+    if found:
+        raise InputError(
+            "the folder holds files that no build has written, and a build would replace them",
+            where=folder,
+            found=", ".join(found),
+            allowed="a new folder, or one of an earlier build",
+            next_command="choose another --out, or move these files away",
+        )
+
+
+def _remove_leftovers(folder: Path, artifacts: tuple[str, ...]) -> None:
+    """Remove temporary files that a killed build left behind; the caller holds the folder's lock."""
+    for name in (*artifacts, RECORD):
+        for leftover in folder.glob(f".{name}.*.tmp"):  # as `calib.files.atomic_path` names them
+            leftover.unlink(missing_ok=True)

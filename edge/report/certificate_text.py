@@ -1,0 +1,144 @@
+"""The certificate of every XNorm in words: for the summary of a build, its report and the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from edge.stability.certificate import Int8Loss, SiteCertificate, XNormCertificate
+from edge.stability.verdict import STABILITIES, Judgement, Stability
+
+_FLOATS = ("fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One XNorm, before and after the repair.
+
+    Attributes:
+        name, operand: which.
+        before, after: the worst verdict in any precision that was asked for, and why.
+        repair: what was done, "" for nothing.
+        island: whether it computes in FP32.
+    """
+
+    name: str
+    operand: str
+    before: Judgement
+    after: Judgement
+    repair: str
+    island: bool
+
+
+def judgement(site: SiteCertificate, precisions: tuple[str, ...]) -> Judgement:
+    """The worst verdict on a site in some precisions, the first of several that are equally bad."""
+    return max((site.verdicts[name] for name in precisions), key=lambda found: STABILITIES.index(found.verdict))
+
+
+def site_rows(certificate: XNormCertificate) -> tuple[SiteRow, ...]:
+    """Every XNorm that was repaired or is not stable, the worst first, then in graph order."""
+    rows = []
+    for old, new in zip(certificate.before or certificate.sites, certificate.sites, strict=True):
+        before, after = judgement(old, certificate.precisions), judgement(new, certificate.precisions)
+        row = SiteRow(new.name, new.operand, before, after, _repair(old, new), new.island)
+        if row.repair or after.verdict != "stable":
+            rows.append(row)
+    return tuple(sorted(rows, key=lambda row: -STABILITIES.index(row.after.verdict)))
+
+
+def headline(certificate: XNormCertificate) -> str:
+    """What the certificate says, in one line: verdicts, what they rest on, what was repaired, what was wrong before."""
+    precisions, sites = certificate.precisions, certificate.sites
+    stable = [site for site in sites if judgement(site, precisions).verdict == "stable"]
+    share = f"{len(stable)}" if len(stable) == len(sites) else f"{len(stable)} of {len(sites)}"
+    parts = [f"{share} {_xnorms(len(sites))} stable in {_named(precisions)}"]
+    if stable:
+        parts[0] += f", {_basis(certificate, stable)}"
+    parts += [f"{count} {verdict}" for verdict, count in _counts(sites, precisions).items() if verdict != "stable"]
+    if folded := sum(bool(site.fold) for site in sites):
+        parts.append(f"{folded} folded by powers of two")
+    if certificate.islands.sites:
+        parts.append(f"{certificate.islands.sites} in FP32 islands")
+    was = _counts(certificate.before, precisions)
+    bad = " and ".join(f"{count} {verdict}" for verdict, count in was.items() if verdict != "stable")
+    return "; ".join(parts) + (f" (before: {bad})" if bad else "")
+
+
+def verdict_counts(sites: Iterable[SiteCertificate], precision: str) -> str:
+    """Sites by their verdict in a precision: "50 stable, 2 at risk"."""
+    return ", ".join(f"{count} {verdict}" for verdict, count in _counts(sites, (precision,)).items()) or "none"
+
+
+def island_cost(certificate: XNormCertificate) -> str:
+    """What the FP32 islands cost."""
+    cost = certificate.islands
+    if not cost.sites:
+        return "none"
+    who = f"{cost.sites} {_xnorms(cost.sites)} in FP32"
+    return f"{who}: {cost.casts} Casts, {cost.values_per_image:,} values of an image cross them"
+
+
+def int8_loss(sites: Iterable[SiteCertificate]) -> str:
+    """What INT8 behind the norm costs at worst."""
+    return _loss(Int8Loss(s.int8_dead_fraction, s.int8_direction_error, s.int8_clipped_fraction) for s in sites)
+
+
+def _counts(sites: Iterable[SiteCertificate], precisions: tuple[str, ...]) -> dict[Stability, int]:
+    """Verdict -> how many sites have it as their worst; only those that occur, from best to worst."""
+    found = [judgement(site, precisions).verdict for site in sites]
+    return {verdict: found.count(verdict) for verdict in STABILITIES if verdict in found}
+
+
+def _xnorms(count: int) -> str:
+    return "XNorm" if count == 1 else "XNorms"
+
+
+def _named(precisions: tuple[str, ...]) -> str:
+    """FP16, BF16 and INT8."""
+    *first, last = (name.upper() for name in precisions)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _basis(certificate: XNormCertificate, stable: list[SiteCertificate]) -> str:
+    """What the stable verdicts rest on."""
+    certified = _bounded(stable) if set(certificate.precisions) & set(_FLOATS) else 0
+    if not certified:
+        return f"as far as {certificate.images} images show"
+    if certified == len(stable):
+        return "overflow ruled out for every input"
+    return f"overflow ruled out for every input at {certified}, at the others on {certificate.images} images only"
+
+
+def _bounded(sites: Iterable[SiteCertificate]) -> int:
+    return sum(site.bound_sum_sq is not None for site in sites)
+
+
+def _repair(old: SiteCertificate, new: SiteCertificate) -> str:
+    """What was done to a site, "" for nothing."""
+    parts = []
+    if new.fold:
+        weights = [f"{_local(weight, new.name)} {_power(exponents)}" for weight, exponents in new.fold.items()]
+        parts.append(f"{_power((new.fold_exponent,))} ({', '.join(weights)})")
+    if (old.eps, old.eps_kind) != (new.eps, new.eps_kind):
+        parts.append(f"eps {old.eps} {old.eps_kind} -> {new.eps} {new.eps_kind}")
+    return ", ".join([*parts, *(["FP32 island"] if new.island else [])])
+
+
+def _local(weight: str, site: str) -> str:
+    """A weight's name within the module of its site: `blocks.0.attn.k/MatMul.weight` -> `k/MatMul.weight`."""
+    module, dot, _ = site.partition("/")[0].rpartition(".")
+    return weight.removeprefix(module + dot)
+
+
+def _power(exponents: tuple[int, ...]) -> str:
+    """The factor that exponents by head stand for: 2^-3, or 2^-2 to 2^-4 where heads differ."""
+    low, high = min(exponents), max(exponents)
+    return f"2^{-low}" if low == high else f"2^{-low} to 2^{-high} by head"
+
+
+def _loss(losses: Iterable[Int8Loss]) -> str:
+    """The worst of each loss over the sites."""
+    found = list(losses)
+    dead, turned = max(x.dead_fraction for x in found), max(x.direction_error for x in found)
+    clipped = max(x.clipped_fraction for x in found)
+    return f"at worst {dead:.2%} dead vectors, direction error {turned:.3f}, {clipped:.2%} clipped"

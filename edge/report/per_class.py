@@ -1,0 +1,115 @@
+"""What quantization did to each class: paired counts, the change with its interval, and the figure of both.
+
+A class has few images. Its interval is that of the drop (`edge.drift.drop_interval`) on these images alone, with the sign
+turned. Of many intervals at 95 %, one in twenty misses the truth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.drift.drop_interval import drop_limits
+from edge.report.plots import FEW
+from edge.report.svg import BAD, GOOD, INK, LINE, MUTED, PAPER, draw, shorten
+from edge.tasks.classification.logits import answers
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+    from edge.drift.compare import DriftReport
+    from edge.tasks.classification.logits import Logits
+
+LISTED = 40
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class.
+
+    Attributes:
+        name: its label.
+        images: how many have it.
+        before, after: shares answered rightly, in [0, 1].
+        lost, won: images whose answer turned from right to wrong, and from wrong to right.
+        change_points: percentage points; negative is worse.
+        low_points, high_points: 95 % interval of the change.
+    """
+
+    name: str
+    images: int
+    before: float
+    after: float
+    lost: int
+    won: int
+    change_points: float
+    low_points: float
+    high_points: float
+
+    @property
+    def colour(self) -> str:
+        """By what the whole interval says."""
+        return GOOD if self.low_points > 0 else BAD if self.high_points < 0 else MUTED
+
+
+def class_rows(logits: Logits, labels: tuple[str, ...]) -> tuple[ClassRow, ...]:
+    """Every class that has images, in the order of the labels; none without labels of the images."""
+    if logits.labels is None:
+        return ()
+    right, still = answers(logits.reference) == logits.labels, answers(logits.engine) == logits.labels
+    images, before, after, lost, won = (
+        np.bincount(logits.labels[chosen], minlength=len(labels))
+        for chosen in (np.ones_like(right), right, still, right & ~still, ~right & still)
+    )
+    rows = []
+    for i in np.flatnonzero(images):
+        n = int(images[i])
+        low, high = (float(limit) for limit in drop_limits(lost[i], won[i], n))
+        change = 100.0 * (int(won[i]) - int(lost[i])) / n
+        shares = int(before[i]) / n, int(after[i]) / n
+        rows.append(ClassRow(labels[i], n, *shares, int(lost[i]), int(won[i]), change, -100 * high, -100 * low))
+    return tuple(rows)
+
+
+def confusion_change(drift: DriftReport) -> npt.NDArray[np.int64] | None:
+    """Confusion counts (classes, classes) as [label][answer], the engine's less the reference's; None without labels."""
+    labelled = drift.labelled
+    if labelled is None:
+        return None
+    after, before = (np.array(table, np.int64) for table in (labelled.confusion_engine, labelled.confusion_reference))
+    return np.asarray(after - before)
+
+
+def listed(rows: tuple[ClassRow, ...]) -> tuple[ClassRow, ...]:
+    """All, or the LISTED of which the most images changed for better or worse on balance."""
+    if len(rows) <= LISTED:
+        return rows
+    return tuple(sorted(rows, key=lambda row: (-abs(row.won - row.lost), -abs(row.change_points)))[:LISTED])
+
+
+def changes(rows: tuple[ClassRow, ...]) -> Markup:
+    """The change of each class and its interval, the first row on top; at least one row."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.axvline(0, color=INK, linewidth=0.8)
+        for y, row in enumerate(rows):
+            pale = 0.5 if row.images < FEW else 1.0
+            ends = [row.low_points, row.high_points]
+            (bar,) = axes.plot(ends, [y, y], color=row.colour, linewidth=4, solid_capstyle="butt", alpha=0.5 * pale)
+            bar.set_gid(f"class-{y}")
+            (dot,) = axes.plot([row.change_points], [y], marker="o", markersize=5, color=row.colour)
+            if pale < 1.0:
+                dot.set_markerfacecolor(PAPER)
+        axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="change of the share of right answers, percentage points (left is worse)")
+        axes.set_yticks(range(len(rows)), [f"{shorten(row.name)} ({row.images:,})" for row in rows])
+        axes.tick_params(length=0, axis="y", labelcolor=INK)
+        axes.grid(axis="x", color=LINE)
+        axes.spines["left"].set_visible(False)
+
+    said = [f"{r.name} {r.change_points:+.2f} points, from {r.low_points:+.2f} to {r.high_points:+.2f}" for r in rows]
+    return draw("classes", (6.4, 0.8 + 0.22 * len(rows)), "change by class: " + "; ".join(said), paint)

@@ -1,0 +1,116 @@
+"""The calibrated range of every quantized activation: one overview, then one table with bars per block of the network."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.ticker import NullFormatter
+
+from edge.report.svg import ACCENT, LINE, draw, shorten
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+    from calib.calibration_table import CalibrationTable
+
+LONGEST_NAME = 30
+GROUP_BARS = 36
+"""Bars in one table; a longer group is continued in the next."""
+
+
+def block_of(tensor: str) -> str:
+    """The block of the network that a tensor belongs to, from its module path: `blocks.3.attn.q/Add_output` -> `blocks.3`."""
+    module, slash, _ = tensor.partition("/")
+    if not slash:
+        return tensor if tensor.isidentifier() else "other"
+    parts = module.split(".")
+    numbered = len(parts) > 1 and parts[1].isdigit() and parts[0].endswith("blocks")
+    return ".".join(parts[: 2 if numbered else 1]) or "other"
+
+
+def groups(order: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
+    """Tensors by block, blocks in order of first appearance, none longer than GROUP_BARS; loose tensors share one group."""
+    by_block: dict[str, list[str]] = {}
+    for tensor in order:
+        by_block.setdefault(block_of(tensor), []).append(tensor)
+    merged: dict[str, list[str]] = {}
+    for block, tensors in by_block.items():
+        merged.setdefault("input and single layers" if len(tensors) == 1 else block, []).extend(tensors)
+    found: list[tuple[str, tuple[str, ...]]] = []
+    for block, tensors in merged.items():
+        for start in range(0, len(tensors), GROUP_BARS):
+            title = f"{block}, continued" if start else block
+            found.append((title, tuple(tensors[start : start + GROUP_BARS])))
+    return found
+
+
+def overview(table: CalibrationTable, order: tuple[str, ...]) -> Markup:
+    """amax of every tensor in network order, on a logarithmic axis, with the blocks marked."""
+    amax = np.array([table.tensors[name].amax for name in order])
+    low = _floor(amax)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.vlines(range(len(order)), low, amax, color=ACCENT, linewidth=max(0.8, min(6.0, 380 / len(order) * 0.7)))
+        starts = [i for i, name in enumerate(order) if i == 0 or block_of(name) != block_of(order[i - 1])]
+        spaced: list[int] = []
+        for start in starts:
+            axes.axvline(start - 0.5, color=LINE, linewidth=0.5)
+            if not spaced or start - spaced[-1] >= len(order) / 24:
+                spaced.append(start)
+        axes.set_xticks(spaced, [shorten(block_of(order[i])) for i in spaced], rotation=90, ha="left")
+        axes.set(xlim=(-1, len(order)), ylim=(low, float(amax.max()) * 1.3), ylabel="amax")
+        axes.grid(axis="y")
+        axes.tick_params(length=0)
+
+    return draw("ranges", (7.4, 2.7), f"largest magnitude of {len(order)} tensors in network order", paint)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The logarithmic axis that the bars of all blocks share.
+
+    Attributes:
+        low: where the bars start, a power of ten.
+        high: where the axis ends.
+    """
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, table: CalibrationTable) -> Axis:
+        """The axis on which every amax of a table has its place."""
+        amax = np.array([scale.amax for scale in table.tensors.values()])
+        return cls(_floor(amax), float(amax.max()) * 1.3)
+
+    def percent(self, factor: float) -> float:
+        """Length of a factor, in per cent of the axis."""
+        return 100 * math.log(factor) / math.log(self.high / self.low)
+
+
+def block_rows(title: str, tensors: tuple[str, ...], table: CalibrationTable, axis: Axis) -> list[dict[str, Any]]:
+    """One row per tensor: its name inside the block, amax, scale, and the length of its bar in per cent of the axis."""
+    block = title.removesuffix(", continued")
+    return [
+        {
+            "name": shorten(tensor.removeprefix(block).lstrip("./").removesuffix("_output"), LONGEST_NAME),
+            "amax": table.tensors[tensor].amax,
+            "scale": table.tensors[tensor].scale,
+            "bar": axis.percent(table.tensors[tensor].amax / axis.low),
+        }
+        for tensor in tensors
+    ]
+
+
+def _floor(amax: npt.NDArray[np.float64]) -> float:
+    """The power of ten at which the bars start."""
+    return float(10.0 ** math.floor(math.log10(float(amax.min())) - 0.05))

@@ -1,0 +1,86 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calib.errors import InputError, MissingError
+from calib.parallel import in_order, shared_cores
+from edge.runtime.runner import Runner
+
+BATCH = 16
+"""Images per run on the CPU: more are no faster, and take more memory."""
+
+
+def tapped_batch(image_size: int) -> int:
+    """Images per run whose inner tensors are all held at once: BATCH up to 224 px, fewer in proportion to the pixels above."""
+    return max(1, min(BATCH, BATCH * 224**2 // image_size**2))
+
+
+class OrtRunner(Runner):
+    """Runs an ONNX file with one input and one output on the CPU.
+
+    Args:
+        path: the ONNX file; with `data`, what errors name.
+        data: bytes of a graph to run instead of the file.
+        threads: threads inside one operator; 0 lets ONNX Runtime use every core.
+        throughput: for many batches rather than the soonest answer to one: `at_once` runs share out the cores. Then `threads`
+            is not looked at.
+
+    Call: float32 (B, ...) -> the output as float32 (B, ...). Raises InputError for a file that ONNX Runtime refuses.
+    """
+
+    def __init__(self, path: Path, threads: int = 0, *, data: bytes | None = None, throughput: bool = False) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingError("onnxruntime is not installed", next_command="pip install 'ufovit-edge[build]'") from error
+        self._path = path
+        if throughput:
+            self.at_once, threads = shared_cores()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # errors only; they arrive as exceptions too
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would slow other runtimes
+        try:
+            self._session: Any | None = onnxruntime.InferenceSession(
+                data or str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its exceptions share no public base class
+            raise InputError("ONNX Runtime cannot load the graph", where=path, found=" ".join(str(error).split())) from error
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, images: npt.NDArray[np.float32], /) -> npt.NDArray[np.float32]:
+        """Logits (B, classes) of preprocessed images (B, 3, S, S)."""
+        if self._session is None:
+            raise InputError("the runner is closed", where=self._path)
+        try:
+            (logits,) = self._session.run(None, {self._input: images})
+        except Exception as error:  # its exceptions share no public base class
+            message = " ".join(str(error).split())
+            raise InputError(
+                "the graph does not take these images", where=self._path, found=f"{images.shape}: {message}"
+            ) from error
+        return np.asarray(logits, dtype=np.float32)
+
+    def close(self) -> None:
+        """Give the session and its threads back."""
+        self._session = None
+
+
+def run_all(
+    runner: Runner, batches: Iterable[npt.NDArray[np.float32]], done: Callable[[int], None] = lambda _images: None
+) -> npt.NDArray[np.float32]:
+    """Output of a graph on all batches, (n, ...); `done` is told the number of images after each."""
+    found: list[npt.NDArray[np.float32]] = []
+    images = 0
+    for count, logits in in_order(lambda batch: (len(batch), runner(batch)), batches, runner.at_once):
+        found.append(logits)
+        images += count
+        done(images)
+    return np.concatenate(found)

@@ -1,0 +1,298 @@
+"""Runs a TensorRT or TensorRT-RTX engine on a CUDA device.
+
+A batch goes host -> page-locked buffer -> device -> engine -> device -> page-locked buffer -> a new array, on one stream, with
+one wait at the end. The second of two batches of one size in a row is captured as a CUDA graph: from then on a batch of that
+size is one call. A batch of another size drops the graph, because the execution context that a graph was captured from must
+not be changed while the graph is in use (TensorRT's developer guide on CUDA graphs).
+
+TensorRT-RTX compiles kernels on the device, by default in the background, and answers from slower ones meanwhile. Here it is
+asked to compile them before the first answer, so that the same images give the same logits in every run. It captures CUDA
+graphs itself, once the kernels are there, and is asked for those instead (TensorRT-RTX, "Working with RTX CUDA Graphs").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+import numpy as np
+
+from calib.errors import BackendError, InputError
+from edge.runtime.device_memory import DeviceMemory, Graph, open_device
+from edge.runtime.runner import Images, Logits, Runner, check_images
+from edge.runtime.trt_io import EngineIo, read_io, split
+from edge.runtime.trt_timing import device_times_ms
+from engines.trt.api import Flavour, Runtime
+
+_SHOWN_LINES = 12
+_PROFILE = 0
+
+
+class _Loaded:
+    """An engine on the device, shared by the runners on it. The last of them drops it: first the engine, then its runtime."""
+
+    def __init__(self, flavour: Flavour, engine: bytes, *, version_compatible: bool) -> None:
+        runtime = Runtime(flavour)
+        self.engine: Any = runtime.deserialize(engine, version_compatible=version_compatible)
+        self.runtime = runtime
+        self.io: EngineIo = read_io(runtime.module, self.engine, _PROFILE)
+
+
+class TrtRunner(Runner):
+    """A `Runner` of one engine, one thread, one stream and its own buffers.
+
+    Args:
+        flavour: "trt" or "rtx", the library that built the engine.
+        engine_bytes: the serialized engine. It runs as code: pass only bytes that
+                `engines.build_folder.authenticate` returned.
+        memory: the device; None opens device 0.
+        graphs: whether CUDA graphs may be used.
+        version_compatible: the engine was built to run with later releases and carries a runtime.
+
+    Attributes:
+        image_shape: (3, S, S).
+        batches: (smallest, optimal, largest) batch of the engine's optimization profile 0. More images than the largest are
+            run in several batches; fewer than the smallest are refused.
+        notes: what works otherwise than asked for, one sentence each.
+
+    Raises MissingError without the library, a driver or a device; BackendError when TensorRT or CUDA fails; InputError for
+    an engine that is not one float32 input (B, ...) and one float32 output (B, ...).
+    """
+
+    def __init__(
+        self,
+        flavour: Flavour,
+        engine_bytes: bytes,
+        memory: DeviceMemory | None = None,
+        *,
+        graphs: bool = True,
+        version_compatible: bool = False,
+    ) -> None:
+        memory = memory or open_device()
+        with memory.current():
+            self._start(_Loaded(flavour, engine_bytes, version_compatible=version_compatible), memory, graphs)
+
+    def clone(self) -> TrtRunner:
+        """Another runner of the same engine, for the calling thread; it lives on when this one is closed."""
+        loaded = self._loaded
+        if loaded is None:
+            raise _closed()
+        other = TrtRunner.__new__(TrtRunner)
+        with self._memory.current():
+            other._start(loaded, self._memory, self._graphs_wanted)
+        return other
+
+    def _start(self, loaded: _Loaded, memory: DeviceMemory, graphs: bool) -> None:
+        """Everything that one runner has of its own; given back at once if something fails."""
+        self._loaded: _Loaded | None = loaded
+        self._runtime, self._io = loaded.runtime, loaded.io
+        self._memory = memory
+        self._graphs_wanted = graphs
+        self._thread = threading.current_thread()
+        self._busy = threading.Lock()
+        self.image_shape, self.batches = self._io.image_shape, self._io.batches
+        self.notes: list[str] = []
+        self._graph: Graph | None = None
+        self._captures_itself = False
+        self._batch, self._warm = 0, False
+        self._output_shape: tuple[int, ...] = ()
+        with contextlib.ExitStack() as started:
+            self._stream = memory.make_stream()
+            started.callback(self._stream.destroy)
+            self._context: Any = self._make_context(loaded.engine)
+            started.callback(self._drop_context)
+            self._capture_wanted = graphs and not self._captures_itself and self._can_capture()
+            self._prepare_buffers(started)
+            self._resources = started.pop_all()
+
+    def _make_context(self, engine: Any) -> Any:
+        """A context in optimization profile 0, with TensorRT-RTX's own settings where the module has them."""
+        self._config = self._rtx_config(engine)
+        options = () if self._config is None else (self._config,)
+        context = self._given("create_execution_context", engine.create_execution_context(*options))
+        if context.active_optimization_profile != _PROFILE:
+            done = context.set_optimization_profile_async(_PROFILE, self._stream.handle)
+            self._stream.synchronize()
+            self._given("set_optimization_profile_async", done)
+        return context
+
+    def _rtx_config(self, engine: Any) -> Any:
+        """Compile kernels first, capture graphs; None where the library compiles no kernels."""
+        module = self._runtime.module
+        if not hasattr(module, "DynamicShapesKernelSpecializationStrategy"):
+            return None
+        config = self._given("create_runtime_config", engine.create_runtime_config())
+        config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER
+        if self._graphs_wanted and hasattr(module, "CudaGraphStrategy"):
+            wanted = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            config.cuda_graph_strategy = wanted
+            self._captures_itself = config.cuda_graph_strategy == wanted  # the setter does not say whether it was accepted
+        return config
+
+    def _drop_context(self) -> None:
+        self._context = self._config = None
+
+    def _can_capture(self) -> bool:
+        """Whether the library at hand and the context can; what cannot is said in `notes`."""
+        if not self._memory.can_capture:
+            self.notes.append(f"{self._memory.library} has no CUDA graphs: every layer is launched by itself")
+            return False
+        asks = hasattr(self._context, "is_stream_capturable")
+        if asks and not self._context.is_stream_capturable(self._stream.handle):
+            self.notes.append(
+                f"{self._runtime.name} cannot run this engine from a CUDA graph: every layer is launched by itself"
+            )
+            return False
+        return True
+
+    def _prepare_buffers(self, started: contextlib.ExitStack) -> None:
+        """Buffers for the largest batch, at addresses that stay."""
+        io, largest = self._io, self.batches[2]
+        self._set_batch(largest)
+        self._input = self._memory.allocate(_nbytes(largest, io.image_shape))
+        started.callback(self._input.free)
+        self._output = self._memory.allocate(_nbytes(largest, self._output_shape))
+        started.callback(self._output.free)
+        self._images = self._input.host.view(np.float32).reshape(largest, *io.image_shape)
+        self._logits = self._output.host.view(np.float32).reshape(largest, *self._output_shape)
+        for name, buffer in ((io.input, self._input), (io.output, self._output)):
+            done = self._context.set_tensor_address(name, buffer.device_pointer)
+            self._given(f"set_tensor_address of {name}", done)
+
+    def __call__(self, images: Images, /) -> Logits:
+        """See `Runner`. Also raises InputError in another thread than the one that made the runner."""
+        self._check_thread()
+        check_images(images, self.image_shape)
+        sizes = split(len(images), self.batches[0], self.batches[2])
+        with self._busy:
+            if self._loaded is None:
+                raise _closed()
+            logits = np.empty((len(images), *self._output_shape), np.float32)
+            with self._memory.current():
+                start = 0
+                for size in sizes:
+                    self._run(images[start : start + size], logits[start : start + size])
+                    start += size
+        return logits
+
+    def compute_times_ms(self, runs: int) -> tuple[float, ...]:
+        """What the engine alone takes on the device for a batch as in the last call, copies excluded; raises as a call does."""
+        self._check_thread()
+        with self._busy:
+            if self._loaded is None or not self._warm:
+                raise _closed() if self._loaded is None else InputError("nothing to time: no batch has run yet")
+            with self._memory.current():
+                return device_times_ms(self._memory, self._stream, self._execute, runs, as_graph=self._graph is not None)
+
+    def _check_thread(self) -> None:
+        if threading.current_thread() is not self._thread:
+            found, allowed = threading.current_thread().name, f"{self._thread.name}; clone() makes a runner for this one"
+            raise InputError("the runner belongs to another thread", found=found, allowed=allowed)
+
+    def _run(self, images: Images, logits: Logits) -> None:
+        batch = len(images)
+        if batch != self._batch:
+            self._set_batch(batch)
+        np.copyto(self._images[:batch], images)
+        if self._warm and self._graph is None and self._capture_wanted:
+            self._capture()
+        try:
+            if self._graph is None:
+                self._enqueue()
+            else:
+                self._memory.launch(self._graph, self._stream)
+        except BaseException:  # a Ctrl-C too: nothing may still use the buffers when the next batch is written
+            with contextlib.suppress(BackendError):
+                self._stream.synchronize()
+            raise
+        self._stream.synchronize()
+        self._warm = True
+        np.copyto(logits, self._logits[:batch])
+
+    def _set_batch(self, batch: int) -> None:
+        """Tell the context the batch size, and learn or check the shape of its output."""
+        self._drop_graph()
+        self._batch, self._warm = 0, False  # known only when all of this has worked
+        io = self._io
+        self._given(f"set_input_shape of {io.input}", self._context.set_input_shape(io.input, (batch, *io.image_shape)))
+        shape = tuple(int(d) for d in self._context.get_tensor_shape(io.output))
+        inner = self._output_shape or shape[1:]
+        if len(shape) < 2 or shape[0] != batch or min(shape) < 1 or shape[1:] != inner:
+            raise BackendError(
+                "get_tensor_shape gives no shape of one row per image",
+                where=io.output,
+                found=f"{shape} for {batch} images",
+                log=tuple(self._runtime.log),
+            )
+        self._batch, self._output_shape = batch, inner
+
+    def _enqueue(self) -> None:
+        """Put copy, engine and copy on the stream."""
+        self._input.to_device(_nbytes(self._batch, self.image_shape), self._stream)
+        self._execute()
+        self._output.to_host(_nbytes(self._batch, self._output_shape), self._stream)
+
+    def _execute(self) -> None:
+        self._given("execute_async_v3", self._context.execute_async_v3(self._stream.handle))
+
+    def _capture(self) -> None:
+        """Record `_enqueue` as a graph; if that fails, note it and go on without."""
+        try:
+            self._memory.begin_capture(self._stream)
+            try:
+                self._enqueue()
+            except BaseException:
+                with contextlib.suppress(BackendError):  # the stream has to leave the capture; what is recorded is of no use
+                    self._memory.end_capture(self._stream).destroy()
+                raise
+            self._graph = self._memory.end_capture(self._stream)
+        except BackendError as error:
+            self._capture_wanted = False
+            reason = " ".join(str(error).split())
+            self.notes.append(f"no CUDA graph, every layer is launched by itself: {reason}")
+
+    def _drop_graph(self) -> None:
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            graph.destroy()
+
+    @property
+    def memory(self) -> DeviceMemory:
+        """The device."""
+        return self._memory
+
+    @property
+    def uses_graph(self) -> bool:
+        """Whether a next batch of the same size is one launch of a CUDA graph; of TensorRT-RTX, whether it was asked for it."""
+        return self._captures_itself or self._graph is not None
+
+    def close(self) -> None:
+        """Give everything back, after the call that is running in the runner's thread. Any thread may close."""
+        with self._busy:
+            if self._loaded is None:
+                return
+            with self._memory.current():
+                try:
+                    self._drop_graph()
+                    del self._images, self._logits  # views of what is freed now
+                    self._resources.close()  # the context before its engine
+                finally:
+                    self._loaded = None
+
+    def _given(self, call: str, answer: Any) -> Any:
+        """What TensorRT answered; raises BackendError naming the call if that is None or False."""
+        if answer is not None and answer is not False:
+            return answer
+        log = tuple(self._runtime.log)
+        lines = [line for line in log if not line.startswith("INFO")][-_SHOWN_LINES:]
+        found = "\n    ".join(lines) or "no reason given"
+        raise BackendError(f"{self._runtime.name} failed in {call}", found=found, log=log)
+
+
+def _nbytes(batch: int, shape: tuple[int, ...]) -> int:
+    return batch * int(np.prod(shape)) * np.dtype(np.float32).itemsize
+
+
+def _closed() -> InputError:
+    return InputError("the runner is closed")

@@ -1,0 +1,1 @@
+"""Finders of the places in a graph where 16 bits can fail, one file per kind."""

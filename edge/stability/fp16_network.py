@@ -1,0 +1,63 @@
+"""A whole network with every rounding of FP16 emulated, against FP32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from calib.metrics import sqnr_db
+from calib.ort_session import TappedGraph
+from edge.stability.certificate import XNormCertificate
+from edge.stability.finders.xnorm import find_sites
+from edge.stability.islands import fp32_nodes
+from engines.fp16_emulation import emulated_graph
+from engines.typed_graph import typed_graph
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """FP16 against FP32 on some images: answers alike, images with NaN or infinity, SQNR of the others' logits in dB."""
+
+    images: int
+    agreement: float
+    not_finite: int
+    sqnr_db: float
+
+    def __str__(self) -> str:
+        lost = f", {self.not_finite} with NaN or infinity" if self.not_finite else ""
+        return f"{self.agreement:.2%} of {self.images} images answered alike{lost}, SQNR of the logits {self.sqnr_db:.1f} dB"
+
+
+def fp16_graph(model: onnx.ModelProto, certificate: XNormCertificate | None = None) -> onnx.ModelProto:
+    """The FP32 graph that computes what the network computes in FP16.
+
+    With a certificate as a build would make it: islands where it asks for them, FP32 accumulators for K^T V. Without one all in
+    FP16, every sum included, as a plain conversion would have it. Raises InputError for weights that overflow FP16.
+    """
+    kept: frozenset[str] = frozenset()
+    if certificate is not None:
+        kept = fp32_nodes(model, find_sites(model), certificate.island_names)
+    return emulated_graph(typed_graph(model, keep_fp32=kept))
+
+
+def emulated_agreement(
+    reference: onnx.ModelProto, model: onnx.ModelProto, certificate: XNormCertificate | None, images: Float32
+) -> Agreement:
+    """Compare `model` in emulated FP16 with `reference` in FP32 on images (B, ...)."""
+    output = reference.graph.output[0].name
+    expected = TappedGraph(reference, (output,), threads=0)(images)[output]
+    found = TappedGraph(fp16_graph(model, certificate), (output,), threads=0)(images)[output]
+    return compare_logits(expected, found)
+
+
+def compare_logits(expected: Float32, found: Float32) -> Agreement:
+    """Agreement of logits (B, classes); an image with NaN or infinity answers nothing."""
+    finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(found).all(axis=1))
+    alike = finite & (np.where(finite[:, None], found, 0).argmax(axis=1) == expected.argmax(axis=1))
+    ratio = sqnr_db(expected[finite], found[finite]) if finite.any() else float("-inf")
+    return Agreement(len(expected), float(alike.mean()), int((~finite).sum()), ratio)

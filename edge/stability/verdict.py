@@ -1,0 +1,184 @@
+"""From ranges to a verdict per site and precision.
+
+A site computes a -> sum a^2 -> norm -> a / norm in a 16-bit format, sums included: no runtime promises better. Per head,
+
+    unstable   a tensor that is stored overflows on these images (infinity / infinity is NaN), or at least LOST_SHARE of
+               the vectors are lost: their sum overflows (a / infinity is 0), or falls below half a subnormal number, so
+               that every square is zero, though no clamp had decided in FP32 already; or a zero vector meets an eps that
+               the format cannot hold (0 / 0)
+    at risk    fewer vectors are lost; or a certified maximum comes within MARGIN_BITS of the largest number (where nothing is
+               certified: an observed one within UNCERTIFIED_MARGIN_BITS); or an observed sum falls below the floor; or the
+               eps vanishes in the format
+    stable     otherwise
+
+The floor: every a_i^2 below the smallest normal number is rounded to a multiple of the smallest subnormal s, an error of at
+most s / 2. Over d terms the norm is off by at most d s / 4 relative to sum a^2, which stays below half a unit in the last
+place, 2^-t with t significant bits, as long as sum a^2 >= d s 2^(t - 2). FP16: d 2^-15.
+
+An FP32 island takes the sums out of the format: what is left is what is stored on its edge.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from edge.stability.float_formats import FloatFormat
+from edge.stability.observed_ranges import Certified, Float64, Observed
+
+if TYPE_CHECKING:
+    from edge.stability.finders.xnorm import XNormSite
+
+Stability = Literal["stable", "at risk", "unstable"]
+RestsOn = Literal["certified", "observed"]
+STABILITIES: tuple[Stability, ...] = ("stable", "at risk", "unstable")
+"""From best to worst."""
+
+MARGIN_BITS = 1.0
+"""Headroom that a certified maximum keeps: quantized weights and inputs move values by a few percent, not by a factor of 2."""
+UNCERTIFIED_MARGIN_BITS = 4.0
+"""Headroom that an observed maximum keeps where nothing is certified: images yet unseen may reach further."""
+LOST_SHARE = 1e-3
+"""Share of a head's vectors from which their loss is called unstable. Fewer hardly show in an accuracy. Such a site is at risk,
+and repaired like an unstable one."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on one site in one precision, what it rests on, and why, in one sentence."""
+
+    verdict: Stability
+    rests_on: RestsOn
+    reason: str
+
+
+@dataclass(frozen=True)
+class SiteCase:
+    """One site with all that is known of its numbers.
+
+    Attributes:
+        site: where.
+        dim: length d of its vectors.
+        observed: over the images.
+        certified: for every input, None where nothing is certified.
+        island: whether the site computes in FP32.
+        output_bound: proven bound on all that is made of the normalised vectors alone: gamma a / ||a||, the attention's output.
+    """
+
+    site: XNormSite
+    dim: int
+    observed: Observed
+    certified: Certified | None
+    island: bool = False
+    output_bound: float = 1.0
+
+
+def worst(verdicts: list[Stability]) -> Stability:
+    """The worst of some verdicts; "stable" for none."""
+    return max(verdicts, key=STABILITIES.index, default="stable")
+
+
+def floor_of_sum(dim: int, fmt: FloatFormat) -> float:
+    """Smallest sum of `dim` squares whose norm the format gives to half a unit in the last place."""
+    return float(dim * fmt.smallest_subnormal * 2.0 ** (fmt.significant_bits - 2))
+
+
+def judge(case: SiteCase, fmt: FloatFormat) -> Judgement:
+    """The verdict on a site in a 16-bit format; see the module's docstring."""
+    rests_on: RestsOn = "observed" if case.certified is None else "certified"
+    breaks = _breaks(case, fmt)
+    if breaks:
+        return Judgement("unstable", "observed", breaks[0])
+    dangers = _endangers(case, fmt)
+    if dangers:
+        return Judgement("at risk", "certified" if dangers[0].startswith("some input") else "observed", dangers[0])
+    largest = max(_tops(case).values(), key=lambda pair: pair[1])[1]
+    left = fmt.headroom_bits(largest)
+    sentence = f"{left:.1f} bits below overflow for every input" if case.certified is not None else f"{left:.1f} bits left"
+    return Judgement("stable", rests_on, sentence)
+
+
+def _tops(case: SiteCase) -> dict[str, tuple[float, float]]:
+    """Quantity -> (observed maximum, maximum to reckon with) of everything that the format has to hold."""
+    seen, sure = case.observed, case.certified
+    table = {"a": (seen.argument_max, None if sure is None else sure.argument)}
+    if not case.island:
+        table["sum a^2"] = (seen.sum_max, None if sure is None else sure.sum)
+    if case.site.operand == "kv":
+        table["k"] = (seen.factor_max[0], None if sure is None else sure.factors[0])
+        table["v"] = (seen.factor_max[1], None if sure is None else sure.factors[1])
+        if case.island:
+            del table["a"]  # K^T V belongs to the island
+        else:
+            table["partial sums of K^T V"] = (seen.partial_max, None if sure is None else sure.partial)
+    gain = np.array([case.output_bound])
+    table["gamma a / ||a||"] = (gain, gain)
+    return {
+        name: (float(top.max()), float(top.max() if bound is None else bound.max())) for name, (top, bound) in table.items()
+    }
+
+
+def _breaks(case: SiteCase, fmt: FloatFormat) -> list[str]:
+    overflow = fmt.largest * (1 + 2.0 ** -(fmt.significant_bits + 1))  # rounds to infinity from here on
+    stored = {name: top for name, (top, _) in _tops(case).items() if name in ("a", "k", "v", "gamma a / ||a||")}
+    found = [f"{name} reaches {top:.3g} and overflows" for name, top in stored.items() if top >= overflow]
+    if case.island:
+        return found
+    over = case.observed.share_from(round(math.log2(fmt.largest)))
+    under = case.observed.share_below(round(math.log2(fmt.smallest_subnormal / 2))) - _clamped_share(case, fmt)
+    for share, what in ((over, "overflows"), (under, "vanishes")):
+        if share.max() >= LOST_SHARE:
+            found.append(f"sum a^2 {what} in {share.max():.1%} of the vectors of head {int(share.argmax())}")
+    if int(case.observed.zero.sum()) and not _eps_holds(case.site, fmt):
+        found.append(f"{_eps_text(case.site)} is zero in {fmt.name}, and zero vectors occur: 0 / 0")
+    return found
+
+
+def _endangers(case: SiteCase, fmt: FloatFormat) -> list[str]:
+    found = []
+    margin = UNCERTIFIED_MARGIN_BITS if case.certified is None else MARGIN_BITS
+    for name, (seen, sure) in _tops(case).items():
+        if seen > fmt.largest:
+            found.append(f"{name} reaches {seen:.3g} and overflows")
+        elif fmt.headroom_bits(sure) < margin:
+            whose = "some image yet unseen" if case.certified is None else "some input"
+            found.append(f"{whose} may bring {name} to {sure:.3g}, less than {_bits(margin)} below overflow")
+    if not case.island:
+        lowest, floor = float(case.observed.sum_min.min()), floor_of_sum(case.dim, fmt)
+        if lowest < floor:
+            found.append(f"sum a^2 falls to {lowest:.3g}, and below {floor:.3g} its squares lose digits")
+        if not _eps_holds(case.site, fmt):
+            found.append(f"{_eps_text(case.site)} is zero in {fmt.name}: a zero vector would give 0 / 0")
+    return found
+
+
+def _bits(count: float) -> str:
+    return f"{count:g} bit" + ("" if count == 1 else "s")
+
+
+def _clamped_share(case: SiteCase, fmt: FloatFormat) -> Float64:
+    """(H,) share of the vectors shorter than an eps that the format holds: they are a / eps, in FP32 and in the format."""
+    clamps = [e.on_norm for e in case.site.eps if e.kind == "clamp" and float(fmt.round(np.float32(e.value))) > 0]
+    if not clamps:
+        return np.zeros(len(case.observed.zero))
+    vanishing = round(math.log2(fmt.smallest_subnormal / 2))
+    return case.observed.share_below(min(math.floor(2 * math.log2(max(clamps))), vanishing))
+
+
+def _eps_holds(site: XNormSite, fmt: FloatFormat) -> bool:
+    """Whether some eps of the site survives rounding to the format."""
+    return any(float(fmt.round(np.float32(eps.value))) > 0 for eps in site.eps)
+
+
+def _eps_text(site: XNormSite) -> str:
+    return f"eps {site.eps[0].value:g}" if site.eps else "a missing eps"
+
+
+def reckoned_sum(case: SiteCase) -> Float64:
+    """(H,) the largest sum a^2 to reckon with: certified, or observed with the margin for unseen images in both factors."""
+    if case.certified is not None:
+        return np.asarray(case.certified.sum * 2.0**MARGIN_BITS)
+    return np.asarray(case.observed.sum_max * 2.0**UNCERTIFIED_MARGIN_BITS)

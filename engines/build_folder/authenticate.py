@@ -1,0 +1,155 @@
+"""What may be deserialized: an engine whose bytes, the very ones that are returned, were authenticated, and that can run here.
+
+A plan is an executable artifact. Stdlib only, but for a signature, which needs `cryptography`; TensorRT is asked elsewhere.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from calib.errors import InputError, MissingError
+from calib.files import sha256_bytes
+from engines.build_folder.file_names import ENGINES, MANIFEST
+from engines.build_folder.manifest import EngineManifest, EngineRecord, engine_bytes, parse_manifest
+from engines.build_folder.safe_files import REMAKE, is_there, read_contained
+from engines.build_folder.signature import check_listed, read_signature, signature_path
+
+UNSAFE = "--unsafe-no-manifest"
+CPU_BACKENDS = ("ort",)
+_AMPERE = (8, 0)
+
+
+def read_authenticated(
+    path: Path,
+    *,
+    public_key: Path | None = None,
+    unsafe_no_manifest: bool = False,
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+) -> tuple[EngineManifest | None, bytes]:
+    """The manifest of an engine and the engine's bytes, hashed as read: deserialize these bytes and no others.
+
+    Args:
+        path: a build folder, or an engine file in it.
+        public_key: a PEM file; the manifest and the engine must be among the files that its owner signed. On a device other
+            files of the build may be missing: they are not looked at.
+        unsafe_no_manifest: take an engine that no manifest describes, after saying so. One that a manifest contradicts is
+            refused all the same. With `public_key`, the signature must then be the file's own, FILE.sig.
+        say: told, in one line, that nothing vouches for the engine.
+
+    Raises:
+        InputError: no manifest, an engine or a signature that does not match; what, where, and what to do.
+        MissingError: `cryptography` is needed and not installed.
+    """
+    if not is_there(path):
+        raise InputError("no such build folder or engine", where=path, next_command=REMAKE)
+    folder = path if path.is_dir() else path.parent
+    if not is_there(folder / MANIFEST):
+        return None, _undescribed(path, public_key, unsafe_no_manifest, say)
+    data = read_contained(folder / MANIFEST)
+    manifest = parse_manifest(data, folder / MANIFEST)
+    if path != folder and path.name != manifest.engine.file:
+        raise InputError(
+            "the manifest beside this file describes another engine",
+            where=path,
+            allowed=manifest.engine.file,
+            next_command=f"pass the folder {folder}, or move the file into a folder of its own",
+        )
+    engine = engine_bytes(folder, manifest)
+    if public_key is not None:
+        signature = read_signature(folder, public_key)
+        digests = {MANIFEST: sha256_bytes(data), manifest.engine.file: sha256_bytes(engine)}
+        check_listed(signature, signature_path(folder), digests)
+    return manifest, engine
+
+
+def _undescribed(path: Path, public_key: Path | None, allowed: bool, say: Callable[[str], None]) -> bytes:
+    """Bytes of an engine without a manifest, if that is `allowed`."""
+    file = _only_engine(path) if path.is_dir() else path
+    if not allowed:
+        raise InputError(
+            "no manifest tells what this engine is, and an engine is a program",
+            where=file,
+            allowed=f"a build folder with its {MANIFEST}",
+            next_command=f"{REMAKE}, or {UNSAFE} for an engine that you built yourself",
+        )
+    engine = read_contained(file)
+    if public_key is not None:
+        check_listed(read_signature(file, public_key), signature_path(file), {file.name: sha256_bytes(engine)})
+    say(f"UNSAFE: {file} has no manifest. Nothing tells what it is, and loading it runs whatever it holds ({UNSAFE})")
+    return engine
+
+
+def _only_engine(folder: Path) -> Path:
+    found = [folder / name for name in ENGINES if is_there(folder / name)]
+    if len(found) != 1:
+        raise InputError(
+            "the folder holds no engine" if not found else "the folder holds several engines",
+            where=folder,
+            found=f"no {MANIFEST}",
+            allowed="a build folder, or an engine file",
+            next_command=REMAKE,
+        )
+    return found[0]
+
+
+def check_runs_here(manifest: EngineManifest, *, backend_version: str, compute_capability: str) -> None:
+    """Refuse an engine that this machine cannot load. An engine for the CPU is refused by nobody.
+
+    Args:
+        manifest: of the engine.
+        backend_version: of the library that would load it, as the backend states its own.
+        compute_capability: "major.minor" of the GPU that would run it, "" without one.
+
+    A plan loads in the release that built it; if built version compatible, also in later ones of the same major version
+    (TensorRT documentation, "Version Compatibility"). It runs on the GPUs that the manifest lists; if built for "ampere_plus",
+    on every one of compute capability 8.0 or newer (ibid., "Hardware Compatibility"). Raises MissingError.
+    """
+    engine = manifest.engine
+    if engine.backend in CPU_BACKENDS:
+        return
+    rebuild = f"ufovit build {manifest.model} {manifest.precision} --target {manifest.target}, on this machine"
+    if not _loads_in(engine, backend_version):
+        later = " or later of the same major version" if engine.version_compatible else ""
+        raise MissingError(
+            "the engine was built by another release of its library",
+            where=engine.file,
+            found=f"{engine.backend} {backend_version or 'of no version'} here",
+            allowed=f"{engine.backend} {engine.backend_version}{later}",
+            next_command=f"install that release, or {rebuild}",
+        )
+    if not _runs_on(engine, compute_capability):
+        built_on = f", built on {engine.device}" if engine.device else ""
+        raise MissingError(
+            "the engine was built for another GPU",
+            where=engine.file,
+            found=f"compute capability {compute_capability}" if compute_capability else "no GPU here",
+            allowed=_served(engine) + built_on,
+            next_command=rebuild,
+        )
+
+
+def _loads_in(engine: EngineRecord, version: str) -> bool:
+    if version == engine.backend_version:
+        return True
+    here, built = _numbers(version), _numbers(engine.backend_version)
+    return engine.version_compatible and bool(here and built) and here[0] == built[0] and here >= built
+
+
+def _runs_on(engine: EngineRecord, capability: str) -> bool:
+    if engine.hardware_compatibility == "ampere_plus":
+        return _numbers(capability) >= _AMPERE
+    return capability in engine.compute_capabilities
+
+
+def _served(engine: EngineRecord) -> str:
+    if engine.hardware_compatibility == "ampere_plus":
+        return "compute capability 8.0 or newer"
+    return f"compute capability {', '.join(engine.compute_capabilities) or 'none: the manifest lists no GPU'}"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """(10, 3, 0) of "10.3.0"; empty for anything but numbers and dots."""
+    parts = version.split(".")
+    return tuple(map(int, parts)) if all(part.isascii() and part.isdigit() for part in parts) else ()

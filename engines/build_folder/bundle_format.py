@@ -1,0 +1,256 @@
+"""The bundle: everything a device needs to build and check its own engine, in one file.
+
+A ZIP archive whose comment is the SHA-256 of all bytes before it, so that a flip anywhere is noticed, with plain member names:
+
+    bundle.json                what it is, and the SHA-256 and size of every other member
+    manifest.json              of the build that it was made from: checkpoint, graphs, preprocessing, labels
+    model.typed.onnx           the strongly typed graph (model.onnx in an FP32 build)
+    calibration.json xnorm.json    where the build has them
+    pixels.npy shapes.npy      uint8, all test images end to end, and their (height, width, channels), int64 (n, 3)
+    labels.npy                 int64 (n,)
+    logits.npy                 float32 (n, classes), the FP32 reference's answers to these images
+    golden.npy                 float32 (3, S, S), the first image as the network sees it
+
+Equal contents give equal bytes. Nothing is extracted by the archive's own names, and there are no others than these: a member
+of another name, one that bundle.json does not list, a listed one that is missing, an entry of another form than those written
+here (a link, an encrypted one), a size or a digest that differs, each is refused before a byte is used.
+Standard library only: a device reads it with numpy, TensorRT and pycuda alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from calib.artifact import SCHEMA_VERSION, from_fields
+from calib.errors import InputError
+from calib.files import atomic_path, canonical_json, sha256_bytes, sha256_file
+from engines.build_folder.file_names import CALIBRATION, MANIFEST, MODEL, TYPED, XNORM
+from engines.build_folder.manifest import FileRecord
+from engines.layer_records import GraphFacts
+
+BUNDLE = "bundle.json"
+SUFFIX = ".ufovit"
+PIXELS, SHAPES, LABELS, LOGITS, GOLDEN = "pixels.npy", "shapes.npy", "labels.npy", "logits.npy", "golden.npy"
+REMAKE = "ufovit bundle BUILD"
+_ALWAYS = frozenset({MANIFEST, PIXELS, SHAPES, LABELS, LOGITS, GOLDEN})
+_GRAPHS = (TYPED, MODEL)
+_SOMETIMES = frozenset({CALIBRATION, XNORM})
+_LARGEST_BYTES = 8 << 30
+_LARGEST_HEADER_BYTES = 16 << 20
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a ZIP archive holds: equal contents give equal bytes
+_MODE = 0o644 << 16
+_CHUNK = 1 << 20
+_DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError, struct.error)
+"""What `zipfile` raises, by release and by the field that is wrong."""
+
+
+@dataclass(frozen=True)
+class MemberRecord:
+    """A member's SHA-256 and its size when unpacked."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """`bundle.json`.
+
+    Attributes:
+        model, precision: of the engine to build.
+        graph: the member that holds the ONNX graph.
+        facts: what building needs to know of it.
+        batch: smallest, usual and largest batch size of the engine.
+        int8_floor: share of the MACs that must run in INT8; None for the target's own.
+        budget_points: accuracy budget in percentage points.
+        random_weights: true when the weights were drawn: such an engine has no accuracy.
+        reference: the FP32 graph whose answers are stored, and what ran it.
+        reference_ran_on: what ran it.
+        data: where the test images come from, and a digest of them.
+        data_sha256: digest of the labelled images that were chosen from.
+        members: name -> digest and size of every other member.
+    """
+
+    model: str
+    precision: str
+    graph: str
+    facts: GraphFacts
+    batch: tuple[int, int, int]
+    int8_floor: float | None
+    budget_points: float
+    random_weights: bool
+    reference: FileRecord
+    reference_ran_on: str
+    data: str
+    data_sha256: str
+    members: dict[str, MemberRecord]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle whose archive was checked; members are checked as they are read.
+
+    Attributes:
+        path: the file.
+        sha256: of the whole file.
+        info: what it is.
+    """
+
+    path: Path
+    sha256: str
+    info: BundleInfo
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a member, checked against bundle.json. Raises InputError naming the member."""
+        if name not in self.info.members:
+            raise InputError("the bundle has no such member", where=self.path, found=name, allowed=", ".join(self.info.members))
+        record = self.info.members[name]
+        data = _read_member(self.path, name, record.bytes)
+        if sha256_bytes(data) != record.sha256:
+            raise _differs(self.path, name, sha256_bytes(data), record.sha256)
+        return data
+
+
+def write_bundle(path: Path, info: BundleInfo, members: Mapping[str, bytes]) -> None:
+    """Write a bundle, atomically; `info.members` is filled in from `members`."""
+    records = {name: MemberRecord(sha256_bytes(data), len(data)) for name, data in sorted(members.items())}
+    filled = dataclasses.replace(info, members=records)
+    header = canonical_json({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(filled)})
+    _check_names(path, filled, [BUNDLE, *members])
+    with atomic_path(path) as temporary:
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for name, data in ((BUNDLE, header), *sorted(members.items())):
+                entry = zipfile.ZipInfo(name, _EPOCH)
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                entry.external_attr = _MODE
+                archive.writestr(entry, data)
+            archive.comment = b"0" * 64
+        digest = _body_sha256(temporary)
+        with temporary.open("r+b") as stream:
+            stream.seek(-64, 2)
+            stream.write(digest.encode())
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open a bundle and check the archive: whole, with exactly the members that bundle.json lists.
+
+    Raises InputError naming the member that differs where one does, else the file.
+    """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise InputError("a bundle is a file", where=path, next_command=REMAKE)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries, comment = archive.infolist(), archive.comment
+        whole = _body_sha256(path).encode() == comment
+        _check_forms(path, entries)
+        info = _read_info(path)
+        _check_names(path, info, [entry.filename for entry in entries])
+    except FileNotFoundError as error:
+        raise InputError("bundle not found", where=path, next_command=REMAKE) from error
+    except OSError as error:
+        raise InputError("bundle cannot be read", where=path, found=error.strerror or error) from error
+    except _DAMAGE as error:
+        raise InputError("not a bundle, or a damaged one", where=path, found=error, next_command=REMAKE) from error
+    bundle = Bundle(path, sha256_file(path), info)
+    if not whole:
+        for name in info.members:
+            bundle.read(name)  # names the member that differs, if it is one
+        raise InputError("the archive around the members was changed", where=path, next_command=REMAKE)
+    return bundle
+
+
+def verify_bundle(path: Path) -> tuple[Bundle, tuple[str, ...]]:
+    """Open a bundle and check every member: the bundle and the names that were checked.
+
+    Raises InputError naming the first member that differs.
+    """
+    bundle = open_bundle(path)
+    for name in bundle.info.members:
+        bundle.read(name)
+    return bundle, (BUNDLE, *bundle.info.members)
+
+
+def _read_info(path: Path) -> BundleInfo:
+    header = _read_member(path, BUNDLE, None)
+    try:
+        fields = json.loads(header)
+        version = fields.pop("schema_version", None)
+        if version != SCHEMA_VERSION:
+            raise InputError("unknown schema version", where=f"{path}: {BUNDLE}", found=version, allowed=SCHEMA_VERSION)
+        return from_fields(BundleInfo, fields)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError("malformed bundle", where=f"{path}: {BUNDLE}", found=error, next_command=REMAKE) from error
+
+
+def _read_member(path: Path, name: str, size: int | None) -> bytes:
+    """The bytes of a member, at most as many as it should have: an archive that unpacks to more is not unpacked."""
+    limit = _LARGEST_HEADER_BYTES if size is None else size
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(name) as stream:
+            data = stream.read(limit + 1)
+            rest = stream.read(1)  # at the end, the archive's own checksum is compared
+    except KeyError as error:
+        raise InputError("the bundle lacks a member", where=path, found=name, next_command=REMAKE) from error
+    except (*_DAMAGE, OSError, zlib.error) as error:
+        raise InputError("member cannot be read", where=f"{path}: {name}", found=error, next_command=REMAKE) from error
+    if rest or len(data) > limit or (size is not None and len(data) != size):
+        found = f"{len(data)} bytes or more" if len(data) > limit else f"{len(data)} bytes"
+        raise InputError("member has another size", where=f"{path}: {name}", found=found, allowed=limit, next_command=REMAKE)
+    return data
+
+
+def _check_forms(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
+    """Refuse entries of another form than those written here: links, encrypted ones, other methods of compression."""
+    for entry in entries:
+        if (entry.compress_type, entry.external_attr, entry.flag_bits) != (zipfile.ZIP_DEFLATED, _MODE, 0):
+            found = f"method {entry.compress_type}, attributes {entry.external_attr:#x}, flags {entry.flag_bits:#x}"
+            where = f"{path}: {entry.filename}"
+            raise InputError("member has another form", where=where, found=found, allowed="as `ufovit bundle` writes it")
+
+
+def _check_names(path: Path, info: BundleInfo, names: Sequence[str]) -> None:
+    """Refuse unknown, twofold, unlisted and missing names, and sizes beyond all reason."""
+    known = {BUNDLE, info.graph, *_ALWAYS, *_SOMETIMES}
+    odd = sorted({*names, *info.members} - known)
+    if odd or info.graph not in _GRAPHS:
+        allowed = ", ".join(sorted({BUNDLE, *_GRAPHS, *_ALWAYS, *_SOMETIMES}))
+        raise InputError("a bundle has no such member", where=path, found=repr((odd or [info.graph])[0]), allowed=allowed)
+    twofold = sorted(name for name, count in Counter(names).items() if count > 1)
+    listed = {BUNDLE, *info.members}
+    strange, missing = sorted(set(names) - listed), sorted((listed | {*_ALWAYS, info.graph}) - set(names))
+    if twofold or strange or missing:
+        what = f"twice {', '.join(twofold)}; not listed {', '.join(strange)}; missing {', '.join(missing)}"
+        raise InputError("the bundle's members are not those that it lists", where=path, found=what, next_command=REMAKE)
+    total = sum(record.bytes for record in info.members.values())
+    if total > _LARGEST_BYTES or any(record.bytes < 0 for record in info.members.values()):
+        raise InputError("the bundle unpacks to too much", where=path, found=f"{total} bytes", allowed=_LARGEST_BYTES)
+
+
+def _body_sha256(path: Path) -> str:
+    """SHA-256 of a file but for its last 64 bytes, where the archive's comment holds it."""
+    left = path.stat().st_size - 64
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while left > 0 and (chunk := stream.read(min(_CHUNK, left))):
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest.hexdigest()
+
+
+def _differs(path: Path, name: str, found: str, recorded: str) -> InputError:
+    return InputError(
+        "member is not the one that was recorded",
+        where=f"{path}: {name}",
+        found=f"sha256 {found[:16]}...",
+        allowed=f"sha256 {recorded[:16]}... of {BUNDLE}",
+        next_command=REMAKE,
+    )

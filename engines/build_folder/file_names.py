@@ -1,0 +1,24 @@
+"""Names of the files in a build folder, in the order of the flow. Stdlib only: a device verifies a folder by them."""
+
+from __future__ import annotations
+
+from engines.targets import TARGETS
+
+MODEL, EXPORT, GOLDEN = "model.onnx", "export.json", "golden.npz"
+XNORM, FOLDED = "xnorm.json", "model.folded.onnx"
+REFINED, CALIBRATION, QUANTIZED = "model.refined.onnx", "calibration.json", "model.int8.onnx"
+TYPED = "model.typed.onnx"
+ENGINES = tuple(f"engine{suffix}" for suffix in sorted({target.engine_suffix for target in TARGETS.values()}))
+MANIFEST = "manifest.json"
+DRIFT, LOGITS, FLIPS = "drift.json", "logits.npz", "flips.npz"
+ATTRIBUTION, REPORT = "attribution.json", "report.html"
+RECORD = "steps.json"
+"""What every step read and wrote; see `engines.build_folder.step_record`. No step writes it, so it is none of ARTIFACTS."""
+SIGNATURE = "signature.json"
+"""Last of ARTIFACTS although no step writes it: a build that changes anything removes what no step of it vouches for."""
+ARTIFACTS = (
+    *(MODEL, EXPORT, GOLDEN, XNORM, FOLDED, REFINED, CALIBRATION, QUANTIZED, TYPED, *ENGINES),
+    *(MANIFEST, DRIFT, LOGITS, FLIPS, ATTRIBUTION, REPORT, SIGNATURE),
+)
+CACHE = "calibration.cache"
+"""TensorRT's legacy calibration cache, written by `ufovit calibrate` only."""

@@ -1,0 +1,71 @@
+"""What this machine can do: facts for `ufovit doctor` and for target "auto". Nothing is built; a probe never raises."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+_SECONDS = 10
+_DEVICE_TREE = Path("/proc/device-tree/model")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU as its driver shows it; the compute capability is "major.minor"."""
+
+    name: str
+    compute_capability: str
+
+
+def jetson_module() -> str:
+    """The Jetson module that this machine is, such as "NVIDIA Jetson Orin Nano Developer Kit"; "" for any other machine."""
+    try:
+        model = _DEVICE_TREE.read_bytes().rstrip(b"\0").decode(errors="replace").strip()
+    except OSError:
+        return ""
+    return model if "Jetson" in model or platform.release().endswith("-tegra") else ""
+
+
+def gpu_compute_capabilities() -> tuple[str, ...]:
+    """Compute capabilities, "major.minor", of the NVIDIA GPUs that the driver shows; empty without driver or GPU."""
+    return tuple(gpu.compute_capability for gpu in gpus())
+
+
+def can_drive_gpu() -> bool:
+    """Whether a library is installed that copies to and from a GPU: pycuda or cuda-python."""
+    return any(find_spec(name) is not None for name in ("pycuda", "cuda"))
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs that the driver shows; none without driver or GPU."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    try:
+        answer = subprocess.run(
+            [program, "--query-gpu=compute_cap,name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    rows = (line.partition(",") for line in answer.stdout.splitlines())
+    return tuple(Gpu(name.strip(), cc.strip()) for cc, _, name in rows if cc.strip().replace(".", "", 1).isdigit())
+
+
+def versions(*distributions: str) -> dict[str, str]:
+    """Installed versions of distributions, "" for those that are not there, without importing them."""
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = ""
+    return found

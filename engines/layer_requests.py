@@ -1,0 +1,128 @@
+"""What a graph asks of each layer that multiplies: its MACs, the precision it requests, and what stands in INT8's way.
+
+    requested = "int8"     both operands come straight from DequantizeLinear of int8 codes
+                "uint8"    the same, but one of them of uint8 codes, which TensorRT reads as int8
+                "fp16"...  otherwise: the type of the first operand
+
+A "problem" is a reason, visible in the graph, for which TensorRT computes such a layer in float, or wrongly, without saying so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
+from onnx.helper import tensor_dtype_to_np_dtype
+
+from calib.errors import InputError
+from calib.graph import GraphIndex, TensorType, attribute, index_graph, infer_types, to_array
+from calib.macs import count_macs
+from engines.layer_records import GraphFacts, Layer, TensorInfo
+
+DEQUANTIZE = "DequantizeLinear"
+TYPE_NAMES: dict[int, str] = {
+    onnx.TensorProto.FLOAT: "fp32",
+    onnx.TensorProto.FLOAT16: "fp16",
+    onnx.TensorProto.BFLOAT16: "bf16",
+}
+
+
+def load_graph(path: Path) -> tuple[bytes, GraphFacts]:
+    """The bytes of an ONNX file and what building an engine needs to know of it. Raises InputError when it is no classifier."""
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except FileNotFoundError as error:
+        raise InputError("file not found", where=path, next_command="ufovit build") from error
+    except OSError as error:
+        raise InputError("file cannot be read", where=path, found=error.strerror) from error
+    except (DecodeError, onnx.checker.ValidationError) as error:
+        raise InputError("not a valid ONNX model", where=path, found=error, next_command="ufovit build") from error
+    return model.SerializeToString(deterministic=True), graph_facts(model)
+
+
+def graph_facts(model: onnx.ModelProto) -> GraphFacts:
+    """What building an engine needs to know of a graph. Raises InputError when it is no classifier: one input, one output."""
+    layers, known = read_layers(model), frozenset(unique_names(model))
+    weights = {i.name for i in model.graph.initializer}
+    inputs = [v for v in model.graph.input if v.name not in weights]
+    are_tensors = all(v.type.tensor_type.elem_type for v in (*inputs, *model.graph.output))
+    if len(inputs) != 1 or len(model.graph.output) != 1 or not are_tensors:
+        found = f"{len(inputs)} inputs, {len(model.graph.output)} outputs" + ("" if are_tensors else ", not all tensors")
+        raise InputError("the graph is no classifier", found=found, allowed="one input, one output")
+    traceable = tuple(layer.name for layer in layers if layer.name in known)
+    return GraphFacts(layers, traceable, _port(inputs[0]), _port(model.graph.output[0]))
+
+
+def _port(value: onnx.ValueInfoProto) -> TensorInfo:
+    tensor = value.type.tensor_type
+    shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
+    return TensorInfo(value.name, shape, tensor_dtype_to_np_dtype(tensor.elem_type).name)
+
+
+def read_layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
+    """Every Conv, MatMul and Gemm of a graph, in graph order. Raises InputError when a shape cannot be inferred."""
+    macs = count_macs(model, batch=1)
+    index, types = index_graph(model), infer_types(model)
+    layers = []
+    for name, node in zip(index.names, model.graph.node, strict=True):
+        if name in macs:
+            requested, problem = _request(node, index, types, model)
+            layers.append(Layer(name, node.op_type, macs[name], requested, problem))
+    return tuple(layers)
+
+
+def unique_names(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names that belong to exactly one node: only these can be found again in an engine without ambiguity."""
+    counts = Counter(n.name for n in model.graph.node)
+    return tuple(n.name for n in model.graph.node if n.name and counts[n.name] == 1)
+
+
+def _request(node: onnx.NodeProto, index: GraphIndex, types: dict[str, TensorType], model: onnx.ModelProto) -> tuple[str, str]:
+    sources = [_dequantizer(tensor, index, model) for tensor in node.input[:2]]
+    if all(sources):
+        problems = [_operand_problem(node, i, s, index) for i, s in enumerate(sources) if s is not None]
+        unsigned = [side for side, s in zip("AB", sources, strict=False) if s is not None and _is_unsigned(s, index, types)]
+        problems += [f"operand {side} is quantized to uint8, which TensorRT reads as int8" for side in unsigned]
+        return "uint8" if unsigned else "int8", "; ".join(p for p in problems if p)
+    dtype = types[node.input[0]].dtype if node.input[0] in types else 0
+    missing = " and ".join(f"operand {'AB'[i]}" for i, s in enumerate(sources) if s is None)
+    return TYPE_NAMES.get(dtype, "unknown"), f"the graph has no Q/DQ on {missing}"
+
+
+def _dequantizer(tensor: str, index: GraphIndex, model: onnx.ModelProto) -> onnx.NodeProto | None:
+    position = index.producers.get(tensor)
+    node = None if position is None else model.graph.node[position]
+    return node if node is not None and node.op_type == DEQUANTIZE else None
+
+
+def _is_unsigned(dequantize: onnx.NodeProto, index: GraphIndex, types: dict[str, TensorType]) -> bool:
+    codes = dequantize.input[0]
+    constant = index.constants.get(codes)
+    if constant is not None:
+        return constant.data_type == onnx.TensorProto.UINT8
+    return codes in types and types[codes].dtype == onnx.TensorProto.UINT8
+
+
+def _operand_problem(node: onnx.NodeProto, operand: int, dequantize: onnx.NodeProto, index: GraphIndex) -> str:
+    side = "AB"[operand]
+    scale = index.constants.get(dequantize.input[1])
+    if scale is None:
+        return f"the scale of operand {side} is no constant"
+    if len(dequantize.input) > 2 and dequantize.input[2]:
+        zero = index.constants.get(dequantize.input[2])
+        if zero is None or np.any(to_array(zero)):
+            return f"the zero-point of operand {side} is not 0"
+    if int(np.prod(scale.dims)) <= 1:
+        return ""
+    if operand == 0 or dequantize.output[0] not in index.constant_like:
+        return f"operand {side} is an activation with a scale per channel"
+    wanted = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
+    axis = int(attribute(dequantize, "axis", 1))
+    weight = index.constants.get(dequantize.input[0])
+    if axis < 0 and weight is not None:
+        axis += len(weight.dims)
+    return "" if axis == wanted else f"the weight's scales run along axis {axis}, which is summed over"

@@ -1,0 +1,1 @@
+"""Backend ONNX Runtime: the engine file is the optimized ONNX model."""

@@ -1,0 +1,1 @@
+"""Backend torch-tensorrt: the ONNX graph as a torch program, compiled in an environment of its own."""

@@ -1,0 +1,200 @@
+"""Backend torch-tensorrt: the same ONNX graph, as a torch program, through torch-tensorrt's converters.
+
+    graph -> torch.export program -> [process of its own: torch-tensorrt -> TensorRT] -> engine
+             engines.torch_tensorrt.onnx_program     engines.torch_tensorrt.worker
+
+torch-tensorrt N needs torch N and brings its own TensorRT, so that it lives in an environment of its own, made by
+`scripts/install.sh torch-trt`; files go in and come out. It has two flavours:
+
+* torch-tensorrt-rtx for targets that are built on any machine: the engine is a TensorRT-RTX plan, as backend `trt_rtx` makes
+  it, and needs no GPU to be built. Its receipt is read from the plan's text.
+* torch-tensorrt for targets that are built on the device: an engine for this machine's GPU. Its receipt is the engine
+  inspector's, asked in that environment, since no other release of TensorRT loads the engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import signal
+import subprocess
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from calib.errors import BackendError, InputError, MissingError
+from calib.files import read_json, write_bytes, write_json
+from engines.backend_protocol import Advance, Backend, Built
+from engines.build_spec import BuilderOptions, BuildSpec
+from engines.engine_inspector import read_inspector
+from engines.layer_records import Evidence, GraphFacts
+from engines.rtx_plan_text import read_plan
+from engines.trt.trt_backend import this_gpu
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = ROOT / ".venv-torch-trt"
+WORKER = Path(__file__).with_name("worker.py")
+INSTALL = "scripts/install.sh torch-trt"
+
+_REFUSED, _ABSENT, _DISK_FULL = 2, 4, 5  # exit codes of the worker
+_EXPORTED = 0.25
+"""Share of a build after which the program is written."""
+_SHOWN_LINES = 12
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The environment that holds torch-tensorrt.
+
+    Attributes:
+        python: its interpreter.
+        flavour: "rtx" for torch-tensorrt-rtx, "trt" for torch-tensorrt.
+        versions: distribution -> version, of those that matter.
+    """
+
+    python: Path
+    flavour: str
+    versions: dict[str, str]
+
+
+def version() -> str:
+    """Version of the TensorRT that torch-tensorrt builds with. Raises MissingError naming the command that installs it."""
+    environment = find_environment()
+    return environment.versions["tensorrt_rtx" if environment.flavour == "rtx" else "tensorrt"]
+
+
+def find_environment() -> Environment:
+    """The environment, by what is installed in it; nothing is imported. Raises MissingError unless it is there and whole."""
+    python = ENVIRONMENT / "bin" / "python"
+    folders = [str(path) for path in ENVIRONMENT.glob("lib/python*/site-packages")]
+    found = {d.name.lower().replace("-", "_"): d.version for d in importlib.metadata.distributions(path=folders) if d.name}
+    for name, flavour, library in (("torch_tensorrt_rtx", "rtx", "tensorrt_rtx"), ("torch_tensorrt", "trt", "tensorrt")):
+        if python.exists() and {name, library, "torch"} <= found.keys():
+            return Environment(python, flavour, {k: found[k] for k in (name, library, "torch")})
+    raise MissingError("torch-tensorrt is not installed", where=ENVIRONMENT, next_command=INSTALL)
+
+
+def build_engine(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
+    """Build an engine from a strongly typed graph with one image input, (batch, ...) with a symbolic or fixed batch.
+
+    Raises InputError for a graph without a torch program, BackendError when torch-tensorrt refuses the program, MissingError
+    without its environment or, for a target that is built on the device, without a GPU.
+    """
+    environment = _environment_for(spec)
+    capabilities, device = spec.target.compute_capabilities, ""
+    if environment.flavour == "trt":
+        capability, device = this_gpu(spec)
+        capabilities = (capability,)
+    if replace(spec.options, optimization_level=None) != BuilderOptions():
+        raise InputError(
+            "torch-tensorrt takes no such builder option", found=spec.options.given(), allowed="optimization_level"
+        )
+    with tempfile.TemporaryDirectory(prefix="ufovit-torch-trt-") as name:
+        folder = Path(name)
+        request = _write_program(spec, graph, folder)
+        advance(_EXPORTED)
+        facts, log = _work(environment, request, folder, lambda share: advance(_EXPORTED + (1 - _EXPORTED) * share))
+        data = (folder / "engine").read_bytes()
+    advance(1.0)
+    return Built(data, facts["tensorrt"], capabilities, device, log=(f"INFO: {facts['libraries']}", *dict.fromkeys(log)))
+
+
+def engine_evidence(data: bytes, _graph: bytes, facts: GraphFacts) -> Evidence:
+    """What the engine itself says of every layer: the text of a TensorRT-RTX plan, else TensorRT's inspector."""
+    nodes = frozenset(facts.traceable)
+    told = read_plan(data, nodes)
+    if told.kernels is not None or (environment := find_environment()).flavour == "rtx":
+        return told
+    with tempfile.TemporaryDirectory(prefix="ufovit-torch-trt-") as name:
+        folder = Path(name)
+        write_bytes(folder / "engine", data)
+        answer, _log = _work(environment, {"inspect": str(folder / "engine")}, folder, lambda _share: None)
+    return read_inspector(answer["inspector"], nodes)
+
+
+def _environment_for(spec: BuildSpec) -> Environment:
+    environment = find_environment()
+    wanted = "rtx" if spec.target.built_on == "any" else "trt"
+    if environment.flavour != wanted:
+        names = {"rtx": "torch-tensorrt-rtx", "trt": "torch-tensorrt"}
+        raise MissingError(
+            f"target {spec.target.name} needs {names[wanted]}",
+            where=ENVIRONMENT,
+            found=names[environment.flavour],
+            next_command=f"{INSTALL}-rtx" if wanted == "rtx" else f"{INSTALL}, on a machine with an NVIDIA GPU",
+        )
+    return environment
+
+
+def _write_program(spec: BuildSpec, graph: bytes, folder: Path) -> dict[str, Any]:
+    """Write `model.pt2`; the request that has it built."""
+    try:
+        import onnx
+
+        from engines.torch_tensorrt.onnx_program import export_program
+    except ImportError as error:
+        install = "pip install 'ufovit-edge[build]'"
+        raise MissingError("torch and onnx are needed to write a torch program", found=error, next_command=install) from error
+    model = onnx.load_model_from_string(graph)
+    program = export_program(model, spec.batch)
+    write_bytes(folder / "model.pt2", program.data)
+    return {
+        "program": str(folder / "model.pt2"),
+        "engine": str(folder / "engine"),
+        "input": {"name": program.input, "shapes": program.shapes},
+        "output": program.output,
+        "steps": program.steps,
+        "compute_capabilities": spec.target.compute_capabilities if spec.target.built_on == "any" else (),
+        "optimization_level": spec.options.optimization_level,
+    }
+
+
+def _work(
+    environment: Environment, request: dict[str, Any], folder: Path, advance: Advance
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Have the worker do what a request asks: its facts, and what it wrote to stderr. It dies with the wait for it."""
+    write_json(folder / "request.json", {**request, "facts": str(folder / "facts.json")})
+    command = [str(environment.python), "-I", "-W", "ignore", str(WORKER), str(folder / "request.json")]
+    with (
+        (folder / "stderr").open("wb") as stderr,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, cwd=folder, start_new_session=True
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None  # it is a pipe
+            for line in process.stdout:
+                word, _, share = line.decode(errors="replace").partition(" ")
+                if word == "share":
+                    advance(float(share))
+            code = process.wait()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+    log = tuple((folder / "stderr").read_text(errors="replace").splitlines())
+    if code:
+        raise _failure(code, log)
+    return read_json(folder / "facts.json"), log
+
+
+def _failure(code: int, log: tuple[str, ...]) -> Exception:
+    found = "\n    ".join(log[-_SHOWN_LINES:]) or "no reason given"
+    if code == _ABSENT:
+        return MissingError("torch-tensorrt does not load", where=ENVIRONMENT, found=found, next_command=INSTALL)
+    if code == _DISK_FULL:
+        return MissingError(
+            "disk full, nothing was written",
+            where=tempfile.gettempdir(),
+            next_command="free space or set TMPDIR to another disk, then run the same command again",
+        )
+    if code == _REFUSED:
+        return BackendError("torch-tensorrt does not accept the graph", found=found, log=log)
+    end = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+    return BackendError("torch-tensorrt broke off", found=f"{end}\n    {found}", log=log)
+
+
+BACKEND = Backend(build=build_engine, evidence=engine_evidence)

@@ -1,0 +1,129 @@
+"""An ONNX graph as a torch module, node by node, and as a `torch.export` program.
+
+torch-tensorrt takes a torch program where the other backends take an ONNX file. A second implementation of the network could
+differ from the first; so the program is made from the very graph that the other backends get. Scales, FP32 islands, folded and
+refined weights come along because they are in the graph.
+
+    node  ->  a submodule `steps.nI`, I being the node's position. torch.export keeps the submodule of every operation, so that
+              what is built from the program can be traced back to the node.
+    integer initializers, Shape  ->  Python integers, symbolic where the batch is
+
+What each operator is in torch: `engines.torch_tensorrt.onnx_operators`.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+from onnx import numpy_helper
+
+from calib.errors import InputError
+from engines.build_spec import BatchRange
+from engines.torch_tensorrt.onnx_operators import FLOATS, Compute, compute_of
+
+_INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A `torch.export` program of an ONNX graph.
+
+    Attributes:
+        data: bytes of the .pt2 file; it calls `torch.ops.ufovit` (`engines.torch_tensorrt.torch_qdq`).
+        steps: name of a submodule, without "steps." -> name of its node; nodes without a name are left out.
+        shapes: of the image: (min, opt, max), or the one that is fixed.
+        input: name of the image in the graph; in the program it is "image".
+        output: name of the logits in the graph.
+    """
+
+    data: bytes
+    steps: dict[str, str]
+    shapes: tuple[tuple[int, ...], ...]
+    input: str
+    output: str
+
+
+class OnnxModule(torch.nn.Module):
+    """An ONNX graph with one input and one output; `forward` takes the image and gives the logits, types as in the graph.
+
+    Raises InputError naming the first node that has no torch form.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        super().__init__()
+        graph = model.graph
+        initializers = {t.name: t for t in graph.initializer}
+        self._integers: dict[str, Any] = {}
+        self._buffers_of: dict[str, str] = {}
+        for i, (name, tensor) in enumerate(initializers.items()):
+            array = numpy_helper.to_array(tensor)
+            if tensor.data_type in _INTEGERS:
+                self._integers[name] = array.tolist()
+            else:
+                self.register_buffer(f"w{i}", torch.from_numpy(array.copy()))
+                self._buffers_of[name] = f"w{i}"
+        self.steps = torch.nn.ModuleDict()
+        self._wiring: list[tuple[str, tuple[str, ...], str]] = []
+        for i, node in enumerate(graph.node):
+            self.steps[f"n{i}"] = _Step(compute_of(node, initializers))
+            self._wiring.append((f"n{i}", tuple(node.input), node.output[0]))
+        self._input = next(v.name for v in graph.input if v.name not in initializers)
+        self._output = graph.output[0].name
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, ...) image -> (B, classes) logits."""
+        values = {"": None, **self._integers, **{name: getattr(self, at) for name, at in self._buffers_of.items()}}
+        values[self._input] = image
+        for step, inputs, output in self._wiring:
+            values[output] = self.steps[step](*(values[name] for name in inputs))
+        result: torch.Tensor = values[self._output]
+        return result
+
+
+class _Step(torch.nn.Module):
+    def __init__(self, compute: Compute) -> None:
+        super().__init__()
+        self._compute = compute
+
+    def forward(self, *values: Any) -> Any:
+        return self._compute(*values)
+
+
+def export_program(model: onnx.ModelProto, batch: BatchRange) -> Program:
+    """The program of a graph with one input and one output.
+
+    Args:
+        model: a flat graph whose image has a fixed shape, but for the batch.
+        batch: sizes of a symbolic batch; where min is max, the program has that fixed batch.
+
+    Raises:
+        InputError: a node without a torch form (names it), or another symbolic dimension than the batch.
+    """
+    weights = {i.name for i in model.graph.initializer}
+    image = next(v for v in model.graph.input if v.name not in weights)
+    shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in image.type.tensor_type.shape.dim)
+    kind = FLOATS.get(image.type.tensor_type.elem_type)
+    if kind is None or -1 in shape[1:]:
+        found = f"{shape} of element type {image.type.tensor_type.elem_type}"
+        raise InputError(
+            "the image has no torch form", where=image.name, found=found, allowed="floats, of one size but the batch"
+        )
+    sizes = (batch.min, batch.opt, batch.max) if shape[0] == -1 else (shape[0],)
+    module = OnnxModule(model).eval()
+    dynamic = None
+    if len(set(sizes)) > 1:
+        dynamic = {"image": {0: torch.export.Dim("batch", min=sizes[0], max=sizes[-1])}}
+    size = sizes[0] if dynamic is None else max(sizes[0], 2)  # torch.export takes a size of 1 for a fixed one
+    example = torch.zeros(size, *shape[1:], dtype=kind)
+    with torch.no_grad():
+        exported = torch.export.export(module, (example,), dynamic_shapes=dynamic)
+    stream = io.BytesIO()
+    torch.export.save(exported, stream)
+    steps = {f"n{i}": node.name for i, node in enumerate(model.graph.node) if node.name}
+    fixed = sizes[:1] if dynamic is None else sizes
+    shapes = tuple((n, *shape[1:]) for n in fixed)
+    return Program(stream.getvalue(), steps, shapes, image.name, model.graph.output[0].name)

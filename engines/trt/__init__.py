@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: the only importer of their Python API, and one backend each."""

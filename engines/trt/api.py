@@ -1,0 +1,299 @@
+"""The only door to TensorRT. Its Python API answers failures with None or False; here each becomes an error with its reason.
+
+Flavours: "rtx" is the module `tensorrt_rtx` (TensorRT for RTX), "trt" the module `tensorrt`, 10.3 to 11.4. Their API names
+agree from TensorRT 11 on. What differs between releases is asked of the module itself (`hasattr`), never derived from a
+version: 11 has strongly typed networks only and has dropped every precision flag, so those are never used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, TypeVar
+
+from calib.errors import BackendError, InputError, MissingError
+from engines.backend_protocol import Advance
+from engines.build_spec import BuilderOptions
+from engines.targets import TRTEXEC
+from engines.trt.interruptible import checkpoint, run
+
+T = TypeVar("T")
+Flavour = Literal["rtx", "trt"]
+_MODULES: dict[str, str] = {"rtx": "tensorrt_rtx", "trt": "tensorrt"}
+_NAMES: dict[str, str] = {"rtx": "TensorRT-RTX", "trt": "TensorRT"}
+_SHOWN_LINES = 12
+
+
+def load(flavour: Flavour) -> Any:
+    """The TensorRT module. Raises MissingError naming the pip extra when it, or a library that it needs, is absent."""
+    name, extra = _MODULES[flavour], f"pip install 'ufovit-edge[{flavour}]'"
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise MissingError(f"{_NAMES[flavour]} is not installed", found=error, next_command=extra) from error
+    except (OSError, RuntimeError) as error:  # the package is there, a shared library of it is not or does not load
+        raise MissingError(f"{_NAMES[flavour]} does not load", found=error, next_command=extra) from error
+    if not hasattr(module, "Builder"):
+        raise MissingError(f"{_NAMES[flavour]} is an empty placeholder package", where=name, next_command=extra)
+    if not hasattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):  # 8.5 and 8.6: JetPack 5 and 6.0
+        raise MissingError(
+            f"{_NAMES[flavour]} {module.__version__} has no strongly typed networks",
+            where=name,
+            allowed="TensorRT 10.3 or newer: JetPack 6.1 or newer",
+            next_command=TRTEXEC,
+        )
+    return module
+
+
+def version(flavour: Flavour) -> str:
+    """Version of the library; raises MissingError like `load`."""
+    return str(load(flavour).__version__)
+
+
+class Builder:
+    """One builder and the log that its library wrote.
+
+    Attributes:
+        module: the TensorRT module.
+        log: lines "SEVERITY: text", in order, verbose ones left out.
+    """
+
+    def __init__(self, flavour: Flavour) -> None:
+        self.module = load(flavour)
+        self.name = _NAMES[flavour]
+        self.log: list[str] = []
+        self._logger = _make_logger(self.module, self.log)
+        self._builder = _made(lambda: self.module.Builder(self._logger), f"{self.name} makes no builder", self.log)
+
+    def parse(self, onnx_bytes: bytes) -> Any:
+        """The strongly typed network of an ONNX model. Raises BackendError naming the nodes that the parser refuses."""
+        strongly_typed = 1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        network = self._builder.create_network(strongly_typed)
+        if network is None:
+            raise self._error(f"{self.name} makes no network", _complaints(self.log))
+        parser = self.module.OnnxParser(network, self._logger)
+        # In a thread, because the library swallows what is raised in its callbacks: a Ctrl-C, too, if it arrived there.
+        if not run(lambda: parser.parse(onnx_bytes)):
+            errors = [parser.get_error(i) for i in range(parser.num_errors)]
+            reasons = [f"{e.node_name() or 'graph'} ({e.node_operator() or '?'}): {e.desc().strip()}" for e in errors]
+            raise self._error(f"{self.name} does not accept the graph", reasons or _complaints(self.log))
+        return network
+
+    def make_config(self, options: BuilderOptions) -> Any:
+        """A builder configuration with the names of layers kept in the engine and without TF32: FP32 means FP32.
+
+        Raises InputError for an option that this release does not have.
+        """
+        config = self._builder.create_builder_config()
+        if config is None:
+            raise self._error(f"{self.name} makes no builder configuration", _complaints(self.log))
+        config.profiling_verbosity = self.module.ProfilingVerbosity.DETAILED
+        if hasattr(self.module.BuilderFlag, "TF32"):
+            config.clear_flag(self.module.BuilderFlag.TF32)
+        if options.workspace_bytes is not None:
+            config.set_memory_pool_limit(self.module.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+        if options.optimization_level is not None:
+            config.builder_optimization_level = options.optimization_level
+        if options.version_compatible:
+            config.set_flag(self._member("BuilderFlag", "VERSION_COMPATIBLE"))
+        if options.hardware_compatibility != "none":
+            level = self._member("HardwareCompatibilityLevel", options.hardware_compatibility.upper())
+            config.hardware_compatibility_level = level
+        return config
+
+    def use_timing_cache(self, config: Any, cache: bytes, *, pinned: bool) -> bool:
+        """Attach what earlier builds measured, b"" for nothing yet. Whether it is in use: one of another GPU or release is not.
+
+        Pinned, the build may measure nothing anew: raises BackendError for a cache that does not fit.
+        """
+        made = config.create_timing_cache(cache)
+        attached = made is not None and bool(config.set_timing_cache(made, False))
+        if not attached and pinned:
+            raise self._error("the pinned timing cache is of another GPU or another TensorRT", _complaints(self.log))
+        if not attached:
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+        if pinned and self.refuses_new_timings:
+            config.set_flag(self.module.BuilderFlag.ERROR_ON_TIMING_CACHE_MISS)
+        return attached
+
+    @property
+    def refuses_new_timings(self) -> bool:
+        """Whether this release itself ends a build in which a pinned timing cache lacks something."""
+        return hasattr(self.module.BuilderFlag, "ERROR_ON_TIMING_CACHE_MISS")
+
+    def timing_cache(self, config: Any) -> bytes:
+        """The timing cache after a build. Raises BackendError when the library gives none."""
+        cache = config.get_timing_cache()
+        serialized = None if cache is None else cache.serialize()
+        if serialized is None:
+            raise self._error(f"{self.name} gives no timing cache", _complaints(self.log))
+        return bytes(serialized)
+
+    def _member(self, enumeration: str, name: str) -> Any:
+        known = getattr(self.module, enumeration)
+        if not hasattr(known, name):
+            allowed = ", ".join(n for n in dir(known) if n.isupper())
+            found = f"{enumeration}.{name}"
+            raise InputError(f"{self.name} {self.module.__version__} does not have this option", found=found, allowed=allowed)
+        return getattr(known, name)
+
+    def add_profile(self, config: Any, shapes: Mapping[str, tuple[tuple[int, ...], ...]]) -> None:
+        """One optimization profile: input name -> its (min, opt, max) shapes."""
+        profile = self._builder.create_optimization_profile()
+        for name, triple in shapes.items():
+            profile.set_shape(name, *triple)
+        if config.add_optimization_profile(profile) < 0:
+            raise self._error(f"{self.name} refuses the batch sizes", [str(dict(shapes)), *_complaints(self.log)])
+
+    def set_compute_capabilities(self, config: Any, capabilities: tuple[str, ...]) -> None:
+        """Build for these GPU generations, "major.minor", rather than for this machine's."""
+        known = self.module.ComputeCapability
+        members = [getattr(known, f"SM{c.replace('.', '')}", None) for c in capabilities]
+        unknown = [c for c, m in zip(capabilities, members, strict=True) if m is None]
+        if unknown:
+            allowed = ", ".join(sorted(n for n in dir(known) if n.startswith("SM")))
+            raise InputError(f"{self.name} knows no such compute capability", found=", ".join(unknown), allowed=allowed)
+        config.num_compute_capabilities = len(members)
+        for i, member in enumerate(members):
+            config.set_compute_capability(member, i)
+
+    def build(self, network: Any, config: Any, advance: Advance) -> bytes:
+        """The serialized engine. Raises BackendError with the library's last words when there is none.
+
+        Ctrl-C ends the wait at once, and the build itself at its next step, which may be many seconds away.
+        """
+        cancelled = threading.Event()
+        if hasattr(config, "progress_monitor"):
+            config.progress_monitor = _make_monitor(self.module, advance, cancelled)
+        try:
+            plan = run(lambda: self._builder.build_serialized_network(network, config), cancelled)
+        except RuntimeError as error:
+            raise self._error(f"{self.name} built no engine", [str(error), *_complaints(self.log)]) from error
+        if plan is None:
+            raise self._error(f"{self.name} built no engine", _complaints(self.log))
+        return bytes(plan)
+
+    def _error(self, what: str, reasons: list[str]) -> BackendError:
+        return _error(what, reasons, self.log)
+
+
+class Runtime:
+    """Loads engines. Its engines and their contexts must not outlive it.
+
+    Attributes:
+        module: the TensorRT module.
+        name: of the library.
+        log: lines "SEVERITY: text", in order, verbose ones left out.
+    """
+
+    def __init__(self, flavour: Flavour) -> None:
+        self.module = load(flavour)
+        self.name = _NAMES[flavour]
+        self.log: list[str] = []
+        self._logger = _make_logger(self.module, self.log)
+        self._runtime = _made(lambda: self.module.Runtime(self._logger), f"{self.name} makes no runtime", self.log)
+
+    def deserialize(self, engine: bytes, *, version_compatible: bool = False) -> Any:
+        """The engine of these bytes. They run as code: pass only bytes that `authenticate` returned.
+
+        Raises BackendError with the library's last words when it does not load, as without a GPU of the right kind.
+        """
+        if version_compatible:
+            self._runtime.engine_host_code_allowed = True  # such an engine carries the runtime of its own release
+        loaded = self._runtime.deserialize_cuda_engine(engine)
+        if loaded is None:
+            raise _error(f"{self.name} does not load the engine", _complaints(self.log), self.log)
+        return loaded
+
+    def inspect(self, engine: Any) -> str:
+        """What the loaded engine says of its layers, as JSON; see `engines.engine_inspector`.
+
+        It is asked in a context with the usual batch size: without, it tells no type of a tensor that depends on the batch.
+        """
+        inspector, context = engine.create_engine_inspector(), engine.create_execution_context()
+        if inspector is None or context is None:
+            raise _error(f"{self.name} does not let the engine be inspected", _complaints(self.log), self.log)
+        for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+            if engine.get_tensor_mode(name) == self.module.TensorIOMode.INPUT:
+                context.set_input_shape(name, engine.get_tensor_profile_shape(name, 0)[1])
+        inspector.execution_context = context
+        return str(inspector.get_engine_information(self.module.LayerInformationFormat.JSON))
+
+
+def _complaints(log: list[str]) -> list[str]:
+    return [line for line in log if not line.startswith("INFO")]
+
+
+def _error(what: str, reasons: list[str], log: list[str]) -> BackendError:
+    return BackendError(what, found="\n    ".join(reasons[:_SHOWN_LINES]) or "no reason given", log=tuple(log))
+
+
+def _made(make: Callable[[], T], what: str, log: list[str]) -> T:
+    """An object of the library, whose constructor raises TypeError where the library gives none, as without a driver."""
+    try:
+        with _collection_paused():
+            return make()
+    except TypeError as error:
+        found = "\n    ".join(_complaints(log)[:_SHOWN_LINES]) or error
+        raise MissingError(what, found=found, next_command="nvidia-smi shows whether the driver works") from error
+
+
+@contextlib.contextmanager
+def _collection_paused() -> Iterator[None]:
+    """No garbage collection inside the block.
+
+    While TensorRT makes a builder it holds a lock and calls the logger. Were an older builder collected in there, its
+    destructor would wait for the same lock, in the same thread, for ever.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _make_logger(module: Any, lines: list[str]) -> Any:
+    class Logger(module.ILogger):  # type: ignore[misc]  # the base class is known only when the library is loaded
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)  # the bindings demand the explicit call
+
+        def log(self, severity: Any, message: str) -> None:
+            checkpoint()
+            name = str(severity).rpartition(".")[2]
+            if name != "VERBOSE":
+                lines.append(f"{name}: {message}")
+
+    return Logger()
+
+
+def _make_monitor(module: Any, advance: Advance, cancelled: threading.Event) -> Any:
+    class Monitor(module.IProgressMonitor):  # type: ignore[misc]  # as above
+        """Follows the outermost phase only: inner ones come and go in unknown number."""
+
+        def __init__(self) -> None:
+            module.IProgressMonitor.__init__(self)
+            self._outer = ""
+            self._steps = 1
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            checkpoint()
+            if parent_phase is None:
+                self._outer, self._steps = phase_name, max(num_steps, 1)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            checkpoint()
+            if phase_name == self._outer:
+                advance((step + 1) / self._steps)
+            return not cancelled.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            checkpoint()
+            if phase_name == self._outer:
+                advance(1.0)
+
+    return Monitor()

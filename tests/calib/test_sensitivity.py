@@ -1,0 +1,553 @@
+"""What groups cost. The oracle is brute force: one whole quantized network in onnxruntime for every number.
+
+The networks are random: a stem of convolutions, blocks with residual branches (Q, K, V of one norm; products of two
+activations; a depthwise convolution), a class token expanded to the batch by the shape of the image, as exporters write it.
+"""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto as T
+from onnx import helper as h
+from onnx.reference import ReferenceEvaluator
+
+from calib import TensorScale, insert_qdq, kl, plan_quantization, sqnr_db
+from calib.artifact import read_artifact, write_artifact
+from calib.calibration_table import CalibrationTable
+from calib.errors import InputError
+from calib.graph import index_graph
+from calib.graph_segments import split, split_at
+from calib.ort_session import TappedGraph
+from calib.qdq_placement import QuantPlan
+from calib.qdq_writer import quantize_weight
+from calib.sensitivity import Sensitivity, group_nodes, measure_sensitivity
+
+C, TOKENS, BLOCKS = 8, 16, 3
+TOLERANCE_DB = 0.01  # kernels add in another order, and a few values on the edge of a step round the other way
+TOLERANCE_KL = 2e-3  # relative; 1e-9 besides, for the logits' own rounding in FP32
+
+
+def block(i, x):
+    """Nodes and output of a block over x (B, 17, C)."""
+    n, p = h.make_node, f"b{i}"
+    nodes = [
+        n("LayerNormalization", [x, "ln_w", "ln_b"], [f"{p}.ln"], name=f"{p}/norm"),
+        n("MatMul", [f"{p}.ln", f"{p}.wq"], [f"{p}.q"], name=f"{p}/q"),
+        n("MatMul", [f"{p}.ln", f"{p}.wk"], [f"{p}.k"], name=f"{p}/k"),
+        n("MatMul", [f"{p}.ln", f"{p}.wv"], [f"{p}.v"], name=f"{p}/v"),
+        n("Transpose", [f"{p}.k"], [f"{p}.kt"], name=f"{p}/kt", perm=[0, 2, 1]),
+        n("MatMul", [f"{p}.kt", f"{p}.v"], [f"{p}.sum"], name=f"{p}/kv"),
+        n("Div", [f"{p}.sum", "seventeen"], [f"{p}.kv"], name=f"{p}/mean"),
+        n("MatMul", [f"{p}.q", f"{p}.kv"], [f"{p}.a"], name=f"{p}/qkv"),
+        n("Add", [x, f"{p}.a"], [f"{p}.x1"], name=f"{p}/residual1"),
+        n("Transpose", [f"{p}.x1"], [f"{p}.ct"], name=f"{p}/ct", perm=[0, 2, 1]),
+        n("Conv", [f"{p}.ct", f"{p}.dw", f"{p}.db"], [f"{p}.c"], name=f"{p}/conv", group=C, pads=[1, 1]),
+        n("Gelu", [f"{p}.c"], [f"{p}.g"], name=f"{p}/gelu"),
+        n("Transpose", [f"{p}.g"], [f"{p}.gt"], name=f"{p}/gt", perm=[0, 2, 1]),
+        n("MatMul", [f"{p}.gt", f"{p}.w2"], [f"{p}.f"], name=f"{p}/ffn"),
+        n("Add", [f"{p}.x1", f"{p}.f"], [f"{p}.x2"], name=f"{p}/residual2"),
+    ]
+    return nodes, f"{p}.x2"
+
+
+def constants(seed):
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape, fan):
+        return (1.5 * rng.normal(size=shape) / np.sqrt(fan)).astype(np.float32)
+
+    found = {
+        "w_stem": draw(C, 3, 3, 3, fan=27),
+        "w_stem2": draw(C, C, 3, 3, fan=9 * C),
+        "token": draw(1, 1, C, fan=1),
+        "to_tokens": np.array([0, C, TOKENS], np.int64),
+        "first": np.array([0], np.int64),
+        "token_shape": np.array([1, C], np.int64),
+        "ln_w": np.ones(C, np.float32),
+        "ln_b": np.zeros(C, np.float32),
+        "seventeen": np.array(17, np.float32),
+        "axes": np.array([1], np.int64),
+        "w_head": draw(5, C, fan=C),
+    }
+    for i in range(BLOCKS):
+        found |= {f"b{i}.{w}": draw(C, C, fan=C) for w in ("wq", "wk", "wv", "w2")}
+        found |= {f"b{i}.dw": draw(C, 1, 3, fan=3), f"b{i}.db": draw(C, fan=4)}
+    return found
+
+
+def network(build, seed=0, skip=False):
+    """skip: the image's tokens are added again in front of the head, so that no tensor between is a cut."""
+    n = h.make_node
+    nodes = [
+        n("Shape", ["image"], ["shape"], name="shape"),
+        n("Conv", ["image", "w_stem"], ["c0"], name="stem/conv1", pads=[1, 1, 1, 1]),
+        n("Gelu", ["c0"], ["g0"], name="stem/gelu"),
+        n("Conv", ["g0", "w_stem2"], ["c1"], pads=[1, 1, 1, 1], strides=[2, 2]),  # unnamed on purpose
+        n("Reshape", ["c1", "to_tokens"], ["r1"], name="reshape"),
+        n("Transpose", ["r1"], ["t1"], name="transpose", perm=[0, 2, 1]),
+        n("Gather", ["shape", "first"], ["batch"], name="gather"),
+        n("Concat", ["batch", "token_shape"], ["wanted"], name="wanted", axis=0),
+        n("Expand", ["token", "wanted"], ["tokens"], name="expand"),
+        n("Concat", ["t1", "tokens"], ["x"], name="join", axis=1),  # (B, 17, C)
+    ]
+    x = "x"
+    for i in range(BLOCKS):
+        added, x = block(i, x)
+        nodes += added
+    if skip:
+        nodes.append(n("Add", [x, "x"], ["skipped"], name="skip"))
+        x = "skipped"
+    nodes += [
+        n("ReduceMean", [x, "axes"], ["pooled"], name="pool", keepdims=0),
+        n("Gemm", ["pooled", "w_head"], ["logits"], name="head", transB=1),
+    ]
+    return build(nodes, constants(seed), [("image", T.FLOAT, ["b", 3, 8, 8])], [("logits", T.FLOAT, ["b", 5])])
+
+
+def table_of(model, plan, images, shrink=0.9):
+    values = TappedGraph(model, plan.activations)(images)
+    scales = {name: TensorScale.from_amax(shrink * float(np.abs(v).max()), name, "minmax") for name, v in values.items()}
+    return CalibrationTable("o", "d", len(images), "minmax", scales)
+
+
+def logits(model, images, output="logits"):
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run([output], {session.get_inputs()[0].name: images})[0]
+
+
+def restricted(plan, nodes):
+    return QuantPlan(tuple(p for p in plan.points if p.node in nodes), ())
+
+
+def brute_force(model, table, plan, nodes, images):
+    wanted, found = logits(model, images), logits(insert_qdq(model, table, restricted(plan, nodes)), images)
+    return sqnr_db(wanted, found), kl(wanted, found)
+
+
+def agrees(found, wanted):
+    return abs(found[0] - wanted[0]) <= TOLERANCE_DB and abs(found[1] - wanted[1]) <= TOLERANCE_KL * wanted[1] + 1e-9
+
+
+@pytest.fixture
+def few():
+    return np.random.default_rng(3).normal(size=(6, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def measured(make_model, few):
+    model = network(make_model)
+    plan = plan_quantization(model)
+    table = table_of(model, plan, few)
+    return model, plan, table, measure_sensitivity(model, table, plan, [few], threads=1)
+
+
+def check_against_brute_force(model, plan, table, result, images):
+    before = ()
+    for group in result.groups:
+        before += group.nodes
+        assert agrees((group.isolated_db, group.isolated_kl), brute_force(model, table, plan, group.nodes, images)), group.name
+        assert agrees((group.cumulative_db, group.cumulative_kl), brute_force(model, table, plan, before, images)), group.name
+    assert sorted(before) == sorted(plan.nodes)
+
+
+def test_isolated_and_cumulative_are_what_whole_networks_give(measured, few):
+    check_against_brute_force(*measured, few)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_other_weights_agree_too(make_model, few, seed):
+    model = network(make_model, seed)
+    plan = plan_quantization(model)
+    table = table_of(model, plan, few)
+    check_against_brute_force(model, plan, table, measure_sensitivity(model, table, plan, [few], threads=2), few)
+
+
+def test_the_comparison_sees_another_group_and_other_scales(measured, few):
+    model, plan, table, result = measured
+    one = (result.groups[0].isolated_db, result.groups[0].isolated_kl)
+    assert agrees(one, brute_force(model, table, plan, result.groups[0].nodes, few))
+    for group in result.groups[1:]:
+        assert not agrees(one, brute_force(model, table, plan, group.nodes, few))
+    for factor in (0.5, 2.0):
+        other = table_of(model, plan, few, shrink=0.9 * factor)
+        assert not agrees(one, brute_force(model, other, plan, result.groups[0].nodes, few))
+
+
+def test_less_is_run_than_one_forward_per_group(measured):
+    _, _, _, result = measured
+    assert result.segments > 2 * BLOCKS
+    assert result.forwards_equivalent < len(result.groups) < result.brute_forwards == 2 * len(result.groups)
+
+
+def test_what_is_run_is_counted(make_model, few, monkeypatch):
+    """MACs by the sessions that were called, counted from the outside."""
+    from calib.macs import count_macs
+    from calib.ort_session import FedGraph
+
+    model = network(make_model)
+    plan = plan_quantization(model)
+    table = table_of(model, plan, few)
+    macs, run = count_macs(model), 0
+    made, call = FedGraph.__init__, FedGraph.__call__
+
+    def init(self, graph, **settings):
+        made(self, graph, **settings)
+        self.macs = sum(macs.get(name, 0) for name in index_graph(graph).names)
+
+    def counted(self, tensors):
+        nonlocal run
+        run += self.macs
+        return call(self, tensors)
+
+    monkeypatch.setattr(FedGraph, "__init__", init)
+    monkeypatch.setattr(FedGraph, "__call__", counted)
+    result = measure_sensitivity(model, table, plan, [few], threads=1)
+    assert result.forwards_equivalent == pytest.approx(run / sum(macs.values()), rel=1e-12)
+
+
+def test_where_there_is_no_cut_one_segment_is_long_and_right(make_model, few):
+    model = network(make_model, skip=True)
+    plan = plan_quantization(model)
+    table = table_of(model, plan, few)
+    result = measure_sensitivity(model, table, plan, [few], threads=1)
+    assert result.segments == 4, "the two convolutions, all that the long way round spans, the head"
+    check_against_brute_force(model, plan, table, result, few)
+
+
+@pytest.mark.parametrize(("tensor", "behind"), [("g0", "g0"), ("image", "t1"), ("image", "b1.x1")])
+def test_shapes_are_no_way_round(make_model, few, tensor, behind):
+    """The class token's batch from the shape of an inner tensor, and from that of the image when it is read late."""
+    model = network(make_model)
+    shape = next(n for n in model.graph.node if n.op_type == "Shape")
+    model.graph.node.remove(shape)
+    shape.input[0] = tensor
+    if behind == "b1.x1":  # read late by something that changes nothing
+        later = [
+            h.make_node("Size", ["image"], ["size"], name="size"),
+            h.make_node("Cast", ["size"], ["f"], name="cast", to=T.FLOAT),
+        ]
+        later += [
+            h.make_node("Mul", ["f", "zero"], ["nothing"], name="mul"),
+            h.make_node("Add", [behind, "nothing"], ["same"], name="add"),
+        ]
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((), np.float32), "zero"))
+        insert_behind(model, behind, later)
+        next(n for n in model.graph.node if n.name == "b1/ct").input[0] = "same"
+    insert_behind(model, tensor if behind == "b1.x1" else behind, [shape])
+    plan = plan_quantization(model)
+    table = table_of(model, plan, few)
+    result = measure_sensitivity(model, table, plan, [few], threads=1)
+    assert result.segments > 2 * BLOCKS
+    check_against_brute_force(model, plan, table, result, few)
+
+
+def insert_behind(model, tensor, nodes):
+    at = next((i + 1 for i, n in enumerate(model.graph.node) if tensor in n.output), 0)
+    for offset, node in enumerate(nodes):
+        model.graph.node.insert(at + offset, node)
+
+
+def test_constants_may_be_nodes(make_model, few):
+    """As exporters write them: Constant nodes, in front of everything, and one that is computed from a constant."""
+    model = network(make_model)
+    nodes = [h.make_node("Constant", [], [t.name], name=f"constant/{t.name}", value=t) for t in model.graph.initializer]
+    del model.graph.initializer[:]
+    next(n for n in nodes if n.output[0] == "seventeen").output[0] = "half"
+    nodes.append(h.make_node("Identity", ["half"], ["seventeen"], name="identity"))
+    insert_behind(model, "image", nodes)
+    plan = plan_quantization(model)
+    table = table_of(model, plan, few)
+    result = measure_sensitivity(model, table, plan, [few], threads=1)
+    assert result.segments > 2 * BLOCKS
+    check_against_brute_force(model, plan, table, result, few)
+
+
+def test_the_segments_chain_up_to_the_whole_graph(make_model, few):
+    from calib.graph_segments import Chain
+
+    model = network(make_model)
+    segments = split(model, "logits", group_nodes(plan_quantization(model)))
+    named = [name for s in segments for name in s.nodes]
+    assert named == list(index_graph(model).names)
+    found = Chain(segments, "logits", 1).finish(0, {"image": few})
+    np.testing.assert_allclose(found, logits(model, few), rtol=1e-4, atol=1e-5)
+
+
+ORDERED = ("image", "c0", "g0", "t1", "x", "b0.ln", "b0.k", "b0.kv", "b0.a", "b1.x1", "b1.x2", "b2.gt", "pooled")
+"""Tensors of `network` in the order in which they are made, some beside others that live on."""
+
+
+def session_of(model):
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def tensors_of(model, images, names):
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name != "image")
+    found = session_of(copy).run([name for name in names if name != "image"], {"image": images})
+    return {"image": images, **dict(zip([name for name in names if name != "image"], found, strict=True))}
+
+
+def one_after_the_other(segments, images):
+    """The tensor in which each segment ends, with nothing at hand but the state in front of it."""
+    state, found = {"image": images}, {}
+    for tensor, segment in segments.items():
+        made = {}
+        if segment.nodes:
+            session = session_of(segment.model)
+            outputs = [v.name for v in session.get_outputs()]
+            values = session.run(outputs, {v.name: state[v.name] for v in session.get_inputs()})
+            made = dict(zip(outputs, values, strict=True))
+        assert not set(made) & set(segment.passed)
+        state = {**{name: state[name] for name in segment.passed}, **made}
+        found[tensor] = state[tensor]
+    return found
+
+
+def agree(found, wanted):
+    return {name: bool(np.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-5)) for name in found}
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_segments_that_end_anywhere_give_the_tensors_of_the_whole_graph(make_model, few, skip):
+    model = network(make_model, skip=skip)
+    before = model.SerializeToString()
+    segments = split_at(model, ORDERED[::-1])
+    assert tuple(segments) == ORDERED, "in the order in which the graph makes them"
+    assert model.SerializeToString() == before
+    assert all(agree(one_after_the_other(segments, few), tensors_of(model, few, ORDERED)).values())
+    names = index_graph(model).names
+    assert [name for s in segments.values() for name in s.nodes] == list(names[: names.index("head")])
+    assert segments["image"].nodes == ()
+    assert "b0.x1" not in segments["b2.gt"].passed, "what nobody reads any more is let go"
+    assert {"x", "b0.q"} <= {*segments["b0.k"].passed, *(v.name for v in segments["b0.k"].model.graph.output)}
+
+
+@pytest.mark.parametrize("at", range(1, len(ORDERED)))
+def test_a_segment_that_was_changed_is_seen_from_there_on(make_model, few, at):
+    """The control: one segment's output doubled."""
+    model = network(make_model)
+    segments = split_at(model, ORDERED)
+    graph = segments[ORDERED[at]].model.graph
+    maker = next(n for n in graph.node if ORDERED[at] in n.output)
+    maker.output[0] = "halved"
+    graph.node.append(h.make_node("Add", ["halved", "halved"], [ORDERED[at]], name="doubled"))
+    same = agree(one_after_the_other(segments, few), tensors_of(model, few, ORDERED))
+    assert all(same[t] for t in ORDERED[:at])
+    assert not same[ORDERED[at]]
+
+
+def test_tensors_of_one_node_end_segments_of_which_one_is_empty(make_model):
+    nodes = [
+        h.make_node("Split", ["image"], ["a", "b"], name="split", num_outputs=2, axis=1),
+        h.make_node("MatMul", ["a", "w"], ["c"], name="c"),
+        h.make_node("MatMul", ["b", "w"], ["d"], name="d"),
+        h.make_node("Add", ["c", "d"], ["y"], name="y"),
+    ]
+    model = make_model(nodes, {"w": np.eye(3, dtype=np.float32)}, [("image", T.FLOAT, ["n", 6])], [("y", T.FLOAT, ["n", 3])])
+    segments = split_at(model, ("a", "b"))
+    assert [s.nodes for s in segments.values()] == [("split",), ()]
+    images = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    assert all(agree(one_after_the_other(segments, images), tensors_of(model, images, ("a", "b"))).values())
+
+
+def test_several_inputs_cannot_be_cut_anywhere(make_model):
+    nodes = [h.make_node("Add", ["image", "other"], ["t"]), h.make_node("Relu", ["t"], ["y"])]
+    inputs = [("image", T.FLOAT, ["n"]), ("other", T.FLOAT, ["n"])]
+    with pytest.raises(InputError, match=r"one input[\s\S]*image, other"):
+        split_at(make_model(nodes, {}, inputs, [("y", T.FLOAT, ["n"])]), ("t",))
+
+
+def test_groups_share_activations(measured):
+    _, plan, _, result = measured
+    assert group_nodes(plan) == tuple(g.nodes for g in result.groups)
+    assert [g.name for g in result.groups[:5]] == ["stem/conv1", "c1", "b0/q", "b0/kv", "b0/qkv"]
+    assert result.groups[2].nodes == ("b0/q", "b0/k", "b0/v")
+    assert result.groups[2].macs == 3 * 17 * C * C
+
+
+def test_groups_are_joined_through_both_operands(make_model):
+    n = h.make_node
+    nodes = [
+        n("MatMul", ["image", "w"], ["a"], name="a"),
+        n("Relu", ["a"], ["r"], name="r"),
+        n("Neg", ["a"], ["m"], name="m"),
+        n("MatMul", ["r", "w"], ["b"], name="b"),
+        n("MatMul", ["m", "w"], ["c"], name="c"),
+        n("MatMul", ["r", "m"], ["d"], name="d"),
+        n("Sum", ["b", "c", "d"], ["logits"], name="sum"),
+    ]
+    model = make_model(nodes, {"w": np.eye(4, dtype=np.float32)}, [("image", T.FLOAT, [4, 4])], [("logits", T.FLOAT, [4, 4])])
+    assert group_nodes(plan_quantization(model)) == (("a",), ("b", "c", "d"))
+
+
+def local_oracle(model, plan, table, images, nodes):
+    """Weights, activations, rounding, clipping: float64 through onnx's reference evaluator."""
+    index = index_graph(model)
+    values = {"image": images, **TappedGraph(model, plan.activations)(images)}
+    squares = np.zeros(5)
+    for name in nodes:
+        node = model.graph.node[index.names.index(name)]
+        points = [p for p in plan.points if p.node == name]
+        feeds = [{} for _ in range(5)]
+        for i, tensor in enumerate(node.input):
+            constant = tensor in index.constants
+            x = np.asarray(onnx.numpy_helper.to_array(index.constants[tensor]) if constant else values[tensor], np.float64)
+            for feed in feeds:
+                feed[tensor] = x
+            point = next((p for p in points if p.input_index == i), None)
+            if point is None:
+                continue
+            if point.kind == "weight":
+                q, scales = quantize_weight(x.astype(np.float32), point.axis, tensor)
+                feeds[1][tensor] = q * np.moveaxis(
+                    np.broadcast_to(scales.astype(float), (*x.shape[:0], *[1] * (x.ndim - 1), len(scales))), -1, point.axis
+                )
+            else:
+                s = table.tensors[tensor].scale
+                clipped = np.clip(x, -128 * s, 127 * s)
+                whole = np.clip(np.rint((x.astype(np.float32) / np.float32(s)).astype(float)), -128, 127) * s
+                feeds[2][tensor], feeds[3][tensor], feeds[4][tensor] = whole, x + whole - clipped, clipped
+        outputs = [run_node(node, feed) for feed in feeds]
+        squares[0] += (outputs[0] ** 2).sum()
+        squares[1:] += [((o - outputs[0]) ** 2).sum() for o in outputs[1:]]
+    with np.errstate(divide="ignore"):
+        return np.minimum(10 * np.log10(squares[0] / squares[1:]), 300)
+
+
+def run_node(node, feed):
+    graph = h.make_graph(
+        [node],
+        "one",
+        [h.make_tensor_value_info(k, T.DOUBLE, None) for k in feed],
+        [h.make_tensor_value_info(node.output[0], T.DOUBLE, None)],
+    )
+    return ReferenceEvaluator(h.make_model(graph, opset_imports=[h.make_opsetid("", 20)], ir_version=10)).run(None, feed)[0]
+
+
+def test_local_noise_is_what_float64_gives(measured, few):
+    model, plan, table, result = measured
+    for group in result.groups:
+        found = [group.weight_db, group.activation_db, group.rounding_db, group.clipping_db]
+        wanted = local_oracle(model, plan, table, few, group.nodes)
+        np.testing.assert_allclose(found, wanted, atol=TOLERANCE_DB, err_msg=group.name)
+    assert {g.name for g in result.groups if g.weight_db == 300} == {f"b{i}/{n}" for i in range(BLOCKS) for n in ("kv", "qkv")}
+
+
+@pytest.mark.parametrize(("shrink", "clips"), [(0.3, True), (1.0, False), (4.0, False)])
+def test_clipping_comes_from_ranges_that_are_too_small(make_model, few, shrink, clips):
+    model = network(make_model)
+    plan = plan_quantization(model)
+    result = measure_sensitivity(model, table_of(model, plan, few, shrink), plan, [few], threads=1)
+    for group in result.groups:
+        if clips:
+            assert group.clipping_db < group.rounding_db
+        else:
+            assert group.clipping_db == 300
+            assert group.rounding_db == pytest.approx(group.activation_db, abs=TOLERANCE_DB)
+
+
+def test_nodes_are_alone_even_when_one_reads_another(make_model):
+    """b and c share r, and c reads what b makes: its local noise must not hold b's."""
+    n = h.make_node
+    nodes = [
+        n("Relu", ["image"], ["r"], name="r"),
+        n("MatMul", ["r", "w"], ["b"], name="b"),
+        n("MatMul", ["r", "b"], ["logits"], name="c"),
+    ]
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(4, 4)).astype(np.float32)
+    w = rng.normal(size=(4, 4)).astype(np.float32)
+    model = make_model(nodes, {"w": w}, [("image", T.FLOAT, [4, 4])], [("logits", T.FLOAT, [4, 4])])
+    plan = plan_quantization(model)
+    table = table_of(model, plan, images)
+    (group,) = measure_sensitivity(model, table, plan, [images], threads=1).groups
+    assert group.nodes == ("b", "c")
+    found = [group.weight_db, group.activation_db, group.rounding_db, group.clipping_db]
+    np.testing.assert_allclose(found, local_oracle(model, plan, table, images, group.nodes), atol=TOLERANCE_DB)
+
+
+def test_batches_of_any_size_and_no_more_images_than_asked(make_model, few):
+    model = network(make_model)
+    plan = plan_quantization(model)
+    table = table_of(model, plan, few)
+    one = measure_sensitivity(model, table, plan, [few[:5]], threads=1)
+    many = measure_sensitivity(model, table, plan, iter([few[:2], few[2:4], few[4:]]), threads=1, images=5)
+    assert one.images == many.images == 5
+    for a, b in zip(one.groups, many.groups, strict=True):
+        assert agrees((a.isolated_db, a.isolated_kl), (b.isolated_db, b.isolated_kl))
+        assert agrees((a.cumulative_db, a.cumulative_kl), (b.cumulative_db, b.cumulative_kl))
+
+
+def test_the_result_is_an_artifact_and_repeats(measured, few, tmp_path):
+    model, plan, table, result = measured
+    write_artifact(tmp_path / "s.json", result)
+    assert read_artifact(tmp_path / "s.json", Sensitivity, remake="x") == result
+    done = []
+    again = measure_sensitivity(model, table, plan, [few], threads=1, progress=lambda *count: done.append(count))
+    assert again == result
+    assert done == [(i + 1, len(result.groups)) for i in range(len(result.groups))]
+
+
+def test_ranking(measured):
+    _, _, _, result = measured
+    cost = {g.nodes: g for g in result.groups}
+    by_noise, by_mac = result.ranked(), result.ranked(per_mac=True)
+    assert sorted(by_noise) == sorted(by_mac) == sorted(cost)
+    assert [cost[n].isolated_db for n in by_noise] == sorted(g.isolated_db for g in result.groups)
+    per_mac = [10 ** (-cost[n].isolated_db / 10) / cost[n].macs for n in by_mac]
+    assert per_mac == sorted(per_mac, reverse=True)
+    assert by_noise != by_mac
+
+
+def two_outputs(make_model, few):
+    model = network(make_model)
+    model.graph.output.insert(0, h.make_tensor_value_info("r1", T.FLOAT, None))
+    return model, few
+
+
+def two_inputs(make_model, few):
+    model = network(make_model)
+    model.graph.input.append(h.make_tensor_value_info("other", T.FLOAT, [1]))
+    return model, few
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (two_outputs, "does not depend on these nodes"),
+        (two_inputs, "one input"),
+        (lambda m, few: (network(m), few[:0]), "no images"),
+        (lambda m, few: (network(m), few * np.nan), "NaN or infinity"),
+        (lambda m, few: (network(m), few[:, :2]), "does not take"),
+    ],
+)
+def test_refusals(make_model, few, damage, message):
+    healthy = network(make_model)
+    plan = plan_quantization(healthy)
+    model, images = damage(make_model, few)
+    with pytest.raises(InputError, match=message):
+        measure_sensitivity(model, table_of(healthy, plan, few), plan, [images] if len(images) else [], threads=1)
+
+
+def test_a_table_without_a_scale_and_a_foreign_plan_are_refused(make_model, few):
+    model = network(make_model)
+    plan = plan_quantization(model)
+    table = table_of(model, plan, few)
+    del table.tensors["b1.ln"]
+    with pytest.raises(InputError, match="no scale"):
+        measure_sensitivity(model, table, plan, [few], threads=1)
+    other = network(make_model, skip=True)
+    foreign = QuantPlan(tuple(p for p in plan.points if p.node != "head"), ())
+    other.graph.node[next(i for i, n in enumerate(other.graph.node) if n.name == "b1/q")].name = "renamed"
+    with pytest.raises(InputError, match="another graph"):
+        measure_sensitivity(other, table_of(model, plan, few), foreign, [few], threads=1)

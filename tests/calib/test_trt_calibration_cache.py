@@ -1,0 +1,67 @@
+"""Oracle: IEEE 754 single precision by hand, from sign, exponent and mantissa."""
+
+import numpy as np
+import pytest
+
+from calib.calibration_table import CalibrationTable, TensorScale
+from calib.errors import InputError
+from calib.trt_calibration_cache import cache_text, format_cache, parse_cache
+
+# value, its bits: sign 1, exponent 8 (bias 127), mantissa 23
+KNOWN = {
+    1.0: "3f800000",  # 2^0
+    2.0: "40000000",  # 2^1
+    0.5: "3f000000",  # 2^-1
+    1.5: "3fc00000",  # 1.1b
+    2.0**-19: "36000000",  # exponent 108
+    65504.0: "477fe000",  # the largest FP16 number
+    1 / 127: "3c010204",  # 2^-7 * 1.00787..., rounded to the nearest
+    np.nextafter(np.float32(1), np.float32(2)): "3f800001",  # one unit in the last place
+}
+
+
+@pytest.mark.parametrize(("value", "digits"), KNOWN.items())
+def test_known_numbers(value, digits):
+    assert format_cache({"t": float(value)}) == f"TRT-100300-EntropyCalibration2\nt: {digits}\n"
+
+
+@pytest.mark.parametrize(("value", "digits"), KNOWN.items())
+def test_known_numbers_are_read(value, digits):
+    assert parse_cache(f"TRT-8601-EntropyCalibration2\nt: {digits}\n") == {"t": float(np.float32(value))}
+
+
+def test_byte_order_matters():
+    """The control: the bytes of 1.0 the other way round are another number."""
+    assert parse_cache("TRT-8601-EntropyCalibration2\nt: 0000803f\n")["t"] != 1.0
+
+
+def test_a_table_survives_the_round_trip():
+    names = ["image", "/blocks.0/mlp/Gelu_output_0", "(Unnamed Layer* 3) [Shuffle]_output", "odd: name"]
+    tensors = {name: TensorScale.from_amax(0.3 * (i + 1), name, "mse") for i, name in enumerate(names)}
+    table = CalibrationTable("g", "d", 64, "mse", tensors)
+    text = cache_text(table, "8601")
+    assert text.startswith("TRT-8601-EntropyCalibration2\nimage: ")
+    assert text.endswith("\n")
+    assert len(text.splitlines()) == 1 + len(names)
+    assert parse_cache(text) == {name: entry.scale for name, entry in tensors.items()}, "scales fit FP16, hence FP32, exactly"
+    assert list(parse_cache(text)) == names, "in the table's order"
+    assert parse_cache(text.replace("\n", "\r\n")) == parse_cache(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not a calibration cache"),
+        ("image: 3c010204\n", "not a calibration cache"),
+        ("TRT-EntropyCalibration2\nimage: 3c010204\n", "not a calibration cache"),
+        ("TRT-8601-EntropyCalibration2\nimage: 3c0102\n", "line 2"),
+        ("TRT-8601-EntropyCalibration2\nimage: 3c010204\nx: 3c01020g\n", "line 3"),
+        ("TRT-8601-EntropyCalibration2\nimage 3c010204\n", "line 2"),
+        ("TRT-8601-EntropyCalibration2\nimage: 0.0079\n", "line 2"),
+        ("TRT-8601-EntropyCalibration2\n: 3c010204\n", "line 2"),
+        ("TRT-8601-EntropyCalibration2\n\nimage: 3c010204\n", "line 2"),
+    ],
+)
+def test_malformed_text_is_refused(text, said):
+    with pytest.raises(InputError, match=said):
+        parse_cache(text)

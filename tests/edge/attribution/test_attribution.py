@@ -1,0 +1,839 @@
+"""Oracles: pieces of the graphs run by ONNX Runtime one by one, layers computed by numpy, graphs quantized otherwise.
+
+Faults are planted in a real INT8 build of the tiny network, and in the shipped one; each has to be named, and nothing else.
+"""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import numpy_helper
+from onnx.utils import Extractor
+from tiny_network import TINY
+from tiny_project import LABELS, build, make_project
+
+from calib.artifact import write_artifact
+from calib.calibration_table import load_table
+from calib.collect import CollectConfig, collect
+from calib.errors import InputError
+from calib.files import sha256_file
+from calib.graph import index_graph, to_array
+from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
+from calib.qdq_writer import insert_qdq
+from calib.quantize import quantized
+from edge.assets import CALIBRATION_IMAGES, SHIPPED_MODEL, TEST_IMAGES
+from edge.attribution import float_fallback
+from edge.attribution.attribute import ATTRIBUTION, Graphs, LoadedGraph, attribute, attribute_graphs, load_graphs
+from edge.attribution.attribution_record import GraphFile, InputDrift, read_attribution
+from edge.attribution.diagnosis import Evidence, find_culprits, sentence
+from edge.attribution.graph_checks import look_at
+from edge.attribution.input_drift import compare_inputs
+from edge.attribution.layer_spans import comparable, find_units
+from edge.attribution.weight_errors import WeightError, compare_weights, held_already
+from edge.cli import run as run_command
+from edge.images.labelled_images import open_images
+from edge.images.preprocess import Preprocess
+from edge.model.metadata import read_graph_info
+from edge.model.sizes import SIZES
+from edge.stability.finders.xnorm import find_sites
+from engines.typed_graph import typed_graph
+
+FILE = GraphFile("planted.onnx", "0" * 64)
+
+
+@pytest.fixture(scope="module")
+def graphs(built):
+    return load_graphs(built / "out")
+
+
+@pytest.fixture(scope="module")
+def images(built):
+    stated = json.loads((built / "out" / "manifest.json").read_text())["preprocess"]
+    preprocess = Preprocess.from_json({k: v for k, v in stated.items() if k != "sha256"})
+    return np.concatenate(list(open_images(built / "test", LABELS).batches(preprocess, 80)))
+
+
+@pytest.fixture(scope="module")
+def honest(graphs, images):
+    return attribute_graphs(graphs, images)
+
+
+@pytest.fixture(scope="module")
+def typed(graphs):
+    """The same build as a GPU gets it: FP16 and Q/DQ."""
+    return replace(graphs, judged=LoadedGraph(FILE, typed_graph(graphs.judged.model)), between=())
+
+
+def with_judged(graphs, model):
+    return replace(graphs, judged=LoadedGraph(FILE, model), between=())
+
+
+def copied(model):
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    return made
+
+
+def edited(model, names, change):
+    """A copy in which some initializers, by the start of their names, have other values."""
+    made = copied(model)
+    found = [t for t in made.graph.initializer if any(t.name in (n, f"{n}/fp16") for n in names)]
+    assert found, names
+    for tensor in found:
+        values = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array(np.asarray(change(values.copy()), values.dtype), tensor.name))
+    return made
+
+
+def scaled(model, tensor, factor):
+    return edited(model, [f"{tensor}_scale"], lambda v: v * factor)
+
+
+def run(model, feeds, outputs=None):
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = outputs or [v.name for v in session.get_outputs()]
+    wanted = {v.name for v in session.get_inputs()}
+    return dict(zip(names, session.run(names, {k: v for k, v in feeds.items() if k in wanted}), strict=True))
+
+
+def run_tapped(model, images, tensors):
+    made = copied(model)
+    own = {v.name for v in made.graph.output}
+    made.graph.output.extend(onnx.ValueInfoProto(name=t) for t in tensors if t not in own)
+    return run(made, {"image": images}, list(dict.fromkeys((*own, *tensors))))
+
+
+def db(x, found):
+    noise = np.sum((np.float64(found) - x) ** 2)
+    return 300.0 if noise == 0 else 10 * np.log10(np.sum(np.float64(x) ** 2) / noise)
+
+
+def kinds(found):
+    return [culprit.kind for culprit in found.culprits]
+
+
+def taken(images, count):
+    return images[np.linspace(0, len(images) - 1, count).round().astype(int)]
+
+
+# ---- numbers
+
+
+def made_from(model, end, ends):
+    """The other ends that one end is computed from."""
+    index = index_graph(model)
+    wanted, seen, reads = [end], set(), set()
+    while wanted:
+        for name in model.graph.node[index.producers[wanted.pop()]].input:
+            if name in ends or name == "image":
+                reads.add(name)
+            elif name in index.producers and name not in seen:
+                seen.add(name)
+                wanted.append(name)
+    return sorted(reads)
+
+
+def test_errors_are_those_of_the_pieces_run_alone(graphs, images, honest):
+    few = taken(images, honest.images)
+    ends = [layer.output for layer in honest.layers]
+    assert {"logits", "blocks.1/Add_2_output", "cls_blocks.0.attn/MatMul_output"} <= set(ends)
+    assert len(ends) == 51
+    base, judged = graphs.base.model, graphs.judged.model
+    x, y = ({"image": few, **run_tapped(model, few, ends)} for model in (base, judged))
+    parts = {name: Extractor(model) for name, model in (("base", base), ("judged", judged))}
+
+    def piece(side, end, feeds):
+        model = {"base": base, "judged": judged}[side]
+        return run(parts[side].extract_model(made_from(model, end, ends), [end]), feeds)[end]
+
+    for layer in honest.layers:
+        end = layer.output
+        assert layer.introduced_db == pytest.approx(db(x[end], piece("judged", end, x)), abs=0.05), layer.name
+        assert layer.accumulated_db == pytest.approx(db(x[end], y[end]), abs=1.5), layer.name
+        inherited = db(x[end], piece("base", end, y))
+        assert layer.inherited_db == pytest.approx(inherited, abs=1.5) or min(layer.inherited_db, inherited) > 110, layer.name
+
+
+def test_parts_are_those_of_float64(graphs, images, honest):
+    """Every linear layer with constant weights: output errors of quantized weights, of clipping, of rounding."""
+    few = taken(images, honest.images)
+    base, index = graphs.base.model, index_graph(graphs.base.model)
+    judged = index_graph(graphs.judged.model)
+    rows = {row.name: row for row in honest.layers}
+    layers = [n for n in base.graph.node if n.op_type in ("MatMul", "Gemm") and n.input[1] in index.constants]
+    x = run_tapped(base, few, [*(n.input[0] for n in layers), *(rows[n.name].output for n in layers)])
+    checked = 0
+    for node in layers:
+        row, transposed = rows[node.name], node.op_type == "Gemm"
+        scale = float(to_array(judged.constants[f"{node.input[0]}_scale"]))
+        weight = to_array(index.constants[node.input[1]]).astype(np.float64)
+        codes = to_array(judged.constants[f"{node.input[1]}_quantized"]).astype(np.float64)
+        steps = to_array(judged.constants[f"{node.input[1]}_scale"]).astype(np.float64)
+        seen = codes * (steps[:, None] if transposed else steps)
+        weight, seen = (weight.T, seen.T) if transposed else (weight, seen)
+        value, signal = x[node.input[0]].astype(np.float64), np.sum(np.float64(x[row.output]) ** 2)
+        clipped = np.clip(value, -128 * scale, 127 * scale)
+        rounded = np.clip(np.rint(value / scale), -128, 127) * scale
+
+        def sqnr(error, signal=signal):
+            return 10 * np.log10(signal / np.sum(error**2)) if np.any(error) else 300.0
+
+        assert row.weights_db == pytest.approx(sqnr(value @ (seen - weight)), abs=0.05), node.name
+        assert row.rounding_db == pytest.approx(sqnr((rounded - clipped) @ seen), abs=0.05), node.name
+        assert row.clipping_db == pytest.approx(sqnr((clipped - value) @ seen), abs=0.05), node.name
+        error = np.sum((weight - seen) ** 2)
+        assert row.weight_sqnr_db == pytest.approx(10 * np.log10(np.sum(weight**2) / error), abs=1e-6)
+        expected = np.sum(np.broadcast_to((steps[None] if transposed else steps) ** 2 / 12, weight.shape))
+        assert row.weight_expected_db == pytest.approx(10 * np.log10(np.sum(weight**2) / expected), abs=1e-6)
+        checked += 1
+    assert checked == 25
+
+
+def test_scales_against_others(graphs, images, honest):
+    tensors = [a.tensor for a in honest.activations]
+    x = run_tapped(graphs.base.model, taken(images, honest.trial_images), tensors)
+    judged = index_graph(graphs.judged.model)
+    for row in honest.activations:
+        value = x[row.tensor].astype(np.float64)
+        noise = {}
+        for k in range(-4, 5):
+            step = row.scale * 2 ** (k / 2)
+            noise[k] = np.sum((np.clip(np.rint(value / step), -128, 127) * step - value) ** 2)
+        best = min(noise, key=noise.get)
+        assert row.scale == float(to_array(judged.constants[f"{row.tensor}_scale"]))
+        assert row.excess_db == pytest.approx(10 * np.log10(noise[0] / noise[best]), abs=0.02)
+        assert row.best_factor == pytest.approx(2 ** (best / 2))
+        beyond = value - np.clip(value, -128 * row.scale, 127 * row.scale)
+        assert row.clipping_share == pytest.approx(np.sum(beyond**2) / noise[0], abs=1e-3)
+        assert row.clipped == pytest.approx(np.mean(beyond != 0), abs=1e-6)
+        assert row.range_used == pytest.approx(np.abs(value).max() / row.scale / 127, rel=1e-5)
+    readers = {a.tensor: a.readers for a in honest.activations}
+    assert readers["blocks.1.norm1/LayerNormalization_output"] == tuple(f"blocks.1.attn.{n}/MatMul" for n in "qkv")
+
+
+def in_float(graphs, built, names, *, but=False):
+    """The build's float graph quantized without some layers, or (`but`) without all others."""
+    table = load_table(built / "out" / "calibration.json")
+    base = graphs.base.model
+    plan = plan_quantization(base, QuantScheme(exclude=("stem.0/Conv", "stem.3/Conv")))
+    return insert_qdq(base, table, QuantPlan(tuple(p for p in plan.points if (p.node in names) == but), ()))
+
+
+def test_costs_and_gains_are_those_of_graphs_quantized_otherwise(graphs, built, images, honest):
+    few = taken(images, 16)
+    reference = run(graphs.base.model, {"image": few})["logits"]
+    groups = {}
+    for layer in honest.layers:
+        if layer.isolated_db is not None:
+            groups.setdefault((layer.isolated_db, layer.logits_share), []).append(layer.name)
+    assert len(groups) == 33
+    assert sum(share for _db, share in groups) == pytest.approx(1)
+    for (isolated, _share), names in groups.items():
+        alone = run(in_float(graphs, built, names, but=True), {"image": few})["logits"]
+        assert isolated == pytest.approx(db(reference, alone), abs=0.3), names
+    assert [t.share for t in honest.costliest[:-1]] == sorted((share for _db, share in groups), reverse=True)[:5]
+    reference = run(graphs.base.model, {"image": images})["logits"]
+    before = db(reference, run(graphs.judged.model, {"image": images})["logits"])
+    for trial in honest.costliest:
+        after = db(reference, run(in_float(graphs, built, trial.layers), {"image": images})["logits"])
+        assert trial.before_db == pytest.approx(before, abs=0.5)
+        assert trial.after_db == pytest.approx(after, abs=0.5)
+        assert trial.gain_db == pytest.approx(trial.after_db - trial.before_db)
+        assert trial.confirmed == (trial.gain_db > 2 * trial.uncertainty_db)
+    assert honest.costliest[-1].confirmed
+    assert honest.costliest[-1].gain_db > 2, "all together buy something"
+    assert set(honest.costliest[-1].layers) == {name for t in honest.costliest[:-1] for name in t.layers}
+
+
+def test_uncertainty_is_that_of_a_bootstrap(graphs, images, honest):
+    trial = honest.costliest[-1]
+    from edge.attribution.float_fallback import _uncertainty
+
+    rng = np.random.default_rng(0)
+    before, after = rng.gamma(2.0, size=80), rng.gamma(1.0, size=80)
+    draws = rng.integers(0, 80, (4000, 80))
+    spread = np.std(10 * np.log10(before[draws].sum(1) / after[draws].sum(1)))
+    assert _uncertainty(before, after) == pytest.approx(spread, rel=0.1)
+    assert 0 < trial.uncertainty_db < 2
+
+
+# ---- what lies around the layers
+
+
+def test_extra_outputs_change_no_logits(graphs, typed, images, honest):
+    assert honest.taps.identical
+    assert honest.taps.outputs > len(honest.layers)
+    assert honest.taps.sqnr_db == honest.taps.as_run_db == 300
+    assert attribute_graphs(typed, images[:8]).taps.as_run_db == 300
+    before = graphs.judged.model.SerializeToString(deterministic=True)
+    attribute_graphs(graphs, images[:8])
+    assert graphs.judged.model.SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize("also", [False, True])
+def test_extra_outputs_that_change_logits_are_found(monkeypatch, graphs, images, also):
+    """The control: a runtime that computes otherwise when more is asked of it, once only where it melts nodes, once anyhow."""
+    from calib.ort_session import FedGraph, TappedGraph
+
+    def spoil(call):
+        def spoiled(self, batch):
+            found = call(self, batch)
+            more = len(found) > 1
+            return {n: v + np.float32(0.01) if n == "logits" and more else v for n, v in found.items()}
+
+        return spoiled
+
+    monkeypatch.setattr(TappedGraph, "__call__", spoil(TappedGraph.__call__))
+    if also:
+        monkeypatch.setattr(FedGraph, "__call__", spoil(FedGraph.__call__))
+    look, check = look_at(graphs.judged.model, ["blocks.0/Add_output"], images[:8])
+    assert check.identical is not also
+    assert (check.sqnr_db == 300) is not also
+    assert (check.as_run_db == 300) is not also
+    assert set(look(images[:4])) == {"blocks.0/Add_output", "logits"}
+
+
+def test_the_float_graph_is_the_reference_up_to_powers_of_two(graphs, honest):
+    assert graphs.base.file.file == "model.folded.onnx"
+    drift = honest.float_graph
+    assert (drift.logits_db, drift.worst_db, drift.first_layer) == (300, 300, "")
+    folded = sum(len(site.factors) > 0 for site in find_sites(graphs.base.model))
+    assert drift.scaled in range(2 * folded, 6 * folded + 1), "k, v and K^T V of every folded site, q where it is folded too"
+    assert [stage.graph.file for stage in honest.stages] == [
+        "model.onnx", "model.folded.onnx", "model.refined.onnx", "model.int8.onnx",
+    ]  # fmt: skip
+    assert honest.stages[-1].logits_db == honest.logits_db
+
+
+def test_another_reference_is_named_with_the_first_layer_that_differs(graphs, images):
+    other = edited(graphs.reference.model, ["blocks.1.ffn.0/MatMul.weight"], lambda v: v * 1.3)
+    found = attribute_graphs(replace(graphs, reference=LoadedGraph(FILE, other)), images)
+    assert kinds(found) == ["float_graph"]
+    assert found.culprits[0].where == "blocks.1.ffn.0/MatMul"
+    assert "not the reference's" in found.sentence
+
+
+MEAN = np.array([0.2, -0.1, 0.4], np.float32)[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: x + MEAN, ("another mean or deviation", "channel 0 is 1.000 x +0.200", "channel 1 is 1.000 x -0.100")),
+        (lambda x: x * np.float32(1.1), ("another mean or deviation", "channel 2 is 1.100 x +0.000")),
+        (lambda x: x[:, ::-1], ("order 2, 1, 0", "BGR")),
+        (lambda x: x[:, ::-1] + MEAN, ("order 2, 1, 0", "channel 2 is 1.000 x +0.400")),
+        (lambda x: x[::-1], ("other images",)),
+        (lambda x: np.roll(x, 1, axis=3), ("other images, or resized otherwise",)),
+    ],
+)
+def test_how_the_input_differs(tiny_images, change, said):
+    found = compare_inputs(tiny_images, np.ascontiguousarray(change(tiny_images)))
+    assert all(text in found.explanation for text in said)
+    assert found.sqnr_db < 40
+
+
+def test_the_same_input_needs_no_explanation(tiny_images):
+    assert compare_inputs(tiny_images, tiny_images.copy()) == InputDrift(300, 0, "")
+    nearly = tiny_images + np.float32(2e-5)
+    assert compare_inputs(tiny_images, nearly).explanation == ""
+    grey = np.repeat(tiny_images[:, :1], 3, axis=1)
+    assert compare_inputs(grey, np.ascontiguousarray(grey[:, ::-1])).explanation == "", "BGR of a grey picture is the same"
+    assert "another mean" in compare_inputs(grey, grey + MEAN).explanation
+    with pytest.raises(InputError, match="other shapes"):
+        compare_inputs(tiny_images, tiny_images[:, :2])
+
+
+# ---- planted faults: each named rightly, layer and kind, and nothing else
+
+
+HONEST_SEEDS = (0, 1, 2)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_an_honest_build_has_no_culprit(graphs, typed, images, honest, part):
+    assert honest.culprits == ()
+    assert honest.sentence.startswith("No layer is at fault: each errs as its format makes it err")
+    for build_of in (graphs, typed):
+        found = attribute_graphs(build_of, images[part::4])
+        assert found.culprits == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+def test_honest_builds_of_other_networks_have_none(tmp_path, make_network, tiny_size, seed, effort):
+    make_project(tmp_path, make_network(seed), TINY, seed)
+    assert build(tmp_path, "--effort", effort, "--max-drop", "100") in (0, 3)
+    found = attribute(tmp_path / "out", open_images(tmp_path / "test", LABELS), lambda _share: None)
+    assert found.culprits == ()
+    graphs = load_graphs(tmp_path / "out")
+    (refined,) = (graph for graph in graphs.between if graph.file.file == "model.refined.onnx")
+    held = held_already(refined.model, graphs.judged.model, find_units(graphs.base.model))
+    assert ("blocks.0.ffn.2/MatMul" in held) == (effort == "balanced"), "second-order rounding, and nothing else"
+
+
+SCALES = (
+    "stem.8/Gelu_output",
+    "blocks.0.norm1/LayerNormalization_output",
+    "blocks.0.attn/Transpose_2_output",
+    "blocks.1.attn.xnorm_q/Div_output",
+    "blocks.1.lpi.norm/BatchNormalization_output",
+    "blocks.0.ffn.1/Gelu_output",
+    "cls_blocks.0.attn.xnorm_kv/Div_output",
+    "norm/LayerNormalization_output",
+)
+
+
+@pytest.mark.parametrize("typed_too", [False, True])
+@pytest.mark.parametrize("tensor", SCALES)
+@pytest.mark.parametrize(("factor", "kind"), [(2, "scale_too_large"), (0.5, "scale_too_small")])
+def test_a_wrong_scale(graphs, typed, images, tensor, factor, kind, typed_too):
+    source = typed if typed_too else graphs
+    found = attribute_graphs(with_judged(source, scaled(source.judged.model, tensor, factor)), images)
+    assert [(c.kind, c.where) for c in found.culprits] == [(kind, tensor)]
+    assert tensor in found.sentence
+    assert ("clipping" if factor < 1 else "rounding") in found.sentence
+    readers = next(a.readers for a in found.activations if a.tensor == tensor)
+    assert found.culprits[0].layers == readers
+    assert readers
+
+
+CHANNELS = (
+    ("blocks.1.attn.proj/MatMul.weight", 17, 1, "blocks.1.attn.proj/MatMul"),
+    ("blocks.0.ffn.0/MatMul.weight", 100, 1, "blocks.0.ffn.0/MatMul"),
+    ("blocks.1.lpi.conv2.weight", 3, 0, "blocks.1.lpi.conv2/Conv"),
+    ("head.weight", 4, 0, "head/Gemm"),
+)
+
+
+@pytest.mark.parametrize("typed_too", [False, True])
+@pytest.mark.parametrize("where", CHANNELS)
+def test_a_channel_of_zeros(graphs, typed, images, where, typed_too):
+    weight, channel, axis, layer = where
+
+    def zero(values):
+        np.moveaxis(values, axis, 0)[channel] = 0
+        return values
+
+    source = typed if typed_too else graphs
+    found = attribute_graphs(with_judged(source, edited(source.judged.model, [f"{weight}_quantized"], zero)), images)
+    assert [(c.kind, c.where) for c in found.culprits] == [("zeroed_channel", layer)]
+    assert f"output channel {channel} of {layer}" in found.sentence
+    row = next(r for r in found.layers if r.name == layer)
+    assert row.worst_channel == channel
+    assert row.worst_channel_db == pytest.approx(0, abs=1e-6)
+
+
+def test_a_zeroed_channel_of_a_layer_in_float(graphs, images):
+    def zero(values):
+        values[2] = 0
+        return values
+
+    found = attribute_graphs(with_judged(graphs, edited(graphs.judged.model, ["stem.0.weight"], zero)), images)
+    assert [(c.kind, c.where) for c in found.culprits] == [("zeroed_channel", "stem.0/Conv")]
+
+
+@pytest.mark.parametrize("exponent", [8, 12])
+@pytest.mark.parametrize(("weights", "where"), [
+    (("blocks.1.attn.k/MatMul.weight", "blocks.1.attn.k.bias"), "blocks.1.attn.xnorm_kv/ReduceL2"),
+    (("cls_blocks.0.attn.q/MatMul.weight", "cls_blocks.0.attn.q.bias"), "cls_blocks.0.attn.xnorm_q/ReduceL2"),
+])  # fmt: skip
+def test_an_overflow_of_fp16(graphs, images, weights, where, exponent):
+    """XNorm forgets the length of K and Q, so that FP32 gives the same logits; squares of FP16 end at 65504."""
+    reference = edited(graphs.reference.model, weights, lambda v: v * 2.0**exponent)
+    loaded = LoadedGraph(FILE, reference)
+    judged = LoadedGraph(replace(FILE, sha256="1" * 64), typed_graph(reference))
+    found = attribute_graphs(Graphs(loaded, loaded, judged), images)
+    assert found.culprits[0].kind == "overflow"
+    assert found.culprits[0].where == where or exponent == 12
+    assert {c.kind for c in found.culprits} == {"overflow"}
+    assert "65504" in found.sentence
+    reads = next(r for r in found.layers if r.name == f"{where.split('.xnorm')[0]}/MatMul_1")
+    assert reads.not_finite > 0 or exponent == 12
+    assert reads.introduced_db < 20
+    assert all(np.isfinite(v) for v in (found.logits_db, reads.fp16_db))
+
+
+@pytest.mark.parametrize("typed_too", [False, True])
+@pytest.mark.parametrize("how", ["another network", "trained a little further"])
+def test_weights_of_another_network(graphs, typed, images, how, typed_too):
+    source = typed if typed_too else graphs
+    model = copied(source.judged.model)
+    rng = np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.ndim > 1 and values.dtype in (np.int8, np.float16, np.float32):
+            moved = rng.normal(size=values.shape) * values.std()
+            changed = moved if how == "another network" else values + 0.05 * moved
+            changed = np.clip(np.rint(changed), -127, 127) if values.dtype == np.int8 else changed
+            tensor.CopyFrom(numpy_helper.from_array(changed.astype(values.dtype), tensor.name))
+    found = attribute_graphs(with_judged(source, model), images)
+    assert kinds(found) == ["other_weights"]
+    assert found.culprits[0].where == "stem.0/Conv", "all layers differ from the very first"
+    assert "other weights" in found.sentence
+    assert found.layers[0].introduced_db < 40
+
+
+def test_a_build_of_another_checkpoint(built, images, make_network, tmp_path, tiny_size):
+    """What a mixed-up deployment gives: this week's reference, last week's engine."""
+    make_project(tmp_path, make_network(9), TINY)
+    assert build(tmp_path, "--max-drop", "100") in (0, 3)
+    other = load_graphs(tmp_path / "out")
+    here = load_graphs(built / "out")
+    assert kinds(attribute_graphs(replace(here, judged=other.judged, between=()), images)) == ["other_weights"]
+    mixed = attribute_graphs(replace(other, reference=here.reference), images)
+    assert mixed.culprits[0].kind == "float_graph"
+    assert mixed.culprits[0].where == "stem.0/Conv"
+
+
+def test_calibration_on_a_few_images(graphs, built, images):
+    preprocess = read_graph_info_of(graphs)
+    few = open_images(built / "calibration", LABELS)
+    scheme = QuantScheme(exclude=("stem.0/Conv", "stem.3/Conv"))
+    path = built / "out" / "model.refined.onnx"
+    batch = np.stack([preprocess(few.pixels(i)) for i in range(2)])
+    table = collect(
+        path,
+        iter([batch]),
+        plan_quantization(onnx.load(path), scheme),
+        data_sha256="0",
+        config=CollectConfig(min_images=1),
+    )
+    found = attribute_graphs(with_judged(graphs, quantized(onnx.load(path), table, scheme, "")), images)
+    assert kinds(found) == ["calibration"]
+    assert len(found.culprits[0].layers) >= 4
+    assert "calibrated on too few images" in found.sentence
+
+
+def read_graph_info_of(graphs):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, TINY.name, TINY)
+        text = {p.key: p.value for p in graphs.reference.model.metadata_props}["ufovit"]
+        return Preprocess.from_json(json.loads(text)["preprocess"])
+
+
+@pytest.mark.parametrize("change", [lambda x: x + MEAN, lambda x: np.ascontiguousarray(x[:, ::-1])])
+def test_another_preprocessing_on_one_side(graphs, images, change):
+    """Nothing in the graph is at fault, and nothing in it is named; colours, or BGR would be no other picture."""
+    colours = images * np.array([1, 0.9, 1.1], np.float32)[:, None, None]
+    colours[:, 1] = colours[:, 1, ::-1]
+    found = attribute_graphs(graphs, colours, change(colours))
+    assert found.culprits[0].kind == "input"
+    assert "the input itself differs" in found.sentence
+    assert not {"outlier", "weights", "constants", "other_weights", "structure", "overflow"} & set(kinds(found))
+    same = attribute_graphs(graphs, colours)
+    assert found.culprits[1:] == same.culprits
+    assert [r.introduced_db for r in found.layers] == [r.introduced_db for r in same.layers], (
+        "layers are judged on the reference's"
+    )
+    assert found.images_sha256 == same.images_sha256 != found.judged_images_sha256
+
+
+def test_a_graph_that_is_wired_otherwise(graphs, images):
+    model = copied(graphs.judged.model)
+    node = next(n for n in model.graph.node if n.name == "blocks.1/Add_1")
+    node.input[list(node.input).index("blocks.1/Add_output")] = "blocks.0/Add_2_output"
+    found = attribute_graphs(with_judged(graphs, model), images)
+    assert found.culprits[0].kind == "structure"
+    assert found.culprits[0].where == "blocks.1/Add_1"
+    assert "reads blocks.0/Add_2_output" in found.sentence
+    assert {layer for c in found.culprits for layer in c.layers} == {"blocks.1/Add_1"}
+
+
+@pytest.mark.parametrize(("constant", "change", "layer"), [
+    ("blocks.1.ffn.0.bias", lambda v: v * 0, "blocks.1.ffn.0/MatMul"),
+    ("blocks.0.norm2.weight", lambda v: v * 1.2, "blocks.0.lpi.conv1/Conv"),
+])  # fmt: skip
+def test_other_constants(graphs, images, constant, change, layer):
+    found = attribute_graphs(with_judged(graphs, edited(graphs.judged.model, [constant], change)), images)
+    assert [(c.kind, c.where) for c in found.culprits] == [("constants", layer)]
+
+
+def test_weights_of_one_layer(graphs, images):
+    swapped = edited(graphs.judged.model, ["blocks.0.ffn.2/MatMul.weight_quantized"], lambda v: v[::-1])
+    found = attribute_graphs(with_judged(graphs, swapped), images)
+    assert [(c.kind, c.where) for c in found.culprits] == [("weights", "blocks.0.ffn.2/MatMul")]
+
+
+BELOW_NOISE = (
+    ("blocks.0.ffn.1/Gelu_output_scale", lambda v: v * 1.1),
+    ("blocks.0.norm1/LayerNormalization_output_scale", lambda v: v * 0.95),
+    ("blocks.1.ffn.0.bias", lambda v: v * 1.002),
+    ("blocks.1.attn.proj/MatMul.weight_quantized", lambda v: v + (np.arange(v.size).reshape(v.shape) == 77)),
+)
+
+
+@pytest.mark.parametrize(("name", "change"), BELOW_NOISE)
+def test_a_fault_below_the_noise_is_not_named(graphs, images, name, change):
+    found = attribute_graphs(with_judged(graphs, edited(graphs.judged.model, [name], change)), images)
+    assert found.culprits == ()
+
+
+# ---- rules that no graph here breaks
+
+
+@pytest.fixture(scope="module")
+def evidence(graphs, honest):
+    weights = compare_weights(graphs.base.model, graphs.judged.model, find_units(graphs.base.model))
+    return lambda **changes: seen(honest, **{"weights": weights, **changes})
+
+
+def seen(honest, **changes):
+    return Evidence(**{
+        "typed": False, "logits_db": honest.logits_db, "input": honest.input, "float_graph": honest.float_graph,
+        "taps": honest.taps, "layers": honest.layers, "activations": honest.activations, "not_finite": (), "rewired": {},
+        **changes,
+    })  # fmt: skip
+
+
+def test_a_runtime_that_computes_otherwise(evidence, honest):
+    assert find_culprits(evidence()) == ()
+    near, far = (replace(honest.taps, as_run_db=honest.logits_db + more) for more in (-1, -10))
+    assert find_culprits(evidence(taps=near)) == ()
+    assert [c.kind for c in find_culprits(evidence(taps=far))] == ["runtime"]
+
+
+def test_an_outlier_among_its_peers(evidence, honest):
+    """Twelve equal layers, one of them worse: named from 12 dB on, where they scatter from 5 deviations on."""
+    row = next(r for r in honest.layers if r.name == "blocks.0.ffn.2/MatMul")
+    rng = np.random.default_rng(0)
+
+    def named(scatter_db, worse_db):
+        rows = [
+            replace(row, name=f"blocks.{i}.ffn.2/MatMul", introduced_db=45 + scatter_db * float(rng.normal()), rounding_db=46.0)
+            for i in range(11)
+        ]
+        bad = replace(row, name="blocks.11.ffn.2/MatMul", introduced_db=45 - worse_db, rounding_db=45.5 - worse_db)
+        sound = {r.name: WeightError(45.0, 45.0, 0, 44.0, ()) for r in (*rows, bad)}
+        return [(c.kind, c.where) for c in find_culprits(evidence(layers=(*rows, bad), weights=sound))]
+
+    assert named(0.5, 14) == [("outlier", "blocks.11.ffn.2/MatMul")]
+    assert named(0.5, 10) == []
+    assert named(4.0, 14) == []
+    assert named(0.5, 26) == [("outlier", "blocks.11.ffn.2/MatMul")]
+
+
+@pytest.mark.parametrize(("excess", "plain", "refined"), [(8, [], []), (20, ["weights"], []), (30, ["weights"], ["weights"])])
+def test_weights_that_refinement_rounded_may_err_more(evidence, honest, excess, plain, refined):
+    row = next(r for r in honest.layers if r.name == "blocks.0.ffn.2/MatMul")
+    bad = replace(row, weights_db=46.0 - excess, introduced_db=46.0 - excess)
+    rows = tuple(bad if r is row else r for r in honest.layers)
+    weights = {bad.name: WeightError(46.0 - excess, 46.0, 0, 44.0 - excess, ())}
+    for names, expected in ((frozenset(), plain), (frozenset({bad.name}), refined)):
+        found = find_culprits(evidence(layers=rows, weights=weights, refined=names))
+        assert [c.kind for c in found if c.where == bad.name and c.kind != "outlier"] == expected
+
+
+def test_sentences(evidence):
+    shares = {(f"layer{i}",): 0.01 for i in range(100)}
+    assert "spread evenly over 100 groups of layers, at most 1% each" in sentence((), 40.0, shares)
+    assert "5 of 100 groups of layers make 54% of that noise: layer0 50%" in sentence((), 40.0, {**shares, ("layer0",): 0.5})
+    assert sentence((), 300.0, {}) == "No difference: the judged graph gives the reference's logits to the last bit."
+    few = find_culprits(evidence(rewired={f"layer{i}": "reads nothing" for i in range(5)}))
+    assert sentence(few, 10.0, {}).endswith("(and 2 more).")
+
+
+# ---- units, folder, artifact
+
+
+def test_units_of_a_graph_that_lacks_some(graphs, images):
+    model = copied(graphs.judged.model)
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for at, name in enumerate(names):
+                names[at] = "renamed" if name == "blocks.0.attn.q/Add_output" else name
+    units, lost = comparable(graphs.base.model, model)
+    assert [n.node for n in lost] == ["blocks.0.attn.q/MatMul"]
+    product = next(u for u in units if u.name == "blocks.0.attn/MatMul_1")
+    assert "stem.9/Conv_output" in product.reads, "the unit behind reaches back over it"
+    found = attribute_graphs(with_judged(graphs, model), images)
+    assert found.not_compared == lost
+    assert found.culprits == ()
+    assert len(found.layers) == len(find_units(graphs.base.model)) - 1
+
+
+def test_a_folder_and_its_artifact(project, tiny_size):
+    shown = []
+    out = project / "out"
+    before = {p.name: sha256_file(p) for p in out.iterdir() if p.is_file()}
+    found = attribute(out, open_images(project / "test", LABELS), shown.append)
+    assert {p.name: sha256_file(p) for p in out.iterdir() if p.is_file() and p.name != ATTRIBUTION} == before
+    assert read_attribution(out / ATTRIBUTION) == found
+    assert shown == sorted(shown)
+    assert shown[-1] == 1.0
+    assert (found.reference.sha256, found.judged.sha256) == tuple(
+        sha256_file(out / f) for f in ("model.onnx", "model.int8.onnx")
+    )
+    assert (found.images, found.trial_images) == (32, 80)
+    again = attribute(out, open_images(project / "test", LABELS), lambda _share: None)
+    assert again == found, "the same every time"
+    write_artifact(out / "copy.json", found)
+    assert (out / "copy.json").read_bytes() == (out / ATTRIBUTION).read_bytes()
+
+
+def test_a_manifest_that_prepares_images_otherwise(project, tiny_size):
+    path = project / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["preprocess"]["mean"] = [0.4, 0.5, 0.5]
+    fields = {name: value for name, value in manifest["preprocess"].items() if name != "sha256"}
+    manifest["preprocess"]["sha256"] = Preprocess.from_json(fields).sha256
+    path.write_text(json.dumps(manifest))
+    found = attribute(project / "out", open_images(project / "test", LABELS), lambda _share: None)
+    assert kinds(found) == ["input"]
+    assert "channel 0 is 1.000 x +0.400" in found.sentence
+
+
+def test_an_fp32_build_does_not_differ(project, tiny_size, images):
+    shutil.rmtree(project / "out")
+    assert build(project, precision="fp32") == 0
+    found = attribute(project / "out", open_images(project / "test", LABELS), lambda _share: None)
+    assert found.sentence.startswith("No difference")
+    assert found.costliest == ()
+    assert min(row.introduced_db for row in found.layers) > 110, "FP32 kernels, one layer at a time"
+
+
+def test_refusals(graphs, images, tmp_path, project):
+    with pytest.raises(InputError, match="no FP32 reference graph"):
+        attribute(tmp_path / "empty", open_images(project / "test", LABELS), lambda _share: None)
+    with pytest.raises(InputError, match="did not get the same images"):
+        attribute_graphs(graphs, images, images[:3])
+    with pytest.raises(InputError, match="did not get the same images"):
+        attribute_graphs(graphs, images[:0])
+    other = copied(graphs.judged.model)
+    other.graph.output[0].name = "answers"
+    with pytest.raises(InputError, match=r"not of one classifier[\s\S]*planted.onnx: image -> answers"):
+        attribute_graphs(with_judged(graphs, other), images)
+    infinite = edited(graphs.reference.model, ["blocks.0.ffn.2.bias"], lambda v: v * np.float32(np.inf))
+    loaded = LoadedGraph(FILE, infinite)
+    with pytest.raises(InputError, match="FP32 network itself"):
+        attribute_graphs(Graphs(loaded, loaded, graphs.judged), images)
+    with pytest.raises(InputError, match="images"):
+        attribute_graphs(graphs, images * np.float32(np.nan))
+    channels = edited(graphs.judged.model, ["stem.8/Gelu_output_scale"], lambda v: np.full(48, v))
+    with pytest.raises(InputError, match="per tensor"):
+        attribute_graphs(with_judged(graphs, channels), images)
+
+
+# ---- the shipped network
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """Its INT8 build for the CPU, and 96 of its test images."""
+    out = tmp_path_factory.mktemp("shipped") / "out"
+    command = f"build {SHIPPED_MODEL} int8 --target cpu --calib-images 512 --eval-images 64 --max-drop 100 --out {out}"
+    assert run_command(command.split()) in (0, 3)
+    graphs = load_graphs(out)
+    info = read_graph_info(graphs.reference.model, out / "model.onnx")
+    (images,) = open_images(TEST_IMAGES, info.labels).take(96).batches(info.preprocess, 96)
+    return graphs, images
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    """Costs on one image: what is named does not hang on them."""
+    monkeypatch.setattr("edge.attribution.float_fallback.ISOLATED_IMAGES", 1)
+
+
+@pytest.mark.slow
+def test_shipped_honest(shipped, quickly):
+    graphs, images = shipped
+    for part in range(3):
+        assert attribute_graphs(graphs, images[part::3]).culprits == ()
+
+
+@pytest.mark.slow
+def test_shipped_costliest_groups(shipped):
+    """The layers behind the stem's first two, and the head, cost most; the head in float gains for certain."""
+    graphs, images = shipped
+    found = attribute_graphs(graphs, images)
+    *alone, together = found.costliest
+    assert {"stem.6/Conv", "stem.9/Conv", "head/Gemm"} <= set(together.layers)
+    assert "head/Gemm" in {layer for trial in alone if trial.confirmed for layer in trial.layers}
+    assert together.share > 0.5
+    assert "of 209 groups of layers make" in found.sentence
+
+
+@pytest.mark.slow
+def test_shipped_costs_add_up_to_what_is_seen(shipped):
+    """Layers disturb the logits nearly independently: the noise of each alone sums to the noise of all, on the same images."""
+    graphs, images = shipped
+    found = attribute_graphs(graphs, images[::6])
+    assert len(images[::6]) == float_fallback.ISOLATED_IMAGES
+    total = sum(10 ** (-isolated / 10) for isolated, _share in groups_of(found))
+    assert -10 * np.log10(total) == pytest.approx(found.logits_db, abs=2)
+
+
+def groups_of(found):
+    """(isolated SQNR, share) of each group, once."""
+    return {(layer.isolated_db, layer.logits_share) for layer in found.layers if layer.isolated_db is not None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tensor", ["blocks.7.norm1/LayerNormalization_output", "blocks.13.ffn.1/Gelu_output"])
+@pytest.mark.parametrize(("factor", "kind"), [(2, "scale_too_large"), (0.5, "scale_too_small")])
+def test_shipped_wrong_scale(shipped, quickly, tensor, factor, kind):
+    graphs, images = shipped
+    found = attribute_graphs(with_judged(graphs, scaled(graphs.judged.model, tensor, factor)), images[:32])
+    assert [(c.kind, c.where) for c in found.culprits] == [(kind, tensor)]
+
+
+@pytest.mark.slow
+def test_shipped_zeroed_channel_and_other_weights(shipped, quickly):
+    graphs, images = shipped
+
+    def zero(values):
+        values[:, 17] = 0
+        return values
+
+    weight = "blocks.5.attn.proj/MatMul.weight_quantized"
+    found = attribute_graphs(with_judged(graphs, edited(graphs.judged.model, [weight], zero)), images[:32])
+    assert [(c.kind, c.where) for c in found.culprits] == [("zeroed_channel", "blocks.5.attn.proj/MatMul")]
+    names = [t.name for t in graphs.judged.model.graph.initializer if len(t.dims) > 1]
+    rng = np.random.default_rng(0)
+
+    def further(values):
+        found = values + 0.05 * values.std() * rng.normal(size=values.shape)
+        return np.clip(np.rint(found), -127, 127) if values.dtype == np.int8 else found
+
+    moved = edited(graphs.judged.model, names, further)
+    found = attribute_graphs(with_judged(graphs, moved), images[:32])
+    assert [(c.kind, c.where) for c in found.culprits] == [("other_weights", "stem.0/Conv")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [0, 500])
+def test_shipped_calibrated_on_four_images(shipped, quickly, tmp_path, start):
+    graphs, images = shipped
+    path = tmp_path / "float.onnx"
+    onnx.save(graphs.base.model, path)
+    info = read_graph_info(graphs.reference.model, path)
+    source = open_images(CALIBRATION_IMAGES, info.labels)
+    batch = np.stack([info.preprocess(source.pixels(start + i)) for i in range(4)])
+    scheme = QuantScheme(exclude=("stem.0/Conv", "stem.3/Conv"))
+    plan = plan_quantization(graphs.base.model, scheme)
+    table = collect(path, iter([batch]), plan, data_sha256="0", config=CollectConfig(min_images=1))
+    found = attribute_graphs(with_judged(graphs, quantized(graphs.base.model, table, scheme, "")), images[:32])
+    assert kinds(found) == ["calibration"]
+    assert len(found.culprits[0].layers) >= 8
+
+
+@pytest.mark.slow
+def test_shipped_overflow_and_preprocessing(shipped, quickly):
+    graphs, images = shipped
+    names = ("blocks.4.attn.k/MatMul.weight/folded", "blocks.4.attn.k.bias/folded")
+    reference = LoadedGraph(FILE, edited(graphs.base.model, names, lambda v: v * 256))
+    judged = LoadedGraph(replace(FILE, sha256="1" * 64), typed_graph(reference.model))
+    found = attribute_graphs(Graphs(reference, reference, judged), images[:32])
+    assert [(c.kind, c.where) for c in found.culprits] == [("overflow", "blocks.4.attn.xnorm_kv/ReduceL2")]
+    assert found.culprits[0].layers == ("blocks.4.attn/MatMul_1",)
+    found = attribute_graphs(graphs, images[:32], images[:32] + MEAN)
+    assert kinds(found) == ["input"]
+    assert "another mean" in found.sentence

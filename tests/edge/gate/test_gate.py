@@ -1,0 +1,346 @@
+"""The gate: planted regressions are caught and named, honest rebuilds never, and a gate without its tolerance misses them."""
+
+import json
+from dataclasses import replace
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+from gate_builds import Planted, edit, lose_answers, memory_build, plant, record, set_field
+from report_folder import LABELS, Recipe
+
+from calib.errors import InputError
+from edge.gate.baseline import LatencyRatio, Tolerance, pack_answers, read_baseline, unpack_answers
+from edge.gate.build_figures import read_build
+from edge.gate.checks import Row
+from edge.gate.compare_builds import compare_builds, gate
+from edge.gate.gate_tolerances import QUANTITIES, default_tolerances
+from edge.gate.render import junit, markdown
+from edge.gate.update import make_baseline, update
+
+ALL = (
+    *("verdict", "reference", "accuracy", "agreement", "sqnr", "scale_largest", "scale_mean"),
+    *("xnorm_verdict", "xnorm_headroom", "xnorm_floor", "share", "size", "latency"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """(folder, baseline file) of a good build."""
+    folder = tmp_path_factory.mktemp("base")
+    update(plant(folder / "good"), folder / "baseline.json")
+    return folder / "good", folder / "baseline.json"
+
+
+def results(report):
+    return {row.quantity: row.result for row in report.rows}
+
+
+def move_wrong_answers(reference, engine, labels):
+    """Wrong answers that turn into other wrong ones: accuracy is the same."""
+    wrong = np.flatnonzero(reference.argmax(1) != labels)[:100]
+    for i in wrong:
+        other = next(c for c in range(len(LABELS)) if c not in (labels[i], reference[i].argmax()))
+        engine[i, other] = engine[i].max() + 1
+
+
+def noisier(reference, engine, labels):
+    engine += np.random.default_rng(1).normal(0, 0.2, engine.shape).astype(np.float32)
+
+
+def nan_row(reference, engine, labels):
+    engine[3] = np.nan
+
+
+def other_fp32(reference, engine, labels):
+    """Reference and engine go wrong together, where nobody is right anyway: only the reference row can tell."""
+    wrong = np.flatnonzero(reference.argmax(1) != labels)[:40]
+    for i in wrong:
+        other = next(c for c in range(len(LABELS)) if c not in (labels[i], reference[i].argmax()))
+        for logits in (reference, engine):
+            logits[i, other] = logits[i].max() + 1
+
+
+def shares(**actual):
+    def change(fields):
+        fields["receipt"]["actual"] = actual
+        fields["receipt"]["int8_mac_fraction"] = actual["int8"]
+
+    return change
+
+
+def without_site(fields):
+    del fields["sites"][2]
+
+
+PLANTED = {
+    "more flips": (Planted(logits=lose_answers(60)), "accuracy"),
+    "lower agreement": (Planted(logits=move_wrong_answers), "agreement"),
+    "lower SQNR": (Planted(logits=noisier), "sqnr"),
+    "headroom lost": (Planted(xnorm=set_field("sites", 3, "fp16_headroom_bits", to=2.0)), "xnorm_headroom"),
+    "floor lost": (Planted(xnorm=set_field("sites", 0, "fp16_floor_bits", to=9.0)), "xnorm_floor"),
+    "INT8 share lower": (Planted(manifest=shares(int8=0.995, fp16=0.005)), "share"),
+    "engine grown": (Planted(engine=b"engine" * 54_000), "size"),
+    "another FP32 network": (Planted(logits=other_fp32), "reference"),
+}
+WITHOUT_TOLERANCE = {
+    "budget missed": (Planted(logits=lose_answers(60), budget=0.5), "verdict"),
+    "NaN rows": (Planted(logits=nan_row), "verdict"),
+    "certificate worse": (Planted(xnorm=set_field("verdict", to="at risk")), "xnorm_verdict"),
+    "site missing": (Planted(xnorm=without_site), "xnorm_headroom"),
+    "floor missing": (Planted(xnorm=set_field("sites", 0, "fp16_floor_bits", to=None)), "xnorm_floor"),
+    "NaN headroom": (Planted(xnorm=set_field("sites", 0, "fp16_headroom_bits", to=float("nan"))), "xnorm_headroom"),
+    "NaN SQNR": (Planted(drift=set_field("sqnr_db", to=float("nan"))), "sqnr"),
+    "NaN agreement": (Planted(drift=set_field("agreement", to=float("nan"))), "agreement"),
+    "NaN top-1": (Planted(drift=set_field("top1_engine", to=float("nan"))), "accuracy"),
+    "NaN share": (Planted(manifest=shares(int8=float("nan"))), "share"),
+    "precision missing from the receipt": (Planted(manifest=set_field("receipt", "actual", to={"fp16": 1.0})), "share"),
+    "certificate missing": (Planted(manifest=set_field("xnorm", to=None)), "xnorm_headroom"),
+}
+
+
+def test_the_same_build_passes_with_a_row_for_everything(base):
+    report = gate(*base)
+    assert report.verdict == "pass"
+    assert tuple(row.quantity for row in report.rows) == ALL
+    assert results(report) == {**dict.fromkeys(ALL, "pass"), "latency": "skipped"}
+    assert all(row.reason for row in report.rows if row.result != "skipped")
+    assert all(row.detail for row in report.rows), "a skipped row says why"
+    loose = memory_build(*logits_of(base[0]))
+    assert loose.measured.engine_answers == read_baseline(base[1], QUANTITIES).measured.engine_answers
+
+
+def logits_of(folder):
+    build = read_build(folder)
+    return build.reference, build.engine, build.labels
+
+
+@pytest.mark.parametrize("name", [*PLANTED, *WITHOUT_TOLERANCE])
+def test_a_planted_regression_is_caught_and_named(base, tmp_path, name):
+    planted, quantity = (PLANTED | WITHOUT_TOLERANCE)[name]
+    folder = plant(tmp_path / "bad", planted)
+    if name == "certificate missing":
+        (folder / "xnorm.json").unlink()
+        record(folder)
+    report = gate(folder, base[1])
+    assert report.verdict == "fail"
+    assert results(report)[quantity] == "fail"
+    assert quantity in report.reason
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_without_its_tolerance_the_gate_misses_it(base, tmp_path, name):
+    planted, quantity = PLANTED[name]
+    loose = tmp_path / "loose.json"
+    loose.write_text(base[1].read_text())
+    edit(loose, set_field("tolerances", quantity, "tolerance", to=1e6))
+    assert results(gate(plant(tmp_path / "bad", planted), loose))[quantity] == "pass"
+
+
+def test_only_the_quantity_that_was_lost_fails(base, tmp_path):
+    """Each regression that touches one quantity alone leaves every other row as it was."""
+    for name in ("lower SQNR", "headroom lost", "floor lost", "INT8 share lower", "engine grown", "another FP32 network"):
+        planted, quantity = PLANTED[name]
+        found = results(gate(plant(tmp_path / name, planted), base[1]))
+        assert [q for q, result in found.items() if result == "fail"] == [quantity]
+
+
+def test_a_loss_near_the_tolerance_is_inconclusive(base, tmp_path):
+    path = tmp_path / "baseline.json"
+    path.write_text(base[1].read_text())
+    edit(path, set_field("tolerances", "sqnr", "tolerance", to=1e6))  # an answer planted so costs more SQNR than a real one
+    report = gate(plant(tmp_path / "near", Planted(logits=lose_answers(18))), path)
+    assert (report.verdict, results(report)["accuracy"]) == ("inconclusive", "inconclusive")
+
+
+IDENTITY = {
+    "another model": Planted(manifest=set_field("model", to="ufovit_s")),
+    "another precision": Planted(manifest=set_field("precision", to="fp16")),
+    "another target": Planted(manifest=set_field("target", to="desktop")),
+    "another checkpoint": Planted(manifest=set_field("checkpoint", "sha256", to="a" * 64)),
+    "other labels": Planted(manifest=set_field("labels", to=["a", "b", "c", "d"])),
+    "other data": Planted(drift=set_field("data_sha256", to="9" * 64)),
+}
+
+
+@pytest.mark.parametrize("name", [*IDENTITY, "other preprocessing", "something else that answered"])
+def test_a_baseline_of_something_else_is_refused(base, tmp_path, name):
+    folder = plant(tmp_path / "other", IDENTITY.get(name, Planted()))
+    if name == "other preprocessing":
+        edit(folder / "manifest.json", set_field("preprocess", "sha256", to="8" * 64))
+        edit(folder / "drift.json", set_field("preprocess_sha256", to="8" * 64))
+    if name == "something else that answered":
+        edit(folder / "drift.json", set_field("engine", "file", to="engine.engine"))
+    record(folder)
+    with pytest.raises(InputError, match=f"not of this build: {name}") as refused:
+        gate(folder, base[1])
+    assert f"ufovit gate BUILD --baseline {base[1]} --update" in str(refused.value)
+
+
+def test_everything_that_differs_is_named(base, tmp_path):
+    change = set_field("checkpoint", "sha256", to="a" * 64)
+    folder = plant(tmp_path / "other", Planted(manifest=lambda fields: (change(fields), set_field("model", to="x")(fields))))
+    with pytest.raises(InputError, match="not of this build: another model, another checkpoint"):
+        gate(folder, base[1])
+
+
+def test_labels_changed_behind_their_digest_are_refused(base, tmp_path):
+    """Both sides read the labels of the build: rows would compare wrong with wrong, and find nothing lost."""
+
+    def shift(reference, engine, labels):
+        labels[:] = (labels + 1) % reference.shape[1]
+
+    with pytest.raises(InputError, match="not of this build: the images are labelled otherwise"):
+        gate(plant(tmp_path / "shifted", Planted(logits=shift)), base[1])
+
+
+BROKEN = {
+    "schema_version": (set_field("schema_version", to=99), "unknown schema version"),
+    "edited figure": (set_field("measured", "sqnr_db", to=20.0), "figures were edited"),
+    "edited identity": (set_field("identity", "data_sha256", to="9" * 64), "figures were edited"),
+    "NaN figure": (set_field("measured", "sqnr_db", to=float("nan")), "no finite number"),
+    "missing field": (lambda fields: fields["measured"].pop("agreement"), "malformed artifact"),
+    "missing tolerance": (lambda fields: fields["tolerances"].pop("sqnr"), "not those asked for"),
+    "negative tolerance": (set_field("tolerances", "sqnr", "tolerance", to=-1.0), "no tolerance with a reason"),
+    "NaN tolerance": (set_field("tolerances", "sqnr", "tolerance", to=float("nan")), "no tolerance with a reason"),
+    "infinite tolerance": (set_field("tolerances", "sqnr", "tolerance", to=float("inf")), "no tolerance with a reason"),
+    "no reason": (set_field("tolerances", "sqnr", "reason", to=" "), "no tolerance with a reason"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_baseline_is_refused(base, tmp_path, name):
+    change, says = BROKEN[name]
+    broken = tmp_path / "baseline.json"
+    broken.write_text(base[1].read_text())
+    edit(broken, change)
+    with pytest.raises(InputError, match=says):
+        gate(base[0], broken)
+
+
+def test_a_damaged_folder_is_refused_before_anything_is_compared(base, tmp_path):
+    folder = plant(tmp_path / "damaged")
+    with (folder / "engine.engine").open("ab") as stream:
+        stream.write(b"!")
+    with pytest.raises(InputError, match=r"engine\.engine"):
+        gate(folder, base[1])
+
+
+def test_statements_that_the_logits_do_not_bear_out_are_refused(base, tmp_path):
+    folder = plant(tmp_path / "polished", Planted(logits=noisier, drift=set_field("sqnr_db", to=60.0)))
+    with pytest.raises(InputError, match=r"does not follow from the logits\.npz[\s\S]*sqnr_db"):
+        gate(folder, base[1])
+
+
+def test_logits_that_are_gone_or_no_archive_are_refused(base, tmp_path):
+    folder = plant(tmp_path / "gone")
+    (folder / "logits.npz").write_bytes(b"PK no archive")
+    record(folder)
+    with pytest.raises(InputError, match="logits cannot be read"):
+        gate(folder, base[1])
+    (folder / "logits.npz").unlink()
+    record(folder)
+    with pytest.raises(InputError, match="missing"):
+        gate(folder, base[1])
+
+
+@pytest.mark.parametrize("classes", [2, 254, 255, 1000])
+def test_packed_answers_come_back(classes):
+    rng = np.random.default_rng(classes)
+    answers = rng.integers(-1, classes, 3000)
+    packed = pack_answers(answers, classes)
+    assert (unpack_answers(packed, classes, 3000) == answers).all()
+    for wrong in (packed[:-8], "", "no base64!", packed.replace(packed[20], "A")):
+        with pytest.raises(InputError, match="answers"):
+            unpack_answers(wrong, classes, 3000)
+    with pytest.raises(InputError, match="one per image"):
+        unpack_answers(packed, classes, 2999)
+
+
+def test_latency_is_judged_by_its_interval(base, tmp_path):
+    path = tmp_path / "timed.json"
+    update(base[0], path, latency=LatencyRatio(0.50, 0.49, 0.51, 100))
+    for ratio, result in [
+        (LatencyRatio(0.52, 0.51, 0.53, 100), "pass"),
+        (LatencyRatio(0.56, 0.55, 0.58, 100), "inconclusive"),
+        (LatencyRatio(0.62, 0.60, 0.64, 100), "fail"),
+        (None, "fail"),
+    ]:
+        assert results(gate(base[0], path, ratio))["latency"] == result
+    assert results(gate(base[0], base[1], LatencyRatio(9, 8, 10, 5)))["latency"] == "skipped"
+    for wrong in ((0.5, 0.6, 0.7, 9), (float("nan"), 0.1, 0.2, 9), (0.5, 0.4, float("inf"), 9), (0.5, 0.4, 0.6, 0)):
+        with pytest.raises(InputError, match="no latency ratio"):
+            LatencyRatio(*wrong)
+
+
+def test_a_build_without_labels_is_judged_by_agreement_alone(tmp_path):
+    labelled = memory_build(*small_logits())
+    bare = replace(labelled, labels=None, measured=replace(labelled.measured, top1=None))
+    assert results(compare_builds(bare, make_baseline(bare), tmp_path))["accuracy"] == "skipped"
+    assert results(compare_builds(bare, make_baseline(labelled), tmp_path))["accuracy"] == "fail"
+
+
+def small_logits():
+    reference = np.eye(4, dtype=np.float32)[np.arange(400) % 4] * 9
+    return reference, reference + np.float32(0.01), np.arange(400) % 4
+
+
+def test_tolerances_that_rest_on_timing_are_wider():
+    build = memory_build(*small_logits())
+    tight = default_tolerances(build.identity, build.origin, build.measured)
+    wide = default_tolerances(build.identity, replace(build.origin, backend="trt"), build.measured)
+    assert tight.keys() == wide.keys() == QUANTITIES
+    assert [name for name in tight if wide[name].tolerance > tight[name].tolerance] == ["share", "size"]
+
+
+def test_junit_and_markdown_say_what_the_report_says(base, tmp_path):
+    report = gate(plant(tmp_path / "bad", Planted(logits=lose_answers(60))), base[1])
+    odd = Row("sqnr", "fail", "a|b", "<i>", "&", None, None, "why\x00", "line\none | two <b>")
+    report = replace(report, rows=(*report.rows, odd))
+    suites = ET.fromstring(junit(report))
+    cases = {case.get("name"): [child.tag for child in case] for case in suites.iter("testcase")}
+    assert cases["accuracy"] == ["failure"]
+    assert cases["latency"] == ["skipped"]
+    assert cases["size"] == ["system-out"]
+    failed = sum(row.result == "fail" for row in report.rows)
+    assert (int(suites.get("tests")), int(suites.get("failures")), int(suites.get("skipped"))) == (len(ALL) + 1, failed, 1)
+    text = markdown(report)
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(report.rows)
+    assert {line.replace("\\|", "").count("|") for line in table} == {8}
+    assert "<b>" not in text
+    assert "- **accuracy**: 60 images lost" in text
+
+
+def test_junit_is_read_by_a_library_made_for_it(base):
+    junitparser = pytest.importorskip("junitparser")
+    read = junitparser.JUnitXml.fromstring(junit(gate(*base)))
+    assert (read.tests, read.failures, read.errors, read.skipped) == (len(ALL), 0, 0, 1)
+
+
+def test_updating_keeps_what_a_person_edited_and_says_what_changed(base, tmp_path):
+    path = tmp_path / "baseline.json"
+    assert update(base[0], path) == ["new baseline"]
+    first = path.read_bytes()
+    assert update(base[0], path) == ["nothing changed"]
+    assert path.read_bytes() == first
+    edit(path, set_field("tolerances", "size", to={"tolerance": 0.5, "reason": "a new head is on its way"}))
+    changes = update(plant(tmp_path / "grown", Planted(engine=b"engine" * 60_000)), path)
+    assert "engine_bytes: 300000 -> 360000" in changes
+    assert "tolerance of size: 0.5, edited, kept" in changes
+    assert read_baseline(path, QUANTITIES).tolerances["size"] == Tolerance(0.5, "a new head is on its way")
+    edit(path, set_field("schema_version", to=99))
+    assert update(base[0], path)[0].startswith("the one before was not read")
+
+
+def test_random_weights_have_no_accuracy_row(tmp_path):
+    folder = plant(tmp_path / "random", recipe=Recipe(random_weights=True))
+    update(folder, tmp_path / "b.json")
+    report = gate(folder, tmp_path / "b.json")
+    assert results(report)["accuracy"] == "skipped"
+    assert any("RANDOM" in note for note in report.notes)
+
+
+def test_the_report_is_an_artifact(base):
+    report = gate(*base)
+    assert json.loads(json.dumps(report.rows[2].loss)) == 0.0

@@ -1,0 +1,224 @@
+"""`ufovit gate` as a user and CI run it: exit codes, files, refusals; the workflow; the shipped baseline; the quick script."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+import typer
+import typer.main
+from gate_builds import Planted, edit, lose_answers, plant, set_field
+from tiny_project import command
+
+from calib.artifact import read_artifact
+from edge.assets import TEST_IMAGES
+from edge.cli import main as application
+from edge.cli import run
+from edge.cli.build import build
+from edge.cli.gate import gate
+from edge.gate.baseline import read_baseline, unpack_answers
+from edge.gate.compare_builds import GateReport
+from edge.gate.gate_tolerances import QUANTITIES
+from edge.images.labelled_images import open_images
+
+ROOT = Path(__file__).resolve().parents[3]
+WORKFLOW = ROOT / ".github" / "workflows" / "accuracy.yml"
+GOLDEN = ROOT / "tests" / "golden" / "ufovit_t-int8-rtx.json"
+
+
+@pytest.fixture(autouse=True)
+def only_the_gate(monkeypatch):
+    """`ufovit` with the commands that are needed here."""
+    own = typer.Typer(pretty_exceptions_enable=False)
+    own.command()(gate)
+    own.command()(build)
+    monkeypatch.setattr(application, "app", own)
+
+
+@pytest.fixture
+def base(tmp_path):
+    folder, baseline = plant(tmp_path / "good"), tmp_path / "baselines" / "good.json"
+    assert (
+        run(["gate", str(folder), "--baseline", str(baseline), "--update", "--reviewed-by", "A. Reader", "--note", "why"]) == 0
+    )
+    return folder, baseline
+
+
+def outputs(folder):
+    return {name: folder / f"gate.{name}" for name in ("junit", "markdown", "json")}
+
+
+def gated(folder, baseline, *more):
+    return run(["gate", str(folder), "--baseline", str(baseline), *map(str, more)])
+
+
+def as_options(files):
+    return [word for name, path in files.items() for word in (f"--{name}", path)]
+
+
+@pytest.mark.parametrize(
+    ("planted", "code", "verdict"),
+    [
+        (Planted(), 0, "pass"),
+        (Planted(engine=b"engine" * 60_000), 1, "fail"),
+        (Planted(logits=lose_answers(6), budget=0.5), 3, "inconclusive"),
+    ],
+)
+def test_exit_codes_and_files_agree(base, tmp_path, capsys, planted, code, verdict):
+    edit(base[1], set_field("tolerances", "sqnr", "tolerance", to=1e6))  # a planted answer costs more SQNR than a real one
+    files = outputs(tmp_path)
+    assert gated(plant(tmp_path / "now", planted), base[1], *as_options(files)) == code
+    report = read_artifact(files["json"], GateReport, remake="")
+    assert report.verdict == verdict
+    assert f"verdict  {verdict.upper()}" in capsys.readouterr().out
+    assert f"gate: {verdict}" in files["markdown"].read_text()
+    assert "A. Reader" in files["markdown"].read_text()
+    suites = ET.fromstring(files["junit"].read_bytes())
+    assert (int(suites.get("failures")) > 0, int(suites.get("errors")) > 0) == (code == 1, code == 3)
+
+
+def test_a_refusal_reaches_every_file(base, tmp_path, capsys):
+    edit(base[1], set_field("measured", "top1", to=0.1))
+    files = outputs(tmp_path)
+    assert gated(base[0], base[1], *as_options(files)) == 2
+    assert "figures were edited" in capsys.readouterr().err
+    assert "figures were edited" in files["markdown"].read_text()
+    assert json.loads(files["json"].read_text())["verdict"] == "refused"
+    (case,) = ET.fromstring(files["junit"].read_bytes()).iter("testcase")
+    assert "figures were edited" in case.find("error").get("message")
+
+
+def test_no_baseline_names_the_command_that_makes_one(tmp_path, capsys):
+    assert gated(plant(tmp_path / "b"), tmp_path / "none.json") == 2
+    assert "--update" in capsys.readouterr().err
+
+
+def test_a_build_that_did_not_pass_becomes_no_baseline_unless_forced_and_stamped(base, tmp_path, capsys):
+    bad = plant(tmp_path / "bad", Planted(logits=lose_answers(60), budget=0.5))
+    before = base[1].read_bytes()
+    assert gated(bad, base[1], "--update") == 1
+    assert "--force" in capsys.readouterr().err
+    assert base[1].read_bytes() == before
+    assert gated(bad, base[1], "--update", "--force") == 0
+    assert "verdict: pass -> fail" in capsys.readouterr().out
+    assert gated(bad, base[1]) == 1, "its own verdict fails it still"
+    assert "FORCED" in capsys.readouterr().out
+    assert [path.name for path in base[1].parent.iterdir()] == [base[1].name], "nothing half-written"
+
+
+@pytest.mark.parametrize(
+    "options", [("--force",), ("--note", "x"), ("--reviewed-by", "x"), ("--update", "--junit", "x.xml"), ("--no-such",)]
+)
+def test_options_that_would_be_ignored_are_refused(base, options):
+    before = base[1].read_bytes()
+    assert gated(*base, *options) == 2
+    assert base[1].read_bytes() == before
+
+
+def test_a_latency_file(base, tmp_path, capsys):
+    timed = tmp_path / "latency.json"
+    fields = {"schema_version": 1, "ratio": 0.5, "low": 0.49, "high": 0.51, "runs": 50}
+    timed.write_text(json.dumps(fields))
+    assert gated(*base, "--update", "--latency", timed) == 0
+    assert gated(*base, "--latency", timed) == 0
+    assert gated(*base) == 1, "what the baseline holds must be measured"
+    timed.write_text(json.dumps(fields | {"ratio": 0.9, "low": 0.8, "high": 1.0}))
+    assert gated(*base, "--latency", timed) == 1
+    timed.write_text(json.dumps(fields | {"low": 0.7}))
+    assert gated(*base, "--latency", timed) == 2
+    assert "no latency ratio" in capsys.readouterr().err
+
+
+def test_real_builds_of_the_tiny_network(project, tmp_path, capsys):
+    """Built, made the baseline, rebuilt: on half of its images it passes, on other images it is refused."""
+    baseline = tmp_path / "tiny.json"
+    assert gated(project / "out", baseline, "--update") == 0
+    assert gated(project / "out", baseline) == 0
+    assert run(command(project, eval_images=40, max_drop=60)) == 0
+    assert gated(project / "out", baseline) == 0
+    assert "40 of the baseline's 80 images" in capsys.readouterr().out
+    assert run(command(project, data=project / "calibration", calib_data=project / "test", max_drop=60)) == 0
+    assert gated(project / "out", baseline) == 2
+    assert "not of this build: other data" in capsys.readouterr().err
+
+
+def test_the_shipped_baseline_is_the_shipped_networks():
+    baseline = read_baseline(GOLDEN, QUANTITIES)
+    identity, measured = baseline.identity, baseline.measured
+    assert (identity.model, identity.precision, identity.target, identity.images) == ("ufovit_t", "int8", "rtx", 10_000)
+    assert baseline.origin.verdict == "pass"
+    reference, engine = (
+        unpack_answers(packed, identity.classes, identity.images)
+        for packed in (measured.reference_answers, measured.engine_answers)
+    )
+    assert (reference == engine).mean() == measured.agreement
+    images = open_images(TEST_IMAGES, tuple(map(str, range(10))))
+    assert images.sha256 == identity.data_sha256
+    assert (engine == images.labels).mean() == measured.top1
+
+
+def commands(text):
+    """The command lines of a workflow's `run:` entries, `$NAME` replaced by what its `env:` says."""
+    environment = dict(re.findall(r"^  ([A-Z]+): (\S+)$", text, re.MULTILINE))
+    lines = re.findall(r"^ +run: (.+)$", text, re.MULTILINE)
+    return [shlex.split(re.sub(r"\$([A-Z]+)\b", lambda found: environment.get(found[1], found[0]), line)) for line in lines]
+
+
+def wrong_in_workflow(text):
+    """What does not exist in a workflow: scripts, commands, options, files whose digests are keys, unpinned actions."""
+    both = typer.Typer()
+    both.command("build")(build)
+    both.command("gate")(gate)
+    known = {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in typer.main.get_command(both).commands.items()
+    }
+    wrong = []
+    for program, *words in commands(text):
+        if program == "cat":
+            continue
+        name = "build" if program == "scripts/build_engine.sh" else words[0]
+        if not (program == ".venv/bin/ufovit" or (ROOT / program).is_file()) or name not in known:
+            wrong.append(f"{program} {name}")
+            continue
+        wrong += [word for word in words if word.startswith("--") and word not in known[name]]
+        wrong += [word for word in words if word.startswith("tests/") and not (ROOT / word).is_file()]
+    for pattern in re.findall(r"'([^']+)'", " ".join(re.findall(r"hashFiles\(([^)]*)\)", text))):
+        wrong += [] if any(ROOT.glob(pattern)) else [pattern]
+    wrong += [action for action in re.findall(r"uses: (\S+)", text) if not re.fullmatch(r"actions/[\w-]+@v\d+", action)]
+    return wrong
+
+
+def test_what_the_workflow_runs_exists():
+    text = WORKFLOW.read_text()
+    assert wrong_in_workflow(text) == []
+    built, judged, _ = commands(text)
+    assert built[:3] == ["scripts/build_engine.sh", "ufovit_t", "int8"]
+    assert judged[:3] == [".venv/bin/ufovit", "gate", built[built.index("--out") + 1]]
+    assert ROOT / judged[judged.index("--baseline") + 1] == GOLDEN
+    written = {judged[judged.index(option) + 1] for option in ("--junit", "--markdown", "--json")}
+    assert all(f"            {path}\n" in text for path in written), "what is written is uploaded"
+
+
+def test_the_workflow_is_yaml_with_the_steps_that_were_read():
+    yaml = pytest.importorskip("yaml")
+    text = WORKFLOW.read_text()
+    steps = yaml.safe_load(text)["jobs"]["gate"]["steps"]
+    assert [step["run"].split()[0] for step in steps if "run" in step] == ["scripts/build_engine.sh", ".venv/bin/ufovit", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        ("--junit", "--junits", "--junits"),
+        ("ufovit gate", "ufovit gates", ".venv/bin/ufovit gates"),
+        ("scripts/build_engine.sh", "scripts/build.sh", "scripts/build.sh ufovit_t"),
+        ("int8-rtx.json", "int9.json", "tests/golden/ufovit_t-int9.json"),
+        ("'pyproject.toml'", "'setup.cfg'", "setup.cfg"),
+        ("checkout@v5", "checkout@main", "actions/checkout@main"),
+    ],
+)
+def test_what_does_not_exist_is_found(old, new, found):
+    assert found in wrong_in_workflow(WORKFLOW.read_text().replace(old, new))

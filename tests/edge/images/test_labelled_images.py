@@ -1,0 +1,388 @@
+"""Images written with Pillow from known pixels must come back as those pixels, or be refused by name."""
+
+import gzip
+import random
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from calib.errors import InputError
+from edge.images.labelled_images import ImageSet, decode, label_index, open_images, read_idx
+from edge.images.preprocess import Preprocess
+
+LABELS = ("T-shirt/top", "Trouser", "Ankle boot")
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, size=(5, 7, 3), dtype=np.uint8)
+
+
+def idx_bytes(values):
+    return struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+@pytest.fixture
+def idx_folder(tmp_path):
+    """make(packed=gzip or not, images=, labels=) -> a folder with a pair of IDX files."""
+
+    def make(suffix="", images=None, labels=None):
+        images = RNG.integers(0, 256, size=(4, 6, 5), dtype=np.uint8) if images is None else images
+        labels = np.array([0, 2, 1, 1], np.uint8) if labels is None else labels
+        for name, values in (("images-idx3", images), ("labels-idx1", labels)):
+            data = idx_bytes(values)
+            (tmp_path / f"t-{name}-ubyte{suffix}").write_bytes(gzip.compress(data) if suffix else data)
+        return tmp_path, images, labels
+
+    return make
+
+
+@pytest.fixture
+def class_folders(tmp_path):
+    """make(root, {folder: {file: pixels}}) -> the root, with PNG files."""
+
+    def make(root="set", content=None):
+        content = content or {"Trouser": {"a.png": RGB}, "T-shirt_top": {"b.png": RGB[::-1], "deep/c.png": RGB[:, ::-1]}}
+        for folder, files in content.items():
+            for file, pixels in files.items():
+                path = tmp_path / root / folder / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.ascontiguousarray(pixels)).save(path)
+        return tmp_path / root
+
+    return make
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("by", ["folder", "file"])
+def test_idx(idx_folder, suffix, by):
+    folder, images, labels = idx_folder(suffix)
+    found = open_images(folder if by == "folder" else folder / f"t-images-idx3-ubyte{suffix}", LABELS)
+    assert len(found) == 4
+    assert found.labels.tolist() == labels.tolist()
+    for i in range(4):
+        np.testing.assert_array_equal(found.pixels(i), images[i][:, :, None])
+    assert found.names[2] == f"t-images-idx3-ubyte{suffix}[2]"
+
+
+def test_idx_digest_is_of_the_content(idx_folder):
+    folder, images, labels = idx_folder()
+    base = open_images(folder, LABELS).sha256
+    packed = open_images(idx_folder(".gz", images, labels)[0] / "t-images-idx3-ubyte.gz", LABELS).sha256
+    assert packed == base
+    other_pixel, other_label = images.copy(), labels.copy()
+    other_pixel[3, 5, 4] ^= 1
+    other_label[0] = 1
+    path = "t-images-idx3-ubyte"
+    assert open_images(idx_folder("", other_pixel, labels)[0] / path, LABELS).sha256 != base
+    assert open_images(idx_folder("", images, other_label)[0] / path, LABELS).sha256 != base
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_truncated_idx_at_any_length(idx_folder, suffix):
+    folder, _, _ = idx_folder(suffix)
+    path = folder / f"t-images-idx3-ubyte{suffix}"
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=path.name):
+            read_idx(path)
+
+
+def test_damaged_gzip(idx_folder):
+    folder, _, _ = idx_folder(".gz")
+    path = folder / "t-images-idx3-ubyte.gz"
+    whole = path.read_bytes()
+    for position in range(10, len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
+        with pytest.raises(InputError, match=path.name):
+            read_idx(path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\0\0\x0d\x03" + b"\0" * 12,  # floats
+        b"\x89PNG\r\n",
+        struct.pack(">BBBBI", 0, 0, 8, 1, 2**32 - 1) + b"x",
+        struct.pack(">BBBB3I", 0, 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1) + b"x",  # a product beyond 64 bits
+        struct.pack(">BBBB3I", 0, 0, 8, 3, 2**31, 2**31, 4),  # a product that is 0 modulo 2^64
+        b"\0\0\x08\x03" + struct.pack(">3I", 1, 1, 1) + b"too many",
+    ],
+)
+def test_what_is_no_idx_file(tmp_path, data):
+    path = tmp_path / "t-images-idx3-ubyte"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=path.name):
+        read_idx(path)
+
+
+def test_idx_pairs_that_do_not_match(idx_folder):
+    folder, images, _ = idx_folder(labels=np.array([0, 1, 2], np.uint8))
+    with pytest.raises(InputError, match=r"do not match[\s\S]*\(4, 6, 5\) and \(3,\)"):
+        open_images(folder, LABELS)
+    idx_folder(labels=np.array([0, 1, 3, 2], np.uint8))
+    with pytest.raises(InputError, match=r"labels do not match the checkpoint[\s\S]*class 3[\s\S]*0 to 2"):
+        open_images(folder, LABELS)
+    idx_folder(images=images[:0], labels=np.zeros(0, np.uint8))
+    with pytest.raises(InputError, match="do not match"):
+        open_images(folder, LABELS)
+    (folder / "t-labels-idx1-ubyte").unlink()
+    with pytest.raises(InputError, match="no label file beside the images"):
+        open_images(folder, LABELS)
+    (folder / "u-images-idx3-ubyte").write_bytes(b"")
+    with pytest.raises(InputError, match=r"several IDX image files[\s\S]*t-images-idx3-ubyte, u-images-idx3-ubyte"):
+        open_images(folder, LABELS)
+
+
+def test_folder_per_class(class_folders):
+    found = open_images(class_folders(), LABELS)
+    by_name = dict(zip(found.names, found.labels.tolist(), strict=True))
+    assert by_name == {"Trouser/a.png": 1, "T-shirt_top/b.png": 0, "T-shirt_top/deep/c.png": 0}
+    np.testing.assert_array_equal(found.pixels(found.names.index("Trouser/a.png")), RGB)
+    np.testing.assert_array_equal(found.pixels(found.names.index("T-shirt_top/deep/c.png")), RGB[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("T-shirt/top", 0),
+        ("t-shirt_top", 0),
+        ("T shirt top", 0),
+        ("TROUSER", 1),
+        ("ankle-boot", 2),
+        ("Ankle boot", 2),
+        ("0", 0),
+        ("2", 2),
+        ("02", 2),
+    ],
+)
+def test_labels_are_matched(name, index):
+    assert label_index(name, LABELS, "here") == index
+
+
+@pytest.mark.parametrize("name", ["3", "-1", "boot", "", "T", "1.0", "²", "anklebootx"])
+def test_other_labels_are_refused_with_the_list(name):
+    with pytest.raises(InputError, match=r"labels do not match[\s\S]*where: here[\s\S]*T-shirt/top, Trouser, Ankle boot"):
+        label_index(name, LABELS, "here")
+
+
+def test_a_label_that_is_a_number_is_a_label_first():
+    assert label_index("1", ("2", "1", "0"), "") == 1
+
+
+def test_an_ambiguous_spelling_is_refused():
+    assert label_index("a-b", ("a-b", "a_b"), "") == 0
+    with pytest.raises(InputError, match="labels do not match"):
+        label_index("A B", ("a-b", "a_b"), "")
+
+
+def test_an_unknown_folder_is_refused_with_the_labels(class_folders):
+    root = class_folders(content={"Trouser": {"a.png": RGB}, "Hat": {"b.png": RGB}})
+    with pytest.raises(InputError, match=r"where: .*Hat[\s\S]*found: Hat[\s\S]*T-shirt/top, Trouser, Ankle boot"):
+        open_images(root, LABELS)
+
+
+def test_folders_without_images(tmp_path):
+    with pytest.raises(InputError, match="images not found"):
+        open_images(tmp_path / "none", LABELS)
+    with pytest.raises(InputError, match=r"no class folders[\s\S]*Trouser"):
+        open_images(tmp_path, LABELS)
+    (tmp_path / "Trouser").mkdir()
+    (tmp_path / "Trouser" / "notes.md").write_text("none")
+    (tmp_path / ".cache").mkdir()
+    with pytest.raises(InputError, match=r"no images[\s\S]*\.png"):
+        open_images(tmp_path, LABELS)
+
+
+def test_digest_is_of_pixels_and_labels_not_of_names(class_folders):
+    content = {"Trouser": {"a.png": RGB}, "Ankle boot": {"b.png": RGB[::-1]}}
+    base = open_images(class_folders("one", content), LABELS)
+    assert open_images(class_folders("two", content), LABELS).sha256 == base.sha256
+    one_pixel = RGB.copy()
+    one_pixel[0, 0, 0] ^= 1
+    moved = {"T-shirt_top": content["Trouser"], "Ankle boot": content["Ankle boot"]}
+    for other in ({**content, "Trouser": {"a.png": one_pixel}}, moved):
+        found = open_images(class_folders(f"other{len(str(other))}", other), LABELS)
+        assert found.sha256 != base.sha256
+
+
+CSV = "file,label\n# a comment\n\nimg/a.png,Trouser\nimg/b.png,2\n"
+TXT = "# a comment\n\nimg/a.png Trouser\nimg/b.png\t2\n"
+
+
+@pytest.mark.parametrize(("name", "text"), [("l.csv", CSV), ("l.txt", TXT), ("l.csv", "\ufeff" + CSV[11:])])
+def test_lists(class_folders, tmp_path, name, text):
+    class_folders(".", {"img": {"a.png": RGB, "b.png": RGB[::-1]}})
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    found = open_images(tmp_path / name, LABELS)
+    assert found.names == ("img/a.png", "img/b.png")
+    assert found.labels.tolist() == [1, 2]
+    np.testing.assert_array_equal(found.pixels(1), RGB[::-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("l.csv", "img/a.png,Trouser\nimg/b.png\n", r"malformed line[\s\S]*l\.csv:2"),
+        ("l.csv", "img/a.png,Trouser,3\n", r"malformed line[\s\S]*l\.csv:1"),
+        ("l.txt", "img/a.png Trouser\n\nimg/b.png\n", r"malformed line[\s\S]*l\.txt:3"),
+        ("l.csv", "img/a.png,Trouser\nimg/b.png,Hat\n", r"labels do not match[\s\S]*l\.csv:2[\s\S]*Hat"),
+        ("l.csv", "img/a.png,Trouser\nimg/x.png,0\nimg/y.png,0\n", r"images not found[\s\S]*x\.png, .*y\.png \(2 in all\)"),
+        ("l.csv", "file,label\n", r"no images"),
+        ("l.txt", "", r"no images"),
+        ("l.csv", b"\xff\xfe,1\n", r"l\.csv"),
+    ],
+)
+def test_lists_that_are_refused(class_folders, tmp_path, name, text, message):
+    class_folders(".", {"img": {"a.png": RGB, "b.png": RGB[::-1]}})
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=message):
+        open_images(tmp_path / name, LABELS)
+
+
+GREY = np.arange(35, dtype=np.uint8).reshape(5, 7) * 7
+WIDE = (GREY.astype(np.uint16) * 257).copy()
+
+
+def saved(path, image, **options):
+    image.save(path, **options)
+    return decode(path)
+
+
+def test_grey_and_rgb(tmp_path):
+    np.testing.assert_array_equal(saved(tmp_path / "g.png", Image.fromarray(GREY)), GREY[:, :, None])
+    np.testing.assert_array_equal(saved(tmp_path / "c.png", Image.fromarray(RGB)), RGB)
+    np.testing.assert_array_equal(saved(tmp_path / "c.bmp", Image.fromarray(RGB)), RGB)
+
+
+def test_palette(tmp_path):
+    image = Image.frombytes("P", (7, 5), (GREY % 4).tobytes())
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 8, 7]], np.uint8)
+    image.putpalette(colours.ravel().tolist())
+    np.testing.assert_array_equal(saved(tmp_path / "p.png", image), colours[GREY % 4])
+    np.testing.assert_array_equal(saved(tmp_path / "t.png", image, transparency=b"\x80\xff\x00\x10"), colours[GREY % 4])
+    np.testing.assert_array_equal(saved(tmp_path / "p.gif", image), colours[GREY % 4])
+
+
+def test_transparency_is_dropped(tmp_path):
+    alpha = np.full((5, 7, 1), 40, np.uint8)
+    alpha[0] = 0
+    np.testing.assert_array_equal(saved(tmp_path / "a.png", Image.fromarray(np.concatenate([RGB, alpha], 2))), RGB)
+    grey_alpha = Image.fromarray(np.dstack([GREY, alpha[:, :, 0]]))
+    assert grey_alpha.mode == "LA"
+    np.testing.assert_array_equal(saved(tmp_path / "la.png", grey_alpha), GREY[:, :, None])
+
+
+def test_one_bit(tmp_path):
+    bits = (GREY // 7) % 2 * 255
+    np.testing.assert_array_equal(saved(tmp_path / "1.png", Image.fromarray(bits).convert("1")), bits[:, :, None])
+
+
+def test_cmyk(tmp_path):
+    """Oracle: the subtractive formula R = 255 (1 - C)(1 - K), with rounding."""
+    ink = RNG.integers(0, 256, size=(5, 7, 4), dtype=np.uint8)
+    expected = (255 - ink[:, :, :3].astype(float)) * (255 - ink[:, :, 3:].astype(float)) / 255
+    found = saved(tmp_path / "k.tif", _cmyk(ink))
+    assert found.dtype == np.uint8
+    np.testing.assert_allclose(found, expected, atol=1)
+    plain = np.full((16, 16, 4), (200, 30, 90, 20), np.uint8)
+    flat = saved(tmp_path / "k.jpg", _cmyk(plain), quality=95)
+    np.testing.assert_allclose(flat, np.broadcast_to([50.7, 207.4, 152.1], flat.shape), atol=4)
+
+
+def _cmyk(ink):
+    return Image.frombytes("CMYK", (ink.shape[1], ink.shape[0]), ink.tobytes())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bit_grey(tmp_path, suffix):
+    assert WIDE.max() > 255
+    np.testing.assert_array_equal(saved(tmp_path / f"w{suffix}", Image.fromarray(WIDE)), GREY[:, :, None])
+    ends = np.array([[0, 256, 257, 65534, 65535]], np.uint16)
+    np.testing.assert_array_equal(saved(tmp_path / f"e{suffix}", Image.fromarray(ends))[0, :, 0], [0, 0, 1, 254, 255])
+
+
+def test_exif_orientation(tmp_path):
+    """Orientation 6: the stored image must be turned clockwise by 90 degrees, its bottom left pixel comes to the top left."""
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[3, 0] = (255, 128, 64)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = saved(tmp_path / "r.png", Image.fromarray(pixels), exif=exif)
+    assert found.shape == (6, 4, 3)
+    assert found[0, 0].tolist() == [255, 128, 64]
+    assert np.count_nonzero(found) == 3
+    assert saved(tmp_path / "n.png", Image.fromarray(pixels)).shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp", ".tif", ".ppm", ".pgm"])
+def test_unreadable_images_are_named(tmp_path, suffix):
+    path = tmp_path / f"broken{suffix}"
+    Image.fromarray(GREY if suffix == ".pgm" else RGB).save(path)
+    whole = path.read_bytes()
+    for length in sorted({0, 1, 2, 5, 10, 20, 30, len(whole) // 2, len(whole) * 3 // 4}):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=rf"cannot be decoded[\s\S]*broken{suffix}"):
+            decode(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp", ".tif", ".ppm"])
+def test_damaged_images_give_pixels_or_a_named_refusal(tmp_path, suffix):
+    path = tmp_path / f"damaged{suffix}"
+    Image.fromarray(RGB).save(path)
+    whole = path.read_bytes()
+    rng = random.Random(1)
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(rng.randint(1, 6)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        path.write_bytes(bytes(data))
+        try:
+            outcome = decode(path).dtype
+        except InputError as error:
+            outcome = str(error)
+        assert outcome == np.uint8 or path.name in outcome
+
+
+def test_an_unreadable_image_in_a_set_is_named_when_it_is_reached(class_folders):
+    root = class_folders()
+    (root / "Trouser" / "bad.png").write_bytes(b"nothing")
+    images = open_images(root, LABELS)
+    with pytest.raises(InputError, match=r"Trouser/bad\.png"):
+        list(images.batches(Preprocess(8, 8, (0.5,) * 3, (0.5,) * 3), 2))
+
+
+def numbered(count):
+    pixels = lambda i: np.full((2, 2, 1), i, np.uint8)  # noqa: E731  # an attribute, not a function of its own
+    names = tuple(str(i) for i in range(count))
+    return ImageSet("made", names, np.arange(count, dtype=np.int64), "digest", pixels)
+
+
+@given(total=st.integers(1, 200), count=st.integers(1, 220))
+@settings(max_examples=80, deadline=None)
+def test_take_is_even_and_repeatable(total, count):
+    taken, again = numbered(total).take(count), numbered(total).take(count)
+    positions = taken.labels.tolist()
+    assert len(taken) == min(total, count) == len(set(positions))
+    assert positions == sorted(positions) == again.labels.tolist()
+    assert [taken.pixels(i)[0, 0, 0] for i in range(len(taken))] == positions
+    assert taken.names == tuple(map(str, positions))
+    gaps = np.diff(positions)
+    assert not len(gaps) or gaps.max() - gaps.min() <= 1, "evenly spread"
+    if 1 < count <= total:
+        assert (positions[0], positions[-1]) == (0, total - 1)
+    assert (taken.sha256 == "digest") == (count >= total)
+    assert taken.sha256 == again.sha256
+
+
+def test_digest_of_a_part_depends_on_the_part():
+    assert len({numbered(50).take(n).sha256 for n in range(1, 51)}) == 50
+
+
+def test_batches_keep_the_order():
+    preprocess = Preprocess(2, 2, (0.0,) * 3, (1.0,) * 3)
+    batches = list(numbered(7).batches(preprocess, 3))
+    assert [b.shape for b in batches] == [(3, 3, 2, 2), (3, 3, 2, 2), (1, 3, 2, 2)]
+    np.testing.assert_allclose(np.concatenate(batches)[:, 0, 0, 0] * 255, np.arange(7), atol=1e-4)

@@ -1,0 +1,328 @@
+"""`describe_file`: what a person reads of each artifact, against what was written into it."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from report_folder import FALLBACK, TENSORS, Recipe, make_folder
+from rich.console import Console
+from safetensors.numpy import save_file
+
+from calib.errors import InputError
+from calib.files import sha256_file
+from edge.inspect import describe_file
+from edge.model.metadata import METADATA_KEY
+
+
+def shown(path: Path) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=250, highlight=False).print(describe_file(path))
+    return stream.getvalue()
+
+
+def facts(text: str) -> dict[str, str]:
+    """Name -> text of the two-column part."""
+    rows = [line.split("  ", 1) for line in text.splitlines() if "  " in line]
+    return {name: rest.strip() for name, rest in rows if name.strip()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("build"), Recipe(flips=100, fallbacks=(FALLBACK,)))
+
+
+@pytest.fixture(scope="module")
+def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("random"), Recipe(random_weights=True))
+
+
+def test_manifest(folder: Path) -> None:
+    text = shown(folder / "manifest.json")
+    written = json.loads((folder / "manifest.json").read_text())
+    assert facts(text)["model"] == "ufovit_t, int8, target rtx"
+    assert written["engine"]["sha256"] in text
+    assert "300,000 bytes (0.3 MB)" in text
+    assert "93.8% int8, 6.2% fp16" in facts(text)["does"]
+    assert FALLBACK.layer in text, "not read as markup"
+    assert FALLBACK.reason in text
+    for name in ("checkpoint", "onnx", "xnorm", "folded_onnx", "qdq_onnx", "calibration"):
+        assert written[name]["sha256"] in text
+
+
+def test_calibration_table_lists_the_widest_first(folder: Path) -> None:
+    text = shown(folder / "calibration.json")
+    lines = [line.split()[0] for line in text.splitlines() if line.split()[:1] and line.split()[0] in TENSORS]
+    tensors = json.loads((folder / "calibration.json").read_text())["tensors"]
+    assert lines == sorted(tensors, key=lambda name: -tensors[name]["amax"])
+    assert facts(text)["tensors"] == str(len(TENSORS))
+    sources = {
+        line.split()[0]: line.split()[-1] for line in text.splitlines() if line.split()[:1] and line.split()[0] in TENSORS
+    }
+    assert sources == {name: scale["source"] for name, scale in tensors.items()}
+    assert set(sources.values()) == {"data", "proof"}
+    assert facts(text)["from proof"].startswith(f"{list(sources.values()).count('proof')} of {len(TENSORS)} scales")
+
+
+def test_certificate(folder: Path) -> None:
+    text = shown(folder / "xnorm.json")
+    written = json.loads((folder / "xnorm.json").read_text())
+    said, sites, before = facts(text), written["sites"], written["before"]
+    assert said["verdict"] == "STABLE in fp16, int8 (before the repair: unstable)"
+    assert said["images"] == str(written["images"])
+    counts = {v: sum(s["verdicts"]["fp16"]["verdict"] == v for s in before) for v in ("stable", "at risk", "unstable")}
+    assert said["XNorms in fp16"] == f"{len(sites)} stable (before: {', '.join(f'{n} {v}' for v, n in counts.items())})"
+    assert said["rests on"].startswith(
+        f"certified maxima at {sum(s['bound_sum_sq'] is not None for s in sites)} of {len(sites)}"
+    )
+    assert said["folded"] == f"{sum(bool(s['fold']) for s in sites)} XNorms, 6 weights times 2^-3 to 2^-1"
+    assert said["islands"] == "none"
+    assert said["repair checked"] == "on 24 images FP32 logits are the same to the last bit, ranges as scaled"
+    assert said["error, all of FP16"].startswith("0.0004 at worst")
+    assert f"NaN or infinity at 1, first {before[-1]['name']}" in said["error, all of FP16"]
+    assert said["error, sums in FP32"].startswith("0.00035 at worst")
+    assert "direction error 0.008" in said["INT8 behind the norm"]
+    assert "direction error 0.027" in said["INT8 in front of it"]
+    for name in ("onnx_sha256", "folded_onnx_sha256", "data_sha256"):
+        assert written[name] in text
+    lines = text[text.index("least room first") :].splitlines()
+    for site in sites:
+        (line,) = [line for line in lines if line.startswith(site["name"])]
+        assert site["verdicts"]["fp16"]["reason"] in line, "not read as markup"
+        assert f"{site['sum_sq_min']:.3g} .. {site['sum_sq_max']:.3g}" in line
+        assert ("2^-5 (k/MatMul.weight 2^-3, v/MatMul.weight 2^-1 to 2^-2 by head)" in line) == bool(site["fold"])
+
+
+def test_an_unstable_xnorm_comes_first(tmp_path: Path) -> None:
+    make_folder(tmp_path, Recipe(xnorm="unstable", xnorm_blocks=30))
+    text = shown(tmp_path / "xnorm.json")
+    last = json.loads((tmp_path / "xnorm.json").read_text())["sites"][-1]
+    assert "UNSTABLE: FP16 and INT8 cannot compute this network" in text
+    assert facts(text)["verdict"].startswith("UNSTABLE")
+    assert facts(text)["XNorms in fp16"].startswith("59 stable, 1 unstable")
+    lines = text[text.index("least room first (20 of 60)") :].splitlines()
+    assert lines[2].startswith(last["name"])
+    assert "unstable" in lines[2]
+    assert len([line for line in lines if line.startswith("blocks")]) == 20
+
+
+def test_islands_and_their_cost(tmp_path: Path) -> None:
+    make_folder(tmp_path, Recipe(precision="fp16", xnorm="island"))
+    text = shown(tmp_path / "xnorm.json")
+    assert facts(text)["islands"] == "1 XNorm in FP32: 3 Casts, 12,345 values of an image cross them"
+    assert facts(text)["verdict"].startswith("STABLE in fp16 (")
+    assert [line.split()[0] for line in text.splitlines() if line.rstrip().endswith("FP32 island")] == [
+        "blocks.2.attn.xnorm_kv/ReduceL2"
+    ]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda c: c["sites"][0]["verdicts"].pop("fp16"),
+        lambda c: c["before"].pop(),
+        lambda c: c.update(sites=[], before=[]),
+        lambda c: c.update(precisions=["fp8"]),
+        lambda c: c.update(precisions=[]),
+    ],
+)
+def test_a_certificate_without_all_verdicts_is_refused(tmp_path: Path, spoil: Any) -> None:
+    make_folder(tmp_path, Recipe())
+    written = json.loads((tmp_path / "xnorm.json").read_text())
+    spoil(written)
+    (tmp_path / "xnorm.json").write_text(json.dumps(written))
+    with pytest.raises(InputError, match="without a verdict") as caught:
+        describe_file(tmp_path / "xnorm.json")
+    assert "next: ufovit certify" in str(caught.value)
+
+
+def test_drift(folder: Path) -> None:
+    written = json.loads((folder / "drift.json").read_text())
+    said = facts(shown(folder / "drift.json"))
+    assert said["verdict"] == f"FAIL: {written['reason']}"
+    assert said["flips"].startswith(f"100 right to wrong, {written['flips']['wrong_to_right']} wrong to right, McNemar's p ")
+    assert f"KL {written['distance']['kl_mean']:.2g} nats" in said["distance"]
+    assert said["calibration error"].startswith(f"{written['reliability_reference']['ece']:.2%} before")
+    assert f"[{written['interval']['low_points']:+.2f}, {written['interval']['high_points']:+.2f}]" in said["drop"]
+    assert "the graph, not the engine" in said["judged"]
+
+
+def test_export_and_steps(folder: Path) -> None:
+    said = facts(shown(folder / "export.json"))
+    assert said["simplification"].startswith("not used: onnxsim took more than 120 s")
+    assert "131.4 dB" in said["parity with torch"]
+    text = shown(folder / "steps.json")
+    assert facts(text)["done"] == "export"
+    assert sha256_file(folder / "model.onnx") in text
+
+
+def test_folder(folder: Path) -> None:
+    text = shown(folder)
+    assert facts(text)["verdict"].startswith("FAIL")
+    assert facts(text)["digests"].startswith("every recorded file")
+    for name in ("model.int8.onnx", "engine.engine", "drift.json"):
+        assert name in text
+    assert FALLBACK.layer in text
+
+
+def test_folder_without_a_verdict(tmp_path: Path) -> None:
+    make_folder(tmp_path, Recipe())
+    (tmp_path / "drift.json").unlink()
+    assert facts(shown(tmp_path))["verdict"] == "none: no drift.json"
+
+
+def test_engine_and_its_manifest(folder: Path, tmp_path: Path) -> None:
+    text = shown(folder / "engine.engine")
+    assert sha256_file(folder / "engine.engine") in text
+    assert facts(text)["backend"] == "trt_rtx 1.7.1.116"
+    alone = tmp_path / "alone.engine"
+    alone.write_bytes(b"plan")
+    assert "nothing vouches" in shown(alone)
+
+
+def test_a_replaced_engine_is_refused(tmp_path: Path) -> None:
+    make_folder(tmp_path, Recipe())
+    (tmp_path / "engine.engine").write_bytes(b"another plan")
+    for path in (tmp_path / "engine.engine", tmp_path):
+        with pytest.raises(InputError, match="not the one"):
+            describe_file(path)
+
+
+@pytest.mark.parametrize("file", ["", "manifest.json", "drift.json", "engine.engine"])
+def test_random_weights_are_stamped(random_folder: Path, folder: Path, file: str) -> None:
+    assert "RANDOM WEIGHTS" in shown(random_folder / file)
+    assert "RANDOM WEIGHTS" not in shown(folder / file)
+
+
+def test_onnx_graph(folder: Path) -> None:
+    text = shown(folder / "model.int8.onnx")
+    said = facts(text)
+    assert said["input"] == "image: float (batch, 3)"
+    assert said["output"] == "logits: float (batch, 3)"
+    assert said["opset"] == "20"
+    assert said["Q/DQ"] == f"{len(TENSORS)} activations, 1 weights"
+    assert f"{len(TENSORS)} QuantizeLinear" in said["nodes"]
+    assert said["multiply-accumulates"] == "9 in 1 layers, for one image"
+    assert said["metadata calib.method"] == "entropy"
+    assert "The lint has no findings" in text
+
+
+def test_onnx_with_something_to_find(tmp_path: Path) -> None:
+    """A weight quantized alone: TensorRT runs such a product in float."""
+    weight = numpy_helper.from_array(np.ones((5, 7), np.int8), "w")
+    scale = numpy_helper.from_array(np.float32(0.5), "s")
+    zero = numpy_helper.from_array(np.int8(0), "z")
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wf"], name="dequantize"),
+        helper.make_node("MatMul", ["x", "wf"], ["y"], name="product"),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, k]) for n, k in (("x", 5), ("y", 7))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight, scale, zero])
+    path = tmp_path / "half.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    text = shown(path)
+    assert "1 findings of the lint" in text
+    assert "product" in text
+    assert facts(text)["multiply-accumulates"].startswith("70 in 1 layers")
+
+
+def _checkpoint(path: Path, **changes: Any) -> None:
+    metadata = {
+        "schema_version": 1,
+        "model": "ufovit_t",
+        "image_size": 64,
+        "classes": 2,
+        "kv_axis": -2,
+        "labels": ["cat", "[red]dog[/red]"],
+        "preprocess": {"image_size": 64, "resize": 64, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
+        "random_weights": False,
+        "training": {"data": "none", "top1": 0.5},
+        **changes,
+    }
+    tensors = {"a": np.zeros((3, 5), np.float16), "b": np.zeros(7, np.float32)}
+    save_file(tensors, path, metadata={METADATA_KEY: json.dumps(metadata)})
+
+
+def test_checkpoint(tmp_path: Path) -> None:
+    from edge.model.sizes import config
+
+    path = tmp_path / "w.safetensors"
+    _checkpoint(path, kv_axis=config("ufovit_t", image_size=64, classes=2).kv_axis)
+    text = shown(path)
+    said = facts(text)
+    assert said["tensors"].startswith("2, 22 numbers")
+    assert said["types"] == "F16 15, F32 7"
+    assert said["model"] == "ufovit_t, 64 px, 2 classes"
+    assert said["labels"] == "cat, [red]dog[/red]"
+    assert said["training top1"] == "0.5"
+    assert "RANDOM" not in text
+    _checkpoint(path, kv_axis=config("ufovit_t", image_size=64, classes=2).kv_axis, random_weights=True)
+    assert "RANDOM WEIGHTS" in shown(path)
+
+
+def test_a_strangers_safetensors(tmp_path: Path) -> None:
+    save_file({"a": np.zeros(4, np.float32)}, tmp_path / "s.safetensors", metadata={"format": "pt"})
+    text = shown(tmp_path / "s.safetensors")
+    assert "not a checkpoint of this toolkit" in text
+    assert facts(text)["metadata format"] == "pt"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("notes.txt", b"hello", "calibration.json"),
+        ("model.onnx", b"\xff" * 300, "not an ONNX file"),
+        ("model.onnx", b"", "not an ONNX graph"),
+        ("w.safetensors", b"\x00" * 40, "cannot be read"),
+        ("manifest.json", b"{}", "schema version"),
+        ("drift.json", b"[", "not a JSON file"),
+        ("xnorm.json", b'{"schema_version": 1}', "malformed artifact"),
+        ("steps.json", b'{"export": 3}', "malformed record"),
+    ],
+)
+def test_what_is_no_artifact_is_refused(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        describe_file(tmp_path / name)
+
+
+def test_unknown_files_get_the_list(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(InputError) as caught:
+        describe_file(tmp_path / "notes.txt")
+    for known in (
+        "manifest.json",
+        "xnorm.json",
+        "calibration.json",
+        "drift.json",
+        "export.json",
+        "*.onnx",
+        "*.safetensors",
+        "*.engine",
+    ):
+        assert known in str(caught.value)
+    with pytest.raises(InputError, match="nothing to inspect"):
+        describe_file(tmp_path / "absent.json")
+    with pytest.raises(InputError, match="no build folder"):
+        describe_file(tmp_path)
+
+
+def test_torch_is_not_needed(folder: Path) -> None:
+    files = [
+        folder / n
+        for n in ("", "manifest.json", "model.int8.onnx", "engine.engine", "drift.json", "calibration.json", "xnorm.json")
+    ]
+    program = (
+        "import sys, pathlib; from edge.inspect import describe_file; "
+        "[describe_file(pathlib.Path(p)) for p in sys.argv[1:]]; print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", program, *files], capture_output=True, check=True, text=True)
+    assert run.stdout.strip() == "False"

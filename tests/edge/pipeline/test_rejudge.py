@@ -1,0 +1,260 @@
+"""`ufovit drift`: a finished build judged anew. Oracles: digests of the folder, ONNX Runtime run by hand, `ufovit verify`."""
+
+import json
+import shutil
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from PIL import Image
+from rich.console import Console
+from tiny_project import LABELS, build, command, read
+
+from calib.errors import InputError
+from calib.files import sha256_file
+from edge.cli import run
+from edge.cli.console import TerminalProgress
+from edge.images.labelled_images import open_images, open_unlabelled, read_idx, write_idx
+from edge.images.preprocess import Preprocess
+from edge.pipeline.rejudge import JudgeRequest, rejudge
+from engines.build_folder.step_record import read_record
+from engines.build_folder.verify import verify_folder
+
+THREE = ("drift.json", "logits.npz", "steps.json")
+
+
+def judged(folder, **changes):
+    return rejudge(JudgeRequest(folder / "out", **changes), TerminalProgress(Console(quiet=True)))
+
+
+def digests(folder):
+    return {path.name: sha256_file(path) for path in (folder / "out").iterdir()}
+
+
+def logits(folder, file, images):
+    """Logits by a session of our own."""
+    (output,) = ort.InferenceSession(folder / "out" / file).run(None, {"image": images})
+    return output
+
+
+def pictures(folder, count=30):
+    """Colour PNGs in one folder, no labels."""
+    folder.mkdir()
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 256, (5, 4, 3)).astype(np.uint8).repeat(9, axis=0).repeat(11, axis=1)
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture
+def preprocess(project):
+    stated = read(project, "manifest.json")["preprocess"]
+    return Preprocess.from_json({name: value for name, value in stated.items() if name != "sha256"})
+
+
+def test_nothing_new_changes_nothing(project):
+    before = digests(project)
+    outcome = judged(project)
+    assert (outcome.verdict, outcome.ran) == ("pass", ())
+    assert digests(project) == before
+    assert run(command(project)) == 0
+    assert digests(project) == before, "and `ufovit build` finds its own steps"
+
+
+def test_other_labelled_images(project, preprocess):
+    pixels = read_idx(project / "test" / "images-idx3-ubyte.gz")
+    labels = read_idx(project / "test" / "labels-idx1-ubyte.gz").copy()
+    labels[:40] = (labels[:40] + 1) % len(LABELS)
+    write_idx(project / "other" / "images-idx3-ubyte.gz", pixels[:70])
+    write_idx(project / "other" / "labels-idx1-ubyte.gz", labels[:70])
+    outcome = judged(project, data=project / "other")
+    assert outcome.ran == ("drift", "report")
+    drift, images = read(project, "drift.json"), preprocess.batch(pixels[:70, :, :, None])
+    answers = [logits(project, file, images).argmax(1) for file in ("model.onnx", "model.int8.onnx")]
+    assert drift["images"] == 70
+    assert drift["top1_reference"] == pytest.approx((answers[0] == labels[:70]).mean())
+    assert drift["top1_engine"] == pytest.approx((answers[1] == labels[:70]).mean())
+    assert drift["top1_reference"] < 0.6, "the labels were spoiled"
+    assert drift["budget_points"] == 20, "the build's own"
+    verify_folder(project / "out")
+    assert judged(project).ran == (), "the images of the last verdict are the default"
+    assert run(command(project)) == 0, "`ufovit build` judges by its own images again"
+    assert read(project, "drift.json")["images"] == 80
+
+
+def test_images_without_labels(project, preprocess):
+    found = pictures(project / "camera")
+    outcome = judged(project, unlabelled=found, images=20, max_drop_points=90.0)
+    drift = read(project, "drift.json")
+    images = np.concatenate(list(open_unlabelled(found).take(20).batches(preprocess, 20)))
+    answers = [logits(project, file, images).argmax(1) for file in ("model.onnx", "model.int8.onnx")]
+    assert (drift["judged_by"], drift["images"], outcome.verdict) == ("agreement", 20, "pass")
+    assert drift["agreement"] == pytest.approx((answers[0] == answers[1]).mean())
+    assert drift["top1_engine"] is None
+    assert any("no labels" in text for text in drift["not_compared"])
+    with np.load(project / "out" / "logits.npz") as arrays:
+        assert sorted(arrays.files) == ["engine", "reference"]
+    verify_folder(project / "out")
+    assert judged(project).ran == (), "the same again without saying"
+    assert "no labels" in (project / "out" / "report.html").read_text()
+
+
+def test_unlabelled_is_not_the_same_as_labelled_with_the_first_class(project):
+    folder = pictures(project / "flat", 10)
+    (project / "list.csv").write_text("".join(f"flat/{p.name},{LABELS[0]}\n" for p in sorted(folder.iterdir())))
+    assert open_images(project / "list.csv", LABELS).sha256 == open_unlabelled(folder).sha256, "the digests cannot tell"
+    judged(project, data=project / "list.csv")
+    assert judged(project, unlabelled=folder).ran == ("drift", "report")
+    assert read(project, "drift.json")["top1_engine"] is None
+
+
+@pytest.fixture
+def stored(project, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stored")
+    for file in THREE:
+        shutil.copy(project / "out" / file, folder)
+    return folder
+
+
+def test_stored_answers_stand_in_for_the_reference(project, stored, monkeypatch):
+    import edge.pipeline.steps.drift_step
+
+    def refuse(path, **_options):
+        raise AssertionError(f"{path} was run")
+
+    with np.load(stored / "logits.npz") as arrays:
+        expected = {name: arrays[name] for name in arrays.files}
+    monkeypatch.setattr(edge.pipeline.steps.drift_step, "_reference", refuse)
+    assert judged(project, reference=stored).ran == ("drift", "report")
+    with np.load(project / "out" / "logits.npz") as arrays:
+        for name, values in expected.items():
+            np.testing.assert_array_equal(arrays[name], values)
+    with pytest.raises(AssertionError, match=r"model\.onnx was run"):
+        judged(project, max_drop_points=1.0)
+
+
+def other_images(project, stored):
+    judged(project, unlabelled=pictures(project / "camera"))
+    return "another set of images, another number of images"
+
+
+def edited(project, stored):
+    text = (stored / "drift.json").read_text()
+    (stored / "drift.json").write_text(text.replace('"agreement": 1.0', '"agreement": 0.5'))
+    return "not the one that was recorded"
+
+
+def other_logits(project, stored):
+    np.savez(stored / "logits.npz", reference=np.zeros((80, 5), np.float32), engine=np.zeros((80, 5), np.float32))
+    return "not the one that was recorded"
+
+
+def no_record(project, stored):
+    (stored / "steps.json").unlink()
+    return "file is missing"
+
+
+@pytest.mark.parametrize("spoil", [other_images, edited, other_logits, no_record], ids=lambda f: f.__name__)
+def test_stored_answers_of_something_else_are_refused(project, stored, spoil):
+    said = spoil(project, stored)
+    before = digests(project)
+    with pytest.raises(InputError, match=said):
+        judged(project, reference=stored)
+    assert digests(project) == before
+
+
+def test_stored_answers_of_another_network_are_refused(project, stored, make_network, tmp_path_factory, tiny_size):
+    from tiny_project import make_project
+
+    other = make_project(tmp_path_factory.mktemp("other"), make_network(7), tiny_size)
+    shutil.rmtree(other / "test")
+    shutil.copytree(project / "test", other / "test")
+    build(other)
+    with pytest.raises(InputError, match="another FP32 graph"):
+        judged(other, reference=stored)
+
+
+def test_damage_to_a_verdict_is_mended_and_to_anything_else_refused(project):
+    expected = digests(project)
+    (project / "out" / "drift.json").write_text("{}")
+    (project / "out" / "report.html").unlink()
+    outcome = judged(project, data=project / "test")
+    assert outcome.ran == ("drift", "report")
+    assert {f for f, d in digests(project).items() if d != expected[f]} <= {"drift.json", "steps.json", "report.html"}
+    verify_folder(project / "out")
+    (project / "out" / "model.int8.onnx").write_bytes(b"another")
+    before = digests(project)
+    with pytest.raises(InputError, match=r"not the one that was recorded[\s\S]*model\.int8\.onnx"):
+        judged(project, data=project / "test")
+    assert digests(project) == before
+
+
+def test_images_that_have_changed_are_not_those_of_the_last_verdict(project):
+    judged(project, data=project / "test", images=60)
+    labels = read_idx(project / "test" / "labels-idx1-ubyte.gz").copy()
+    labels[0] = (labels[0] + 1) % len(LABELS)
+    write_idx(project / "test" / "labels-idx1-ubyte.gz", labels)
+    with pytest.raises(InputError, match=r"have changed since[\s\S]*ufovit drift .*--data DIR"):
+        judged(project)
+    shutil.rmtree(project / "test")
+    with pytest.raises(InputError, match="cannot be opened"):
+        judged(project)
+
+
+def test_attribution_is_an_artifact_of_the_folder(project):
+    outcome = judged(project, attribute=True)
+    assert outcome.ran == ("attribute", "report")
+    assert read_record(project / "out")["attribute"].writes == {
+        "attribution.json": sha256_file(project / "out" / "attribution.json")
+    }
+    verify_folder(project / "out")
+    told = read(project, "attribution.json")
+    assert told["culprits"] == []
+    assert told["sentence"][:40] in (project / "out" / "report.html").read_text()
+    before = digests(project)
+    assert judged(project, attribute=True).ran == ()
+    assert run(command(project)) == 0
+    assert digests(project) == before
+    assert judged(project, unlabelled=pictures(project / "camera")).ran == ("drift", "report")
+    assert digests(project)["attribution.json"] == before["attribution.json"], "it rests on the graphs, not on the verdict"
+    verify_folder(project / "out")
+    text = json.loads((project / "out" / "attribution.json").read_text())
+    (project / "out" / "attribution.json").write_text(json.dumps({**text, "sentence": "All is well."}))
+    with pytest.raises(InputError, match=r"attribution\.json"):
+        verify_folder(project / "out")
+    assert "attribute" in judged(project, attribute=True).ran
+    verify_folder(project / "out")
+
+
+def test_the_command(project, capsys):
+    found = pictures(project / "camera")
+    assert run(["drift", str(project / "out"), "--unlabelled", str(found), "--max-drop", "90", "--attribute"]) == 0
+    shown = capsys.readouterr().out
+    assert "PASS" in shown
+    assert "on others than these" in " ".join(shown.split()), "noise is unlike the calibration images, and that is what is said"
+    assert run(["drift", str(project / "out"), "--max-drop", "0"]) == 3
+    assert "INCONCLUSIVE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data", "a", "--unlabelled", "b"], "exclude each other"),
+        (["--images", "0"], "must be positive"),
+        (["--max-drop", "nan"], "no number of points"),
+        (["--data", "nowhere"], "images not found"),
+        (["--unlabelled", "nowhere"], "images not found"),
+        (["--reference", "nowhere"], "file is missing"),
+    ],
+)
+def test_bad_input(project, arguments, said, capsys):
+    before = digests(project)
+    assert run(["drift", str(project / "out"), *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert digests(project) == before
+
+
+def test_no_folder(tmp_path, capsys):
+    assert run(["drift", str(tmp_path / "nowhere")]) == 2
+    assert "no build folder" in capsys.readouterr().err
+    assert not (tmp_path / "nowhere").exists()

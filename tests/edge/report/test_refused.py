@@ -1,0 +1,93 @@
+"""Folders of which no report is drawn, each spoiled in one way. Oracle: the same folder as it was, of which one is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from html_page import Page
+from report_folder import Recipe, make_folder, photo
+
+from calib.errors import InputError
+from calib.files import sha256_file
+from edge.report import render
+from edge.tasks.classification.flips import write_flips
+
+
+def silent(_share: float) -> None:
+    pass
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_folder(tmp_path / "build", Recipe())
+
+
+def _edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _certify(folder: Path, **changes: Any) -> None:
+    """Change the certificate and record it as if it belonged here."""
+    _edit(folder / "xnorm.json", **changes)
+    _edit(folder / "manifest.json", xnorm={"file": "xnorm.json", "sha256": sha256_file(folder / "xnorm.json")})
+
+
+def _drop(path: Path, field: str) -> None:
+    value = json.loads(path.read_text())
+    del value[field]
+    path.write_text(json.dumps(value))
+
+
+SPOILERS = {
+    "drift.json is missing": lambda f: (f / "drift.json").unlink(),
+    "drift.json is cut": lambda f: (f / "drift.json").write_text((f / "drift.json").read_text()[:200]),
+    "drift.json lacks a field": lambda f: _drop(f / "drift.json", "agreement"),
+    "drift.json has a text for a number": lambda f: _edit(f / "drift.json", drop_points="0.1"),
+    "drift.json has an unknown verdict": lambda f: _edit(f / "drift.json", verdict="fine"),
+    "drift.json counts other answers": lambda f: _edit(f / "drift.json", flips={"right_to_wrong": 1, "wrong_to_right": 0}),
+    "drift.json is of another engine": lambda f: _edit(
+        f / "drift.json", engine={"file": "model.int8.onnx", "sha256": "5" * 64, "ran_on": "x"}
+    ),
+    "drift.json has other preprocessing": lambda f: _edit(f / "drift.json", preprocess_sha256="6" * 64),
+    "export.json is of another graph": lambda f: _edit(f / "export.json", onnx_sha256="7" * 64),
+    "calibration.json was edited": lambda f: _edit(f / "calibration.json", images=513),
+    "xnorm.json was edited": lambda f: _edit(f / "xnorm.json", images=385),
+    "xnorm.json is missing": lambda f: (f / "xnorm.json").unlink(),
+    "xnorm.json is of another graph": lambda f: _certify(f, onnx_sha256="8" * 64),
+    "xnorm.json leads to another graph": lambda f: _certify(f, folded_onnx_sha256="8" * 64),
+    "xnorm.json leads to no graph": lambda f: _certify(f, folded_onnx_sha256=None),
+    "the folded graph was replaced": lambda f: (f / "model.folded.onnx").write_bytes(b"another"),
+    "the engine was replaced": lambda f: (f / "engine.engine").write_bytes(b"another"),
+    "manifest.json is missing": lambda f: (f / "manifest.json").unlink(),
+    "manifest.json lacks a label": lambda f: _edit(f / "manifest.json", labels=["a", "b", "c"]),
+    "logits.npz is missing": lambda f: (f / "logits.npz").unlink(),
+    "logits.npz is no archive": lambda f: (f / "logits.npz").write_bytes(b"PK\x03\x04 no"),
+    "flips.npz is no archive": lambda f: (f / "flips.npz").write_bytes(b"PK\x03\x04 no"),
+    "flips.npz shows another image": lambda f: write_flips(f / "flips.npz", np.array([0]), photo),
+    "flips.npz lies about its sizes": lambda f: np.savez(
+        f / "flips.npz", indices=np.array([0]), shapes=np.array([[4, 4]]), pixels=np.zeros(3, np.uint8)
+    ),
+    "logits.npz lacks the labels": lambda f: np.savez(
+        f / "logits.npz", reference=np.ones((2000, 4)), engine=np.ones((2000, 4))
+    ),
+    "logits.npz lacks an array": lambda f: np.savez(f / "logits.npz", reference=np.zeros((2, 4)), labels=np.zeros(2, int)),
+}
+
+
+@pytest.mark.parametrize("what", SPOILERS)
+def test_a_folder_that_does_not_hold_together_is_refused(folder: Path, what: str) -> None:
+    SPOILERS[what](folder)
+    with pytest.raises(InputError) as caught:
+        render(folder, silent)
+    assert caught.value.exit_code == 2
+    assert "next: ufovit " in str(caught.value)
+
+
+def test_a_certificate_recorded_anew_is_taken(folder: Path) -> None:
+    """The refusals above are those of what was changed, not of the change."""
+    _certify(folder, images=385)
+    assert Page(render(folder, silent)).data["xnorm.images"] == ("385", "385")

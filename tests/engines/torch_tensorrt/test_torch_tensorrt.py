@@ -1,0 +1,641 @@
+"""Backend torch-tensorrt: the torch program against ONNX Runtime, the worker's protocol against a fake one, the real worker.
+
+What needs torch-tensorrt's own environment runs where `scripts/install.sh torch-trt` made it; its oracle is the engine that
+TensorRT-RTX's own ONNX parser gives for the same graph.
+"""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from engine_graphs import ISLAND, OPSET, Graph, attention, convolutions, images, run
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from calib.errors import BackendError, InputError, MissingError
+from calib.metrics import sqnr_db
+from engines.build import build
+from engines.build_spec import BatchRange, BuilderOptions, BuildSpec
+from engines.targets import TARGETS
+from engines.torch_tensorrt import backend
+from engines.typed_graph import typed_graph
+
+torch = pytest.importorskip("torch")
+
+ROOT = Path(__file__).resolve().parents[3]
+RTX = replace(TARGETS["rtx"], backend="torch_trt")
+SQNR_DB = {
+    "fp32": 110.0,  # the same operations in another order
+    "int8": 45.0,  # as fp32, but a value on the edge between two codes may fall to either side: a step of 1/127
+    "fp16": 55.0,  # ONNX Runtime computes FP16 graphs mostly in FP32, torch rounds every result
+    "int8 fp16": 34.0,  # both: values differ by FP16's digits, so that far more of them fall to the other side
+}
+
+
+def program_module(model):
+    from engines.torch_tensorrt.onnx_program import OnnxModule
+
+    return OnnxModule(model).eval()
+
+
+def answers(model, x):
+    with torch.no_grad():
+        return program_module(model)(torch.from_numpy(x)).numpy()
+
+
+GRAPHS = {
+    "attention, fp32": (attention(), "fp32", (8, 16)),
+    "convolutions, fp32": (convolutions(), "fp32", (8, 12, 12)),
+    "attention, int8": (attention(quantized=True), "int8", (8, 16)),
+    "convolutions, int8": (convolutions(quantized=True), "int8", (8, 12, 12)),
+    "attention, scales along K": (attention(quantized=True, weight_axis=0), "int8", (8, 16)),
+    "attention, fp16 with an island": (typed_graph(attention(), keep_fp32=ISLAND), "fp16", (8, 16)),
+    "attention, typed int8": (typed_graph(attention(quantized=True), keep_fp32=ISLAND), "int8 fp16", (8, 16)),
+    "convolutions, typed int8": (typed_graph(convolutions(quantized=True)), "int8 fp16", (8, 12, 12)),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_the_program_computes_what_onnx_runtime_computes(name):
+    model, kind, shape = GRAPHS[name]
+    x = images(*shape, batch=8)
+    assert sqnr_db(run(model, x), answers(model, x)) >= SQNR_DB[kind]
+
+
+def changed(model, name, change):
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    (tensor,) = [t for t in copy.graph.initializer if t.name == name]
+    array = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(change(array).astype(array.dtype), name))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("graph", "tensor", "change"),
+    [
+        ("attention, fp32", "w_q", lambda w: w * 2),
+        ("attention, fp32", "w_q", np.negative),
+        ("attention, fp32", "eps", lambda e: e * 1e5),
+        ("attention, int8", "w_v_s", lambda s: s / 2),
+        ("attention, int8", "w_v_s", lambda s: s[::-1]),
+        ("attention, int8", "w_v_q", np.zeros_like),
+        ("attention, int8", "ln_out_scale", lambda s: s / 8),
+        ("attention, typed int8", "w_v_s/fp16", lambda s: s[::-1]),
+        ("convolutions, int8", "w2_s", lambda s: np.where(np.arange(len(s)) == 3, s * 4, s)),
+    ],
+)
+def test_a_changed_graph_is_told_from_the_right_one(graph, tensor, change):
+    model, kind, shape = GRAPHS[graph]
+    x = images(*shape, batch=8)
+    assert sqnr_db(run(changed(model, tensor, change), x), answers(model, x)) < SQNR_DB[kind]
+
+
+TIES = np.array([0, 0.5, 1.5, 2.5, -0.5, -1.5, 126.5, 127.5, -128.5, 300, -300, 1 / 3, 2 / 3, 41.5, -41.5, 1e-6])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_codes_are_those_of_onnx_runtime(axis, dtype):
+    """Ties, saturation and every axis, to the last code."""
+    scale = np.asarray(0.75 if axis is None else np.linspace(0.25, 1.5, 16), dtype)
+    along = scale if axis is None else scale.reshape((-1, 1) if axis == 0 else (1, -1))
+    x = (np.stack([np.roll(TIES, i) for i in range(16)]) * along).astype(dtype)
+    import engines.torch_tensorrt.onnx_operators  # noqa: F401  # registers the two operators
+
+    q = torch.ops.ufovit.quantize(torch.from_numpy(x), torch.from_numpy(scale), axis or 0)
+    back = torch.ops.ufovit.dequantize(q, torch.from_numpy(scale), axis or 0)
+    codes, numbers = quantized_by_onnx_runtime(x, scale, {} if axis is None else {"axis": axis})
+    assert (q.numpy() == codes).all()
+    assert {-128, 127, 0, 2} <= set(codes.flatten().tolist())
+    assert back.numpy().dtype == dtype
+    assert (back.numpy() == numbers).all()
+
+
+def quantized_by_onnx_runtime(x, scale, axis):
+    import onnxruntime as ort
+
+    kind = helper.np_dtype_to_tensor_dtype(x.dtype)
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], **axis),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], **axis),
+        ],
+        "pair",
+        [helper.make_tensor_value_info("x", kind, x.shape)],
+        [helper.make_tensor_value_info("q", TensorProto.INT8, x.shape), helper.make_tensor_value_info("y", kind, x.shape)],
+        [numpy_helper.from_array(scale, "s"), numpy_helper.from_array(np.zeros(scale.shape, np.int8), "z")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})
+
+
+@pytest.fixture(scope="module")
+def tiny_graphs(tmp_path_factory):
+    """A tiny UFO-ViT as the toolkit exports, quantizes and types it: name -> graph; and images (8, 3, 32, 32)."""
+    from calib.collect import CollectConfig, collect
+    from calib.qdq_placement import plan_quantization
+    from calib.qdq_writer import insert_qdq
+    from edge.model.checkpoint import random_network
+    from edge.model.export import export
+    from edge.model.sizes import UfoVitConfig
+
+    network = random_network(UfoVitConfig("ufovit_tiny", depth=1, dim=32, heads=2, image_size=32, classes=5), 0)
+    x = images(3, 32, 32, batch=16)
+    path = tmp_path_factory.mktemp("tiny") / "model.onnx"
+    export(network, path, x[:4])
+    model = onnx.load(path)
+    plan = plan_quantization(model)
+    table = collect(path, [x], plan, data_sha256="0" * 64, config=CollectConfig(min_images=16, synthetic=True))
+    quantized = insert_qdq(model, table, plan)
+    island = frozenset(n.name for n in model.graph.node if "xnorm" in n.name)
+    return {
+        "fp32": model,
+        "int8": quantized,
+        "fp16": typed_graph(model, keep_fp32=island),
+        "int8 fp16": typed_graph(quantized, keep_fp32=island),
+    }, x[:8]
+
+
+@pytest.mark.parametrize("kind", SQNR_DB)
+def test_the_program_of_a_network_computes_what_onnx_runtime_computes(tiny_graphs, kind):
+    graphs, x = tiny_graphs
+    assert any(n.op_type == "QuantizeLinear" for n in graphs[kind].graph.node) == ("int8" in kind)
+    assert sqnr_db(run(graphs[kind], x), answers(graphs[kind], x)) >= SQNR_DB[kind]
+
+
+def test_a_float_network_is_told_from_its_int8_form(tiny_graphs):
+    graphs, x = tiny_graphs
+    assert sqnr_db(run(graphs["fp32"], x), answers(graphs["int8"], x)) < SQNR_DB["int8"]
+
+
+def test_every_node_that_multiplies_is_found_again_in_the_exported_program(tiny_graphs):
+    """After torch.export, saving and loading: batch sizes, numbers, and which node an operation came from."""
+    from engines.torch_tensorrt.onnx_program import export_program
+
+    graphs, x = tiny_graphs
+    model = graphs["int8 fp16"]
+    program = export_program(model, BatchRange(1, 2, 4))
+    assert program.shapes == ((1, 3, 32, 32), (2, 3, 32, 32), (4, 3, 32, 32))
+    assert (program.input, program.output) == ("image", "logits")
+    loaded = torch.export.load(io.BytesIO(program.data))
+    for size in (1, 2, 4):
+        with torch.no_grad():
+            assert (loaded.module()(torch.from_numpy(x[:size])).numpy() == answers(model, x[:size])).all()
+    found = {}
+    for node in loaded.graph.nodes:
+        name = str(node.target)
+        if re.match(r"aten\.(conv2d|linear|matmul)\.", name):
+            (path, _module) = list(node.meta["nn_module_stack"].values())[-1]
+            found.setdefault(program.steps[path.removeprefix("steps.")], []).append(name)
+    wanted = [n.name for n in model.graph.node if n.op_type in ("Conv", "MatMul", "Gemm")]
+    assert sorted(found) == sorted(wanted)
+    assert all(len(names) == 1 for names in found.values())
+
+
+def test_one_batch_size_gives_a_program_of_that_size():
+    from engines.torch_tensorrt.onnx_program import export_program
+
+    program = export_program(attention(), BatchRange(3, 3, 3))
+    assert program.shapes == ((3, 8, 16),)
+    loaded = torch.export.load(io.BytesIO(program.data)).module()
+    assert loaded(torch.zeros(3, 8, 16)).shape == (3, 8, 16)
+
+
+def one_node(op, inputs=("image",), weights=(), **attributes):
+    g = Graph(4, 6, 6)
+    for name, value in weights:
+        g.store(name, np.asarray(value))
+    out = g.node(op, list(inputs), "it", **attributes)
+    graph = helper.make_graph(
+        g.nodes,
+        "one",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 4, 6, 6])],
+        [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in g.weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+
+
+F32, KERNEL = np.float32, np.ones((2, 4, 3, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (one_node("Softmax"), "this operator"),
+        (one_node("Conv", ("image", "w"), [("w", KERNEL)], pads=[0, 0, 1, 1]), r"pads \[0, 0, 1, 1\]"),
+        (one_node("Conv", ("image", "w"), [("w", KERNEL)], auto_pad="SAME_UPPER"), "auto_pad=b'SAME_UPPER'"),
+        (one_node("LayerNormalization", ("image", "w"), [("w", np.ones(6, F32))], axis=-2), "axis -2"),
+        (one_node("ReduceL2", ("image", "a"), [("a", [1])], noop_with_empty_axes=1), "noop_with_empty_axes=1"),
+        (one_node("ReduceL2"), "axes that are no constant"),
+        (one_node("Gather", ("image", "i"), [("i", [0, 1])]), "indices that are no constant number"),
+        (
+            one_node("Slice", ("image", "s", "e", "a", "t"), [(k, [v]) for k, v in zip("seat", (5, 0, 2, -1), strict=True)]),
+            "steps",
+        ),
+        (one_node("Cast", to=TensorProto.INT32), "to 6"),
+        (one_node("Add", ("image", "image"), made_up=1), "attribute made_up"),
+        (one_node("QuantizeLinear", ("image", "s", "z"), [("s", F32(1)), ("z", np.int8(1))]), "a zero-point"),
+        (one_node("QuantizeLinear", ("image", "s", "z"), [("s", F32(1)), ("z", np.uint8(0))]), "a zero-point"),
+        (one_node("QuantizeLinear", ("image", "s"), [("s", F32(1))]), "a zero-point"),
+    ],
+)
+def test_what_a_node_says_and_torch_is_not_told_is_refused(model, found):
+    with pytest.raises(InputError, match=rf"no torch program\n  where: \w+ it\n  found: .*{found}"):
+        program_module(model)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        one_node("Slice", ("image", "s", "e", "a", "t"), [(k, [v]) for k, v in zip("seat", (1, 99, -1, 2), strict=True)]),
+        one_node("Slice", ("image", "s", "e"), [("s", [0, 1]), ("e", [2, 3])]),
+        one_node("Gather", ("image", "i"), [("i", 2)], axis=2),
+        one_node("Reshape", ("image", "s"), [("s", [0, -1, 9])]),
+        one_node("Transpose"),
+        one_node("Clip", ("image", "lo", "hi"), [("lo", F32(-0.5)), ("hi", F32(0.25))]),
+        one_node("Clip", ("image", "", "hi"), [("hi", F32(0.25))]),
+        one_node("Gelu", approximate="tanh"),
+        one_node("ReduceMean", ("image", "a"), [("a", [1, -1])], keepdims=0),
+        one_node("Conv", ("image", "w"), [("w", KERNEL)], strides=[2, 1], pads=[1, 0, 1, 0], dilations=[1, 2]),
+        one_node("Max", ("image", "a", "b"), [("a", F32(0)), ("b", np.linspace(-1, 1, 6).astype(F32))]),
+    ],
+    ids=lambda m: m.graph.node[0].op_type,
+)
+def test_single_operators_agree_with_the_reference(model):
+    x = images(4, 6, 6, batch=2)
+    (expected,) = ReferenceEvaluator(model).run(None, {"image": x})
+    assert expected.size
+    np.testing.assert_allclose(answers(model, x), expected, rtol=1e-5, atol=1e-6)
+
+
+FAKE = """
+import json, os, sys, time
+from pathlib import Path
+request = json.loads(Path(sys.argv[1]).read_text())
+def done(engine=b"engine", facts={{"tensorrt": "9.9", "libraries": "torch-tensorrt-rtx 2.13.0"}}):
+    Path(request["engine"]).write_bytes(engine)
+    Path(request["facts"]).write_text(json.dumps(facts))
+{body}
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """fake(body): an environment whose worker runs `body`; temporary folders of a build lie in `tmp_path / "temporary"`."""
+
+    def make(body="done()", distributions=("torch-tensorrt-rtx 2.13.0", "tensorrt_rtx 1.7.1", "torch 2.13.0")):
+        environment = tmp_path / "environment"
+        site = environment / "lib" / "python3.12" / "site-packages"
+        for distribution in distributions:
+            name, number = distribution.split()
+            info = site / f"{name.replace('-', '_')}-{number}.dist-info"
+            info.mkdir(parents=True)
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
+        (environment / "bin").mkdir(parents=True)
+        (environment / "bin" / "python").symlink_to(sys.executable)
+        worker = tmp_path / "worker.py"
+        worker.write_text(FAKE.format(body=textwrap.dedent(body)))
+        monkeypatch.setattr(backend, "ENVIRONMENT", environment)
+        monkeypatch.setattr(backend, "WORKER", worker)
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    return make
+
+
+def build_fake(spec=None, advance=lambda _share: None, model=None):
+    graph = (model or attention()).SerializeToString()
+    return backend.build_engine(spec or BuildSpec(Path("graph.onnx"), RTX, "fp32", BatchRange(1, 2, 4)), graph, advance)
+
+
+def test_a_build_takes_files_to_the_worker_and_back(fake, tmp_path):
+    fake("""
+        assert sys.stdin.read() == "" and sys.flags.isolated, "nothing to read, nothing from outside"
+        assert Path(request["program"]).stat().st_size > 1000
+        print("chatter of a library\\nshare 0.5", flush=True)
+        print("WARNING: twice\\nWARNING: twice", file=sys.stderr)
+        kept = {k: request[k] for k in ("input", "output", "compute_capabilities", "optimization_level")}
+        done(json.dumps({**kept, "step": request["steps"]["n1"]}).encode())
+    """)
+    shares = []
+    options = BuilderOptions(optimization_level=2)
+    built = build_fake(BuildSpec(Path("graph.onnx"), RTX, "fp32", BatchRange(1, 2, 4), options=options), shares.append)
+    assert json.loads(built.data) == {
+        "input": {"name": "image", "shapes": [[1, 8, 16], [2, 8, 16], [4, 8, 16]]},
+        "output": "residual_out",
+        "compute_capabilities": ["8.0", "8.6", "8.9", "12.0", "12.1"],
+        "optimization_level": 2,
+        "step": "attn.q/MatMul",
+    }
+    assert (built.version, built.compute_capabilities, built.device) == ("9.9", RTX.compute_capabilities, "")
+    assert built.log == ("INFO: torch-tensorrt-rtx 2.13.0", "WARNING: twice")
+    assert shares == [0.25, 0.625, 1.0]
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "says"),
+    [
+        ('print("x\\nRuntimeError: no converter", file=sys.stderr); sys.exit(2)', BackendError, r"not accept.*no converter"),
+        ('print("ImportError: libcuda", file=sys.stderr); sys.exit(4)', MissingError, r"does not load.*libcuda.*torch-trt"),
+        ("sys.exit(5)", MissingError, "disk full"),
+        ("os.kill(os.getpid(), 9)", BackendError, "broke off.*signal 9"),
+        ("sys.exit(77)", BackendError, "broke off.*exit code 77"),
+        ("raise SystemExit", InputError, "file not found"),
+    ],
+    ids=["refused", "no library", "disk full", "killed", "unknown code", "no answer"],
+)
+def test_every_end_of_the_worker_is_an_error_of_its_own(fake, tmp_path, body, error, says):
+    fake(body)
+    with pytest.raises(error) as caught:
+        build_fake()
+    assert re.search(says, str(caught.value), re.DOTALL)
+    assert type(caught.value) is error
+    if error is BackendError:
+        assert caught.value.log or "signal" in says or "code" in says
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_the_worker_dies_with_the_wait_for_it(fake, tmp_path):
+    """What a Ctrl-C in the middle leaves: no process, none of the worker's own, and no file."""
+    fake(f"""
+        import subprocess
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        Path({str(tmp_path / "pids")!r}).write_text(f"{{os.getpid()}} {{child.pid}}")
+        print("share 0.1", flush=True)
+        time.sleep(600)
+    """)
+
+    def interrupt(share):
+        if share > 0.25:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_fake(advance=interrupt)
+    for pid in map(int, (tmp_path / "pids").read_text().split()):
+        wait_for(lambda pid=pid: not alive(pid))
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def alive(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_for(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "distributions",
+    [
+        (),
+        ("torch 2.13.0",),
+        ("torch-tensorrt-rtx 2.13.0", "torch 2.13.0"),
+        ("torch-tensorrt-rtx 2.13.0", "tensorrt 11.0.0", "torch 2"),
+    ],
+)
+def test_a_missing_or_half_made_environment_names_its_command(fake, distributions):
+    fake(distributions=distributions)
+    for use in (build_fake, backend.version):
+        with pytest.raises(MissingError, match=r"not installed(.|\n)*next: scripts/install\.sh torch-trt$"):
+            use()
+
+
+def test_the_version_is_that_of_the_tensorrt_inside(fake):
+    fake()
+    assert backend.version() == "1.7.1"
+
+
+def test_a_target_gets_the_flavour_that_builds_for_it(fake, monkeypatch):
+    desktop = replace(TARGETS["desktop"], backend="torch_trt")
+    spec = BuildSpec(Path("graph.onnx"), desktop, "fp32", BatchRange(1, 2, 4))
+    fake()
+    with pytest.raises(MissingError, match=r"target desktop needs torch-tensorrt\n.*\n  found: torch-tensorrt-rtx"):
+        build_fake(spec)
+    shutil.rmtree(backend.ENVIRONMENT)
+    fake(
+        "done(json.dumps(request['compute_capabilities']).encode())",
+        ("torch-tensorrt 2.13.0", "tensorrt 11.0.0.1", "torch 2.13.0"),
+    )
+    with pytest.raises(
+        MissingError, match=r"target rtx needs torch-tensorrt-rtx(.|\n)*next: scripts/install\.sh torch-trt-rtx"
+    ):
+        build_fake()
+    monkeypatch.setattr(backend, "this_gpu", lambda _spec: ("8.9", "a GPU"))
+    built = build_fake(spec)
+    assert (built.data, built.compute_capabilities, built.device) == (b"[]", ("8.9",), "a GPU")
+
+
+def test_the_inspector_speaks_for_an_engine_that_is_no_plan(fake):
+    layer = (
+        '{"Name": "x", "LayerType": "gemm", "Metadata": "[ONNX Layer: attn.q/MatMul]", '
+        '"Inputs": [{"Format/Datatype": "Int8"}, {"Format/Datatype": "Int8"}]}'
+    )
+    fake(
+        f"""
+        assert Path(request["inspect"]).read_bytes() == b"an engine"
+        Path(request["facts"]).write_text(json.dumps({{"inspector": '{{"Layers": [{layer}]}}'}}))
+        """,
+        ("torch-tensorrt 2.13.0", "tensorrt 11.0.0.1", "torch 2.13.0"),
+    )
+    from engines.layer_requests import graph_facts
+
+    told = backend.engine_evidence(b"an engine", b"", graph_facts(attention(quantized=True)))
+    assert {name: layer.actual for name, layer in told.layers.items()} == {"attn.q/MatMul": "int8"}
+
+
+def test_an_unreadable_plan_tells_nothing(fake):
+    from engines.layer_requests import graph_facts
+
+    fake("sys.exit(2)")
+    assert backend.engine_evidence(b"bytes", b"", graph_facts(attention(quantized=True))).layers == {}
+
+
+def test_options_that_torch_tensorrt_does_not_take_are_refused(fake):
+    fake()
+    spec = BuildSpec(Path("graph.onnx"), RTX, "fp32", options=BuilderOptions(version_compatible=True))
+    with pytest.raises(InputError, match=r"no such builder option\n  found: version_compatible"):
+        build_fake(spec)
+
+
+def test_an_environment_without_torch_tensorrt_ends_as_absent(tmp_path):
+    """The worker itself, with this environment's python: it must say what does not load, without a traceback."""
+    request = tmp_path / "request.json"
+    request.write_text('{"facts": "nowhere"}')
+    command = [sys.executable, "-I", str(backend.WORKER), str(request)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "torch_tensorrt" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def real():
+    """The environment that scripts/install.sh made, and TensorRT-RTX here to compare with."""
+    from engines.trt import api
+
+    try:
+        if backend.find_environment().flavour != "rtx":
+            pytest.skip("the environment builds for this machine's GPU; scripts/install.sh torch-trt-rtx makes the other")
+        api.load("rtx")
+    except MissingError as missing:
+        pytest.skip(f"{missing}")
+
+
+def engines_of(folder, model, precision, batch=BatchRange(1, 2, 4)):  # noqa: B008  # frozen
+    """The same graph through torch-tensorrt and through TensorRT-RTX's ONNX parser."""
+    path = folder / "graph.onnx"
+    onnx.save(model, path)
+    return tuple(build(BuildSpec(path, target, precision, batch, 0.0)) for target in (RTX, TARGETS["rtx"]))
+
+
+def products(plan):
+    """Every matrix product and convolution of a plan's text: its nodes -> the factor on its result, which holds the scales."""
+    steps = re.findall(rb'\n +(?:fully_connected|corrltn)=\{ name="([^"\n]+)"[^\n]*? alpha=([0-9A-F]{8})', plan)
+    return sorted((frozenset(name.split(b"+")), alpha) for name, alpha in steps)
+
+
+REAL = {
+    "attention, int8": (typed_graph(attention(quantized=True), keep_fp32=ISLAND), "int8", 1.0),
+    "convolutions, int8": (typed_graph(convolutions(quantized=True)), "int8", 1.0),
+    "scales along K": (typed_graph(attention(quantized=True, weight_axis=0)), "int8", 0.8),
+    "one side of a product": (typed_graph(attention(quantized=True, both_sides=False)), "int8", 0.8),
+    "fp16 with an island": (typed_graph(attention(), keep_fp32=ISLAND), "fp16", 0.0),
+    "fp32": (convolutions(), "fp32", 0.0),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_the_engine_is_the_one_that_the_onnx_parser_gives(real, tmp_path, name):
+    """The receipt, read from the engine's bytes, and every product's scale; without Q/DQ there is no INT8 in it."""
+    model, precision, share = REAL[name]
+    ours, oracle = engines_of(tmp_path, model, precision)
+    assert ours.receipt.int8_mac_fraction == pytest.approx(share)
+    assert ours.receipt.actual == oracle.receipt.actual
+    assert [(f.layer, f.actual) for f in ours.receipt.fallbacks] == [(f.layer, f.actual) for f in oracle.receipt.fallbacks]
+    assert products(ours.data) == products(oracle.data) != []
+    assert ("int8" in ours.receipt.actual) == (share > 0)
+    assert b"residual_out" in ours.data or b"head/Gemm_out" in ours.data
+    assert ours.version == oracle.version
+    assert ours.compute_capabilities == TARGETS["rtx"].compute_capabilities
+
+
+@pytest.mark.slow
+def test_another_scale_gives_other_products(real, tmp_path):
+    """The negative control of the comparison above."""
+    model = typed_graph(attention(quantized=True), keep_fp32=ISLAND)
+    double = changed(model, "attn.q/MatMul_out_scale/fp16", lambda s: s * 2)
+    onnx.save(double, tmp_path / "graph.onnx")
+    other = build(BuildSpec(tmp_path / "graph.onnx", TARGETS["rtx"], "int8", BatchRange(1, 2, 4), 0.0))
+    ours, _oracle = engines_of(tmp_path, model, "int8")
+    different = set(products(other.data)) ^ set(products(ours.data))
+    assert {name for names, _alpha in different for name in names} == {b"attn.out/MatMul"}
+
+
+@pytest.mark.slow
+def test_a_build_that_torch_tensorrt_refuses_says_why(real, tmp_path):
+    path = tmp_path / "graph.onnx"
+    onnx.save(attention(), path)
+    target = replace(RTX, compute_capabilities=("1.0",))
+    with pytest.raises(BackendError, match=r"torch-tensorrt does not accept the graph(.|\n)*SM10"):
+        build(BuildSpec(path, target, "fp32"))
+
+
+@pytest.mark.slow
+def test_one_batch_size_is_built(real, tmp_path):
+    ours, oracle = engines_of(tmp_path, typed_graph(attention(quantized=True), keep_fp32=ISLAND), "int8", BatchRange(2, 2, 2))
+    assert products(ours.data) == products(oracle.data) != []
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """install.sh and its constraints, with a python that makes environments whose pip only tells how it was called."""
+    (tmp_path / "scripts").mkdir()
+    for name in ("install.sh", "constraints.txt", "constraints-torch-trt.txt"):
+        shutil.copy2(ROOT / "scripts" / name, tmp_path / "scripts" / name)
+    shutil.copy2(ROOT / "pyproject.toml", tmp_path)
+    script(tmp_path / "inside", 'echo "$*" >>calls; [[ ! -e refuse || "$*" != *"$(cat refuse)"* ]]')
+    script(
+        tmp_path / "python",
+        """
+        if [[ "$1 $2" == "-m venv" ]]; then
+          rm -rf "${@: -1}"; mkdir -p "${@: -1}/bin"; cp inside "${@: -1}/bin/python"
+        fi
+    """,
+    )
+    script(tmp_path / "bin" / "nvidia-smi", "exit 0")
+    script(tmp_path / "bin" / "timeout", "exit 1")  # PyTorch's index is not asked
+    return tmp_path
+
+
+def script(path, body):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/usr/bin/env bash\n{textwrap.dedent(body)}\n")
+    path.chmod(0o755)
+
+
+def install(checkout, *words, gpu=False):
+    (checkout / "bin" / "nvidia-smi").chmod(0o755 if gpu else 0o644)
+    environment = {**os.environ, "PATH": f"{checkout / 'bin'}:{os.environ['PATH']}", "PYTHON": "./python"}
+    done = subprocess.run(
+        ["scripts/install.sh", *words], cwd=checkout, env=environment, capture_output=True, text=True, check=False
+    )
+    calls = (checkout / "calls").read_text().splitlines() if (checkout / "calls").exists() else []
+    (checkout / "calls").unlink(missing_ok=True)
+    return done, [call.partition("constraints-torch-trt.txt ")[2] for call in calls if " install " in call]
+
+
+RTX_CALLS = ["torch", "numpy packaging psutil dllist tensorrt_rtx", "--no-deps torch-tensorrt-rtx"]
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="the machine's own nvidia-smi answers")
+def test_install_makes_the_environment_once_and_only_it(checkout):
+    first, calls = install(checkout, "torch-trt")
+    assert (first.returncode, calls) == (0, RTX_CALLS)
+    assert not (checkout / ".venv").exists()
+    again, calls = install(checkout, "torch-trt")
+    assert (again.returncode, again.stdout, again.stderr, calls) == (0, "", "", [])
+    with (checkout / "scripts" / "constraints-torch-trt.txt").open("a") as stream:
+        stream.write("# changed\n")
+    _changed, calls = install(checkout, "torch-trt")
+    assert calls == RTX_CALLS
+
+
+def test_install_takes_the_flavour_of_the_machine_unless_told(checkout):
+    done, calls = install(checkout, "torch-trt", gpu=True)
+    assert (done.returncode, calls) == (0, ["torch-tensorrt"])
+    _done, calls = install(checkout, "torch-trt-rtx", gpu=True)
+    assert calls == RTX_CALLS
+    assert len((checkout / ".venv-torch-trt" / ".installed").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("refused", ["torch", "tensorrt_rtx", "--no-deps"])
+def test_a_failed_installation_is_not_taken_for_done(checkout, refused):
+    (checkout / "refuse").write_text(refused)
+    for _attempt in range(2):
+        done, calls = install(checkout, "torch-trt-rtx")
+        assert done.returncode == 4, done.stderr
+        assert "pip failed" in done.stderr
+        assert calls

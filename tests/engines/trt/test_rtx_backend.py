@@ -1,0 +1,255 @@
+"""TensorRT-RTX builds of tiny graphs and their receipts. The oracle is the graph: what INT8 is known to need."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import onnx
+import pytest
+from engine_graphs import ISLAND, Graph, attention, convolutions
+
+from calib.errors import BackendError, InputError, MissingError, VerdictError
+from engines.build import build
+from engines.build_spec import BatchRange, BuilderOptions, BuildSpec
+from engines.layer_records import Evidence
+from engines.rtx_plan_text import read_plan
+from engines.targets import TARGETS
+from engines.trt import api
+from engines.typed_graph import typed_graph
+
+try:
+    api.load("rtx")
+except MissingError as missing:
+    pytest.skip(f"{missing}", allow_module_level=True)
+
+RTX = TARGETS["rtx"]
+
+
+def receipt(folder: Path, model: onnx.ModelProto, precision: str, floor: float = 0.0):
+    path = folder / "graph.onnx"
+    onnx.save(model, path)
+    return build(BuildSpec(path, RTX, precision, BatchRange(1, 2, 4), floor))
+
+
+def fallbacks(built) -> dict[str, str]:
+    return {f.layer: f.actual for f in built.receipt.fallbacks}
+
+
+def test_fully_quantized_attention_is_all_int8(tmp_path):
+    built = receipt(tmp_path, typed_graph(attention(quantized=True), keep_fp32=ISLAND), "int8", 1.0)
+    assert built.receipt.int8_mac_fraction == 1.0
+    assert built.receipt.actual == built.receipt.requested == {"int8": 1.0}
+    assert built.receipt.fallbacks == ()
+    assert (built.input.shape, built.input.dtype, built.output.name) == ((-1, 8, 16), "float32", "residual_out")
+    assert built.compute_capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1")
+
+
+def test_fully_quantized_convolutions_are_all_int8(tmp_path):
+    built = receipt(tmp_path, typed_graph(convolutions(quantized=True)), "int8", 1.0)
+    assert built.receipt.int8_mac_fraction == 1.0
+
+
+def test_fp16_graph_has_no_int8_and_its_island_is_fp32(tmp_path):
+    built = receipt(tmp_path, typed_graph(attention(), keep_fp32=ISLAND), "fp16")
+    assert built.receipt.int8_mac_fraction == 0.0
+    assert built.receipt.actual == {"fp16": 0.8, "fp32": 0.2}
+    assert fallbacks(built) == {"attn.kv/MatMul": "fp32"}
+    assert "the graph asks for fp32" in built.receipt.fallbacks[0].reason
+
+
+def test_fp32_graph_is_fp32(tmp_path):
+    built = receipt(tmp_path, convolutions(), "fp32")
+    assert built.receipt.actual == {"fp32": 1.0}
+
+
+def test_weight_scale_along_k_is_seen_in_the_engine(tmp_path):
+    built = receipt(tmp_path, typed_graph(attention(quantized=True, weight_axis=0)), "int8")
+    (found,) = built.receipt.fallbacks
+    assert (found.layer, found.requested, found.actual) == ("attn.v/MatMul", "int8", "fp16")
+    assert "axis 0, which is summed over" in found.reason
+    assert built.receipt.int8_mac_fraction == pytest.approx(0.8)
+
+
+def test_one_side_of_a_batched_product_is_seen_in_the_engine(tmp_path):
+    built = receipt(tmp_path, typed_graph(attention(quantized=True, both_sides=False)), "int8")
+    (found,) = built.receipt.fallbacks
+    assert (found.layer, found.requested, found.actual) == ("attn.kv/MatMul", "fp16", "fp16")
+    assert "no Q/DQ on operand B" in found.reason
+
+
+def test_floor_fails_the_build_and_names_the_layer(tmp_path):
+    with pytest.raises(VerdictError, match=r"0\.8000 of the MACs\n.*attn\.v/MatMul: int8 -> fp16, 20\.0% of MACs"):
+        receipt(tmp_path, typed_graph(attention(quantized=True, weight_axis=0)), "int8", 0.95)
+
+
+@pytest.mark.parametrize(
+    ("model", "precision"),
+    [
+        (attention(), "int8"),
+        (attention(), "fp16"),
+        (attention(quantized=True), "fp32"),
+        (typed_graph(attention(), keep_fp32=ISLAND), "fp32"),
+    ],
+)
+def test_graph_of_another_precision_is_refused(tmp_path, model, precision):
+    with pytest.raises(InputError, match=f"the graph does not ask for {precision}"):
+        receipt(tmp_path, model, precision)
+
+
+def test_nameless_nodes_are_no_evidence(tmp_path):
+    model = typed_graph(attention(quantized=True))
+    for node in model.graph.node:
+        if node.name in ("attn.q/MatMul", "attn.k/MatMul"):
+            node.name = "twin"
+    built = receipt(tmp_path, model, "int8")
+    assert built.receipt.int8_mac_fraction == pytest.approx(0.6)
+    assert set(fallbacks(built).values()) == {"unknown"}
+
+
+def test_refused_node_is_named(tmp_path):
+    g = Graph(4, 4)
+    zero = 3  # TensorRT takes symmetric quantization only
+    out = g.node("MatMul", [g.pair("image", 0.1, zero), g.int8_weight(g.weight("w", 4, 4), 1)], "fc/MatMul")
+    with pytest.raises(BackendError, match=r"image/(Q|DQ)") as caught:
+        receipt(tmp_path, g.model(out, 4, 4), "int8")
+    assert caught.value.log
+    assert caught.value.exit_code == 2
+
+
+def test_two_builds_say_the_same(tmp_path):
+    model = typed_graph(convolutions(quantized=True))
+    assert receipt(tmp_path, model, "int8").receipt == receipt(tmp_path, model, "int8").receipt
+
+
+def test_unknown_compute_capability():
+    builder = api.Builder("rtx")
+    with pytest.raises(InputError, match="SM80") as caught:
+        builder.set_compute_capabilities(builder.make_config(BuilderOptions()), ("8.0", "3.5"))
+    assert "found: 3.5" in str(caught.value)
+
+
+COLLECTED = """
+import gc
+from engines.trt import api as trt_api
+
+make_logger, called = trt_api._make_logger, []
+
+def make_busy_logger(module, lines):
+    class Busy(type(make_logger(module, lines))):
+        def log(self, severity, message):
+            called.append([[] for _ in range(200_000)])  # the collector would run in here
+    return Busy()
+
+trt_api._make_logger = make_busy_logger
+gc.disable()
+gc.set_threshold(100_000)
+first = trt_api.Builder("rtx")  # the library goes on calling the logger of the first
+old = trt_api.Builder("rtx")
+old.itself = old
+del old, called[:]
+gc.enable()
+trt_api.Builder("rtx")
+assert called
+"""
+
+
+def test_an_older_builder_collected_while_a_new_one_is_made_does_not_deadlock():
+    """The collector is made to run inside TensorRT's own call, which holds a lock that the old builder's destructor needs."""
+    subprocess.run([sys.executable, "-c", COLLECTED], check=True, timeout=120, cwd=Path(api.__file__).parents[1])
+
+
+def test_build_that_gives_nothing_back_is_an_error():
+    builder = api.Builder("rtx")
+    network = builder.parse(typed_graph(attention()).SerializeToString())
+    with pytest.raises(BackendError, match="built no engine") as caught:  # no optimization profile for a dynamic input
+        builder.build(network, builder.make_config(BuilderOptions()), lambda _share: None)
+    assert "profile" in str(caught.value)
+
+
+def test_progress_ends_at_one():
+    shares: list[float] = []
+    builder = api.Builder("rtx")
+    network = builder.parse(typed_graph(attention()).SerializeToString())
+    config = builder.make_config(BuilderOptions())
+    builder.add_profile(config, {"image": ((1, 8, 16), (2, 8, 16), (4, 8, 16))})
+    builder.set_compute_capabilities(config, RTX.compute_capabilities)
+    assert builder.build(network, config, shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+def test_interrupt_ends_the_build_and_leaves_nothing(tmp_path):
+    g = Graph(64, 64)
+    x = "image"
+    for i in range(60):
+        x = g.node("Gelu", [g.node("MatMul", [x, g.weight(f"w{i}", 64, 64)], f"m{i}")], f"g{i}")
+    onnx.save(g.model(x, 64, 64), tmp_path / "graph.onnx")
+    program = textwrap.dedent("""
+        import sys, threading, signal, os
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with SIGINT ignored
+        from pathlib import Path
+        from engines.build import build
+        from engines.build_spec import BuildSpec
+        from engines.targets import TARGETS
+        spec = BuildSpec(Path(sys.argv[1]), TARGETS["rtx"], "fp32")
+        interrupted = []
+        def once(share):
+            if not interrupted:
+                interrupted.append(share)
+                os.kill(os.getpid(), signal.SIGINT)
+        try:
+            build(spec, once)
+        except KeyboardInterrupt:
+            sys.exit(42)
+    """)
+    root = Path(__file__).parents[3]
+    code = subprocess.run(
+        [sys.executable, "-c", program, "graph.onnx"], cwd=tmp_path, env={"PYTHONPATH": str(root)}, timeout=60, check=False
+    )
+    assert code.returncode == 42
+    assert [p.name for p in tmp_path.iterdir()] == ["graph.onnx"]
+
+
+PLAN = b"""
+  tensor={ alignment=128 dims={ 8 } name="a" offset=0 type=int8 }
+  sub_tensor={ base="a" dims={ 8 } name="b" type=int8 }
+  tensor={ dims={ 8 } name="f" type=half }
+  tensor={ dims={ 8 } name="two" type=int8 }
+  tensor={ dims={ 8 } name="two" type=half }
+main {
+ label bb1:
+  fully_connected={ name="x+y" output={"f" } input={"a" "b" "f" } trA=false layers="[ONNX Layer: x]
+[ONNX Layer: y]" }
+  corrltn={ name="c" output={"f" } input={"a" "f" } }
+  corrltn={ name="d" output={"f" } input={"a" "undeclared" } }
+  corrltn={ name="e" output={"f" } input={"a" "two" } }
+  fully_connected={ name="again" output={"f" } input={"a" "a" } }
+  fully_connected={ name="again" output={"f" } input={"f" "f" } }
+  function={ name=__myl_Mul args={ "a" "b" } layers="[ONNX Layer: hidden]" }
+}
+"""
+
+
+def test_plan_reader_on_a_plan_written_by_hand():
+    nodes = frozenset(("x", "y", "c", "d", "e", "again", "hidden", "absent"))
+    found = {name: e.actual for name, e in read_plan(PLAN, nodes).layers.items()}
+    assert found == {
+        "x": "int8",
+        "y": "int8",
+        "c": "fp16",
+        "d": "unknown",
+        "e": "unknown",
+        "again": "fp16",
+        "hidden": "unknown",
+    }
+
+
+def test_plan_reader_takes_nothing_for_int8():
+    assert read_plan(b"", frozenset("x")) == Evidence()
+    unreadable = read_plan(PLAN.replace(b"fully_connected", b"something_new"), frozenset("x")).layers
+    assert unreadable == {"x": read_plan(PLAN, frozenset(("hidden",))).layers["hidden"]}
+
+
+def test_plan_reader_counts_the_steps_that_compute():
+    assert read_plan(PLAN, frozenset()).kernels == PLAN.count(b"={ name=")

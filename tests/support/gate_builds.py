@@ -1,0 +1,137 @@
+"""Build folders for the gate, whole and consistent, with what a test plants in them; and builds that exist in memory alone."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from report_folder import Recipe, answers, make_folder
+
+from calib.artifact import from_fields, write_artifact
+from calib.files import sha256_file
+from edge.drift.compare import DriftReport, compare, judge
+from edge.gate.baseline import Identity, Margin, Measured, Origin, XNormMargins, pack_answers
+from edge.gate.build_figures import Build
+from edge.tasks.classification.logits import answers as largest
+from engines.build_folder.file_names import ARTIFACTS
+from engines.build_folder.manifest import read_manifest, write_manifest
+from engines.build_folder.step_record import StepRecord, write_record
+
+RECIPE = Recipe()
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Changes of a build: functions of the logits and of what the JSON artifacts hold, which they edit in place."""
+
+    logits: object = None
+    drift: object = None
+    manifest: object = None
+    xnorm: object = None
+    engine: bytes | None = None
+    budget: float = 5.0
+
+
+NOTHING = Planted()
+
+
+def plant(folder: Path, planted: Planted = NOTHING, recipe: Recipe = RECIPE) -> Path:
+    """A finished build with changes, every digest that is recorded made to fit."""
+    make_folder(folder, recipe)
+    reference, engine, labels = answers(recipe)
+    if planted.logits is not None:
+        planted.logits(reference, engine, labels)
+    write_logits(folder, reference, engine, labels)
+    comparison = compare(reference, engine, labels)
+    judged_by, verdict, reason = judge(comparison, planted.budget, random_weights=recipe.random_weights)
+    drift = json.loads((folder / "drift.json").read_text())
+    drift.pop("schema_version")
+    about = ("reference", "engine", "data", "data_sha256", "preprocess_sha256", "random_weights")
+    old = from_fields(DriftReport, drift)
+    kept = {name: getattr(old, name) for name in about}
+    report = DriftReport(
+        **kept, budget_points=planted.budget, judged_by=judged_by, verdict=verdict, reason=reason, **vars(comparison)
+    )
+    write_artifact(folder / "drift.json", report)
+    if planted.engine is not None:
+        (folder / "engine.engine").write_bytes(planted.engine)
+    edit(folder / "drift.json", planted.drift)
+    edit(folder / "xnorm.json", planted.xnorm)
+    written = read_manifest(folder)
+    engine_record = replace(written.engine, sha256=sha256_file(folder / "engine.engine"))
+    xnorm = replace(written.xnorm, sha256=sha256_file(folder / "xnorm.json")) if written.xnorm else None
+    write_manifest(folder, replace(written, engine=engine_record, xnorm=xnorm))
+    edit(folder / "manifest.json", planted.manifest)
+    record(folder)
+    return folder
+
+
+def write_logits(folder, reference, engine, labels):
+    with (folder / "logits.npz").open("wb") as stream:
+        np.savez_compressed(stream, reference=reference, engine=engine, labels=labels)
+
+
+def edit(path, change):
+    """Change a JSON file in place; NaN is written as Python writes it."""
+    if change is not None:
+        fields = json.loads(path.read_text())
+        change(fields)
+        path.write_text(json.dumps(fields))
+
+
+def record(folder):
+    """Record every artifact as written, as the end of a build does."""
+    files = {file: sha256_file(folder / file) for file in ARTIFACTS if (folder / file).is_file()}
+    write_record(folder, {"all": StepRecord("0" * 64, files)})
+
+
+def lose_answers(count):
+    """Right answers that turn wrong."""
+
+    def change(reference, engine, labels):
+        right = np.flatnonzero(reference.argmax(1) == labels)[:count]
+        engine[right] = np.roll(engine[right], 1, axis=1)
+
+    return change
+
+
+def set_field(*path, to):
+    """A change of one field, dotted by position."""
+
+    def change(fields):
+        for key in path[:-1]:
+            fields = fields[key]
+        fields[path[-1]] = to
+
+    return change
+
+
+def memory_build(reference, engine, labels, identity=None, **measured):
+    """A build that lies in no folder: logits (n, classes), labels (n,)."""
+    comparison = compare(reference, engine, labels)
+    classes = reference.shape[1]
+    identity = identity or Identity(
+        "ufovit_t", "int8", "rtx", False, "4" * 64, "5" * 64, classes, "2" * 64, len(labels), "3" * 64, "x"
+    )
+    origin = Origin("2026-01-01", "1", "trt_rtx", "1.7", "e" * 64, "f" * 64, "1" * 64, "pass")
+    sites = XNormMargins("stable", {"a": Margin(5.0, 7.0)})
+    values = {
+        "top1": comparison.top1_engine, "agreement": comparison.agreement, "sqnr_db": comparison.sqnr_db, "scales": None,
+        "share": 0.98, "engine_bytes": 1000, "xnorm": sites, "latency": None,
+        "reference_answers": pack_answers(largest(reference), classes),
+        "engine_answers": pack_answers(largest(engine), classes),
+    }  # fmt: skip
+    judged_by, verdict, reason = judge(comparison, 5.0, random_weights=False)
+    source = from_fields(
+        DriftReport, {**drift_fields(comparison), "judged_by": judged_by, "verdict": verdict, "reason": reason}
+    )
+    return Build(Path("build"), identity, origin, Measured(**(values | measured)), source, reference, engine, labels, ())
+
+
+def drift_fields(comparison):
+    source = {"file": "x", "sha256": "0" * 64, "ran_on": "y"}
+    fields = json.loads(json.dumps(asdict(comparison)))
+    return fields | {
+        "reference": source, "engine": source, "data": "d", "data_sha256": "2" * 64, "preprocess_sha256": "3" * 64,
+        "budget_points": 5.0, "random_weights": False,
+    }  # fmt: skip
