@@ -20,7 +20,7 @@ from engines.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parents[1]
 FOREIGN = ("apt-get", "openssl", "git", "pip", "ssh")
-READMES = sorted(p for p in (ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("edge/*/README.md")) if p.exists())
+READMES = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("edge/*/README.md"), *ROOT.glob("docs/*.md")])
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
