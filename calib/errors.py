@@ -1,12 +1,18 @@
-"""The exception tree of the toolkit and the exit code that each branch stands for.
+"""The exceptions of the toolkit and the exit code of each branch.
 
-    UfovitError            never raised itself
-     +- VerdictError    1  a check said no: drift, stability, gate, receipt
-     +- InputError      2  bad usage or bad input
-     +- EvidenceError   3  not enough evidence to say
-     +- MissingError    4  something that this machine lacks
+    UfovitError              never raised itself
+     +- VerdictError    1    a check failed: drift, stability, gate, receipt
+     +- InputError      2    bad usage or bad input, none of the following kinds
+     |   +- UsageError       an option, an argument or a combination of them
+     |   +- DataError        images, labels or arrays given by the user
+     |   +- GraphError       an ONNX graph
+     |   |   +- BackendError     a backend refused the graph; holds the log of its library
+     |   +- ArtifactError    a file or folder that the toolkit wrote: damaged, stale, foreign or unsigned
+     +- EvidenceError   3    not enough evidence for a verdict
+     +- MissingError    4    something that this machine lacks
 
-Every message answers: what went wrong, where, what was found, what is allowed, and what to run next.
+Raise the most specific class: callers tell failures apart by it. Every message answers: what went wrong, where, what was found, what
+is allowed, and what to run next.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ class UfovitError(Exception):
         where: file, tensor, node or option concerned.
         found: the offending value.
         allowed: what would have been accepted.
-        next_command: the command, or the step, that mends it.
+        next_command: the command or the step that resolves it.
     """
 
     exit_code: ClassVar[int] = 2
@@ -55,8 +61,24 @@ class InputError(UfovitError):
     exit_code = 2
 
 
+class UsageError(InputError):
+    """An option or argument is invalid, or options contradict each other."""
+
+
+class DataError(InputError):
+    """Images, labels or arrays given by the user are invalid."""
+
+
+class GraphError(InputError):
+    """An ONNX graph is invalid or not supported."""
+
+
+class ArtifactError(InputError):
+    """A file or folder written by the toolkit is damaged, stale, foreign or unsigned."""
+
+
 class EvidenceError(UfovitError):
-    """The data do not suffice for a verdict."""
+    """The data are not sufficient for a verdict."""
 
     exit_code = 3
 
@@ -67,8 +89,8 @@ class MissingError(UfovitError):
     exit_code = 4
 
 
-class BackendError(InputError):
-    """A backend refused a graph or gave nothing back; `log` holds what its library said, in order."""
+class BackendError(GraphError):
+    """A backend refused a graph or returned nothing; `log` holds the messages of its library, in order."""
 
     def __init__(
         self,
