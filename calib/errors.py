@@ -11,8 +11,8 @@
      +- EvidenceError   3    not enough evidence for a verdict
      +- MissingError    4    something that this machine lacks
 
-Raise the most specific class: callers tell failures apart by it. Every message answers: what went wrong, where, what was found, what
-is allowed, and what to run next.
+Raise the most specific class: callers tell failures apart by it. Every message answers: what went wrong, where, what was
+found, what is allowed, and what to run next.
 """
 
 from __future__ import annotations
