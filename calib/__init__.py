@@ -14,13 +14,12 @@ if TYPE_CHECKING:
     from calib.budget import BudgetResult, FloatGroup, Trial, drop_points, fit_budget
     from calib.calibration_table import CalibrationTable, RangeShift, TensorScale, check_table, load_table, save_table
     from calib.calibrators import METHODS
-    from calib.channels import ChannelHistograms, channel_amax
     from calib.collect import CollectConfig
     from calib.errors import EvidenceError, InputError, MissingError, UfovitError, VerdictError
     from calib.histogram import Histogram
     from calib.lint import Finding
     from calib.macs import count_macs
-    from calib.metrics import cosine, kl, sqnr_db, top1_agreement
+    from calib.metrics import kl, sqnr_db, top1_agreement
     from calib.qdq_placement import QuantPlan, QuantPoint, QuantScheme, Skipped, plan_quantization
     from calib.qdq_writer import QdqInfo, insert_qdq, read_qdq, serialize
     from calib.sensitivity import GroupCost, Sensitivity, group_nodes, measure_sensitivity
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "BudgetResult": "calib.budget",
     "CalibrationTable": "calib.calibration_table",
-    "ChannelHistograms": "calib.channels",
     "CollectConfig": "calib.collect",
     "EvidenceError": "calib.errors",
     "Finding": "calib.lint",
@@ -49,9 +47,7 @@ _PUBLIC = {
     "Trial": "calib.budget",
     "UfovitError": "calib.errors",
     "VerdictError": "calib.errors",
-    "channel_amax": "calib.channels",
     "check_table": "calib.calibration_table",
-    "cosine": "calib.metrics",
     "count_macs": "calib.macs",
     "drop_points": "calib.budget",
     "fit_budget": "calib.budget",
@@ -72,7 +68,6 @@ __all__ = [
     "METHODS",
     "BudgetResult",
     "CalibrationTable",
-    "ChannelHistograms",
     "CollectConfig",
     "EvidenceError",
     "Finding",
@@ -92,9 +87,7 @@ __all__ = [
     "Trial",
     "UfovitError",
     "VerdictError",
-    "channel_amax",
     "check_table",
-    "cosine",
     "count_macs",
     "drop_points",
     "fit_budget",

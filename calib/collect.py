@@ -3,8 +3,8 @@
 The planned tensors become outputs of a copy of the graph in memory, ONNX Runtime computes them batch by batch, each array
 goes into its histogram and is dropped. Memory does not depend on the number of images.
 
-The same batches, in any order, any number of them at once and over any number of workers, give the same table to the byte, on
-one machine and at one number of `threads`. The same images in other batches, or with other `threads`, do so where ONNX
+The same batches, in any order and any number of them at once, give the same table to the byte, on one machine and at one
+number of `threads`. The same images in other batches, or with other `threads`, do so where ONNX
 Runtime's kernels add in one order whatever the batch. On both graphs of scripts/bench/peers.sh they do, in every tensor and to
 the last bit; but ReduceMean over some hundred tokens adds in another order in a batch of one image, or of fewer images than
 threads.
@@ -30,7 +30,6 @@ from calib.ort_session import TappedGraph, checked
 from calib.parallel import in_order
 from calib.qdq_placement import QuantPlan
 from calib.split_half import Halves
-from calib.workers import Work, observe_in_workers
 
 UNSETTLED = 0.02
 """Median range shift above which more images are worth having. calib/README.md has the measurement behind it."""
@@ -49,7 +48,6 @@ class CollectConfig:
         at_once: runs of the graph under way at the same time in this process; each holds a batch's tensors in memory.
         min_images: fewest images that give a table.
         synthetic: the images are made up; the table is stamped.
-        workers: processes that run the graph; 1 starts none. Each holds the graph and a batch's tensors in memory.
         preprocess_sha256: digest of what made the batches from the images, for the table; "" for arrays passed as they are.
     """
 
@@ -58,16 +56,13 @@ class CollectConfig:
     at_once: int = 1
     min_images: int = MIN_IMAGES
     synthetic: bool = False
-    workers: int = 1
     preprocess_sha256: str = ""
 
     def __post_init__(self) -> None:
         range_method(self.method)
-        for name in ("threads", "at_once", "min_images", "workers"):
+        for name in ("threads", "at_once", "min_images"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be positive", found=getattr(self, name))
-        if self.at_once > 1 and self.workers > 1:
-            raise InputError("workers run one batch at a time", found=f"{self.at_once} at once", allowed=1)
 
 
 def collect(
@@ -88,15 +83,14 @@ def collect(
         plan: which tensors need a scale.
         data_sha256: digest of the images, for the table.
         bounds: tensor -> largest magnitude that it can have on any image, where that is known by proof; never exceeded by amax.
-        config: method, workers, fewest images.
+        config: method, fewest images.
         progress: called after each batch with the number of images done so far.
 
     Raises InputError for fewer than `min_images` images, for arrays that the graph does not take, for NaN or infinities in
-    any tensor (named), for a tensor without a usable range, and for one that exceeds its bound (named); MissingError for a
-    worker that died.
+    any tensor (named), for a tensor without a usable range, and for one that exceeds its bound (named).
     """
     config = config or CollectConfig()
-    halves, onnx_sha256 = _observe(onnx_path, batches, plan, config, progress)
+    halves, onnx_sha256 = observe(onnx_path, batches, plan, config, progress)
     images, histograms = sum(halves.images), halves.total()
     if images < config.min_images:
         raise InputError(
@@ -135,30 +129,12 @@ def unsettled(table: CalibrationTable) -> str | None:
 
 
 def observe(
-    onnx_path: Path,
-    batches: Batches,
-    plan: QuantPlan,
-    *,
-    threads: int = 1,
-    workers: int = 1,
-    progress: Progress | None = None,
-) -> tuple[dict[str, Histogram], int, str]:
-    """Histograms of the planned activations, the number of images seen, and the SHA-256 of the graph that was run."""
-    config = CollectConfig(threads=threads, workers=workers)
-    halves, onnx_sha256 = _observe(onnx_path, batches, plan, config, progress)
-    return halves.total(), sum(halves.images), onnx_sha256
-
-
-def _observe(
-    onnx_path: Path, batches: Batches, plan: QuantPlan, config: CollectConfig, progress: Progress | None
+    onnx_path: Path, batches: Batches, plan: QuantPlan, config: CollectConfig, progress: Progress | None = None
 ) -> tuple[Halves, str]:
     """Histograms of the planned activations by halves of the images, and the SHA-256 of the graph that was run."""
     model, data = load_graph(onnx_path)
     onnx_sha256 = sha256_bytes(data)
     del data
-    if config.workers > 1:
-        work = Work(onnx_path, onnx_sha256, plan.activations, config.threads)
-        return observe_in_workers(work, checked(batches), workers=config.workers, progress=progress), onnx_sha256
     tapped = TappedGraph(model, plan.activations, threads=config.threads, where=onnx_path)
     halves = Halves(plan.activations)
     for batch, tensors in in_order(lambda batch: (batch, tapped(batch)), checked(batches), config.at_once):

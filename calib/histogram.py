@@ -60,13 +60,19 @@ class Histogram:
 
     def update(self, values: NDArray[Any]) -> None:
         """Add an array of float32 or float16, any shape. Raises InputError for NaN, infinities and other types."""
-        check_type(values, self.tensor)
+        if values.dtype not in (np.float32, np.float16):
+            raise InputError("observer takes float32 or float16", where=f"tensor {self.tensor}", found=values.dtype)
         if values.size == 0:
             return
         flat = np.ascontiguousarray(values).reshape(-1)
         largest = max(float(flat.max()), -float(flat.min()))  # NaN and infinities survive max and min
         if not math.isfinite(largest):
-            raise not_finite(flat, self.tensor)
+            raise InputError(
+                "not a finite number in a tensor to be calibrated",
+                where=f"tensor {self.tensor}",
+                found=f"{np.count_nonzero(~np.isfinite(flat))} of {flat.size} elements are NaN or infinite",
+                next_command="find the first such tensor by running the float graph on the same images",
+            )
         self._widen_for(largest)
         to_bins = np.float32(math.ldexp(1.0, -self.exponent))
         for start in range(0, flat.size, CHUNK):
@@ -81,42 +87,19 @@ class Histogram:
         if other.bins != self.bins:
             raise InputError("histograms of different resolution", found=f"{other.bins} bins", allowed=f"{self.bins} bins")
         self._widen_for(other.amax)
-        self.counts += coarsen(other.counts, self.exponent - other.exponent)
+        self.counts += _coarsened(other.counts, self.exponent - other.exponent)
 
     def _widen_for(self, largest: float) -> None:
         self.amax = max(self.amax, largest)
-        exponent = int(bin_exponents(self.amax, self.bins))
-        if exponent > self.exponent:
-            self.counts = coarsen(self.counts, exponent - self.exponent)
+        exponent = math.frexp(self.amax)[1] - (self.bins.bit_length() - 1)  # the smallest e with amax < bins * 2^e
+        if self.amax > 0 and exponent > self.exponent:
+            self.counts = _coarsened(self.counts, exponent - self.exponent)
             self.exponent = exponent
 
 
-def bin_exponents(amax: Any, bins: int) -> NDArray[np.int64]:
-    """The smallest e with amax < bins * 2^e, of a number or of an array; SMALLEST_EXPONENT for zero."""
-    exponents = np.frexp(amax)[1].astype(np.int64) - (bins.bit_length() - 1)
-    return np.where(np.asarray(amax) > 0, np.maximum(exponents, SMALLEST_EXPONENT), SMALLEST_EXPONENT)
-
-
-def coarsen(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
-    """Histograms (..., bins) with bins 2^doublings as wide."""
-    bins = counts.shape[-1]
-    group = min(1 << min(doublings, 62), bins)
+def _coarsened(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
+    """The histogram with bins 2^doublings as wide."""
+    group = min(1 << min(doublings, 62), counts.size)
     coarse = np.zeros_like(counts)
-    coarse[..., : bins // group] = counts.reshape(*counts.shape[:-1], -1, group).sum(axis=-1)
+    coarse[: counts.size // group] = counts.reshape(-1, group).sum(axis=1)
     return coarse
-
-
-def check_type(values: NDArray[Any], tensor: str) -> None:
-    """Raises InputError for what is neither float32 nor float16."""
-    if values.dtype not in (np.float32, np.float16):
-        raise InputError("observer takes float32 or float16", where=f"tensor {tensor}", found=values.dtype)
-
-
-def not_finite(values: NDArray[Any], tensor: str) -> InputError:
-    """The error for an array that holds NaN or infinities."""
-    return InputError(
-        "not a finite number in a tensor to be calibrated",
-        where=f"tensor {tensor}",
-        found=f"{np.count_nonzero(~np.isfinite(values))} of {values.size} elements are NaN or infinite",
-        next_command="find the first such tensor by running the float graph on the same images",
-    )

@@ -1,4 +1,4 @@
-"""How far two results are apart: SQNR, cosine, KL divergence, top-1 agreement. numpy, float64 throughout.
+"""How far two results are apart: SQNR, KL divergence, top-1 agreement. numpy, float64 throughout.
 
 Every function refuses what it cannot compare: different shapes, empty arrays, NaN and infinities raise InputError and are
 never skipped. A metric that drops the values it cannot handle reports the best on the worst results.
@@ -29,20 +29,6 @@ def sqnr_db(reference: ArrayLike, test: ArrayLike) -> float:
     if noise == 0:
         return float("inf")
     return float("-inf") if signal == 0 else float(10 * (np.log10(signal) - np.log10(noise)))
-
-
-def cosine(reference: ArrayLike, test: ArrayLike) -> float:
-    """Cosine of the angle between two arrays taken as vectors: <a, b> / (|a| |b|), within [-1, 1].
-
-    Blind to a common scale: use it beside `sqnr_db`, not instead. Two zero vectors give 1, one zero vector gives 0.
-    Raises InputError for shapes that differ, empty arrays, NaN and infinities.
-    """
-    a, b = (v.ravel() for v in _pair(reference, test))
-    largest_a, largest_b = float(np.abs(a).max()), float(np.abs(b).max())
-    if largest_a == 0 or largest_b == 0:
-        return float(largest_a == largest_b)
-    a, b = a / largest_a, b / largest_b
-    return float(np.clip(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), -1.0, 1.0))
 
 
 def kl(reference: ArrayLike, test: ArrayLike) -> float:

@@ -33,7 +33,7 @@ class CalibrateConfig:
     Attributes:
         effort: name in `calib.refine.effort.EFFORTS`, or a set of refinements.
         scheme: what is quantized.
-        collect: method, workers, fewest images.
+        collect: method, fewest images.
         refine_threads: threads of ONNX Runtime while refining.
         bounds: tells, for the refined graph, tensor -> largest magnitude on any image, where that is proven.
     """

@@ -1,7 +1,7 @@
 """How much the ranges still move: the images fall into two halves, and each half has its own histograms.
 
 The parity of the CRC-32 of an image's bytes says which half it belongs to, so that neither the order of the images nor how
-they are batched, nor which process sees them, changes a half. Histograms merge exactly: both halves together are the very
+they are batched changes a half. Histograms merge exactly: both halves together are the very
 histograms of all images.
 """
 
@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calib.calibration_table import RangeShift
-from calib.errors import InputError
 from calib.histogram import Histogram
 
 
@@ -51,15 +50,6 @@ class Halves:
                 self.histograms[1][name].update(by_image[odd])
             else:
                 self.histograms[int(odd[0])][name].update(values)
-
-    def merge(self, other: Halves) -> None:
-        """Add what others have seen of the same tensors."""
-        if self.histograms[0].keys() != other.histograms[0].keys():
-            raise InputError("histograms of different tensors")
-        for half in range(2):
-            self.images[half] += other.images[half]
-            for name, histogram in self.histograms[half].items():
-                histogram.merge(other.histograms[half][name])
 
     def total(self) -> dict[str, Histogram]:
         """Histograms of all images, in the order of the tensors."""

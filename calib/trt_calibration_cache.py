@@ -9,17 +9,13 @@ version and the algorithm of the calibrator; TensorRT takes a cache only from th
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Mapping
 
 from calib.calibration_table import CalibrationTable
-from calib.errors import InputError
 
 VERSION = "100300"
 ALGORITHM = "EntropyCalibration2"
-_HEADER = re.compile(r"TRT-\d+-\w+")
-_LINE = re.compile(r"(?P<tensor>.+): (?P<scale>[0-9a-f]{8})")
 
 
 def cache_text(table: CalibrationTable, version: str = VERSION) -> str:
@@ -31,17 +27,3 @@ def format_cache(scales: Mapping[str, float], version: str = VERSION) -> str:
     """The cache of tensor -> scale."""
     lines = [f"{tensor}: {struct.pack('>f', scale).hex()}" for tensor, scale in scales.items()]
     return "\n".join([f"TRT-{version}-{ALGORITHM}", *lines, ""])
-
-
-def parse_cache(text: str) -> dict[str, float]:
-    """Tensor -> scale of a cache. Raises InputError for text that is none."""
-    lines = text.splitlines()
-    if not lines or not _HEADER.fullmatch(lines[0]):
-        raise InputError("not a calibration cache of TensorRT", found=repr(lines[0][:60] if lines else ""), allowed="TRT-...")
-    scales = {}
-    for number, line in enumerate(lines[1:], start=2):
-        found = _LINE.fullmatch(line)
-        if found is None:
-            raise InputError("malformed line in a calibration cache", where=f"line {number}", found=repr(line[:80]))
-        (scales[found["tensor"]],) = struct.unpack(">f", bytes.fromhex(found["scale"]))
-    return scales

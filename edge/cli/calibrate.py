@@ -60,9 +60,6 @@ def calibrate(  # noqa: PLR0913, PLR0917  # one parameter per option of the comm
             help="Take this calibration table instead of calibrating, with the model.refined.onnx beside it; refused when stale"
         ),
     ] = None,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Processes that observe the ranges; the table is the same for any number")
-    ] = 1,
     mean: Annotated[
         str | None, typer.Option(help="R,G,B on the [0, 1] scale, for pictures and a graph that does not say")
     ] = None,
@@ -95,7 +92,6 @@ def calibrate(  # noqa: PLR0913, PLR0917  # one parameter per option of the comm
         effort=effort,
         method=method,
         keep_float=tuple(filter(None, keep_float or ())),
-        workers=workers,
         max_drop_points=max_drop,
     )
     return run(request, TerminalProgress(Console(soft_wrap=True)))

@@ -121,9 +121,8 @@ def _calibrate(
 
     collect = CollectConfig(
         method=request.method,
-        at_once=1 if request.workers > 1 else 2,
+        at_once=2,
         synthetic=images.synthetic,
-        workers=request.workers,
         preprocess_sha256=images.preprocess_sha256,
     )
     config = CalibrateConfig(request.effort, scheme, collect, refine_threads=2)

@@ -46,7 +46,7 @@ class CalibrateRequest:
         holdout_labels: their classes, a .npy file, where `holdout` is one.
         normalisation: mean and deviation, for a graph that does not say how its images are prepared.
         table: an earlier calibration table, taken instead of calibrating.
-        effort, method, keep_float, workers: how.
+        effort, method, keep_float: how.
         max_drop_points: accuracy budget to be met by leaving layers in float; None for no search.
     """
 
@@ -62,13 +62,12 @@ class CalibrateRequest:
     effort: str = "balanced"
     method: str = "mse"
     keep_float: tuple[str, ...] = ()
-    workers: int = 1
     max_drop_points: float | None = None
 
     def __post_init__(self) -> None:
         effort(self.effort)
         range_method(self.method)
-        for option, value in (("--count", self.count), ("--workers", self.workers), ("--random", self.random)):
+        for option, value in (("--count", self.count), ("--random", self.random)):
             if value is not None and value < 1:
                 raise InputError(f"{option} must be positive", found=value)
         if self.random is not None and (self.images is not None or self.table is not None):

@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-"""Figures of calibration: memory, speed against onnxruntime.quantization, workers, how many images are enough.
+"""Figures of calibration: memory, speed against onnxruntime.quantization, how many images are enough.
 
     scripts/bench/peers.sh ufovit_t                 makes the graph and the images
     python scripts/bench/calibration.py memory      peak memory over 128 and over 4,096 images
-    python scripts/bench/calibration.py speed       method entropy with 1 and 2 workers, and ONNX Runtime's entropy calibrator
-    python scripts/bench/calibration.py workers     SHA-256 of the table from 1, 2 and 7 workers, batches shuffled
+    python scripts/bench/calibration.py speed       method entropy, and ONNX Runtime's entropy calibrator
     python scripts/bench/calibration.py images      range shift, and SQNR of the logits, over the number of images
 
-Memory is that of a process and its workers together: resident sets, summed every 20 ms, pages that they share counted once
-for each. Seconds run from the call to the finished ranges, imports apart. Tables are Markdown.
+Memory is the largest resident set of the process, read every 20 ms. Seconds run from the call to the finished ranges, imports
+apart. Tables are Markdown.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ sys.path.insert(0, str(ROOT))
 from calib.calibration_table import CalibrationTable, save_table
 from calib.collect import CollectConfig, collect
 from calib.errors import MissingError, UfovitError
-from calib.files import sha256_file
 from calib.graph import load_graph
 from calib.metrics import sqnr_db
 from calib.ort_session import TappedGraph
@@ -59,13 +57,12 @@ class Task:
     images: str
     count: int
     method: str = "entropy"
-    workers: int = 1
     batch: int = BATCH
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of the calibration, peak memory of its processes, and how many tensors got a range."""
+    """Seconds of the calibration, peak memory of its process, and how many tensors got a range."""
 
     seconds: float
     peak_mib: float
@@ -82,7 +79,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rounds", type=int, default=5, help="for speed: so many times, alternating")
     parser.add_argument("--draws", type=int, default=5, help="for images: subsets of each size")
-    parser.add_argument("--method", default=None, help="for images and workers: mse; for memory and speed: entropy")
+    parser.add_argument("--method", default=None, help="for images: mse; for memory and speed: entropy")
     parser.add_argument("--task", default="", help="used by this script itself")
     args = parser.parse_args()
     try:
@@ -116,8 +113,7 @@ def speed(args: argparse.Namespace) -> None:
     count = len(np.load(args.images, mmap_mode="r"))
     base = Task("ours", str(args.graph), str(args.images), count, args.method or "entropy", batch=args.batch)
     runs = {
-        "ufovit-edge, 1 worker": base,
-        "ufovit-edge, 2 workers": Task(**{**asdict(base), "workers": 2}),
+        "ufovit-edge": base,
         "onnxruntime.quantization": Task(**{**asdict(base), "tool": "onnxruntime"}),
     }
     found: dict[str, list[Measured]] = {name: [] for name in runs}
@@ -137,23 +133,6 @@ def speed(args: argparse.Namespace) -> None:
         print(f"| {name} | {those[0].tensors} | {spread} | {ratio:.2f} | {peak:.0f} |")
 
 
-def workers(args: argparse.Namespace) -> None:
-    images, plan = np.load(args.images), plan_of(args.graph)
-    batches = [images[start : start + args.batch] for start in range(0, len(images), args.batch)]
-    print(f"{args.graph.name}, {len(images)} images, batches of {args.batch}, {args.method or 'mse'}, {versions()}.\n")
-    print("| workers | batches | seconds | SHA-256 of the table |\n|---|---|---|---|")
-    digests = set()
-    for count in (1, 2, 7):
-        for order in ("in order", "shuffled"):
-            rng = np.random.default_rng(count)
-            shown = batches if order == "in order" else [batches[i] for i in rng.permutation(len(batches))]
-            started = time.monotonic()
-            table = calibrate(args.graph, shown, plan, CollectConfig(args.method or "mse", workers=count))
-            digests.add(digest(table))
-            print(f"| {count} | {order} | {time.monotonic() - started:.1f} | {digest(table)} |", flush=True)
-    print("\nall the same" if len(digests) == 1 else "\nNOT THE SAME")
-
-
 def images(args: argparse.Namespace) -> None:
     calib, plan = np.load(args.images), plan_of(args.graph)
     judged = np.load(args.eval, mmap_mode="r")
@@ -169,7 +148,7 @@ def images(args: argparse.Namespace) -> None:
         for draw in range(args.draws if size < len(calib) else 1):
             chosen = np.random.default_rng(draw).permutation(len(calib))[:size]
             parts = [calib[chosen[start : start + args.batch]] for start in range(0, size, args.batch)]
-            table = calibrate(args.graph, parts, plan, CollectConfig(args.method or "mse", workers=2))
+            table = calibrate(args.graph, parts, plan, CollectConfig(args.method or "mse", at_once=2))
             quantized = TappedGraph(insert_qdq(model, table, plan), (logits,), threads=0)
             assert table.range_shift is not None
             found = sqnr_db(wanted, run(quantized, logits, judged, args.batch))
@@ -183,7 +162,6 @@ def images(args: argparse.Namespace) -> None:
 TABLES: dict[str, Callable[[argparse.Namespace], None]] = {
     "memory": memory,
     "speed": speed,
-    "workers": workers,
     "images": images,
 }
 
@@ -192,27 +170,18 @@ TABLES: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def measure(task: Task) -> Measured:
-    """Run this script on a task, and add up the resident sets of its processes while it runs."""
+    """Run this script on a task, and read its resident set while it runs."""
     command = [sys.executable, __file__, "task", "--task", json.dumps(asdict(task))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         peak = 0
         while process.poll() is None:
-            peak = max(peak, sum(map(resident_kib, family(process.pid))))
+            peak = max(peak, resident_kib(process.pid))
             time.sleep(POLL_S)
         assert process.stdout is not None
         output = process.stdout.read()
     if process.returncode:
         raise MissingError("a calibration of the bench failed", found=f"{task}: exit status {process.returncode}")
     return Measured(peak_mib=peak / 1024, **json.loads(output.splitlines()[-1]))
-
-
-def family(pid: int) -> list[int]:
-    """A process and all below it."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    except OSError:
-        return [pid]
-    return [pid, *(below for child in children for below in family(int(child)))]
 
 
 def resident_kib(pid: int) -> int:
@@ -232,8 +201,7 @@ def carry_out(task: Task) -> dict[str, Any]:
 
 
 def ours(task: Task, plan: QuantPlan, folder: Path) -> int:
-    at_once = 1 if task.workers > 1 else 2  # as `ufovit calibrate` has it
-    config = CollectConfig(task.method, workers=task.workers, at_once=at_once)
+    config = CollectConfig(task.method, at_once=2)  # as `ufovit calibrate` has it
     table = calibrate(Path(task.graph), stored(task), plan, config)
     save_table(folder / "calibration.json", table)
     return len(table.tensors)
@@ -294,13 +262,6 @@ def calibrate(graph: Path, batches: Any, plan: QuantPlan, config: CollectConfig)
 
 def run(graph: TappedGraph, output: str, values: Images, batch: int) -> npt.NDArray[Any]:
     return np.concatenate([graph(values[start : start + batch])[output] for start in range(0, len(values), batch)])
-
-
-def digest(table: CalibrationTable) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "calibration.json"
-        save_table(path, table)
-        return sha256_file(path)
 
 
 def span(values: tuple[float, ...], shown: str) -> str:

@@ -81,10 +81,10 @@ def test_the_table_says_where_it_comes_from(tiny_path, images, effort):
 
 
 @pytest.mark.parametrize("effort", ["fast", "balanced"])
-def test_two_workers_give_the_bytes_of_one(tiny_path, images, effort):
+def test_two_batches_at_once_give_the_bytes_of_one(tiny_path, images, effort):
     tables = []
-    for workers in (1, 2):
-        refined, _ = calibrated(tiny_path, images, effort=effort, collect=CollectConfig(workers=workers))
+    for at_once in (1, 2):
+        refined, _ = calibrated(tiny_path, images, effort=effort, collect=CollectConfig(at_once=at_once))
         tables.append((refined.read_bytes(), refined.with_name("table.json").read_bytes()))
     assert tables[0] == tables[1]
 

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calib.errors import InputError
 from calib.histogram import Histogram
 from calib.split_half import Halves, half_of
 
@@ -84,15 +83,12 @@ def test_tensors_without_axes_or_elements_are_taken(images):
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.data())
-def test_order_batches_and_merging_do_not_change_a_byte(data):
+def test_order_and_batches_do_not_change_a_byte(data):
     images = np.random.default_rng(data.draw(st.integers(0, 99))).normal(size=(12, 6)).astype(np.float32)
     order = data.draw(st.permutations(range(12)))
     cuts = sorted(data.draw(st.lists(st.integers(0, 12), min_size=2, max_size=2)))
-    a, b, c = (seen(part) for part in np.split(images[list(order)], cuts))
     taps = ("per image", "windows")
-    a.merge(c)
-    b.merge(a)
-    assert states(b, taps) == states(seen(images), taps)
+    assert states(seen(*np.split(images[list(order)], cuts)), taps) == states(seen(images), taps)
 
 
 def test_both_halves_together_are_the_histograms_of_all_images(images):
@@ -125,8 +121,3 @@ def test_a_shift_of_nothing_is_zero_and_that_of_one_half_is_not_known(images):
     same_half = images[[half_of(image) == 0 for image in images]]
     assert seen(same_half).shift({"per image": 4.0}, lambda h: h.amax) is None
     assert seen(images).shift({}, lambda h: h.amax) is None
-
-
-def test_halves_of_other_tensors_are_refused(images):
-    with pytest.raises(InputError, match="different tensors"):
-        seen(images).merge(Halves(("other",)))

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from calib.calibration_table import CalibrationTable, TensorScale
-from calib.errors import InputError
-from calib.trt_calibration_cache import cache_text, format_cache, parse_cache
+from calib.trt_calibration_cache import cache_text, format_cache
 
 # value, its bits: sign 1, exponent 8 (bias 127), mantissa 23
 KNOWN = {
@@ -25,14 +24,25 @@ def test_known_numbers(value, digits):
     assert format_cache({"t": float(value)}) == f"TRT-100300-EntropyCalibration2\nt: {digits}\n"
 
 
+def scales_in(text):
+    """Tensor -> scale of a cache: each bit weighed as the standard weighs it."""
+    scales = {}
+    for line in text.splitlines()[1:]:
+        tensor, _, digits = line.rpartition(": ")
+        bits = int(digits, 16)
+        sign, exponent, mantissa = bits >> 31, bits >> 23 & 0xFF, bits & 0x7FFFFF
+        scales[tensor] = (-1) ** sign * (1 + mantissa / 2**23) * 2.0 ** (exponent - 127)
+    return scales
+
+
 @pytest.mark.parametrize(("value", "digits"), KNOWN.items())
-def test_known_numbers_are_read(value, digits):
-    assert parse_cache(f"TRT-8601-EntropyCalibration2\nt: {digits}\n") == {"t": float(np.float32(value))}
+def test_the_parser_of_these_tests_knows_the_numbers(value, digits):
+    assert scales_in(f"TRT-8601-EntropyCalibration2\nt: {digits}\n") == {"t": float(np.float32(value))}
 
 
 def test_byte_order_matters():
     """The control: the bytes of 1.0 the other way round are another number."""
-    assert parse_cache("TRT-8601-EntropyCalibration2\nt: 0000803f\n")["t"] != 1.0
+    assert scales_in("TRT-8601-EntropyCalibration2\nt: 0000803f\n")["t"] != 1.0
 
 
 def test_a_table_survives_the_round_trip():
@@ -43,25 +53,5 @@ def test_a_table_survives_the_round_trip():
     assert text.startswith("TRT-8601-EntropyCalibration2\nimage: ")
     assert text.endswith("\n")
     assert len(text.splitlines()) == 1 + len(names)
-    assert parse_cache(text) == {name: entry.scale for name, entry in tensors.items()}, "scales fit FP16, hence FP32, exactly"
-    assert list(parse_cache(text)) == names, "in the table's order"
-    assert parse_cache(text.replace("\n", "\r\n")) == parse_cache(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("", "not a calibration cache"),
-        ("image: 3c010204\n", "not a calibration cache"),
-        ("TRT-EntropyCalibration2\nimage: 3c010204\n", "not a calibration cache"),
-        ("TRT-8601-EntropyCalibration2\nimage: 3c0102\n", "line 2"),
-        ("TRT-8601-EntropyCalibration2\nimage: 3c010204\nx: 3c01020g\n", "line 3"),
-        ("TRT-8601-EntropyCalibration2\nimage 3c010204\n", "line 2"),
-        ("TRT-8601-EntropyCalibration2\nimage: 0.0079\n", "line 2"),
-        ("TRT-8601-EntropyCalibration2\n: 3c010204\n", "line 2"),
-        ("TRT-8601-EntropyCalibration2\n\nimage: 3c010204\n", "line 2"),
-    ],
-)
-def test_malformed_text_is_refused(text, said):
-    with pytest.raises(InputError, match=said):
-        parse_cache(text)
+    assert scales_in(text) == {name: entry.scale for name, entry in tensors.items()}, "scales fit FP16, hence FP32, exactly"
+    assert list(scales_in(text)) == names, "in the table's order"

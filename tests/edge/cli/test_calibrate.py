@@ -185,13 +185,6 @@ def test_the_share_counts_what_stays_in_float(calibrate, tmp_path, capsys):
     assert set(table_of(tmp_path / "out")["tensors"]) == {"normed", "hidden"}
 
 
-@pytest.mark.parametrize("effort", ["fast", "balanced"])
-def test_any_number_of_workers_gives_the_same_bytes(calibrate, tmp_path, effort):
-    for workers in (1, 2):
-        assert calibrate("--workers", workers, effort=effort, out=tmp_path / str(workers)) == 0
-    assert contents(tmp_path / "1") == contents(tmp_path / "2")
-
-
 def test_the_method_decides_where_no_search_does(world, calibrate, tmp_path):
     for method in ("minmax", "percentile:90"):
         assert calibrate("--method", method, "--count", 96, out=tmp_path / method) == 0
@@ -655,7 +648,6 @@ def test_bad_holdout(world, calibrate, earlier, tmp_path, capsys):
         (["--random", "0"], "--random must be positive"),
         (["--count", "0"], "--count must be positive"),
         (["--count", "31"], "--count"),
-        (["--workers", "0"], "--workers"),
         (["--max-drop", "-1"], "accuracy budget"),
         (["--max-drop", "nan"], "accuracy budget"),
         (["--max-drop", "inf"], "accuracy budget"),
