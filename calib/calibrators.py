@@ -92,7 +92,7 @@ Method = Callable[[Histogram], float]
 METHODS: dict[str, Method] = {"minmax": minmax, "percentile": percentile, "entropy": entropy, "mse": mse}
 
 
-def method(name: str) -> Method:
+def range_method(name: str) -> Method:
     """The method of a name; "percentile:99.9" sets the percentage. Raises InputError with the known names."""
     base, _, argument = name.partition(":")
     if base == "percentile" and argument:

@@ -21,13 +21,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from calib.calibration_table import MIN_IMAGES, CalibrationTable, TensorScale
-from calib.calibrators import method as range_method
+from calib.calibrators import range_method
 from calib.errors import InputError
 from calib.files import sha256_bytes
 from calib.graph import load_graph
 from calib.histogram import Histogram
 from calib.ort_session import TappedGraph, checked
-from calib.parallel import in_order
+from calib.parallel import ordered_map
 from calib.qdq_placement import QuantPlan
 from calib.split_half import Halves
 
@@ -65,7 +65,7 @@ class CollectConfig:
                 raise InputError(f"{name} must be positive", found=getattr(self, name))
 
 
-def collect(
+def collect_table(
     onnx_path: Path,
     batches: Batches,
     plan: QuantPlan,
@@ -137,7 +137,7 @@ def observe(
     del data
     tapped = TappedGraph(model, plan.activations, threads=config.threads, where=onnx_path)
     halves = Halves(plan.activations)
-    for batch, tensors in in_order(lambda batch: (batch, tapped(batch)), checked(batches), config.at_once):
+    for batch, tensors in ordered_map(lambda batch: (batch, tapped(batch)), checked(batches), config.at_once):
         halves.update(batch, tensors)
         del tensors  # gone before the next ones are waited for
         if progress is not None:

@@ -22,7 +22,7 @@ from onnx import helper
 from calib.errors import InputError
 from calib.graph import TensorType, index_graph, infer_types
 from calib.graph_editor import prefix, tensors_read
-from calib.ort_session import FedGraph
+from calib.ort_session import GraphSession
 
 SHAPE_OPS = ("Shape", "Size")
 
@@ -44,7 +44,7 @@ class Segment:
     nodes: tuple[str, ...]
     passed: tuple[str, ...]
 
-    def advance(self, state: State, graph: FedGraph) -> dict[str, NDArray[Any]]:
+    def advance(self, state: State, graph: GraphSession) -> dict[str, NDArray[Any]]:
         """The state behind the segment; `graph` runs its model, or another one with the same inputs and outputs."""
         return {**{name: state[name] for name in self.passed}, **graph(state)}
 
@@ -128,13 +128,13 @@ class Chain:
         self.segments = tuple(segments)
         (self.source,) = (v.name for v in segments[0].model.graph.input)
         self._output, self._threads = output, threads
-        self._sessions: dict[int, FedGraph] = {}
+        self._sessions: dict[int, GraphSession] = {}
 
-    def step(self, at: int, state: State, instead: FedGraph | None = None) -> dict[str, NDArray[Any]]:
+    def step(self, at: int, state: State, instead: GraphSession | None = None) -> dict[str, NDArray[Any]]:
         """The state behind segment `at`; `instead` is another graph with the same inputs and outputs to run in its place."""
         if instead is None:
             if at not in self._sessions:
-                self._sessions[at] = FedGraph(self.segments[at].model, threads=self._threads, where=f"segment {at}")
+                self._sessions[at] = GraphSession(self.segments[at].model, threads=self._threads, where=f"segment {at}")
             instead = self._sessions[at]
         return self.segments[at].advance(state, instead)
 

@@ -13,7 +13,7 @@ from calib.graph import index_graph, infer_types
 from calib.graph_editor import GraphEditor
 from calib.graph_segments import declare, part
 from calib.metrics import sqnr_db
-from calib.ort_session import FedGraph
+from calib.ort_session import GraphSession
 from calib.qdq_placement import QuantPlan
 from calib.qdq_writer import dequantize_weight, quantize_weight
 from calib.scales import QMAX
@@ -62,10 +62,10 @@ class Layers:
             scales: step s of each quantized activation.
             threads: threads of ONNX Runtime.
         """
-        plain = FedGraph(self._model, threads=threads)
+        plain = GraphSession(self._model, threads=threads)
         reference = plain(tensors)
         ways = [
-            FedGraph(self._quantized_weights(), threads=threads)(tensors),
+            GraphSession(self._quantized_weights(), threads=threads)(tensors),
             *(plain({**tensors, **part_of}) for part_of in self._activations(tensors, scales)),
         ]
         quantized, activation, rounding, clipping = (capped_db(_flat(reference), _flat(way)) for way in ways)

@@ -63,7 +63,7 @@ class TappedGraph:
         return {**found, **dict(zip(self._inner, values, strict=True))}
 
 
-class FedGraph:
+class GraphSession:
     """A graph with any number of inputs, such as a part of another one; all its outputs are computed.
 
     Q/DQ pairs are computed as they are written, never melted into integer kernels, whose sums saturate on some CPUs. Threads

@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
-def in_order(function: Callable[[_T], _R], items: Iterable[_T], at_once: int) -> Iterator[_R]:
+def ordered_map(function: Callable[[_T], _R], items: Iterable[_T], at_once: int) -> Iterator[_R]:
     """`function` of every item, in the order of the items.
 
     Args:

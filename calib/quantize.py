@@ -12,15 +12,15 @@ import onnx
 from numpy.typing import NDArray
 
 from calib.calibration_table import CalibrationTable, TensorScale
-from calib.collect import CollectConfig, collect
+from calib.collect import CollectConfig, collect_table
 from calib.errors import InputError, VerdictError
 from calib.files import sha256_bytes, write_bytes
 from calib.graph import load_graph
-from calib.lint import lint
+from calib.lint import lint_graph
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.qdq_writer import insert_qdq, serialize
-from calib.refine.apply_refinements import refine
-from calib.refine.effort import Effort, effort
+from calib.refine.apply_refinements import refine_graph
+from calib.refine.effort import Effort, resolve_effort
 
 _REFINE_SHARE = 0.8
 _LISTED = 5
@@ -45,10 +45,10 @@ class CalibrateConfig:
     bounds: Callable[[onnx.ModelProto], Mapping[str, float]] = lambda _model: {}
 
     def __post_init__(self) -> None:
-        effort(self.effort)
+        resolve_effort(self.effort)
 
 
-def calibrate(
+def calibrate_graph(
     source: Path,
     refined: Path,
     batches: Callable[[], Iterable[NDArray[Any]]],
@@ -69,11 +69,11 @@ def calibrate(
         config: effort, scheme, method.
         progress: told the share that is done.
 
-    Raises what `calib.collect.collect` and `calib.refine.apply_refinements.refine` raise. The same batches in the same order
-    give the same bytes; without refinements the order does not matter either.
+    Raises what `calib.collect.collect_table` and `calib.refine.apply_refinements.refine_graph` raise. The same batches in the
+    same order give the same bytes; without refinements the order does not matter either.
     """
     model, data = load_graph(source)
-    used = effort(config.effort)
+    used = resolve_effort(config.effort)
     if images < config.collect.min_images:
         raise InputError(
             "too few calibration images",
@@ -82,7 +82,7 @@ def calibrate(
             next_command="pass more images",
         )
     share = _REFINE_SHARE if used.names else 0.0
-    found = refine(
+    found = refine_graph(
         model,
         config.scheme,
         batches(),
@@ -92,7 +92,7 @@ def calibrate(
         progress=lambda done: progress(share * done),
     )
     write_bytes(refined, serialize(found.model) if used.names else data)
-    table = collect(
+    table = collect_table(
         refined,
         batches(),
         plan_quantization(found.model, config.scheme),
@@ -110,14 +110,14 @@ def calibrate(
     )
 
 
-def quantized(model: onnx.ModelProto, table: CalibrationTable, scheme: QuantScheme, where: object) -> onnx.ModelProto:
+def quantize_graph(model: onnx.ModelProto, table: CalibrationTable, scheme: QuantScheme, where: object) -> onnx.ModelProto:
     """The Q/DQ graph of a float graph and its table, linted; nodes that the table keeps in float stay there.
 
     Raises VerdictError, naming layers, when something would not run in INT8.
     """
     plan = plan_quantization(model, replace(scheme, exclude=(*scheme.exclude, *map(escape, table.float_nodes))))
     made = insert_qdq(model, table, plan)
-    findings = [f for f in lint(made) if f.severity != "note"]
+    findings = [f for f in lint_graph(made) if f.severity != "note"]
     if findings:
         raise VerdictError(
             "the quantized graph would not run in INT8",

@@ -30,7 +30,7 @@ from calib.graph_segments import Chain, Segment, State, split
 from calib.layer_noise import Layers, capped_db
 from calib.macs import count_macs
 from calib.metrics import kl
-from calib.ort_session import FedGraph, check_batch
+from calib.ort_session import GraphSession, check_batch
 from calib.qdq_placement import QuantPlan
 from calib.qdq_writer import check_plan, insert_qdq
 
@@ -208,7 +208,7 @@ class _Measurement:
         if quantized:
             points = tuple(p for p in self.plan.points if p.node in quantized)
             written = insert_qdq(self.chain.segments[at].model, self.table, QuantPlan(points, ()))
-            instead = FedGraph(written, threads=self.threads, where=f"segment {at}")
+            instead = GraphSession(written, threads=self.threads, where=f"segment {at}")
         return [self.chain.step(at, state, instead) for state in states]
 
     def _compare(self, at: int, states: States) -> tuple[float, float]:
@@ -232,7 +232,7 @@ class _Measurement:
         values = dict(state)
         if inner:
             before = prefix(segment.model, inner)
-            values.update(FedGraph(before, threads=self.threads)(state))
+            values.update(GraphSession(before, threads=self.threads)(state))
             self._spend([n.name for n in before.graph.node], self.sizes[0])
         for group in members:
             self._spend(group * layers[group].runs, self.sizes[0])

@@ -119,13 +119,13 @@ def test_engine_receipt_and_drift(shipped_build):
 def test_the_three_graphs_are_valid_onnx(shipped_build):
     import onnx
 
-    from calib.lint import lint
+    from calib.lint import lint_graph
 
     for file in ("model.onnx", "model.int8.onnx", "model.typed.onnx"):
         model = onnx.load(shipped_build / file)
         onnx.checker.check_model(model, full_check=True)
         assert {o.domain: o.version for o in model.opset_import}[""] == 20
-        rules = {f.rule for f in lint(model) if f.severity != "note"}
+        rules = {f.rule for f in lint_graph(model) if f.severity != "note"}
         assert rules == ({"float-graph"} if file == "model.onnx" else set())
 
 
@@ -181,7 +181,7 @@ MEASURE = textwrap.dedent("""
         module.Histogram.update = lambda self, values: (kept.append(values.copy()), update(self, values))[1]
     info = read_info(SHIPPED_CHECKPOINT)
     batches = open_images(CALIBRATION_IMAGES, info.labels).take(count).batches(info.preprocess, 32)
-    table = module.collect(graph, batches, plan_quantization(onnx.load(graph)), data_sha256="0" * 64)
+    table = module.collect_table(graph, batches, plan_quantization(onnx.load(graph)), data_sha256="0" * 64)
     assert table.images == count
     print(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")).split()[1])
 """)

@@ -15,7 +15,7 @@ from calib.lint.placement_rules import lint_placement
 __all__ = ["RULES", "Finding", "Severity", "lint"]
 
 
-def lint(model: onnx.ModelProto) -> tuple[Finding, ...]:
+def lint_graph(model: onnx.ModelProto) -> tuple[Finding, ...]:
     """All findings in graph order, graph-wide ones first; empty for a graph that becomes INT8 where it says so.
 
     A float graph without any Q/DQ gets one finding. Nodes without Q/DQ on any input are float by request: no finding.

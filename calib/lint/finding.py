@@ -79,7 +79,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-def finding(rule: str, node: str, found: str) -> Finding:
+def make_finding(rule: str, node: str, found: str) -> Finding:
     """A finding of a rule of RULES."""
     severity, consequence, remedy = RULES[rule]
     return Finding(node, rule, severity, f"{found}: {consequence}. Remedy: {remedy}.")

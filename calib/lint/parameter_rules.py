@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from calib.graph import GraphIndex, TensorType, attribute, opset_version, to_array
-from calib.lint.finding import Finding, finding
+from calib.lint.finding import Finding, make_finding
 from calib.lint.trace_dequantize import DEQUANTIZE, QUANTIZE
 
 _T = onnx.TensorProto
@@ -30,14 +30,14 @@ _KNOWN_ELSEWHERE = ("INT8", "UINT8", "INT32", "UNDEFINED")
 def lint_graph_level(model: onnx.ModelProto, names: Sequence[str]) -> list[Finding]:
     """No Q/DQ at all, opset, operators that TensorRT has no parser for."""
     found = [
-        finding("integer-operator", name, node.op_type)
+        make_finding("integer-operator", name, node.op_type)
         for name, node in zip(names, model.graph.node, strict=True)
         if node.op_type in _INTEGER_OPERATORS or node.op_type.startswith("QLinear")
     ]
     if not found and not any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in model.graph.node):
-        found.append(finding("float-graph", "graph", "no QuantizeLinear or DequantizeLinear"))
+        found.append(make_finding("float-graph", "graph", "no QuantizeLinear or DequantizeLinear"))
     if opset_version(model) > _NEWEST_OPSET:
-        found.append(finding("opset", "graph", f"opset {opset_version(model)}"))
+        found.append(make_finding("opset", "graph", f"opset {opset_version(model)}"))
     return found
 
 
@@ -46,18 +46,17 @@ def lint_parameters(model: onnx.ModelProto, number: int, index: GraphIndex, type
     node, name = model.graph.node[number], index.names[number]
     if node.op_type not in (QUANTIZE, DEQUANTIZE):
         return []
-    found = (
-        [finding("blocked", name, f"block_size {attribute(node, 'block_size', 0)}")] if attribute(node, "block_size", 0) else []
-    )
+    block_size = attribute(node, "block_size", 0)
+    found = [make_finding("blocked", name, f"block_size {block_size}")] if block_size else []
     found += _type_findings(node, name, index, types)
     found += _pair_findings(model.graph.node, number, index)
     scale_name = node.input[1] if len(node.input) > 1 else ""
     if scale_name in index.constants:
         found += _scale_findings(node, name, index.constants[scale_name], types, opset_version(model))
     elif scale_name in index.producers or scale_name in index.inputs:
-        found.append(finding("scale-not-constant", name, f"scale {scale_name} is computed"))
+        found.append(make_finding("scale-not-constant", name, f"scale {scale_name} is computed"))
     else:
-        found.append(finding("scale-missing", name, f"scale {scale_name or '(none)'} is nowhere defined"))
+        found.append(make_finding("scale-missing", name, f"scale {scale_name or '(none)'} is nowhere defined"))
     return found
 
 
@@ -70,7 +69,7 @@ def _pair_findings(nodes: Sequence[onnx.NodeProto], number: int, index: GraphInd
     arrays = [to_array(t) for t in pair if t is not None]
     if len(arrays) < 2 or np.array_equal(arrays[0], arrays[1], equal_nan=True):
         return []
-    return [finding("unlike-pair", index.names[number], f"QuantizeLinear {index.names[index.producers[node.input[0]]]}")]
+    return [make_finding("unlike-pair", index.names[number], f"QuantizeLinear {index.names[index.producers[node.input[0]]]}")]
 
 
 def _type_findings(node: onnx.NodeProto, name: str, index: GraphIndex, types: Mapping[str, TensorType]) -> list[Finding]:
@@ -78,15 +77,15 @@ def _type_findings(node: onnx.NodeProto, name: str, index: GraphIndex, types: Ma
     kind = _T.DataType.Name(_quantized_type(node, zero_point, types))
     found = []
     if kind == "UINT8":
-        found.append(finding("uint8", name, "unsigned 8-bit" if zero_point is not None else "no zero-point, hence uint8"))
+        found.append(make_finding("uint8", name, "unsigned 8-bit" if zero_point is not None else "no zero-point, hence uint8"))
     elif kind == "INT32":
-        found.append(finding("int32-bias", name, f"{node.op_type} on INT32"))
+        found.append(make_finding("int32-bias", name, f"{node.op_type} on INT32"))
     elif kind in _OTHER_TYPES:
-        found.append(finding("other-type", name, kind))
+        found.append(make_finding("other-type", name, kind))
     elif kind not in _KNOWN_ELSEWHERE:
-        found.append(finding("unsupported-type", name, kind))
+        found.append(make_finding("unsupported-type", name, kind))
     if zero_point is not None and kind in ("INT8", "UINT8", "INT4") and np.any(to_array(zero_point).astype(np.int64) != 0):
-        found.append(finding("zero-point", name, f"zero-point {np.ravel(to_array(zero_point))[:4].tolist()}"))
+        found.append(make_finding("zero-point", name, f"zero-point {np.ravel(to_array(zero_point))[:4].tolist()}"))
     return found
 
 
@@ -107,9 +106,9 @@ def _scale_findings(
     scale = to_array(tensor).astype(np.float64)
     if scale.size == 0 or not np.all(np.isfinite(scale) & (scale > 0)):
         bad = scale[~(np.isfinite(scale) & (scale > 0))]
-        found.append(finding("scale-invalid", name, f"scale {bad[:4].tolist()}"))
+        found.append(make_finding("scale-invalid", name, f"scale {bad[:4].tolist()}"))
     if tensor.data_type == _T.FLOAT16 and opset < _FP16_SCALE_OPSET:
-        found.append(finding("fp16-scale-opset", name, f"FP16 scale in opset {opset}"))
+        found.append(make_finding("fp16-scale-opset", name, f"FP16 scale in opset {opset}"))
     shape = types[node.input[0]].shape if node.input[0] in types else None
     axis = int(attribute(node, "axis", 1))
     if scale.ndim != 1 or scale.size == 1 or shape is None or attribute(node, "block_size", 0):
@@ -117,5 +116,5 @@ def _scale_findings(
     channels = shape[axis] if -len(shape) <= axis < len(shape) else -1
     if channels is not None and channels != scale.size:
         what = f"axis {axis} of {shape}" if channels >= 0 else f"axis {axis} outside {shape}"
-        found.append(finding("scale-length", name, f"{scale.size} scales on {what}"))
+        found.append(make_finding("scale-length", name, f"{scale.size} scales on {what}"))
     return found

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx
 
 from calib.graph import GraphIndex, attribute
-from calib.lint.finding import Finding, finding
+from calib.lint.finding import Finding, make_finding
 from calib.lint.trace_dequantize import DEQUANTIZE, Source, trace
 
 _NORMS = (
@@ -30,10 +30,10 @@ def lint_placement(model: onnx.ModelProto, number: int, index: GraphIndex) -> li
     if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return _product(node, name, nodes, index)
     if node.op_type in _NORMS and _dequantized(node.input[0], nodes, index):
-        return [finding("norm-input", name, f"Q/DQ in front of {node.op_type}")]
+        return [make_finding("norm-input", name, f"Q/DQ in front of {node.op_type}")]
     streams = [n for n in node.input if n not in index.constant_like]
     if node.op_type == "Add" and len(streams) == 2 and any(_dequantized(n, nodes, index) for n in streams):
-        return [finding("residual-add", name, "Q/DQ in front of an addition of two activations")]
+        return [make_finding("residual-add", name, "Q/DQ in front of an addition of two activations")]
     return []
 
 
@@ -49,14 +49,16 @@ def _product(node: onnx.NodeProto, name: str, nodes: Sequence[onnx.NodeProto], i
         if source is None or not source.per_channel:
             continue
         if not source.weight:
-            found.append(finding("activation-per-channel", name, f"per-channel scale on input {position} of {node.op_type}"))
+            found.append(
+                make_finding("activation-per-channel", name, f"per-channel scale on input {position} of {node.op_type}")
+            )
         elif _along_sum(node, position, source, len(_dims(node.input[position], nodes, index))):
-            found.append(finding("weight-axis", name, f"{node.op_type} weight has its scales on axis {source.axis}"))
+            found.append(make_finding("weight-axis", name, f"{node.op_type} weight has its scales on axis {source.axis}"))
     if sum(source is not None for source in sources) == 1:
         present = 0 if sources[0] is not None else 1
         one_sided = "weight-only" if constant[present] else "one-sided-matmul"
         rule = "activation-only" if constant[1 - present] else one_sided
-        found.append(finding(rule, name, f"{node.op_type} with Q/DQ on input {present} alone"))
+        found.append(make_finding(rule, name, f"{node.op_type} with Q/DQ on input {present} alone"))
     return found
 
 

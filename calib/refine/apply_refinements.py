@@ -57,7 +57,7 @@ class Refined:
     rounded: tuple[str, ...] = ()
 
 
-def refine(
+def refine_graph(
     model: onnx.ModelProto,
     scheme: QuantScheme,
     batches: Iterable[NDArray[Any]],

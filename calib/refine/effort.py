@@ -40,7 +40,7 @@ EFFORTS: dict[str, Effort] = {
 }
 
 
-def effort(wanted: str | Effort) -> Effort:
+def resolve_effort(wanted: str | Effort) -> Effort:
     """The effort of a name, or the one that is given. Raises InputError with the known names."""
     if isinstance(wanted, Effort):
         return wanted

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from calib.errors import InputError
 from calib.graph import index_graph
 from calib.graph_segments import Segment, State, split_at
-from calib.ort_session import FedGraph, check_batch
+from calib.ort_session import GraphSession, check_batch
 
 IMAGES = 512
 """Most images that are walked through the graph, in whole batches, and at least two of these."""
@@ -51,9 +51,9 @@ def walk(
     found = list(exact)
     for tensor, segment in segments.items():
         if segment.nodes:
-            graph = FedGraph(segment.model, threads=threads, where=f"in front of {tensor}")
+            graph = GraphSession(segment.model, threads=threads, where=f"in front of {tensor}")
             changed = quantize(segment)
-            other = graph if changed is None else FedGraph(changed, threads=threads, where=f"in front of {tensor}")
+            other = graph if changed is None else GraphSession(changed, threads=threads, where=f"in front of {tensor}")
             exact = _step(segment, graph, exact)
             del found[len(exact) :]
             found = _step(segment, other, found)
@@ -83,7 +83,7 @@ def spread(batches: Iterable[NDArray[Any]], images: int) -> list[NDArray[Any]]:
     return kept
 
 
-def _step(segment: Segment, graph: FedGraph, states: list[State]) -> list[State]:
+def _step(segment: Segment, graph: GraphSession, states: list[State]) -> list[State]:
     """The states behind a segment, as many as there is room for; those in front are let go one by one."""
     behind: list[State] = []
     size = 0

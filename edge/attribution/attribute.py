@@ -223,7 +223,7 @@ def _evidence(
 
 def _stages(graphs: Graphs, sides: Sides, reference: Float32, known: tuple[float, float]) -> tuple[Stage, ...]:
     """The graphs of the build in order; `known`: SQNR of the base and of the judged graph."""
-    from calib.ort_session import FedGraph
+    from calib.ort_session import GraphSession
     from edge.attribution.graph_checks import logits_db
 
     stages = [Stage(graphs.reference.file, SQNR_CAP_DB)]
@@ -231,7 +231,7 @@ def _stages(graphs: Graphs, sides: Sides, reference: Float32, known: tuple[float
         stages.append(Stage(graphs.base.file, known[0]))
     for graph in graphs.between:
         model = graph.model
-        session, source, output = FedGraph(model, threads=0), model.graph.input[0].name, model.graph.output[0].name
+        session, source, output = GraphSession(model, threads=0), model.graph.input[0].name, model.graph.output[0].name
         stages.append(
             Stage(graph.file, logits_db(reference, np.concatenate([session({source: b})[output] for _, b in sides.pairs()])))
         )

@@ -19,7 +19,7 @@ from calib.errors import InputError
 from calib.graph import index_graph, infer_types
 from calib.graph_segments import Chain, split
 from calib.macs import MAC_OPS
-from calib.ort_session import FedGraph
+from calib.ort_session import GraphSession
 from calib.qdq_placement import QuantPlan, QuantPoint
 from calib.qdq_writer import DEQUANTIZE
 from calib.sensitivity import group_nodes
@@ -86,7 +86,7 @@ def measure_costs(
     trials: tuple[Trial, ...] = ()
     source, form = float_form(base, judged, forms)
     if tried:
-        graph = FedGraph(base, threads=0)
+        graph = GraphSession(base, threads=0)
         (image,), output = index_graph(base).inputs, base.graph.output[0].name
         reference = np.concatenate([graph({image: batch})[output] for batch, _ in sides.pairs()])
         noise = try_in_float(forms, source, tried, ends, [batch for _, batch in sides.pairs()], reference)
@@ -155,11 +155,11 @@ def isolated_noise(
         while at < min(places):
             state, at = chain.step(at, state), at + 1
         if max(places) == at:
-            ahead = chain.step(at, state, FedGraph(judged.into(chain.segments[at].model, taken), threads=0))
+            ahead = chain.step(at, state, GraphSession(judged.into(chain.segments[at].model, taken), threads=0))
             logits = chain.finish(at + 1, ahead)
         else:  # a cut that other groups need lies inside: all that is behind is one piece
             rest = split(base, output, [nodes[group]])[-1]
-            logits = rest.advance(state, FedGraph(judged.into(rest.model, taken), threads=0))[output]
+            logits = rest.advance(state, GraphSession(judged.into(rest.model, taken), threads=0))[output]
         found[group[0].name] = float(_noise(reference, logits).sum())
         done(count)
     return found, float((reference.astype(np.float64) ** 2).sum())
@@ -207,7 +207,7 @@ def try_in_float(
     All runs are of one graph with a switch per group, so that nothing but the group differs between them.
     """
     names = {unit.output: f"in_float/{group[0].name}" for group in groups for unit in group}
-    graph = FedGraph(Splicer(source, ends).into(forms.as_run, names, names.__getitem__), threads=0)
+    graph = GraphSession(Splicer(source, ends).into(forms.as_run, names, names.__getitem__), threads=0)
     (image,) = index_graph(forms.as_run).inputs
     output = forms.as_run.graph.output[0].name
     ways = [set(), *({f"in_float/{group[0].name}"} for group in groups), set(names.values())]

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from calib.graph import index_graph
-from calib.ort_session import FedGraph, TappedGraph
+from calib.ort_session import GraphSession, TappedGraph
 from calib.qdq_writer import serialize
 from edge.attribution.attribution_record import FloatDrift, TapCheck
 from edge.attribution.graph_variants import tapped
@@ -50,7 +50,7 @@ def look_at(as_run: onnx.ModelProto, taps: Sequence[str], images: Float32) -> tu
     found = seen(images)[output]
     if np.array_equal(judged, found, equal_nan=True):
         return seen, TapCheck(len(names) - 1, True, SQNR_CAP_DB, SQNR_CAP_DB)
-    plain, more = FedGraph(as_run, threads=0), FedGraph(tapped(as_run, names), threads=0)
+    plain, more = GraphSession(as_run, threads=0), GraphSession(tapped(as_run, names), threads=0)
     found = more({source: images})[output]
     untapped = plain({source: images})[output]
     identical = np.array_equal(untapped, found, equal_nan=True)
@@ -74,7 +74,7 @@ def check_float_graph(
     made = index_graph(reference).producers
     shared = [unit for unit in units if unit.output in made]
     ends = [unit.output for unit in shared]
-    sessions = [FedGraph(tapped(model, ends), threads=0) for model in (reference, base)]
+    sessions = [GraphSession(tapped(model, ends), threads=0) for model in (reference, base)]
     outputs = [model.graph.output[0].name for model in (reference, base)]
     exponents: dict[str, int] = {}
     sums = {end: [0.0, 0.0] for end in ends}

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from calib.errors import InputError
 from calib.graph import index_graph
-from calib.ort_session import FedGraph, check_batch
+from calib.ort_session import GraphSession, check_batch
 from edge.attribution.graph_variants import FED, Activation, Forms, activations, cut, tapped
 from edge.attribution.layer_spans import Unit
 from edge.images.preprocess import Float32
@@ -259,8 +259,8 @@ def watched(model: onnx.ModelProto, ends: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({*ends, *inner}, key=index.producers.__getitem__))
 
 
-def _open(model: onnx.ModelProto) -> FedGraph:
-    return FedGraph(model, threads=0)
+def _open(model: onnx.ModelProto) -> GraphSession:
+    return GraphSession(model, threads=0)
 
 
 def _squares(one: NDArray[Any], other: NDArray[Any] | np.float32) -> float:

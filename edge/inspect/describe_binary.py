@@ -170,11 +170,11 @@ def _quantized(model: onnx.ModelProto) -> str:
 
 def _findings(model: onnx.ModelProto) -> tuple[Listing, ...]:
     """What the lint says of a graph with Q/DQ; a float graph asks for no INT8."""
-    from calib.lint import lint
+    from calib.lint import lint_graph
 
     if not any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         return ()
-    rows = [(f.severity, f.node, f.message) for f in lint(model)]
+    rows = [(f.severity, f.node, f.message) for f in lint_graph(model)]
     title = f"{len(rows)} findings of the lint" if rows else "The lint has no findings"
     return (Listing(title, ("severity", "node", "finding"), tuple(rows[:LISTED_FINDINGS])),)
 

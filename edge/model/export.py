@@ -26,7 +26,7 @@ import torch
 from calib.errors import VerdictError
 from calib.files import atomic_path, sha256_file
 from calib.metrics import sqnr_db
-from calib.ort_session import FedGraph
+from calib.ort_session import GraphSession
 from edge.model.export_foldings import FOLDINGS, fold
 from edge.model.export_record import ExportRecord, Parity, Simplification
 from edge.model.metadata import CheckpointInfo, write_graph_info
@@ -214,7 +214,7 @@ def _agreement(first: Path, second: Path, images: Float32) -> float:
 def _logits_of(path: Path) -> Callable[[Float32], Float32]:
     """Runs a graph with one input and one output: images (B, 3, S, S) float32 -> logits (B, classes)."""
     graph = onnx.load(path)
-    session, (image,), (logits,) = FedGraph(graph, threads=0, where=path), graph.graph.input, graph.graph.output
+    session, (image,), (logits,) = GraphSession(graph, threads=0, where=path), graph.graph.input, graph.graph.output
     return lambda images: np.asarray(session({image.name: images})[logits.name])
 
 

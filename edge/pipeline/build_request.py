@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calib.calibration_table import MIN_IMAGES
-from calib.calibrators import method as range_method
+from calib.calibrators import range_method
 from calib.errors import InputError
-from calib.refine.effort import effort as check_effort
+from calib.refine.effort import resolve_effort
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, SHIPPED_MODEL, TEST_IMAGES
 from edge.images.labelled_images import ImageSet, open_images
 from edge.model.metadata import CheckpointInfo, read_info
@@ -94,7 +94,7 @@ class BuildRequest:
             )
         check_budget(self.max_drop_points)
         range_method(self.method)
-        check_effort(self.effort)
+        resolve_effort(self.effort)
         check_floor(self.int8_floor)
         self.builder.check(self.target, self.out)
 

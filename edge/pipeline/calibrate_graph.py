@@ -21,8 +21,7 @@ from calib.graph import load_graph
 from calib.metrics import sqnr_db, top1_agreement
 from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
 from calib.qdq_writer import serialize
-from calib.quantize import CalibrateConfig, quantized
-from calib.quantize import calibrate as calibrate_graph
+from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
 from calib.trt_calibration_cache import cache_text
 from edge.images.graph_input import first_not_finite, input_shape
 from edge.pipeline.calibrate_request import WRITTEN, CalibrateInputs, CalibrateRequest, resolve
@@ -57,7 +56,7 @@ def run(request: CalibrateRequest, progress: Progress) -> int:
     if request.max_drop_points is not None:
         found = fit(model, table, scheme, inputs.holdout, reference, request.max_drop_points, progress)
         table, exit_code = replace(table, float_nodes=found.float_nodes), 0 if found.met else 1
-    made = quantized(model, table, scheme, request.out / QUANTIZED)
+    made = quantize_graph(model, table, scheme, request.out / QUANTIZED)
     int8 = OrtRunner(request.out / QUANTIZED, data=serialize(made), throughput=True)
     answers = _answers(int8, "the INT8 graph", inputs.holdout, progress)
     summary = list(_summary(inputs, table, made, reference, answers))

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import onnx
 
 from calib.calibration_table import MIN_IMAGES, CalibrationTable, check_table, load_table
-from calib.calibrators import method as range_method
+from calib.calibrators import range_method
 from calib.errors import InputError, MissingError
 from calib.files import sha256_bytes
 from calib.graph import load_graph
-from calib.refine.effort import effort
+from calib.refine.effort import resolve_effort
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT
 from edge.images.graph_input import GraphImages, Normalisation, fixed_batch, input_shape, made_up, open_graph_images
 from edge.model.metadata import graph_preprocess, read_graph_info, read_info
@@ -65,7 +65,7 @@ class CalibrateRequest:
     max_drop_points: float | None = None
 
     def __post_init__(self) -> None:
-        effort(self.effort)
+        resolve_effort(self.effort)
         range_method(self.method)
         for option, value in (("--count", self.count), ("--random", self.random)):
             if value is not None and value < 1:

@@ -10,7 +10,7 @@ from calib.budget import BudgetResult, drop_points, fit_budget
 from calib.macs import count_macs
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.qdq_writer import serialize
-from calib.quantize import quantized
+from calib.quantize import quantize_graph
 from calib.sensitivity import IMAGES, measure_sensitivity
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
 
@@ -48,7 +48,7 @@ def fit(
     macs = count_macs(model, batch=1)
 
     def evaluate(float_nodes: tuple[str, ...]) -> float:
-        made = quantized(model, replace(table, float_nodes=float_nodes), scheme, "a trial of the search")
+        made = quantize_graph(model, replace(table, float_nodes=float_nodes), scheme, "a trial of the search")
         runner = OrtRunner(Path("a trial of the search"), data=serialize(made), throughput=True)
         drop = drop_points(reference, run_all(runner, images.batches(BATCH)), images.labels)
         progress.say(f"    {len(float_nodes)} of {len(plan.nodes)} layers in float: drop {drop:+.2f} points")

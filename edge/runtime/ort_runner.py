@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calib.errors import InputError, MissingError
-from calib.parallel import in_order, shared_cores
+from calib.parallel import ordered_map, shared_cores
 from edge.runtime.runner import Runner
 
 BATCH = 16
@@ -79,7 +79,7 @@ def run_all(
     """Output of a graph on all batches, (n, ...); `done` is told the number of images after each."""
     found: list[npt.NDArray[np.float32]] = []
     images = 0
-    for count, logits in in_order(lambda batch: (len(batch), runner(batch)), batches, runner.at_once):
+    for count, logits in ordered_map(lambda batch: (len(batch), runner(batch)), batches, runner.at_once):
         found.append(logits)
         images += count
         done(images)

@@ -11,7 +11,7 @@ import onnx
 
 from calib.errors import InputError
 from calib.ort_session import TappedGraph, checked
-from calib.parallel import in_order, shared_cores
+from calib.parallel import ordered_map, shared_cores
 from edge.stability.finders.xnorm import XNormSite
 from edge.stability.input_bounds import bound_kv, bound_q
 from edge.stability.observed_ranges import Certified, Observed, observe_vectors
@@ -112,7 +112,7 @@ def measure(
     graph = TappedGraph(model, taps(sites), threads=threads)
     merged: list[Observed] = []
     images = 0
-    for batch, tensors in in_order(lambda batch: (batch, graph(batch)), checked(batches), at_once):
+    for batch, tensors in ordered_map(lambda batch: (batch, graph(batch)), checked(batches), at_once):
         watch({**tensors, graph.source: batch})
         seen = [observe(site, tensors) for site in sites]
         merged = [old.merge(new) for old, new in zip(merged, seen, strict=True)] if merged else seen

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from calib.calibration_table import CalibrationTable, save_table
-from calib.collect import CollectConfig, collect
+from calib.collect import CollectConfig, collect_table
 from calib.errors import MissingError, UfovitError
 from calib.graph import load_graph
 from calib.metrics import sqnr_db
@@ -257,7 +257,7 @@ def stored(task: Task) -> Iterator[Images]:
 
 
 def calibrate(graph: Path, batches: Any, plan: QuantPlan, config: CollectConfig) -> CalibrationTable:
-    return collect(graph, batches, plan, data_sha256="", config=config)
+    return collect_table(graph, batches, plan, data_sha256="", config=config)
 
 
 def run(graph: TappedGraph, output: str, values: Images, batch: int) -> npt.NDArray[Any]:

@@ -26,7 +26,7 @@ from calib.graph import load_graph
 from calib.metrics import sqnr_db, top1_agreement
 from calib.qdq_placement import QuantScheme
 from calib.qdq_writer import serialize
-from calib.quantize import CalibrateConfig, calibrate, quantized  # the checkout's own packages
+from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph  # the checkout's own packages
 from calib.refine.effort import EFFORTS, Effort
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all, tapped_batch
 
@@ -69,7 +69,7 @@ def _quantize(graph: Path, calib: np.ndarray, effort: Effort) -> bytes:  # type:
     size = tapped_batch(calib.shape[-1])
     with tempfile.TemporaryDirectory() as folder:
         refined = Path(folder) / "refined.onnx"
-        table = calibrate(
+        table = calibrate_graph(
             graph,
             refined,
             lambda: (np.asarray(calib[i : i + size]) for i in range(0, len(calib), size)),
@@ -77,7 +77,7 @@ def _quantize(graph: Path, calib: np.ndarray, effort: Effort) -> bytes:  # type:
             data_sha256="",
             config=CalibrateConfig(effort, QuantScheme(), CollectConfig(at_once=2), refine_threads=2),
         )
-        return serialize(quantized(load_graph(refined)[0], table, QuantScheme(), refined))
+        return serialize(quantize_graph(load_graph(refined)[0], table, QuantScheme(), refined))
 
 
 def _logits(runner: OrtRunner, images: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]  # float32, any shape

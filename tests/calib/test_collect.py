@@ -14,7 +14,7 @@ from onnx import helper as h
 
 from calib.calibration_table import RangeShift
 from calib.calibrators import METHODS
-from calib.collect import UNSETTLED, CollectConfig, collect, observe, unsettled
+from calib.collect import UNSETTLED, CollectConfig, collect_table, observe, unsettled
 from calib.errors import InputError
 from calib.qdq_placement import QuantPlan, QuantPoint, plan_quantization
 
@@ -36,7 +36,7 @@ def untapped(path, tensor, images):
 
 def test_every_tap_sees_what_the_untapped_graph_computes(tiny, tiny_path, images):
     plan = plan_quantization(tiny)
-    table = collect(tiny_path, np.split(images, 8), plan, data_sha256="d", config=MINMAX)
+    table = collect_table(tiny_path, np.split(images, 8), plan, data_sha256="d", config=MINMAX)
     assert tuple(table.tensors) == plan.activations
     for name, entry in table.tensors.items():
         values = untapped(tiny_path, name, images)
@@ -57,19 +57,19 @@ def test_histograms_count_every_element(tiny, tiny_path, images):
 def test_batching_does_not_change_the_table(tiny, tiny_path, images, method):
     plan, config = plan_quantization(tiny), CollectConfig(method)
     tables = [
-        collect(tiny_path, parts, plan, data_sha256="d", config=config)
+        collect_table(tiny_path, parts, plan, data_sha256="d", config=config)
         for parts in ([images], np.split(images, [5, 40]), np.split(images, 64))
     ]
     for name, entry in tables[0].tensors.items():
         for other in tables[1:]:  # kernels may sum in another order for another batch size
             assert other.tensors[name].amax == pytest.approx(entry.amax, rel=0.05 if method != "minmax" else 1e-5)
-    assert collect(tiny_path, [images], plan, data_sha256="d", config=config) == tables[0]
+    assert collect_table(tiny_path, [images], plan, data_sha256="d", config=config) == tables[0]
 
 
 def test_progress_and_stamp(tiny, tiny_path, images):
     seen = []
     config = CollectConfig("minmax", synthetic=True)
-    table = collect(
+    table = collect_table(
         tiny_path, np.split(images, 4), plan_quantization(tiny), data_sha256="", config=config, progress=seen.append
     )
     assert seen == [16, 32, 48, 64]
@@ -81,19 +81,19 @@ def test_the_same_batches_in_any_order_give_the_same_table(tiny, tiny_path, imag
     plan, batches = plan_quantization(tiny), np.split(images, [3, 10, 31, 40])
     config = CollectConfig(threads=threads)
     tables = [
-        collect(tiny_path, [batches[i] for i in order], plan, data_sha256="d", config=config)
+        collect_table(tiny_path, [batches[i] for i in order], plan, data_sha256="d", config=config)
         for order in ((0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 4, 0, 3, 1))
     ]
     assert tables[0] == tables[1] == tables[2]
     assert tables[0].range_shift is not None
-    assert collect(tiny_path, [*batches[:4], images[:24]], plan, data_sha256="d", config=config) != tables[0]
+    assert collect_table(tiny_path, [*batches[:4], images[:24]], plan, data_sha256="d", config=config) != tables[0]
 
 
 @pytest.mark.parametrize("at_once", [2, 5])
 def test_batches_at_once_give_the_same_table_in_the_same_order(tiny, tiny_path, images, at_once):
     plan, batches, seen = plan_quantization(tiny), np.split(images, [3, 10, 31, 40]), []
     tables = [
-        collect(tiny_path, batches, plan, data_sha256="d", config=CollectConfig(at_once=count), progress=seen.append)
+        collect_table(tiny_path, batches, plan, data_sha256="d", config=CollectConfig(at_once=count), progress=seen.append)
         for count in (1, at_once)
     ]
     assert tables[0] == tables[1]
@@ -104,7 +104,7 @@ def test_a_bad_batch_among_several_at_once_is_named(tiny, tiny_path, images):
     batches = np.split(images, 8)
     batches[5][1, 0, 0, 0] = np.nan
     with pytest.raises(InputError, match=r"NaN or infinity in the images[\s\S]*batch after image 40"):
-        collect(tiny_path, batches, plan_quantization(tiny), data_sha256="d", config=CollectConfig(at_once=3))
+        collect_table(tiny_path, batches, plan_quantization(tiny), data_sha256="d", config=CollectConfig(at_once=3))
 
 
 @pytest.mark.parametrize("wrong", [{"at_once": 0}, {"threads": 0}, {"min_images": 0}])
@@ -115,7 +115,7 @@ def test_counts_that_make_no_sense_are_refused(wrong):
 
 def test_the_range_shift_is_that_of_two_heaps_of_images(tiny, tiny_path, images):
     plan = plan_quantization(tiny)
-    table = collect(tiny_path, np.split(images, 4), plan, data_sha256="d", config=MINMAX)
+    table = collect_table(tiny_path, np.split(images, 4), plan, data_sha256="d", config=MINMAX)
     odd = np.array([zlib.crc32(image.tobytes()) % 2 == 1 for image in images])
     by_hand = {}
     for name in plan.activations:
@@ -133,14 +133,14 @@ def test_more_images_move_the_ranges_less(tiny, tiny_path):
     plan = plan_quantization(tiny)
     few, many = (np.random.default_rng(1).normal(size=(count, 3, 8, 8)).astype(np.float32) for count in (32, 2048))
     shifts = [
-        collect(tiny_path, [shown], plan, data_sha256="d", config=CollectConfig("percentile:99.9")).range_shift.median
+        collect_table(tiny_path, [shown], plan, data_sha256="d", config=CollectConfig("percentile:99.9")).range_shift.median
         for shown in (few, many)
     ]
     assert shifts[0] > 3 * shifts[1] > 0
 
 
 def test_a_user_is_told_when_ranges_have_not_settled(tiny, tiny_path, images):
-    table = collect(tiny_path, [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
+    table = collect_table(tiny_path, [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
     moving = replace(table, range_shift=RangeShift(2 * UNSETTLED, 0.5, "kv"))
     sentence = unsettled(moving)
     for part in ("64 images", f"{2 * UNSETTLED:.1%}", f"at most {UNSETTLED:.0%}", "50% at kv", "more images"):
@@ -152,26 +152,28 @@ def test_a_user_is_told_when_ranges_have_not_settled(tiny, tiny_path, images):
 def test_the_preprocessing_is_stamped(tiny, tiny_path, images):
     plan = plan_quantization(tiny)
     config = replace(MINMAX, preprocess_sha256="p")
-    assert collect(tiny_path, [images], plan, data_sha256="d", config=config).preprocess_sha256 == "p"
-    assert collect(tiny_path, [images], plan, data_sha256="d", config=MINMAX).preprocess_sha256 == ""
+    assert collect_table(tiny_path, [images], plan, data_sha256="d", config=config).preprocess_sha256 == "p"
+    assert collect_table(tiny_path, [images], plan, data_sha256="d", config=MINMAX).preprocess_sha256 == ""
 
 
 def test_too_few_images_are_refused(tiny, tiny_path, images):
     plan = plan_quantization(tiny)
     for batches in ([images[:31]], []):
         with pytest.raises(InputError, match=r"too few[\s\S]*at least 32[\s\S]*--calib-data"):
-            collect(tiny_path, batches, plan, data_sha256="d", config=MINMAX)
-    assert collect(tiny_path, [images[:2]], plan, data_sha256="d", config=CollectConfig("minmax", min_images=2)).images == 2
+            collect_table(tiny_path, batches, plan, data_sha256="d", config=MINMAX)
+    assert (
+        collect_table(tiny_path, [images[:2]], plan, data_sha256="d", config=CollectConfig("minmax", min_images=2)).images == 2
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_bounds_that_hold_change_no_scale(tiny, tiny_path, images, method):
     plan, config = plan_quantization(tiny), CollectConfig(method)
-    free = collect(tiny_path, [images], plan, data_sha256="d", config=config)
+    free = collect_table(tiny_path, [images], plan, data_sha256="d", config=config)
     largest = {name: float(np.abs(untapped(tiny_path, name, images)).max()) for name in plan.activations}
     for factor in (1.001, 100):
         bounds = {name: factor * value for name, value in largest.items()} | {"no tensor of the plan": 0.0}
-        bounded = collect(tiny_path, [images], plan, data_sha256="d", bounds=bounds, config=config)
+        bounded = collect_table(tiny_path, [images], plan, data_sha256="d", bounds=bounds, config=config)
         assert {n: (t.amax, t.scale, t.source) for n, t in bounded.tensors.items()} == {
             n: (t.amax, t.scale, "data") for n, t in free.tensors.items()
         }
@@ -183,15 +185,15 @@ def test_a_bound_that_the_images_exceed_is_refused_with_the_tensor_named(tiny, t
     plan = plan_quantization(tiny)
     largest = float(np.abs(untapped(tiny_path, "xn", images)).max())
     with pytest.raises(InputError, match=rf"exceeds the bound that was proven[\s\S]*tensor xn[\s\S]*found: {str(largest)[:5]}"):
-        collect(tiny_path, [images], plan, data_sha256="d", bounds={"xn": largest / 2}, config=MINMAX)
-    assert collect(tiny_path, [images], plan, data_sha256="d", bounds={"xn": 2 * largest}, config=MINMAX).images == 64
+        collect_table(tiny_path, [images], plan, data_sha256="d", bounds={"xn": largest / 2}, config=MINMAX)
+    assert collect_table(tiny_path, [images], plan, data_sha256="d", bounds={"xn": 2 * largest}, config=MINMAX).images == 64
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_bad_images_are_refused(tiny, tiny_path, images, bad):
     images[40, 0, 0, 0] = bad
     with pytest.raises(InputError, match="batch after image 32"):
-        collect(tiny_path, np.split(images, 2), plan_quantization(tiny), data_sha256="d", config=MINMAX)
+        collect_table(tiny_path, np.split(images, 2), plan_quantization(tiny), data_sha256="d", config=MINMAX)
 
 
 def test_a_nan_inside_the_network_is_refused_with_the_tensor_named(tiny, images, tmp_path):
@@ -200,36 +202,36 @@ def test_a_nan_inside_the_network_is_refused_with_the_tensor_named(tiny, images,
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.full((8, 8), np.inf, np.float32), "w_v"))
     onnx.save(tiny, tmp_path / "bad.onnx")
     with pytest.raises(InputError, match="tensor v1"):
-        collect(tmp_path / "bad.onnx", [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
+        collect_table(tmp_path / "bad.onnx", [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
 
 
 def test_a_tensor_that_is_always_zero_is_refused_with_its_name(tiny, tiny_path, images):
     with pytest.raises(InputError, match=r"tensor image[\s\S]*amax 0"):
-        collect(tiny_path, [0 * images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
+        collect_table(tiny_path, [0 * images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
 
 
 def test_arrays_that_the_graph_does_not_take_are_refused(tiny, tiny_path, images):
     plan = plan_quantization(tiny)
     with pytest.raises(InputError, match="float64"):
-        collect(tiny_path, [images.astype(float)], plan, data_sha256="d", config=MINMAX)
+        collect_table(tiny_path, [images.astype(float)], plan, data_sha256="d", config=MINMAX)
     with pytest.raises(InputError, match="does not take these images"):
-        collect(tiny_path, [images[:, :2]], plan, data_sha256="d", config=MINMAX)
+        collect_table(tiny_path, [images[:, :2]], plan, data_sha256="d", config=MINMAX)
 
 
 def test_a_foreign_plan_is_refused(tiny_path, images):
     plan = QuantPlan((QuantPoint("n", 0, "elsewhere", "activation"),), ())
     with pytest.raises(InputError, match=r"another graph[\s\S]*elsewhere"):
-        collect(tiny_path, [images], plan, data_sha256="d", config=MINMAX)
+        collect_table(tiny_path, [images], plan, data_sha256="d", config=MINMAX)
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:0], lambda data: data[:-40], lambda data: b"\xff" + data])
 def test_files_that_are_no_graph_are_refused(tiny, tiny_path, images, spoil):
     tiny_path.write_bytes(spoil(tiny_path.read_bytes()))
     with pytest.raises(InputError, match="not an ONNX file"):
-        collect(tiny_path, [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
+        collect_table(tiny_path, [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
     tiny_path.unlink()
     with pytest.raises(InputError, match="cannot be read"):
-        collect(tiny_path, [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
+        collect_table(tiny_path, [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
 
 
 def test_a_graph_that_onnx_runtime_refuses_is_an_input_error(tiny, tiny_path, images):
@@ -237,13 +239,13 @@ def test_a_graph_that_onnx_runtime_refuses_is_an_input_error(tiny, tiny_path, im
     tiny.graph.node[1].op_type = "Gelato"
     onnx.save(tiny, tiny_path)
     with pytest.raises(InputError, match=r"refuses the graph[\s\S]*Gelato"):
-        collect(tiny_path, [images], plan, data_sha256="d", config=MINMAX)
+        collect_table(tiny_path, [images], plan, data_sha256="d", config=MINMAX)
 
 
 def test_weights_in_other_files_are_refused(tiny, images, tmp_path):
     onnx.save(tiny, tmp_path / "t.onnx", save_as_external_data=True, size_threshold=16)
     with pytest.raises(InputError, match="outside the ONNX file"):
-        collect(tmp_path / "t.onnx", [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
+        collect_table(tmp_path / "t.onnx", [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
 
 
 def test_configuration_is_validated():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from splits import merged_in_some_order, three_parts
 
-from calib.calibrators import METHODS, entropy, method, minmax, mse, percentile
+from calib.calibrators import METHODS, entropy, minmax, mse, percentile, range_method
 from calib.errors import InputError
 from calib.histogram import BINS, Histogram
 
@@ -119,7 +119,7 @@ def test_percentile_is_within_a_bin_of_numpys(percent):
     exact = np.percentile(np.abs(values), percent, method="inverted_cdf")
     found = percentile(histogram, percent)
     assert exact <= found <= exact + histogram.width
-    assert method(f"percentile:{percent}")(histogram) == found
+    assert range_method(f"percentile:{percent}")(histogram) == found
     assert percentile(histogram, 100) == histogram.amax
 
 
@@ -205,12 +205,12 @@ def test_every_method_handles_constants_and_zeros(name):
 @pytest.mark.parametrize("name", ["nothing", "percentile:0", "percentile:x", "percentile:101", "minmax:3"])
 def test_unknown_methods_are_refused(name):
     with pytest.raises(InputError):
-        method(name)
+        range_method(name)
 
 
 def test_the_list_of_methods_is_in_the_message():
     with pytest.raises(InputError, match="minmax, percentile, entropy, mse"):
-        method("histogram")
+        range_method("histogram")
 
 
 def test_memory_is_fixed():

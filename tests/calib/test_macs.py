@@ -4,7 +4,7 @@ import pytest
 from onnx import TensorProto as T
 from onnx import helper as h
 
-from calib.collect import CollectConfig, collect
+from calib.collect import CollectConfig, collect_table
 from calib.errors import InputError
 from calib.macs import count_macs
 from calib.qdq_placement import plan_quantization
@@ -28,7 +28,7 @@ def test_counts_are_those_by_hand(tiny, batch):
 
 def test_quantizing_does_not_change_the_count(tiny, tiny_path, images):
     plan = plan_quantization(tiny)
-    table = collect(tiny_path, [images], plan, data_sha256="d", config=CollectConfig("minmax"))
+    table = collect_table(tiny_path, [images], plan, data_sha256="d", config=CollectConfig("minmax"))
     assert count_macs(insert_qdq(tiny, table, plan)) == BY_HAND
 
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from calib.parallel import MOST_RUNS, in_order, shared_cores
+from calib.parallel import MOST_RUNS, ordered_map, shared_cores
 
 
 class Counted:
@@ -30,13 +30,13 @@ def test_order_is_that_of_the_items_whichever_is_done_first(at_once, count):
         time.sleep(0.002 * ((count - i) % 3))
         return i * i
 
-    assert list(in_order(slow_first, range(count), at_once)) == [i * i for i in range(count)]
+    assert list(ordered_map(slow_first, range(count), at_once)) == [i * i for i in range(count)]
 
 
 @pytest.mark.parametrize("at_once", [2, 3])
 def test_so_many_are_under_way_at_the_same_time(at_once):
     meeting = threading.Barrier(at_once)  # breaks, and raises, unless all are there within the time
-    assert list(in_order(lambda i: (meeting.wait(10), i)[1], range(3 * at_once), at_once)) == list(range(3 * at_once))
+    assert list(ordered_map(lambda i: (meeting.wait(10), i)[1], range(3 * at_once), at_once)) == list(range(3 * at_once))
 
 
 def test_no_more_are_under_way_at_the_same_time():
@@ -50,13 +50,13 @@ def test_no_more_are_under_way_at_the_same_time():
         with lock:
             now[0] -= 1
 
-    list(in_order(call, range(12), 3))
+    list(ordered_map(call, range(12), 3))
     assert most == [3]
 
 
 def test_one_at_once_stays_in_the_calling_thread_and_is_lazy():
     items, seen = Counted(range(5)), []
-    results = in_order(lambda i: seen.append(threading.get_ident()) or i, items, 1)
+    results = ordered_map(lambda i: seen.append(threading.get_ident()) or i, items, 1)
     assert (next(results), next(results), items.taken) == (0, 1, 2)
     assert set(seen) == {threading.get_ident()}
 
@@ -69,7 +69,7 @@ def test_items_are_taken_in_the_calling_thread_few_ahead():
             threads.append(threading.get_ident())
             yield i
 
-    results = in_order(lambda i: i, items(), 2)
+    results = ordered_map(lambda i: i, items(), 2)
     for turn in range(20):
         assert next(results) == turn
         assert len(threads) <= turn + 3
@@ -88,8 +88,8 @@ def test_what_a_call_raises_comes_in_its_turn_and_no_other_is_begun(at_once):
 
     taken = []
     with pytest.raises(ValueError, match="the third"):
-        taken.extend(in_order(call, range(100), at_once))
-    results = in_order(call, range(100), at_once)
+        taken.extend(ordered_map(call, range(100), at_once))
+    results = ordered_map(call, range(100), at_once)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="the third"):
         next(results)
@@ -102,12 +102,12 @@ def test_what_the_items_raise_is_raised():
         raise KeyError("no such image")
 
     with pytest.raises(KeyError, match="no such image"):
-        list(in_order(lambda i: i, items(), 2))
+        list(ordered_map(lambda i: i, items(), 2))
 
 
 def test_no_thread_is_left_when_the_results_are_dropped():
     before = threading.active_count()
-    results = in_order(lambda i: i, range(100), 4)
+    results = ordered_map(lambda i: i, range(100), 4)
     next(results)
     results.close()
     assert threading.active_count() == before

@@ -12,9 +12,9 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from calib.calibration_table import CalibrationTable, TensorScale
-from calib.collect import CollectConfig, collect
+from calib.collect import CollectConfig, collect_table
 from calib.errors import InputError
-from calib.lint import lint
+from calib.lint import lint_graph
 from calib.metrics import sqnr_db
 from calib.qdq_placement import QuantPlan, QuantPoint, QuantScheme, plan_quantization
 from calib.qdq_writer import insert_qdq, quantize_weight, read_qdq, serialize
@@ -34,7 +34,7 @@ def plan(tiny):
 
 @pytest.fixture
 def table(tiny_path, images, plan):
-    return collect(tiny_path, [images], plan, data_sha256="d", config=CollectConfig("minmax"))
+    return collect_table(tiny_path, [images], plan, data_sha256="d", config=CollectConfig("minmax"))
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def initializers(model):
 
 def test_the_graph_is_valid_and_close_to_the_float_graph(tiny, quantized, images):
     onnx.checker.check_model(quantized, full_check=True)
-    assert lint(quantized) == ()
+    assert lint_graph(quantized) == ()
     reference = run(tiny, images)
     assert 25 < sqnr_db(reference, run(quantized, images)) < 60
 
@@ -175,7 +175,7 @@ def test_excluded_nodes_keep_their_float_weights(tiny, table, images):
     model = insert_qdq(tiny, table, plan)
     assert "w_k" in initializers(model)
     assert next(n for n in model.graph.node if n.output[0] == "k0").input[0] == "ln"
-    assert lint(model) == ()
+    assert lint_graph(model) == ()
     run(model, images)
 
 

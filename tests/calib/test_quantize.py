@@ -16,11 +16,11 @@ from onnx import numpy_helper
 from calib.calibration_table import SEARCHED, TensorScale, check_table, load_table, save_table
 from calib.collect import CollectConfig
 from calib.errors import InputError, VerdictError
-from calib.lint import lint
+from calib.lint import lint_graph
 from calib.metrics import sqnr_db
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.qdq_writer import read_qdq
-from calib.quantize import CalibrateConfig, calibrate, quantized
+from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
 
 SCHEME = QuantScheme()
 SEEN_DB = 6.0
@@ -46,7 +46,7 @@ def unseen():
 def calibrated(path, images, **settings):
     """Refined file and table; the table has gone through its file."""
     refined = path.with_name("refined.onnx")
-    table = calibrate(
+    table = calibrate_graph(
         path, refined, lambda: np.split(images, 4), images=64, data_sha256="images", config=CalibrateConfig(**settings)
     )
     save_table(path.with_name("table.json"), table)
@@ -74,8 +74,8 @@ def test_the_table_says_where_it_comes_from(tiny_path, images, effort):
     assert len(settled) == (0 if effort == "fast" else 3), "of the others, products of two activations read some"
     assert {entry.method for t, entry in table.tensors.items() if t not in settled} == {"mse"}
     check_table(table, onnx_sha256=digest(refined), data_sha256="images")
-    made = quantized(model, table, SCHEME, refined)
-    assert lint(made) == ()
+    made = quantize_graph(model, table, SCHEME, refined)
+    assert lint_graph(made) == ()
     found = read_qdq(made)
     assert all(found[t].scale == (entry.scale,) for t, entry in table.tensors.items())
 
@@ -114,7 +114,7 @@ def test_bounds_are_asked_for_the_refined_graph_and_kept(tiny_path, images):
 @pytest.mark.parametrize("effort", ["fast", "balanced"])
 def test_progress_rises_to_one(tiny_path, images, effort):
     seen = []
-    calibrate(
+    calibrate_graph(
         tiny_path,
         tiny_path.with_name("refined.onnx"),
         lambda: np.split(images, 4),
@@ -131,7 +131,7 @@ def test_progress_rises_to_one(tiny_path, images, effort):
 def test_too_few_images_are_refused_before_anything_is_written(tiny_path, images):
     for effort in ("fast", "balanced"):
         with pytest.raises(InputError, match=r"too few calibration images[\s\S]*found: 31[\s\S]*at least 32"):
-            calibrate(
+            calibrate_graph(
                 tiny_path,
                 tiny_path.with_name("refined.onnx"),
                 lambda: pytest.fail("no image is looked at"),
@@ -142,7 +142,7 @@ def test_too_few_images_are_refused_before_anything_is_written(tiny_path, images
     assert [p.name for p in tiny_path.parent.iterdir()] == ["tiny.onnx"]
     few = CollectConfig(min_images=8)
     refined = tiny_path.with_name("refined.onnx")
-    calibrate(tiny_path, refined, lambda: [images[:8]], images=8, data_sha256="", config=CalibrateConfig(collect=few))
+    calibrate_graph(tiny_path, refined, lambda: [images[:8]], images=8, data_sha256="", config=CalibrateConfig(collect=few))
 
 
 def test_unknown_names_are_refused_at_once():
@@ -165,8 +165,8 @@ def test_float_nodes_stay_in_float_by_their_very_names(make_model, tmp_path):
     onnx.save(model, path)
     values = np.random.default_rng(5).normal(size=(64, 6)).astype(np.float32)
     refined, table = calibrated(path, values, effort="balanced")
-    kept = quantized(onnx.load(refined), replace(table, float_nodes=tuple(names[:2])), SCHEME, refined)
-    whole = quantized(onnx.load(refined), table, SCHEME, refined)
+    kept = quantize_graph(onnx.load(refined), replace(table, float_nodes=tuple(names[:2])), SCHEME, refined)
+    whole = quantize_graph(onnx.load(refined), table, SCHEME, refined)
 
     def in_int8(graph):
         dequantized = {n.output[0] for n in graph.graph.node if n.op_type == "DequantizeLinear"}
@@ -179,7 +179,7 @@ def test_float_nodes_stay_in_float_by_their_very_names(make_model, tmp_path):
     reference = run(model, values)
     assert sqnr_db(reference, run(kept, values)) > sqnr_db(reference, run(whole, values))
     with pytest.raises(InputError, match="exclusion matches no node"):
-        quantized(onnx.load(refined), replace(table, float_nodes=("gone",)), SCHEME, refined)
+        quantize_graph(onnx.load(refined), replace(table, float_nodes=("gone",)), SCHEME, refined)
 
 
 def test_a_graph_that_would_not_run_in_int8_is_refused_by_layer(make_model, tmp_path):
@@ -195,7 +195,7 @@ def test_a_graph_that_would_not_run_in_int8_is_refused_by_layer(make_model, tmp_
     onnx.save(model, path)
     _, table = calibrated(path, np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32), effort="fast")
     with pytest.raises(VerdictError, match=r"would not run in INT8[\s\S]*where: here[\s\S]*integer: [\s\S]*in all"):
-        quantized(model, table, SCHEME, "here")
+        quantize_graph(model, table, SCHEME, "here")
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def good(tiny, tiny_path, images):
     """Refined graph, table, Q/DQ graph, and the SQNR of its outputs."""
     refined, table = calibrated(tiny_path, images)
     model = onnx.load(refined)
-    made = quantized(model, table, SCHEME, refined)
+    made = quantize_graph(model, table, SCHEME, refined)
     decibels = sqnr_db(run(tiny, unseen()), run(made, unseen()))
     assert decibels > 28
     return model, table, made, decibels
@@ -218,16 +218,16 @@ def rescaled(table, amax_of):
 def test_control_scales_of_other_tensors_are_seen_in_the_outputs(tiny, good, shift):
     model, table, _, decibels = good
     ranges = [entry.amax for entry in table.tensors.values()]
-    spoiled = quantized(model, rescaled(table, lambda i, _entry: ranges[i - shift]), SCHEME, "")
-    assert lint(spoiled) == (), "every scale is legal"
+    spoiled = quantize_graph(model, rescaled(table, lambda i, _entry: ranges[i - shift]), SCHEME, "")
+    assert lint_graph(spoiled) == (), "every scale is legal"
     assert sqnr_db(run(tiny, unseen()), run(spoiled, unseen())) < decibels - SEEN_DB
 
 
 @pytest.mark.parametrize("factor", [0.5, 8.0])
 def test_control_scales_that_are_off_by_a_factor_are_seen_in_the_outputs(tiny, good, factor):
     model, table, _, decibels = good
-    spoiled = quantized(model, rescaled(table, lambda _i, entry: entry.amax * factor), SCHEME, "")
-    assert lint(spoiled) == ()
+    spoiled = quantize_graph(model, rescaled(table, lambda _i, entry: entry.amax * factor), SCHEME, "")
+    assert lint_graph(spoiled) == ()
     assert sqnr_db(run(tiny, unseen()), run(spoiled, unseen())) < decibels - SEEN_DB
 
 
@@ -258,14 +258,14 @@ def test_control_one_channel_out_of_a_weight_is_seen_in_the_outputs(tiny, good):
     assert len(weights_of(made)) == 5
     for weight in weights_of(made):
         spoiled = with_scale(made, weight, 100)
-        assert lint(spoiled) == (), "it is a legal scale"
+        assert lint_graph(spoiled) == (), "it is a legal scale"
         assert sqnr_db(run(tiny, unseen()), run(spoiled, unseen())) < decibels - SEEN_DB, weight
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, np.inf, np.nan])
 def test_control_a_scale_that_is_none_is_seen_by_lint(good, factor):
     for weight in weights_of(good[2]):
-        assert {f.rule for f in lint(with_scale(good[2], weight, factor))} == {"scale-invalid"}
+        assert {f.rule for f in lint_graph(with_scale(good[2], weight, factor))} == {"scale-invalid"}
 
 
 def test_control_a_table_of_other_weights_is_seen_by_its_digest(tiny, tiny_path, images, good):
@@ -292,4 +292,4 @@ def test_control_a_tensor_without_a_scale_is_refused(good):
     model, table, _, _ = good
     fewer = replace(table, tensors={t: e for t, e in table.tensors.items() if t != "ln"})
     with pytest.raises(InputError, match=r"no scale[\s\S]*ln"):
-        quantized(model, fewer, SCHEME, "")
+        quantize_graph(model, fewer, SCHEME, "")

@@ -186,13 +186,13 @@ def test_less_is_run_than_one_forward_per_group(measured):
 def test_what_is_run_is_counted(make_model, few, monkeypatch):
     """MACs by the sessions that were called, counted from the outside."""
     from calib.macs import count_macs
-    from calib.ort_session import FedGraph
+    from calib.ort_session import GraphSession
 
     model = network(make_model)
     plan = plan_quantization(model)
     table = table_of(model, plan, few)
     macs, run = count_macs(model), 0
-    made, call = FedGraph.__init__, FedGraph.__call__
+    made, call = GraphSession.__init__, GraphSession.__call__
 
     def init(self, graph, **settings):
         made(self, graph, **settings)
@@ -203,8 +203,8 @@ def test_what_is_run_is_counted(make_model, few, monkeypatch):
         run += self.macs
         return call(self, tensors)
 
-    monkeypatch.setattr(FedGraph, "__init__", init)
-    monkeypatch.setattr(FedGraph, "__call__", counted)
+    monkeypatch.setattr(GraphSession, "__init__", init)
+    monkeypatch.setattr(GraphSession, "__call__", counted)
     result = measure_sensitivity(model, table, plan, [few], threads=1)
     assert result.forwards_equivalent == pytest.approx(run / sum(macs.values()), rel=1e-12)
 

@@ -19,7 +19,7 @@ import pytest
 from engine_graphs import Graph
 
 from calib.errors import InputError, VerdictError
-from calib.lint import lint
+from calib.lint import lint_graph
 from engines.engine_inspector import read_inspector
 from engines.layer_records import Evidence, Layer
 from engines.layer_requests import graph_facts
@@ -326,7 +326,7 @@ def broken(kind):
 def test_a_broken_graph_is_caught_before_and_after(kind, rule, floats, says):
     """By lint before the build and by the receipt after, whatever the engine says of a product that was never meant so."""
     model = broken(kind)
-    assert rule in {found.rule for found in lint(model)}
+    assert rule in {found.rule for found in lint_graph(model)}
     facts = graph_facts(model)
     operands = tensors(HALF, HALF) if floats else tensors(INT8, INT8)
     told = read(
@@ -346,7 +346,7 @@ def test_a_broken_graph_is_caught_before_and_after(kind, rule, floats, says):
 
 def test_the_same_graph_unbroken_is_not_caught():
     model = broken("")
-    assert [found for found in lint(model) if found.severity == "refused"] == []
+    assert [found for found in lint_graph(model) if found.severity == "refused"] == []
     facts = graph_facts(model)
     told = read(layer("gemm", tensors(INT8, INT8), metadata=mentions(*facts.traceable)), nodes=facts.traceable)
     assert make_receipt(facts.layers, told, "int8").fallbacks == ()

@@ -78,7 +78,7 @@ def make_folder(folder: Path, recipe: Recipe) -> Path:
         (folder / "model.folded.onnx").write_bytes(b"the folded graph is never parsed either")
         write_artifact(folder / "xnorm.json", certificate(folder, recipe))
     if int8:
-        onnx.save(quantized_graph(), folder / "model.int8.onnx")
+        onnx.save(quantize_graph(), folder / "model.int8.onnx")
         save_table(folder / "calibration.json", table(folder))
     write_artifact(folder / "export.json", export_record(folder))
     write_drift(folder, recipe)
@@ -88,7 +88,7 @@ def make_folder(folder: Path, recipe: Recipe) -> Path:
     return folder
 
 
-def quantized_graph() -> onnx.ModelProto:
+def quantize_graph() -> onnx.ModelProto:
     """A Q/DQ pair on each of TENSORS, in that order, and one quantized product."""
     inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3])]
     weight = numpy_helper.from_array(np.ones((3, 3), np.int8), "weight")

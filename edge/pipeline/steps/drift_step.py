@@ -12,7 +12,7 @@ import numpy as np
 
 from calib.artifact import write_artifact
 from calib.files import sha256_file, write_bytes
-from calib.parallel import in_order
+from calib.parallel import ordered_map
 from edge.drift.compare import DriftReport, Source, compare, judge
 from edge.drift.stored_reference import StoredAnswers, check_stored
 from edge.images.golden_pair import check_folder_golden, golden_path
@@ -130,7 +130,7 @@ def drift(  # what is asked of what, then how
         def both(batch: Float32) -> tuple[Float32, Float32 | None]:
             return answer(runner, batch, sizes.min), None if reference is None else reference(batch)
 
-        for judged_logits, wanted in in_order(both, images.batches(preprocess, batch_size(sizes)), runner.at_once):
+        for judged_logits, wanted in ordered_map(both, images.batches(preprocess, batch_size(sizes)), runner.at_once):
             found.append(judged_logits)
             if wanted is not None:
                 expected.append(wanted)

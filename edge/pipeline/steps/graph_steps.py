@@ -113,8 +113,7 @@ def calibrate(
     """Float graph and calibration images -> refined float graph, calibration table."""
     from calib.calibration_table import save_table
     from calib.collect import CollectConfig
-    from calib.quantize import CalibrateConfig
-    from calib.quantize import calibrate as calibrate_graph
+    from calib.quantize import CalibrateConfig, calibrate_graph
 
     images, preprocess = inputs.calib_images, inputs.info.preprocess
     size = tapped_batch(inputs.info.config.image_size)
@@ -156,14 +155,14 @@ def quantize(request: BuildRequest, model_path: Path, table_path: Path, quantize
 
     from calib.calibration_table import check_table, load_table
     from calib.qdq_writer import serialize
-    from calib.quantize import quantized as quantized_graph
+    from calib.quantize import quantize_graph
     from edge.stability.finders.xnorm import find_sites
     from edge.stability.islands import quantized_in_front
 
     model, table = onnx.load(model_path), load_table(table_path)
     check_table(table, onnx_sha256=sha256_file(model_path))
     advance(0.2)
-    quantized = quantized_graph(model, table, quantization_scheme(request), quantized_path)
+    quantized = quantize_graph(model, table, quantization_scheme(request), quantized_path)
     in_front = quantized_in_front(quantized, find_sites(quantized))
     if in_front:
         raise VerdictError(

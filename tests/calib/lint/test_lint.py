@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto as T
 from onnx import helper as h
 
-from calib.lint import RULES, lint
+from calib.lint import RULES, lint_graph
 
 N = h.make_node
 K, M = 8, 6  # weight (K, M)
@@ -37,7 +37,7 @@ class Sound:
 
     def findings(self, make_model):
         nodes = [*self.head, *self.weight, *self.tail]
-        return lint(make_model(nodes, self.constants, self.inputs, [("y", T.FLOAT, None)], self.opset))
+        return lint_graph(make_model(nodes, self.constants, self.inputs, [("y", T.FLOAT, None)], self.opset))
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_sound_graph_has_no_findings(sound, make_model):
 
 
 def test_a_float_graph_is_one_finding(tiny):
-    (finding,) = lint(tiny)
+    (finding,) = lint_graph(tiny)
     assert (finding.rule, finding.severity, finding.node) == ("float-graph", "falls_back", "graph")
     assert "insert_qdq" in finding.message
 
@@ -251,7 +251,7 @@ def test_integer_operators(make_model):
         N("MatMulInteger", ["q", "w", "z"], ["y"], name="integer"),
     ]
     model = make_model(nodes, {"w": np.ones((K, M), np.int8)}, [("x", T.FLOAT, [4, K])], [("y", T.INT32, [4, M])])
-    found = lint(model)
+    found = lint_graph(model)
     assert rules(found) == {"integer-operator"}
     assert found[-1].node == "integer"
 
@@ -265,7 +265,7 @@ def test_other_types_and_blocks(make_model):
     tensor = constants.pop("w")
     model = make_model(nodes, constants, [("x", T.FLOAT, [4, K])], [("y", T.FLOAT, [4, M])], 21)
     model.graph.initializer.append(tensor)
-    assert rules(lint(model)) >= {"other-type", "blocked", "opset"}
+    assert rules(lint_graph(model)) >= {"other-type", "blocked", "opset"}
 
 
 def test_every_rule_has_a_planted_graph():

@@ -11,15 +11,15 @@ from onnx import helper as h
 from onnx import numpy_helper
 
 from calib.calibration_table import CalibrationTable, TensorScale
-from calib.collect import CollectConfig, collect
+from calib.collect import CollectConfig, collect_table
 from calib.errors import InputError
 from calib.graph import index_graph
-from calib.lint import lint
+from calib.lint import lint_graph
 from calib.metrics import sqnr_db
 from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
 from calib.qdq_writer import insert_qdq, quantize_weight, read_qdq, serialize
-from calib.refine.apply_refinements import refine
-from calib.refine.effort import EFFORTS, Effort, effort
+from calib.refine.apply_refinements import refine_graph
+from calib.refine.effort import EFFORTS, Effort, resolve_effort
 from calib.refine.paired_forward import walk
 
 SCHEME = QuantScheme()
@@ -95,19 +95,21 @@ def quantized(refined, tmp_path, scheme=SCHEME):
     path = tmp_path / "refined.onnx"
     path.write_bytes(serialize(refined.model))
     plan = plan_quantization(refined.model, scheme)
-    table = collect(path, batches(), plan, data_sha256="d", config=CollectConfig())
+    table = collect_table(path, batches(), plan, data_sha256="d", config=CollectConfig())
     settled = {t: TensorScale(s * 127, s, "search") for t, s in refined.scales.items()}
     return insert_qdq(refined.model, CalibrationTable("g", "d", 256, "mse", {**table.tensors, **settled}), plan)
 
 
 def quality(model, used, tmp_path, images=None):
     images = pictures(2) if images is None else images
-    return sqnr_db(run(model, images), run(quantized(refine(model, SCHEME, batches(), used, images=256), tmp_path), images))
+    return sqnr_db(
+        run(model, images), run(quantized(refine_graph(model, SCHEME, batches(), used, images=256), tmp_path), images)
+    )
 
 
 def test_more_effort_gives_more_decibels_on_other_images(make_model, tmp_path):
     models = [network(make_model, seed) for seed in range(3)]
-    found = np.array([[quality(m, effort(name), tmp_path) for name in ("fast", "balanced", "best")] for m in models])
+    found = np.array([[quality(m, resolve_effort(name), tmp_path) for name in ("fast", "balanced", "best")] for m in models])
     assert np.all((found[:, 0] > 15) & (found[:, 0] < 35))
     assert np.all(np.diff(found, axis=1) > 0), found
     balanced, best = np.diff(found, axis=1).mean(axis=0)
@@ -136,7 +138,7 @@ def test_fast_leaves_the_graph_alone(make_model):
         yield
 
     model = network(make_model)
-    refined = refine(model, SCHEME, unread(), effort("fast"), images=256)
+    refined = refine_graph(model, SCHEME, unread(), resolve_effort("fast"), images=256)
     assert refined.model is model
     assert (refined.scales, refined.choices, refined.inserted, refined.rounded) == ({}, {}, (), ())
 
@@ -145,18 +147,18 @@ def test_fast_leaves_the_graph_alone(make_model):
 def test_equal_inputs_give_equal_bytes(make_model, name):
     model = network(make_model)
     before = serialize(model)
-    first, second = (refine(model, SCHEME, batches(), effort(name), images=256) for _ in range(2))
+    first, second = (refine_graph(model, SCHEME, batches(), resolve_effort(name), images=256) for _ in range(2))
     assert serialize(first.model) == serialize(second.model)
     assert first.scales == second.scales
     assert serialize(model) == before, "the graph that came is left alone"
-    other = refine(model, SCHEME, [pictures(3)], effort(name), images=256)
+    other = refine_graph(model, SCHEME, [pictures(3)], resolve_effort(name), images=256)
     assert serialize(other.model) != serialize(first.model), "the control: other images give another graph"
 
 
 @pytest.mark.parametrize("name", ["balanced", "best"])
 def test_the_interface_and_the_names_stay(make_model, tmp_path, name):
     model = network(make_model)
-    refined = refine(model, SCHEME, batches(), effort(name), images=256)
+    refined = refine_graph(model, SCHEME, batches(), resolve_effort(name), images=256)
     onnx.checker.check_model(refined.model, full_check=True)
     assert refined.model.graph.input == model.graph.input
     assert refined.model.graph.output == model.graph.output
@@ -165,7 +167,7 @@ def test_the_interface_and_the_names_stay(make_model, tmp_path, name):
     assert plan_quantization(refined.model).nodes == plan_quantization(model).nodes, "also that of the node without a name"
     old, new = ({o for n in m.graph.node for o in n.output} for m in (model, refined.model))
     assert old <= new
-    assert lint(quantized(refined, tmp_path)) == ()
+    assert lint_graph(quantized(refined, tmp_path)) == ()
     assert refined.rounded == plan_quantization(model).nodes
     assert (name == "best") == bool(refined.inserted)
     extra = len(new) - len(old)
@@ -177,17 +179,20 @@ def test_the_refined_graph_is_still_the_network(make_model, name):
     """Its weights lie on a grid of 255 levels, no more than that has changed; the shifts and factors cancel."""
     model = network(make_model)
     assert (
-        sqnr_db(run(model, pictures(2)), run(refine(model, SCHEME, batches(), effort(name), images=256).model, pictures(2)))
+        sqnr_db(
+            run(model, pictures(2)),
+            run(refine_graph(model, SCHEME, batches(), resolve_effort(name), images=256).model, pictures(2)),
+        )
         > 30
     )
     used = Effort(search=True, smooth=True, shift=True, insert=True)
-    moved = refine(model, SCHEME, batches(), used, images=256)
+    moved = refine_graph(model, SCHEME, batches(), used, images=256)
     assert sqnr_db(run(model, pictures(2)), run(moved.model, pictures(2))) > 100
     assert not all(choice.plain for choice in moved.choices.values()), "something was moved"
 
 
 def test_the_scales_that_were_settled_are_those_in_the_graph(make_model, tmp_path):
-    refined = refine(network(make_model), SCHEME, batches(), effort("best"), images=256)
+    refined = refine_graph(network(make_model), SCHEME, batches(), resolve_effort("best"), images=256)
     found = read_qdq(quantized(refined, tmp_path))
     plan = plan_quantization(refined.model)
     assert set(refined.scales) == set(plan.activations), "every activation of this network feeds a linear layer"
@@ -197,7 +202,7 @@ def test_the_scales_that_were_settled_are_those_in_the_graph(make_model, tmp_pat
 
 
 def test_rounded_weights_lie_on_their_grid(make_model):
-    refined = refine(network(make_model), SCHEME, batches(), effort("balanced"), images=256)
+    refined = refine_graph(network(make_model), SCHEME, batches(), resolve_effort("balanced"), images=256)
     constants = index_graph(refined.model).constants
     weights = [p for p in plan_quantization(refined.model).points if p.kind == "weight"]
     assert len(weights) == 6
@@ -221,7 +226,9 @@ def test_the_mean_of_every_output_is_the_float_graphs(make_model):
     images[0, 0] = 40
     errors = {}
     for corrected in (False, True):
-        refined = refine(model, SCHEME, np.split(images, 4), Effort(search=True, rounding=False, bias=corrected), images=48)
+        refined = refine_graph(
+            model, SCHEME, np.split(images, 4), Effort(search=True, rounding=False, bias=corrected), images=48
+        )
         table = CalibrationTable("g", "d", 48, "mse", {t: TensorScale(s * 127, s, "search") for t, s in refined.scales.items()})
         made = insert_qdq(refined.model, table, plan_quantization(refined.model))
         errors[corrected] = (run(made, images) - run(model, images)).mean(axis=(0, 1), dtype=np.float64)
@@ -333,7 +340,7 @@ def test_errors_are_corrected_once_along_a_chain(make_model, monkeypatch, seed):
     used = Effort(search=True)
 
     def refined(effort):
-        return refine(model, SCHEME, np.split(images, 8), effort, images=256)
+        return refine_graph(model, SCHEME, np.split(images, 8), effort, images=256)
 
     plain, corrected = refined(used), refined(replace(used, bias=True))
     assert plain.scales == corrected.scales
@@ -354,7 +361,9 @@ def test_errors_are_corrected_once_along_a_chain(make_model, monkeypatch, seed):
 def test_after_rounding_the_mean_errors_are_corrected_too(make_model, seed):
     model, images = chain(make_model, seed), tailed(seed)
     used = Effort(search=True, rounding=True)
-    plain, corrected = (refine(model, SCHEME, np.split(images, 8), u, images=256) for u in (used, replace(used, bias=True)))
+    plain, corrected = (
+        refine_graph(model, SCHEME, np.split(images, 8), u, images=256) for u in (used, replace(used, bias=True))
+    )
     before, after = (judged(model, refined, images)[0] for refined in (plain, corrected))
     assert np.all(after < NO_MEAN), after
     assert np.all(before > 10 * NO_MEAN), "the control: rounding leaves some"
@@ -396,7 +405,7 @@ def clipped_network(make_model, between):
 @pytest.mark.parametrize("name", ["balanced", "best"])
 def test_behind_a_clip_there_are_shifts_and_no_factors(make_model, tmp_path, name):
     model = clipped_network(make_model, "Clip")
-    refined = refine(model, SCHEME, batches(), effort(name), images=256)
+    refined = refine_graph(model, SCHEME, batches(), resolve_effort(name), images=256)
     choices = refined.choices
     assert np.all(choices["t0"].factors == 1)
     assert np.all(choices["t1"].factors == 1)
@@ -404,17 +413,17 @@ def test_behind_a_clip_there_are_shifts_and_no_factors(make_model, tmp_path, nam
     assert (choices["t1"].zero == 0) == (name == "balanced"), "a padded Conv would need a map"
     assert "t0" in refined.scales, "shifted where it stands"
     assert not {"t0", "t1"} & set(refined.inserted)
-    assert lint(quantized(refined, tmp_path)) == ()
-    unshifted = replace(effort("balanced"), shift=False)
-    assert quality(model, effort(name), tmp_path) > quality(model, unshifted, tmp_path) + 1
-    relu = refine(clipped_network(make_model, "Relu"), SCHEME, batches(), effort(name), images=256).choices
+    assert lint_graph(quantized(refined, tmp_path)) == ()
+    unshifted = replace(resolve_effort("balanced"), shift=False)
+    assert quality(model, resolve_effort(name), tmp_path) > quality(model, unshifted, tmp_path) + 1
+    relu = refine_graph(clipped_network(make_model, "Relu"), SCHEME, batches(), resolve_effort(name), images=256).choices
     assert relu["t0"].factors.max() >= 2, "the control: behind a Relu the narrow channels are drawn up to the wide one"
     assert relu["t1"].factors.max() >= 2
 
 
 def test_weights_in_constant_nodes_are_weights(make_model):
     held, apart = (network(make_model, weights_in_nodes=flag) for flag in (False, True))
-    first, second = (refine(model, SCHEME, batches(), effort("balanced"), images=256) for model in (held, apart))
+    first, second = (refine_graph(model, SCHEME, batches(), resolve_effort("balanced"), images=256) for model in (held, apart))
     assert first.scales == second.scales
     np.testing.assert_array_equal(run(first.model, pictures(2)), run(second.model, pictures(2)))
     assert not any(n.op_type == "Constant" for n in second.model.graph.node), "the old weights are not carried along"
@@ -424,10 +433,10 @@ def test_what_is_excluded_stays_in_float(make_model, tmp_path):
     model = network(make_model)
     for name, weight in (("depthwise", "w1"), ("m3", "w3")):
         scheme = QuantScheme(exclude=(name,))
-        refined = refine(model, scheme, batches(), effort("balanced"), images=256)
+        refined = refine_graph(model, scheme, batches(), resolve_effort("balanced"), images=256)
         assert name not in refined.rounded
         made = quantized(refined, tmp_path, scheme)
-        assert lint(made) == ()
+        assert lint_graph(made) == ()
         index = index_graph(made)
         node = made.graph.node[index.names.index(name)]
         assert numpy_helper.to_array(index.constants[node.input[1]]).dtype == np.float32
@@ -443,13 +452,15 @@ def test_what_is_excluded_stays_in_float(make_model, tmp_path):
 def test_a_graph_without_linear_layers_on_activations_stays_as_it_is(make_model):
     nodes = [h.make_node("Transpose", ["image"], ["t"], perm=[0, 2, 1]), h.make_node("MatMul", ["image", "t"], ["y"])]
     model = make_model(nodes, {}, [("image", T.FLOAT, ["n", 4, 5])], [("y", T.FLOAT, ["n", 4, 4])])
-    refined = refine(model, SCHEME, [np.ones((32, 4, 5), np.float32)], effort("best"), images=32)
+    refined = refine_graph(model, SCHEME, [np.ones((32, 4, 5), np.float32)], resolve_effort("best"), images=32)
     assert refined.scales == {}
     assert serialize(refined.model) == serialize(model)
 
 
 def test_a_constant_tensor_is_left_to_the_method(make_model):
-    refined = refine(network(make_model), SCHEME, [np.ones((32, 3, 8, 8), np.float32)], effort("balanced"), images=32)
+    refined = refine_graph(
+        network(make_model), SCHEME, [np.ones((32, 3, 8, 8), np.float32)], resolve_effort("balanced"), images=32
+    )
     assert "image" not in refined.scales
     assert "g0" in refined.scales, "the border makes it vary"
 
@@ -457,7 +468,7 @@ def test_a_constant_tensor_is_left_to_the_method(make_model):
 def test_progress_rises(make_model):
     for name in ("balanced", "best"):
         seen = []
-        refine(network(make_model), SCHEME, batches(), effort(name), images=256, progress=seen.append)
+        refine_graph(network(make_model), SCHEME, batches(), resolve_effort(name), images=256, progress=seen.append)
         assert seen == sorted(seen)
         assert 0 < seen[0] < seen[-1] == pytest.approx(1)
 
@@ -467,16 +478,16 @@ def test_images_that_do_not_fit_are_refused(make_model):
     spoiled = pictures(1)
     spoiled[40, 0, 0, 0] = np.nan
     with pytest.raises(InputError, match="NaN"):
-        refine(model, SCHEME, [spoiled], effort("balanced"), images=256)
+        refine_graph(model, SCHEME, [spoiled], resolve_effort("balanced"), images=256)
     with pytest.raises(InputError, match="does not take these images"):
-        refine(model, SCHEME, [pictures(1)[:, :2]], effort("balanced"), images=256)
+        refine_graph(model, SCHEME, [pictures(1)[:, :2]], resolve_effort("balanced"), images=256)
     with pytest.raises(InputError, match="not a batch of images"):
-        refine(model, SCHEME, [pictures(1).astype(np.float64)], effort("balanced"), images=256)
+        refine_graph(model, SCHEME, [pictures(1).astype(np.float64)], resolve_effort("balanced"), images=256)
 
 
 def test_efforts_are_known_by_name():
     assert EFFORTS["fast"].names == ()
-    assert effort("balanced").names == ("search", "smooth", "shift", "rounding", "bias")
-    assert effort("best").names == ("search", "smooth", "shift", "insert", "rounding", "bias")
+    assert resolve_effort("balanced").names == ("search", "smooth", "shift", "rounding", "bias")
+    assert resolve_effort("best").names == ("search", "smooth", "shift", "insert", "rounding", "bias")
     with pytest.raises(InputError, match=r"unknown effort 'fastest'[\s\S]*fast, balanced, best"):
-        effort("fastest")
+        resolve_effort("fastest")

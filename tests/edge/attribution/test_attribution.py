@@ -18,13 +18,13 @@ from tiny_project import LABELS, build, make_project
 
 from calib.artifact import write_artifact
 from calib.calibration_table import load_table
-from calib.collect import CollectConfig, collect
+from calib.collect import CollectConfig, collect_table
 from calib.errors import InputError
 from calib.files import sha256_file
 from calib.graph import index_graph, to_array
 from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
 from calib.qdq_writer import insert_qdq
-from calib.quantize import quantized
+from calib.quantize import quantize_graph
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_MODEL, TEST_IMAGES
 from edge.attribution import float_fallback
 from edge.attribution.attribute import ATTRIBUTION, Graphs, LoadedGraph, attribute, attribute_graphs, load_graphs
@@ -279,7 +279,7 @@ def test_extra_outputs_change_no_logits(graphs, typed, images, honest):
 @pytest.mark.parametrize("also", [False, True])
 def test_extra_outputs_that_change_logits_are_found(monkeypatch, graphs, images, also):
     """The control: a runtime that computes otherwise when more is asked of it, once only where it melts nodes, once anyhow."""
-    from calib.ort_session import FedGraph, TappedGraph
+    from calib.ort_session import GraphSession, TappedGraph
 
     def spoil(call):
         def spoiled(self, batch):
@@ -291,7 +291,7 @@ def test_extra_outputs_that_change_logits_are_found(monkeypatch, graphs, images,
 
     monkeypatch.setattr(TappedGraph, "__call__", spoil(TappedGraph.__call__))
     if also:
-        monkeypatch.setattr(FedGraph, "__call__", spoil(FedGraph.__call__))
+        monkeypatch.setattr(GraphSession, "__call__", spoil(GraphSession.__call__))
     look, check = look_at(graphs.judged.model, ["blocks.0/Add_output"], images[:8])
     assert check.identical is not also
     assert (check.sqnr_db == 300) is not also
@@ -499,14 +499,14 @@ def test_calibration_on_a_few_images(graphs, built, images):
     scheme = QuantScheme(exclude=("stem.0/Conv", "stem.3/Conv"))
     path = built / "out" / "model.refined.onnx"
     batch = np.stack([preprocess(few.pixels(i)) for i in range(2)])
-    table = collect(
+    table = collect_table(
         path,
         iter([batch]),
         plan_quantization(onnx.load(path), scheme),
         data_sha256="0",
         config=CollectConfig(min_images=1),
     )
-    found = attribute_graphs(with_judged(graphs, quantized(onnx.load(path), table, scheme, "")), images)
+    found = attribute_graphs(with_judged(graphs, quantize_graph(onnx.load(path), table, scheme, "")), images)
     assert kinds(found) == ["calibration"]
     assert len(found.culprits[0].layers) >= 4
     assert "calibrated on too few images" in found.sentence
@@ -819,8 +819,8 @@ def test_shipped_calibrated_on_four_images(shipped, quickly, tmp_path, start):
     batch = np.stack([info.preprocess(source.pixels(start + i)) for i in range(4)])
     scheme = QuantScheme(exclude=("stem.0/Conv", "stem.3/Conv"))
     plan = plan_quantization(graphs.base.model, scheme)
-    table = collect(path, iter([batch]), plan, data_sha256="0", config=CollectConfig(min_images=1))
-    found = attribute_graphs(with_judged(graphs, quantized(graphs.base.model, table, scheme, "")), images[:32])
+    table = collect_table(path, iter([batch]), plan, data_sha256="0", config=CollectConfig(min_images=1))
+    found = attribute_graphs(with_judged(graphs, quantize_graph(graphs.base.model, table, scheme, "")), images[:32])
     assert kinds(found) == ["calibration"]
     assert len(found.culprits[0].layers) >= 8
 

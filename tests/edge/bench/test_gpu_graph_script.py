@@ -6,7 +6,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from calib.collect import CollectConfig, collect
+from calib.collect import CollectConfig, collect_table
 from calib.errors import InputError
 from calib.metrics import sqnr_db
 from calib.qdq_placement import plan_quantization
@@ -25,7 +25,7 @@ def typed(tiny_graph, tiny_images, tmp_path_factory):
     path = tmp_path_factory.mktemp("typed") / "model.onnx"
     path.write_bytes(tiny_graph.SerializeToString())
     plan = plan_quantization(tiny_graph)
-    table = collect(path, [tiny_images], plan, data_sha256="", config=CollectConfig("minmax", min_images=1))
+    table = collect_table(path, [tiny_images], plan, data_sha256="", config=CollectConfig("minmax", min_images=1))
     return {
         "fp16": (typed_graph(tiny_graph), 0),
         "int8": (typed_graph(insert_qdq(tiny_graph, table, plan)), len(plan.nodes)),

@@ -20,7 +20,7 @@ from PIL import Image
 from tiny_network import TINY
 from tiny_project import LABELS, sha256
 
-from calib.lint import lint
+from calib.lint import lint_graph
 from edge.cli import run
 from edge.images.labelled_images import write_idx
 from edge.images.preprocess import Preprocess
@@ -167,7 +167,7 @@ def test_all_files_and_true_figures(world, calibrate, tmp_path, capsys, effort):
     )
     assert "INT8         100.0% of the multiply-accumulates, 4 activations" in said.out
     assert str(out) in said.out
-    assert not [f for f in lint(onnx.load(out / "model.int8.onnx")) if f.severity != "note"]
+    assert not [f for f in lint_graph(onnx.load(out / "model.int8.onnx")) if f.severity != "note"]
     assert cache_of(out) == {tensor: entry["scale"] for tensor, entry in table["tensors"].items()}
     assert dequantized(out / "model.int8.onnx") == set(table["tensors"])
     assert (table["images"], table["synthetic"], table["float_nodes"]) == (64, False, [])

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from attention_graphs import D, N, along_rows, hostile_images, joint_attention
 
-from calib.collect import CollectConfig, collect
+from calib.collect import CollectConfig, collect_table
 from calib.errors import InputError
 from calib.ort_session import TappedGraph
 from calib.qdq_placement import plan_quantization
@@ -124,7 +124,7 @@ def calibrate(tiny_graph, tiny_images, tmp_path_factory):
 
     def run(bounds, method="minmax"):
         config = CollectConfig(method=method, min_images=1)
-        return collect(path, [tiny_images], plan, data_sha256="0", bounds=bounds, config=config)
+        return collect_table(path, [tiny_images], plan, data_sha256="0", bounds=bounds, config=config)
 
     return run
 

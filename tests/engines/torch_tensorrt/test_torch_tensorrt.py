@@ -145,7 +145,7 @@ def quantized_by_onnx_runtime(x, scale, axis):
 @pytest.fixture(scope="module")
 def tiny_graphs(tmp_path_factory):
     """A tiny UFO-ViT as the toolkit exports, quantizes and types it: name -> graph; and images (8, 3, 32, 32)."""
-    from calib.collect import CollectConfig, collect
+    from calib.collect import CollectConfig, collect_table
     from calib.qdq_placement import plan_quantization
     from calib.qdq_writer import insert_qdq
     from edge.model.checkpoint import random_network
@@ -158,7 +158,7 @@ def tiny_graphs(tmp_path_factory):
     export(network, path, x[:4])
     model = onnx.load(path)
     plan = plan_quantization(model)
-    table = collect(path, [x], plan, data_sha256="0" * 64, config=CollectConfig(min_images=16, synthetic=True))
+    table = collect_table(path, [x], plan, data_sha256="0" * 64, config=CollectConfig(min_images=16, synthetic=True))
     quantized = insert_qdq(model, table, plan)
     island = frozenset(n.name for n in model.graph.node if "xnorm" in n.name)
     return {
