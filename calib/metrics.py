@@ -12,6 +12,18 @@ from numpy.typing import ArrayLike, NDArray
 from calib.errors import InputError
 
 
+def decibels(signal: float, noise: float, largest_db: float = float("inf")) -> float:
+    """10 log10(signal / noise) of two sums of squares, within +-largest_db.
+
+    largest_db for no noise, -largest_db for no signal and for a sum that is NaN or infinite.
+    """
+    if noise == 0:
+        return largest_db
+    if signal <= 0 or not np.isfinite(noise) or not np.isfinite(signal):
+        return -largest_db
+    return float(np.clip(10 * (np.log10(signal) - np.log10(noise)), -largest_db, largest_db))
+
+
 def sqnr_db(reference: ArrayLike, test: ArrayLike) -> float:
     """Signal to quantization noise ratio over all elements, in dB.
 
@@ -24,11 +36,7 @@ def sqnr_db(reference: ArrayLike, test: ArrayLike) -> float:
     peak = max(float(np.abs(a).max()), float(np.abs(b).max()))
     if peak > 0:  # squares of very large or very small numbers would leave float64; the ratio is free of scale
         a, b = a / peak, b / peak
-    noise = float(np.sum((a - b) ** 2))
-    signal = float(np.sum(a**2))
-    if noise == 0:
-        return float("inf")
-    return float("-inf") if signal == 0 else float(10 * (np.log10(signal) - np.log10(noise)))
+    return decibels(float(np.sum(a**2)), float(np.sum((a - b) ** 2)))
 
 
 def kl(reference: ArrayLike, test: ArrayLike) -> float:
@@ -39,7 +47,7 @@ def kl(reference: ArrayLike, test: ArrayLike) -> float:
     Logits (B, classes) -> a number >= 0, 0 if and only if the softmaxes are equal.
     Raises InputError for shapes that differ, anything but two axes, empty arrays, NaN and infinities.
     """
-    log_p, log_q = (_log_softmax(v) for v in _logits(reference, test))
+    log_p, log_q = (log_softmax(v) for v in _logits(reference, test))
     return max(0.0, float(np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=-1))))
 
 
@@ -50,6 +58,12 @@ def top1_agreement(reference: ArrayLike, test: ArrayLike) -> float:
     """
     a, b = _logits(reference, test)
     return float(np.mean(a.argmax(axis=-1) == b.argmax(axis=-1)))
+
+
+def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log softmax over the last axis, shifted by the largest logit so that nothing overflows."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True)), dtype=np.float64)
 
 
 def _pair(reference: ArrayLike, test: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -70,8 +84,3 @@ def _logits(reference: ArrayLike, test: ArrayLike) -> tuple[NDArray[np.float64],
     if a.ndim != 2:
         raise InputError("not a batch of logits", found=f"shape {a.shape}", allowed="(B, classes)")
     return a, b
-
-
-def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True)), dtype=np.float64)

@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from calib import metrics
 from calib.errors import InputError
 from calib.graph import index_graph
 from calib.ort_session import GraphSession, check_batch
@@ -111,11 +112,7 @@ class Measured:
 
 def decibels(signal: float, noise: float) -> float:
     """10 log10(signal / noise), within +-SQNR_CAP_DB: + for no noise, - for no signal and for noise that is no number."""
-    if noise == 0:
-        return SQNR_CAP_DB
-    if signal <= 0 or not np.isfinite(noise) or not np.isfinite(signal):
-        return -SQNR_CAP_DB
-    return float(np.clip(10 * (np.log10(signal) - np.log10(noise)), -SQNR_CAP_DB, SQNR_CAP_DB))
+    return metrics.decibels(signal, noise, SQNR_CAP_DB)
 
 
 def measure(

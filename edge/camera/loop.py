@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from calib.errors import InputError
+from calib.metrics import log_softmax
 from edge.camera.frame import Answer, Clock, Frame, Latency, Result, Sink
 from edge.camera.frame_feed import Frames
 from edge.camera.latency_stats import Percentiles, Rate, Timings
 from edge.camera.reconnect import Pacer, Sleep
 from edge.images.preprocess import Float32, Preprocess
 from edge.runtime.runner import Runner
-from edge.tasks.classification.logit_metrics import log_softmax
 
 _TURN_S = 0.25
 """Longest wait for a frame before limits and stops are looked at again."""

@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from calib.errors import InputError
 from calib.files import atomic_path
+from calib.metrics import log_softmax
 from edge.images.npz import parse_npz
-from edge.tasks.classification.logit_metrics import Float64, Floats, Int64, log_softmax
+from edge.tasks.classification.logit_metrics import Float64, Floats, Int64
 from edge.tasks.classification.logits import answers
 from engines.build_folder.safe_files import read_contained
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from calib.metrics import log_softmax
+
 Floats = npt.NDArray[np.floating]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -111,9 +113,3 @@ def top_share(logits: Floats, labels: Int64, finite: npt.NDArray[np.bool_]) -> f
         return float(finite.mean())
     ranks = np.argsort(-np.where(finite[:, None], logits, 0), axis=1, kind="stable")[:, :TOP]
     return float(((ranks == labels[:, None]).any(axis=1) & finite).mean())
-
-
-def log_softmax(logits: Float64) -> Float64:
-    """Over the last axis, shifted by the largest logit so that nothing overflows."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
