@@ -1,9 +1,13 @@
-"""What an ONNX graph says of its nodes and tensors: names, constants, who makes and who reads a tensor, types, shapes."""
+"""What an ONNX graph says of its nodes and tensors: names, constants, who makes and who reads a tensor, types, shapes.
+
+Protobuf is indexed here, and edited in `calib.graph_editor`, directly: a round trip through onnx-ir takes longer than any pass
+over a graph does, and its serializer writes other bytes, by which calibration tables and manifests know a graph.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,20 +30,28 @@ class GraphIndex:
 
     Attributes:
         names: a unique name per node: its own where that is set and unique, else its first output.
+        nodes: unique name -> node, in graph order; the nodes of the model itself, not copies.
         constants: initializers and outputs of Constant nodes. An initializer that is also a graph input is a mere default
             since IR version 4, hence no constant.
         constant_like: names of all tensors that follow from constants alone.
         producers: tensor -> node that makes it.
         consumers: tensor -> nodes that read it, ascending, each once.
+        reads: of each node, the tensors that it or a subgraph in it reads.
         inputs: graph inputs without initializers.
     """
 
     names: tuple[str, ...]
+    nodes: Mapping[str, onnx.NodeProto]
     constants: Mapping[str, onnx.TensorProto]
     constant_like: frozenset[str]
     producers: Mapping[str, int]
     consumers: Mapping[str, tuple[int, ...]]
+    reads: tuple[frozenset[str], ...]
     inputs: tuple[str, ...]
+
+    def producer(self, tensor: str) -> onnx.NodeProto | None:
+        """The node that makes a tensor; None for an input, an initializer and a name that nothing makes."""
+        return self.nodes[self.names[self.producers[tensor]]] if tensor in self.producers else None
 
 
 @dataclass(frozen=True)
@@ -85,12 +97,15 @@ def index_graph(model: onnx.ModelProto) -> GraphIndex:
             consumers.setdefault(name, []).append(i)
         if node.input and all(n in constant_like for n in node.input if n):
             constant_like.update(n for n in node.output if n)
+    names = node_names(graph.node)
     return GraphIndex(
-        names=node_names(graph.node),
+        names=names,
+        nodes=dict(zip(names, graph.node, strict=True)),
         constants=constants,
         constant_like=frozenset(constant_like),
         producers=producers,
         consumers={name: tuple(readers) for name, readers in consumers.items()},
+        reads=tuple(frozenset(tensors_read([node])) for node in graph.node),
         inputs=tuple(v.name for v in graph.input if v.name not in initializers or v.name in defaults),
     )
 
@@ -99,6 +114,24 @@ def node_names(nodes: Sequence[onnx.NodeProto]) -> tuple[str, ...]:
     """A unique name per node: its own where that is set and unique, else its first output."""
     counts = Counter(node.name for node in nodes)
     return tuple(node.name if node.name and counts[node.name] == 1 else node.output[0] for node in nodes)
+
+
+def tensors_read(nodes: Iterable[onnx.NodeProto], outputs: Iterable[onnx.ValueInfoProto] = ()) -> set[str]:
+    """Names of all tensors that nodes, the subgraphs in them included, read, and those of `outputs`."""
+    read = {value.name for value in outputs}
+    for node in nodes:
+        read.update(node.input)
+        read |= tensors_read_by_subgraphs(node)
+    return read
+
+
+def tensors_read_by_subgraphs(node: onnx.NodeProto) -> set[str]:
+    """Names of all tensors that the subgraphs of a node (If, Loop, Scan) read or return."""
+    read: set[str] = set()
+    for held in node.attribute:
+        for inner in (*held.graphs, *([held.g] if held.HasField("g") else [])):
+            read |= tensors_read(inner.node, inner.output)
+    return read
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:

@@ -2,61 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from calib.graph import attribute, index_graph, to_array
+from calib.graph import attribute, index_graph, tensors_read, tensors_read_by_subgraphs, to_array
 
 
 class GraphEditor:
-    """Edits a copy of a graph: constants per reader, nodes put behind others. Tensors keep their names.
+    """Edits a copy of a graph: constants per reader, nodes put between others. Tensors keep their names.
 
     Args:
         model: the graph; it is copied.
+        separator: stands between a name that is taken and the number that tells the new one from it.
 
     Attributes:
         model: the copy.
-        index: of the graph as it came.
+        index: of the graph as it came; its nodes are those of the copy.
         seen: tensors that are read elsewhere than in the nodes of the main graph: its outputs, and what subgraphs read.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, separator: str = "") -> None:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
         self.index = index_graph(self.model)
-        self.seen = _seen_elsewhere(self.model.graph)
-        self._nodes = dict(zip(self.index.names, self.model.graph.node, strict=True))
-        self._taken = {t.name for t in self.model.graph.initializer} | {*self.index.producers, *self.index.inputs}
-        self._taken.update(self.index.names)
+        graph = self.model.graph
+        self.seen = {value.name for value in graph.output}.union(*map(tensors_read_by_subgraphs, graph.node))
+        self._separator = separator
+        self._taken = {*self.index.names, *self.index.producers, *self.index.consumers}
+        self._taken.update(value.name for value in (*graph.input, *graph.initializer, *graph.node))
         self._changed: dict[str, NDArray[Any]] = {}
         self._origins: dict[str, str] = {}
-        self._behind: dict[str, list[onnx.NodeProto]] = {}
+        self._positions = {name: at for at, name in enumerate(self.index.names)}
+        self._before: dict[int, list[onnx.NodeProto]] = {}
 
     def node(self, name: str) -> onnx.NodeProto:
         """The node of a unique name, see `calib.graph.node_names`."""
-        found: onnx.NodeProto = self._nodes[name]
-        return found
+        return self.index.nodes[name]
 
     def constant(self, node: str, at: int) -> NDArray[Any]:
         """Present value of a constant input of a node."""
-        name = self._nodes[node].input[at]
+        name = self.node(node).input[at]
         return self._changed[name] if name in self._changed else to_array(self.index.constants[name])
 
     def is_constant(self, node: str, at: int) -> bool:
         """Whether a node has such an input and it is a constant."""
-        inputs = self._nodes[node].input
+        inputs = self.node(node).input
         return at < len(inputs) and (inputs[at] in self._changed or inputs[at] in self.index.constants)
 
     def position(self, node: str, constant: str) -> int:
         """Which input of a node is, or was before it was changed, a constant of the graph as it came."""
-        return next(i for i, name in enumerate(self._nodes[node].input) if self._origins.get(name, name) == constant)
+        return next(i for i, name in enumerate(self.node(node).input) if self._origins.get(name, name) == constant)
 
     def set_constant(self, node: str, at: int, values: NDArray[Any], suffix: str) -> None:
         """Let a node, and no other, read these values; an input that is not there yet is appended."""
-        inputs = self._nodes[node].input
+        inputs = self.node(node).input
         origin = self._origins.get(inputs[at], inputs[at]) if at < len(inputs) else f"{node}/bias"
         name = self.add_constant(f"{origin}/{suffix}", values)
         self._changed[name], self._origins[name] = values, origin
@@ -76,45 +79,50 @@ class GraphEditor:
         name, count = wish, 1
         while name in self._taken:
             count += 1
-            name = f"{wish}{count}"
+            name = f"{wish}{self._separator}{count}"
         self._taken.add(name)
         return name
 
+    def insert_after(self, tensor: str, *nodes: onnx.NodeProto) -> None:
+        """Put nodes right behind the one that makes a tensor, after what was put there before; at the start for an input."""
+        self._before.setdefault(self.index.producers.get(tensor, -1) + 1, []).extend(nodes)
+
+    def insert_before_readers(self, tensor: str, node: onnx.NodeProto) -> None:
+        """Put a node right before the first one that reads a tensor."""
+        self._before.setdefault(self.index.consumers[tensor][0], []).append(node)
+
     def put_behind(self, tensor: str, operators: list[tuple[str, NDArray[Any]]], suffix: str) -> str:
         """A chain of binary operators with constants behind a tensor, which keeps its readers; the name of the chain's end."""
-        producer = self.index.producers.get(tensor)
-        key = self.index.names[producer] if producer is not None else ""
         end = tensor
         for op_type, values in operators:
             made = self.new_name(f"{tensor}/{suffix}")
             constant = self.add_constant(f"{made}/constant", values)
-            self._behind.setdefault(key, []).append(
-                helper.make_node(op_type, [end, constant], [made], name=self.new_name(made))
-            )
+            self.insert_after(tensor, helper.make_node(op_type, [end, constant], [made], name=self.new_name(made)))
             end = made
         return end
 
     def add_to_output(self, node: str, values: NDArray[Any]) -> None:
         """Add a constant, which broadcasts against it, to the first output of a node; its readers get the sum."""
-        target = self._nodes[node]
+        target = self.node(node)
         output = target.output[0]
         raw = self.new_name(f"{output}/unshifted")
         target.output[0] = raw
         target.name = node  # an unnamed node goes by its output, which is another one now
         constant = self.add_constant(f"{output}/shift", values)
-        self._behind.setdefault(node, []).insert(
-            0, helper.make_node("Add", [raw, constant], [output], name=self.new_name(f"{node}/shift"))
-        )
+        adder = helper.make_node("Add", [raw, constant], [output], name=self.new_name(f"{node}/shift"))
+        self._before.setdefault(self._positions[node] + 1, []).insert(0, adder)
 
-    def finish(self) -> onnx.ModelProto:
-        """The changed graph, without constants that nothing reads any more."""
+    def finish(self, removable: Collection[str] | None = None) -> onnx.ModelProto:
+        """The changed graph, without constants that nothing reads any more; of `removable` ones alone, where that is given."""
         graph = self.model.graph
-        nodes = list(self._behind.get("", []))
-        for name, node in zip(self.index.names, graph.node, strict=True):
-            nodes += [node, *self._behind.get(name, [])]
-        read = tensors_read(onnx.GraphProto(node=nodes, output=graph.output))
-        gone = {t.name for t in graph.initializer} - read
-        nodes = [n for n in nodes if n.op_type != "Constant" or n.output[0] in read]
+        nodes: list[onnx.NodeProto] = []
+        for at, node in enumerate(graph.node):
+            nodes += [*self._before.get(at, ()), node]
+        nodes += self._before.get(len(graph.node), ())
+        read = tensors_read(nodes, graph.output)
+        constants = {t.name for t in graph.initializer} | {n.output[0] for n in nodes if n.op_type == "Constant"}
+        gone = (constants if removable is None else set(removable)) - read
+        nodes = [n for n in nodes if n.op_type != "Constant" or n.output[0] not in gone]
         initializers = [t for t in graph.initializer if t.name not in gone]
         inputs = [v for v in graph.input if v.name not in gone]  # IR version 3 lists initializers there
         del graph.node[:], graph.initializer[:], graph.input[:]
@@ -122,23 +130,6 @@ class GraphEditor:
         graph.initializer.extend(initializers)
         graph.input.extend(inputs)
         return self.model
-
-
-def tensors_read(graph: onnx.GraphProto) -> set[str]:
-    """Names of all tensors that a graph, its subgraphs included, reads or returns."""
-    found = {v.name for v in graph.output}
-    for node in graph.node:
-        found.update(node.input)
-        for held in node.attribute:
-            for inner in (*held.graphs, *([held.g] if held.HasField("g") else [])):
-                found |= tensors_read(inner)
-    return found
-
-
-def _seen_elsewhere(graph: onnx.GraphProto) -> set[str]:
-    """Tensors that the graph returns or that subgraphs read."""
-    lone = [onnx.NodeProto(attribute=node.attribute) for node in graph.node]
-    return tensors_read(onnx.GraphProto(node=lone, output=graph.output))
 
 
 def add_channels(editor: GraphEditor, node: str, vector: NDArray[Any], suffix: str) -> None:
@@ -185,24 +176,3 @@ def _bias_of(editor: GraphEditor, matmul: onnx.NodeProto, channels: int) -> tupl
         return None
     shape = editor.constant(name, at).shape
     return (name, at) if shape and shape[-1] == channels and all(d == 1 for d in shape[:-1]) else None
-
-
-def prefix(model: onnx.ModelProto, tensors: tuple[str, ...]) -> onnx.ModelProto:
-    """A copy of the graph that ends in these tensors: nodes and initializers that none of them needs are gone."""
-    index = index_graph(model)
-    wanted = [*tensors]
-    nodes: set[int] = set()
-    while wanted:
-        producer = index.producers.get(wanted.pop())
-        if producer is not None and producer not in nodes:
-            nodes.add(producer)
-            wanted += tensors_read(onnx.GraphProto(node=[model.graph.node[producer]]))
-    cut = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
-    cut.graph.name = model.graph.name
-    cut.graph.node.extend(node for i, node in enumerate(model.graph.node) if i in nodes)
-    cut.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name in index.producers)
-    read = tensors_read(cut.graph)
-    gone = {t.name for t in model.graph.initializer} - read
-    cut.graph.input.extend(v for v in model.graph.input if v.name not in gone)
-    cut.graph.initializer.extend(t for t in model.graph.initializer if t.name in read)
-    return cut

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from calib.errors import InputError
-from calib.graph import TensorType, index_graph, infer_types
-from calib.graph_editor import prefix, tensors_read
+from calib.graph import TensorType, index_graph, infer_types, tensors_read
 from calib.ort_session import GraphSession
 
 SHAPE_OPS = ("Shape", "Size")
@@ -89,6 +88,24 @@ def split_at(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, Segmen
     return {name: graph.segment(first, last, types) for name, (first, last) in zip(ordered, pairwise(bounds), strict=True)}
 
 
+def prefix(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    """A copy of the graph that ends in these tensors: nodes and initializers that none of them needs are gone."""
+    index = index_graph(model)
+    wanted = [*tensors]
+    needed: set[int] = set()
+    while wanted:
+        producer = index.producers.get(wanted.pop())
+        if producer is not None and producer not in needed:
+            needed.add(producer)
+            wanted += index.reads[producer]
+    nodes = [node for i, node in enumerate(model.graph.node) if i in needed]
+    unread = {t.name for t in model.graph.initializer} - tensors_read(nodes)
+    inputs = [value for value in model.graph.input if value.name not in unread]
+    cut = part(model, nodes, [name for name in tensors if name in index.producers], inputs)
+    cut.ir_version = model.ir_version  # before version 4 the constants are among the inputs
+    return cut
+
+
 def part(
     model: onnx.ModelProto,
     nodes: Iterable[onnx.NodeProto],
@@ -97,15 +114,15 @@ def part(
 ) -> onnx.ModelProto:
     """A graph of some nodes of `model`, with the constants that they read."""
     nodes = list(nodes)
-    read = tensors_read(onnx.GraphProto(node=nodes))
-    made = [n for n in model.graph.node if n.op_type == "Constant" and n.output[0] in read]
-    found = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import, functions=model.functions)
-    found.graph.name = model.graph.name
-    found.graph.node.extend([*made, *nodes])
-    found.graph.input.extend(inputs)
-    found.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    found.graph.initializer.extend(t for t in model.graph.initializer if t.name in read)
-    return found
+    read = tensors_read(nodes) - {name for node in nodes for name in node.output}
+    constants = [n for n in model.graph.node if n.op_type == "Constant" and n.output[0] in read]
+    piece = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import, functions=model.functions)
+    piece.graph.name = model.graph.name
+    piece.graph.node.extend([*constants, *nodes])
+    piece.graph.input.extend(inputs)
+    piece.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    piece.graph.initializer.extend(t for t in model.graph.initializer if t.name in read)
+    return piece
 
 
 def declare(name: str, types: Mapping[str, TensorType]) -> onnx.ValueInfoProto:
@@ -158,8 +175,7 @@ class _Lifetimes:
         self.born = {inputs[0]: -1, **self.index.producers}
         for name in (*self.index.constants, *initializers):
             self.born.pop(name, None)
-        self.reads = [tensors_read(onnx.GraphProto(node=[node])) for node in model.graph.node]
-        self.dies = {name: i for i, read in enumerate(self.reads) for name in read if name in self.born}
+        self.dies = {name: i for i, read in enumerate(self.index.reads) for name in read if name in self.born}
         self.dies[output] = len(self.names)
         self.source = inputs[0]
         self.of_shapes = self._of_shapes()
@@ -167,7 +183,7 @@ class _Lifetimes:
     def _of_shapes(self) -> set[str]:
         """Tensors that follow from shapes and constants alone."""
         found: set[str] = set()
-        for node, read in zip(self.model.graph.node, self.reads, strict=True):
+        for node, read in zip(self.model.graph.node, self.index.reads, strict=True):
             known = all(name in found or name not in self.born for name in read)
             if node.op_type in SHAPE_OPS or known:
                 found.update(name for name in node.output if name in self.born)
@@ -176,7 +192,7 @@ class _Lifetimes:
     def cuts(self) -> tuple[int, ...]:
         """The nodes behind which one tensor alone is alive, neither the graph's input nor what is kept for shapes alone."""
         ends = {self.output: len(self.names)}
-        for i, (node, read) in enumerate(zip(self.model.graph.node, self.reads, strict=True)):
+        for i, (node, read) in enumerate(zip(self.model.graph.node, self.index.reads, strict=True)):
             if node.op_type not in SHAPE_OPS:
                 ends.update((name, max(i, ends.get(name, i))) for name in read)
         change = [0] * (len(self.names) + 2)
@@ -190,7 +206,7 @@ class _Lifetimes:
     def segment(self, first: int, last: int, types: Mapping[str, TensorType]) -> Segment:
         """The nodes behind `first` up to `last`."""
         inside = [i for i in range(first + 1, last + 1) if self.model.graph.node[i].op_type != "Constant"]
-        read = set().union(*(self.reads[i] for i in inside))
+        read = frozenset().union(*(self.index.reads[i] for i in inside))
         known = [name for name, born in self.born.items() if born <= first and self.dies.get(name, -1) > first]
         kept = [name for name, born in self.born.items() if born <= last < self.dies.get(name, -1)]
         model = part(

@@ -14,11 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from calib.calibration_table import REMAKE, CalibrationTable
 from calib.errors import InputError
 from calib.graph import GraphIndex, attribute, index_graph, to_array
+from calib.graph_editor import GraphEditor
 from calib.qdq_placement import QuantPlan, QuantPoint
 from calib.scales import QMAX, weight_scales
 
@@ -48,14 +49,50 @@ def insert_qdq(model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan)
     Raises InputError for a planned tensor without a scale and for a plan that does not fit the graph.
     """
     check_plan(model, table, plan)
-    index = index_graph(model)
-    writer = _Writer(model, index)
+    editor = GraphEditor(model, separator="_")
+    zero_point = editor.add_constant("qdq_zero_point", np.zeros((), np.int8))
+    dequantized: dict[tuple[str, int | None], str] = {}
     for tensor in plan.activations:
-        writer.add_activation(tensor, table.tensors[tensor].scale)
+        dequantized[tensor, None] = _add_pair(editor, tensor, table.tensors[tensor].scale, zero_point)
+    weights = [point for point in plan.points if point.kind == "weight"]
+    for point in weights:
+        if (point.tensor, point.axis) not in dequantized:
+            dequantized[point.tensor, point.axis] = _add_weight(editor, point)
     for point in plan.points:
-        if point.kind == "weight":
-            writer.add_weight(point)
-    return writer.finish(plan, table)
+        editor.node(point.node).input[point.input_index] = dequantized[point.tensor, point.axis]
+    quantized = editor.finish(removable={point.tensor for point in weights})
+    stamps = {"calib.method": table.method, "calib.onnx_sha256": table.onnx_sha256}
+    for key, value in (stamps | ({"calib.synthetic": "true"} if table.synthetic else {})).items():
+        quantized.metadata_props.add(key=key, value=value)
+    return quantized
+
+
+def _add_pair(editor: GraphEditor, tensor: str, scale: float, zero_point: str) -> str:
+    """One Q/DQ pair right behind what makes an activation; the dequantized tensor."""
+    parameters = [editor.add_constant(f"{tensor}_scale", np.asarray(scale, np.float32)), zero_point]
+    quantized, dequantized = editor.new_name(f"{tensor}_quantized"), editor.new_name(f"{tensor}_dequantized")
+    editor.insert_after(
+        tensor,
+        helper.make_node(QUANTIZE, [tensor, *parameters], [quantized], name=editor.new_name(f"{tensor}/{QUANTIZE}")),
+        helper.make_node(DEQUANTIZE, [quantized, *parameters], [dequantized], name=editor.new_name(f"{tensor}/{DEQUANTIZE}")),
+    )
+    return dequantized
+
+
+def _add_weight(editor: GraphEditor, point: QuantPoint) -> str:
+    """The INT8 constant of a weight, dequantized right before the weight's first reader; the dequantized tensor."""
+    assert point.axis is not None
+    tensor, axis = point.tensor, point.axis
+    values, scales = quantize_weight(to_array(editor.index.constants[tensor]), axis, tensor)
+    inputs = [
+        editor.add_constant(f"{tensor}_quantized", values),
+        editor.add_constant(f"{tensor}_scale", scales),
+        editor.add_constant(f"{tensor}_zero_point", np.zeros(scales.shape, np.int8)),
+    ]
+    dequantized = editor.new_name(f"{tensor}_dequantized")
+    name = editor.new_name(f"{tensor}/{DEQUANTIZE}")
+    editor.insert_before_readers(tensor, helper.make_node(DEQUANTIZE, inputs, [dequantized], name=name, axis=axis))
+    return dequantized
 
 
 def check_plan(model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan) -> None:
@@ -69,9 +106,8 @@ def check_plan(model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan)
             next_command=REMAKE,
         )
     index = index_graph(model)
-    nodes = dict(zip(index.names, model.graph.node, strict=True))
     for p in plan.points:
-        inputs = nodes[p.node].input if p.node in nodes else ()
+        inputs = index.nodes[p.node].input if p.node in index.nodes else ()
         fits = p.input_index < len(inputs) and inputs[p.input_index] == p.tensor
         if not fits or (p.kind == "weight" and p.tensor not in index.constants):
             raise InputError(
@@ -137,95 +173,3 @@ def _zero_point_type(node: onnx.NodeProto, index: GraphIndex) -> int:
     if len(node.input) > 2 and node.input[2] in index.constants:
         return index.constants[node.input[2]].data_type
     return int(attribute(node, "output_dtype", 0)) or int(onnx.TensorProto.UINT8)
-
-
-class _Writer:
-    """Collects new nodes and constants, then rewrites a copy of the graph once."""
-
-    def __init__(self, model: onnx.ModelProto, index: GraphIndex) -> None:
-        self.index = index
-        self.model = onnx.ModelProto()
-        self.model.CopyFrom(model)
-        self.taken = {n for node in model.graph.node for n in (*node.input, *node.output, node.name)}
-        self.taken.update(v.name for v in (*model.graph.input, *model.graph.initializer))
-        self.before: dict[int, list[onnx.NodeProto]] = {}
-        self.constants: list[onnx.TensorProto] = []
-        self.replacement: dict[tuple[str, int | None], str] = {}
-        self.zero_point = self._constant("qdq_zero_point", np.zeros((), np.int8))
-
-    def add_activation(self, tensor: str, scale: float) -> None:
-        """One pair right behind the tensor's producer."""
-        scale_name = self._constant(f"{tensor}_scale", np.asarray(scale, np.float32))
-        quantized, dequantized = self._name(f"{tensor}_quantized"), self._name(f"{tensor}_dequantized")
-        self.replacement[tensor, None] = dequantized
-        self.before.setdefault(self.index.producers.get(tensor, -1) + 1, []).extend(
-            (
-                helper.make_node(
-                    QUANTIZE, [tensor, scale_name, self.zero_point], [quantized], name=self._name(f"{tensor}/{QUANTIZE}")
-                ),
-                helper.make_node(
-                    DEQUANTIZE,
-                    [quantized, scale_name, self.zero_point],
-                    [dequantized],
-                    name=self._name(f"{tensor}/{DEQUANTIZE}"),
-                ),
-            )
-        )
-
-    def add_weight(self, point: QuantPoint) -> None:
-        """One INT8 constant per weight and axis, dequantized right before its first consumer."""
-        if (point.tensor, point.axis) in self.replacement or point.axis is None:
-            return
-        values, scales = quantize_weight(to_array(self.index.constants[point.tensor]), point.axis, point.tensor)
-        inputs = [
-            self._constant(f"{point.tensor}_quantized", values),
-            self._constant(f"{point.tensor}_scale", scales),
-            self._constant(f"{point.tensor}_zero_point", np.zeros(scales.shape, np.int8)),
-        ]
-        dequantized = self._name(f"{point.tensor}_dequantized")
-        self.replacement[point.tensor, point.axis] = dequantized
-        name = self._name(f"{point.tensor}/{DEQUANTIZE}")
-        first = self.index.consumers[point.tensor][0]
-        self.before.setdefault(first, []).append(
-            helper.make_node(DEQUANTIZE, inputs, [dequantized], name=name, axis=point.axis)
-        )
-
-    def finish(self, plan: QuantPlan, table: CalibrationTable) -> onnx.ModelProto:
-        """Rewire the planned inputs, place the new nodes, drop constants that nothing reads any more."""
-        graph = self.model.graph
-        position = {name: i for i, name in enumerate(self.index.names)}
-        for p in plan.points:
-            graph.node[position[p.node]].input[p.input_index] = self.replacement[p.tensor, p.axis]
-        nodes = [n for i, old in enumerate(graph.node) for n in (*self.before.get(i, ()), old)]
-        weights = {p.tensor for p in plan.points if p.kind == "weight"}
-        read = {name for node in nodes for name in node.input} | {v.name for v in graph.output}
-        gone = weights - read
-        kept = [n for n in nodes if not (n.op_type == "Constant" and n.output[0] in gone)]
-        initializers = [t for t in graph.initializer if t.name not in gone] + self.constants
-        inputs = [v for v in graph.input if v.name not in gone]
-        del graph.node[:], graph.initializer[:], graph.input[:]
-        graph.node.extend(kept)
-        graph.initializer.extend(initializers)
-        graph.input.extend(inputs)
-        self._stamp(table)
-        return self.model
-
-    def _stamp(self, table: CalibrationTable) -> None:
-        stamps = {"calib.method": table.method, "calib.onnx_sha256": table.onnx_sha256}
-        if table.synthetic:
-            stamps["calib.synthetic"] = "true"
-        for key, value in stamps.items():
-            self.model.metadata_props.add(key=key, value=value)
-
-    def _constant(self, wish: str, values: NDArray[Any]) -> str:
-        name = self._name(wish)
-        self.constants.append(numpy_helper.from_array(values, name))
-        return name
-
-    def _name(self, wish: str) -> str:
-        name, n = wish, 1
-        while name in self.taken:
-            n += 1
-            name = f"{wish}_{n}"
-        self.taken.add(name)
-        return name

@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 
 from calib.calibration_table import CalibrationTable
 from calib.errors import InputError
-from calib.graph_editor import prefix
-from calib.graph_segments import Chain, Segment, State, split
+from calib.graph_segments import Chain, Segment, State, prefix, split
 from calib.layer_noise import Layers, capped_db
 from calib.macs import count_macs
 from calib.metrics import kl

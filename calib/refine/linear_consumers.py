@@ -123,12 +123,11 @@ def find_readers(model: onnx.ModelProto, plan: QuantPlan) -> dict[str, tuple[Rea
     Convs that are not 2-D or pad by rule (`auto_pad`).
     """
     index = index_graph(model)
-    nodes = dict(zip(index.names, model.graph.node, strict=True))
     weights = {p.node: p.tensor for p in plan.points if p.kind == "weight"}
     found: dict[str, list[Reader | None]] = {}
     for point in plan.points:
         if point.kind == "activation":
-            reader = _reader(nodes[point.node], point.node, weights[point.node], index) if point.node in weights else None
+            reader = _reader(index.nodes[point.node], point.node, weights[point.node], index) if point.node in weights else None
             found.setdefault(point.tensor, []).append(reader)
     complete = {tensor: tuple(r for r in readers if r is not None) for tensor, readers in found.items()}
     return {

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 import onnx
 
 from calib.graph import GraphIndex, index_graph
-from calib.graph_editor import tensors_read
 from calib.graph_segments import SHAPE_OPS
 from calib.macs import MAC_OPS
 from edge.attribution.attribution_record import NotCompared
@@ -110,7 +109,7 @@ def inside_unit(
     inside = []
     for at in needed:
         node = model.graph.node[at]
-        if node.op_type not in SHAPE_OPS and depends & tensors_read(onnx.GraphProto(node=[node])):
+        if node.op_type not in SHAPE_OPS and depends & index.reads[at]:
             depends.update(node.output)
             inside.append(at)
     return tuple(inside), reads
@@ -132,7 +131,7 @@ def needed_nodes(
             continue
         nodes.add(at)
         node = model.graph.node[at]
-        for name in tensors_read(onnx.GraphProto(node=[node])):
+        for name in index.reads[at]:
             if name in stops:
                 if node.op_type not in SHAPE_OPS:
                     reads.add(name)

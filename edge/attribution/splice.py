@@ -8,8 +8,7 @@ import onnx
 from onnx import helper
 
 from calib.graph import index_graph
-from calib.graph_editor import prefix
-from calib.graph_segments import SHAPE_OPS
+from calib.graph_segments import SHAPE_OPS, prefix
 from edge.attribution.graph_variants import copied
 from edge.attribution.layer_spans import needed_nodes
 

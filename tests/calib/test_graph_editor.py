@@ -8,7 +8,9 @@ from onnx import helper as h
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from calib.graph_editor import GraphEditor, add_channels, prefix, tensors_read
+from calib.graph import tensors_read
+from calib.graph_editor import GraphEditor, add_channels
+from calib.graph_segments import prefix
 
 X = np.random.default_rng(5).normal(size=(3, 4)).astype(np.float32)
 IMAGE = np.random.default_rng(6).normal(size=(2, 4, 5, 5)).astype(np.float32)
@@ -303,5 +305,5 @@ def test_a_prefix_keeps_what_subgraphs_read(make_model):
     model = branching(make_model)
     cut = prefix(model, ("z",))
     assert [n.name for n in cut.graph.node] == ["layer", "if"]
-    assert tensors_read(cut.graph) >= {"x", "w", "yes", "m", "z"}
+    assert tensors_read(cut.graph.node, cut.graph.output) >= {"x", "w", "yes", "m", "z"}
     np.testing.assert_allclose(ReferenceEvaluator(cut).run(None, {"x": X})[0], -(X @ draw(4, 6)), rtol=1e-6)
