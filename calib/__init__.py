@@ -1,35 +1,37 @@
 """WHAT the scales are: observe ranges, choose INT8 scales, write Q/DQ into a graph, explain what would not become INT8.
 
-Public names are loaded when first used, so that `import calib` needs the standard library alone. `collect` and `lint` are
-imported from the modules that bear their names, `calib.collect` and `calib.lint`: an attribute of the package cannot be
-both the function and the module.
+Public names are loaded when first used, so that `import calib` needs the standard library alone.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from calib.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from calib.budget import BudgetResult, FloatGroup, Trial, drop_points, fit_budget
     from calib.calibration_table import CalibrationTable, RangeShift, TensorScale, check_table, load_table, save_table
     from calib.calibrators import METHODS
-    from calib.collect import CollectConfig
+    from calib.collect import CollectConfig, collect_table
     from calib.errors import EvidenceError, InputError, MissingError, UfovitError, VerdictError
     from calib.histogram import Histogram
-    from calib.lint import Finding
+    from calib.lint.finding import Finding
+    from calib.lint.run_lint import lint_graph
     from calib.macs import count_macs
     from calib.metrics import kl, sqnr_db, top1_agreement
     from calib.qdq_placement import QuantPlan, QuantPoint, QuantScheme, Skipped, plan_quantization
     from calib.qdq_writer import QdqInfo, insert_qdq, read_qdq, serialize
+    from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
     from calib.sensitivity import GroupCost, Sensitivity, group_nodes, measure_sensitivity
 
 _PUBLIC = {
     "BudgetResult": "calib.budget",
+    "CalibrateConfig": "calib.quantize",
     "CalibrationTable": "calib.calibration_table",
     "CollectConfig": "calib.collect",
     "EvidenceError": "calib.errors",
-    "Finding": "calib.lint",
+    "Finding": "calib.lint.finding",
     "FloatGroup": "calib.budget",
     "GroupCost": "calib.sensitivity",
     "Histogram": "calib.histogram",
@@ -47,16 +49,20 @@ _PUBLIC = {
     "Trial": "calib.budget",
     "UfovitError": "calib.errors",
     "VerdictError": "calib.errors",
+    "calibrate_graph": "calib.quantize",
     "check_table": "calib.calibration_table",
+    "collect_table": "calib.collect",
     "count_macs": "calib.macs",
     "drop_points": "calib.budget",
     "fit_budget": "calib.budget",
     "group_nodes": "calib.sensitivity",
     "insert_qdq": "calib.qdq_writer",
     "kl": "calib.metrics",
+    "lint_graph": "calib.lint.run_lint",
     "load_table": "calib.calibration_table",
     "measure_sensitivity": "calib.sensitivity",
     "plan_quantization": "calib.qdq_placement",
+    "quantize_graph": "calib.quantize",
     "read_qdq": "calib.qdq_writer",
     "save_table": "calib.calibration_table",
     "serialize": "calib.qdq_writer",
@@ -67,6 +73,7 @@ _PUBLIC = {
 __all__ = [
     "METHODS",
     "BudgetResult",
+    "CalibrateConfig",
     "CalibrationTable",
     "CollectConfig",
     "EvidenceError",
@@ -87,25 +94,24 @@ __all__ = [
     "Trial",
     "UfovitError",
     "VerdictError",
+    "calibrate_graph",
     "check_table",
+    "collect_table",
     "count_macs",
     "drop_points",
     "fit_budget",
     "group_nodes",
     "insert_qdq",
     "kl",
+    "lint_graph",
     "load_table",
     "measure_sensitivity",
     "plan_quantization",
+    "quantize_graph",
     "read_qdq",
     "save_table",
     "serialize",
     "sqnr_db",
     "top1_agreement",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'calib' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+__getattr__ = lazy_exports(__name__, _PUBLIC)

@@ -5,26 +5,20 @@ The rules were checked against the parser and the built engines of TensorRT-RTX 
 
 from __future__ import annotations
 
-import onnx
+from typing import TYPE_CHECKING
 
-from calib.graph import index_graph, infer_types
-from calib.lint.finding import RULES, Finding, Severity
-from calib.lint.parameter_rules import lint_graph_level, lint_parameters
-from calib.lint.placement_rules import lint_placement
+from calib.lazy_exports import lazy_exports
 
-__all__ = ["RULES", "Finding", "Severity", "lint"]
+if TYPE_CHECKING:
+    from calib.lint.finding import RULES, Finding, Severity
+    from calib.lint.run_lint import lint_graph
 
+_PUBLIC = {
+    "RULES": "calib.lint.finding",
+    "Finding": "calib.lint.finding",
+    "Severity": "calib.lint.finding",
+    "lint_graph": "calib.lint.run_lint",
+}
 
-def lint_graph(model: onnx.ModelProto) -> tuple[Finding, ...]:
-    """All findings in graph order, graph-wide ones first; empty for a graph that becomes INT8 where it says so.
-
-    A float graph without any Q/DQ gets one finding. Nodes without Q/DQ on any input are float by request: no finding.
-    Raises InputError when shape inference fails on the graph.
-    """
-    index = index_graph(model)
-    found = lint_graph_level(model, index.names)
-    types = infer_types(model)
-    for number in range(len(model.graph.node)):
-        found += lint_parameters(model, number, index, types)
-        found += lint_placement(model, number, index)
-    return tuple(found)
+__all__ = ["RULES", "Finding", "Severity", "lint_graph"]
+__getattr__ = lazy_exports(__name__, _PUBLIC)

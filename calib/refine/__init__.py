@@ -1,4 +1,25 @@
 """What improves a plain post-training quantization: one method per file, each of them optional.
 
-`effort.py` says which of them an effort uses, `apply.py` carries them out; calib/README.md says what each of them gains.
+`effort` says which of them an effort uses, `apply_refinements` carries them out.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from calib.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from calib.refine.apply_refinements import Refined, refine_graph
+    from calib.refine.effort import EFFORTS, Effort, resolve_effort
+
+_PUBLIC = {
+    "EFFORTS": "calib.refine.effort",
+    "Effort": "calib.refine.effort",
+    "Refined": "calib.refine.apply_refinements",
+    "refine_graph": "calib.refine.apply_refinements",
+    "resolve_effort": "calib.refine.effort",
+}
+
+__all__ = ["EFFORTS", "Effort", "Refined", "refine_graph", "resolve_effort"]
+__getattr__ = lazy_exports(__name__, _PUBLIC)
