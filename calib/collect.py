@@ -64,6 +64,16 @@ class CollectConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be positive", found=getattr(self, name))
 
+    def check_count(self, images: int) -> None:
+        """Raises InputError for fewer than `min_images` images."""
+        if images < self.min_images:
+            raise InputError(
+                "too few calibration images",
+                found=images,
+                allowed=f"at least {self.min_images}; 512 is a good number",
+                next_command="pass more images: --calib-data of `ufovit build`, --images of `ufovit calibrate`",
+            )
+
 
 def collect_table(
     onnx_path: Path,
@@ -92,13 +102,7 @@ def collect_table(
     config = config or CollectConfig()
     halves, onnx_sha256 = observe(onnx_path, batches, plan, config, progress)
     images, histograms = sum(halves.images), halves.total()
-    if images < config.min_images:
-        raise InputError(
-            "too few calibration images",
-            found=images,
-            allowed=f"at least {config.min_images}; 512 is a good number",
-            next_command="pass --calib-data with more images",
-        )
+    config.check_count(images)
     reduce = range_method(config.method)
     bounds = bounds or {}
     _check_bounds(histograms, bounds)

@@ -87,7 +87,10 @@ def index_graph(model: onnx.ModelProto) -> GraphIndex:
     initializers = {t.name: t for t in graph.initializer}
     defaults = {v.name for v in graph.input if v.name in initializers} if model.ir_version >= 4 else set()
     constants = {name: t for name, t in initializers.items() if name not in defaults}
-    constants.update(_constant_nodes(graph.node))
+    for node in graph.node:
+        value = attribute(node, "value", None) if node.op_type == "Constant" else None
+        if isinstance(value, onnx.TensorProto):
+            constants[node.output[0]] = value
     constant_like = set(constants)
     producers: dict[str, int] = {}
     consumers: dict[str, list[int]] = {}
@@ -173,16 +176,6 @@ def infer_types(model: onnx.ModelProto, batch: int | None = None) -> dict[str, T
     types = {v.name: _tensor_type(v.type.tensor_type) for v in (*graph.value_info, *graph.input, *graph.output)}
     types.update((t.name, TensorType(t.data_type, tuple(t.dims))) for t in graph.initializer)
     return types
-
-
-def _constant_nodes(nodes: Sequence[onnx.NodeProto]) -> dict[str, onnx.TensorProto]:
-    found = {}
-    for node in nodes:
-        if node.op_type == "Constant":
-            value = attribute(node, "value", None)
-            if isinstance(value, onnx.TensorProto):
-                found[node.output[0]] = value
-    return found
 
 
 def _without_large_constants(model: onnx.ModelProto) -> onnx.ModelProto:

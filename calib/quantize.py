@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from calib.calibration_table import CalibrationTable, TensorScale
 from calib.collect import CollectConfig, collect_table
-from calib.errors import InputError, VerdictError
+from calib.errors import VerdictError
 from calib.files import sha256_bytes, write_bytes
 from calib.graph import load_graph
 from calib.lint import lint_graph
@@ -74,13 +74,7 @@ def calibrate_graph(
     """
     model, data = load_graph(source)
     used = resolve_effort(config.effort)
-    if images < config.collect.min_images:
-        raise InputError(
-            "too few calibration images",
-            found=images,
-            allowed=f"at least {config.collect.min_images}; 512 is a good number",
-            next_command="pass more images",
-        )
+    config.collect.check_count(images)
     share = _REFINE_SHARE if used.names else 0.0
     found = refine_graph(
         model,

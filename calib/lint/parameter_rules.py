@@ -9,7 +9,7 @@ import onnx
 
 from calib.graph import GraphIndex, TensorType, attribute, opset_version, to_array
 from calib.lint.finding import Finding, make_finding
-from calib.lint.trace_dequantize import DEQUANTIZE, QUANTIZE
+from calib.qdq_writer import DEQUANTIZE, QUANTIZE
 
 _T = onnx.TensorProto
 _NEWEST_OPSET = 20
@@ -41,18 +41,19 @@ def lint_graph_level(model: onnx.ModelProto, names: Sequence[str]) -> list[Findi
     return found
 
 
-def lint_parameters(model: onnx.ModelProto, number: int, index: GraphIndex, types: Mapping[str, TensorType]) -> list[Finding]:
+def lint_parameters(
+    name: str, node: onnx.NodeProto, index: GraphIndex, types: Mapping[str, TensorType], opset: int
+) -> list[Finding]:
     """Findings on one QuantizeLinear or DequantizeLinear; none for any other node."""
-    node, name = model.graph.node[number], index.names[number]
     if node.op_type not in (QUANTIZE, DEQUANTIZE):
         return []
     block_size = attribute(node, "block_size", 0)
     found = [make_finding("blocked", name, f"block_size {block_size}")] if block_size else []
     found += _type_findings(node, name, index, types)
-    found += _pair_findings(model.graph.node, number, index)
+    found += _pair_findings(name, node, index)
     scale_name = node.input[1] if len(node.input) > 1 else ""
     if scale_name in index.constants:
-        found += _scale_findings(node, name, index.constants[scale_name], types, opset_version(model))
+        found += _scale_findings(node, name, index.constants[scale_name], types, opset)
     elif scale_name in index.producers or scale_name in index.inputs:
         found.append(make_finding("scale-not-constant", name, f"scale {scale_name} is computed"))
     else:
@@ -60,16 +61,15 @@ def lint_parameters(model: onnx.ModelProto, number: int, index: GraphIndex, type
     return found
 
 
-def _pair_findings(nodes: Sequence[onnx.NodeProto], number: int, index: GraphIndex) -> list[Finding]:
-    node = nodes[number]
-    maker = nodes[index.producers[node.input[0]]] if node.input[0] in index.producers else None
-    if node.op_type != DEQUANTIZE or maker is None or maker.op_type != QUANTIZE:
+def _pair_findings(name: str, node: onnx.NodeProto, index: GraphIndex) -> list[Finding]:
+    quantize = index.producer(node.input[0])
+    if node.op_type != DEQUANTIZE or quantize is None or quantize.op_type != QUANTIZE:
         return []
-    pair = [index.constants.get(n.input[1]) for n in (maker, node) if len(n.input) > 1]
+    pair = [index.constants.get(n.input[1]) for n in (quantize, node) if len(n.input) > 1]
     arrays = [to_array(t) for t in pair if t is not None]
     if len(arrays) < 2 or np.array_equal(arrays[0], arrays[1], equal_nan=True):
         return []
-    return [make_finding("unlike-pair", index.names[number], f"QuantizeLinear {index.names[index.producers[node.input[0]]]}")]
+    return [make_finding("unlike-pair", name, f"QuantizeLinear {index.names[index.producers[node.input[0]]]}")]
 
 
 def _type_findings(node: onnx.NodeProto, name: str, index: GraphIndex, types: Mapping[str, TensorType]) -> list[Finding]:

@@ -8,7 +8,8 @@ import onnx
 
 from calib.graph import GraphIndex, attribute
 from calib.lint.finding import Finding, make_finding
-from calib.lint.trace_dequantize import DEQUANTIZE, Source, trace
+from calib.lint.trace_dequantize import Source, trace
+from calib.qdq_writer import DEQUANTIZE
 
 _NORMS = (
     "GroupNormalization",
@@ -24,25 +25,25 @@ _NORMS = (
 )
 
 
-def lint_placement(model: onnx.ModelProto, number: int, index: GraphIndex) -> list[Finding]:
+def lint_placement(name: str, node: onnx.NodeProto, index: GraphIndex) -> list[Finding]:
     """Findings on one product, norm or addition; none for any other node."""
-    nodes, node, name = model.graph.node, model.graph.node[number], index.names[number]
     if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-        return _product(node, name, nodes, index)
-    if node.op_type in _NORMS and _dequantized(node.input[0], nodes, index):
+        return _product(node, name, index)
+    if node.op_type in _NORMS and _dequantized(node.input[0], index):
         return [make_finding("norm-input", name, f"Q/DQ in front of {node.op_type}")]
     streams = [n for n in node.input if n not in index.constant_like]
-    if node.op_type == "Add" and len(streams) == 2 and any(_dequantized(n, nodes, index) for n in streams):
+    if node.op_type == "Add" and len(streams) == 2 and any(_dequantized(n, index) for n in streams):
         return [make_finding("residual-add", name, "Q/DQ in front of an addition of two activations")]
     return []
 
 
-def _dequantized(tensor: str, nodes: Sequence[onnx.NodeProto], index: GraphIndex) -> bool:
-    return tensor in index.producers and nodes[index.producers[tensor]].op_type == DEQUANTIZE
+def _dequantized(tensor: str, index: GraphIndex) -> bool:
+    producer = index.producer(tensor)
+    return producer is not None and producer.op_type == DEQUANTIZE
 
 
-def _product(node: onnx.NodeProto, name: str, nodes: Sequence[onnx.NodeProto], index: GraphIndex) -> list[Finding]:
-    sources = [trace(tensor, nodes, index) for tensor in node.input[:2]]
+def _product(node: onnx.NodeProto, name: str, index: GraphIndex) -> list[Finding]:
+    sources = [trace(tensor, index) for tensor in node.input[:2]]
     constant = [tensor in index.constant_like for tensor in node.input[:2]]
     found = []
     for position, source in enumerate(sources):
@@ -52,7 +53,7 @@ def _product(node: onnx.NodeProto, name: str, nodes: Sequence[onnx.NodeProto], i
             found.append(
                 make_finding("activation-per-channel", name, f"per-channel scale on input {position} of {node.op_type}")
             )
-        elif _along_sum(node, position, source, len(_dims(node.input[position], nodes, index))):
+        elif _along_sum(node, position, source, len(_dims(node.input[position], index))):
             found.append(make_finding("weight-axis", name, f"{node.op_type} weight has its scales on axis {source.axis}"))
     if sum(source is not None for source in sources) == 1:
         present = 0 if sources[0] is not None else 1
@@ -75,8 +76,8 @@ def _along_sum(node: onnx.NodeProto, position: int, source: Source, rank: int) -
     return source.axis == (rank - 1 if position == 0 else rank - 2)
 
 
-def _dims(tensor: str, nodes: Sequence[onnx.NodeProto], index: GraphIndex) -> Sequence[int]:
+def _dims(tensor: str, index: GraphIndex) -> Sequence[int]:
     """Shape of the constant at the root of a chain of single-input nodes; only its length is of interest."""
-    while tensor not in index.constants and tensor in index.producers:
-        tensor = nodes[index.producers[tensor]].input[0]
+    while tensor not in index.constants and (producer := index.producer(tensor)) is not None:
+        tensor = producer.input[0]
     return index.constants[tensor].dims if tensor in index.constants else ()

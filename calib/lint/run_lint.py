@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from calib.graph import index_graph, infer_types
+from calib.graph import index_graph, infer_types, opset_version
 from calib.lint.finding import Finding
 from calib.lint.parameter_rules import lint_graph_level, lint_parameters
 from calib.lint.placement_rules import lint_placement
@@ -19,7 +19,7 @@ def lint_graph(model: onnx.ModelProto) -> tuple[Finding, ...]:
     index = index_graph(model)
     found = lint_graph_level(model, index.names)
     types = infer_types(model)
-    for number in range(len(model.graph.node)):
-        found += lint_parameters(model, number, index, types)
-        found += lint_placement(model, number, index)
+    for name, node in zip(index.names, model.graph.node, strict=True):
+        found += lint_parameters(name, node, index, types, opset_version(model))
+        found += lint_placement(name, node, index)
     return tuple(found)

@@ -6,14 +6,13 @@ TensorRT moves a DequantizeLinear behind operators that only move or retype valu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import onnx
 
 from calib.graph import GraphIndex, attribute, to_array
+from calib.qdq_writer import DEQUANTIZE
 
-QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _MOVES = (
     "Cast",
     "Expand",
@@ -49,19 +48,19 @@ class Source:
         return len(self.scales) > 1
 
 
-def trace(tensor: str, nodes: Sequence[onnx.NodeProto], index: GraphIndex) -> Source | None:
+def trace(tensor: str, index: GraphIndex) -> Source | None:
     """The DequantizeLinear behind an operand, or None when the operand is float."""
-    if tensor not in index.producers:
+    node = index.producer(tensor)
+    if node is None:
         return None
-    node = nodes[index.producers[tensor]]
     if node.op_type == DEQUANTIZE:
         return _source(node, index)
     if node.op_type == "Concat":
-        parts = [trace(name, nodes, index) for name in node.input]
+        parts = [trace(name, index) for name in node.input]
         return parts[0] if all(part is not None and part == parts[0] for part in parts) else None
     if node.op_type != "Transpose" and node.op_type not in _MOVES:
         return None
-    source = trace(node.input[0], nodes, index)
+    source = trace(node.input[0], index)
     if source is None or source.axis is None or node.op_type in ("Cast", "Identity"):
         return source
     permutation = attribute(node, "perm", None) if node.op_type == "Transpose" else None
