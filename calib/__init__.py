@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import lazy_exports
+from calib.lazy_exports import by_name, lazy_exports
 
 if TYPE_CHECKING:
     from calib.budget import BudgetResult, FloatGroup, Trial, drop_points, fit_budget
@@ -25,50 +25,24 @@ if TYPE_CHECKING:
     from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
     from calib.sensitivity import GroupCost, Sensitivity, group_nodes, measure_sensitivity
 
-_PUBLIC = {
-    "BudgetResult": "calib.budget",
-    "CalibrateConfig": "calib.quantize",
-    "CalibrationTable": "calib.calibration_table",
-    "CollectConfig": "calib.collect",
-    "EvidenceError": "calib.errors",
-    "Finding": "calib.lint.finding",
-    "FloatGroup": "calib.budget",
-    "GroupCost": "calib.sensitivity",
-    "Histogram": "calib.histogram",
-    "InputError": "calib.errors",
-    "METHODS": "calib.calibrators",
-    "MissingError": "calib.errors",
-    "QdqInfo": "calib.qdq_writer",
-    "QuantPlan": "calib.qdq_placement",
-    "QuantPoint": "calib.qdq_placement",
-    "QuantScheme": "calib.qdq_placement",
-    "RangeShift": "calib.calibration_table",
-    "Sensitivity": "calib.sensitivity",
-    "Skipped": "calib.qdq_placement",
-    "TensorScale": "calib.calibration_table",
-    "Trial": "calib.budget",
-    "UfovitError": "calib.errors",
-    "VerdictError": "calib.errors",
-    "calibrate_graph": "calib.quantize",
-    "check_table": "calib.calibration_table",
-    "collect_table": "calib.collect",
-    "count_macs": "calib.macs",
-    "drop_points": "calib.budget",
-    "fit_budget": "calib.budget",
-    "group_nodes": "calib.sensitivity",
-    "insert_qdq": "calib.qdq_writer",
-    "kl": "calib.metrics",
-    "lint_graph": "calib.lint.run_lint",
-    "load_table": "calib.calibration_table",
-    "measure_sensitivity": "calib.sensitivity",
-    "plan_quantization": "calib.qdq_placement",
-    "quantize_graph": "calib.quantize",
-    "read_qdq": "calib.qdq_writer",
-    "save_table": "calib.calibration_table",
-    "serialize": "calib.qdq_writer",
-    "sqnr_db": "calib.metrics",
-    "top1_agreement": "calib.metrics",
-}
+_PUBLIC = by_name(
+    {
+        "calib.budget": ("BudgetResult", "FloatGroup", "Trial", "drop_points", "fit_budget"),
+        "calib.calibration_table": ("CalibrationTable", "RangeShift", "TensorScale", "check_table", "load_table", "save_table"),
+        "calib.calibrators": ("METHODS",),
+        "calib.collect": ("CollectConfig", "collect_table"),
+        "calib.errors": ("EvidenceError", "InputError", "MissingError", "UfovitError", "VerdictError"),
+        "calib.histogram": ("Histogram",),
+        "calib.lint.finding": ("Finding",),
+        "calib.lint.run_lint": ("lint_graph",),
+        "calib.macs": ("count_macs",),
+        "calib.metrics": ("kl", "sqnr_db", "top1_agreement"),
+        "calib.qdq_placement": ("QuantPlan", "QuantPoint", "QuantScheme", "Skipped", "plan_quantization"),
+        "calib.qdq_writer": ("QdqInfo", "insert_qdq", "read_qdq", "serialize"),
+        "calib.quantize": ("CalibrateConfig", "calibrate_graph", "quantize_graph"),
+        "calib.sensitivity": ("GroupCost", "Sensitivity", "group_nodes", "measure_sensitivity"),
+    }
+)
 
 __all__ = [
     "METHODS",

@@ -23,3 +23,8 @@ def lazy_exports(package: str, modules: Mapping[str, str]) -> Callable[[str], An
         return getattr(import_module(modules[name]), name)
 
     return load
+
+
+def by_name(names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Public name -> dotted name of its module, from module -> its public names."""
+    return {name: module for module, members in names.items() for name in members}

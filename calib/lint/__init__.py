@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import lazy_exports
+from calib.lazy_exports import by_name, lazy_exports
 
 if TYPE_CHECKING:
     from calib.lint.finding import RULES, Finding, Severity
     from calib.lint.run_lint import lint_graph
 
-_PUBLIC = {
-    "RULES": "calib.lint.finding",
-    "Finding": "calib.lint.finding",
-    "Severity": "calib.lint.finding",
-    "lint_graph": "calib.lint.run_lint",
-}
+_PUBLIC = by_name(
+    {
+        "calib.lint.finding": ("RULES", "Finding", "Severity"),
+        "calib.lint.run_lint": ("lint_graph",),
+    }
+)
 
 __all__ = ["RULES", "Finding", "Severity", "lint_graph"]
 __getattr__ = lazy_exports(__name__, _PUBLIC)
