@@ -32,7 +32,7 @@ from calib.qdq_placement import QuantPlan
 from calib.split_half import Halves
 
 UNSETTLED = 0.02
-"""Median range shift above which more images are worth having. calib/README.md has the measurement behind it."""
+"""Median range shift above which more images are worth having. docs/calibration-benchmarks.md has the measurement behind it."""
 
 Batches = Iterable[NDArray[Any]]
 Progress = Callable[[int], None]
