@@ -45,8 +45,8 @@ class Migration:
         self._readers = readers
         self._types = infer_types(model)
 
-    def producer(self, tensor: str, *, shifted: bool) -> tuple[str, str] | None:
-        """Node whose constants can take factors (and a shift), and its operator; None when there is none."""
+    def producer(self, tensor: str, *, shifted: bool) -> str | None:
+        """Name of the node whose constants can take factors (and a shift); None when there is none."""
         index, editor = self._editor.index, self._editor
         read_by = {index.names[i] for i in index.consumers.get(tensor, ())}
         if tensor in editor.seen or read_by != {r.node for r in self._readers[tensor]} or tensor not in index.producers:
@@ -56,20 +56,20 @@ class Migration:
         by_channel = bool(self._readers[tensor][0].geometry.kernel)
         if node.op_type == "LayerNormalization":
             last = not by_channel and int(attribute(node, "axis", -1)) == -1
-            return (name, node.op_type) if last and all(editor.is_constant(name, at) for at in (1, 2)) else None
+            return name if last and all(editor.is_constant(name, at) for at in (1, 2)) else None
         if node.op_type == "BatchNormalization":
-            return (name, node.op_type) if by_channel and all(editor.is_constant(name, at) for at in (1, 2)) else None
+            return name if by_channel and all(editor.is_constant(name, at) for at in (1, 2)) else None
         if node.op_type == "Relu" and by_channel and not shifted:
             return self._conv(node.input[0])
         if node.op_type == "Clip":
             bounded = all(editor.is_constant(name, at) for at in (1, 2))
-            return (name, "Clip") if by_channel and shifted and bounded and self._conv(node.input[0], mapped=True) else None
+            return name if by_channel and shifted and bounded and self._conv(node.input[0], mapped=True) else None
         return self._conv(tensor) if by_channel else None
 
     def clipped(self, tensor: str) -> bool:
         """Whether a Clip makes a tensor: all its channels may reach the same bounds, whatever some images show."""
-        index = self._editor.index
-        return tensor in index.producers and self._editor.node(index.names[index.producers[tensor]]).op_type == "Clip"
+        node = self._editor.index.producer(tensor)
+        return node is not None and node.op_type == "Clip"
 
     def can_shift(self, tensor: str) -> bool:
         """Whether the correction of a shift has a form: no padding, or a map of a known and moderate size."""
@@ -80,13 +80,13 @@ class Migration:
     def move(self, tensor: str, choice: Choice) -> str:
         """Carry out a choice; the name of the tensor that is quantized in the end."""
         factors, shift = choice.factors, choice.shift
-        found = self.producer(tensor, shifted=shift != 0)
-        if found is not None and found[1] == "Clip" and np.any(factors != 1):
-            found = None  # one pair of bounds cannot take a factor per channel
+        producer = self.producer(tensor, shifted=shift != 0)
+        if self.clipped(tensor) and np.any(factors != 1):
+            producer = None  # one pair of bounds cannot take a factor per channel
         for reader in self._readers[tensor]:
             self._behind(reader, factors, shift)
-        if found is not None:
-            self._in_front(*found, factors, shift)
+        if producer is not None:
+            self._in_front(producer, factors, shift)
             return tensor
         by_channel = (-1, 1, 1) if self._readers[tensor][0].geometry.kernel else (-1,)
         operators = [("Mul", factors.astype(np.float32).reshape(by_channel))] if np.any(factors != 1) else []
@@ -100,7 +100,7 @@ class Migration:
         """The changed graph."""
         return self._editor.finish()
 
-    def _conv(self, tensor: str, *, mapped: bool = False) -> tuple[str, str] | None:
+    def _conv(self, tensor: str, *, mapped: bool = False) -> str | None:
         """The Conv that makes a tensor that nothing else reads, from constants alone, with no map behind it unless `mapped`."""
         editor, index = self._editor, self._editor.index
         if tensor in editor.seen or tensor not in index.producers or len(index.consumers.get(tensor, ())) != 1:
@@ -109,10 +109,12 @@ class Migration:
         node = editor.node(name)
         if node.op_type != "Conv" or not (mapped or node.output[0] == tensor) or not editor.is_constant(name, 1):
             return None
-        return (name, "Conv") if not any(node.input[2:]) or editor.is_constant(name, 2) else None
+        return name if not any(node.input[2:]) or editor.is_constant(name, 2) else None
 
-    def _in_front(self, name: str, op_type: str, factors: NDArray[np.float64], shift: float) -> None:
+    def _in_front(self, name: str, factors: NDArray[np.float64], shift: float) -> None:
+        """Let the constants of a node make its output times the factors, plus the shift."""
         editor = self._editor
+        op_type = editor.node(name).op_type
         if op_type == "Clip":
             for at in (1, 2):
                 editor.set_constant(name, at, _float32(editor.constant(name, at) + np.float64(shift)), _SUFFIX)
