@@ -11,17 +11,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from calib.errors import InputError
 
+SQNR_CAP_DB = 300.0
+"""Stands for an infinite SQNR in artifacts, where infinity cannot be written: beyond FP64's own 2^-53 per value."""
 
-def decibels(signal: float, noise: float, largest_db: float = float("inf")) -> float:
-    """10 log10(signal / noise) of two sums of squares, within +-largest_db.
 
-    largest_db for no noise, -largest_db for no signal and for a sum that is NaN or infinite.
+def power_ratio_db(signal: float, noise: float, cap_db: float = SQNR_CAP_DB) -> float:
+    """10 log10(signal / noise) of two sums of squares, within +-cap_db.
+
+    +cap_db for no noise, -cap_db for no signal and for sums that are NaN or infinite.
     """
     if noise == 0:
-        return largest_db
+        return cap_db
     if signal <= 0 or not np.isfinite(noise) or not np.isfinite(signal):
-        return -largest_db
-    return float(np.clip(10 * (np.log10(signal) - np.log10(noise)), -largest_db, largest_db))
+        return -cap_db
+    return float(np.clip(10 * (np.log10(signal) - np.log10(noise)), -cap_db, cap_db))
 
 
 def sqnr_db(reference: ArrayLike, test: ArrayLike) -> float:
@@ -36,7 +39,7 @@ def sqnr_db(reference: ArrayLike, test: ArrayLike) -> float:
     peak = max(float(np.abs(a).max()), float(np.abs(b).max()))
     if peak > 0:  # squares of very large or very small numbers would leave float64; the ratio is free of scale
         a, b = a / peak, b / peak
-    return decibels(float(np.sum(a**2)), float(np.sum((a - b) ** 2)))
+    return power_ratio_db(float(np.sum(a**2)), float(np.sum((a - b) ** 2)), cap_db=float("inf"))
 
 
 def kl(reference: ArrayLike, test: ArrayLike) -> float:

@@ -28,7 +28,6 @@ from calib.ort_session import GraphSession, check_batch
 from edge.attribution.graph_variants import FED, Activation, Forms, activations, cut, tapped
 from edge.attribution.layer_spans import Unit
 from edge.images.preprocess import Float32
-from edge.numeric_tolerances import SQNR_CAP_DB
 
 PARTS = ("accumulated", "inherited", "introduced", "fp16", "rounding", "clipping", "weights")
 FACTORS = 2.0 ** (np.arange(-4, 5) / 2)
@@ -111,8 +110,8 @@ class Measured:
 
 
 def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise), within +-SQNR_CAP_DB: + for no noise, - for no signal and for noise that is no number."""
-    return metrics.decibels(signal, noise, SQNR_CAP_DB)
+    """10 log10(signal / noise), within +-300: + for no noise, - for no signal and for noise that is no number."""
+    return metrics.power_ratio_db(signal, noise)
 
 
 def measure(
