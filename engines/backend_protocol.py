@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engines.build_spec import BuildSpec
-    from engines.layer_records import Evidence, GraphFacts
+    from engines.layer_records import EngineEvidence, GraphFacts
 
 Advance = Callable[[float], None]
 """Called with the share done, 0 to 1."""
@@ -45,4 +45,4 @@ class Backend:
     """
 
     build: Callable[[BuildSpec, bytes, Advance], Built]
-    evidence: Callable[[bytes, bytes, GraphFacts], Evidence]
+    evidence: Callable[[bytes, bytes, GraphFacts], EngineEvidence]

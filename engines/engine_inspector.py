@@ -26,7 +26,7 @@ import re
 from typing import Any
 
 from calib.errors import InputError
-from engines.layer_records import UNKNOWN, Evidence, LayerEvidence, common_type
+from engines.layer_records import UNKNOWN, EngineEvidence, LayerEvidence, common_type
 
 _MENTION = re.compile(r"\[ONNX Layer: ([^\]\n]+)\]")
 _PRODUCT = re.compile(r"gemm|conv|matrixmultiply|matmul|fusion|fully_?connected|corr", re.IGNORECASE)
@@ -46,7 +46,7 @@ _TYPES = (  # pattern -> type, the first that fits: "Row major linear FP16 forma
 )
 
 
-def read_inspector(text: str, nodes: frozenset[str]) -> Evidence:
+def read_inspector(text: str, nodes: frozenset[str]) -> EngineEvidence:
     """What an engine's layer information (JSON) says of each node named in it, out of `nodes`.
 
     Raises InputError when it is no such text, or holds names alone: the engine was built without detailed verbosity.
@@ -68,7 +68,7 @@ def read_inspector(text: str, nodes: frozenset[str]) -> Evidence:
     for node, source in mentioned.items():
         found.setdefault(node, LayerEvidence(UNKNOWN, f"{source}, which does not tell"))
     reformats = sum(bool(_REFORMAT.search(str(layer.get("LayerType", "")))) for layer in layers)
-    return Evidence(found, kernels=len(layers), reformats=reformats)
+    return EngineEvidence(found, kernels=len(layers), reformats=reformats)
 
 
 def inspected_layers(text: str) -> list[dict[str, Any]]:

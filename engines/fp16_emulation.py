@@ -50,7 +50,7 @@ def emulated_graph(typed: onnx.ModelProto, *, accumulate: Accumulate = "fp16") -
     """The FP32 graph that computes what a typed FP16 graph computes on 16-bit hardware; see the module's docstring.
 
     Args:
-        typed: a graph that `engines.typed_graph.typed_graph` made; left as it is.
+        typed: a graph that `engines.typed_graph.type_graph` made; left as it is.
         accumulate: where reductions and products of two activations keep their sums.
 
     Raises InputError when a reduction has no constant axes, or the length of an axis that is summed over is not fixed in the

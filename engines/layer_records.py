@@ -68,7 +68,7 @@ class LayerEvidence:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class EngineEvidence:
     """What an engine says of itself.
 
     Attributes:

@@ -16,7 +16,7 @@ from calib.errors import InputError, VerdictError
 from engines.layer_records import UNKNOWN
 
 if TYPE_CHECKING:
-    from engines.layer_records import Evidence, Layer, LayerEvidence
+    from engines.layer_records import EngineEvidence, Layer, LayerEvidence
 
 _LISTED = 12
 
@@ -61,7 +61,7 @@ class Receipt:
     reformats: int | None = None
 
 
-def make_receipt(layers: tuple[Layer, ...], told: Evidence, precision: str) -> Receipt:
+def make_receipt(layers: tuple[Layer, ...], told: EngineEvidence, precision: str) -> Receipt:
     """Weigh the evidence of an engine against its graph. Raises InputError for a graph in which nothing multiplies."""
     evidence = told.layers
     total = sum(layer.macs for layer in layers)

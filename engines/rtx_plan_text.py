@@ -24,7 +24,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from engines.layer_records import UNKNOWN, Evidence, LayerEvidence, common_type
+from engines.layer_records import UNKNOWN, EngineEvidence, LayerEvidence, common_type
 
 _TENSOR = re.compile(rb'tensor=\{[^\n]*? name="([^"\n]+)"[^\n]*? type=(\w+) \}')
 _STEP = re.compile(rb'\n +(fully_connected|corrltn)=\{ name="([^"\n]+)" output=\{[^}\n]*\} input=\{([^}\n]*)\}')
@@ -35,7 +35,7 @@ _KINDS = {"fully_connected": "matrix product", "corrltn": "convolution"}
 _KERNEL = re.compile(rb"\n +(fully_connected|corrltn|function)=\{ name=")
 
 
-def read_plan(plan: bytes, nodes: frozenset[str]) -> Evidence:
+def read_plan(plan: bytes, nodes: frozenset[str]) -> EngineEvidence:
     """What the plan says of each node named in it, out of `nodes`, and how many steps one inference takes."""
     types = _tensor_types(plan)
     found: dict[str, list[tuple[str, str]]] = {}
@@ -51,7 +51,7 @@ def read_plan(plan: bytes, nodes: frozenset[str]) -> Evidence:
         node = mention.decode(errors="replace")
         if node in nodes and node not in evidence:
             evidence[node] = LayerEvidence(UNKNOWN, "computed inside a generated kernel or folded away")
-    return Evidence(evidence, kernels=len(_KERNEL.findall(plan)) or None)
+    return EngineEvidence(evidence, kernels=len(_KERNEL.findall(plan)) or None)
 
 
 def _tensor_types(plan: bytes) -> dict[str, str]:

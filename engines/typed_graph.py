@@ -53,7 +53,7 @@ class TypingFacts:
     subnormal: int
 
 
-def typed_graph(model: onnx.ModelProto, *, keep_fp32: frozenset[str] = frozenset()) -> onnx.ModelProto:
+def type_graph(model: onnx.ModelProto, *, keep_fp32: frozenset[str] = frozenset()) -> onnx.ModelProto:
     """The strongly typed FP16 form of an FP32 graph, plain or with Q/DQ; see the module's docstring.
 
     Args:
@@ -90,7 +90,7 @@ def typed_graph(model: onnx.ModelProto, *, keep_fp32: frozenset[str] = frozenset
 
 
 def typing_facts(model: onnx.ModelProto) -> TypingFacts | None:
-    """The counts that `typed_graph` stored in a model; None for a graph that it did not make."""
+    """The counts that `type_graph` stored in a model; None for a graph that it did not make."""
     found = {p.key.removeprefix(_FACTS_PREFIX): p.value for p in model.metadata_props if p.key.startswith(_FACTS_PREFIX)}
     return TypingFacts(**{name: int(value) for name, value in found.items()}) if found else None
 

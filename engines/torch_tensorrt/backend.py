@@ -29,7 +29,7 @@ from calib.files import read_json, write_bytes, write_json
 from engines.backend_protocol import Advance, Backend, Built
 from engines.build_spec import BuilderOptions, BuildSpec
 from engines.engine_inspector import read_inspector
-from engines.layer_records import Evidence, GraphFacts
+from engines.layer_records import EngineEvidence, GraphFacts
 from engines.rtx_plan_text import read_plan
 from engines.trt.trt_backend import this_gpu
 
@@ -101,7 +101,7 @@ def build_engine(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
     return Built(data, facts["tensorrt"], capabilities, device, log=(f"INFO: {facts['libraries']}", *dict.fromkeys(log)))
 
 
-def engine_evidence(data: bytes, _graph: bytes, facts: GraphFacts) -> Evidence:
+def engine_evidence(data: bytes, _graph: bytes, facts: GraphFacts) -> EngineEvidence:
     """What the engine itself says of every layer: the text of a TensorRT-RTX plan, else TensorRT's inspector."""
     nodes = frozenset(facts.traceable)
     told = read_plan(data, nodes)

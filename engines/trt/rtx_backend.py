@@ -11,10 +11,16 @@ from dataclasses import replace
 from calib.errors import InputError
 from engines.backend_protocol import Advance, Backend, Built
 from engines.build_spec import BuilderOptions, BuildSpec
-from engines.layer_records import Evidence, GraphFacts
+from engines.layer_records import EngineEvidence, GraphFacts
 from engines.rtx_plan_text import read_plan
-from engines.trt.api import Builder, version
+from engines.trt.api import Builder
+from engines.trt.api import version as library_version
 from engines.trt.network import define
+
+
+def version() -> str:
+    """Version of TensorRT-RTX; raises MissingError when it is not installed."""
+    return library_version("rtx")
 
 
 def build_plan(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
@@ -32,10 +38,10 @@ def build_plan(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
     network, config = define(builder, graph, spec)
     builder.set_compute_capabilities(config, spec.target.compute_capabilities)
     data = builder.build(network, config, advance)
-    return Built(data, version("rtx"), spec.target.compute_capabilities, log=tuple(builder.log))
+    return Built(data, version(), spec.target.compute_capabilities, log=tuple(builder.log))
 
 
-def plan_evidence(data: bytes, _graph: bytes, facts: GraphFacts) -> Evidence:
+def plan_evidence(data: bytes, _graph: bytes, facts: GraphFacts) -> EngineEvidence:
     """What the plan itself says of every layer; see `engines.rtx_plan_text`."""
     return read_plan(data, frozenset(facts.traceable))
 
