@@ -26,7 +26,7 @@ import re
 from typing import Any
 
 from calib.errors import InputError
-from engines.layer_records import UNKNOWN, EngineEvidence, LayerEvidence, common_type
+from engines.layer_records import UNKNOWN, EngineEvidence, LayerEvidence, common_type, merge_evidence
 
 _MENTION = re.compile(r"\[ONNX Layer: ([^\]\n]+)\]")
 _PRODUCT = re.compile(r"gemm|conv|matrixmultiply|matmul|fusion|fully_?connected|corr", re.IGNORECASE)
@@ -52,23 +52,20 @@ def read_inspector(text: str, nodes: frozenset[str]) -> EngineEvidence:
     Raises InputError when it is no such text, or holds names alone: the engine was built without detailed verbosity.
     """
     layers = inspected_layers(text)
-    products: dict[str, list[tuple[str, str]]] = {}
+    products: list[tuple[str, str, str]] = []
     mentioned: dict[str, str] = {}
     for layer in layers:
         kind, actual, source = _read_layer(layer)
         for node in _nodes_of(layer, nodes):
             if kind == "product":
-                products.setdefault(node, []).append((actual, source))
+                products.append((node, actual, source))
             else:
                 mentioned.setdefault(node, source)
-    found = {
-        node: LayerEvidence(common_type([t for t, _ in told]), "; ".join(dict.fromkeys(s for _, s in told)))
-        for node, told in products.items()
-    }
+    evidence = merge_evidence(products)
     for node, source in mentioned.items():
-        found.setdefault(node, LayerEvidence(UNKNOWN, f"{source}, which does not tell"))
+        evidence.setdefault(node, LayerEvidence(UNKNOWN, f"{source}, which does not tell"))
     reformats = sum(bool(_REFORMAT.search(str(layer.get("LayerType", "")))) for layer in layers)
-    return EngineEvidence(found, kernels=len(layers), reformats=reformats)
+    return EngineEvidence(evidence, kernels=len(layers), reformats=reformats)
 
 
 def inspected_layers(text: str) -> list[dict[str, Any]]:

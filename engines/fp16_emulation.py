@@ -17,7 +17,8 @@ is computed in FP32 and its result rounded to FP16, by a Cast there and back:
     Q/DQ                as the standard has it. Operands of a layer that runs in INT8 are exact, as its INT32 sums are; what DQ
                         gives to any other node is r(.)
 
-FP32 nodes of the typed graph stay as they are.
+FP32 nodes of the typed graph stay as they are. The graph is edited as a protobuf: with onnx-ir it takes longer by more than a
+third (docs/engines.md).
 """
 
 from __future__ import annotations

@@ -20,14 +20,14 @@ import os
 import signal
 import subprocess
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calib.errors import BackendError, InputError, MissingError
+from calib.errors import BackendError, MissingError
 from calib.files import read_json, write_bytes, write_json
-from engines.backend_protocol import Advance, Backend, Built
-from engines.build_spec import BuilderOptions, BuildSpec
+from engines.backend_protocol import Advance, Backend, Built, disk_full_error
+from engines.build_spec import BuildSpec
 from engines.engine_inspector import read_inspector
 from engines.layer_records import EngineEvidence, GraphFacts
 from engines.rtx_plan_text import read_plan
@@ -87,10 +87,7 @@ def build_engine(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
     if environment.flavour == "trt":
         capability, device = this_gpu(spec)
         capabilities = (capability,)
-    if replace(spec.options, optimization_level=None) != BuilderOptions():
-        raise InputError(
-            "torch-tensorrt takes no such builder option", found=spec.options.given(), allowed="optimization_level"
-        )
+    spec.refuse_options("torch-tensorrt", "optimization_level")
     with tempfile.TemporaryDirectory(prefix="ufovit-torch-trt-") as name:
         folder = Path(name)
         request = _write_program(spec, graph, folder)
@@ -177,20 +174,16 @@ def _work(
             raise
     log = tuple((folder / "stderr").read_text(errors="replace").splitlines())
     if code:
-        raise _failure(code, log)
+        raise _worker_error(code, log)
     return read_json(folder / "facts.json"), log
 
 
-def _failure(code: int, log: tuple[str, ...]) -> Exception:
+def _worker_error(code: int, log: tuple[str, ...]) -> Exception:
     found = "\n    ".join(log[-_SHOWN_LINES:]) or "no reason given"
     if code == _ABSENT:
         return MissingError("torch-tensorrt does not load", where=ENVIRONMENT, found=found, next_command=INSTALL)
     if code == _DISK_FULL:
-        return MissingError(
-            "disk full, nothing was written",
-            where=tempfile.gettempdir(),
-            next_command="free space or set TMPDIR to another disk, then run the same command again",
-        )
+        return disk_full_error()
     if code == _REFUSED:
         return BackendError("torch-tensorrt does not accept the graph", found=found, log=log)
     end = f"ended by signal {-code}" if code < 0 else f"exit code {code}"

@@ -6,11 +6,8 @@ the GPU at hand when the plan is first loaded there. So there is no timing cache
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from calib.errors import InputError
 from engines.backend_protocol import Advance, Backend, Built
-from engines.build_spec import BuilderOptions, BuildSpec
+from engines.build_spec import BuildSpec
 from engines.layer_records import EngineEvidence, GraphFacts
 from engines.rtx_plan_text import read_plan
 from engines.trt.api import Builder
@@ -28,12 +25,7 @@ def build_plan(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
 
     Raises BackendError when TensorRT-RTX refuses the graph, MissingError when it is not installed.
     """
-    if replace(spec.options, optimization_level=None) != BuilderOptions():
-        raise InputError(
-            "TensorRT-RTX has no such builder option",
-            found=spec.options.given(),
-            allowed="optimization_level, or a target that is built with TensorRT",
-        )
+    spec.refuse_options("TensorRT-RTX", "optimization_level")
     builder = Builder("rtx")
     network, config = define(builder, graph, spec)
     builder.set_compute_capabilities(config, spec.target.compute_capabilities)
