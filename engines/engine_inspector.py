@@ -100,8 +100,8 @@ def _read_layer(layer: dict[str, Any]) -> tuple[str, str, str]:
     operands = types[:2]
     if isinstance(weights, dict) and "Type" in weights:  # a convolution: its second input, if any, is added
         operands = [*types[:1], _type_in(str(weights["Type"]))]
-    told = f"{kind} on {' x '.join(operands) or 'nothing'}, tactic {tactic or 'not told'}"
-    return "product", _actual(operands, types, tactic, is_fusion=_FUSION.search(kind) is not None), told
+    source = f"{kind} on {' x '.join(operands) or 'nothing'}, tactic {tactic or 'not told'}"
+    return "product", _actual(operands, types, tactic, is_fusion=_FUSION.search(kind) is not None), source
 
 
 def _actual(operands: list[str], types: list[str], tactic: str, *, is_fusion: bool) -> str:
@@ -110,16 +110,16 @@ def _actual(operands: list[str], types: list[str], tactic: str, *, is_fusion: bo
     says_int8 = _INT8_TACTIC.search(tactic) is not None and not says_float
     if says_int8 and ("int8" in types if is_fusion else {"int8"} == {*operands} - {UNKNOWN}):
         return "int8"
-    found = common_type(operands)
+    common = common_type(operands)
     proven = len(operands) == 2 and not says_float and not is_fusion
-    return UNKNOWN if found == "int8" and not proven else found
+    return UNKNOWN if common == "int8" and not proven else common
 
 
 def type_of_tensor(tensor: Any) -> str:
     """The type of a tensor of a layer, in the keys of either release; "unknown" where it is not told."""
     if not isinstance(tensor, dict):
         return UNKNOWN
-    return next((found for key in _TYPE_KEYS if (found := _type_in(str(tensor.get(key, "")))) != UNKNOWN), UNKNOWN)
+    return next((kind for key in _TYPE_KEYS if (kind := _type_in(str(tensor.get(key, "")))) != UNKNOWN), UNKNOWN)
 
 
 def _type_in(text: str) -> str:

@@ -87,10 +87,10 @@ def gpus() -> tuple[Gpu, ...]:
 
 def versions(*distributions: str) -> dict[str, str]:
     """Installed versions of distributions, "" for those that are not there, without importing them."""
-    found = {}
+    installed = {}
     for name in distributions:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = ""
-    return found
+            installed[name] = ""
+    return installed

@@ -7,7 +7,7 @@ no onnx.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -88,7 +88,7 @@ WIDTHS = ("int8", "fp8", "fp16", "bf16", "fp32")
 UNKNOWN = "unknown"
 
 
-def common_type(types: list[str]) -> str:
+def common_type(types: Sequence[str]) -> str:
     """The one type of several operands, the widest where they differ, since a product is computed in that; else "unknown"."""
     if not types or any(t not in WIDTHS for t in types):
         return UNKNOWN
@@ -100,9 +100,8 @@ def merge_evidence(products: Iterable[tuple[str, str, str]]) -> dict[str, LayerE
     steps: dict[str, list[tuple[str, str]]] = {}
     for node, actual, source in products:
         steps.setdefault(node, []).append((actual, source))
-    return {
-        node: LayerEvidence(
-            common_type([actual for actual, _ in found]), "; ".join(dict.fromkeys(source for _, source in found))
-        )
-        for node, found in steps.items()
-    }
+    evidence = {}
+    for node, parts in steps.items():
+        types, sources = zip(*parts, strict=True)
+        evidence[node] = LayerEvidence(common_type(types), "; ".join(dict.fromkeys(sources)))
+    return evidence

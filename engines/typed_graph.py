@@ -90,8 +90,8 @@ def type_graph(model: onnx.ModelProto, *, keep_fp32: frozenset[str] = frozenset(
 
 def typing_facts(model: onnx.ModelProto) -> TypingFacts | None:
     """The counts that `type_graph` stored in a model; None for a graph that it did not make."""
-    found = {p.key.removeprefix(_FACTS_PREFIX): p.value for p in model.metadata_props if p.key.startswith(_FACTS_PREFIX)}
-    return TypingFacts(**{name: int(value) for name, value in found.items()}) if found else None
+    counts = {p.key.removeprefix(_FACTS_PREFIX): p.value for p in model.metadata_props if p.key.startswith(_FACTS_PREFIX)}
+    return TypingFacts(**{name: int(value) for name, value in counts.items()}) if counts else None
 
 
 def _check(model: onnx.ModelProto, keep_fp32: frozenset[str]) -> None:

@@ -73,7 +73,7 @@ def pair_per_reader(model: onnx.ModelProto) -> onnx.ModelProto:
     copy.CopyFrom(model)
     nodes = list(copy.graph.node)
     producers = {out: n for n in nodes for out in n.output}
-    seen: dict[str, int] = {v.name: 1 for v in copy.graph.output}
+    readers: dict[str, int] = {v.name: 1 for v in copy.graph.output}
     result = []
     for node in nodes:
         for at, tensor in enumerate(node.input):
@@ -81,9 +81,9 @@ def pair_per_reader(model: onnx.ModelProto) -> onnx.ModelProto:
             quantize = producers.get(dequantize.input[0]) if dequantize is not None else None
             if dequantize is None or quantize is None or not _is_pair(quantize, dequantize):
                 continue
-            seen[tensor] = seen.get(tensor, 0) + 1
-            if seen[tensor] > 1:
-                pair = _copy_pair(quantize, dequantize, seen[tensor])
+            readers[tensor] = readers.get(tensor, 0) + 1
+            if readers[tensor] > 1:
+                pair = _copy_pair(quantize, dequantize, readers[tensor])
                 node.input[at] = pair[1].output[0]
                 result += pair
         result.append(node)

@@ -69,10 +69,10 @@ def find_environment() -> Environment:
     """The environment, by what is installed in it; nothing is imported. Raises MissingError unless it is there and whole."""
     python = ENVIRONMENT / "bin" / "python"
     folders = [str(path) for path in ENVIRONMENT.glob("lib/python*/site-packages")]
-    found = {d.name.lower().replace("-", "_"): d.version for d in importlib.metadata.distributions(path=folders) if d.name}
+    installed = {d.name.lower().replace("-", "_"): d.version for d in importlib.metadata.distributions(path=folders) if d.name}
     for name, flavour, library in (("torch_tensorrt_rtx", "rtx", "tensorrt_rtx"), ("torch_tensorrt", "trt", "tensorrt")):
-        if python.exists() and {name, library, "torch"} <= found.keys():
-            return Environment(python, flavour, {k: found[k] for k in (name, library, "torch")})
+        if python.exists() and {name, library, "torch"} <= installed.keys():
+            return Environment(python, flavour, {k: installed[k] for k in (name, library, "torch")})
     raise MissingError("torch-tensorrt is not installed", where=ENVIRONMENT, next_command=INSTALL)
 
 
@@ -101,9 +101,9 @@ def build_engine(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
 def engine_evidence(data: bytes, _graph: bytes, facts: GraphFacts) -> EngineEvidence:
     """What the engine itself says of every layer: the text of a TensorRT-RTX plan, else TensorRT's inspector."""
     nodes = frozenset(facts.traceable)
-    told = read_plan(data, nodes)
-    if told.kernels is not None or (environment := find_environment()).flavour == "rtx":
-        return told
+    evidence = read_plan(data, nodes)
+    if evidence.kernels is not None or (environment := find_environment()).flavour == "rtx":
+        return evidence
     with tempfile.TemporaryDirectory(prefix="ufovit-torch-trt-") as name:
         folder = Path(name)
         write_bytes(folder / "engine", data)

@@ -134,8 +134,8 @@ class Builder(_Library):
 
         Pinned, the build may measure nothing anew: raises BackendError for a cache that does not fit.
         """
-        made = config.create_timing_cache(cache)
-        attached = made is not None and bool(config.set_timing_cache(made, False))
+        own = config.create_timing_cache(cache)
+        attached = own is not None and bool(config.set_timing_cache(own, False))
         if not attached and pinned:
             raise self._error("the pinned timing cache is of another GPU or another TensorRT")
         if not attached:
