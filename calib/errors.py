@@ -42,6 +42,7 @@ class UfovitError(Exception):
         allowed: object = None,
         next_command: str | None = None,
     ) -> None:
+        self.next_command = next_command
         parts = [what]
         for label, value in (("where", where), ("found", found), ("allowed", allowed), ("next", next_command)):
             if value is not None:

@@ -45,8 +45,13 @@ def ordered_map(function: Callable[[_T], _R], items: Iterable[_T], at_once: int)
                 call.cancel()
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def shared_cores() -> tuple[int, int]:
     """(runs at once, threads of each) for the cores that this process may use: a run for each core, MOST_RUNS at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     runs = min(cores, MOST_RUNS)
     return runs, cores // runs

@@ -7,8 +7,9 @@ both the function and the module.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from calib.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from calib.errors import BackendError
@@ -29,25 +30,25 @@ if TYPE_CHECKING:
     from engines.precision_receipt import Fallback, Receipt
     from engines.select_target import Resolution, resolve_target
     from engines.targets import TARGETS, Target
-    from engines.typed_graph import TypingFacts, typed_graph, typing_facts
+    from engines.typed_graph import TypingFacts, type_graph, typing_facts
 
 _PUBLIC = {
     "BACKENDS": "engines.backends",
+    "PRECISIONS": "engines.build_spec",
+    "TARGETS": "engines.targets",
     "BackendError": "calib.errors",
     "BackendProbe": "engines.backends",
     "BatchRange": "engines.build_spec",
-    "BuilderOptions": "engines.build_spec",
     "BuildSpec": "engines.build_spec",
+    "BuilderOptions": "engines.build_spec",
     "BuiltEngine": "engines.build",
     "CalibrationRecord": "engines.build_folder.manifest",
     "EngineManifest": "engines.build_folder.manifest",
     "EngineRecord": "engines.build_folder.manifest",
     "Fallback": "engines.precision_receipt",
     "FileRecord": "engines.build_folder.manifest",
-    "PRECISIONS": "engines.build_spec",
     "Receipt": "engines.precision_receipt",
     "Resolution": "engines.select_target",
-    "TARGETS": "engines.targets",
     "Target": "engines.targets",
     "TensorInfo": "engines.layer_records",
     "TypingFacts": "engines.typed_graph",
@@ -57,7 +58,7 @@ _PUBLIC = {
     "read_engine": "engines.build_folder.manifest",
     "read_manifest": "engines.build_folder.manifest",
     "resolve_target": "engines.select_target",
-    "typed_graph": "engines.typed_graph",
+    "type_graph": "engines.typed_graph",
     "typing_facts": "engines.typed_graph",
     "verify": "engines.build_folder.manifest",
     "write_manifest": "engines.build_folder.manifest",
@@ -89,14 +90,9 @@ __all__ = [
     "read_engine",
     "read_manifest",
     "resolve_target",
-    "typed_graph",
+    "type_graph",
     "typing_facts",
     "verify",
     "write_manifest",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'engines' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+__getattr__ = lazy_exports(__name__, _PUBLIC)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from calib.errors import MissingError
+
 if TYPE_CHECKING:
     from engines.build_spec import BuildSpec
-    from engines.layer_records import Evidence, GraphFacts
+    from engines.layer_records import EngineEvidence, GraphFacts
 
 Advance = Callable[[float], None]
 """Called with the share done, 0 to 1."""
@@ -45,4 +48,13 @@ class Backend:
     """
 
     build: Callable[[BuildSpec, bytes, Advance], Built]
-    evidence: Callable[[bytes, bytes, GraphFacts], Evidence]
+    evidence: Callable[[bytes, bytes, GraphFacts], EngineEvidence]
+
+
+def disk_full_error() -> MissingError:
+    """The error of a backend whose temporary files do not fit on the disk."""
+    return MissingError(
+        "disk full, nothing was written",
+        where=tempfile.gettempdir(),
+        next_command="free space or set TMPDIR to another disk, then run the same command again",
+    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from calib.errors import InputError
+from engines.backend_protocol import Built
 from engines.backends import load_backend
 from engines.precision_receipt import Receipt, check_receipt, make_receipt
 
@@ -20,35 +21,23 @@ _FLOAT_MAJORITY = 0.5
 """Share of MACs above which a float graph is of a type; islands of another type are the rest."""
 
 
-@dataclass(frozen=True)
-class BuiltEngine:
-    """A finished engine.
+@dataclass(frozen=True, kw_only=True)
+class BuiltEngine(Built):
+    """A finished engine: what its backend handed back, and what was read from it.
 
     Attributes:
-        data: bytes of the engine file.
         receipt: read from `data`.
         backend: key of BACKENDS.
-        version: of the backend's library.
-        compute_capabilities: GPU generations that it runs on, empty for a CPU.
-        device: the GPU that it was built on, "" where it was built without one.
-        timing_cache: what the builder measured, None where the backend keeps none.
         input: the image; a symbolic batch is -1.
         output: the logits; a symbolic batch is -1.
         seconds: duration of the build, receipt included.
-        log: what the backend's library said.
     """
 
-    data: bytes
     receipt: Receipt
     backend: str
-    version: str
-    compute_capabilities: tuple[str, ...]
-    device: str
-    timing_cache: bytes | None
     input: TensorInfo
     output: TensorInfo
     seconds: float
-    log: tuple[str, ...]
 
 
 def build(spec: BuildSpec, progress: Advance = lambda _share: None) -> BuiltEngine:
@@ -74,17 +63,12 @@ def build_graph(spec: BuildSpec, graph: bytes, facts: GraphFacts, progress: Adva
     receipt = make_receipt(facts.layers, backend.evidence(built.data, graph, facts), spec.precision)
     check_receipt(receipt, spec.floor)
     return BuiltEngine(
-        data=built.data,
+        **vars(built),
         receipt=receipt,
         backend=spec.target.backend,
-        version=built.version,
-        compute_capabilities=built.compute_capabilities,
-        device=built.device,
-        timing_cache=built.timing_cache,
         input=facts.input,
         output=facts.output,
         seconds=time.monotonic() - start,
-        log=built.log,
     )
 
 

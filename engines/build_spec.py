@@ -88,10 +88,6 @@ class BuilderOptions:
                 "there is no timing cache to pin", next_command="build once without --pin-timing-cache, then pin what it left"
             )
 
-    def given(self) -> str:
-        """Names of the options that are not the defaults."""
-        return ", ".join(f.name for f in fields(self) if getattr(self, f.name) != f.default)
-
 
 @dataclass(frozen=True)
 class BuildSpec:
@@ -118,11 +114,12 @@ class BuildSpec:
             raise InputError(f"unknown precision {self.precision!r}", allowed=", ".join(PRECISIONS))
         check_floor(self.int8_floor)
 
-    def refuse_options(self, library: str) -> None:
-        """Raise InputError when options were given to a library that knows none."""
-        if self.options != BuilderOptions():
-            allowed = "a target that is built with TensorRT"
-            raise InputError(f"{library} takes no builder options", found=self.options.given(), allowed=allowed)
+    def refuse_options(self, library: str, *known: str) -> None:
+        """Raise InputError when a builder option other than the known ones was given to a library."""
+        given = [f.name for f in fields(BuilderOptions) if getattr(self.options, f.name) != f.default]
+        if odd := [name for name in given if name not in known]:
+            allowed = ", ".join([*known, "a target that is built with TensorRT"])
+            raise InputError(f"{library} has no such builder option", found=", ".join(odd), allowed=allowed)
 
     @property
     def floor(self) -> float:

@@ -26,7 +26,7 @@ import re
 from typing import Any
 
 from calib.errors import InputError
-from engines.layer_records import UNKNOWN, Evidence, LayerEvidence, common_type
+from engines.layer_records import UNKNOWN, EngineEvidence, LayerEvidence, common_type, merge_evidence
 
 _MENTION = re.compile(r"\[ONNX Layer: ([^\]\n]+)\]")
 _PRODUCT = re.compile(r"gemm|conv|matrixmultiply|matmul|fusion|fully_?connected|corr", re.IGNORECASE)
@@ -46,29 +46,26 @@ _TYPES = (  # pattern -> type, the first that fits: "Row major linear FP16 forma
 )
 
 
-def read_inspector(text: str, nodes: frozenset[str]) -> Evidence:
+def read_inspector(text: str, nodes: frozenset[str]) -> EngineEvidence:
     """What an engine's layer information (JSON) says of each node named in it, out of `nodes`.
 
     Raises InputError when it is no such text, or holds names alone: the engine was built without detailed verbosity.
     """
     layers = inspected_layers(text)
-    products: dict[str, list[tuple[str, str]]] = {}
+    products: list[tuple[str, str, str]] = []
     mentioned: dict[str, str] = {}
     for layer in layers:
         kind, actual, source = _read_layer(layer)
         for node in _nodes_of(layer, nodes):
             if kind == "product":
-                products.setdefault(node, []).append((actual, source))
+                products.append((node, actual, source))
             else:
                 mentioned.setdefault(node, source)
-    found = {
-        node: LayerEvidence(common_type([t for t, _ in told]), "; ".join(dict.fromkeys(s for _, s in told)))
-        for node, told in products.items()
-    }
+    evidence = merge_evidence(products)
     for node, source in mentioned.items():
-        found.setdefault(node, LayerEvidence(UNKNOWN, f"{source}, which does not tell"))
+        evidence.setdefault(node, LayerEvidence(UNKNOWN, f"{source}, which does not tell"))
     reformats = sum(bool(_REFORMAT.search(str(layer.get("LayerType", "")))) for layer in layers)
-    return Evidence(found, kernels=len(layers), reformats=reformats)
+    return EngineEvidence(evidence, kernels=len(layers), reformats=reformats)
 
 
 def inspected_layers(text: str) -> list[dict[str, Any]]:
@@ -103,8 +100,8 @@ def _read_layer(layer: dict[str, Any]) -> tuple[str, str, str]:
     operands = types[:2]
     if isinstance(weights, dict) and "Type" in weights:  # a convolution: its second input, if any, is added
         operands = [*types[:1], _type_in(str(weights["Type"]))]
-    told = f"{kind} on {' x '.join(operands) or 'nothing'}, tactic {tactic or 'not told'}"
-    return "product", _actual(operands, types, tactic, is_fusion=_FUSION.search(kind) is not None), told
+    source = f"{kind} on {' x '.join(operands) or 'nothing'}, tactic {tactic or 'not told'}"
+    return "product", _actual(operands, types, tactic, is_fusion=_FUSION.search(kind) is not None), source
 
 
 def _actual(operands: list[str], types: list[str], tactic: str, *, is_fusion: bool) -> str:
@@ -113,16 +110,16 @@ def _actual(operands: list[str], types: list[str], tactic: str, *, is_fusion: bo
     says_int8 = _INT8_TACTIC.search(tactic) is not None and not says_float
     if says_int8 and ("int8" in types if is_fusion else {"int8"} == {*operands} - {UNKNOWN}):
         return "int8"
-    found = common_type(operands)
+    common = common_type(operands)
     proven = len(operands) == 2 and not says_float and not is_fusion
-    return UNKNOWN if found == "int8" and not proven else found
+    return UNKNOWN if common == "int8" and not proven else common
 
 
 def type_of_tensor(tensor: Any) -> str:
     """The type of a tensor of a layer, in the keys of either release; "unknown" where it is not told."""
     if not isinstance(tensor, dict):
         return UNKNOWN
-    return next((found for key in _TYPE_KEYS if (found := _type_in(str(tensor.get(key, "")))) != UNKNOWN), UNKNOWN)
+    return next((kind for key in _TYPE_KEYS if (kind := _type_in(str(tensor.get(key, "")))) != UNKNOWN), UNKNOWN)
 
 
 def _type_in(text: str) -> str:

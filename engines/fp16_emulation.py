@@ -17,7 +17,8 @@ is computed in FP32 and its result rounded to FP16, by a Cast there and back:
     Q/DQ                as the standard has it. Operands of a layer that runs in INT8 are exact, as its INT32 sums are; what DQ
                         gives to any other node is r(.)
 
-FP32 nodes of the typed graph stay as they are.
+FP32 nodes of the typed graph stay as they are. The graph is edited as a protobuf: with onnx-ir it takes longer by more than a
+third (docs/engines.md).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def emulated_graph(typed: onnx.ModelProto, *, accumulate: Accumulate = "fp16") -
     """The FP32 graph that computes what a typed FP16 graph computes on 16-bit hardware; see the module's docstring.
 
     Args:
-        typed: a graph that `engines.typed_graph.typed_graph` made; left as it is.
+        typed: a graph that `engines.typed_graph.type_graph` made; left as it is.
         accumulate: where reductions and products of two activations keep their sums.
 
     Raises InputError when a reduction has no constant axes, or the length of an axis that is summed over is not fixed in the

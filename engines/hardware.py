@@ -1,7 +1,8 @@
-"""What this machine can do: facts for `ufovit doctor` and for target "auto". Nothing is built; a probe never raises."""
+"""What this machine is: processor, load, GPUs, Jetson module, installed libraries. Nothing is built; nothing raises."""
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 _SECONDS = 10
 _DEVICE_TREE = Path("/proc/device-tree/model")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,29 @@ def jetson_module() -> str:
     except OSError:
         return ""
     return model if "Jetson" in model or platform.release().endswith("-tegra") else ""
+
+
+def system() -> str:
+    """Operating system, architecture and Python."""
+    return f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}"
+
+
+def processor() -> str:
+    """The Jetson module, else the processor as the kernel names it; "unknown" where it does not."""
+    try:
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
+    return jetson_module() or next(names, platform.processor() or "unknown")
+
+
+def load_average() -> float | None:
+    """Mean number of runnable programs over the last minute; None where the system does not tell."""
+    try:
+        return os.getloadavg()[0]
+    except OSError:
+        return None
 
 
 def gpu_compute_capabilities() -> tuple[str, ...]:
@@ -62,10 +87,10 @@ def gpus() -> tuple[Gpu, ...]:
 
 def versions(*distributions: str) -> dict[str, str]:
     """Installed versions of distributions, "" for those that are not there, without importing them."""
-    found = {}
+    installed = {}
     for name in distributions:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = ""
-    return found
+            installed[name] = ""
+    return installed

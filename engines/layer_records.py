@@ -1,11 +1,13 @@
 """What a graph asks of the layers that multiply, and what an engine says of them: plain records, stdlib only.
 
-`engines.layer_requests` reads the first from an ONNX file, `rtx_plan`, `inspector` and `ort_graph` the second from an engine. A
-device that builds from a bundle finds the first in the bundle and needs no onnx.
+`engines.layer_requests` reads the first from an ONNX file; `engines.rtx_plan_text`, `engines.engine_inspector` and
+`engines.ort.graph` read the second from an engine. A device that builds from a bundle finds the first in the bundle and needs
+no onnx.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -68,7 +70,7 @@ class LayerEvidence:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class EngineEvidence:
     """What an engine says of itself.
 
     Attributes:
@@ -86,8 +88,20 @@ WIDTHS = ("int8", "fp8", "fp16", "bf16", "fp32")
 UNKNOWN = "unknown"
 
 
-def common_type(types: list[str]) -> str:
+def common_type(types: Sequence[str]) -> str:
     """The one type of several operands, the widest where they differ, since a product is computed in that; else "unknown"."""
     if not types or any(t not in WIDTHS for t in types):
         return UNKNOWN
     return max(types, key=WIDTHS.index)
+
+
+def merge_evidence(products: Iterable[tuple[str, str, str]]) -> dict[str, LayerEvidence]:
+    """Node -> what the steps that may compute its product say together, from (node, type, source) of every such step."""
+    steps: dict[str, list[tuple[str, str]]] = {}
+    for node, actual, source in products:
+        steps.setdefault(node, []).append((actual, source))
+    evidence = {}
+    for node, parts in steps.items():
+        types, sources = zip(*parts, strict=True)
+        evidence[node] = LayerEvidence(common_type(types), "; ".join(dict.fromkeys(sources)))
+    return evidence

@@ -8,17 +8,18 @@ layer without evidence counts as not INT8 and is listed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from calib.errors import InputError, VerdictError
-from engines.layer_records import UNKNOWN
+from engines.layer_records import UNKNOWN, LayerEvidence
 
 if TYPE_CHECKING:
-    from engines.layer_records import Evidence, Layer, LayerEvidence
+    from engines.layer_records import EngineEvidence, Layer
 
 _LISTED = 12
+_NOT_NAMED = LayerEvidence(UNKNOWN, "the engine names no such layer")
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,17 @@ class Receipt:
     reformats: int | None = None
 
 
-def make_receipt(layers: tuple[Layer, ...], told: Evidence, precision: str) -> Receipt:
+def make_receipt(layers: tuple[Layer, ...], evidence: EngineEvidence, precision: str) -> Receipt:
     """Weigh the evidence of an engine against its graph. Raises InputError for a graph in which nothing multiplies."""
-    evidence = told.layers
     total = sum(layer.macs for layer in layers)
     if not total:
         raise InputError("the graph holds no Conv, MatMul or Gemm", allowed="a network")
-    actual = {layer.name: _actual(layer, evidence) for layer in layers}
+    sources = {layer.name: evidence.layers.get(layer.name, _NOT_NAMED) for layer in layers}
+    actual = {layer.name: _actual(layer, sources[layer.name]) for layer in layers}
     fallbacks = [
-        Fallback(layer.name, layer.requested, actual[layer.name], _reason(layer, evidence, precision), layer.macs / total)
+        Fallback(
+            layer.name, layer.requested, actual[layer.name], _reason(layer, sources[layer.name], precision), layer.macs / total
+        )
         for layer in layers
         if actual[layer.name] != precision
     ]
@@ -79,15 +82,20 @@ def make_receipt(layers: tuple[Layer, ...], told: Evidence, precision: str) -> R
         requested=_shares((layer.requested, layer.macs) for layer in layers),
         actual=shares,
         fallbacks=tuple(sorted(fallbacks, key=lambda f: (-f.mac_fraction, f.layer))),
-        kernels=told.kernels,
-        reformats=told.reformats,
+        kernels=evidence.kernels,
+        reformats=evidence.reformats,
     )
 
 
-def _actual(layer: Layer, evidence: Mapping[str, LayerEvidence]) -> str:
+def _actual(layer: Layer, evidence: LayerEvidence) -> str:
     """What an engine does of a layer. INT8 arithmetic on uint8 codes does not count as INT8: its numbers are wrong."""
-    told = evidence[layer.name].actual if layer.name in evidence else UNKNOWN
-    return layer.requested if (layer.requested, told) == ("uint8", "int8") else told
+    return layer.requested if (layer.requested, evidence.actual) == ("uint8", "int8") else evidence.actual
+
+
+def _reason(layer: Layer, evidence: LayerEvidence, precision: str) -> str:
+    request = "" if layer.requested == precision else f"the graph asks for {layer.requested}"
+    cause = layer.problem if precision == "int8" else request
+    return f"{cause}; {evidence.source}" if cause else evidence.source
 
 
 def check_receipt(receipt: Receipt, floor: float) -> None:
@@ -100,15 +108,8 @@ def check_receipt(receipt: Receipt, floor: float) -> None:
         "the engine runs too little in INT8",
         found="\n    ".join([f"{receipt.int8_mac_fraction:.4f} of the MACs", *rows[:_LISTED], *more]),
         allowed=f">= {floor:g}",
-        next_command="mend the layers listed, or declare a lower --int8-floor",
+        next_command="repair the layers listed, or declare a lower --int8-floor",
     )
-
-
-def _reason(layer: Layer, evidence: Mapping[str, LayerEvidence], precision: str) -> str:
-    told = evidence[layer.name].source if layer.name in evidence else "the engine names no such layer"
-    asked = "" if layer.requested == precision else f"the graph asks for {layer.requested}"
-    cause = layer.problem if precision == "int8" else asked
-    return f"{cause}; {told}" if cause else told
 
 
 def _shares(parts: Iterable[tuple[str, int]]) -> dict[str, float]:

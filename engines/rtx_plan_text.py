@@ -24,7 +24,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from engines.layer_records import UNKNOWN, Evidence, LayerEvidence, common_type
+from engines.layer_records import UNKNOWN, EngineEvidence, LayerEvidence, common_type, merge_evidence
 
 _TENSOR = re.compile(rb'tensor=\{[^\n]*? name="([^"\n]+)"[^\n]*? type=(\w+) \}')
 _STEP = re.compile(rb'\n +(fully_connected|corrltn)=\{ name="([^"\n]+)" output=\{[^}\n]*\} input=\{([^}\n]*)\}')
@@ -35,23 +35,23 @@ _KINDS = {"fully_connected": "matrix product", "corrltn": "convolution"}
 _KERNEL = re.compile(rb"\n +(fully_connected|corrltn|function)=\{ name=")
 
 
-def read_plan(plan: bytes, nodes: frozenset[str]) -> Evidence:
+def read_plan(plan: bytes, nodes: frozenset[str]) -> EngineEvidence:
     """What the plan says of each node named in it, out of `nodes`, and how many steps one inference takes."""
-    types = _tensor_types(plan)
-    found: dict[str, list[tuple[str, str]]] = {}
-    for kind, label, operands in _steps(plan):
-        kinds = [types.get(name, UNKNOWN) for name in operands[:2]]
-        for node in _split(label, nodes):
-            found.setdefault(node, []).append((common_type(kinds), f"{kind} on {' x '.join(kinds)}"))
-    evidence = {}
-    for node, steps in found.items():
-        actual = common_type([actual for actual, _ in steps])
-        evidence[node] = LayerEvidence(actual, "; ".join(dict.fromkeys(source for _, source in steps)))
+    evidence = merge_evidence(_products(plan, nodes))
     for mention in dict.fromkeys(_MENTION.findall(plan)):
         node = mention.decode(errors="replace")
         if node in nodes and node not in evidence:
             evidence[node] = LayerEvidence(UNKNOWN, "computed inside a generated kernel or folded away")
-    return Evidence(evidence, kernels=len(_KERNEL.findall(plan)) or None)
+    return EngineEvidence(evidence, kernels=len(_KERNEL.findall(plan)) or None)
+
+
+def _products(plan: bytes, nodes: frozenset[str]) -> Iterator[tuple[str, str, str]]:
+    """(node, type of its operands, where that stands) of every product or convolution."""
+    types = _tensor_types(plan)
+    for kind, label, operands in _steps(plan):
+        kinds = [types.get(name, UNKNOWN) for name in operands[:2]]
+        for node in _split(label, nodes):
+            yield node, common_type(kinds), f"{kind} on {' x '.join(kinds)}"
 
 
 def _tensor_types(plan: bytes) -> dict[str, str]:

@@ -12,12 +12,13 @@
 * A Clip with a lower bound alone becomes a Max.
 
 LayerNormalization stays one node: its `stash_type` computes the statistics in FP32, where a decomposed one would not.
-Equal inputs give equal bytes. The counts are stored in the model's metadata, see `typing_facts`.
+Equal inputs give equal bytes. The counts are stored in the model's metadata, see `typing_facts`. The graph is edited as a
+protobuf: with onnx-ir it takes longer by more than a third and other bytes come out (docs/engines.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from calib.errors import InputError
+from calib.graph import index_graph, opset_version
 from engines.fp16 import Rounding, round_scale, round_weights
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ class TypingFacts:
     subnormal: int
 
 
-def typed_graph(model: onnx.ModelProto, *, keep_fp32: frozenset[str] = frozenset()) -> onnx.ModelProto:
+def type_graph(model: onnx.ModelProto, *, keep_fp32: frozenset[str] = frozenset()) -> onnx.ModelProto:
     """The strongly typed FP16 form of an FP32 graph, plain or with Q/DQ; see the module's docstring.
 
     Args:
@@ -72,13 +74,10 @@ def typed_graph(model: onnx.ModelProto, *, keep_fp32: frozenset[str] = frozenset
     typed = onnx.ModelProto()
     typed.CopyFrom(model)
     _lower_clips_to_max(typed.graph)
-    graph = _Typing(typed.graph, _element_types(inferred.graph), keep_fp32)
+    graph = _Typing(typed, _element_types(inferred.graph), keep_fp32)
     graph.rewrite()
-    for field, value in (
-        ("casts", graph.casts),
-        ("flushed", graph.rounding.flushed),
-        ("subnormal", graph.rounding.subnormal),
-    ):
+    facts = TypingFacts(graph.casts, graph.rounding.flushed, graph.rounding.subnormal)
+    for field, value in asdict(facts).items():
         typed.metadata_props.add(key=_FACTS_PREFIX + field, value=str(value))
     del typed.graph.value_info[:]
     try:
@@ -90,14 +89,14 @@ def typed_graph(model: onnx.ModelProto, *, keep_fp32: frozenset[str] = frozenset
 
 
 def typing_facts(model: onnx.ModelProto) -> TypingFacts | None:
-    """The counts that `typed_graph` stored in a model; None for a graph that it did not make."""
-    found = {p.key.removeprefix(_FACTS_PREFIX): p.value for p in model.metadata_props if p.key.startswith(_FACTS_PREFIX)}
-    return TypingFacts(**{name: int(value) for name, value in found.items()}) if found else None
+    """The counts that `type_graph` stored in a model; None for a graph that it did not make."""
+    counts = {p.key.removeprefix(_FACTS_PREFIX): p.value for p in model.metadata_props if p.key.startswith(_FACTS_PREFIX)}
+    return TypingFacts(**{name: int(value) for name, value in counts.items()}) if counts else None
 
 
 def _check(model: onnx.ModelProto, keep_fp32: frozenset[str]) -> None:
     graph = model.graph
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    opset = opset_version(model)
     if opset < _OLDEST_OPSET:
         raise InputError("opset too old for FP16 scales", found=opset, allowed=f">= {_OLDEST_OPSET}")
     if model.functions or any(a.HasField("g") or a.graphs for n in graph.node for a in n.attribute):
@@ -130,33 +129,29 @@ def _lower_clips_to_max(graph: onnx.GraphProto) -> None:
 class _Typing:
     """One rewrite of one graph. Node types first, then edges: a tensor read in another type than written gets a Cast."""
 
-    def __init__(self, graph: onnx.GraphProto, element_types: Mapping[str, int], keep_fp32: frozenset[str]) -> None:
-        self.graph = graph
-        self.weights = {i.name: i for i in graph.initializer}
+    def __init__(self, model: onnx.ModelProto, element_types: Mapping[str, int], keep_fp32: frozenset[str]) -> None:
+        self.graph = model.graph
+        self.index = index_graph(model)
+        self.weights = {i.name: i for i in model.graph.initializer}
         self.is_float = {name for name, kind in element_types.items() if kind == _FLOAT}
-        self.producer = {out: i for i, node in enumerate(graph.node) for out in node.output if out}
         self.rounding = Rounding()
         self.casts = 0
         self._kinds = self._node_kinds(keep_fp32)
-        self._tensor_kind = {out: self._kinds[i] for out, i in self.producer.items()}
-        self._tensor_kind.update({v.name: _FLOAT for v in graph.input})
+        self._tensor_kind = {out: self._kinds[i] for out, i in self.index.producers.items()}
+        self._tensor_kind.update({v.name: _FLOAT for v in model.graph.input})
         self._copies: dict[tuple[str, int, bool], str] = {}
 
     def _node_kinds(self, keep_fp32: frozenset[str]) -> list[int]:
         """FLOAT or FLOAT16 for every node, in graph order."""
         nodes = self.graph.node
         kinds = [_FLOAT if n.name in keep_fp32 or not _has_half_form(n) else _HALF for n in nodes]
-        readers: dict[str, list[int]] = {}
-        for i, node in enumerate(nodes):
-            for name in node.input:
-                readers.setdefault(name, []).append(i)
         for i, node in enumerate(nodes):
             if node.op_type == "QuantizeLinear":
                 source = node.input[0]
-                written = self.producer.get(source)
+                written = self.index.producers.get(source)
                 kinds[i] = _FLOAT if source in self.weights else _HALF if written is None else kinds[written]
             elif node.op_type == "DequantizeLinear":
-                reading = [kinds[r] for r in readers.get(node.output[0], ())]
+                reading = [kinds[r] for r in self.index.consumers.get(node.output[0], ())]
                 kinds[i] = _FLOAT if reading and all(k == _FLOAT for k in reading) else _HALF
         return kinds
 

@@ -172,7 +172,7 @@ def float_form(base: onnx.ModelProto, judged: onnx.ModelProto, forms: Forms) -> 
     from edge.stability.finders.xnorm import find_sites
     from edge.stability.islands import fp32_nodes
     from engines.fp16_emulation import emulated_graph
-    from engines.typed_graph import typed_graph
+    from engines.typed_graph import type_graph
 
     types, names = infer_types(judged), set(index_graph(base).names)
     islands = {
@@ -181,7 +181,7 @@ def float_form(base: onnx.ModelProto, judged: onnx.ModelProto, forms: Forms) -> 
         if node.name in names and node.output[0] in types and types[node.output[0]].dtype == onnx.TensorProto.FLOAT
     }
     try:
-        return emulated_graph(typed_graph(base, keep_fp32=frozenset(islands) | fp32_nodes(base, find_sites(base), ()))), "fp16"
+        return emulated_graph(type_graph(base, keep_fp32=frozenset(islands) | fp32_nodes(base, find_sites(base), ()))), "fp16"
     except InputError:  # weights that FP16 cannot hold
         return base, "fp32"
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from dataclasses import dataclass
-from pathlib import Path
 
+from calib.parallel import usable_cores
 from edge.runtime.runner import Runner
 from edge.runtime.trt_runner import TrtRunner
-from engines.hardware import jetson_module, versions
+from engines import hardware
 
 _LIBRARIES = ("ufovit-edge", "numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cuda-python")
 _BUSY = 0.5
@@ -45,27 +43,10 @@ class Machine:
 def this_machine(runner: Runner) -> Machine:
     """What this machine is."""
     return Machine(
-        system=f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}",
-        processor=jetson_module() or _processor(),
-        cores=len(os.sched_getaffinity(0)),
-        load=_load(),
+        system=hardware.system(),
+        processor=hardware.processor(),
+        cores=usable_cores(),
+        load=hardware.load_average(),
         device=runner.memory.name if isinstance(runner, TrtRunner) else "",
-        libraries={name: version for name, version in versions(*_LIBRARIES).items() if version},
+        libraries={name: version for name, version in hardware.versions(*_LIBRARIES).items() if version},
     )
-
-
-def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """As the kernel names it."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
-    return next(names, platform.processor() or "unknown")
-
-
-def _load() -> float | None:
-    try:
-        return os.getloadavg()[0]
-    except OSError:
-        return None

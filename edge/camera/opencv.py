@@ -39,6 +39,19 @@ def has_gstreamer(build_information: str) -> bool:
     return re.search(r"^\s*GStreamer:\s*YES", build_information, re.MULTILINE) is not None
 
 
+def load_with_gstreamer(where: object = None) -> Any:
+    """The module cv2 where it has GStreamer. Raises MissingError, which names `where`, for any other and for none."""
+    cv2 = load()
+    if not has_gstreamer(cv2.getBuildInformation()):
+        raise MissingError(
+            "a CSI camera needs an OpenCV with GStreamer, and this one has none",
+            where=where,
+            found=f"OpenCV {cv2.__version__} of {cv2.__file__}",
+            next_command="pip uninstall opencv-python-headless, in a venv with --system-site-packages: JetPack's has it",
+        )
+    return cv2
+
+
 def to_rgb(picture: Any) -> Uint8:
     """What OpenCV decoded, uint8 (H, W, 3) blue, green, red, or (H, W) grey -> (H, W, 3) red, green, blue.
 

@@ -6,7 +6,6 @@ What `drift.json` states is held against the logits that it was computed from: a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from calib.artifact import read_artifact
@@ -22,6 +21,7 @@ from engines.build_folder.file_names import DRIFT, LOGITS
 from engines.build_folder.manifest import EngineManifest, read_manifest
 from engines.build_folder.safe_files import REMAKE
 from engines.build_folder.verify import verify_folder
+from engines.hardware import versions
 
 _DISTRIBUTION = "ufovit-edge"
 
@@ -113,7 +113,4 @@ def _margins(certificate: XNormCertificate | None) -> XNormMargins | None:
 
 
 def _toolkit() -> str:
-    try:
-        return version(_DISTRIBUTION)
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "unknown"
+    return versions(_DISTRIBUTION)[_DISTRIBUTION] or "unknown"  # run from a checkout that was never installed

@@ -148,7 +148,7 @@ class _DeviceBuild:
             spec = replace(self.spec, options=options)
             built = build_graph(spec, spec.onnx.read_bytes(), info.facts, advance)
             record = write_engine(self.out, f"engine{request.target.engine_suffix}", built, options)
-            request.builder.keep(request.target, self.out, built.timing_cache)
+            request.builder.cache(request.target, self.out).write(built.timing_cache)
             where = f" on {record.device}" if record.device else ""
             manifest = replace(
                 self.source,

@@ -1,4 +1,4 @@
-"""What TensorRT is told beyond the graph, as a user asks for it, and the timing cache that builds share."""
+"""What TensorRT is told beyond the graph, as a user asks for it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from calib.errors import InputError
-from calib.files import sha256_file, write_bytes
 from engines import hardware
 from engines.build_spec import BuilderOptions, HardwareCompatibility
 from engines.targets import Target
+from engines.trt.timing_cache import TimingCache
 
 _MIB = 1 << 20
 _FLAGS = {
@@ -62,39 +62,16 @@ class BuilderRequest:
                 found=", ".join(_FLAGS[name] for name in odd),
                 allowed=", ".join(_FLAGS[name] for name in taken) or "none: a target that is built with TensorRT has them",
             )
-        if target.backend != "trt":
-            return self._options(None)
-        path = self.cache_path(target, out)
-        if path.is_dir():
-            raise InputError("a timing cache is a file", where=path)
-        if self.pin_timing_cache and not path.is_file():
-            raise InputError(
-                "there is no timing cache to pin",
-                where=path,
-                next_command="build once without --pin-timing-cache, then pin what it left",
-            )
-        try:
-            return self._options(path.read_bytes() if path.is_file() else b"")
-        except OSError as error:
-            raise InputError("timing cache cannot be read", where=path, found=error.strerror) from error
+        return self._options(self.cache(target, out).read() if target.backend == "trt" else None)
 
-    def keep(self, target: Target, out: Path, cache: bytes | None) -> None:
-        """Write what a build measured, atomically; a pinned cache is left as it is."""
-        if cache is not None and not self.pin_timing_cache:
-            write_bytes(self.cache_path(target, out), cache)
-
-    def cache_path(self, target: Target, out: Path) -> Path:
-        """Where the timing cache lies."""
-        return self.timing_cache or out.parent / f"timing-{target.name}.cache"
+    def cache(self, target: Target, out: Path) -> TimingCache:
+        """The timing cache that builds for a target share."""
+        return TimingCache(self.timing_cache or out.parent / f"timing-{target.name}.cache", self.pin_timing_cache)
 
     def as_json(self, target: Target, out: Path) -> dict[str, Any]:
-        """What decides about an engine. The cache counts only where it is pinned, since every build adds to it; the GPU of this
-        machine only where it is what the engine is for.
-        """
-        path = self.cache_path(target, out)
-        pinned = sha256_file(path) if self.pin_timing_cache and path.is_file() else None
+        """What decides about an engine; the GPU of this machine only where it is what the engine is for."""
         gpus = [asdict(gpu) for gpu in hardware.gpus()] if target.backend == "trt" else []
-        return {**asdict(self), "timing_cache": pinned, "gpus": gpus}
+        return {**asdict(self), "timing_cache": self.cache(target, out).pinned_sha256(), "gpus": gpus}
 
     def _options(self, cache: bytes | None) -> BuilderOptions:
         return BuilderOptions(

@@ -28,7 +28,7 @@ from edge.pipeline.calibrate_request import WRITTEN, CalibrateInputs, CalibrateR
 from edge.pipeline.meet_budget import fit
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all, tapped_batch
 from engines.build_folder.file_names import CACHE, CALIBRATION, QUANTIZED, REFINED
-from engines.layer_records import Evidence
+from engines.layer_records import EngineEvidence
 from engines.layer_requests import read_layers
 from engines.precision_receipt import make_receipt
 
@@ -159,7 +159,7 @@ def _summary(
     answers: NDArray[np.float32],
 ) -> Iterator[str]:
     """What it costs, on the held-out images where there are any; line by line."""
-    share = make_receipt(read_layers(made), Evidence(), "int8").requested.get("int8", 0.0)
+    share = make_receipt(read_layers(made), EngineEvidence(), "int8").requested.get("int8", 0.0)
     yield f"INT8         {share:.1%} of the multiply-accumulates, {len(table.tensors)} activations"
     judges = f"{len(answers)} {'held-out' if inputs.held_out else 'calibration'} images"
     classifies = reference.ndim == 2

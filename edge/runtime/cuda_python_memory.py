@@ -27,7 +27,7 @@ Current = Callable[[], AbstractContextManager[None]]
 
 def open_memory(device: int, zero_copy: bool | None) -> DeviceMemory:
     """See `edge.runtime.device_memory.open_device`."""
-    runtime = _load()
+    runtime = load()
     try:
         error, count = runtime.cudaGetDeviceCount()
     except RuntimeError as raised:  # up to 12.6: libcuda.so.1 is absent
@@ -41,7 +41,8 @@ def open_memory(device: int, zero_copy: bool | None) -> DeviceMemory:
     return CudaPythonMemory(runtime, device, zero_copy)
 
 
-def _load() -> Any:
+def load() -> Any:
+    """The CUDA runtime module of cuda-python, by the name that it has there. Raises MissingError."""
     for name in _NAMES:
         try:
             return importlib.import_module(name)

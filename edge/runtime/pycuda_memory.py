@@ -29,7 +29,7 @@ Current = Callable[[], AbstractContextManager[None]]
 
 def open_memory(device: int, zero_copy: bool | None) -> DeviceMemory:
     """See `edge.runtime.device_memory.open_device`."""
-    driver = _load()
+    driver = load()
     try:
         driver.init()
         count = int(driver.Device.count())
@@ -40,7 +40,8 @@ def open_memory(device: int, zero_copy: bool | None) -> DeviceMemory:
     return PycudaMemory(driver, device, zero_copy)
 
 
-def _load() -> Any:
+def load() -> Any:
+    """The module `pycuda.driver`. Raises MissingError where it, or the NVIDIA driver that it links to, is not there."""
     try:
         return importlib.import_module("pycuda.driver")
     except ModuleNotFoundError as error:

@@ -14,7 +14,7 @@ from edge.stability.certificate import XNormCertificate
 from edge.stability.finders.xnorm import find_sites
 from edge.stability.islands import fp32_nodes
 from engines.fp16_emulation import emulated_graph
-from engines.typed_graph import typed_graph
+from engines.typed_graph import type_graph
 
 Float32 = npt.NDArray[np.float32]
 
@@ -42,7 +42,7 @@ def fp16_graph(model: onnx.ModelProto, certificate: XNormCertificate | None = No
     kept: frozenset[str] = frozenset()
     if certificate is not None:
         kept = fp32_nodes(model, find_sites(model), certificate.island_names)
-    return emulated_graph(typed_graph(model, keep_fp32=kept))
+    return emulated_graph(type_graph(model, keep_fp32=kept))
 
 
 def emulated_agreement(

@@ -7,6 +7,8 @@ layers in float and are worked around, without changing a number:
   its own, and the optimizer that would merge the pairs again is switched off.
 * it has no INT8 convolution with a float output. Such layers stay in float, and the receipt says so.
 
+The graph is edited as a protobuf: with onnx-ir it takes ten times as long and other bytes come out (docs/engines.md).
+
 On x86 without VNNI instructions, its INT8 kernels may saturate intermediate sums: judge an engine on the machine it is for.
 """
 
@@ -20,7 +22,7 @@ from typing import Any
 import onnx
 
 from calib.errors import BackendError, InputError, MissingError
-from engines.backend_protocol import Advance, Backend, Built
+from engines.backend_protocol import Advance, Backend, Built, disk_full_error
 from engines.build_spec import BuildSpec
 from engines.ort.graph import optimized_evidence
 
@@ -60,7 +62,7 @@ def build_optimized(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
             )
             engine = path.read_bytes()
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
-            raise _refusal(spec, error) from error
+            raise _build_error(spec, error) from error
     advance(1.0)
     return Built(engine, version())
 
@@ -71,7 +73,7 @@ def pair_per_reader(model: onnx.ModelProto) -> onnx.ModelProto:
     copy.CopyFrom(model)
     nodes = list(copy.graph.node)
     producers = {out: n for n in nodes for out in n.output}
-    seen: dict[str, int] = {v.name: 1 for v in copy.graph.output}
+    readers: dict[str, int] = {v.name: 1 for v in copy.graph.output}
     result = []
     for node in nodes:
         for at, tensor in enumerate(node.input):
@@ -79,9 +81,9 @@ def pair_per_reader(model: onnx.ModelProto) -> onnx.ModelProto:
             quantize = producers.get(dequantize.input[0]) if dequantize is not None else None
             if dequantize is None or quantize is None or not _is_pair(quantize, dequantize):
                 continue
-            seen[tensor] = seen.get(tensor, 0) + 1
-            if seen[tensor] > 1:
-                pair = _copy_pair(quantize, dequantize, seen[tensor])
+            readers[tensor] = readers.get(tensor, 0) + 1
+            if readers[tensor] > 1:
+                pair = _copy_pair(quantize, dequantize, readers[tensor])
                 node.input[at] = pair[1].output[0]
                 result += pair
         result.append(node)
@@ -105,15 +107,11 @@ def _copy_pair(quantize: onnx.NodeProto, dequantize: onnx.NodeProto, number: int
     return [q, dq]
 
 
-def _refusal(spec: BuildSpec, error: Exception) -> Exception:
+def _build_error(spec: BuildSpec, error: Exception) -> Exception:
     text = str(error)
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left" in text:
-        return MissingError(
-            "disk full, nothing was written",
-            where=tempfile.gettempdir(),
-            next_command="free space or set TMPDIR to another disk, then run the same command again",
-        )
+        return disk_full_error()
     return BackendError("ONNX Runtime does not accept the graph", where=spec.onnx, found=text, log=(text,))
 
 

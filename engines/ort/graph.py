@@ -10,14 +10,14 @@ from __future__ import annotations
 import onnx
 
 from calib.graph import infer_types
-from engines.layer_records import Evidence, GraphFacts, LayerEvidence
+from engines.layer_records import EngineEvidence, GraphFacts, LayerEvidence
 from engines.layer_requests import TYPE_NAMES
 
 INT8_OPS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"})
 _FLOAT_OPS = frozenset({"Conv", "MatMul", "Gemm", "FusedConv", "FusedMatMul", "FusedGemm"})
 
 
-def optimized_evidence(data: bytes, graph: bytes, facts: GraphFacts) -> Evidence:
+def optimized_evidence(data: bytes, graph: bytes, facts: GraphFacts) -> EngineEvidence:
     """Evidence for the layers of `graph` in the optimized model `data`."""
     optimized, model = onnx.load_model_from_string(data), onnx.load_model_from_string(graph)
     known = frozenset(facts.traceable)
@@ -33,7 +33,7 @@ def optimized_evidence(data: bytes, graph: bytes, facts: GraphFacts) -> Evidence
         elif node.op_type in _FLOAT_OPS:
             kind = types.get(node.input[0], "unknown")
             evidence[name] = LayerEvidence(kind, f"ONNX Runtime has no INT8 form of it here and runs {node.op_type}")
-    return Evidence(evidence, kernels=len(optimized.graph.node))
+    return EngineEvidence(evidence, kernels=len(optimized.graph.node))
 
 
 def _float_types(optimized: onnx.ModelProto, model: onnx.ModelProto) -> dict[str, str]:

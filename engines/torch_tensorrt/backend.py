@@ -20,16 +20,16 @@ import os
 import signal
 import subprocess
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calib.errors import BackendError, InputError, MissingError
+from calib.errors import BackendError, MissingError
 from calib.files import read_json, write_bytes, write_json
-from engines.backend_protocol import Advance, Backend, Built
-from engines.build_spec import BuilderOptions, BuildSpec
+from engines.backend_protocol import Advance, Backend, Built, disk_full_error
+from engines.build_spec import BuildSpec
 from engines.engine_inspector import read_inspector
-from engines.layer_records import Evidence, GraphFacts
+from engines.layer_records import EngineEvidence, GraphFacts
 from engines.rtx_plan_text import read_plan
 from engines.trt.trt_backend import this_gpu
 
@@ -69,10 +69,10 @@ def find_environment() -> Environment:
     """The environment, by what is installed in it; nothing is imported. Raises MissingError unless it is there and whole."""
     python = ENVIRONMENT / "bin" / "python"
     folders = [str(path) for path in ENVIRONMENT.glob("lib/python*/site-packages")]
-    found = {d.name.lower().replace("-", "_"): d.version for d in importlib.metadata.distributions(path=folders) if d.name}
+    installed = {d.name.lower().replace("-", "_"): d.version for d in importlib.metadata.distributions(path=folders) if d.name}
     for name, flavour, library in (("torch_tensorrt_rtx", "rtx", "tensorrt_rtx"), ("torch_tensorrt", "trt", "tensorrt")):
-        if python.exists() and {name, library, "torch"} <= found.keys():
-            return Environment(python, flavour, {k: found[k] for k in (name, library, "torch")})
+        if python.exists() and {name, library, "torch"} <= installed.keys():
+            return Environment(python, flavour, {k: installed[k] for k in (name, library, "torch")})
     raise MissingError("torch-tensorrt is not installed", where=ENVIRONMENT, next_command=INSTALL)
 
 
@@ -87,10 +87,7 @@ def build_engine(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
     if environment.flavour == "trt":
         capability, device = this_gpu(spec)
         capabilities = (capability,)
-    if replace(spec.options, optimization_level=None) != BuilderOptions():
-        raise InputError(
-            "torch-tensorrt takes no such builder option", found=spec.options.given(), allowed="optimization_level"
-        )
+    spec.refuse_options("torch-tensorrt", "optimization_level")
     with tempfile.TemporaryDirectory(prefix="ufovit-torch-trt-") as name:
         folder = Path(name)
         request = _write_program(spec, graph, folder)
@@ -101,12 +98,12 @@ def build_engine(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
     return Built(data, facts["tensorrt"], capabilities, device, log=(f"INFO: {facts['libraries']}", *dict.fromkeys(log)))
 
 
-def engine_evidence(data: bytes, _graph: bytes, facts: GraphFacts) -> Evidence:
+def engine_evidence(data: bytes, _graph: bytes, facts: GraphFacts) -> EngineEvidence:
     """What the engine itself says of every layer: the text of a TensorRT-RTX plan, else TensorRT's inspector."""
     nodes = frozenset(facts.traceable)
-    told = read_plan(data, nodes)
-    if told.kernels is not None or (environment := find_environment()).flavour == "rtx":
-        return told
+    evidence = read_plan(data, nodes)
+    if evidence.kernels is not None or (environment := find_environment()).flavour == "rtx":
+        return evidence
     with tempfile.TemporaryDirectory(prefix="ufovit-torch-trt-") as name:
         folder = Path(name)
         write_bytes(folder / "engine", data)
@@ -177,20 +174,16 @@ def _work(
             raise
     log = tuple((folder / "stderr").read_text(errors="replace").splitlines())
     if code:
-        raise _failure(code, log)
+        raise _worker_error(code, log)
     return read_json(folder / "facts.json"), log
 
 
-def _failure(code: int, log: tuple[str, ...]) -> Exception:
+def _worker_error(code: int, log: tuple[str, ...]) -> Exception:
     found = "\n    ".join(log[-_SHOWN_LINES:]) or "no reason given"
     if code == _ABSENT:
         return MissingError("torch-tensorrt does not load", where=ENVIRONMENT, found=found, next_command=INSTALL)
     if code == _DISK_FULL:
-        return MissingError(
-            "disk full, nothing was written",
-            where=tempfile.gettempdir(),
-            next_command="free space or set TMPDIR to another disk, then run the same command again",
-        )
+        return disk_full_error()
     if code == _REFUSED:
         return BackendError("torch-tensorrt does not accept the graph", found=found, log=log)
     end = f"ended by signal {-code}" if code < 0 else f"exit code {code}"

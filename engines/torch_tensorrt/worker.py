@@ -1,6 +1,6 @@
 """torch program to TensorRT engine, inside torch-tensorrt's own environment: a program of its own, files in and files out.
 
-    PYTHON -I torch_trt_worker.py REQUEST.json
+    PYTHON -I worker.py REQUEST.json
 
     REQUEST.json  {"program": a .pt2 file, "input": {"name", "shapes"}, "output": name, "steps": {submodule: node},
                    "compute_capabilities": ["8.6", ...], empty for this machine's GPU, "optimization_level": int | null,

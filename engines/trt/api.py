@@ -53,12 +53,13 @@ def version(flavour: Flavour) -> str:
     return str(load(flavour).__version__)
 
 
-class Builder:
-    """One builder and the log that its library wrote.
+class _Library:
+    """TensorRT, loaded.
 
     Attributes:
         module: the TensorRT module.
-        log: lines "SEVERITY: text", in order, verbose ones left out.
+        name: of the library.
+        log: lines "SEVERITY: text" that it wrote, in order, verbose ones left out.
     """
 
     def __init__(self, flavour: Flavour) -> None:
@@ -66,20 +67,44 @@ class Builder:
         self.name = _NAMES[flavour]
         self.log: list[str] = []
         self._logger = _make_logger(self.module, self.log)
-        self._builder = _made(lambda: self.module.Builder(self._logger), f"{self.name} makes no builder", self.log)
+
+    def _complaints(self) -> list[str]:
+        return [line for line in self.log if not line.startswith("INFO")]
+
+    def _error(self, what: str, reasons: list[str] | None = None) -> BackendError:
+        """The library's refusal with its reasons, by default the last words of its log."""
+        lines = (self._complaints() if reasons is None else reasons)[:_SHOWN_LINES]
+        return BackendError(what, found="\n    ".join(lines) or "no reason given", log=tuple(self.log))
+
+    def _construct(self, constructor: Callable[[], T], what: str) -> T:
+        """An object of the library, whose constructor raises TypeError where the library gives none, as without a driver."""
+        try:
+            with _collection_paused():
+                return constructor()
+        except TypeError as error:
+            found = "\n    ".join(self._complaints()[:_SHOWN_LINES]) or error
+            raise MissingError(what, found=found, next_command="nvidia-smi shows whether the driver works") from error
+
+
+class Builder(_Library):
+    """One builder and the log that its library wrote."""
+
+    def __init__(self, flavour: Flavour) -> None:
+        super().__init__(flavour)
+        self._builder = self._construct(lambda: self.module.Builder(self._logger), f"{self.name} makes no builder")
 
     def parse(self, onnx_bytes: bytes) -> Any:
         """The strongly typed network of an ONNX model. Raises BackendError naming the nodes that the parser refuses."""
         strongly_typed = 1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         network = self._builder.create_network(strongly_typed)
         if network is None:
-            raise self._error(f"{self.name} makes no network", _complaints(self.log))
+            raise self._error(f"{self.name} makes no network")
         parser = self.module.OnnxParser(network, self._logger)
         # In a thread, because the library swallows what is raised in its callbacks: a Ctrl-C, too, if it arrived there.
         if not run(lambda: parser.parse(onnx_bytes)):
             errors = [parser.get_error(i) for i in range(parser.num_errors)]
             reasons = [f"{e.node_name() or 'graph'} ({e.node_operator() or '?'}): {e.desc().strip()}" for e in errors]
-            raise self._error(f"{self.name} does not accept the graph", reasons or _complaints(self.log))
+            raise self._error(f"{self.name} does not accept the graph", reasons or None)
         return network
 
     def make_config(self, options: BuilderOptions) -> Any:
@@ -89,7 +114,7 @@ class Builder:
         """
         config = self._builder.create_builder_config()
         if config is None:
-            raise self._error(f"{self.name} makes no builder configuration", _complaints(self.log))
+            raise self._error(f"{self.name} makes no builder configuration")
         config.profiling_verbosity = self.module.ProfilingVerbosity.DETAILED
         if hasattr(self.module.BuilderFlag, "TF32"):
             config.clear_flag(self.module.BuilderFlag.TF32)
@@ -109,10 +134,10 @@ class Builder:
 
         Pinned, the build may measure nothing anew: raises BackendError for a cache that does not fit.
         """
-        made = config.create_timing_cache(cache)
-        attached = made is not None and bool(config.set_timing_cache(made, False))
+        own = config.create_timing_cache(cache)
+        attached = own is not None and bool(config.set_timing_cache(own, False))
         if not attached and pinned:
-            raise self._error("the pinned timing cache is of another GPU or another TensorRT", _complaints(self.log))
+            raise self._error("the pinned timing cache is of another GPU or another TensorRT")
         if not attached:
             config.set_timing_cache(config.create_timing_cache(b""), False)
         if pinned and self.refuses_new_timings:
@@ -129,7 +154,7 @@ class Builder:
         cache = config.get_timing_cache()
         serialized = None if cache is None else cache.serialize()
         if serialized is None:
-            raise self._error(f"{self.name} gives no timing cache", _complaints(self.log))
+            raise self._error(f"{self.name} gives no timing cache")
         return bytes(serialized)
 
     def _member(self, enumeration: str, name: str) -> Any:
@@ -146,7 +171,7 @@ class Builder:
         for name, triple in shapes.items():
             profile.set_shape(name, *triple)
         if config.add_optimization_profile(profile) < 0:
-            raise self._error(f"{self.name} refuses the batch sizes", [str(dict(shapes)), *_complaints(self.log)])
+            raise self._error(f"{self.name} refuses the batch sizes", [str(dict(shapes)), *self._complaints()])
 
     def set_compute_capabilities(self, config: Any, capabilities: tuple[str, ...]) -> None:
         """Build for these GPU generations, "major.minor", rather than for this machine's."""
@@ -171,30 +196,18 @@ class Builder:
         try:
             plan = run(lambda: self._builder.build_serialized_network(network, config), cancelled)
         except RuntimeError as error:
-            raise self._error(f"{self.name} built no engine", [str(error), *_complaints(self.log)]) from error
+            raise self._error(f"{self.name} built no engine", [str(error), *self._complaints()]) from error
         if plan is None:
-            raise self._error(f"{self.name} built no engine", _complaints(self.log))
+            raise self._error(f"{self.name} built no engine")
         return bytes(plan)
 
-    def _error(self, what: str, reasons: list[str]) -> BackendError:
-        return _error(what, reasons, self.log)
 
-
-class Runtime:
-    """Loads engines. Its engines and their contexts must not outlive it.
-
-    Attributes:
-        module: the TensorRT module.
-        name: of the library.
-        log: lines "SEVERITY: text", in order, verbose ones left out.
-    """
+class Runtime(_Library):
+    """Loads engines. Its engines and their contexts must not outlive it."""
 
     def __init__(self, flavour: Flavour) -> None:
-        self.module = load(flavour)
-        self.name = _NAMES[flavour]
-        self.log: list[str] = []
-        self._logger = _make_logger(self.module, self.log)
-        self._runtime = _made(lambda: self.module.Runtime(self._logger), f"{self.name} makes no runtime", self.log)
+        super().__init__(flavour)
+        self._runtime = self._construct(lambda: self.module.Runtime(self._logger), f"{self.name} makes no runtime")
 
     def deserialize(self, engine: bytes, *, version_compatible: bool = False) -> Any:
         """The engine of these bytes. They run as code: pass only bytes that `authenticate` returned.
@@ -205,7 +218,7 @@ class Runtime:
             self._runtime.engine_host_code_allowed = True  # such an engine carries the runtime of its own release
         loaded = self._runtime.deserialize_cuda_engine(engine)
         if loaded is None:
-            raise _error(f"{self.name} does not load the engine", _complaints(self.log), self.log)
+            raise self._error(f"{self.name} does not load the engine")
         return loaded
 
     def inspect(self, engine: Any) -> str:
@@ -215,30 +228,12 @@ class Runtime:
         """
         inspector, context = engine.create_engine_inspector(), engine.create_execution_context()
         if inspector is None or context is None:
-            raise _error(f"{self.name} does not let the engine be inspected", _complaints(self.log), self.log)
+            raise self._error(f"{self.name} does not let the engine be inspected")
         for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
             if engine.get_tensor_mode(name) == self.module.TensorIOMode.INPUT:
                 context.set_input_shape(name, engine.get_tensor_profile_shape(name, 0)[1])
         inspector.execution_context = context
         return str(inspector.get_engine_information(self.module.LayerInformationFormat.JSON))
-
-
-def _complaints(log: list[str]) -> list[str]:
-    return [line for line in log if not line.startswith("INFO")]
-
-
-def _error(what: str, reasons: list[str], log: list[str]) -> BackendError:
-    return BackendError(what, found="\n    ".join(reasons[:_SHOWN_LINES]) or "no reason given", log=tuple(log))
-
-
-def _made(make: Callable[[], T], what: str, log: list[str]) -> T:
-    """An object of the library, whose constructor raises TypeError where the library gives none, as without a driver."""
-    try:
-        with _collection_paused():
-            return make()
-    except TypeError as error:
-        found = "\n    ".join(_complaints(log)[:_SHOWN_LINES]) or error
-        raise MissingError(what, found=found, next_command="nvidia-smi shows whether the driver works") from error
 
 
 @contextlib.contextmanager

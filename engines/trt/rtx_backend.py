@@ -6,15 +6,18 @@ the GPU at hand when the plan is first loaded there. So there is no timing cache
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from calib.errors import InputError
 from engines.backend_protocol import Advance, Backend, Built
-from engines.build_spec import BuilderOptions, BuildSpec
-from engines.layer_records import Evidence, GraphFacts
+from engines.build_spec import BuildSpec
+from engines.layer_records import EngineEvidence, GraphFacts
 from engines.rtx_plan_text import read_plan
-from engines.trt.api import Builder, version
+from engines.trt.api import Builder
+from engines.trt.api import version as library_version
 from engines.trt.network import define
+
+
+def version() -> str:
+    """Version of TensorRT-RTX; raises MissingError when it is not installed."""
+    return library_version("rtx")
 
 
 def build_plan(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
@@ -22,20 +25,15 @@ def build_plan(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
 
     Raises BackendError when TensorRT-RTX refuses the graph, MissingError when it is not installed.
     """
-    if replace(spec.options, optimization_level=None) != BuilderOptions():
-        raise InputError(
-            "TensorRT-RTX has no such builder option",
-            found=spec.options.given(),
-            allowed="optimization_level, or a target that is built with TensorRT",
-        )
+    spec.refuse_options("TensorRT-RTX", "optimization_level")
     builder = Builder("rtx")
     network, config = define(builder, graph, spec)
     builder.set_compute_capabilities(config, spec.target.compute_capabilities)
     data = builder.build(network, config, advance)
-    return Built(data, version("rtx"), spec.target.compute_capabilities, log=tuple(builder.log))
+    return Built(data, version(), spec.target.compute_capabilities, log=tuple(builder.log))
 
 
-def plan_evidence(data: bytes, _graph: bytes, facts: GraphFacts) -> Evidence:
+def plan_evidence(data: bytes, _graph: bytes, facts: GraphFacts) -> EngineEvidence:
     """What the plan itself says of every layer; see `engines.rtx_plan_text`."""
     return read_plan(data, frozenset(facts.traceable))
 

@@ -9,15 +9,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from calib.errors import BackendError, MissingError
-from calib.files import sha256_bytes
+from calib.errors import MissingError
 from engines import hardware
 from engines.backend_protocol import Advance, Backend, Built
-from engines.build_spec import BuilderOptions, BuildSpec
+from engines.build_spec import BuildSpec
 from engines.engine_inspector import read_inspector
-from engines.layer_records import Evidence, GraphFacts
-from engines.trt.api import Builder, Runtime, version
+from engines.layer_records import EngineEvidence, GraphFacts
+from engines.trt.api import Builder, Runtime
+from engines.trt.api import version as library_version
 from engines.trt.network import define
+from engines.trt.timing_cache import check_pin
+
+_NO_GPU = "TensorRT builds on the GPU that the engine is for, and this machine has none"
+
+
+def version() -> str:
+    """Version of TensorRT. Raises MissingError when it is not installed, or when there is no GPU to build on."""
+    installed = library_version("trt")
+    if not hardware.jetson_module() and not hardware.gpus():
+        raise MissingError(_NO_GPU, found=installed)
+    return installed
 
 
 def build_engine(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
@@ -36,9 +47,9 @@ def build_engine(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
         builder.use_timing_cache(config, options.timing_cache, pinned=options.pin_timing_cache)
     data = builder.build(network, config, advance)
     measured = builder.timing_cache(config) if options.timing_cache is not None else None
-    _hold_to_pin(options, measured, enforced=builder.refuses_new_timings)
+    check_pin(options, measured, enforced=builder.refuses_new_timings)
     cache = options.timing_cache if options.pin_timing_cache else measured
-    return Built(data, version("trt"), (capability,), device, cache, tuple(builder.log))
+    return Built(data, library_version("trt"), (capability,), device, cache, tuple(builder.log))
 
 
 def this_gpu(spec: BuildSpec) -> tuple[str, str]:
@@ -53,28 +64,17 @@ def this_gpu(spec: BuildSpec) -> tuple[str, str]:
     gpus = hardware.gpus()
     if not gpus:
         raise MissingError(
-            "TensorRT builds on the GPU that the engine is for, and this machine has none",
+            _NO_GPU,
             next_command="ufovit build MODEL PRECISION --target rtx, or ufovit bundle for another device",
         )
     return gpus[0].compute_capability, gpus[0].name
 
 
-def engine_evidence(data: bytes, _graph: bytes, facts: GraphFacts) -> Evidence:
+def engine_evidence(data: bytes, _graph: bytes, facts: GraphFacts) -> EngineEvidence:
     """What the engine inspector says of every layer, once the engine is loaded."""
     runtime = Runtime("trt")
     engine = runtime.deserialize(data, version_compatible=True)  # it was built a moment ago, so its own code may run
     return read_inspector(runtime.inspect(engine), frozenset(facts.traceable))
-
-
-def _hold_to_pin(options: BuilderOptions, measured: bytes | None, *, enforced: bool) -> None:
-    """Refuse an engine for which something was timed anew. Where the builder itself refuses that, its word counts."""
-    if not options.pin_timing_cache or enforced or measured == options.timing_cache:
-        return
-    raise BackendError(
-        "the build measured kernels anew, so that it does not repeat the one that left the pinned timing cache",
-        found=f"timing cache sha256 {sha256_bytes(measured or b'')[:16]}...",
-        next_command="build without --pin-timing-cache and pin what that leaves",
-    )
 
 
 BACKEND = Backend(build=build_engine, evidence=engine_evidence)

@@ -16,7 +16,7 @@ from engines import backends, hardware
 from engines.backends import BACKENDS, load_backend
 from engines.build import build
 from engines.build_spec import BatchRange, BuildSpec, parse_batch
-from engines.layer_records import Evidence, Layer, LayerEvidence
+from engines.layer_records import EngineEvidence, Layer, LayerEvidence
 from engines.layer_requests import read_layers
 from engines.precision_receipt import check_receipt, make_receipt
 from engines.select_target import AUTO, resolve_target
@@ -127,7 +127,7 @@ def test_every_target_has_a_backend_and_every_backend_a_probe():
 def test_probe_of_a_missing_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     found = backends.probe_backend("trt_rtx")
-    assert (found.works, found.mend) == (False, "pip install 'ufovit-edge[rtx]'")
+    assert (found.works, found.install) == (False, "pip install 'ufovit-edge[rtx]'")
     with pytest.raises(MissingError, match=r"ufovit-edge\[rtx\]") as caught:
         api.load("rtx")
     assert caught.value.exit_code == 4
@@ -223,19 +223,19 @@ def test_receipt_arithmetic():
         "b": LayerEvidence("fp16", "seen too"),
         "stranger": LayerEvidence("int8", ""),
     }
-    receipt = make_receipt(LAYERS, Evidence(evidence), "int8")
+    receipt = make_receipt(LAYERS, EngineEvidence(evidence), "int8")
     assert receipt.int8_mac_fraction == 0.6
     assert receipt.requested == {"fp16": 0.1, "int8": 0.9}
     assert receipt.actual == {"fp16": 0.3, "int8": 0.6, "unknown": 0.1}
     assert [(f.layer, f.actual, f.mac_fraction) for f in receipt.fallbacks] == [("b", "fp16", 0.3), ("c", "unknown", 0.1)]
     assert receipt.fallbacks[0].reason == "bad axis; seen too"
     assert receipt.fallbacks[1].reason == "no Q/DQ; the engine names no such layer"
-    assert make_receipt(LAYERS, Evidence(), "int8").int8_mac_fraction == 0.0
+    assert make_receipt(LAYERS, EngineEvidence(), "int8").int8_mac_fraction == 0.0
     check_receipt(receipt, 0.6)
     with pytest.raises(VerdictError, match=r"(?s)0\.6000.*b: int8 -> fp16, 30\.0% of MACs, bad axis; seen too"):
         check_receipt(receipt, 0.601)
     with pytest.raises(InputError, match="no Conv"):
-        make_receipt((), Evidence(), "int8")
+        make_receipt((), EngineEvidence(), "int8")
 
 
 def test_public_names():

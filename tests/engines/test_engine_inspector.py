@@ -21,7 +21,7 @@ from engine_graphs import Graph
 from calib.errors import InputError, VerdictError
 from calib.lint import lint_graph
 from engines.engine_inspector import read_inspector
-from engines.layer_records import Evidence, Layer
+from engines.layer_records import EngineEvidence, Layer
 from engines.layer_requests import graph_facts
 from engines.precision_receipt import check_receipt, make_receipt
 
@@ -273,7 +273,7 @@ def test_missing_fields_are_no_evidence():
     assert actual(whole) == "int8"
     for field in ("LayerType", "Inputs", "Metadata"):
         assert actual({name: value for name, value in whole.items() if name != field}) in ("unknown", "not named")
-    assert read({}) == Evidence({}, kernels=1, reformats=0)
+    assert read({}) == EngineEvidence({}, kernels=1, reformats=0)
 
 
 def test_a_receipt_from_it():

@@ -16,7 +16,7 @@ from calib.errors import InputError
 from calib.ort_session import TappedGraph
 from edge.runtime.ort_runner import OrtRunner
 from engines.fp16_emulation import emulated_graph
-from engines.typed_graph import typed_graph
+from engines.typed_graph import type_graph
 
 HALF, SINGLE = np.float16, np.float32
 LENGTHS = (1, 2, 3, 7, 17, 48)
@@ -36,7 +36,7 @@ SESSIONS = pytest.mark.parametrize("session", [by_tapped_graph, by_ort_runner])
 
 
 def emulate(model, x, *, keep=frozenset(), accumulate="fp16", session=by_tapped_graph):
-    return session(emulated_graph(typed_graph(model, keep_fp32=keep), accumulate=accumulate), x)
+    return session(emulated_graph(type_graph(model, keep_fp32=keep), accumulate=accumulate), x)
 
 
 def half(values):
@@ -158,7 +158,7 @@ def test_every_bit_pattern_rounds_as_numpy_rounds(session, seed):
 def test_roundings_between_nodes_are_kept(session, nodes):
     x = wide(2, 500)
     model = squared(500, nodes=nodes)
-    typed = typed_graph(model)
+    typed = type_graph(model)
     expected = reference(typed, x)
     assert same(session(emulated_graph(typed), x), expected)
     assert not same(session(model, x), expected)
@@ -180,7 +180,7 @@ def test_roundings_survive_next_to_operators_that_only_move(operator):
     moved = g.node(operator, ["image", *inputs.get(operator, [])], "move", **attributes)
     moved = g.node("Mul", [moved, "third"], "multiply")
     again = g.node("Identity", [moved], "again")
-    typed = typed_graph(g.model(again, *shape))
+    typed = type_graph(g.model(again, *shape))
     x = wide(3, 6, 4)
     assert same(by_tapped_graph(emulated_graph(typed), x), reference(typed, x))
 
@@ -189,7 +189,7 @@ def test_roundings_survive_next_to_operators_that_only_move(operator):
 def test_optimizations_change_no_more_than_the_order_of_fp32_sums(quantized, build):
     model = build(quantized=quantized)
     x = images(*(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:]))
-    emulated = emulated_graph(typed_graph(model))
+    emulated = emulated_graph(type_graph(model))
     expected, found = run(emulated, x), by_tapped_graph(emulated, x)
     assert sqnr_db(expected, found) > 70
     assert sqnr_db(expected, run(model, x)) < 70, "control: as far as the FP32 graph is"
@@ -237,7 +237,7 @@ def constant_node(g, value):
 def test_agrees_with_the_reference_evaluator_to_the_bit(session, name):
     g = Graph(40)
     model = g.model(operators()[name](g), 80 if name == "Concat" else 40)
-    typed = typed_graph(model)
+    typed = type_graph(model)
     x = wide(3, 40)
     expected = reference(typed, x)
     assert same(session(emulated_graph(typed), x), expected)
@@ -361,7 +361,7 @@ def test_several_axes_are_summed_one_after_the_other(operator, axes, keepdims):
 def test_a_reduction_in_an_island_stays_one_node():
     model = reducer("ReduceL2", (5, 48), [-1], 1)
     x = whole(4, 5, 48, most=90)
-    typed = typed_graph(model, keep_fp32=frozenset({"reduce"}))
+    typed = type_graph(model, keep_fp32=frozenset({"reduce"}))
     emulated = emulated_graph(typed)
     assert [n.op_type for n in emulated.graph.node if n.op_type != "Cast"].count("ReduceL2") == 1
     found = by_tapped_graph(emulated, x)
@@ -377,7 +377,7 @@ def test_a_reduction_without_fixed_axes_is_refused(axes):
     if axes == "computed":
         inputs.append(g.node("Cast", [g.store("where", SINGLE([-1]))], "axes", to=TensorProto.INT64))
     out = g.node("ReduceL2", inputs, "reduce", keepdims=1)
-    typed = typed_graph(g.model(out, "width"))
+    typed = type_graph(g.model(out, "width"))
     with pytest.raises(InputError, match=r"axes[\s\S]*reduce"):
         emulated_graph(typed)
     emulated_graph(typed, accumulate="fp32")
@@ -473,7 +473,7 @@ def test_an_unknown_length_is_refused_where_it_is_summed_over(summed):
     else:
         g.node("Transpose", ["image"], "turn", perm=[0, 2, 1])
         model, x = g.model(g.node("MatMul", ["image", "turn_out"], "sum"), 5, 5), whole(2, 5, 7, most=9)
-    typed = typed_graph(model)
+    typed = type_graph(model)
     with pytest.raises(InputError, match=r"length of a summed axis is not fixed[\s\S]*image/fp16, axis -1"):
         emulated_graph(typed)
     assert np.isfinite(by_tapped_graph(emulated_graph(typed, accumulate="fp32"), x)).all()
@@ -499,7 +499,7 @@ def test_overflow_of_an_xnorm_shows_here_and_nowhere_else(session, axis):
     model = xnorm(axis)
     x = images(*(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:])) * 300
     exact = x / np.linalg.norm(x.astype(np.float64), axis=axis, keepdims=True)
-    typed = typed_graph(model)
+    typed = type_graph(model)
     emulated = emulated_graph(typed)
     names = ("norm_out", "clamp_out")
     assert all((values == np.inf).all() for values in TappedGraph(emulated, names)(x).values())
@@ -507,7 +507,7 @@ def test_overflow_of_an_xnorm_shows_here_and_nowhere_else(session, axis):
     wider = session(emulated_graph(typed, accumulate="fp32"), x)
     assert same(wider, half(wider))
     np.testing.assert_allclose(wider, exact, rtol=2.0**-9)
-    island = session(emulated_graph(typed_graph(model, keep_fp32=XNORM_ISLAND)), x)
+    island = session(emulated_graph(type_graph(model, keep_fp32=XNORM_ISLAND)), x)
     np.testing.assert_allclose(island, exact, rtol=2.0**-10)
     # Why it exists: ONNX Runtime computes the same typed graph in FP32, and shows nothing.
     np.testing.assert_allclose(session(typed, x), exact, rtol=2.0**-9)
@@ -519,7 +519,7 @@ def test_underflow_of_an_xnorm_shows_here_and_nowhere_else(session):
     x = np.full((1, 2, 5, 48), 2.0**-13, SINGLE)
     assert same(emulate(xnorm(), x, session=session), np.full_like(x, 2))
     exact = np.full_like(x, 48**-0.5)
-    np.testing.assert_allclose(session(typed_graph(xnorm()), x), exact, rtol=2.0**-9)
+    np.testing.assert_allclose(session(type_graph(xnorm()), x), exact, rtol=2.0**-9)
     np.testing.assert_allclose(emulate(xnorm(), x, keep=XNORM_ISLAND, session=session), exact, rtol=2.0**-10)
 
 
@@ -532,7 +532,7 @@ def test_an_island_does_not_round():
     inside = g.node("Add", [inside, g.store("small", np.full(1, 2.0**-12, SINGLE))], "inside too")
     model = g.model(g.node("Sqrt", [g.node("Abs", [inside], "after")], "last"), 400)
     keep = frozenset({"inside", "inside too"})
-    typed = typed_graph(model, keep_fp32=keep)
+    typed = type_graph(model, keep_fp32=keep)
     x = wide(2, 400)
     expected = reference(typed, x)
     emulated = emulated_graph(typed)
@@ -620,7 +620,7 @@ def test_weights_become_the_constants_that_dequantize_linear_gives(quantize):
     codes = np.random.default_rng(0).integers(-127, 128, (8, 3)).astype(np.int8)
     inputs = [g.store("codes", codes), g.store("scale", scale), g.store("zero", np.zeros(scale.shape, np.int8))]
     weight = g.node("DequantizeLinear", inputs, "w/DQ", **({"axis": 1} if scale.ndim else {}))
-    emulated = emulated_graph(typed_graph(g.model(g.node("MatMul", [g.pair("image", STEP), weight], "layer"), 3)))
+    emulated = emulated_graph(type_graph(g.model(g.node("MatMul", [g.pair("image", STEP), weight], "layer"), 3)))
     stored = {t.name: numpy_helper.to_array(t) for t in emulated.graph.initializer}
     assert same(stored["w/DQ_out"], codes.astype(SINGLE) * scale)
     assert [n.name for n in emulated.graph.node if n.op_type == "DequantizeLinear"] == ["image/DQ"]
@@ -646,7 +646,7 @@ def test_operands_of_an_int8_layer_are_exact_and_others_are_rounded():
     layer = g.node("MatMul", [g.pair("image", step), g.int8_weight(g.weight("w", 16, 16), 1)], "layer")
     again = g.pair(layer, step)
     model = g.model(g.node("Neg", [again], "other"), 16)
-    emulated = emulated_graph(typed_graph(model))
+    emulated = emulated_graph(type_graph(model))
     x = images(16)
     names = ("image/Q_out", "image/DQ_out", "layer_out/Q_out", "layer_out/DQ_out")
     code, value, code_again, value_again = TappedGraph(emulated, names)(x).values()
@@ -691,7 +691,7 @@ def test_quantized_networks_stay_near_onnx_runtime_in_fp32(build, shape, island)
 @pytest.mark.parametrize("build", [attention, convolutions])
 def test_a_valid_fp32_graph_with_the_same_ports(build, quantized, island, accumulate):
     model = build(quantized=quantized)
-    typed = typed_graph(model, keep_fp32=frozenset(island & {n.name for n in model.graph.node}))
+    typed = type_graph(model, keep_fp32=frozenset(island & {n.name for n in model.graph.node}))
     before = typed.SerializeToString(deterministic=True)
     first, second = (emulated_graph(typed, accumulate=accumulate).SerializeToString(deterministic=True) for _ in range(2))
     assert first == second
@@ -712,5 +712,5 @@ def test_a_valid_fp32_graph_with_the_same_ports(build, quantized, island, accumu
 
 
 def test_the_two_accumulators_are_two_graphs():
-    typed = typed_graph(attention())
+    typed = type_graph(attention())
     assert emulated_graph(typed) == emulated_graph(typed, accumulate="fp16") != emulated_graph(typed, accumulate="fp32")

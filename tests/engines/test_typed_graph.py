@@ -1,4 +1,4 @@
-"""typed_graph: oracles are ONNX Runtime in FP32 and the ONNX type checker."""
+"""type_graph: oracles are ONNX Runtime in FP32 and the ONNX type checker."""
 
 import numpy as np
 import onnx
@@ -7,7 +7,7 @@ from engine_graphs import ISLAND, OPSET, Graph, attention, convolutions, images,
 from onnx import TensorProto, helper, numpy_helper
 
 from calib.errors import InputError
-from engines.typed_graph import typed_graph, typing_facts
+from engines.typed_graph import type_graph, typing_facts
 
 FP16_SQNR_DB = 50.0  # 11 significant bits leave 66 dB for one rounding; these graphs stack a few
 INT8_SQNR_DB = 30.0  # a code at a rounding border may fall to the other side: one step of 127
@@ -41,7 +41,7 @@ def node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
 def test_agrees_with_fp32(model, shape, floor, island):
     island = island & {n.name for n in model.graph.node}
     x = images(*shape)
-    typed = typed_graph(model, keep_fp32=frozenset(island))
+    typed = type_graph(model, keep_fp32=frozenset(island))
     result = run(typed, x)
     assert result.dtype == np.float32
     assert sqnr_db(run(model, x), result) > floor
@@ -49,13 +49,13 @@ def test_agrees_with_fp32(model, shape, floor, island):
 
 
 def test_every_float_tensor_is_half_but_ports():
-    typed = typed_graph(attention())
+    typed = type_graph(attention())
     ports = {"image", "residual_out"}
     assert all((kind == TensorProto.FLOAT) == (name in ports) for name, kind in types(typed).items() if kind in (1, 10))
 
 
 def test_island_is_fp32_with_casts_on_its_border_only():
-    typed = typed_graph(attention(), keep_fp32=ISLAND)
+    typed = type_graph(attention(), keep_fp32=ISLAND)
     kinds = types(typed)
     for name in ISLAND:
         member = node(typed, name)
@@ -69,7 +69,7 @@ def test_island_is_fp32_with_casts_on_its_border_only():
 
 
 def test_quantized_island_needs_no_casts_and_product_leaves_in_fp32():
-    typed = typed_graph(attention(quantized=True), keep_fp32=ISLAND)
+    typed = type_graph(attention(quantized=True), keep_fp32=ISLAND)
     kinds = types(typed)
     kv = node(typed, "attn.kv/MatMul")
     assert [kinds[t] for t in (*kv.input, *kv.output)] == [TensorProto.FLOAT] * 3
@@ -80,7 +80,7 @@ def test_quantized_island_needs_no_casts_and_product_leaves_in_fp32():
 
 
 def test_both_ends_of_a_pair_scale_alike():
-    typed = typed_graph(attention(quantized=True), keep_fp32=ISLAND)
+    typed = type_graph(attention(quantized=True), keep_fp32=ISLAND)
     values = {i.name: numpy_helper.to_array(i) for i in typed.graph.initializer}
     for quantize in (n for n in typed.graph.node if n.op_type == "QuantizeLinear"):
         dequantize = next(n for n in typed.graph.node if quantize.output[0] in n.input)
@@ -93,13 +93,13 @@ def test_both_ends_of_a_pair_scale_alike():
 def test_deterministic_and_input_untouched():
     model = attention(quantized=True)
     before = model.SerializeToString(deterministic=True)
-    first, second = (typed_graph(model, keep_fp32=ISLAND).SerializeToString(deterministic=True) for _ in range(2))
+    first, second = (type_graph(model, keep_fp32=ISLAND).SerializeToString(deterministic=True) for _ in range(2))
     assert first == second
     assert model.SerializeToString(deterministic=True) == before
 
 
 def test_layer_normalization_stays_one_node():
-    ops = [n.op_type for n in typed_graph(attention()).graph.node]
+    ops = [n.op_type for n in type_graph(attention()).graph.node]
     assert ops.count("LayerNormalization") == 1
 
 
@@ -117,7 +117,7 @@ def test_a_clip_with_a_lower_bound_alone_becomes_a_max(bounds, operator):
     """TensorRT's parser would bound it above by FP32's largest number."""
     model = clipped(*bounds)
     before = model.SerializeToString(deterministic=True)
-    typed = typed_graph(model)
+    typed = type_graph(model)
     assert node(typed, "clip").op_type == operator
     assert "" not in node(typed, "clip").input or operator == "Clip"
     x = np.float32([[-2.0, 0.125, 0.5, 8.0]])  # exact in FP16
@@ -127,7 +127,7 @@ def test_a_clip_with_a_lower_bound_alone_becomes_a_max(bounds, operator):
 
 
 def test_a_clip_in_an_island_becomes_a_max_in_fp32():
-    typed = typed_graph(clipped(1 + 2.0**-20), keep_fp32=frozenset({"clip"}))
+    typed = type_graph(clipped(1 + 2.0**-20), keep_fp32=frozenset({"clip"}))
     assert node(typed, "clip").op_type == "Max"
     assert {types(typed)[name] for name in node(typed, "clip").input} == {TensorProto.FLOAT}
     assert run(typed, np.zeros((1, 4), np.float32))[0, 0] == np.float32(1 + 2.0**-20)
@@ -142,12 +142,12 @@ def one_weight(value: float) -> onnx.ModelProto:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 65520.0, -1e9])
 def test_refuses_what_fp16_cannot_hold(value):
     with pytest.raises(InputError, match=r"where: w\b"):
-        typed_graph(one_weight(value))
+        type_graph(one_weight(value))
 
 
 @pytest.mark.parametrize(("value", "flushed", "subnormal"), [(65504.0, 0, 0), (2.0**-14, 0, 0), (2.0**-15, 0, 1), (1e-9, 1, 0)])
 def test_counts_what_fp16_loses(value, flushed, subnormal):
-    facts = typing_facts(typed_graph(one_weight(value)))
+    facts = typing_facts(type_graph(one_weight(value)))
     assert (facts.flushed, facts.subnormal) == (flushed, subnormal)
 
 
@@ -156,7 +156,7 @@ def test_refuses_scales_that_fp16_cannot_hold(scale):
     g = Graph(4, 4)
     model = g.model(g.node("MatMul", [g.pair("image", scale), g.weight("w", 4, 4)], "m"), 4, 4)
     with pytest.raises(InputError, match="image_scale"):
-        typed_graph(model)
+        type_graph(model)
 
 
 def test_output_that_is_also_read_inside():
@@ -165,7 +165,7 @@ def test_output_that_is_also_read_inside():
     g.node("Neg", [first], "b")
     model = g.model(first, 4)
     model.graph.output.append(helper.make_tensor_value_info("b_out", TensorProto.FLOAT, ["batch", 4]))
-    typed = typed_graph(model)
+    typed = type_graph(model)
     assert node(typed, "b").input[0] == "a_out/fp16"
     x = images(4)
     assert sqnr_db(run(model, x), run(typed, x)) > FP16_SQNR_DB
@@ -174,7 +174,7 @@ def test_output_that_is_also_read_inside():
 def test_inputs_of_fixed_type_stay():
     g = Graph(2, 4, 4)
     scales = g.store("scales", np.array([1, 1, 2, 2], np.float32))
-    typed = typed_graph(g.model(g.node("Resize", ["image", "", scales], "resize", mode="nearest"), 2, 8, 8))
+    typed = type_graph(g.model(g.node("Resize", ["image", "", scales], "resize", mode="nearest"), 2, 8, 8))
     assert types(typed)["scales"] == TensorProto.FLOAT
     x = images(2, 4, 4)
     np.testing.assert_allclose(run(typed, x), x.repeat(2, 2).repeat(2, 3), rtol=2.0**-10)  # one FP16 rounding
@@ -187,17 +187,17 @@ def test_constants_in_nodes():
     out = g.node("Add", [g.node("Mul", ["image", "c"], "mul"), "d"], "add")
     model = g.model(out, 4)
     x = images(4)
-    assert sqnr_db(run(model, x), run(typed_graph(model), x)) > FP16_SQNR_DB
+    assert sqnr_db(run(model, x), run(type_graph(model), x)) > FP16_SQNR_DB
 
 
 def test_refusals():
     model = attention()
     with pytest.raises(InputError, match="no node"):
-        typed_graph(model, keep_fp32=frozenset({"nobody"}))
+        type_graph(model, keep_fp32=frozenset({"nobody"}))
     with pytest.raises(InputError, match="typed already"):
-        typed_graph(typed_graph(model))
+        type_graph(type_graph(model))
     old = attention()
     old.opset_import[0].version = OPSET - 2
     with pytest.raises(InputError, match="opset too old"):
-        typed_graph(old)
+        type_graph(old)
     assert typing_facts(model) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from calib.errors import InputError, MissingError
-from edge.camera.opencv import has_gstreamer, load
+from edge.camera.opencv import load_with_gstreamer
 from edge.camera.sources.capture_device import CaptureDevice
 from edge.camera.sources.source_options import count_of, fps_of, parse_parameters, size_of
 
@@ -46,14 +46,7 @@ def open_csi(rest: str) -> CaptureDevice:
     if not (number.isascii() and number.isdecimal()) or int(number) >= MOST_SENSORS or flip >= FLIPS:
         allowed = f"csi://0 to csi://{MOST_SENSORS - 1}, flip 0 to {FLIPS - 1}"
         raise InputError("CSI camera is not understood", where="--source", found=f"csi://{rest}", allowed=allowed)
-    cv2 = load()
-    if not has_gstreamer(cv2.getBuildInformation()):
-        raise MissingError(
-            "a CSI camera needs an OpenCV with GStreamer, and this one has none",
-            where=f"csi://{number}",
-            found=f"OpenCV {cv2.__version__} of {cv2.__file__}",
-            next_command="pip uninstall opencv-python-headless, in a venv with --system-site-packages: JetPack's has it",
-        )
+    cv2 = load_with_gstreamer(f"csi://{number}")
     capture = cv2.VideoCapture(csi_pipeline(int(number), size, fps, flip), cv2.CAP_GSTREAMER)
     if not capture.isOpened():
         capture.release()

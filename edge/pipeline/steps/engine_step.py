@@ -30,7 +30,7 @@ def engine(request: BuildRequest, inputs: BuildInputs, graph_path: Path, advance
     spec = BuildSpec(graph_path, request.target, request.precision, request.batch, request.int8_floor, options)
     built = build(spec, advance)
     record = write_engine(request.out, request.engine_file, built, options)
-    request.builder.keep(request.target, request.out, built.timing_cache)
+    request.builder.cache(request.target, request.out).write(built.timing_cache)
     write_manifest(request.out, describe(request, inputs, graph_path, built, record))
 
 

@@ -189,12 +189,12 @@ def type_fp16(inputs: BuildInputs, paths: TypingPaths, advance: Advance) -> None
     from edge.stability.certificate import read_certificate
     from edge.stability.finders.xnorm import find_sites
     from edge.stability.islands import fp32_nodes
-    from engines.typed_graph import typed_graph
+    from engines.typed_graph import type_graph
 
     model = onnx.load(paths.graph)
     sites = find_sites(model, inputs.info.config.xnorm_sites, inputs.info.config.xnorm_kv_axis)
     kept = read_certificate(paths.certificate).island_names
-    typed = typed_graph(model, keep_fp32=fp32_nodes(model, sites, kept))
+    typed = type_graph(model, keep_fp32=fp32_nodes(model, sites, kept))
     advance(0.5)
     (images,) = inputs.calib_images.take(CHECK_IMAGES).batches(inputs.info.preprocess, CHECK_IMAGES)
     answers = emulated_runner(typed, paths.typed)(images)

@@ -10,8 +10,6 @@ the table and writes DIR/peers-NETWORK.md and DIR/peers-NETWORK.json.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -26,6 +24,8 @@ sys.path.insert(0, str(HERE.parents[2]))
 from evaluate import result_path
 
 from calib.files import read_json, write_bytes, write_json
+from calib.parallel import usable_cores
+from engines.hardware import processor
 
 ORDER = ("ufovit-edge", "onnxruntime", "modelopt", "nncf")
 COLUMNS = (
@@ -143,7 +143,7 @@ def describe(info: dict[str, Any], count: int, command: str, rows: list[Row]) ->
     return {
         "command": command,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "machine": f"{len(os.sched_getaffinity(0))} cores of {cpu_model()}",
+        "machine": f"{usable_cores()} cores of {processor()}",
         "versions": versions,
         "evaluated_with": {name: version(name) for name in ("onnxruntime", "onnx", "numpy", "tensorrt_rtx")},
         "eval_images": count,
@@ -187,15 +187,6 @@ def refusal(row: Row) -> str:
 
 def listed(versions: dict[str, str]) -> str:
     return ", ".join(f"{name} {number}" for name, number in versions.items() if number)
-
-
-def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "an unknown CPU"
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or "an unknown CPU")
 
 
 if __name__ == "__main__":

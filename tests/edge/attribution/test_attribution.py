@@ -40,7 +40,7 @@ from edge.images.preprocess import Preprocess
 from edge.model.metadata import read_graph_info
 from edge.model.sizes import SIZES
 from edge.stability.finders.xnorm import find_sites
-from engines.typed_graph import typed_graph
+from engines.typed_graph import type_graph
 
 FILE = GraphFile("planted.onnx", "0" * 64)
 
@@ -65,7 +65,7 @@ def honest(graphs, images):
 @pytest.fixture(scope="module")
 def typed(graphs):
     """The same build as a GPU gets it: FP16 and Q/DQ."""
-    return replace(graphs, judged=LoadedGraph(FILE, typed_graph(graphs.judged.model)), between=())
+    return replace(graphs, judged=LoadedGraph(FILE, type_graph(graphs.judged.model)), between=())
 
 
 def with_judged(graphs, model):
@@ -449,7 +449,7 @@ def test_an_overflow_of_fp16(graphs, images, weights, where, exponent):
     """XNorm forgets the length of K and Q, so that FP32 gives the same logits; squares of FP16 end at 65504."""
     reference = edited(graphs.reference.model, weights, lambda v: v * 2.0**exponent)
     loaded = LoadedGraph(FILE, reference)
-    judged = LoadedGraph(replace(FILE, sha256="1" * 64), typed_graph(reference))
+    judged = LoadedGraph(replace(FILE, sha256="1" * 64), type_graph(reference))
     found = attribute_graphs(Graphs(loaded, loaded, judged), images)
     assert found.culprits[0].kind == "overflow"
     assert found.culprits[0].where == where or exponent == 12
@@ -830,7 +830,7 @@ def test_shipped_overflow_and_preprocessing(shipped, quickly):
     graphs, images = shipped
     names = ("blocks.4.attn.k/MatMul.weight/folded", "blocks.4.attn.k.bias/folded")
     reference = LoadedGraph(FILE, edited(graphs.base.model, names, lambda v: v * 256))
-    judged = LoadedGraph(replace(FILE, sha256="1" * 64), typed_graph(reference.model))
+    judged = LoadedGraph(replace(FILE, sha256="1" * 64), type_graph(reference.model))
     found = attribute_graphs(Graphs(reference, reference, judged), images[:32])
     assert [(c.kind, c.where) for c in found.culprits] == [("overflow", "blocks.4.attn.xnorm_kv/ReduceL2")]
     assert found.culprits[0].layers == ("blocks.4.attn/MatMul_1",)

@@ -13,7 +13,7 @@ from calib.qdq_placement import plan_quantization
 from calib.qdq_writer import insert_qdq
 from edge.runtime.emulated import emulated_runner
 from edge.tasks.classification.logits import Logits, write_logits
-from engines.typed_graph import typed_graph
+from engines.typed_graph import type_graph
 from scripts.bench import gpu_graph
 
 AGREE_DB = {"fp16": 55.0, "int8": 30.0}  # 11 bits leave 66 dB for one rounding; INT8 codes may fall on either side of a half
@@ -27,8 +27,8 @@ def typed(tiny_graph, tiny_images, tmp_path_factory):
     plan = plan_quantization(tiny_graph)
     table = collect_table(path, [tiny_images], plan, data_sha256="", config=CollectConfig("minmax", min_images=1))
     return {
-        "fp16": (typed_graph(tiny_graph), 0),
-        "int8": (typed_graph(insert_qdq(tiny_graph, table, plan)), len(plan.nodes)),
+        "fp16": (type_graph(tiny_graph), 0),
+        "int8": (type_graph(insert_qdq(tiny_graph, table, plan)), len(plan.nodes)),
     }
 
 

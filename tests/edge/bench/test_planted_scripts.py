@@ -19,7 +19,7 @@ from edge.pipeline.build_request import BuildRequest
 from engines.build_folder.file_names import CALIBRATION, QUANTIZED, TYPED
 from engines.build_folder.verify import verify_folder
 from engines.targets import TARGETS
-from engines.typed_graph import typed_graph
+from engines.typed_graph import type_graph
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts" / "bench"))
 
@@ -70,7 +70,7 @@ def test_a_planted_build_is_whole_and_the_honest_one_untouched(bench):
 
 def test_longer_queries_are_planted_in_weights_and_biases_alone(bench, tmp_path):
     """The overflow needs a typed graph, which a CPU build has not: here on a typed copy."""
-    honest = typed_graph(onnx.load(bench.honest / QUANTIZED))
+    honest = type_graph(onnx.load(bench.honest / QUANTIZED))
     path = tmp_path / TYPED
     onnx.save(honest, path)
     planted_faults.edit_graph(path, planted_faults._of_queries, planted_faults._longer_queries)

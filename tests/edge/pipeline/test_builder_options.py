@@ -84,23 +84,23 @@ def test_all_that_a_target_does_not_have_is_named(out):
 
 
 def test_the_timing_cache_lies_beside_the_build_folders_one_for_each_target(out):
-    assert DEFAULT_BUILDER.cache_path(DESKTOP, out) == out.parent / "timing-desktop.cache"
-    assert DEFAULT_BUILDER.cache_path(ORIN, out) == out.parent / "timing-orin-nano.cache"
-    assert BuilderRequest(timing_cache=Path("mine")).cache_path(ORIN, out) == Path("mine")
+    assert DEFAULT_BUILDER.cache(DESKTOP, out).path == out.parent / "timing-desktop.cache"
+    assert DEFAULT_BUILDER.cache(ORIN, out).path == out.parent / "timing-orin-nano.cache"
+    assert BuilderRequest(timing_cache=Path("mine")).cache(ORIN, out).path == Path("mine")
 
 
 def test_what_a_build_measures_is_there_for_the_next(out):
     assert DEFAULT_BUILDER.options(DESKTOP, out).timing_cache == b"", "the first build starts an empty one"
-    DEFAULT_BUILDER.keep(DESKTOP, out, b"measured")
+    DEFAULT_BUILDER.cache(DESKTOP, out).write(b"measured")
     assert DEFAULT_BUILDER.options(DESKTOP, out).timing_cache == b"measured"
     assert DEFAULT_BUILDER.options(ORIN, out).timing_cache == b"", "of another target"
-    DEFAULT_BUILDER.keep(DESKTOP, out, b"measured and more")
+    DEFAULT_BUILDER.cache(DESKTOP, out).write(b"measured and more")
     assert DEFAULT_BUILDER.options(DESKTOP, out.parent / "another build").timing_cache == b"measured and more"
     assert [p.name for p in out.parent.iterdir()] == ["timing-desktop.cache"]
 
 
 def test_a_backend_without_a_cache_leaves_none(out):
-    DEFAULT_BUILDER.keep(RTX, out, None)
+    DEFAULT_BUILDER.cache(RTX, out).write(None)
     assert not out.parent.exists()
 
 
@@ -108,12 +108,12 @@ def test_a_pinned_cache_is_there_and_stays_as_it_is(out):
     pinned = BuilderRequest(pin_timing_cache=True)
     with pytest.raises(InputError, match=r"(?s)no timing cache to pin.*timing-desktop\.cache.*once without --pin-timing-cache"):
         pinned.check(DESKTOP, out)
-    DEFAULT_BUILDER.keep(DESKTOP, out, b"measured")
+    DEFAULT_BUILDER.cache(DESKTOP, out).write(b"measured")
     options = pinned.options(DESKTOP, out)
     assert (options.timing_cache, options.pin_timing_cache) == (b"measured", True)
-    pinned.keep(DESKTOP, out, b"something else")
-    assert pinned.cache_path(DESKTOP, out).read_bytes() == b"measured"
-    pinned.cache_path(DESKTOP, out).write_bytes(b"")
+    pinned.cache(DESKTOP, out).write(b"something else")
+    assert pinned.cache(DESKTOP, out).path.read_bytes() == b"measured"
+    pinned.cache(DESKTOP, out).path.write_bytes(b"")
     with pytest.raises(InputError, match="no timing cache to pin"):
         pinned.check(DESKTOP, out)
 
@@ -137,7 +137,7 @@ def test_a_cache_that_cannot_be_read_or_written(out, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", fill)
         with pytest.raises(MissingError, match="disk full"):
-            DEFAULT_BUILDER.keep(DESKTOP, out, b"measured and more")
+            DEFAULT_BUILDER.cache(DESKTOP, out).write(b"measured and more")
     assert cache.read_bytes() == b"measured"
     assert [p.name for p in cache.parent.iterdir()] == [cache.name]
 
@@ -155,11 +155,11 @@ def test_every_option_decides_about_the_engine(out, name):
 
 def test_a_cache_decides_only_where_it_is_pinned(out):
     pinned, before = BuilderRequest(pin_timing_cache=True), DEFAULT_BUILDER.as_json(DESKTOP, out)
-    DEFAULT_BUILDER.keep(DESKTOP, out, b"measured")
+    DEFAULT_BUILDER.cache(DESKTOP, out).write(b"measured")
     assert DEFAULT_BUILDER.as_json(DESKTOP, out) == before, "or no build would ever be reused"
     assert pinned.as_json(DESKTOP, out)["timing_cache"] == hashlib.sha256(b"measured").hexdigest()
     first = pinned.as_json(DESKTOP, out)
-    DEFAULT_BUILDER.keep(DESKTOP, out, b"measured and more")
+    DEFAULT_BUILDER.cache(DESKTOP, out).write(b"measured and more")
     assert pinned.as_json(DESKTOP, out) != first
 
 

@@ -11,7 +11,7 @@ from engines.build_spec import BuildSpec
 from engines.ort import backend
 from engines.ort.backend import pair_per_reader
 from engines.targets import TARGETS
-from engines.typed_graph import typed_graph
+from engines.typed_graph import type_graph
 
 CPU = TARGETS["cpu"]
 
@@ -76,7 +76,7 @@ def test_deterministic(tmp_path):
 
 def test_fp16_is_refused(tmp_path):
     with pytest.raises(InputError, match="computes FP16 graphs in FP32"):
-        built(tmp_path, typed_graph(attention()), "fp16")
+        built(tmp_path, type_graph(attention()), "fp16")
 
 
 def test_refused_graph(tmp_path, monkeypatch):

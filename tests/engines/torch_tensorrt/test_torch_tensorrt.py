@@ -29,7 +29,7 @@ from engines.build import build
 from engines.build_spec import BatchRange, BuilderOptions, BuildSpec
 from engines.targets import TARGETS
 from engines.torch_tensorrt import backend
-from engines.typed_graph import typed_graph
+from engines.typed_graph import type_graph
 
 torch = pytest.importorskip("torch")
 
@@ -60,9 +60,9 @@ GRAPHS = {
     "attention, int8": (attention(quantized=True), "int8", (8, 16)),
     "convolutions, int8": (convolutions(quantized=True), "int8", (8, 12, 12)),
     "attention, scales along K": (attention(quantized=True, weight_axis=0), "int8", (8, 16)),
-    "attention, fp16 with an island": (typed_graph(attention(), keep_fp32=ISLAND), "fp16", (8, 16)),
-    "attention, typed int8": (typed_graph(attention(quantized=True), keep_fp32=ISLAND), "int8 fp16", (8, 16)),
-    "convolutions, typed int8": (typed_graph(convolutions(quantized=True)), "int8 fp16", (8, 12, 12)),
+    "attention, fp16 with an island": (type_graph(attention(), keep_fp32=ISLAND), "fp16", (8, 16)),
+    "attention, typed int8": (type_graph(attention(quantized=True), keep_fp32=ISLAND), "int8 fp16", (8, 16)),
+    "convolutions, typed int8": (type_graph(convolutions(quantized=True)), "int8 fp16", (8, 12, 12)),
 }
 
 
@@ -164,8 +164,8 @@ def tiny_graphs(tmp_path_factory):
     return {
         "fp32": model,
         "int8": quantized,
-        "fp16": typed_graph(model, keep_fp32=island),
-        "int8 fp16": typed_graph(quantized, keep_fp32=island),
+        "fp16": type_graph(model, keep_fp32=island),
+        "int8 fp16": type_graph(quantized, keep_fp32=island),
     }, x[:8]
 
 
@@ -517,11 +517,11 @@ def products(plan):
 
 
 REAL = {
-    "attention, int8": (typed_graph(attention(quantized=True), keep_fp32=ISLAND), "int8", 1.0),
-    "convolutions, int8": (typed_graph(convolutions(quantized=True)), "int8", 1.0),
-    "scales along K": (typed_graph(attention(quantized=True, weight_axis=0)), "int8", 0.8),
-    "one side of a product": (typed_graph(attention(quantized=True, both_sides=False)), "int8", 0.8),
-    "fp16 with an island": (typed_graph(attention(), keep_fp32=ISLAND), "fp16", 0.0),
+    "attention, int8": (type_graph(attention(quantized=True), keep_fp32=ISLAND), "int8", 1.0),
+    "convolutions, int8": (type_graph(convolutions(quantized=True)), "int8", 1.0),
+    "scales along K": (type_graph(attention(quantized=True, weight_axis=0)), "int8", 0.8),
+    "one side of a product": (type_graph(attention(quantized=True, both_sides=False)), "int8", 0.8),
+    "fp16 with an island": (type_graph(attention(), keep_fp32=ISLAND), "fp16", 0.0),
     "fp32": (convolutions(), "fp32", 0.0),
 }
 
@@ -545,7 +545,7 @@ def test_the_engine_is_the_one_that_the_onnx_parser_gives(real, tmp_path, name):
 @pytest.mark.slow
 def test_another_scale_gives_other_products(real, tmp_path):
     """The negative control of the comparison above."""
-    model = typed_graph(attention(quantized=True), keep_fp32=ISLAND)
+    model = type_graph(attention(quantized=True), keep_fp32=ISLAND)
     double = changed(model, "attn.q/MatMul_out_scale/fp16", lambda s: s * 2)
     onnx.save(double, tmp_path / "graph.onnx")
     other = build(BuildSpec(tmp_path / "graph.onnx", TARGETS["rtx"], "int8", BatchRange(1, 2, 4), 0.0))
@@ -565,7 +565,7 @@ def test_a_build_that_torch_tensorrt_refuses_says_why(real, tmp_path):
 
 @pytest.mark.slow
 def test_one_batch_size_is_built(real, tmp_path):
-    ours, oracle = engines_of(tmp_path, typed_graph(attention(quantized=True), keep_fp32=ISLAND), "int8", BatchRange(2, 2, 2))
+    ours, oracle = engines_of(tmp_path, type_graph(attention(quantized=True), keep_fp32=ISLAND), "int8", BatchRange(2, 2, 2))
     assert products(ours.data) == products(oracle.data) != []
 
 

@@ -12,11 +12,11 @@ from engine_graphs import ISLAND, Graph, attention, convolutions
 from calib.errors import BackendError, InputError, MissingError, VerdictError
 from engines.build import build
 from engines.build_spec import BatchRange, BuilderOptions, BuildSpec
-from engines.layer_records import Evidence
+from engines.layer_records import EngineEvidence
 from engines.rtx_plan_text import read_plan
 from engines.targets import TARGETS
 from engines.trt import api
-from engines.typed_graph import typed_graph
+from engines.typed_graph import type_graph
 
 try:
     api.load("rtx")
@@ -37,7 +37,7 @@ def fallbacks(built) -> dict[str, str]:
 
 
 def test_fully_quantized_attention_is_all_int8(tmp_path):
-    built = receipt(tmp_path, typed_graph(attention(quantized=True), keep_fp32=ISLAND), "int8", 1.0)
+    built = receipt(tmp_path, type_graph(attention(quantized=True), keep_fp32=ISLAND), "int8", 1.0)
     assert built.receipt.int8_mac_fraction == 1.0
     assert built.receipt.actual == built.receipt.requested == {"int8": 1.0}
     assert built.receipt.fallbacks == ()
@@ -46,12 +46,12 @@ def test_fully_quantized_attention_is_all_int8(tmp_path):
 
 
 def test_fully_quantized_convolutions_are_all_int8(tmp_path):
-    built = receipt(tmp_path, typed_graph(convolutions(quantized=True)), "int8", 1.0)
+    built = receipt(tmp_path, type_graph(convolutions(quantized=True)), "int8", 1.0)
     assert built.receipt.int8_mac_fraction == 1.0
 
 
 def test_fp16_graph_has_no_int8_and_its_island_is_fp32(tmp_path):
-    built = receipt(tmp_path, typed_graph(attention(), keep_fp32=ISLAND), "fp16")
+    built = receipt(tmp_path, type_graph(attention(), keep_fp32=ISLAND), "fp16")
     assert built.receipt.int8_mac_fraction == 0.0
     assert built.receipt.actual == {"fp16": 0.8, "fp32": 0.2}
     assert fallbacks(built) == {"attn.kv/MatMul": "fp32"}
@@ -64,7 +64,7 @@ def test_fp32_graph_is_fp32(tmp_path):
 
 
 def test_weight_scale_along_k_is_seen_in_the_engine(tmp_path):
-    built = receipt(tmp_path, typed_graph(attention(quantized=True, weight_axis=0)), "int8")
+    built = receipt(tmp_path, type_graph(attention(quantized=True, weight_axis=0)), "int8")
     (found,) = built.receipt.fallbacks
     assert (found.layer, found.requested, found.actual) == ("attn.v/MatMul", "int8", "fp16")
     assert "axis 0, which is summed over" in found.reason
@@ -72,7 +72,7 @@ def test_weight_scale_along_k_is_seen_in_the_engine(tmp_path):
 
 
 def test_one_side_of_a_batched_product_is_seen_in_the_engine(tmp_path):
-    built = receipt(tmp_path, typed_graph(attention(quantized=True, both_sides=False)), "int8")
+    built = receipt(tmp_path, type_graph(attention(quantized=True, both_sides=False)), "int8")
     (found,) = built.receipt.fallbacks
     assert (found.layer, found.requested, found.actual) == ("attn.kv/MatMul", "fp16", "fp16")
     assert "no Q/DQ on operand B" in found.reason
@@ -80,7 +80,7 @@ def test_one_side_of_a_batched_product_is_seen_in_the_engine(tmp_path):
 
 def test_floor_fails_the_build_and_names_the_layer(tmp_path):
     with pytest.raises(VerdictError, match=r"0\.8000 of the MACs\n.*attn\.v/MatMul: int8 -> fp16, 20\.0% of MACs"):
-        receipt(tmp_path, typed_graph(attention(quantized=True, weight_axis=0)), "int8", 0.95)
+        receipt(tmp_path, type_graph(attention(quantized=True, weight_axis=0)), "int8", 0.95)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_floor_fails_the_build_and_names_the_layer(tmp_path):
         (attention(), "int8"),
         (attention(), "fp16"),
         (attention(quantized=True), "fp32"),
-        (typed_graph(attention(), keep_fp32=ISLAND), "fp32"),
+        (type_graph(attention(), keep_fp32=ISLAND), "fp32"),
     ],
 )
 def test_graph_of_another_precision_is_refused(tmp_path, model, precision):
@@ -98,7 +98,7 @@ def test_graph_of_another_precision_is_refused(tmp_path, model, precision):
 
 
 def test_nameless_nodes_are_no_evidence(tmp_path):
-    model = typed_graph(attention(quantized=True))
+    model = type_graph(attention(quantized=True))
     for node in model.graph.node:
         if node.name in ("attn.q/MatMul", "attn.k/MatMul"):
             node.name = "twin"
@@ -118,7 +118,7 @@ def test_refused_node_is_named(tmp_path):
 
 
 def test_two_builds_say_the_same(tmp_path):
-    model = typed_graph(convolutions(quantized=True))
+    model = type_graph(convolutions(quantized=True))
     assert receipt(tmp_path, model, "int8").receipt == receipt(tmp_path, model, "int8").receipt
 
 
@@ -161,7 +161,7 @@ def test_an_older_builder_collected_while_a_new_one_is_made_does_not_deadlock():
 
 def test_build_that_gives_nothing_back_is_an_error():
     builder = api.Builder("rtx")
-    network = builder.parse(typed_graph(attention()).SerializeToString())
+    network = builder.parse(type_graph(attention()).SerializeToString())
     with pytest.raises(BackendError, match="built no engine") as caught:  # no optimization profile for a dynamic input
         builder.build(network, builder.make_config(BuilderOptions()), lambda _share: None)
     assert "profile" in str(caught.value)
@@ -170,7 +170,7 @@ def test_build_that_gives_nothing_back_is_an_error():
 def test_progress_ends_at_one():
     shares: list[float] = []
     builder = api.Builder("rtx")
-    network = builder.parse(typed_graph(attention()).SerializeToString())
+    network = builder.parse(type_graph(attention()).SerializeToString())
     config = builder.make_config(BuilderOptions())
     builder.add_profile(config, {"image": ((1, 8, 16), (2, 8, 16), (4, 8, 16))})
     builder.set_compute_capabilities(config, RTX.compute_capabilities)
@@ -246,7 +246,7 @@ def test_plan_reader_on_a_plan_written_by_hand():
 
 
 def test_plan_reader_takes_nothing_for_int8():
-    assert read_plan(b"", frozenset("x")) == Evidence()
+    assert read_plan(b"", frozenset("x")) == EngineEvidence()
     unreadable = read_plan(PLAN.replace(b"fully_connected", b"something_new"), frozenset("x")).layers
     assert unreadable == {"x": read_plan(PLAN, frozenset(("hidden",))).layers["hidden"]}
 

@@ -13,7 +13,7 @@ from trt_names import FILES, asked_of_tensorrt, feature_tests, importers, source
 from trt_typing import ROOT_CLASS, STUB, TYPES, UNTYPED, mypy_errors, stub, typed_copy, unknown
 
 WITHOUT_OBJECTS = {
-    "engines/hardware.py": "asks for the version only",
+    "engines/trt/__init__.py": "names them",
     "edge/runtime/engine_runner.py": "asks for the version only",
     "edge/inspect/describe_layers.py": "hands an engine from one method of Runtime to another",
 }
