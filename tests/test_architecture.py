@@ -86,6 +86,11 @@ def wrong_in_face(package):
     if public is None:
         return [f"{name}: no __all__"]
     wrong = [] if list(public) == sorted(set(public), key=isort_key) else [f"{name}: __all__ is not sorted, or names one twice"]
+    wrong += [
+        f"{name}.{member} is a module too: the name means one or the other, by what was imported before"
+        for member in public
+        if f"{name}.{member}" in SOURCES
+    ]
     wrong += [f"{name}.{member} does not resolve" for member in public if not hasattr(package, member)]
     table = getattr(package, "_PUBLIC", None)
     if table is not None and set(table) != set(public):
@@ -322,8 +327,9 @@ def test_a_wrong_face_is_found(monkeypatch):
     import calib as package
 
     assert wrong_in_face(ast) == ["ast: no __all__"]
-    monkeypatch.setattr(package, "__all__", ["zeta", "METHODS"])
+    monkeypatch.setattr(package, "__all__", ["zeta", "METHODS", "graph"])
     found = wrong_in_face(package)
+    assert any(text.startswith("calib.graph is a module too") for text in found)
     assert "calib: __all__ is not sorted, or names one twice" in found
     assert "calib.zeta does not resolve" in found
     assert sorted(["zeta", "Beta", "alpha", "GAMMA"], key=isort_key) == ["GAMMA", "Beta", "alpha", "zeta"]

@@ -22,8 +22,8 @@ def shell_commands(text):
 
 
 def inline_commands(text):
-    """What stands between backticks and begins with `ufovit ` or `scripts/`."""
-    return [shlex.split(code) for code in re.findall(r"`((?:ufovit |scripts/)[^`\n]*)`", text)]
+    """What stands between backticks and begins with `ufovit ` or `scripts/`, folders left out."""
+    return [shlex.split(code) for code in re.findall(r"`((?:ufovit |scripts/)[^`\n]*)(?<!/)`", text)]
 
 
 def options_of(command):
