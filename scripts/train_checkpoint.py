@@ -27,7 +27,7 @@ import pickle
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -45,13 +45,13 @@ from edge.model.checkpoint import load_checkpoint, random_network, save_checkpoi
 from edge.model.metadata import CheckpointInfo
 from edge.model.sizes import SIZES, UfoVitConfig, config
 from edge.model.ufo_vit import UfoVit
+from scripts.training_images import MEAN, STD, augment, drawn, network_input
 
 LABELS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 HELD_OUT = 1024
 AVERAGE_EVERY = 4  # steps: on a GPU an update of the average takes a quarter of a step
 PRINT_EVERY = 50  # steps: to read the losses is to wait for the device
 SIDE = 28  # of an image, pixels
-MEAN, STD = 0.2860, 0.3530  # of the training images, on the [0, 1] scale
 CHANGES_NOTHING = ("out", "threads", "save_every", "compile", "cuda_graph")  # options that a resumed training may change
 
 
@@ -89,7 +89,8 @@ def main() -> None:
         losses.append(train_step(model, optimizer, x, y, args))
         step += 1
         if step % AVERAGE_EVERY == 0:
-            averaged.multi_avg_fn = get_ema_multi_avg_fn(decay(step // AVERAGE_EVERY - 1, args.ema))
+            longest = decay(step // AVERAGE_EVERY - 1, args.ema)
+            averaged.multi_avg_fn = get_ema_multi_avg_fn(longest)  # type: ignore[no-untyped-call]  # torch states no type
             averaged.update_parameters(model)
         if len(losses) == PRINT_EVERY:
             loss, rate = mean_loss(losses, step), PRINT_EVERY * args.batch / (time.monotonic() - started)
@@ -99,7 +100,7 @@ def main() -> None:
             paused = time.monotonic()
             mean_loss(losses, step)
             save_state(state_file, asked, parts, step)
-            accuracy = top1(averaged.module, preprocess, images[-HELD_OUT:], labels[-HELD_OUT:], device)
+            accuracy = top1(cast(UfoVit, averaged.module), preprocess, images[-HELD_OUT:], labels[-HELD_OUT:], device)
             print(f"step {step}/{total} held-out top-1 {accuracy:.4f}", flush=True)
             started += time.monotonic() - paused
 
@@ -109,7 +110,7 @@ def main() -> None:
         "epochs": args.epochs,
         "torch": torch.__version__,
     }
-    model = averaged.module.to("cpu")
+    model = cast(UfoVit, averaged.module).to("cpu")
     save_checkpoint(model, CheckpointInfo(cfg, LABELS, preprocess, training=training), args.out / f"{args.model}.safetensors")
     write_splits(args.data, args.out, images[-HELD_OUT:], labels[-HELD_OUT:])
     print(f"wrote {args.out / args.model}.safetensors and the two splits beside it", flush=True)
@@ -144,7 +145,7 @@ def train_step(model: UfoVit, optimizer: torch.optim.Optimizer, x: Tensor, y: Te
     with torch.autocast(x.device.type, torch.bfloat16, enabled=args.bf16, cache_enabled=not args.cuda_graph):
         loss = cross_entropy(model(x).float(), y, label_smoothing=args.smoothing)
     optimizer.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch states no type
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return loss.detach()
@@ -180,7 +181,8 @@ def parse_args() -> argparse.Namespace:
 
 def parameter_groups(model: UfoVit, weight_decay: float) -> list[dict[str, object]]:
     """Weight decay on matrices and kernels only: not on biases, norms, gammas, LayerScale, embeddings."""
-    decayed, plain = [], []
+    decayed: list[torch.Tensor] = []
+    plain: list[torch.Tensor] = []
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim >= 2 and name.endswith("weight")
         (decayed if matrix else plain).append(parameter)
@@ -200,45 +202,6 @@ def record_graphs(model: UfoVit, args: argparse.Namespace) -> None:
     with torch.autocast("cuda", torch.bfloat16, enabled=args.bf16, cache_enabled=False):
         torch.cuda.make_graphed_callables(model.train(), (images,))
     model.load_state_dict(state)
-
-
-def drawn(step: int, count: int, batch: int, seed: int) -> tuple[np.ndarray, np.random.Generator]:
-    """Indices (batch,) of this step's images, each image once an epoch, and the generator of their augmentation."""
-    epoch, index = divmod(step, count // batch)
-    order = np.random.default_rng([seed, epoch]).permutation(count)
-    return order[index * batch : (index + 1) * batch], np.random.default_rng([seed, epoch, index])
-
-
-def augment(images: Uint8, rng: np.random.Generator, shift: int = 2, erase: float = 0.25) -> Uint8:
-    """Random shift by up to `shift` pixels (zero-padded), horizontal flip and, with probability `erase`, a rectangle of noise
-    of a quarter to half of each side (Zhong et al. 2017); images (B, H, W).
-    """
-    count, height, width = images.shape
-    padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift)))
-    offsets, flips = rng.integers(0, 2 * shift + 1, (2, count, 1)), rng.random((count, 1)) < 0.5
-    rows, columns = np.arange(height)[None], np.arange(width)[None]
-    shifted_rows, shifted_columns = rows + offsets[0], np.where(flips, width - 1 - columns, columns) + offsets[1]
-    out = padded[np.arange(count)[:, None, None], shifted_rows[:, :, None], shifted_columns[:, None, :]]
-    in_rows, in_columns = (span(side, count, rng) for side in (height, width))
-    erased = in_rows[:, :, None] & in_columns[:, None, :] & (rng.random((count, 1, 1)) < erase)
-    return np.where(erased, rng.integers(0, 256, out.shape, np.uint8), out)
-
-
-def span(side: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """For each of `count` images a random run of a quarter to half of `side` positions: bool (count, side)."""
-    length = rng.integers(side // 4, side // 2 + 1, (count, 1))
-    first = rng.integers(0, side - length + 1)
-    position = np.arange(side)[None]
-    return (first <= position) & (position < first + length)
-
-
-def network_input(images: Tensor, resample: Tensor) -> Tensor:
-    """What `Preprocess.batch` makes of grey square images, on the device: uint8 (B, H, H) -> float32 (B, 3, S, S).
-
-    `resample` is `resample_matrix(H, S)`; normalising before the resize is the same, since its rows sum to 1.
-    """
-    normalised = (images.float() / 255 - MEAN) / STD
-    return (resample @ normalised @ resample.T)[:, None].expand(-1, 3, -1, -1)
 
 
 def schedule(step: int, warmup: int, total: int) -> float:

@@ -1,6 +1,7 @@
 """The scripts: valid shell, arguments and exit codes passed through, an installation that is in place left alone."""
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -58,6 +59,27 @@ def test_invalid_shell_is_noticed(tmp_path):
 def test_ci_runs_the_test_script_and_nothing_else():
     commands = [line for line in CI.read_text().splitlines() if line and not line.startswith("#")]
     assert commands == ["set -euo pipefail", 'cd "$(dirname "$0")/.."', "exec bash scripts/test.sh"]
+
+
+def pins(text):
+    """{environment marker: {package: version}} of a list of constraints, "" for no marker."""
+    pinned = {}
+    for line in filter(None, (line.partition("#")[0].strip() for line in text.splitlines())):
+        requirement, _, marker = line.partition(";")
+        name, _, version = requirement.strip().partition("==")
+        assert version, f"{line} pins no version"
+        pinned.setdefault(marker.strip(), {})[name.lower().replace("_", "-")] = version
+    return pinned
+
+
+def test_every_python_has_a_version_of_every_package():
+    pinned = pins((ROOT / "scripts" / "constraints.txt").read_text())
+    newer, oldest = pinned['python_version >= "3.11"'], pinned['python_version < "3.11"']
+    assert newer.keys() == oldest.keys()
+    wanted = re.findall(r'^ +"([a-z][\w-]*)[><=]=', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert len(wanted) > 15
+    assert {*wanted} - {"setuptools"} <= {*newer, *pinned[""]}, "what is installed from a list is pinned"
+    assert pins('a_B==1; python_version < "3.11"\n# c==2\nd==3')[""] == {"d": "3"}
 
 
 @pytest.fixture
@@ -135,6 +157,36 @@ def test_build_engine_passes_arguments_and_exit_codes_through(checkout, code):
     done = sh("scripts/build_engine.sh", *words, cwd=checkout, FAKE_EXIT=str(code))
     assert done.returncode == code
     assert done.stdout.splitlines() == ["<build>", *(f"<{w}>" for w in words)]
+
+
+@pytest.mark.parametrize(
+    ("given", "selected"),
+    [
+        ((), []),
+        (("-k", "gate"), ["-k", "gate"]),
+        (("--fast",), ["-m", "not slow or smoke"]),
+        (("--fast", "-x"), ["-m", "not slow or smoke", "-x"]),
+    ],
+)
+def test_test_checks_before_it_tests(checkout, given, selected):
+    for program in ("ruff", "mypy"):
+        fake(checkout / ".venv/bin" / program, f'echo "{program} $*" >>calls')
+    fake(checkout / ".venv/bin/pytest", 'echo pytest >>calls; printf "%s\\n" "$@"; exit 5')
+    done = sh("scripts/test.sh", *given, cwd=checkout)
+    assert done.returncode == 5, "the exit code of the tests"
+    workers, count, *options = done.stdout.splitlines()
+    assert (workers, int(count)) == ("-n", len(os.sched_getaffinity(0)))
+    assert options == ["--dist", "worksteal", "--durations", "15", *selected]
+    programs = [line.split()[0] for line in (checkout / "calls").read_text().splitlines() if not line.startswith("python")]
+    assert programs == ["ruff", "ruff", "mypy", "pytest"]
+
+
+@pytest.mark.parametrize("program", ["ruff", "mypy"])
+def test_nothing_is_tested_where_a_check_fails(checkout, program):
+    for name in ("ruff", "mypy", "pytest"):
+        fake(checkout / ".venv/bin" / name, f'echo "{name}" >>calls; exit {int(name == program)}')
+    assert sh("scripts/test.sh", cwd=checkout).returncode == 1
+    assert "pytest" not in (checkout / "calls").read_text()
 
 
 def test_build_engine_works_from_any_folder(checkout, tmp_path_factory):

@@ -110,7 +110,8 @@ class Preprocess:
             )
         height, width = images.shape[1:3]
         rows, columns = self._axis(height, min(height, width)), self._axis(width, min(height, width))
-        pixels = images.transpose(0, 3, 1, 2).astype(np.float32)  # (B, C, H, W)
+        # (B, C, H, W), always laid out alike: the order in which a product is summed may depend on the strides
+        pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         resized: Float32 = rows @ (pixels @ columns.T)  # (B, C, S, S)
         gain, shift = 1.0 / (255.0 * std), -mean / std  # x / 255 normalised, in one multiply-add

@@ -26,7 +26,7 @@ Current = Callable[[], AbstractContextManager[None]]
 
 
 def open_memory(device: int, zero_copy: bool | None) -> DeviceMemory:
-    """See `edge.runtime.device_memory.open_device`."""
+    """See `edge.runtime.open_device.open_device`."""
     runtime = load()
     try:
         error, count = runtime.cudaGetDeviceCount()

@@ -7,7 +7,6 @@ can capture CUDA graphs. Both work in the device's primary context, which Tensor
 
 from __future__ import annotations
 
-import importlib
 import threading
 from contextlib import AbstractContextManager
 from typing import Literal, Protocol
@@ -15,14 +14,9 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from calib.errors import BackendError, InputError, MissingError
+from calib.errors import BackendError
 
 Library = Literal["pycuda", "cuda-python"]
-_MODULES: dict[str, str] = {
-    "pycuda": "edge.runtime.pycuda_memory",
-    "cuda-python": "edge.runtime.cuda_python_memory",
-}
-"""Library -> the module whose `open_memory(device, zero_copy)` answers for it, in the order in which they are tried."""
 
 
 class Stream(Protocol):
@@ -145,42 +139,6 @@ class DeviceMemory(Protocol):
         """Put the whole graph on the stream."""
 
 
-class CudaLibrary(Protocol):
-    """What a module of `_MODULES` is."""
-
-    def open_memory(self, device: int, zero_copy: bool | None) -> DeviceMemory:
-        """As `open_device`, with this library. Raises MissingError saying what is absent: library, driver or device."""
-
-
-def open_device(device: int = 0, library: Library | None = None, *, zero_copy: bool | None = None) -> DeviceMemory:
-    """Open a CUDA device.
-
-    Args:
-        device: its number.
-        library: the one to use; None takes the first that works, pycuda before cuda-python.
-        zero_copy: whether buffers are mapped into the device's address space rather than copied. None: on integrated GPUs,
-            where both sides have the same memory; elsewhere every access would cross the bus.
-
-    Raises:
-        InputError: an unknown library, a negative number.
-        MissingError: no library, no driver or no such device, with the reason that each library gave.
-    """
-    if device < 0:
-        raise InputError("no such CUDA device", found=device, allowed="0 or more")
-    if library is not None and library not in _MODULES:
-        raise InputError("no such CUDA library", found=library, allowed=", ".join(_MODULES))
-    refusals: dict[str, MissingError] = {}
-    for name in [library] if library else _MODULES:
-        opener: CudaLibrary = importlib.import_module(_MODULES[name])
-        try:
-            return opener.open_memory(device, zero_copy)
-        except MissingError as error:
-            refusals[name] = error
-    if len(refusals) == 1:
-        raise next(iter(refusals.values()))
-    raise MissingError("no CUDA device can be used", found="".join(f"\n  {n}: {_indented(e)}" for n, e in refusals.items()))
-
-
 class Depth(threading.local):
     """How many `current()` blocks of a device are open in this thread."""
 
@@ -191,7 +149,3 @@ def check_size(nbytes: int, host: npt.NDArray[np.uint8]) -> None:
     """Raises BackendError unless a buffer, empty once it is freed, holds `nbytes` bytes."""
     if not 0 < nbytes <= host.nbytes:
         raise BackendError("a copy beyond the buffer", found=f"{nbytes} of {host.nbytes} bytes")
-
-
-def _indented(error: MissingError) -> str:
-    return str(error).replace("\n", "\n  ")

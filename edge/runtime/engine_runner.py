@@ -58,7 +58,7 @@ class AuthenticEngine:
 
 def authenticate(path: Path, *, public_key: Path | None = None, unsafe_no_manifest: bool = False) -> AuthenticEngine:
     """The engine at `path`, a build folder or an engine file, held against this machine. Raises as `open_engine` does."""
-    from edge.runtime.device_memory import open_device
+    from edge.runtime.open_device import open_device
     from engines.build_folder.authenticate import check_runs_here, read_authenticated
     from engines.trt.api import version
 

@@ -28,7 +28,7 @@ Current = Callable[[], AbstractContextManager[None]]
 
 
 def open_memory(device: int, zero_copy: bool | None) -> DeviceMemory:
-    """See `edge.runtime.device_memory.open_device`."""
+    """See `edge.runtime.open_device.open_device`."""
     driver = load()
     try:
         driver.init()

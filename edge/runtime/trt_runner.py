@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from calib.errors import BackendError, InputError
-from edge.runtime.device_memory import DeviceMemory, Graph, open_device
+from edge.runtime.device_memory import DeviceMemory, Graph
+from edge.runtime.open_device import open_device
 from edge.runtime.runner import Images, Logits, Runner, check_images
 from edge.runtime.trt_io import EngineIo, read_io, split
 from edge.runtime.trt_timing import device_times_ms

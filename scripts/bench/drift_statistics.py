@@ -114,7 +114,7 @@ def newcombe(tables: Ints) -> Limits:
     phi = np.divide(corrected, np.sqrt(product), out=np.zeros_like(n), where=product > 0)
 
     def side(x: Floats, y: Floats) -> Floats:
-        return np.sqrt(np.maximum(x**2 - 2 * phi * x * y + y**2, 0))
+        return np.asarray(np.sqrt(np.maximum(x**2 - 2 * phi * x * y + y**2, 0)))
 
     return p - q - side(p - low_p, high_q - q), p - q + side(high_p - p, q - low_q)
 

@@ -87,7 +87,8 @@ class Graph:
             if node.op_type != "DequantizeLinear":
                 given = [x.floats() if isinstance(x, Codes) else x for x in given]
             values[node.output[0]] = OPERATORS[node.op_type](*given, **attributes)
-        return values[self.output].float()
+        answer: torch.Tensor = values[self.output].float()
+        return answer
 
 
 def in_int8(operator: str, given: list[Any], attributes: dict[str, Any]) -> torch.Tensor:
@@ -100,7 +101,7 @@ def in_int8(operator: str, given: list[Any], attributes: dict[str, Any]) -> torc
         codes = w.codes.mT if attributes.get("transB") else w.codes
         total = whole_product(x.codes, codes)
         scale = w.scale_along(total.ndim, total.ndim - 1)
-    made = total * (x.scale.float() * scale)
+    made: torch.Tensor = total * (x.scale.float() * scale)
     if bias:
         made = made + bias[0].float().reshape([-1] + [1] * (made.ndim - 2))
     return made.half()
@@ -173,7 +174,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Conv": conv,
     "DequantizeLinear": dequantize,
     "Div": lambda a, b: a / b,
-    "Expand": lambda x, shape: x.expand(torch.broadcast_shapes(x.shape, tuple(shape.tolist()))),
+    "Expand": lambda x, shape: x.expand(np.broadcast_shapes(tuple(x.shape), tuple(shape.tolist()))),
     "Gather": lambda x, i, axis: x.select(axis, int(i)) if i.ndim == 0 else x.index_select(axis, i),
     "Gelu": lambda x, approximate: functional.gelu(x, approximate=approximate.decode()),
     "Gemm": gemm,
@@ -238,7 +239,8 @@ def main() -> None:
         ]
         print(f"| {name} | {100 * (given == labels).mean():.2f} % | {' | '.join(against)} |")
     if asked.save:
-        np.savez_compressed(asked.save, **{name.replace(" ", "_"): found for name, found in rows.items()})
+        columns: dict[str, Any] = {name.replace(" ", "_"): found for name, found in rows.items()}
+        np.savez_compressed(asked.save, **columns)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -108,7 +108,7 @@ def rebuild(first: First, number: int, images: int) -> Path:
     def seen(honest: Work, request: Any, inputs: Any, *paths: Path, advance: Any) -> None:
         honest(request, replace(inputs, calib_images=drawn), *paths, advance=advance)
 
-    def judged(honest: Work, where: Path, question: steps.Question, *, here: bool) -> Any:
+    def judged(honest: Callable[..., Any], where: Path, question: steps.Question, *, here: bool) -> Any:
         return honest(where, replace(question, stored=stored), here=here)
 
     with (
@@ -154,7 +154,7 @@ def rejudge_on_others(first: First, folder: Path, number: int, images: int) -> P
 
 def uses(report: GateReport) -> dict[str, float]:
     """Quantity -> share of its tolerance that was used; of a sample, by the upper end of its interval, which decides."""
-    found = {}
+    found: dict[str, float] = {}
     for row in report.rows:
         end = re.search(r"interval \[[^,]+, ([+-][\d.]+)\]", row.detail)
         lost = row.loss if end is None else float(end[1])

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ from edge.pipeline import build as pipeline
 from edge.pipeline import rejudge, steps
 from edge.pipeline.build_request import BuildRequest, judging_images, resolve_inputs
 from edge.pipeline.step import Step
-from edge.pipeline.steps import drift_step
 from edge.progress import Silent
 from engines.build_folder.file_names import CALIBRATION, DRIFT, FOLDED, MANIFEST, QUANTIZED, REFINED, TYPED
 
@@ -214,8 +214,10 @@ def bgr(bench: Bench, name: str) -> Planted:
     faulty = copied(bench, name, DRIFT, honest)
 
     def swapped(answer: Any, runner: Any, batch: np.ndarray, smallest: int) -> np.ndarray:
-        return answer(runner, np.ascontiguousarray(batch[:, ::-1]), smallest)
+        swapped_answers: np.ndarray = answer(runner, np.ascontiguousarray(batch[:, ::-1]), smallest)
+        return swapped_answers
 
+    drift_step = import_module("edge.pipeline.steps.drift_step")  # the package's attribute of that name is the function
     with replaced(drift_step, "answer", partial(swapped, drift_step.answer)):
         rejudged(bench, faulty, tinted)
     shown = judging_images(tinted, resolve_inputs(bench.request).info.labels)

@@ -65,7 +65,7 @@ def main() -> None:
         print(f"| {name} | {row} |", flush=True)
 
 
-def _quantize(graph: Path, calib: np.ndarray, effort: Effort) -> bytes:  # type: ignore[type-arg]  # float32, any shape
+def _quantize(graph: Path, calib: np.ndarray, effort: Effort) -> bytes:  # float32, any shape
     size = tapped_batch(calib.shape[-1])
     with tempfile.TemporaryDirectory() as folder:
         refined = Path(folder) / "refined.onnx"
@@ -80,7 +80,7 @@ def _quantize(graph: Path, calib: np.ndarray, effort: Effort) -> bytes:  # type:
         return serialize(quantize_graph(load_graph(refined)[0], table, QuantScheme(), refined))
 
 
-def _logits(runner: OrtRunner, images: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]  # float32, any shape
+def _logits(runner: OrtRunner, images: np.ndarray) -> np.ndarray:  # float32, any shape
     return run_all(runner, (np.asarray(images[i : i + BATCH]) for i in range(0, len(images), BATCH)))
 
 

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -57,9 +58,6 @@ def main() -> None:
         scales(args.images or 10_000)
     else:
         sizes(args.models.split(","), [int(size) for size in args.image_sizes.split(",")])
-
-
-# --- planted faults
 
 
 def scale(layer: str, factor: float, head: int | None = None) -> Edit:
@@ -190,9 +188,6 @@ def try_fp16(make: Callable[[], onnx.ModelProto], images: list[np.ndarray], refe
     return f"{accuracy(logits, labels):.1%}, {found.agreement:.1%}, {found.not_finite}, {found.sqnr_db:.1f} dB"
 
 
-# --- scales
-
-
 def scales(count: int) -> None:
     network, _ = load_checkpoint(SHIPPED_CHECKPOINT, model="ufovit_t")
     graph = exported(fold(network))
@@ -214,9 +209,6 @@ def scales(count: int) -> None:
         print(
             f"| 2^{exponent} | " + " | ".join(f"{s:.2%}" for s in shown) + f" | {used[0]} to {used[-1]} | {same} |", flush=True
         )
-
-
-# --- sizes
 
 
 def sizes(models: list[str], image_sizes: list[int]) -> None:
@@ -252,12 +244,9 @@ def report(name: str, model: onnx.ModelProto, size: int) -> None:
     )  # fmt: skip
 
 
-def max_error(sites: tuple, mode: str) -> str:
+def max_error(sites: tuple[Any, ...], mode: str) -> str:
     errors = [site.errors[mode] for site in sites]
     return "NaN" if None in errors else f"{max(errors):.1e}"
-
-
-# --- shared
 
 
 def exported(network: UfoVit) -> onnx.ModelProto:

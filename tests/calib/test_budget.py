@@ -4,6 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from for_all import for_all
 
 from calib.budget import BudgetResult, drop_points, fit_budget
 from calib.errors import InputError
@@ -68,7 +69,7 @@ def check(result, evaluate, ranked, macs, budget):
 
 
 @pytest.mark.parametrize("order", ["cost", "density"])
-@pytest.mark.parametrize("seed", range(40))
+@for_all(seed=range(40))
 def test_additive_costs(seed, order):
     ranked, evaluate, macs, budget = case(seed, order=order)
     result = fit_budget(ranked, evaluate, macs, budget, evaluations=ENOUGH)
@@ -86,7 +87,7 @@ def test_additive_costs(seed, order):
         assert evaluate(tuple(n for g in fewer for n in g.nodes)) > budget, "no group can go back"
 
 
-@pytest.mark.parametrize("seed", range(20))
+@for_all(seed=range(20))
 def test_equal_macs_give_the_optimum(seed):
     ranked, evaluate, macs, budget = case(seed, equal=True)
     result = fit_budget(ranked, evaluate, macs, budget)
@@ -132,7 +133,7 @@ def test_each_set_is_evaluated_once():
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 8, 24])
-@pytest.mark.parametrize("seed", range(5))
+@for_all(seed=range(5))
 def test_evaluations_are_bounded(seed, limit):
     ranked, evaluate, macs, budget = case(seed, groups=60)
     result = fit_budget(ranked, evaluate, macs, budget, evaluations=limit)
@@ -169,7 +170,7 @@ def test_at_most_so_many_groups_in_float(largest):
     assert all(len(asked) <= largest for asked in evaluate.asked)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@for_all(seed=range(30))
 def test_evaluations_that_jump_do_no_harm(seed):
     """Drops that have nothing to do with the set: the result is still the best of what was tried."""
     ranked, _, macs, _ = case(seed, groups=12)

@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from for_all import for_all
 
 from calib.parallel import MOST_RUNS, ordered_map, shared_cores
 
@@ -24,7 +25,7 @@ class Counted:
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 8])
-@pytest.mark.parametrize("count", [0, 1, 2, 7])
+@for_all(count=[0, 1, 2, 7])
 def test_order_is_that_of_the_items_whichever_is_done_first(at_once, count):
     def slow_first(i):
         time.sleep(0.002 * ((count - i) % 3))

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from run_once import make_once
 from tiny_network import TINY
 from tiny_project import build, make_project
 
@@ -54,22 +55,29 @@ def tiny_images():
 
 
 @pytest.fixture(scope="session")
-def tiny_graph(make_network):
+def tiny_graph(tmp_path_factory, make_network):
     """The exporter's graph of the folded network of seed 0, before simplification. Copy it before changing it."""
+    import onnx
+
     from edge.model.export import to_onnx
     from edge.model.export_foldings import fold
 
-    return to_onnx(fold(make_network(0)))
+    folder = make_once(
+        tmp_path_factory, "tiny-graph", lambda folder: onnx.save(to_onnx(fold(make_network(0))), folder / "model.onnx")
+    )
+    return onnx.load(folder / "model.onnx")
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory, make_network):
     """A project with a finished INT8 build for the CPU; copy it before changing it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, TINY.name, TINY)
-        folder = make_project(tmp_path_factory.mktemp("built"), make_network(0), TINY)
-        assert build(folder) == 0
-    return folder
+
+    def make(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(SIZES, TINY.name, TINY)
+            assert build(make_project(folder, make_network(0), TINY)) == 0
+
+    return make_once(tmp_path_factory, "tiny-project", make)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from engine_graphs import ISLAND, Graph, attention, convolutions, images, run
+from for_all import for_all
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -141,7 +142,7 @@ def test_a_cast_pair_rounds_as_binary16_does(session):
 
 
 @SESSIONS
-@pytest.mark.parametrize("seed", range(3))
+@for_all(seed=range(3))
 def test_every_bit_pattern_rounds_as_numpy_rounds(session, seed):
     bits = np.random.default_rng(seed).integers(0, 2**32, (1, 20_000), dtype=np.uint64).astype(np.uint32)
     halves = np.arange(2**16, dtype=np.uint16).view(HALF).astype(SINGLE)  # every FP16 number, and the ties between them
@@ -306,9 +307,7 @@ def reducer(operator, shape, axes, keepdims):
 
 
 @REDUCERS
-@pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("axis", [-1, -2, 1, 2])
-@pytest.mark.parametrize("keepdims", [0, 1])
+@for_all(length=LENGTHS, axis=[-1, -2, 1, 2], keepdims=[0, 1])
 def test_sums_in_fp16_are_pairwise_with_a_rounding_each(operator, length, axis, keepdims):
     shape = (5, length) if axis in (-1, 2) else (length, 5)
     x = wide(4, *shape) if length < 48 else images(*shape, batch=4) * 40
@@ -332,8 +331,7 @@ def test_order_of_a_pairwise_sum_is_felt(operator):
 
 
 @REDUCERS
-@pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("keepdims", [0, 1])
+@for_all(length=LENGTHS, keepdims=[0, 1])
 def test_sums_in_fp32_are_rounded_once(operator, length, keepdims):
     x = whole(4, 5, length, most=90)
     model = reducer(operator, (5, length), [-1], keepdims)
@@ -351,7 +349,7 @@ def test_squares_overflow_in_an_fp16_accumulator_alone():
 
 @REDUCERS
 @pytest.mark.parametrize("axes", [[-1, -2], [1, 2], [2, 1]])
-@pytest.mark.parametrize("keepdims", [0, 1])
+@for_all(keepdims=[0, 1])
 def test_several_axes_are_summed_one_after_the_other(operator, axes, keepdims):
     x = images(7, 3, batch=4) * 30
     assert same(emulate(reducer(operator, (7, 3), axes, keepdims), x), reduce_in_half(operator, x, axes, bool(keepdims)))
@@ -417,13 +415,13 @@ DEPTHS = (1, 3, 7, 16, 17, 40, 48, 196)
 
 
 @SESSIONS
-@pytest.mark.parametrize("depth", DEPTHS)
+@for_all(depth=DEPTHS)
 def test_a_product_of_activations_rounds_its_accumulator_every_16(session, depth):
     x = eighths(2, depth, 7, most=300)
     assert same(emulate(product_graph(depth), x, session=session), product_in_half(x))
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
+@for_all(depth=DEPTHS)
 def test_a_product_with_an_fp32_accumulator_rounds_once(depth):
     x = eighths(2, depth, 7, most=300)
     exact = np.swapaxes(x[..., :3], -1, -2).astype(np.float64) @ x[..., 3:].astype(np.float64)
@@ -494,7 +492,7 @@ XNORM_ISLAND = frozenset({"norm", "clamp", "divide"})
 
 
 @SESSIONS
-@pytest.mark.parametrize("axis", [-1, -2])
+@for_all(axis=[-1, -2])
 def test_overflow_of_an_xnorm_shows_here_and_nowhere_else(session, axis):
     model = xnorm(axis)
     x = images(*(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:])) * 300

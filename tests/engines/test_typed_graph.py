@@ -1,7 +1,10 @@
 """type_graph: oracles are ONNX Runtime in FP32 and the ONNX type checker."""
 
+import functools
+
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from engine_graphs import ISLAND, OPSET, Graph, attention, convolutions, images, run
 from onnx import TensorProto, helper, numpy_helper
@@ -28,6 +31,20 @@ def node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
     return next(n for n in model.graph.node if n.name == name)
 
 
+@functools.cache
+def oracle_truncates() -> bool:
+    """Whether ONNX Runtime's FP16 QuantizeLinear rounds towards zero, as up to 1.29 on a CPU (its pull request 32452)."""
+    nodes = [helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["y"])]
+    constants = [numpy_helper.from_array(np.float16(1), "scale"), numpy_helper.from_array(np.int8(0), "zero")]
+    inputs, outputs = (
+        [helper.make_tensor_value_info(name, kind, [1])] for name, kind in (("x", TensorProto.FLOAT16), ("y", TensorProto.INT8))
+    )
+    graph = helper.make_graph(nodes, "g", inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return bool(session.run(None, {"x": np.array([0.75], np.float16)})[0][0] == 0)
+
+
 @pytest.mark.parametrize(
     ("model", "shape", "floor"),
     [
@@ -39,6 +56,8 @@ def node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
 )
 @pytest.mark.parametrize("island", [frozenset(), ISLAND])
 def test_agrees_with_fp32(model, shape, floor, island):
+    if floor == INT8_SQNR_DB and oracle_truncates():
+        pytest.skip(f"ONNX Runtime {onnxruntime.__version__} quantizes FP16 towards zero")
     island = island & {n.name for n in model.graph.node}
     x = images(*shape)
     typed = type_graph(model, keep_fp32=frozenset(island))

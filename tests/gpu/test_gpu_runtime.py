@@ -15,8 +15,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from calib.errors import InputError, MissingError
-from edge.runtime.device_memory import open_device
 from edge.runtime.open_build import open_runner
+from edge.runtime.open_device import open_device
 from edge.runtime.ort_runner import OrtRunner
 from edge.runtime.trt_runner import TrtRunner
 from engines.trt import api

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from for_all import for_all
 
 from edge.model.attention import XNORM_EPS
 from edge.stability.finders.xnorm import Eps
@@ -184,9 +185,8 @@ def one_by_one(values, axis):
     return total
 
 
-@pytest.mark.parametrize("axis", [-1, -2])
-@pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("kernel", ["vector_norm", "squares in FP32"])
+@for_all(axis=[-1, -2], length=LENGTHS)
 def test_xnorm_with_an_fp32_sum(device, fmt, scale, kernel, length, axis):
     x = normal(2, 3, *((5, length) if axis == -1 else (length, 5)), scale=scale)
     a = put(x, fmt, device)
@@ -202,8 +202,7 @@ def test_xnorm_with_an_fp32_sum(device, fmt, scale, kernel, length, axis):
         assert not agree(get(found), damaged, fmt, XNORM)
 
 
-@pytest.mark.parametrize("axis", [-1, -2])
-@pytest.mark.parametrize("length", LENGTHS)
+@for_all(axis=[-1, -2], length=LENGTHS)
 def test_xnorm_step_by_step_in_16_bits_is_the_emulation_to_the_bit(device, fmt, scale, length, axis):
     x = normal(2, 3, *((5, length) if axis == -1 else (length, 5)), scale=scale)
     a = put(x, fmt, device)
@@ -214,8 +213,8 @@ def test_xnorm_step_by_step_in_16_bits_is_the_emulation_to_the_bit(device, fmt, 
         assert not agree(found, emulate_xnorm(x, axis, fmt, "fp32", EPS), fmt, XNORM), "control: the other accumulator"
 
 
-@pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("order", ["one by one", "torch.sum"])
+@for_all(length=LENGTHS)
 def test_another_order_of_the_sum_stays_within_its_roundings(device, fmt, length, order):
     """Each addition of positive numbers errs by half a unit at most: n - 1 of them one by one, log2 n in a tree, 1 in FP32."""
     x = normal(2, 3, 5, length)
@@ -234,7 +233,7 @@ def test_another_order_of_the_sum_stays_within_its_roundings(device, fmt, length
 
 
 @pytest.mark.parametrize("order", ["tree", "one by one", "torch.sum", "FP32 sum of FP16 squares"])
-@pytest.mark.parametrize("size", [300.0, -300.0])
+@for_all(size=[300.0, -300.0])
 def test_squares_that_overflow_fp16_give_zeros_in_every_order(device, order, size):
     x = np.full((2, 3, 5, 48), size, np.float32)
     a = put(x, FP16, device)
@@ -327,8 +326,7 @@ def fp32_slack(k, v, fmt):
     return k.shape[-1] * FP32_SUM * magnitudes(k, v, fmt)
 
 
-@pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize("size", [1.0, 16.0, 2.0**-9])
+@for_all(tokens=TOKENS, size=[1.0, 16.0, 2.0**-9])
 def test_kv_with_fp32_accumulators(device, fmt, tokens, size):
     k, v = factors(tokens, size)
     switch = f"allow_{fmt.name}_reduced_precision_reduction"  # partial sums of a split product would be added in 16 bits
@@ -353,8 +351,7 @@ def test_kv_that_overflows_fp16_is_infinite(device):
     assert np.isfinite(emulate_product(k, v, BF16, "storage")).all()
 
 
-@pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize("size", [1.0, 16.0])
+@for_all(tokens=TOKENS, size=[1.0, 16.0])
 def test_kv_with_the_accumulator_rounded_every_16_products(device, fmt, tokens, size):
     """Tensor cores with FP16 accumulators, step by step in the device's arithmetic.
 
@@ -389,8 +386,7 @@ def test_an_fp16_accumulator_overflows_on_the_way(device):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("size", [1.0, 8.0])
-@pytest.mark.parametrize("tokens", [16, 49, 196])
+@for_all(size=[1.0, 8.0], tokens=[16, 49, 196])
 def test_kv_with_the_fp16_accumulators_of_cublas(tokens, size):
     """cuBLAS may take FP16 accumulators now, in an order of its own, or FP32 ones still.
 
@@ -423,8 +419,8 @@ def test_the_fp16_accumulators_of_cublas_overflow_or_are_fp32_ones():
 # Against float64 ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("axis", [-1, -2])
 @pytest.mark.parametrize("accumulate", ["fp32", "storage"])
+@for_all(axis=[-1, -2])
 def test_device_and_emulation_are_as_far_from_float64(device, fmt, scale, axis, accumulate):
     """The number that a certificate is made of: relative error of the whole XN(K^T V)."""
     k, v = factors(49, np.sqrt(scale / 7))  # K^T V of about `scale`

@@ -27,7 +27,7 @@ def main() -> None:
 
 def load(job: Job) -> Callable[[], str]:
     import onnx
-    from modelopt.onnx.quantization import quantize as modelopt_quantize  # type: ignore[import-not-found]  # in its own environment
+    from modelopt.onnx.quantization import quantize as modelopt_quantize  # in its own environment
 
     images = load_calibration(job.folder)
     name = onnx.load(job.folder / "fp32.onnx").graph.input[0].name

@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def load(job: Job) -> Callable[[], str]:
-    import nncf  # type: ignore[import-not-found]  # in its own environment
+    import nncf  # in its own environment
     import onnx
 
     images = load_calibration(job.folder)

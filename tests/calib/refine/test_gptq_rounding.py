@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from for_all import for_all
 
 from calib.qdq_writer import quantize_weight
 from calib.refine.bias_correction import correction
@@ -63,7 +64,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("size", [1e-3, 1.0, 300.0])
+@for_all(size=[1e-3, 1.0, 300.0])
 def test_the_result_lies_on_its_own_grid(shape, size):
     groups, rows, columns = SHAPES[shape]
     x = correlated(400, rows, groups)

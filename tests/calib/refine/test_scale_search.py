@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from for_all import for_all
 
 from calib.calibrators import METHODS
 from calib.histogram import Histogram
@@ -52,7 +53,7 @@ DATA = {
 
 
 @pytest.mark.parametrize("kind", DATA)
-@pytest.mark.parametrize("seed", [0, 1])
+@for_all(seed=[0, 1])
 def test_no_method_has_a_better_scale(kind, seed):
     """Candidates are 9 % apart, which near the best scale costs a few percent of the error: 8 % are a third of a dB."""
     values = DATA[kind](np.random.default_rng(seed)).astype(np.float32)
@@ -163,7 +164,7 @@ def test_factors_are_judged_on_images_that_they_were_not_made_from():
     assert shown[3] > 50 * hidden[3]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@for_all(seed=range(4))
 def test_factors_are_rounded_down(seed):
     """By hand: the largest power of two that does not exceed (max r / r_c)^alpha, with the ranges of all images."""
     random = np.random.default_rng(seed)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from for_all import for_all
 from scipy import stats
 
 from calib.artifact import from_fields, read_artifact, write_artifact
@@ -84,7 +85,7 @@ def run_bench(build, batches, how):
 # Figures -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 10, 101, 1000])
+@for_all(n=[1, 2, 3, 10, 101, 1000])
 def test_figures_are_those_of_numpy_and_scipy(n):
     times = np.random.default_rng(n).gamma(3, 2, n)
     found = summarize(times)

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from for_all import for_all
 from onnx import numpy_helper
 
 from calib.collect import CollectConfig, collect_table
@@ -62,7 +63,7 @@ def test_products_of_codes_are_exact(shape):
     np.testing.assert_array_equal(found, a.astype(np.int64) @ b.astype(np.int64))
 
 
-@pytest.mark.parametrize("length", [1, 2, 7, 48])
+@for_all(length=[1, 2, 7, 48])
 def test_a_norm_rounds_after_every_addition(length):
     x = np.random.default_rng(length).normal(size=(4, length, 3)).astype(np.float16)
     terms = list(np.moveaxis(x * x, 1, 0))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from for_all import for_all
 from scipy import integrate as scipy_integrate
 
 from edge.bench.energy import PowerSampler, integrate, whole
@@ -174,7 +175,7 @@ def test_a_tegrastats_that_tells_no_power(tmp_path):
 # Energy ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(5))
+@for_all(seed=range(5))
 def test_the_integral_is_scipys(seed):
     rng = np.random.default_rng(seed)
     times = np.sort(rng.uniform(0, 10, 40))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+from for_all import for_all
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -116,7 +117,7 @@ def test_interval_mirrors_moves_and_shrinks_as_it_should(paired, level):
     assert larger.high_points - larger.low_points < 0.75 * (found.high_points - found.low_points), "about half"
 
 
-@pytest.mark.parametrize("images", [1, 2, 10, 1000, 10_000])
+@for_all(images=[1, 2, 10, 1000, 10_000])
 def test_edges(images):
     nothing = drop_interval(Paired(images, 0, 0, 0))
     rest = 100 * Z95**2 / (images + Z95**2)  # Wilson's upper limit of no flip among n

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
+from for_all import for_all
 
 from edge.drift.drop_interval import drop_limits
 from scripts.bench import drift_statistics as bench
@@ -39,7 +40,7 @@ def shifted(drawn):
     return low + 0.25 * (high - low), high + 0.25 * (high - low)
 
 
-@pytest.mark.parametrize("setting", bench.MANY_FLIPS, ids=str)
+@for_all(setting=bench.MANY_FLIPS)
 def test_coverage_is_what_the_readme_says(setting):
     assert setting.expected_flips >= 15
     assert holds_what_it_says(bench.ours, setting)
@@ -48,13 +49,12 @@ def test_coverage_is_what_the_readme_says(setting):
     assert found == bench.covered(bench.ours, setting, RUNS), "the same draws every time"
 
 
-@pytest.mark.parametrize("wrong", [narrower, unpaired, of_90_percent, shifted])
-@pytest.mark.parametrize("setting", bench.MANY_FLIPS, ids=str)
+@for_all(wrong=[narrower, unpaired, of_90_percent, shifted], setting=bench.MANY_FLIPS)
 def test_a_wrong_interval_does_not_cover(setting, wrong):
     assert not holds_what_it_says(wrong, setting)
 
 
-@pytest.mark.parametrize("setting", bench.FEW_FLIPS, ids=str)
+@for_all(setting=bench.FEW_FLIPS)
 def test_with_few_flips_the_interval_errs_on_the_safe_side(setting):
     found = bench.covered(bench.ours, setting, RUNS)
     assert found.coverage >= 0.95
@@ -73,15 +73,14 @@ def exact_errors(method, setting):
     return weights[high < truth - 1e-12].sum(), weights[low > truth + 1e-12].sum()
 
 
-@pytest.mark.parametrize("setting", [*bench.MANY_FLIPS[3:7], *bench.FEW_FLIPS], ids=str)
+@for_all(setting=[*bench.MANY_FLIPS[3:7], *bench.FEW_FLIPS])
 def test_simulation_agrees_with_the_exact_probabilities(setting):
     found = bench.covered(bench.ours, setting, RUNS)
     for drawn, exact in zip((found.below, found.above), exact_errors(bench.ours, setting), strict=True):
         assert drawn == pytest.approx(exact, abs=4.5 * np.sqrt(exact * (1 - exact) / RUNS) + 1e-4)
 
 
-@pytest.mark.parametrize("lost_of_flips", [0.5, 0.7, 0.9, 1.0])
-@pytest.mark.parametrize("flips", [2, 3, 4, 5.5, 8, 12, 20, 40])
+@for_all(lost_of_flips=[0.5, 0.7, 0.9, 1.0], flips=[2, 3, 4, 5.5, 8, 12, 20, 40])
 def test_exact_coverage_and_errors_at_every_number_of_flips(flips, lost_of_flips):
     setting = bench.Setting(2000, 50, flips / 20, (2 * lost_of_flips - 1) * flips / 20)
     below, above = exact_errors(bench.ours, setting)

@@ -1,14 +1,11 @@
-"""`ufovit gate` as a user and CI run it: exit codes, files, refusals; the workflow; the shipped baseline; the quick script."""
+"""`ufovit gate` as a user and CI run it: exit codes, files, refusals; the shipped baseline; the quick script."""
 
 import json
-import re
-import shlex
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 import typer
-import typer.main
 from gate_builds import Planted, edit, lose_answers, plant, set_field
 from tiny_project import command
 
@@ -24,7 +21,6 @@ from edge.gate.gate_tolerances import QUANTITIES
 from edge.images.labelled_images import open_images
 
 ROOT = Path(__file__).resolve().parents[3]
-WORKFLOW = ROOT / ".github" / "workflows" / "accuracy.yml"
 GOLDEN = ROOT / "tests" / "golden" / "ufovit_t-int8-rtx.json"
 
 
@@ -157,68 +153,3 @@ def test_the_shipped_baseline_is_the_shipped_networks():
     images = open_images(TEST_IMAGES, tuple(map(str, range(10))))
     assert images.sha256 == identity.data_sha256
     assert (engine == images.labels).mean() == measured.top1
-
-
-def commands(text):
-    """The command lines of a workflow's `run:` entries, `$NAME` replaced by what its `env:` says."""
-    environment = dict(re.findall(r"^  ([A-Z]+): (\S+)$", text, re.MULTILINE))
-    lines = re.findall(r"^ +run: (.+)$", text, re.MULTILINE)
-    return [shlex.split(re.sub(r"\$([A-Z]+)\b", lambda found: environment.get(found[1], found[0]), line)) for line in lines]
-
-
-def wrong_in_workflow(text):
-    """What does not exist in a workflow: scripts, commands, options, files whose digests are keys, unpinned actions."""
-    both = typer.Typer()
-    both.command("build")(build)
-    both.command("gate")(gate)
-    known = {
-        name: {option for parameter in command.params for option in parameter.opts}
-        for name, command in typer.main.get_command(both).commands.items()
-    }
-    wrong = []
-    for program, *words in commands(text):
-        if program == "cat":
-            continue
-        name = "build" if program == "scripts/build_engine.sh" else words[0]
-        if not (program == ".venv/bin/ufovit" or (ROOT / program).is_file()) or name not in known:
-            wrong.append(f"{program} {name}")
-            continue
-        wrong += [word for word in words if word.startswith("--") and word not in known[name]]
-        wrong += [word for word in words if word.startswith("tests/") and not (ROOT / word).is_file()]
-    for pattern in re.findall(r"'([^']+)'", " ".join(re.findall(r"hashFiles\(([^)]*)\)", text))):
-        wrong += [] if any(ROOT.glob(pattern)) else [pattern]
-    wrong += [action for action in re.findall(r"uses: (\S+)", text) if not re.fullmatch(r"actions/[\w-]+@v\d+", action)]
-    return wrong
-
-
-def test_what_the_workflow_runs_exists():
-    text = WORKFLOW.read_text()
-    assert wrong_in_workflow(text) == []
-    built, judged, _ = commands(text)
-    assert built[:3] == ["scripts/build_engine.sh", "ufovit_t", "int8"]
-    assert judged[:3] == [".venv/bin/ufovit", "gate", built[built.index("--out") + 1]]
-    assert ROOT / judged[judged.index("--baseline") + 1] == GOLDEN
-    written = {judged[judged.index(option) + 1] for option in ("--junit", "--markdown", "--json")}
-    assert all(f"            {path}\n" in text for path in written), "what is written is uploaded"
-
-
-def test_the_workflow_is_yaml_with_the_steps_that_were_read():
-    yaml = pytest.importorskip("yaml")
-    text = WORKFLOW.read_text()
-    steps = yaml.safe_load(text)["jobs"]["gate"]["steps"]
-    assert [step["run"].split()[0] for step in steps if "run" in step] == ["scripts/build_engine.sh", ".venv/bin/ufovit", "cat"]
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "found"),
-    [
-        ("--junit", "--junits", "--junits"),
-        ("ufovit gate", "ufovit gates", ".venv/bin/ufovit gates"),
-        ("scripts/build_engine.sh", "scripts/build.sh", "scripts/build.sh ufovit_t"),
-        ("int8-rtx.json", "int9.json", "tests/golden/ufovit_t-int9.json"),
-        ("'pyproject.toml'", "'setup.cfg'", "setup.cfg"),
-        ("checkout@v5", "checkout@main", "actions/checkout@main"),
-    ],
-)
-def test_what_does_not_exist_is_found(old, new, found):
-    assert found in wrong_in_workflow(WORKFLOW.read_text().replace(old, new))

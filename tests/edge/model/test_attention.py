@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from for_all import for_all
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -55,8 +56,8 @@ def make_attention():
     return make
 
 
-@pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("rows", ["all tokens", "class token"])
+@for_all(axis=AXES)
 def test_attention_is_the_formula(make_attention, axis, rows):
     attention = make_attention(axis)
     tokens = np.random.default_rng(1).normal(size=(2, 7, 12))
@@ -94,8 +95,8 @@ def adversarial(case):
     }[case]
 
 
-@pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("case", ["ordinary", "huge", "minute", "equal tokens", "one hot", "zero", "wide-ranging"])
+@for_all(axis=AXES)
 def test_output_is_bounded_by_the_gammas_whatever_the_input(make_attention, axis, case):
     attention = make_attention(axis)
     attention.proj = nn.Identity()
@@ -204,14 +205,14 @@ def test_attention_costs_grow_linearly_with_the_tokens():
     assert large / small == pytest.approx(4, rel=0.01), "twice the side, four times the tokens"
 
 
-@pytest.mark.parametrize("size", [16, 48, 80])
+@for_all(size=[16, 48, 80])
 def test_any_multiple_of_the_stride_is_an_image_size(make_network, size):
     network = make_network(image_size=size)
     with torch.no_grad():
         assert network(torch.zeros(3, 3, size, size)).shape == (3, 5)
 
 
-@pytest.mark.parametrize("size", [0, -16, 8, 17, 24, 225])
+@for_all(size=[0, -16, 8, 17, 24, 225])
 def test_other_image_sizes_are_refused(size):
     with pytest.raises(InputError, match=r"stem[\s\S]*found: -?\d+ px[\s\S]*multiples of 16"):
         config("ufovit_t", image_size=size)

@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 
 from calib.errors import BackendError, InputError, MissingError
-from edge.runtime import cuda_python_memory, cuda_python_timer, device_memory, pycuda_memory
-from edge.runtime.device_memory import open_device
+from edge.runtime import cuda_python_memory, cuda_python_timer, pycuda_memory
+from edge.runtime.open_device import open_device
 
 ROOT = Path(__file__).resolve().parents[3]
 POISON = 0xFF
@@ -1332,4 +1332,3 @@ def test_every_name_is_one_of_pycuda():
         "host_alloc_flags.MAPPED",
     ]
     assert "autoinit" not in re.sub(r'""".*?"""', "", source_of(pycuda_memory), flags=re.DOTALL)
-    assert device_memory.open_device is open_device

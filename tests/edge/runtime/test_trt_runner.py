@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from for_all import for_all
 
 from calib.errors import BackendError, InputError, MissingError
 from edge.runtime import trt_runner
@@ -539,8 +540,7 @@ def test_the_first_device_is_opened_when_none_is_given(library, memory, monkeypa
 # Batches -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("smallest", range(1, 7))
-@pytest.mark.parametrize("largest", range(1, 7))
+@for_all(smallest=range(1, 7), largest=range(1, 7))
 def test_images_are_split_into_as_few_batches_as_can_be(smallest, largest):
     if smallest > largest:
         return

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from for_all import for_all
 from onnx import TensorProto as T
 from onnx import helper as h
 from onnx import numpy_helper
@@ -104,9 +105,8 @@ def normalised(x, axis, eps):
     return x / n
 
 
-@pytest.mark.parametrize("axis", [-1, 2, 1])
-@pytest.mark.parametrize("opset", [13, 20])
 @pytest.mark.parametrize("name", PATTERNS)
+@for_all(axis=[-1, 2, 1], opset=[13, 20])
 def test_pattern_is_found_and_is_a_norm(name, opset, axis):
     build, eps = PATTERNS[name]
     pattern = Pattern(opset, axis)
@@ -168,8 +168,8 @@ def rms_norm(p):
 IMPOSTORS = [dividend_is_another, product_of_two, cube, layer_norm, rms_norm, no_root, l1, multiplied, upside_down]
 
 
-@pytest.mark.parametrize("opset", [13, 20])
 @pytest.mark.parametrize("build", IMPOSTORS)
+@for_all(opset=[13, 20])
 def test_what_looks_alike_is_no_site(build, opset):
     pattern = Pattern(opset)
     build(pattern)

@@ -7,6 +7,7 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
+from for_all import for_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,9 +97,8 @@ GUARDS = [(), (eps(),), (eps("added"),), (eps(acts_on="square"),), (eps("added",
 
 
 @pytest.mark.parametrize("guards", GUARDS, ids=str)
-@pytest.mark.parametrize("axis", [-1, -2])
-@pytest.mark.parametrize("scale", [1.0, 2.0**-9, 2.0**-14, 2.0**6, 2.0**9], ids=lambda s: f"2^{int(math.log2(s))}")
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+@for_all(axis=[-1, -2], scale=[1.0, 2.0**-9, 2.0**-14, 2.0**6, 2.0**9])
 def test_the_norm_is_the_loop_over_scalars(fmt, scale, axis, guards):
     """In range, subnormal, and overflowing: with sums in the format to the last bit, in FP32 but for float32's own order."""
     a = (np.random.default_rng(1).normal(size=(1, 2, 7, 5)) * scale).astype(np.float32)
@@ -142,8 +142,8 @@ def test_an_eps_in_fp32_sums_is_not_forgotten(acts_on):
     assert np.isnan(found).all() == (acts_on == "norm")
 
 
-@pytest.mark.parametrize("depth", [1, 15, 16, 17, 100])
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+@for_all(depth=[1, 15, 16, 17, 100])
 def test_product_rounds_after_every_step_of_a_tensor_core(fmt, depth):
     rng = np.random.default_rng(depth)
     of = TYPES[fmt.name]

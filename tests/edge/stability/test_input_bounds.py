@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from for_all import for_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -124,8 +125,8 @@ def test_q_is_reached_by_the_worst_token(offset):
         assert any(exceeded(bound_q(wrong), found) for wrong in forgetful)
 
 
-@pytest.mark.parametrize("axis", [-2, -1])
 @pytest.mark.parametrize("offset", [0.0, 1.0])
+@for_all(axis=[-2, -1])
 def test_kv_is_reached_by_the_worst_token(axis, offset):
     """All tokens alike and the worst that gradient ascent finds: K^T V = N k v^T."""
     rng = np.random.default_rng(4)
@@ -158,7 +159,7 @@ def test_kv_is_reached_by_the_worst_token(axis, offset):
         assert exceeded(bound_kv(unbiased, replace(value, norm=unbiased.norm), tokens, axis), reached), "biases are forgotten"
 
 
-@pytest.mark.parametrize("axis", [-2, -1])
+@for_all(axis=[-2, -1])
 def test_the_other_axis_has_keys_and_values_exchanged(axis):
     rng = np.random.default_rng(5)
     key, value = same_norm(layer(rng), layer(rng, scale=3.0))

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from for_all import for_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,9 +54,7 @@ def by_hand(a, axis):
     return found, exponents
 
 
-@pytest.mark.parametrize("axis", [-1, -2])
-@pytest.mark.parametrize("size", [1.0, 1e-18, 1e18])
-@pytest.mark.parametrize("seed", [0, 1])
+@for_all(axis=[-1, -2], size=[1.0, 1e-18, 1e18], seed=[0, 1])
 def test_ranges_are_those_of_the_vectors(axis, size, seed):
     """Squares of 1e-36 vanish in FP32, of 1e36 overflow: the sums are right all the same."""
     a = random_tensor(np.random.default_rng(seed)) * np.float32(size)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from attention_graphs import changed, constants, identical, inputs, joint_attention, layer, redrawn, with_eps
+from for_all import for_all
 from onnx import TensorProto as T
 from onnx import helper as h
 from onnx import numpy_helper
@@ -47,7 +48,7 @@ def stable_after(graph, cases, folds, images):
     return [judge(case, FP16).verdict == "stable" for case in after]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+@for_all(seed=[0, 1, 2, 3])
 def test_logits_stay_the_same_to_the_last_bit(tiny_graph, tiny_images, seed):
     graph = redrawn(tiny_graph, seed) if seed else tiny_graph
     graph = changed(graph, **layer("blocks.0.attn", "q", 2.0**7), **layer("blocks.1.attn", "k", 2.0**-9))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from for_all import for_all
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -170,7 +171,7 @@ def test_stable_is_said(low, high):
 
 
 @pytest.mark.parametrize(("low", "high"), [(-20, 0), (-16, -13), (0, 9.5), (8.5, 9), (-20, 9), (16, 20)])
-@pytest.mark.parametrize("seed", [0, 1])
+@for_all(seed=[0, 1])
 def test_unstable_loses_vectors(low, high, seed):
     a = vectors(np.random.default_rng(seed), 16, low, high)
     assert judged(a, Q, 1).verdict == "unstable"

@@ -2,7 +2,7 @@
 """Engines of the whole family, built without a GPU: size, seconds, INT8 share and kernels, read from the engines.
 
     scripts/install.sh build rtx
-    python scripts/bench/engines.py --out build/bench/engines
+    python scripts/bench/engine_sizes.py --out build/bench/engines
 
 Each row is `ufovit build MODEL PRECISION --random-weights --image-size N --batch 1,4,8 --target rtx`, with few images: an
 engine's size and kernels do not depend on its accuracy. Finished rows are kept in OUT/rows.json, so that the same command goes

@@ -1,0 +1,49 @@
+"""The images of a training step: which ones, how they are varied, and as the network takes them."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from edge.images.preprocess import Uint8
+
+MEAN, STD = 0.2860, 0.3530  # of the training images, on the [0, 1] scale
+
+
+def drawn(step: int, count: int, batch: int, seed: int) -> tuple[np.ndarray, np.random.Generator]:
+    """Indices (batch,) of this step's images, each image once an epoch, and the generator of their augmentation."""
+    epoch, index = divmod(step, count // batch)
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    return order[index * batch : (index + 1) * batch], np.random.default_rng([seed, epoch, index])
+
+
+def augment(images: Uint8, rng: np.random.Generator, shift: int = 2, erase: float = 0.25) -> Uint8:
+    """Random shift by up to `shift` pixels (zero-padded), horizontal flip and, with probability `erase`, a rectangle of noise
+    of a quarter to half of each side (Zhong et al. 2017); images (B, H, W).
+    """
+    count, height, width = images.shape
+    padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift)))
+    offsets, flips = rng.integers(0, 2 * shift + 1, (2, count, 1)), rng.random((count, 1)) < 0.5
+    rows, columns = np.arange(height)[None], np.arange(width)[None]
+    shifted_rows, shifted_columns = rows + offsets[0], np.where(flips, width - 1 - columns, columns) + offsets[1]
+    out = padded[np.arange(count)[:, None, None], shifted_rows[:, :, None], shifted_columns[:, None, :]]
+    in_rows, in_columns = (span(side, count, rng) for side in (height, width))
+    erased = in_rows[:, :, None] & in_columns[:, None, :] & (rng.random((count, 1, 1)) < erase)
+    return np.asarray(np.where(erased, rng.integers(0, 256, out.shape, np.uint8), out))
+
+
+def span(side: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """For each of `count` images a random run of a quarter to half of `side` positions: bool (count, side)."""
+    length = rng.integers(side // 4, side // 2 + 1, (count, 1))
+    first = rng.integers(0, side - length + 1)
+    position = np.arange(side)[None]
+    return (first <= position) & (position < first + length)
+
+
+def network_input(images: Tensor, resample: Tensor) -> Tensor:
+    """What `Preprocess.batch` makes of grey square images, on the device: uint8 (B, H, H) -> float32 (B, 3, S, S).
+
+    `resample` is `resample_matrix(H, S)`; normalising before the resize is the same, since its rows sum to 1.
+    """
+    normalised = (images.float() / 255 - MEAN) / STD
+    return (resample @ normalised @ resample.T)[:, None].expand(-1, 3, -1, -1)
