@@ -70,6 +70,7 @@ class Dashboard:
 
     def start(self) -> str:
         """Serve, and return the address for a browser. Raises InputError or MissingError, as for a port that is taken."""
+        from edge.camera.web.routes import make_site
         from edge.camera.web.server import WebServer
 
         with self._lock:
@@ -77,7 +78,8 @@ class Dashboard:
                 raise InputError("the page was started before", allowed="one start of one Dashboard")
             listener = listen(self._host, self._port)
             port = int(listener.getsockname()[1])
-            self._server = WebServer(lambda: self._make(port), listener)
+            app = make_site(self._feed, Access(self.token, port, self._clock), host_check(self._host))
+            self._server = WebServer(app, self._feed, listener)
             self._server.start()
         return url_of(self._host, port)
 
@@ -101,12 +103,6 @@ class Dashboard:
     def encoded(self) -> int:
         """How many pictures were encoded so far."""
         return self._feed.encoded
-
-    def _make(self, port: int) -> tuple[ASGIApp, Callable[[], Awaitable[None]], Callable[[], None]]:
-        from edge.camera.web.routes import make_site
-
-        access = Access(self.token, port, self._clock)
-        return make_site(self._feed, access, host_check(self._host)), self._feed.run, self._feed.end
 
 
 def _check_libraries() -> None:

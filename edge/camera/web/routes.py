@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from importlib import resources
 from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -40,8 +40,8 @@ def make_site(feed: Feed, access: Access, known_host: Callable[[str], bool]) -> 
         Route("/", _fixed(_file("index.html"), HTML), methods=["GET"]),
         Route("/login", login.form, methods=["GET"]),
         Route("/login", login.token, methods=["POST"]),
-        Route("/picture", _Stream(feed, "picture")),
-        Route("/figures", _Stream(feed, "figures")),
+        Route("/picture", _stream(feed, "picture"), methods=["GET"]),
+        Route("/figures", _stream(feed, "figures"), methods=["GET"]),
     ]
     routes += [Route(f"/static/{name}", _fixed(_file(name), media), methods=["GET"]) for name, media in FILES.items()]
     site = Starlette(routes=routes)
@@ -49,39 +49,27 @@ def make_site(feed: Feed, access: Access, known_host: Callable[[str], bool]) -> 
     return Guard(site, access, known_host)
 
 
-class _Stream:
-    """A response that lasts as long as its viewer does."""
+class _Stream(StreamingResponse):
+    """A response that lasts as long as its viewer does, and is counted as one."""
 
     def __init__(self, feed: Feed, name: str) -> None:
-        self._feed = feed
-        self._name = name
+        content = feed.pictures() if name == "picture" else feed.figures()
+        super().__init__(content, headers={"Content-Type": _STREAMS[name], "X-Accel-Buffering": "no"})
+        self._viewer = feed.watching(name)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] != "GET":
-            await Response("Method Not Allowed", 405, {"Allow": "GET"})(scope, receive, send)
-            return
-        head = [(b"content-type", _STREAMS[self._name].encode()), (b"x-accel-buffering", b"no")]
-        await send({"type": "http.response.start", "status": 200, "headers": head})
-        with self._feed.watching(self._name):
-            chunks = self._feed.pictures() if self._name == "picture" else self._feed.figures()
-            tasks = [asyncio.create_task(_pump(chunks, send)), asyncio.create_task(_gone(receive))]
-            try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+        """Send until the viewer leaves."""
+        with self._viewer:
+            await super().__call__(scope, receive, send)
 
 
-async def _pump(chunks: AsyncIterator[bytes], send: Send) -> None:
-    async for chunk in chunks:
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+def _stream(feed: Feed, name: str) -> Callable[[Request], Response]:
+    async def answer(request: Request) -> Response:
+        if request.method != "GET":  # starlette adds HEAD to GET; a stream has no end to measure
+            return Response("Method Not Allowed", 405, {"Allow": "GET"})
+        return _Stream(feed, name)
 
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    return answer  # type: ignore[return-value]  # starlette takes both kinds of functions
 
 
 class _Login:

@@ -1,4 +1,8 @@
-"""uvicorn in a thread of its own: no signal handlers, no log, bounded connections, and an end within a second."""
+"""uvicorn in a thread of its own: no signal handlers, no log, bounded connections, and an end within a second.
+
+uvicorn bounds requests; what it leaves to a proxy is done on the listening socket: `BoundedListener` knows every accepted connection and
+shuts down those that take too long. Only documented interfaces of uvicorn, asyncio and socket are used.
+"""
 
 from __future__ import annotations
 
@@ -7,156 +11,179 @@ import contextlib
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from calib.errors import MissingError
+from edge.camera.web.broadcast import Feed as Broadcast
 
 MOST_CONNECTIONS = 128
-"""Beyond it requests are answered with 503; beyond twice as many, connections are cut."""
+"""Beyond it requests are answered with 503; beyond twice as many, connections are closed at once."""
 STALLED_S = 15.0
-"""A viewer that reads nothing for so long is cut off."""
+"""A viewer that reads nothing for so long is disconnected."""
 REQUEST_S = 10.0
-"""A connection that sends no whole request for so long is cut off."""
+"""A connection that sends no complete request for so long is closed."""
 LONGEST_HEADERS = 16 * 1024
 """Bytes of a request's line and headers."""
 _START_S = 10.0
+_CLOSE_TURNS = 50
+"""Of 10 ms: how long connections may take to close at the end."""
 
 
-class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with an end to patience: with who reads nothing, and with who never finishes asking."""
+class _Connection:
+    """An accepted socket, with at most one deadline. Used in the thread of the event loop."""
 
-    _stalled: asyncio.TimerHandle | None = None
-    _overdue: asyncio.TimerHandle | None = None
+    def __init__(self, accepted: socket.socket) -> None:
+        self._socket = weakref.ref(accepted)  # the transport owns and closes it
+        self._deadline: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn's own
-        """See asyncio.Protocol."""
-        super().connection_made(transport)
-        if len(self.connections) > 2 * MOST_CONNECTIONS:
-            transport.abort()
-        self._expect()
+    @property
+    def open(self) -> bool:
+        accepted = self._socket()
+        return accepted is not None and accepted.fileno() != -1
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio.Protocol."""
-        for timer in (self._stalled, self._overdue):
-            if timer is not None:
-                timer.cancel()
-        super().connection_lost(exc)
+    def set_deadline(self, seconds: float | None) -> None:
+        """Shut down after so many seconds, unless this is called again before; None: never."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = None if seconds is None else asyncio.get_running_loop().call_later(seconds, self.shut_down)
 
-    def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
-        super().data_received(data)
-        self._expect()
+    def shut_down(self) -> None:
+        """End both directions; the transport sees it and discards what it has not sent."""
+        accepted = self._socket()
+        if accepted is not None:
+            with contextlib.suppress(OSError):  # closed already
+                accepted.shutdown(socket.SHUT_RDWR)
 
-    def pause_writing(self) -> None:
-        """The viewer's buffers are full."""
-        super().pause_writing()
-        self._stalled = self.loop.call_later(STALLED_S, self.transport.abort)
 
-    def resume_writing(self) -> None:
-        """The viewer has read."""
-        if self._stalled is not None:
-            self._stalled.cancel()
-        super().resume_writing()
+class BoundedListener(socket.socket):
+    """A listening socket that bounds how many connections are open, and how long each may take to send a request."""
 
-    def _expect(self) -> None:
-        """Start the clock when a request is awaited, stop it when one is there."""
-        if not self._waiting():
-            if self._overdue is not None:
-                self._overdue.cancel()
-                self._overdue = None
-        elif self._overdue is None:
-            self._overdue = self.loop.call_later(REQUEST_S, self._cut)
+    def __init__(self, listening: socket.socket) -> None:
+        super().__init__(listening.family, listening.type, listening.proto, fileno=listening.detach())
+        self.setblocking(False)
+        self._connections: dict[tuple[str, int], _Connection] = {}
 
-    def _cut(self) -> None:
-        self._overdue = None
-        if self._waiting():
-            self.transport.abort()
+    def accept(self) -> tuple[socket.socket, Any]:
+        """See `socket.socket`; a connection beyond the bound is closed."""
+        accepted, address = super().accept()
+        while len(self.connections()) >= 2 * MOST_CONNECTIONS:
+            accepted.close()
+            accepted, address = super().accept()
+        connection = self._connections[address[:2]] = _Connection(accepted)
+        connection.set_deadline(REQUEST_S)
+        return accepted, address
 
-    def _waiting(self) -> bool:
-        cycle: Any = self.cycle  # None before the first request, whatever its annotation says
-        return cycle is None or bool(cycle.response_complete)
+    def connections(self) -> list[_Connection]:
+        """Those that are open."""
+        self._connections = {address: each for address, each in self._connections.items() if each.open}
+        return list(self._connections.values())
+
+    def watched(self, app: ASGIApp) -> ASGIApp:
+        """The application, during whose requests every `send` has to end within STALLED_S: uvicorn's waits for a full buffer."""
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            connection = self._connections.get(tuple(scope.get("client") or ()))
+            if connection is None:  # closed between request and answer
+                return
+
+            async def send_in_time(message: Message) -> None:
+                connection.set_deadline(STALLED_S)
+                await send(message)
+                connection.set_deadline(None)
+
+            connection.set_deadline(None)
+            try:
+                await app(scope, receive, send_in_time)
+            finally:
+                connection.set_deadline(REQUEST_S)
+
+        return answer
 
 
 class WebServer:
-    """Serves an ASGI application on a listening socket, beside a coroutine that runs as long.
+    """Serves an ASGI application on a listening socket, and runs a broadcast as long.
 
     Args:
-        make: called on the server's thread, inside its event loop: the application, what runs beside it, and what to call on
-            that thread to let both finish.
-        listener: the socket; the server closes it.
+        app: the application.
+        broadcast: what its streams send; `run` and `end` are called on the server's thread.
+        listening: the socket; the server closes it.
     """
 
-    def __init__(
-        self, make: Callable[[], tuple[ASGIApp, Callable[[], Awaitable[None]], Callable[[], None]]], listener: socket.socket
-    ) -> None:
-        self._make = make
-        self._listener = listener
-        self._server: uvicorn.Server | None = None
+    def __init__(self, app: ASGIApp, broadcast: Broadcast, listening: socket.socket) -> None:
+        self._listener = BoundedListener(listening)
+        self._broadcast = broadcast
+        self._server = uvicorn.Server(_config(self._listener.watched(app)))
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._end: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="ufovit-page", daemon=True)
-        self.failed: BaseException | None = None
+        self._failure: BaseException | None = None
 
     def start(self) -> None:
         """Start the thread; returns when requests are answered. Raises MissingError if that takes too long."""
         self._thread.start()
         deadline = time.monotonic() + _START_S
         while self._thread.is_alive() and time.monotonic() < deadline:
-            if self._server is not None and self._server.started:
+            if self._server.started:
                 return
             time.sleep(0.01)
         self.stop()
-        raise MissingError("the page did not start", found=self.failed, next_command="run without --serve")
+        raise MissingError("the page did not start", found=self._failure, next_command="run without --serve")
 
-    def stop(self, patience_s: float = 5.0) -> None:
+    def stop(self, timeout_s: float = 5.0) -> None:
         """End the streams, then the thread; a second call does nothing."""
-        if self._server is not None:
-            self._server.should_exit = True
+        self._server.should_exit = True
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the thread has ended
-                self._loop.call_soon_threadsafe(self._end)
+                self._loop.call_soon_threadsafe(self._broadcast.end)
         if self._thread.ident is not None:
-            self._thread.join(patience_s)
+            self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except BaseException as error:  # noqa: BLE001  # uvicorn leaves with SystemExit; `start` tells it
-            self.failed = error
+        except BaseException as error:  # noqa: BLE001  # uvicorn leaves with SystemExit; `start` reports it
+            self._failure = error
         finally:
             self._listener.close()
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        app, beside, self._end = self._make()
-        config = uvicorn.Config(
-            app,
-            loop="asyncio",
-            http=PatientProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="critical",
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            proxy_headers=False,  # who claims to speak for another address is not believed
-            limit_concurrency=MOST_CONNECTIONS,
-            timeout_keep_alive=5,
-            timeout_graceful_shutdown=0,
-            h11_max_incomplete_event_size=LONGEST_HEADERS,
-        )
-        self._server = uvicorn.Server(config)
-        running = asyncio.ensure_future(beside())
+        broadcast = asyncio.ensure_future(self._broadcast.run())
         try:
             await self._server.serve(sockets=[self._listener])
         finally:
-            running.cancel()
-            for connection in list(self._server.server_state.connections):
-                connection.transport.abort()
-            await asyncio.gather(running, return_exceptions=True)
+            broadcast.cancel()
+            await self._disconnect_all()
+            await asyncio.gather(broadcast, return_exceptions=True)
+
+    async def _disconnect_all(self) -> None:
+        for _ in range(_CLOSE_TURNS):
+            if not (connections := self._listener.connections()):
+                return
+            for connection in connections:
+                connection.shut_down()
+            await asyncio.sleep(0.01)  # the transports see it and close
+
+
+def _config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,  # who claims to speak for another address is not believed
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=0,
+        h11_max_incomplete_event_size=LONGEST_HEADERS,
+    )

@@ -127,7 +127,7 @@ def test_nothing_is_printed_and_no_library_is_loaded_early() -> None:
     code = """
 import sys, edge.camera.web.dashboard as module
 assert not {"starlette", "uvicorn", "cv2", "PIL", "torch", "onnx"} & set(sys.modules), "too early"
-sys.path.insert(0, "tests/edge")
+sys.path.insert(0, "tests/support")
 from page_results import ask, served, result, say
 with served("correct-horse-battery") as (page, port):
     page(result(0))
