@@ -1,1 +1,29 @@
-"""On-device inference: a source of frames, the newest of them through an engine, results to whoever looks."""
+"""On-device inference: a source of frames, the newest through an engine, results to terminal, page, programs and video."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from calib.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from edge.camera.camera_request import CameraRequest, Page
+    from edge.camera.frame import Frame, Result, Sink
+    from edge.camera.loop import Limits, Summary
+    from edge.camera.session import Outcome, View, run_camera
+
+_PUBLIC = {
+    "CameraRequest": "edge.camera.camera_request",
+    "Frame": "edge.camera.frame",
+    "Limits": "edge.camera.loop",
+    "Outcome": "edge.camera.session",
+    "Page": "edge.camera.camera_request",
+    "Result": "edge.camera.frame",
+    "Sink": "edge.camera.frame",
+    "Summary": "edge.camera.loop",
+    "View": "edge.camera.session",
+    "run_camera": "edge.camera.session",
+}
+
+__all__ = ["CameraRequest", "Frame", "Limits", "Outcome", "Page", "Result", "Sink", "Summary", "View", "run_camera"]
+__getattr__ = lazy_exports(__name__, _PUBLIC)

@@ -1,13 +1,12 @@
-"""`--audit N`: does the engine still answer as the FP32 network does, on what this camera sees?
+"""`--audit N`: does the engine still answer like the FP32 network, on the frames of this camera?
 
-Every Nth result is answered again by `model.onnx`, the FP32 reference of the build, on the CPU, one thread, away from the loop.
-Agreement is the share of equal answers with its Wilson interval (`edge.drift.drop_interval`). Frames that disagree are kept as
-a picture and a record with both answers. An audit that falls behind skips; it never slows the camera.
+Every Nth result is recomputed by `model.onnx`, the FP32 reference of the build, on one CPU thread outside the loop. Agreement
+is the share of equal answers with its Wilson interval (`edge.drift.drop_interval`). Frames that disagree are saved as a
+picture and a record with both answers. An audit that falls behind skips results; it never slows the camera.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from calib.artifact import write_artifact
-from calib.errors import InputError, MissingError, UfovitError
+from calib.errors import ArtifactError, MissingError, UfovitError, UsageError
 from calib.files import atomic_path
-from edge.camera.background_sink import Background
-from edge.camera.frame import Result
+from edge.camera.background_sink import BackgroundSink, Worker
+from edge.camera.frame import Notify, Result, ignore
 from edge.camera.loop import softmax
 from edge.drift.drop_interval import share_interval
 from edge.images.preprocess import Preprocess, Uint8
@@ -26,13 +25,13 @@ from edge.runtime.runner import Runner
 from engines.build_folder.manifest import EngineManifest, read_recorded
 from engines.build_folder.safe_files import is_there
 
-MOST_SAVED = 100
-"""Disagreements kept per run: enough to look at, never the whole disk."""
+MAX_SAVED = 100
+"""Disagreements saved per run: enough to look at, without filling the disk."""
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """The record beside the picture of a frame that was answered in two ways.
+    """The record beside the picture of a frame on which engine and reference disagree.
 
     Attributes:
         time: ISO 8601, UTC.
@@ -40,7 +39,7 @@ class Disagreement:
         frame: its number.
         picture: file name of its pixels.
         engine_answer, reference_answer: labels.
-        engine_probability, reference_probability: softmax of each side for its own answer.
+        engine_probability, reference_probability: each side's softmax for its own answer.
         engine_logits, reference_logits: of all classes.
         labels: of the classes.
         engine_sha256, reference_sha256: digests of the two.
@@ -62,8 +61,8 @@ class Disagreement:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How an audit stands: frames compared, of these agreed, left out because it was behind, and saved."""
+class AuditStatus:
+    """Counts of an audit: frames compared, of these equal, skipped because it was behind, and saved."""
 
     compared: int = 0
     agreed: int = 0
@@ -81,8 +80,8 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Audited:
-    """What an audit is about: the FP32 reference, its preprocessing, and the names that records carry."""
+class AuditContext:
+    """What an audit compares with: the FP32 reference and its preprocessing; manifest and source name for the records."""
 
     reference: Runner
     preprocess: Preprocess
@@ -90,44 +89,39 @@ class Audited:
     source: str
 
 
-class AuditWork:
-    """Work of a `Background`: compares, and saves what disagrees in `folder`, which is made for the first one."""
+class AuditWorker(Worker):
+    """Compares, and saves disagreements in `folder`, which is created for the first one."""
 
-    def __init__(
-        self, about: Audited, folder: Path, say: Callable[[str], None] = lambda _text: None, most_saved: int = MOST_SAVED
-    ) -> None:
-        self._about, self._folder, self._say, self._most_saved = about, folder, say, most_saved
+    def __init__(self, context: AuditContext, folder: Path, notify: Notify = ignore, max_saved: int = MAX_SAVED) -> None:
+        self._context, self._folder, self._notify, self._max_saved = context, folder, notify, max_saved
         self._saving = True
         self.compared = self.agreed = self.saved = 0
 
-    def begin(self) -> None:
-        """See `Work`."""
-
-    def take(self, result: Result) -> None:
-        """See `Work`."""
-        logits = self._about.reference(self._about.preprocess(result.frame.pixels)[None])[0]
+    def process(self, result: Result) -> None:
+        """See `Worker`."""
+        logits = self._context.reference(self._context.preprocess(result.frame.pixels)[None])[0]
         agrees = int(logits.argmax()) == int(result.logits.argmax())
         self.compared += 1
         self.agreed += agrees
-        if not agrees and self._saving and self.saved < self._most_saved:
+        if not agrees and self._saving and self.saved < self._max_saved:
             try:
                 self._save(result, logits)
             except UfovitError as error:
                 self._saving = False
-                self._say(f"audit: {error}\n  frames that disagree are counted, and saved no more")
+                self._notify(f"audit: {error}\n  disagreeing frames are counted, but no longer saved")
 
-    def end(self) -> None:
-        """See `Work`."""
-        self._about.reference.close()
+    def close(self) -> None:
+        """See `Worker`."""
+        self._context.reference.close()
 
     def _save(self, result: Result, logits: np.typing.NDArray[np.float32]) -> None:
-        about, labels = self._about, self._about.manifest.labels
+        context, labels = self._context, self._context.manifest.labels
         stem = f"frame-{result.frame.number:09d}"
         write_png(self._folder / f"{stem}.png", result.frame.pixels)
         engine, reference = int(result.logits.argmax()), int(logits.argmax())
         record = Disagreement(
             time=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-            source=about.source,
+            source=context.source,
             frame=result.frame.number,
             picture=f"{stem}.png",
             engine_answer=labels[engine],
@@ -137,21 +131,21 @@ class AuditWork:
             engine_logits=tuple(float(v) for v in result.logits),
             reference_logits=tuple(float(v) for v in logits),
             labels=labels,
-            engine_sha256=about.manifest.engine.sha256,
-            reference_sha256=about.manifest.onnx.sha256,
+            engine_sha256=context.manifest.engine.sha256,
+            reference_sha256=context.manifest.onnx.sha256,
         )
         write_artifact(self._folder / f"{stem}.json", record)
         self.saved += 1
 
 
 class Audit:
-    """A sink that hands every Nth result to the audit's own thread."""
+    """A sink that passes every Nth result to the audit's own thread."""
 
-    def __init__(self, work: AuditWork, every: int, say: Callable[[str], None] = lambda _text: None, room: int = 4) -> None:
+    def __init__(self, worker: AuditWorker, every: int, notify: Notify = ignore, capacity: int = 4) -> None:
         if every < 1:
-            raise InputError("audit of no frame", where="--audit", found=every, allowed="1 or more: every Nth result")
-        self._work, self._every = work, every
-        self._background = Background("audit", work, room=room, say=say, patience_s=5.0)
+            raise UsageError("--audit must be 1 or more", where="--audit", found=every, allowed="1 or more: every Nth result")
+        self._worker, self._every = worker, every
+        self._background = BackgroundSink("audit", worker, capacity=capacity, notify=notify, close_timeout_s=5.0)
 
     def __call__(self, result: Result, /) -> None:
         """See `Sink`."""
@@ -163,32 +157,32 @@ class Audit:
         self._background.close()
 
     @property
-    def standing(self) -> Standing:
-        """How it stands."""
-        work = self._work
-        return Standing(work.compared, work.agreed, self._background.skipped, work.saved)
+    def status(self) -> AuditStatus:
+        """The counts so far."""
+        worker = self._worker
+        return AuditStatus(worker.compared, worker.agreed, self._background.skipped, worker.saved)
 
 
 def open_reference(folder: Path, manifest: EngineManifest) -> Runner:
-    """The FP32 graph of a build on one CPU thread; the bytes that run are those that were hashed.
+    """The FP32 graph of a build on one CPU thread; the bytes that run are the bytes that were hashed.
 
-    Raises InputError for a build that has none or another one, MissingError without ONNX Runtime.
+    Raises ArtifactError for a build without it or with another one, MissingError without ONNX Runtime.
     """
     from edge.runtime.ort_runner import OrtRunner
 
     path = folder / manifest.onnx.file
     if not is_there(path):
-        why = "a build from a bundle has no FP32 graph" if manifest.bundle is not None else "the FP32 graph is not there"
-        raise InputError(
+        why = "a build from a bundle has no FP32 graph" if manifest.bundle is not None else "the FP32 graph is missing"
+        raise ArtifactError(
             f"nothing to audit against: {why}",
             where=path,
-            next_command="run without --audit, or audit the build that the bundle was made of, on its own machine",
+            next_command="run without --audit, or audit the build that the bundle was made from, on its own machine",
         )
     return OrtRunner(path, threads=1, data=read_recorded(folder, manifest.onnx))
 
 
 def write_png(path: Path, pixels: Uint8) -> None:
-    """Write uint8 (H, W, 3), red, green, blue, atomically. Raises MissingError without Pillow or room on the disk."""
+    """Write uint8 (H, W, 3) RGB atomically. Raises MissingError without Pillow or room on the disk."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -198,5 +192,5 @@ def write_png(path: Path, pixels: Uint8) -> None:
 
 
 def audit_folder(parent: Path, now: datetime) -> Path:
-    """Where a run keeps its disagreements: a folder per run, so that none overwrites another's."""
+    """Where a run saves its disagreements: one folder per run, so that runs do not overwrite each other."""
     return parent / now.strftime("%Y%m%dT%H%M%SZ")

@@ -1,102 +1,101 @@
-"""Work on results away from the thread that infers: a bounded queue and a thread of its own."""
+"""A sink that processes results in a thread of its own, fed by a bounded queue."""
 
 from __future__ import annotations
 
 import contextlib
 import queue
 import threading
-from collections.abc import Callable
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 from calib.errors import UfovitError
-from edge.camera.forced_exit import PREFIX
-from edge.camera.frame import Result
+from edge.camera.forced_exit import THREAD_PREFIX
+from edge.camera.frame import Notify, Result, ignore
 
-_TURN_S = 0.1
+_POLL_S = 0.1
 
 
-class Work(Protocol):
-    """What is done with a result; always on the same thread."""
+class Worker(ABC):
+    """What a `BackgroundSink` does with results; both methods are called in its thread."""
 
-    def begin(self) -> None:
-        """Called first."""
+    @abstractmethod
+    def process(self, result: Result) -> None:
+        """Process one result. An exception ends this worker, not the inference loop."""
 
-    def take(self, result: Result) -> None:
-        """One result. What is raised ends this work, never the loop."""
-
-    def end(self) -> None:
+    def close(self) -> None:  # noqa: B027  # optional
         """Called last, also after a failure."""
 
 
-class Background:
-    """A sink that does its work in its own thread.
+class BackgroundSink:
+    """A sink that runs a worker in its own thread.
 
-    A result for which there is no room is skipped and counted; with `wait` the caller waits instead, for those who want each.
+    A result that does not fit into the queue is skipped and counted; with `block` the caller waits for room instead.
 
     Args:
-        name: of the work, for messages.
-        work: what is done.
-        room: results that may wait.
-        wait: whether the caller waits for room.
-        say: told when the work fails; inference goes on without it.
-        patience_s: how long `close` lets it finish what waits.
+        name: of the worker, for messages.
+        worker: processes the results.
+        capacity: of the queue, results.
+        block: whether the caller waits while the queue is full.
+        notify: told when the worker fails; inference continues without it.
+        close_timeout_s: how long `close` waits until the queue has been processed.
     """
 
     def __init__(
         self,
         name: str,
-        work: Work,
+        worker: Worker,
         *,
-        room: int = 8,
-        wait: bool = False,
-        say: Callable[[str], None] = lambda _text: None,
-        patience_s: float = 10.0,
+        capacity: int = 8,
+        block: bool = False,
+        notify: Notify = ignore,
+        close_timeout_s: float = 10.0,
     ) -> None:
-        self._name, self._work, self._say = name, work, say
-        self._wait, self._patience_s = wait, patience_s
-        self._queue: queue.Queue[Result] = queue.Queue(room)
+        self._name, self._worker, self._notify = name, worker, notify
+        self._block, self._close_timeout_s = block, close_timeout_s
+        self._queue: queue.Queue[Result] = queue.Queue(capacity)
         self._closing = threading.Event()
         self.skipped = 0
         self.failure: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name=f"{PREFIX}{name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{THREAD_PREFIX}{name}", daemon=True)
         self._thread.start()
 
     def __call__(self, result: Result, /) -> None:
         """See `Sink`."""
         while self.failure is None and not self._closing.is_set():
             try:
-                self._queue.put(result, timeout=_TURN_S if self._wait else None, block=self._wait)
+                self._queue.put(result, block=self._block, timeout=_POLL_S)
                 return
             except queue.Full:
-                if not self._wait:
+                if not self._block:
                     self.skipped += 1
                     return
 
     def close(self) -> None:
-        """See `Sink`: what waits is still done, within the patience."""
+        """See `Sink`: queued results are still processed, within the timeout."""
         self._closing.set()
-        self._thread.join(self._patience_s)
+        self._thread.join(self._close_timeout_s)
         if self._thread.is_alive():
-            self._say(f"{self._name}: did not finish within {self._patience_s:g} s and was left behind")
-            self._patience_s = 0.0
+            self._notify(f"{self._name}: did not finish within {self._close_timeout_s:g} s and was abandoned")
+            self._close_timeout_s = 0.0
 
     def _run(self) -> None:
         try:
-            self._work.begin()
-            while True:
-                try:
-                    result = self._queue.get(timeout=_TURN_S)
-                except queue.Empty:
-                    if self._closing.is_set():
-                        break
-                    continue
-                self._work.take(result)
-        except Exception as error:  # noqa: BLE001  # whatever a disk or a codec does, inference goes on
+            while (result := self._next()) is not None:
+                self._worker.process(result)
+        except Exception as error:  # noqa: BLE001  # whatever a disk or a codec does, inference continues
             self._fail(error)
         try:
-            self._work.end()
+            self._worker.close()
         except Exception as error:  # noqa: BLE001  # likewise
             self._fail(error)
+
+    def _next(self) -> Result | None:
+        """The next result; None when the queue is empty and the sink is closed."""
+        while True:
+            try:
+                return self._queue.get(timeout=_POLL_S)
+            except queue.Empty:
+                if self._closing.is_set():
+                    return None
 
     def _fail(self, error: Exception) -> None:
         first = self.failure is None
@@ -104,6 +103,6 @@ class Background:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._queue.get_nowait()
-        if first and not isinstance(error, BrokenPipeError):  # whoever reads has gone: nobody is left to be told
+        if first and not isinstance(error, BrokenPipeError):  # the output has no reader left
             text = str(error) if isinstance(error, UfovitError) else f"{type(error).__name__}: {error}"
-            self._say(f"{self._name}: {text}\n  inference goes on without it")
+            self._notify(f"{self._name}: {text}\n  inference continues without it")

@@ -1,100 +1,111 @@
-"""Reads one source into the slot, step by step; what is lost is opened again. A thread calls `step`, or a test does."""
+"""Reads one source into the `LatestFrame`, step by step, and opens a lost source again. A thread or a test calls `step`."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from calib.errors import UfovitError
-from edge.camera.frame import Clock
-from edge.camera.latest_frame import Slot
+from edge.camera.frame import Clock, Notify, ignore
+from edge.camera.frame_source import BadFrame, Opener, Source, SourceLost, check_frame
+from edge.camera.latest_frame import FeedStats, LatestFrame
 from edge.camera.reconnect import Pacer, Reconnect, Sleep
-from edge.camera.sources.source import BadFrame, Opener, Source, SourceLost, checked
 
-MOST_BAD = 100
-"""Unusable pictures in a row, after which a source counts as lost."""
-
-
-@dataclass
-class Counts:
-    """What happened to a source so far: unusable pictures, losses, and how often it came back."""
-
-    bad: int = 0
-    lost: int = 0
-    reconnected: int = 0
+MAX_BAD_FRAMES = 100
+"""Unusable frames in a row after which a source counts as lost."""
 
 
 @dataclass
-class Capturing:
-    """What every capture of one run shares.
+class CaptureContext:
+    """What all captures of one run share.
 
     Attributes:
-        opener: opens the source anew after a loss.
-        slot: where frames go.
-        reconnect: the policy.
-        say: told about losses and returns.
-        counts: what happened.
-        lost_at: clock time since when there is no picture; None while there are.
+        opener: opens the source again after a loss.
+        latest: receives the frames.
+        reconnect: the back-off policy.
+        notify: receives messages about losses and returns.
+        lost_at: clock time since when no frames arrive; None while they do.
     """
 
     opener: Opener
-    slot: Slot
+    latest: LatestFrame
     reconnect: Reconnect
     clock: Clock
-    say: Callable[[str], None] = lambda _text: None
-    counts: Counts = field(default_factory=Counts)
+    notify: Notify = ignore
     lost_at: float | None = None
 
-    def note_loss(self, why: UfovitError) -> None:
-        """Count a loss and say that it is being mended; nothing while the source is away already."""
+    @property
+    def stats(self) -> FeedStats:
+        """What happened so far."""
+        return self.latest.stats
+
+    def note_loss(self, error: UfovitError) -> None:
+        """Count a loss and report that the source will be opened again; nothing while it is lost already."""
         if self.lost_at is None:
             self.lost_at = self.clock()
-            self.counts.lost += 1
-            if self.reconnect.for_s:  # else the end of the run says it
-                self.say(f"{why}\n  trying again for {self.reconnect.for_s:g} s")
+            self.stats.lost += 1
+            if self.reconnect.for_s:  # otherwise the end of the run reports it
+                self.notify(f"{error}\n  trying again for {self.reconnect.for_s:g} s")
+
+    def note_frame(self, source_name: str) -> None:
+        """Count the return of a lost source and report it; nothing while frames arrive."""
+        if self.lost_at is not None:
+            self.stats.reconnected += 1
+            self.notify(f"{source_name}: frames again after {self.clock() - self.lost_at:.1f} s")
+            self.lost_at = None
+
+    def give_up(self, error: UfovitError | None) -> None:
+        """End the run: the source did not come back after `error`."""
+        error, for_s = error or SourceLost("the source is lost"), self.reconnect.for_s
+        if for_s:
+            error = SourceLost(
+                f"the source did not come back within {for_s:g} s",
+                found=" ".join(str(error).split("\n")),
+                next_command="connect it again, or wait longer with --reconnect-for",
+            )
+        self.latest.end(error)
 
 
 class Capture:
-    """One source being read.
+    """Reads one source.
 
     Args:
-        about: shared with the captures before it.
+        context: shared with earlier captures.
         source: opened; None: lost, to be opened again.
-        sleep: waits, and returns at once after `stop`; None: a wait that `stop` ends.
-        why: of the loss, where there is no source.
+        sleep: waits, and returns at once after `stop`; None: a wait that `stop` interrupts.
+        error: why there is no source.
     """
 
     def __init__(
-        self, about: Capturing, source: Source | None, sleep: Sleep | None = None, why: SourceLost | None = None
+        self, context: CaptureContext, source: Source | None, sleep: Sleep | None = None, error: SourceLost | None = None
     ) -> None:
-        self._about = about
+        self._context = context
         self._source = source
         self._stopped = threading.Event()
-        self._sleep: Sleep = sleep or self._pause
+        self._sleep: Sleep = sleep or self._wait
         self._pacer = self._new_pacer()
-        self._why: UfovitError | None = why
+        self._error: UfovitError | None = error
         self._attempt = 0
         self._bad_in_row = 0
         self.reading_since: float | None = None
 
     def run(self) -> None:
-        """Step until the end. What is raised reaches whoever takes frames."""
+        """Step until the end. Whoever takes frames receives what is raised."""
         try:
             while self.step():
                 pass
-        except BaseException as error:  # noqa: BLE001  # raised again by the slot, on the thread that infers
+        except BaseException as error:  # noqa: BLE001  # raised again by LatestFrame, in the inference thread
             if not self._stopped.is_set():
-                self._about.slot.end(error)
+                self._context.latest.end(error)
         finally:
             self._close()
 
     def stop(self) -> None:
-        """No further frame. A read that hangs goes on hanging on its own thread, which closes the source when it comes back."""
+        """No further frame. A read that hangs continues in its own thread, which closes the source when the read returns."""
         self._stopped.set()
 
     def step(self) -> bool:
-        """Read one picture, or try once to open the source again. False at the end."""
+        """Read one frame, or try once to open the source again. False at the end."""
         if self._stopped.is_set():
             return False
         if self._source is None:
@@ -104,90 +115,74 @@ class Capture:
         try:
             return self._read(self._source)
         except SourceLost as error:
-            return self._lose(error)
+            self._close()
+            if self._stopped.is_set():
+                return False
+            self._error = error
+            self._context.note_loss(error)
+            return True
 
     def _read(self, source: Source) -> bool:
-        about, started = self._about, self._about.clock()
+        context, started = self._context, self._context.clock()
         self.reading_since = started
         try:
             pixels = source.read()
             if pixels is not None:
-                pixels = checked(pixels)
+                pixels = check_frame(pixels)
         except BadFrame as bad:
-            about.counts.bad += 1
+            context.stats.bad += 1
             self._bad_in_row += 1
-            if self._bad_in_row >= MOST_BAD:
-                raise SourceLost(f"{MOST_BAD} unusable pictures in a row", where=source.name, found=bad) from bad
+            if self._bad_in_row >= MAX_BAD_FRAMES:
+                raise too_many_bad_frames_error(source, bad) from bad
             return not self._stopped.is_set()
         finally:
             self.reading_since = None
         if self._stopped.is_set():
             return False
         if pixels is None:
-            about.slot.end()
+            context.latest.end()
             return False
-        self._note_picture(source)
-        about.slot.put(pixels, 1000.0 * (about.clock() - started))
-        return True
-
-    def _note_picture(self, source: Source) -> None:
-        about = self._about
         self._bad_in_row = self._attempt = 0
-        if about.lost_at is not None:
-            about.counts.reconnected += 1
-            about.say(f"{source.name}: pictures again, after {about.clock() - about.lost_at:.1f} s")
-            about.lost_at = None
-
-    def _lose(self, error: UfovitError) -> bool:
-        about = self._about
-        self._close()
-        if self._stopped.is_set():
-            return False
-        self._why = error
-        about.note_loss(error)
+        context.note_frame(source.name)
+        context.latest.put(pixels, 1000.0 * (context.clock() - started))
         return True
 
     def _open_again(self) -> bool:
-        about = self._about
-        if about.lost_at is None:
-            about.lost_at = about.clock()
-        left = about.lost_at + about.reconnect.for_s - about.clock()
-        if left <= 0:
-            about.slot.end(self._gone())
+        context = self._context
+        if context.lost_at is None:
+            context.lost_at = context.clock()
+        remaining_s = context.lost_at + context.reconnect.for_s - context.clock()
+        if remaining_s <= 0:
+            context.give_up(self._error)
             return False
-        self._sleep(min(left, about.reconnect.wait_s(self._attempt)))
+        self._sleep(min(remaining_s, context.reconnect.wait_s(self._attempt)))
         self._attempt += 1
         if self._stopped.is_set():
             return False
         try:
-            self._source = about.opener()
-        except UfovitError as error:  # not back yet, or back in another state: the last word if it stays so
-            self._why = error
+            self._source = context.opener()
+        except UfovitError as error:  # not back yet, or back in another state: reported if it stays so
+            self._error = error
             return True
         self._pacer = self._new_pacer()
         self._bad_in_row = 0
         return True
 
-    def _gone(self) -> UfovitError:
-        why, for_s = self._why or SourceLost("the source is lost"), self._about.reconnect.for_s
-        if not for_s:
-            return why
-        return SourceLost(
-            f"the source did not come back within {for_s:g} s",
-            found=" ".join(str(why).split("\n")),
-            next_command="connect it again, or wait longer with --reconnect-for",
-        )
-
     def _new_pacer(self) -> Pacer | None:
         source = self._source
         if source is None or source.live or source.fps is None:
             return None
-        return Pacer(source.fps, self._about.clock, self._sleep)
+        return Pacer(source.fps, self._context.clock, self._sleep)
 
-    def _pause(self, seconds: float) -> None:
+    def _wait(self, seconds: float) -> None:
         self._stopped.wait(seconds)
 
     def _close(self) -> None:
         source, self._source = self._source, None
         if source is not None:
             source.close()
+
+
+def too_many_bad_frames_error(source: Source, last: BadFrame | None) -> SourceLost:
+    """For a source of MAX_BAD_FRAMES unusable frames in a row."""
+    return SourceLost(f"{MAX_BAD_FRAMES} unusable frames in a row", where=source.name, found=last)

@@ -1,8 +1,9 @@
-"""Ending the program while one of its threads hangs inside a driver, a codec or a pipe that nobody reads.
+"""Ends the process while one of its threads hangs inside a driver, a codec or a pipe that is not read.
 
-Python and the libraries clean up behind `main`. A thread that comes back from C++ in the middle of that ends the process by
-`std::terminate`, with exit code 134, and one that does not come back may keep it for seconds. So where a thread is left, the
-process ends at once, with the code that it has earned. What matters, recordings above all, is closed by then.
+Python and the libraries clean up after `main`. A thread that returns from C++ during that ends the process by
+`std::terminate`, with exit code 134, and a thread that does not return may keep the process alive for seconds. So where such a
+thread is left, the process exits at once, with its exit code. Everything that matters, recordings above all, is closed by
+then.
 """
 
 from __future__ import annotations
@@ -16,31 +17,31 @@ from collections.abc import Callable
 
 from calib.errors import UfovitError
 
-PREFIX = "ufovit-"
-"""Of the names of the threads that may be left."""
+THREAD_PREFIX = "ufovit-"
+"""Of the names of the threads that may be abandoned."""
 _FLUSH_S = 0.5
 
 
-def leaving(work: Callable[[], int]) -> int:
-    """The exit code of `work`, or what it raises; afterwards the process may end whatever its threads do."""
+def run_with_forced_exit(run: Callable[[], int]) -> int:
+    """Return the exit code of `run`, or raise what it raises; afterwards the process ends whatever its threads do."""
     code = 70  # of an error inside the toolkit
     try:
-        code = work()
+        code = run()
     except UfovitError as error:
         code = error.exit_code
         raise
     finally:
-        if threads_left():
-            atexit.register(end_now, code)
+        if running_threads():
+            atexit.register(exit_now, code)
     return code
 
 
-def threads_left() -> list[str]:
-    """Names of this package's threads that are still there."""
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith(PREFIX)]
+def running_threads() -> list[str]:
+    """Names of this package's threads that still run."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(THREAD_PREFIX)]
 
 
-def end_now(code: int) -> None:
+def exit_now(code: int) -> None:
     """End the process. Streams are flushed, unless one of them is what hangs."""
     flusher = threading.Thread(target=_flush, daemon=True)
     flusher.start()

@@ -1,4 +1,4 @@
-"""A picture with the time at which it was taken, and what the network made of it. numpy only."""
+"""A frame with its capture time, and the result that the network gives for it. numpy only."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ from typing import Protocol
 from edge.images.preprocess import Float32, Uint8
 
 Clock = Callable[[], float]
-"""Seconds from any origin, never backwards: `time.monotonic`, or a test's own."""
+"""Monotonic seconds from any origin: `time.monotonic`, or a fake clock in tests."""
+
+Notify = Callable[[str], None]
+"""Shows a message to a person."""
+
+
+def ignore(_text: str) -> None:
+    """The `Notify` that shows nothing."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a source.
+    """One frame of a source.
 
     Attributes:
-        pixels: uint8 (H, W, 3), red, green, blue; nobody writes to it.
-        number: how many frames the source gave before this one, those that nobody looked at included.
-        taken_s: clock time at which the source gave it away.
+        pixels: uint8 (H, W, 3) RGB; read-only by convention.
+        number: how many frames the source delivered before this one, dropped ones included.
+        taken_s: clock time at which the source delivered it.
         capture_ms: how long the source took to read and decode it.
     """
 
@@ -40,7 +47,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Latency:
-    """Where the time of one frame went, milliseconds; `age_ms` is from `Frame.taken_s` until the result was there."""
+    """Time spent on one frame, milliseconds; `age_ms` is from `Frame.taken_s` until its result is complete."""
 
     capture_ms: float
     preprocess_ms: float
@@ -51,7 +58,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Result:
-    """What the network made of one frame.
+    """The network's result for one frame.
 
     Attributes:
         frame: the frame.
@@ -59,9 +66,9 @@ class Result:
         probabilities: float32 (classes,), their softmax.
         top: the most probable classes, most probable first.
         latency: of this frame.
-        number: results before this one.
+        number: how many results came before this one.
         dropped: frames so far that a newer one replaced before the network was free.
-        fps: results per second, over the last seconds.
+        fps: results per second over the last seconds.
     """
 
     frame: Frame
@@ -75,10 +82,10 @@ class Result:
 
 
 class Sink(Protocol):
-    """Somebody who is told every result: terminal, page, recorder, audit."""
+    """Receives every result: terminal, page, recorder, audit."""
 
     def __call__(self, result: Result, /) -> None:
-        """Take note of a result. Called on the thread that infers: it returns at once, whatever becomes of the result."""
+        """Accept a result. Called on the inference thread, so it must return at once."""
 
     def close(self) -> None:
-        """Finish and give everything back; a second call does nothing."""
+        """Finish and release everything; a second call does nothing."""

@@ -1,4 +1,4 @@
-"""What the loop draws frames from: the newest of a source that goes its own pace, or each of one that waits."""
+"""What the loop takes frames from: the newest frame of a source that sets its own pace, or every frame of one that waits."""
 
 from __future__ import annotations
 
@@ -6,36 +6,25 @@ import threading
 import time
 from typing import Protocol
 
-from edge.camera.capture import MOST_BAD, Capture, Capturing, Counts
-from edge.camera.forced_exit import PREFIX
+from edge.camera.capture import MAX_BAD_FRAMES, Capture, CaptureContext, too_many_bad_frames_error
+from edge.camera.forced_exit import THREAD_PREFIX
 from edge.camera.frame import Clock, Frame
-from edge.camera.sources.source import BadFrame, Source, SourceLost, checked
+from edge.camera.frame_source import BadFrame, Source, SourceLost, check_frame
+from edge.camera.latest_frame import FeedStats
 
 STALL_S = 5.0
-"""A read that takes longer is a loss: the slowest cameras give a picture every second."""
-_PATIENCE_S = 0.5
-"""How long a thread may take to end before it is left alone; it is a daemon."""
+"""A read that takes longer counts as a loss: the slowest cameras deliver one frame a second."""
+_JOIN_S = 0.5
+"""How long a thread may take to end before it is abandoned; it is a daemon."""
 _OPENING_S = 30.0
-"""Beyond the time for reconnecting: an attempt that hangs inside a driver or a name server is given up."""
+"""Beyond the time for reconnecting, after which an attempt that hangs inside a driver or a name server is abandoned."""
 
 
-class Frames(Protocol):
+class FrameFeed(Protocol):
     """Frames for the loop."""
 
     @property
-    def dropped(self) -> int:
-        """Frames so far that a newer one replaced."""
-
-    @property
-    def given(self) -> int:
-        """Frames so far."""
-
-    @property
-    def took_s(self) -> float:
-        """Clock time at which `next` took the frame that it gave last: no newer one was there then."""
-
-    @property
-    def counts(self) -> Counts:
+    def stats(self) -> FeedStats:
         """What happened to the source."""
 
     @property
@@ -49,99 +38,75 @@ class Frames(Protocol):
         """
 
     def stop(self) -> None:
-        """Give the source back, at once; a second call does nothing."""
+        """Release the source, at once; a second call does nothing."""
 
 
-class NewestFrames:
-    """A thread reads the source as fast as it gives; the network gets the newest frame and never an older one.
+class LatestFrameFeed:
+    """A thread reads the source as fast as it delivers; `next` gives the newest frame and never an older one.
 
     Args:
-        about: opener, slot, policy, clock.
+        context: opener, receiver of frames, policy, clock.
         source: opened.
-        stall_s: a read that hangs so long is left to its thread, and the source is opened anew.
+        stall_s: a read that hangs for so long is left to its thread, and the source is opened again.
     """
 
-    def __init__(self, about: Capturing, source: Source, stall_s: float = STALL_S) -> None:
-        self._about = about
+    def __init__(self, context: CaptureContext, source: Source, stall_s: float = STALL_S) -> None:
+        self._context = context
         self._stall_s = stall_s
         self._name = source.name
-        self._capture = Capture(about, source)
-        self._thread = self._start()
-
-    @property
-    def dropped(self) -> int:
-        """See `Frames`."""
-        return self._about.slot.dropped
-
-    @property
-    def given(self) -> int:
-        """See `Frames`."""
-        return self._about.slot.given
-
-    @property
-    def took_s(self) -> float:
-        """See `Frames`."""
-        return self._about.slot.took_s
-
-    @property
-    def counts(self) -> Counts:
-        """See `Frames`."""
-        return self._about.counts
+        self.stats = context.stats
+        self._start(Capture(context, source))
 
     @property
     def ended(self) -> bool:
-        """See `Frames`."""
-        return self._about.slot.ended
+        """See `FrameFeed`."""
+        return self._context.latest.ended
 
     def next(self, wait_s: float) -> Frame | None:
-        """See `Frames`."""
-        frame = self._about.slot.take(wait_s)
+        """See `FrameFeed`."""
+        frame = self._context.latest.take(wait_s)
         if frame is None:
-            self._look_for_a_stall()
+            self._check_stall()
         return frame
 
     def stop(self) -> None:
-        """See `Frames`."""
+        """See `FrameFeed`."""
         self._capture.stop()
-        self._about.slot.end()
-        self._thread.join(_PATIENCE_S)
+        self._context.latest.end()
+        self._thread.join(_JOIN_S)
 
-    def _start(self) -> threading.Thread:
-        thread = threading.Thread(target=self._capture.run, name=f"{PREFIX}capture", daemon=True)
-        thread.start()
-        return thread
+    def _start(self, capture: Capture) -> None:
+        self._capture = capture
+        self._thread = threading.Thread(target=capture.run, name=f"{THREAD_PREFIX}capture", daemon=True)
+        self._thread.start()
 
-    def _look_for_a_stall(self) -> None:
-        about, since = self._about, self._capture.reading_since
-        if about.lost_at is not None and about.clock() - about.lost_at > about.reconnect.for_s + _OPENING_S:
+    def _check_stall(self) -> None:
+        context, since = self._context, self._capture.reading_since
+        if context.lost_at is not None and context.clock() - context.lost_at > context.reconnect.for_s + _OPENING_S:
             self._capture.stop()
-            about.slot.end(SourceLost("the source is lost, and opening it again hangs", where=self._name))
-        if since is None or about.clock() - since < self._stall_s:
+            context.latest.end(SourceLost("the source is lost, and opening it again hangs", where=self._name))
+        if since is None or context.clock() - since < self._stall_s:
             return
-        why = SourceLost(f"the source stalled: no picture for {self._stall_s:g} s", where=self._name)
-        self._capture.stop()  # its thread may be inside the driver; nobody waits for it
-        about.note_loss(why)
-        self._capture = Capture(about, None, why=why)
-        self._thread = self._start()
+        error = SourceLost(f"the source stalled: no frame for {self._stall_s:g} s", where=self._name)
+        self._capture.stop()  # its thread may be inside the driver; nothing waits for it
+        context.note_loss(error)
+        self._start(Capture(context, None, error=error))
 
 
-class EveryFrame:
-    """Each frame of a source that waits to be read, as fast as the network takes them: nothing is dropped."""
-
-    dropped = 0
+class EveryFrameFeed:
+    """Every frame of a source that waits to be read, as fast as the network takes them: none is dropped."""
 
     def __init__(self, source: Source, clock: Clock = time.monotonic) -> None:
         self._source = source
         self._clock = clock
-        self.counts = Counts()
-        self.given = 0
-        self.took_s = 0.0
+        self.stats = FeedStats()
         self.ended = False
 
-    def next(self, wait_s: float) -> Frame | None:  # noqa: ARG002  # a file does not keep anybody waiting
-        """See `Frames`."""
+    def next(self, wait_s: float) -> Frame | None:  # noqa: ARG002  # a file delivers at once
+        """See `FrameFeed`."""
+        stats = self.stats
         bad: BadFrame | None = None
-        for _ in range(MOST_BAD):
+        for _ in range(MAX_BAD_FRAMES):
             if self.ended:
                 return None
             started = self._clock()
@@ -150,18 +115,18 @@ class EveryFrame:
                 if pixels is None:
                     self.ended = True
                     return None
-                checked(pixels)
+                check_frame(pixels)
             except BadFrame as error:
-                self.counts.bad += 1
+                stats.bad += 1
                 bad = error
                 continue
-            self.took_s = self._clock()
-            self.given += 1
-            return Frame(pixels, self.given - 1, self.took_s, 1000.0 * (self.took_s - started))
+            stats.dequeued_s = self._clock()
+            stats.captured += 1
+            return Frame(pixels, stats.captured - 1, stats.dequeued_s, 1000.0 * (stats.dequeued_s - started))
         self.ended = True
-        raise SourceLost(f"{MOST_BAD} unusable pictures in a row", where=self._source.name, found=bad)
+        raise too_many_bad_frames_error(self._source, bad)
 
     def stop(self) -> None:
-        """See `Frames`."""
+        """See `FrameFeed`."""
         self.ended = True
         self._source.close()

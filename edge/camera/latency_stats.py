@@ -1,4 +1,4 @@
-"""Where the time goes: percentiles over the last results, and the rate of the last seconds, in bounded memory."""
+"""Latency percentiles over the last results, and the rate over the last seconds, in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 from edge.camera.frame import Latency
 
 WINDOW = 1024
-"""Results that percentiles speak of."""
+"""Results that percentiles are computed over."""
 RATE_S = 3.0
-"""Seconds that a rate speaks of."""
+"""Seconds that a rate is computed over."""
 PARTS = tuple(field.name for field in fields(Latency))
 
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Of one part, milliseconds, over the last results."""
+    """Of one field of `Latency` over the last results, milliseconds."""
 
     p50_ms: float
     p95_ms: float
@@ -27,8 +27,8 @@ class Percentiles:
     max_ms: float
 
 
-class Timings:
-    """The latencies of the last `window` results; may be asked on another thread than it is told."""
+class LatencyStats:
+    """The latencies of the last `window` results; thread-safe."""
 
     def __init__(self, window: int = WINDOW) -> None:
         self._ring = np.zeros((window, len(PARTS)))
@@ -41,7 +41,7 @@ class Timings:
         return self._count
 
     def add(self, latency: Latency) -> None:
-        """Note one result."""
+        """Add one result."""
         with self._lock:
             self._ring[self._count % len(self._ring)] = astuple(latency)
             self._count += 1
@@ -64,7 +64,7 @@ class Rate:
         self._seconds = seconds
 
     def add(self, now: float) -> float:
-        """Note an event at a clock time, and say the rate; 0 after the first event."""
+        """Add an event at a clock time, and return the rate; 0 after the first event."""
         self._times.append(now)
         while len(self._times) > 2 and self._times[0] < now - self._seconds:
             self._times.popleft()

@@ -1,9 +1,9 @@
-"""The loop: a frame, preprocessing, network, softmax, whoever looks.
+"""The inference loop: frame, preprocessing, network, softmax, sinks.
 
-How old an answer is. Let d be the time from taking a frame until its answer is there, and i the interval of the source. The
-frame that is taken is the newest of all (`slot`), so that it is no older than i, and nothing is waited for between taking and
-answering: neither for `--max-fps`, which waits before it takes, nor for those who look, who return at once. Hence age <= i + d.
-`preprocess_ms` begins when the frame is taken, so that the parts of d and the wait for the network make up the age.
+The age of an answer. Let d be the time from taking a frame until its answer is complete, and i the frame interval of the
+source. The frame taken is the newest of all (`latest_frame`), so it is no older than i, and nothing waits between taking and
+answering: `--max-fps` waits before a frame is taken, and sinks return at once. Hence age <= i + d. `preprocess_ms` starts when
+the frame is taken, so that the parts of d and the wait for the network add up to the age.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calib.errors import InputError
+from calib.errors import UsageError
 from calib.metrics import log_softmax
 from edge.camera.frame import Answer, Clock, Frame, Latency, Result, Sink
-from edge.camera.frame_feed import Frames
-from edge.camera.latency_stats import Percentiles, Rate, Timings
+from edge.camera.frame_feed import FrameFeed
+from edge.camera.latency_stats import LatencyStats, Percentiles, Rate
 from edge.camera.reconnect import Pacer, Sleep
 from edge.images.preprocess import Float32, Preprocess
 from edge.runtime.runner import Runner
 
-_TURN_S = 0.25
-"""Longest wait for a frame before limits and stops are looked at again."""
+_POLL_S = 0.25
+"""Longest wait for a frame before limits and stop requests are checked again."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """What makes answers of frames.
+    """The network, with what turns a frame into its input and its output into an answer.
 
     Attributes:
         runner: (B, 3, S, S) -> (B, classes).
         preprocess: of the manifest.
         labels: one per class.
         batch_min: smallest batch of the engine; copies of the frame fill it.
-        top_k: answers that a result names; no more than there are classes.
+        top_k: answers listed in a result; at most the number of classes.
     """
 
     runner: Runner
@@ -49,7 +49,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Limits:
-    """When the loop ends, and how fast it goes at most; None: no limit. Raises InputError for what is not above 0."""
+    """When the loop ends, and its maximum rate; None: no limit. Raises UsageError for a value that is not above 0."""
 
     duration_s: float | None = None
     frames: int | None = None
@@ -58,23 +58,23 @@ class Limits:
     def __post_init__(self) -> None:
         for option, value in (("--duration", self.duration_s), ("--frames", self.frames), ("--max-fps", self.max_fps)):
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise InputError("a limit has to be above 0", where=option, found=value, allowed="above 0")
+                raise UsageError("a limit must be above 0", where=option, found=value, allowed="above 0")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run came to.
+    """The totals of a run.
 
     Attributes:
-        ended: why, in a phrase.
-        seconds: of the clock.
+        ended: why it ended, in a phrase.
+        seconds: its duration on the clock.
         given, results, dropped: frames of the source, answers, frames that a newer one replaced.
-        bad: pictures that were none.
-        not_finite: frames that the network answered with NaN or infinity; they are no results.
+        bad: unusable frames.
+        not_finite: frames for which the network output NaN or infinity; they are not counted as results.
         lost, reconnected: how often the source went away and came back.
         fps: results per second, over the whole run.
         latency: field of `Latency` -> percentiles of the last results.
-        error: what ended the source, where it did not end cleanly.
+        error: what ended the source, if it did not end cleanly.
     """
 
     ended: str
@@ -95,43 +95,43 @@ class Loop:
     """One run.
 
     Args:
-        network: what answers.
-        frames: what gives frames; the caller stops it.
-        sinks: told every result, on the thread that calls `run`; the caller closes them.
-        limits: when it ends.
-        clock, sleep: seconds, and waiting; a test has its own.
+        network: computes the answers.
+        feed: delivers frames; the caller stops it.
+        sinks: receive every result, in the thread that calls `run`; the caller closes them.
+        limits: when the run ends.
+        clock, sleep: injected by tests.
     """
 
     def __init__(
         self,
         network: Network,
-        frames: Frames,
+        feed: FrameFeed,
         sinks: Iterable[Sink] = (),
         limits: Limits | None = None,
         *,
         clock: Clock = time.monotonic,
         sleep: Sleep = time.sleep,
     ) -> None:
-        self._network, self._frames, self._sinks = network, frames, tuple(sinks)
+        self._network, self._feed, self._sinks = network, feed, tuple(sinks)
         self._limits = limits or Limits()
         self._clock, self._sleep = clock, sleep
         self._pacer = Pacer(self._limits.max_fps, clock, sleep) if self._limits.max_fps is not None else None
-        self._timings, self._rate = Timings(), Rate()
+        self._latency_stats, self._rate = LatencyStats(), Rate()
         self._results = self._not_finite = 0
 
     def run(self, stop: Callable[[], str | None] = lambda: None) -> Summary:
-        """Until the source ends, a limit is reached, `stop` gives a reason, or Ctrl-C: all of these are clean ends.
+        """Run until the source ends, a limit is reached, `stop` returns a reason, or Ctrl-C: all of these are clean ends.
 
-        What ends the source otherwise is in the summary, so that what was seen until then is shown too. Raises UfovitError for
+        A failure of the source is returned in the summary, so that the totals until then are shown too. Raises UfovitError for
         what the runner refuses.
         """
         started = self._clock()
         error: Exception | None = None
         try:
-            while (ended := self._why_end(started, stop)) is None:
+            while (ended := self._end_reason(started, stop)) is None:
                 try:
                     frame = self._next_frame(started)
-                except Exception as raised:  # noqa: BLE001  # told in the summary, raised by whoever prints it
+                except Exception as raised:  # noqa: BLE001  # returned in the summary; the command raises it
                     ended, error = "the source failed", raised
                     break
                 if frame is not None:
@@ -140,26 +140,26 @@ class Loop:
             ended = "interrupted"
         return self._summary(ended, self._clock() - started, error)
 
-    def _why_end(self, started: float, stop: Callable[[], str | None]) -> str | None:
+    def _end_reason(self, started: float, stop: Callable[[], str | None]) -> str | None:
         limits = self._limits
         if limits.frames is not None and self._results + self._not_finite >= limits.frames:
             return f"{limits.frames} frames, as asked for"
         if limits.duration_s is not None and self._clock() - started >= limits.duration_s:
             return f"{limits.duration_s:g} s, as asked for"
-        return stop() or ("end of the source" if self._frames.ended else None)
+        return stop() or ("end of the source" if self._feed.ended else None)
 
     def _next_frame(self, started: float) -> Frame | None:
-        """The next frame; the wait for `max_fps` comes first, so that the frame is not older for it."""
-        left = _TURN_S
+        """The next frame. The wait for `max_fps` comes first, so that it does not age the frame."""
+        wait_s = _POLL_S
         if self._limits.duration_s is not None:
-            left = min(left, max(0.0, started + self._limits.duration_s - self._clock()))
-        if self._pacer is not None and (early := self._pacer.left_s()) > 0:
-            self._sleep(min(early, left))
-            if early > left:
+            wait_s = min(wait_s, max(0.0, started + self._limits.duration_s - self._clock()))
+        if self._pacer is not None and (early_s := self._pacer.remaining_s()) > 0:
+            self._sleep(min(early_s, wait_s))
+            if early_s > wait_s:
                 return None
-        frame = self._frames.next(left)
+        frame = self._feed.next(wait_s)
         if frame is not None and self._pacer is not None:
-            self._pacer.go()
+            self._pacer.advance()
         return frame
 
     def _answer(self, frame: Frame) -> None:
@@ -176,32 +176,32 @@ class Loop:
         done = self._clock()
         latency = Latency(
             capture_ms=frame.capture_ms,
-            preprocess_ms=1000.0 * (prepared - self._frames.took_s),
+            preprocess_ms=1000.0 * (prepared - self._feed.stats.dequeued_s),
             inference_ms=1000.0 * (inferred - prepared),
             postprocess_ms=1000.0 * (done - inferred),
             age_ms=1000.0 * (done - frame.taken_s),
         )
-        self._timings.add(latency)
+        self._latency_stats.add(latency)
         fps = self._rate.add(done)
-        result = Result(frame, logits, probabilities, top, latency, self._results, self._frames.dropped, fps)
+        result = Result(frame, logits, probabilities, top, latency, self._results, self._feed.stats.dropped, fps)
         self._results += 1
         for sink in self._sinks:
             sink(result)
 
     def _summary(self, ended: str, seconds: float, error: Exception | None) -> Summary:
-        counts = self._frames.counts
+        stats = self._feed.stats
         return Summary(
             ended=ended,
             seconds=seconds,
-            given=self._frames.given,
+            given=stats.captured,
             results=self._results,
-            dropped=self._frames.dropped,
-            bad=counts.bad,
+            dropped=stats.dropped,
+            bad=stats.bad,
             not_finite=self._not_finite,
-            lost=counts.lost,
-            reconnected=counts.reconnected,
+            lost=stats.lost,
+            reconnected=stats.reconnected,
             fps=self._results / seconds if seconds > 0 else 0.0,
-            latency=self._timings.percentiles(),
+            latency=self._latency_stats.percentiles(),
             error=error,
         )
 

@@ -1,4 +1,4 @@
-"""The one door to OpenCV: loaded when a source or a recording needs it, quiet, BGR turned to RGB here and nowhere else."""
+"""The only import of OpenCV for sources and recordings: loaded when needed, silenced; BGR is converted to RGB here only."""
 
 from __future__ import annotations
 
@@ -10,67 +10,65 @@ from typing import Any
 import numpy as np
 
 from calib.errors import MissingError
-from edge.camera.sources.source import BadFrame
+from edge.camera.frame_source import BadFrame
 from edge.images.preprocess import Uint8
 
 
-def load() -> Any:
-    """The module cv2, which reports through its return values alone. Raises MissingError where it is not installed."""
-    # FFmpeg would print addresses with their passwords; the level is read when the first video is opened
+def load_cv2() -> Any:
+    """The module cv2, with its log silenced. Raises MissingError if it is not installed."""
+    # FFmpeg would log addresses with their passwords; it reads the level when the first video is opened
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     try:
         cv2: Any = importlib.import_module("cv2")  # its type stubs differ from release to release
     except ImportError as error:
-        if "numpy" in str(error):  # JetPack's was compiled for the older one
-            mend = "pip install 'numpy<2' into this environment"
-            raise MissingError("OpenCV does not fit this numpy", found=error, next_command=mend) from error
-        mend = "pip install 'ufovit-edge[camera]', or on a Jetson JetPack's own"
-        raise MissingError("OpenCV is not installed", found=error, next_command=mend) from error
-    places: tuple[Any, ...] = (cv2, getattr(getattr(cv2, "utils", None), "logging", None))  # by release
-    for module in places:
+        if "numpy" in str(error):  # JetPack's OpenCV was compiled for numpy 1
+            what, command = "OpenCV is incompatible with this numpy", "pip install 'numpy<2' into this environment"
+        else:
+            what, command = "OpenCV is not installed", "pip install 'ufovit-edge[camera]', or on a Jetson use JetPack's own"
+        raise MissingError(what, found=error, next_command=command) from error
+    modules: tuple[Any, ...] = (cv2, getattr(getattr(cv2, "utils", None), "logging", None))
+    for module in modules:  # which one, depends on the release
         if hasattr(module, "setLogLevel"):
             module.setLogLevel(0)
     return cv2
 
 
 def has_gstreamer(build_information: str) -> bool:
-    """Whether `cv2.getBuildInformation()` says that GStreamer is in."""
+    """Whether `cv2.getBuildInformation()` lists GStreamer."""
     return re.search(r"^\s*GStreamer:\s*YES", build_information, re.MULTILINE) is not None
 
 
 def load_with_gstreamer(where: object = None) -> Any:
-    """The module cv2 where it has GStreamer. Raises MissingError, which names `where`, for any other and for none."""
-    cv2 = load()
+    """The module cv2 with GStreamer. Raises MissingError, which names `where`, without either."""
+    cv2 = load_cv2()
     if not has_gstreamer(cv2.getBuildInformation()):
         raise MissingError(
-            "a CSI camera needs an OpenCV with GStreamer, and this one has none",
+            "a CSI camera needs an OpenCV built with GStreamer",
             where=where,
-            found=f"OpenCV {cv2.__version__} of {cv2.__file__}",
-            next_command="pip uninstall opencv-python-headless, in a venv with --system-site-packages: JetPack's has it",
+            found=f"OpenCV {cv2.__version__} of {cv2.__file__}, without GStreamer",
+            next_command="pip uninstall opencv-python-headless, in a venv with --system-site-packages: JetPack's OpenCV has it",
         )
     return cv2
 
 
 def to_rgb(picture: Any) -> Uint8:
-    """What OpenCV decoded, uint8 (H, W, 3) blue, green, red, or (H, W) grey -> (H, W, 3) red, green, blue.
+    """A frame decoded by OpenCV, uint8 (H, W, 3) BGR or (H, W) grey -> (H, W, 3) RGB.
 
-    Raises BadFrame for what is no picture.
+    Raises BadFrame for anything else.
     """
     pixels = np.asarray(picture)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or 0 in pixels.shape or pixels.shape[2:] not in ((), (3,)):
-        raise BadFrame(f"{pixels.dtype} {pixels.shape} is no picture")
-    cv2 = load()
-    rgb: Uint8 = cv2.cvtColor(
-        pixels, cv2.COLOR_GRAY2RGB if pixels.ndim == 2 else cv2.COLOR_BGR2RGB
-    )  # numpy's takes 30 times as long
+        raise BadFrame(f"not a picture: {pixels.dtype} {pixels.shape}")
+    cv2 = load_cv2()
+    code = cv2.COLOR_GRAY2RGB if pixels.ndim == 2 else cv2.COLOR_BGR2RGB
+    rgb: Uint8 = cv2.cvtColor(pixels, code)  # numpy takes 30 times as long
     return rgb
 
 
 def to_bgr(pixels: Uint8) -> Uint8:
-    """Red, green, blue -> blue, green, red: what OpenCV draws on and writes. A copy."""
-    cv2 = load()
-    bgr: Uint8 = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    """RGB -> BGR, which OpenCV draws on and writes. A copy."""
+    bgr: Uint8 = load_cv2().cvtColor(pixels, load_cv2().COLOR_RGB2BGR)
     return bgr

@@ -25,15 +25,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from edge.camera.capture import Capturing
+from edge.camera.capture import CaptureContext
 from edge.camera.frame import Frame, Result
-from edge.camera.frame_feed import NewestFrames
-from edge.camera.latest_frame import Slot
+from edge.camera.frame_feed import LatestFrameFeed
+from edge.camera.frame_source import PlaybackOptions
+from edge.camera.latest_frame import LatestFrame
 from edge.camera.loop import Limits, Loop, Network, Summary
 from edge.camera.reconnect import Reconnect
 from edge.camera.session import warm_up
-from edge.camera.sources.open_source import open_source
-from edge.camera.sources.source import Playing
+from edge.camera.sources.registry import open_source
 from edge.runtime.open_build import Opened, open_runner
 
 WARM_UP = 500
@@ -41,14 +41,14 @@ _SLACK_S = 1e-6  # of adding floats
 _REMEMBERED = 4096
 
 
-class TimedSlot(Slot):
+class TimedSlot(LatestFrame):
     """A slot that remembers when the last frames were taken."""
 
     def __init__(self) -> None:
         super().__init__(time.monotonic)
         self._numbers, self._taken = np.full(_REMEMBERED, -1), np.zeros(_REMEMBERED)
 
-    def noted(self, frame: Frame) -> None:
+    def on_put(self, frame: Frame) -> None:
         """Called under the lock, for every frame."""
         place = frame.number % _REMEMBERED
         self._taken[place] = frame.taken_s
@@ -114,12 +114,12 @@ def rss_mb() -> float:
 
 def soak(opened: Opened, video: str, frames: int, source_fps: float) -> tuple[Summary, Watch]:
     """One video."""
-    source = open_source(video, Playing(loop=True))
+    source = open_source(video, PlaybackOptions(loop=True))
     source.fps = source_fps
     slot = TimedSlot()
-    about = Capturing(lambda: source, slot, Reconnect(0.0), time.monotonic)
+    about = CaptureContext(lambda: source, slot, Reconnect(0.0), time.monotonic)
     network = Network(opened.runner, opened.preprocess, opened.manifest.labels, opened.batch.min)
-    watch, feed = Watch(slot, frames), NewestFrames(about, source)
+    watch, feed = Watch(slot, frames), LatestFrameFeed(about, source)
     try:
         summary = Loop(network, feed, [watch], Limits(frames=frames)).run()
     finally:

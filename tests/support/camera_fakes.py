@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from edge.camera import opencv
-from edge.camera.capture import Capture, Capturing, Counts
+from edge.camera.capture import Capture, CaptureContext
 from edge.camera.frame import Frame, Latency, Result
-from edge.camera.latest_frame import Slot
+from edge.camera.frame_source import SourceLost
+from edge.camera.latest_frame import LatestFrame
 from edge.camera.loop import Network, best, softmax
 from edge.camera.reconnect import Reconnect
-from edge.camera.sources.source import SourceLost
 from edge.images.preprocess import Preprocess
 from edge.runtime.runner import FakeRunner
 
@@ -23,7 +23,7 @@ PREPROCESS = Preprocess(12, 12, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 def loaded_cv2():
     """cv2 by the door the program uses, or a skip: FFmpeg keeps, for the whole process, the log level of its first use."""
     pytest.importorskip("cv2")
-    return opencv.load()
+    return opencv.load_cv2()
 
 
 class FakeClock:
@@ -105,28 +105,25 @@ def slow_runner(clock, seconds):
 
 
 def capturing(opener, clock, for_s=60.0, said=None):
-    return Capturing(opener, Slot(clock), Reconnect(for_s), clock, [].append if said is None else said.append)
+    return CaptureContext(opener, LatestFrame(clock), Reconnect(for_s), clock, [].append if said is None else said.append)
 
 
 class ClockedCamera:
-    """Frames for the loop whose camera fires at planned times of a fake clock: no thread, the real slot and capture."""
+    """A feed for the loop whose camera fires at planned times of a fake clock: no thread, the real slot and capture."""
 
     def __init__(self, clock, times):
         self._clock = clock
         self.about = capturing(lambda: None, clock)
         self._capture = Capture(self.about, ListSource([picture(i % 250) for i in range(len(times))]), clock.sleep)
-        self.counts = Counts()
+        self.stats = self.about.stats
         for when in times:
             clock.at(when, self._capture.step)
-        clock.at(times[-1] + 1.0, self.about.slot.end)
+        clock.at(times[-1] + 1.0, self.about.latest.end)
 
-    dropped = property(lambda self: self.about.slot.dropped)
-    given = property(lambda self: self.about.slot.given)
-    took_s = property(lambda self: self.about.slot.took_s)
-    ended = property(lambda self: self.about.slot.ended)
+    ended = property(lambda self: self.about.latest.ended)
 
     def next(self, _wait_s):
-        while (frame := self.about.slot.take()) is None and not self.ended:
+        while (frame := self.about.latest.take()) is None and not self.ended:
             self._clock.next_event()
         return frame
 

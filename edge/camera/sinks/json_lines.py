@@ -2,14 +2,14 @@
 
     start     model, precision, target, engine_sha256, verdict (of the build), runner, ran_on, source, labels, random_weights
 result    number, frame           results before this one; frames of the source before this one
-          time                    ISO 8601, UTC, when the answer was there
+          time                    ISO 8601, UTC, when the answer was complete
           width, height           of the picture, pixels
           top                     [{index, label, probability}], most probable first
           latency_ms              {capture, preprocess, inference, postprocess, age}
           dropped, fps            so far; results per second over the last seconds
 summary   ended, seconds, given, results, dropped, bad, not_finite, lost, reconnected, fps
           latency_ms              {part: {p50, p95, p99, max}}
-          error                   a sentence, null where the source ended cleanly
+          error                   a sentence, null if the source ended cleanly
           audit                   {compared, agreed, skipped, saved}, null without --audit
 """
 
@@ -20,12 +20,13 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import IO, Any
 
+from edge.camera.background_sink import Worker
 from edge.camera.frame import Result
 from edge.camera.loop import Summary
 
 
 def result_fields(result: Result, now: datetime) -> dict[str, Any]:
-    """One result."""
+    """The fields of a result's line."""
     height, width = result.frame.pixels.shape[:2]
     return {
         "type": "result",
@@ -42,7 +43,7 @@ def result_fields(result: Result, now: datetime) -> dict[str, Any]:
 
 
 def summary_fields(summary: Summary, audit: dict[str, int] | None) -> dict[str, Any]:
-    """The last line."""
+    """The fields of the last line."""
     fields = {name: value for name, value in vars(summary).items() if name not in ("latency", "error")}
     latency = {
         part.removesuffix("_ms"): {name.removesuffix("_ms"): round(value, 3) for name, value in asdict(values).items()}
@@ -53,23 +54,17 @@ def summary_fields(summary: Summary, audit: dict[str, int] | None) -> dict[str, 
     return {"type": "summary", **fields, **rounded, "latency_ms": latency, "error": error, "audit": audit}
 
 
-class JsonLines:
-    """Work of a `Background`: writes each result to a stream. Raises BrokenPipeError when nobody reads any more."""
+class JsonLines(Worker):
+    """Writes each result to a stream. Raises BrokenPipeError when its reader is gone."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 
-    def begin(self) -> None:
-        """See `Work`."""
-
-    def take(self, result: Result) -> None:
-        """See `Work`."""
+    def process(self, result: Result) -> None:
+        """See `Worker`."""
         self.write(result_fields(result, datetime.now(timezone.utc)))
 
-    def end(self) -> None:
-        """See `Work`."""
-
     def write(self, fields: dict[str, Any]) -> None:
-        """One line, at once."""
+        """Write one line and flush."""
         self._stream.write(json.dumps(fields, allow_nan=False) + "\n")
         self._stream.flush()

@@ -1,19 +1,19 @@
-"""The answer written onto a picture, for recordings."""
+"""Draws the answer onto a picture, for recordings."""
 
 from __future__ import annotations
 
 import unicodedata
 
 from edge.camera.frame import Result
-from edge.camera.opencv import load, to_bgr
+from edge.camera.opencv import load_cv2, to_bgr
 from edge.images.preprocess import Uint8
 
 _SMALLEST = 64  # pixels: a picture smaller than this has no room for letters
 
 
 def drawn(result: Result) -> Uint8:
-    """A copy of the frame as blue, green, red, with a bar and a line per answer, and rate and age below."""
-    cv2 = load()
+    """A copy of the frame as BGR, with a bar and a line of text per answer, and rate and age below."""
+    cv2 = load_cv2()
     picture = to_bgr(result.frame.pixels)
     height, width = picture.shape[:2]
     if min(height, width) < _SMALLEST:
@@ -35,6 +35,6 @@ def drawn(result: Result) -> Uint8:
 
 
 def ascii_only(text: str) -> str:
-    """A label in the letters that OpenCV's font has: accents are dropped, others become `?`."""
+    """A label in the characters of OpenCV's font: accents are dropped, other characters become `?`."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     return plain.encode("ascii", "replace").decode("ascii")

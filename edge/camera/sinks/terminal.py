@@ -1,4 +1,4 @@
-"""What a person sees on the terminal: a live view, plain lines where the output is none, and the summary."""
+"""Terminal output: a live view, plain lines where stdout is not a terminal, and the summary."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from edge.camera.frame import Clock, Result
-from edge.camera.latency_stats import Percentiles, Timings
+from edge.camera.background_sink import Worker
+from edge.camera.frame import Clock, Notify, Result
+from edge.camera.latency_stats import LatencyStats, Percentiles
 from edge.camera.loop import Summary
 
 Notes = Callable[[], list[tuple[str, str]]]
-"""Rows that others have to add: audit, recording, page."""
+"""Rows of audit, recording and page."""
 
-PLAIN_EVERY_S = 2.0
+PLAIN_INTERVAL_S = 2.0
 _BAR = 24
 _TITLES = {
     "capture_ms": "capture",
@@ -29,18 +30,18 @@ _TITLES = {
 
 
 class LiveView:
-    """A sink that shows the newest result four times a second, drawn by a thread of its own."""
+    """A sink that shows the newest result four times a second, in a thread of its own."""
 
     def __init__(self, console: Console, title: str, notes: Notes = list) -> None:
         self._title, self._notes = title, notes
-        self._timings = Timings()
+        self._latency_stats = LatencyStats()
         self._result: Result | None = None
         self._live = Live(console=console, get_renderable=self.render, refresh_per_second=4, transient=True)
         self._live.start()
 
     def __call__(self, result: Result, /) -> None:
         """See `Sink`."""
-        self._timings.add(result.latency)
+        self._latency_stats.add(result.latency)
         self._result = result
 
     def close(self) -> None:
@@ -48,45 +49,39 @@ class LiveView:
         self._live.stop()
 
     def render(self) -> RenderableType:
-        """The view as it is now."""
+        """The current view."""
         grid = Table.grid(padding=(0, 2))
         grid.add_row(Text(self._title, style="bold"))
         result = self._result
         if result is None:
-            grid.add_row(Text("waiting for the first picture ..."))
+            grid.add_row(Text("waiting for the first frame ..."))
         else:
             grid.add_row(answers_table(result))
             grid.add_row(Text(counts_line(result)))
-            grid.add_row(latency_table(self._timings.percentiles()))
+            grid.add_row(latency_table(self._latency_stats.percentiles()))
         for name, text in self._notes():
             grid.add_row(Text(f"{name}: {text}"))
-        grid.add_row(Text("Ctrl-C ends", style="dim"))
+        grid.add_row(Text("Ctrl-C to end", style="dim"))
         return grid
 
 
-class PlainLines:
-    """Work of a `Background`: a line every two seconds."""
+class PlainLines(Worker):
+    """Writes a line every two seconds."""
 
-    def __init__(self, say: Callable[[str], None], notes: Notes = list, clock: Clock = time.monotonic) -> None:
-        self._say, self._notes, self._clock = say, notes, clock
+    def __init__(self, write: Notify, notes: Notes = list, clock: Clock = time.monotonic) -> None:
+        self._write, self._notes, self._clock = write, notes, clock
         self._next: float | None = None
 
-    def begin(self) -> None:
-        """See `Work`."""
-
-    def take(self, result: Result) -> None:
-        """See `Work`."""
+    def process(self, result: Result) -> None:
+        """See `Worker`."""
         now = self._clock()
         if self._next is not None and now < self._next:
             return
-        self._next = now + PLAIN_EVERY_S
+        self._next = now + PLAIN_INTERVAL_S
         answers = ", ".join(f"{answer.label} {answer.probability:.1%}" for answer in result.top)
         latency = result.latency
         line = f"{answers} | {counts_line(result)} | inference {latency.inference_ms:.1f} ms, age {latency.age_ms:.1f} ms"
-        self._say(" | ".join([line, *(f"{name}: {text}" for name, text in self._notes())]))
-
-    def end(self) -> None:
-        """See `Work`."""
+        self._write(" | ".join([line, *(f"{name}: {text}" for name, text in self._notes())]))
 
 
 def answers_table(result: Result) -> Table:
@@ -100,13 +95,13 @@ def answers_table(result: Result) -> Table:
 
 
 def counts_line(result: Result) -> str:
-    """Rate and counts."""
+    """Rate and counts of the run, size of the picture."""
     height, width = result.frame.pixels.shape[:2]
     return f"{result.fps:.1f} results/s, {result.number + 1} results, {result.dropped} frames dropped, picture {width}x{height}"
 
 
 def latency_table(percentiles: dict[str, Percentiles]) -> Table:
-    """Where the time goes."""
+    """Percentiles of every part of the latency."""
     table = Table("ms", "p50", "p95", "p99", "max")
     for part, values in percentiles.items():
         cells = (values.p50_ms, values.p95_ms, values.p99_ms, values.max_ms)
@@ -115,7 +110,7 @@ def latency_table(percentiles: dict[str, Percentiles]) -> Table:
 
 
 def print_summary(console: Console, summary: Summary, notes: list[tuple[str, str]]) -> None:
-    """What the run came to."""
+    """Print the totals of a run."""
     rows = [
         ("ended", summary.ended),
         ("results", f"{summary.results} in {summary.seconds:.1f} s, {summary.fps:.1f} per second"),
@@ -124,7 +119,7 @@ def print_summary(console: Console, summary: Summary, notes: list[tuple[str, str
     if summary.lost:
         rows.append(("source", f"lost {summary.lost} times, back {summary.reconnected} times"))
     if summary.not_finite:
-        rows.append(("network", f"{summary.not_finite} frames answered with NaN or infinity: no results"))
+        rows.append(("network", f"{summary.not_finite} frames output NaN or infinity: not counted as results"))
     table = Table.grid(padding=(0, 2))
     for name, text in [*rows, *notes]:
         table.add_row(Text(name), Text(text, overflow="fold"))
@@ -132,5 +127,5 @@ def print_summary(console: Console, summary: Summary, notes: list[tuple[str, str
     if summary.latency:
         console.print(latency_table(summary.latency))
         console.print(
-            "age: from the source giving the frame away until its answer is there; of the last results", highlight=False
+            "age: from the source delivering the frame until its answer is complete; over the last results", highlight=False
         )

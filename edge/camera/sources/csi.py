@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from calib.errors import InputError, MissingError
+from calib.errors import MissingError, UsageError
 from edge.camera.opencv import load_with_gstreamer
 from edge.camera.sources.capture_device import CaptureDevice
-from edge.camera.sources.source_options import count_of, fps_of, parse_parameters, size_of
+from edge.camera.sources.source_options import parse_count, parse_fps, parse_parameters, parse_size
 
 SIZE, FPS = (1280, 720), 30.0
-MOST_SENSORS = 16
-FLIPS = 8  # flip-method of nvvidconv: 0 as it is, 2 upside down
+MAX_SENSORS = 16
+FLIPS = 8  # flip-method of nvvidconv: 0 none, 2 upside down
 
 
 def csi_pipeline(sensor: int, size: tuple[int, int] = SIZE, fps: float = FPS, flip: int = 0) -> str:
     """The GStreamer pipeline from sensor to OpenCV.
 
-    The ISP's NV12 stays in NVIDIA's memory until nvvidconv copies it out as BGRx; appsink keeps one picture and drops older
+    The ISP's NV12 stays in NVIDIA's memory until nvvidconv copies it out as BGRx; appsink keeps one frame and drops older
     ones, so that a slow reader gets the newest.
     """
     rate = Fraction(fps).limit_denominator(1001)
@@ -38,14 +38,14 @@ def csi_pipeline(sensor: int, size: tuple[int, int] = SIZE, fps: float = FPS, fl
 def open_csi(rest: str) -> CaptureDevice:
     """The camera of `csi://N?size=1280x720&fps=30&flip=0`; `rest` is what follows `csi://`.
 
-    Raises MissingError where OpenCV has no GStreamer or the camera does not start, InputError for other numbers.
+    Raises MissingError if OpenCV lacks GStreamer or the camera does not start, UsageError for other numbers.
     """
     number, _, query = rest.partition("?")
-    wishes = parse_parameters(query, ("size", "fps", "flip"))
-    size, fps, flip = size_of(wishes, SIZE) or SIZE, fps_of(wishes, FPS) or FPS, count_of(wishes, "flip")
-    if not (number.isascii() and number.isdecimal()) or int(number) >= MOST_SENSORS or flip >= FLIPS:
-        allowed = f"csi://0 to csi://{MOST_SENSORS - 1}, flip 0 to {FLIPS - 1}"
-        raise InputError("CSI camera is not understood", where="--source", found=f"csi://{rest}", allowed=allowed)
+    options = parse_parameters(query, ("size", "fps", "flip"))
+    size, fps, flip = parse_size(options, SIZE), parse_fps(options, FPS), parse_count(options, "flip")
+    if not (number.isascii() and number.isdecimal()) or int(number) >= MAX_SENSORS or flip >= FLIPS:
+        allowed = f"csi://0 to csi://{MAX_SENSORS - 1}, flip 0 to {FLIPS - 1}"
+        raise UsageError("invalid CSI camera", where="--source", found=f"csi://{rest}", allowed=allowed)
     cv2 = load_with_gstreamer(f"csi://{number}")
     capture = cv2.VideoCapture(csi_pipeline(int(number), size, fps, flip), cv2.CAP_GSTREAMER)
     if not capture.isOpened():
@@ -53,8 +53,8 @@ def open_csi(rest: str) -> CaptureDevice:
         raise MissingError(
             "the CSI camera does not start",
             where=f"csi://{number}",
-            allowed="a sensor that is connected, in no other program, and has this size and rate",
+            allowed="a connected sensor that no other program uses and that supports this size and rate",
             next_command=f"gst-launch-1.0 nvarguscamerasrc sensor-id={number} num-buffers=1 ! fakesink",
         )
-    lost = "the CSI camera gives no picture any more"
-    return CaptureDevice(f"csi://{number}", capture, fps, lost=lost, mend="sudo systemctl restart nvargus-daemon")
+    lost = "the CSI camera stopped delivering frames"
+    return CaptureDevice(f"csi://{number}", capture, fps, lost=lost, next_command="sudo systemctl restart nvargus-daemon")

@@ -1,4 +1,4 @@
-"""The pictures of a folder, by name, as if a camera had taken them."""
+"""The images of a folder, by name, as if a camera had captured them."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ from pathlib import Path
 
 import numpy as np
 
-from calib.errors import InputError
-from edge.camera.sources.source import BadFrame, Playing
+from calib.errors import DataError, InputError
+from edge.camera.frame_source import BadFrame, PlaybackOptions
 from edge.images.labelled_images import IMAGE_SUFFIXES, decode
 from edge.images.preprocess import Uint8
 
 FPS = 5.0
-"""Pictures of a folder have no rate of their own; at this one a person can follow."""
+"""Images of a folder have no rate of their own; at this one a person can follow."""
 
 
 class ImageFolder:
     """Every image file below a folder, or one image file, through the decoder of all other steps (EXIF rotation and so on).
 
-    Raises InputError for a folder without images. An image that cannot be decoded is a BadFrame; if all are, InputError.
+    Raises DataError for a folder without images. An image that cannot be decoded is a BadFrame; if all are, DataError.
     """
 
     live = False
     fps: float | None = FPS
 
-    def __init__(self, path: Path, playing: Playing) -> None:
+    def __init__(self, path: Path, options: PlaybackOptions) -> None:
         self.name = str(path)
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         self._files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
         if not self._files:
-            raise InputError("no images in the folder", where=path, allowed=" ".join(sorted(IMAGE_SUFFIXES)))
-        self._loop = playing.loop
-        self._say = playing.say
+            raise DataError("no images in the folder", where=path, allowed=" ".join(sorted(IMAGE_SUFFIXES)))
+        self._options = options
         self._next = 0
         self._decoded = 0
 
@@ -39,8 +38,8 @@ class ImageFolder:
         """See `Source`."""
         if self._next == len(self._files):
             if not self._decoded:
-                raise InputError("none of the images can be decoded", where=self.name, found=f"{len(self._files)} files")
-            if not self._loop:
+                raise DataError("none of the images can be decoded", where=self.name, found=f"{len(self._files)} files")
+            if not self._options.loop:
                 return None
             self._next = 0
         file = self._files[self._next]
@@ -48,7 +47,7 @@ class ImageFolder:
         try:
             pixels = decode(file)
         except InputError as error:
-            self._say(f"skipped: {error}")
+            self._options.notify(f"skipped: {error}")
             raise BadFrame(str(error)) from error
         self._decoded += 1
         return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels

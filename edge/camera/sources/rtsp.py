@@ -1,54 +1,54 @@
-"""rtsp:// and http://: a stream of the network. Passwords in its address are shown to nobody."""
+"""rtsp:// and http://: a network stream. Passwords in its address are never shown."""
 
 from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from calib.errors import InputError, MissingError
-from edge.camera.opencv import load
+from calib.errors import MissingError, UsageError
+from edge.camera.opencv import load_cv2
 from edge.camera.sources.capture_device import CaptureDevice, known_fps
 
 
-class Stream(CaptureDevice):
-    """A stream that FFmpeg reads, RTSP over TCP. A pause of more than `timeout_s` seconds is a loss.
+class NetworkStream(CaptureDevice):
+    """A stream read by FFmpeg, RTSP over TCP. A pause of more than `timeout_s` seconds is a loss.
 
-    Raises InputError for an address that is none, MissingError where nobody answers in time or FFmpeg is not in OpenCV.
+    Raises UsageError for a malformed address, MissingError if no video arrives in time or OpenCV lacks FFmpeg.
     """
 
     def __init__(self, address: str, timeout_s: float) -> None:
-        name = shown(address)
-        cv2 = load()
+        name = redact_address(address)
+        cv2 = load_cv2()
         if cv2.CAP_FFMPEG not in cv2.videoio_registry.getStreamBackends():
             raise MissingError(
-                "this OpenCV has no FFmpeg, which reads streams",
+                "this OpenCV lacks FFmpeg, which reads streams",
                 where=name,
                 found=f"OpenCV {cv2.__version__}",
                 next_command="pip install opencv-python-headless",
             )
-        limit = max(1, round(1000 * timeout_s))
-        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit]
+        limit_ms = max(1, round(1000 * timeout_s))
+        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit_ms]
         capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, limits)
         if not capture.isOpened():
             capture.release()
             raise MissingError(
-                f"the stream does not open: no video from there within {timeout_s:g} s",
+                f"the stream cannot be opened: no video within {timeout_s:g} s",
                 where=name,
-                allowed="an address that answers, with the right user and password, and a format that FFmpeg knows",
+                allowed="a reachable address, with valid user and password, and a format that FFmpeg supports",
                 next_command="open the same address in another player",
             )
         fps = known_fps(capture.get(cv2.CAP_PROP_FPS))
-        lost = f"the stream gives no picture any more: closed by its other end, or silent for {timeout_s:g} s"
-        super().__init__(name, capture, fps, lost=lost, mend="look whether its camera is on and reachable")
+        lost = f"the stream stopped delivering frames: closed by its peer, or silent for {timeout_s:g} s"
+        super().__init__(name, capture, fps, lost=lost, next_command="check that its camera is on and reachable")
 
 
-def shown(address: str) -> str:
-    """An address for people and logs: without user, password, query and fragment. Raises InputError for one that is none."""
+def redact_address(address: str) -> str:
+    """An address for messages and logs: without user, password, query and fragment. Raises UsageError for a malformed one."""
     try:
         parts = urlsplit(address)
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port, parts = None, None, urlsplit("")
-    if not host:  # the address itself is not shown: nobody knows what of it is a password
-        raise InputError("address of the stream is not understood", where="--source", allowed="rtsp://HOST[:PORT]/PATH")
+    if not host:  # the address itself is not shown: any part of it may be a password
+        raise UsageError("malformed address of the stream", where="--source", allowed="rtsp://HOST[:PORT]/PATH")
     bracketed = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{bracketed}{'' if port is None else f':{port}'}{parts.path}"

@@ -1,49 +1,48 @@
-"""What stands behind the `?` of a source: size=1280x720&fps=30."""
+"""Options after the `?` of a source: size=1280x720&fps=30."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping
+from typing import TypeVar
 from urllib.parse import parse_qsl
 
-from calib.errors import InputError
+from calib.errors import UsageError
 
-LARGEST_SIDE = 16384
-FASTEST = 1000.0
-_WHERE = "--source"
+MAX_SIDE = 16384
+MAX_FPS = 1000.0
+_Default = TypeVar("_Default")
 
 
 def parse_parameters(query: str, known: tuple[str, ...]) -> dict[str, str]:
-    """Names and values. Raises InputError for a name that is not known, said twice or without a value."""
+    """Names and values. Raises UsageError for a name that is unknown, repeated or without a value."""
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     except ValueError as error:
-        raise InputError("parameters of the source are not understood", where=_WHERE, found=query, allowed="a=1&b=2") from error
-    found = dict(pairs)
-    unknown = [name for name in found if name not in known]
-    if unknown or len(found) != len(pairs) or "" in found.values():
-        shown = ", ".join(unknown) or query
+        raise _option_error("invalid options of the source", query, "a=1&b=2") from error
+    parameters = dict(pairs)
+    unknown = [name for name in parameters if name not in known]
+    if unknown or len(parameters) != len(pairs) or "" in parameters.values():
         allowed = f"each at most once, with a value: {', '.join(known)}"
-        raise InputError("parameters of the source are not understood", where=_WHERE, found=shown, allowed=allowed)
-    return found
+        raise _option_error("invalid options of the source", ", ".join(unknown) or query, allowed)
+    return parameters
 
 
-def size_of(parameters: Mapping[str, str], default: tuple[int, int] | None = None) -> tuple[int, int] | None:
-    """(width, height) of `size=WIDTHxHEIGHT`, pixels. Raises InputError."""
+def parse_size(parameters: Mapping[str, str], default: tuple[int, int] | _Default) -> tuple[int, int] | _Default:
+    """(width, height) of `size=WIDTHxHEIGHT`, pixels. Raises UsageError."""
     text = parameters.get("size")
     if text is None:
         return default
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     width, height = (int(part) for part in match.groups()) if match else (0, 0)
-    if not (0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE):
-        allowed = f"size=WIDTHxHEIGHT such as 1280x720, sides of 1 to {LARGEST_SIDE}"
-        raise InputError("size of the source is not understood", where=_WHERE, found=text, allowed=allowed)
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+        raise _option_error("invalid size of the source", text, f"size=WIDTHxHEIGHT such as 1280x720, sides of 1 to {MAX_SIDE}")
     return width, height
 
 
-def fps_of(parameters: Mapping[str, str], default: float | None = None) -> float | None:
-    """Pictures per second of `fps=`. Raises InputError."""
+def parse_fps(parameters: Mapping[str, str], default: float | _Default) -> float | _Default:
+    """Frames per second of `fps=`. Raises UsageError."""
     text = parameters.get("fps")
     if text is None:
         return default
@@ -51,17 +50,18 @@ def fps_of(parameters: Mapping[str, str], default: float | None = None) -> float
         fps = float(text)
     except ValueError:
         fps = math.nan
-    if not 0 < fps <= FASTEST:
-        allowed = f"above 0, at most {FASTEST:g}"
-        raise InputError("frame rate of the source is not understood", where=_WHERE, found=text, allowed=allowed)
+    if not 0 < fps <= MAX_FPS:
+        raise _option_error("invalid frame rate of the source", text, f"above 0, at most {MAX_FPS:g}")
     return fps
 
 
-def count_of(parameters: Mapping[str, str], name: str, default: int = 0) -> int:
-    """A whole number, 0 or more. Raises InputError."""
-    text = parameters.get(name)
-    if text is None:
-        return default
+def parse_count(parameters: Mapping[str, str], name: str, default: int = 0) -> int:
+    """A whole number, 0 or more. Raises UsageError."""
+    text = parameters.get(name, str(default))
     if not re.fullmatch(r"\d{1,9}", text):
-        raise InputError(f"parameter {name} of the source is no whole number", where=_WHERE, found=text, allowed="0 or more")
+        raise _option_error(f"option {name} of the source is not a whole number", text, "0 or more")
     return int(text)
+
+
+def _option_error(what: str, found: str, allowed: str) -> UsageError:
+    return UsageError(what, where="--source", found=found, allowed=allowed)

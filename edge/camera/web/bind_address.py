@@ -1,4 +1,4 @@
-"""Where the page is served: `--serve [HOST:]PORT`, the listening socket, the names it may be asked for under. Stdlib only."""
+"""Where the page is served: `--serve [HOST:]PORT`, the listening socket, the accepted Host headers. Stdlib only."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ import re
 import socket
 from collections.abc import Callable
 
-from calib.errors import InputError, MissingError
+from calib.errors import MissingError, UsageError
 
 LOOPBACK = "127.0.0.1"
 SEND_BUFFER = 128 * 1024
-"""Bytes of a connection that the kernel holds: two or three pictures, so that a slow viewer sees no old scene."""
-_ALLOWED = "[HOST:]PORT with a port from 0 (any free one) to 65535, as 8080, 0.0.0.0:8080 or [::1]:8080"
+"""Bytes that the kernel buffers per connection: two or three pictures, so that a slow viewer does not see an old scene."""
+_ALLOWED = "[HOST:]PORT with a port from 0 (any free one) to 65535, such as 8080, 0.0.0.0:8080 or [::1]:8080"
 _ADDRESS = re.compile(r"(?:(?P<host>\[[^\[\]]+\]|[^:\[\]\s/]+):)?(?P<port>[0-9]{1,5})")
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """(host, port) of `[HOST:]PORT`; without a host it is 127.0.0.1. Raises InputError."""
+    """(host, port) of `[HOST:]PORT`; without a host it is 127.0.0.1. Raises UsageError."""
     match = _ADDRESS.fullmatch(text.strip())
     if match is None or int(match["port"]) > 65535:
-        raise InputError("not an address for the page", where="--serve", found=text, allowed=_ALLOWED)
+        raise UsageError("invalid address for the page", where="--serve", found=text, allowed=_ALLOWED)
     host = (match["host"] or LOOPBACK).strip("[]")
     if ":" in host and _ip(host) is None:
-        raise InputError("not an IPv6 address", where="--serve", found=text, allowed=_ALLOWED)
+        raise UsageError("invalid IPv6 address", where="--serve", found=text, allowed=_ALLOWED)
     return host, int(match["port"])
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a host: "localhost" or an address of the loopback interface."""
+    """Whether a host is reachable from this machine only: "localhost" or an address of the loopback interface."""
     address = _ip(host)
     return host.lower() == "localhost" if address is None else address.is_loopback
 
 
 def host_check(host: str) -> Callable[[str], bool]:
-    """Tells whether a request's Host header is one of this machine's.
+    """A function that tells whether a request's Host header names this machine.
 
-    A page on the internet may point a name of its own at this machine and then read the camera as if it were its own (DNS
-    rebinding); that name arrives in the Host header. On loopback only loopback's names count. Elsewhere a viewer may
-    use any address, and the name of this machine with any domain behind it.
+    A site on the internet may resolve a name of its own to this machine and then read the camera as same-origin (DNS
+    rebinding); that name arrives in the Host header. On loopback only names of loopback are accepted. Elsewhere a viewer may
+    use any IP address, and the name of this machine followed by any domain.
     """
     bound = host.lower()
     if is_loopback(host):
@@ -54,12 +54,12 @@ def host_check(host: str) -> Callable[[str], bool]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket. Raises InputError or MissingError saying why there is none."""
+    """A listening TCP socket. Raises UsageError or MissingError with the reason if there can be none."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError) as error:
-        raise InputError(
-            "the host for the page is not known here",
+        raise UsageError(
+            "unknown host for the page",
             where="--serve",
             found=host,
             allowed="an address of this machine",
@@ -68,23 +68,23 @@ def listen(host: str, port: int) -> socket.socket:
     server = socket.socket(family, socket.SOCK_STREAM)
     try:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # accepted connections inherit these
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # accepted connections inherit both
         server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         server.bind(address)
         server.listen(128)
         server.setblocking(False)
     except OSError as error:
         server.close()
-        raise _no_socket(host, port, error) from error
+        raise _listen_error(host, port, error) from error
     return server
 
 
 def url_of(host: str, port: int) -> str:
-    """What a person types into a browser; for 0.0.0.0 the address that other machines reach this one under."""
+    """The URL for a browser; for 0.0.0.0 with the address under which other machines reach this one."""
     address = _ip(host)
     shown = host
     if address is not None and address.is_unspecified:
-        shown = _outward(address.version) or socket.gethostname()
+        shown = _outbound_address(address.version) or socket.gethostname()
     return f"http://[{shown}]:{port}/" if ":" in shown else f"http://{shown}:{port}/"
 
 
@@ -96,40 +96,40 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _name(header: str) -> str:
-    """The host of a Host header, without port, brackets and final dot, in lower case; "" for nonsense."""
+    """The host of a Host header, without port, brackets and final dot, in lower case; "" if malformed."""
     match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?", header)
     return "" if match is None else match[1].strip("[]").lower().removesuffix(".")
 
 
-def _outward(version: int) -> str | None:
-    """This machine's address on the way to elsewhere. Connecting a datagram socket sends nothing."""
-    family, elsewhere = (socket.AF_INET, "192.0.2.1") if version == 4 else (socket.AF_INET6, "2001:db8::1")
+def _outbound_address(version: int) -> str | None:
+    """This machine's address on the route to other networks. Connecting a datagram socket sends nothing."""
+    family, remote = (socket.AF_INET, "192.0.2.1") if version == 4 else (socket.AF_INET6, "2001:db8::1")
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((elsewhere, 9))
+            probe.connect((remote, 9))
             return str(probe.getsockname()[0])
     except OSError:
         return None
 
 
-def _no_socket(host: str, port: int, error: OSError) -> InputError | MissingError:
+def _listen_error(host: str, port: int, error: OSError) -> UsageError | MissingError:
     where = f"{host}:{port}"
     if error.errno == errno.EADDRINUSE:
         other = port + 1 if port < 65535 else port - 1
-        return InputError(
-            f"port {port} is taken by another program",
+        return UsageError(
+            f"port {port} is in use by another program",
             where=where,
             allowed="a free port",
             next_command=f"--serve {other}, or --serve 0 for any free port",
         )
     if error.errno == errno.EACCES:
-        return MissingError(
-            f"port {port} needs a permission that this user lacks", where=where, next_command="--serve 8080, or any from 1024"
-        )
+        return MissingError(f"no permission to use port {port}", where=where, next_command="--serve 8080, or any from 1024")
     if error.errno == errno.EADDRNOTAVAIL:
-        return InputError(
-            "the host for the page is no address of this machine",
+        return UsageError(
+            "the host for the page is not an address of this machine",
             where=where,
             next_command=f"--serve {port}, or --serve 0.0.0.0:{port} for every network",
         )
-    return MissingError("the page cannot be served there", where=where, found=error.strerror, next_command="--serve 8080")
+    return MissingError(
+        "the page cannot be served at this address", where=where, found=error.strerror, next_command="--serve 8080"
+    )

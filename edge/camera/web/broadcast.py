@@ -1,8 +1,8 @@
-"""From results to what every viewer of the page gets: each picture encoded once, each figure written once, nothing queued.
+"""Broadcasts results to the viewers of the page: each picture is encoded once, each figure written once, nothing is queued.
 
-A viewer waits for the next moment and takes the newest; one that was busy with sending skips those in between. So a slow
-viewer costs no memory, and all viewers together cost one JPEG per moment. Moments come RATE times a second at most, fewer when
-so many look that sending would take the processor from the network, and no JPEG is made while nobody looks.
+A viewer waits for the next tick and sends the newest result; one that is still sending skips the ticks in between. So a slow
+viewer costs no memory, and all viewers together cost one JPEG per tick. There are at most RATE ticks a second, fewer when so
+many view the page that sending would take processor time from the network, and no JPEG is encoded without viewers.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from typing import Any
 
 from edge.camera.frame import Clock, Result
 from edge.camera.web.jpeg import Encode
-from edge.camera.web.latency_history import KEPT_S, PARTS, History
+from edge.camera.web.latency_history import KEPT_S, PARTS, LatencyHistory
 
 RATE = 12.0
 """Pictures and answers a second."""
 SENDS_PER_S = 400.0
-"""Of all viewers together, roughly: beyond it moments come less often."""
+"""Of all viewers together, roughly: beyond it ticks come less often."""
 SLOWEST_RATE = 2.0
 ALL_CLASSES = 12
-"""Up to so many classes are all shown, each in its place; of more, those that the result calls its top."""
+"""Up to so many classes are all shown, each in its place; of more, the top of the result."""
 STALE_S = 2.0
-"""Without a new result for so long, or for three usual intervals if that is longer, the picture is marked stale."""
+"""The picture is marked stale without a new result for so long, or for three usual intervals if that is longer."""
 BOUNDARY = b"--frame\r\n"
 
 Notes = Callable[[], Mapping[str, str]]
-"""Rows that change while the camera runs; called once a second, on the page's thread."""
+"""Rows that change while the camera runs; called once a second in the page's thread."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What the page says of the build.
+class PageContent:
+    """What the page shows about the build.
 
     Attributes:
         identity: rows; the one called "verdict" also gives the page its badge.
@@ -49,52 +49,52 @@ class Shown:
     notes: Notes = field(default=dict)
 
 
-class Feed:
-    """The newest result, and the streams made of it. `note` may be called on any one thread; all else on the page's."""
+class Broadcast:
+    """The newest result, and the streams made from it. `publish` may be called in any one thread; all else in the page's."""
 
-    def __init__(self, shown: Shown, encode: Encode, clock: Clock) -> None:
-        self._shown = shown
+    def __init__(self, content: PageContent, encode: Encode, clock: Clock) -> None:
+        self._content = content
         self._encode = encode
         self._clock = clock
         self._newest: tuple[Result, float] | None = None
-        self._history = History(clock)
-        self._moment = asyncio.Event()
+        self._history = LatencyHistory(clock)
+        self._tick = asyncio.Event()
         self._picture: tuple[int, bytes] | None = None
         self._answer: tuple[int, bytes] | None = None
         self._second = b""
         self._seconds = 0
         self._fault = ""
         self._ended = False
-        self._looking = {"picture": 0, "figures": 0}
+        self._viewers = {"picture": 0, "figures": 0}
         self.encoded = 0
 
-    def note(self, result: Result) -> None:
-        """Remember the newest result, and its latency."""
+    def publish(self, result: Result) -> None:
+        """Store the newest result, and its latency."""
         self._history.add(result.latency)
         self._newest = result, self._clock()
 
     @property
     def viewers(self) -> int:
-        """How many read the figures."""
-        return self._looking["figures"]
+        """How many viewers read the figures."""
+        return self._viewers["figures"]
 
     async def run(self) -> None:
-        """Make moments until `end`."""
+        """Tick until `end`."""
         while not self._ended:
-            self._make()
-            self._moment.set()  # wakes all who wait
-            self._moment.clear()  # and nobody who comes later
+            self._update()
+            self._tick.set()  # wakes all viewers that wait
+            self._tick.clear()  # and none that come later
             await asyncio.sleep(self._interval_s())
 
     def end(self) -> None:
         """Let every stream finish."""
         self._ended = True
-        self._moment.set()
+        self._tick.set()
 
     async def pictures(self) -> AsyncIterator[bytes]:
         """Parts of `multipart/x-mixed-replace; boundary=frame`, one JPEG each.
 
-        The boundary that ends a part is sent with it: browsers show a picture when they see its end.
+        The boundary that ends a part is sent with it: browsers show a picture when they receive its end.
         """
         yield BOUNDARY
         sent = -1
@@ -103,10 +103,10 @@ class Feed:
                 sent, part = self._picture
                 yield part
             else:
-                await self._moment.wait()
+                await self._tick.wait()
 
     async def figures(self) -> AsyncIterator[bytes]:
-        """Server-sent events: about and history once, then an answer per moment and a row per second."""
+        """Server-sent events: about and history once, then an answer per tick and a row per second."""
         sent, second = -1, self._seconds  # before the first yield: a row may come while that is sent
         yield b"retry: 1000\n\n" + event("about", self._about()) + event("history", list(self._history.rows))
         while not self._ended:
@@ -118,22 +118,22 @@ class Feed:
             if data:
                 yield data
             else:
-                await self._moment.wait()
+                await self._tick.wait()
         yield event("end", {})
 
     @contextlib.contextmanager
-    def watching(self, stream: str) -> Iterator[None]:
+    def viewer(self, stream: str) -> Iterator[None]:
         """Count a viewer of a stream ("picture" or "figures") while the block runs."""
-        self._looking[stream] += 1
+        self._viewers[stream] += 1
         try:
             yield
         finally:
-            self._looking[stream] -= 1
+            self._viewers[stream] -= 1
 
     def _interval_s(self) -> float:
-        return min(1 / SLOWEST_RATE, max(1 / RATE, sum(self._looking.values()) / SENDS_PER_S))
+        return min(1 / SLOWEST_RATE, max(1 / RATE, sum(self._viewers.values()) / SENDS_PER_S))
 
-    def _make(self) -> None:
+    def _update(self) -> None:
         row = self._history.close_second()
         if row is not None:
             self._seconds += 1
@@ -143,7 +143,7 @@ class Feed:
         result = self._newest[0]
         if self.viewers and (self._answer is None or self._answer[0] != result.number):
             self._answer = result.number, event("result", self._figures(result))
-        if self._looking["picture"] and (self._picture is None or self._picture[0] != result.number):
+        if self._viewers["picture"] and (self._picture is None or self._picture[0] != result.number):
             self._picture = result.number, self._part(result)
 
     def _part(self, result: Result) -> bytes:
@@ -151,16 +151,16 @@ class Feed:
             jpeg = self._encode(result.frame.pixels)
             self.encoded += 1
             self._fault = ""
-        except Exception as error:  # noqa: BLE001  # whatever an image library says: the figures go on without the picture
-            self._fault = f"cannot be drawn: {' '.join(str(error).split())[:200]}"
+        except Exception as error:  # noqa: BLE001  # whatever an image library raises, the figures continue without the picture
+            self._fault = f"cannot be encoded: {' '.join(str(error).split())[:200]}"
             return b""
         head = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\nX-Result: {result.number}\r\n\r\n"
         return head.encode() + jpeg + b"\r\n" + BOUNDARY
 
     def _about(self) -> dict[str, Any]:
-        labels = list(self._shown.labels)
+        labels = list(self._content.labels)
         return {
-            "identity": list(self._shown.identity.items()),
+            "identity": list(self._content.identity.items()),
             "labels": labels if len(labels) <= ALL_CLASSES else [],
             "longest": max(map(len, labels), default=0),
             "parts": PARTS,
@@ -169,7 +169,7 @@ class Feed:
         }
 
     def _state(self) -> dict[str, Any]:
-        """Is the picture fresh, and the rows that change."""
+        """Whether the picture is stale, and the rows that change."""
         quiet_s = None if self._newest is None else self._clock() - self._newest[1]
         usual_s = 1 / self._newest[0].fps if self._newest is not None and self._newest[0].fps > 0 else 0.0
         stale = quiet_s is not None and quiet_s > max(STALE_S, 3 * min(usual_s, 20.0))
@@ -182,13 +182,13 @@ class Feed:
 
     def _notes(self) -> dict[str, str]:
         try:
-            notes = {str(name): str(text) for name, text in self._shown.notes().items()}
-        except Exception as error:  # noqa: BLE001  # a note that fails must not end the page
-            notes = {"notes": f"cannot be told: {' '.join(str(error).split())[:200]}"}
+            notes = {str(name): str(text) for name, text in self._content.notes().items()}
+        except Exception as error:  # noqa: BLE001  # a failing note must not end the page
+            notes = {"notes": f"not available: {' '.join(str(error).split())[:200]}"}
         return {**notes, "picture": self._fault} if self._fault else notes
 
     def _figures(self, result: Result) -> dict[str, Any]:
-        few = len(self._shown.labels) <= ALL_CLASSES
+        few = len(self._content.labels) <= ALL_CLASSES
         return {
             "number": result.number,
             "frame": result.frame.number,
@@ -200,10 +200,10 @@ class Feed:
 
 
 def finite(value: float) -> float | None:
-    """A number with five digits behind the point, None for NaN and infinities, which JSON cannot write."""
+    """A number with five decimal places, None for NaN and infinities, which JSON cannot represent."""
     return round(value, 5) if math.isfinite(value) else None
 
 
 def event(name: str, value: object) -> bytes:
-    """A server-sent event with JSON in it, which holds no line break."""
+    """A server-sent event whose data is JSON, which contains no line break."""
     return f"event: {name}\ndata: {json.dumps(value, separators=(',', ':'), allow_nan=False)}\n\n".encode()

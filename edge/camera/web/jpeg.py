@@ -1,4 +1,4 @@
-"""A picture as JPEG for the page: OpenCV where it is installed, else Pillow."""
+"""Encodes pictures as JPEG for the page: with OpenCV if it is installed, else with Pillow."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from calib.errors import MissingError
 from edge.images.preprocess import Uint8
 
-LONGEST = 640
+MAX_SIDE = 640
 """Pixels of the longer side of a picture on the page."""
 QUALITY = 75
 
 Encode = Callable[[Uint8], bytes]
-"""uint8 (H, W, 3), red, green, blue -> a JPEG file of at most LONGEST pixels a side."""
+"""uint8 (H, W, 3) RGB -> a JPEG file of at most MAX_SIDE pixels a side."""
 
 
 def jpeg_encoder() -> Encode:
-    """The encoder of this machine. Raises MissingError where there is none."""
+    """The encoder of this machine. Raises MissingError if there is none."""
     try:
         import cv2  # noqa: F401  # whether it is there
     except ImportError:
@@ -36,8 +36,8 @@ def jpeg_encoder() -> Encode:
 
 
 def size_on_page(height: int, width: int) -> tuple[int, int]:
-    """(height, width) with the same sides' ratio, the longer at most LONGEST; nothing is enlarged."""
-    share = min(1.0, LONGEST / max(height, width))
+    """(height, width) of the same aspect ratio, the longer at most MAX_SIDE; nothing is enlarged."""
+    share = min(1.0, MAX_SIDE / max(height, width))
     return max(1, round(height * share)), max(1, round(width * share))
 
 
@@ -49,8 +49,8 @@ def with_opencv(pixels: Uint8) -> bytes:
     picture: cv2.typing.MatLike = np.ascontiguousarray(pixels)
     if (height, width) != picture.shape[:2]:
         picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    if not done:
+    success, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    if not success:
         raise ValueError(f"OpenCV wrote no JPEG of {pixels.shape}")
     return data.tobytes()
 

@@ -1,4 +1,4 @@
-"""What every request to the page passes: whose name it came under, whose page sent it, and whether it knows the token."""
+"""Checks on every request to the page: its Host header, which site's page sent it, and whether it has the token."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edge.camera.web.token import Access
+from edge.camera.web.token import TokenAuth
 
 OPEN_PATHS = ("/login", "/static/page.css", "/static/icon.svg")
-"""What the form for the token needs."""
+"""Served without the token: what the login form needs."""
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; img-src 'self'; script-src 'self'; style-src 'self'; connect-src 'self'; form-action 'self'; "
@@ -27,68 +27,69 @@ HEADERS = {
 }
 
 
-class Guard:
-    """ASGI middleware. Every answer, refusals too, carries HEADERS."""
+class SecurityMiddleware:
+    """ASGI middleware. Every response, refusals included, carries HEADERS.
 
-    def __init__(self, app: ASGIApp, access: Access, known_host: Callable[[str], bool]) -> None:
+    starlette's TrustedHostMiddleware knows names and `*.domain` only; here any IP address and `name.*` are accepted
+    (`host_check`).
+    """
+
+    def __init__(self, app: ASGIApp, auth: TokenAuth, known_host: Callable[[str], bool]) -> None:
         self._app = app
-        self._access = access
+        self._auth = auth
         self._known_host = known_host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
 
-        async def guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        if scope["type"] != "http":
-            return
-        refusal = self._refusal(scope)
-        await (refusal or self._app)(scope, receive, guarded)
+        if scope["type"] == "http":
+            await (self._refusal(scope) or self._app)(scope, receive, send_with_headers)
 
     def _refusal(self, scope: Scope) -> Response | None:
-        headers = Headers(scope=scope)
+        headers, auth = Headers(scope=scope), self._auth
         if not self._known_host(headers.get("host", "")):
-            return refuse(421, "This page answers to the address or the name of its machine only.")
-        if from_elsewhere(headers, scope["method"]):
-            return refuse(403, "Another site may not use this page.")
-        if not self._access.needed or scope["path"] in OPEN_PATHS or self._access.has_cookie(headers.get("cookie", "")):
+            return refusal(421, "Open this page by the address or the name of its machine.")
+        if is_cross_site(headers, scope["method"]):
+            return refusal(403, "Other sites may not use this page.")
+        if not auth.needed or scope["path"] in OPEN_PATHS or auth.has_cookie(headers.get("cookie", "")):
             return None
-        return self._without_cookie(scope, headers)
+        return self._bearer_refusal(scope, headers.get("authorization", ""))
 
-    def _without_cookie(self, scope: Scope, headers: Headers) -> Response | None:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
+    def _bearer_refusal(self, scope: Scope, authorization: str) -> Response | None:
+        scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer":
             if scope["path"] == "/":
                 return RedirectResponse("/login", 303)
-            return refuse(401, "This page wants a token: open /login, or send Authorization: Bearer TOKEN.")
-        wait_s = self._access.wait_s(address_of(scope))
+            return refusal(401, "This page requires a token: open /login, or send Authorization: Bearer TOKEN.")
+        address = client_address(scope)
+        wait_s = self._auth.wait_s(address)
         if wait_s > 0:
-            return refuse(429, "Too many wrong tokens. Wait, then try again.", {"Retry-After": str(int(wait_s) + 1)})
-        if not self._access.accepts(token.strip(), address_of(scope)):
-            return refuse(401, "That is not the token.")
-        return None
+            return refusal(429, "Too many wrong tokens. Wait, then try again.", {"Retry-After": str(int(wait_s) + 1)})
+        return None if self._auth.accepts(token.strip(), address) else refusal(401, "That is not the token.")
 
 
-def refuse(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
-    """A short answer in plain text; 401 also says how to be let in."""
+def refusal(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
+    """A short response in plain text; 401 also names the scheme of authentication."""
     extra = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     return PlainTextResponse(text + "\n", status, {**extra, **(headers or {})})
 
 
-def address_of(scope: Scope) -> str:
-    """The address that a request came from; forwarded ones are not believed."""
+def client_address(scope: Scope) -> str:
+    """The peer address of a request; forwarding headers are ignored."""
     client = scope.get("client")
     return str(client[0]) if client else ""
 
 
-def from_elsewhere(headers: Headers, method: str) -> bool:
-    """Whether another site's page made the browser ask; following a link to the page is fine.
+def is_cross_site(headers: Headers, method: str) -> bool:
+    """Whether another site's page caused the request; following a link to the page is allowed.
 
-    Browsers say so in Sec-Fetch-Site where the connection cannot be tampered with (this machine, or behind TLS), and elsewhere
-    in the Origin of a form.
+    Browsers send Sec-Fetch-Site where the connection is trustworthy (this machine, or over TLS), and otherwise the Origin of a
+    form.
     """
     site = headers.get("sec-fetch-site")
     if site is not None:

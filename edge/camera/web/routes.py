@@ -1,4 +1,4 @@
-"""The page's addresses: a fixed table, so that no path of the disk is reachable."""
+"""The page's routes: a fixed table, so that no path of the disk is reachable."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from edge.camera.web.broadcast import Feed
-from edge.camera.web.middleware import Guard, address_of
-from edge.camera.web.token import Access
+from edge.camera.web.broadcast import Broadcast
+from edge.camera.web.middleware import SecurityMiddleware, client_address
+from edge.camera.web.token import TokenAuth
 
 FILES = {
     "page.css": "text/css; charset=utf-8",
@@ -25,107 +25,108 @@ FILES = {
     "icon.svg": "image/svg+xml",
 }
 HTML = "text/html; charset=utf-8"
-LONGEST_FORM = 4096
-"""Bytes of the form with the token."""
+MAX_FORM_BYTES = 4096
 FORM_S = 5.0
 """Seconds that a form has to arrive."""
 _MESSAGE = "<!-- message -->"
 _STREAMS = {"picture": "multipart/x-mixed-replace; boundary=frame", "figures": "text/event-stream"}
 
 
-def make_site(feed: Feed, access: Access, known_host: Callable[[str], bool]) -> ASGIApp:
-    """The ASGI application: the page, its files, its two streams, the form for the token; guarded."""
-    login = _Login(access)
+def create_app(broadcast: Broadcast, auth: TokenAuth, known_host: Callable[[str], bool]) -> ASGIApp:
+    """The ASGI application: the page, its files, its two streams and the login form, behind the security checks."""
+    login = _Login(auth)
     routes = [
-        Route("/", _fixed(_file("index.html"), HTML), methods=["GET"]),
-        Route("/login", login.form, methods=["GET"]),
-        Route("/login", login.token, methods=["POST"]),
-        Route("/picture", _stream(feed, "picture"), methods=["GET"]),
-        Route("/figures", _stream(feed, "figures"), methods=["GET"]),
+        Route("/", _file_endpoint("index.html", HTML), methods=["GET"]),
+        Route("/login", login.show, methods=["GET"]),
+        Route("/login", login.submit, methods=["POST"]),
     ]
-    routes += [Route(f"/static/{name}", _fixed(_file(name), media), methods=["GET"]) for name, media in FILES.items()]
-    site = Starlette(routes=routes)
-    site.router.redirect_slashes = False
-    return Guard(site, access, known_host)
+    routes += [Route(f"/{name}", _stream_endpoint(broadcast, name), methods=["GET"]) for name in _STREAMS]
+    routes += [Route(f"/static/{name}", _file_endpoint(name, media), methods=["GET"]) for name, media in FILES.items()]
+    app = Starlette(routes=routes)
+    app.router.redirect_slashes = False
+    return SecurityMiddleware(app, auth, known_host)
 
 
-class _Stream(StreamingResponse):
-    """A response that lasts as long as its viewer does, and is counted as one."""
+class _ViewerStream(StreamingResponse):
+    """A response that lasts until its viewer leaves, and is counted until then."""
 
-    def __init__(self, feed: Feed, name: str) -> None:
-        content = feed.pictures() if name == "picture" else feed.figures()
+    def __init__(self, broadcast: Broadcast, name: str) -> None:
+        content = broadcast.pictures() if name == "picture" else broadcast.figures()
         super().__init__(content, headers={"Content-Type": _STREAMS[name], "X-Accel-Buffering": "no"})
-        self._viewer = feed.watching(name)
+        self._viewer = broadcast.viewer(name)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the viewer leaves."""
+        """See `StreamingResponse`."""
         with self._viewer:
             await super().__call__(scope, receive, send)
-
-
-def _stream(feed: Feed, name: str) -> Callable[[Request], Response]:
-    async def answer(request: Request) -> Response:
-        if request.method != "GET":  # starlette adds HEAD to GET; a stream has no end to measure
-            return Response("Method Not Allowed", 405, {"Allow": "GET"})
-        return _Stream(feed, name)
-
-    return answer  # type: ignore[return-value]  # starlette takes both kinds of functions
 
 
 class _Login:
     """The form for the token."""
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
-        self._page = _file("login.html").decode()
+    def __init__(self, auth: TokenAuth) -> None:
+        self._auth = auth
+        self._page = _read_file("login.html").decode()
 
-    async def form(self, request: Request) -> Response:
-        """The empty form; whoever needs none is sent on."""
-        if not self._access.needed or self._access.has_cookie(request.headers.get("cookie", "")):
+    async def show(self, request: Request) -> Response:
+        """The empty form; a viewer that needs no token is redirected to the page."""
+        if not self._auth.needed or self._auth.has_cookie(request.headers.get("cookie", "")):
             return RedirectResponse("/", 303)
-        return self._say("", 200)
+        return self._form("", 200)
 
-    async def token(self, request: Request) -> Response:
-        """A filled-in form: the cookie and the page, or the form again with what is wrong."""
-        wait_s = self._access.wait_s(address_of(request.scope))
+    async def submit(self, request: Request) -> Response:
+        """A completed form: the cookie and the page, or the form again with an error message."""
+        address = client_address(request.scope)
+        wait_s = self._auth.wait_s(address)
         if wait_s > 0:
             wait = f"{int(wait_s) + 1}"
-            return self._say(f"Too many wrong tokens. Try again in {wait} seconds.", 429, {"Retry-After": wait})
+            return self._form(f"Too many wrong tokens. Try again in {wait} seconds.", 429, {"Retry-After": wait})
         try:
-            body = await asyncio.wait_for(_body(request), FORM_S)
+            body = await asyncio.wait_for(_read_body(request), FORM_S)
         except (asyncio.TimeoutError, ClientDisconnect):
-            return self._say("The form did not arrive.", 408, {"Connection": "close"})
+            return self._form("The form did not arrive.", 408, {"Connection": "close"})
         if body is None:
-            return self._say("The form is too long.", 413, {"Connection": "close"})
-        given = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0].strip()
-        if not given:
-            return self._say("Type the token that the camera printed when it started.", 400)
-        if not self._access.accepts(given, address_of(request.scope)):
-            return self._say("That is not the token. The camera printed it when it started.", 401)
-        return RedirectResponse("/", 303, {"Set-Cookie": self._access.set_cookie})
+            return self._form("The form is too long.", 413, {"Connection": "close"})
+        token = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0].strip()
+        if not token:
+            return self._form("Enter the token that the camera printed when it started.", 400)
+        if not self._auth.accepts(token, address):
+            return self._form("That is not the token. The camera printed it when it started.", 401)
+        return RedirectResponse("/", 303, {"Set-Cookie": self._auth.set_cookie})
 
-    def _say(self, message: str, status: int, headers: dict[str, str] | None = None) -> Response:
-        """The form with one of the sentences above: nothing that a request holds is written into the page."""
+    def _form(self, message: str, status: int, headers: dict[str, str] | None = None) -> Response:
+        """The form with one of the messages above: nothing from a request is written into the page."""
         shown = f'<p id="message" class="refused" role="alert">{message}</p>' if message else ""
         return Response(self._page.replace(_MESSAGE, shown), status, headers, HTML)
 
 
-async def _body(request: Request) -> bytes | None:
-    """The body of a request, None if it is longer than LONGEST_FORM."""
+async def _read_body(request: Request) -> bytes | None:
+    """The body of a request, None if it is longer than MAX_FORM_BYTES."""
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > LONGEST_FORM:
+        if len(body) > MAX_FORM_BYTES:
             return None
     return body
 
 
-def _fixed(data: bytes, media_type: str) -> Callable[[Request], Response]:
-    async def answer(_request: Request) -> Response:
+def _stream_endpoint(broadcast: Broadcast, name: str) -> Callable[[Request], Response]:
+    async def endpoint(request: Request) -> Response:
+        if request.method != "GET":  # starlette adds HEAD to GET; a stream has no end to describe
+            return Response("Method Not Allowed", 405, {"Allow": "GET"})
+        return _ViewerStream(broadcast, name)
+
+    return endpoint  # type: ignore[return-value]  # starlette accepts both kinds of functions
+
+
+def _file_endpoint(name: str, media_type: str) -> Callable[[Request], Response]:
+    data = _read_file(name)
+
+    async def endpoint(_request: Request) -> Response:
         return Response(data, media_type=media_type)
 
-    return answer  # type: ignore[return-value]  # starlette takes both kinds of functions
+    return endpoint  # type: ignore[return-value]  # starlette accepts both kinds of functions
 
 
-def _file(name: str) -> bytes:
+def _read_file(name: str) -> bytes:
     return (resources.files("edge.camera.web") / "static" / name).read_bytes()

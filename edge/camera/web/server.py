@@ -1,7 +1,7 @@
 """uvicorn in a thread of its own: no signal handlers, no log, bounded connections, and an end within a second.
 
-uvicorn bounds requests; what it leaves to a proxy is done on the listening socket: `BoundedListener` knows every accepted connection and
-shuts down those that take too long. Only documented interfaces of uvicorn, asyncio and socket are used.
+uvicorn leaves to a proxy what slow and idle peers may take. Here the listening socket keeps track of the connections that it
+accepts: `BoundedListener` refuses too many, and shuts down those that take too long to send a request or to read a response.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from calib.errors import MissingError
-from edge.camera.web.broadcast import Feed as Broadcast
+from edge.camera.web.broadcast import Broadcast
 
 MOST_CONNECTIONS = 128
 """Beyond it requests are answered with 503; beyond twice as many, connections are closed at once."""
@@ -83,12 +82,12 @@ class BoundedListener(socket.socket):
         self._connections = {address: each for address, each in self._connections.items() if each.open}
         return list(self._connections.values())
 
-    def watched(self, app: ASGIApp) -> ASGIApp:
-        """The application, during whose requests every `send` has to end within STALLED_S: uvicorn's waits for a full buffer."""
+    def with_deadlines(self, app: ASGIApp) -> ASGIApp:
+        """Wrap an application: every `send` has STALLED_S, because uvicorn's waits while the peer's buffers are full."""
 
-        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
             connection = self._connections.get(tuple(scope.get("client") or ()))
-            if connection is None:  # closed between request and answer
+            if connection is None:  # closed since the request
                 return
 
             async def send_in_time(message: Message) -> None:
@@ -102,7 +101,7 @@ class BoundedListener(socket.socket):
             finally:
                 connection.set_deadline(REQUEST_S)
 
-        return answer
+        return respond
 
 
 class WebServer:
@@ -117,7 +116,7 @@ class WebServer:
     def __init__(self, app: ASGIApp, broadcast: Broadcast, listening: socket.socket) -> None:
         self._listener = BoundedListener(listening)
         self._broadcast = broadcast
-        self._server = uvicorn.Server(_config(self._listener.watched(app)))
+        self._server = uvicorn.Server(_config(self._listener.with_deadlines(app)))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="ufovit-page", daemon=True)
         self._failure: BaseException | None = None

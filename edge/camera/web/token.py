@@ -1,4 +1,4 @@
-"""Who may look at the page: a token, a cookie for browsers that gave it, and a limit on wrong guesses. Stdlib only."""
+"""Who may view the page: a token, a cookie for browsers that gave it, and a limit on wrong guesses. Stdlib only."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import ipaddress
 import secrets
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 
-from calib.errors import InputError
+from calib.errors import UsageError
 from edge.camera.frame import Clock
 
-SHORTEST_TOKEN = 8
+MIN_TOKEN = 8
 GUESSES = 5
-"""Wrong tokens that one address has at once; one more comes every GUESS_EVERY_S."""
+"""Wrong tokens that one address may send at once; one more is allowed every GUESS_EVERY_S."""
 GUESS_EVERY_S = 10.0
 ALL_GUESSES = 40
-"""Likewise for all addresses together: whoever has many addresses gains little."""
+"""Likewise for all addresses together: many addresses gain little."""
 ALL_EVERY_S = 2.0
-ADDRESSES = 256
-"""Addresses that are remembered; the one that was quiet for longest is forgotten first."""
+MAX_ADDRESSES = 256
+"""Addresses remembered; the one that was quiet for longest is forgotten first."""
 
 
 def make_token() -> str:
@@ -30,99 +29,103 @@ def make_token() -> str:
 
 
 def check_token(token: str) -> str:
-    """The same token. Raises InputError for one that is short or that a header cannot carry."""
-    if len(token) < SHORTEST_TOKEN or not all("!" <= character <= "~" for character in token):
-        raise InputError(
-            "not a token for the page",
-            found=f"{len(token)} characters" if len(token) < SHORTEST_TOKEN else "a space, or a character beyond ASCII",
-            allowed=f"at least {SHORTEST_TOKEN} printable ASCII characters without spaces",
-            next_command="leave the token out: one is made and printed",
+    """Return `token`. Raises UsageError for one that is too short or that a header cannot carry."""
+    if len(token) < MIN_TOKEN or not all("!" <= character <= "~" for character in token):
+        raise UsageError(
+            "unsuitable token for the page",
+            found=f"{len(token)} characters" if len(token) < MIN_TOKEN else "a space, or a character beyond ASCII",
+            allowed=f"at least {MIN_TOKEN} printable ASCII characters without spaces",
+            next_command="omit the token: one is made and printed",
         )
     return token
 
 
-def same(left: str, right: str) -> bool:
-    """Whether two texts are equal, in a time that does not tell where they differ."""
+def equal_in_constant_time(left: str, right: str) -> bool:
+    """Whether two texts are equal, in a time that does not depend on where they differ."""
     return hmac.compare_digest(left.encode(), right.encode())
 
 
-@dataclass
 class _Bucket:
-    """Guesses that are left, and when that was counted."""
+    """A token bucket: `size` guesses at once, one more every `every_s`."""
 
-    left: float
-    counted_s: float
+    def __init__(self, size: int, every_s: float, now_s: float) -> None:
+        self._left, self._size, self._every_s, self._updated_s = float(size), size, every_s, now_s
 
-    def refill(self, now_s: float, most: int, every_s: float) -> None:
-        self.left = min(float(most), self.left + (now_s - self.counted_s) / every_s)
-        self.counted_s = now_s
+    def wait_s(self, now_s: float) -> float:
+        """Seconds until a guess is left."""
+        self._refill(now_s)
+        return max(0.0, (1 - self._left) * self._every_s)
+
+    def remove_one(self, now_s: float) -> None:
+        """Use up a guess."""
+        self._refill(now_s)
+        self._left -= 1
+
+    def _refill(self, now_s: float) -> None:
+        self._left = min(float(self._size), self._left + (now_s - self._updated_s) / self._every_s)
+        self._updated_s = now_s
 
 
-@dataclass
-class Guesses:
+class GuessLimiter:
     """Counts wrong tokens, per address (per /64 network of IPv6, which one person holds) and together; bounded memory."""
 
-    clock: Clock
-    _all: _Bucket = field(init=False)
-    _by_address: OrderedDict[str, _Bucket] = field(init=False, default_factory=OrderedDict)
-    _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        self._all = _Bucket(float(ALL_GUESSES), self.clock())
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._all = _Bucket(ALL_GUESSES, ALL_EVERY_S, clock())
+        self._by_address: OrderedDict[str, _Bucket] = OrderedDict()
+        self._lock = threading.Lock()
 
     def wait_s(self, address: str) -> float:
-        """Seconds until a token from this address is looked at again; 0.0 now."""
+        """Seconds until a token from this address is checked again; 0.0: now."""
         with self._lock:
-            own = self._of(address)
-            waits = ((1 - own.left) * GUESS_EVERY_S, (1 - self._all.left) * ALL_EVERY_S)
-            return max(0.0, *waits)
+            now_s = self._clock()
+            return max(self._bucket(address).wait_s(now_s), self._all.wait_s(now_s))
 
-    def wrong(self, address: str) -> None:
-        """A wrong token came from this address."""
+    def count_wrong(self, address: str) -> None:
+        """Count a wrong token from this address."""
         with self._lock:
-            self._of(address).left -= 1
-            self._all.left -= 1
+            now_s = self._clock()
+            self._bucket(address).remove_one(now_s)
+            self._all.remove_one(now_s)
 
-    def _of(self, address: str) -> _Bucket:
-        now_s, key = self.clock(), _network(address)
-        self._all.refill(now_s, ALL_GUESSES, ALL_EVERY_S)
-        bucket = self._by_address.setdefault(key, _Bucket(float(GUESSES), now_s))
-        bucket.refill(now_s, GUESSES, GUESS_EVERY_S)
-        self._by_address.move_to_end(key)
-        while len(self._by_address) > ADDRESSES:
+    def _bucket(self, address: str) -> _Bucket:
+        network = _network(address)
+        bucket = self._by_address.setdefault(network, _Bucket(GUESSES, GUESS_EVERY_S, self._clock()))
+        self._by_address.move_to_end(network)
+        while len(self._by_address) > MAX_ADDRESSES:
             self._by_address.popitem(last=False)
         return bucket
 
 
 def _network(address: str) -> str:
     try:
-        found = ipaddress.ip_address(address.partition("%")[0])
+        parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address[:64]
-    return str(ipaddress.ip_network((found, 64), strict=False)) if found.version == 6 else str(found)
+    return str(ipaddress.ip_network((parsed, 64), strict=False)) if parsed.version == 6 else str(parsed)
 
 
-class Access:
-    """Decides on one request. With `token` None everybody who reaches the page may look.
+class TokenAuth:
+    """Decides on one request. With `token` None everyone who reaches the page may view it.
 
-    A browser gives the token once, in a form, and from then on a cookie; the cookie is drawn anew by every process, and its
-    name holds the port, because browsers send one host's cookies to every port. Programs give `Authorization: Bearer TOKEN`.
+    A browser gives the token once, in a form, and from then on a cookie. Every process generates a new cookie, and its name
+    holds the port, because browsers send one host's cookies to every port. Programs send `Authorization: Bearer TOKEN`.
     """
 
     def __init__(self, token: str | None, port: int, clock: Clock) -> None:
         self._token = token
         self._session = secrets.token_urlsafe(32)
         self._cookie = f"ufovit_page_{port}"
-        self._guesses = Guesses(clock)
+        self._guesses = GuessLimiter(clock)
 
     @property
     def needed(self) -> bool:
-        """Whether a token is asked for at all."""
+        """Whether a token is required at all."""
         return self._token is not None
 
     @property
     def set_cookie(self) -> str:
-        """The header that gives a browser its cookie: out of reach of scripts and of other sites."""
+        """The header that gives a browser its cookie, inaccessible to scripts and to other sites."""
         return f"{self._cookie}={self._session}; Path=/; HttpOnly; SameSite=Strict"
 
     def has_cookie(self, header: str) -> bool:
@@ -131,19 +134,19 @@ class Access:
             morsel = SimpleCookie(header).get(self._cookie)
         except CookieError:
             return False
-        return morsel is not None and same(morsel.value, self._session)
+        return morsel is not None and equal_in_constant_time(morsel.value, self._session)
 
     def wait_s(self, address: str) -> float:
-        """Seconds until this address may give a token; 0.0 now."""
+        """Seconds until this address may send a token; 0.0: now."""
         return self._guesses.wait_s(address)
 
     def accepts(self, token: str, address: str) -> bool:
-        """Whether this is the token; a wrong one is counted. While `wait_s` is positive no token is looked at."""
+        """Whether this is the token; a wrong one is counted. While `wait_s` is positive no token is checked."""
         if self._token is None:
             return True
         if self.wait_s(address) > 0:
             return False
-        if same(token, self._token):
+        if equal_in_constant_time(token, self._token):
             return True
-        self._guesses.wrong(address)
+        self._guesses.count_wrong(address)
         return False

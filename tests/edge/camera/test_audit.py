@@ -13,7 +13,7 @@ from camera_fakes import LABELS, PREPROCESS, banded, picture, result
 from calib.artifact import read_artifact
 from calib.errors import InputError, MissingError
 from edge.camera import audit as audit_module
-from edge.camera.audit import Audit, Audited, AuditWork, Disagreement, Standing, audit_folder, open_reference
+from edge.camera.audit import Audit, AuditContext, AuditStatus, AuditWorker, Disagreement, audit_folder, open_reference
 from edge.drift.drop_interval import share_interval
 from edge.runtime.runner import FakeRunner
 from engines.build_folder.manifest import FileRecord, read_manifest
@@ -26,7 +26,7 @@ def manifest(built):
 
 @pytest.fixture
 def about(manifest):
-    return Audited(FakeRunner((3, 12, 12), 3), PREPROCESS, manifest, "rtsp://camera.lan/a")
+    return AuditContext(FakeRunner((3, 12, 12), 3), PREPROCESS, manifest, "rtsp://camera.lan/a")
 
 
 def logits(row):
@@ -34,11 +34,11 @@ def logits(row):
 
 
 def test_answers_are_compared_and_those_that_differ_are_kept(tmp_path, about):
-    work = AuditWork(about, tmp_path / "audit")
+    work = AuditWorker(about, tmp_path / "audit")
     answers = [(0, 0), (1, 1), (2, 0), (1, 1), (0, 2)]  # what the picture shows, what the engine says
     for number, (shown, said) in enumerate(answers):
-        work.take(result(banded(shown), number, logits=logits(said)))
-    work.end()
+        work.process(result(banded(shown), number, logits=logits(said)))
+    work.close()
     assert (work.compared, work.agreed, work.saved) == (5, 3, 2)
     assert sorted(p.name for p in (tmp_path / "audit").iterdir()) == [
         *("frame-000000002.json", "frame-000000002.png", "frame-000000004.json", "frame-000000004.png")
@@ -58,15 +58,15 @@ def test_answers_are_compared_and_those_that_differ_are_kept(tmp_path, about):
 
 
 def test_an_audit_that_agrees_leaves_nothing_behind(tmp_path, about):
-    work = AuditWork(about, tmp_path / "audit")
-    work.take(result(banded(0), logits=logits(0)))
+    work = AuditWorker(about, tmp_path / "audit")
+    work.process(result(banded(0), logits=logits(0)))
     assert not (tmp_path / "audit").exists()
 
 
 def test_the_number_kept_is_bounded(tmp_path, about):
-    work = AuditWork(about, tmp_path / "audit", most_saved=3)
+    work = AuditWorker(about, tmp_path / "audit", max_saved=3)
     for number in range(10):
-        work.take(result(banded(0), number, logits=logits(1)))
+        work.process(result(banded(0), number, logits=logits(1)))
     assert (work.compared, work.agreed, work.saved) == (10, 0, 3)
     assert len(list((tmp_path / "audit").iterdir())) == 6
 
@@ -77,22 +77,22 @@ def test_a_full_disk_ends_the_keeping_and_not_the_comparing(tmp_path, about, mon
 
     monkeypatch.setattr(audit_module, "write_png", full)
     said = []
-    work = AuditWork(about, tmp_path / "audit", said.append)
+    work = AuditWorker(about, tmp_path / "audit", said.append)
     for number in range(5):
-        work.take(result(banded(0), number, logits=logits(1)))
+        work.process(result(banded(0), number, logits=logits(1)))
     assert (work.compared, work.saved) == (5, 0)
     assert len(said) == 1
     assert "disk full" in said[0]
 
 
 def test_every_nth_result_is_compared(tmp_path, about):
-    audit = Audit(AuditWork(about, tmp_path), 3, room=100)
+    audit = Audit(AuditWorker(about, tmp_path), 3, capacity=100)
     for number in range(10):
         audit(result(banded(1), number, logits=logits(1)))
     audit.close()
-    assert audit.standing == Standing(compared=4, agreed=4)
+    assert audit.status == AuditStatus(compared=4, agreed=4)
     with pytest.raises(InputError, match="--audit"):
-        Audit(AuditWork(about, tmp_path), 0)
+        Audit(AuditWorker(about, tmp_path), 0)
 
 
 def test_an_audit_that_is_behind_skips_and_holds_nobody_up(tmp_path, about):
@@ -102,22 +102,22 @@ def test_an_audit_that_is_behind_skips_and_holds_nobody_up(tmp_path, about):
         go.wait(60)
         return np.zeros((len(images), 3), np.float32)
 
-    audit = Audit(AuditWork(replace(about, reference=FakeRunner((3, 12, 12), 3, answer=slow)), tmp_path), 1)
+    audit = Audit(AuditWorker(replace(about, reference=FakeRunner((3, 12, 12), 3, answer=slow)), tmp_path), 1)
     for number in range(50):
         audit(result(picture(), number, logits=logits(0)))
-    assert audit.standing.skipped >= 45
+    assert audit.status.skipped >= 45
     go.set()
     audit.close()
-    standing = audit.standing
+    standing = audit.status
     assert standing.compared + standing.skipped == 50
     assert standing.agreed == standing.compared
 
 
 def test_the_standing_is_said_with_its_interval():
     low, high = (getattr(share_interval(97, 100), name) for name in ("low_points", "high_points"))
-    text = str(Standing(100, 97, 5, 3))
+    text = str(AuditStatus(100, 97, 5, 3))
     assert f"97 of 100 answers as FP32, 97.00% [{low:.2f}, {high:.2f}], 5 skipped, 3 saved" == text
-    assert str(Standing(skipped=2)) == "nothing compared yet, 2 skipped"
+    assert str(AuditStatus(skipped=2)) == "nothing compared yet, 2 skipped"
 
 
 def test_the_reference_is_the_fp32_graph_of_the_build(built, tiny_images):
@@ -142,7 +142,7 @@ def test_a_build_from_a_bundle_has_no_reference(built, tmp_path):
     shutil.copytree(built / "out", tmp_path / "out")
     (tmp_path / "out" / "model.onnx").unlink()
     manifest = read_manifest(built / "out")
-    with pytest.raises(InputError, match="the FP32 graph is not there"):
+    with pytest.raises(InputError, match="the FP32 graph is missing"):
         open_reference(tmp_path / "out", manifest)
     bundled = replace(manifest, bundle=FileRecord("a.ufovit", "0" * 64))
     with pytest.raises(InputError, match="a build from a bundle has no FP32 graph") as raised:
@@ -156,8 +156,8 @@ def test_runs_have_folders_of_their_own(tmp_path):
 
 
 def test_records_are_plain_json(tmp_path, about):
-    work = AuditWork(about, tmp_path / "audit")
-    work.take(result(banded(0), 7, logits=logits(1)))
+    work = AuditWorker(about, tmp_path / "audit")
+    work.process(result(banded(0), 7, logits=logits(1)))
     fields = json.loads((tmp_path / "audit" / "frame-000000007.json").read_text())
     assert fields["schema_version"] == 1
     assert fields["labels"] == list(LABELS)

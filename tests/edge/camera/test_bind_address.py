@@ -11,7 +11,7 @@ import pytest
 from calib.errors import InputError, MissingError
 from edge.camera.web import bind_address
 from edge.camera.web.bind_address import host_check, is_loopback, listen, url_of
-from edge.camera.web.dashboard import parse_address
+from edge.camera.web.bind_address import parse_address
 
 
 @pytest.mark.parametrize(
@@ -90,16 +90,16 @@ def test_names_of_a_machine_in_a_network(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_port_that_is_taken_is_named_with_the_next_one() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as other:
         port = other.getsockname()[1]
-        with pytest.raises(InputError, match=f"(?s)port {port} is taken.*next: --serve {port + 1}"):
+        with pytest.raises(InputError, match=f"(?s)port {port} is in use.*next: --serve {port + 1}"):
             listen("127.0.0.1", port)
 
 
 @pytest.mark.parametrize(
     ("host", "kind", "words"),
     [
-        ("no-such-host.invalid", InputError, "not known here"),
-        ("a..b", InputError, "not known here"),
-        ("192.0.2.1", InputError, "no address of this machine"),
+        ("no-such-host.invalid", InputError, "unknown host"),
+        ("a..b", InputError, "unknown host"),
+        ("192.0.2.1", InputError, "not an address of this machine"),
     ],
 )
 def test_a_host_that_cannot_be_served_is_refused(host: str, kind: type[Exception], words: str) -> None:
@@ -116,7 +116,7 @@ def test_a_port_without_permission(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Refusing, "bind", bind, raising=False)
     monkeypatch.setattr(bind_address.socket, "socket", Refusing)
-    with pytest.raises(MissingError, match=r"(?s)port 80 needs a permission.*next: --serve 8080"):
+    with pytest.raises(MissingError, match=r"(?s)no permission to use port 80.*next: --serve 8080"):
         listen("127.0.0.1", 80)
 
 

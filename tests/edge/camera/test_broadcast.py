@@ -11,7 +11,7 @@ import pytest
 from page_results import IDENTITY, LABELS, result
 
 from edge.camera.web import broadcast as module
-from edge.camera.web.broadcast import ALL_CLASSES, BOUNDARY, Feed, Shown, event
+from edge.camera.web.broadcast import ALL_CLASSES, BOUNDARY, Broadcast, PageContent, event
 
 
 class Clock:
@@ -26,8 +26,8 @@ def encode(pixels: np.ndarray) -> bytes:
     return b"jpeg of %d" % pixels[0, 0, 0]
 
 
-def make_feed(clock: Clock, notes: Callable[[], dict[str, str]] = dict) -> Feed:
-    return Feed(Shown(IDENTITY, LABELS, notes), encode, clock)
+def make_broadcast(clock: Clock, notes: Callable[[], dict[str, str]] = dict) -> Broadcast:
+    return Broadcast(PageContent(IDENTITY, LABELS, notes), encode, clock)
 
 
 async def events(stream: AsyncIterator[bytes], count: int) -> list[tuple[str, dict]]:
@@ -48,20 +48,20 @@ async def settle() -> None:
 
 def test_a_hundred_viewers_cost_one_encoding_of_each_picture() -> None:
     async def look() -> None:
-        feed = make_feed(Clock())
+        feed = make_broadcast(Clock())
         got: list[list[bytes]] = [[] for _ in range(100)]
 
         async def viewer(mine: list[bytes]) -> None:
-            with feed.watching("picture"):
+            with feed.viewer("picture"):
                 mine.extend([part async for part in feed.pictures()])
 
         tasks = [asyncio.create_task(viewer(mine)) for mine in got]
         await settle()
         for number in range(7):
-            feed.note(result(number))
-            feed._make()
-            feed._moment.set()
-            feed._moment.clear()
+            feed.publish(result(number))
+            feed._update()
+            feed._tick.set()
+            feed._tick.clear()
             await settle()
         feed.end()
         await asyncio.gather(*tasks)
@@ -74,22 +74,22 @@ def test_a_hundred_viewers_cost_one_encoding_of_each_picture() -> None:
 
 
 def test_nobody_looks_and_nothing_is_encoded() -> None:
-    feed = make_feed(Clock())
+    feed = make_broadcast(Clock())
     for number in range(20):
-        feed.note(result(number))
-        feed._make()
+        feed.publish(result(number))
+        feed._update()
     assert feed.encoded == 0
 
 
 def test_a_slow_viewer_gets_the_newest_and_what_it_missed_is_gone() -> None:
     async def look() -> None:
-        feed = make_feed(Clock())
-        with feed.watching("picture"):
+        feed = make_broadcast(Clock())
+        with feed.viewer("picture"):
             parts = feed.pictures()
             assert await anext(parts) == BOUNDARY
             for number in range(50):
-                feed.note(result(number))
-                feed._make()
+                feed.publish(result(number))
+                feed._update()
             assert b"jpeg of 49" in await anext(parts)
             assert feed._picture is not None and feed._picture[0] == 49  # noqa: PT018  # narrowing
 
@@ -98,15 +98,15 @@ def test_a_slow_viewer_gets_the_newest_and_what_it_missed_is_gone() -> None:
 
 def test_a_result_that_was_sent_is_not_sent_again() -> None:
     async def look() -> None:
-        feed = make_feed(Clock())
-        with feed.watching("picture"), feed.watching("figures"):
-            feed.note(result(3))
-            feed._make()
+        feed = make_broadcast(Clock())
+        with feed.viewer("picture"), feed.viewer("figures"):
+            feed.publish(result(3))
+            feed._update()
             parts, figures = feed.pictures(), feed.figures()
             assert await anext(parts) == BOUNDARY
             assert b"jpeg of 3" in await anext(parts)
             assert [name for name, _ in await events(figures, 3)] == ["about", "history", "result"]
-            feed._make()
+            feed._update()
             for stream in (parts, figures):
                 with pytest.raises(asyncio.TimeoutError):
                     await asyncio.wait_for(anext(stream), 0.05)
@@ -118,15 +118,15 @@ def test_a_result_that_was_sent_is_not_sent_again() -> None:
 def test_a_viewer_who_comes_later_gets_each_row_once() -> None:
     async def look() -> None:
         clock = Clock()
-        feed = make_feed(clock)
-        with feed.watching("figures"):
+        feed = make_broadcast(clock)
+        with feed.viewer("figures"):
             for _ in range(3):
                 clock.now += 1.0
-                feed._make()
+                feed._update()
             figures = feed.figures()
             (_, history) = await events(figures, 2)
             clock.now += 1.0
-            feed._make()
+            feed._update()
             (second,) = await events(figures, 1)
             assert [row[0] for row in history[1]] == [1, 2, 3]
             assert second[1]["row"][0] == 4
@@ -141,8 +141,8 @@ def test_a_viewer_who_comes_later_gets_each_row_once() -> None:
 def test_the_figures_say_what_the_result_says() -> None:
     async def look() -> None:
         clock = Clock()
-        feed = make_feed(clock, lambda: {"audit": "99 of 100 agree"})
-        with feed.watching("figures"):
+        feed = make_broadcast(clock, lambda: {"audit": "99 of 100 agree"})
+        with feed.viewer("figures"):
             figures = feed.figures()
             (about, history) = await events(figures, 2)
             assert about[1]["identity"] == [list(row) for row in IDENTITY.items()]
@@ -150,9 +150,9 @@ def test_the_figures_say_what_the_result_says() -> None:
             assert about[1]["notes"] == [["audit", "99 of 100 agree"]]
             assert about[1]["quiet_s"] is None
             assert history == ("history", [])
-            feed.note(result(5, winner=1))
+            feed.publish(result(5, winner=1))
             clock.now += 1.0
-            feed._make()
+            feed._update()
             told = dict(await events(figures, 2))
             assert told["result"]["top"] == [["nut", 0.9], ["bolt", 0.05], ["washer", 0.05]]
             assert told["result"]["shares"] == [0.05, 0.9, 0.05]
@@ -163,7 +163,7 @@ def test_the_figures_say_what_the_result_says() -> None:
 
 
 def test_many_classes_show_the_top_only() -> None:
-    feed = Feed(Shown({}, [f"c{n}" for n in range(ALL_CLASSES + 1)]), encode, Clock())
+    feed = Broadcast(PageContent({}, [f"c{n}" for n in range(ALL_CLASSES + 1)]), encode, Clock())
     assert feed._about()["labels"] == []
     assert feed._figures(result(0))["shares"] == []
 
@@ -173,9 +173,9 @@ def test_many_classes_show_the_top_only() -> None:
 )
 def test_without_results_the_picture_becomes_stale(quiet_s: float, fps: float, stale: bool) -> None:
     clock = Clock()
-    feed = make_feed(clock)
+    feed = make_broadcast(clock)
     given = result(0)
-    feed.note(type(given)(**{**vars(given), "fps": fps}))
+    feed.publish(type(given)(**{**vars(given), "fps": fps}))
     clock.now += quiet_s
     assert feed._state()["stale"] is stale
     assert feed._state()["quiet_s"] == pytest.approx(quiet_s)
@@ -184,7 +184,7 @@ def test_without_results_the_picture_becomes_stale(quiet_s: float, fps: float, s
 def test_values_that_are_no_numbers_reach_the_page_as_null() -> None:
     given = result(0)
     broken = type(given)(**{**vars(given), "probabilities": np.full(3, np.nan, np.float32), "fps": float("inf")})
-    figures = make_feed(Clock())._figures(broken)
+    figures = make_broadcast(Clock())._figures(broken)
     assert figures["shares"] == [None, None, None] and figures["fps"] is None  # noqa: PT018  # one statement
     assert json.loads(event("x", figures).split(b"data: ")[1])
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -201,15 +201,15 @@ def test_a_picture_that_cannot_be_drawn_is_told_and_the_figures_go_on() -> None:
         raise ValueError("no such\npicture")
 
     clock = Clock()
-    feed = Feed(Shown(IDENTITY, LABELS), refuse, clock)
-    with feed.watching("picture"), feed.watching("figures"):
-        feed.note(result(0))
-        feed._make()
-        assert feed._notes() == {"picture": "cannot be drawn: no such picture"}
+    feed = Broadcast(PageContent(IDENTITY, LABELS), refuse, clock)
+    with feed.viewer("picture"), feed.viewer("figures"):
+        feed.publish(result(0))
+        feed._update()
+        assert feed._notes() == {"picture": "cannot be encoded: no such picture"}
         assert feed._answer is not None
         feed._encode = encode
-        feed.note(result(1))
-        feed._make()
+        feed.publish(result(1))
+        feed._update()
         assert feed._notes() == {}
 
 
@@ -217,23 +217,23 @@ def test_notes_that_fail_do_not_end_the_page() -> None:
     def fail() -> dict[str, str]:
         raise RuntimeError("audit died")
 
-    assert make_feed(Clock(), fail)._notes() == {"notes": "cannot be told: audit died"}
+    assert make_broadcast(Clock(), fail)._notes() == {"notes": "not available: audit died"}
 
 
 @pytest.mark.parametrize(("viewers", "interval_s"), [(0, 1 / 12), (1, 1 / 12), (20, 40 / module.SENDS_PER_S), (10_000, 0.5)])
 def test_the_more_look_the_fewer_moments_there_are(viewers: int, interval_s: float) -> None:
-    feed = make_feed(Clock())
-    feed._looking = {"picture": viewers, "figures": viewers}
+    feed = make_broadcast(Clock())
+    feed._viewers = {"picture": viewers, "figures": viewers}
     assert feed._interval_s() == pytest.approx(interval_s)
 
 
 def test_moments_come_at_their_rate_however_fast_results_are() -> None:
     async def look() -> None:
-        feed = make_feed(Clock())
+        feed = make_broadcast(Clock())
         running = asyncio.create_task(feed.run())
-        with feed.watching("picture"):
+        with feed.viewer("picture"):
             for number in range(300):
-                feed.note(result(number))
+                feed.publish(result(number))
                 await asyncio.sleep(0.003)
         feed.end()
         await asyncio.wait_for(running, 2)

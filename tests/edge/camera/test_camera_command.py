@@ -20,10 +20,10 @@ from camera_fakes import ListSource, gone, loaded_cv2, picture, read_all
 from stream_server import mjpeg, server
 
 from edge.camera import forced_exit, session
-from edge.camera.frame_feed import NewestFrames
+from edge.camera.frame_feed import LatestFrameFeed
 from edge.camera.sinks import recorder
 from edge.camera.sources import capture_device, v4l2
-from edge.camera.sources.open_source import open_source
+from edge.camera.sources.registry import open_source
 from edge.cli import run
 from edge.images.preprocess import Preprocess
 from edge.runtime import open_build as opened_module
@@ -235,12 +235,12 @@ def test_fault_a_camera_that_hangs(camera, plugged, monkeypatch, at_exit):
     hanging = ListSource([])
     hanging.read = lambda: let_go.wait(60) and None
     plugged(hanging)
-    monkeypatch.setattr(session, "NewestFrames", partial(NewestFrames, stall_s=0.05))
+    monkeypatch.setattr(session, "LatestFrameFeed", partial(LatestFrameFeed, stall_s=0.05))
     code, _, err = camera("0", "--reconnect-for", 0)
     let_go.set()
     assert code == 4
     assert "the source stalled" in err
-    assert at_exit == [(forced_exit.end_now, 4)]
+    assert at_exit == [(forced_exit.exit_now, 4)]
 
 
 def test_fault_a_stream_that_says_nothing(built):
@@ -502,7 +502,7 @@ def test_a_device_that_is_closed_twice_is_released_once():
         def release(self):
             released.append(1)
 
-    device = capture_device.CaptureDevice("a", Capture(), None, lost="", mend="")
+    device = capture_device.CaptureDevice("a", Capture(), None, lost="", next_command="")
     device.close()
     device.close()
     assert released == [1]

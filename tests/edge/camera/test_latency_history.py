@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge.camera.frame import Latency
-from edge.camera.web.latency_history import KEPT_S, PARTS, WINDOW_S, History
+from edge.camera.web.latency_history import KEPT_S, PARTS, WINDOW_S, LatencyHistory
 
 
 class Clock:
@@ -21,7 +21,7 @@ class Clock:
 
 def test_rows_hold_the_percentiles_of_their_window() -> None:
     clock = Clock()
-    history = History(clock)
+    history = LatencyHistory(clock)
     generator = np.random.default_rng(1)
     given: list[tuple[float, Latency]] = []
     for second in range(1, 12):
@@ -44,7 +44,7 @@ def test_rows_hold_the_percentiles_of_their_window() -> None:
 
 def test_a_pause_of_the_camera_leaves_a_gap_and_a_rate_of_zero() -> None:
     clock = Clock()
-    history = History(clock)
+    history = LatencyHistory(clock)
     history.add(Latency(1, 1, 1, 1, 1))
     for _ in range(10):
         clock.now += 1
@@ -54,7 +54,7 @@ def test_a_pause_of_the_camera_leaves_a_gap_and_a_rate_of_zero() -> None:
 
 def test_rows_and_samples_are_bounded() -> None:
     clock = Clock()
-    history = History(clock)
+    history = LatencyHistory(clock)
     for _ in range(KEPT_S + 100):
         for _ in range(30):
             history.add(Latency(1, 1, 1, 1, 1))

@@ -8,11 +8,11 @@ import pytest
 from camera_fakes import FakeClock, ListSource, capturing, gone, picture
 
 from calib.errors import InputError, MissingError
-from edge.camera.capture import MOST_BAD, Capture
-from edge.camera.frame_feed import EveryFrame, NewestFrames
-from edge.camera.latest_frame import Slot
+from edge.camera.capture import MAX_BAD_FRAMES, Capture
+from edge.camera.frame_feed import EveryFrameFeed, LatestFrameFeed
+from edge.camera.frame_source import BadFrame, SourceLost
+from edge.camera.latest_frame import LatestFrame
 from edge.camera.reconnect import Pacer, Reconnect
-from edge.camera.sources.source import BadFrame, SourceLost
 
 
 @pytest.fixture
@@ -29,21 +29,21 @@ def steps(capture, most=10_000):
 
 
 def test_the_newest_frame_is_taken_and_the_others_are_counted(clock):
-    slot = Slot(clock)
+    slot = LatestFrame(clock)
     for brightness in (1, 2, 3):
         clock.advance(0.1)
         slot.put(picture(brightness), 5.0)
     frame = slot.take()
     assert (frame.pixels[0, 0, 0], frame.number, frame.taken_s, frame.capture_ms) == (3, 2, clock.now, 5.0)
-    assert (slot.given, slot.dropped) == (3, 2)
+    assert (slot.stats.captured, slot.stats.dropped) == (3, 2)
     assert slot.take() is None
     slot.put(picture(4), 5.0)
     assert slot.take().number == 3
-    assert slot.dropped == 2
+    assert slot.stats.dropped == 2
 
 
 def test_the_last_frame_is_given_before_the_end_and_before_the_error(clock):
-    slot = Slot(clock)
+    slot = LatestFrame(clock)
     slot.put(picture(), 0.0)
     slot.end(gone())
     slot.end(InputError("a second end"))
@@ -58,7 +58,7 @@ def test_the_last_frame_is_given_before_the_end_and_before_the_error(clock):
 
 
 def test_a_taker_is_woken_by_a_frame_and_by_the_end():
-    slot = Slot(time.monotonic)
+    slot = LatestFrame(time.monotonic)
     thread = threading.Timer(0.01, lambda: slot.put(picture(), 0.0))
     thread.start()
     assert slot.take(30.0).number == 0
@@ -73,11 +73,11 @@ def test_capture_reads_times_and_ends_cleanly(clock):
     about = capturing(lambda: source, clock)
     capture = Capture(about, source, clock.sleep)
     assert capture.step()
-    assert about.slot.take().pixels[0, 0, 0] == 7
+    assert about.latest.take().pixels[0, 0, 0] == 7
     assert capture.step()
     assert not capture.step()
-    assert about.slot.take().pixels[0, 0, 0] == 8
-    assert about.slot.ended
+    assert about.latest.take().pixels[0, 0, 0] == 8
+    assert about.latest.ended
 
 
 def test_reading_is_timed(clock):
@@ -88,7 +88,7 @@ def test_reading_is_timed(clock):
 
     about = capturing(lambda: None, clock)
     Capture(about, Slow([picture()]), clock.sleep).step()
-    assert about.slot.take().capture_ms == pytest.approx(20.0)
+    assert about.latest.take().capture_ms == pytest.approx(20.0)
 
 
 def test_unusable_pictures_are_counted_and_skipped(clock):
@@ -101,21 +101,21 @@ def test_unusable_pictures_are_counted_and_skipped(clock):
     ]
     about = capturing(lambda: None, clock)
     assert steps(Capture(about, ListSource(bad), clock.sleep)) == 5
-    assert about.counts.bad == 4
-    assert about.slot.take().number == 0
+    assert about.stats.bad == 4
+    assert about.latest.take().number == 0
 
 
 def test_too_many_unusable_pictures_are_a_loss(clock):
     empty = np.zeros((0, 640, 3), np.uint8)
     about = capturing(lambda: None, clock, for_s=0)
-    steps(Capture(about, ListSource([picture()] + [empty] * MOST_BAD), clock.sleep))
-    about.slot.take()
-    with pytest.raises(SourceLost, match=f"{MOST_BAD} unusable pictures in a row"):
-        about.slot.take()
+    steps(Capture(about, ListSource([picture()] + [empty] * MAX_BAD_FRAMES), clock.sleep))
+    about.latest.take()
+    with pytest.raises(SourceLost, match=f"{MAX_BAD_FRAMES} unusable frames in a row"):
+        about.latest.take()
     fewer = capturing(lambda: None, clock, for_s=0)
-    steps(Capture(fewer, ListSource(([empty] * (MOST_BAD - 1) + [picture()]) * 3), clock.sleep))
-    assert fewer.counts.lost == 0
-    assert fewer.slot.given == 3
+    steps(Capture(fewer, ListSource(([empty] * (MAX_BAD_FRAMES - 1) + [picture()]) * 3), clock.sleep))
+    assert fewer.stats.lost == 0
+    assert fewer.stats.captured == 3
 
 
 def test_a_lost_source_is_opened_again_with_growing_waits(clock):
@@ -134,12 +134,12 @@ def test_a_lost_source_is_opened_again_with_growing_waits(clock):
     assert clock.slept == [0.5, 1, 2, 4, 8, 10, 10]
     assert [round(t - lost_at, 6) for t in attempts] == [0.5, 1.5, 3.5, 7.5, 15.5, 25.5, 35.5]
     assert source.closed
-    assert (about.counts.lost, about.counts.reconnected) == (1, 1)
-    assert about.slot.take().pixels[0, 0, 0] == 50
+    assert (about.stats.lost, about.stats.reconnected) == (1, 1)
+    assert about.latest.take().pixels[0, 0, 0] == 50
     assert "unplugged" in said[0]
     assert "trying again for 60 s" in said[0]
-    assert "pictures again, after 35.5 s" in said[1]
-    assert about.slot.ended
+    assert "frames again after 35.5 s" in said[1]
+    assert about.latest.ended
 
 
 def test_waits_begin_anew_after_a_picture(clock):
@@ -147,14 +147,14 @@ def test_waits_begin_anew_after_a_picture(clock):
     about = capturing(lambda: next(sources), clock)
     steps(Capture(about, ListSource([gone()]), clock.sleep))
     assert clock.slept == [0.5, 0.5]
-    assert (about.counts.lost, about.counts.reconnected) == (2, 2)
+    assert (about.stats.lost, about.stats.reconnected) == (2, 2)
 
 
 def test_a_source_that_opens_and_gives_nothing_is_waited_for_ever_longer(clock):
     about = capturing(lambda: ListSource([gone()]), clock, for_s=20)
     steps(Capture(about, ListSource([gone()]), clock.sleep))
     assert clock.slept == [0.5, 1, 2, 4, 8, 4.5]
-    assert about.counts.lost == 1
+    assert about.stats.lost == 1
 
 
 def test_a_source_that_stays_away_is_given_up_in_time(clock):
@@ -166,7 +166,7 @@ def test_a_source_that_stays_away_is_given_up_in_time(clock):
     steps(Capture(about, ListSource([gone()]), clock.sleep))
     assert clock.now - start == pytest.approx(60)
     with pytest.raises(SourceLost, match=r"did not come back within 60 s\n  found: no such camera") as raised:
-        about.slot.take()
+        about.latest.take()
     assert raised.value.exit_code == 4
 
 
@@ -174,7 +174,7 @@ def test_without_reconnecting_the_loss_itself_is_told(clock):
     about = capturing(lambda: pytest.fail("opened again"), clock, for_s=0)
     steps(Capture(about, ListSource([gone()]), clock.sleep))
     with pytest.raises(SourceLost, match="unplugged"):
-        about.slot.take()
+        about.latest.take()
     assert clock.slept == []
 
 
@@ -182,16 +182,16 @@ def test_a_fault_of_the_program_reaches_the_taker(clock):
     about = capturing(lambda: None, clock)
     Capture(about, ListSource([ZeroDivisionError("a fault")]), clock.sleep).run()
     with pytest.raises(ZeroDivisionError):
-        about.slot.take()
+        about.latest.take()
 
 
 def test_damage_is_told_and_not_waited_for(clock):
     source = ListSource([picture(), InputError("the video ended early")])
     about = capturing(lambda: pytest.fail("opened again"), clock)
     Capture(about, source, clock.sleep).run()
-    about.slot.take()
+    about.latest.take()
     with pytest.raises(InputError, match="ended early"):
-        about.slot.take()
+        about.latest.take()
     assert source.closed == 1
 
 
@@ -253,27 +253,27 @@ def drain(frames):
 def test_a_read_that_hangs_is_a_loss_and_the_source_is_opened_anew(clock):
     hanging, second, said = Hanging(), ListSource([picture(77)]), []
     about = capturing(lambda: second, clock, for_s=60, said=said)
-    frames = NewestFrames(about, hanging, stall_s=5.0)
+    frames = LatestFrameFeed(about, hanging, stall_s=5.0)
     assert hanging.hangs.wait(30)
     drain(frames)
     clock.advance(4.9)
     assert frames.next(0.0) is None
-    assert about.counts.lost == 0
+    assert about.stats.lost == 0
     clock.advance(0.2)
     deadline = time.monotonic() + 30
     found = []
     while not found and time.monotonic() < deadline:  # the new thread waits half a real second before it opens
         found = drain(frames)
     assert found[0].pixels[0, 0, 0] == 77
-    assert "stalled: no picture for 5 s" in said[0]
-    assert (about.counts.lost, about.counts.reconnected) == (1, 1)
+    assert "stalled: no frame for 5 s" in said[0]
+    assert (about.stats.lost, about.stats.reconnected) == (1, 1)
     hanging.free.set()
     frames.stop()
 
 
 def test_stopping_is_quick_even_when_a_read_hangs():
     hanging = Hanging()
-    frames = NewestFrames(capturing(lambda: None, time.monotonic), hanging)
+    frames = LatestFrameFeed(capturing(lambda: None, time.monotonic), hanging)
     assert hanging.hangs.wait(30)
     started = time.monotonic()
     frames.stop()
@@ -286,8 +286,8 @@ def test_stopping_is_quick_even_when_a_read_hangs():
 
 def test_stopping_ends_the_wait_for_a_lost_source():
     about = capturing(lambda: pytest.fail("opened again"), time.monotonic, for_s=600)
-    about.reconnect = Reconnect(600, first_s=300, most_s=300)
-    frames = NewestFrames(about, ListSource([gone()]))
+    about.reconnect = Reconnect(600, first_s=300, max_s=300)
+    frames = LatestFrameFeed(about, ListSource([gone()]))
     while about.lost_at is None:
         time.sleep(0.001)
     started = time.monotonic()
@@ -305,7 +305,7 @@ def test_opening_that_hangs_is_given_up(clock):
 
     about = capturing(opener, clock, for_s=10)
     about.reconnect = Reconnect(10, first_s=0.001)
-    frames = NewestFrames(about, ListSource([gone()]))
+    frames = LatestFrameFeed(about, ListSource([gone()]))
     while about.lost_at is None:
         time.sleep(0.001)
     clock.advance(41)
@@ -318,17 +318,17 @@ def test_opening_that_hangs_is_given_up(clock):
 def test_every_frame_is_given_in_order_and_none_is_dropped(clock):
     items = [picture(1), np.zeros((0, 0, 3), np.uint8), BadFrame("torn"), picture(2), picture(3)]
     source = ListSource(items, live=False, fps=25.0)
-    frames = EveryFrame(source, clock)
+    frames = EveryFrameFeed(source, clock)
     found = [frame for _ in range(4) if (frame := frames.next(0.0)) is not None]
     assert [(f.number, f.pixels[0, 0, 0]) for f in found] == [(0, 1), (1, 2), (2, 3)]
-    assert (frames.ended, frames.dropped, frames.given, frames.counts.bad) == (True, 0, 3, 2)
+    assert (frames.ended, frames.stats.dropped, frames.stats.captured, frames.stats.bad) == (True, 0, 3, 2)
     frames.stop()
     frames.stop()
     assert frames.next(0.0) is None
 
 
 def test_every_frame_gives_up_on_a_source_of_unusable_pictures(clock):
-    frames = EveryFrame(ListSource([BadFrame("torn")] * MOST_BAD, live=False), clock)
-    with pytest.raises(SourceLost, match="unusable pictures in a row"):
+    frames = EveryFrameFeed(ListSource([BadFrame("torn")] * MAX_BAD_FRAMES, live=False), clock)
+    with pytest.raises(SourceLost, match="unusable frames in a row"):
         frames.next(0.0)
     assert frames.ended

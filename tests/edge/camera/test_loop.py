@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 
 from calib.errors import InputError
 from edge.camera.frame import Latency
-from edge.camera.frame_feed import EveryFrame, NewestFrames
-from edge.camera.latency_stats import Rate, Timings
+from edge.camera.frame_feed import EveryFrameFeed, LatestFrameFeed
+from edge.camera.frame_source import SourceLost
+from edge.camera.latency_stats import LatencyStats, Rate
 from edge.camera.loop import Limits, Loop, best, softmax
-from edge.camera.sources.source import SourceLost
 from edge.runtime.runner import FakeRunner
 
 
@@ -88,13 +88,13 @@ def test_an_older_frame_than_the_newest_breaks_the_bound():
 
         def __init__(self, clock, times):
             super().__init__(clock, times)
-            self.queue, put = [], self.about.slot.put
+            self.queue, put = [], self.about.latest.put
 
             def keep(pixels, capture_ms):
                 put(pixels, capture_ms)
-                self.queue.append(self.about.slot.take())
+                self.queue.append(self.about.latest.take())
 
-            self.about.slot.put = keep
+            self.about.latest.put = keep
 
         def next(self, _wait_s):
             while not self.queue:
@@ -151,7 +151,7 @@ def test_the_bound_holds_by_the_real_clock_too():
     source = Ticking([picture(i % 250) for i in range(120)])
     about = capturing(lambda: None, time.monotonic)
     times = {}
-    about.slot.noted = lambda frame: times.update({frame.number: frame.taken_s})
+    about.latest.on_put = lambda frame: times.update({frame.number: frame.taken_s})
     fake = FakeRunner((3, 12, 12), 3)
 
     def slow(images):
@@ -159,7 +159,7 @@ def test_the_bound_holds_by_the_real_clock_too():
         return fake(images)
 
     told = Told()
-    frames = NewestFrames(about, source)
+    frames = LatestFrameFeed(about, source)
     summary = Loop(network(FakeRunner((3, 12, 12), 3, answer=slow)), frames, [told]).run()
     frames.stop()
     assert summary.ended == "end of the source"
@@ -171,7 +171,7 @@ def test_the_bound_holds_by_the_real_clock_too():
 
 def test_answers_are_those_of_the_network():
     told = Told()
-    frames = EveryFrame(ListSource([banded(0), banded(2), banded(1)], live=False))
+    frames = EveryFrameFeed(ListSource([banded(0), banded(2), banded(1)], live=False))
     summary = Loop(network(top_k=2), frames, [told]).run()
     assert [r.top[0].label for r in told] == ["top", "bottom", "middle"]
     expected = FakeRunner((3, 12, 12), 3)(PREPROCESS(banded(2))[None])[0]
@@ -185,7 +185,7 @@ def test_answers_are_those_of_the_network():
 
 def test_the_smallest_batch_of_an_engine_is_filled():
     runner = FakeRunner((3, 12, 12), 3)
-    Loop(network(runner, batch_min=4), EveryFrame(ListSource([banded(1)], live=False)), [told := Told()]).run()
+    Loop(network(runner, batch_min=4), EveryFrameFeed(ListSource([banded(1)], live=False)), [told := Told()]).run()
     assert runner.batches == [4]
     assert told[0].top[0].label == "middle"
 
@@ -199,7 +199,7 @@ def test_answers_that_are_no_numbers_are_no_results():
 
     items = [banded(0), picture(255), banded(1)]
     told = Told()
-    frames = EveryFrame(ListSource(items, live=False))
+    frames = EveryFrameFeed(ListSource(items, live=False))
     summary = Loop(network(FakeRunner((3, 12, 12), 3, answer=sometimes)), frames, [told]).run()
     assert [r.frame.number for r in told] == [0, 2]
     assert (summary.results, summary.not_finite) == (2, 1)
@@ -226,7 +226,7 @@ def test_a_duration_ends_also_without_any_frame():
     silent = threading.Event()
     source = ListSource([])
     source.read = lambda: silent.wait(60)
-    frames = NewestFrames(capturing(lambda: None, time.monotonic), source)
+    frames = LatestFrameFeed(capturing(lambda: None, time.monotonic), source)
     summary = Loop(network(), frames, limits=Limits(duration_s=0.05)).run()
     silent.set()
     frames.stop()
@@ -249,14 +249,14 @@ def test_ctrl_c_is_a_clean_end():
                 raise KeyboardInterrupt
 
     told = Interrupts()
-    summary = Loop(network(), EveryFrame(ListSource([banded(0)] * 5, live=False)), [told]).run()
+    summary = Loop(network(), EveryFrameFeed(ListSource([banded(0)] * 5, live=False)), [told]).run()
     assert (summary.ended, summary.results, summary.error) == ("interrupted", 2, None)
 
 
 def test_what_was_seen_before_a_loss_is_in_the_summary():
     about = capturing(lambda: None, time.monotonic, for_s=0)
     told = Told()
-    frames = NewestFrames(about, ListSource([picture(), gone()]))
+    frames = LatestFrameFeed(about, ListSource([picture(), gone()]))
     summary = Loop(network(), frames, [told]).run()
     frames.stop()
     assert isinstance(summary.error, SourceLost)
@@ -264,7 +264,7 @@ def test_what_was_seen_before_a_loss_is_in_the_summary():
 
 
 def test_percentiles_are_those_of_numpy_over_the_last_results():
-    timings = Timings(window=50)
+    timings = LatencyStats(window=50)
     assert timings.percentiles() == {}
     values = np.random.default_rng(3).gamma(2.0, 5.0, (130, 5))
     for row in values:

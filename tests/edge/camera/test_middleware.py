@@ -55,7 +55,7 @@ def test_another_host_gets_a_token_without_being_asked(host: str) -> None:
     assert len(tokens) == 2
     assert all(token and len(token) >= 22 for token in tokens)
     assert Dashboard(IDENTITY, LABELS, host, token=TOKEN).token == TOKEN
-    with pytest.raises(InputError, match="not a token"):
+    with pytest.raises(InputError, match="unsuitable token"):
         Dashboard(IDENTITY, LABELS, host, token="")
 
 

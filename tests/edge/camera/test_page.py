@@ -79,7 +79,7 @@ def test_figures_are_events_with_json(open_page: int) -> None:
 def test_a_taken_port_is_told_before_anything_starts() -> None:
     with served() as (_, port):
         other = Dashboard(IDENTITY, LABELS, "127.0.0.1", port)
-        with pytest.raises(InputError, match=f"(?s)port {port} is taken.*next: --serve {port + 1}"):
+        with pytest.raises(InputError, match=f"(?s)port {port} is in use.*next: --serve {port + 1}"):
             other.start()
         other.close()
 

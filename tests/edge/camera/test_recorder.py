@@ -10,11 +10,11 @@ import pytest
 from camera_fakes import loaded_cv2, picture, read_all, result
 
 from calib.errors import InputError, MissingError
-from edge.camera.background_sink import Background
+from edge.camera.background_sink import BackgroundSink
 from edge.camera.sinks import recorder
 from edge.camera.sinks.overlay import ascii_only, drawn
 from edge.camera.sinks.recorder import RESERVE_BYTES, Recorder, recording_fps, room_for
-from edge.camera.sources.open_source import open_source
+from edge.camera.sources.registry import open_source
 
 loaded_cv2()
 
@@ -27,15 +27,14 @@ def noise(seed=0, size=SIZE):
 
 
 def taken(recorder, results):
-    recorder.begin()
     for some in results:
-        recorder.take(some)
-    recorder.end()
+        recorder.process(some)
+    recorder.close()
 
 
 def test_pictures_come_back_with_the_answer_on_them(tmp_path):
     said = []
-    recorder = Recorder(tmp_path / "a.mp4", 10.0, say=said.append)
+    recorder = Recorder(tmp_path / "a.mp4", 10.0, notify=said.append)
     taken(recorder, [result(picture(140, SIZE), i, 1000.0 + 0.1 * i) for i in range(20)])
     frames = read_all(open_source(str(tmp_path / "a.mp4")))
     assert len(frames) == 20
@@ -100,7 +99,7 @@ def test_odd_and_tiny_pictures(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.gif", "a", "a.mp4.txt"])
 def test_an_unknown_container(tmp_path, name):
-    with pytest.raises(InputError, match=r"no known container(.|\n)*\.mp4 \.mkv \.avi"):
+    with pytest.raises(InputError, match=r"unknown container(.|\n)*\.mp4 \.mkv \.avi"):
         Recorder(tmp_path / name, 10.0)
 
 
@@ -129,8 +128,8 @@ def test_a_disk_that_fills_ends_the_recording_and_leaves_it_playable(tmp_path):
             done.set()
         return left
 
-    recorder = Recorder(tmp_path / "a.mp4", 10.0, each=True, say=said.append, clock=lambda: next(seconds), free_bytes=free)
-    sink = Background("recording", recorder, wait=True, say=said.append)
+    recorder = Recorder(tmp_path / "a.mp4", 10.0, each=True, notify=said.append, clock=lambda: next(seconds), free_bytes=free)
+    sink = BackgroundSink("recording", recorder, block=True, notify=said.append)
     for i in range(40):
         sink(result(noise(i), i))
     assert done.wait(30)
@@ -140,7 +139,7 @@ def test_a_disk_that_fills_ends_the_recording_and_leaves_it_playable(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
     (message,) = [text for text in said if "disk full" in text]
     assert message.startswith("recording: disk full: the recording ends here")
-    assert "inference goes on without it" in message
+    assert "inference continues without it" in message
     assert isinstance(sink.failure, MissingError)
 
 
@@ -163,7 +162,7 @@ def test_the_largest_file_that_is_allowed_is_room_too(tmp_path):
         tmp_path,
         RESERVE_BYTES + 400_000,
         "recorder = Recorder(path, 10.0, each=True, clock=iter(range(10**6)).__next__)\n"
-        "sink = Background('recording', recorder, wait=True, say=print)\n"
+        "sink = BackgroundSink('recording', recorder, block=True, notify=print)\n"
         "for i in range(60): sink(result(noise(i, (240, 320)), i))\n"
         "sink.close()",
     )
@@ -177,7 +176,7 @@ def test_what_could_not_be_written_is_no_recording(tmp_path):
         tmp_path,
         100_000,
         "recorder = Recorder(path, 10.0, each=True, free_bytes=lambda _path: 10**12)\n"
-        "sink = Background('recording', recorder, wait=True, say=print)\n"
+        "sink = BackgroundSink('recording', recorder, block=True, notify=print)\n"
         "for i in range(60): sink(result(noise(i, (240, 320)), i))\n"
         "sink.close()",
     )
@@ -195,8 +194,8 @@ def test_a_codec_that_is_missing_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(recorder.CODECS, ".mp4", "ZZZZ")
     recording = Recorder(tmp_path / "a.mp4", 10.0)
     with pytest.raises(MissingError, match=r"cannot be started(.|\n)*codec ZZZZ"):
-        recording.take(result(picture(1, SIZE)))
-    recording.end()
+        recording.process(result(picture(1, SIZE)))
+    recording.close()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -214,22 +213,19 @@ class Work:
         self.seen, self.ended, self.fails = [], 0, fails
         self.go = threading.Event()
 
-    def begin(self):
-        pass
-
-    def take(self, some):
+    def process(self, some):
         self.go.wait(60)
         if self.fails:
             raise OSError("the disk is gone")
         self.seen.append(some.number)
 
-    def end(self):
+    def close(self):
         self.ended += 1
 
 
 def test_slow_work_is_skipped_and_never_waited_for():
     work = Work()
-    sink = Background("slow", work, room=2)
+    sink = BackgroundSink("slow", work, capacity=2)
     for i in range(100):
         sink(result(picture(), i))
     assert sink.skipped >= 97
@@ -242,7 +238,7 @@ def test_slow_work_is_skipped_and_never_waited_for():
 def test_work_that_each_result_is_for_is_waited_for():
     work = Work()
     work.go.set()
-    sink = Background("each", work, room=1, wait=True)
+    sink = BackgroundSink("each", work, capacity=1, block=True)
     for i in range(50):
         sink(result(picture(), i))
     sink.close()
@@ -253,17 +249,17 @@ def test_work_that_each_result_is_for_is_waited_for():
 def test_work_that_fails_is_told_once_and_left():
     said, work = [], Work(fails=True)
     work.go.set()
-    sink = Background("work", work, wait=True, say=said.append)
+    sink = BackgroundSink("work", work, block=True, notify=said.append)
     for i in range(20):
         sink(result(picture(), i))
     sink.close()
-    assert said == ["work: OSError: the disk is gone\n  inference goes on without it"]
+    assert said == ["work: OSError: the disk is gone\n  inference continues without it"]
     assert work.ended == 1
 
 
 def test_work_that_hangs_does_not_hold_up_the_end():
     said, work = [], Work()
-    sink = Background("work", work, say=said.append, patience_s=0.05)
+    sink = BackgroundSink("work", work, notify=said.append, close_timeout_s=0.05)
     sink(result(picture()))
     sink.close()
     assert "did not finish within 0.05 s" in said[0]

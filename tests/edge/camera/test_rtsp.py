@@ -9,12 +9,12 @@ from camera_fakes import loaded_cv2, read_all
 from stream_server import mjpeg, server, silent
 
 from calib.errors import MissingError
-from edge.camera.capture import Capturing
-from edge.camera.frame_feed import NewestFrames
-from edge.camera.latest_frame import Slot
+from edge.camera.capture import CaptureContext
+from edge.camera.frame_feed import LatestFrameFeed
+from edge.camera.frame_source import PlaybackOptions, SourceLost
+from edge.camera.latest_frame import LatestFrame
 from edge.camera.reconnect import Reconnect
-from edge.camera.sources.open_source import open_source
-from edge.camera.sources.source import Playing, SourceLost
+from edge.camera.sources.registry import open_source
 
 loaded_cv2()
 
@@ -27,7 +27,7 @@ def test_a_server_that_accepts_and_says_nothing(scheme, capfd):
         server(silent) as port,
         pytest.raises(MissingError, match=r"does not open: no video from there within 0.4 s") as raised,
     ):
-        open_source(f"{scheme}://admin:s3cret@127.0.0.1:{port}/live?key=t0ken", Playing(timeout_s=TIMEOUT_S))
+        open_source(f"{scheme}://admin:s3cret@127.0.0.1:{port}/live?key=t0ken", PlaybackOptions(timeout_s=TIMEOUT_S))
     text = str(raised.value)
     assert f"{scheme}://127.0.0.1:{port}/live" in text
     printed = "".join(capfd.readouterr())
@@ -39,12 +39,12 @@ def test_nobody_listens():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(MissingError, match="does not open"):
-        open_source(f"rtsp://127.0.0.1:{port}/", Playing(timeout_s=TIMEOUT_S))
+        open_source(f"rtsp://127.0.0.1:{port}/", PlaybackOptions(timeout_s=TIMEOUT_S))
 
 
 def test_a_stream_gives_pictures_and_its_stall_is_a_loss():
     with server(mjpeg(40)) as port:
-        source = open_source(f"http://me:s3cret@127.0.0.1:{port}/video", Playing(timeout_s=1.0))
+        source = open_source(f"http://me:s3cret@127.0.0.1:{port}/video", PlaybackOptions(timeout_s=1.0))
         assert source.live
         first = source.read()
         np.testing.assert_allclose(first[24, 32], (200, 40, 0), atol=12)
@@ -58,17 +58,17 @@ def test_a_stream_gives_pictures_and_its_stall_is_a_loss():
 def test_a_stream_that_stalls_mid_run_is_opened_again():
     said = []
     with server(mjpeg(40)) as port:
-        playing = Playing(timeout_s=0.7)
+        playing = PlaybackOptions(timeout_s=0.7)
         address = f"http://me:s3cret@127.0.0.1:{port}/video"
-        about = Capturing(
-            lambda: open_source(address, playing), Slot(time.monotonic), Reconnect(30, 0.05), time.monotonic, said.append
+        about = CaptureContext(
+            lambda: open_source(address, playing), LatestFrame(time.monotonic), Reconnect(30, 0.05), time.monotonic, said.append
         )
-        frames = NewestFrames(about, about.opener())
+        frames = LatestFrameFeed(about, about.opener())
         deadline = time.monotonic() + 60
-        while about.counts.reconnected < 2 and time.monotonic() < deadline:
+        while about.stats.reconnected < 2 and time.monotonic() < deadline:
             frames.next(0.1)
         frames.stop()
-    assert about.counts.reconnected >= 2
+    assert about.stats.reconnected >= 2
     assert "gives no picture any more" in said[0]
     assert "pictures again" in said[1]
     assert "s3cret" not in "".join(said)

@@ -13,13 +13,13 @@ import pytest
 from camera_fakes import read_all
 
 from calib.errors import InputError, MissingError
+from edge.camera.frame_source import BadFrame, PlaybackOptions, SourceLost, check_frame
 from edge.camera.opencv import has_gstreamer, to_bgr, to_rgb
 from edge.camera.sources import v4l2
 from edge.camera.sources.csi import csi_pipeline
-from edge.camera.sources.open_source import open_source
-from edge.camera.sources.rtsp import shown
-from edge.camera.sources.source import BadFrame, Playing, SourceLost, checked
-from edge.camera.sources.source_options import count_of, fps_of, parse_parameters, size_of
+from edge.camera.sources.registry import open_source
+from edge.camera.sources.rtsp import redact_address
+from edge.camera.sources.source_options import parse_count, parse_fps, parse_parameters, parse_size
 from edge.camera.sources.synthetic import Synthetic
 
 
@@ -30,20 +30,20 @@ from edge.camera.sources.synthetic import Synthetic
         ("", "source not found"),
         ("nothing.mp4", "source not found"),
         ("/dev/null", "neither a file nor a folder"),
-        ("synthetic://here", "synthetic source is not understood"),
-        ("synthetic://?colour=red", "parameters of the source are not understood"),
-        ("synthetic://?size=0x4", "size of the source is not understood"),
-        ("synthetic://?fps=fast", "frame rate of the source is not understood"),
-        ("synthetic://?frames=-1", "no whole number"),
-        ("csi://", "CSI camera is not understood"),
-        ("csi://99", "CSI camera is not understood"),
-        ("csi://0?flip=9", "CSI camera is not understood"),
-        ("csi://0 ! filesink location=x", "CSI camera is not understood"),
-        ("rtsp://", "address of the stream is not understood"),
-        ("rtsp://host:notaport/", "address of the stream is not understood"),
-        ("/dev/video0?size=big", "size of the source is not understood"),
-        ("0?format=MJPEG", "pixel format is not understood"),
-        ("0?gain=3", "parameters of the source are not understood"),
+        ("synthetic://here", "invalid synthetic source"),
+        ("synthetic://?colour=red", "invalid options of the source"),
+        ("synthetic://?size=0x4", "invalid size of the source"),
+        ("synthetic://?fps=fast", "invalid frame rate of the source"),
+        ("synthetic://?frames=-1", "not a whole number"),
+        ("csi://", "invalid CSI camera"),
+        ("csi://99", "invalid CSI camera"),
+        ("csi://0?flip=9", "invalid CSI camera"),
+        ("csi://0 ! filesink location=x", "invalid CSI camera"),
+        ("rtsp://", "malformed address of the stream"),
+        ("rtsp://host:notaport/", "malformed address of the stream"),
+        ("/dev/video0?size=big", "invalid size of the source"),
+        ("0?format=MJPEG", "invalid pixel format"),
+        ("0?gain=3", "invalid options of the source"),
     ],
 )
 def test_what_is_no_source_is_refused_with_what_is(text, message):
@@ -54,15 +54,15 @@ def test_what_is_no_source_is_refused_with_what_is(text, message):
 
 def test_parameters():
     values = parse_parameters("size=1280x720&fps=29.97&frames=12", ("size", "fps", "frames"))
-    assert (size_of(values), fps_of(values), count_of(values, "frames")) == ((1280, 720), 29.97, 12)
-    assert (size_of({}, (1, 2)), fps_of({}), count_of({}, "x", 3)) == ((1, 2), None, 3)
+    assert (parse_size(values, None), parse_fps(values, None), parse_count(values, "frames")) == ((1280, 720), 29.97, 12)
+    assert (parse_size({}, (1, 2)), parse_fps({}, None), parse_count({}, "x", 3)) == ((1, 2), None, 3)
     assert parse_parameters("", ("size",)) == {}
     for query in ("fps=1&fps=2", "fps=", "fps", "&", "depth=1"):
-        with pytest.raises(InputError, match="not understood"):
+        with pytest.raises(InputError, match="invalid options"):
             parse_parameters(query, ("fps",))
     for fps in ("0", "-1", "nan", "inf", "1001"):
         with pytest.raises(InputError, match="frame rate"):
-            fps_of({"fps": fps})
+            parse_fps({"fps": fps}, None)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def devices(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", ["0", "/dev/video0", "/dev/video0?size=640x480"])
 def test_no_camera(devices, text):
-    with pytest.raises(MissingError, match=r"no such camera\n  where: .*video0\n  found: cameras here: none"):
+    with pytest.raises(MissingError, match=r"camera not found\n  where: .*video0\n  found: cameras here: none"):
         open_source(text)
     (devices / "video4").touch()
     with pytest.raises(MissingError, match=r"cameras here: .*video4"):
@@ -83,19 +83,19 @@ def test_no_camera(devices, text):
 
 def test_a_device_that_is_no_camera(devices):
     (devices / "video0").touch()  # the kernel answers ENOTTY to a camera's question
-    with pytest.raises(InputError, match=r"no camera that gives pictures\n.*\n  found: Inappropriate ioctl"):
+    with pytest.raises(InputError, match=r"not a camera that delivers pictures\n.*\n  found: Inappropriate ioctl"):
         open_source("0")
 
 
 @pytest.mark.parametrize(
-    ("code", "message", "mend"),
+    ("code", "message", "next_command"),
     [
         (errno.EBUSY, "in use by another program", "fuser -v"),
-        (errno.ENOTTY, "no camera that gives pictures", "v4l2-ctl --list-devices"),
-        (errno.ENODEV, "no such camera", "connect one"),
+        (errno.ENOTTY, "not a camera that delivers pictures", "v4l2-ctl --list-devices"),
+        (errno.ENODEV, "camera not found", "connect one"),
     ],
 )
-def test_the_driver_says_why_not(devices, monkeypatch, code, message, mend):
+def test_the_driver_says_why_not(devices, monkeypatch, code, message, next_command):
     (devices / "video0").touch()
     asked = []
 
@@ -106,7 +106,7 @@ def test_the_driver_says_why_not(devices, monkeypatch, code, message, mend):
     monkeypatch.setattr(v4l2.fcntl, "ioctl", ioctl)
     with pytest.raises((MissingError, InputError), match=message) as raised:
         open_source("0")
-    assert mend in str(raised.value)
+    assert next_command in str(raised.value)
     ((path, request, data, descriptor),) = asked
     assert path == str(devices / "video0")
     assert (request >> 30, request >> 16 & 0x3FFF, chr(request >> 8 & 0xFF), request & 0xFF) == (3, len(data), "V", 8)
@@ -123,7 +123,7 @@ def test_a_camera_that_may_not_be_opened(devices, monkeypatch, code):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(v4l2.os, "open", refuse)
-    with pytest.raises(MissingError, match=r"may not be opened(.|\n)*usermod -aG video"):
+    with pytest.raises(MissingError, match=r"no permission to open the camera(.|\n)*usermod -aG video"):
         open_source("0")
 
 
@@ -208,7 +208,7 @@ def test_a_camera_by_a_name_that_stays(devices, monkeypatch, opencv):
     source = open_source("/dev/v4l/by-id/usb-Maker_Eye-index0?fps=15")
     assert fake.told[0] == (2, 200)
     assert source.name.endswith("usb-Maker_Eye-index0")
-    with pytest.raises(MissingError, match="no such camera"):
+    with pytest.raises(MissingError, match="camera not found"):
         open_source("/dev/v4l/by-id/usb-Another-index0")
 
 
@@ -229,7 +229,7 @@ def test_a_queue_of_another_kind_is_left_to_opencv(devices, monkeypatch, opencv)
     opencv(pictures=[np.zeros((2, 2, 3), np.uint8)])
     assert open_source("2").read().shape == (2, 2, 3)
     opencv(opens=False)
-    with pytest.raises(MissingError, match=r"does not start(.|\n)*second node that gives metadata"):
+    with pytest.raises(MissingError, match=r"does not start(.|\n)*second node that delivers metadata"):
         open_source("2")
 
 
@@ -257,7 +257,7 @@ def test_the_pipeline_of_a_csi_camera():
 
 def test_a_csi_camera_needs_gstreamer(opencv):
     fake = opencv(gstreamer="NO")
-    with pytest.raises(MissingError, match=r"needs an OpenCV with GStreamer(.|\n)*OpenCV 4.8.0(.|\n)*--system-site-packages"):
+    with pytest.raises(MissingError, match=r"needs an OpenCV built with GStreamer(.|\n)*OpenCV 4.8.0(.|\n)*--system-site-packages"):
         open_source("csi://0")
     assert fake.told == []
 
@@ -267,7 +267,7 @@ def test_a_csi_camera_is_opened_by_its_pipeline(opencv):
     source = open_source("csi://1?size=640x480&fps=60")
     assert fake.told == [(csi_pipeline(1, (640, 480), 60.0), 1800)]
     assert source.read().shape == (2, 2, 3)
-    with pytest.raises(SourceLost, match="CSI camera gives no picture"):
+    with pytest.raises(SourceLost, match="CSI camera stopped delivering frames"):
         source.read()
     opencv(opens=False)
     with pytest.raises(MissingError, match=r"does not start(.|\n)*gst-launch-1.0"):
@@ -290,12 +290,12 @@ def test_gstreamer_is_read_from_the_build_information():
     ],
 )
 def test_an_address_is_shown_without_what_is_secret(address, name):
-    assert shown(address) == name
+    assert redact_address(address) == name
 
 
 @pytest.mark.parametrize("address", ["rtsp://me:s3cret@", "rtsp://me:s3cret@host:99999/", "rtsp://me:s3cret@[::1/"])
 def test_an_address_that_is_none_is_refused_without_showing_it(address):
-    with pytest.raises(InputError, match="not understood") as raised:
+    with pytest.raises(InputError, match="malformed address") as raised:
         open_source(address)
     assert "s3cret" not in str(raised.value)
 
@@ -313,10 +313,10 @@ def test_colours_are_turned_once():
 
 
 def test_a_line_is_no_picture():
-    assert checked(np.zeros((10, 160, 3), np.uint8)).shape == (10, 160, 3)
+    assert check_frame(np.zeros((10, 160, 3), np.uint8)).shape == (10, 160, 3)
     for shape in ((10, 161, 3), (4000, 1, 3)):
         with pytest.raises(BadFrame, match="too narrow"):
-            checked(np.zeros(shape, np.uint8))
+            check_frame(np.zeros(shape, np.uint8))
 
 
 @pytest.mark.parametrize("shape", [(0, 0, 3), (0, 4), (4, 0, 3), (4, 4, 2), (4,)])
@@ -324,7 +324,7 @@ def test_what_is_no_picture_is_a_bad_frame(shape):
     with pytest.raises(BadFrame):
         to_rgb(np.zeros(shape, np.uint8))
     with pytest.raises(BadFrame):
-        checked(np.zeros(shape, np.uint8))
+        check_frame(np.zeros(shape, np.uint8))
 
 
 def test_opencv_is_missing(monkeypatch):
@@ -337,7 +337,7 @@ def test_an_opencv_of_another_numpy(monkeypatch, tmp_path):
     (tmp_path / "cv2.py").write_text("raise ImportError('numpy.core.multiarray failed to import')")
     monkeypatch.delitem(sys.modules, "cv2", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(MissingError, match=r"does not fit this numpy(.|\n)*numpy<2"):
+    with pytest.raises(MissingError, match=r"is incompatible with this numpy(.|\n)*numpy<2"):
         open_source("csi://0")
 
 
@@ -368,7 +368,7 @@ def test_synthetic_faults():
     assert [p.size == 0 for p in read_all(Synthetic("?size=8x8&frames=6&empty=3"))] == [False, False, True] * 2
     lost = Synthetic("?lose=1")
     lost.read()
-    with pytest.raises(SourceLost, match="as asked for"):
+    with pytest.raises(SourceLost, match="as requested"):
         lost.read()
 
 
@@ -396,5 +396,5 @@ def test_opening_a_folder_passes_on_how_it_is_played(tmp_path):
     from PIL import Image
 
     Image.new("RGB", (4, 3), (1, 2, 3)).save(tmp_path / "a.png")
-    source = open_source(str(tmp_path), Playing(loop=True))
+    source = open_source(str(tmp_path), PlaybackOptions(loop=True))
     assert [source.read()[0, 0].tolist() for _ in range(3)] == [[1, 2, 3]] * 3

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from edge.camera.latency_stats import Percentiles
 from edge.camera.loop import Summary
-from edge.camera.sinks.terminal import PLAIN_EVERY_S, LiveView, PlainLines, print_summary
+from edge.camera.sinks.terminal import PLAIN_INTERVAL_S, LiveView, PlainLines, print_summary
 
 
 def screen(renderable):
@@ -26,7 +26,7 @@ def view():
 
 
 def test_the_view_waits_and_then_shows_the_newest(view):
-    assert "waiting for the first picture" in screen(view.render())
+    assert "waiting for the first frame" in screen(view.render())
     view(result(picture(size=(48, 64)), 6))
     text = screen(view.render())
     assert "ufovit_t int8 [on] this" in text  # as it is, no markup
@@ -50,10 +50,10 @@ def test_a_line_every_two_seconds():
     clock, said = FakeClock(), []
     lines = PlainLines(said.append, lambda: [("audit", "9 of 9")], clock)
     for number in range(50):
-        lines.take(result(picture(), number))
+        lines.process(result(picture(), number))
         clock.advance(0.1)
     assert len(said) == 3
-    assert PLAIN_EVERY_S == 2.0
+    assert PLAIN_INTERVAL_S == 2.0
     assert said[1].startswith("middle 84.4%, bottom 11.4% | 25.0 results/s, 21 results")
     assert said[1].endswith("age 6.5 ms | audit: 9 of 9")
 
@@ -72,5 +72,5 @@ def test_the_summary_says_what_happened_and_only_that():
     console = Console(file=io.StringIO(), width=100, color_system=None)
     print_summary(console, troubled, [])
     text = console.file.getvalue()
-    for part in ("7 unusable", "lost 2 times, back 1 times", "3 frames answered with NaN"):
+    for part in ("7 unusable", "lost 2 times, back 1 times", "3 frames output NaN"):
         assert part in text

@@ -9,7 +9,7 @@ import pytest
 
 from calib.errors import InputError
 from edge.camera.web import token as module
-from edge.camera.web.token import ADDRESSES, ALL_GUESSES, GUESS_EVERY_S, GUESSES, Access, check_token, make_token
+from edge.camera.web.token import ALL_GUESSES, GUESS_EVERY_S, GUESSES, MAX_ADDRESSES, TokenAuth, check_token, make_token
 
 TOKEN = "correct-horse"
 
@@ -28,17 +28,17 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def access(clock: Clock) -> Access:
-    return Access(TOKEN, 8080, clock)
+def access(clock: Clock) -> TokenAuth:
+    return TokenAuth(TOKEN, 8080, clock)
 
 
-def test_only_the_token_is_accepted(access: Access) -> None:
+def test_only_the_token_is_accepted(access: TokenAuth) -> None:
     assert access.accepts(TOKEN, "10.0.0.1")
     for wrong in ("", TOKEN[:-1], TOKEN + "x", TOKEN.upper(), "é" * 9):
         assert not access.accepts(wrong, f"10.0.1.{len(wrong)}")
 
 
-def test_it_is_compared_in_constant_time(access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_compared_in_constant_time(access: TokenAuth, monkeypatch: pytest.MonkeyPatch) -> None:
     compared = []
 
     def compare(left: bytes, right: bytes) -> bool:
@@ -52,7 +52,7 @@ def test_it_is_compared_in_constant_time(access: Access, monkeypatch: pytest.Mon
     assert any(b"nonsense" in pair for pair in compared)
 
 
-def test_guesses_of_one_address_run_out_and_come_back(access: Access, clock: Clock) -> None:
+def test_guesses_of_one_address_run_out_and_come_back(access: TokenAuth, clock: Clock) -> None:
     for _ in range(GUESSES):
         assert access.wait_s("10.0.0.1") == 0
         assert not access.accepts("wrong", "10.0.0.1")
@@ -65,30 +65,30 @@ def test_guesses_of_one_address_run_out_and_come_back(access: Access, clock: Clo
     assert access.accepts(TOKEN, "10.0.0.1")
 
 
-def test_the_right_token_costs_no_guess(access: Access) -> None:
+def test_the_right_token_costs_no_guess(access: TokenAuth) -> None:
     assert all(access.accepts(TOKEN, "10.0.0.1") for _ in range(10 * GUESSES))
 
 
-def test_many_addresses_have_a_limit_together(access: Access) -> None:
+def test_many_addresses_have_a_limit_together(access: TokenAuth) -> None:
     tried = sum(access.wait_s(f"10.1.{n // 256}.{n % 256}") == 0 and not access.accepts("wrong", f"10.1.{n // 256}.{n % 256}")
                 for n in range(1000))  # fmt: skip
     assert tried == ALL_GUESSES
 
 
-def test_one_ipv6_network_is_one_guesser(access: Access) -> None:
+def test_one_ipv6_network_is_one_guesser(access: TokenAuth) -> None:
     for n in range(GUESSES):
         access.accepts("wrong", f"2001:db8::{n + 1}")
     assert access.wait_s("2001:db8::ffff") > 0
     assert access.wait_s("2001:db8:0:1::1") == 0
 
 
-def test_addresses_are_not_remembered_without_end(access: Access) -> None:
-    for n in range(3 * ADDRESSES):
+def test_addresses_are_not_remembered_without_end(access: TokenAuth) -> None:
+    for n in range(3 * MAX_ADDRESSES):
         access.wait_s(f"10.2.{n // 256}.{n % 256}")
-    assert len(access._guesses._by_address) == ADDRESSES
+    assert len(access._guesses._by_address) == MAX_ADDRESSES
 
 
-def test_the_cookie_is_out_of_reach_and_proves_the_session(access: Access) -> None:
+def test_the_cookie_is_out_of_reach_and_proves_the_session(access: TokenAuth) -> None:
     cookie = SimpleCookie(access.set_cookie)
     (morsel,) = cookie.values()
     assert morsel["httponly"]
@@ -101,11 +101,11 @@ def test_the_cookie_is_out_of_reach_and_proves_the_session(access: Access) -> No
     assert access.has_cookie(f"other=1; {good}")
     for wrong in ("", f"{morsel.key}=", good[:-1], f"x{good}", f"{morsel.key}={TOKEN}", "=;=;", 'a="\\', "a" * 9000):
         assert not access.has_cookie(wrong), wrong
-    assert not Access(TOKEN, 8080, Clock()).has_cookie(good), "a camera that was started anew asks again"
+    assert not TokenAuth(TOKEN, 8080, Clock()).has_cookie(good), "a camera that was started anew asks again"
 
 
 def test_without_a_token_everybody_may_look(clock: Clock) -> None:
-    open_to_all = Access(None, 8080, clock)
+    open_to_all = TokenAuth(None, 8080, clock)
     assert not open_to_all.needed
     assert open_to_all.accepts("anything", "10.0.0.1")
 
@@ -119,7 +119,7 @@ def test_made_tokens_are_long_and_never_the_same() -> None:
 
 @pytest.mark.parametrize("token", ["", "short", "seven77", "with a space", "ümläüte-sind-keine", "new\nline-in-it", "\x7f" * 9])
 def test_a_token_that_is_none_is_refused_and_not_repeated(token: str) -> None:
-    with pytest.raises(InputError, match=r"(?s)not a token.*at least 8") as raised:
+    with pytest.raises(InputError, match=r"(?s)unsuitable token.*at least 8") as raised:
         check_token(token)
     assert not token or token not in str(raised.value), "a secret does not belong into a message"
 

@@ -11,9 +11,9 @@ from camera_fakes import FakeClock, capturing, loaded_cv2, read_all
 
 from calib.errors import InputError
 from edge.camera.capture import Capture
-from edge.camera.sources.open_source import open_source
-from edge.camera.sources.source import BadFrame, Playing
-from edge.camera.sources.video_file import USUAL_FPS
+from edge.camera.frame_source import BadFrame, PlaybackOptions
+from edge.camera.sources.registry import open_source
+from edge.camera.sources.video_file import DEFAULT_FPS
 
 cv2 = loaded_cv2()
 
@@ -22,7 +22,7 @@ RED_RGB = (200, 30, 10)
 
 
 def write_video(path, count=20, size=(64, 48), fps=10.0, fourcc="MJPG", colour=RED_RGB):
-    """Frames of one colour, with a white column that moves by two pixels."""
+    """FrameFeed of one colour, with a white column that moves by two pixels."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*fourcc), fps, size)
     assert writer.isOpened()
     for i in range(count):
@@ -48,7 +48,7 @@ def test_a_video_comes_out_as_it_was_written(tmp_path, name, fourcc):
 
 
 def test_a_video_is_looped(tmp_path):
-    source = open_source(str(write_video(tmp_path / "a.avi", count=5)), Playing(loop=True))
+    source = open_source(str(write_video(tmp_path / "a.avi", count=5)), PlaybackOptions(loop=True))
     frames = read_all(source, most=13)
     assert len(frames) == 13
     np.testing.assert_array_equal(frames[2], frames[7])
@@ -68,7 +68,7 @@ def test_a_container_without_a_frame_rate_gets_the_usual_one(tmp_path):
     pictures = [cv2.imencode(".jpg", np.full((32, 32, 3), 9 * i, np.uint8))[1].tobytes() for i in range(12)]
     (tmp_path / "a.mjpeg").write_bytes(b"".join(pictures))
     source = open_source(str(tmp_path / "a.mjpeg"))
-    assert source.fps == USUAL_FPS == 25.0
+    assert source.fps == DEFAULT_FPS == 25.0
     assert len(read_all(source)) == 12
 
 
@@ -87,7 +87,7 @@ def test_a_video_of_noise(tmp_path):
 def test_no_library_prints_beside_us(tmp_path):
     """In a process of its own: FFmpeg reads how much to say once, and here somebody may have opened a video before."""
     (tmp_path / "a.mp4").write_bytes(np.random.default_rng(0).bytes(50_000))
-    script = "import sys; from edge.camera.sources.source import open_source; open_source(sys.argv[1])"
+    script = "import sys; from edge.camera.sources.registry import open_source; open_source(sys.argv[1])"
     run = [sys.executable, "-c", script, str(tmp_path / "a.mp4")]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OPENCV_")}
     done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=ROOT, env=clean)
@@ -123,7 +123,7 @@ def test_a_truncated_video_is_read_as_far_as_it_goes_and_then_told(truncated):
 
 def test_a_truncated_video_that_is_looped_says_so_once(truncated):
     said = []
-    source = open_source(str(truncated), Playing(loop=True, say=said.append))
+    source = open_source(str(truncated), PlaybackOptions(loop=True, notify=said.append))
     assert len(read_all(source, most=200)) == 200
     assert len(said) == 1
     assert "ended early" in said[0]
@@ -142,7 +142,7 @@ def test_colours_reach_the_loop_as_red_green_blue(tmp_path):
     source = open_source(str(write_video(tmp_path / "a.avi", count=1)))
     about = capturing(lambda: None, clock)
     Capture(about, source, clock.sleep).step()
-    np.testing.assert_allclose(about.slot.take().pixels[24, 60], RED_RGB, atol=8)
+    np.testing.assert_allclose(about.latest.take().pixels[24, 60], RED_RGB, atol=8)
 
 
 def test_an_image_folder_goes_through_the_decoder_of_all_steps(tmp_path):
@@ -181,7 +181,7 @@ def test_a_damaged_image_is_skipped_and_named(tmp_path):
     Image.new("RGB", (5, 4)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     Image.new("RGB", (5, 4)).save(tmp_path / "c.png")
-    source = open_source(str(tmp_path), Playing(say=said.append))
+    source = open_source(str(tmp_path), PlaybackOptions(notify=said.append))
     source.read()
     with pytest.raises(BadFrame, match=r"b\.png"):
         source.read()
@@ -195,7 +195,7 @@ def test_a_folder_without_a_picture_that_can_be_decoded(tmp_path):
     with pytest.raises(InputError, match="no images in the folder"):
         open_source(str(tmp_path))
     (tmp_path / "a.png").write_bytes(b"no picture")
-    source = open_source(str(tmp_path), Playing(loop=True))
+    source = open_source(str(tmp_path), PlaybackOptions(loop=True))
     with pytest.raises(BadFrame):
         source.read()
     with pytest.raises(InputError, match="none of the images can be decoded"):
