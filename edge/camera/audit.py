@@ -138,29 +138,25 @@ class AuditWorker(Worker):
         self.saved += 1
 
 
-class Audit:
+class Audit(BackgroundSink):
     """A sink that passes every Nth result to the audit's own thread."""
 
     def __init__(self, worker: AuditWorker, every: int, notify: Notify = ignore, capacity: int = 4) -> None:
         if every < 1:
             raise UsageError("--audit must be 1 or more", where="--audit", found=every, allowed="1 or more: every Nth result")
-        self._worker, self._every = worker, every
-        self._background = BackgroundSink("audit", worker, capacity=capacity, notify=notify, close_timeout_s=5.0)
+        self._audited, self._every = worker, every
+        super().__init__("audit", worker, capacity=capacity, notify=notify, close_timeout_s=5.0)
 
     def __call__(self, result: Result, /) -> None:
         """See `Sink`."""
         if result.number % self._every == 0:
-            self._background(result)
-
-    def close(self) -> None:
-        """See `Sink`."""
-        self._background.close()
+            super().__call__(result)
 
     @property
     def status(self) -> AuditStatus:
         """The counts so far."""
-        worker = self._worker
-        return AuditStatus(worker.compared, worker.agreed, self._background.skipped, worker.saved)
+        worker = self._audited
+        return AuditStatus(worker.compared, worker.agreed, self.skipped, worker.saved)
 
 
 def open_reference(folder: Path, manifest: EngineManifest) -> Runner:

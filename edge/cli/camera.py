@@ -13,8 +13,10 @@ import typer
 from calib.errors import InputError, MissingError, VerdictError
 
 if TYPE_CHECKING:
-    from edge.camera import CameraRequest, Outcome, Page, Sink, View
     from edge.camera.background_sink import BackgroundSink
+    from edge.camera.camera_request import CameraRequest, Page
+    from edge.camera.frame import Sink
+    from edge.camera.session import Outcome, View
 
 _SOURCES = "/dev/video0 or 0, csi://0, rtsp://..., http://..., a video file, an image folder, synthetic://?size=640x480&fps=30"
 _LAST_LINES = 1024
@@ -67,8 +69,9 @@ def camera(  # noqa: PLR0913, PLR0917  # one parameter per option
     Exit codes: 0 ended as asked (Ctrl-C and SIGTERM too), 1 the network answered NaN or infinity, 2 bad input, 4 something that
     this machine lacks: no camera, a busy one, one that is gone for good.
     """
-    from edge.camera import CameraRequest, Limits
+    from edge.camera.camera_request import CameraRequest
     from edge.camera.forced_exit import run_with_forced_exit
+    from edge.camera.loop import Limits
 
     if audit_dir is not None and audit is None:
         raise InputError("--audit-dir is about --audit", found=audit_dir, allowed="with --audit N")
@@ -92,7 +95,7 @@ def camera(  # noqa: PLR0913, PLR0917  # one parameter per option
 
 
 def _run(request: CameraRequest, output: _Output) -> int:
-    from edge.camera import run_camera
+    from edge.camera.session import run_camera
 
     try:
         outcome = run_camera(request, output.view())
@@ -104,13 +107,13 @@ def _run(request: CameraRequest, output: _Output) -> int:
 
 
 def _page(serve: str | None, token: str | None) -> Page | None:
-    from edge.camera import Page
+    from edge.camera.camera_request import Page
 
     if serve is None:
         if token is not None:
             raise InputError("--token is about the page", allowed="with --serve [HOST:]PORT")
         return None
-    from edge.camera.web import parse_address
+    from edge.camera.web.bind_address import parse_address
 
     return Page(*parse_address(serve), token)
 
@@ -146,7 +149,7 @@ class _Output:
 
     def view(self) -> View:
         """For `run_camera`."""
-        from edge.camera import View
+        from edge.camera.session import View
 
         return View(self.say, self._sink, self._stop, self._started)
 
@@ -161,7 +164,8 @@ class _Output:
             self._devnull()
 
     def _print(self, outcome: Outcome) -> None:
-        from edge.camera.sinks import JsonLines, print_summary, summary_fields
+        from edge.camera.sinks.json_lines import JsonLines, summary_fields
+        from edge.camera.sinks.terminal import print_summary
 
         if self._json:
             audit = vars(outcome.audit) if outcome.audit is not None else None
@@ -180,7 +184,7 @@ class _Output:
         self._messages.print(text, markup=False, highlight=False)
 
     def _started(self, fields: dict[str, object]) -> None:
-        from edge.camera.sinks import JsonLines
+        from edge.camera.sinks.json_lines import JsonLines
 
         if self._json:
             try:
@@ -188,9 +192,10 @@ class _Output:
             except BrokenPipeError:
                 self._broken = True
 
-    def _sink(self, title: str, notes: Callable[[], list[tuple[str, str]]], block: bool) -> Sink:
+    def _sink(self, title: str, notes: Callable[[], list[tuple[str, str]]], wait: bool) -> Sink:
         from edge.camera.background_sink import BackgroundSink
-        from edge.camera.sinks import JsonLines, LiveView, PlainLines
+        from edge.camera.sinks.json_lines import JsonLines
+        from edge.camera.sinks.terminal import LiveView, PlainLines
 
         if self._live:
             return LiveView(self._out, title, notes)
@@ -199,7 +204,7 @@ class _Output:
             worker: JsonLines | PlainLines = JsonLines(sys.stdout)
         else:
             worker = PlainLines(lambda line: print(line, flush=True), notes)
-        capacity, block = (_LAST_LINES, block) if self._json else (1, False)
+        capacity, block = (_LAST_LINES, wait) if self._json else (1, False)
         self._lines = BackgroundSink("output", worker, capacity=capacity, block=block, notify=self.say)
         return self._lines
 

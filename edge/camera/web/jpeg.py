@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 from collections.abc import Callable
 
@@ -20,19 +22,12 @@ Encode = Callable[[Uint8], bytes]
 
 def jpeg_encoder() -> Encode:
     """The encoder of this machine. Raises MissingError if there is none."""
-    try:
-        import cv2  # noqa: F401  # whether it is there
-    except ImportError:
-        pass
-    else:
-        return with_opencv
-    try:
-        import PIL  # noqa: F401  # whether it is there
-    except ImportError as error:
-        raise MissingError(
-            "no JPEG encoder: neither OpenCV nor Pillow is installed", next_command="pip install 'ufovit-edge[camera]'"
-        ) from error
-    return with_pillow
+    for module, encode in (("cv2", with_opencv), ("PIL", with_pillow)):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+            return encode
+    what = "no JPEG encoder: neither OpenCV nor Pillow is installed"
+    raise MissingError(what, next_command="pip install 'ufovit-edge[camera]'")
 
 
 def size_on_page(height: int, width: int) -> tuple[int, int]:

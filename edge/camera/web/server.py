@@ -20,13 +20,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from calib.errors import MissingError
 from edge.camera.web.broadcast import Broadcast
 
-MOST_CONNECTIONS = 128
+MAX_CONNECTIONS = 128
 """Beyond it requests are answered with 503; beyond twice as many, connections are closed at once."""
 STALLED_S = 15.0
 """A viewer that reads nothing for so long is disconnected."""
 REQUEST_S = 10.0
 """A connection that sends no complete request for so long is closed."""
-LONGEST_HEADERS = 16 * 1024
+MAX_HEADER_BYTES = 16 * 1024
 """Bytes of a request's line and headers."""
 _START_S = 10.0
 _CLOSE_TURNS = 50
@@ -70,7 +70,7 @@ class BoundedListener(socket.socket):
     def accept(self) -> tuple[socket.socket, Any]:
         """See `socket.socket`; a connection beyond the bound is closed."""
         accepted, address = super().accept()
-        while len(self.connections()) >= 2 * MOST_CONNECTIONS:
+        while len(self.connections()) >= 2 * MAX_CONNECTIONS:
             accepted.close()
             accepted, address = super().accept()
         connection = self._connections[address[:2]] = _Connection(accepted)
@@ -181,8 +181,8 @@ def _config(app: ASGIApp) -> uvicorn.Config:
         server_header=False,
         date_header=False,
         proxy_headers=False,  # who claims to speak for another address is not believed
-        limit_concurrency=MOST_CONNECTIONS,
+        limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=0,
-        h11_max_incomplete_event_size=LONGEST_HEADERS,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )

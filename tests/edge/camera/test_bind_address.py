@@ -10,8 +10,7 @@ import pytest
 
 from calib.errors import InputError, MissingError
 from edge.camera.web import bind_address
-from edge.camera.web.bind_address import host_check, is_loopback, listen, url_of
-from edge.camera.web.bind_address import parse_address
+from edge.camera.web.bind_address import host_check, is_loopback, listen, parse_address, url_of
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import socket
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +102,7 @@ def test_the_thread_that_infers_waits_for_nobody() -> None:
 
 
 def test_too_many_viewers_are_turned_away_and_the_first_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MOST_CONNECTIONS", 8)
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 8)
     with served() as (page, port), ExitStack() as opened:
         page(result(0))
         first = opened.enter_context(stream(port, "/figures"))
@@ -111,6 +111,24 @@ def test_too_many_viewers_are_turned_away_and_the_first_stay(monkeypatch: pytest
             time.sleep(0.1)
         assert ask(port, "/")[0] == 503
         assert first.readline()
+
+
+def test_connections_that_ask_nothing_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 4)
+    with served() as (page, port):
+        page(result(0))
+        with ExitStack() as idle:
+            for _ in range(2 * server.MAX_CONNECTIONS):
+                opened = idle.enter_context(closing(socket.create_connection(("127.0.0.1", port), timeout=0.2)))
+                with pytest.raises(TimeoutError):
+                    opened.recv(1)  # is kept
+            started = time.monotonic()
+            beyond = idle.enter_context(closing(socket.create_connection(("127.0.0.1", port), timeout=5)))
+            with suppress(ConnectionResetError):
+                assert beyond.recv(1) == b""
+            assert time.monotonic() - started < server.REQUEST_S / 2, "at once, not when patience ends"
+        time.sleep(0.5)  # until the server has seen them close
+        assert ask(port, "/")[0] == 200, "their places are free again"
 
 
 @pytest.mark.usefixtures("fast_moments")

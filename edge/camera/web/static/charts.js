@@ -13,7 +13,7 @@ export function niceStep(most) {
   return power * [1, 2, 2.5, 5, 10].find((factor) => factor * power >= third * 0.999);
 }
 
-/** A number of an axis with as many digits behind the point as the distance of the lines has. */
+/** A number of an axis with as many decimal places as the distance of the lines. */
 export function axisText(value, step) {
   const digits = [0, 1, 2].find((count) => Math.abs(step * 10 ** count - Math.round(step * 10 ** count)) < 1e-6) ?? 3;
   return value.toFixed(digits);
@@ -98,20 +98,20 @@ export class Chart {
     context.fillText("now", this.width - RIGHT, this.height - 4);
   }
 
-  /** Stretches of rows that hold a value, as lists of points; where none was measured the line is broken. */
-  stretches(value) {
-    const found = [];
+  /** Consecutive rows that have a value, as lists of points; the line is broken where none was measured. */
+  segments(value) {
+    const lists = [];
     let open = null;
     for (const row of this.rows) {
       const reading = value(row);
       if (reading === null || reading === undefined || !Number.isFinite(reading)) {
         open = null;
       } else {
-        if (open === null) found.push((open = []));
+        if (open === null) lists.push((open = []));
         open.push([this.x(row[0]), this.y(reading), row]);
       }
     }
-    return found;
+    return lists;
   }
 
   line(value, name) {
@@ -120,7 +120,7 @@ export class Chart {
     context.lineWidth = 2.5;
     context.lineJoin = "round";
     context.lineCap = "round";
-    for (const points of this.stretches(value)) {
+    for (const points of this.segments(value)) {
       context.beginPath();
       context.moveTo(points[0][0] - (points.length === 1 ? 2 : 0), points[0][1]);
       for (const [x, y] of points) context.lineTo(x, y);
@@ -133,7 +133,7 @@ export class Chart {
     const { context } = this;
     context.fillStyle = colour(this.canvas, name);
     context.globalAlpha = opacity;
-    for (const points of this.stretches(high)) {
+    for (const points of this.segments(high)) {
       context.beginPath();
       points.forEach(([x, y], at) => (at ? context.lineTo(x, y) : context.moveTo(x, y)));
       for (const [x, , row] of [...points].reverse()) context.lineTo(x, this.y(low(row) ?? 0));

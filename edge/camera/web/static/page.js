@@ -1,23 +1,23 @@
-// The page: what the streams tell, written into the document. Nothing is asked of any other machine.
+// The page: writes the data of the streams into the document. Sends no request to any other machine.
 
 import { Chart } from "./charts.js";
 import { Figures, Pictures } from "./stream.js";
 
-const SPEAK_MS = 4000; // a screen reader hears of a new answer at most so often
-const STEADY_MS = 1000; // and only of one that stayed so long
+const ANNOUNCE_MS = 4000; // shortest time between two announcements to a screen reader
+const STEADY_MS = 1000; // how long an answer must stay before it is announced
 const LONG_LABEL = 14;
 
 const at = (id) => document.getElementById(id);
 const picture = new Pictures(at("picture"));
-const figures = new Figures(["about", "history", "result", "second", "end"], heard, () => ended || tell("lost"));
+const figures = new Figures(["about", "history", "result", "second", "end"], onEvent, () => ended || showStatus("lost"));
 
 let about = { labels: [], parts: [], kept_s: 300 };
 let rows = [];
 let paused = false;
 let ended = false;
-let anything = false; // a result came since the connection was made
+let hasResult = false; // a result arrived since the connection was made
 let quiet = 0;
-let spoken = { label: "", at: -SPEAK_MS, since: 0, said: "" };
+let announced = { label: "", at: -ANNOUNCE_MS, since: 0, text: "" };
 
 const cell = (part, share) => (row) => row[2 + 2 * about.parts.indexOf(part) + share];
 const sumUpTo = (count) => (row) => {
@@ -55,8 +55,8 @@ function ms(value) {
   return value < 10 ? value.toFixed(2) : value < 100 ? value.toFixed(1) : value.toFixed(0);
 }
 
-/** What state the picture is in: in words, in colour, and over the picture. */
-function tell(state) {
+/** Show the state of the picture: in words, in colour, and over the picture. */
+function showStatus(state) {
   const shown = paused && state !== "lost" && state !== "ended" ? "paused" : state;
   const words = {
     connecting: ["Connecting", "Connecting to the camera"],
@@ -64,7 +64,7 @@ function tell(state) {
     live: ["Live", ""],
     paused: ["Paused", "Paused: this picture does not move"],
     stale: ["No new picture", `No new picture for ${Math.round(quiet)} s`],
-    late: ["Picture late", "The picture does not get through: the answer is newer"],
+    late: ["Picture late", "The picture is delayed: the answer is newer"],
     lost: ["No connection", "No connection to the camera, trying again"],
     ended: ["Stopped", "The camera was stopped"],
   }[shown];
@@ -97,18 +97,18 @@ function drawBars(pairs, leader) {
   });
 }
 
-function speak(label, share) {
+function announce(label, share) {
   const now = performance.now();
-  if (label !== spoken.label) spoken = { ...spoken, label, since: now };
-  if (label !== spoken.said && now - spoken.since > STEADY_MS && now - spoken.at > SPEAK_MS) {
-    spoken = { ...spoken, said: label, at: now };
+  if (label !== announced.label) announced = { ...announced, label, since: now };
+  if (label !== announced.text && now - announced.since > STEADY_MS && now - announced.at > ANNOUNCE_MS) {
+    announced = { ...announced, text: label, at: now };
     write(at("spoken"), `${label}, ${percent(share)}`);
     at("picture").setAttribute("aria-label", `Live picture of the camera: ${label}`);
   }
 }
 
 function showResult(result) {
-  anything = true;
+  hasResult = true;
   if (paused) return;
   picture.expect(result.number);
   const [label, share] = result.top[0] ?? ["–", null];
@@ -122,11 +122,11 @@ function showResult(result) {
     drawBars(result.top, 0);
   }
   write(at("dropped"), String(result.dropped));
-  speak(label, share);
-  if (!picture.late()) tell("live");
+  announce(label, share);
+  if (!picture.late()) showStatus("live");
 }
 
-function showFacts(list, pairs) {
+function showRows(list, pairs) {
   const written = JSON.stringify(pairs);
   if (list.dataset.written === written) return;
   list.dataset.written = written;
@@ -141,18 +141,18 @@ function showFacts(list, pairs) {
 
 function showState(state) {
   quiet = state.quiet_s ?? 0;
-  showFacts(at("notes"), state.notes);
+  showRows(at("notes"), state.notes);
   at("notes-section").hidden = !state.notes.length;
-  if (state.quiet_s === null) tell("waiting");
-  else if (state.stale) tell("stale");
-  else tell(picture.late() ? "late" : "live");
+  if (state.quiet_s === null) showStatus("waiting");
+  else if (state.stale) showStatus("stale");
+  else showStatus(picture.late() ? "late" : "live");
 }
 
-function showAbout(news) {
-  about = news;
+function showAbout(fields) {
+  about = fields;
   ended = false;
-  anything = false;
-  const identity = new Map(news.identity);
+  hasResult = false;
+  const identity = new Map(fields.identity);
   const model = [identity.get("model"), identity.get("precision")].filter(Boolean).join(" · ");
   write(at("title"), model || "ufovit camera");
   document.title = model ? `${model} · ufovit camera` : "ufovit camera";
@@ -163,14 +163,14 @@ function showAbout(news) {
     write(at("verdict"), `Verdict: ${word}`);
     at("verdict").className = `badge ${["pass", "fail", "inconclusive"].find((known) => word.toLowerCase().startsWith(known)) ?? ""}`;
   }
-  write(at("stamp"), identity.get("weights") ?? ""); // drawn weights are said before anything else
+  write(at("stamp"), identity.get("weights") ?? ""); // a build with random weights is marked at the top
   at("stamp").hidden = !identity.has("weights");
-  showFacts(at("identity"), news.identity);
-  at("label").classList.toggle("long", news.longest > LONG_LABEL); // once for all: a size that changes is no calm sight
-  at("bars").classList.toggle("many", news.labels.length > 5);
+  showRows(at("identity"), fields.identity);
+  at("label").classList.toggle("long", fields.longest > LONG_LABEL); // fixed per build: a changing size would be restless
+  at("bars").classList.toggle("many", fields.labels.length > 5);
   at("bars").replaceChildren();
-  at("parts").replaceChildren(...news.parts.map(tableRow));
-  showState(news);
+  at("parts").replaceChildren(...fields.parts.map(tableRow));
+  showState(fields);
   if (!paused) picture.start();
 }
 
@@ -179,7 +179,7 @@ function tableRow(part) {
   const name = row.appendChild(document.createElement("th"));
   name.scope = "row";
   if (part !== "age") name.appendChild(document.createElement("span")).className = `swatch ${part}`;
-  name.append(part === "age" ? "delay in all" : part);
+  name.append(part === "age" ? "total delay" : part);
   for (const share of ["p50", "p95"]) row.appendChild(document.createElement("td")).className = `n ${share}`;
   return row;
 }
@@ -203,7 +203,7 @@ function showSpeed() {
   parts.setAttribute("aria-label", `Parts of the latency, p50: ${stacked().map((part) => `${part} ${ms(cell(part, 0)(row))}`).join(", ")} milliseconds`);
 }
 
-function heard(name, value) {
+function onEvent(name, value) {
   if (name === "about") showAbout(value);
   else if (name === "history") rows = value;
   else if (name === "result") showResult(value);
@@ -212,7 +212,7 @@ function heard(name, value) {
     showState(value);
   } else if (name === "end") {
     ended = true;
-    tell("ended");
+    showStatus("ended");
   }
   if (name === "history" || name === "second") showSpeed();
 }
@@ -223,18 +223,18 @@ at("pause").addEventListener("click", () => {
   write(at("pause"), paused ? "Resume" : "Pause");
   if (paused) picture.stop();
   else picture.start();
-  tell(anything ? "live" : "waiting");
+  showStatus(hasResult ? "live" : "waiting");
 });
 
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) {
-    figures.stop(); // a page that nobody sees costs the camera nothing
+    figures.stop(); // a hidden page costs the camera nothing
     picture.stop();
   } else {
-    tell("connecting");
+    showStatus("connecting");
     figures.start();
   }
 });
 
-tell("connecting");
+showStatus("connecting");
 figures.start();

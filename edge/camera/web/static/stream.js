@@ -1,12 +1,12 @@
 // The two streams of the page: figures (server-sent events) and pictures (JPEGs, one part of the answer after the other).
 
-const SILENT_MS = 4000; // the server speaks every second
+const SILENT_MS = 4000; // the server sends every second
 const RETRY_MS = 2000;
 
-/** Figures; tells `heard(name, value)` for every event, and `lost()` while the server is not there. */
+/** Figures; calls `onEvent(name, value)` for every event, and `onLost()` while the server is unreachable. */
 export class Figures {
-  constructor(names, heard, lost) {
-    Object.assign(this, { names, heard, lost, source: null, last: 0 });
+  constructor(names, onEvent, onLost) {
+    Object.assign(this, { names, onEvent, onLost, source: null, last: 0 });
     setInterval(() => this.check(), 1000);
   }
 
@@ -17,7 +17,7 @@ export class Figures {
     for (const name of this.names) {
       this.source.addEventListener(name, (event) => {
         this.last = performance.now();
-        this.heard(name, JSON.parse(event.data));
+        this.onEvent(name, JSON.parse(event.data));
       });
     }
     this.source.addEventListener("error", () => this.failed());
@@ -30,28 +30,28 @@ export class Figures {
 
   check() {
     if (this.source && performance.now() - this.last > SILENT_MS) {
-      this.lost();
+      this.onLost();
       if (performance.now() - this.last > 3 * SILENT_MS) {
-        this.stop(); // a connection that died without saying so, as in a sleeping phone
+        this.stop(); // a connection that broke without notice, as on a sleeping phone
         this.start();
       }
     }
   }
 
   failed() {
-    this.lost();
-    if (this.source?.readyState !== EventSource.CLOSED) return; // the browser tries again by itself
+    this.onLost();
+    if (this.source?.readyState !== EventSource.CLOSED) return; // the browser retries by itself
     this.stop();
     setTimeout(() => this.again(), RETRY_MS);
   }
 
-  /** After a refusal: if the server wants a token (it was started anew), the page is asked for again and leads to the form. */
+  /** After a refusal: if the server requires a token (it was restarted), reloading the page leads to the login form. */
   async again() {
     try {
       const answer = await fetch("/static/page.js", { method: "HEAD" });
       if (answer.status === 401) return location.reload();
     } catch {
-      // not there yet: the next try tells
+      // not reachable yet: try again
     }
     if (!document.hidden) this.start();
   }
@@ -71,7 +71,7 @@ export function takePart(bytes) {
   return { number, jpeg: bytes.slice(end, end + length), rest: bytes.subarray(end + length) };
 }
 
-/** Pictures, drawn on a canvas; while stopped it keeps the last one. `late()` tells of a stream that has dried up. */
+/** Pictures, drawn on a canvas; while stopped it keeps the last one. `late()`: whether the stream stalled. */
 export class Pictures {
   constructor(canvas) {
     Object.assign(this, { canvas, context: canvas.getContext("2d"), stream: null, shown: -1, due: null });
@@ -93,7 +93,7 @@ export class Pictures {
     this.stream = null;
   }
 
-  /** An answer of this number was told: its picture, or a newer one, should come. */
+  /** An answer of this number arrived: its picture, or a newer one, is due. */
   expect(number) {
     if (this.stream && number !== this.shown) this.due ??= performance.now();
   }
@@ -106,7 +106,7 @@ export class Pictures {
     try {
       await this.read(signal);
     } catch {
-      // cut off, refused, or no picture: the next try tells
+      // disconnected, refused, or not a picture: try again
     }
     setTimeout(() => signal.aborted || this.ask(), RETRY_MS);
   }
@@ -121,7 +121,7 @@ export class Pictures {
       joined.set(held);
       joined.set(value, held.length);
       held = joined;
-      let newest = null; // whoever is slow sees the newest, not all
+      let newest = null; // a slow browser shows the newest, not all
       for (let part = takePart(held); part; part = takePart(held)) {
         newest = part;
         held = part.rest;
