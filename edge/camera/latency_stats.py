@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from dataclasses import astuple, dataclass, fields
@@ -32,6 +33,7 @@ class LatencyStats:
 
     def __init__(self, window: int = WINDOW) -> None:
         self._ring = np.zeros((window, len(PARTS)))
+        self._added_s = np.zeros(window)
         self._count = 0
         self._lock = threading.Lock()
 
@@ -40,16 +42,17 @@ class LatencyStats:
         """Results so far."""
         return self._count
 
-    def add(self, latency: Latency) -> None:
-        """Add one result."""
+    def add(self, latency: Latency, now_s: float = 0.0) -> None:
+        """Add one result at a clock time."""
+        place = self._count % len(self._ring)
         with self._lock:
-            self._ring[self._count % len(self._ring)] = astuple(latency)
+            self._ring[place], self._added_s[place] = astuple(latency), now_s
             self._count += 1
 
-    def percentiles(self) -> dict[str, Percentiles]:
-        """Field of `Latency` -> its percentiles (linear interpolation); empty before the first result."""
+    def percentiles(self, since_s: float = -math.inf) -> dict[str, Percentiles]:
+        """Field of `Latency` -> its percentiles (linear interpolation) over results added since; empty if there are none."""
         with self._lock:
-            kept = self._ring[: min(self._count, len(self._ring))].copy()
+            kept = self._ring[: self._count][self._added_s[: self._count] >= since_s]  # a copy
         if not len(kept):
             return {}
         values = np.percentile(kept, (50, 95, 99, 100), axis=0)

@@ -49,7 +49,9 @@ class _Connection:
         """Shut down after so many seconds, unless this is called again before; None: never."""
         if self._deadline is not None:
             self._deadline.cancel()
-        self._deadline = None if seconds is None else asyncio.get_running_loop().call_later(seconds, self.shut_down)
+            self._deadline = None
+        if seconds is not None and self.open:
+            self._deadline = asyncio.get_running_loop().call_later(seconds, self.shut_down)
 
     def shut_down(self) -> None:
         """End both directions; the transport sees it and discards what it has not sent."""
@@ -79,7 +81,10 @@ class BoundedListener(socket.socket):
 
     def connections(self) -> list[_Connection]:
         """Those that are open."""
-        self._connections = {address: each for address, each in self._connections.items() if each.open}
+        for address, connection in list(self._connections.items()):
+            if not connection.open:
+                connection.set_deadline(None)
+                del self._connections[address]
         return list(self._connections.values())
 
     def with_deadlines(self, app: ASGIApp) -> ASGIApp:

@@ -63,4 +63,4 @@ def test_rows_and_samples_are_bounded() -> None:
     for _ in range(100_000):
         history.add(Latency(1, 1, 1, 1, 1))
     assert len(history.rows) == KEPT_S
-    assert len(history._arrived) + len(history._window) + len(history._counts) < 10_000
+    assert history._stats._ring.size + history._stats._added_s.size + len(history._counts) < 10_000
