@@ -20,13 +20,7 @@ Notes = Callable[[], list[tuple[str, str]]]
 
 PLAIN_INTERVAL_S = 2.0
 _BAR = 24
-_TITLES = {
-    "capture_ms": "capture",
-    "preprocess_ms": "preprocess",
-    "inference_ms": "inference",
-    "postprocess_ms": "postprocess",
-    "age_ms": "age of the answer",
-}
+_TITLES = {"age_ms": "age of the answer"}
 
 
 class LiveView:
@@ -105,7 +99,7 @@ def latency_table(percentiles: dict[str, Percentiles]) -> Table:
     table = Table("ms", "p50", "p95", "p99", "max")
     for part, values in percentiles.items():
         cells = (values.p50_ms, values.p95_ms, values.p99_ms, values.max_ms)
-        table.add_row(_TITLES[part], *(f"{value:.2f}" for value in cells))
+        table.add_row(_TITLES.get(part, part.removesuffix("_ms")), *(f"{value:.2f}" for value in cells))
     return table
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import secrets
-import threading
 from collections import OrderedDict
 from http.cookies import CookieError, SimpleCookie
 
@@ -67,26 +66,22 @@ class _Bucket:
 
 
 class GuessLimiter:
-    """Counts wrong tokens, per address (per /64 network of IPv6, which one person holds) and together; bounded memory."""
+    """Counts wrong tokens, per address (per /64 network of IPv6, which one person holds) and together; in bounded memory."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._all = _Bucket(ALL_GUESSES, ALL_EVERY_S, clock())
         self._by_address: OrderedDict[str, _Bucket] = OrderedDict()
-        self._lock = threading.Lock()
 
     def wait_s(self, address: str) -> float:
         """Seconds until a token from this address is checked again; 0.0: now."""
-        with self._lock:
-            now_s = self._clock()
-            return max(self._bucket(address).wait_s(now_s), self._all.wait_s(now_s))
+        now_s = self._clock()
+        return max(self._bucket(address).wait_s(now_s), self._all.wait_s(now_s))
 
     def count_wrong(self, address: str) -> None:
         """Count a wrong token from this address."""
-        with self._lock:
-            now_s = self._clock()
-            self._bucket(address).remove_one(now_s)
-            self._all.remove_one(now_s)
+        for bucket in (self._bucket(address), self._all):
+            bucket.remove_one(self._clock())
 
     def _bucket(self, address: str) -> _Bucket:
         network = _network(address)
