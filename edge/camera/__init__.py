@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import lazy_exports
+from calib.lazy_exports import by_name, lazy_exports
 
 if TYPE_CHECKING:
     from edge.camera.camera_request import CameraRequest, Page
@@ -12,18 +12,14 @@ if TYPE_CHECKING:
     from edge.camera.loop import Limits, Summary
     from edge.camera.session import Outcome, View, run_camera
 
-_PUBLIC = {
-    "CameraRequest": "edge.camera.camera_request",
-    "Frame": "edge.camera.frame",
-    "Limits": "edge.camera.loop",
-    "Outcome": "edge.camera.session",
-    "Page": "edge.camera.camera_request",
-    "Result": "edge.camera.frame",
-    "Sink": "edge.camera.frame",
-    "Summary": "edge.camera.loop",
-    "View": "edge.camera.session",
-    "run_camera": "edge.camera.session",
-}
+_PUBLIC = by_name(
+    {
+        "edge.camera.camera_request": ("CameraRequest", "Page"),
+        "edge.camera.frame": ("Frame", "Result", "Sink"),
+        "edge.camera.loop": ("Limits", "Summary"),
+        "edge.camera.session": ("Outcome", "View", "run_camera"),
+    }
+)
 
 __all__ = ["CameraRequest", "Frame", "Limits", "Outcome", "Page", "Result", "Sink", "Summary", "View", "run_camera"]
 __getattr__ = lazy_exports(__name__, _PUBLIC)
