@@ -25,7 +25,7 @@ def load_cv2() -> Any:
         if "numpy" in str(error):  # JetPack's OpenCV was compiled for numpy 1
             what, command = "OpenCV is incompatible with this numpy", "pip install 'numpy<2' into this environment"
         else:
-            what, command = "OpenCV is not installed", "pip install 'ufovit-edge[camera]', or on a Jetson use JetPack's own"
+            what, command = "OpenCV is not installed", "pip install 'ufovit-edge[camera]', or on a Jetson JetPack's own"
         raise MissingError(what, found=error, next_command=command) from error
     modules: tuple[Any, ...] = (cv2, getattr(getattr(cv2, "utils", None), "logging", None))
     for module in modules:  # which one, depends on the release

@@ -71,7 +71,7 @@ def _libraries() -> tuple[Library, ...]:
     cv2 = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
     return (
         Library("OpenVINO", "runs INT8 graphs on x86 CPUs: --runner openvino", ("openvino",), openvino_runner.load),
-        Library("OpenCV", "reads cameras, streams and videos", cv2, opencv.load),
+        Library("OpenCV", "reads cameras, streams and videos", cv2, opencv.load_cv2),
         Library("OpenCV with GStreamer", "reads CSI cameras of a Jetson", cv2, opencv.load_with_gstreamer),
         Library("cryptography", "signs builds and checks signatures", ("cryptography",), _load_cryptography),
         Library("pycuda", "copies to and from an NVIDIA GPU", ("pycuda",), pycuda_memory.load),
