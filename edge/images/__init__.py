@@ -1,1 +1,38 @@
 """Images: reading, labels, preprocessing, the golden pair."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from calib.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from edge.images.golden_pair import GoldenPair, check_folder_golden
+    from edge.images.graph_input import GraphImages, open_graph_images
+    from edge.images.labelled_images import ImageSet, open_images, open_unlabelled
+    from edge.images.preprocess import Preprocess, read_preprocess
+
+_PUBLIC = {
+    "GoldenPair": "edge.images.golden_pair",
+    "GraphImages": "edge.images.graph_input",
+    "ImageSet": "edge.images.labelled_images",
+    "Preprocess": "edge.images.preprocess",
+    "check_folder_golden": "edge.images.golden_pair",
+    "open_graph_images": "edge.images.graph_input",
+    "open_images": "edge.images.labelled_images",
+    "open_unlabelled": "edge.images.labelled_images",
+    "read_preprocess": "edge.images.preprocess",
+}
+
+__all__ = [
+    "GoldenPair",
+    "GraphImages",
+    "ImageSet",
+    "Preprocess",
+    "check_folder_golden",
+    "open_graph_images",
+    "open_images",
+    "open_unlabelled",
+    "read_preprocess",
+]
+__getattr__ = lazy_exports(__name__, _PUBLIC)

@@ -1,1 +1,39 @@
 """The network in torch: attention, blocks, sizes, checkpoints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from calib.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from edge.model.checkpoint import load_checkpoint, save_checkpoint
+    from edge.model.export import export_onnx
+    from edge.model.metadata import CheckpointInfo, read_info
+    from edge.model.sizes import SIZES, UfoVitConfig, config
+    from edge.model.ufo_vit import UfoVit
+
+_PUBLIC = {
+    "SIZES": "edge.model.sizes",
+    "CheckpointInfo": "edge.model.metadata",
+    "UfoVit": "edge.model.ufo_vit",
+    "UfoVitConfig": "edge.model.sizes",
+    "config": "edge.model.sizes",
+    "export_onnx": "edge.model.export",
+    "load_checkpoint": "edge.model.checkpoint",
+    "read_info": "edge.model.metadata",
+    "save_checkpoint": "edge.model.checkpoint",
+}
+
+__all__ = [
+    "SIZES",
+    "CheckpointInfo",
+    "UfoVit",
+    "UfoVitConfig",
+    "config",
+    "export_onnx",
+    "load_checkpoint",
+    "read_info",
+    "save_checkpoint",
+]
+__getattr__ = lazy_exports(__name__, _PUBLIC)

@@ -1,1 +1,36 @@
 """XNorm in the exported graph: where it is, and what reduced precision would do to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from calib.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from edge.stability.certificate import XNormCertificate, read_certificate
+    from edge.stability.certify import Certification, CertifyConfig, certify_graph, image_budget
+    from edge.stability.fp16_network import emulated_agreement
+    from edge.stability.islands import fp32_nodes
+
+_PUBLIC = {
+    "Certification": "edge.stability.certify",
+    "CertifyConfig": "edge.stability.certify",
+    "XNormCertificate": "edge.stability.certificate",
+    "certify_graph": "edge.stability.certify",
+    "emulated_agreement": "edge.stability.fp16_network",
+    "fp32_nodes": "edge.stability.islands",
+    "image_budget": "edge.stability.certify",
+    "read_certificate": "edge.stability.certificate",
+}
+
+__all__ = [
+    "Certification",
+    "CertifyConfig",
+    "XNormCertificate",
+    "certify_graph",
+    "emulated_agreement",
+    "fp32_nodes",
+    "image_budget",
+    "read_certificate",
+]
+__getattr__ = lazy_exports(__name__, _PUBLIC)

@@ -27,19 +27,21 @@ from calib.qdq_writer import insert_qdq
 from calib.quantize import quantize_graph
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_MODEL, TEST_IMAGES
 from edge.attribution import float_fallback
-from edge.attribution.attribute import ATTRIBUTION, Graphs, LoadedGraph, attribute, attribute_graphs, load_graphs
+from edge.attribution.attribute import attribute_build, attribute_graphs
 from edge.attribution.attribution_record import GraphFile, InputDrift, read_attribution
-from edge.attribution.diagnosis import Evidence, find_culprits, sentence
-from edge.attribution.graph_checks import look_at
+from edge.attribution.build_graphs import BuildGraphs, LoadedGraph, load_graphs
+from edge.attribution.diagnosis import DriftEvidence, diagnose, summarize
+from edge.attribution.graph_checks import tap_judged_run
 from edge.attribution.input_drift import compare_inputs
-from edge.attribution.layer_spans import comparable, find_units
-from edge.attribution.weight_errors import WeightError, compare_weights, held_already
+from edge.attribution.layer_spans import find_spans, shared_spans
+from edge.attribution.weight_errors import WeightError, compare_weights, rounded_already
 from edge.cli import run as run_command
 from edge.images.labelled_images import open_images
 from edge.images.preprocess import Preprocess
 from edge.model.metadata import read_graph_info
 from edge.model.sizes import SIZES
 from edge.stability.finders.xnorm import find_sites
+from engines.build_folder.file_names import ATTRIBUTION
 from engines.typed_graph import type_graph
 
 FILE = GraphFile("planted.onnx", "0" * 64)
@@ -292,7 +294,7 @@ def test_extra_outputs_that_change_logits_are_found(monkeypatch, graphs, images,
     monkeypatch.setattr(TappedGraph, "__call__", spoil(TappedGraph.__call__))
     if also:
         monkeypatch.setattr(GraphSession, "__call__", spoil(GraphSession.__call__))
-    look, check = look_at(graphs.judged.model, ["blocks.0/Add_output"], images[:8])
+    look, check = tap_judged_run(graphs.judged.model, ["blocks.0/Add_output"], images[:8])
     assert check.identical is not also
     assert (check.sqnr_db == 300) is not also
     assert (check.as_run_db == 300) is not also
@@ -371,11 +373,11 @@ def test_an_honest_build_has_no_culprit(graphs, typed, images, honest, part):
 def test_honest_builds_of_other_networks_have_none(tmp_path, make_network, tiny_size, seed, effort):
     make_project(tmp_path, make_network(seed), TINY, seed)
     assert build(tmp_path, "--effort", effort, "--max-drop", "100") in (0, 3)
-    found = attribute(tmp_path / "out", open_images(tmp_path / "test", LABELS), lambda _share: None)
+    found = attribute_build(tmp_path / "out", open_images(tmp_path / "test", LABELS), lambda _share: None)
     assert found.culprits == ()
     graphs = load_graphs(tmp_path / "out")
     (refined,) = (graph for graph in graphs.between if graph.file.file == "model.refined.onnx")
-    held = held_already(refined.model, graphs.judged.model, find_units(graphs.base.model))
+    held = rounded_already(refined.model, graphs.judged.model, find_spans(graphs.base.model))
     assert ("blocks.0.ffn.2/MatMul" in held) == (effort == "balanced"), "second-order rounding, and nothing else"
 
 
@@ -450,7 +452,7 @@ def test_an_overflow_of_fp16(graphs, images, weights, where, exponent):
     reference = edited(graphs.reference.model, weights, lambda v: v * 2.0**exponent)
     loaded = LoadedGraph(FILE, reference)
     judged = LoadedGraph(replace(FILE, sha256="1" * 64), type_graph(reference))
-    found = attribute_graphs(Graphs(loaded, loaded, judged), images)
+    found = attribute_graphs(BuildGraphs(loaded, loaded, judged), images)
     assert found.culprits[0].kind == "overflow"
     assert found.culprits[0].where == where or exponent == 12
     assert {c.kind for c in found.culprits} == {"overflow"}
@@ -581,12 +583,12 @@ def test_a_fault_below_the_noise_is_not_named(graphs, images, name, change):
 
 @pytest.fixture(scope="module")
 def evidence(graphs, honest):
-    weights = compare_weights(graphs.base.model, graphs.judged.model, find_units(graphs.base.model))
+    weights = compare_weights(graphs.base.model, graphs.judged.model, find_spans(graphs.base.model))
     return lambda **changes: seen(honest, **{"weights": weights, **changes})
 
 
 def seen(honest, **changes):
-    return Evidence(**{
+    return DriftEvidence(**{
         "typed": False, "logits_db": honest.logits_db, "input": honest.input, "float_graph": honest.float_graph,
         "taps": honest.taps, "layers": honest.layers, "activations": honest.activations, "not_finite": (), "rewired": {},
         **changes,
@@ -594,10 +596,10 @@ def seen(honest, **changes):
 
 
 def test_a_runtime_that_computes_otherwise(evidence, honest):
-    assert find_culprits(evidence()) == ()
+    assert diagnose(evidence()) == ()
     near, far = (replace(honest.taps, as_run_db=honest.logits_db + more) for more in (-1, -10))
-    assert find_culprits(evidence(taps=near)) == ()
-    assert [c.kind for c in find_culprits(evidence(taps=far))] == ["runtime"]
+    assert diagnose(evidence(taps=near)) == ()
+    assert [c.kind for c in diagnose(evidence(taps=far))] == ["runtime"]
 
 
 def test_an_outlier_among_its_peers(evidence, honest):
@@ -612,7 +614,7 @@ def test_an_outlier_among_its_peers(evidence, honest):
         ]
         bad = replace(row, name="blocks.11.ffn.2/MatMul", introduced_db=45 - worse_db, rounding_db=45.5 - worse_db)
         sound = {r.name: WeightError(45.0, 45.0, 0, 44.0, ()) for r in (*rows, bad)}
-        return [(c.kind, c.where) for c in find_culprits(evidence(layers=(*rows, bad), weights=sound))]
+        return [(c.kind, c.where) for c in diagnose(evidence(layers=(*rows, bad), weights=sound))]
 
     assert named(0.5, 14) == [("outlier", "blocks.11.ffn.2/MatMul")]
     assert named(0.5, 10) == []
@@ -627,17 +629,17 @@ def test_weights_that_refinement_rounded_may_err_more(evidence, honest, excess, 
     rows = tuple(bad if r is row else r for r in honest.layers)
     weights = {bad.name: WeightError(46.0 - excess, 46.0, 0, 44.0 - excess, ())}
     for names, expected in ((frozenset(), plain), (frozenset({bad.name}), refined)):
-        found = find_culprits(evidence(layers=rows, weights=weights, refined=names))
+        found = diagnose(evidence(layers=rows, weights=weights, refined=names))
         assert [c.kind for c in found if c.where == bad.name and c.kind != "outlier"] == expected
 
 
 def test_sentences(evidence):
     shares = {(f"layer{i}",): 0.01 for i in range(100)}
-    assert "spread evenly over 100 groups of layers, at most 1% each" in sentence((), 40.0, shares)
-    assert "5 of 100 groups of layers make 54% of that noise: layer0 50%" in sentence((), 40.0, {**shares, ("layer0",): 0.5})
-    assert sentence((), 300.0, {}) == "No difference: the judged graph gives the reference's logits to the last bit."
-    few = find_culprits(evidence(rewired={f"layer{i}": "reads nothing" for i in range(5)}))
-    assert sentence(few, 10.0, {}).endswith("(and 2 more).")
+    assert "spread evenly over 100 groups of layers, at most 1% each" in summarize((), 40.0, shares)
+    assert "5 of 100 groups of layers make 54% of that noise: layer0 50%" in summarize((), 40.0, {**shares, ("layer0",): 0.5})
+    assert summarize((), 300.0, {}) == "No difference: the judged graph gives the reference's logits to the last bit."
+    few = diagnose(evidence(rewired={f"layer{i}": "reads nothing" for i in range(5)}))
+    assert summarize(few, 10.0, {}).endswith("(and 2 more).")
 
 
 # ---- units, folder, artifact
@@ -649,21 +651,21 @@ def test_units_of_a_graph_that_lacks_some(graphs, images):
         for names in (node.input, node.output):
             for at, name in enumerate(names):
                 names[at] = "renamed" if name == "blocks.0.attn.q/Add_output" else name
-    units, lost = comparable(graphs.base.model, model)
+    units, lost = shared_spans(graphs.base.model, model)
     assert [n.node for n in lost] == ["blocks.0.attn.q/MatMul"]
     product = next(u for u in units if u.name == "blocks.0.attn/MatMul_1")
     assert "stem.9/Conv_output" in product.reads, "the unit behind reaches back over it"
     found = attribute_graphs(with_judged(graphs, model), images)
     assert found.not_compared == lost
     assert found.culprits == ()
-    assert len(found.layers) == len(find_units(graphs.base.model)) - 1
+    assert len(found.layers) == len(find_spans(graphs.base.model)) - 1
 
 
 def test_a_folder_and_its_artifact(project, tiny_size):
     shown = []
     out = project / "out"
     before = {p.name: sha256_file(p) for p in out.iterdir() if p.is_file()}
-    found = attribute(out, open_images(project / "test", LABELS), shown.append)
+    found = attribute_build(out, open_images(project / "test", LABELS), shown.append)
     assert {p.name: sha256_file(p) for p in out.iterdir() if p.is_file() and p.name != ATTRIBUTION} == before
     assert read_attribution(out / ATTRIBUTION) == found
     assert shown == sorted(shown)
@@ -672,7 +674,7 @@ def test_a_folder_and_its_artifact(project, tiny_size):
         sha256_file(out / f) for f in ("model.onnx", "model.int8.onnx")
     )
     assert (found.images, found.trial_images) == (32, 80)
-    again = attribute(out, open_images(project / "test", LABELS), lambda _share: None)
+    again = attribute_build(out, open_images(project / "test", LABELS), lambda _share: None)
     assert again == found, "the same every time"
     write_artifact(out / "copy.json", found)
     assert (out / "copy.json").read_bytes() == (out / ATTRIBUTION).read_bytes()
@@ -685,7 +687,7 @@ def test_a_manifest_that_prepares_images_otherwise(project, tiny_size):
     fields = {name: value for name, value in manifest["preprocess"].items() if name != "sha256"}
     manifest["preprocess"]["sha256"] = Preprocess.from_json(fields).sha256
     path.write_text(json.dumps(manifest))
-    found = attribute(project / "out", open_images(project / "test", LABELS), lambda _share: None)
+    found = attribute_build(project / "out", open_images(project / "test", LABELS), lambda _share: None)
     assert kinds(found) == ["input"]
     assert "channel 0 is 1.000 x +0.400" in found.sentence
 
@@ -693,7 +695,7 @@ def test_a_manifest_that_prepares_images_otherwise(project, tiny_size):
 def test_an_fp32_build_does_not_differ(project, tiny_size, images):
     shutil.rmtree(project / "out")
     assert build(project, precision="fp32") == 0
-    found = attribute(project / "out", open_images(project / "test", LABELS), lambda _share: None)
+    found = attribute_build(project / "out", open_images(project / "test", LABELS), lambda _share: None)
     assert found.sentence.startswith("No difference")
     assert found.costliest == ()
     assert min(row.introduced_db for row in found.layers) > 110, "FP32 kernels, one layer at a time"
@@ -701,7 +703,7 @@ def test_an_fp32_build_does_not_differ(project, tiny_size, images):
 
 def test_refusals(graphs, images, tmp_path, project):
     with pytest.raises(InputError, match="no FP32 reference graph"):
-        attribute(tmp_path / "empty", open_images(project / "test", LABELS), lambda _share: None)
+        attribute_build(tmp_path / "empty", open_images(project / "test", LABELS), lambda _share: None)
     with pytest.raises(InputError, match="did not get the same images"):
         attribute_graphs(graphs, images, images[:3])
     with pytest.raises(InputError, match="did not get the same images"):
@@ -713,7 +715,7 @@ def test_refusals(graphs, images, tmp_path, project):
     infinite = edited(graphs.reference.model, ["blocks.0.ffn.2.bias"], lambda v: v * np.float32(np.inf))
     loaded = LoadedGraph(FILE, infinite)
     with pytest.raises(InputError, match="FP32 network itself"):
-        attribute_graphs(Graphs(loaded, loaded, graphs.judged), images)
+        attribute_graphs(BuildGraphs(loaded, loaded, graphs.judged), images)
     with pytest.raises(InputError, match="images"):
         attribute_graphs(graphs, images * np.float32(np.nan))
     channels = edited(graphs.judged.model, ["stem.8/Gelu_output_scale"], lambda v: np.full(48, v))
@@ -831,7 +833,7 @@ def test_shipped_overflow_and_preprocessing(shipped, quickly):
     names = ("blocks.4.attn.k/MatMul.weight/folded", "blocks.4.attn.k.bias/folded")
     reference = LoadedGraph(FILE, edited(graphs.base.model, names, lambda v: v * 256))
     judged = LoadedGraph(replace(FILE, sha256="1" * 64), type_graph(reference.model))
-    found = attribute_graphs(Graphs(reference, reference, judged), images[:32])
+    found = attribute_graphs(BuildGraphs(reference, reference, judged), images[:32])
     assert [(c.kind, c.where) for c in found.culprits] == [("overflow", "blocks.4.attn.xnorm_kv/ReduceL2")]
     assert found.culprits[0].layers == ("blocks.4.attn/MatMul_1",)
     found = attribute_graphs(graphs, images[:32], images[:32] + MEAN)
