@@ -117,12 +117,11 @@ def find_groups(judged: onnx.ModelProto, spans: Sequence[LayerSpan]) -> tuple[Gr
     Quantized layers of a graph that quantizes any, else all that multiply.
     """
     index = index_graph(judged)
-    nodes = dict(zip(index.names, judged.graph.node, strict=True))
-    layers = {span.name: span for span in spans if span.op_type in MAC_OPS and span.name in nodes}
+    layers = {span.name: span for span in spans if span.op_type in MAC_OPS and span.name in index.nodes}
     points = []
     for name in layers:
-        for at, tensor in enumerate(nodes[name].input[:2]):
-            producer = judged.graph.node[index.producers[tensor]] if tensor in index.producers else None
+        for at, tensor in enumerate(index.nodes[name].input[:2]):
+            producer = index.producer(tensor)
             if producer is not None and producer.op_type == DEQUANTIZE and tensor not in index.constant_like:
                 points.append(QuantPoint(name, at, tensor, "activation"))
     if not points:

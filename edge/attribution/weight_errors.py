@@ -11,7 +11,7 @@ layers: that adds excess, up to 20 dB in a layer of the shipped network. The ref
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,12 +79,10 @@ def rounded_already(refined: onnx.ModelProto, judged: onnx.ModelProto, spans: Se
 class _Comparison:
     def __init__(self, base: onnx.ModelProto, judged: onnx.ModelProto) -> None:
         self.base, self.judged = index_graph(base), index_graph(judged)
-        self.base_nodes = dict(zip(self.base.names, base.graph.node, strict=True))
-        self.judged_nodes = dict(zip(self.judged.names, judged.graph.node, strict=True))
 
     def error(self, span: LayerSpan) -> WeightError | None:
         """Of a span that multiplies; None where the graphs do not both have it with constant weights of one shape."""
-        mine, other = self.base_nodes[span.name], self.judged_nodes.get(span.name)
+        mine, other = self.base.nodes[span.name], self.judged.nodes.get(span.name)
         if other is None or other.op_type != span.op_type or mine.input[1] not in self.base.constants:
             return None
         weight = to_array(self.base.constants[mine.input[1]]).astype(np.float64)
@@ -108,8 +106,7 @@ class _Comparison:
             half = values.dtype == np.float16
             exact = values.astype(np.float64)
             return exact, np.maximum(np.abs(exact) * 2.0 ** (-10 if half else -23), 2.0 ** (-24 if half else -149))
-        at = self.judged.producers.get(tensor)
-        producer = None if at is None else self.judged_nodes[self.judged.names[at]]
+        producer = self.judged.producer(tensor)
         if producer is None or producer.op_type != DEQUANTIZE or not all(name in constants for name in producer.input if name):
             return None
         codes, scale, *zero = (to_array(constants[name]).astype(np.float64) for name in producer.input if name)
@@ -121,7 +118,7 @@ class _Comparison:
 
     def _factors(self, mine: onnx.NodeProto, other: onnx.NodeProto, shape: Sequence[int]) -> Float64 | None:
         """What brings the judged weights back to the float network's, per input channel in a shape that broadcasts; or None."""
-        moved = _moved(self._gains(mine, self.base, self.base_nodes), self._gains(other, self.judged, self.judged_nodes))
+        moved = _moved(_gains(mine, self.base), _gains(other, self.judged))
         if moved is None:
             return None
         if mine.op_type != "Conv":
@@ -130,23 +127,22 @@ class _Comparison:
         by_output = np.repeat(moved.reshape(groups, -1), shape[0] // groups, axis=0)  # (C_out, C_in / groups)
         return by_output.reshape(*by_output.shape, *[1] * (len(shape) - 2))
 
-    def _gains(
-        self, node: onnx.NodeProto, index: GraphIndex, nodes: Mapping[str, onnx.NodeProto]
-    ) -> tuple[str, Float64] | None:
-        """Name and factors per channel of the node that scales a layer's activation: a norm, or a multiplication."""
-        tensor, factors, name = node.input[0], np.ones(()), ""
-        while tensor in index.producers:
-            name = index.names[index.producers[tensor]]
-            producer = nodes[name]
-            constant = next((n for n in producer.input[1:2] if n in index.constants), None)
-            if producer.op_type in _NORMS and constant is not None:
-                return name, factors * to_array(index.constants[constant]).astype(np.float64)
-            if producer.op_type == "Mul" and constant is not None:
-                factors = factors * to_array(index.constants[constant]).astype(np.float64).ravel()
-            elif producer.op_type not in _CARRYING and not (producer.op_type == "Add" and constant is not None):
-                break
-            tensor = producer.input[0]
-        return (name, factors) if factors.ndim else None
+
+def _gains(node: onnx.NodeProto, index: GraphIndex) -> tuple[str, Float64] | None:
+    """Name and factors per channel of the node that scales a layer's activation: a norm, or a multiplication."""
+    tensor, factors, name = node.input[0], np.ones(()), ""
+    while tensor in index.producers:
+        name = index.names[index.producers[tensor]]
+        producer = index.nodes[name]
+        constant = next((n for n in producer.input[1:2] if n in index.constants), None)
+        if producer.op_type in _NORMS and constant is not None:
+            return name, factors * to_array(index.constants[constant]).astype(np.float64)
+        if producer.op_type == "Mul" and constant is not None:
+            factors = factors * to_array(index.constants[constant]).astype(np.float64).ravel()
+        elif producer.op_type not in _CARRYING and not (producer.op_type == "Add" and constant is not None):
+            break
+        tensor = producer.input[0]
+    return (name, factors) if factors.ndim else None
 
 
 def _error(weight: Float64, values: Float64, step: Float64, axis: int) -> WeightError:

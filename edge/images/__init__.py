@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import lazy_exports
+from calib.lazy_exports import by_name, lazy_exports
 
 if TYPE_CHECKING:
     from edge.images.golden_pair import GoldenPair, check_folder_golden
@@ -12,17 +12,14 @@ if TYPE_CHECKING:
     from edge.images.labelled_images import ImageSet, open_images, open_unlabelled
     from edge.images.preprocess import Preprocess, read_preprocess
 
-_PUBLIC = {
-    "GoldenPair": "edge.images.golden_pair",
-    "GraphImages": "edge.images.graph_input",
-    "ImageSet": "edge.images.labelled_images",
-    "Preprocess": "edge.images.preprocess",
-    "check_folder_golden": "edge.images.golden_pair",
-    "open_graph_images": "edge.images.graph_input",
-    "open_images": "edge.images.labelled_images",
-    "open_unlabelled": "edge.images.labelled_images",
-    "read_preprocess": "edge.images.preprocess",
-}
+_PUBLIC = by_name(
+    {
+        "edge.images.golden_pair": ("GoldenPair", "check_folder_golden"),
+        "edge.images.graph_input": ("GraphImages", "open_graph_images"),
+        "edge.images.labelled_images": ("ImageSet", "open_images", "open_unlabelled"),
+        "edge.images.preprocess": ("Preprocess", "read_preprocess"),
+    }
+)
 
 __all__ = [
     "GoldenPair",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import lazy_exports
+from calib.lazy_exports import by_name, lazy_exports
 
 if TYPE_CHECKING:
     from edge.model.checkpoint import load_checkpoint, save_checkpoint
@@ -13,17 +13,15 @@ if TYPE_CHECKING:
     from edge.model.sizes import SIZES, UfoVitConfig, config
     from edge.model.ufo_vit import UfoVit
 
-_PUBLIC = {
-    "SIZES": "edge.model.sizes",
-    "CheckpointInfo": "edge.model.metadata",
-    "UfoVit": "edge.model.ufo_vit",
-    "UfoVitConfig": "edge.model.sizes",
-    "config": "edge.model.sizes",
-    "export_onnx": "edge.model.export",
-    "load_checkpoint": "edge.model.checkpoint",
-    "read_info": "edge.model.metadata",
-    "save_checkpoint": "edge.model.checkpoint",
-}
+_PUBLIC = by_name(
+    {
+        "edge.model.checkpoint": ("load_checkpoint", "save_checkpoint"),
+        "edge.model.export": ("export_onnx",),
+        "edge.model.metadata": ("CheckpointInfo", "read_info"),
+        "edge.model.sizes": ("SIZES", "UfoVitConfig", "config"),
+        "edge.model.ufo_vit": ("UfoVit",),
+    }
+)
 
 __all__ = [
     "SIZES",

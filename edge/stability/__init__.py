@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import lazy_exports
+from calib.lazy_exports import by_name, lazy_exports
 
 if TYPE_CHECKING:
     from edge.stability.certificate import XNormCertificate, read_certificate
@@ -12,16 +12,14 @@ if TYPE_CHECKING:
     from edge.stability.fp16_network import emulated_agreement
     from edge.stability.islands import fp32_nodes
 
-_PUBLIC = {
-    "Certification": "edge.stability.certify",
-    "CertifyConfig": "edge.stability.certify",
-    "XNormCertificate": "edge.stability.certificate",
-    "certify_graph": "edge.stability.certify",
-    "emulated_agreement": "edge.stability.fp16_network",
-    "fp32_nodes": "edge.stability.islands",
-    "image_budget": "edge.stability.certify",
-    "read_certificate": "edge.stability.certificate",
-}
+_PUBLIC = by_name(
+    {
+        "edge.stability.certificate": ("XNormCertificate", "read_certificate"),
+        "edge.stability.certify": ("Certification", "CertifyConfig", "certify_graph", "image_budget"),
+        "edge.stability.fp16_network": ("emulated_agreement",),
+        "edge.stability.islands": ("fp32_nodes",),
+    }
+)
 
 __all__ = [
     "Certification",

@@ -26,13 +26,12 @@ def fp32_nodes(model: onnx.ModelProto, sites: tuple[XNormSite, ...], islands: Co
     anyway and needs no Casts.
     """
     index = index_graph(model)
-    operators = dict(zip(index.names, model.graph.node, strict=True))
     kept: set[str] = set()
     for site in sites:
         if site.name in islands:
             kept.update(site.nodes)
         elif site.operand == "kv" and not all(
-            _producer(model, index, t) == "DequantizeLinear" for t in operators[site.nodes[0]].input
+            _computed_by(index, t) == "DequantizeLinear" for t in index.nodes[site.nodes[0]].input
         ):
             kept.add(site.nodes[0])
     return frozenset(kept)
@@ -44,14 +43,14 @@ def quantized_before_norm(model: onnx.ModelProto, sites: Sequence[Site]) -> tupl
     names = []
     for site in sites:
         tensor = site.argument
-        while _producer(model, index, tensor) in _REARRANGING:
-            tensor = model.graph.node[index.producers[tensor]].input[0]
-        if _producer(model, index, tensor) == "DequantizeLinear":
+        while _computed_by(index, tensor) in _REARRANGING:
+            tensor = index.nodes[index.names[index.producers[tensor]]].input[0]
+        if _computed_by(index, tensor) == "DequantizeLinear":
             names.append(site.name)
     return tuple(names)
 
 
-def _producer(model: onnx.ModelProto, index: GraphIndex, tensor: str) -> str:
+def _computed_by(index: GraphIndex, tensor: str) -> str:
     """The operator that computes a tensor, "" for none."""
-    position = index.producers.get(tensor)
-    return "" if position is None else str(model.graph.node[position].op_type)
+    node = index.producer(tensor)
+    return "" if node is None else str(node.op_type)

@@ -83,7 +83,7 @@ class Tracer:
         chain: list[onnx.NodeProto] = []
         path: list[str] = []
         current = tensor
-        while (node := self._producer(current)) is not None and node.op_type in _REARRANGING:
+        while (node := self.index.producer(current)) is not None and node.op_type in _REARRANGING:
             chain.append(node)
             current = node.input[0]
             path.append(current)
@@ -110,23 +110,19 @@ class Tracer:
         shape = self._shape(tensor)
         return None if shape is None else shape[token_axis]
 
-    def _producer(self, tensor: str) -> onnx.NodeProto | None:
-        position = self.index.producers.get(tensor)
-        return None if position is None else self.model.graph.node[position]
-
     def _shape(self, tensor: str) -> tuple[int | None, ...] | None:
         return self.types[tensor].shape if tensor in self.types else None
 
     def _linear(self, tensor: str) -> tuple[onnx.NodeProto, str, str] | None:
         """The MatMul, its weight (C, channels) and its bias ("" for none) that compute a tensor."""
-        node = self._producer(tensor)
+        node = self.index.producer(tensor)
         bias = ""
         if node is not None and node.op_type == "Add":
             constants = [t for t in node.input if t in self.index.constants]
             others = [t for t in node.input if t not in self.index.constants]
             if len(constants) != 1 or len(others) != 1:
                 return None
-            bias, node = constants[0], self._producer(others[0])
+            bias, node = constants[0], self.index.producer(others[0])
         if node is None or node.op_type != "MatMul" or node.input[1] not in self.index.constants:
             return None
         weight = self.index.constants[node.input[1]]
@@ -161,12 +157,12 @@ class Tracer:
         return len([op for op in readers if op != "Shape"]) <= 1 or set(readers) <= {"Slice", "Gather"}
 
     def _layer_norm(self, tensor: str, width: int) -> LayerNorm | None:
-        node = self._producer(tensor)
+        node = self.index.producer(tensor)
         while node is not None and node.op_type in _SELECTING:
             shape = self._shape(node.input[0])
             if shape is None or shape[-1] != width or self._selects_channels(node, len(shape)):
                 return None  # tokens may have been selected or regrouped, never their channels
-            node = self._producer(node.input[0])
+            node = self.index.producer(node.input[0])
         if node is None or node.op_type != "LayerNormalization" or len(node.input) < 2:
             return None
         shape = self._shape(node.input[0])

@@ -18,7 +18,7 @@ from typing import Literal
 import onnx
 
 from calib.errors import GraphError
-from calib.graph import GraphIndex, TensorType, attribute, index_graph, infer_types, to_array
+from calib.graph import TensorType, attribute, index_graph, infer_types, to_array
 from edge.stability.observed_ranges import Operand
 
 
@@ -117,9 +117,8 @@ class _Finder:
     """Matches the patterns of the module's docstring on one graph."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.nodes = list(model.graph.node)  # kept alive, because nodes are looked up by identity
-        self.index: GraphIndex = index_graph(model)
-        self.names = {id(node): name for node, name in zip(self.nodes, self.index.names, strict=True)}
+        self.index = index_graph(model)  # keeps the nodes alive, which are looked up by identity
+        self.names = {id(node): name for name, node in self.index.nodes.items()}
         self.order = {name: i for i, name in enumerate(self.index.names)}
         self._model = model
 
@@ -128,7 +127,7 @@ class _Finder:
         return infer_types(self._model)
 
     def sites(self) -> Iterator[XNormSite]:
-        for node in self.nodes:
+        for node in self.index.nodes.values():
             if node.op_type == "LpNormalization" and int(attribute(node, "p", 2)) == 2:
                 axis = int(attribute(node, "axis", -1))
                 yield self._site(node, _Norm(node, node.input[0], [axis], (), ()), ())
@@ -138,41 +137,37 @@ class _Finder:
                     yield self._site(node, norm, between)
                     break
 
-    def _producer(self, tensor: str) -> onnx.NodeProto | None:
-        position = self.index.producers.get(tensor)
-        return None if position is None else self.nodes[position]
-
     def _quotients(self, node: onnx.NodeProto) -> Iterator[tuple[str, str, tuple[onnx.NodeProto, ...]]]:
         """Numerator, denominator and nodes in between, for every way in which a node may divide."""
         if node.op_type == "Div":
             yield node.input[0], node.input[1], ()
         elif node.op_type == "Mul":
             for numerator, factor in (node.input, reversed(node.input)):
-                inverse = self._producer(self._plain(factor))
+                inverse = self.index.producer(self._plain(factor))
                 if inverse is not None and inverse.op_type == "Reciprocal":
                     yield numerator, inverse.input[0], (inverse,)
 
     def _plain(self, tensor: str) -> str:
         """The tensor that Identity and Expand nodes pass on."""
-        node = self._producer(tensor)
+        node = self.index.producer(tensor)
         while node is not None and node.op_type in ("Identity", "Expand"):
             tensor = node.input[0]
-            node = self._producer(tensor)
+            node = self.index.producer(tensor)
         return tensor
 
     def _unquantized(self, tensor: str) -> str:
         """The float tensor that a Q/DQ pair stands for."""
-        dequantize = self._producer(tensor)
+        dequantize = self.index.producer(tensor)
         if dequantize is None or dequantize.op_type != "DequantizeLinear":
             return tensor
-        quantize = self._producer(dequantize.input[0])
+        quantize = self.index.producer(dequantize.input[0])
         return tensor if quantize is None else str(quantize.input[0])
 
     def _guards(self, tensor: str, acts_on: Literal["norm", "square"]) -> tuple[str, list[onnx.NodeProto], list[Eps]]:
         """Walk up through Identity, Expand and the nodes that apply an eps: the tensor before them, the nodes, the eps."""
         nodes: list[onnx.NodeProto] = []
         guards: list[Eps] = []
-        node = self._producer(tensor)
+        node = self.index.producer(tensor)
         while node is not None:
             source = node.input[0]
             if node.op_type in ("Clip", "Max", "Add"):
@@ -184,7 +179,7 @@ class _Finder:
             elif node.op_type not in ("Identity", "Expand"):
                 break
             nodes.append(node)
-            tensor, node = source, self._producer(source)
+            tensor, node = source, self.index.producer(source)
         return tensor, nodes, guards
 
     def _eps(self, node: onnx.NodeProto, acts_on: Literal["norm", "square"]) -> tuple[str, Eps] | None:
@@ -206,7 +201,7 @@ class _Finder:
 
     def _norm(self, denominator: str) -> _Norm | None:
         tensor, nodes, eps = self._guards(denominator, "norm")
-        root = self._producer(tensor)
+        root = self.index.producer(tensor)
         if root is None:
             return None
         if root.op_type == "ReduceL2":
@@ -214,12 +209,12 @@ class _Finder:
         if root.op_type != "Sqrt":
             return None
         tensor, more, squared = self._guards(root.input[0], "square")
-        reducer = self._producer(tensor)
+        reducer = self.index.producer(tensor)
         if reducer is None or reducer.op_type not in ("ReduceSum", "ReduceSumSquare"):
             return None
         chain, argument = (*nodes, root, *more, reducer), str(reducer.input[0])
         if reducer.op_type == "ReduceSum":
-            square = self._producer(argument)
+            square = self.index.producer(argument)
             base = None if square is None else self._squared(square)
             if square is None or base is None:
                 return None
@@ -250,7 +245,7 @@ class _Finder:
         nodes = tuple(sorted(own, key=self.order.__getitem__))
         argument = self._plain(norm.argument)
         axis = self._negative(norm.axes[0], argument, name)
-        source = self._producer(argument)
+        source = self.index.producer(argument)
         operand: Operand = "q"
         factors: tuple[str, ...] = ()
         if source is not None and source.op_type == "MatMul" and not set(source.input) & self.index.constant_like:
