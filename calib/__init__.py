@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from calib.lazy_exports import by_name, lazy_exports
 
 if TYPE_CHECKING:
-    from calib.budget import BudgetResult, FloatGroup, Trial, drop_points, fit_budget
+    from calib.budget import BudgetResult, BudgetTrial, FloatGroup, drop_points, fit_budget
     from calib.calibration_table import CalibrationTable, RangeShift, TensorScale, check_table, load_table, save_table
     from calib.calibrators import METHODS
     from calib.collect import CollectConfig, collect_table
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = by_name(
     {
-        "calib.budget": ("BudgetResult", "FloatGroup", "Trial", "drop_points", "fit_budget"),
+        "calib.budget": ("BudgetResult", "BudgetTrial", "FloatGroup", "drop_points", "fit_budget"),
         "calib.calibration_table": ("CalibrationTable", "RangeShift", "TensorScale", "check_table", "load_table", "save_table"),
         "calib.calibrators": ("METHODS",),
         "calib.collect": ("CollectConfig", "collect_table"),
@@ -47,6 +47,7 @@ _PUBLIC = by_name(
 __all__ = [
     "METHODS",
     "BudgetResult",
+    "BudgetTrial",
     "CalibrateConfig",
     "CalibrationTable",
     "CollectConfig",
@@ -65,7 +66,6 @@ __all__ = [
     "Sensitivity",
     "Skipped",
     "TensorScale",
-    "Trial",
     "UfovitError",
     "VerdictError",
     "calibrate_graph",

@@ -1,19 +1,19 @@
-"""The largest share of INT8 that stays within a budget of accuracy.
+"""The largest share of INT8 that stays within an accuracy budget.
 
-Groups of nodes go to float from the most costly on: a binary search finds how many have to, then a local search tries to
-put each of them back into INT8, heaviest first. What can be relied on, with I the INT8 share of the MACs:
+Groups of nodes go to float from the most costly on: a binary search finds how many are needed, then a local search tries to
+return each of them to INT8, the one with most MACs first. Guarantees, with I the INT8 share of the MACs:
 
-    always                         the result is the trial with the largest I among those that meet the budget, so that no
-                                   order of groups and no evaluation, however it jumps, makes it worse than what was tried
+    always                         the result is the trial with the largest I among those that meet the budget: no ranking and
+                                   no evaluation, however it fluctuates, makes it worse than what was tried
     evaluate is monotone           more in float, no larger drop: I is at least that of the shortest prefix of the ranking
-                                   that meets the budget, and no single group can go back, if the evaluations suffice
+                                   that meets the budget, and no single group can return, if the evaluations suffice
     costs add up, ranked by cost   and all groups have equal MACs: I is the largest there is
     costs add up, ranked by cost   I is within the share of one group, the last that the binary search moved to float, of the
     per MAC                        largest there is (the greedy bound of the knapsack problem)
 
-Ranked by cost alone and with unlike MACs there is no such bound: one heavy group at the head of the ranking goes to float
-first, where ten light ones behind it would have done. Where evaluate is not monotone the binary search may settle on a longer
-prefix than needed, and groups that could go back may be tried at the wrong time; what is returned still meets the budget.
+Ranked by cost alone and with unequal MACs there is no such bound: one heavy group at the head of the ranking goes to float
+first, where ten light ones after it would have been enough. Where evaluate is not monotone the binary search may settle on a
+longer prefix than needed, and groups that could return may be tried at the wrong time; the result still meets the budget.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from calib.errors import InputError
+from calib.errors import DataError, InputError, UsageError
 from calib.metrics import top1_agreement
 
 EVALUATIONS = 24
-"""Evaluations at most: a binary search over 200 groups takes 9 of them."""
+"""Largest number of evaluations: a binary search over 200 groups takes 9 of them."""
 
 Evaluate = Callable[[tuple[str, ...]], float]
 
@@ -50,13 +50,13 @@ class FloatGroup:
 
 
 @dataclass(frozen=True)
-class Trial:
+class BudgetTrial:
     """One evaluation.
 
     Attributes:
         float_groups: names of the groups in float, in the order of the ranking.
         int8_share: of the network's MACs.
-        drop: what evaluate gave, in points.
+        drop: result of evaluate, in points.
     """
 
     float_groups: tuple[str, ...]
@@ -73,9 +73,9 @@ class BudgetResult:
         budget: largest drop allowed, in points.
         float_groups: what stays in float, in the order of the ranking.
         int8_share: of the network's MACs.
-        drop: in points. If nothing met the budget, the smallest that was found.
-        evaluations: how many were made.
-        trials: in the order they were made.
+        drop: in points; the smallest of all trials if none met the budget.
+        evaluations: how many there were.
+        trials: in order.
     """
 
     met: bool
@@ -84,7 +84,7 @@ class BudgetResult:
     int8_share: float
     drop: float
     evaluations: int
-    trials: tuple[Trial, ...]
+    trials: tuple[BudgetTrial, ...]
 
     @property
     def float_nodes(self) -> tuple[str, ...]:
@@ -109,11 +109,11 @@ def fit_budget(
             set of groups, with () first.
         macs: node -> MACs of the whole network, nodes that are never quantized included, see `calib.count_macs`.
         budget: largest drop allowed, in points.
-        largest: at most so many groups in float; None for all.
-        evaluations: at most so many evaluations.
+        largest: largest number of groups in float; None for all.
+        evaluations: largest number of evaluations.
 
-    If not even the `largest` most costly groups in float meet the budget, half as many are tried, and so on, since a drop
-    that is measured need not be monotone; if none meets it, the trial of the smallest drop is returned with met = False.
+    If not even the `largest` most costly groups in float meet the budget, half as many are tried, and so on, since measured
+    drops need not be monotone; if no trial meets it, the one with the smallest drop is returned with met = False.
 
     Raises InputError for no or overlapping groups, nodes without MACs, bounds that allow nothing, and a drop that is NaN.
     """
@@ -144,15 +144,15 @@ def drop_points(reference_logits: ArrayLike, logits: ArrayLike, labels: ArrayLik
         return 100.0 * round((1.0 - agreement) * len(before)) / len(before)
     truth = np.asarray(labels)
     if truth.shape != before.shape[:1] or truth.dtype.kind not in "iu":
-        raise InputError("not one label per row", found=f"{truth.dtype} {truth.shape}", allowed=f"integers {before.shape[:1]}")
+        raise DataError("not one label per row", found=f"{truth.dtype} {truth.shape}", allowed=f"integers {before.shape[:1]}")
     if truth.min() < 0 or truth.max() >= before.shape[1]:
-        raise InputError("label out of range", found=f"{truth.min()} to {truth.max()}", allowed=f"0 to {before.shape[1] - 1}")
+        raise DataError("label out of range", found=f"{truth.min()} to {truth.max()}", allowed=f"0 to {before.shape[1] - 1}")
     right = [np.count_nonzero(values.argmax(axis=-1) == truth) for values in (before, after)]
     return 100.0 * float(right[0] - right[1]) / len(truth)
 
 
 class _Search:
-    """Trials by the set of groups in float, given as ascending places in the ranking."""
+    """Trials by the set of groups in float, given as ascending positions in the ranking."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class _Search:
         self.drops: dict[tuple[int, ...], float] = {}
 
     def meets(self, chosen: tuple[int, ...]) -> bool:
-        """Whether a set meets the budget; a set that may not be evaluated any more does not."""
+        """Whether a set meets the budget; once the evaluations are used up, no new set does."""
         if chosen not in self.drops:
             if not self.left:
                 return False
@@ -176,7 +176,7 @@ class _Search:
             drop = float(self.evaluate(tuple(node for i in chosen for node in self.groups[i])))
             if math.isnan(drop):
                 names = ", ".join(self.groups[i][0] for i in chosen) or "none"
-                raise InputError("the drop is no number", where=f"in float: {names}", found=drop)
+                raise InputError("the drop is not a number", where=f"in float: {names}", found=drop)
             self.drops[chosen] = drop
         return self.drops[chosen] <= self.budget
 
@@ -195,7 +195,7 @@ class _Search:
         return above > 0
 
     def put_back(self) -> None:
-        """Try each group of the best set in INT8, heaviest first; again from the start as long as one of them stays there."""
+        """Try each group of the best set in INT8, most MACs first; repeat as long as one of them can stay there."""
         chosen, before = self.best(), None
         while chosen != before:
             before = chosen
@@ -206,8 +206,7 @@ class _Search:
 
     def best(self) -> tuple[int, ...]:
         """Of the sets that meet the budget the one of the largest INT8 share, else the one of the smallest drop."""
-        met = [chosen for chosen, drop in self.drops.items() if drop <= self.budget]
-        if met:
+        if met := [chosen for chosen, drop in self.drops.items() if drop <= self.budget]:
             return min(met, key=lambda chosen: (self.float_macs(chosen), self.drops[chosen]))
         return min(self.drops, key=lambda chosen: (self.drops[chosen], self.float_macs(chosen)))
 
@@ -231,7 +230,8 @@ class _Search:
             drop=self.drops[best],
             evaluations=len(self.drops),
             trials=tuple(
-                Trial(tuple(groups[i][0] for i in chosen), self.int8_share(chosen), drop) for chosen, drop in self.drops.items()
+                BudgetTrial(tuple(groups[i][0] for i in trial), self.int8_share(trial), drop)
+                for trial, drop in self.drops.items()
             ),
         )
 
@@ -241,15 +241,15 @@ def _check(
 ) -> None:
     nodes = [node for group in groups for node in group]
     if not nodes or not all(groups) or len(set(nodes)) != len(nodes):
-        raise InputError("groups must not be empty and must not overlap", found=f"{len(groups)} groups, {len(nodes)} nodes")
+        raise UsageError("groups must not be empty and must not overlap", found=f"{len(groups)} groups, {len(nodes)} nodes")
     missing = [node for node in nodes if node not in macs]
     if missing or sum(macs.values()) <= 0:
-        raise InputError(
-            "multiply-accumulates are not known", found=", ".join(missing[:4]) or "none", allowed="all of the graph's"
+        raise UsageError(
+            "multiply-accumulates of nodes are unknown", found=", ".join(missing[:4]) or "none", allowed="all of the graph's"
         )
     if math.isnan(budget) or evaluations < 1 or (largest is not None and largest < 0):
-        raise InputError(
-            "the search has nothing to look for",
+        raise UsageError(
+            "budget search is not possible with these limits",
             found=f"budget {budget}, {evaluations} evaluations, {largest} groups in float",
             allowed="a number, at least 1, at least 0",
         )

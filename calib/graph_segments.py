@@ -132,36 +132,6 @@ def declare(name: str, types: Mapping[str, TensorType]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, None if known.shape is None else list(known.shape))
 
 
-class Chain:
-    """Segments in ONNX Runtime, one after the other; a session is made when it is first needed, and kept.
-
-    Args:
-        segments: of `split`.
-        output: the tensor in which the last one ends.
-        threads: threads of ONNX Runtime.
-    """
-
-    def __init__(self, segments: Sequence[Segment], output: str, threads: int) -> None:
-        self.segments = tuple(segments)
-        (self.source,) = (v.name for v in segments[0].model.graph.input)
-        self._output, self._threads = output, threads
-        self._sessions: dict[int, GraphSession] = {}
-
-    def step(self, at: int, state: State, instead: GraphSession | None = None) -> dict[str, NDArray[Any]]:
-        """The state behind segment `at`; `instead` is another graph with the same inputs and outputs to run in its place."""
-        if instead is None:
-            if at not in self._sessions:
-                self._sessions[at] = GraphSession(self.segments[at].model, threads=self._threads, where=f"segment {at}")
-            instead = self._sessions[at]
-        return self.segments[at].advance(state, instead)
-
-    def finish(self, at: int, state: State) -> NDArray[Any]:
-        """The output, from the state in front of segment `at`."""
-        for i in range(at, len(self.segments)):
-            state = self.step(i, state)
-        return state[self._output]
-
-
 class _Lifetimes:
     """From which node to which each tensor is alive; node numbers are positions in the graph, -1 is the graph's input."""
 

@@ -7,29 +7,26 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from calib.graph import index_graph, infer_types
 from calib.graph_editor import GraphEditor
 from calib.graph_segments import declare, part
-from calib.metrics import sqnr_db
+from calib.metrics import capped_sqnr_db
 from calib.ort_session import GraphSession
 from calib.qdq_placement import QuantPlan
 from calib.qdq_writer import dequantize_weight, quantize_weight
 from calib.scales import QMAX
 
-LARGEST_DB = 300.0
-"""What stands for an infinite SQNR; FP32 itself ends at about 150 dB."""
-
 Tensors = Mapping[str, NDArray[Any]]
 
 
-class Layers:
-    """Some nodes of a graph by themselves, on their float inputs.
+class IsolatedLayers:
+    """Some nodes of a graph, each run by itself on its float inputs.
 
     Args:
         model: the float graph.
-        nodes: names of the nodes; each computes from what the whole graph gives it, not from what another of them made.
+        nodes: their names; each reads what the whole graph computes in float, never the output of another of these.
         plan: which of their inputs are quantized.
     """
 
@@ -42,7 +39,7 @@ class Layers:
         for name, node in zip(index.names, model.graph.node, strict=True):
             if name in chosen:
                 chosen[name].CopyFrom(node)
-                chosen[name].name, chosen[name].output[:] = name, [f"{made}/alone" for made in node.output]
+                chosen[name].name, chosen[name].output[:] = name, [f"{output}/alone" for output in node.output]
         known = {*index.constants, *(t.name for t in model.graph.initializer)}
         read = dict.fromkeys(name for node in chosen.values() for name in node.input if name and name not in known)
         self.inputs = tuple(read)
@@ -64,11 +61,11 @@ class Layers:
         """
         plain = GraphSession(self._model, threads=threads)
         reference = plain(tensors)
-        ways = [
+        variants = [
             GraphSession(self._quantized_weights(), threads=threads)(tensors),
             *(plain({**tensors, **part_of}) for part_of in self._activations(tensors, scales)),
         ]
-        quantized, activation, rounding, clipping = (capped_db(_flat(reference), _flat(way)) for way in ways)
+        quantized, activation, rounding, clipping = (capped_sqnr_db(_flat(reference), _flat(variant)) for variant in variants)
         return quantized, activation, rounding, clipping
 
     def _activations(self, tensors: Tensors, scales: Mapping[str, float]) -> tuple[Tensors, Tensors, Tensors]:
@@ -86,14 +83,9 @@ class Layers:
             if point.axis is not None:
                 weight = editor.constant(point.node, point.input_index)
                 values, scales = quantize_weight(weight, point.axis, point.tensor)
-                seen = dequantize_weight(values, scales, point.axis)
-                editor.set_constant(point.node, point.input_index, seen, "quantized")
+                restored = dequantize_weight(values, scales, point.axis)
+                editor.set_constant(point.node, point.input_index, restored, "quantized")
         return editor.finish()
-
-
-def capped_db(reference: ArrayLike, test: ArrayLike) -> float:
-    """`calib.metrics.sqnr_db`, with +-300 dB for infinities."""
-    return float(np.clip(sqnr_db(reference, test), -LARGEST_DB, LARGEST_DB))
 
 
 def _flat(tensors: Tensors) -> NDArray[Any]:

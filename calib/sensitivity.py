@@ -7,10 +7,10 @@ cannot leave INT8 for float alone while its neighbours keep the Q/DQ pair that t
     cumulative   this group and all before it, in graph order, are quantized    SQNR and KL of the logits against float
     local        only this group's weights, or activations, are quantized       SQNR of its own outputs, see `calib.layer_noise`
 
-A run for one group starts at the last cut of the graph in front of it, see `calib.graph_segments`: a run of the whole network
-for each number costs two forwards per group, this about one, and less the earlier the MACs lie. Q/DQ is written into the one
-segment that a run changes, by `calib.insert_qdq`; the segments behind it are float and made once. Of all the images, only
-the tensors at one cut are held, in float, with all before it quantized, and with the group at hand: hence the few images.
+Runs start at the last cut of the graph before a group, see `calib.segment_runs`: a run of the whole network for each number
+costs two forward passes per group, this about one, and less the earlier the MACs lie. `calib.insert_qdq` writes Q/DQ into the
+one segment that a run changes. Of all the images, only the tensors at one cut are held: in float, with all before it quantized,
+and with the group at hand. That is why so few images are used.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from calib.calibration_table import CalibrationTable
-from calib.errors import InputError
-from calib.graph_segments import Chain, Segment, State, prefix, split
-from calib.layer_noise import Layers, capped_db
+from calib.errors import DataError
+from calib.graph_segments import Segment, State, prefix
+from calib.layer_noise import IsolatedLayers
 from calib.macs import count_macs
-from calib.metrics import kl
+from calib.metrics import capped_sqnr_db, kl
 from calib.ort_session import GraphSession, check_batch
 from calib.qdq_placement import QuantPlan
 from calib.qdq_writer import check_plan, insert_qdq
+from calib.segment_runs import Exchange, SegmentRuns, States
 
 IMAGES = 32
-"""Most images that are used."""
+"""Largest number of images that are used."""
 
 Progress = Callable[[int, int], None]
-States = list[dict[str, NDArray[Any]]]
+Group = tuple[str, ...]
+"""Names of its nodes, in graph order."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ class Sensitivity:
         images: how many.
         groups: in graph order.
         segments: pieces that the graph was cut into; 1 if it has no cut.
-        forwards_equivalent: MACs that were run, in runs of the whole network.
-        brute_forwards: runs that one whole network for each number takes: one in float, two per group, the first counted once.
+        forwards_equivalent: MACs that were run, in forward passes of the whole network.
+        brute_forwards: passes that a run of the whole network for each number would take: one in float, two per group, the
+            first counted once.
     """
 
     images: int
@@ -86,14 +88,14 @@ class Sensitivity:
     forwards_equivalent: float
     brute_forwards: int
 
-    def ranked(self, *, per_mac: bool = False) -> tuple[tuple[str, ...], ...]:
+    def ranked(self, *, per_mac: bool = False) -> tuple[Group, ...]:
         """Nodes of each group, most costly first: by isolated noise over signal, or by that per MAC. Ties in graph order."""
         noise = [10 ** (-g.isolated_db / 10) / (max(g.macs, 1) if per_mac else 1) for g in self.groups]
         order = sorted(range(len(noise)), key=lambda i: -noise[i])
         return tuple(self.groups[i].nodes for i in order)
 
 
-def group_nodes(plan: QuantPlan) -> tuple[tuple[str, ...], ...]:
+def group_nodes(plan: QuantPlan) -> tuple[Group, ...]:
     """The groups of a plan: nodes that are connected through shared quantized activations, in graph order."""
     leader: dict[str, str] = {node: node for node in plan.nodes}
     order = {node: i for i, node in enumerate(plan.nodes)}
@@ -148,7 +150,7 @@ def measure_sensitivity(
     return Sensitivity(
         images=sum(work.sizes),
         groups=tuple(costs),
-        segments=len(work.chain.segments),
+        segments=len(work.runs.segments),
         forwards_equivalent=work.spent / (sum(work.macs.values()) * sum(work.sizes)),
         brute_forwards=2 * len(costs),
     )
@@ -164,7 +166,7 @@ def _first(batches: Iterable[NDArray[Any]], images: int) -> list[NDArray[Any]]:
         taken.append(batch[: images - count])
         count += len(taken[-1])
     if not count:
-        raise InputError(
+        raise DataError(
             "no images to measure on", found=f"{len(taken)} batches, at most {images} images", allowed="at least one image"
         )
     return taken
@@ -175,59 +177,51 @@ class _Measurement:
 
     def __init__(
         self, model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan, batches: list[NDArray[Any]], threads: int
-    ):
+    ) -> None:
         self.table, self.plan, self.threads = table, plan, threads
         self.groups, self.macs = group_nodes(plan), count_macs(model)
         self.sizes = [len(batch) for batch in batches]
-        self.chain = Chain(split(model, model.graph.output[0].name, self.groups), model.graph.output[0].name, threads)
-        self.start: States = [{self.chain.source: batch} for batch in batches]
-        self.reference = self._logits(0, self.start)
+        self.runs = SegmentRuns(model, self.groups, batches, threads)
+        self.reference = _rows(self.runs.finish(0, self.runs.start))
         self.spent = sum(self.macs.values()) * sum(self.sizes)
-        """MACs that were run."""
+        """MACs that were run, over all images."""
 
     def run(self) -> Iterator[GroupCost]:
         """The groups' costs, in graph order."""
-        plain = full = self.start
-        for at, segment in enumerate(self.chain.segments):
+        plain = full = self.runs.start
+        for at, segment in enumerate(self.runs.segments):
             members = [group for group in self.groups if group[0] in segment.nodes]
             noise = self._local(segment, members, plain[0])
-            ahead: States = []
+            quantized: States = []
             for i, group in enumerate(members):
-                ahead = self._step(at, full, sum(members[: i + 1], ()))
-                cumulative = self._compare(at + 1, ahead)
+                quantized = self._step(at, full, sum(members[: i + 1], ()))
+                cumulative = self._compare(at + 1, quantized)
                 alone = cumulative if i == 0 and full is plain else self._compare(at + 1, self._step(at, plain, group))
                 yield GroupCost(group[0], group, sum(self.macs[n] for n in group), *alone, *cumulative, *noise[group])
             following = self._step(at, plain, ())
-            plain, full = following, ahead or following
+            plain, full = following, quantized or following
 
-    def _step(self, at: int, states: States, quantized: tuple[str, ...]) -> States:
-        """The states behind segment `at` with some of its nodes quantized."""
-        self._spend(self.chain.segments[at].nodes)
-        instead = None
-        if quantized:
-            points = tuple(p for p in self.plan.points if p.node in quantized)
-            written = insert_qdq(self.chain.segments[at].model, self.table, QuantPlan(points, ()))
-            instead = GraphSession(written, threads=self.threads, where=f"segment {at}")
-        return [self.chain.step(at, state, instead) for state in states]
+    def _step(self, at: int, states: States, quantized: Group) -> States:
+        """The states after segment `at` with some of its nodes quantized."""
+        self._spend(self.runs.segments[at].nodes)
+        return self.runs.step(at, states, self._quantize(quantized) if quantized else None)
+
+    def _quantize(self, nodes: Group) -> Exchange:
+        plan = QuantPlan(tuple(p for p in self.plan.points if p.node in nodes), ())
+        return lambda segment: insert_qdq(segment, self.table, plan)
 
     def _compare(self, at: int, states: States) -> tuple[float, float]:
-        """SQNR and KL of the logits, from the states in front of segment `at`."""
-        for segment in self.chain.segments[at:]:
+        """SQNR and KL of the logits, from the states before segment `at`."""
+        for segment in self.runs.segments[at:]:
             self._spend(segment.nodes)
-        found = self._logits(at, states)
-        return capped_db(self.reference, found), kl(self.reference, found)
+        logits = _rows(self.runs.finish(at, states))
+        return capped_sqnr_db(self.reference, logits), kl(self.reference, logits)
 
-    def _logits(self, at: int, states: States) -> NDArray[Any]:
-        logits = [self.chain.finish(at, state) for state in states]
-        return np.concatenate([v.reshape(-1, v.shape[-1]) for v in logits])
-
-    def _local(
-        self, segment: Segment, members: list[tuple[str, ...]], state: State
-    ) -> dict[tuple[str, ...], tuple[float, float, float, float]]:
+    def _local(self, segment: Segment, members: list[Group], state: State) -> dict[Group, tuple[float, float, float, float]]:
         """Noise at the outputs of each group of a segment."""
-        layers = {group: Layers(segment.model, group, self.plan) for group in members}
-        wanted = tuple(dict.fromkeys(name for group in members for name in layers[group].inputs))
-        inner = tuple(name for name in wanted if name not in state)
+        layers = {group: IsolatedLayers(segment.model, group, self.plan) for group in members}
+        inputs = dict.fromkeys(name for group in members for name in layers[group].inputs)
+        inner = tuple(name for name in inputs if name not in state)
         values = dict(state)
         if inner:
             before = prefix(segment.model, inner)
@@ -240,3 +234,7 @@ class _Measurement:
 
     def _spend(self, nodes: Iterable[str], images: int | None = None) -> None:
         self.spent += sum(self.macs.get(name, 0) for name in nodes) * (sum(self.sizes) if images is None else images)
+
+
+def _rows(logits: NDArray[Any]) -> NDArray[Any]:
+    return logits.reshape(-1, logits.shape[-1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from calib import metrics
+
 EXPORT_SQNR_DB = 80.0
 """FP32 logits of ONNX Runtime against torch. FP32 carries 24 bits (about 150 dB for one rounding); thousands of reordered
 sums and the foldings leave more than 100 dB on the networks measured. A wrong folding, a lost bias or another resize shows
@@ -29,5 +31,5 @@ PREPROCESS_ABS = 1e-4
 divided by. Resizing sums a few hundred products of at most 255 in FP32, in an order that differs between processors: about
 1e-5. Another mean, another resize or BGR for RGB shows above 1e-2."""
 
-SQNR_CAP_DB = 300.0
-"""Stands for "identical" in artifacts, where infinity cannot be written: beyond FP64's own 2^-53 per value."""
+SQNR_CAP_DB = metrics.SQNR_CAP_DB
+"""Stands for "identical" in artifacts."""

@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from calib.errors import InputError, UfovitError, VerdictError
 from calib.files import atomic_path
-from edge.images.labelled_images import read_idx, read_labelled_idx, write_idx
+from edge.images.idx import read_idx, read_labelled_idx, write_idx
 from edge.images.preprocess import Preprocess, Uint8, resample_matrix
 from edge.model.checkpoint import load_checkpoint, random_network, save_checkpoint
 from edge.model.metadata import CheckpointInfo

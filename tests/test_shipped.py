@@ -17,7 +17,8 @@ import pytest
 from calib.errors import InputError
 from edge.assets import ASSETS, CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, SHIPPED_MODEL, TEST_IMAGES
 from edge.cli import run
-from edge.images.labelled_images import open_images, read_idx
+from edge.images.idx import read_idx
+from edge.images.labelled_images import open_images
 from edge.model.metadata import read_info
 from edge.pipeline.steps import read_drift
 from engines.build_folder.manifest import read_manifest, verify
@@ -223,12 +224,12 @@ def test_a_planted_fault_ruins_fp16_and_its_repair_does_not(shipped_build, bench
     """Emulated FP16 on 100 test images: the answers are lost without the repair, and all the same with it."""
     import onnx
 
-    from edge.stability.certify import certify
+    from edge.stability.certify import certify_graph
 
     model = bench.planted(onnx.load(shipped_build / "model.onnx"), bench.FAULTS[fault])
     images, _ = bench.test_images(bench.TRAINED_AT, 100)
     reference = bench.run(model, images)
-    done = certify(model, bench.calibration_batches(bench.TRAINED_AT, 128), data_sha256="")
+    done = certify_graph(model, bench.calibration_batches(bench.TRAINED_AT, 128), data_sha256="")
     assert (done.certificate.verdict_before, done.certificate.verdict) == ("unstable", "stable")
     assert done.certificate.islands.sites == 0
     assert np.array_equal(bench.run(done.model, images).view(np.uint32), reference.view(np.uint32))

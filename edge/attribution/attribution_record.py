@@ -29,18 +29,18 @@ Kind = Literal[
 ]
 """What is wrong.
 
-    input            the two sides got other images: nothing in the graph is at fault
+    input            the two sides got different images: nothing in the graph is at fault
     float_graph      the float graph that the build was made from does not compute what the reference computes
     other_weights    most layers hold weights of another network
-    structure        the judged graph is wired otherwise
-    overflow         numbers beyond FP16, or NaN
-    runtime          the runtime computes something else than the graph says
+    structure        the judged graph is wired differently
+    overflow         values beyond FP16, or NaN
+    runtime          the runtime computes something else than the graph as it is written
     calibration      clipping spread over many activations
     scale_too_large, scale_too_small    of one quantized activation: rounding, clipping
     zeroed_channel   an output channel whose weights are all 0
     weights          the weights of one layer
-    constants        a layer's bias, or the norm in front of it
-    outlier          a layer that errs far more than others of its kind, for a reason that none of the above names
+    constants        a layer's bias, or the norm before it
+    outlier          a layer with a far larger error than others of its kind, for a reason that none of the above names
 """
 
 
@@ -62,12 +62,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class InputDrift:
-    """The tensor that each side was fed with.
+    """The input of each side.
 
     Attributes:
         sqnr_db: judged against reference.
         max_abs: largest difference, in units of the deviation that pixels are divided by.
-        explanation: how one follows from the other, for a person; empty where they are the same.
+        explanation: how one follows from the other, in words; empty where they are the same.
     """
 
     sqnr_db: float
@@ -81,10 +81,10 @@ class FloatDrift:
 
     Attributes:
         logits_db: SQNR of its logits.
-        worst_db: smallest SQNR at the end of a unit, after undoing a power of two.
+        worst_db: smallest SQNR at the end of a span, after undoing a power of two.
         worst_layer: where.
         first_layer: the first that differs by more than FP32's own roundings; empty where none does.
-        scaled: ends of units that differ by a power of two, which folding leaves.
+        scaled: ends of spans that differ by a power of two, which folding leaves.
     """
 
     logits_db: float
@@ -96,14 +96,14 @@ class FloatDrift:
 
 @dataclass(frozen=True)
 class TapCheck:
-    """Whether looking changes what is seen.
+    """Whether reading inner tensors changes the run.
 
     Attributes:
-        outputs: extra outputs of the judged graph, one per tensor that is looked at.
+        outputs: extra outputs of the judged graph, one per tensor that is read.
         identical: whether its logits are the same to the last bit with and without them.
         sqnr_db: with them against without.
-        as_run_db: the run that was looked at against the run that is judged; below 300 where the runtime melts nodes into
-            integer kernels of its own and the former computes node by node.
+        as_run_db: the run that was read against the run that is judged; below 300 where the runtime fuses nodes into integer
+            kernels of its own and the former computes node by node.
     """
 
     outputs: int
@@ -114,7 +114,7 @@ class TapCheck:
 
 @dataclass(frozen=True)
 class LayerDrift:
-    """One unit: a layer that multiplies with the norm in front of it, a sum of two activations, or the graph's output.
+    """One layer span: a layer that multiplies with the norm before it, a sum of two activations, or the graph's output.
 
     Attributes:
         name, op_type: of its node.
@@ -122,18 +122,18 @@ class LayerDrift:
         precision: that the graph asks for, see `engines.layer_records.Layer.requested`; "" for nodes that do not multiply.
         macs: multiply-accumulates for one image; 0 for nodes that do not multiply.
         accumulated_db: SQNR of the judged run at its end.
-        inherited_db: of what the float layer makes of the judged run's tensors.
-        introduced_db: of what the judged layer makes of the float network's tensors; its parts:
+        inherited_db: of the float layer's output on the judged run's tensors.
+        introduced_db: of the judged layer's output on the float network's tensors; its parts:
         weights_db: constants alone: weights, bias, norm.
         activation_db: all that happens to activations: Q/DQ and FP16.
         rounding_db, clipping_db: of the Q/DQ; 300 where there is none.
         fp16_db: roundings to FP16 and what overflows; 300 in a graph that is not typed.
         weight_sqnr_db, weight_expected_db: of the weights themselves, as stored and as their format rounds; None for a layer
             without constant weights.
-        worst_channel, worst_channel_db: output channel whose weights exceed that most.
-        not_finite: numbers of the judged run, in this layer, that are NaN or infinite.
+        worst_channel, worst_channel_db: output channel whose weights are furthest from that.
+        not_finite: values of the judged run, in this layer, that are NaN or infinite.
         isolated_db: SQNR of the float network's logits with this layer's group alone as judged; None where not measured.
-        logits_share: the group's part of the noise that all groups make of the logits; None likewise.
+        logits_share: the group's share of the noise that all groups cause in the logits; None likewise.
     """
 
     name: str
@@ -168,7 +168,7 @@ class ActivationDrift:
         scale: in the judged graph.
         excess_db: noise of its Q/DQ over that of the best scale among scale x 2^(k/2), |k| <= 4.
         best_factor: that scale over the one in the graph.
-        clipping_share: of the noise, the part that clipping makes.
+        clipping_share: share of the noise that clipping causes.
         clipped: share of the values beyond the range.
         range_used: largest magnitude over the largest that the scale represents.
     """
@@ -184,14 +184,14 @@ class ActivationDrift:
 
 
 @dataclass(frozen=True)
-class Culprit:
+class DriftFinding:
     """One thing that is wrong.
 
     Attributes:
         kind: see `Kind`.
-        where: layer, node or tensor; empty where it is no single one.
+        where: layer, node or tensor; empty where it is not a single one.
         layers: the layers concerned.
-        found: what was found, one phrase for a person.
+        found: what was found, one phrase.
     """
 
     kind: Kind
@@ -201,7 +201,7 @@ class Culprit:
 
 
 @dataclass(frozen=True)
-class Trial:
+class FloatTrial:
     """One run of the judged graph with some layers in float.
 
     Attributes:
@@ -238,26 +238,26 @@ class Attribution:
     """`attribution.json`.
 
     Attributes:
-        sentence: the result for a person, the culprits by name or that there is none.
-        culprits: what is wrong, the cause of other things first; empty where every layer does what its format makes it do.
+        sentence: the result in words, the culprits by name or that there is none.
+        culprits: what is wrong, the cause of other things first; empty where every error is what the layer's format explains.
         reference, base, judged: the FP32 reference; the float graph that the judged one was made from, which errors are
             measured against; the judged graph.
-        ran_on: what ran them.
+        ran_on: the runtime.
         images, trial_images: how many layers were measured on, and tried in float on.
-        images_sha256, judged_images_sha256: digests of the arrays that either side was fed with, trials included.
+        images_sha256, judged_images_sha256: digests of the input arrays of either side, trials included.
         logits_db: SQNR of the judged logits against the reference's.
         answers_changed: images whose answer differs.
-        input, float_graph, taps: checks of what lies around the layers.
+        input, float_graph, taps: checks around the layers.
         stages: the graphs of the build, in order.
         layers: in graph order.
         activations: in graph order.
-        costliest: what leaving the costliest groups in float buys, each by itself, then all of them.
+        costliest: what leaving the costliest groups in float gains, each by itself, then all of them.
         float_form: what "in float" meant there.
         not_compared: nodes left out.
     """
 
     sentence: str
-    culprits: tuple[Culprit, ...]
+    culprits: tuple[DriftFinding, ...]
     reference: GraphFile
     base: GraphFile
     judged: GraphFile
@@ -274,7 +274,7 @@ class Attribution:
     stages: tuple[Stage, ...]
     layers: tuple[LayerDrift, ...]
     activations: tuple[ActivationDrift, ...]
-    costliest: tuple[Trial, ...]
+    costliest: tuple[FloatTrial, ...]
     float_form: str
     not_compared: tuple[NotCompared, ...]
 

@@ -1,28 +1,28 @@
-"""What is wrong, if anything: documented rules on the measured errors, each with a threshold that honest builds keep away from.
+"""What is wrong, if anything: documented rules on the measured errors, each with a threshold far from what correct builds show.
 
     input            the arrays differ by more than PREPROCESS_ABS
-    float_graph      an end of a unit, or the logits, differ from the reference's by more than EXPORT_SQNR_DB allows
-    structure        a unit is made from other tensors
-    overflow         a number of the judged run is NaN or infinite: the first node in graph order
-    weights          behind the layer, constants alone make WEIGHTS_DB (REFINED_DB where refinement rounded them) more noise
-                     than the weights' format does, and at least half of the layer's. `other_weights` when the weights
-                     themselves are so far off in half of the layers
-    scale            a Q/DQ makes SCALE_DB more noise than the best scale would, on top of what is usual among its peers, and
-                     that part of the noise is at least half of what a layer that reads it introduces; it is too small only
-                     where values reach RANGE_USED of its range: one value just beyond is no fault
-    calibration      clipping makes more noise than rounding in SPREAD_SHARE of the activations, SPREAD_COUNT at least: it is
-                     then named once, not for each of them
-    outlier          a layer introduces OUTLIER_DB, and OUTLIER_SIGMAS, more than the median of its peers, or errs by more than
-                     ABSOLUTE_DB whatever they do
+    float_graph      the end of a span, or the logits, differ from the reference's by more than EXPORT_SQNR_DB allows
+    structure        a span is computed from other tensors
+    overflow         a value of the judged run is NaN or infinite: the first node in graph order
+    weights          at the output of the layer, constants alone cause WEIGHTS_DB (REFINED_DB where refinement rounded them)
+                     more noise than the weights' format does, and at least half of the layer's. `other_weights` when the
+                     weights themselves are so far off in half of the layers
+    scale            a Q/DQ causes SCALE_DB more noise than the best scale would, on top of what is usual among its peers, and
+                     that part of the noise is at least half of what a layer that reads it introduces; a scale counts as too
+                     small only where values reach RANGE_USED of its range, not for one value just beyond it
+    calibration      clipping causes more noise than rounding in SPREAD_SHARE of the activations, SPREAD_COUNT at least: it is
+                     then reported once, not for each of them
+    outlier          a layer introduces OUTLIER_DB, and OUTLIER_SIGMAS, more than the median of its peers, or more than
+                     ABSOLUTE_DB whatever its peers introduce
 
 Peers are the layers of one precision whose names differ in their first number only: blocks.0.ffn.2 and blocks.7.ffn.2.
-Deviations are 1.4826 times the median absolute deviation, so that a faulty layer does not hide itself. Fewer than PEERS say
-nothing.
+Deviations are 1.4826 times the median absolute deviation, so that a faulty layer does not hide itself. Fewer than PEERS layers
+are not compared with each other.
 
 Measured on the shipped network, INT8 and FP16, three draws of 32 images: weights at most 0.2 dB beyond their format; scales at
 most 1.3 dB off the best one, 5.9 dB when doubled; introduced errors at most 12.3 dB off, where one image is clipped and peers
 differ. Clipping outweighs rounding in 0 to 3 of 261 activations after 512 calibration images, in 2 after 128, in 3 after 16, in
-3 to 6 after 8, in 8 to 20 after 4, in 34 or 35 after 2; where few are, one is up to 10 dB off. Refined (`--effort balanced`):
+3 to 6 after 8, in 8 to 20 after 4, in 34 or 35 after 2; with few images one is up to 10 dB off. Refined (`--effort balanced`):
 weights at most 20.5 dB beyond their format, scales at most 2.8 dB off the best one.
 """
 
@@ -33,17 +33,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from edge.attribution.attribution_record import ActivationDrift, Culprit, FloatDrift, InputDrift, Kind, LayerDrift, TapCheck
+from edge.attribution.attribution_record import (
+    ActivationDrift,
+    DriftFinding,
+    FloatDrift,
+    InputDrift,
+    Kind,
+    LayerDrift,
+    TapCheck,
+)
 from edge.attribution.weight_errors import WeightError
 from edge.numeric_tolerances import EXPORT_SQNR_DB, SQNR_CAP_DB
 
 WEIGHTS_DB = 10.0
 REFINED_DB = 25.0
-"""WEIGHTS_DB of a layer whose weights were rounded to second order: they make up for earlier layers, and err on their own."""
+"""WEIGHTS_DB of a layer whose weights a second-order method rounded: they compensate earlier layers at their own expense."""
 FP32_DB = 110.0
-"""Two FP32 kernels of one layer agree better than this; nothing is expected to be more exact."""
+"""Two FP32 kernels of one layer agree better than this; no layer is expected to be more exact."""
 FP16_DB = 71.0
-"""What constants rounded to FP16 leave."""
+"""SQNR of a layer with constants rounded to FP16."""
 SCALE_DB = 3.5
 RANGE_USED = 1.5
 SPREAD_SHARE = 0.02
@@ -53,7 +61,7 @@ OUTLIER_SIGMAS = 5.0
 ABSOLUTE_DB = 20.0
 PEERS = 5
 RUNTIME_DB = 3.0
-"""A runtime's integer kernels round otherwise than the graph says; that has to stay this far below the drift itself."""
+"""A runtime's integer kernels round differently from the graph; that has to stay this far below the drift itself."""
 _HALF_DB = 3.0
 TOP = 5
 _LISTED = 3
@@ -61,7 +69,7 @@ _LISTED = 3
 
 @dataclass(frozen=True)
 class NotFinite:
-    """Where NaN or infinity is first seen: node, the layer it belongs to, how many numbers."""
+    """Where NaN or infinity occurs: node, the layer it belongs to, how many values."""
 
     node: str
     layer: str
@@ -69,8 +77,8 @@ class NotFinite:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """All that the rules look at.
+class DriftEvidence:
+    """Everything that the rules use.
 
     Attributes:
         typed: whether the judged graph is a typed FP16 one.
@@ -78,7 +86,7 @@ class Evidence:
         not_finite: in graph order.
         rewired: layer -> what it reads instead.
         weights: layer -> its weights' error.
-        refined: layers whose weights were rounded to second order.
+        refined: layers whose weights a second-order method rounded.
     """
 
     typed: bool
@@ -94,83 +102,72 @@ class Evidence:
     refined: frozenset[str] = frozenset()
 
 
-def find_culprits(evidence: Evidence) -> tuple[Culprit, ...]:
+def diagnose(evidence: DriftEvidence) -> tuple[DriftFinding, ...]:
     """What is wrong, causes before what follows from them."""
-    found = [*_surroundings(evidence)]
-    weights = list(_weights(evidence))
-    found += weights
-    if any(culprit.kind == "other_weights" for culprit in weights):
-        return tuple(found)
-    scales = list(_scales(evidence))
-    found += scales
-    named = {layer for culprit in found for layer in culprit.layers}
-    return (*found, *(c for c in _outliers(evidence, scales) if c.where not in named))
+    weights = tuple(_weights(evidence))
+    findings = (*_surroundings(evidence), *weights)
+    if any(finding.kind == "other_weights" for finding in weights):
+        return findings
+    scales = tuple(_scales(evidence))
+    findings = (*findings, *scales)
+    named = {layer for finding in findings for layer in finding.layers}
+    return (*findings, *(finding for finding in _outliers(evidence, scales) if finding.where not in named))
 
 
-def _surroundings(evidence: Evidence) -> Iterator[Culprit]:
+def _surroundings(evidence: DriftEvidence) -> Iterator[DriftFinding]:
     drift, base, taps = evidence.input, evidence.float_graph, evidence.taps
     if drift.explanation:
-        yield Culprit("input", "", (), f"the input itself differs ({drift.sqnr_db:.1f} dB): {drift.explanation}")
+        yield DriftFinding("input", "", (), f"the input itself differs ({drift.sqnr_db:.1f} dB): {drift.explanation}")
     if base.first_layer or base.logits_db < EXPORT_SQNR_DB:
         text = f"the float graph that the build was made from is not the reference's: {base.logits_db:.1f} dB at the logits"
-        yield Culprit("float_graph", base.first_layer, (), f"{text}, different from {base.first_layer or 'the end'} on")
+        yield DriftFinding("float_graph", base.first_layer, (), f"{text}, different from {base.first_layer or 'the end'} on")
     for layer, reads in evidence.rewired.items():
-        yield Culprit("structure", layer, (layer,), f"{layer} {reads}")
+        yield DriftFinding("structure", layer, (layer,), f"{layer} {reads}")
     if evidence.not_finite:
         first = evidence.not_finite[0]
         layers = tuple(dict.fromkeys(place.layer for place in evidence.not_finite))
         limit = "beyond FP16's 65504, or NaN" if evidence.typed else "infinite or NaN"
-        yield Culprit("overflow", first.node, layers, f"{first.count} numbers of {first.node} are {limit}")
+        yield DriftFinding("overflow", first.node, layers, f"{first.count} values of {first.node} are {limit}")
     if taps.as_run_db < evidence.logits_db - RUNTIME_DB:
-        text = f"the runtime computes other logits than the graph says ({taps.as_run_db:.1f} dB)"
-        yield Culprit("runtime", "", (), f"{text}: its integer kernels are at fault, not a layer")
+        text = f"the runtime's logits differ from those of the graph as it is written ({taps.as_run_db:.1f} dB)"
+        yield DriftFinding("runtime", "", (), f"{text}: its integer kernels are at fault, not a layer")
 
 
-def _weights(evidence: Evidence) -> Iterator[Culprit]:
+def _weights(evidence: DriftEvidence) -> Iterator[DriftFinding]:
     ceiling = FP16_DB if evidence.typed else FP32_DB
-    off = []
-    for layer in evidence.layers:
-        error = evidence.weights.get(layer.name)
-        expected = min(FP32_DB, error.expected_db) if error else ceiling
-        if layer.weights_db < expected - _margin(evidence, layer) or (error and error.zeroed):
-            off.append(layer)
     other = [layer for layer in evidence.layers if (e := evidence.weights.get(layer.name)) and e.excess_db > WEIGHTS_DB]
     if len(other) > 1 and 2 * len(other) >= len(evidence.weights):
         text = f"{len(other)} of {len(evidence.weights)} layers hold other weights than the reference, from {other[0].name} on"
-        yield Culprit("other_weights", other[0].name, tuple(layer.name for layer in other), f"other weights: {text}")
+        yield DriftFinding("other_weights", other[0].name, tuple(layer.name for layer in other), f"other weights: {text}")
         return
-    for layer in off:
+    for layer in evidence.layers:
         error = evidence.weights.get(layer.name)
+        margin = REFINED_DB if layer.name in evidence.refined else WEIGHTS_DB
+        expected = min(FP32_DB, error.expected_db) if error else ceiling
         if error and error.zeroed:
             channels = ", ".join(map(str, error.zeroed[:_LISTED])) + (" ..." if len(error.zeroed) > _LISTED else "")
             plural = "s" * (len(error.zeroed) > 1)
             text = f"output channel{plural} {channels} of {layer.name}: all weights are 0"
-            yield Culprit("zeroed_channel", layer.name, (layer.name,), text)
-        elif layer.weights_db > layer.introduced_db + _HALF_DB:
-            continue  # below the layer's other noise
-        elif error and error.excess_db > _margin(evidence, layer):
+            yield DriftFinding("zeroed_channel", layer.name, (layer.name,), text)
+        elif layer.weights_db >= expected - margin or layer.weights_db > layer.introduced_db + _HALF_DB:
+            continue  # as good as the format allows, or below the layer's other noise
+        elif error and error.excess_db > margin:
             text = f"the weights of {layer.name} are {error.sqnr_db:.1f} dB off, {error.expected_db:.1f} dB expected"
-            yield Culprit("weights", layer.name, (layer.name,), f"{text}, channel {error.channel} above all")
+            yield DriftFinding("weights", layer.name, (layer.name,), f"{text}, channel {error.channel} above all")
         else:
-            text = (
-                f"constants of {layer.name}, its bias or what stands in front of it, make an error of {layer.weights_db:.1f} dB"
-            )
-            yield Culprit("constants", layer.name, (layer.name,), text)
+            text = f"constants of {layer.name}, its bias or the norm before it, cause an error of {layer.weights_db:.1f} dB"
+            yield DriftFinding("constants", layer.name, (layer.name,), text)
 
 
-def _margin(evidence: Evidence, layer: LayerDrift) -> float:
-    return REFINED_DB if layer.name in evidence.refined else WEIGHTS_DB
-
-
-def _scales(evidence: Evidence) -> Iterator[Culprit]:
+def _scales(evidence: DriftEvidence) -> Iterator[DriftFinding]:
     activations = evidence.activations
     clipped = [a for a in activations if a.clipping_share > 0.5]
     spread = len(clipped) >= max(SPREAD_COUNT, SPREAD_SHARE * len(activations))
     if spread:
         text = f"clipping outweighs rounding in {len(clipped)} of {len(activations)} activations"
-        concerned = tuple(dict.fromkeys(reader for a in clipped for reader in a.readers))
+        affected = tuple(dict.fromkeys(reader for a in clipped for reader in a.readers))
         why = "calibrated on too few images, on others than these, or by a method that clips"
-        yield Culprit("calibration", "", concerned, f"{text}: {why}")
+        yield DriftFinding("calibration", "", affected, f"{text}: {why}")
     usual = _medians({a.tensor: (_role(a.tensor), a.excess_db) for a in activations})
     layers = {layer.name: layer for layer in evidence.layers}
     for activation in activations:
@@ -181,20 +178,17 @@ def _scales(evidence: Evidence) -> Iterator[Culprit]:
             continue
         if small and (spread or activation.range_used < RANGE_USED):
             continue
+        times = max(activation.best_factor, 1 / activation.best_factor)
         text = (
-            f"the scale of {activation.tensor} is about {_times(activation.best_factor)} too {'small' if small else 'large'}: "
-            f"its {'clipping' if small else 'rounding'} makes {activation.excess_db:.1f} dB more noise than it need"
+            f"the scale of {activation.tensor} is about {times:.2g} times too {'small' if small else 'large'}: "
+            f"its {'clipping' if small else 'rounding'} causes {activation.excess_db:.1f} dB more noise than necessary"
         )
         kind: Kind = "scale_too_small" if small else "scale_too_large"
-        yield Culprit(kind, activation.tensor, activation.readers, f"{text}, in {', '.join(activation.readers[:_LISTED])}")
+        yield DriftFinding(kind, activation.tensor, activation.readers, f"{text}, in {', '.join(activation.readers[:_LISTED])}")
 
 
-def _times(factor: float) -> str:
-    return f"{max(factor, 1 / factor):.2g} times"
-
-
-def _outliers(evidence: Evidence, scales: list[Culprit]) -> Iterator[Culprit]:
-    spread = any(culprit.kind == "calibration" for culprit in scales)
+def _outliers(evidence: DriftEvidence, scales: tuple[DriftFinding, ...]) -> Iterator[DriftFinding]:
+    spread = any(finding.kind == "calibration" for finding in scales)
     peers: dict[str, list[float]] = {}
     for layer in evidence.layers:
         peers.setdefault(_key(layer), []).append(layer.introduced_db)
@@ -204,25 +198,18 @@ def _outliers(evidence: Evidence, scales: list[Culprit]) -> Iterator[Culprit]:
         deviation = 1.4826 * median(abs(value - middle) for value in values)
         far = middle - max(OUTLIER_DB, OUTLIER_SIGMAS * deviation)
         low = max(ABSOLUTE_DB, far if len(values) >= PEERS else ABSOLUTE_DB)
-        part, found = min(
-            (
-                ("rounding", layer.rounding_db),
-                ("clipping", layer.clipping_db),
-                ("FP16", layer.fp16_db),
-                ("constants", layer.weights_db),
-            ),
-            key=lambda pair: pair[1],
-        )
+        parts = {
+            "rounding": layer.rounding_db, "clipping": layer.clipping_db, "FP16": layer.fp16_db, "constants": layer.weights_db,
+        }  # fmt: skip
+        part = min(parts, key=parts.__getitem__)
         if layer.introduced_db < low and not (spread and part == "clipping"):
-            usual = (
-                f"its {len(values)} peers {middle:.1f} dB"
-                if len(values) >= PEERS
-                else f"{ABSOLUTE_DB:g} dB is the least expected"
-            )
-            text = f"{layer.name} introduces an error of {layer.introduced_db:.1f} dB ({usual}), by its {part} ({found:.1f} dB)"
+            several = len(values) >= PEERS
+            usual = f"its {len(values)} peers {middle:.1f} dB" if several else f"{ABSOLUTE_DB:g} dB is the least expected"
+            text = f"{layer.name} introduces an error of {layer.introduced_db:.1f} dB ({usual})"
+            text = f"{text}, by its {part} ({parts[part]:.1f} dB)"
             error = evidence.weights.get(layer.name)
             by_weights = part == "constants" and error is not None and error.excess_db > WEIGHTS_DB
-            yield Culprit("weights" if by_weights else "outlier", layer.name, (layer.name,), text)
+            yield DriftFinding("weights" if by_weights else "outlier", layer.name, (layer.name,), text)
 
 
 def _key(layer: LayerDrift) -> str:
@@ -236,26 +223,24 @@ def _role(name: str) -> str:
 
 def _medians(values: Mapping[str, tuple[str, float]]) -> dict[str, float]:
     """Median among the peers of each entry, or among all where there are too few."""
-    if not values:
-        return {}
-    everyone = median(value for _role_name, value in values.values())
     by_role: dict[str, list[float]] = {}
     for role, value in values.values():
         by_role.setdefault(role, []).append(value)
-    return {name: median(by_role[role]) if len(by_role[role]) >= PEERS else everyone for name, (role, _v) in values.items()}
+    everyone = [value for _role, value in values.values()]
+    return {name: median(by_role[role] if len(by_role[role]) >= PEERS else everyone) for name, (role, _value) in values.items()}
 
 
-def sentence(culprits: tuple[Culprit, ...], logits_db: float, shares: Mapping[tuple[str, ...], float]) -> str:
-    """The result for a person.
+def summarize(findings: tuple[DriftFinding, ...], logits_db: float, shares: Mapping[tuple[str, ...], float]) -> str:
+    """The result as one sentence.
 
     Args:
-        culprits: of `find_culprits`.
+        findings: of `diagnose`.
         logits_db: of the judged graph against the reference.
         shares: layers of a group -> its share of the noise of the logits, costliest first.
     """
-    if culprits:
-        more = f" (and {len(culprits) - _LISTED} more)" if len(culprits) > _LISTED else ""
-        return "; ".join(culprit.found for culprit in culprits[:_LISTED]) + more + "."
+    if findings:
+        more = f" (and {len(findings) - _LISTED} more)" if len(findings) > _LISTED else ""
+        return "; ".join(finding.found for finding in findings[:_LISTED]) + more + "."
     if logits_db >= SQNR_CAP_DB:
         return "No difference: the judged graph gives the reference's logits to the last bit."
     text = f"No layer is at fault: each errs as its format makes it err, {logits_db:.1f} dB at the logits"

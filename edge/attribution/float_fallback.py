@@ -1,8 +1,8 @@
-"""Which layers would buy most if they were left in float, and whether they do.
+"""Which layers would gain most if they were left in float, and whether they do.
 
 A group is the layers that share a quantized activation: they can leave INT8 only together. Its cost is what it does to the
-logits alone: the float network with this one group as judged (`isolated`). The costliest are then tried: the judged graph runs
-with each of them, and with all of them, computed as the float network does. In a typed INT8 graph that is FP16 with its
+logits alone: the float network with this one group as judged (`isolated_noise`). The costliest are then tried: the judged graph
+runs with each of them, and with all of them, computed as the float network does. In a typed INT8 graph that is FP16 with its
 roundings, in any other graph FP32.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -17,33 +18,37 @@ from numpy.typing import NDArray
 
 from calib.errors import InputError
 from calib.graph import index_graph, infer_types
-from calib.graph_segments import Chain, split
+from calib.graph_splice import Splicer
 from calib.macs import MAC_OPS
+from calib.metrics import power_ratio_db
 from calib.ort_session import GraphSession
 from calib.qdq_placement import QuantPlan, QuantPoint
 from calib.qdq_writer import DEQUANTIZE
+from calib.segment_runs import SegmentRuns
 from calib.sensitivity import group_nodes
-from edge.attribution.attribution_record import Trial
-from edge.attribution.graph_variants import Forms
-from edge.attribution.layer_spans import Unit
-from edge.attribution.local_errors import decibels
-from edge.attribution.paired_images import Sides
-from edge.attribution.splice import Splicer
+from edge.attribution.attribution_record import FloatTrial
+from edge.attribution.graph_variants import GraphVariants
+from edge.attribution.layer_spans import LayerSpan
+from edge.attribution.paired_images import PairedImages
 from edge.images.preprocess import Float32
+from edge.stability.finders.xnorm import find_sites
+from edge.stability.islands import fp32_nodes
+from engines.fp16_emulation import emulated_graph
+from engines.typed_graph import type_graph
 
 ISOLATED_IMAGES = 16
-"""Images for the cost of each group, which takes about half a run of the network: the ranking is settled by so few, and the
-groups that it picks are tried on all images."""
+"""Images for the cost of each group, which takes about half a run of the network: so few settle the ranking, and the groups at
+its head are tried on all images."""
 TRIED = 5
 """Groups that are tried in float."""
 CERTAIN = 2.0
 """Standard errors that a gain has to exceed to be called confirmed."""
 
-Group = tuple[Unit, ...]
+Group = tuple[LayerSpan, ...]
 
 
 @dataclass(frozen=True)
-class Costs:
+class GroupCosts:
     """What every group costs, and what the costliest gain in float.
 
     Attributes:
@@ -57,73 +62,76 @@ class Costs:
     isolated_db: dict[str, float]
     share: dict[str, float]
     ranking: dict[tuple[str, ...], float]
-    trials: tuple[Trial, ...]
+    trials: tuple[FloatTrial, ...]
     float_form: str
 
 
-def measure_costs(
+def measure_group_costs(
     base: onnx.ModelProto,
     judged: onnx.ModelProto,
-    forms: Forms,
-    units: Sequence[Unit],
-    sides: Sides,
+    variants: GraphVariants,
+    spans: Sequence[LayerSpan],
+    images: PairedImages,
     advance: Callable[[float], None] = lambda _share: None,
-) -> Costs:
+) -> GroupCosts:
     """Measure all groups and try the costliest.
 
     Args:
-        base, judged, forms: the graphs.
-        units: that both have.
-        sides: the images; groups are ranked on a few of them and tried on all.
-        advance: told the share that is done.
+        base, judged, variants: the graphs.
+        spans: that both have.
+        images: groups are ranked on a few of them and tried on all.
+        advance: called with the share that is done.
     """
-    groups, ends = find_groups(judged, units), [unit.output for unit in units]
-    few = sides.take(ISOLATED_IMAGES).mine
-    isolated, signal = isolated_noise(base, forms, groups, ends, few, lambda done: advance(0.8 * done / len(groups)))
-    shares = noise_shares(isolated)
+    groups, ends = find_groups(judged, spans), [span.output for span in spans]
+    few = images.take(ISOLATED_IMAGES).reference
+    noise, signal = isolated_noise(base, variants, groups, ends, few, lambda done: advance(0.8 * done / len(groups)))
+    shares = _noise_shares(noise)
     ranked = sorted(groups, key=lambda group: -shares[group[0].name])
-    tried = [group for group in ranked if isolated[group[0].name] > 0][:TRIED]
-    trials: tuple[Trial, ...] = ()
-    source, form = float_form(base, judged, forms)
-    if tried:
-        graph = GraphSession(base, threads=0)
-        (image,), output = index_graph(base).inputs, base.graph.output[0].name
-        reference = np.concatenate([graph({image: batch})[output] for batch, _ in sides.pairs()])
-        noise = try_in_float(forms, source, tried, ends, [batch for _, batch in sides.pairs()], reference)
-        trials = conclude(tried, isolated, (signal, float((reference.astype(np.float64) ** 2).sum())), noise)
+    costly = [group for group in ranked if noise[group[0].name] > 0][:TRIED]
+    source, form = _float_graph(base, judged, variants)
+    trials: tuple[FloatTrial, ...] = ()
+    if costly:
+        graph, (image,), output = GraphSession(base, threads=0), index_graph(base).inputs, base.graph.output[0].name
+        reference = np.concatenate([graph({image: batch})[output] for batch, _ in images.batches()])
+        errors = _try_in_float(variants, Splicer(source, ends), costly, images, reference)
+        power = float((reference.astype(np.float64) ** 2).sum())
+        isolated_db = {name: power_ratio_db(signal, value) for name, value in noise.items()}
+        sets = [*((group,) for group in costly), tuple(costly)]
+        trials = tuple(
+            _trial(groups, isolated_db, shares, power, (errors[0], e)) for groups, e in zip(sets, errors[1:], strict=True)
+        )
     advance(1.0)
-    members = {unit.name: group[0].name for group in groups for unit in group}
-    return Costs(
-        isolated_db={name: decibels(signal, isolated[first]) for name, first in members.items()},
-        share={name: shares[first] for name, first in members.items()},
-        ranking={tuple(unit.name for unit in group): shares[group[0].name] for group in ranked},
+    leaders = {span.name: group[0].name for group in groups for span in group}
+    return GroupCosts(
+        isolated_db={name: power_ratio_db(signal, noise[leader]) for name, leader in leaders.items()},
+        share={name: shares[leader] for name, leader in leaders.items()},
+        ranking={tuple(span.name for span in group): shares[group[0].name] for group in ranked},
         trials=trials,
         float_form=form,
     )
 
 
-def find_groups(judged: onnx.ModelProto, units: Sequence[Unit]) -> tuple[Group, ...]:
+def find_groups(judged: onnx.ModelProto, spans: Sequence[LayerSpan]) -> tuple[Group, ...]:
     """The layers that could be left in float, together where they share a quantized activation; in graph order.
 
     Quantized layers of a graph that quantizes any, else all that multiply.
     """
     index = index_graph(judged)
-    nodes = dict(zip(index.names, judged.graph.node, strict=True))
-    layers = {unit.name: unit for unit in units if unit.op_type in MAC_OPS and unit.name in nodes}
+    layers = {span.name: span for span in spans if span.op_type in MAC_OPS and span.name in index.nodes}
     points = []
     for name in layers:
-        for at, tensor in enumerate(nodes[name].input[:2]):
-            maker = judged.graph.node[index.producers[tensor]] if tensor in index.producers else None
-            if maker is not None and maker.op_type == DEQUANTIZE and tensor not in index.constant_like:
+        for at, tensor in enumerate(index.nodes[name].input[:2]):
+            producer = index.producer(tensor)
+            if producer is not None and producer.op_type == DEQUANTIZE and tensor not in index.constant_like:
                 points.append(QuantPoint(name, at, tensor, "activation"))
     if not points:
-        return tuple((unit,) for unit in layers.values())
+        return tuple((span,) for span in layers.values())
     return tuple(tuple(layers[name] for name in group) for group in group_nodes(QuantPlan(tuple(points), ())))
 
 
 def isolated_noise(
     base: onnx.ModelProto,
-    forms: Forms,
+    variants: GraphVariants,
     groups: Sequence[Group],
     ends: Sequence[str],
     images: Float32,
@@ -133,47 +141,34 @@ def isolated_noise(
 
     Args:
         base: the float graph.
-        forms: the judged graph.
+        variants: the judged graph.
         groups: of `find_groups`.
-        ends: of all units.
+        ends: of all spans.
         images: (n, 3, S, S), a few.
-        done: told the number of groups after each.
+        done: called with the number of groups after each.
 
-    Returns: name of the group's first layer -> noise, infinite where the judged layers give NaN or infinity; signal.
+    Returns: name of the group's first layer -> noise, infinite where the judged layers compute NaN or infinity; signal.
     """
-    output = base.graph.output[0].name
-    nodes = {group: sum((unit.nodes for unit in group), ()) for group in groups}
-    chain = Chain(split(base, output, list(nodes.values())), output, 0)
-    state = {chain.source: images}
-    reference = chain.finish(0, state)
-    place = {node: at for at, segment in enumerate(chain.segments) for node in segment.nodes}
-    judged = Splicer(forms.as_run, ends)
-    found: dict[str, float] = {}
-    at = 0
-    for count, group in enumerate(sorted(groups, key=lambda group: min(place[n] for n in nodes[group])), start=1):
-        places, taken = [place[node] for node in nodes[group]], [unit.output for unit in group]
-        while at < min(places):
-            state, at = chain.step(at, state), at + 1
-        if max(places) == at:
-            ahead = chain.step(at, state, GraphSession(judged.into(chain.segments[at].model, taken), threads=0))
-            logits = chain.finish(at + 1, ahead)
-        else:  # a cut that other groups need lies inside: all that is behind is one piece
-            rest = split(base, output, [nodes[group]])[-1]
-            logits = rest.advance(state, GraphSession(judged.into(rest.model, taken), threads=0))[output]
-        found[group[0].name] = float(_noise(reference, logits).sum())
+    nodes = {group: sum((span.nodes for span in group), ()) for group in groups}
+    runs = SegmentRuns(base, list(nodes.values()), [images], threads=0)
+    reference = runs.finish(0, runs.start)
+    judged = Splicer(variants.as_run, ends)
+    noise: dict[str, float] = {}
+    states, at = runs.start, 0
+    for count, group in enumerate(sorted(groups, key=lambda group: runs.first_segment(nodes[group])), start=1):
+        while at < runs.first_segment(nodes[group]):
+            states, at = runs.step(at, states), at + 1
+        exchange = partial(judged.into, ends=[span.output for span in group])
+        logits = runs.finish_exchanged(nodes[group], states, exchange)
+        noise[group[0].name] = float(_squared_errors(reference, logits).sum())
         done(count)
-    return found, float((reference.astype(np.float64) ** 2).sum())
+    return noise, float((reference.astype(np.float64) ** 2).sum())
 
 
-def float_form(base: onnx.ModelProto, judged: onnx.ModelProto, forms: Forms) -> tuple[onnx.ModelProto, str]:
+def _float_graph(base: onnx.ModelProto, judged: onnx.ModelProto, variants: GraphVariants) -> tuple[onnx.ModelProto, str]:
     """What a layer left in float computes, and its name: FP16 with its roundings in a typed graph that quantizes, else FP32."""
-    if not forms.typed or not any(node.op_type == DEQUANTIZE for node in judged.graph.node):
+    if not variants.typed or not any(node.op_type == DEQUANTIZE for node in judged.graph.node):
         return base, "fp32"
-    from edge.stability.finders.xnorm import find_sites
-    from edge.stability.islands import fp32_nodes
-    from engines.fp16_emulation import emulated_graph
-    from engines.typed_graph import type_graph
-
     types, names = infer_types(judged), set(index_graph(base).names)
     islands = {
         node.name
@@ -186,81 +181,71 @@ def float_form(base: onnx.ModelProto, judged: onnx.ModelProto, forms: Forms) -> 
         return base, "fp32"
 
 
-def try_in_float(
-    forms: Forms,
-    source: onnx.ModelProto,
-    groups: Sequence[Group],
-    ends: Sequence[str],
-    batches: Sequence[Float32],
-    reference: Float32,
+def _try_in_float(
+    variants: GraphVariants, source: Splicer, groups: Sequence[Group], images: PairedImages, reference: Float32
 ) -> list[NDArray[np.float64]]:
     """Squared error (n,) of each image's logits: as judged, with each of the groups in float, with all of them in float.
 
-    Args:
-        forms: the judged graph.
-        source: of `float_form`.
-        groups: what is tried.
-        ends: of all units.
-        batches: (B, 3, S, S) as the judged graph gets them.
-        reference: (n, classes) of the float network.
-
     All runs are of one graph with a switch per group, so that nothing but the group differs between them.
+
+    Args:
+        variants: the judged graph.
+        source: of `_float_graph`.
+        groups: what is tried.
+        images: all of them.
+        reference: (n, classes) of the float network.
     """
-    names = {unit.output: f"in_float/{group[0].name}" for group in groups for unit in group}
-    graph = GraphSession(Splicer(source, ends).into(forms.as_run, names, names.__getitem__), threads=0)
-    (image,) = index_graph(forms.as_run).inputs
-    output = forms.as_run.graph.output[0].name
-    ways = [set(), *({f"in_float/{group[0].name}"} for group in groups), set(names.values())]
-    found = []
-    for way in ways:
-        switches = {name: np.array(name in way) for name in names.values()}
-        found.append(_noise(reference, np.concatenate([graph({image: batch, **switches})[output] for batch in batches])))
-    return found
+    switches = {span.output: f"in_float/{group[0].name}" for group in groups for span in group}
+    graph = GraphSession(source.into(variants.as_run, switches, switches.__getitem__), threads=0)
+    (image,) = index_graph(variants.as_run).inputs
+    output = variants.as_run.graph.output[0].name
+    errors = []
+    for on in (set(), *({f"in_float/{group[0].name}"} for group in groups), set(switches.values())):
+        settings = {name: np.array(name in on) for name in switches.values()}
+        logits = np.concatenate([graph({image: batch, **settings})[output] for _, batch in images.batches()])
+        errors.append(_squared_errors(reference, logits))
+    return errors
 
 
-def noise_shares(isolated: Mapping[str, float]) -> dict[str, float]:
+def _noise_shares(noise: Mapping[str, float]) -> dict[str, float]:
     """Each group's share of the noise of all; among infinite ones where there are any."""
-    infinite = [name for name, noise in isolated.items() if not np.isfinite(noise)]
+    infinite = [name for name, value in noise.items() if not np.isfinite(value)]
     if infinite:
-        return {name: 1 / len(infinite) if name in infinite else 0.0 for name in isolated}
-    total = sum(isolated.values())
-    return {name: noise / total if total else 0.0 for name, noise in isolated.items()}
+        return {name: 1 / len(infinite) if name in infinite else 0.0 for name in noise}
+    total = sum(noise.values())
+    return {name: value / total if total else 0.0 for name, value in noise.items()}
 
 
-def conclude(
-    groups: Sequence[Group], isolated: Mapping[str, float], signal: tuple[float, float], noise: Sequence[NDArray[np.float64]]
-) -> tuple[Trial, ...]:
-    """What each trial gained, all groups together last.
+def _trial(
+    groups: tuple[Group, ...],
+    isolated_db: Mapping[str, float],
+    shares: Mapping[str, float],
+    signal: float,
+    errors: tuple[NDArray[np.float64], NDArray[np.float64]],
+) -> FloatTrial:
+    """What leaving some groups in float gained.
 
     With noise a_i before and b_i after on image i, the gain is 10 log10(sum a / sum b) dB and its standard error that of
     (10 / ln 10) (a_i / sum a - b_i / sum b) summed over the images.
 
     Args:
-        groups: that were tried.
-        isolated: of `isolated_noise`, of all groups.
-        signal: sum of squares of the logits, on the images of `isolated` and on those of the trials.
-        noise: of `try_in_float`.
+        groups: that were in float together.
+        isolated_db, shares: of each group by its first layer, on the images of `isolated_noise`.
+        signal: sum of squares of the logits, on the images of the trial.
+        errors: of `_try_in_float`, before and after.
     """
-    before = noise[0]
-    shares = noise_shares(isolated)
-    trials = []
-    for way, after in zip((*((group,) for group in groups), tuple(groups)), noise[1:], strict=True):
-        alone = [isolated[group[0].name] for group in way]
-        gain = decibels(signal[1], after.sum()) - decibels(signal[1], before.sum())
-        error = _uncertainty(before, after)
-        trials.append(
-            Trial(
-                layers=tuple(unit.name for group in way for unit in group),
-                isolated_db=decibels(signal[0], alone[0]) if len(way) == 1 else None,
-                share=min(1.0, sum(shares[group[0].name] for group in way)),
-                before_db=decibels(signal[1], before.sum()),
-                after_db=decibels(signal[1], after.sum()),
-                gain_db=gain,
-                uncertainty_db=error,
-                confirmed=gain > CERTAIN * error,
-            )
-        )
-    return tuple(trials)
+    before, after = (power_ratio_db(signal, noise.sum()) for noise in errors)
+    uncertainty = _uncertainty(*errors)
+    return FloatTrial(
+        layers=tuple(span.name for group in groups for span in group),
+        isolated_db=isolated_db[groups[0][0].name] if len(groups) == 1 else None,
+        share=min(1.0, sum(shares[group[0].name] for group in groups)),
+        before_db=before,
+        after_db=after,
+        gain_db=after - before,
+        uncertainty_db=uncertainty,
+        confirmed=after - before > CERTAIN * uncertainty,
+    )
 
 
 def _uncertainty(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
@@ -270,8 +255,8 @@ def _uncertainty(before: NDArray[np.float64], after: NDArray[np.float64]) -> flo
     return float(np.sqrt(len(parts) / max(1, len(parts) - 1) * np.sum(parts**2)))
 
 
-def _noise(reference: Float32, logits: Float32) -> NDArray[np.float64]:
-    """Squared error (n,) of each image's logits; infinite where it is no number."""
+def _squared_errors(reference: Float32, logits: Float32) -> NDArray[np.float64]:
+    """Squared error (n,) of each image's logits; infinite where it is not a number."""
     with np.errstate(invalid="ignore", over="ignore"):
         squared = ((logits.astype(np.float64) - reference) ** 2).reshape(len(reference), -1).sum(axis=1)
     return np.where(np.isfinite(squared), squared, np.inf)

@@ -1,11 +1,11 @@
-"""The judged graph in the forms in which its errors come apart, each an FP32 graph with the same tensors at the units' ends.
+"""Variants of the judged graph, whose differences are the kinds of error; all are FP32 graphs with the same span ends.
 
     as_run       what is judged: a typed graph with every rounding of FP16 emulated, any other graph as it is
     exact        its constants and its Q/DQ, everything between computed in FP32
     clipped      `exact` with each activation's Q/DQ replaced by its clipping alone
     unquantized  `exact` without the activations' Q/DQ: what is left is the constants, weights above all
 
-The error of a unit on the float network's own inputs, x its output there, is then a sum of four parts:
+The error of a span on the float network's own inputs, x its output there, is then a sum of four parts:
 
     as_run - x  =  (as_run - exact)  +  (exact - clipped)  +  (clipped - unquantized)  +  (unquantized - x)
                       FP16                rounding              clipping                   weights
@@ -13,24 +13,26 @@ The error of a unit on the float network's own inputs, x its output there, is th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from calib.errors import InputError
+from calib.errors import GraphError
 from calib.graph import GraphIndex, attribute, index_graph, to_array
+from calib.graph_splice import copy_model
 from calib.qdq_writer import DEQUANTIZE, QUANTIZE
+from engines.fp16_emulation import emulated_graph
 
 FED = "/fed"
-"""Suffix of the input that stands for a unit's end in a graph that was cut there."""
+"""Suffix of the input that stands for a span's end in a graph that was cut there."""
 _FLOAT, _HALF = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
 
 
 @dataclass(frozen=True)
-class Forms:
+class GraphVariants:
     """See the module's docstring; `typed` says whether the judged graph is a typed FP16 one."""
 
     typed: bool
@@ -50,40 +52,38 @@ class Activation:
     high: int
 
 
-def take_forms(judged: onnx.ModelProto) -> Forms:
-    """The forms of a judged graph. Raises InputError for quantization that is not per tensor with a constant scale."""
-    typed = is_typed(judged)
-    if typed:
-        from engines.fp16_emulation import emulated_graph
-
-        as_run, exact = emulated_graph(judged), _without_roundings(emulated_graph(judged, accumulate="fp32"))
-    else:
-        as_run = exact = judged
-    return Forms(typed, as_run, exact, _without_pairs(exact, clip=True), _without_pairs(exact, clip=False))
+def make_variants(judged: onnx.ModelProto) -> GraphVariants:
+    """The variants of a judged graph. Raises InputError for quantization that is not per tensor with a constant scale."""
+    typed = _is_typed(judged)
+    as_run = emulated_graph(judged) if typed else judged
+    exact = _without_roundings(emulated_graph(judged, accumulate="fp32")) if typed else judged
+    return GraphVariants(typed, as_run, exact, _without_qdq(exact, clip=True), _without_qdq(exact, clip=False))
 
 
-def is_typed(model: onnx.ModelProto) -> bool:
-    """Whether a graph is a typed FP16 one: its weights, or what its Casts give, are FP16."""
+def _is_typed(model: onnx.ModelProto) -> bool:
+    """Whether a graph is a typed FP16 one: its weights, or outputs of its Casts, are FP16."""
     return any(tensor.data_type == _HALF for tensor in model.graph.initializer) or any(
         node.op_type == "Cast" and int(attribute(node, "to", 0)) == _HALF for node in model.graph.node
     )
 
 
-def activations(model: onnx.ModelProto) -> tuple[Activation, ...]:
-    """The quantized activations of a graph, each once, in graph order. Raises InputError, see `take_forms`."""
+def quantized_activations(model: onnx.ModelProto) -> tuple[Activation, ...]:
+    """The quantized activations of a graph, each once, in graph order. Raises InputError, see `make_variants`."""
     index = index_graph(model)
-    found: dict[str, Activation] = {}
-    for node in model.graph.node:
-        if node.op_type == QUANTIZE and node.input[0] not in index.constant_like:
-            found.setdefault(node.output[0], _activation(node, index))
-    return tuple(found.values())
+    by_code = {node.output[0]: _activation(node, index) for node in _quantizers(model, index)}
+    return tuple(by_code.values())
+
+
+def _quantizers(model: onnx.ModelProto, index: GraphIndex) -> Iterator[onnx.NodeProto]:
+    """The QuantizeLinear nodes of activations."""
+    return (node for node in model.graph.node if node.op_type == QUANTIZE and node.input[0] not in index.constant_like)
 
 
 def _activation(node: onnx.NodeProto, index: GraphIndex) -> Activation:
     parameters = [to_array(index.constants[name]) for name in node.input[1:] if name in index.constants]
     kind = parameters[1].dtype if len(parameters) == 2 else np.dtype(np.uint8)
     if len(parameters) + 1 != len(node.input) or parameters[0].size != 1 or kind not in (np.int8, np.uint8):
-        raise InputError(
+        raise GraphError(
             "activation is not quantized to 8 bits per tensor with constant parameters",
             where=f"node {node.name or node.output[0]}",
             next_command="ufovit build, whose graphs are",
@@ -94,7 +94,7 @@ def _activation(node: onnx.NodeProto, index: GraphIndex) -> Activation:
 
 
 def _without_roundings(emulated: onnx.ModelProto) -> onnx.ModelProto:
-    """An emulated graph with its roundings to FP16 taken out; `emulated` is changed."""
+    """An emulated graph with its roundings to FP16 taken out, in place."""
     rounded: set[str] = set()
     for node in emulated.graph.node:
         to_half = node.op_type == "Cast" and int(attribute(node, "to", 0)) == _HALF
@@ -105,15 +105,11 @@ def _without_roundings(emulated: onnx.ModelProto) -> onnx.ModelProto:
     return emulated
 
 
-def _without_pairs(model: onnx.ModelProto, *, clip: bool) -> onnx.ModelProto:
-    """A copy in which what reads the Q/DQ pair of an activation reads the activation itself, or its clipped values."""
-    made = copied(model)
-    index = index_graph(made)
-    quantizers = {
-        node.output[0]: node
-        for node in model.graph.node
-        if node.op_type == QUANTIZE and node.input[0] not in index.constant_like
-    }
+def _without_qdq(model: onnx.ModelProto, *, clip: bool) -> onnx.ModelProto:
+    """A copy in which readers of an activation's Q/DQ pair read the activation itself, or its clipped values."""
+    copy = copy_model(model)
+    index = index_graph(copy)
+    quantizers = {node.output[0]: node for node in _quantizers(model, index)}
     nodes = []
     for node in model.graph.node:
         if node.op_type == DEQUANTIZE and node.input[0] in quantizers:
@@ -121,45 +117,37 @@ def _without_pairs(model: onnx.ModelProto, *, clip: bool) -> onnx.ModelProto:
             bounds = []
             for name, code in (("low", source.low), ("high", source.high)):
                 bounds.append(f"{target}/{name}")
-                made.graph.initializer.append(numpy_helper.from_array(np.float32(code * source.scale), bounds[-1]))
+                copy.graph.initializer.append(numpy_helper.from_array(np.float32(code * source.scale), bounds[-1]))
             inputs = [source.tensor, *bounds] if clip else [source.tensor]
             nodes.append(helper.make_node("Clip" if clip else "Identity", inputs, [target], name=f"{target}/alone"))
         elif not (node.op_type == QUANTIZE and node.output[0] in quantizers):
             nodes.append(node)
-    del made.graph.node[:]
-    made.graph.node.extend(nodes)
-    return made
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    return copy
 
 
 def tapped(model: onnx.ModelProto, tensors: Collection[str]) -> onnx.ModelProto:
     """The graph with more outputs and nothing else: its own first, then those of `tensors` that are inner ones."""
-    made = copied(model)
+    copy = copy_model(model)
     own = {value.name for value in model.graph.output}
-    made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in own)
-    return made
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in own)
+    return copy
 
 
 def cut(model: onnx.ModelProto, ends: Sequence[str], more: Collection[str] = ()) -> onnx.ModelProto:
-    """The graph in pieces: what reads one of `ends` reads a new input of that name and FED instead.
+    """The graph in pieces: readers of one of `ends` read a new input of that name and FED instead.
 
-    Outputs are `ends`, as each piece makes them, then `more`.
+    Outputs are `ends`, as each piece computes them, then `more`.
     """
-    made = copied(model)
-    known = set(ends)
+    copy = copy_model(model)
     read = set()
-    for node in made.graph.node:
+    for node in copy.graph.node:
         for at, name in enumerate(node.input):
-            if name in known:
+            if name in ends:
                 node.input[at] = f"{name}{FED}"
                 read.add(name)
-    made.graph.input.extend(helper.make_tensor_value_info(f"{name}{FED}", _FLOAT, None) for name in ends if name in read)
-    del made.graph.output[:]
-    made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys((*ends, *more)))
-    return made
-
-
-def copied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    return made
+    copy.graph.input.extend(helper.make_tensor_value_info(f"{name}{FED}", _FLOAT, None) for name in ends if name in read)
+    del copy.graph.output[:]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys((*ends, *more)))
+    return copy

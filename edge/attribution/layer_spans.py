@@ -1,11 +1,11 @@
-"""A graph as units that can be compared and computed one by one, however its inside was rewritten.
+"""A graph as layer spans that can be compared and computed one by one, however their inside was rewritten.
 
-A unit ends in the output of a layer that multiplies (its bias included), in a sum of two activations such as the residual
-stream, or in the graph's output, and begins behind the ends of the units before it:
+A span ends in the output of a layer that multiplies (its bias included), in a sum of two activations such as the residual
+stream, or in the graph's output, and begins after the ends of the spans before it:
 
-    end of a unit -> norm, GELU, Q/DQ, Cast ... -> MatMul -> bias -> end of this unit
+    end of a span -> norm, GELU, Q/DQ, Cast ... -> MatMul -> bias -> end of this span
 
-Folding, refinement, quantization and typing change what is inside: factors move from a norm into the weights behind it, Q/DQ
+Folding, refinement, quantization and typing change what is inside: factors move from a norm into the weights after it, Q/DQ
 and Casts appear. The ends stay the same tensors under the same names, up to powers of two, which is why errors are measured
 there and nowhere else. Norms are part of the layer that reads them.
 """
@@ -19,31 +19,32 @@ import onnx
 
 from calib.graph import GraphIndex, index_graph
 from calib.graph_segments import SHAPE_OPS
+from calib.graph_splice import needed_nodes
 from calib.macs import MAC_OPS
 from edge.attribution.attribution_record import NotCompared
 
 
 @dataclass(frozen=True)
-class Unit:
-    """One unit.
+class LayerSpan:
+    """One span.
 
     Attributes:
-        name: the node that multiplies, that adds, or that makes the graph's output.
+        name: the node that multiplies, that adds, or that computes the graph's output.
         op_type: its operator.
-        output: the tensor in which the unit ends.
-        reads: ends of earlier units, and the graph's input, that it computes from; ascending by name.
-        nodes: names of all its nodes that depend on these, in graph order; units may share some, such as a norm.
+        output: the tensor in which the span ends.
+        reads: ends of earlier spans, and the graph's input, that it computes from; ascending by name.
+        nodes: names of all its nodes that depend on these, in graph order; spans may share some, such as a norm.
     """
 
     name: str
     op_type: str
     output: str
-    reads: tuple[str, ...]
-    nodes: tuple[str, ...]
+    reads: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
 
 
-def find_units(model: onnx.ModelProto) -> tuple[Unit, ...]:
-    """The units of a float graph in graph order."""
+def find_spans(model: onnx.ModelProto) -> tuple[LayerSpan, ...]:
+    """The spans of a float graph in graph order."""
     index, nodes = index_graph(model), model.graph.node
     outputs = {value.name for value in model.graph.output}
     ends: dict[str, int] = {}
@@ -57,50 +58,51 @@ def find_units(model: onnx.ModelProto) -> tuple[Unit, ...]:
     for name in outputs - ends.keys():
         ends[name] = index.producers[name]
     ordered = sorted(ends, key=lambda end: index.producers[end])
-    return tuple(_between(model, [Unit(index.names[ends[e]], nodes[ends[e]].op_type, e, (), ()) for e in ordered], ends))
+    return _delimited(model, [LayerSpan(index.names[ends[end]], nodes[ends[end]].op_type, end) for end in ordered])
 
 
-def comparable(base: onnx.ModelProto, judged: onnx.ModelProto) -> tuple[tuple[Unit, ...], tuple[NotCompared, ...]]:
-    """The units of a float graph whose ends another graph has too, and those that it lacks.
+def shared_spans(base: onnx.ModelProto, judged: onnx.ModelProto) -> tuple[tuple[LayerSpan, ...], tuple[NotCompared, ...]]:
+    """The spans of a float graph whose ends another graph has too, and those that it lacks.
 
-    Where an end is missing, the units behind it reach back to the ones before it, so that nothing goes unmeasured.
+    Where an end is missing, the spans after it reach back to the ones before it, so that nothing goes unmeasured.
     """
-    made = index_graph(judged).producers
-    units = find_units(base)
-    present = [unit for unit in units if unit.output in made]
-    lost = [NotCompared(unit.name, f"the judged graph has no tensor {unit.output}") for unit in units if unit not in present]
-    return tuple(_between(base, present, {unit.output for unit in present}) if lost else present), tuple(lost)
+    produced = index_graph(judged).producers
+    spans = find_spans(base)
+    shared = [span for span in spans if span.output in produced]
+    missing = [NotCompared(s.name, f"the judged graph has no tensor {s.output}") for s in spans if s.output not in produced]
+    return _delimited(base, shared) if missing else spans, tuple(missing)
 
 
-def rewired(units: tuple[Unit, ...], judged: onnx.ModelProto) -> dict[str, str]:
-    """Units that the judged graph computes from other tensors: name -> what it reads instead, for a person."""
+def rewired_spans(spans: tuple[LayerSpan, ...], judged: onnx.ModelProto) -> dict[str, str]:
+    """Spans that the judged graph computes from other tensors: name -> what it reads instead, in words.
+
+    The graph's input does not count: a Cast of the images may be inserted before their shape is read.
+    """
     index = index_graph(judged)
-    stops = {*(unit.output for unit in units), *index.inputs}
-    found = {}
-    for unit in units:
-        reads = inside_unit(judged, index, unit.output, stops)[1]
-        if {*reads} - {*index.inputs} != {*unit.reads} - {
-            *index.inputs
-        }:  # a Cast of the image may stand before its shape is read
-            found[unit.name] = f"reads {', '.join(reads) or 'nothing'} instead of {', '.join(unit.reads) or 'nothing'}"
-    return found
+    stops = {*(span.output for span in spans), *index.inputs}
+    rewired = {}
+    for span in spans:
+        reads = _inside(judged, index, span.output, stops)[1]
+        if {*reads} - {*index.inputs} != {*span.reads} - {*index.inputs}:
+            rewired[span.name] = f"reads {', '.join(reads) or 'nothing'} instead of {', '.join(span.reads) or 'nothing'}"
+    return rewired
 
 
-def _between(base: onnx.ModelProto, units: list[Unit], ends: Collection[str]) -> list[Unit]:
-    """The same units, with these ends alone between them."""
-    index = index_graph(base)
-    stops = {*ends, *index.inputs}
-    found = []
-    for unit in units:
-        inside, reads = inside_unit(base, index, unit.output, stops)
-        found.append(replace(unit, reads=reads, nodes=tuple(index.names[at] for at in inside)))
-    return found
+def _delimited(model: onnx.ModelProto, spans: list[LayerSpan]) -> tuple[LayerSpan, ...]:
+    """The spans with what they read and hold, given that these and no others lie between them."""
+    index = index_graph(model)
+    stops = {*(span.output for span in spans), *index.inputs}
+    inside = [_inside(model, index, span.output, stops) for span in spans]
+    return tuple(
+        replace(span, reads=reads, nodes=tuple(index.names[at] for at in nodes))
+        for span, (nodes, reads) in zip(spans, inside, strict=True)
+    )
 
 
-def inside_unit(
+def _inside(
     model: onnx.ModelProto, index: GraphIndex, end: str, stops: Collection[str]
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """What makes a tensor, back to `stops`: nodes that depend on these, ascending, and the stops that they read.
+    """What computes a tensor, back to `stops`: nodes that depend on these, ascending, and the stops that they read.
 
     What depends on shapes and constants alone is left out.
     """
@@ -115,33 +117,8 @@ def inside_unit(
     return tuple(inside), reads
 
 
-def needed_nodes(
-    model: onnx.ModelProto, index: GraphIndex, end: str, stops: Collection[str]
-) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """All nodes needed to compute a tensor from `stops`, those of shapes and constants included, and the stops read.
-
-    A stop that is read for its shape alone does not count as read.
-    """
-    nodes: set[int] = set()
-    reads: set[str] = set()
-    wanted = [index.producers[end]]
-    while wanted:
-        at = wanted.pop()
-        if at in nodes:
-            continue
-        nodes.add(at)
-        node = model.graph.node[at]
-        for name in index.reads[at]:
-            if name in stops:
-                if node.op_type not in SHAPE_OPS:
-                    reads.add(name)
-            elif name in index.producers:
-                wanted.append(index.producers[name])
-    return tuple(sorted(nodes)), tuple(sorted(reads))
-
-
 def _biased(model: onnx.ModelProto, index: GraphIndex, output: str, outputs: Collection[str]) -> str:
-    """The tensor behind the addition of a constant, where nothing else reads the product; else the product."""
+    """The tensor after the addition of a constant, where nothing else reads the product; else the product."""
     readers = index.consumers.get(output, ())
     if len(readers) != 1 or output in outputs:
         return output

@@ -1,14 +1,14 @@
-"""The error of every unit: what has accumulated at its end, what it inherits, what it introduces, and of which kind.
+"""The error of every layer span: what has accumulated at its end, what it inherits, what it introduces, and of which kind.
 
-With F(.) a unit of the float network, J(.) the same unit as judged, x its inputs in the float network, y in the judged run:
+With F(.) a span of the float network, J(.) the same span as judged, x its inputs in the float network, y in the judged run:
 
     accumulated    J(y) - F(x)        inherited    F(y) - F(x)        introduced    J(x) - F(x)
 
-and the introduced error falls into the four parts of `edge.attribution.graph_variants`. Every unit is fed by itself: the graphs
-are cut at all ends and the pieces run side by side, so that all this takes one run of a whole graph for each form.
+and the introduced error is the sum of the four parts of `edge.attribution.graph_variants`. Every span gets its own inputs: the
+graphs are cut at all ends and the pieces run side by side, so that one run of a whole graph per variant is enough.
 
-For each quantized activation x the noise of its Q/DQ, |s clip(round(x / s)) - x|^2, is held against that of scales s 2^(k/2):
-a scale that is off shows there, whatever else its layer does.
+For each quantized activation x the noise of its Q/DQ, |s clip(round(x / s)) - x|^2, is compared with that of scales
+s 2^(k/2): a wrong scale shows there, whatever else its layer does.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calib import metrics
-from calib.errors import InputError
+from calib.errors import DataError, GraphError
 from calib.graph import index_graph
+from calib.metrics import power_ratio_db
 from calib.ort_session import GraphSession, check_batch
-from edge.attribution.graph_variants import FED, Activation, Forms, activations, cut, tapped
-from edge.attribution.layer_spans import Unit
+from edge.attribution.graph_variants import FED, Activation, GraphVariants, cut, quantized_activations, tapped
+from edge.attribution.layer_spans import LayerSpan
 from edge.images.preprocess import Float32
 
 PARTS = ("accumulated", "inherited", "introduced", "fp16", "rounding", "clipping", "weights")
 FACTORS = 2.0 ** (np.arange(-4, 5) / 2)
-"""Scales that are tried, in units of the scale in the graph."""
+"""Candidate scales, in units of the scale in the graph."""
 _OWN = len(FACTORS) // 2
 _VALUES = 1 << 19
-"""Values of one activation and batch that the scales are tried on: all of them up to a few dozen small images. Fewer would miss
-the rare large ones, which decide how much clipping costs."""
+"""Values of one activation and batch that the scales are compared on: all of them up to a few dozen small images. Fewer would
+miss the rare large ones, which decide how much clipping costs."""
 _CAN_HIDE = {"Div": (1,), "Reciprocal": (0,), "Clip": (0,), "Max": (0, 1), "Min": (0, 1), "QuantizeLinear": (0,)}
-"""Operators behind whose inputs an infinity may be gone: x / infinity is 0, a clipped one is a number."""
+"""Operators whose output may hide an infinite input: x / infinity is 0, a clipped infinity is finite."""
 
 Tensors = dict[str, NDArray[Any]]
-Look = Callable[[Float32], Tensors]
+ReadTensors = Callable[[Float32], Tensors]
 """Images (B, 3, S, S) -> tensors of the judged run by name, the logits among them."""
 
 
 @dataclass
-class UnitError:
-    """Sums over all images and elements at the end of one unit: of x^2, and of the squared error of each of PARTS."""
+class SpanError:
+    """Sums over all images and elements at the end of one span: of x^2, and of the squared error of each of PARTS."""
 
     signal: float = 0.0
     noise: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
 
-    def db(self, part: str) -> float:
-        """SQNR of one of PARTS."""
-        return decibels(self.signal, self.noise[part])
+    def db(self, *parts: str) -> float:
+        """SQNR of the summed noise of some of PARTS."""
+        return power_ratio_db(self.signal, sum(self.noise[part] for part in parts))
 
 
 @dataclass
@@ -62,8 +62,8 @@ class ScaleError:
 
     Attributes:
         activation: as the judged graph has it.
-        noise: squared error with each of FACTORS, summed.
-        clipped: the part of it, at the scale in the graph, that clipping makes.
+        noise: sum of squared errors with each of FACTORS.
+        clipped: the part of it, at the scale in the graph, that clipping causes.
         beyond, count: values beyond the range, and all.
         largest: largest magnitude.
     """
@@ -77,181 +77,180 @@ class ScaleError:
 
     @property
     def excess_db(self) -> float:
-        """Noise at the scale in the graph over that of the best scale tried."""
-        return decibels(float(self.noise[_OWN]), float(self.noise.min())) if self.noise.min() > 0 else 0.0
+        """Noise at the scale in the graph over that of the best candidate."""
+        return power_ratio_db(float(self.noise[_OWN]), float(self.noise.min())) if self.noise.min() > 0 else 0.0
 
     @property
     def best_factor(self) -> float:
-        """What the scale would have to be multiplied with; 1 where nothing tried is better."""
+        """What the scale would have to be multiplied with; 1 where no candidate is better."""
         return 1.0 if self.noise[_OWN] == self.noise.min() else float(FACTORS[int(self.noise.argmin())])
 
     @property
     def clipping_share(self) -> float:
-        """Of the noise, the part that clipping makes."""
+        """Share of the noise that clipping causes."""
         return self.clipped / float(self.noise[_OWN]) if self.noise[_OWN] else 0.0
 
 
 @dataclass(frozen=True)
-class Measured:
+class LocalErrors:
     """All sums.
 
     Attributes:
-        units: name of the unit -> its errors.
+        spans: name of the span -> its errors.
         scales: by tensor, in graph order.
-        not_finite: tensor of the judged run -> numbers that are NaN or infinite, where there are any, in graph order.
-        base_logits, judged_logits: (n, classes).
+        not_finite: tensor of the judged run -> how many of its values are NaN or infinite, where any are, in graph order.
+        judged_logits: (n, classes).
     """
 
-    units: dict[str, UnitError]
+    spans: dict[str, SpanError]
     scales: dict[str, ScaleError]
     not_finite: dict[str, int]
-    base_logits: Float32
     judged_logits: Float32
 
 
-def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise), within +-300: + for no noise, - for no signal and for noise that is no number."""
-    return metrics.power_ratio_db(signal, noise)
-
-
-def measure(
+def measure_local_errors(
     base: onnx.ModelProto,
-    forms: Forms,
-    units: Sequence[Unit],
-    look: Look,
+    variants: GraphVariants,
+    spans: Sequence[LayerSpan],
+    read: ReadTensors,
     pairs: Iterable[tuple[Float32, Float32]],
     done: Callable[[int], None] = lambda _images: None,
     more: Iterable[Float32] = (),
-) -> Measured:
-    """Measure every unit.
+) -> LocalErrors:
+    """Measure every span.
 
     Args:
         base: the float graph that the judged one was made from.
-        forms: the judged graph.
-        units: that both have.
-        look: shows the tensors of `watched` in the judged run.
+        variants: the judged graph.
+        spans: that both have.
+        read: returns the tensors of `watched` in the judged run.
         pairs: batches (B, 3, S, S) as the float graph gets them and as the judged graph gets them, of the same images.
-        done: told the number of images after each batch.
-        more: batches of further images, as the float graph gets them: scales alone are tried on these too, because how much
-            clipping costs hangs on few large values, one token per image in some tensors.
+        done: called with the number of images after each batch.
+        more: batches of further images, as the float graph gets them: only the scales are compared on these too, because the
+            cost of clipping depends on few large values, one token per image in some tensors.
 
     Raises InputError for batches that the graphs do not take, no images, and a float network that is not finite.
     """
-    work = _Measurement(base, forms, units, look)
-    logits: list[tuple[Float32, Float32]] = []
+    work = _Measurement(base, variants, spans, read)
+    logits: list[Float32] = []
     images = 0
-    for mine, judged in pairs:
-        check_batch(mine, images)
-        check_batch(judged, images)
-        logits.append(work.add(mine, judged))
-        images += len(mine)
+    for float_images, judged_images in pairs:
+        check_batch(float_images, images)
+        check_batch(judged_images, images)
+        logits.append(work.add(float_images, judged_images))
+        images += len(float_images)
         done(images)
-    for mine in more:
-        check_batch(mine, images)
-        work.add_scales(mine)
-        images += len(mine)
+    for float_images in more:
+        check_batch(float_images, images)
+        work.add_scales(float_images)
+        images += len(float_images)
         done(images)
     if not logits:
-        raise InputError("no images to attribute the drift on", next_command="pass images")
-    sides = [np.concatenate(side) for side in zip(*logits, strict=True)]
-    return Measured(work.errors, work.scales, {t: n for t, n in work.not_finite.items() if n}, sides[0], sides[1])
+        raise DataError("no images to attribute the drift on", next_command="pass images")
+    not_finite = {tensor: count for tensor, count in work.not_finite.items() if count}
+    return LocalErrors(work.errors, work.scales, not_finite, np.concatenate(logits))
 
 
 class _Measurement:
-    """All graphs, ready to run, and the sums so far."""
+    """All graphs, open, and the sums so far."""
 
-    def __init__(self, base: onnx.ModelProto, forms: Forms, units: Sequence[Unit], look: Look) -> None:
-        self.units, self.judged = units, look
-        self.ends = [unit.output for unit in units]
+    def __init__(self, base: onnx.ModelProto, variants: GraphVariants, spans: Sequence[LayerSpan], read: ReadTensors) -> None:
+        self.spans, self.read_judged = spans, read
+        self.ends = [span.output for span in spans]
         (self.source,) = index_graph(base).inputs
         self.output = base.graph.output[0].name
-        self.errors = {unit.name: UnitError() for unit in units}
-        self.scales = {a.tensor: ScaleError(a) for a in activations(forms.exact)}
-        self.not_finite = dict.fromkeys(watched(forms.as_run, self.ends), 0)
+        self.errors = {span.name: SpanError() for span in spans}
+        self.scales = {a.tensor: ScaleError(a) for a in quantized_activations(variants.exact)}
+        self.not_finite = dict.fromkeys(watched(variants.as_run, self.ends), 0)
         self.base = _open(tapped(base, self.ends))
         inner = [tensor for tensor in self.scales if tensor not in self.ends and tensor != self.source]
-        self.alone = {"base": _open(cut(base, self.ends)), "as_run": _open(cut(forms.as_run, self.ends))}
-        if forms.typed:
-            self.alone["exact"] = _open(cut(forms.exact, self.ends))
+        self.pieces = {"base": _open(cut(base, self.ends)), "as_run": _open(cut(variants.as_run, self.ends))}
+        if variants.typed:
+            self.pieces["exact"] = _open(cut(variants.exact, self.ends))
         if self.scales:
-            self.alone["clipped"] = _open(cut(forms.clipped, self.ends))
-            self.alone["unquantized"] = _open(cut(forms.unquantized, self.ends, inner))
+            self.pieces["clipped"] = _open(cut(variants.clipped, self.ends))
+            self.pieces["unquantized"] = _open(cut(variants.unquantized, self.ends, inner))
 
-    def add(self, mine: Float32, judged: Float32) -> tuple[Float32, Float32]:
-        """Run everything on one batch; the logits of both sides."""
-        float_run, judged_run = self.base({self.source: mine}), self.judged(judged)
+    def add(self, float_images: Float32, judged_images: Float32) -> Float32:
+        """Run everything on one batch; the judged logits."""
+        float_run, judged_run = self.base({self.source: float_images}), self.read_judged(judged_images)
         for name in self.ends:
             if not np.isfinite(float_run[name]).all():
-                raise InputError(
+                raise GraphError(
                     "the FP32 network itself holds NaN or infinity", where=name, next_command="check the checkpoint"
                 )
         for name in self.not_finite:
             self.not_finite[name] += int(np.size(judged_run[name]) - np.count_nonzero(np.isfinite(judged_run[name])))
-        fed = self._fed(mine, float_run)
-        pieces = {form: graph(fed) for form, graph in self.alone.items() if form != "base"}
+        inputs = self._inputs(float_images, float_run)
+        pieces = {variant: graph(inputs) for variant, graph in self.pieces.items() if variant != "base"}
         pieces.setdefault("exact", pieces["as_run"])
         pieces.setdefault("clipped", pieces["exact"])
         pieces.setdefault("unquantized", pieces["clipped"])
-        inherited = self.alone["base"](self._fed(judged, judged_run))
-        for unit in self.units:
-            end = unit.output
-            self._count(
-                self.errors[unit.name], float_run[end], judged_run[end], inherited[end], {f: p[end] for f, p in pieces.items()}
-            )
-        for tensor, error in self.scales.items():
-            self._try_scales(error, {self.source: mine, **pieces["unquantized"], **float_run}[tensor])
-        return np.asarray(float_run[self.output]), np.asarray(judged_run[self.output])
+        inherited = self.pieces["base"](self._inputs(judged_images, judged_run))
+        for span in self.spans:
+            end = span.output
+            outputs = {"judged": judged_run[end], "inherited": inherited[end], **{v: piece[end] for v, piece in pieces.items()}}
+            _add_errors(self.errors[span.name], float_run[end], outputs)
+        self._compare_scales(float_images, pieces["unquantized"], float_run)
+        return np.asarray(judged_run[self.output])
 
-    def add_scales(self, mine: Float32) -> None:
-        """Try the scales alone on one batch."""
+    def add_scales(self, float_images: Float32) -> None:
+        """Compare the scales alone on one batch."""
         if self.scales:
-            float_run = self.base({self.source: mine})
-            inner = self.alone["unquantized"](self._fed(mine, float_run))
-            for tensor, error in self.scales.items():
-                self._try_scales(error, {self.source: mine, **inner, **float_run}[tensor])
+            float_run = self.base({self.source: float_images})
+            self._compare_scales(float_images, self.pieces["unquantized"](self._inputs(float_images, float_run)), float_run)
 
-    def _fed(self, images: Float32, run: Tensors) -> Tensors:
+    def _compare_scales(self, float_images: Float32, unquantized: Tensors, float_run: Tensors) -> None:
+        values = {self.source: float_images, **unquantized, **float_run}
+        for tensor, error in self.scales.items():
+            _add_scale_errors(error, values[tensor])
+
+    def _inputs(self, images: Float32, run: Tensors) -> Tensors:
         return {self.source: images, **{f"{name}{FED}": run[name] for name in self.ends}}
 
-    def _count(self, error: UnitError, x: NDArray[Any], judged: NDArray[Any], inherited: NDArray[Any], forms: Tensors) -> None:
-        error.signal += _squares(x, np.float32(0))
-        steps = {
-            "accumulated": (judged, x),
-            "inherited": (inherited, x),
-            "introduced": (forms["as_run"], x),
-            "fp16": (forms["as_run"], forms["exact"]),
-            "rounding": (forms["exact"], forms["clipped"]),
-            "clipping": (forms["clipped"], forms["unquantized"]),
-            "weights": (forms["unquantized"], x),
-        }
-        for part, (one, other) in steps.items():
-            if one is not other:
-                error.noise[part] += _squares(one, other)
 
-    def _try_scales(self, error: ScaleError, values: NDArray[Any]) -> None:
-        source = error.activation
-        flat = values.ravel()
-        flat = flat[:: max(1, flat.size // _VALUES) | 1].astype(np.float32)  # odd steps do not stay on one channel
-        codes = np.empty_like(flat)
-        for at, factor in enumerate(FACTORS):
-            step = np.float32(source.scale * factor)
-            np.divide(flat, step, out=codes)
-            np.rint(codes, out=codes)
-            np.clip(codes, source.low, source.high, out=codes)
-            np.multiply(codes, step, out=codes)
-            error.noise[at] += _squares(codes, flat)
-        low, high = np.float32(source.low * source.scale), np.float32(source.high * source.scale)
-        error.clipped += _squares(np.clip(flat, low, high), flat)
-        error.beyond += int(((flat < low) | (flat > high)).sum())
-        error.count += flat.size
-        error.largest = max(error.largest, float(np.abs(flat).max(initial=0.0)))
+def _add_errors(error: SpanError, x: NDArray[Any], outputs: Tensors) -> None:
+    """Add one batch; x is the float network's value at the end of a span, `outputs` what else was computed there."""
+    error.signal += _sum_of_squares(x, np.float32(0))
+    pairs = {
+        "accumulated": (outputs["judged"], x),
+        "inherited": (outputs["inherited"], x),
+        "introduced": (outputs["as_run"], x),
+        "fp16": (outputs["as_run"], outputs["exact"]),
+        "rounding": (outputs["exact"], outputs["clipped"]),
+        "clipping": (outputs["clipped"], outputs["unquantized"]),
+        "weights": (outputs["unquantized"], x),
+    }
+    for part, (one, other) in pairs.items():
+        if one is not other:
+            error.noise[part] += _sum_of_squares(one, other)
+
+
+def _add_scale_errors(error: ScaleError, values: NDArray[Any]) -> None:
+    """Add one batch of an activation's float values."""
+    source = error.activation
+    flat = values.ravel()
+    flat = flat[:: max(1, flat.size // _VALUES) | 1].astype(np.float32)  # odd steps do not stay on one channel
+    codes = np.empty_like(flat)
+    for at, factor in enumerate(FACTORS):
+        step = np.float32(source.scale * factor)
+        np.divide(flat, step, out=codes)
+        np.rint(codes, out=codes)
+        np.clip(codes, source.low, source.high, out=codes)
+        np.multiply(codes, step, out=codes)
+        error.noise[at] += _sum_of_squares(codes, flat)
+    low, high = np.float32(source.low * source.scale), np.float32(source.high * source.scale)
+    error.clipped += _sum_of_squares(np.clip(flat, low, high), flat)
+    error.beyond += int(((flat < low) | (flat > high)).sum())
+    error.count += flat.size
+    error.largest = max(error.largest, float(np.abs(flat).max(initial=0.0)))
 
 
 def watched(model: onnx.ModelProto, ends: Iterable[str]) -> tuple[str, ...]:
-    """The tensors to look at, in graph order: `ends`, and inner ones behind which an infinity may vanish (_CAN_HIDE)."""
+    """The tensors to read, in graph order: `ends`, and inner ones whose infinities may vanish later on (_CAN_HIDE)."""
     index = index_graph(model)
-    read = [node.input[at] for node in model.graph.node for at in _CAN_HIDE.get(node.op_type, ()) if at < len(node.input)]
-    inner = {name for name in read if name in index.producers and name not in index.constant_like}
+    hiding = [node.input[at] for node in model.graph.node for at in _CAN_HIDE.get(node.op_type, ()) if at < len(node.input)]
+    inner = {name for name in hiding if name in index.producers and name not in index.constant_like}
     return tuple(sorted({*ends, *inner}, key=index.producers.__getitem__))
 
 
@@ -259,7 +258,7 @@ def _open(model: onnx.ModelProto) -> GraphSession:
     return GraphSession(model, threads=0)
 
 
-def _squares(one: NDArray[Any], other: NDArray[Any] | np.float32) -> float:
+def _sum_of_squares(one: NDArray[Any], other: NDArray[Any] | np.float32) -> float:
     """Sum of (one - other)^2 of float32 arrays."""
     with np.errstate(invalid="ignore", over="ignore"):
         difference = (one - other).ravel()

@@ -6,59 +6,53 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from calib.errors import InputError
+from calib.errors import DataError
+from edge.images.even_spread import spread_evenly
 from edge.images.preprocess import Float32
 
 _BATCH_PIXELS = 32 * 64**2
-"""Pixels of one batch: tensors at the ends of all layers are held in eight forms at once, 0.4 GB for one image of 224 px."""
+"""Pixels of one batch: tensors at the ends of all layers are held in eight variants at once, 0.4 GB for one image of 224 px."""
 
 
 @dataclass(frozen=True)
-class Sides:
+class PairedImages:
     """The same images twice.
 
     Attributes:
-        mine: (n, C, S, S) float32, as the reference is fed with them.
-        judged: as the judged side is; often the same array.
+        reference: (n, C, S, S) float32, the inputs of the reference.
+        judged: the inputs of the judged side; often the same array.
 
     Raises InputError for other numbers of images, and for none.
     """
 
-    mine: Float32
+    reference: Float32
     judged: Float32
 
     def __post_init__(self) -> None:
-        if self.mine.ndim != 4 or self.mine.shape != self.judged.shape or not len(self.mine):
-            raise InputError(
+        if self.reference.ndim != 4 or self.reference.shape != self.judged.shape or not len(self.reference):
+            raise DataError(
                 "the two sides did not get the same images",
-                found=f"{self.mine.shape} and {self.judged.shape}",
+                found=f"{self.reference.shape} and {self.judged.shape}",
                 allowed="float32 (n, C, S, S) twice, n > 0",
             )
 
     def __len__(self) -> int:
-        return len(self.mine)
+        return len(self.reference)
 
-    def take(self, count: int) -> Sides:
+    def take(self, count: int) -> PairedImages:
         """`count` of the images, spread evenly, or all."""
-        chosen = self._even(count)
-        return self if len(chosen) == len(self) else Sides(self.mine[chosen], self.judged[chosen])
+        chosen = spread_evenly(len(self), count)
+        return self if len(chosen) == len(self) else PairedImages(self.reference[chosen], self.judged[chosen])
 
-    def pairs_without(self, count: int) -> Iterator[tuple[Float32, Float32]]:
-        """The images that `take(count)` leaves, in batches of either side; none where it leaves none."""
-        left = np.delete(np.arange(len(self)), self._even(count))
-        if len(left):
-            yield from Sides(self.mine[left], self.judged[left]).pairs()
-
-    def _even(self, count: int) -> npt.NDArray[np.intp]:
-        if count >= len(self):
-            return np.arange(len(self))
-        even: npt.NDArray[np.intp] = np.linspace(0, len(self) - 1, count).round().astype(np.intp)
-        return even
-
-    def pairs(self) -> Iterator[tuple[Float32, Float32]]:
+    def batches(self) -> Iterator[tuple[Float32, Float32]]:
         """The images in order, in batches of either side."""
-        size = max(1, _BATCH_PIXELS // (self.mine.shape[2] * self.mine.shape[3]))
+        size = max(1, _BATCH_PIXELS // (self.reference.shape[2] * self.reference.shape[3]))
         for start in range(0, len(self), size):
-            yield self.mine[start : start + size], self.judged[start : start + size]
+            yield self.reference[start : start + size], self.judged[start : start + size]
+
+    def batches_without(self, count: int) -> Iterator[tuple[Float32, Float32]]:
+        """The images that `take(count)` leaves, in batches of either side; none where it leaves none."""
+        rest = np.delete(np.arange(len(self)), spread_evenly(len(self), count))
+        if len(rest):
+            yield from PairedImages(self.reference[rest], self.judged[rest]).batches()

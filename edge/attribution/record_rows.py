@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import onnx
@@ -11,61 +12,54 @@ from calib.macs import MAC_OPS
 from calib.qdq_writer import DEQUANTIZE, QUANTIZE
 from edge.attribution.attribution_record import ActivationDrift, LayerDrift
 from edge.attribution.diagnosis import NotFinite
-from edge.attribution.float_fallback import Costs
-from edge.attribution.layer_spans import Unit
-from edge.attribution.local_errors import Measured, UnitError, decibels
+from edge.attribution.float_fallback import GroupCosts
+from edge.attribution.layer_spans import LayerSpan
+from edge.attribution.local_errors import PARTS, LocalErrors
 from edge.attribution.weight_errors import WeightError
 from engines.layer_requests import read_layers
 
 
 def layer_rows(
-    judged: onnx.ModelProto, units: Sequence[Unit], measured: Measured, weights: Mapping[str, WeightError], costs: Costs
+    judged: onnx.ModelProto,
+    spans: Sequence[LayerSpan],
+    errors: LocalErrors,
+    weights: Mapping[str, WeightError],
+    costs: GroupCosts,
 ) -> tuple[LayerDrift, ...]:
-    """One row per unit, in graph order."""
-    asked = {layer.name: layer for layer in read_layers(judged)}
-    bad: dict[str, int] = {}
-    for place in not_finite_places(judged, units, measured):
-        bad[place.layer] = bad.get(place.layer, 0) + place.count
+    """One row per span, in graph order."""
+    requested = {layer.name: layer for layer in read_layers(judged)}
+    not_finite: Counter[str] = Counter()
+    for place in not_finite_places(judged, spans, errors):
+        not_finite[place.layer] += place.count
     rows = []
-    for unit in units:
-        error, weight, layer = measured.units[unit.name], weights.get(unit.name), asked.get(unit.name)
+    for span in spans:
+        error, weight, layer = errors.spans[span.name], weights.get(span.name), requested.get(span.name)
         rows.append(
             LayerDrift(
-                name=unit.name,
-                op_type=unit.op_type,
-                output=unit.output,
+                name=span.name,
+                op_type=span.op_type,
+                output=span.output,
                 precision=layer.requested if layer else "",
                 macs=layer.macs if layer else 0,
-                accumulated_db=error.db("accumulated"),
-                inherited_db=error.db("inherited"),
-                introduced_db=error.db("introduced"),
-                weights_db=error.db("weights"),
-                activation_db=_activation_db(error),
-                rounding_db=error.db("rounding"),
-                clipping_db=error.db("clipping"),
-                fp16_db=error.db("fp16"),
+                **{f"{part}_db": error.db(part) for part in PARTS},
+                activation_db=error.db("fp16", "rounding", "clipping"),
                 weight_sqnr_db=weight.sqnr_db if weight else None,
                 weight_expected_db=weight.expected_db if weight else None,
                 worst_channel=weight.channel if weight else None,
                 worst_channel_db=weight.channel_db if weight else None,
-                not_finite=bad.get(unit.name, 0),
-                isolated_db=costs.isolated_db.get(unit.name),
-                logits_share=costs.share.get(unit.name),
+                not_finite=not_finite[span.name],
+                isolated_db=costs.isolated_db.get(span.name),
+                logits_share=costs.share.get(span.name),
             )
         )
     return tuple(rows)
 
 
-def _activation_db(error: UnitError) -> float:
-    """SQNR of all that happens to activations: the parts that are not the constants', whose noises add up."""
-    return decibels(error.signal, sum(error.noise[part] for part in ("fp16", "rounding", "clipping")))
-
-
-def activation_rows(judged: onnx.ModelProto, measured: Measured) -> tuple[ActivationDrift, ...]:
+def activation_rows(judged: onnx.ModelProto, errors: LocalErrors) -> tuple[ActivationDrift, ...]:
     """One row per quantized activation, in graph order."""
     index = index_graph(judged)
     rows = []
-    for tensor, error in measured.scales.items():
+    for tensor, error in errors.scales.items():
         source = error.activation
         rows.append(
             ActivationDrift(
@@ -83,8 +77,8 @@ def activation_rows(judged: onnx.ModelProto, measured: Measured) -> tuple[Activa
 
 
 def _readers(judged: onnx.ModelProto, index: GraphIndex, tensor: str) -> tuple[str, ...]:
-    """The layers that multiply with what the Q/DQ pairs of a tensor give."""
-    found: dict[str, None] = {}
+    """The layers that multiply with the output of a tensor's Q/DQ pairs."""
+    layers: dict[str, None] = {}
     for at in index.consumers.get(tensor, ()):
         if judged.graph.node[at].op_type != QUANTIZE:
             continue
@@ -92,19 +86,19 @@ def _readers(judged: onnx.ModelProto, index: GraphIndex, tensor: str) -> tuple[s
             if judged.graph.node[pair].op_type != DEQUANTIZE:
                 continue
             readers = index.consumers.get(judged.graph.node[pair].output[0], ())
-            found.update((index.names[r], None) for r in readers if judged.graph.node[r].op_type in MAC_OPS)
-    return tuple(found)
+            layers.update((index.names[r], None) for r in readers if judged.graph.node[r].op_type in MAC_OPS)
+    return tuple(layers)
 
 
-def not_finite_places(judged: onnx.ModelProto, units: Sequence[Unit], measured: Measured) -> tuple[NotFinite, ...]:
-    """Where NaN or infinity is seen, in graph order."""
+def not_finite_places(judged: onnx.ModelProto, spans: Sequence[LayerSpan], errors: LocalErrors) -> tuple[NotFinite, ...]:
+    """Where NaN or infinity occurs, in graph order."""
     index = index_graph(judged)
-    home: dict[str, str] = {}
-    for unit in units:
-        for node in unit.nodes:
-            home.setdefault(node, unit.name)
+    layer_of: dict[str, str] = {}
+    for span in spans:
+        for node in span.nodes:
+            layer_of.setdefault(node, span.name)
     places = []
-    for tensor, count in measured.not_finite.items():
+    for tensor, count in errors.not_finite.items():
         node = index.names[index.producers[tensor]] if tensor in index.producers else tensor
-        places.append(NotFinite(node, home.get(node, ""), count))
+        places.append(NotFinite(node, layer_of.get(node, ""), count))
     return tuple(places)

@@ -1,17 +1,17 @@
-"""The judged graph's weights against the float network's, each against the error that its own format makes.
+"""The judged graph's weights against the float network's, each relative to the rounding error of its format.
 
     expected noise    sum of step^2 / 12 over the elements; step is the scale of an INT8 channel, |w| 2^-10 (at least 2^-24) for
                       FP16, |w| 2^-23 for FP32
-    excess            noise found over noise expected, in dB: about 0 where weights were rounded to the nearest code
+    excess            measured noise over expected noise, in dB: about 0 where weights were rounded to the nearest code
 
-Calibration may move a factor per input channel from the weights into the norm in front of them: the factors are read from the
-two norms and undone first. Refinement rounds weights to second order, and so that they make up for what earlier layers did:
-that costs excess, up to 20 dB in a layer of the shipped network. The refined float graph holds such weights already.
+Calibration may move a factor per input channel from the weights into the norm before them: the factors are read from the two
+norms and undone first. Refinement rounds weights by second-order methods, and so that they compensate the errors of earlier
+layers: that adds excess, up to 20 dB in a layer of the shipped network. The refined float graph holds such weights already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,18 +21,18 @@ from numpy.typing import NDArray
 
 from calib.graph import GraphIndex, attribute, index_graph, to_array
 from calib.macs import MAC_OPS
+from calib.metrics import power_ratio_db
 from calib.qdq_writer import DEQUANTIZE, QUANTIZE
-from edge.attribution.layer_spans import Unit
-from edge.attribution.local_errors import decibels
+from edge.attribution.layer_spans import LayerSpan
 
 _NORMS = ("BatchNormalization", "LayerNormalization")
 _CARRYING = frozenset({
     DEQUANTIZE, QUANTIZE, "Cast", "Flatten", "Gather", "Identity", "Relu", "Reshape", "Slice", "Squeeze", "Transpose",
     "Unsqueeze",
 })  # fmt: skip
-"""Operators that hand factors per channel on."""
-_HELD_DB = -10.0
-"""Excess of weights that are not rounded again: but for scales that were rounded to FP16, none."""
+"""Operators that pass factors per channel on."""
+_ON_GRID_DB = -10.0
+"""Excess of weights that are not rounded again: none, apart from scales that were rounded to FP16."""
 _UNCHANGED = 2.0**-9
 """Factors within this of 1 are FP16's rounding of the norm's own."""
 
@@ -46,7 +46,7 @@ class WeightError:
     Attributes:
         sqnr_db: of the whole tensor.
         expected_db: of the same tensor, as its format rounds.
-        channel: output channel that is off most, by its excess.
+        channel: output channel with the largest excess.
         channel_db: SQNR of that channel.
         zeroed: output channels whose weights are all 0 and, in the float network, larger than a step.
     """
@@ -59,40 +59,31 @@ class WeightError:
 
     @property
     def excess_db(self) -> float:
-        """Noise found over noise expected."""
+        """Measured noise over expected noise."""
         return self.expected_db - self.sqnr_db
 
 
-def compare_weights(base: onnx.ModelProto, judged: onnx.ModelProto, units: Sequence[Unit]) -> dict[str, WeightError]:
-    """Name of the unit -> its weights' error, for every unit with constant weights in both graphs."""
-    return _Comparison(base, judged).run(units)
+def compare_weights(base: onnx.ModelProto, judged: onnx.ModelProto, spans: Sequence[LayerSpan]) -> dict[str, WeightError]:
+    """Name of the span -> its weights' error, for every span with constant weights in both graphs."""
+    comparison = _Comparison(base, judged)
+    errors = {span.name: comparison.error(span) for span in spans if span.op_type in MAC_OPS}
+    return {name: error for name, error in errors.items() if error is not None}
 
 
-def held_already(refined: onnx.ModelProto, judged: onnx.ModelProto, units: Sequence[Unit]) -> frozenset[str]:
-    """Units whose weights lie on the judged graph's grid in the refined float graph already: rounded to second order."""
-    errors = compare_weights(refined, judged, units)
-    return frozenset(name for name, error in errors.items() if error.excess_db < _HELD_DB)
+def rounded_already(refined: onnx.ModelProto, judged: onnx.ModelProto, spans: Sequence[LayerSpan]) -> frozenset[str]:
+    """Spans whose weights lie on the judged graph's grid already in the refined float graph, rounded to second order."""
+    errors = compare_weights(refined, judged, spans)
+    return frozenset(name for name, error in errors.items() if error.excess_db < _ON_GRID_DB)
 
 
 class _Comparison:
     def __init__(self, base: onnx.ModelProto, judged: onnx.ModelProto) -> None:
         self.base, self.judged = index_graph(base), index_graph(judged)
-        self.base_nodes = dict(zip(self.base.names, base.graph.node, strict=True))
-        self.judged_nodes = dict(zip(self.judged.names, judged.graph.node, strict=True))
 
-    def run(self, units: Sequence[Unit]) -> dict[str, WeightError]:
-        found = {}
-        for unit in units:
-            mine, other = self.base_nodes[unit.name], self.judged_nodes.get(unit.name)
-            if unit.op_type not in MAC_OPS or other is None or other.op_type != unit.op_type:
-                continue
-            error = self._compare(mine, other)
-            if error is not None:
-                found[unit.name] = error
-        return found
-
-    def _compare(self, mine: onnx.NodeProto, other: onnx.NodeProto) -> WeightError | None:
-        if mine.input[1] not in self.base.constants:
+    def error(self, span: LayerSpan) -> WeightError | None:
+        """Of a span that multiplies; None where the graphs do not both have it with constant weights of one shape."""
+        mine, other = self.base.nodes[span.name], self.judged.nodes.get(span.name)
+        if other is None or other.op_type != span.op_type or mine.input[1] not in self.base.constants:
             return None
         weight = to_array(self.base.constants[mine.input[1]]).astype(np.float64)
         stored = self._stored(other.input[1])
@@ -104,9 +95,8 @@ class _Comparison:
         if factors is None:
             return as_stored
         undone = _error(weight, stored[0] * factors, stored[1] * factors, axis)
-        return (
-            undone if undone.excess_db <= as_stored.excess_db else as_stored
-        )  # a norm that changed alone is no weight's fault
+        # where the norm alone was changed, the weights as stored are right
+        return undone if undone.excess_db <= as_stored.excess_db else as_stored
 
     def _stored(self, tensor: str) -> tuple[Float64, Float64] | None:
         """A weight as the judged graph multiplies with it, and the step of its format at each element."""
@@ -116,19 +106,19 @@ class _Comparison:
             half = values.dtype == np.float16
             exact = values.astype(np.float64)
             return exact, np.maximum(np.abs(exact) * 2.0 ** (-10 if half else -23), 2.0 ** (-24 if half else -149))
-        maker = self.judged_nodes[self.judged.names[self.judged.producers[tensor]]] if tensor in self.judged.producers else None
-        if maker is None or maker.op_type != DEQUANTIZE or not all(name in constants for name in maker.input if name):
+        producer = self.judged.producer(tensor)
+        if producer is None or producer.op_type != DEQUANTIZE or not all(name in constants for name in producer.input if name):
             return None
-        codes, scale, *zero = (to_array(constants[name]).astype(np.float64) for name in maker.input if name)
+        codes, scale, *zero = (to_array(constants[name]).astype(np.float64) for name in producer.input if name)
         shape = [1] * codes.ndim
         if scale.size > 1:
-            shape[int(attribute(maker, "axis", 1))] = -1
+            shape[int(attribute(producer, "axis", 1))] = -1
         step = np.broadcast_to(scale.reshape(shape), codes.shape)
         return (codes - zero[0].reshape(shape) if zero else codes) * step, step
 
     def _factors(self, mine: onnx.NodeProto, other: onnx.NodeProto, shape: Sequence[int]) -> Float64 | None:
         """What brings the judged weights back to the float network's, per input channel in a shape that broadcasts; or None."""
-        moved = _moved(self._gains(mine, self.base, self.base_nodes), self._gains(other, self.judged, self.judged_nodes))
+        moved = _moved(_gains(mine, self.base), _gains(other, self.judged))
         if moved is None:
             return None
         if mine.op_type != "Conv":
@@ -137,23 +127,22 @@ class _Comparison:
         by_output = np.repeat(moved.reshape(groups, -1), shape[0] // groups, axis=0)  # (C_out, C_in / groups)
         return by_output.reshape(*by_output.shape, *[1] * (len(shape) - 2))
 
-    def _gains(
-        self, node: onnx.NodeProto, index: GraphIndex, nodes: Mapping[str, onnx.NodeProto]
-    ) -> tuple[str, Float64] | None:
-        """Name and factors per channel of what a layer's activation comes out of: a norm, or factors put behind a tensor."""
-        tensor, factors, name = node.input[0], np.ones(()), ""
-        while tensor in index.producers:
-            name = index.names[index.producers[tensor]]
-            maker = nodes[name]
-            constant = next((n for n in maker.input[1:2] if n in index.constants), None)
-            if maker.op_type in _NORMS and constant is not None:
-                return name, factors * to_array(index.constants[constant]).astype(np.float64)
-            if maker.op_type == "Mul" and constant is not None:
-                factors = factors * to_array(index.constants[constant]).astype(np.float64).ravel()
-            elif maker.op_type not in _CARRYING and not (maker.op_type == "Add" and constant is not None):
-                break
-            tensor = maker.input[0]
-        return (name, factors) if factors.ndim else None
+
+def _gains(node: onnx.NodeProto, index: GraphIndex) -> tuple[str, Float64] | None:
+    """Name and factors per channel of the node that scales a layer's activation: a norm, or a multiplication."""
+    tensor, factors, name = node.input[0], np.ones(()), ""
+    while tensor in index.producers:
+        name = index.names[index.producers[tensor]]
+        producer = index.nodes[name]
+        constant = next((n for n in producer.input[1:2] if n in index.constants), None)
+        if producer.op_type in _NORMS and constant is not None:
+            return name, factors * to_array(index.constants[constant]).astype(np.float64)
+        if producer.op_type == "Mul" and constant is not None:
+            factors = factors * to_array(index.constants[constant]).astype(np.float64).ravel()
+        elif producer.op_type not in _CARRYING and not (producer.op_type == "Add" and constant is not None):
+            break
+        tensor = producer.input[0]
+    return (name, factors) if factors.ndim else None
 
 
 def _error(weight: Float64, values: Float64, step: Float64, axis: int) -> WeightError:
@@ -161,13 +150,13 @@ def _error(weight: Float64, values: Float64, step: Float64, axis: int) -> Weight
     signal, noise, expected = (
         np.asarray(np.sum(part**2, axis=others)) for part in (weight, values - weight, step / np.sqrt(12))
     )
-    excess = [decibels(float(n), float(e)) for n, e in zip(noise, expected, strict=True)]
+    excess = [power_ratio_db(float(n), float(e)) for n, e in zip(noise, expected, strict=True)]
     worst = int(np.argmax(excess))
     return WeightError(
-        sqnr_db=decibels(float(signal.sum()), float(noise.sum())),
-        expected_db=decibels(float(signal.sum()), float(expected.sum())),
+        sqnr_db=power_ratio_db(float(signal.sum()), float(noise.sum())),
+        expected_db=power_ratio_db(float(signal.sum()), float(expected.sum())),
         channel=worst,
-        channel_db=decibels(float(signal[worst]), float(noise[worst])),
+        channel_db=power_ratio_db(float(signal[worst]), float(noise[worst])),
         zeroed=tuple(int(c) for c in np.flatnonzero(~values.any(axis=others) & (signal > 12 * expected))),
     )
 

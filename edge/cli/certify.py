@@ -53,8 +53,7 @@ def certify(  # noqa: PLR0913, PLR0917  # one parameter per option of the comman
     from edge.images.labelled_images import data_digest
     from edge.pipeline.certify_request import CertifyRequest, resolve
     from edge.runtime.ort_runner import tapped_batch
-    from edge.stability.certify import CertifyConfig
-    from edge.stability.certify import certify as certify_graph
+    from edge.stability.certify import CertifyConfig, certify_graph
 
     console = Console(soft_wrap=True)
     progress = TerminalProgress(console)

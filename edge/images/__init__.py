@@ -1,1 +1,35 @@
 """Images: reading, labels, preprocessing, the golden pair."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from calib.lazy_exports import by_name, lazy_exports
+
+if TYPE_CHECKING:
+    from edge.images.golden_pair import GoldenPair, check_folder_golden
+    from edge.images.graph_input import GraphImages, open_graph_images
+    from edge.images.labelled_images import ImageSet, open_images, open_unlabelled
+    from edge.images.preprocess import Preprocess, read_preprocess
+
+_PUBLIC = by_name(
+    {
+        "edge.images.golden_pair": ("GoldenPair", "check_folder_golden"),
+        "edge.images.graph_input": ("GraphImages", "open_graph_images"),
+        "edge.images.labelled_images": ("ImageSet", "open_images", "open_unlabelled"),
+        "edge.images.preprocess": ("Preprocess", "read_preprocess"),
+    }
+)
+
+__all__ = [
+    "GoldenPair",
+    "GraphImages",
+    "ImageSet",
+    "Preprocess",
+    "check_folder_golden",
+    "open_graph_images",
+    "open_images",
+    "open_unlabelled",
+    "read_preprocess",
+]
+__getattr__ = lazy_exports(__name__, _PUBLIC)

@@ -3,8 +3,8 @@
     pixels   uint8 (H, W, C)      the first calibration image, C 1 or 3, at most twice the size that the network sees
     tensor   float32 (3, S, S)    the same image after `Preprocess`
 
-Whoever preprocesses images for the build later (drift, camera, bench; on a device too) makes the tensor anew first and holds it
-against the stored one. numpy alone, but for shrinking a large image.
+Everything that preprocesses images for the build later (drift, camera, bench; on a device too) first computes the tensor again
+and compares it with the stored one. Needs numpy alone, except for shrinking a large image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calib.errors import InputError, VerdictError
+from calib.errors import ArtifactError, VerdictError
 from calib.files import write_bytes
 from edge.images.npz import parse_npz
 from edge.images.preprocess import Float32, Preprocess, Uint8
@@ -42,7 +42,7 @@ def make_golden(pixels: Uint8, preprocess: Preprocess) -> GoldenPair:
 
 
 def write_golden(path: Path, pair: GoldenPair) -> None:
-    """Write the pair, atomically; equal pairs give equal bytes."""
+    """Write the pair atomically; equal pairs are written as equal bytes."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, pixels=pair.pixels, tensor=pair.tensor)
     write_bytes(path, buffer.getvalue())
@@ -57,23 +57,22 @@ def read_golden(path: Path) -> GoldenPair:
     if not image or tensor.dtype != np.float32 or tensor.ndim != 3:
         found = f"{pixels.dtype} {pixels.shape}, {tensor.dtype} {tensor.shape}"
         allowed = "uint8 (H, W, 1 or 3) and float32 (3, S, S)"
-        raise InputError("not an image and its tensor", where=path, found=found, allowed=allowed, next_command=REMAKE)
+        raise ArtifactError("not an image and its tensor", where=path, found=found, allowed=allowed, next_command=REMAKE)
     return GoldenPair(pixels, tensor)
 
 
 def check_golden(pair: GoldenPair, preprocess: Preprocess, where: object) -> None:
-    """Hold this machine's preprocessing against the stored tensor; `where` is what the error names.
+    """Compare this machine's preprocessing with the stored tensor; `where` is what the error names.
 
-    Raises VerdictError when they differ by more than `PREPROCESS_ABS`: whatever would be measured or shown, it would not be the
-    engine.
+    Raises VerdictError when they differ by more than `PREPROCESS_ABS`: nothing measured or shown would then be the engine's.
     """
-    made = preprocess(pair.pixels)
-    differs = float(np.abs(made - pair.tensor).max()) if made.shape == pair.tensor.shape else float("inf")
-    if not differs <= PREPROCESS_ABS:
+    tensor = preprocess(pair.pixels)
+    difference = float(np.abs(tensor - pair.tensor).max()) if tensor.shape == pair.tensor.shape else float("inf")
+    if not difference <= PREPROCESS_ABS:
         raise VerdictError(
             "this machine preprocesses images in another way",
             where=where,
-            found=f"largest difference {differs:g}",
+            found=f"largest difference {difference:g}",
             allowed=f"<= {PREPROCESS_ABS:g}",
             next_command="use the same ufovit-edge and a sound numpy on both machines",
         )
@@ -83,8 +82,8 @@ def golden_path(folder: Path) -> Path:
     """Where the golden pair of a build folder lies. Raises InputError where there is none, as in builds of older toolkits."""
     path = folder / GOLDEN
     if not is_there(path):
-        raise InputError(
-            "the build holds no golden pair: nothing tells what preprocessing must make of an image",
+        raise ArtifactError(
+            "the build holds no golden pair, which says what preprocessing must give",
             where=path,
             allowed="the file that the build wrote",
             next_command=f"copy {GOLDEN} along, or build again: {REMAKE}",
@@ -93,9 +92,9 @@ def golden_path(folder: Path) -> Path:
 
 
 def check_folder_golden(folder: Path, preprocess: Preprocess) -> GoldenPair:
-    """The golden pair of a build folder, once this machine's preprocessing is held against it.
+    """The golden pair of a build folder, once this machine's preprocessing agrees with it.
 
-    Raises InputError where there is none, or no sound one; VerdictError as `check_golden` does.
+    Raises InputError where it is missing or damaged; VerdictError as `check_golden` does.
     """
     path = golden_path(folder)
     pair = read_golden(path)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calib.errors import InputError
+from calib.errors import DataError, GraphError, UsageError
 from calib.files import sha256_bytes, sha256_file
-from edge.images.labelled_images import ImageSet, Int64, open_images, open_unlabelled
+from edge.images.even_spread import spread_evenly
+from edge.images.idx import Int64
+from edge.images.labelled_images import ImageSet, open_images, open_unlabelled
 from edge.images.preprocess import Float32, Preprocess
 
 if TYPE_CHECKING:
@@ -29,14 +31,14 @@ class GraphImages:
     """Images, ready for a graph.
 
     Attributes:
-        source: where they come from, for a person.
+        source: where they come from, as messages name it.
         sha256: digest of their content.
         preprocess_sha256: digest of their preprocessing; "" for arrays taken as they are.
         read: positions (n,) -> float32 (n, ...).
         chosen: the positions that make up this set.
         labels: int64, one per position of `chosen`, None where there are none.
-        synthetic: made up.
-        largest_batch: most images at a time, for a graph of a fixed batch; None for any number.
+        synthetic: random numbers, not images.
+        largest_batch: largest number of images at a time, for a graph of a fixed batch; None for any number.
     """
 
     source: str
@@ -59,7 +61,7 @@ class GraphImages:
             batch = self.read(positions)
             bad = first_not_finite(batch)
             if bad is not None:
-                raise InputError(
+                raise DataError(
                     "NaN or infinity in the images",
                     where=self.source,
                     found=f"image {positions[bad]}, counted from 0",
@@ -69,11 +71,11 @@ class GraphImages:
 
     def take(self, count: int) -> GraphImages:
         """`count` images spread evenly over the set, or all of them: the same ones every time."""
-        return self if count >= len(self) else self._part(_spread(len(self), count))
+        return self if count >= len(self) else self._part(spread_evenly(len(self), count))
 
     def without(self, count: int) -> GraphImages:
         """The images that `take(count)` leaves."""
-        return self._part(np.setdiff1d(np.arange(len(self)), _spread(len(self), min(count, len(self)))))
+        return self._part(np.delete(np.arange(len(self)), spread_evenly(len(self), count)))
 
     def _part(self, positions: Int64) -> GraphImages:
         digest = sha256_bytes(self.sha256.encode() + positions.tobytes())
@@ -99,12 +101,11 @@ def from_pictures(images: ImageSet, preprocess: Preprocess, *, labelled: bool) -
 
 def from_array(path: Path, labels: Path | None = None) -> GraphImages:
     """A .npy file of float32 (N, ...), exactly what the graph takes; `labels` a .npy file of N class indices."""
-    array = _load(path)
+    array, classes = _load(path), None if labels is None else _load(labels)
     if array.dtype != np.float32 or array.ndim < 2 or not len(array):
-        raise InputError("not an array of images", where=path, found=f"{array.dtype} {array.shape}", allowed="float32 (N, ...)")
-    classes = None if labels is None else _load(labels)
+        raise DataError("not an array of images", where=path, found=f"{array.dtype} {array.shape}", allowed="float32 (N, ...)")
     if classes is not None and (classes.shape != (len(array),) or classes.dtype.kind not in "iu"):
-        raise InputError(
+        raise DataError(
             "labels do not fit the images",
             where=labels,
             found=f"{classes.dtype} {classes.shape}",
@@ -121,7 +122,7 @@ def from_array(path: Path, labels: Path | None = None) -> GraphImages:
 
 
 def made_up(count: int, shape: tuple[int, ...], seed: int = 0) -> GraphImages:
-    """`count` arrays of a normal distribution: they try the tools, and say nothing of a network."""
+    """`count` arrays of a normal distribution: good for trying the tools, not for a statement about a network."""
 
     def read(positions: Int64) -> Float32:
         return np.stack([np.random.default_rng((seed, int(i))).standard_normal(shape, np.float32) for i in positions])
@@ -135,7 +136,7 @@ def open_graph_images(
 ) -> GraphImages:
     """Images at a path: a .npy file, or pictures (a folder, an image, an IDX file; with `classes`, labelled ones).
 
-    Raises InputError for a path that holds none, and what `preprocess` raises where pictures have to be prepared.
+    Raises InputError for a path without images, and what `preprocess` raises where pictures have to be prepared.
     """
     if path.suffix == ".npy":
         return from_array(path, labels)
@@ -148,7 +149,7 @@ def input_shape(model: onnx.ModelProto, path: Path) -> tuple[int, ...]:
     sides = _input_sides(model, path)[1:]
     if not sides or not all(d.dim_value for d in sides):
         found = ", ".join(str(d.dim_value or d.dim_param or "?") for d in sides)
-        raise InputError(
+        raise GraphError(
             "the graph's input has no fixed size",
             where=path,
             found=f"(batch, {found})" if sides else "no shape",
@@ -159,11 +160,11 @@ def input_shape(model: onnx.ModelProto, path: Path) -> tuple[int, ...]:
 
 
 def _input_sides(model: onnx.ModelProto, path: Path) -> Sequence[Any]:
-    """Dimensions of the one input that is no initializer."""
+    """Dimensions of the one input that is not an initializer."""
     constants = {tensor.name for tensor in model.graph.initializer}
     images = [value for value in model.graph.input if value.name not in constants]
     if len(images) != 1:
-        raise InputError("the graph must have one input", where=path, found=", ".join(v.name for v in images))
+        raise GraphError("the graph must have one input", where=path, found=", ".join(v.name for v in images))
     sides: Sequence[Any] = images[0].type.tensor_type.shape.dim
     return sides
 
@@ -172,7 +173,7 @@ def fixed_batch(model: onnx.ModelProto, path: Path) -> int | None:
     """1 for a graph that takes one image at a time, None for any number. Raises InputError for a fixed batch above 1."""
     batch: int = _input_sides(model, path)[0].dim_value
     if batch > 1:
-        raise InputError(
+        raise GraphError(
             "the graph takes a fixed number of images at a time",
             where=path,
             found=batch,
@@ -185,7 +186,7 @@ def fixed_batch(model: onnx.ModelProto, path: Path) -> int | None:
 def parse_normalisation(mean: str | None, std: str | None) -> Normalisation | None:
     """`--mean` and `--std`, both or neither. Raises InputError."""
     if (mean is None) != (std is None):
-        raise InputError("--mean and --std belong together", found=f"mean {mean}, std {std}")
+        raise UsageError("--mean and --std belong together", found=f"mean {mean}, std {std}")
     return None if mean is None or std is None else (parse_triple(mean, "--mean"), parse_triple(std, "--std"))
 
 
@@ -194,21 +195,17 @@ def parse_triple(text: str, option: str) -> tuple[float, float, float]:
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise InputError("not numbers", where=option, found=repr(text), allowed="R,G,B, or one number for all") from error
+        raise UsageError("not numbers", where=option, found=repr(text), allowed="R,G,B, or one number for all") from error
     if len(values) not in (1, 3) or not all(map(math.isfinite, values)):
-        raise InputError("not three numbers", where=option, found=repr(text), allowed="R,G,B, or one number for all")
+        raise UsageError("not three numbers", where=option, found=repr(text), allowed="R,G,B, or one number for all")
     first, second, third = values if len(values) == 3 else values * 3
     return first, second, third
-
-
-def _spread(size: int, count: int) -> Int64:
-    return np.asarray(np.linspace(0, size - 1, count).round().astype(np.int64))
 
 
 def _load(path: Path) -> NDArray[Any]:
     try:
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except OSError as error:
-        raise InputError("array cannot be read", where=path, found=error.strerror or error, allowed="a .npy file") from error
-    except (ValueError, EOFError) as error:  # NumPy takes other files for pickles, which are not wanted here
-        raise InputError("not a .npy file of numbers, or a truncated one", where=path, allowed="a .npy file") from error
+        raise DataError("array cannot be read", where=path, found=error.strerror or error, allowed="a .npy file") from error
+    except (ValueError, EOFError) as error:  # NumPy takes other files for pickles, which are not allowed here
+        raise DataError("not a .npy file of numbers, or a truncated one", where=path, allowed="a .npy file") from error

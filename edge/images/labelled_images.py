@@ -8,31 +8,26 @@ image file's bytes with its label, or the IDX files), whatever the folder is cal
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
-import math
 import re
-import struct
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from calib.errors import InputError, MissingError
-from calib.files import sha256_bytes, sha256_file, write_bytes
+from calib.errors import DataError, MissingError
+from calib.files import sha256_bytes, sha256_file
+from edge.images.even_spread import spread_evenly
+from edge.images.idx import Int64, read_idx, read_labelled_idx
 from edge.images.preprocess import Float32, Preprocess, Uint8
 
 if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-
-Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ class ImageSet:
         """`count` images spread evenly over the set (all of them when there are fewer): the same ones every time."""
         if count >= len(self):
             return self
-        chosen = np.linspace(0, len(self) - 1, count).round().astype(np.int64)
+        chosen = spread_evenly(len(self), count)
         digest = hashlib.sha256(self.sha256.encode() + chosen.tobytes()).hexdigest()
         names, pixels = tuple(self.names[i] for i in chosen), self.pixels
         return replace(self, names=names, labels=self.labels[chosen], sha256=digest, pixels=lambda i: pixels(int(chosen[i])))
@@ -82,11 +77,11 @@ def open_images(path: Path, labels: tuple[str, ...]) -> ImageSet:
     Raises InputError naming the path when it is missing, empty, or its labels are not the checkpoint's.
     """
     if not path.exists():
-        raise InputError("images not found", where=path)
+        raise DataError("images not found", where=path)
     if path.is_dir():
         idx = sorted(p for p in path.iterdir() if re.search(r"images-idx3-ubyte(\.gz)?$", p.name))
         if len(idx) > 1:
-            raise InputError(
+            raise DataError(
                 "several IDX image files in the folder", where=path, found=", ".join(p.name for p in idx), allowed="name one"
             )
         return open_idx(idx[0], labels) if idx else open_folder(path, labels)
@@ -101,13 +96,11 @@ def open_unlabelled(path: Path) -> ImageSet:
     All labels are 0. Raises InputError for a path that is missing or holds no image.
     """
     if not path.exists():
-        raise InputError("images not found", where=path)
+        raise DataError("images not found", where=path)
     idx = sorted(p for p in (path.iterdir() if path.is_dir() else [path]) if re.search(r"idx3-ubyte(\.gz)?$", p.name))
     if len(idx) == 1:
         images = read_idx(idx[0])
-        names = tuple(f"{idx[0].name}[{i}]" for i in range(len(images)))
-        digest = sha256_bytes(images.tobytes())
-        return ImageSet(str(path), names, np.zeros(len(images), np.int64), digest, lambda i: images[i, :, :, None])
+        return _from_idx(path, idx[0], images, np.zeros(len(images), np.int64), sha256_bytes(images.tobytes()))
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     root = path if path.is_dir() else path.parent
     return _from_files(path, root, [(image, 0) for image in files if image.suffix.lower() in IMAGE_SUFFIXES])
@@ -117,38 +110,26 @@ def open_idx(path: Path, labels: tuple[str, ...]) -> ImageSet:
     """Images of an IDX file `...images-idx3-ubyte[.gz]`, labels from `...labels-idx1-ubyte[.gz]` beside it."""
     label_path = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
     if label_path == path or not label_path.is_file():
-        raise InputError(
+        raise DataError(
             "no label file beside the images",
             where=path,
             found=label_path.name,
             allowed="...images-idx3-ubyte[.gz] with ...labels-idx1-ubyte[.gz]",
         )
     images, classes = read_labelled_idx(path, label_path, labels)
-    names = tuple(f"{path.name}[{i}]" for i in range(len(images)))
-    digest = sha256_bytes(b"".join(array.tobytes() for array in (images, classes)))
-    return ImageSet(str(path), names, classes, digest, lambda i: images[i, :, :, None])
+    return _from_idx(path, path, images, classes, sha256_bytes(images.tobytes() + classes.tobytes()))
 
 
-def read_labelled_idx(path: Path, label_path: Path, labels: tuple[str, ...]) -> tuple[Uint8, Int64]:
-    """Images (n, H, W) and classes (n,), n >= 1, of two IDX files. Raises InputError where they do not belong together."""
-    images, classes = read_idx(path), read_idx(label_path).astype(np.int64)
-    if images.ndim != 3 or classes.shape != images.shape[:1] or not len(images):
-        raise InputError("images and labels do not match", where=path, found=f"{images.shape} and {classes.shape}")
-    if classes.max() >= len(labels):
-        raise InputError(
-            "labels do not match the checkpoint",
-            where=label_path,
-            found=f"class {classes.max()}",
-            allowed=f"0 to {len(labels) - 1}",
-        )
-    return images, classes
+def _from_idx(source: Path, file: Path, images: Uint8, classes: Int64, sha256: str) -> ImageSet:
+    names = tuple(f"{file.name}[{i}]" for i in range(len(images)))
+    return ImageSet(str(source), names, classes, sha256, lambda i: images[i, :, :, None])
 
 
 def open_folder(path: Path, labels: tuple[str, ...]) -> ImageSet:
     """A folder of class folders. A folder's name is a label, a label with other punctuation, or a class index."""
     folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
-        raise InputError(
+        raise DataError(
             "no class folders", where=path, allowed="one folder per class, named as the labels: " + ", ".join(labels)
         )
     entries = [
@@ -167,9 +148,9 @@ def open_list(path: Path, labels: tuple[str, ...]) -> ImageSet:
     """
     entries = []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # spreadsheets put a byte order mark in front
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # spreadsheets write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError("list cannot be read", where=path, found=error, allowed="UTF-8 text") from error
+        raise DataError("list cannot be read", where=path, found=error, allowed="UTF-8 text") from error
     rows = csv.reader(lines) if path.suffix == ".csv" else (line.rsplit(None, 1) for line in lines)
     for number, row in enumerate(rows, start=1):
         cells = [cell.strip() for cell in row]
@@ -177,7 +158,7 @@ def open_list(path: Path, labels: tuple[str, ...]) -> ImageSet:
         if not any(cells) or cells[0].startswith("#") or header:
             continue
         if len(cells) != 2:
-            raise InputError("malformed line", where=f"{path}:{number}", found=row, allowed="an image path and a label")
+            raise DataError("malformed line", where=f"{path}:{number}", found=row, allowed="an image path and a label")
         entries.append((path.parent / cells[0], label_index(cells[1], labels, f"{path}:{number}")))
     return _from_files(path, path.parent, entries)
 
@@ -191,7 +172,7 @@ def label_index(name: str, labels: tuple[str, ...], where: object) -> int:
         return plain.index(_plain(name))
     if name.isdecimal() and int(name) < len(labels):
         return int(name)
-    raise InputError("labels do not match the checkpoint", where=where, found=name, allowed=", ".join(labels))
+    raise DataError("labels do not match the checkpoint", where=where, found=name, allowed=", ".join(labels))
 
 
 def _plain(label: str) -> str:
@@ -200,10 +181,10 @@ def _plain(label: str) -> str:
 
 def _from_files(source: Path, root: Path, entries: list[tuple[Path, int]]) -> ImageSet:
     if not entries:
-        raise InputError("no images", where=source, allowed=" ".join(sorted(IMAGE_SUFFIXES)))
+        raise DataError("no images", where=source, allowed=" ".join(sorted(IMAGE_SUFFIXES)))
     missing = [str(image) for image, _ in entries if not image.is_file()]
     if missing:
-        raise InputError("images not found", where=source, found=", ".join(missing[:5]) + f" ({len(missing)} in all)")
+        raise DataError("images not found", where=source, found=", ".join(missing[:5]) + f" ({len(missing)} in all)")
     content = "".join(f"{sha256_file(image)} {label}\n" for image, label in entries)
     names = tuple(str(image.relative_to(root)) if image.is_relative_to(root) else str(image) for image, _ in entries)
     labels = np.array([label for _, label in entries], dtype=np.int64)
@@ -222,7 +203,7 @@ def decode(path: Path) -> Uint8:
             with Image.open(path) as stored:
                 pixels = _to_uint8(ImageOps.exif_transpose(stored))
     except Exception as error:  # damaged files raise OSError, SyntaxError, ValueError, TypeError and more out of Pillow
-        raise InputError(
+        raise DataError(
             "image cannot be decoded", where=path, found=error, next_command="repair or remove the file, then run again"
         ) from error
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
@@ -235,27 +216,3 @@ def _to_uint8(image: Image.Image) -> Uint8:
     if image.mode not in ("L", "RGB"):
         image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
     return np.asarray(image, dtype=np.uint8)
-
-
-def write_idx(path: Path, values: Uint8) -> None:
-    """Write an IDX file of unsigned bytes, gzip-compressed; equal arrays give equal bytes."""
-    header = bytes((0, 0, 8, values.ndim)) + np.array(values.shape, ">u4").tobytes()
-    write_bytes(path, gzip.compress(header + values.tobytes(), mtime=0))
-
-
-def read_idx(path: Path) -> Uint8:
-    """An IDX file of unsigned bytes (the format of MNIST and Fashion-MNIST), plain or gzip: an array of its shape."""
-    try:
-        raw = path.read_bytes()
-        data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError("file cannot be read", where=path, found=error) from error
-    if len(data) < 4 or data[:3] != b"\0\0\x08":
-        raise InputError("not an IDX file of unsigned bytes", where=path)
-    header = 4 + 4 * data[3]
-    if len(data) < header:
-        raise InputError("truncated IDX file", where=path, found=f"{len(data)} bytes", allowed=f"a header of {header} bytes")
-    shape = struct.unpack_from(f">{data[3]}I", data, 4)
-    if len(data) - header != math.prod(shape):
-        raise InputError("truncated IDX file", where=path, found=f"{len(data) - header} values", allowed=f"{shape}")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)

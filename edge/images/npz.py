@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calib.errors import InputError
+from calib.errors import ArtifactError
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -23,14 +23,14 @@ def parse_npz(data: bytes, names: tuple[str, ...], path: Path, *, refusal: str, 
         data: of the file.
         names: that must be there.
         path: what errors name.
-        refusal: what the file is not, where it cannot be read so.
-        remake: the command that makes such a file.
-        optional: one more name, which is left out where it is not there.
+        refusal: message for a file that cannot be read this way.
+        remake: the command that writes such a file.
+        optional: one more name, left out where the archive lacks it.
 
-    Raises InputError for bytes that are no archive of such arrays.
+    Raises ArtifactError for bytes that are not an archive of such arrays.
     """
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             return {name: stored[name] for name in (*names, *([optional] if optional in stored.files else []))}
     except (OSError, KeyError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(refusal, where=path, found=error, next_command=remake) from error
+        raise ArtifactError(refusal, where=path, found=error, next_command=remake) from error

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calib.errors import InputError
+from calib.errors import ArtifactError, DataError, UsageError
 from calib.files import canonical_json
 from engines.build_folder.bundle_format import REMAKE
 from engines.build_folder.file_names import MANIFEST
@@ -61,14 +61,14 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if not 0 < self.image_size <= self.resize:
-            raise InputError(
+            raise UsageError(
                 "preprocessing cuts more than it resizes",
                 found=f"image_size {self.image_size}, resize {self.resize}",
                 allowed="0 < image_size <= resize",
             )
         finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
         if len(self.mean) != 3 or len(self.std) != 3 or not finite or not all(s > 0 for s in self.std):
-            raise InputError("mean and std need three finite values each, std positive", found=f"{self.mean}, {self.std}")
+            raise UsageError("mean and std need three finite values each, std positive", found=f"{self.mean}, {self.std}")
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Preprocess:
@@ -79,7 +79,7 @@ class Preprocess:
                 raise TypeError("four fields, whole pixels")
             return cls(image_size, resize, _triple(mean), _triple(std))
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError("malformed preprocessing", found=fields, allowed="image_size, resize, mean, std") from error
+            raise ArtifactError("malformed preprocessing", found=fields, allowed="image_size, resize, mean, std") from error
 
     def as_json(self) -> dict[str, Any]:
         """Plain fields, as stored in checkpoints and manifests."""
@@ -103,7 +103,7 @@ class Preprocess:
     def batch(self, images: Uint8) -> Float32:
         """Images of one size, uint8 (B, H, W, C) with C = 1 or 3 -> float32 (B, 3, S, S), C-contiguous."""
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
-            raise InputError(
+            raise DataError(
                 "not a batch of images",
                 found=f"{images.dtype} {images.shape}",
                 allowed="uint8 (B, H, W, C) with C 1 or 3 and no empty axis",
@@ -136,5 +136,7 @@ def read_preprocess(manifest: EngineManifest) -> Preprocess:
     fields = {name: value for name, value in manifest.preprocess.items() if name != "sha256"}
     preprocess = Preprocess.from_json(fields)
     if preprocess.sha256 != manifest.preprocess.get("sha256"):
-        raise InputError("the manifest's preprocessing is not the one that was recorded", where=MANIFEST, next_command=REMAKE)
+        raise ArtifactError(
+            "the manifest's preprocessing is not the one that was recorded", where=MANIFEST, next_command=REMAKE
+        )
     return preprocess

@@ -69,7 +69,7 @@ def describe_checkpoint(path: Path) -> Description:
     """A safetensors checkpoint: its tensors, and what it says of itself. Needs no torch."""
     import safetensors
 
-    from edge.model.metadata import METADATA_KEY, parse_info, unreadable
+    from edge.model.metadata import METADATA_KEY, parse_info, unreadable_error
 
     try:
         with safetensors.safe_open(path, framework="numpy") as stream:
@@ -77,7 +77,7 @@ def describe_checkpoint(path: Path) -> Description:
             tensors = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118  # no mapping
             shapes = {name: (str(t.get_dtype()), tuple(t.get_shape())) for name, t in tensors.items()}
     except (safetensors.SafetensorError, OSError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_error(path, error) from error
     numbers: Counter[str] = Counter()
     for dtype, shape in shapes.values():
         numbers[dtype] += math.prod(shape)
@@ -92,7 +92,7 @@ def describe_checkpoint(path: Path) -> Description:
     try:
         info = parse_info(json.loads(metadata[METADATA_KEY]), path)
     except ValueError as error:
-        raise unreadable(path, error) from error
+        raise unreadable_error(path, error) from error
     facts |= {
         "model": f"{info.config.name}, {info.config.image_size} px, {info.config.classes} classes",
         "labels": ", ".join(info.labels[:LISTED_LABELS]) + (" ..." * (len(info.labels) > LISTED_LABELS)),

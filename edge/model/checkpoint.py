@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors whose metadata say what the weights are and how images reach them; see `edge.model.metadata`.
+"""Checkpoints: safetensors whose metadata name the network and its preprocessing; see `edge.model.metadata`.
 
 Weights may be stored in FP16; the network is always their FP32 expansion.
 """
@@ -15,9 +15,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from calib.errors import InputError
+from calib.errors import ArtifactError, UsageError
 from calib.files import write_bytes
-from edge.model.metadata import METADATA_KEY, CheckpointInfo, parse_info, read_info, unreadable
+from edge.model.metadata import METADATA_KEY, CheckpointInfo, parse_info, read_info, unreadable_error
 from edge.model.sizes import UfoVitConfig
 from edge.model.ufo_vit import UfoVit, init_weights, resize_position_embedding
 
@@ -32,12 +32,12 @@ def save_checkpoint(model: UfoVit, info: CheckpointInfo, path: Path, dtype: torc
 
 
 def load_checkpoint(path: Path, *, model: str, image_size: int | None = None) -> tuple[UfoVit, CheckpointInfo]:
-    """The network of a checkpoint in FP32, in eval mode, with what the file says of itself.
+    """The network of a checkpoint in FP32, in eval mode, with its metadata.
 
     Args:
         path: a .safetensors file; or a .pth/.pt file holding {"ufovit": metadata, "state_dict": tensors}, which is read with
             `weights_only=True` so that it cannot run code.
-        model: the size that the caller asked for; another one in the file is refused.
+        model: the size that the caller expects; another one in the file is refused.
         image_size: input size to use instead of the checkpoint's; the position embedding is interpolated.
 
     Raises InputError for a missing, truncated or foreign file, for tensors that are missing, unexpected, mis-shaped or not
@@ -55,30 +55,30 @@ def load_checkpoint(path: Path, *, model: str, image_size: int | None = None) ->
 
 
 def random_network(cfg: UfoVitConfig, seed: int) -> UfoVit:
-    """A network with drawn weights, in eval mode: for trying the tools, never for a verdict on accuracy."""
+    """A network with random weights, in eval mode: for trying the tools, never for a verdict on accuracy."""
     network = UfoVit(cfg).eval()
     init_weights(network, seed)
     return network
 
 
 def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
-    """What a checkpoint file says of itself, and its tensors as stored."""
+    """The metadata of a checkpoint file, and its tensors as stored."""
     if path.suffix not in (".pth", ".pt"):
         info = read_info(path)
         try:
             return info, safetensors.torch.load_file(path)
         except (safetensors.SafetensorError, OSError) as error:
-            raise unreadable(path, error) from error
+            raise unreadable_error(path, error) from error
     if not path.is_file():
-        raise InputError("checkpoint not found", where=path)
+        raise UsageError("checkpoint not found", where=path)
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         metadata, tensors = content[METADATA_KEY], dict(content["state_dict"])
     except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_error(path, error) from error
     foreign = sorted(str(name) for name, value in tensors.items() if not isinstance(value, Tensor))
     if foreign:
-        raise InputError("state_dict holds more than tensors", where=path, found=_shorten(foreign))
+        raise ArtifactError("state_dict holds more than tensors", where=path, found=_shorten(foreign))
     return parse_info(metadata, path), tensors
 
 
@@ -97,7 +97,7 @@ def _check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], path: 
     }
     if any(problems.values()):
         lines = [f"{kind}: {_shorten(names)}" for kind, names in problems.items() if names]
-        raise InputError("checkpoint does not fit the model", where=path, found="; ".join(lines))
+        raise ArtifactError("checkpoint does not fit the model", where=path, found="; ".join(lines))
 
 
 def _shorten(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""torch -> ONNX: exact foldings, opset 20, readable names, simplification at arm's length, parity on real images.
+"""torch -> ONNX: exact foldings, opset 20, readable names, onnxsim in a subprocess, parity on real images.
 
 Opset 20 is the newest that the parsers of TensorRT 10.0 and later all read; it has LayerNormalization and Gelu as single
 nodes and FP16 scales for Q/DQ.
@@ -44,14 +44,14 @@ onnx.save(simplified, sys.argv[2])
 """
 
 
-def export(model: UfoVit, path: Path, images: Float32, info: CheckpointInfo | None = None) -> ExportRecord:
+def export_onnx(model: UfoVit, path: Path, images: Float32, info: CheckpointInfo | None = None) -> ExportRecord:
     """Write `model` as an ONNX file with dynamic batch and check it on real images.
 
     Args:
         model: the network in eval mode; it is folded on a copy.
         path: the file to write, atomically.
         images: preprocessed images (B, 3, S, S), B >= 2.
-        info: what the checkpoint says of itself; the graph will say it too.
+        info: metadata of the checkpoint, which the graph gets too.
 
     Raises VerdictError when ONNX Runtime's logits do not agree with torch's.
     """
@@ -60,7 +60,7 @@ def export(model: UfoVit, path: Path, images: Float32, info: CheckpointInfo | No
         write_graph_info(proto, info)
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
-        parity = check_parity(model, temporary, images)  # before the file gets its name: no graph is left that failed it
+        parity = check_parity(model, temporary, images)  # before the file gets its name: no graph that failed is left behind
     return ExportRecord(
         onnx_sha256=sha256_file(path),
         opset=OPSET,
@@ -74,8 +74,8 @@ def to_onnx(model: UfoVit) -> onnx.ModelProto:
     """The ONNX graph of a (folded) network: input `image` (batch, 3, S, S), output `logits` (batch, classes)."""
     size = model.cfg.image_size
     example = torch.zeros(2, 3, size, size)
-    with warnings.catch_warnings(), _quiet_exporter(), _garbage_kept(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # deprecations inside the exporter are not the user's
+    with warnings.catch_warnings(), _quiet_exporter(), _no_garbage_collection(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # deprecations inside the exporter do not concern the user
         program = torch.onnx.export(
             model,
             (example,),
@@ -93,21 +93,21 @@ def to_onnx(model: UfoVit) -> onnx.ModelProto:
     return proto
 
 
-class _quiet_exporter:  # noqa: N801  # a context manager, used like a function
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
     """Silences the exporter's log, which names optional libraries that this graph does not need."""
-
-    def __enter__(self) -> None:
-        self.logger = logging.getLogger("torch.onnx")
-        self.level = self.logger.level
-        self.logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *exc: object) -> None:
-        self.logger.setLevel(self.level)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager
-def _garbage_kept() -> Iterator[None]:
-    """No garbage collection: nearly all of the exporter's many objects live on, and finding that takes a tenth of its time."""
+def _no_garbage_collection() -> Iterator[None]:
+    """Pauses garbage collection: the exporter's many objects stay alive, and collecting takes a tenth of its time."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -120,7 +120,7 @@ def _garbage_kept() -> Iterator[None]:
 def rename_by_module(proto: onnx.ModelProto) -> None:
     """Name nodes and tensors by the torch module they come from, in place: `blocks.0.attn.q/MatMul`.
 
-    Also drops the exporter's metadata, which hold source paths of the machine and would make equal graphs differ.
+    Also drops the exporter's metadata, which contain source paths of the machine and would make equal graphs differ.
     """
     graph = proto.graph
     renamed: dict[str, str] = {}
@@ -170,11 +170,11 @@ def _unique(name: str, taken: set[str]) -> str:
 def simplify(
     proto: onnx.ModelProto, images: Float32, seconds: float = SIMPLIFY_SECONDS
 ) -> tuple[onnx.ModelProto, Simplification]:
-    """onnxsim in a process of its own with a time limit; its graph only if it computes the same, else the original.
+    """Run onnxsim in a subprocess with a time limit; return its graph if it computes the same, else the original.
 
     Constants are folded and shapes inferred; onnxsim's fusions stay off. They merge the projections of Q, K and V into one
     product and wrap every linear layer into Reshape-Gemm-Reshape, which hides the layers that are calibrated, folded and
-    reported on; TensorRT makes such fusions itself.
+    reported on; TensorRT does such fusions itself.
     """
     before = len(proto.graph.node)
 
@@ -222,8 +222,8 @@ def check_parity(model: UfoVit, path: Path, images: Float32) -> Parity:
     """Compare the file's logits with the network's in torch. Raises VerdictError below EXPORT_SQNR_DB."""
     with torch.inference_mode():
         expected = model(torch.from_numpy(images)).numpy()
-    found = _logits_of(path)(images)
-    parity = Parity(len(images), float(np.abs(expected - found).max()), min(sqnr_db(expected, found), SQNR_CAP_DB))
+    exported = _logits_of(path)(images)
+    parity = Parity(len(images), float(np.abs(expected - exported).max()), min(sqnr_db(expected, exported), SQNR_CAP_DB))
     if not parity.sqnr_db >= EXPORT_SQNR_DB:
         raise VerdictError(
             "the exported graph does not compute what the network computes",

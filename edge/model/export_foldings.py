@@ -4,7 +4,7 @@
     LayerScale          into the rows and bias of the branch's last layer               W <- g W,  b <- g b
     stem's BatchNorm    into the convolution before it            W <- s W,  b <- beta - s mu,  s = gamma / sqrt(var + eps)
 
-The BatchNorm of the local patch interaction stays: it stands between a GELU and a zero-padded convolution, where its shift
+The BatchNorm of the local patch interaction stays: it is between a GELU and a zero-padded convolution, where its shift
 does not reach the padding, so that folding it forward would be wrong at the border of the image.
 
 All products are taken in float64 and rounded once to float32.

@@ -1,26 +1,19 @@
-"""What a checkpoint says of itself: model, image size, classes, labels, preprocessing. Needs no torch.
+"""The metadata of a checkpoint: model, image size, classes, labels, preprocessing. Needs no torch.
 
 The metadata key "ufovit" of the safetensors file holds one JSON object with the fields written by `CheckpointInfo.as_json`.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from calib.errors import InputError
-from edge.images.graph_input import Normalisation, input_shape
-from edge.images.preprocess import Preprocess
-
-if TYPE_CHECKING:
-    import onnx
-
-
 import json
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from calib.errors import ArtifactError, GraphError, UsageError
 from calib.files import sha256_file
+from edge.images.graph_input import Normalisation, input_shape
+from edge.images.preprocess import Preprocess
 from edge.model.sizes import UfoVitConfig, config
 
 if TYPE_CHECKING:
@@ -41,16 +34,16 @@ _OPTIONAL = {"random_weights": (bool,), "training": (dict,)}
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint says of itself.
+    """The metadata of a checkpoint.
 
     Attributes:
         config: shape of the network at the image size in use.
         labels: one name per class, in the order of the logits.
         preprocess: from pixels to the network's input.
-        random_weights: true when the weights were drawn, not trained.
+        random_weights: true when the weights are random, not trained.
         training: free-form facts about the training (data, accuracy, command).
-        file: path, empty for drawn weights.
-        sha256: digest of the file, empty for drawn weights.
+        file: path, empty for random weights.
+        sha256: digest of the file, empty for random weights.
     """
 
     config: UfoVitConfig
@@ -85,7 +78,7 @@ class CheckpointInfo:
     def require_model(self, model: str) -> None:
         """Raise InputError when the checkpoint is of another model than the one asked for."""
         if self.config.name != model:
-            raise InputError(
+            raise UsageError(
                 "checkpoint is of another model",
                 where=self.file,
                 found=self.config.name,
@@ -99,15 +92,15 @@ def read_info(path: Path) -> CheckpointInfo:
     import safetensors
 
     if not path.is_file():
-        raise InputError("checkpoint not found", where=path)
+        raise UsageError("checkpoint not found", where=path)
     try:
         with safetensors.safe_open(path, framework="numpy") as stream:
             text = (stream.metadata() or {}).get(METADATA_KEY)
     except (safetensors.SafetensorError, OSError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_error(path, error) from error
     if text is None:
-        raise InputError(
-            "checkpoint says nothing of its model, labels and preprocessing",
+        raise ArtifactError(
+            "checkpoint does not name its model, labels and preprocessing",
             where=path,
             found=f"no metadata key {METADATA_KEY!r}",
             next_command="write it with edge.model.checkpoint.save_checkpoint",
@@ -115,13 +108,13 @@ def read_info(path: Path) -> CheckpointInfo:
     try:
         metadata = json.loads(text)
     except ValueError as error:
-        raise unreadable(path, error) from error
+        raise unreadable_error(path, error) from error
     return parse_info(metadata, path)
 
 
-def unreadable(path: Path, error: Exception) -> InputError:
-    """The error for a file that is no checkpoint."""
-    return InputError(
+def unreadable_error(path: Path, error: Exception) -> ArtifactError:
+    """The error for a file that is not a checkpoint."""
+    return ArtifactError(
         "checkpoint cannot be read: truncated, damaged or of another format",
         where=path,
         found=(str(error) or type(error).__name__).splitlines()[0],
@@ -130,26 +123,26 @@ def unreadable(path: Path, error: Exception) -> InputError:
 
 
 def write_graph_info(model: onnx.ModelProto, info: CheckpointInfo) -> None:
-    """Let an ONNX graph say what network it is, in place; how that was trained is left to the checkpoint."""
+    """Store the metadata in an ONNX graph, in place, without those about the training, which stay in the checkpoint."""
     metadata = {name: value for name, value in info.as_json().items() if name != "training"}
     model.metadata_props.add(key=METADATA_KEY, value=json.dumps(metadata, sort_keys=True))
 
 
 def read_graph_info(model: onnx.ModelProto, path: Path) -> CheckpointInfo | None:
-    """What an ONNX graph says of its network; None for a graph that this toolkit did not export. Raises InputError."""
+    """The metadata stored in an ONNX graph; None for a graph that this toolkit did not export. Raises InputError."""
     for item in model.metadata_props:
         if item.key == METADATA_KEY:
             try:
                 return parse_info(json.loads(item.value), path)
             except ValueError as error:
-                raise InputError("metadata of the graph cannot be read", where=path, found=error) from error
+                raise ArtifactError("metadata of the graph cannot be read", where=path, found=error) from error
     return None
 
 
 def parse_info(metadata: dict[str, Any], path: Path) -> CheckpointInfo:
     """Validated metadata of the file at `path`."""
     if not isinstance(metadata, dict) or metadata.get("schema_version") != SCHEMA_VERSION:
-        raise InputError("unknown checkpoint schema version", where=path, found=str(metadata)[:60], allowed=SCHEMA_VERSION)
+        raise ArtifactError("unknown checkpoint schema version", where=path, found=str(metadata)[:60], allowed=SCHEMA_VERSION)
     _check_fields(metadata, path)
     cfg = config(
         metadata["model"],
@@ -160,14 +153,14 @@ def parse_info(metadata: dict[str, Any], path: Path) -> CheckpointInfo:
     labels = tuple(str(name) for name in metadata["labels"])
     preprocess = Preprocess.from_json(metadata["preprocess"])
     if len(labels) != cfg.classes or len(set(labels)) != len(labels):
-        raise InputError(
+        raise ArtifactError(
             "labels do not match the classes",
             where=path,
             found=f"{len(labels)} labels, {len(set(labels))} different, for {cfg.classes} classes",
             allowed="one name per class, all different",
         )
     if preprocess.image_size != cfg.image_size:
-        raise InputError(
+        raise ArtifactError(
             "preprocessing and network disagree on the image size",
             where=path,
             found=f"{preprocess.image_size} and {cfg.image_size} px",
@@ -186,10 +179,10 @@ def parse_info(metadata: dict[str, Any], path: Path) -> CheckpointInfo:
 def _check_fields(metadata: dict[str, Any], path: Path) -> None:
     missing = [name for name in _REQUIRED if name not in metadata]
     if missing:
-        raise InputError("checkpoint metadata are incomplete", where=path, found=f"no {', '.join(map(repr, missing))}")
+        raise ArtifactError("checkpoint metadata are incomplete", where=path, found=f"no {', '.join(map(repr, missing))}")
     for name, types in {**_REQUIRED, **_OPTIONAL}.items():
         if name in metadata and type(metadata[name]) not in types:  # exact: True is an int to isinstance
-            raise InputError(
+            raise ArtifactError(
                 "checkpoint metadata are ill-typed",
                 where=path,
                 found=f"{name}: {metadata[name]!r}"[:80],
@@ -208,7 +201,7 @@ def graph_preprocess(
     if normalisation is None:
         if info is not None:
             return info.preprocess
-        raise InputError(
+        raise GraphError(
             "the graph does not say how its images are prepared",
             where=path,
             found="no metadata of this toolkit",
@@ -216,5 +209,7 @@ def graph_preprocess(
         )
     sides = input_shape(model, path)
     if len(sides) != 3 or sides[0] != 3 or sides[1] != sides[2]:
-        raise InputError("the graph takes no square images", where=path, found=sides, allowed="(batch, 3, S, S) with S fixed")
+        raise GraphError(
+            "the graph does not take square images", where=path, found=sides, allowed="(batch, 3, S, S) with S fixed"
+        )
     return Preprocess(sides[1], sides[1], *normalisation)

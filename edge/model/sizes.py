@@ -1,11 +1,11 @@
-"""Shapes of the network: the sizes of the family and what may be varied. Needs no torch."""
+"""The sizes of UFO-ViT and what may be varied. Needs no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from calib.errors import InputError
+from calib.errors import UsageError
 
 KvAxis = Literal["contraction", "last"]
 """Which axis of K^T V is normalised: the paper's ("contraction", dim -2) or the one of ports in circulation ("last")."""
@@ -16,7 +16,7 @@ CLASS_LAYERS = 2
 
 @dataclass(frozen=True)
 class UfoVitConfig:
-    """Shape of a UFO-ViT. Impossible shapes cannot be made: the constructor raises InputError.
+    """Shape of a UFO-ViT. The constructor raises InputError for an impossible one.
 
     Attributes:
         name: one of SIZES, or any name for a custom shape.
@@ -41,22 +41,22 @@ class UfoVitConfig:
     def __post_init__(self) -> None:
         counts = (self.depth, self.dim, self.heads, self.classes)
         if min(counts) < 1:
-            raise InputError("depth, dim, heads and classes must be positive", found=", ".join(map(str, counts)))
+            raise UsageError("depth, dim, heads and classes must be positive", found=", ".join(map(str, counts)))
         if self.image_size < STEM_STRIDE or self.image_size % STEM_STRIDE:
-            raise InputError(
+            raise UsageError(
                 "image size does not fit the stem",
                 found=f"{self.image_size} px",
                 allowed=f"positive multiples of {STEM_STRIDE} px, the stem's stride",
                 next_command="pass --image-size with such a multiple",
             )
         if self.dim % self.heads or self.dim % 8:
-            raise InputError(
+            raise UsageError(
                 "embedding dimension does not fit heads and stem",
                 found=f"dim {self.dim}, heads {self.heads}",
                 allowed="dim divisible by heads and by 8",
             )
         if self.kv_axis not in get_args(KvAxis):
-            raise InputError("unknown XNorm axis", found=str(self.kv_axis), allowed=", ".join(get_args(KvAxis)))
+            raise UsageError("unknown XNorm axis", found=str(self.kv_axis), allowed=", ".join(get_args(KvAxis)))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -86,5 +86,5 @@ SIZES: dict[str, UfoVitConfig] = {
 def config(name: str, *, image_size: int = 224, classes: int = 1000, kv_axis: KvAxis = "contraction") -> UfoVitConfig:
     """The configuration of a named size. Raises InputError with the known names for an unknown one."""
     if name not in SIZES:
-        raise InputError(f"unknown model {name!r}", allowed=", ".join(SIZES))
+        raise UsageError(f"unknown model {name!r}", allowed=", ".join(SIZES))
     return replace(SIZES[name], image_size=image_size, classes=classes, kv_axis=kv_axis)

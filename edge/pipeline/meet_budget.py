@@ -1,4 +1,4 @@
-"""An accuracy budget met by leaving the costliest layers in float: ranked by what they cost, tried on held-out images."""
+"""Meet an accuracy budget by leaving the costliest layers in float: ranked by their cost, tried on held-out images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fit(
     budget: float,
     progress: Progress,
 ) -> BudgetResult:
-    """Find the largest INT8 share of the MACs whose drop on `images` is within `budget` points; say what stays in float.
+    """Find the largest INT8 share of the MACs whose drop on `images` is within `budget` points; report what stays in float.
 
     Without labels the share of changed answers, which no drop can exceed, stands for the drop.
     """
@@ -48,27 +48,26 @@ def fit(
     macs = count_macs(model, batch=1)
 
     def evaluate(float_nodes: tuple[str, ...]) -> float:
-        made = quantize_graph(model, replace(table, float_nodes=float_nodes), scheme, "a trial of the search")
-        runner = OrtRunner(Path("a trial of the search"), data=serialize(made), throughput=True)
+        trial = quantize_graph(model, replace(table, float_nodes=float_nodes), scheme, "a trial of the search")
+        runner = OrtRunner(Path("a trial of the search"), data=serialize(trial), throughput=True)
         drop = drop_points(reference, run_all(runner, images.batches(BATCH)), images.labels)
         progress.say(f"    {len(float_nodes)} of {len(plan.nodes)} layers in float: drop {drop:+.2f} points")
         return drop
 
     ranked = costs.ranked(per_mac=True)
     with progress.task(f"search for {budget:g} points on {len(images)} images"):
-        found = fit_budget(ranked, evaluate, macs, budget, largest=len(ranked) - 1)
-    _say(found, len(images), progress)
-    return found
+        result = fit_budget(ranked, evaluate, macs, budget, largest=len(ranked) - 1)
+    _say(result, len(images), progress)
+    return result
 
 
-def _say(found: BudgetResult, images: int, progress: Progress) -> None:
-    resolution = 100 / images
+def _say(result: BudgetResult, images: int, progress: Progress) -> None:
+    trials = f"{result.evaluations} trial{'s' * (result.evaluations > 1)}"
     progress.say(
-        f"budget       {'met' if found.met else 'NOT MET'}: drop {found.drop:+.2f} points of {found.budget:g} with "
-        f"{found.int8_share:.1%} of the multiply-accumulates in INT8, {found.evaluations} trial{'s' * (found.evaluations > 1)}"
-        f"; one image is {resolution:.2g} points"
+        f"budget       {'met' if result.met else 'NOT MET'}: drop {result.drop:+.2f} points of {result.budget:g} with "
+        f"{result.int8_share:.1%} of the multiply-accumulates in INT8, {trials}; one image is {100 / images:.2g} points"
     )
-    for group in found.float_groups[:_LISTED]:
+    for group in result.float_groups[:_LISTED]:
         progress.say(f"  in float   {group.name}: {group.share:.2%} of the multiply-accumulates")
-    if len(found.float_groups) > _LISTED:
-        progress.say(f"  and {len(found.float_groups) - _LISTED} more, in calibration.json")
+    if len(result.float_groups) > _LISTED:
+        progress.say(f"  and {len(result.float_groups) - _LISTED} more, in calibration.json")

@@ -122,7 +122,8 @@ def redraw(folder: Path, progress: Progress) -> bool:
 
 
 def _attribute_step(folder: Path, images: ImageSet) -> Step:
-    from edge.attribution.attribute import TRIAL_IMAGES, attribute, require_graphs
+    from edge.attribution.attribute import TRIAL_IMAGES, attribute_build
+    from edge.attribution.build_graphs import require_graphs
 
     require_graphs(folder)
     reads = {
@@ -132,7 +133,7 @@ def _attribute_step(folder: Path, images: ImageSet) -> Step:
     }
 
     def run(advance: Advance) -> None:
-        attribute(folder, images, advance)
+        attribute_build(folder, images, advance)
 
     return Step("attribute", reads, (ATTRIBUTION,), run)
 

@@ -1,4 +1,4 @@
-"""`xnorm.json`: what is known of every XNorm of a network, and whether reduced precision can compute it."""
+"""`xnorm.json`: the ranges of every XNorm of a network, and whether reduced precision can compute it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REMAKE = "ufovit certify"
 
 @dataclass(frozen=True)
 class Bits:
-    """Room of a quantity in a format, in powers of two; negative where there is none, None where there is nothing to measure.
+    """Headroom of a quantity in a format, in powers of two; negative on overflow, None where there is nothing to measure.
 
     Attributes:
         headroom: from the observed maximum to the largest number.
@@ -31,14 +31,14 @@ class Bits:
 
 @dataclass(frozen=True)
 class Quantity:
-    """One kind of number inside a site, over all heads.
+    """One kind of value inside a site, over all heads.
 
     Attributes:
         name: "argument" a, "square" a^2, "sum" sum a^2, "partial" sums on the way to K^T V, "k" and "v".
         observed_max, observed_min: over the images; of "argument" and what follows from it, the minimum is that of the largest
-            element of a nonzero vector; None where none is kept.
+            element of a nonzero vector; None where none is recorded.
         certified_max: for every input, None where nothing is certified.
-        fp16, bf16: room.
+        fp16, bf16: headroom.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Int8Loss:
-    """What one INT8 scale for a whole tensor costs its vectors.
+    """Errors of a tensor's vectors under one INT8 scale for all.
 
     Attributes:
         dead_fraction: share of nonzero vectors that become zero.
@@ -84,26 +84,26 @@ class SiteCertificate:
         axis: the normalised axis, negative.
         heads, dim: heads H and length d of a vector.
         tokens: products that an entry of K^T V sums; 0 for "q" and where the graph does not fix it.
-        vectors, zero_vectors: seen, and how many were exactly zero, over all heads.
+        vectors, zero_vectors: how many, and how many were exactly zero, over all heads.
         eps: smallest guard against division by zero in units of the norm, None without one.
         eps_kind: "clamp", "added" or "none".
         max_abs, sum_sq_max, sum_sq_min: observed; the minimum over nonzero vectors, None without any.
         bound_max_abs, bound_sum_sq: certified for every input, None where nothing is.
-        output_bound: proven bound on gamma a / ||a|| and on the attention's output made of it.
-        fp16_headroom_bits: least room of any quantity below FP16's largest number, certified where it can be.
-        fp16_floor_bits: room of the smallest sum a^2 above FP16's smallest normal number, None without nonzero vectors.
+        output_bound: proven bound on gamma a / ||a|| and on the attention's output.
+        fp16_headroom_bits: smallest headroom of any quantity in FP16, certified where possible.
+        fp16_floor_bits: distance of the smallest sum a^2 from FP16's smallest normal number, None without nonzero vectors.
         quantities: all of them.
         by_head: the ranges by head.
         fold_exponent: p; the argument was multiplied by 2^-p. Where heads differ, that of the largest |p|.
         fold: weight of a linear layer -> its exponent by head.
         island: whether the site is to compute in FP32.
-        verdicts: precision -> verdict, what it rests on and why.
+        verdicts: precision -> verdict, its basis and reason.
         verdict: the worst of them.
         errors: "fp16", "bf16" with sums in the format, "fp16/fp32", "bf16/fp32" with sums in FP32 -> relative error of the
             emulated XNorm against float64, over all vectors of the checked images; None where NaN or infinity came out.
             Before a repair FP16's alone.
-        int8_dead_fraction, int8_direction_error, int8_clipped_fraction: quantized behind the norm, as a build does.
-        int8_in_front: the same with Q/DQ in front of the norm, as a build does not.
+        int8_dead_fraction, int8_direction_error, int8_clipped_fraction: quantized after the norm, as a build does.
+        int8_in_front: the same with Q/DQ before the norm, as a build does not.
     """
 
     name: str

@@ -6,37 +6,34 @@ find sites -> trace, bound -> measure -> judge -> fold, or keep in FP32 -> check
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 
-from calib.errors import InputError, VerdictError
+from calib.errors import GraphError, UsageError
 from calib.files import sha256_bytes
 from calib.graph import index_graph, infer_types, to_array
 from calib.macs import count_macs
-from calib.ort_session import TappedGraph
 from calib.qdq_writer import serialize
-from edge.stability.bound_propagation import prove
+from edge.stability.bound_propagation import propagate_bounds
 from edge.stability.certificate import Checks, IslandCost, SiteCertificate, XNormCertificate
 from edge.stability.finders.xnorm import XNormSite, find_sites
-from edge.stability.float_formats import FP16
-from edge.stability.measure_ranges import Float32, SiteLayers, certified_bounds, measure, observe, taps, trace_layers
-from edge.stability.observed_ranges import Certified, Observed
-from edge.stability.power_of_two_folding import Fold, folded_graph, plan_fit, plan_fold
-from edge.stability.site_certificate import SiteEvidence, certify_site, network_verdict
-from edge.stability.site_evidence import gather_evidence
-from edge.stability.trace_layers import Tracer
-from edge.stability.verdict import STABILITIES, SiteCase, judge
+from edge.stability.input_bounds import bound_site
+from edge.stability.measure_ranges import Float32, measure
+from edge.stability.observed_ranges import ObservedRanges
+from edge.stability.power_of_two_folding import Fold, folded_graph
+from edge.stability.repair import check_repair, choose_repair, island_cost, no_fold
+from edge.stability.site_certificate import certify_site, network_verdict
+from edge.stability.site_evidence import SiteEvidence, gather_evidence
+from edge.stability.trace_layers import SiteLayers, Tracer, trace_site
+from edge.stability.verdict import SiteCase
 
 CHECK_BYTES = 1 << 28
 """Memory that the tensors of the checked images may take: a whole batch of ufovit_t up to 224 px, one of ufovit_b at 896 px."""
-
-
 MIN_IMAGES = 2
 MAC_BUDGET = 5e11
-"""Multiply-accumulates spent on measuring. More images would find rarer minima; the maxima are certified without any."""
+"""Multiply-accumulates spent on measuring. More images would find rarer minima; the maxima are certified without images."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +55,18 @@ class CertifyConfig:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.precisions) - {"fp16", "bf16", "int8"})
         if unknown or not self.precisions:
-            raise InputError("unknown precision to certify", found=", ".join(unknown) or "none", allowed="fp16, bf16, int8")
+            raise UsageError("unknown precision to certify", found=", ".join(unknown) or "none", allowed="fp16, bf16, int8")
 
 
 @dataclass(frozen=True)
 class Certification:
-    """What `certify` leaves: the certificate, and the graph it is for, repaired where that was asked for."""
+    """What `certify_graph` leaves: the certificate, and the graph it is for, repaired where that was asked for."""
 
     certificate: XNormCertificate
     model: onnx.ModelProto
 
 
-def certify(
+def certify_graph(
     model: onnx.ModelProto,
     batches: Iterable[Float32],
     *,
@@ -87,7 +84,7 @@ def certify(
         data_sha256: digest of the images and their preprocessing, for the certificate.
         onnx_sha256: digest of the graph's file; empty for that of its canonical bytes.
         config: precisions, whether to repair, what the network must have.
-        progress: told the number of images done so far.
+        progress: called with the number of images done so far.
 
     Raises:
         InputError: no XNorm in the graph, another number of them than expected, weights or tensors that hold NaN or infinity.
@@ -97,67 +94,53 @@ def certify(
     _check_weights(model)
     sites = find_sites(model, config.expected_sites, config.kv_axis)
     if not sites:
-        raise InputError(
+        raise GraphError(
             "no XNorm in the graph", allowed="a network that divides by an L2 norm", next_command="ufovit inspect FILE"
         )
     network = _Network(model, sites)
-    measured = network.measure(batches, progress)
-    before = [
-        SiteCase(site, int(measured.first[site.argument].shape[site.axis]), seen, sure, output_bound=bound)
-        for site, seen, sure, bound in zip(sites, measured.observed, network.certified, network.output_bounds, strict=True)
-    ]
-    facts = {
-        "onnx_sha256": onnx_sha256 or sha256_bytes(serialize(model)),
-        "data_sha256": data_sha256,
-        "images": measured.images,
-        "precisions": config.precisions,
-    }
-    if config.repair:
-        return _repair(network, before, measured, facts)
-    return _judge_only(network, before, measured, facts)
-
-
-def _judge_only(network: _Network, before: list[SiteCase], measured: _Measured, facts: dict[str, Any]) -> Certification:
-    """The certificate of the graph as it is."""
-    evidence = [gather_evidence(site, measured.first) for site in network.sites]
-    sites = network.certificates(before, [_nothing(case) for case in before], evidence)
-    verdict = network_verdict(sites, facts["precisions"])
-    found = XNormCertificate(
-        **facts,
-        folded_onnx_sha256=None,
-        sites=sites,
-        before=(),
-        verdict=verdict,
-        verdict_before=verdict,
-        islands=IslandCost(0, 0, 0),
+    ranges = network.measure(batches, progress)
+    before = network.cases(ranges)
+    judged = _repair(network, before, ranges) if config.repair else _judge_only(network, before, ranges)
+    certificate = XNormCertificate(
+        onnx_sha256=onnx_sha256 or sha256_bytes(serialize(model)),
+        folded_onnx_sha256=None if judged.checks is None else sha256_bytes(serialize(judged.model)),
+        data_sha256=data_sha256,
+        images=ranges.images,
+        precisions=config.precisions,
+        sites=judged.sites,
+        before=judged.before,
+        verdict=network_verdict(judged.sites, config.precisions),
+        verdict_before=network_verdict(judged.before or judged.sites, config.precisions),
+        islands=judged.islands,
+        checks=judged.checks,
     )
-    return Certification(found, network.model)
+    return Certification(certificate, judged.model)
 
 
-def _repair(network: _Network, before: list[SiteCase], measured: _Measured, facts: dict[str, Any]) -> Certification:
-    """Fold, check, judge again: the certificate of the graph as it was and as it is to be built."""
-    mended = [_mend(case, traced) for case, traced in zip(before, network.traced, strict=True)]
-    cases, folds = [case for case, _ in mended], [fold for _, fold in mended]
+def _judge_only(network: _Network, before: list[SiteCase], ranges: _Ranges) -> _Judged:
+    """The graph as it is."""
+    evidence = [gather_evidence(site, ranges.checked) for site in network.sites]
+    return _Judged(network.model, network.certificates(before, [no_fold(case) for case in before], evidence))
+
+
+def _repair(network: _Network, before: list[SiteCase], ranges: _Ranges) -> _Judged:
+    """Fold, check, judge again: the graph as it was and as it is to be built."""
+    repairs = [choose_repair(case, traced) for case, traced in zip(before, network.traced, strict=True)]
+    cases, folds = [case for case, _ in repairs], [fold for _, fold in repairs]
     repaired = folded_graph(network.model, tuple(folds), tuple(traced.layers for traced in network.traced))
-    tensors, checks = _check_repair(network, repaired, measured, folds)
-    as_built = [gather_evidence(case.site, tensors) for case in cases]
-    as_found = [
-        gather_evidence(case.site, measured.first, ("fp16",)) if fold.changes else evidence
-        for case, fold, evidence in zip(before, folds, as_built, strict=True)
+    tensors, checks = check_repair(network.model, repaired, network.sites, folds, ranges.checked)
+    evidence = [gather_evidence(case.site, tensors) for case in cases]
+    evidence_before = [
+        gather_evidence(case.site, ranges.checked, ("fp16",)) if fold.changes else unchanged
+        for case, fold, unchanged in zip(before, folds, evidence, strict=True)
     ]
-    sites = network.certificates(cases, folds, as_built)
-    originals = network.certificates(before, [_nothing(case) for case in before], as_found)
-    found = XNormCertificate(
-        **facts,
-        folded_onnx_sha256=sha256_bytes(serialize(repaired)),
-        sites=sites,
-        before=originals,
-        verdict=network_verdict(sites, facts["precisions"]),
-        verdict_before=network_verdict(originals, facts["precisions"]),
-        islands=_island_cost(cases, tensors),
-        checks=checks,
+    return _Judged(
+        repaired,
+        network.certificates(cases, folds, evidence),
+        network.certificates(before, [no_fold(case) for case in before], evidence_before),
+        island_cost(cases, tensors),
+        checks,
     )
-    return Certification(found, repaired)
 
 
 def image_budget(model: onnx.ModelProto, available: int) -> int:
@@ -167,12 +150,23 @@ def image_budget(model: onnx.ModelProto, available: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _Ranges:
     """Ranges over all images, how many they were, and the tensors, the graph's input among them, of the checked ones."""
 
-    observed: tuple[Observed, ...]
+    observed: tuple[ObservedRanges, ...]
     images: int
-    first: dict[str, Float32]
+    checked: dict[str, Float32]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A graph with its certified sites; with a repair also those before it, its cost and its checks."""
+
+    model: onnx.ModelProto
+    sites: tuple[SiteCertificate, ...]
+    before: tuple[SiteCertificate, ...] = ()
+    islands: IslandCost = field(default_factory=lambda: IslandCost(0, 0, 0))
+    checks: Checks | None = None
 
 
 class _Network:
@@ -181,100 +175,52 @@ class _Network:
     def __init__(self, model: onnx.ModelProto, sites: tuple[XNormSite, ...]) -> None:
         self.model, self.sites = model, sites
         tracer = Tracer(model, index_graph(model), infer_types(model))
-        self.traced: list[SiteLayers] = [trace_layers(tracer, site) for site in sites]
-        self.certified: list[Certified | None] = [certified_bounds(s, t) for s, t in zip(sites, self.traced, strict=True)]
-        proofs = prove(model, sites).values()
-        self.output_bounds = [max(proof.largest for proof in proofs if site.name in proof.sites) for site in sites]
-        self.output = model.graph.output[0].name
+        self.traced: list[SiteLayers] = [trace_site(tracer, site) for site in sites]
+        self.certified = [bound_site(site, traced) for site, traced in zip(sites, self.traced, strict=True)]
+        bounds = propagate_bounds(model, sites).values()
+        self.output_bounds = [max(bound.largest for bound in bounds if site.name in bound.sites) for site in sites]
 
-    def measure(self, batches: Iterable[Float32], progress: Callable[[int], None]) -> _Measured:
-        first: dict[str, Float32] = {}
+    def measure(self, batches: Iterable[Float32], progress: Callable[[int], None]) -> _Ranges:
+        checked: dict[str, Float32] = {}
 
         def keep_first(tensors: dict[str, Float32]) -> None:
-            if not first:
+            if not checked:
                 count = _affordable(tensors)
-                first.update((name, values[:count].copy()) for name, values in tensors.items())
+                checked.update((name, values[:count].copy()) for name, values in tensors.items())
 
         observed, images = measure(self.model, self.sites, batches, progress, watch=keep_first)
-        return _Measured(observed, images, first)
+        return _Ranges(observed, images, checked)
+
+    def cases(self, ranges: _Ranges) -> list[SiteCase]:
+        """The sites of the graph as it is."""
+        rows = zip(self.sites, ranges.observed, self.certified, self.output_bounds, strict=True)
+        return [
+            SiteCase(site, int(ranges.checked[site.argument].shape[site.axis]), observed, certified, output_bound=bound)
+            for site, observed, certified, bound in rows
+        ]
 
     def certificates(
         self, cases: list[SiteCase], folds: list[Fold], evidence: list[SiteEvidence]
     ) -> tuple[SiteCertificate, ...]:
-        made = []
-        for case, fold, traced, shown in zip(cases, folds, self.traced, evidence, strict=True):
+        certificates = []
+        for case, fold, traced, errors in zip(cases, folds, self.traced, evidence, strict=True):
             exponents = {
                 layer.weight: tuple(int(p) for p in row)
                 for layer, row in zip(traced.layers, fold.exponents, strict=False)
                 if row.any()
             }
             total = tuple(int(p) for p in fold.exponents.sum(axis=0))
-            made.append(certify_site(case, traced.tokens, exponents, total, shown))
-        return tuple(made)
-
-
-def _mend(case: SiteCase, traced: SiteLayers) -> tuple[SiteCase, Fold]:
-    """What makes a site stable in FP16, or else least unstable: nothing, a folding, an FP32 island, in this order."""
-    nothing, folds = _nothing(case), tuple(plan_fold(case, traced.scalable))
-    ways = [(nothing, False), *((fold, False) for fold in folds)]
-    ways += [(fold, True) for fold in (nothing, *plan_fit(case, traced.scalable), *folds)]
-    cases = [(replace(_apply(case, fold), island=island), fold) for fold, island in ways]
-    return min(cases, key=lambda way: STABILITIES.index(judge(way[0], FP16).verdict))  # the first of the best
-
-
-def _nothing(case: SiteCase) -> Fold:
-    return Fold(case.site, np.zeros((max(1, len(case.site.factors)), len(case.observed.zero)), np.int64))
-
-
-def _apply(case: SiteCase, fold: Fold) -> SiteCase:
-    """The case after a folding."""
-    changed = {change.eps: change for change in fold.eps}
-    eps = tuple(
-        replace(e, value=changed[e].value, kind="clamp" if changed[e].clamp else e.kind) if e in changed else e
-        for e in case.site.eps
-    )
-    sure = None if case.certified is None else case.certified.scaled(fold.exponents)
-    return replace(case, site=replace(case.site, eps=eps), observed=case.observed.scaled(fold.exponents), certified=sure)
-
-
-def _check_repair(
-    network: _Network, repaired: onnx.ModelProto, measured: _Measured, folds: list[Fold]
-) -> tuple[dict[str, Float32], Checks]:
-    """Run both graphs on the checked images: logits to the last bit, ranges as powers of two have it. Raises VerdictError."""
-    (source,) = index_graph(network.model).inputs
-    images = measured.first[source]
-    logits = [TappedGraph(graph, (network.output,), threads=0)(images)[network.output] for graph in (network.model, repaired)]
-    if not np.array_equal(logits[0].view(np.uint32), logits[1].view(np.uint32)):
-        raise VerdictError(
-            "folding powers of two changed the FP32 logits",
-            found=f"largest difference {np.abs(logits[0] - logits[1]).max():.3g} on {len(images)} images",
-            allowed="the same to the last bit",
-            next_command="report it with the graph; build with precision fp32 meanwhile",
-        )
-    tensors = TappedGraph(repaired, taps(network.sites), threads=0)(images)
-    for site, fold in zip(network.sites, folds, strict=True):
-        found, expected = observe(site, tensors), observe(site, measured.first).scaled(fold.exponents)
-        same = all(
-            np.array_equal(getattr(found, name), getattr(expected, name)) for name in ("sum_min", "sum_max", "argument_max")
-        )
-        if not same:
-            raise VerdictError(
-                "an XNorm does not move as its folding says",
-                where=site.name,
-                found=f"sum a^2 up to {found.sum_max.max():.6g}",
-                allowed=f"{expected.sum_max.max():.6g}",
-                next_command="report it with the graph; build with precision fp32 meanwhile",
-            )
-    return tensors, Checks(len(images), logits_bit_identical=True, ranges_as_scaled=True)
+            certificates.append(certify_site(case, traced.tokens, exponents, total, errors))
+        return tuple(certificates)
 
 
 def _check_weights(model: onnx.ModelProto) -> None:
-    """Refuse constants that hold NaN or infinity: a norm of them is no norm."""
+    """Raise InputError for constants that hold NaN or infinity."""
     for name, tensor in index_graph(model).constants.items():
         if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE):
             values = to_array(tensor)
             if values.size > 1 and not np.isfinite(values).all():
-                raise InputError(
+                raise GraphError(
                     "weights hold NaN or infinity",
                     where=name,
                     found=f"{np.count_nonzero(~np.isfinite(values))} of {values.size} numbers",
@@ -287,11 +233,3 @@ def _affordable(tensors: dict[str, Float32]) -> int:
     images = len(next(iter(tensors.values())))
     each = sum(values.nbytes for values in tensors.values()) / images
     return int(max(1, min(images, CHECK_BYTES // max(each, 1))))
-
-
-def _island_cost(cases: list[SiteCase], tensors: dict[str, Float32]) -> IslandCost:
-    """Edges of the islands: what goes in (the argument, or the factors of K^T V) and the normalised tensor that comes out."""
-    kept = [case.site for case in cases if case.island]
-    edges = [name for site in kept for name in (site.factors or (site.argument,))]
-    values = sum(tensors[name][0].size for name in edges) + sum(tensors[site.argument][0].size for site in kept)
-    return IslandCost(len(kept), len(edges) + len(kept), values)

@@ -3,7 +3,7 @@
     FP16   IEEE 754 binary16     11 significant bits   largest 65504         smallest normal 2^-14    subnormal 2^-24
     BF16   truncated binary32     8 significant bits   largest 2^128 - 2^120 smallest normal 2^-126   subnormal 2^-133
 
-Rounding is to nearest, ties to even, through subnormal numbers; beyond the largest number it gives infinity, as hardware does.
+Rounding is to nearest, ties to even, through subnormal numbers; beyond the largest number it yields infinity, as hardware does.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Agreement:
-    """FP16 against FP32 on some images: answers alike, images with NaN or infinity, SQNR of the others' logits in dB."""
+    """FP16 against FP32 on some images: equal answers, images that are not finite, SQNR of the others' logits in dB."""
 
     images: int
     agreement: float
@@ -36,8 +36,8 @@ class Agreement:
 def fp16_graph(model: onnx.ModelProto, certificate: XNormCertificate | None = None) -> onnx.ModelProto:
     """The FP32 graph that computes what the network computes in FP16.
 
-    With a certificate as a build would make it: islands where it asks for them, FP32 accumulators for K^T V. Without one all in
-    FP16, every sum included, as a plain conversion would have it. Raises InputError for weights that overflow FP16.
+    With a certificate as a build computes it: its FP32 islands, FP32 accumulators for K^T V. Without one all in FP16, every sum
+    included, like a plain conversion. Raises InputError for weights that overflow FP16.
     """
     kept: frozenset[str] = frozenset()
     if certificate is not None:
@@ -51,13 +51,13 @@ def emulated_agreement(
     """Compare `model` in emulated FP16 with `reference` in FP32 on images (B, ...)."""
     output = reference.graph.output[0].name
     expected = TappedGraph(reference, (output,), threads=0)(images)[output]
-    found = TappedGraph(fp16_graph(model, certificate), (output,), threads=0)(images)[output]
-    return compare_logits(expected, found)
+    logits = TappedGraph(fp16_graph(model, certificate), (output,), threads=0)(images)[output]
+    return compare_logits(expected, logits)
 
 
-def compare_logits(expected: Float32, found: Float32) -> Agreement:
-    """Agreement of logits (B, classes); an image with NaN or infinity answers nothing."""
-    finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(found).all(axis=1))
-    alike = finite & (np.where(finite[:, None], found, 0).argmax(axis=1) == expected.argmax(axis=1))
-    ratio = sqnr_db(expected[finite], found[finite]) if finite.any() else float("-inf")
+def compare_logits(expected: Float32, logits: Float32) -> Agreement:
+    """Agreement of logits (B, classes); an image with NaN or infinity has no answer."""
+    finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(logits).all(axis=1))
+    alike = finite & (np.where(finite[:, None], logits, 0).argmax(axis=1) == expected.argmax(axis=1))
+    ratio = sqnr_db(expected[finite], logits[finite]) if finite.any() else float("-inf")
     return Agreement(len(expected), float(alike.mean()), int((~finite).sum()), ratio)

@@ -7,7 +7,7 @@
     sum a^2     FP32: exact squares, summed in FP32; else r(r(a_i^2) + ...) pairwise, as threads of a warp reduce
     XN(a)       r(r(a) / max(r(sqrt(sum)), r(eps)))
 
-The same for a BF16 accumulator, which hardware does not have for matrix products: it shows what a decomposed norm would do.
+The same for a BF16 accumulator, which hardware does not have for matrix products: it shows the error of a decomposed norm.
 """
 
 from __future__ import annotations

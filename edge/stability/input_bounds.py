@@ -1,6 +1,6 @@
-"""Bounds on the numbers inside an XNorm that hold for every image, from the weights alone.
+"""Bounds on the values inside an XNorm that hold for every image, from the weights alone.
 
-LayerNorm gives z = g * u + b with ||u||_2 <= sqrt(C), whatever it reads. A linear layer behind it computes
+LayerNorm gives z = g * u + b with ||u||_2 <= sqrt(C), whatever it reads. A linear layer after it computes
 
     W z + w0 = A u + c      A = W diag(g)      c = W b + w0
 
@@ -20,12 +20,12 @@ K^T V sums N products of tokens, each k (A, c) times v (B, d) of the same u. Wit
             <= N^2 [C (s(A) ||B_j|| + ||A B_j||) / 2 + sqrt(C) (s(A) |d_j| + ||c|| ||B_j||) + ||c|| |d_j|]^2
 
 (That u also sums to zero is not used: rounding can break it when the spread of a token is tiny beside its mean.) Where k and v
-do not read the same tokens in the same order, a product of their bounds takes the place of the forms. Sums along the
-other axis have k and v exchanged. Every bound is widened by SLACK per term of the longest sum, more than FP32
+do not read the same tokens in the same order, a product of their bounds replaces the forms. For sums along the other
+axis k and v are exchanged. Every bound is widened by SLACK per term of the longest sum, more than FP32
 arithmetic can add to it (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1); so is c, by the
-magnitudes that it is summed of, since they may cancel. ||u|| <= sqrt(C) itself is lost to arithmetic that takes the variance as
-a difference of sums, when the mean of a token is some thousand times its spread. Quantized inputs
-(INT8, FP16) move the values by a few percent at most; the margins of `edge.stability.verdict` are there for them.
+magnitudes of its terms, since they may cancel. ||u|| <= sqrt(C) does not hold in arithmetic that computes the variance as a
+difference of sums, when the mean of a token is some thousand times its spread. Quantized inputs (INT8, FP16) change the values
+by a few percent at most; the margins of `edge.stability.verdict` account for them.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge.stability.observed_ranges import Certified, Float64
-from edge.stability.trace_layers import Projection
+from edge.stability.finders.xnorm import XNormSite
+from edge.stability.observed_ranges import CertifiedBounds, Float64
+from edge.stability.trace_layers import Projection, SiteLayers
 
 SLACK = 2.0**-22
 """Relative widening per term summed: four times FP32's unit roundoff of 2^-24, for LayerNorm, layer, K^T V and norm."""
@@ -71,17 +72,17 @@ class _Affine:
         return np.asarray(np.minimum(whole, np.linalg.norm(self.largest, axis=1)))
 
 
-def bound_q(layer: Projection) -> Certified | None:
+def bound_q(layer: Projection) -> CertifiedBounds | None:
     """Bounds of an XNorm over the channels of a linear layer; None when the layer reads no LayerNorm."""
     affine = _affine(layer)
     if affine is None:
         return None
     wide = 1 + SLACK * sum(affine.matrix.shape[1:])
     zeros = np.zeros(len(affine.matrix))
-    return Certified(affine.largest.max(axis=1) * wide, affine.length**2 * wide, zeros, np.zeros((2, len(zeros))))
+    return CertifiedBounds(affine.largest.max(axis=1) * wide, affine.length**2 * wide, zeros, np.zeros((2, len(zeros))))
 
 
-def bound_kv(key: Projection, value: Projection, tokens: int, axis: int) -> Certified | None:
+def bound_kv(key: Projection, value: Projection, tokens: int, axis: int) -> CertifiedBounds | None:
     """Bounds of an XNorm over K^T V (H, D, D) along `axis`, -2 (columns) or -1 (rows), summed over `tokens`; None as above."""
     k, v = _affine(key), _affine(value)
     if k is None or v is None or k.radius != v.radius:
@@ -106,7 +107,16 @@ def bound_kv(key: Projection, value: Projection, tokens: int, axis: int) -> Cert
     vectors = np.minimum(vectors, np.linalg.norm(entries, axis=axis))
     largest = entries.max(axis=(1, 2)) * wide
     factors = np.stack([k.largest.max(axis=1), v.largest.max(axis=1)]) * wide
-    return Certified(largest, (vectors.max(axis=1) * wide) ** 2, largest, factors)
+    return CertifiedBounds(largest, (vectors.max(axis=1) * wide) ** 2, largest, factors)
+
+
+def bound_site(site: XNormSite, traced: SiteLayers) -> CertifiedBounds | None:
+    """Bounds for every input; None where the site does not lead back to a LayerNorm through linear layers."""
+    if not traced.layers:
+        return None
+    if site.operand == "q":
+        return bound_q(traced.layers[0])
+    return bound_kv(traced.layers[0], traced.layers[1], traced.tokens, site.axis) if traced.tokens else None
 
 
 def _affine(layer: Projection) -> _Affine | None:

@@ -1,12 +1,13 @@
-"""What may stand where around an XNorm: which nodes keep FP32, and no Q/DQ in front of the norm."""
+"""What the rest of a build has to respect around an XNorm: which nodes keep FP32, and no Q/DQ before the norm."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import onnx
 
 from calib.graph import GraphIndex, index_graph
+from edge.stability.finders.site import Site
 from edge.stability.finders.xnorm import XNormSite
 
 _REARRANGING = frozenset({"Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze"})
@@ -20,37 +21,36 @@ def fp32_nodes(model: onnx.ModelProto, sites: tuple[XNormSite, ...], islands: Co
         sites: of this graph.
         islands: names of the sites that compute in FP32 altogether, the K^T V that feeds them included.
 
-    Of every other site only K^T V itself stays: Casts around a MatMul ask TensorRT for FP32 accumulators with FP16 operands,
-    and a sum over all tokens in FP16 would lose digits that no scale brings back. A product of INT8 operands is summed in
-    INT32 anyway and needs none.
+    Of every other site only K^T V itself stays in FP32: Casts around a MatMul make TensorRT accumulate FP16 operands in FP32,
+    and a sum over all tokens in FP16 would lose digits that no scale can restore. A product of INT8 operands is summed in INT32
+    anyway and needs no Casts.
     """
     index = index_graph(model)
-    operators = dict(zip(index.names, model.graph.node, strict=True))
     kept: set[str] = set()
     for site in sites:
         if site.name in islands:
             kept.update(site.nodes)
         elif site.operand == "kv" and not all(
-            _maker(model, index, t) == "DequantizeLinear" for t in operators[site.nodes[0]].input
+            _computed_by(index, t) == "DequantizeLinear" for t in index.nodes[site.nodes[0]].input
         ):
             kept.add(site.nodes[0])
     return frozenset(kept)
 
 
-def quantized_in_front(model: onnx.ModelProto, sites: tuple[XNormSite, ...]) -> tuple[str, ...]:
-    """Names of the sites whose argument passes a Q/DQ pair between the product that makes it and the norm."""
+def quantized_before_norm(model: onnx.ModelProto, sites: Sequence[Site]) -> tuple[str, ...]:
+    """Names of the sites whose argument passes a Q/DQ pair between the product that computes it and the norm."""
     index = index_graph(model)
-    found = []
+    names = []
     for site in sites:
         tensor = site.argument
-        while _maker(model, index, tensor) in _REARRANGING:
-            tensor = model.graph.node[index.producers[tensor]].input[0]
-        if _maker(model, index, tensor) == "DequantizeLinear":
-            found.append(site.name)
-    return tuple(found)
+        while _computed_by(index, tensor) in _REARRANGING:
+            tensor = index.nodes[index.names[index.producers[tensor]]].input[0]
+        if _computed_by(index, tensor) == "DequantizeLinear":
+            names.append(site.name)
+    return tuple(names)
 
 
-def _maker(model: onnx.ModelProto, index: GraphIndex, tensor: str) -> str:
-    """The operator that makes a tensor, "" for none."""
-    position = index.producers.get(tensor)
-    return "" if position is None else str(model.graph.node[position].op_type)
+def _computed_by(index: GraphIndex, tensor: str) -> str:
+    """The operator that computes a tensor, "" for none."""
+    node = index.producer(tensor)
+    return "" if node is None else str(node.op_type)

@@ -1,4 +1,4 @@
-"""What is known of the numbers inside one XNorm: what images showed (`Observed`), what holds for every input (`Certified`).
+"""Ranges of the values inside one XNorm: observed on images (`ObservedRanges`), certified for every input (`CertifiedBounds`).
 
     a       argument of the norm: Q (B, H, N, D), or K^T V (B, H, D, D)
     vector  what one norm is taken over: a token's q_h, or a column of K^T V
@@ -6,7 +6,7 @@
     partial the largest partial sum on the way to an entry of K^T V, whatever the order of summation:
             max(sum of the positive products, minus sum of the negative ones) = (sum |k v| + |sum k v|) / 2
 
-Everything is kept per head, in float64. Observations merge in any order to the same result; scaling by powers of two is exact.
+All ranges are kept per head, in float64. Observations merge in any order to the same result; scaling by powers of two is exact.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Operand = Literal["q", "kv"]
 """What an XNorm normalises: Q, or K^T V."""
 
 LOWEST_EXPONENT, HIGHEST_EXPONENT = -400, 400
-"""Range of the histogram of exponents of sum a^2; beyond it is counted at its ends. FP32's own is -298 to 256."""
+"""Range of the histogram of exponents of sum a^2; values beyond it are counted at its ends. FP32's own is -298 to 256."""
 
 
 @dataclass(frozen=True)
-class Observed:
-    """Ranges over the images seen, per head.
+class ObservedRanges:
+    """Ranges over some images, per head.
 
     Attributes:
-        vectors: vectors seen per head.
+        vectors: how many per head.
         zero: (H,) vectors that were exactly zero: FP16 and FP32 treat them alike, so no minimum counts them.
         argument_max: (H,) largest |a|.
         argument_min: (H,) smallest over nonzero vectors of the vector's largest |a|; inf when there were none.
@@ -51,9 +51,9 @@ class Observed:
     partial_max: Float64
     factor_max: Float64
 
-    def merge(self, other: Observed) -> Observed:
-        """What both have seen."""
-        return Observed(
+    def merge(self, other: ObservedRanges) -> ObservedRanges:
+        """The ranges over the images of both."""
+        return ObservedRanges(
             vectors=self.vectors + other.vectors,
             zero=self.zero + other.zero,
             argument_max=np.maximum(self.argument_max, other.argument_max),
@@ -65,7 +65,7 @@ class Observed:
             factor_max=np.maximum(self.factor_max, other.factor_max),
         )
 
-    def scaled(self, exponents: Int64) -> Observed:
+    def scaled(self, exponents: Int64) -> ObservedRanges:
         """The same images after each factor, (1, H) for "q" or (2, H) for "kv", is multiplied by 2^-exponent."""
         total = exponents.sum(axis=0)
         shifted = np.stack([np.roll(row, -2 * int(p)) for row, p in zip(self.exponents, total, strict=True)])
@@ -83,16 +83,18 @@ class Observed:
 
     def share_from(self, exponent: int) -> Float64:
         """(H,) share of the vectors with sum a^2 >= 2^exponent."""
-        at = min(max(exponent - LOWEST_EXPONENT, 0), self.exponents.shape[1])
-        return np.asarray(self.exponents[:, at:].sum(axis=1) / max(self.vectors, 1))
+        return np.asarray(self.exponents[:, self._bin(exponent) :].sum(axis=1) / max(self.vectors, 1))
 
     def share_below(self, exponent: int) -> Float64:
         """(H,) share of the vectors with 0 < sum a^2 < 2^exponent."""
-        at = min(max(exponent - LOWEST_EXPONENT, 0), self.exponents.shape[1])
-        return np.asarray(self.exponents[:, :at].sum(axis=1) / max(self.vectors, 1))
+        return np.asarray(self.exponents[:, : self._bin(exponent)].sum(axis=1) / max(self.vectors, 1))
+
+    def _bin(self, exponent: int) -> int:
+        bins = HIGHEST_EXPONENT - LOWEST_EXPONENT
+        return min(max(exponent - LOWEST_EXPONENT, 0), bins)
 
 
-def observe_vectors(a: npt.NDArray[np.float32], axis: int, partial_max: Float64, factor_max: Float64) -> Observed:
+def observe_vectors(a: npt.NDArray[np.float32], axis: int, partial_max: Float64, factor_max: Float64) -> ObservedRanges:
     """Ranges of one array a (B, H, M, D) whose vectors lie along `axis`, -1 or -2."""
     vectors = np.moveaxis(a, axis, -1)  # (B, H, M, D)
     largest = np.abs(a).max(axis=axis).astype(np.float64)  # (B, H, M)
@@ -108,7 +110,7 @@ def observe_vectors(a: npt.NDArray[np.float32], axis: int, partial_max: Float64,
     for head in range(heads):
         _, e = np.frexp(by_head[head][nonzero[head]])  # x = m 2^e with 1/2 <= m < 1: floor(log2 x) = e - 1
         exponents[head] = np.bincount(np.clip(e - 1 - LOWEST_EXPONENT, 0, bins - 1), minlength=bins)
-    return Observed(
+    return ObservedRanges(
         vectors=by_head.shape[1],
         zero=(~nonzero).sum(axis=1).astype(np.int64),
         argument_max=largest_by_head.max(axis=1),
@@ -122,7 +124,7 @@ def observe_vectors(a: npt.NDArray[np.float32], axis: int, partial_max: Float64,
 
 
 @dataclass(frozen=True)
-class Certified:
+class CertifiedBounds:
     """Bounds for every input, per head; see `edge.stability.input_bounds`.
 
     Attributes:
@@ -135,10 +137,10 @@ class Certified:
     partial: Float64
     factors: Float64
 
-    def scaled(self, exponents: Int64) -> Certified:
+    def scaled(self, exponents: Int64) -> CertifiedBounds:
         """The bounds after each factor, (1, H) or (2, H), is multiplied by 2^-exponent."""
         total = exponents.sum(axis=0)
-        return Certified(
+        return CertifiedBounds(
             argument=self.argument * np.exp2(-total),
             sum=self.sum * np.exp2(-2 * total),
             partial=self.partial * np.exp2(-total),

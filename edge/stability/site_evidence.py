@@ -1,6 +1,8 @@
-"""What some images show of each XNorm beyond its ranges: errors of the emulated norm, and what INT8 does to its vectors."""
+"""Errors of an XNorm on some images: those of the emulated norm, and what INT8 does to its vectors."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,9 +14,17 @@ from edge.stability.finders.xnorm import XNormSite
 from edge.stability.float_formats import FORMATS, FloatFormat
 from edge.stability.fp16_ops import Accumulate, Float32, emulate_product, emulate_xnorm, exact_xnorm, relative_error
 from edge.stability.measure_ranges import by_head
-from edge.stability.site_certificate import SiteEvidence
 
 _MODES: dict[str, Accumulate] = {"": "storage", "/fp32": "fp32"}
+
+
+@dataclass(frozen=True)
+class SiteEvidence:
+    """Errors of a site on the checked images, see the fields of these names in SiteCertificate."""
+
+    errors: dict[str, float | None]
+    int8: Int8Loss
+    int8_in_front: Int8Loss
 
 
 def gather_evidence(site: XNormSite, tensors: dict[str, Float32], formats: tuple[str, ...] = tuple(FORMATS)) -> SiteEvidence:
@@ -29,17 +39,17 @@ def gather_evidence(site: XNormSite, tensors: dict[str, Float32], formats: tuple
     wide = [x.astype(np.float64) for x in arrays]
     argument = wide[0] if site.operand == "q" else wide[0] @ wide[1]
     exact = exact_xnorm(argument, site.axis, site.eps)
-    found = {
+    errors = {
         f"{name}{suffix}": _finite(relative_error(_emulated(site, arrays, FORMATS[name], mode), exact))
         for name in formats
         for suffix, mode in _MODES.items()
     }
     unit = exact.astype(np.float32)
-    return SiteEvidence(found, int8_loss(unit, unit, site.axis), int8_loss(argument.astype(np.float32), unit, site.axis))
+    return SiteEvidence(errors, int8_loss(unit, unit, site.axis), int8_loss(argument.astype(np.float32), unit, site.axis))
 
 
 def int8_loss(tensor: Float32, unit: Float32, axis: int) -> Int8Loss:
-    """What symmetric INT8 with one scale for `tensor` does to its vectors along `axis`, whose directions are those of `unit`.
+    """Errors that symmetric INT8 with one scale for `tensor` causes in its vectors along `axis`, of the directions of `unit`.
 
     The scale comes from the least squared error, as in a build, and is no larger than max |x| / 127.
     """

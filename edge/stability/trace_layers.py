@@ -1,9 +1,9 @@
-"""From a tensor of the attention back to the linear layer that makes it, and to the LayerNorm that this layer reads.
+"""From a tensor of the attention back to the linear layer that computes it, and to the LayerNorm that this layer reads.
 
     LayerNorm -> [Slice, Gather ...] -> z (., N, C) -> MatMul W, Add b -> [Reshape, Transpose, Split ...] -> (B, H, N, D)
 
-Which channel of the layer lands in which head and place, and in which order its tokens come, is not assumed but computed: the
-numbers of the layer's outputs are sent through the nodes in between. A tensor that cannot be traced is no error: it has no
+Which channel of the layer becomes which channel of which head, and the order of its tokens, are not assumed but computed: the
+nodes in between are run on the numbers of the layer's outputs. A tensor that cannot be traced is not an error: it has no
 certified bound and cannot be folded.
 """
 
@@ -20,13 +20,14 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from calib.graph import GraphIndex, TensorType, attribute, to_array
+from edge.stability.finders.xnorm import XNormSite
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
 _REARRANGING = frozenset({"Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Flatten"})
 _SELECTING = frozenset({"Identity", "Slice", "Gather", "Squeeze", "Unsqueeze", "Reshape"})
-"""Nodes that pick or regroup tokens: what holds of every token before holds after."""
+"""Nodes that select or regroup tokens: what is true of every token before them is true after them."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +40,19 @@ class LayerNorm:
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear layer z W + b behind a tensor of the attention.
+    """A linear layer z W + b that computes a tensor of the attention.
 
     Attributes:
         weight: name of the constant W (C, channels).
         bias: name of the constant b (channels,), empty without one.
         matmul: name of the MatMul node.
-        channels: int64 (H, D): which channel of the layer is which place of which head.
+        channels: int64 (H, D): the channel of the layer at each place of each head.
         matrix: W by head, float64 (H, D, C).
         offset: b by head, float64 (H, D).
         norm: the LayerNorm that the layer reads, None when there is none.
         source: name of the tensor z.
-        order: int64, which token of z is at which place; two tensors of equal source and order hold the same tokens.
-        owned: whether its channels serve this one tensor alone, so that they may be scaled.
+        order: int64, the token of z at each place; two tensors of equal source and order hold the same tokens.
+        owned: whether its channels are read for this one tensor alone, so that they may be scaled.
     """
 
     weight: str
@@ -68,21 +69,21 @@ class Projection:
 
 @dataclass(frozen=True)
 class Tracer:
-    """Tracing on one graph; `types` as `calib.graph.infer_types` gives them."""
+    """Tracing on one graph; `types` are those of `calib.graph.infer_types`."""
 
     model: onnx.ModelProto
     index: GraphIndex
     types: dict[str, TensorType]
 
     def projection(self, tensor: str, token_axis: int, readers: Collection[str] = ()) -> Projection | None:
-        """The linear layer behind `tensor`, (B, H, N, D) or (B, N, D), N at the negative `token_axis`; None for none.
+        """The linear layer that computes `tensor`, (B, H, N, D) or (B, N, D), N at the negative `token_axis`; None for none.
 
-        `readers`: names of the nodes that `tensor` is for.
+        `readers`: names of the nodes that may read `tensor`.
         """
         chain: list[onnx.NodeProto] = []
         path: list[str] = []
         current = tensor
-        while (node := self._producer(current)) is not None and node.op_type in _REARRANGING:
+        while (node := self.index.producer(current)) is not None and node.op_type in _REARRANGING:
             chain.append(node)
             current = node.input[0]
             path.append(current)
@@ -91,10 +92,10 @@ class Tracer:
             return None
         matmul, weight, bias = layer
         shape = self._shape(current)
-        found = None if shape is None else self._channels(chain, current, tensor, shape, token_axis)
-        if found is None:
+        traced = None if shape is None else self._channels(chain, current, tensor, shape, token_axis)
+        if traced is None:
             return None
-        channels, order = found
+        channels, order = traced
         matrix = to_array(self.index.constants[weight]).astype(np.float64).T[channels]  # (H, D, C)
         flat = (
             to_array(self.index.constants[bias]).astype(np.float64).reshape(-1) if bias else np.zeros(int(channels.max()) + 1)
@@ -109,23 +110,19 @@ class Tracer:
         shape = self._shape(tensor)
         return None if shape is None else shape[token_axis]
 
-    def _producer(self, tensor: str) -> onnx.NodeProto | None:
-        position = self.index.producers.get(tensor)
-        return None if position is None else self.model.graph.node[position]
-
     def _shape(self, tensor: str) -> tuple[int | None, ...] | None:
         return self.types[tensor].shape if tensor in self.types else None
 
     def _linear(self, tensor: str) -> tuple[onnx.NodeProto, str, str] | None:
-        """The MatMul, its weight (C, channels) and its bias ("" for none) that make a tensor."""
-        node = self._producer(tensor)
+        """The MatMul, its weight (C, channels) and its bias ("" for none) that compute a tensor."""
+        node = self.index.producer(tensor)
         bias = ""
         if node is not None and node.op_type == "Add":
             constants = [t for t in node.input if t in self.index.constants]
             others = [t for t in node.input if t not in self.index.constants]
             if len(constants) != 1 or len(others) != 1:
                 return None
-            bias, node = constants[0], self._producer(others[0])
+            bias, node = constants[0], self.index.producer(others[0])
         if node is None or node.op_type != "MatMul" or node.input[1] not in self.index.constants:
             return None
         weight = self.index.constants[node.input[1]]
@@ -150,22 +147,22 @@ class Tracer:
         return (first, order) if same and np.unique(first).size == first.size else None
 
     def _owned(self, path: list[str], tensor: str, readers: Collection[str]) -> bool:
-        """Whether nothing else reads what leads to `tensor`, or picks other channels of a joint layer."""
+        """Whether all readers on the way to `tensor` compute it, or select other channels of a joint layer."""
         outputs = {v.name for v in self.model.graph.output}
         own = {self.index.names[i] for i in self.index.consumers.get(tensor, ())} <= set(readers)
-        return own and not outputs & {tensor, *path} and all(self._leads_on(name) for name in path if name != tensor)
+        return own and not outputs & {tensor, *path} and all(self._read_once(name) for name in path if name != tensor)
 
-    def _leads_on(self, tensor: str) -> bool:
+    def _read_once(self, tensor: str) -> bool:
         readers = [self.model.graph.node[i].op_type for i in self.index.consumers.get(tensor, ())]
         return len([op for op in readers if op != "Shape"]) <= 1 or set(readers) <= {"Slice", "Gather"}
 
     def _layer_norm(self, tensor: str, width: int) -> LayerNorm | None:
-        node = self._producer(tensor)
+        node = self.index.producer(tensor)
         while node is not None and node.op_type in _SELECTING:
             shape = self._shape(node.input[0])
-            if shape is None or shape[-1] != width or self._picks_channels(node, len(shape)):
-                return None  # tokens may have been picked or regrouped, never their channels
-            node = self._producer(node.input[0])
+            if shape is None or shape[-1] != width or self._selects_channels(node, len(shape)):
+                return None  # tokens may have been selected or regrouped, never their channels
+            node = self.index.producer(node.input[0])
         if node is None or node.op_type != "LayerNormalization" or len(node.input) < 2:
             return None
         shape = self._shape(node.input[0])
@@ -177,8 +174,8 @@ class Tracer:
         gain, bias = values[0], values[1] if len(values) > 1 else np.zeros(width)
         return LayerNorm(gain, bias) if gain.size == width == bias.size else None
 
-    def _picks_channels(self, node: onnx.NodeProto, rank: int) -> bool:
-        """Whether a Slice or Gather picks along the last axis, or may."""
+    def _selects_channels(self, node: onnx.NodeProto, rank: int) -> bool:
+        """Whether a Slice or Gather selects along the last axis, or may."""
         axes = [int(attribute(node, "axis", 0))] if node.op_type == "Gather" else []
         if node.op_type == "Slice":
             if len(node.input) < 4 or node.input[3] not in self.index.constants:
@@ -187,10 +184,39 @@ class Tracer:
         return any(axis in (-1, rank - 1) for axis in axes)
 
 
+@dataclass(frozen=True)
+class SiteLayers:
+    """The linear layers that feed a site.
+
+    Attributes:
+        layers: one for "q", keys and values for "kv"; empty where they cannot be traced.
+        tokens: N, over how many products K^T V sums; 0 for "q" and where the graph does not fix it.
+    """
+
+    layers: tuple[Projection, ...]
+    tokens: int
+
+    @property
+    def scalable(self) -> tuple[Projection, ...]:
+        """The layers if they may be multiplied by powers of two: nothing else reads them."""
+        return self.layers if all(layer.owned for layer in self.layers) else ()
+
+
+def trace_site(tracer: Tracer, site: XNormSite) -> SiteLayers:
+    """Trace a site back to its linear layers."""
+    if site.operand == "q":
+        token_axis = -2 if site.axis == -1 else -1
+        layer = tracer.projection(site.argument, token_axis, site.nodes)
+        return SiteLayers((layer,) if layer else (), 0)
+    keys, values = site.factors
+    key, value = tracer.projection(keys, -1, site.nodes), tracer.projection(values, -2, site.nodes)
+    return SiteLayers((key, value) if key and value else (), tracer.tokens(values, -2) or 0)
+
+
 def _evaluate(
     chain: list[onnx.NodeProto], source: str, target: str, values: Int64, index: GraphIndex, model: onnx.ModelProto
 ) -> npt.NDArray[Any] | None:
-    """`values` of tensor `source` through the nodes of `chain` (last first), by ONNX's own reference evaluator."""
+    """Run `values` of tensor `source` through the nodes of `chain` (last first) with ONNX's reference evaluator."""
     if not chain:
         return values
     constants = {t for node in chain for t in node.input[1:] if t}

@@ -1,4 +1,4 @@
-"""From ranges to a verdict per site and precision.
+"""The verdict per site and precision, from its ranges.
 
 A site computes a -> sum a^2 -> norm -> a / norm in a 16-bit format, sums included: no runtime promises better. Per head,
 
@@ -21,13 +21,14 @@ An FP32 island takes the sums out of the format: what is left is what is stored 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from edge.stability.float_formats import FloatFormat
-from edge.stability.observed_ranges import Certified, Float64, Observed
+from edge.stability.observed_ranges import CertifiedBounds, Float64, ObservedRanges
 
 if TYPE_CHECKING:
     from edge.stability.finders.xnorm import XNormSite
@@ -40,9 +41,9 @@ STABILITIES: tuple[Stability, ...] = ("stable", "at risk", "unstable")
 MARGIN_BITS = 1.0
 """Headroom that a certified maximum keeps: quantized weights and inputs move values by a few percent, not by a factor of 2."""
 UNCERTIFIED_MARGIN_BITS = 4.0
-"""Headroom that an observed maximum keeps where nothing is certified: images yet unseen may reach further."""
+"""Headroom that an observed maximum keeps where nothing is certified: other images may reach further."""
 LOST_SHARE = 1e-3
-"""Share of a head's vectors from which their loss is called unstable. Fewer hardly show in an accuracy. Such a site is at risk,
+"""Share of a head's vectors from which their loss is called unstable. Fewer hardly change an accuracy; such a site is at risk,
 and repaired like an unstable one."""
 
 
@@ -57,7 +58,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class SiteCase:
-    """One site with all that is known of its numbers.
+    """One site with the ranges of its values.
 
     Attributes:
         site: where.
@@ -65,15 +66,19 @@ class SiteCase:
         observed: over the images.
         certified: for every input, None where nothing is certified.
         island: whether the site computes in FP32.
-        output_bound: proven bound on all that is made of the normalised vectors alone: gamma a / ||a||, the attention's output.
+        output_bound: proven bound on what follows from the normalised vectors alone: gamma a / ||a||, the attention's output.
     """
 
     site: XNormSite
     dim: int
-    observed: Observed
-    certified: Certified | None
+    observed: ObservedRanges
+    certified: CertifiedBounds | None
     island: bool = False
     output_bound: float = 1.0
+
+    def certified_max(self, quantity: str) -> float | None:
+        """Over all heads, the bound on a field of CertifiedBounds; None where nothing is certified."""
+        return None if self.certified is None else float(getattr(self.certified, quantity).max())
 
 
 def worst(verdicts: list[Stability]) -> Stability:
@@ -82,38 +87,35 @@ def worst(verdicts: list[Stability]) -> Stability:
 
 
 def floor_of_sum(dim: int, fmt: FloatFormat) -> float:
-    """Smallest sum of `dim` squares whose norm the format gives to half a unit in the last place."""
+    """Smallest sum of `dim` squares whose norm is correct in the format to half a unit in the last place."""
     return float(dim * fmt.smallest_subnormal * 2.0 ** (fmt.significant_bits - 2))
 
 
 def judge(case: SiteCase, fmt: FloatFormat) -> Judgement:
     """The verdict on a site in a 16-bit format; see the module's docstring."""
-    rests_on: RestsOn = "observed" if case.certified is None else "certified"
-    breaks = _breaks(case, fmt)
-    if breaks:
-        return Judgement("unstable", "observed", breaks[0])
-    dangers = _endangers(case, fmt)
-    if dangers:
-        return Judgement("at risk", "certified" if dangers[0].startswith("some input") else "observed", dangers[0])
-    largest = max(_tops(case).values(), key=lambda pair: pair[1])[1]
-    left = fmt.headroom_bits(largest)
-    sentence = f"{left:.1f} bits below overflow for every input" if case.certified is not None else f"{left:.1f} bits left"
-    return Judgement("stable", rests_on, sentence)
+    if failures := _failures(case, fmt):
+        return Judgement("unstable", "observed", failures[0])
+    if risk := next(_risks(case, fmt), None):
+        return risk
+    left = fmt.headroom_bits(max(expected for _observed, expected in _maxima(case).values()))
+    if case.certified is None:
+        return Judgement("stable", "observed", f"{left:.1f} bits left")
+    return Judgement("stable", "certified", f"{left:.1f} bits below overflow for every input")
 
 
-def _tops(case: SiteCase) -> dict[str, tuple[float, float]]:
-    """Quantity -> (observed maximum, maximum to reckon with) of everything that the format has to hold."""
-    seen, sure = case.observed, case.certified
-    table = {"a": (seen.argument_max, None if sure is None else sure.argument)}
+def _maxima(case: SiteCase) -> dict[str, tuple[float, float]]:
+    """Quantity -> (observed maximum, maximum to expect) of everything that the format has to hold."""
+    observed, certified = case.observed, case.certified
+    table = {"a": (observed.argument_max, None if certified is None else certified.argument)}
     if not case.island:
-        table["sum a^2"] = (seen.sum_max, None if sure is None else sure.sum)
+        table["sum a^2"] = (observed.sum_max, None if certified is None else certified.sum)
     if case.site.operand == "kv":
-        table["k"] = (seen.factor_max[0], None if sure is None else sure.factors[0])
-        table["v"] = (seen.factor_max[1], None if sure is None else sure.factors[1])
+        table["k"] = (observed.factor_max[0], None if certified is None else certified.factors[0])
+        table["v"] = (observed.factor_max[1], None if certified is None else certified.factors[1])
         if case.island:
             del table["a"]  # K^T V belongs to the island
         else:
-            table["partial sums of K^T V"] = (seen.partial_max, None if sure is None else sure.partial)
+            table["partial sums of K^T V"] = (observed.partial_max, None if certified is None else certified.partial)
     gain = np.array([case.output_bound])
     table["gamma a / ||a||"] = (gain, gain)
     return {
@@ -121,38 +123,39 @@ def _tops(case: SiteCase) -> dict[str, tuple[float, float]]:
     }
 
 
-def _breaks(case: SiteCase, fmt: FloatFormat) -> list[str]:
+def _failures(case: SiteCase, fmt: FloatFormat) -> list[str]:
     overflow = fmt.largest * (1 + 2.0 ** -(fmt.significant_bits + 1))  # rounds to infinity from here on
-    stored = {name: top for name, (top, _) in _tops(case).items() if name in ("a", "k", "v", "gamma a / ||a||")}
-    found = [f"{name} reaches {top:.3g} and overflows" for name, top in stored.items() if top >= overflow]
+    stored = {name: top for name, (top, _) in _maxima(case).items() if name in ("a", "k", "v", "gamma a / ||a||")}
+    failures = [f"{name} reaches {top:.3g} and overflows" for name, top in stored.items() if top >= overflow]
     if case.island:
-        return found
+        return failures
     over = case.observed.share_from(round(math.log2(fmt.largest)))
     under = case.observed.share_below(round(math.log2(fmt.smallest_subnormal / 2))) - _clamped_share(case, fmt)
     for share, what in ((over, "overflows"), (under, "vanishes")):
         if share.max() >= LOST_SHARE:
-            found.append(f"sum a^2 {what} in {share.max():.1%} of the vectors of head {int(share.argmax())}")
+            failures.append(f"sum a^2 {what} in {share.max():.1%} of the vectors of head {int(share.argmax())}")
     if int(case.observed.zero.sum()) and not _eps_holds(case.site, fmt):
-        found.append(f"{_eps_text(case.site)} is zero in {fmt.name}, and zero vectors occur: 0 / 0")
-    return found
+        failures.append(f"{_eps_text(case.site)} is zero in {fmt.name}, and zero vectors occur: 0 / 0")
+    return failures
 
 
-def _endangers(case: SiteCase, fmt: FloatFormat) -> list[str]:
-    found = []
-    margin = UNCERTIFIED_MARGIN_BITS if case.certified is None else MARGIN_BITS
-    for name, (seen, sure) in _tops(case).items():
-        if seen > fmt.largest:
-            found.append(f"{name} reaches {seen:.3g} and overflows")
-        elif fmt.headroom_bits(sure) < margin:
-            whose = "some image yet unseen" if case.certified is None else "some input"
-            found.append(f"{whose} may bring {name} to {sure:.3g}, less than {_bits(margin)} below overflow")
+def _risks(case: SiteCase, fmt: FloatFormat) -> Iterator[Judgement]:
+    basis: RestsOn = "observed" if case.certified is None else "certified"
+    margin, source = (UNCERTIFIED_MARGIN_BITS, "another image") if case.certified is None else (MARGIN_BITS, "some input")
+    for name, (observed, expected) in _maxima(case).items():
+        if observed > fmt.largest:
+            yield Judgement("at risk", "observed", f"{name} reaches {observed:.3g} and overflows")
+        elif fmt.headroom_bits(expected) < margin:
+            text = f"{source} may bring {name} to {expected:.3g}, less than {_bits(margin)} below overflow"
+            yield Judgement("at risk", basis, text)
     if not case.island:
         lowest, floor = float(case.observed.sum_min.min()), floor_of_sum(case.dim, fmt)
         if lowest < floor:
-            found.append(f"sum a^2 falls to {lowest:.3g}, and below {floor:.3g} its squares lose digits")
+            text = f"sum a^2 falls to {lowest:.3g}, and below {floor:.3g} its squares lose digits"
+            yield Judgement("at risk", "observed", text)
         if not _eps_holds(case.site, fmt):
-            found.append(f"{_eps_text(case.site)} is zero in {fmt.name}: a zero vector would give 0 / 0")
-    return found
+            text = f"{_eps_text(case.site)} is zero in {fmt.name}: a zero vector would give 0 / 0"
+            yield Judgement("at risk", "observed", text)
 
 
 def _bits(count: float) -> str:
@@ -178,7 +181,7 @@ def _eps_text(site: XNormSite) -> str:
 
 
 def reckoned_sum(case: SiteCase) -> Float64:
-    """(H,) the largest sum a^2 to reckon with: certified, or observed with the margin for unseen images in both factors."""
+    """(H,) the largest sum a^2 to expect: certified, or observed with the margin for other images in both factors."""
     if case.certified is not None:
         return np.asarray(case.certified.sum * 2.0**MARGIN_BITS)
     return np.asarray(case.observed.sum_max * 2.0**UNCERTIFIED_MARGIN_BITS)

@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from calib.errors import InputError, MissingError, UfovitError
 from calib.metrics import sqnr_db
 from edge.assets import TEST_IMAGES
-from edge.images.labelled_images import read_idx
+from edge.images.idx import read_idx
 from edge.images.preprocess import read_preprocess
 from edge.tasks.classification.logits import answers, read_logits
 from engines.build_folder.file_names import LOGITS, TYPED

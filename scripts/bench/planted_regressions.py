@@ -34,8 +34,9 @@ from planted_faults import Bench, Planted, replaced
 
 from calib.errors import UfovitError
 from edge.attribution import float_fallback
-from edge.attribution.attribute import attribute_graphs, load_graphs
+from edge.attribution.attribute import attribute_graphs
 from edge.attribution.attribution_record import Attribution
+from edge.attribution.build_graphs import load_graphs
 from edge.gate.compare_builds import EXIT_CODES, gate
 from edge.gate.update import update
 from edge.images.preprocess import read_preprocess

@@ -35,7 +35,7 @@ from edge.model.export_foldings import fold
 from edge.model.metadata import read_info
 from edge.model.sizes import SIZES, config
 from edge.model.ufo_vit import UfoVit
-from edge.stability.certify import CertifyConfig, certify, image_budget
+from edge.stability.certify import CertifyConfig, certify_graph, image_budget
 from edge.stability.finders.xnorm import find_sites
 from edge.stability.fp16_network import Agreement, compare_logits, fp16_graph
 
@@ -157,7 +157,7 @@ def judge(model: onnx.ModelProto, right: onnx.ModelProto, size: int, count: int)
     yield f"{accuracy(reference, labels):.1%}" if np.isfinite(reference).all() else "NaN"
     yield try_fp16(lambda: fp16_graph(model), images, reference, labels)
     try:
-        done = certify(
+        done = certify_graph(
             model,
             calibration_batches(size, {TRAINED_AT: 512, 224: 64}.get(size, 4)),
             data_sha256="",
@@ -197,7 +197,7 @@ def scales(count: int) -> None:
     print("|---|---|---|---|---|---|")
     for exponent in (0, 8, 12):
         model = planted(graph, (scale("k", 2.0**exponent),))
-        done = certify(model, calibration_batches(TRAINED_AT, 512), data_sha256="")
+        done = certify_graph(model, calibration_batches(TRAINED_AT, 512), data_sha256="")
         found = done.certificate
         reference, folded = run(model, images), run(done.model, images)
         shown = [
@@ -228,7 +228,7 @@ def sizes(models: list[str], image_sizes: list[int]) -> None:
 def report(name: str, model: onnx.ModelProto, size: int) -> None:
     count = image_budget(model, 512)
     started = time.monotonic()
-    found = certify(model, calibration_batches(size, count), data_sha256="").certificate
+    found = certify_graph(model, calibration_batches(size, count), data_sha256="").certificate
     seconds = time.monotonic() - started
     exponents = sorted({site.fold_exponent for site in found.sites if site.operand == "kv"})
     errors = [max_error(found.sites, "fp16/fp32"), max_error(found.sites, "fp16"), max_error(found.before, "fp16")]

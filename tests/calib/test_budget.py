@@ -212,12 +212,12 @@ def test_groups_of_several_nodes_go_together():
         ({"groups_ranked": []}, "must not be empty"),
         ({"groups_ranked": [("a",), ()]}, "must not be empty"),
         ({"groups_ranked": [("a",), ("a", "b")]}, "must not overlap"),
-        ({"groups_ranked": [("a",), ("x",)]}, "not known"),
-        ({"macs": {"a": 0, "b": 0}}, "not known"),
-        ({"budget": float("nan")}, "nothing to look for"),
-        ({"evaluations": 0}, "nothing to look for"),
-        ({"largest": -1}, "nothing to look for"),
-        ({"evaluate": lambda _: float("nan")}, "no number"),
+        ({"groups_ranked": [("a",), ("x",)]}, "are unknown"),
+        ({"macs": {"a": 0, "b": 0}}, "are unknown"),
+        ({"budget": float("nan")}, "not possible with these limits"),
+        ({"evaluations": 0}, "not possible with these limits"),
+        ({"largest": -1}, "not possible with these limits"),
+        ({"evaluate": lambda _: float("nan")}, "not a number"),
     ],
 )
 def test_refusals(change, message):

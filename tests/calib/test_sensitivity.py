@@ -16,10 +16,11 @@ from calib.artifact import read_artifact, write_artifact
 from calib.calibration_table import CalibrationTable
 from calib.errors import InputError
 from calib.graph import index_graph
-from calib.graph_segments import split, split_at
+from calib.graph_segments import split_at
 from calib.ort_session import TappedGraph
 from calib.qdq_placement import QuantPlan
 from calib.qdq_writer import quantize_weight
+from calib.segment_runs import SegmentRuns
 from calib.sensitivity import Sensitivity, group_nodes, measure_sensitivity
 
 C, TOKENS, BLOCKS = 8, 16, 3
@@ -267,13 +268,11 @@ def test_constants_may_be_nodes(make_model, few):
 
 
 def test_the_segments_chain_up_to_the_whole_graph(make_model, few):
-    from calib.graph_segments import Chain
-
     model = network(make_model)
-    segments = split(model, "logits", group_nodes(plan_quantization(model)))
-    named = [name for s in segments for name in s.nodes]
+    runs = SegmentRuns(model, group_nodes(plan_quantization(model)), [few], 1)
+    named = [name for s in runs.segments for name in s.nodes]
     assert named == list(index_graph(model).names)
-    found = Chain(segments, "logits", 1).finish(0, {"image": few})
+    found = runs.finish(0, runs.start)
     np.testing.assert_allclose(found, logits(model, few), rtol=1e-4, atol=1e-5)
 
 

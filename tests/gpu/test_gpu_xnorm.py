@@ -14,7 +14,7 @@ import pytest
 import torch
 from for_all import for_all
 
-from edge.model.attention import XNORM_EPS
+from edge.model.xnorm import XNORM_EPS
 from edge.stability.finders.xnorm import Eps
 from edge.stability.float_formats import BF16, FP16
 from edge.stability.fp16_ops import MMA_DEPTH, emulate_product, emulate_xnorm, exact_xnorm, relative_error

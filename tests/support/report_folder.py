@@ -13,7 +13,15 @@ from onnx import TensorProto, helper, numpy_helper
 from calib.artifact import write_artifact
 from calib.calibration_table import CalibrationTable, TensorScale, save_table
 from calib.files import sha256_bytes, sha256_file
-from edge.attribution.attribution_record import Attribution, Culprit, FloatDrift, GraphFile, InputDrift, LayerDrift, TapCheck
+from edge.attribution.attribution_record import (
+    Attribution,
+    DriftFinding,
+    FloatDrift,
+    GraphFile,
+    InputDrift,
+    LayerDrift,
+    TapCheck,
+)
 from edge.drift.compare import DriftReport, Source, compare, judge
 from edge.model.export_record import ExportRecord, Parity, Simplification
 from edge.stability.certificate import Checks, HeadRanges, Int8Loss, IslandCost, SiteCertificate, XNormCertificate
@@ -302,7 +310,7 @@ def attribution(folder: Path) -> Attribution:
     return filled(
         Attribution,
         sentence="One layer is to <b>blame</b>",
-        culprits=(Culprit("weights", layers[3].name, (layers[3].name,), "its weights were <i>scaled</i>"),),
+        culprits=(DriftFinding("weights", layers[3].name, (layers[3].name,), "its weights were <i>scaled</i>"),),
         reference=graph,
         base=graph,
         judged=judged,

@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from edge.cli import run
-from edge.images.labelled_images import write_idx
+from edge.images.idx import write_idx
 from edge.images.preprocess import Preprocess
 from edge.model.metadata import CheckpointInfo
 from engines.build_folder.step_record import read_record, write_record

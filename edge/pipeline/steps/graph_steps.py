@@ -33,7 +33,7 @@ def export(
     """Checkpoint -> ONNX, checked against torch; and the golden pair of the first calibration image."""
     from edge.images.golden_pair import make_golden, write_golden
     from edge.model.checkpoint import load_checkpoint, random_network
-    from edge.model.export import export as export_onnx
+    from edge.model.export import export_onnx
 
     info = inputs.info
     if info.random_weights and not info.file:
@@ -73,8 +73,7 @@ def certify(
     import onnx
 
     from calib.qdq_writer import serialize
-    from edge.stability.certify import CertifyConfig, image_budget
-    from edge.stability.certify import certify as certify_graph
+    from edge.stability.certify import CertifyConfig, certify_graph, image_budget
 
     model, info = onnx.load(model_path), inputs.info
     images = inputs.calib_images.take(image_budget(model, len(inputs.calib_images)))
@@ -143,10 +142,10 @@ def quantization_scheme(request: BuildRequest) -> QuantScheme:
 
 
 def _proven(model: ModelProto) -> dict[str, float]:
-    from edge.stability.bound_propagation import prove
+    from edge.stability.bound_propagation import propagate_bounds
     from edge.stability.finders.xnorm import find_sites
 
-    return {name: proof.largest for name, proof in prove(model, find_sites(model)).items()}
+    return {name: proof.largest for name, proof in propagate_bounds(model, find_sites(model)).items()}
 
 
 def quantize(request: BuildRequest, model_path: Path, table_path: Path, quantized_path: Path, advance: Advance) -> None:
@@ -157,13 +156,13 @@ def quantize(request: BuildRequest, model_path: Path, table_path: Path, quantize
     from calib.qdq_writer import serialize
     from calib.quantize import quantize_graph
     from edge.stability.finders.xnorm import find_sites
-    from edge.stability.islands import quantized_in_front
+    from edge.stability.islands import quantized_before_norm
 
     model, table = onnx.load(model_path), load_table(table_path)
     check_table(table, onnx_sha256=sha256_file(model_path))
     advance(0.2)
     quantized = quantize_graph(model, table, quantization_scheme(request), quantized_path)
-    in_front = quantized_in_front(quantized, find_sites(quantized))
+    in_front = quantized_before_norm(quantized, find_sites(quantized))
     if in_front:
         raise VerdictError(
             "Q/DQ stands in front of an XNorm: one scale for vectors of all lengths",

@@ -1,23 +1,24 @@
 """Find every XNorm in an ONNX graph, however its exporter wrote it.
 
     a / ||a||        Div(a, n), or Mul(a, Reciprocal(n)), or LpNormalization with p = 2
-    n                ReduceL2(a), or Sqrt(s); Expand and Identity in between are looked through
+    n                ReduceL2(a), or Sqrt(s); Expand and Identity in between are skipped
     s                ReduceSumSquare(a), or ReduceSum of Mul(a, a) or of Pow(a, 2)
     eps              Clip or Max (a clamp) or Add (added), with a constant, on n or on s
 
-A LayerNorm is no match: it divides a - mean(a), by a mean of squares.
+A LayerNorm does not match: it divides a - mean(a), by a mean of squares.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import onnx
 
-from calib.errors import InputError
-from calib.graph import GraphIndex, TensorType, attribute, index_graph, infer_types, to_array
+from calib.errors import GraphError
+from calib.graph import TensorType, attribute, index_graph, infer_types, to_array
 from edge.stability.observed_ranges import Operand
 
 
@@ -28,7 +29,7 @@ class Eps:
     Attributes:
         kind: "clamp", max(n, eps), or "added", n + eps.
         acts_on: the "norm" or its "square".
-        value: the constant, as it stands in the graph.
+        value: the constant in the graph.
         node: name of the node that applies it.
         tensor: name of the constant; empty where it is an attribute.
     """
@@ -47,7 +48,7 @@ class Eps:
 
 @dataclass(frozen=True)
 class XNormSite:
-    """One XNorm, by the names of its nodes and tensors.
+    """One XNorm, by the names of its nodes and tensors; see `edge.stability.finders.site.Site`.
 
     Attributes:
         name: the node that reduces: ReduceL2, ReduceSum, ReduceSumSquare or LpNormalization.
@@ -72,7 +73,7 @@ class XNormSite:
 
 @dataclass(frozen=True)
 class _Norm:
-    """||a|| as found behind a denominator."""
+    """||a||, the denominator of an XNorm."""
 
     reducer: onnx.NodeProto
     argument: str
@@ -87,7 +88,7 @@ def find_sites(model: onnx.ModelProto, expected: int | None = None, kv_axis: int
     Args:
         model: any ONNX graph, with or without Q/DQ.
         expected: the number that the network must have; another one raises InputError, because a missed site would be a
-            norm that nobody looks after.
+            norm that is neither checked nor repaired.
         kv_axis: the negative axis along which the network normalises K^T V; another one raises InputError.
 
     Raises InputError also for a norm over no constant axis, or over more than one.
@@ -95,14 +96,14 @@ def find_sites(model: onnx.ModelProto, expected: int | None = None, kv_axis: int
     finder = _Finder(model)
     sites = tuple(finder.sites())
     if expected is not None and len(sites) != expected:
-        raise InputError(
+        raise GraphError(
             "the graph does not hold the XNorms that the network has",
             found=f"{len(sites)} of {expected}: {', '.join(s.name for s in sites[:6])} ...",
             next_command="ufovit build with --force, or report the exporter's version",
         )
     wrong = [s for s in sites if kv_axis is not None and s.operand == "kv" and s.axis != kv_axis]
     if wrong:
-        raise InputError(
+        raise GraphError(
             "K^T V is normalised along another axis than the network's",
             where=", ".join(s.name for s in wrong[:6]),
             found=f"axis {wrong[0].axis} at {len(wrong)} XNorms",
@@ -116,28 +117,25 @@ class _Finder:
     """Matches the patterns of the module's docstring on one graph."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.nodes = list(model.graph.node)  # held, so that a node keeps its identity
-        self.index: GraphIndex = index_graph(model)
-        self.names = {id(node): name for node, name in zip(self.nodes, self.index.names, strict=True)}
+        self.index = index_graph(model)  # keeps the nodes alive, which are looked up by identity
+        self.names = {id(node): name for name, node in self.index.nodes.items()}
         self.order = {name: i for i, name in enumerate(self.index.names)}
-        self._types: dict[str, TensorType] | None = None
         self._model = model
 
+    @cached_property
+    def _types(self) -> dict[str, TensorType]:
+        return infer_types(self._model)
+
     def sites(self) -> Iterator[XNormSite]:
-        for node in self.nodes:
+        for node in self.index.nodes.values():
             if node.op_type == "LpNormalization" and int(attribute(node, "p", 2)) == 2:
                 axis = int(attribute(node, "axis", -1))
                 yield self._site(node, _Norm(node, node.input[0], [axis], (), ()), ())
-                continue
             for numerator, denominator, between in self._quotients(node):
                 norm = self._norm(denominator)
                 if norm is not None and self._plain(norm.argument) == self._plain(numerator):
                     yield self._site(node, norm, between)
                     break
-
-    def _producer(self, tensor: str) -> onnx.NodeProto | None:
-        position = self.index.producers.get(tensor)
-        return None if position is None else self.nodes[position]
 
     def _quotients(self, node: onnx.NodeProto) -> Iterator[tuple[str, str, tuple[onnx.NodeProto, ...]]]:
         """Numerator, denominator and nodes in between, for every way in which a node may divide."""
@@ -145,31 +143,31 @@ class _Finder:
             yield node.input[0], node.input[1], ()
         elif node.op_type == "Mul":
             for numerator, factor in (node.input, reversed(node.input)):
-                inverse = self._producer(self._plain(factor))
+                inverse = self.index.producer(self._plain(factor))
                 if inverse is not None and inverse.op_type == "Reciprocal":
                     yield numerator, inverse.input[0], (inverse,)
 
     def _plain(self, tensor: str) -> str:
-        """The tensor behind Identity and Expand nodes."""
-        node = self._producer(tensor)
+        """The tensor that Identity and Expand nodes pass on."""
+        node = self.index.producer(tensor)
         while node is not None and node.op_type in ("Identity", "Expand"):
             tensor = node.input[0]
-            node = self._producer(tensor)
+            node = self.index.producer(tensor)
         return tensor
 
-    def _behind_qdq(self, tensor: str) -> str:
+    def _unquantized(self, tensor: str) -> str:
         """The float tensor that a Q/DQ pair stands for."""
-        dequantize = self._producer(tensor)
+        dequantize = self.index.producer(tensor)
         if dequantize is None or dequantize.op_type != "DequantizeLinear":
             return tensor
-        quantize = self._producer(dequantize.input[0])
+        quantize = self.index.producer(dequantize.input[0])
         return tensor if quantize is None else str(quantize.input[0])
 
     def _guards(self, tensor: str, acts_on: Literal["norm", "square"]) -> tuple[str, list[onnx.NodeProto], list[Eps]]:
-        """Walk up through Identity, Expand and the nodes that hold an eps: the tensor behind them, the nodes, the eps."""
+        """Walk up through Identity, Expand and the nodes that apply an eps: the tensor before them, the nodes, the eps."""
         nodes: list[onnx.NodeProto] = []
-        found: list[Eps] = []
-        node = self._producer(tensor)
+        guards: list[Eps] = []
+        node = self.index.producer(tensor)
         while node is not None:
             source = node.input[0]
             if node.op_type in ("Clip", "Max", "Add"):
@@ -177,12 +175,12 @@ class _Finder:
                 if guard is None:
                     break
                 source, eps = guard
-                found.append(eps)
+                guards.append(eps)
             elif node.op_type not in ("Identity", "Expand"):
                 break
             nodes.append(node)
-            tensor, node = source, self._producer(source)
-        return tensor, nodes, found
+            tensor, node = source, self.index.producer(source)
+        return tensor, nodes, guards
 
     def _eps(self, node: onnx.NodeProto, acts_on: Literal["norm", "square"]) -> tuple[str, Eps] | None:
         """The guarded tensor and the eps of a Clip, Max or Add with one constant; None for anything else."""
@@ -203,7 +201,7 @@ class _Finder:
 
     def _norm(self, denominator: str) -> _Norm | None:
         tensor, nodes, eps = self._guards(denominator, "norm")
-        root = self._producer(tensor)
+        root = self.index.producer(tensor)
         if root is None:
             return None
         if root.op_type == "ReduceL2":
@@ -211,21 +209,20 @@ class _Finder:
         if root.op_type != "Sqrt":
             return None
         tensor, more, squared = self._guards(root.input[0], "square")
-        reducer = self._producer(tensor)
+        reducer = self.index.producer(tensor)
         if reducer is None or reducer.op_type not in ("ReduceSum", "ReduceSumSquare"):
             return None
-        inner: tuple[onnx.NodeProto, ...] = ()
-        argument: str | None = reducer.input[0]
+        chain, argument = (*nodes, root, *more, reducer), str(reducer.input[0])
         if reducer.op_type == "ReduceSum":
-            square = self._producer(reducer.input[0])
-            argument = None if square is None else self._squared(square)
-            inner = () if square is None else (square,)
-        if argument is None:
-            return None
-        return _Norm(reducer, argument, self._axes(reducer), (*nodes, root, *more, reducer, *inner), (*eps, *squared))
+            square = self.index.producer(argument)
+            base = None if square is None else self._squared(square)
+            if square is None or base is None:
+                return None
+            chain, argument = (*chain, square), base
+        return _Norm(reducer, argument, self._axes(reducer), chain, (*eps, *squared))
 
     def _squared(self, node: onnx.NodeProto) -> str | None:
-        """The tensor of which a node takes the square, None when it does something else."""
+        """The tensor that a node squares, None when it does something else."""
         if node.op_type == "Mul" and node.input[0] == node.input[1]:
             return str(node.input[0])
         if node.op_type == "Pow" and node.input[1] in self.index.constants:
@@ -243,24 +240,23 @@ class _Finder:
     def _site(self, divide: onnx.NodeProto, norm: _Norm, between: tuple[onnx.NodeProto, ...]) -> XNormSite:
         name = self.names[id(norm.reducer)]
         if len(norm.axes) != 1:
-            raise InputError("XNorm without one constant axis", where=name, found=norm.axes)
+            raise GraphError("XNorm without one constant axis", where=name, found=norm.axes)
         own = {self.names[id(n)] for n in (*norm.nodes, *between, divide)}
         nodes = tuple(sorted(own, key=self.order.__getitem__))
         argument = self._plain(norm.argument)
         axis = self._negative(norm.axes[0], argument, name)
-        source = self._producer(argument)
+        source = self.index.producer(argument)
+        operand: Operand = "q"
+        factors: tuple[str, ...] = ()
         if source is not None and source.op_type == "MatMul" and not set(source.input) & self.index.constant_like:
-            factors = (self._behind_qdq(source.input[0]), self._behind_qdq(source.input[1]))
-            nodes = (self.names[id(source)], *nodes)
-            return XNormSite(name, "kv", axis, nodes, argument, str(divide.output[0]), factors, norm.eps)
-        return XNormSite(name, "q", axis, nodes, argument, str(divide.output[0]), (), norm.eps)
+            operand, nodes = "kv", (self.names[id(source)], *nodes)
+            factors = (self._unquantized(source.input[0]), self._unquantized(source.input[1]))
+        return XNormSite(name, operand, axis, nodes, argument, str(divide.output[0]), factors, norm.eps)
 
     def _negative(self, axis: int, tensor: str, where: str) -> int:
         if axis < 0:
             return axis
-        if self._types is None:
-            self._types = infer_types(self._model)
         shape = self._types[tensor].shape if tensor in self._types else None
         if shape is None:
-            raise InputError("rank of a normalised tensor is unknown", where=where, found=f"tensor {tensor}, axis {axis}")
+            raise GraphError("rank of a normalised tensor is unknown", where=where, found=f"tensor {tensor}, axis {axis}")
         return axis - len(shape)

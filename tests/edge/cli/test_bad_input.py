@@ -21,7 +21,7 @@ from tiny_project import LABELS, build, command, forget, leftovers, read, sha256
 
 from calib.calibrators import METHODS
 from edge.cli import INTERNAL_ERROR, INTERRUPTED, run
-from edge.images.labelled_images import write_idx
+from edge.images.idx import write_idx
 from edge.model.sizes import SIZES
 from engines.build_spec import PRECISIONS
 from engines.select_target import AUTO

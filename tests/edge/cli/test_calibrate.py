@@ -22,7 +22,7 @@ from tiny_project import LABELS, sha256
 
 from calib.lint import lint_graph
 from edge.cli import run
-from edge.images.labelled_images import write_idx
+from edge.images.idx import write_idx
 from edge.images.preprocess import Preprocess
 from edge.model.metadata import CheckpointInfo, write_graph_info
 

@@ -98,8 +98,8 @@ def test_the_verdict_is_over_the_precisions_asked_for(project, capsys):
 
 
 def test_more_than_folding_can_mend_ends_with_1_although_repaired(project, capsys, monkeypatch):
-    monkeypatch.setattr("edge.stability.certify.plan_fold", lambda *_: iter(()))
-    monkeypatch.setattr("edge.stability.certify.plan_fit", lambda *_: iter(()))
+    monkeypatch.setattr("edge.stability.repair.plan_fold", lambda *_: iter(()))
+    monkeypatch.setattr("edge.stability.repair.plan_fit", lambda *_: iter(()))
     source = edited(project, keys_scaled(2.0**20))
     assert certify(source, project, "--repair", project / "folded.onnx") == 1
     output = capsys.readouterr().out

@@ -192,7 +192,7 @@ def test_a_preprocessing_must_come_from_somewhere(tmp_path):
     assert parse_normalisation(None, None) is None
     with pytest.raises(InputError, match="next: do this --mean R,G,B --std R,G,B"):
         graph_preprocess(graph(), path, None, None, "do this")
-    with pytest.raises(InputError, match=r"no square images\n.*\n  found: \(1, 8, 8\)"):
+    with pytest.raises(InputError, match=r"not take square images\n.*\n  found: \(1, 8, 8\)"):
         graph_preprocess(graph(sides=(1, 8, 8)), path, None, given, "")
     with pytest.raises(InputError, match="std positive"):
         graph_preprocess(graph(), path, None, parse_normalisation("0", "0"), "")

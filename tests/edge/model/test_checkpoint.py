@@ -140,7 +140,7 @@ def test_foreign_content(tmp_path, suffix, content, tiny_size):
 def test_safetensors_of_somebody_else(tmp_path, network):
     path = tmp_path / "other.safetensors"
     safetensors.torch.save_file(tensors_of(network), path)
-    with pytest.raises(InputError, match="says nothing of its model, labels and preprocessing"):
+    with pytest.raises(InputError, match="does not name its model, labels and preprocessing"):
         load_checkpoint(path, model=NAME)
 
 
@@ -284,8 +284,8 @@ def test_a_full_disk_leaves_what_was_there(info, network, tmp_path, monkeypatch,
 
 def test_metadata_are_read_without_torch(saved):
     code = (
-        "import sys; from pathlib import Path; from edge.model import config, metadata;"
-        "config.SIZES['ufovit_tiny'] = config.UfoVitConfig('ufovit_tiny', 2, 32, 2);"
+        "import sys; from pathlib import Path; from edge.model import metadata, sizes;"
+        "sizes.SIZES['ufovit_tiny'] = sizes.UfoVitConfig('ufovit_tiny', 2, 32, 2);"
         "print(metadata.read_info(Path(sys.argv[1])).labels, 'torch' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=True)

@@ -18,7 +18,7 @@ from calib.artifact import read_artifact, write_artifact
 from calib.errors import VerdictError
 from calib.files import sha256_bytes, sha256_file
 from calib.metrics import sqnr_db
-from edge.model.export import check_parity, export, simplify
+from edge.model.export import check_parity, export_onnx, simplify
 from edge.model.export_foldings import fold
 from edge.model.export_record import ExportRecord
 from edge.numeric_tolerances import EXPORT_SQNR_DB
@@ -44,7 +44,7 @@ def export_once(make_network, tiny_graph, tiny_images, tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "model.onnx"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(edge.model.export, "to_onnx", lambda _folded: copy.deepcopy(tiny_graph))
-        record = export(make_network(0), path, tiny_images)
+        record = export_onnx(make_network(0), path, tiny_images)
     return path, record
 
 
@@ -268,5 +268,5 @@ def test_a_graph_that_fails_parity_is_not_left_behind(make_network, tiny_graph, 
         edge.model.export, "simplify", lambda proto, _images: (proto, edge.model.export.Simplification(False, "", 1, 1))
     )
     with pytest.raises(VerdictError):
-        export(make_network(0), tmp_path / "model.onnx", tiny_images)
+        export_onnx(make_network(0), tmp_path / "model.onnx", tiny_images)
     assert list(tmp_path.iterdir()) == []

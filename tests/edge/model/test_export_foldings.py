@@ -8,9 +8,9 @@ from torch import nn
 
 from calib.metrics import sqnr_db
 from edge.model import export_foldings as folding
-from edge.model.attention import XNorm
 from edge.model.blocks import LayerScale
 from edge.model.export_foldings import fold
+from edge.model.xnorm import XNorm
 
 ROUNDED_ONCE_DB = 125.0
 """Folded weights are rounded once to float32 (24 bits, about 150 dB each); a few dozen layers may add up."""

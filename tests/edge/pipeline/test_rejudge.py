@@ -14,7 +14,8 @@ from calib.errors import InputError
 from calib.files import sha256_file
 from edge.cli import run
 from edge.cli.console import TerminalProgress
-from edge.images.labelled_images import open_images, open_unlabelled, read_idx, write_idx
+from edge.images.idx import read_idx, write_idx
+from edge.images.labelled_images import open_images, open_unlabelled
 from edge.images.preprocess import Preprocess
 from edge.pipeline.rejudge import JudgeRequest, rejudge
 from engines.build_folder.step_record import read_record

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from edge.stability.certify import CertifyConfig, certify
+from edge.stability.certify import CertifyConfig, certify_graph
 from edge.stability.fp16_network import compare_logits, emulated_agreement
 
 EXPONENTS = range(-18, 16, 3)
@@ -32,7 +32,7 @@ def outcomes(tiny_graph, tiny_images):
     for layer in ("q", "k", "v"):
         for exponent in EXPONENTS:
             model = scaled(tiny_graph, layer, exponent)
-            done = certify(model, [tiny_images], data_sha256="", config=CertifyConfig(("fp16",)))
+            done = certify_graph(model, [tiny_images], data_sha256="", config=CertifyConfig(("fp16",)))
             before = emulated_agreement(model, model, None, tiny_images)
             after = emulated_agreement(model, done.model, done.certificate, tiny_images)
             found[layer, exponent] = (done.certificate.verdict_before, done.certificate.verdict, before, after)

@@ -13,7 +13,7 @@ from calib.collect import CollectConfig, collect_table
 from calib.errors import InputError
 from calib.ort_session import TappedGraph
 from calib.qdq_placement import plan_quantization
-from edge.stability.bound_propagation import ROUNDING, prove
+from edge.stability.bound_propagation import ROUNDING, propagate_bounds
 from edge.stability.finders.xnorm import find_sites
 
 HEADS, DIM = 2, 16
@@ -60,7 +60,7 @@ def broken(proofs, tensors):
 @pytest.mark.parametrize("images", ["noise", "hostile"])
 def test_no_tensor_exceeds_its_proof(graph, tiny_images, images):
     batch = tiny_images if images == "noise" else hostile_images(32, np.random.default_rng(0))
-    proofs = prove(graph, find_sites(graph))
+    proofs = propagate_bounds(graph, find_sites(graph))
     tensors = TappedGraph(graph, tuple(proofs))(batch)
     assert len(proofs) >= 8 + 4
     assert broken(proofs, tensors) == []
@@ -71,7 +71,7 @@ def test_no_tensor_exceeds_its_proof(graph, tiny_images, images):
 def test_the_attention_s_output_is_bounded_by_its_gammas(unfolded, gammas):
     """|gamma_q gamma_kv| head by head where columns are normalised, sqrt(D) times that where rows are."""
     for graph, factor in ((unfolded, 1.0), (along_rows(unfolded), DIM**0.5)):
-        proofs = prove(graph, find_sites(graph))
+        proofs = propagate_bounds(graph, find_sites(graph))
         for path, (gamma_q, gamma_kv) in gammas.items():
             (product,) = (
                 node.output[0]
@@ -86,9 +86,11 @@ def test_the_attention_s_output_is_bounded_by_its_gammas(unfolded, gammas):
 
 
 def test_folded_gammas_leave_one(tiny_graph):
-    proofs = prove(tiny_graph, find_sites(tiny_graph))
+    proofs = propagate_bounds(tiny_graph, find_sites(tiny_graph))
     assert {float(proof.bound.max()) for proof in proofs.values()} == {1.0}
-    assert {float(p.bound.max()) for p in prove(along_rows(tiny_graph), find_sites(along_rows(tiny_graph))).values()} == {
+    assert {
+        float(p.bound.max()) for p in propagate_bounds(along_rows(tiny_graph), find_sites(along_rows(tiny_graph))).values()
+    } == {
         1.0,
         4.0,
     }
@@ -98,7 +100,7 @@ def test_folded_gammas_leave_one(tiny_graph):
 def test_the_bound_is_reached():
     """Queries along the columns: cos = 1. The bound is no looser than its rounding."""
     model = joint_attention()
-    (proof,) = (p for name, p in prove(model, find_sites(model)).items() if name == "o")
+    (proof,) = (p for name, p in propagate_bounds(model, find_sites(model)).items() if name == "o")
     x = np.random.default_rng(0).normal(size=(5000, 1, 8)).repeat(N, 1).astype(np.float32)
     assert 0.95 < np.abs(TappedGraph(model, ("o",))(x)["o"]).max() <= proof.largest
 
@@ -112,8 +114,8 @@ def test_a_side_of_unknown_direction_costs_a_factor():
             node.input[1] = "turned"
     at = next(i for i, node in enumerate(turned.graph.node) if node.output[0] == "o")
     turned.graph.node.insert(at, onnx.helper.make_node("Transpose", ["ukv"], ["turned"], perm=[0, 1, 3, 2]))
-    assert prove(turned, find_sites(turned))["o"].largest == pytest.approx(D**0.5, rel=0.01)
-    assert prove(model, find_sites(model))["o"].largest == pytest.approx(1, rel=0.01)
+    assert propagate_bounds(turned, find_sites(turned))["o"].largest == pytest.approx(D**0.5, rel=0.01)
+    assert propagate_bounds(model, find_sites(model))["o"].largest == pytest.approx(1, rel=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +133,7 @@ def calibrate(tiny_graph, tiny_images, tmp_path_factory):
 
 @pytest.mark.parametrize("method", ["minmax", "mse"])
 def test_a_table_says_whether_data_or_proof_decided(tiny_graph, calibrate, method):
-    proofs = {name: proof.largest for name, proof in prove(tiny_graph, find_sites(tiny_graph)).items()}
+    proofs = {name: proof.largest for name, proof in propagate_bounds(tiny_graph, find_sites(tiny_graph)).items()}
     plain, bounded = calibrate(None, method), calibrate(proofs, method)
     assert {n: (s.amax, s.scale, s.source) for n, s in plain.tensors.items()} == {
         n: (s.amax, s.scale, s.source) for n, s in bounded.tensors.items()

@@ -11,13 +11,14 @@ from attention_graphs import along_rows, hostile_images, redrawn
 
 from calib.graph import index_graph, infer_types
 from edge.stability.finders.xnorm import find_sites
-from edge.stability.measure_ranges import certified_bounds, measure, trace_layers
-from edge.stability.trace_layers import Tracer
+from edge.stability.input_bounds import bound_site
+from edge.stability.measure_ranges import measure
+from edge.stability.trace_layers import Tracer, trace_site
 
 
 def certified(graph):
     tracer = Tracer(graph, index_graph(graph), infer_types(graph))
-    return [certified_bounds(site, trace_layers(tracer, site)) for site in find_sites(graph)]
+    return [bound_site(site, trace_site(tracer, site)) for site in find_sites(graph)]
 
 
 def exceeded(graph, bounds, images):

@@ -15,14 +15,14 @@ from calib.errors import InputError, VerdictError
 from calib.files import sha256_bytes
 from calib.qdq_writer import serialize
 from edge.stability.certificate import read_certificate
-from edge.stability.certify import CertifyConfig, certify
+from edge.stability.certify import CertifyConfig, certify_graph
 from edge.stability.finders.xnorm import find_sites
 
 ATTENTIONS = ("blocks.0.attn", "blocks.1.attn", "cls_blocks.0.attn", "cls_blocks.1.attn")
 
 
 def run(graph, batches, **config):
-    return certify(graph, batches, data_sha256="0" * 64, config=CertifyConfig(**config))
+    return certify_graph(graph, batches, data_sha256="0" * 64, config=CertifyConfig(**config))
 
 
 def damaged(graph, names, factor):
@@ -177,7 +177,7 @@ def test_ranges_do_not_depend_on_the_batches(tiny_graph, tiny_images):
     graph = damaged(tiny_graph, "k", 2.0**9)
     told = []
     whole = run(graph, [tiny_images]).certificate
-    split = certify(
+    split = certify_graph(
         graph, iter([tiny_images[:2], tiny_images[2:3], tiny_images[3:]]), data_sha256="0" * 64, progress=told.append
     )
     assert told == [2, 3, 6]

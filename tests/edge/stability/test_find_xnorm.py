@@ -10,7 +10,7 @@ from calib.calibration_table import CalibrationTable, TensorScale
 from calib.errors import InputError
 from calib.qdq_placement import plan_quantization
 from calib.qdq_writer import insert_qdq
-from edge.model.attention import XNORM_EPS, XNorm
+from edge.model.xnorm import XNORM_EPS, XNorm
 from edge.stability.finders.xnorm import Eps, find_sites
 
 

@@ -11,7 +11,7 @@ from calib.calibration_table import CalibrationTable, TensorScale
 from calib.qdq_placement import plan_quantization
 from calib.qdq_writer import insert_qdq
 from edge.stability.finders.xnorm import find_sites
-from edge.stability.islands import fp32_nodes, quantized_in_front
+from edge.stability.islands import fp32_nodes, quantized_before_norm
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,8 @@ def test_a_product_with_one_quantized_side_keeps_its_accumulator(quantized):
 
 
 def test_a_build_s_graph_has_nothing_in_front_of_a_norm(tiny_graph, quantized):
-    assert quantized_in_front(tiny_graph, find_sites(tiny_graph)) == ()
-    assert quantized_in_front(quantized, find_sites(quantized)) == ()
+    assert quantized_before_norm(tiny_graph, find_sites(tiny_graph)) == ()
+    assert quantized_before_norm(quantized, find_sites(quantized)) == ()
 
 
 def plant(graph, tensor):
@@ -92,7 +92,7 @@ def test_a_planted_pair_is_found(request, graph_name, operand):
     planted = plant(graph, site.argument)
     sites = find_sites(planted)
     assert [s.name for s in sites] == [s.name for s in find_sites(graph)], "the norm is still a site"
-    assert quantized_in_front(planted, sites) == (site.name,)
+    assert quantized_before_norm(planted, sites) == (site.name,)
 
 
 def test_a_pair_behind_a_reshape_is_found(tiny_graph):
@@ -103,7 +103,7 @@ def test_a_pair_behind_a_reshape_is_found(tiny_graph):
     while makers[tensor].op_type in ("Reshape", "Transpose"):
         tensor = makers[tensor].input[0]
     planted = plant(tiny_graph, tensor)
-    assert quantized_in_front(planted, find_sites(planted)) == (site.name,)
+    assert quantized_before_norm(planted, find_sites(planted)) == (site.name,)
 
 
 @pytest.mark.parametrize("where", ["behind the norm", "on a factor"])
@@ -112,4 +112,4 @@ def test_a_pair_elsewhere_is_none_in_front(tiny_graph, where):
     site = next(site for site in find_sites(tiny_graph) if site.operand == "kv")
     planted = plant(tiny_graph, site.output if where == "behind the norm" else site.factors[0])
     assert sum(node.op_type == "QuantizeLinear" for node in planted.graph.node) == 1
-    assert quantized_in_front(planted, find_sites(planted, expected=8)) == ()
+    assert quantized_before_norm(planted, find_sites(planted, expected=8)) == ()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from calib.errors import InputError
 from edge.stability.finders.xnorm import XNormSite, find_sites
 from edge.stability.measure_ranges import measure, observe
-from edge.stability.observed_ranges import LOWEST_EXPONENT, Observed, observe_vectors
+from edge.stability.observed_ranges import LOWEST_EXPONENT, ObservedRanges, observe_vectors
 
 Q = XNormSite("q", "q", -1, ("q",), "a", "o")
 KV = XNormSite("kv", "kv", -2, ("kv",), "a", "o", ("k", "v"))
@@ -21,7 +21,7 @@ KV = XNormSite("kv", "kv", -2, ("kv",), "a", "o", ("k", "v"))
 
 def equal(one, other):
     """To the last bit, in every field."""
-    return all(np.array_equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(Observed))
+    return all(np.array_equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(ObservedRanges))
 
 
 def random_tensor(rng, shape=(3, 2, 5, 4), spread=8):

@@ -16,9 +16,10 @@ from calib.graph import index_graph, infer_types
 from calib.ort_session import TappedGraph
 from edge.stability.finders.xnorm import find_sites
 from edge.stability.float_formats import FP16
-from edge.stability.measure_ranges import certified_bounds, measure, observe, taps, trace_layers
+from edge.stability.input_bounds import bound_site
+from edge.stability.measure_ranges import measure, observe, taps
 from edge.stability.power_of_two_folding import SMALLEST_WEIGHT_RMS, Fold, folded_graph, plan_fit, plan_fold
-from edge.stability.trace_layers import Tracer
+from edge.stability.trace_layers import Tracer, trace_site
 from edge.stability.verdict import SiteCase, judge
 
 
@@ -26,11 +27,10 @@ def planned(graph, images):
     """(cases, folds, layers): the first plan of every site, or none."""
     tracer = Tracer(graph, index_graph(graph), infer_types(graph))
     sites = find_sites(graph)
-    traced = [trace_layers(tracer, site) for site in sites]
+    traced = [trace_site(tracer, site) for site in sites]
     observed, _ = measure(graph, sites, [images])
     cases = [
-        SiteCase(site, 16, seen, certified_bounds(site, found))
-        for site, seen, found in zip(sites, observed, traced, strict=True)
+        SiteCase(site, 16, seen, bound_site(site, found)) for site, seen, found in zip(sites, observed, traced, strict=True)
     ]
     plans = [list(plan_fold(case, found.scalable)) for case, found in zip(cases, traced, strict=True)]
     nothing = [Fold(case.site, np.zeros((max(1, len(case.site.factors)), 2), np.int64)) for case in cases]
@@ -196,7 +196,7 @@ def test_a_joint_layer_is_folded_head_by_head(how):
     model = joint_attention(how)
     sites = find_sites(model)
     tracer = Tracer(model, index_graph(model), infer_types(model))
-    layers = tuple(trace_layers(tracer, site).layers for site in sites)
+    layers = tuple(trace_site(tracer, site).layers for site in sites)
     exponents = [np.array([[5, -3]]), np.array([[7, 2], [1, -4]])]
     folds = tuple(Fold(site, p) for site, p in zip(sites, exponents, strict=True))
     folded = folded_graph(model, folds, layers)

@@ -13,14 +13,13 @@ from calib.ort_session import TappedGraph
 from edge.model.attention import UfoAttention
 from edge.model.export_foldings import fold
 from edge.stability.finders.xnorm import find_sites
-from edge.stability.measure_ranges import trace_layers
-from edge.stability.trace_layers import Tracer
+from edge.stability.trace_layers import Tracer, trace_site
 
 
 def trace(model):
     """[(site, traced)] of a graph."""
     tracer = Tracer(model, index_graph(model), infer_types(model))
-    return [(site, trace_layers(tracer, site)) for site in find_sites(model)]
+    return [(site, trace_site(tracer, site)) for site in find_sites(model)]
 
 
 @pytest.fixture(scope="module")

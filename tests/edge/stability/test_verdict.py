@@ -16,7 +16,7 @@ from edge.stability.finders.xnorm import Eps, XNormSite
 from edge.stability.float_formats import BF16, FP16
 from edge.stability.fp16_ops import emulate_xnorm, exact_xnorm
 from edge.stability.measure_ranges import observe
-from edge.stability.observed_ranges import Certified
+from edge.stability.observed_ranges import CertifiedBounds
 from edge.stability.site_certificate import judge_int8
 from edge.stability.verdict import SiteCase, floor_of_sum, judge, reckoned_sum, worst
 
@@ -35,7 +35,7 @@ def case(sums, *, site=Q, bound=None, island=False, output_bound=1.0, factors=(1
     observed = replace(observed, factor_max=np.array(factors)[:, None], partial_max=np.array([partial]))
     certified = None
     if bound is not None:
-        certified = Certified(np.array([bound**0.5]), np.array([bound]), np.array([partial]), np.array(factors)[:, None])
+        certified = CertifiedBounds(np.array([bound**0.5]), np.array([bound]), np.array([partial]), np.array(factors)[:, None])
     return SiteCase(site, D, observed, certified, island, output_bound)
 
 
@@ -47,7 +47,7 @@ TABLE = {  # what: (case, verdict, rests on, reason)
     "bound at the margin": (case([1, 64], bound=LARGEST / 2), "stable", "certified", "1.0 bits"),
     "bound within the margin": (case([1, 64], bound=LARGEST / 1.99), "at risk", "certified", "some input may bring sum a\\^2"),
     "observed at its margin": (case([1, 4092]), "stable", "observed", "4.0 bits left"),
-    "observed within it": (case([1, 4104]), "at risk", "observed", "some image yet unseen may bring sum a\\^2"),
+    "observed within it": (case([1, 4104]), "at risk", "observed", "another image may bring sum a\\^2"),
     "at the floor": (case([FLOOR * 1.001, 64], bound=64), "stable", "certified", ""),
     "below the floor": (case([FLOOR / 1.001, 64], bound=64), "at risk", "observed", "sum a\\^2 falls to"),
     "one of 1000 overflows": (case([2**17] + [1] * 999, bound=2**18), "unstable", "observed", "overflows in 0.1%"),
@@ -61,7 +61,7 @@ TABLE = {  # what: (case, verdict, rests on, reason)
     "zero vectors": (case([1, 0], bound=4), "stable", "certified", ""),
     "zero vectors, eps vanishes": (case([1, 0], bound=4, site=replace(Q, eps=(LOST,))), "unstable", "observed", "0 / 0"),
     "a is stored as infinity": (case([D * 65520.0**2], island=True), "unstable", "observed", "a reaches 6.55e\\+04"),
-    "a is just finite": (case([D * 65504.0**2], island=True), "at risk", "observed", "some image yet unseen"),
+    "a is just finite": (case([D * 65504.0**2], island=True), "at risk", "observed", "another image"),
     "an island holds such sums": (case([2**20, 2.0**-30], bound=2**20, island=True), "stable", "certified", "6.0 bits"),
     "an island needs no eps": (case([1, 0], bound=4, site=replace(Q, eps=()), island=True), "stable", "certified", ""),
     "K^T V belongs to its island": (case([2.0**40], bound=2.0**40, site=KV, island=True), "stable", "certified", ""),
@@ -135,7 +135,7 @@ def vectors(rng, dim, low, high, count=400):
 
 def judged(a, site, slack):
     observed = observe(site, {"a": a})
-    sure = Certified(observed.argument_max * slack, observed.sum_max * slack**2, np.zeros(2), np.zeros((2, 2)))
+    sure = CertifiedBounds(observed.argument_max * slack, observed.sum_max * slack**2, np.zeros(2), np.zeros((2, 2)))
     return judge(SiteCase(site, a.shape[-1], observed, sure if slack else None), FP16)
 
 

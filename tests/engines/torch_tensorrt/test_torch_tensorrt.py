@@ -149,13 +149,13 @@ def tiny_graphs(tmp_path_factory):
     from calib.qdq_placement import plan_quantization
     from calib.qdq_writer import insert_qdq
     from edge.model.checkpoint import random_network
-    from edge.model.export import export
+    from edge.model.export import export_onnx
     from edge.model.sizes import UfoVitConfig
 
     network = random_network(UfoVitConfig("ufovit_tiny", depth=1, dim=32, heads=2, image_size=32, classes=5), 0)
     x = images(3, 32, 32, batch=16)
     path = tmp_path_factory.mktemp("tiny") / "model.onnx"
-    export(network, path, x[:4])
+    export_onnx(network, path, x[:4])
     model = onnx.load(path)
     plan = plan_quantization(model)
     table = collect_table(path, [x], plan, data_sha256="0" * 64, config=CollectConfig(min_images=16, synthetic=True))

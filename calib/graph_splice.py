@@ -1,0 +1,125 @@
+"""A graph in which some layers are computed as another graph computes them.
+
+Two graphs share tensors of the same names, the ends of their layers. A layer is all nodes between its end and the ends before
+it; whatever either graph has in between, such as Q/DQ or Casts, is taken over with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import onnx
+from onnx import helper
+
+from calib.graph import GraphIndex, index_graph
+from calib.graph_segments import SHAPE_OPS, prefix
+
+
+def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def needed_nodes(
+    model: onnx.ModelProto, index: GraphIndex, end: str, stops: Collection[str]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """All nodes needed to compute a tensor from `stops`, those of shapes and constants included, and the stops read.
+
+    A stop that is read for its shape alone does not count as read.
+    """
+    nodes: set[int] = set()
+    reads: set[str] = set()
+    pending = [index.producers[end]]
+    while pending:
+        at = pending.pop()
+        if at in nodes:
+            continue
+        nodes.add(at)
+        node = model.graph.node[at]
+        for name in index.reads[at]:
+            if name in stops:
+                if node.op_type not in SHAPE_OPS:
+                    reads.add(name)
+            elif name in index.producers:
+                pending.append(index.producers[name])
+    return tuple(sorted(nodes)), tuple(sorted(reads))
+
+
+class Splicer:
+    """Takes layers out of one graph and puts them into others.
+
+    Args:
+        source: an FP32 graph.
+        ends: the tensors between its layers.
+    """
+
+    def __init__(self, source: onnx.ModelProto, ends: Collection[str]) -> None:
+        self._source, self._index = source, index_graph(source)
+        self._stops = {*ends, *self._index.inputs}
+        self._constants = {tensor.name: tensor for tensor in source.graph.initializer}
+        self._shapes = {name for node in source.graph.node if node.op_type in SHAPE_OPS for name in node.output}
+
+    def into(
+        self, target: onnx.ModelProto, ends: Collection[str], switch: Callable[[str], str] | None = None
+    ) -> onnx.ModelProto:
+        """A copy of `target` with some layers as the source computes them from the tensors of `target`.
+
+        Args:
+            target: an FP32 graph with the same ends, or a part of one.
+            ends: of the layers to take over.
+            switch: end -> name of a boolean scalar, a new input of the graph; True selects the source's layer, and both are
+                computed. None takes the layers over unconditionally, and nodes that nothing needs any more are dropped.
+        """
+        spliced = copy_model(target)
+        stops = self._stops | self._available(spliced)
+        nodes: list[onnx.NodeProto] = []
+        switches: dict[str, None] = {}
+        for node in list(spliced.graph.node):
+            nodes.append(node)
+            for at, end in enumerate(node.output):
+                if end not in ends:
+                    continue
+                node.output[at] = f"{end}/own"
+                result = f"{end}/spliced" if switch else end
+                nodes += self._layer(end, result, stops, spliced)
+                if switch:
+                    switches[switch(end)] = None
+                    nodes.append(helper.make_node("Where", [switch(end), result, f"{end}/own"], [end], name=f"{end}/switch"))
+        del spliced.graph.node[:]
+        spliced.graph.node.extend(nodes)
+        spliced.graph.input.extend(helper.make_tensor_value_info(name, onnx.TensorProto.BOOL, []) for name in switches)
+        return spliced if switch else prefix(spliced, tuple(value.name for value in spliced.graph.output))
+
+    def _available(self, target: onnx.ModelProto) -> set[str]:
+        """Tensors, besides ends and the graph's input, that `target` has under the name that the source gives them.
+
+        A part of a graph gets as inputs what follows from shapes alone, and lacks the tensors whose shapes these are.
+        """
+        shapes = self._shapes & {name for node in target.graph.node for name in node.output}
+        return shapes | {value.name for value in target.graph.input}
+
+    def _layer(self, end: str, result: str, stops: Collection[str], target: onnx.ModelProto) -> list[onnx.NodeProto]:
+        """The source's nodes of one layer, under new names that cannot clash; their constants are added to `target`."""
+        nodes, taken = [], {value.name for value in target.graph.initializer}
+
+        def renamed(name: str) -> str:
+            if name == end:
+                return result
+            return name if not name or name in stops else f"{end}:{name}"
+
+        for at in needed_nodes(self._source, self._index, end, stops)[0]:
+            node = onnx.NodeProto()
+            node.CopyFrom(self._source.graph.node[at])
+            for name in node.input:
+                if name in self._constants and renamed(name) not in taken:
+                    taken.add(renamed(name))
+                    constant = target.graph.initializer.add()
+                    constant.CopyFrom(self._constants[name])
+                    constant.name = renamed(name)
+            node.name = f"{end}:{self._index.names[at]}"
+            node.input[:] = [renamed(name) for name in node.input]
+            node.output[:] = [renamed(name) for name in node.output]
+            nodes.append(node)
+        return nodes

@@ -1,0 +1,96 @@
+"""The repair of each XNorm: which one is chosen, that it changes nothing in FP32, and what its islands cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+
+from calib.errors import VerdictError
+from calib.graph import index_graph
+from calib.ort_session import TappedGraph
+from edge.stability.certificate import Checks, IslandCost
+from edge.stability.finders.xnorm import XNormSite
+from edge.stability.float_formats import FP16
+from edge.stability.measure_ranges import Float32, observe, taps
+from edge.stability.power_of_two_folding import Fold, plan_fit, plan_fold
+from edge.stability.trace_layers import SiteLayers
+from edge.stability.verdict import STABILITIES, SiteCase, judge
+
+
+def choose_repair(case: SiteCase, traced: SiteLayers) -> tuple[SiteCase, Fold]:
+    """The first repair with the best verdict in FP16; tried in this order: none, folding, FP32 island."""
+    nothing, folds = no_fold(case), tuple(plan_fold(case, traced.scalable))
+    repairs = [(nothing, False), *((fold, False) for fold in folds)]
+    repairs += [(fold, True) for fold in (nothing, *plan_fit(case, traced.scalable), *folds)]
+    cases = [(replace(_apply(case, fold), island=island), fold) for fold, island in repairs]
+    return min(cases, key=lambda repair: STABILITIES.index(judge(repair[0], FP16).verdict))
+
+
+def no_fold(case: SiteCase) -> Fold:
+    """The fold that changes nothing."""
+    return Fold(case.site, np.zeros((max(1, len(case.site.factors)), len(case.observed.zero)), np.int64))
+
+
+def _apply(case: SiteCase, fold: Fold) -> SiteCase:
+    """The case after a folding."""
+    changed = {change.eps: change for change in fold.eps}
+    eps = tuple(
+        replace(e, value=changed[e].value, kind="clamp" if changed[e].clamp else e.kind) if e in changed else e
+        for e in case.site.eps
+    )
+    certified = None if case.certified is None else case.certified.scaled(fold.exponents)
+    return replace(case, site=replace(case.site, eps=eps), observed=case.observed.scaled(fold.exponents), certified=certified)
+
+
+def check_repair(
+    model: onnx.ModelProto,
+    repaired: onnx.ModelProto,
+    sites: tuple[XNormSite, ...],
+    folds: list[Fold],
+    checked: dict[str, Float32],
+) -> tuple[dict[str, Float32], Checks]:
+    """Run both graphs on the checked images; the repaired graph's tensors of `taps`, and what was verified.
+
+    Args:
+        model, repaired: before and after.
+        sites, folds: what was folded.
+        checked: tensors of `taps` and the images themselves, before.
+
+    Raises VerdictError for logits that are not the same to the last bit, and ranges that are not those before times powers of
+    two.
+    """
+    (source,), output = index_graph(model).inputs, model.graph.output[0].name
+    images = checked[source]
+    logits = [TappedGraph(graph, (output,), threads=0)(images)[output] for graph in (model, repaired)]
+    if not np.array_equal(logits[0].view(np.uint32), logits[1].view(np.uint32)):
+        raise VerdictError(
+            "folding powers of two changed the FP32 logits",
+            found=f"largest difference {np.abs(logits[0] - logits[1]).max():.3g} on {len(images)} images",
+            allowed="the same to the last bit",
+            next_command="report it with the graph; build with precision fp32 meanwhile",
+        )
+    tensors = TappedGraph(repaired, taps(sites), threads=0)(images)
+    for site, fold in zip(sites, folds, strict=True):
+        observed, expected = observe(site, tensors), observe(site, checked).scaled(fold.exponents)
+        same = all(
+            np.array_equal(getattr(observed, name), getattr(expected, name)) for name in ("sum_min", "sum_max", "argument_max")
+        )
+        if not same:
+            raise VerdictError(
+                "an XNorm does not move as its folding says",
+                where=site.name,
+                found=f"sum a^2 up to {observed.sum_max.max():.6g}",
+                allowed=f"{expected.sum_max.max():.6g}",
+                next_command="report it with the graph; build with precision fp32 meanwhile",
+            )
+    return tensors, Checks(len(images), logits_bit_identical=True, ranges_as_scaled=True)
+
+
+def island_cost(cases: list[SiteCase], tensors: dict[str, Float32]) -> IslandCost:
+    """Edges of the islands: what goes in (the argument, or the factors of K^T V) and the normalised tensor that comes out."""
+    kept = [case.site for case in cases if case.island]
+    edges = [name for site in kept for name in (site.factors or (site.argument,))]
+    values = sum(tensors[name][0].size for name in edges) + sum(tensors[site.argument][0].size for site in kept)
+    return IslandCost(len(kept), len(edges) + len(kept), values)

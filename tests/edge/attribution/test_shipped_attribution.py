@@ -1,0 +1,135 @@
+"""Attribution of the shipped network: an honest build has no fault, and each planted one is named."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from attribution_graphs import FILE, MEAN, edited, kinds, scaled, with_judged
+
+from calib.collect import CollectConfig, collect_table
+from calib.qdq_placement import QuantScheme, plan_quantization
+from calib.quantize import quantize_graph
+from edge.assets import CALIBRATION_IMAGES, SHIPPED_MODEL, TEST_IMAGES
+from edge.attribution import float_fallback
+from edge.attribution.attribute import attribute_graphs
+from edge.attribution.build_graphs import BuildGraphs, LoadedGraph, load_graphs
+from edge.cli import run as run_command
+from edge.images.labelled_images import open_images
+from edge.model.metadata import read_graph_info
+from engines.typed_graph import type_graph
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """Its INT8 build for the CPU, and 96 of its test images."""
+    out = tmp_path_factory.mktemp("shipped") / "out"
+    command = f"build {SHIPPED_MODEL} int8 --target cpu --calib-images 512 --eval-images 64 --max-drop 100 --out {out}"
+    assert run_command(command.split()) in (0, 3)
+    graphs = load_graphs(out)
+    info = read_graph_info(graphs.reference.model, out / "model.onnx")
+    (images,) = open_images(TEST_IMAGES, info.labels).take(96).batches(info.preprocess, 96)
+    return graphs, images
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    """Costs on one image: what is named does not hang on them."""
+    monkeypatch.setattr("edge.attribution.float_fallback.ISOLATED_IMAGES", 1)
+
+
+@pytest.mark.slow
+def test_shipped_honest(shipped, quickly):
+    graphs, images = shipped
+    for part in range(3):
+        assert attribute_graphs(graphs, images[part::3]).culprits == ()
+
+
+@pytest.mark.slow
+def test_shipped_costliest_groups(shipped):
+    """The layers behind the stem's first two, and the head, cost most; the head in float gains for certain."""
+    graphs, images = shipped
+    found = attribute_graphs(graphs, images)
+    *alone, together = found.costliest
+    assert {"stem.6/Conv", "stem.9/Conv", "head/Gemm"} <= set(together.layers)
+    assert "head/Gemm" in {layer for trial in alone if trial.confirmed for layer in trial.layers}
+    assert together.share > 0.5
+    assert "of 209 groups of layers make" in found.sentence
+
+
+@pytest.mark.slow
+def test_shipped_costs_add_up_to_what_is_seen(shipped):
+    """Layers disturb the logits nearly independently: the noise of each alone sums to the noise of all, on the same images."""
+    graphs, images = shipped
+    found = attribute_graphs(graphs, images[::6])
+    assert len(images[::6]) == float_fallback.ISOLATED_IMAGES
+    total = sum(10 ** (-isolated / 10) for isolated, _share in groups_of(found))
+    assert -10 * np.log10(total) == pytest.approx(found.logits_db, abs=2)
+
+
+def groups_of(found):
+    """(isolated SQNR, share) of each group, once."""
+    return {(layer.isolated_db, layer.logits_share) for layer in found.layers if layer.isolated_db is not None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tensor", ["blocks.7.norm1/LayerNormalization_output", "blocks.13.ffn.1/Gelu_output"])
+@pytest.mark.parametrize(("factor", "kind"), [(2, "scale_too_large"), (0.5, "scale_too_small")])
+def test_shipped_wrong_scale(shipped, quickly, tensor, factor, kind):
+    graphs, images = shipped
+    found = attribute_graphs(with_judged(graphs, scaled(graphs.judged.model, tensor, factor)), images[:32])
+    assert [(c.kind, c.where) for c in found.culprits] == [(kind, tensor)]
+
+
+@pytest.mark.slow
+def test_shipped_zeroed_channel_and_other_weights(shipped, quickly):
+    graphs, images = shipped
+
+    def zero(values):
+        values[:, 17] = 0
+        return values
+
+    weight = "blocks.5.attn.proj/MatMul.weight_quantized"
+    found = attribute_graphs(with_judged(graphs, edited(graphs.judged.model, [weight], zero)), images[:32])
+    assert [(c.kind, c.where) for c in found.culprits] == [("zeroed_channel", "blocks.5.attn.proj/MatMul")]
+    names = [t.name for t in graphs.judged.model.graph.initializer if len(t.dims) > 1]
+    rng = np.random.default_rng(0)
+
+    def further(values):
+        found = values + 0.05 * values.std() * rng.normal(size=values.shape)
+        return np.clip(np.rint(found), -127, 127) if values.dtype == np.int8 else found
+
+    moved = edited(graphs.judged.model, names, further)
+    found = attribute_graphs(with_judged(graphs, moved), images[:32])
+    assert [(c.kind, c.where) for c in found.culprits] == [("other_weights", "stem.0/Conv")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [0, 500])
+def test_shipped_calibrated_on_four_images(shipped, quickly, tmp_path, start):
+    graphs, images = shipped
+    path = tmp_path / "float.onnx"
+    onnx.save(graphs.base.model, path)
+    info = read_graph_info(graphs.reference.model, path)
+    source = open_images(CALIBRATION_IMAGES, info.labels)
+    batch = np.stack([info.preprocess(source.pixels(start + i)) for i in range(4)])
+    scheme = QuantScheme(exclude=("stem.0/Conv", "stem.3/Conv"))
+    plan = plan_quantization(graphs.base.model, scheme)
+    table = collect_table(path, iter([batch]), plan, data_sha256="0", config=CollectConfig(min_images=1))
+    found = attribute_graphs(with_judged(graphs, quantize_graph(graphs.base.model, table, scheme, "")), images[:32])
+    assert kinds(found) == ["calibration"]
+    assert len(found.culprits[0].layers) >= 8
+
+
+@pytest.mark.slow
+def test_shipped_overflow_and_preprocessing(shipped, quickly):
+    graphs, images = shipped
+    names = ("blocks.4.attn.k/MatMul.weight/folded", "blocks.4.attn.k.bias/folded")
+    reference = LoadedGraph(FILE, edited(graphs.base.model, names, lambda v: v * 256))
+    judged = LoadedGraph(replace(FILE, sha256="1" * 64), type_graph(reference.model))
+    found = attribute_graphs(BuildGraphs(reference, reference, judged), images[:32])
+    assert [(c.kind, c.where) for c in found.culprits] == [("overflow", "blocks.4.attn.xnorm_kv/ReduceL2")]
+    assert found.culprits[0].layers == ("blocks.4.attn/MatMul_1",)
+    found = attribute_graphs(graphs, images[:32], images[:32] + MEAN)
+    assert kinds(found) == ["input"]
+    assert "another mean" in found.sentence
