@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from calib.errors import InputError
+from edge.images.labelled_images import Int64, evenly_spread
 from edge.images.preprocess import Float32
 
 _BATCH_PIXELS = 32 * 64**2
@@ -51,11 +51,10 @@ class Sides:
         if len(left):
             yield from Sides(self.mine[left], self.judged[left]).pairs()
 
-    def _even(self, count: int) -> npt.NDArray[np.intp]:
+    def _even(self, count: int) -> Int64:
         if count >= len(self):
             return np.arange(len(self))
-        even: npt.NDArray[np.intp] = np.linspace(0, len(self) - 1, count).round().astype(np.intp)
-        return even
+        return evenly_spread(len(self), count)
 
     def pairs(self) -> Iterator[tuple[Float32, Float32]]:
         """The images in order, in batches of either side."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from calib.errors import InputError
 from calib.files import sha256_bytes, sha256_file
-from edge.images.labelled_images import ImageSet, Int64, open_images, open_unlabelled
+from edge.images.labelled_images import ImageSet, Int64, evenly_spread, open_images, open_unlabelled
 from edge.images.preprocess import Float32, Preprocess
 
 if TYPE_CHECKING:
@@ -69,11 +69,11 @@ class GraphImages:
 
     def take(self, count: int) -> GraphImages:
         """`count` images spread evenly over the set, or all of them: the same ones every time."""
-        return self if count >= len(self) else self._part(_spread(len(self), count))
+        return self if count >= len(self) else self._part(evenly_spread(len(self), count))
 
     def without(self, count: int) -> GraphImages:
         """The images that `take(count)` leaves."""
-        return self._part(np.setdiff1d(np.arange(len(self)), _spread(len(self), min(count, len(self)))))
+        return self._part(np.setdiff1d(np.arange(len(self)), evenly_spread(len(self), min(count, len(self)))))
 
     def _part(self, positions: Int64) -> GraphImages:
         digest = sha256_bytes(self.sha256.encode() + positions.tobytes())
@@ -199,10 +199,6 @@ def parse_triple(text: str, option: str) -> tuple[float, float, float]:
         raise InputError("not three numbers", where=option, found=repr(text), allowed="R,G,B, or one number for all")
     first, second, third = values if len(values) == 3 else values * 3
     return first, second, third
-
-
-def _spread(size: int, count: int) -> Int64:
-    return np.asarray(np.linspace(0, size - 1, count).round().astype(np.int64))
 
 
 def _load(path: Path) -> NDArray[Any]:

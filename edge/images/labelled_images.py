@@ -60,8 +60,7 @@ class ImageSet:
         """`count` images spread evenly over the set (all of them when there are fewer): the same ones every time."""
         if count >= len(self):
             return self
-        chosen = np.linspace(0, len(self) - 1, count).round().astype(np.int64)
-        digest = hashlib.sha256(self.sha256.encode() + chosen.tobytes()).hexdigest()
+        chosen, digest = even_subset(self.sha256, len(self), count)
         names, pixels = tuple(self.names[i] for i in chosen), self.pixels
         return replace(self, names=names, labels=self.labels[chosen], sha256=digest, pixels=lambda i: pixels(int(chosen[i])))
 
@@ -69,6 +68,19 @@ class ImageSet:
         """Preprocessed images in order, float32 (<= size, 3, S, S)."""
         for start in range(0, len(self), size):
             yield np.stack([preprocess(self.pixels(i)) for i in range(start, min(start + size, len(self)))])
+
+
+def evenly_spread(size: int, count: int) -> Int64:
+    """`count` positions spread evenly over `size`, the first and the last among them: the same ones every time."""
+    return np.asarray(np.linspace(0, size - 1, count).round().astype(np.int64))
+
+
+def even_subset(sha256: str, size: int, count: int) -> tuple[Int64, str]:
+    """Positions of the images that `ImageSet.take` chooses of a set of `size` images, and the digest of these."""
+    if count >= size:
+        return np.arange(size), sha256
+    chosen = evenly_spread(size, count)
+    return chosen, hashlib.sha256(sha256.encode() + chosen.tobytes()).hexdigest()
 
 
 def data_digest(images: ImageSet, preprocess: Preprocess) -> str:
