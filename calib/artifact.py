@@ -2,6 +2,9 @@
 
 Stdlib only, because a device that runs an engine reads manifests with numpy and TensorRT alone. A reader refuses an unknown
 `schema_version`, a missing, unknown or ill-typed field, and names the command that makes a new file.
+
+A class may state a `schema_version` of its own (1 without), and may lay out its JSON itself: `to_json(self)` gives the object,
+and `from_json(cls, fields)` the instance, which raises TypeError or ValueError for fields that do not fit.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ T = TypeVar("T")
 def write_artifact(path: Path, artifact: Any) -> None:
     """Write a dataclass instance with `schema_version`, atomically; NaN and infinities raise InputError."""
     try:
-        write_json(path, {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(artifact)})
+        fields = artifact.to_json() if hasattr(artifact, "to_json") else dataclasses.asdict(artifact)
+        write_json(path, {"schema_version": schema_version(type(artifact)), **fields})
     except ValueError as error:
         raise InputError("artifact holds a value that is no finite number", where=path, found=error) from error
 
@@ -30,19 +34,28 @@ def write_artifact(path: Path, artifact: Any) -> None:
 def read_artifact(path: Path, cls: type[T], *, remake: str) -> T:
     """Read a dataclass of type `cls`; `remake` is the command that makes such a file anew. Raises InputError."""
     fields = read_json(path, remake=remake)
-    version = fields.pop("schema_version", None)
-    if version != SCHEMA_VERSION:
-        raise InputError("unknown schema version", where=path, found=version, allowed=SCHEMA_VERSION, next_command=remake)
+    version, allowed = fields.pop("schema_version", None), schema_version(cls)
+    if version != allowed:
+        raise InputError("unknown schema version", where=path, found=version, allowed=allowed, next_command=remake)
     try:
         return from_fields(cls, fields)
     except (TypeError, ValueError) as error:
         raise InputError("malformed artifact", where=path, found=error, next_command=remake) from error
 
 
+def schema_version(cls: type) -> int:
+    """The version of the files of a class."""
+    version: int = getattr(cls, "schema_version", SCHEMA_VERSION)
+    return version
+
+
 def from_fields(cls: type[T], fields: Any, where: str = "") -> T:
     """Build dataclass `cls` from plain JSON values, recursively. Raises TypeError naming the field that does not fit."""
     if not isinstance(fields, dict):
         raise TypeError(f"{where or cls.__name__}: expected an object, found {type(fields).__name__}")
+    if not where and hasattr(cls, "from_json"):
+        own: T = getattr(cls, "from_json")(fields)  # noqa: B009  # the type checker knows no such attribute of T
+        return own
     declared = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is a dataclass by contract
     unknown = sorted(fields.keys() - declared.keys())
     missing = sorted(

@@ -1,4 +1,9 @@
-"""Every numerical tolerance of the product in one table, each with its reason."""
+"""Every numerical tolerance of the product in one table, each with its reason.
+
+Three tables of another kind stand elsewhere: what a rebuild may lose against its baseline (`edge.gate.gate_tolerances`, and for
+answers the task's own `gate_tolerances`), from which error on a layer is at fault (`edge.attribution.diagnosis`), and which
+margins an XNorm needs (`edge.stability.verdict`).
+"""
 
 from __future__ import annotations
 
@@ -33,3 +38,7 @@ divided by. Resizing sums a few hundred products of at most 255 in FP32, in an o
 
 SQNR_CAP_DB = metrics.SQNR_CAP_DB
 """Stands for "identical" in artifacts."""
+
+RECOMPUTED = 1e-6
+"""A figure that an artifact states against the same recomputed from the answers beside it: the same float64 sums in another
+order."""

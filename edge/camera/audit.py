@@ -1,7 +1,7 @@
 """`--audit N`: does the engine still answer like the FP32 network, on the frames of this camera?
 
 Every Nth result is recomputed by `model.onnx`, the FP32 reference of the build, on one CPU thread outside the loop. Agreement
-is the share of equal answers with its Wilson interval (`edge.drift.drop_interval`). Frames that disagree are saved as a
+is the share of equal answers with its Wilson interval (`edge.tasks.interval`). Frames that disagree are saved as a
 picture and a record with both answers. An audit that falls behind skips results; it never slows the camera.
 """
 
@@ -11,53 +11,21 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-import numpy as np
-
-from calib.artifact import write_artifact
+from calib.artifact import SCHEMA_VERSION
 from calib.errors import ArtifactError, MissingError, UfovitError, UsageError
-from calib.files import atomic_path
+from calib.files import atomic_path, write_json
 from edge.camera.background_sink import BackgroundSink, Worker
 from edge.camera.frame import Notify, Result, ignore
-from edge.camera.loop import softmax
-from edge.drift.drop_interval import share_interval
 from edge.images.preprocess import Preprocess, Uint8
 from edge.runtime.runner import Runner
+from edge.tasks.interval import share_interval
+from edge.tasks.registry import task_of
+from edge.tasks.task import Outputs
 from engines.build_folder.manifest import EngineManifest, read_recorded
 from engines.build_folder.safe_files import is_there
 
 MAX_SAVED = 100
 """Disagreements saved per run: enough to look at, without filling the disk."""
-
-
-@dataclass(frozen=True)
-class Disagreement:
-    """The record beside the picture of a frame on which engine and reference disagree.
-
-    Attributes:
-        time: ISO 8601, UTC.
-        source: where the frame came from, without passwords.
-        frame: its number.
-        picture: file name of its pixels.
-        engine_answer, reference_answer: labels.
-        engine_probability, reference_probability: each side's softmax for its own answer.
-        engine_logits, reference_logits: of all classes.
-        labels: of the classes.
-        engine_sha256, reference_sha256: digests of the two.
-    """
-
-    time: str
-    source: str
-    frame: int
-    picture: str
-    engine_answer: str
-    reference_answer: str
-    engine_probability: float
-    reference_probability: float
-    engine_logits: tuple[float, ...]
-    reference_logits: tuple[float, ...]
-    labels: tuple[str, ...]
-    engine_sha256: str
-    reference_sha256: str
 
 
 @dataclass(frozen=True)
@@ -94,18 +62,19 @@ class AuditWorker(Worker):
 
     def __init__(self, context: AuditContext, folder: Path, notify: Notify = ignore, max_saved: int = MAX_SAVED) -> None:
         self._context, self._folder, self._notify, self._max_saved = context, folder, notify, max_saved
+        self._task = task_of(context.manifest)
         self._saving = True
         self.compared = self.agreed = self.saved = 0
 
     def process(self, result: Result) -> None:
         """See `Worker`."""
-        logits = self._context.reference(self._context.preprocess(result.frame.pixels)[None])[0]
-        agrees = int(logits.argmax()) == int(result.logits.argmax())
+        reference: Outputs = (self._context.reference(self._context.preprocess(result.frame.pixels)[None]),)
+        agrees = self._task.agree(reference, result.outputs)
         self.compared += 1
         self.agreed += agrees
         if not agrees and self._saving and self.saved < self._max_saved:
             try:
-                self._save(result, logits)
+                self._save(result, reference)
             except UfovitError as error:
                 self._saving = False
                 self._notify(f"audit: {error}\n  disagreeing frames are counted, but no longer saved")
@@ -114,27 +83,22 @@ class AuditWorker(Worker):
         """See `Worker`."""
         self._context.reference.close()
 
-    def _save(self, result: Result, logits: np.typing.NDArray[np.float32]) -> None:
-        context, labels = self._context, self._context.manifest.labels
+    def _save(self, result: Result, reference: Outputs) -> None:
+        """Write a picture of the frame, and beside it a record with both answers as the task describes them."""
+        context = self._context
         stem = f"frame-{result.frame.number:09d}"
         write_png(self._folder / f"{stem}.png", result.frame.pixels)
-        engine, reference = int(result.logits.argmax()), int(logits.argmax())
-        record = Disagreement(
-            time=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-            source=context.source,
-            frame=result.frame.number,
-            picture=f"{stem}.png",
-            engine_answer=labels[engine],
-            reference_answer=labels[reference],
-            engine_probability=float(result.probabilities[engine]),
-            reference_probability=float(softmax(logits)[reference]),
-            engine_logits=tuple(float(v) for v in result.logits),
-            reference_logits=tuple(float(v) for v in logits),
-            labels=labels,
-            engine_sha256=context.manifest.engine.sha256,
-            reference_sha256=context.manifest.onnx.sha256,
-        )
-        write_artifact(self._folder / f"{stem}.json", record)
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            "source": context.source,
+            "frame": result.frame.number,
+            "picture": f"{stem}.png",
+            "engine_sha256": context.manifest.engine.sha256,
+            "reference_sha256": context.manifest.onnx.sha256,
+            **self._task.disagreement(reference, result.outputs),
+        }
+        write_json(self._folder / f"{stem}.json", record)
         self.saved += 1
 
 

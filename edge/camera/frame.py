@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from edge.images.preprocess import Float32, Uint8
+from edge.images.preprocess import Uint8
+from edge.tasks.frame_answer import FrameAnswer
+from edge.tasks.task import Outputs
 
 Clock = Callable[[], float]
 """Monotonic seconds from any origin: `time.monotonic`, or a fake clock in tests."""
@@ -37,15 +39,6 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One class, and the softmax probability that the network gives it."""
-
-    index: int
-    label: str
-    probability: float
-
-
-@dataclass(frozen=True)
 class Latency:
     """Time spent on one frame, milliseconds; `age_ms` is from `Frame.taken_s` until its result is complete."""
 
@@ -62,9 +55,8 @@ class Result:
 
     Attributes:
         frame: the frame.
-        logits: float32 (classes,).
-        probabilities: float32 (classes,), their softmax.
-        top: the most probable classes, most probable first.
+        outputs: of the network, (1, ...) each.
+        answer: what they mean.
         latency: of this frame.
         number: how many results came before this one.
         dropped: frames so far that a newer one replaced before the network was free.
@@ -72,9 +64,8 @@ class Result:
     """
 
     frame: Frame
-    logits: Float32
-    probabilities: Float32
-    top: tuple[Answer, ...]
+    outputs: Outputs
+    answer: FrameAnswer
     latency: Latency
     number: int
     dropped: int

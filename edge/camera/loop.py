@@ -1,4 +1,4 @@
-"""The inference loop: frame, preprocessing, network, softmax, sinks.
+"""The inference loop: frame, preprocessing, network, the task's answer, sinks.
 
 The age of an answer. Let d be the time from taking a frame until its answer is complete, and i the frame interval of the
 source. The frame taken is the newest of all (`latest_frame`), so it is no older than i, and nothing waits between taking and
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from calib.errors import UsageError
-from calib.metrics import log_softmax
-from edge.camera.frame import Answer, Clock, Frame, Latency, Result, Sink
+from edge.camera.frame import Clock, Frame, Latency, Result, Sink
 from edge.camera.frame_feed import FrameFeed
 from edge.camera.latency_stats import LatencyStats, Percentiles, Rate
 from edge.camera.reconnect import Pacer, Sleep
-from edge.images.preprocess import Float32, Preprocess
+from edge.images.preprocess import Preprocess
 from edge.runtime.runner import Runner
+from edge.tasks.task import Outputs, Task
 
 _POLL_S = 0.25
 """Longest wait for a frame before limits and stop requests are checked again."""
@@ -33,16 +33,16 @@ class Network:
     """The network, with what turns a frame into its input and its output into an answer.
 
     Attributes:
-        runner: (B, 3, S, S) -> (B, classes).
+        runner: (B, 3, S, S) -> (B, ...).
         preprocess: of the manifest.
-        labels: one per class.
+        task: what the outputs mean.
         batch_min: smallest batch of the engine; copies of the frame fill it.
-        top_k: answers listed in a result; at most the number of classes.
+        top_k: parts of an answer that a result lists at most.
     """
 
     runner: Runner
     preprocess: Preprocess
-    labels: tuple[str, ...]
+    task: Task
     batch_min: int = 1
     top_k: int = 3
 
@@ -166,13 +166,12 @@ class Loop:
         network = self._network
         tensor = network.preprocess(frame.pixels)
         prepared = self._clock()
-        logits = network.runner(np.repeat(tensor[None], network.batch_min, axis=0))[0]
+        outputs: Outputs = (network.runner(np.repeat(tensor[None], network.batch_min, axis=0))[:1],)
         inferred = self._clock()
-        if not np.isfinite(logits).all():
+        if not all(np.isfinite(output).all() for output in outputs):
             self._not_finite += 1
             return
-        probabilities = softmax(logits)
-        top = best(probabilities, network.labels, network.top_k)
+        answer = network.task.answer(outputs, network.top_k)
         done = self._clock()
         latency = Latency(
             capture_ms=frame.capture_ms,
@@ -183,7 +182,7 @@ class Loop:
         )
         self._latency_stats.add(latency)
         fps = self._rate.add(done)
-        result = Result(frame, logits, probabilities, top, latency, self._results, self._feed.stats.dropped, fps)
+        result = Result(frame, outputs, answer, latency, self._results, self._feed.stats.dropped, fps)
         self._results += 1
         for sink in self._sinks:
             sink(result)
@@ -204,15 +203,3 @@ class Loop:
             latency=self._latency_stats.percentiles(),
             error=error,
         )
-
-
-def softmax(logits: Float32) -> Float32:
-    """exp(l - max l) / its sum, float32 (classes,), computed in float64."""
-    probabilities: Float32 = np.exp(log_softmax(logits.astype(np.float64))).astype(np.float32)
-    return probabilities
-
-
-def best(probabilities: Float32, labels: tuple[str, ...], count: int) -> tuple[Answer, ...]:
-    """The `count` most probable classes, most probable first; of equals the first one first."""
-    order = np.argsort(-probabilities, kind="stable")[:count]
-    return tuple(Answer(int(i), labels[i], float(probabilities[i])) for i in order)

@@ -21,7 +21,8 @@ from edge.camera.latest_frame import LatestFrame
 from edge.camera.loop import Loop, Network, Summary
 from edge.camera.sinks.recorder import Recorder, recording_fps
 from edge.camera.sources.registry import open_source, redact_source
-from edge.drift.compare import read_drift
+from edge.drift.drift_report import read_drift
+from edge.tasks.registry import task_of
 from engines.build_folder.file_names import DRIFT
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ class _Session:
         from edge.camera.web.dashboard import Dashboard
 
         identity, notes = identity_rows(self.request, opened), lambda: dict(self._audit_notes())
-        dashboard = Dashboard(identity, opened.manifest.labels, page.host, page.port, page.token, notes=notes)
+        layout = task_of(opened.manifest).panel_layout()
+        dashboard = Dashboard(identity, layout, page.host, page.port, page.token, notes=notes)
         self._add(dashboard)
         url = dashboard.start()
         self.page = dashboard, url
@@ -136,8 +138,7 @@ class _Session:
     def run(self, source: Source) -> Summary:
         """The loop. The view is closed first, so that the final messages of other sinks stay on the terminal."""
         request, opened = self.request, self.opened
-        labels = opened.manifest.labels
-        network = Network(opened.runner, opened.preprocess, labels, opened.batch.min, min(request.top_k, len(labels)))
+        network = Network(opened.runner, opened.preprocess, task_of(opened.manifest), opened.batch.min, request.top_k)
         title = f"{opened.manifest.model} {opened.manifest.precision}, {opened.ran_on}, {redact_source(request.source)}"
         feed = self._feed(source)
         self.source_stack.pop_all()  # the feed closes the source in the thread that reads it
@@ -211,7 +212,7 @@ def start_fields(request: CameraRequest, opened: Opened) -> dict[str, object]:
         "runner": opened.name,
         "ran_on": opened.ran_on,
         "source": redact_source(request.source),
-        "labels": list(manifest.labels),
+        **task_of(manifest).start_fields(),
         "random_weights": manifest.random_weights,
     }
 

@@ -35,11 +35,11 @@ def bundle(
     from edge.cli.console import TerminalProgress
     from edge.pipeline.build_request import judging_images
     from edge.pipeline.pack_bundle import make_bundle
+    from edge.tasks.registry import task_of
     from engines.build_folder.bundle_format import SUFFIX
     from engines.build_folder.manifest import read_manifest
 
-    labels = read_manifest(build).labels
-    chosen = judging_images(data, labels).take(images)
+    chosen = judging_images(data, task_of(read_manifest(build))).take(images)
     path = out or build.resolve().with_name(build.resolve().name + SUFFIX)
     if path.is_dir():
         raise InputError("a bundle is a file", where=path, next_command=f"pass --out {path / build.name}{SUFFIX}")

@@ -51,7 +51,7 @@ def gate(  # noqa: PLR0913, PLR0917  # one parameter per option of the command
     from edge.gate.baseline import LatencyRatio
     from edge.gate.compare_builds import EXIT_CODES, GateReport
     from edge.gate.compare_builds import gate as compare
-    from edge.gate.update import update as write
+    from edge.gate.update import update_baseline
 
     console = Console(soft_wrap=True)
     outputs = {"junit": junit, "markdown": markdown, "json": json}
@@ -63,7 +63,7 @@ def gate(  # noqa: PLR0913, PLR0917  # one parameter per option of the command
         remake = "measure engine and FP32 in turn"
         ratio = read_artifact(latency, LatencyRatio, remake=remake) if latency is not None else None
         if update:
-            for line in write(folder, baseline, force=force, latency=ratio, by=reviewed_by or "", note=note or ""):
+            for line in update_baseline(folder, baseline, force=force, latency=ratio, by=reviewed_by or "", note=note or ""):
                 console.print(line, markup=False, highlight=False)
             console.print(f"baseline  {baseline}: look at it before you commit it", markup=False, highlight=False)
             return 0
@@ -81,12 +81,13 @@ def _write(report: GateReport, outputs: dict[str, Path | None]) -> None:
     """The files that were asked for."""
     from calib.artifact import write_artifact
     from calib.files import write_bytes
-    from edge.gate.render import junit, markdown
+    from edge.gate.junit import junit_xml
+    from edge.gate.markdown import markdown_summary
 
     if outputs["junit"] is not None:
-        write_bytes(outputs["junit"], junit(report))
+        write_bytes(outputs["junit"], junit_xml(report))
     if outputs["markdown"] is not None:
-        write_bytes(outputs["markdown"], markdown(report).encode())
+        write_bytes(outputs["markdown"], markdown_summary(report).encode())
     if outputs["json"] is not None:
         write_artifact(outputs["json"], report)
 

@@ -9,10 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from edge.attribution.attribution_record import Attribution, read_attribution
-from edge.drift.compare import DriftReport
+from edge.drift.drift_report import DriftReport
 from edge.pipeline.steps import read_drift
 from edge.report.certificate_text import headline, island_cost
 from edge.stability.certificate import read_certificate
+from edge.tasks.registry import task_of
 from engines.build_folder.file_names import ATTRIBUTION, DRIFT, REPORT
 from engines.build_folder.manifest import EngineManifest, read_manifest
 
@@ -26,15 +27,14 @@ def print_summary(console: Console, folder: Path) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column()
     table.add_column(overflow="fold")
-    rows = _drift_rows(read_drift(folder / DRIFT), manifest.precision) if (folder / DRIFT).is_file() else {}
+    rows = _drift_rows(read_drift(folder / DRIFT), manifest) if (folder / DRIFT).is_file() else {}
     rows |= {"engine": escape(_engine(manifest)), "receipt": escape(_receipt(manifest))}
     if manifest.xnorm is not None:
         rows["xnorm"] = escape(_xnorm(folder / manifest.xnorm.file))
     if (folder / ATTRIBUTION).is_file():
         rows["layers"] = escape(_layers(read_attribution(folder / ATTRIBUTION)))
     if manifest.random_weights:
-        shown = {name: text for name, text in rows.items() if name not in ("top-1", "drop")}
-        rows = {"weights": "[bold red]RANDOM: no figure here says anything about accuracy[/]", **shown}
+        rows = {"weights": "[bold red]RANDOM: no figure here says anything about accuracy[/]", **rows}
     for name, text in rows.items():
         table.add_row(name, text)
     console.print(table, highlight=False)
@@ -42,17 +42,9 @@ def print_summary(console: Console, folder: Path) -> None:
         console.print(f"report   {folder / REPORT}", markup=False, highlight=False)  # in one piece, however narrow
 
 
-def _drift_rows(drift: DriftReport, precision: str) -> dict[str, str]:
+def _drift_rows(drift: DriftReport, manifest: EngineManifest) -> dict[str, str]:
     rows = {"verdict": f"[{_STYLE[drift.verdict]}]{drift.verdict.upper()}[/] {escape(drift.reason)}"}
-    labelled = drift.labelled
-    if labelled is not None:
-        low, high = labelled.interval.low_points, labelled.interval.high_points
-        rows["top-1"] = f"{labelled.top1_reference:.2%} FP32 reference, {labelled.top1_engine:.2%} {precision}"
-        rows["drop"] = (
-            f"{labelled.drop_points:+.2f} points [{low:+.2f}, {high:+.2f}] at {labelled.interval.level:.0%}, "
-            f"budget {drift.budget_points:g}"
-        )
-    rows["agreement"] = f"{drift.agreement:.2%} of {drift.images} images, SQNR of the logits {drift.sqnr_db:.1f} dB"
+    rows |= {name: escape(text) for name, text in task_of(manifest).summary(drift, manifest.precision).items()}
     rows["judged"] = escape(drift.engine.ran_on)
     return rows
 

@@ -1,4 +1,4 @@
-"""`drift.json` held against the logits beside it: what they do not bear out is refused, by the gate and by the report."""
+"""`drift.json` against the answers beside it: the gate and the report refuse what does not follow from them."""
 
 from __future__ import annotations
 
@@ -6,42 +6,40 @@ import math
 from pathlib import Path
 
 from calib.errors import InputError
-from edge.drift.compare import DriftReport, compare
-from edge.tasks.classification.logits import Logits
-from engines.build_folder.file_names import DRIFT, LOGITS
+from edge.drift.drift_report import DriftReport
+from edge.numeric_tolerances import RECOMPUTED
+from edge.tasks.task import Sides, Task
+from engines.build_folder.file_names import ANSWERS, DRIFT
 from engines.build_folder.safe_files import REMAKE
 
-EQUAL = 1e-6  # statement and recomputation: the same float64 sums in another order
-_STATED = (
-    "not_finite", "top1_reference", "top1_engine", "agreement", "sqnr_db", "flips", "confusion_reference", "confusion_engine",
-)  # fmt: skip
 
-
-def check_stated(folder: Path, drift: DriftReport, logits: Logits, classes: int, *, spare_not_finite: bool = False) -> None:
-    """Raise InputError where the drift of a build folder does not follow from its logits.
+def check_stated(folder: Path, task: Task, drift: DriftReport, sides: Sides, *, spare_not_finite: bool = False) -> None:
+    """Raise InputError where the drift of a build folder does not follow from its answers.
 
     `spare_not_finite` lets a stated NaN or infinity through, for a caller that fails on it and says so.
     """
-    if logits.reference.shape != (drift.images, classes):
+    misfit = task.misfit(sides, drift.images)
+    if misfit:
         raise InputError(
-            "logits, drift and labels disagree on images or classes",
-            where=folder / LOGITS,
-            found=f"logits {logits.reference.shape}, {drift.images} images, {classes} labels",
+            "answers, drift and manifest disagree on images or outputs",
+            where=folder / ANSWERS,
+            found=misfit,
             next_command=REMAKE,
         )
-    if logits.labels is None and drift.labelled is not None:
-        raise InputError("the images' labels are missing", where=folder / LOGITS, next_command=REMAKE)
-    counted = compare(logits.reference, logits.engine, logits.labels)
-    for name in _STATED:
-        said, found = getattr(drift, name), getattr(counted, name)
-        close = name == "sqnr_db" and math.isclose(said, found, abs_tol=EQUAL)
-        spared = spare_not_finite and isinstance(said, float) and not math.isfinite(said)
-        if said != found and not close and not spared:
-            short = not isinstance(said, tuple)
+    if sides.truth is None and drift.comparison.with_truth:
+        raise InputError("the images' right answers are missing", where=folder / ANSWERS, next_command=REMAKE)
+    recomputed = task.compare(sides)
+    for name in task.stated:
+        stated, found = getattr(drift.comparison, name), getattr(recomputed, name)
+        figures = isinstance(stated, float) and isinstance(found, float)
+        close = figures and name.endswith("_db") and math.isclose(stated, found, abs_tol=RECOMPUTED)
+        spared = spare_not_finite and isinstance(stated, float) and not math.isfinite(stated)
+        if stated != found and not close and not spared:
+            short = not isinstance(stated, tuple)
             raise InputError(
-                f"{DRIFT} does not follow from the {LOGITS} beside it",
+                f"{DRIFT} does not follow from the {ANSWERS} beside it",
                 where=f"{folder / DRIFT}, {name}",
-                found=said if short else None,
+                found=stated if short else None,
                 allowed=found if short else None,
                 next_command=REMAKE,
             )

@@ -1,6 +1,7 @@
 """The FP32 reference's answers as another folder holds them: where they are there, nothing that runs the reference is needed.
 
-Three files of a build folder are enough: `drift.json`, `logits.npz`, and `steps.json`, which holds their digests under a seal.
+Three files of a build folder are enough: `drift.json`, the file of answers, and `steps.json`, which holds their digests under a
+seal.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from pathlib import Path
 
 from calib.errors import InputError
 from calib.files import sha256_bytes
-from edge.drift.compare import DriftReport, Source
-from edge.tasks.classification.logit_metrics import Floats
-from edge.tasks.classification.logits import parse_logits
-from engines.build_folder.file_names import DRIFT, LOGITS, RECORD
+from edge.drift.drift_report import DriftReport, Source
+from edge.tasks.registry import load_task
+from edge.tasks.task import Outputs
+from engines.build_folder.file_names import ANSWERS, DRIFT, RECORD
 from engines.build_folder.safe_files import compare, parse_artifact, read_contained
 from engines.build_folder.step_record import read_record
 
@@ -27,16 +28,16 @@ class StoredAnswers:
     Attributes:
         folder: where they lie.
         reference: what gave them.
-        data_sha256: of the images, labels included; `preprocess_sha256`: of what these went through.
-        logits: (n, classes).
-        sha256: of the file of logits.
+        data_sha256: of the images, right answers included; `preprocess_sha256`: of what these went through.
+        outputs: what the reference gave for each image.
+        sha256: of the file of answers.
     """
 
     folder: Path
     reference: Source
     data_sha256: str
     preprocess_sha256: str
-    logits: Floats
+    outputs: Outputs
     sha256: str
 
 
@@ -44,15 +45,15 @@ def read_stored(folder: Path) -> StoredAnswers:
     """The answers that a build folder, or a copy of its three files, holds. Raises InputError for files other than recorded."""
     recorded = {file: sha256 for step in read_record(folder).values() for file, sha256 in step.writes.items()}
     data = {}
-    for file in (DRIFT, LOGITS):
+    for file in (DRIFT, ANSWERS):
         if file not in recorded:
             raise InputError("no stored answers", where=folder, found=f"{RECORD} records no {file}", next_command=REMAKE)
         data[file] = read_contained(folder / file)
         compare(folder / file, sha256_bytes(data[file]), recorded[file], RECORD)
     drift = parse_artifact(data[DRIFT], folder / DRIFT, DriftReport)
-    logits = parse_logits(data[LOGITS], folder / LOGITS)
+    sides = load_task(drift.task).parse_answers(data[ANSWERS], folder / ANSWERS)
     return StoredAnswers(
-        folder, drift.reference, drift.data_sha256, drift.preprocess_sha256, logits.reference, recorded[LOGITS]
+        folder, drift.reference, drift.data_sha256, drift.preprocess_sha256, sides.reference, recorded[ANSWERS]
     )
 
 
@@ -65,8 +66,9 @@ def check_stored(stored: StoredAnswers, asked: dict[str, tuple[str, str]], image
         images: how many there are now.
     """
     different = [what for what, (found, wanted) in asked.items() if found != wanted]
-    if len(stored.logits) != images:
-        different.append(f"number of images, {len(stored.logits)} and {images}")
+    count = len(stored.outputs[0])
+    if count != images:
+        different.append(f"number of images, {count} and {images}")
     if different:
         raise InputError(
             "the stored answers are of something else",

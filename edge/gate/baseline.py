@@ -2,8 +2,8 @@
 
     identity      what the figures are figures of; a build that differs in any of it is refused
     origin        where they come from: shown, not compared
-    measured      the figures, and every answer: 10,000 answers of ten classes are 4 KiB, 50,000 of a thousand about 80 KiB, and
-                  with them an accuracy is compared image by image, in which only the answers that changed are chance
+    measured      the figures, and of the task every answer, so that an accuracy is compared image by image, in which only the
+                  answers that changed are chance
     tolerances    what may be lost, one sentence each; a person's to edit
     seal          digest of the first three, so that a figure cannot be edited without notice; whoever edits the seal too is
                   what a review of the file is for
@@ -13,28 +13,20 @@ Paths, names and dates differ between machines and stand nowhere in the identity
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
-import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
+from typing import Any, ClassVar
 
 from calib.artifact import read_artifact
 from calib.errors import InputError
 from calib.files import canonical_json, sha256_bytes
+from edge.gate.gate_tolerances import QUANTITIES
 from edge.stability.verdict import Stability
-from edge.tasks.classification.logit_metrics import Int64
+from edge.tasks.gate_row import Recorded, Tolerance
+from edge.tasks.registry import load_task
 
-Quantity = Literal[
-    "verdict", "reference", "accuracy", "agreement", "sqnr", "scale_largest", "scale_mean", "xnorm_verdict", "xnorm_headroom",
-    "xnorm_floor", "share", "size", "latency",
-]  # fmt: skip
 REMAKE = "ufovit gate BUILD --baseline {} --update"
-_NONE = -1
 
 
 @dataclass(frozen=True)
@@ -42,10 +34,10 @@ class Identity:
     """What must be the same for two builds to be compared.
 
     Attributes:
-        model, precision, target, random_weights: as in the manifest.
+        model, precision, target, task, random_weights: as in the manifest.
         checkpoint_sha256: None for weights drawn at random.
-        labels_sha256: of the class names, in order; `classes` is how many.
-        data_sha256: images that judged, labels included; `images` is how many.
+        meaning: what else the task needs to be the same, such as a digest of the class names.
+        data_sha256: images that judged, right answers included; `images` is how many.
         preprocess_sha256: what they went through.
         judged: name of the file that answered: the engine, or the graph that it was built from.
     """
@@ -53,10 +45,10 @@ class Identity:
     model: str
     precision: str
     target: str
+    task: str
     random_weights: bool
     checkpoint_sha256: str | None
-    labels_sha256: str
-    classes: int
+    meaning: dict[str, Any]
     data_sha256: str
     images: int
     preprocess_sha256: str
@@ -132,40 +124,27 @@ class Measured:
     """The figures of a build.
 
     Attributes:
-        top1: share answered rightly, None without labels.
-        agreement: share answered as the FP32 reference does.
-        sqnr_db: of the logits.
+        answers: what the task records.
         share: of the multiply-accumulates that run in the precision of the build, read from the engine.
         engine_bytes: size of the engine file.
         scales: None where nothing is quantized, or nothing here can read the graph.
         xnorm: None for "fp32", which is not certified.
         latency: None where nothing was timed.
-        reference_answers, engine_answers: by `pack_answers`.
     """
 
-    top1: float | None
-    agreement: float
-    sqnr_db: float
+    answers: Recorded
     share: float
     engine_bytes: int
     scales: Scales | None
     xnorm: XNormMargins | None
     latency: LatencyRatio | None
-    reference_answers: str
-    engine_answers: str
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How much of a quantity may be lost, in the unit of the quantity, and why, in one sentence."""
-
-    tolerance: float
-    reason: str
 
 
 @dataclass(frozen=True)
 class Baseline:
     """A file of `ufovit gate --update`; see the top of this file."""
+
+    schema_version: ClassVar[int] = 2  # 2: with `task`, whose figures and answers stand together
 
     identity: Identity
     origin: Origin
@@ -181,8 +160,8 @@ def seal(identity: Identity, origin: Origin, measured: Measured) -> str:
     return sha256_bytes(canonical_json([asdict(identity), asdict(origin), asdict(measured)]))
 
 
-def read_baseline(path: Path, quantities: frozenset[str]) -> Baseline:
-    """Read and check a baseline that holds a tolerance for each of `quantities`. Raises InputError, naming `--update`."""
+def read_baseline(path: Path) -> Baseline:
+    """Read and check a baseline, which holds a tolerance for every quantity. Raises InputError, naming `--update`."""
     remake = REMAKE.format(path)
     baseline = read_artifact(path, Baseline, remake=remake)
     try:
@@ -196,6 +175,7 @@ def read_baseline(path: Path, quantities: frozenset[str]) -> Baseline:
             allowed="edit tolerances, reasons, reviewed_by and note; figures come from a build",
             next_command=remake,
         )
+    quantities = QUANTITIES | set(load_task(baseline.identity.task).quantities)
     if baseline.tolerances.keys() != quantities:
         found, allowed = ", ".join(sorted(baseline.tolerances)), ", ".join(sorted(quantities))
         raise InputError("the baseline's tolerances are not those asked for", where=path, found=found, allowed=allowed)
@@ -208,28 +188,3 @@ def read_baseline(path: Path, quantities: frozenset[str]) -> Baseline:
                 allowed="a finite number, 0 or more, and a sentence that says why",
             )
     return baseline
-
-
-def pack_answers(answers: Int64, classes: int) -> str:
-    """Answers (n,), -1 for none, as base64 of deflated bytes, or of 16-bit words (little-endian) from 255 classes on."""
-    words = np.where(answers == _NONE, np.iinfo(_word(classes)).max, answers).astype(_word(classes))
-    return base64.b64encode(zlib.compress(words.tobytes(), 9)).decode()
-
-
-def unpack_answers(packed: str, classes: int, images: int) -> Int64:
-    """The answers (n,) of `pack_answers`. Raises InputError when they are not answers to so many images."""
-    word = _word(classes)
-    size = images * word.itemsize
-    try:
-        inflate = zlib.decompressobj()
-        data = inflate.decompress(base64.b64decode(packed, validate=True), size + 1)
-    except (binascii.Error, zlib.error) as error:
-        raise InputError("the baseline's answers cannot be read", found=error) from error
-    if len(data) != size or not inflate.eof:
-        raise InputError("the baseline's answers are not one per image", allowed=f"{images} answers of {classes} classes")
-    words = np.frombuffer(data, word).astype(np.int64)
-    return np.where(words == np.iinfo(word).max, _NONE, words)
-
-
-def _word(classes: int) -> np.dtype[np.unsignedinteger]:
-    return np.dtype(np.uint8) if classes < 255 else np.dtype("<u2")

@@ -1,6 +1,6 @@
 """A build folder as the gate sees it: verified first, then its figures, each as its artifact states it.
 
-What `drift.json` states is held against the logits that it was computed from: a statement that they do not bear out is refused.
+What `drift.json` states is compared with the answers that it was computed from: a statement that does not follow is refused.
 """
 
 from __future__ import annotations
@@ -8,18 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from calib.artifact import read_artifact
-from calib.files import canonical_json, sha256_bytes
-from edge.drift.compare import DriftReport
+from edge.drift.drift_report import DriftReport, read_drift
 from edge.drift.recompute_check import check_stated
-from edge.gate.baseline import Identity, Margin, Measured, Origin, XNormMargins, pack_answers
+from edge.gate.baseline import Identity, Margin, Measured, Origin, XNormMargins
 from edge.gate.scale_changes import read_scales
 from edge.stability.certificate import XNormCertificate, read_certificate
-from edge.tasks.classification.logit_metrics import Floats, Int64
-from edge.tasks.classification.logits import answers, read_logits
-from engines.build_folder.file_names import DRIFT, LOGITS
+from edge.tasks.registry import task_of
+from edge.tasks.task import Sides, Task
+from engines.build_folder.file_names import ANSWERS, DRIFT
 from engines.build_folder.manifest import EngineManifest, read_manifest
-from engines.build_folder.safe_files import REMAKE
+from engines.build_folder.safe_files import read_contained
 from engines.build_folder.verify import verify_folder
 from engines.hardware import versions
 
@@ -34,7 +32,8 @@ class Build:
         folder: where it lies.
         identity, origin, measured: as a baseline would record them; latency is not in a folder.
         drift: its own report.
-        reference, engine: logits (n, classes); labels (n,), None without.
+        task: what its answers mean.
+        sides: the answers of reference and engine.
         fallbacks: layers that do not run in the build's precision, by name.
     """
 
@@ -43,9 +42,8 @@ class Build:
     origin: Origin
     measured: Measured
     drift: DriftReport
-    reference: Floats
-    engine: Floats
-    labels: Int64 | None
+    task: Task
+    sides: Sides
     fallbacks: tuple[str, ...]
 
 
@@ -53,38 +51,32 @@ def read_build(folder: Path) -> Build:
     """Verify a build folder and read its figures. Raises InputError for one that is not what was recorded, or incomplete."""
     verify_folder(folder)
     manifest = read_manifest(folder)
-    drift = read_artifact(folder / DRIFT, DriftReport, remake=REMAKE)
-    logits = read_logits(folder / LOGITS)
-    reference, engine, labels = logits.reference, logits.engine, logits.labels
-    classes = len(manifest.labels)
-    check_stated(folder, drift, logits, classes, spare_not_finite=True)  # it fails as a row
+    task, drift = task_of(manifest), read_drift(folder / DRIFT)
+    sides = task.parse_answers(read_contained(folder / ANSWERS), folder / ANSWERS)
+    check_stated(folder, task, drift, sides, spare_not_finite=True)  # it fails as a row
     certificate = read_certificate(folder / manifest.xnorm.file) if manifest.xnorm else None
     measured = Measured(
-        top1=drift.top1_engine,
-        agreement=drift.agreement,
-        sqnr_db=drift.sqnr_db,
+        answers=task.record(drift.comparison, sides),
         share=manifest.receipt.actual.get(manifest.precision, 0.0),
         engine_bytes=(folder / manifest.engine.file).stat().st_size,
         scales=read_scales(folder, certificate),
         xnorm=_margins(certificate),
         latency=None,
-        reference_answers=pack_answers(answers(reference), classes),
-        engine_answers=pack_answers(answers(engine), classes),
     )
     fallbacks = tuple(fallback.layer for fallback in manifest.receipt.fallbacks)
-    identity, origin = _identity(manifest, drift), _origin(manifest, drift)
-    return Build(folder, identity, origin, measured, drift, reference, engine, labels, fallbacks)
+    identity, origin = _identity(manifest, drift, task), _origin(manifest, drift)
+    return Build(folder, identity, origin, measured, drift, task, sides, fallbacks)
 
 
-def _identity(manifest: EngineManifest, drift: DriftReport) -> Identity:
+def _identity(manifest: EngineManifest, drift: DriftReport, task: Task) -> Identity:
     return Identity(
         model=manifest.model,
         precision=manifest.precision,
         target=manifest.target,
+        task=manifest.task,
         random_weights=manifest.random_weights,
         checkpoint_sha256=manifest.checkpoint.sha256 if manifest.checkpoint else None,
-        labels_sha256=sha256_bytes(canonical_json(list(manifest.labels))),
-        classes=len(manifest.labels),
+        meaning=task.identity(),
         data_sha256=drift.data_sha256,
         images=drift.images,
         preprocess_sha256=drift.preprocess_sha256,

@@ -1,33 +1,26 @@
 """The regression gate: a build against its baseline, one row per quantity, one verdict.
 
-Answers to the same images are compared one by one, by the interval of what was lost (`edge.drift.drop_interval`): a row fails
-when the whole interval lies beyond what its tolerance allows, passes when all of it lies within, and is inconclusive otherwise.
-What is no sample is held against its limit. Nothing is skipped without a reason that stands in the row; what is missing or
-not finite fails. The build's own verdict counts whatever the baseline says. Why the tolerances are what they are:
-`edge.gate.gate_tolerances`. A build judged on an even subset of the baseline's images (`ufovit build --eval-images`) is
-compared on these.
+Answers to the same images are compared as the task says; what is no sample is compared with its limit. Nothing is skipped
+without a reason that stands in the row; what is missing or not finite fails. The build's own verdict counts whatever the
+baseline says. Why the tolerances are what they are: `gate_tolerances`, here and of the task. A build judged on an even subset
+of the baseline's images (`ufovit build --eval-images`) is compared on these.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from calib.errors import InputError
-from edge.drift.recompute_check import EQUAL
-from edge.gate.baseline import REMAKE, Baseline, Identity, LatencyRatio, read_baseline, unpack_answers
+from edge.gate.baseline import REMAKE, Baseline, Identity, LatencyRatio, read_baseline
 from edge.gate.build_figures import Build, read_build
-from edge.gate.checks import Row, Rows
-from edge.gate.gate_tolerances import QUANTITIES
-from edge.images.labelled_images import ImageSet
-from edge.tasks.classification.logit_metrics import Int64
-from edge.tasks.classification.logits import answers
+from edge.gate.checks import Rows, own_verdict
+from edge.images.even_spread import even_subset
+from edge.tasks.gate_row import Row
+from edge.tasks.registry import load_task
+from edge.tasks.task import GateRequest, Int64
 
 GateVerdict = Literal["pass", "fail", "inconclusive", "refused"]
 EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3, "refused": 2}
@@ -35,10 +28,9 @@ _WORDS = {
     "model": "another model",
     "precision": "another precision",
     "target": "another target",
+    "task": "another task",
     "random_weights": "drawn weights against trained ones",
     "checkpoint_sha256": "another checkpoint",
-    "labels_sha256": "other labels",
-    "classes": "another number of classes",
     "preprocess_sha256": "other preprocessing",
     "judged": "something else that answered",
 }
@@ -58,15 +50,16 @@ class GateReport:
 
 def gate(folder: Path, baseline_path: Path, latency: LatencyRatio | None = None) -> GateReport:
     """Compare a build folder with a baseline. Raises InputError for what cannot be compared."""
-    baseline = read_baseline(baseline_path, QUANTITIES)
+    baseline = read_baseline(baseline_path)
     return compare_builds(read_build(folder), baseline, baseline_path, latency)
 
 
 def compare_builds(build: Build, baseline: Baseline, path: Path, latency: LatencyRatio | None = None) -> GateReport:
     """Compare a build with a baseline read from `path`. Raises InputError when they are not builds of the same."""
     chosen = shared_images(build.identity, baseline.identity, path)
-    _check_labels(build, baseline, path)
-    rows = tuple(_rows(build, baseline, chosen, latency))
+    request = _request(build, baseline, chosen)
+    _check_truth(build, request, path)
+    rows = tuple(_rows(build, baseline, request, latency))
     verdict = verdict_of(rows)
     named = [f"{row.quantity}: {row.detail}" for row in rows if row.result == verdict]
     reason = "every quantity is within its tolerance" if verdict == "pass" else "; ".join(named)
@@ -82,21 +75,24 @@ def verdict_of(rows: tuple[Row, ...]) -> GateVerdict:
 def shared_images(build: Identity, baseline: Identity, path: Path) -> Int64:
     """Positions (n,) of the build's images among the baseline's: all, or an even subset. Raises InputError for others."""
     remake = REMAKE.format(path)
-    pairs = {f.name: (getattr(build, f.name), getattr(baseline, f.name)) for f in fields(Identity) if f.name in _WORDS}
+    words = dict(_WORDS)
+    pairs = {f.name: (getattr(build, f.name), getattr(baseline, f.name)) for f in fields(Identity) if f.name in words}
+    if build.task == baseline.task:
+        words |= load_task(build.task).identity_words
+        names = sorted(build.meaning.keys() | baseline.meaning.keys())
+        pairs |= {name: (build.meaning.get(name), baseline.meaning.get(name)) for name in names}
     different = [name for name, (found, allowed) in pairs.items() if found != allowed]
     if different:
         found, allowed = pairs[different[0]]
         raise InputError(
-            f"the baseline is not of this build: {', '.join(_WORDS[name] for name in different)}",
+            f"the baseline is not of this build: {', '.join(words.get(name, name) for name in different)}",
             where=f"{path}, {different[0]}",
             found=found,
             allowed=allowed,
             next_command=remake,
         )
-    everything = np.arange(baseline.images)
-    whole = ImageSet("", ("",) * baseline.images, everything, baseline.data_sha256, lambda _i: np.zeros((1, 1, 1), np.uint8))
-    taken = whole.take(build.images)
-    if taken.sha256 != build.data_sha256 or len(taken) != build.images:
+    chosen, digest = even_subset(baseline.data_sha256, baseline.images, build.images)
+    if digest != build.data_sha256 or len(chosen) != build.images:
         raise InputError(
             "the baseline is not of this build: other data",
             where=f"{path}, data_sha256",
@@ -104,55 +100,44 @@ def shared_images(build: Identity, baseline: Identity, path: Path) -> Int64:
             allowed=f"{baseline.data_sha256}, {baseline.images} images, or an even subset of them (--eval-images)",
             next_command=remake,
         )
-    return taken.labels
+    return chosen
 
 
-def _check_labels(build: Build, baseline: Baseline, path: Path) -> None:
-    """Raise InputError unless the baseline's answers are right as often, by the build's labels, as the baseline says.
+def _request(build: Build, baseline: Baseline, chosen: Int64) -> GateRequest:
+    return GateRequest(
+        before=baseline.measured.answers,
+        before_images=baseline.identity.images,
+        chosen=chosen,
+        now=build.measured.answers,
+        sides=build.sides,
+        tolerances=baseline.tolerances,
+        random_weights=build.identity.random_weights,
+    )
 
-    That the images' digest is the same should be enough; this is what shows that labels were changed behind it.
-    """
-    before, images = baseline.measured, baseline.identity.images
-    if build.labels is None or before.top1 is None or build.identity.images != images:
-        return
-    found = float((unpack_answers(before.engine_answers, baseline.identity.classes, images) == build.labels).mean())
-    if not math.isclose(found, before.top1, abs_tol=EQUAL):
+
+def _check_truth(build: Build, request: GateRequest, path: Path) -> None:
+    """Raise InputError where the build's right answers cannot be those that the baseline was judged by."""
+    changed = build.task.truth_changed(request)
+    if changed is not None:
+        figure, found, allowed = changed
         raise InputError(
             "the baseline is not of this build: the images are labelled otherwise",
-            where=f"{path}, top1",
-            found=f"{found:.4f} with this build's labels",
-            allowed=f"{before.top1:.4f}",
+            where=f"{path}, {figure}",
+            found=found,
+            allowed=allowed,
             next_command=REMAKE.format(path),
         )
 
 
-def _rows(build: Build, baseline: Baseline, chosen: Int64, latency: LatencyRatio | None) -> Iterator[Row]:
-    before, now = baseline.measured, build.measured
-    classes, images = baseline.identity.classes, baseline.identity.images
-    reference_before = unpack_answers(before.reference_answers, classes, images)[chosen]
-    engine_before = unpack_answers(before.engine_answers, classes, images)[chosen]
-    reference, engine = answers(build.reference), answers(build.engine)
-    rows = Rows(baseline, len(chosen))
-    yield rows.own_verdict(build.drift)
-    yield rows.reference(reference_before, reference)
-    if build.labels is None or before.top1 is None:
-        yield rows.unlabelled(build.labels is not None, before.top1 is not None)
-    elif build.identity.random_weights:
-        yield rows.skipped("accuracy", "drawn weights have no accuracy to lose")
-    else:
-        yield rows.paired("accuracy", engine_before == build.labels, _right(engine, build.labels), now.top1)
-    yield rows.paired("agreement", engine_before == reference_before, _right(engine, reference), now.agreement)
-    yield rows.sqnr(now.sqnr_db, build.reference, build.engine)
+def _rows(build: Build, baseline: Baseline, request: GateRequest, latency: LatencyRatio | None) -> Iterator[Row]:
+    before, now, rows = baseline.measured, build.measured, Rows(baseline)
+    yield own_verdict(build.drift)
+    yield from build.task.gate_rows(request)
     yield from rows.scales(before.scales, now.scales)
     yield from rows.xnorm(before.xnorm, now.xnorm)
     yield rows.share(now.share, build.fallbacks)
     yield rows.size(now.engine_bytes)
     yield rows.latency(latency)
-
-
-def _right(found: Int64, wanted: Int64) -> npt.NDArray[np.bool_]:
-    right: npt.NDArray[np.bool_] = (found == wanted) & (found >= 0)
-    return right
 
 
 def _notes(build: Build, baseline: Baseline) -> Iterator[str]:

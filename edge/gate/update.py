@@ -9,9 +9,17 @@ from pathlib import Path
 
 from calib.artifact import write_artifact
 from calib.errors import InputError, VerdictError
-from edge.gate.baseline import Baseline, LatencyRatio, Tolerance, read_baseline, seal
+from edge.gate.baseline import Baseline, Identity, LatencyRatio, Measured, Origin, read_baseline, seal
 from edge.gate.build_figures import Build, read_build
-from edge.gate.gate_tolerances import QUANTITIES, default_tolerances
+from edge.gate.gate_tolerances import common_tolerances
+from edge.tasks.gate_row import Recorded, Tolerance
+from edge.tasks.registry import load_task
+
+
+def default_tolerances(identity: Identity, origin: Origin, measured: Measured) -> dict[str, Tolerance]:
+    """A tolerance for every quantity that has one, the task's included."""
+    answers = load_task(identity.task).default_tolerances(measured.answers, identity.images)
+    return answers | common_tolerances(origin.backend)
 
 
 def make_baseline(build: Build, latency: LatencyRatio | None = None, reviewed_by: str = "", note: str = "") -> Baseline:
@@ -22,7 +30,7 @@ def make_baseline(build: Build, latency: LatencyRatio | None = None, reviewed_by
     return Baseline(build.identity, build.origin, measured, tolerances, sealed, reviewed_by, note)
 
 
-def update(
+def update_baseline(
     folder: Path, path: Path, *, force: bool = False, latency: LatencyRatio | None = None, by: str = "", note: str = ""
 ) -> list[str]:
     """Write a baseline of a build folder to `path`, atomically, and return what changed against the one before.
@@ -38,14 +46,14 @@ def update(
             found=f"{build.drift.verdict}: {build.drift.reason}",
             next_command="mend the build, or stamp the baseline with --force",
         )
-    figures = (build.measured.agreement, build.measured.sqnr_db, build.measured.share)
-    if not all(math.isfinite(figure) for figure in figures):
+    figures = (*build.measured.answers.figures.values(), build.measured.share)
+    if not all(figure is None or math.isfinite(figure) for figure in figures):
         raise InputError("no baseline is made of figures that are no finite numbers", where=folder, found=figures)
     baseline = make_baseline(build, latency, by, note)
     changes = ["new baseline"]
     if path.exists():
         try:
-            old = read_baseline(path, QUANTITIES)
+            old = read_baseline(path)
         except InputError as error:
             changes = [f"the one before was not read: {str(error).splitlines()[0]}"]
         else:
@@ -63,15 +71,29 @@ def _edited(old: Baseline) -> dict[str, Tolerance]:
 
 def _changes(old: Baseline, new: Baseline) -> Iterator[str]:
     for part in ("identity", "origin", "measured"):
-        was, now = getattr(old, part), getattr(new, part)
-        for field in fields(was):
-            before, after = getattr(was, field.name), getattr(now, field.name)
+        was, now = _flat(getattr(old, part)), _flat(getattr(new, part))
+        for name in was | now:
+            before, after = was.get(name), now.get(name)
             if before != after:
-                yield f"{field.name}: {_short(before)} -> {_short(after)}"
+                yield f"{name}: {_short(before)} -> {_short(after)}"
     for name in sorted(new.tolerances):
         if old.tolerances[name] != new.tolerances[name]:
             yield f"tolerance of {name}: {old.tolerances[name].tolerance:g} -> {new.tolerances[name].tolerance:g}"
     yield from (f"tolerance of {name}: {entry.tolerance:g}, edited, kept" for name, entry in sorted(_edited(old).items()))
+
+
+def _flat(part: Identity | Origin | Measured) -> dict[str, object]:
+    """The fields of a part of a baseline, those of the task among them."""
+    flat: dict[str, object] = {}
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if isinstance(value, Recorded):
+            flat |= value.figures | {f"{side}_answers": packed for side, packed in value.answers.items()}
+        elif field.name == "meaning":
+            flat |= value
+        else:
+            flat[field.name] = value
+    return flat
 
 
 def _short(value: object) -> str:

@@ -8,7 +8,6 @@ image file's bytes with its label, or the IDX files), whatever the folder is cal
 from __future__ import annotations
 
 import csv
-import hashlib
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ import numpy as np
 
 from calib.errors import DataError, MissingError
 from calib.files import sha256_bytes, sha256_file
-from edge.images.even_spread import spread_evenly
+from edge.images.even_spread import even_subset
 from edge.images.idx import Int64, read_idx, read_labelled_idx
 from edge.images.preprocess import Float32, Preprocess, Uint8
 
@@ -55,8 +54,7 @@ class ImageSet:
         """`count` images spread evenly over the set (all of them when there are fewer): the same ones every time."""
         if count >= len(self):
             return self
-        chosen = spread_evenly(len(self), count)
-        digest = hashlib.sha256(self.sha256.encode() + chosen.tobytes()).hexdigest()
+        chosen, digest = even_subset(self.sha256, len(self), count)
         names, pixels = tuple(self.names[i] for i in chosen), self.pixels
         return replace(self, names=names, labels=self.labels[chosen], sha256=digest, pixels=lambda i: pixels(int(chosen[i])))
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from calib.artifact import read_artifact
 from calib.calibration_table import load_table
 from calib.errors import InputError
-from edge.drift.compare import DriftReport
+from edge.drift.drift_report import DriftReport
+from edge.drift.pictures import read_pictures
 from edge.inspect.description import Description, Listing, size_text
 from edge.report.inputs import REMAKE, read_export
-from edge.tasks.classification.flips import read_flips
 from engines.build_folder.file_names import ARTIFACTS, DRIFT
 from engines.build_folder.manifest import MANIFEST, CalibrationRecord, EngineManifest, FileRecord, read_manifest, verify
 from engines.build_folder.safe_files import read_contained
@@ -97,36 +99,18 @@ def drift_description(drift: DriftReport) -> Description:
         "judged": f"{drift.engine.file}, run on {drift.engine.ran_on}",
         "against": f"{drift.reference.file}, run on {drift.reference.ran_on}",
         "images": f"{drift.images} of {drift.data}",
-        **_labelled_facts(drift),
-        "agreement": f"{drift.agreement:.2%}",
-        "logits": f"SQNR {drift.sqnr_db:.1f} dB, smallest cosine {drift.cosine_min:.4f}, {drift.not_finite} with NaN or Inf",
     }
-    if drift.distance is not None:
-        apart = drift.distance
-        facts["distance"] = f"KL {apart.kl_mean:.2g} nats (largest {apart.kl_max:.2g}), largest difference {apart.max_abs:.3g}"
-        facts["confidence"] = f"{apart.confidence_reference:.2%} before, {apart.confidence_engine:.2%} after"
-    if drift.not_compared:
-        facts["not compared"] = "; ".join(drift.not_compared)
+    facts |= {name.replace("_", " "): _value_text(value) for name, value in asdict(drift.comparison).items()}
     return Description("Drift report", facts, warnings=(RANDOM_STAMP,) if drift.random_weights else ())
 
 
-def _labelled_facts(drift: DriftReport) -> dict[str, str]:
-    labelled = drift.labelled
-    if labelled is None:
-        return {}
-    interval, flips = labelled.interval, labelled.flips
-    facts = {
-        "top-1": f"{labelled.top1_reference:.2%} before, {labelled.top1_engine:.2%} after",
-        "drop": f"{labelled.drop_points:+.2f} points, {interval.level:.0%} interval "
-        f"[{interval.low_points:+.2f}, {interval.high_points:+.2f}], budget {drift.budget_points:g}",
-        "flips": f"{flips.right_to_wrong} right to wrong, {flips.wrong_to_right} wrong to right, "
-        f"McNemar's p {labelled.mcnemar_p:.2g}",
-    }
-    if drift.top5_reference is not None and drift.top5_engine is not None:
-        facts["top-5"] = f"{drift.top5_reference:.2%} before, {drift.top5_engine:.2%} after"
-    if drift.reliability_reference is not None and drift.reliability_engine is not None:
-        facts["calibration error"] = f"{drift.reliability_reference.ece:.2%} before, {drift.reliability_engine.ece:.2%} after"
-    return facts
+def _value_text(value: Any) -> str:
+    """A figure of a task in one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')}: {_value_text(part)}" for name, part in value.items())
+    if isinstance(value, (list, tuple)) and not all(isinstance(part, str) for part in value):
+        return f"{len(value)} rows"
+    return "; ".join(value) if isinstance(value, (list, tuple)) else f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def describe_export(path: Path) -> Description:
@@ -217,7 +201,7 @@ def limited(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]
 
 def describe_flips(path: Path) -> Description:
     """flips.npz in words."""
-    found = read_flips(path)
+    found = read_pictures(path)
     facts = {"file": size_text(path.stat().st_size), "images": f"{len(found.indices)} whose answer flipped, the worst first"}
     rows = tuple((str(i), f"{p.shape[1]} x {p.shape[0]}") for i, p in zip(found.indices, found.pictures, strict=True))
     return Description("Flipped images", facts, (Listing("Pictures", ("image", "pixels"), rows),))

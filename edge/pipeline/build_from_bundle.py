@@ -15,7 +15,7 @@ from typing import Any
 
 from calib.errors import EvidenceError, InputError, MissingError
 from calib.files import write_bytes
-from edge.drift.compare import Source, read_drift
+from edge.drift.drift_report import Source, read_drift
 from edge.drift.stored_reference import StoredAnswers
 from edge.images.golden_pair import check_golden, write_golden
 from edge.images.labelled_images import ImageSet
@@ -31,7 +31,7 @@ from edge.runtime.engine_runner import open_engine
 from engines.backends import require_backend
 from engines.build_folder.bundle_format import GOLDEN as GOLDEN_MEMBER
 from engines.build_folder.bundle_format import Bundle, verify_bundle
-from engines.build_folder.file_names import ARTIFACTS, DRIFT, FLIPS, GOLDEN, LOGITS, MANIFEST
+from engines.build_folder.file_names import ANSWERS, ARTIFACTS, DRIFT, GOLDEN, MANIFEST, PICTURES
 from engines.build_folder.manifest import EngineManifest, FileRecord, read_manifest, write_manifest
 from engines.build_spec import BatchRange, BuildSpec, Precision
 from engines.hardware import gpus, versions
@@ -168,7 +168,7 @@ class _DeviceBuild:
         reference = Source(info.reference.file, info.reference.sha256, info.reference_ran_on)
         preprocess_sha256 = str(self.source.preprocess["sha256"])
         stored = StoredAnswers(
-            self.bundle.path, reference, info.data_sha256, preprocess_sha256, images.logits, self.bundle.sha256
+            self.bundle.path, reference, info.data_sha256, preprocess_sha256, (images.answers,), self.bundle.sha256
         )
         source = f"{len(images.pixels)} images of {info.data}, in {self.request.bundle.name}"
         names = tuple(str(i) for i in range(len(images.pixels)))
@@ -190,7 +190,7 @@ class _DeviceBuild:
             manifest = read_manifest(self.out)
             drift(self.out, question, manifest, manifest.engine.file, advance, runner)
 
-        self._step("drift", reads, (DRIFT, LOGITS, FLIPS), run)
+        self._step("drift", reads, (DRIFT, ANSWERS, PICTURES), run)
 
     def _step(self, name: str, reads: dict[str, Any], writes: tuple[str, ...], run: Callable[[Advance], None]) -> None:
         run_step(self.workspace, self.progress, Step(name, reads, writes, run))

@@ -11,10 +11,12 @@ from calib.calibrators import range_method
 from calib.errors import InputError
 from calib.refine.effort import resolve_effort
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, SHIPPED_MODEL, TEST_IMAGES
-from edge.images.labelled_images import ImageSet, open_images
+from edge.images.labelled_images import ImageSet
 from edge.model.metadata import CheckpointInfo, read_info
 from edge.model.sizes import SIZES, config
 from edge.pipeline.builder_options import DEFAULT_BUILDER, BuilderRequest
+from edge.tasks.registry import CLASSIFICATION, check_task, load_task
+from edge.tasks.task import Task
 from engines.build_spec import PRECISIONS, BatchRange, Precision, check_floor
 from engines.select_target import judged_here
 from engines.targets import Target
@@ -40,6 +42,7 @@ class BuildRequest:
         model: a name of `edge.model.sizes.SIZES`.
         precision: "fp32", "fp16" or "int8".
         target: what the engine is for.
+        task: what the network's outputs mean, a key of `edge.tasks.registry.TASKS`.
         out: the build folder.
         checkpoint: a checkpoint file; None for the shipped one.
         random_weights: draw the weights with `seed` instead of reading a checkpoint.
@@ -75,6 +78,7 @@ class BuildRequest:
     max_drop_points: float = MAX_DROP_POINTS
     int8_floor: float | None = None
     seed: int = 0
+    task: str = CLASSIFICATION
     builder: BuilderRequest = DEFAULT_BUILDER
     force: bool = False
 
@@ -92,6 +96,7 @@ class BuildRequest:
                 allowed="fp32, int8",
                 next_command=f"ufovit build {self.model} fp32 --target {self.target.name}",
             )
+        check_task(self.task)
         check_budget(self.max_drop_points)
         range_method(self.method)
         resolve_effort(self.effort)
@@ -132,9 +137,10 @@ class BuildInputs:
 def resolve_inputs(request: BuildRequest) -> BuildInputs:
     """Open and check checkpoint and images. Raises InputError; touches nothing."""
     info = _resolve_info(request)
-    eval_images, calib_data = judging_images(request.data, info.labels), request.calib_data
+    task = load_task(request.task, info.labels)
+    eval_images, calib_data = judging_images(request.data, task), request.calib_data
     if calib_data is None:
-        if _shipped_images_fit(info.labels):
+        if _shipped_images_fit(task):
             calib_data = CALIBRATION_IMAGES
         elif request.precision == "int8":
             raise InputError(
@@ -145,7 +151,7 @@ def resolve_inputs(request: BuildRequest) -> BuildInputs:
         else:
             calib_data = request.data or TEST_IMAGES  # nothing is calibrated: they only check the export
     few = RANDOM_WEIGHTS_IMAGES if info.random_weights else None
-    calib_images = open_images(calib_data, info.labels).take(image_count(request.calib_images, few or CALIB_IMAGES))
+    calib_images = task.open_images(calib_data).take(image_count(request.calib_images, few or CALIB_IMAGES))
     if request.precision == "int8" and len(calib_images) < MIN_IMAGES:
         raise InputError(
             "too few calibration images",
@@ -157,21 +163,21 @@ def resolve_inputs(request: BuildRequest) -> BuildInputs:
     return BuildInputs(info, eval_images.take(image_count(request.eval_images, few or len(eval_images))), calib_images)
 
 
-def judging_images(data: Path | None, labels: tuple[str, ...]) -> ImageSet:
+def judging_images(data: Path | None, task: Task) -> ImageSet:
     """Labelled images that judge: those of `data`, else the shipped test split. Raises InputError when labels do not fit."""
     if data is not None and data != TEST_IMAGES:
-        return open_images(data, labels)
-    if not _shipped_images_fit(labels):
+        return task.open_images(data)
+    if not _shipped_images_fit(task):
         raise InputError(
             "the shipped test images do not have this checkpoint's labels",
-            found=", ".join(labels[:5]),
+            found=", ".join(task.names[:5]),
             next_command="pass --data DIR with labelled images",
         )
-    return replace(open_images(TEST_IMAGES, labels), source=SHIPPED_TEST)
+    return replace(task.open_images(TEST_IMAGES), source=SHIPPED_TEST)
 
 
-def _shipped_images_fit(labels: tuple[str, ...]) -> bool:
-    return SHIPPED_CHECKPOINT.exists() and read_info(SHIPPED_CHECKPOINT).labels == labels
+def _shipped_images_fit(task: Task) -> bool:
+    return SHIPPED_CHECKPOINT.exists() and load_task(CLASSIFICATION, read_info(SHIPPED_CHECKPOINT).labels) == task
 
 
 def image_count(asked: int | None, default: int) -> int:

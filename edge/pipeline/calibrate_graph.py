@@ -18,7 +18,6 @@ from calib.collect import CollectConfig, unsettled
 from calib.errors import InputError
 from calib.files import atomic_path
 from calib.graph import load_graph
-from calib.metrics import sqnr_db, top1_agreement
 from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
 from calib.qdq_writer import serialize
 from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
@@ -27,6 +26,7 @@ from edge.images.graph_input import first_not_finite, input_shape
 from edge.pipeline.calibrate_request import WRITTEN, CalibrateInputs, CalibrateRequest, resolve
 from edge.pipeline.meet_budget import fit
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all, tapped_batch
+from edge.tasks.classification.holdout import holdout_lines
 from engines.build_folder.file_names import CACHE, CALIBRATION, QUANTIZED, REFINED
 from engines.layer_records import EngineEvidence
 from engines.layer_requests import read_layers
@@ -162,12 +162,7 @@ def _summary(
     share = make_receipt(read_layers(made), EngineEvidence(), "int8").requested.get("int8", 0.0)
     yield f"INT8         {share:.1%} of the multiply-accumulates, {len(table.tensors)} activations"
     judges = f"{len(answers)} {'held-out' if inputs.held_out else 'calibration'} images"
-    classifies = reference.ndim == 2
-    agreement = f", agreement {top1_agreement(reference, answers):.2%}" if classifies else ""
-    yield f"{'logits' if classifies else 'output'}       SQNR {sqnr_db(reference, answers):.1f} dB{agreement} on {judges}"
-    if inputs.holdout.labels is not None:
-        before, after = (float(np.mean(side.argmax(1) == inputs.holdout.labels)) for side in (reference, answers))
-        yield f"top-1        {before:.2%} float, {after:.2%} INT8"
+    yield from holdout_lines(reference, answers, inputs.holdout.labels, judges)
     warning = unsettled(table)
     if warning is not None:
         yield f"warning      {warning}"

@@ -17,13 +17,13 @@ from edge.images.golden_pair import GoldenPair, shrunk
 from edge.images.labelled_images import ImageSet
 from edge.images.preprocess import Float32, Uint8, read_preprocess
 from edge.progress import Advance
-from engines.build_folder.bundle_format import GOLDEN, LABELS, LOGITS, PIXELS, REMAKE, SHAPES, Bundle, BundleInfo, write_bundle
+from engines.build_folder.bundle_format import ANSWERS, GOLDEN, LABELS, PIXELS, REMAKE, SHAPES, Bundle, BundleInfo, write_bundle
 from engines.build_folder.file_names import DRIFT, MANIFEST
 from engines.build_folder.manifest import EngineManifest, FileRecord, parse_manifest, source_graph
 from engines.build_folder.verify import verify_folder
 from engines.targets import TARGETS
 
-_ARRAYS = (PIXELS, SHAPES, LABELS, LOGITS, GOLDEN)
+_ARRAYS = (PIXELS, SHAPES, LABELS, ANSWERS, GOLDEN)
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '(...)', 'fortran_order': False, 'shape': \((\d{1,12}(?:, \d{1,12})*),?\), \} *\n",
     re.DOTALL,
@@ -38,13 +38,13 @@ class BundledImages:
     Attributes:
         pixels: one uint8 array (H, W, C) per image.
         labels: int64 (n,), indices into the manifest's labels.
-        logits: float32 (n, classes), the FP32 reference's answers.
+        answers: float32 (n, classes), those of the FP32 reference.
         golden: float32 (3, S, S), the first image as the network sees it.
     """
 
     pixels: tuple[Uint8, ...]
     labels: npt.NDArray[np.int64]
-    logits: Float32
+    answers: Float32
     golden: Float32
 
     @property
@@ -83,7 +83,7 @@ def make_bundle(folder: Path, images: ImageSet, path: Path, advance: Advance) ->
         PIXELS: _npy(np.concatenate([image.ravel() for image in pixels])),
         SHAPES: _npy(np.array([image.shape for image in pixels], np.int64)),
         LABELS: _npy(images.labels),
-        LOGITS: _npy(answers),
+        ANSWERS: _npy(answers),
         GOLDEN: _npy(preprocess(pixels[0])),
     }
     info = BundleInfo(
@@ -143,20 +143,20 @@ def read_source(bundle: Bundle) -> EngineManifest:
 def read_bundled_images(bundle: Bundle, classes: int) -> BundledImages:
     """The images and reference answers of a bundle. Raises InputError when they do not fit together."""
     flat, shapes = _array(bundle, PIXELS, np.uint8, 1), _array(bundle, SHAPES, np.int64, 2)
-    labels, logits = _array(bundle, LABELS, np.int64, 1), _array(bundle, LOGITS, np.float32, 2)
+    labels, answers = _array(bundle, LABELS, np.int64, 1), _array(bundle, ANSWERS, np.float32, 2)
     count, sizes = len(labels), [math.prod(shape) for shape in shapes.tolist()]
-    fits = count and shapes.shape == (count, 3) and logits.shape == (count, classes) and (shapes > 0).all()
+    fits = count and shapes.shape == (count, 3) and answers.shape == (count, classes) and (shapes > 0).all()
     if not fits or sum(sizes) != len(flat):
-        found = f"{len(flat)} pixels, {shapes.shape}, {labels.shape}, {logits.shape}"
+        found = f"{len(flat)} pixels, {shapes.shape}, {labels.shape}, {answers.shape}"
         raise InputError("the bundle's images and answers do not match", where=bundle.path, found=found, next_command=REMAKE)
     if labels.min() < 0 or labels.max() >= classes:
         found, allowed = f"classes {labels.min()} to {labels.max()}", f"0 to {classes - 1}"
         raise InputError("a label is no class", where=f"{bundle.path}: {LABELS}", found=found, allowed=allowed)
-    if not np.isfinite(logits).all():
-        raise InputError("the FP32 reference's answers hold NaN or Inf", where=f"{bundle.path}: {LOGITS}", next_command=REMAKE)
+    if not np.isfinite(answers).all():
+        raise InputError("the FP32 reference's answers hold NaN or Inf", where=f"{bundle.path}: {ANSWERS}", next_command=REMAKE)
     parts = np.split(flat, np.cumsum(sizes)[:-1])
     pixels = tuple(part.reshape(shape) for part, shape in zip(parts, shapes.tolist(), strict=True))
-    return BundledImages(pixels, labels, logits, _array(bundle, GOLDEN, np.float32, 3))
+    return BundledImages(pixels, labels, answers, _array(bundle, GOLDEN, np.float32, 3))
 
 
 def _check_packable(folder: Path, manifest: EngineManifest) -> None:

@@ -16,15 +16,16 @@ from pathlib import Path
 
 from calib.errors import InputError
 from calib.files import sha256_file
-from edge.drift.compare import DriftReport
+from edge.drift.drift_report import DriftReport
 from edge.drift.stored_reference import StoredAnswers, read_stored
-from edge.images.labelled_images import ImageSet, open_images, open_unlabelled
+from edge.images.labelled_images import ImageSet, open_unlabelled
 from edge.pipeline import steps
 from edge.pipeline.build_request import MAX_DROP_POINTS, SHIPPED_TEST, check_budget, image_count, judging_images
 from edge.pipeline.step import BuildOutcome, Step, run_step
 from edge.pipeline.workspace import Workspace, locked
 from edge.progress import Advance, Progress
-from engines.build_folder.file_names import ARTIFACTS, ATTRIBUTION, DRIFT, FLIPS, LOGITS, MANIFEST, MODEL, REPORT
+from edge.tasks.registry import task_of
+from engines.build_folder.file_names import ANSWERS, ARTIFACTS, ATTRIBUTION, DRIFT, MANIFEST, MODEL, PICTURES, REPORT
 from engines.build_folder.manifest import EngineManifest, read_manifest
 from engines.build_folder.step_record import read_record
 from engines.build_folder.verify import FolderCheck, examine_folder
@@ -32,7 +33,7 @@ from engines.hardware import versions
 from engines.select_target import judged_here
 from engines.targets import TARGETS
 
-_JUDGED = (DRIFT, LOGITS, FLIPS, ATTRIBUTION, REPORT)
+_JUDGED = (DRIFT, ANSWERS, PICTURES, ATTRIBUTION, REPORT)
 """What these steps may write, so that damage to it is no reason to refuse."""
 
 
@@ -190,16 +191,17 @@ def _images(request: JudgeRequest, manifest: EngineManifest, last: DriftReport |
     if request.unlabelled is not None:
         images = open_unlabelled(request.unlabelled)
         return images.take(image_count(request.images, len(images))), False
+    task = task_of(manifest)
     if request.data is not None or last is None:
-        images = judging_images(request.data, manifest.labels)
+        images = judging_images(request.data, task)
         return images.take(image_count(request.images, len(images))), True
-    labelled = last.labelled is not None
+    labelled: bool = last.comparison.with_truth
     try:
         if last.data == SHIPPED_TEST:
-            images = judging_images(None, manifest.labels)
+            images = judging_images(None, task)
         else:
             path = Path(last.data)
-            images = open_images(path, manifest.labels) if labelled else open_unlabelled(path)
+            images = task.open_images(path) if labelled else open_unlabelled(path)
     except InputError as error:
         raise _other_images(request, last, "they cannot be opened") from error
     if images.take(last.images).sha256 != last.data_sha256:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge.drift.drop_interval import Verdict
 from edge.pipeline.workspace import Workspace
 from edge.progress import Advance, Progress
+from edge.tasks.interval import Verdict
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge.report.certificate_plot import name_blocks
-from edge.report.svg import ACCENT, BAD, GOOD, INK, MUTED, PAPER, draw
+from edge.report.svg import draw
+from edge.tasks.report_parts import ACCENT, BAD, GOOD, INK, MUTED, PAPER
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -10,8 +10,9 @@ from matplotlib.ticker import MultipleLocator
 
 from edge.report.certificate_text import verdict_counts
 from edge.report.range_tables import block_of
-from edge.report.svg import ACCENT, BAD, GOOD, INK, LINE, MUTED, WARN, draw, shorten
+from edge.report.svg import draw
 from edge.stability.float_formats import FP16
+from edge.tasks.report_parts import ACCENT, BAD, GOOD, INK, LINE, MUTED, WARN, shorten
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -83,11 +84,11 @@ def _frame(axes: Axes, low: float, high: float, panel: int) -> None:
     largest, _, smallest = (math.log2(limit) for limit, _ in _LIMITS)
     axes.axhspan(largest, high, color=BAD, alpha=0.1, linewidth=0)
     axes.axhspan(low, smallest, color=BAD, alpha=0.1, linewidth=0)
-    for i, (limit, label) in enumerate(_LIMITS):
+    for i, (limit, name) in enumerate(_LIMITS):
         y = math.log2(limit)
         line = axes.axhline(y, color=MUTED if i == 1 else BAD, linewidth=0.9, linestyle=":" if i == 1 else "-")
         line.set_gid(f"limit{panel}-{i}")
-        axes.text(1.01, y, label, transform=axes.get_yaxis_transform(), va="center", fontsize=7.5, color=MUTED)
+        axes.text(1.01, y, name, transform=axes.get_yaxis_transform(), va="center", fontsize=7.5, color=MUTED)
     axes.set(ylim=(low, high), ylabel="sum of a²")
     axes.yaxis.set_major_locator(MultipleLocator(8 if high - low < 72 else 16))
     axes.yaxis.set_major_formatter(lambda y, _: "2" + f"{y:.0f}".translate(_SUPERSCRIPTS))

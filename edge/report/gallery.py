@@ -1,92 +1,42 @@
-"""The gallery of the flips: each image whose answer changed between right and wrong, with both answers and confidences."""
+"""Pictures of images inside the page."""
 
 from __future__ import annotations
 
 import base64
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 from PIL import Image
 
-from edge.tasks.classification.flips import Uint8, confidences, flipped, truth
-from edge.tasks.classification.logits import answers
-
-if TYPE_CHECKING:
-    from edge.report.inputs import Evidence
+from edge.drift.pictures import KeptPictures, Uint8
 
 SHOWN_PIXELS = 96
 """Longest side on the page, in CSS pixels; a smaller picture is enlarged by a whole number, so that its pixels stay square."""
-NO_ANSWER = "no answer"
 
 
 @dataclass(frozen=True)
-class Card:
-    """One flip.
+class ShownPicture:
+    """A picture.
 
     Attributes:
-        index: of the image among the judged ones.
-        source: the picture as a data URI.
+        source: as a data URI.
         width, height: in CSS pixels.
         coarse: whether pixels are to be enlarged without smoothing.
-        label: the right answer, "" where nobody knows it.
-        before, after: the two sides' answers.
-        sure_before, sure_after: their confidences in [0, 1]; None where there is no answer.
-        better: whether the flip was from wrong to right.
     """
 
-    index: int
     source: Markup
     width: int
     height: int
     coarse: bool
-    label: str
-    before: str
-    after: str
-    sure_before: float
-    sure_after: float | None
-    better: bool
-
-    @property
-    def alt(self) -> str:
-        """What a person who cannot see the picture is told."""
-        return f"image {self.index}" + (f": {self.label}" if self.label else "")
 
 
-def cards(evidence: Evidence) -> tuple[Card, ...]:
-    """The flips of which pictures were kept, in the order in which they were kept; none for drawn weights."""
-    flips, logits, names = evidence.flips, evidence.logits, evidence.manifest.labels
-    if flips is None:
-        return ()
-    answered, right = (answers(logits.reference), answers(logits.engine)), truth(logits.reference, logits.labels)
-    sure = confidences(logits.reference).max(axis=1), confidences(logits.engine).max(axis=1)
-    found = []
-    for i, picture in zip(flips.indices.tolist(), flips.pictures, strict=True):
-        before, after = (int(side[i]) for side in answered)
-        width, height, coarse = shown_size(picture)
-        found.append(
-            Card(
-                index=i,
-                source=data_uri(picture),
-                width=width,
-                height=height,
-                coarse=coarse,
-                label="" if logits.labels is None else names[right[i]],
-                before=names[before],
-                after=names[after] if after >= 0 else NO_ANSWER,
-                sure_before=float(sure[0][i]),
-                sure_after=float(sure[1][i]) if after >= 0 else None,
-                better=after == right[i],
-            )
-        )
-    return tuple(found)
-
-
-def total_flips(evidence: Evidence) -> int:
-    """How many images flipped; pictures are kept of a few."""
-    logits = evidence.logits
-    return int(flipped(logits.reference, logits.engine, logits.labels).sum())
+def shown_pictures(kept: KeptPictures | None) -> dict[int, ShownPicture]:
+    """Index of an image -> its picture, for those of which one was kept."""
+    if kept is None:
+        return {}
+    pairs = zip(kept.indices.tolist(), kept.pictures, strict=True)
+    return {index: ShownPicture(data_uri(picture), *shown_size(picture)) for index, picture in pairs}
 
 
 def shown_size(picture: Uint8) -> tuple[int, int, bool]:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from calib.artifact import read_artifact
 from calib.calibration_table import CalibrationTable, load_table
 from calib.errors import InputError
 from edge.attribution.attribution_record import Attribution, read_attribution
-from edge.drift.compare import DriftReport
+from edge.drift.drift_report import DriftReport
+from edge.drift.pictures import KEPT, KeptPictures, read_pictures
 from edge.drift.recompute_check import check_stated
 from edge.model.export_record import ExportRecord
 from edge.stability.certificate import XNormCertificate
-from edge.tasks.classification.flips import KEPT, FlippedImages, flipped, read_flips
-from edge.tasks.classification.logits import Logits, read_logits
-from engines.build_folder.file_names import ATTRIBUTION, DRIFT, EXPORT, FLIPS, LOGITS, XNORM
+from edge.tasks.registry import task_of
+from edge.tasks.task import Sides, Task
+from engines.build_folder.file_names import ANSWERS, ATTRIBUTION, DRIFT, EXPORT, PICTURES, XNORM
 from engines.build_folder.manifest import EngineManifest, verify
+from engines.build_folder.safe_files import read_contained
 
 REMAKE = "ufovit build"
 
@@ -29,8 +29,9 @@ class Evidence:
 
     Attributes:
         folder: the build folder.
-        manifest, drift, export, logits: as read.
-        flips: pictures of images whose answer flipped, None where none were kept.
+        manifest, drift, export: as read.
+        task: what the answers mean; `sides` are those of reference and engine.
+        pictures: of images whose answer changed most, None where none were kept.
         table: the calibration table, None unless the precision is "int8".
         order: quantized activation tensors in network order, empty without a table.
         attribution: layer by layer, None where nobody asked for it.
@@ -41,11 +42,12 @@ class Evidence:
     manifest: EngineManifest
     drift: DriftReport
     export: ExportRecord
-    logits: Logits
+    task: Task
+    sides: Sides
     table: CalibrationTable | None
     order: tuple[str, ...]
     certificate: XNormCertificate | None = None
-    flips: FlippedImages | None = None
+    pictures: KeptPictures | None = None
     attribution: Attribution | None = None
 
 
@@ -54,17 +56,18 @@ def gather(folder: Path) -> Evidence:
     manifest = verify(folder)
     drift = read_artifact(folder / DRIFT, DriftReport, remake=REMAKE)
     export = read_export(folder / EXPORT)
-    logits = read_logits(folder / LOGITS)
+    task = task_of(manifest)
+    sides = task.parse_answers(read_contained(folder / ANSWERS), folder / ANSWERS)
     table = load_table(folder / manifest.calibration.file) if manifest.calibration else None
     certificate = read_artifact(folder / manifest.xnorm.file, XNormCertificate, remake=REMAKE) if manifest.xnorm else None
     attribution = read_attribution(folder / ATTRIBUTION) if (folder / ATTRIBUTION).is_file() else None
     _check_sources(folder, manifest, drift, export, table, certificate, attribution)
-    check_stated(folder, drift, logits, len(manifest.labels))
-    flips = read_flips(folder / FLIPS) if (folder / FLIPS).is_file() else None
-    if flips is not None:
-        _check_flips(folder, drift, logits, flips)
+    check_stated(folder, task, drift, sides)
+    pictures = read_pictures(folder / PICTURES) if (folder / PICTURES).is_file() else None
+    if pictures is not None:
+        _check_pictures(folder, drift, pictures, set(task.worst(sides).tolist()))
     order = _network_order(folder, manifest, table) if table else ()
-    return Evidence(folder, manifest, drift, export, logits, table, order, certificate, flips, attribution)
+    return Evidence(folder, manifest, drift, export, task, sides, table, order, certificate, pictures, attribution)
 
 
 def read_export(path: Path) -> ExportRecord:
@@ -110,13 +113,12 @@ def _check_sources(
             )
 
 
-def _check_flips(folder: Path, drift: DriftReport, logits: Logits, flips: FlippedImages) -> None:
-    """Raise InputError unless the pictures are of images whose answer flipped, as many as are kept. Drawn weights keep none."""
-    found = np.flatnonzero(flipped(logits.reference, logits.engine, logits.labels))
-    chosen = set(flips.indices.tolist())
-    expected = 0 if drift.random_weights else min(KEPT, len(found))
-    if not len(chosen) == len(flips.indices) == expected or not chosen <= set(found.tolist()):
-        raise InputError("the pictures are not those of the flips", where=folder / FLIPS, next_command=REMAKE)
+def _check_pictures(folder: Path, drift: DriftReport, pictures: KeptPictures, changed: set[int]) -> None:
+    """Raise InputError unless the pictures are of images that `changed`, as many as are kept. Drawn weights keep none."""
+    chosen = set(pictures.indices.tolist())
+    expected = 0 if drift.random_weights else min(KEPT, len(changed))
+    if not len(chosen) == len(pictures.indices) == expected or not chosen <= changed:
+        raise InputError("the pictures are not those of the flips", where=folder / PICTURES, next_command=REMAKE)
 
 
 def _network_order(folder: Path, manifest: EngineManifest, table: CalibrationTable) -> tuple[str, ...]:

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
+from markupsafe import Markup
 
-from edge.report import (
-    attribution_plot,
-    certificate_plot,
-    certificate_text,
-    gallery,
-    metrics_table,
-    per_class,
-    plots,
-    range_tables,
-    summary_text,
-)
+from edge.report import attribution_plot, certificate_plot, certificate_text, gallery, plots, range_tables, summary_text
 from edge.report.inputs import Evidence, gather
+from edge.report.svg import draw
 from edge.stability.float_formats import FP16
-from edge.tasks.classification.logits import answers
+from edge.tasks.report_parts import Drawing, Span, Value
 
 TEMPLATE = "template.html"
 LISTED_FALLBACKS = 20
@@ -33,16 +25,15 @@ def render(folder: Path, advance: Callable[[float], None]) -> str:
     """The report of a finished build as HTML; equal artifacts give equal text.
 
     Args:
-        folder: a build folder with manifest, export record, drift, logits, for "int8" the calibration table, and for "fp16" and
-            "int8" the certificate of every XNorm.
+        folder: a build folder with manifest, export record, drift, answers, for "int8" the calibration table, and for "fp16"
+            and "int8" the certificate of every XNorm.
         advance: told the share done, 0 to 1.
 
     Raises InputError when an artifact is missing, malformed, altered or of another build.
     """
     evidence = gather(folder)
     advance(0.3)
-    context = {**_verdict(evidence), **_answers(evidence), **_classes(evidence), **_confidence(evidence)}
-    context |= {**_precision(evidence), **_xnorm(evidence), **_layers(evidence), **_origin(evidence)}
+    context = {**_verdict(evidence), **_precision(evidence), **_xnorm(evidence), **_layers(evidence), **_origin(evidence)}
     advance(0.6)
     context.update(_ranges(evidence))
     advance(0.9)
@@ -52,70 +43,40 @@ def render(folder: Path, advance: Callable[[float], None]) -> str:
 
 
 def _environment() -> jinja2.Environment:
-    """Labels, names and reasons come from files: everything is escaped unless a figure of ours."""
+    """Names and reasons come from files: everything is escaped unless a figure of ours."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["plain"] = summary_text.plain
+    environment.globals["draw"] = _drawn
+    tests: dict[str, Any] = environment.tests
+    tests |= {kind.__name__.lower(): partial(_is_a, kind) for kind in (Value, Span)}
     return environment
 
 
+def _is_a(kind: type, part: object) -> bool:
+    return isinstance(part, kind)
+
+
+def _drawn(drawing: Drawing) -> Markup:
+    return draw(drawing.name, drawing.size, drawing.alt, drawing.paint)
+
+
 def _verdict(evidence: Evidence) -> dict[str, Any]:
-    manifest, drift = evidence.manifest, evidence.drift
+    """The verdict, and what the task says of the answers."""
+    manifest, drift, pictures = evidence.manifest, evidence.drift, evidence.pictures
+    kept = None if pictures is None else pictures.indices
+    told = evidence.task.report(drift, evidence.sides, kept, summary_text.judged(manifest, drift))
     return {
         "manifest": manifest,
         "drift": drift,
         "random_weights": manifest.random_weights or drift.random_weights,
-        "headline": summary_text.headline(manifest, drift),
-        "advice": summary_text.advice(drift),
-        "figures": summary_text.key_figures(evidence),
-        "numbers": metrics_table.number_rows(drift),
-        "interval": drift.changed_interval if drift.interval is None else drift.interval,
-        "interval_plot": None if drift.judged_by == "numbers" else plots.interval(drift),
+        "answers": told,
+        "figures": (*told.figures, *summary_text.common_figures(evidence, told.truth)),
+        "interval_plot": told.budgeted and plots.interval(told.budgeted, drift.budget_points, drift.verdict),
+        "pictures": gallery.shown_pictures(pictures),
     }
-
-
-def _answers(evidence: Evidence) -> dict[str, Any]:
-    """Which answers changed: how sure the reference was, what was taken for what, and the images themselves."""
-    drift, labels, logits = evidence.drift, evidence.manifest.labels, evidence.logits
-    change = per_class.confusion_change(drift)
-    changed = np.asarray(answers(logits.reference) != answers(logits.engine))
-    margin = plots.margins(logits)
-    return {
-        "labelled": drift.labelled is not None,
-        "confusion_plot": plots.confusion_change(change, labels) if change is not None and change.any() else None,
-        "classes_shown": min(len(labels), plots.CONFUSION_CLASSES),
-        "changed": int(changed.sum()),
-        "near_ties": summary_text.near_ties(margin, changed),
-        "margin_plot": plots.margin_histogram(margin, changed) if changed.any() else None,
-        "cards": gallery.cards(evidence),
-        "flipped": gallery.total_flips(evidence),
-        "pictures_kept": evidence.flips is not None,
-    }
-
-
-def _classes(evidence: Evidence) -> dict[str, Any]:
-    """What happened to each class; drawn weights have none that means anything."""
-    drawn = evidence.manifest.random_weights or evidence.drift.random_weights
-    rows = () if drawn else per_class.class_rows(evidence.logits, evidence.manifest.labels)
-    shown = per_class.listed(rows)
-    return {
-        "classes": shown,
-        "classes_total": len(rows),
-        "classes_plot": per_class.changes(shown) if shown else None,
-        "few": plots.FEW,
-    }
-
-
-def _confidence(evidence: Evidence) -> dict[str, Any]:
-    """How honest the confidence is on each side, where labels tell."""
-    drift = evidence.drift
-    before, after = drift.reliability_reference, drift.reliability_engine
-    if drift.judged_by != "accuracy" or before is None or after is None:
-        return {"reliability": None}
-    plot, bins = plots.reliability(before, after), metrics_table.bin_rows(before, after)
-    return {"reliability": {"before": before.ece, "after": after.ece, "plot": plot, "bins": bins}}
 
 
 def _precision(evidence: Evidence) -> dict[str, Any]:

@@ -1,41 +1,29 @@
-"""The figures of a report but for the ranges, which `edge.report.range_tables` draws."""
+"""The figures of verdict and receipt."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
-from matplotlib.patches import Rectangle
 
-from edge.report.svg import ACCENT, BAD, GOOD, INK, LINE, MUTED, PAPER, WARN, draw, shorten
+from edge.report.svg import draw
+from edge.tasks.report_parts import ACCENT, BAD, GOOD, INK, MUTED, PAPER, WARN
 
 if TYPE_CHECKING:
     from markupsafe import Markup
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from edge.drift.compare import DriftReport
-    from edge.tasks.classification.logit_metrics import Reliability
-    from edge.tasks.classification.logits import Logits
+    from edge.tasks.interval import Verdict
+    from edge.tasks.report_parts import Budgeted
     from engines.precision_receipt import Receipt
 
-CONFUSION_CLASSES = 24
-"""Classes that a heatmap can name legibly; of more, those that changed most are shown."""
-FEW = 30
-"""Images below which a group or a class is drawn pale: whatever it shows rests on hardly anything."""
 _PRECISION_COLOURS = {"int8": GOOD, "fp16": ACCENT, "bf16": ACCENT, "fp32": MUTED}
 
 
-def interval(drift: DriftReport) -> Markup:
-    """What the verdict is about, and its interval, against the budget: the drop, or without labels the changed answers."""
-    labelled = drift.labelled
-    if labelled is None:
-        found, point, what = drift.changed_interval, 100 * (1 - drift.agreement), "changed answers, percent of the images"
-    else:
-        found, point, what = labelled.interval, labelled.drop_points, "drop in top-1, percentage points"
-    low, high, budget = found.low_points, found.high_points, drift.budget_points
-    colour = {"pass": GOOD, "fail": BAD, "inconclusive": WARN}[drift.verdict]
+def interval(found: Budgeted, budget: float, verdict: Verdict) -> Markup:
+    """The figure that the verdict is about, and its interval, against the budget."""
+    point, what, low, high = found.points, found.what, found.interval.low_points, found.interval.high_points
+    colour = {"pass": GOOD, "fail": BAD, "inconclusive": WARN}[verdict]
     ends = np.array([low, high, budget, 0.0])
     margin = max(0.15 * float(np.ptp(ends)), 0.05)
 
@@ -79,121 +67,3 @@ def precisions(receipt: Receipt) -> Markup:
 
     said = [f"{title}: " + ", ".join(f"{n} {s:.1%}" for n, s in sorted(shares.items())) for title, shares in rows]
     return draw("precisions", (5.4, 1.4), "; ".join(said), paint)
-
-
-def changed_classes(change: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Indices, ascending, of the classes a heatmap shows: all, or the CONFUSION_CLASSES whose rows and columns changed most."""
-    moved = np.abs(change).sum(0) + np.abs(change).sum(1)
-    return np.sort(np.argsort(-moved, kind="stable")[:CONFUSION_CLASSES])
-
-
-def confusion_change(change: npt.NDArray[np.int64], labels: tuple[str, ...]) -> Markup:
-    """Confusion of the engine minus that of the reference, counts (classes, classes) as [label][answer]."""
-    shown = changed_classes(change)
-    part, names = change[np.ix_(shown, shown)], [shorten(labels[i]) for i in shown]
-    n, largest = len(shown), max(1, int(np.abs(change).max()))
-
-    def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        for row, column in np.ndindex(n, n):
-            value = int(part[row, column])
-            if value:
-                better = value > 0 if row == column else value < 0
-                tint = 0.15 + 0.55 * abs(value) / largest
-                square = Rectangle((column - 0.5, row - 0.5), 1, 1, color=GOOD if better else BAD, alpha=tint, linewidth=0)
-                axes.add_patch(square)
-                axes.text(column, row, f"{value:+d}", ha="center", va="center", fontsize=8 if n <= 12 else 6)
-        _matrix_axes(axes, names)
-
-    side = min(7.0, 2.2 + 0.32 * n)
-    return draw("confusion", (side, side), f"change of the confusion counts between {n} classes", paint)
-
-
-def _matrix_axes(axes: Axes, names: list[str]) -> None:
-    n = len(names)
-    axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), xlabel="answer", ylabel="true class", aspect="equal")
-    axes.set_xticks(range(n), names, rotation=90 if max(map(len, names)) > 6 or n > 12 else 0)
-    axes.set_yticks(range(n), names)
-    axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color=LINE, linewidth=0.4)
-    axes.tick_params(which="both", length=0, labelcolor=INK)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def margins(logits: Logits) -> npt.NDArray[np.float64]:
-    """How sure the reference is of each image (n,): its largest logit minus its second largest."""
-    top = np.sort(logits.reference.astype(np.float64), axis=1)[:, -2:]
-    return np.asarray(top[:, 1] - top[:, 0])
-
-
-def margin_histogram(margin: npt.NDArray[np.float64], changed: npt.NDArray[np.bool_]) -> Markup:
-    """Distribution of `margin` (n,) over all images, and over those whose answer changed."""
-    edges = np.linspace(0, max(float(margin.max()), 1e-6), 41)
-
-    def paint(figure: Figure) -> None:
-        upper, lower = figure.subplots(2, 1, sharex=True)
-        for axes, values, colour, name in ((upper, margin, MUTED, "all"), (lower, margin[changed], BAD, "changed")):
-            counts, _ = np.histogram(values, edges)
-            axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colour, alpha=0.65)
-            axes.set_ylabel(name)
-            axes.tick_params(length=2)
-            axes.locator_params(axis="y", nbins=3, integer=True)
-        lower.set_xlabel("lead of the FP32 model's answer over its second choice (logits)")
-
-    return draw("margins", (5.4, 2.3), "how sure the FP32 model was, for all images and for changed answers", paint)
-
-
-def reliability(before: Reliability, after: Reliability) -> Markup:
-    """How often each side is right (bars) when it is so sure (lines: mean confidence of the bin), and in how many images."""
-    sides = (("before (FP32)", before), ("after", after))
-    most = max(b.images for _, side in sides for b in side.bins)
-
-    def paint(figure: Figure) -> None:
-        grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[3, 1])
-        for column, (title, side) in enumerate(sides):
-            _shares(grid[0, column], side, column)
-            grid[0, column].set_title(f"{title}: off by {100 * side.ece:.1f} points", loc="left", fontsize=8, color=INK)
-            _counts(grid[1, column], side, most)
-        figure.get_layout_engine().set(wspace=0.1)  # type: ignore[union-attr,call-arg]  # `draw` gave it a constrained layout
-        grid[0, 0].set_ylabel("share right")
-        grid[1, 0].set_ylabel("images")
-        figure.supxlabel("confidence in the answer", fontsize=8, color=INK)
-
-    said = []
-    for title, side in sides:
-        filled = [b for b in side.bins if b.images]
-        bins = ", ".join(f"{b.confidence:.0%} sure and {b.accuracy:.0%} right in {b.images:,} images" for b in filled)
-        said.append(f"{title}, off by {100 * side.ece:.2f} points on average: {bins}")
-    return draw("reliability", (6.4, 3.3), "; ".join(said), paint)
-
-
-def _shares(axes: Axes, side: Reliability, column: int) -> None:
-    n = len(side.bins)
-    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=":")
-    for i, found in enumerate(side.bins):
-        if found.images:
-            gap = found.confidence - found.accuracy
-            strength = 0.55 if found.images >= FEW else 0.18
-            axes.bar(i / n, found.accuracy, 1 / n, align="edge", color=ACCENT, alpha=strength, edgecolor=PAPER)
-            edges = [i / n + 0.1 / n, i / n + 0.9 / n]
-            (tick,) = axes.plot(
-                edges, [found.confidence] * 2, color=BAD if gap > 0 else GOOD, linewidth=2, solid_capstyle="butt"
-            )
-            tick.set_gid(f"sure-{column}-{i}")
-    axes.set(xlim=(0, 1), ylim=(0, 1.03))
-    axes.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
-    axes.tick_params(length=2)
-
-
-def _counts(axes: Axes, side: Reliability, most: int) -> None:
-    n = len(side.bins)
-    axes.bar(np.arange(n) / n, [b.images for b in side.bins], 1 / n, align="edge", color=MUTED, alpha=0.6, edgecolor=PAPER)
-    for i, found in enumerate(side.bins):
-        if found.images:
-            axes.text((i + 0.5) / n, found.images, f"{found.images:,}", ha="center", va="bottom", fontsize=6.5, color=INK)
-    axes.set(ylim=(0, 1.35 * most))
-    axes.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
-    axes.locator_params(axis="y", nbins=2, integer=True)
-    axes.tick_params(length=2)

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.ticker import NullFormatter
 
-from edge.report.svg import ACCENT, LINE, draw, shorten
+from edge.report.svg import draw
+from edge.tasks.report_parts import ACCENT, LINE, shorten
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -1,4 +1,4 @@
-"""The sentences and figures of a report, taken from the artifacts and nothing else."""
+"""The sentences and figures of a report that every task has, taken from the artifacts and nothing else."""
 
 from __future__ import annotations
 
@@ -7,34 +7,12 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from calib.files import sha256_file
-from edge.drift.compare import DriftReport, Labelled
-from edge.numeric_tolerances import SQNR_CAP_DB
+from edge.drift.drift_report import DriftReport
 from edge.report.inputs import Evidence
-from engines.build_folder.file_names import ATTRIBUTION, DRIFT, EXPORT, FLIPS, GOLDEN, LOGITS
+from edge.tasks.report_parts import Figure, Value
+from engines.build_folder.file_names import ANSWERS, ATTRIBUTION, DRIFT, EXPORT, GOLDEN, PICTURES
 from engines.build_folder.manifest import EngineManifest
-
-
-@dataclass(frozen=True)
-class Value:
-    """One number: its key in the artifact, the exact value, and the text a person reads."""
-
-    key: str
-    raw: Any
-    text: str
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A key figure: one or more values under one label, what they mean, and what stands between them."""
-
-    label: str
-    values: tuple[Value, ...]
-    meaning: str
-    between: str = " → "
 
 
 @dataclass(frozen=True)
@@ -47,140 +25,24 @@ class FileRow:
     note: str
 
 
-def headline(manifest: EngineManifest, drift: DriftReport) -> str:
-    """What the verdict means, in one plain sentence, of what was judged: the engine, or the graph it was built from."""
-    engine = f"{manifest.precision.upper()} {'engine' if drift.engine.sha256 == manifest.engine.sha256 else 'graph'}"
-    if drift.not_finite:
-        return f"The {engine} gives outputs that are no numbers."
-    if drift.judged_by == "numbers":
-        return {
-            "pass": f"The {engine} computes nearly the same numbers as the FP32 network; accuracy could not be judged.",
-            "fail": f"The {engine} does not compute what the FP32 network computes.",
-            "inconclusive": f"Nothing can be said of the {engine}.",
-        }[drift.verdict]
-    if drift.judged_by == "agreement":
-        return {
-            "pass": f"The {engine} changes so few answers that it keeps within the budget, whatever the right ones are.",
-            "fail": f"The {engine} changes more answers than the accuracy budget allows.",
-            "inconclusive": f"These images are too few to say whether the {engine} changes more answers than allowed.",
-        }[drift.verdict]
-    return {
-        "pass": f"The {engine} answers as well as the FP32 model, within the accuracy budget.",
-        "fail": f"The {engine} loses more accuracy than the budget allows.",
-        "inconclusive": f"These images are too few to say whether the {engine} keeps within the accuracy budget.",
-    }[drift.verdict]
+def judged(manifest: EngineManifest, drift: DriftReport) -> str:
+    """What was judged, in two words: the engine, or the graph it was built from."""
+    return f"{manifest.precision.upper()} {'engine' if drift.engine.sha256 == manifest.engine.sha256 else 'graph'}"
 
 
-def advice(drift: DriftReport) -> str:
-    """What to do next, empty after a pass."""
-    blind = drift.judged_by == "agreement"
-    if blind and drift.verdict == "fail" and not drift.not_finite:
-        return (
-            "Do not deploy this engine on this evidence. Without labels every changed answer counts as a loss, though some may "
-            "be gains: judge it on labelled images (--data). See below which layers and ranges stand out."
-        )
-    if blind and drift.verdict == "inconclusive":
-        return (
-            "Judge it on labelled images (--data), on more images, or allow a larger drop (--max-drop) if that is acceptable."
-        )
-    return {
-        "pass": "",
-        "fail": "Do not deploy this engine. See below which classes, layers and ranges stand out; compare with FP16.",
-        "inconclusive": "Judge it on more labelled images (--data), or allow a larger drop (--max-drop) if that is acceptable.",
-    }[drift.verdict]
-
-
-def key_figures(evidence: Evidence) -> tuple[Figure, ...]:
-    """The figures at the top of the report; drawn weights have none of accuracy, whatever chance gave."""
-    drift, labelled = evidence.drift, evidence.drift.labelled
-    accuracy: tuple[Figure, ...] = ()
-    if drift.judged_by == "accuracy" and labelled is not None:
-        accuracy = _accuracy_figures(labelled, drift.budget_points)
-    elif drift.judged_by == "agreement":
-        accuracy = _change_figures(drift)
-    return accuracy + _number_figures(evidence.drift) + _engine_figures(evidence.manifest)
-
-
-def _accuracy_figures(labelled: Labelled, budget_points: float) -> tuple[Figure, ...]:
-    interval, flips = labelled.interval, labelled.flips
+def common_figures(evidence: Evidence, truth: str) -> tuple[Figure, ...]:
+    """The key figures that every task has; `truth` says whether the images came with right answers."""
+    drift = evidence.drift
+    not_finite: int = drift.comparison.not_finite
     return (
-        Figure(
-            "Top-1 accuracy, before and after",
-            (_share("top1_reference", labelled.top1_reference), _share("top1_engine", labelled.top1_engine)),
-            "share of images answered rightly by the FP32 model and by what was judged",
-        ),
-        Figure(
-            "Drop",
-            (_points("drop_points", labelled.drop_points),),
-            "percentage points lost; negative means better answers than before",
-        ),
-        Figure(
-            f"{interval.level:.0%} interval of the drop",
-            (
-                Value("interval.low_points", interval.low_points, f"{interval.low_points:+.2f}"),
-                _points("interval.high_points", interval.high_points),
-            ),
-            "where the true drop lies, given this many images",
-            " to ",
-        ),
-        _budget(budget_points),
-        Figure(
-            "Answers that flipped",
-            (
-                Value("flips.right_to_wrong", flips.right_to_wrong, f"{flips.right_to_wrong:,} to wrong"),
-                Value("flips.wrong_to_right", flips.wrong_to_right, f"{flips.wrong_to_right:,} to right"),
-            ),
-            "images whose answer turned wrong, and turned right",
-            ", ",
-        ),
-    )
-
-
-def _change_figures(drift: DriftReport) -> tuple[Figure, ...]:
-    """Of images without labels."""
-    interval = drift.changed_interval
-    return (
-        Figure(
-            f"{interval.level:.0%} interval of the changed answers",
-            (
-                Value("changed_interval.low_points", interval.low_points, f"{interval.low_points:.2f}"),
-                Value("changed_interval.high_points", interval.high_points, f"{interval.high_points:.2f} points"),
-            ),
-            "where the true share of changed answers lies; no more accuracy than that can be lost",
-            " to ",
-        ),
-        _budget(drift.budget_points),
-    )
-
-
-def _budget(points: float) -> Figure:
-    return Figure("Budget", (Value("budget_points", points, f"{points:g} points"),), "largest drop allowed")
-
-
-def _number_figures(drift: DriftReport) -> tuple[Figure, ...]:
-    return (
-        Figure("Agreement", (_share("agreement", drift.agreement),), "share of images with the same answer before and after"),
-        Figure(
-            "SQNR of the logits",
-            (Value("sqnr_db", drift.sqnr_db, "identical" if drift.sqnr_db >= SQNR_CAP_DB else f"{drift.sqnr_db:.1f} dB"),),
-            "signal to quantization noise; 6 dB more halve the error",
-        ),
-        Figure(
-            "Smallest cosine",
-            (Value("cosine_min", drift.cosine_min, f"{drift.cosine_min:.4f}"),),
-            "the image whose logits turned most; 1 is the same direction",
-        ),
-        Figure("Images", (Value("images", drift.images, f"{drift.images:,}"),), _labelled_from(drift)),
+        Figure("Images", (Value("images", drift.images, f"{drift.images:,}"),), f"{truth}, from {PurePath(drift.data).name}"),
         Figure(
             "Outputs with NaN or Inf",
-            (Value("not_finite", drift.not_finite, f"{drift.not_finite:,}"),),
+            (Value("not_finite", not_finite, f"{not_finite:,}"),),
             "images that got no number for an answer; any is a failure",
         ),
+        *_engine_figures(evidence.manifest),
     )
-
-
-def _labelled_from(drift: DriftReport) -> str:
-    return f"{'without labels' if drift.labelled is None else 'labelled'}, from {PurePath(drift.data).name}"
 
 
 def _engine_figures(manifest: EngineManifest) -> tuple[Figure, ...]:
@@ -193,11 +55,6 @@ def _engine_figures(manifest: EngineManifest) -> tuple[Figure, ...]:
         ),
         _work(manifest),
     )
-
-
-def near_ties(margin: npt.NDArray[np.float64], changed: npt.NDArray[np.bool_]) -> int:
-    """How many changed answers are among the tenth of images of which the reference was least sure."""
-    return int((changed & (margin <= np.quantile(margin, 0.1))).sum())
 
 
 def provenance(evidence: Evidence) -> tuple[FileRow, ...]:
@@ -221,11 +78,11 @@ def provenance(evidence: Evidence) -> tuple[FileRow, ...]:
     engine = manifest.engine
     rows.append(FileRow("engine", engine.file, engine.sha256, f"{engine.backend} {engine.backend_version}"))
     rows.append(FileRow("judging images", drift.data, drift.data_sha256, f"{drift.images:,} images"))
-    made = [(EXPORT, "parity with torch"), (DRIFT, "comparison and verdict"), (LOGITS, "both sides' answers")]
+    made = [(EXPORT, "parity with torch"), (DRIFT, "comparison and verdict"), (ANSWERS, "both sides' answers")]
     if (folder / GOLDEN).is_file():
         made.append((GOLDEN, "an image, and what the network was fed for it"))
-    if evidence.flips is not None:
-        made.append((FLIPS, "pictures of images whose answer flipped"))
+    if evidence.pictures is not None:
+        made.append((PICTURES, "pictures of images whose answer flipped"))
     if evidence.attribution is not None:
         made.append((ATTRIBUTION, f"layer by layer, on {evidence.attribution.images:,} images"))
     rows += [FileRow("record", file, sha256_file(folder / file), note) for file, note in made]
@@ -285,7 +142,3 @@ def _work(manifest: EngineManifest) -> Figure:
 
 def _share(key: str, value: float) -> Value:
     return Value(key, value, f"{value:.2%}")
-
-
-def _points(key: str, value: float) -> Value:
-    return Value(key, value, f"{value:+.2f} points")

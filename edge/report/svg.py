@@ -16,8 +16,8 @@ import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-INK, MUTED, LINE, PAPER = "#010201", "#010202", "#010203", "#010204"
-GOOD, BAD, ACCENT, WARN = "#010205", "#010206", "#010207", "#010208"
+from edge.tasks.report_parts import ACCENT, BAD, GOOD, INK, LINE, MUTED, PAPER, WARN
+
 _VARIABLES = {
     INK: "ink",
     MUTED: "muted",
@@ -31,7 +31,7 @@ _VARIABLES = {
 _SETTINGS: dict[Any, Any] = {  # matplotlib types the keys as a literal of all settings
     "svg.hashsalt": "ufovit",
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a label may hold dollar signs
+    "text.parse_math": False,  # a name may hold dollar signs
     "font.size": 8,
     "text.color": INK,
     "axes.edgecolor": LINE,
@@ -67,12 +67,6 @@ def draw(name: str, size: tuple[float, float], alt: str, paint: Callable[[Figure
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(stream, format="svg", transparent=True, metadata=metadata)
     return Markup(_embed(stream.getvalue(), name, size, alt))  # noqa: S704  # matplotlib escapes every text
-
-
-def shorten(name: str, longest: int = 24) -> str:
-    """A name short enough for an axis, without control characters."""
-    clean = "".join(c for c in name if c.isprintable())
-    return clean if len(clean) <= longest else clean[: longest - 1] + "…"
 
 
 def _embed(document: str, name: str, size: tuple[float, float], alt: str) -> str:

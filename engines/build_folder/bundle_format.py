@@ -39,9 +39,9 @@ from engines.layer_records import GraphFacts
 
 BUNDLE = "bundle.json"
 SUFFIX = ".ufovit"
-PIXELS, SHAPES, LABELS, LOGITS, GOLDEN = "pixels.npy", "shapes.npy", "labels.npy", "logits.npy", "golden.npy"
+PIXELS, SHAPES, LABELS, ANSWERS, GOLDEN = "pixels.npy", "shapes.npy", "labels.npy", "logits.npy", "golden.npy"
 REMAKE = "ufovit bundle BUILD"
-_ALWAYS = frozenset({MANIFEST, PIXELS, SHAPES, LABELS, LOGITS, GOLDEN})
+_ALWAYS = frozenset({MANIFEST, PIXELS, SHAPES, LABELS, ANSWERS, GOLDEN})
 _GRAPHS = (TYPED, MODEL)
 _SOMETIMES = frozenset({CALIBRATION, XNORM})
 _LARGEST_BYTES = 8 << 30

@@ -10,7 +10,7 @@ REFINED, CALIBRATION, QUANTIZED = "model.refined.onnx", "calibration.json", "mod
 TYPED = "model.typed.onnx"
 ENGINES = tuple(f"engine{suffix}" for suffix in sorted({target.engine_suffix for target in TARGETS.values()}))
 MANIFEST = "manifest.json"
-DRIFT, LOGITS, FLIPS = "drift.json", "logits.npz", "flips.npz"
+DRIFT, ANSWERS, PICTURES = "drift.json", "logits.npz", "flips.npz"
 ATTRIBUTION, REPORT = "attribution.json", "report.html"
 RECORD = "steps.json"
 """What every step read and wrote; see `engines.build_folder.step_record`. No step writes it, so it is none of ARTIFACTS."""
@@ -18,7 +18,7 @@ SIGNATURE = "signature.json"
 """Last of ARTIFACTS although no step writes it: a build that changes anything removes what no step of it vouches for."""
 ARTIFACTS = (
     *(MODEL, EXPORT, GOLDEN, XNORM, FOLDED, REFINED, CALIBRATION, QUANTIZED, TYPED, *ENGINES),
-    *(MANIFEST, DRIFT, LOGITS, FLIPS, ATTRIBUTION, REPORT, SIGNATURE),
+    *(MANIFEST, DRIFT, ANSWERS, PICTURES, ATTRIBUTION, REPORT, SIGNATURE),
 )
 CACHE = "calibration.cache"
 """TensorRT's legacy calibration cache, written by `ufovit calibrate` only."""

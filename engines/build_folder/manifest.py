@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from calib.artifact import write_artifact
 from calib.errors import InputError
@@ -78,7 +78,8 @@ class EngineManifest:
             quantizes.
         typed_onnx: the strongly typed graph that the backend took, None where it took one of the others.
         preprocess: what an image goes through, with its own sha256.
-        labels: one name per class, in the order of the logits.
+        task: what the outputs mean, a key of `edge.tasks.registry.TASKS`.
+        labels: one name per class, in the order of the outputs; empty for a task without classes.
         batch: smallest, usual and largest batch size of the engine.
         int8_floor: share of the MACs that had to run in INT8, None for the target's own.
         bundle: the bundle that the engine was built from, which holds the graphs that this folder lacks; None elsewhere.
@@ -86,9 +87,12 @@ class EngineManifest:
         notes: sentences for a person.
     """
 
+    schema_version: ClassVar[int] = 2  # 2: with `task`
+
     model: str
     precision: str
     target: str
+    task: str
     created: str
     checkpoint: FileRecord | None
     onnx: FileRecord

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, TypeVar
 
-from calib.artifact import SCHEMA_VERSION, from_fields
+from calib.artifact import from_fields, schema_version
 from calib.errors import InputError
 
 REMAKE = "ufovit build"
@@ -90,9 +90,9 @@ def json_object(data: bytes, path: Path, *, remake: str = REMAKE) -> dict[str, A
 def parse_artifact(data: bytes, path: Path, cls: type[T], *, remake: str = REMAKE) -> T:
     """An artifact of type `cls` from bytes, like `calib.artifact.read_artifact` from a file. Raises InputError."""
     fields = json_object(data, path, remake=remake)
-    version = fields.pop("schema_version", None)
-    if version != SCHEMA_VERSION:
-        raise InputError("unknown schema version", where=path, found=version, allowed=SCHEMA_VERSION, next_command=remake)
+    version, allowed = fields.pop("schema_version", None), schema_version(cls)
+    if version != allowed:
+        raise InputError("unknown schema version", where=path, found=version, allowed=allowed, next_command=remake)
     try:
         return from_fields(cls, fields)
     except (TypeError, ValueError) as error:

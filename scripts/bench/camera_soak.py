@@ -35,6 +35,7 @@ from edge.camera.reconnect import Reconnect
 from edge.camera.session import warm_up
 from edge.camera.sources.registry import open_source
 from edge.runtime.open_build import Opened, open_runner
+from edge.tasks.registry import task_of
 
 WARM_UP = 500
 _SLACK_S = 1e-6  # of adding floats
@@ -118,7 +119,7 @@ def soak(opened: Opened, video: str, frames: int, source_fps: float) -> tuple[Su
     source.fps = source_fps
     slot = TimedSlot()
     about = CaptureContext(lambda: source, slot, Reconnect(0.0), time.monotonic)
-    network = Network(opened.runner, opened.preprocess, opened.manifest.labels, opened.batch.min)
+    network = Network(opened.runner, opened.preprocess, task_of(opened.manifest), opened.batch.min)
     watch, feed = Watch(slot, frames), LatestFrameFeed(about, source)
     try:
         summary = Loop(network, feed, [watch], Limits(frames=frames)).run()

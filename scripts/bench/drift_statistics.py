@@ -24,7 +24,8 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from edge.drift.drop_interval import LEVEL, Paired, drop_limits, images_to_decide, wilson_limits
+from edge.tasks.classification.drop_interval import Paired, drop_limits, images_to_decide
+from edge.tasks.interval import LEVEL, wilson_limits
 
 SEED = 20240501
 RESAMPLES = 1000

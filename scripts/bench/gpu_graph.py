@@ -40,7 +40,7 @@ from edge.assets import TEST_IMAGES
 from edge.images.idx import read_idx
 from edge.images.preprocess import read_preprocess
 from edge.tasks.classification.logits import answers, read_logits
-from engines.build_folder.file_names import LOGITS, TYPED
+from engines.build_folder.file_names import ANSWERS, TYPED
 from engines.build_folder.manifest import read_manifest
 
 BATCH = 250
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--save", type=Path, help="write the answers to this .npz file")
     asked = parser.parse_args()
-    stored = read_logits(asked.build / LOGITS)
+    stored = read_logits(asked.build / ANSWERS)
     pixels = read_idx(TEST_IMAGES)
     if stored.labels is None or len(stored.reference) != len(pixels):
         raise InputError(

@@ -41,19 +41,18 @@ from planted_regressions import attributed, prepare
 from calib.artifact import write_artifact
 from calib.files import sha256_bytes, sha256_file
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_MODEL
-from edge.drift.compare import compare
 from edge.drift.stored_reference import StoredAnswers, read_stored
-from edge.gate.baseline import pack_answers, read_baseline
+from edge.gate.baseline import read_baseline
 from edge.gate.build_figures import read_build
 from edge.gate.compare_builds import GateReport, gate
-from edge.gate.gate_tolerances import QUANTITIES
 from edge.gate.update import make_baseline
 from edge.images.labelled_images import ImageSet, open_images
 from edge.pipeline import steps
 from edge.pipeline.build_request import BuildRequest, judging_images, resolve_inputs
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
-from edge.tasks.classification.logits import Logits, answers, read_logits, write_logits
-from engines.build_folder.file_names import CALIBRATION, DRIFT, FLIPS, LOGITS, MODEL
+from edge.tasks.classification.logits import Logits, read_logits, write_logits
+from edge.tasks.registry import task_of
+from engines.build_folder.file_names import ANSWERS, CALIBRATION, DRIFT, MODEL, PICTURES
 from engines.build_folder.manifest import read_manifest
 from engines.build_folder.step_record import StepRecord, read_record, write_record
 from engines.targets import TARGETS
@@ -90,7 +89,7 @@ def first_build(request: BuildRequest, out: Path, seed: int, calibration: Path) 
     """Build it, or take what an earlier run left. Its answers to all test images are kept beside it."""
     bench = prepare(request, out)
     manifest, preprocess = read_manifest(bench.honest), resolve_inputs(request).info.preprocess
-    test = judging_images(request.data, manifest.labels)
+    test = judging_images(request.data, task_of(manifest))
     path = out / f"answers-{manifest.engine.sha256[:16]}.npz"
     if not path.is_file():
         sides = (OrtRunner(bench.honest / file) for file in (MODEL, manifest.engine.file))
@@ -127,25 +126,17 @@ def rejudge_on_others(first: First, folder: Path, number: int, images: int) -> P
     rows = draw(first.seed, number, "test images", len(first.test), images)
     drawn, mine = chosen(first.test, rows), first.answers
     reference, engine = mine.reference[rows], mine.engine[rows]
-    found, shared = compare(reference, engine, drawn.labels), read_stored(first.bench.honest)
+    sides, shared = Logits(reference, engine, drawn.labels).sides, read_stored(first.bench.honest)
     answered = StoredAnswers(
-        folder, shared.reference, drawn.sha256, shared.preprocess_sha256, reference, sha256_bytes(reference.tobytes())
+        folder, shared.reference, drawn.sha256, shared.preprocess_sha256, (reference,), sha256_bytes(reference.tobytes())
     )
     steps.drift_step(folder, steps.Question(drawn, True, first.bench.request.max_drop_points, answered), here=True).run(
         lambda _share: None
     )
-    written = {file: sha256_file(folder / file) for file in (DRIFT, LOGITS, FLIPS)}
+    written = {file: sha256_file(folder / file) for file in (DRIFT, ANSWERS, PICTURES)}
     write_record(folder, {**read_record(folder), "drift": StepRecord("0" * 64, written)})
     whole = read_build(first.bench.honest)
-    classes = whole.identity.classes
-    measured = replace(
-        whole.measured,
-        top1=found.top1_engine,
-        agreement=found.agreement,
-        sqnr_db=found.sqnr_db,
-        reference_answers=pack_answers(answers(reference), classes),
-        engine_answers=pack_answers(answers(engine), classes),
-    )
+    measured = replace(whole.measured, answers=whole.task.record(whole.task.compare(sides), sides))
     identity = replace(whole.identity, data_sha256=drawn.sha256, images=len(drawn))
     baseline = folder.with_suffix(".json")
     write_artifact(baseline, make_baseline(replace(whole, identity=identity, measured=measured)))
@@ -231,7 +222,7 @@ def main() -> None:
 def run(request: BuildRequest, args: argparse.Namespace, calibration: Path) -> bool:
     """Rebuild until there are as many results as asked for, and sum them up; whether there was an alarm."""
     first = first_build(request, args.out, args.seed, calibration)
-    seal = read_baseline(first.bench.baseline, QUANTITIES).seal
+    seal = read_baseline(first.bench.baseline).seal
     settings = {"calib_images": args.calib_images, "images": args.images, "seed": args.seed, "baseline": seal}
     path = args.out / "results.jsonl"
     old = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

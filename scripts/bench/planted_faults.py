@@ -28,13 +28,14 @@ from calib.calibration_table import TensorScale, load_table, save_table
 from calib.errors import UfovitError
 from calib.files import sha256_bytes, write_bytes
 from calib.qdq_writer import serialize
-from edge.gate.update import update
+from edge.gate.update import update_baseline
 from edge.images.labelled_images import ImageSet
 from edge.pipeline import build as pipeline
 from edge.pipeline import rejudge, steps
 from edge.pipeline.build_request import BuildRequest, judging_images, resolve_inputs
 from edge.pipeline.step import Step
 from edge.progress import Silent
+from edge.tasks.registry import load_task
 from engines.build_folder.file_names import CALIBRATION, DRIFT, FOLDED, MANIFEST, QUANTIZED, REFINED, TYPED
 
 MAX_DROP = 2.0  # points: with fewer than 10,000 images the default of 0.5 may be inconclusive, honest or not
@@ -210,7 +211,7 @@ def bgr(bench: Bench, name: str) -> Planted:
     tinted.write_text("".join(lines))
     honest, baseline = copied(bench, "honest, tinted", DRIFT), bench.out / "baseline-tinted.json"
     rejudged(bench, honest, tinted)
-    update(honest, baseline, force=True)
+    update_baseline(honest, baseline, force=True)
     faulty = copied(bench, name, DRIFT, honest)
 
     def swapped(answer: Any, runner: Any, batch: np.ndarray, smallest: int) -> np.ndarray:
@@ -220,7 +221,7 @@ def bgr(bench: Bench, name: str) -> Planted:
     drift_step = import_module("edge.pipeline.steps.drift_step")  # the package's attribute of that name is the function
     with replaced(drift_step, "answer", partial(swapped, drift_step.answer)):
         rejudged(bench, faulty, tinted)
-    shown = judging_images(tinted, resolve_inputs(bench.request).info.labels)
+    shown = judging_images(tinted, load_task(bench.request.task, resolve_inputs(bench.request).info.labels))
     return Planted(faulty, "ran through", baseline, shown, swapped=True)
 
 

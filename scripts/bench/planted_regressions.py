@@ -38,7 +38,7 @@ from edge.attribution.attribute import attribute_graphs
 from edge.attribution.attribution_record import Attribution
 from edge.attribution.build_graphs import load_graphs
 from edge.gate.compare_builds import EXIT_CODES, gate
-from edge.gate.update import update
+from edge.gate.update import update_baseline
 from edge.images.preprocess import read_preprocess
 from edge.model.metadata import read_graph_info
 from edge.pipeline.build_request import BuildRequest, resolve_inputs
@@ -173,7 +173,7 @@ def prepare(request: BuildRequest, out: Path) -> Bench:
     said = faults.build(bench.request)
     if not bench.honest.is_dir() or said.startswith("refused"):
         raise SystemExit(f"the honest build {said}")
-    update(bench.honest, bench.baseline)
+    update_baseline(bench.honest, bench.baseline)
     return bench
 
 

@@ -67,9 +67,10 @@ def compare(args: argparse.Namespace) -> None:
     from edge.bench.compare_builds import median_ratio
     from edge.camera.web.dashboard import Dashboard
     from edge.runtime.open_build import open_runner
+    from edge.tasks.registry import task_of
 
     opened = open_runner(args.build, args.runner, threads=args.threads)
-    page = Dashboard({"model": opened.manifest.model}, opened.manifest.labels, port=0)
+    page = Dashboard({"model": opened.manifest.model}, task_of(opened.manifest).panel_layout(), port=0)
     port = urlsplit(page.start()).port
     assert port is not None
     loop = _Loop(opened, page)
@@ -128,9 +129,10 @@ class _Loop:
     def _run(self) -> None:
         import numpy as np
 
-        from edge.camera.frame import Answer, Frame, Latency, Result
+        from edge.camera.frame import Frame, Latency, Result
+        from edge.tasks.registry import task_of
 
-        opened, clock = self._opened, time.monotonic
+        opened, clock, task = self._opened, time.monotonic, task_of(self._opened.manifest)
         drawn = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
         whole = np.kron(drawn, np.ones((40, 40, 1), np.uint8))
         pictures = [np.roll(whole, 20 * shift, axis=1) for shift in range(PICTURES)]
@@ -138,15 +140,13 @@ class _Loop:
             frame = Frame(pictures[self.count % PICTURES], self.count, clock(), 0.0)
             tensor = opened.preprocess(frame.pixels)[None]
             prepared = clock()
-            logits = opened.runner(tensor)[0]
+            outputs = (opened.runner(tensor),)
             inferred = clock()
-            shares = np.exp(logits - logits.max())
-            shares /= shares.sum()
-            top = tuple(Answer(int(at), opened.manifest.labels[at], float(shares[at])) for at in np.argsort(-shares)[:5])
+            answer = task.answer(outputs, 5)
             done = clock()
             ms = [1e3 * (late - early) for early, late in ((frame.taken_s, prepared), (prepared, inferred), (inferred, done))]
             latency = Latency(0.0, ms[0], ms[1], ms[2], age_ms=1e3 * (done - frame.taken_s))
-            self._page(Result(frame, logits, shares, top, latency, self.count, 0, 0.0))
+            self._page(Result(frame, outputs, answer, latency, self.count, 0, 0.0))
             self.count += 1
 
     def end(self) -> None:

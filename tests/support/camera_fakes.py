@@ -11,12 +11,14 @@ from edge.camera.capture import Capture, CaptureContext
 from edge.camera.frame import Frame, Latency, Result
 from edge.camera.frame_source import SourceLost
 from edge.camera.latest_frame import LatestFrame
-from edge.camera.loop import Network, best, softmax
+from edge.camera.loop import Network
 from edge.camera.reconnect import Reconnect
 from edge.images.preprocess import Preprocess
 from edge.runtime.runner import FakeRunner
+from edge.tasks.classification import Classification
 
 LABELS = ("top", "middle", "bottom")
+TASK = Classification(LABELS)
 PREPROCESS = Preprocess(12, 12, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
@@ -90,7 +92,7 @@ def gone():
 
 
 def network(runner=None, **changes):
-    return Network(runner or FakeRunner((3, 12, 12), len(LABELS)), PREPROCESS, LABELS, **changes)
+    return Network(runner or FakeRunner((3, 12, 12), len(LABELS)), PREPROCESS, TASK, **changes)
 
 
 def slow_runner(clock, seconds):
@@ -141,7 +143,6 @@ def read_all(source, most=10_000):
 
 def result(pixels, number=0, taken_s=1000.0, *, logits=(0.0, 3.0, 1.0)):
     """A result of a frame, with answers from logits."""
-    values = np.array(logits, np.float32)
-    shares = softmax(values)
+    outputs = (np.array([logits], np.float32),)
     frame = Frame(pixels, number, taken_s, 1.0)
-    return Result(frame, values, shares, best(shares, LABELS, 2), Latency(1.0, 2.0, 3.0, 0.5, 6.5), number, 4, 25.0)
+    return Result(frame, outputs, TASK.answer(outputs, 2), Latency(1.0, 2.0, 3.0, 0.5, 6.5), number, 4, 25.0)

@@ -1,18 +1,19 @@
 """Build folders for the gate, whole and consistent, with what a test plants in them; and builds that exist in memory alone."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 from report_folder import Recipe, answers, make_folder
 
-from calib.artifact import from_fields, write_artifact
+from calib.artifact import write_artifact
 from calib.files import sha256_file
-from edge.drift.compare import DriftReport, compare, judge
-from edge.gate.baseline import Identity, Margin, Measured, Origin, XNormMargins, pack_answers
+from edge.drift.drift_report import Source, Subject, judge_sides, read_drift
+from edge.gate.baseline import Identity, Margin, Measured, Origin, XNormMargins
 from edge.gate.build_figures import Build
-from edge.tasks.classification.logits import answers as largest
+from edge.tasks.classification.logits import Logits, write_logits
+from edge.tasks.registry import load_task
 from engines.build_folder.file_names import ARTIFACTS
 from engines.build_folder.manifest import read_manifest, write_manifest
 from engines.build_folder.step_record import StepRecord, write_record
@@ -41,17 +42,11 @@ def plant(folder: Path, planted: Planted = NOTHING, recipe: Recipe = RECIPE) -> 
     reference, engine, labels = answers(recipe)
     if planted.logits is not None:
         planted.logits(reference, engine, labels)
-    write_logits(folder, reference, engine, labels)
-    comparison = compare(reference, engine, labels)
-    judged_by, verdict, reason = judge(comparison, planted.budget, random_weights=recipe.random_weights)
-    drift = json.loads((folder / "drift.json").read_text())
-    drift.pop("schema_version")
-    about = ("reference", "engine", "data", "data_sha256", "preprocess_sha256", "random_weights")
-    old = from_fields(DriftReport, drift)
-    kept = {name: getattr(old, name) for name in about}
-    report = DriftReport(
-        **kept, budget_points=planted.budget, judged_by=judged_by, verdict=verdict, reason=reason, **vars(comparison)
-    )
+    task, sides = load_task("classification", recipe.labels), Logits(reference, engine, labels).sides
+    old = read_drift(folder / "drift.json")
+    subject = Subject(**{f.name: getattr(old, f.name) for f in fields(Subject)})
+    report = judge_sides(task, subject, sides, planted.budget, random_weights=recipe.random_weights)
+    write_logits(folder / "logits.npz", Logits(reference, engine, labels))
     write_artifact(folder / "drift.json", report)
     if planted.engine is not None:
         (folder / "engine.engine").write_bytes(planted.engine)
@@ -64,11 +59,6 @@ def plant(folder: Path, planted: Planted = NOTHING, recipe: Recipe = RECIPE) -> 
     edit(folder / "manifest.json", planted.manifest)
     record(folder)
     return folder
-
-
-def write_logits(folder, reference, engine, labels):
-    with (folder / "logits.npz").open("wb") as stream:
-        np.savez_compressed(stream, reference=reference, engine=engine, labels=labels)
 
 
 def edit(path, change):
@@ -108,30 +98,19 @@ def set_field(*path, to):
 
 def memory_build(reference, engine, labels, identity=None, **measured):
     """A build that lies in no folder: logits (n, classes), labels (n,)."""
-    comparison = compare(reference, engine, labels)
     classes = reference.shape[1]
+    task = load_task("classification", tuple(map(str, range(classes))))
     identity = identity or Identity(
-        "ufovit_t", "int8", "rtx", False, "4" * 64, "5" * 64, classes, "2" * 64, len(labels), "3" * 64, "x"
-    )
+        model="ufovit_t", precision="int8", target="rtx", task="classification", random_weights=False,
+        checkpoint_sha256="4" * 64, meaning={"labels_sha256": "5" * 64, "classes": classes}, data_sha256="2" * 64,
+        images=len(labels), preprocess_sha256="3" * 64, judged="x",
+    )  # fmt: skip
     origin = Origin("2026-01-01", "1", "trt_rtx", "1.7", "e" * 64, "f" * 64, "1" * 64, "pass")
     sites = XNormMargins("stable", {"a": Margin(5.0, 7.0)})
+    source, sides = Source("x", "0" * 64, "y"), Logits(reference, engine, labels).sides
+    drift = judge_sides(task, Subject(source, source, "d", "2" * 64, "3" * 64), sides, 5.0, random_weights=False)
     values = {
-        "top1": comparison.top1_engine, "agreement": comparison.agreement, "sqnr_db": comparison.sqnr_db, "scales": None,
-        "share": 0.98, "engine_bytes": 1000, "xnorm": sites, "latency": None,
-        "reference_answers": pack_answers(largest(reference), classes),
-        "engine_answers": pack_answers(largest(engine), classes),
+        "answers": task.record(drift.comparison, sides), "scales": None, "share": 0.98, "engine_bytes": 1000, "xnorm": sites,
+        "latency": None,
     }  # fmt: skip
-    judged_by, verdict, reason = judge(comparison, 5.0, random_weights=False)
-    source = from_fields(
-        DriftReport, {**drift_fields(comparison), "judged_by": judged_by, "verdict": verdict, "reason": reason}
-    )
-    return Build(Path("build"), identity, origin, Measured(**(values | measured)), source, reference, engine, labels, ())
-
-
-def drift_fields(comparison):
-    source = {"file": "x", "sha256": "0" * 64, "ran_on": "y"}
-    fields = json.loads(json.dumps(asdict(comparison)))
-    return fields | {
-        "reference": source, "engine": source, "data": "d", "data_sha256": "2" * 64, "preprocess_sha256": "3" * 64,
-        "budget_points": 5.0, "random_weights": False,
-    }  # fmt: skip
+    return Build(Path("build"), identity, origin, Measured(**(values | measured)), drift, task, sides, ())

@@ -11,11 +11,14 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from edge.camera.frame import Answer, Frame, Latency, Result
+from edge.camera.frame import Frame, Latency, Result
 from edge.camera.web.dashboard import Dashboard
+from edge.tasks.classification import Classification
 
 LABELS = ("bolt", "nut", "washer")
 IDENTITY = {"model": "ufovit_t", "precision": "int8", "verdict": "pass: -0.02 points", "engine": "sha256 0123456789abcdef"}
+TASK = Classification(LABELS)
+LAYOUT = TASK.panel_layout()
 TOKEN = "correct-horse-battery"
 
 
@@ -23,20 +26,19 @@ def result(number: int, winner: int = 0, *, pixels: np.ndarray | None = None, la
     """A result whose picture is a grey that tells its number, and whose top is LABELS[winner] with 90 %."""
     shares = np.full(len(LABELS), 0.05, np.float32)
     shares[winner] = 0.9
-    order = [winner, *(index for index in range(len(LABELS)) if index != winner)]
-    top = tuple(Answer(index, LABELS[index], float(shares[index])) for index in order)
+    outputs = (np.log(shares)[None],)
     if pixels is None:
         pixels = np.full((120, 160, 3), number % 256, np.uint8)
     frame = Frame(pixels, 2 * number, time.monotonic(), 1.0)
     return Result(
-        frame, np.log(shares), shares, top, latency or Latency(1.0, 2.0, 3.0, 0.5, 20.0), number, dropped=number, fps=30.0
+        frame, outputs, TASK.answer(outputs, 3), latency or Latency(1.0, 2.0, 3.0, 0.5, 20.0), number, dropped=number, fps=30.0
     )
 
 
 @contextmanager
 def served(token: str | None = None, **options: object) -> Iterator[tuple[Dashboard, int]]:
     """A page on a free port of loopback, and the port."""
-    page = Dashboard(IDENTITY, LABELS, "127.0.0.1", 0, token, **options)  # type: ignore[arg-type]
+    page = Dashboard(IDENTITY, LAYOUT, "127.0.0.1", 0, token, **options)  # type: ignore[arg-type]
     try:
         port = urlsplit(page.start()).port
         assert port is not None

@@ -22,12 +22,13 @@ from edge.attribution.attribution_record import (
     LayerDrift,
     TapCheck,
 )
-from edge.drift.compare import DriftReport, Source, compare, judge
+from edge.drift.drift_report import Source, Subject, judge_sides, write_drift
 from edge.model.export_record import ExportRecord, Parity, Simplification
 from edge.stability.certificate import Checks, HeadRanges, Int8Loss, IslandCost, SiteCertificate, XNormCertificate
 from edge.stability.site_certificate import network_verdict
 from edge.stability.verdict import Judgement
-from edge.tasks.classification.flips import worst_flips, write_flips
+from edge.tasks.classification.logits import Logits
+from edge.tasks.registry import load_task
 from engines.build_folder.manifest import (
     CalibrationRecord,
     EngineManifest,
@@ -89,7 +90,7 @@ def make_folder(folder: Path, recipe: Recipe) -> Path:
         onnx.save(quantize_graph(), folder / "model.int8.onnx")
         save_table(folder / "calibration.json", table(folder))
     write_artifact(folder / "export.json", export_record(folder))
-    write_drift(folder, recipe)
+    judge_folder(folder, recipe)
     write_manifest(folder, manifest(folder, recipe))
     files = ("export.json", "model.onnx")
     write_record(folder, {"export": StepRecord("0" * 64, {f: sha256_file(folder / f) for f in files})})
@@ -244,30 +245,20 @@ def answers(recipe: Recipe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return reference, engine, labels
 
 
-def write_drift(folder: Path, recipe: Recipe) -> None:
+def judge_folder(folder: Path, recipe: Recipe) -> None:
     reference, engine, labels = answers(recipe)
-    known = {"labels": labels} if recipe.labelled else {}
-    comparison = compare(reference, engine, known.get("labels"))
-    judged_by, verdict, reason = judge(comparison, 0.5, random_weights=recipe.random_weights)
-    with (folder / "logits.npz").open("wb") as stream:
-        np.savez_compressed(stream, reference=reference, engine=engine, **known)
-    shown = worst_flips(reference, engine, known.get("labels"))[: 0 if recipe.random_weights else None]
-    write_flips(folder / "flips.npz", shown, photo)
+    task = load_task("classification", recipe.labels)
+    sides = Logits(reference, engine, labels if recipe.labelled else None).sides
     judged = "model.int8.onnx" if recipe.precision == "int8" else "engine.engine"
-    report = DriftReport(
+    subject = Subject(
         reference=Source("model.onnx", sha256_file(folder / "model.onnx"), "ONNX Runtime, CPU"),
         engine=Source(judged, sha256_file(folder / judged), "ONNX Runtime, CPU: the graph, not the engine (no GPU here)"),
         data="/data/test-images",
         data_sha256="2" * 64,
         preprocess_sha256="3" * 64,
-        budget_points=0.5,
-        judged_by=judged_by,
-        random_weights=recipe.random_weights,
-        verdict=verdict,
-        reason=reason,
-        **vars(comparison),
     )
-    write_artifact(folder / "drift.json", report)
+    report = judge_sides(task, subject, sides, 0.5, random_weights=recipe.random_weights)
+    write_drift(folder, task, report, sides, photo)
 
 
 def photo(index: int) -> np.ndarray:
@@ -336,6 +327,7 @@ def manifest(folder: Path, recipe: Recipe) -> EngineManifest:
         model="ufovit_t",
         precision=kind,
         target="rtx",
+        task="classification",
         created="2026-11-22T14:36:06+00:00",
         checkpoint=None if recipe.random_weights else FileRecord("ufovit_t.safetensors", "4" * 64),
         onnx=recorded("model.onnx"),

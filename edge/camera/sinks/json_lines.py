@@ -1,10 +1,12 @@
 """`--json`: one JSON object per line for programs. `type` is "start" first, "result" for each answer, "summary" last.
 
-    start     model, precision, target, engine_sha256, verdict (of the build), runner, ran_on, source, labels, random_weights
+start     model, precision, target, engine_sha256, verdict (of the build), runner, ran_on, source, random_weights, and
+          fields of the task: labels of a classification
 result    number, frame           results before this one; frames of the source before this one
           time                    ISO 8601, UTC, when the answer was complete
           width, height           of the picture, pixels
-          top                     [{index, label, probability}], most probable first
+          ...                     the answer, as the task has it: of a classification
+                                  top: [{index, label, probability}], most probable first
           latency_ms              {capture, preprocess, inference, postprocess, age}
           dropped, fps            so far; results per second over the last seconds
 summary   ended, seconds, given, results, dropped, bad, not_finite, lost, reconnected, fps
@@ -35,7 +37,7 @@ def result_fields(result: Result, now: datetime) -> dict[str, Any]:
         "time": now.isoformat(timespec="milliseconds"),
         "width": width,
         "height": height,
-        "top": [{**asdict(answer), "probability": round(answer.probability, 6)} for answer in result.top],
+        **result.answer.json_fields(),
         "latency_ms": {name.removesuffix("_ms"): round(value, 3) for name, value in asdict(result.latency).items()},
         "dropped": result.dropped,
         "fps": round(result.fps, 2),

@@ -12,7 +12,7 @@ _SMALLEST = 64  # pixels: a picture smaller than this has no room for letters
 
 
 def drawn(result: Result) -> Uint8:
-    """A copy of the frame as BGR, with a bar and a line of text per answer, and rate and age below."""
+    """A copy of the frame as BGR, with what the task draws, its lines with their bars, and rate and age below."""
     cv2 = load_cv2()
     picture = to_bgr(result.frame.pixels)
     height, width = picture.shape[:2]
@@ -21,7 +21,8 @@ def drawn(result: Result) -> Uint8:
     scale = max(0.35, min(height, width) / 800.0)
     line, thickness = max(12, round(34 * scale)), max(1, round(2 * scale))
     latency = result.latency
-    lines = [(f"{answer.label} {answer.probability:.0%}", answer.probability) for answer in result.top]
+    result.answer.draw(picture)
+    lines = [(f"{line.name} {line.short}".rstrip(), line.share or 0.0) for line in result.answer.lines()]
     lines.append((f"{result.fps:.0f}/s, age {latency.age_ms:.0f} ms", 0.0))
     for row, (text, share) in enumerate(lines):
         top = row * line
@@ -35,6 +36,6 @@ def drawn(result: Result) -> Uint8:
 
 
 def ascii_only(text: str) -> str:
-    """A label in the characters of OpenCV's font: accents are dropped, other characters become `?`."""
+    """Text in the characters of OpenCV's font: accents are dropped, other characters become `?`."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     return plain.encode("ascii", "replace").decode("ascii")

@@ -72,19 +72,19 @@ class PlainLines(Worker):
         if self._next is not None and now < self._next:
             return
         self._next = now + PLAIN_INTERVAL_S
-        answers = ", ".join(f"{answer.label} {answer.probability:.1%}" for answer in result.top)
+        answers = ", ".join(f"{line.name} {line.text}".rstrip() for line in result.answer.lines())
         latency = result.latency
         line = f"{answers} | {counts_line(result)} | inference {latency.inference_ms:.1f} ms, age {latency.age_ms:.1f} ms"
         self._write(" | ".join([line, *(f"{name}: {text}" for name, text in self._notes())]))
 
 
 def answers_table(result: Result) -> Table:
-    """The most probable classes with bars."""
+    """The lines of the answer, with bars."""
     table = Table.grid(padding=(0, 2))
-    for answer in result.top:
-        filled = round(_BAR * answer.probability)
+    for line in result.answer.lines():
+        filled = round(_BAR * (line.share or 0.0))
         bar = Text("█" * filled, style="green").append("░" * (_BAR - filled), style="dim")
-        table.add_row(Text(answer.label), bar, Text(f"{answer.probability:6.1%}"))
+        table.add_row(Text(line.name), Text() if line.share is None else bar, Text(f"{line.text:>6}"))
     return table
 
 

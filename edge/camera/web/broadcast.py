@@ -11,21 +11,20 @@ import asyncio
 import contextlib
 import json
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from edge.camera.frame import Clock, Result
 from edge.camera.web.jpeg import Encode
 from edge.camera.web.latency_history import KEPT_S, PARTS, LatencyHistory
+from edge.tasks.frame_answer import PanelLayout
 
 RATE = 12.0
 """Pictures and answers a second."""
 SENDS_PER_S = 400.0
 """Of all viewers together, roughly: beyond it ticks come less often."""
 SLOWEST_RATE = 2.0
-ALL_CLASSES = 12
-"""Up to so many classes are all shown, each in its place; of more, the top of the result."""
 STALE_S = 2.0
 """The picture is marked stale without a new result for so long, or for three usual intervals if that is longer."""
 BOUNDARY = b"--frame\r\n"
@@ -40,12 +39,12 @@ class PageContent:
 
     Attributes:
         identity: rows; the one called "verdict" also gives the page its badge.
-        labels: one per class.
+        layout: of the answers.
         notes: further rows that change.
     """
 
     identity: Mapping[str, str]
-    labels: Sequence[str]
+    layout: PanelLayout
     notes: Notes = field(default=dict)
 
 
@@ -158,11 +157,12 @@ class Broadcast:
         return head.encode() + jpeg + b"\r\n" + BOUNDARY
 
     def _about(self) -> dict[str, Any]:
-        labels = list(self._content.labels)
+        layout = self._content.layout
         return {
             "identity": list(self._content.identity.items()),
-            "labels": labels if len(labels) <= ALL_CLASSES else [],
-            "longest": max(map(len, labels), default=0),
+            "caption": layout.caption,
+            "longest": layout.longest,
+            "bars": layout.bars,
             "parts": PARTS,
             "kept_s": KEPT_S,
             **self._state(),
@@ -188,14 +188,16 @@ class Broadcast:
         return {**notes, "picture": self._fault} if self._fault else notes
 
     def _figures(self, result: Result) -> dict[str, Any]:
-        few = len(self._content.labels) <= ALL_CLASSES
+        panel = result.answer.panel()
         return {
             "number": result.number,
             "frame": result.frame.number,
             "dropped": result.dropped,
             "fps": finite(result.fps),
-            "top": [[answer.label, finite(answer.probability)] for answer in result.top],
-            "shares": [finite(float(share)) for share in result.probabilities] if few else [],
+            "title": panel.title,
+            "figure": panel.figure,
+            "bars": [[bar.name, None if bar.share is None else finite(bar.share), bar.text] for bar in panel.bars],
+            "leader": panel.leader,
         }
 
 

@@ -1,6 +1,6 @@
 """The page: live picture, answer, speed and the build's identity in a browser. See `edge/camera/web/static`.
 
-page = Dashboard(identity, labels, host, port, token)
+page = Dashboard(identity, layout, host, port, token)
 url = page.start()      # refuses a port in use at once
 page(result)            # for every result; returns at once
 page.close()
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from calib.errors import MissingError, UsageError
@@ -19,6 +19,7 @@ from edge.camera.web.bind_address import LOOPBACK, host_check, is_loopback, list
 from edge.camera.web.broadcast import Broadcast, Notes, PageContent
 from edge.camera.web.jpeg import jpeg_encoder
 from edge.camera.web.token import TokenAuth, check_token, make_token
+from edge.tasks.frame_answer import PanelLayout
 
 if TYPE_CHECKING:
     from edge.camera.web.server import WebServer
@@ -33,7 +34,7 @@ class Dashboard:
         identity: rows that say what runs: model, precision, verdict, digest of the engine, what it ran on. The row "verdict"
             also gives the page its badge: green if it begins with "pass", red with "fail"; a row "weights" is shown as a
             warning.
-        labels: one per class.
+        layout: of the answers, from the task.
         host, port: as `parse_address` gives them; port 0 is any free one.
         token: what viewers must give. None on loopback: nothing; None elsewhere: one is made. See `token` below.
         notes: called once a second in the page's thread: further rows that change, such as the audit's agreement.
@@ -45,7 +46,7 @@ class Dashboard:
     def __init__(
         self,
         identity: Mapping[str, str],
-        labels: Sequence[str],
+        layout: PanelLayout,
         host: str = LOOPBACK,
         port: int = PORT,
         token: str | None = None,
@@ -59,7 +60,7 @@ class Dashboard:
         if self.token is not None:
             check_token(self.token)
         self._clock = clock
-        self._broadcast = Broadcast(PageContent(dict(identity), tuple(labels), notes or dict), jpeg_encoder(), clock)
+        self._broadcast = Broadcast(PageContent(dict(identity), layout, notes or dict), jpeg_encoder(), clock)
         self._server: WebServer | None = None
         self._closed = False
         self._lock = threading.Lock()

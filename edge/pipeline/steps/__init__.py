@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge.drift.compare import read_drift
+from edge.drift.drift_report import read_drift
 from edge.pipeline.steps.drift_step import Question, drift_step, report_step
 from edge.pipeline.steps.engine_step import engine
 from edge.pipeline.steps.graph_steps import TypingPaths, calibrate, certify, export, quantization_scheme, quantize, type_fp16

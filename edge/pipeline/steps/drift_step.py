@@ -10,51 +10,29 @@ from typing import Any
 
 import numpy as np
 
-from calib.artifact import write_artifact
 from calib.files import sha256_file, write_bytes
 from calib.parallel import ordered_map
-from edge.drift.compare import DriftReport, Source, compare, judge
+from edge.drift.drift_report import Source, Subject, judge_sides, write_drift
 from edge.drift.stored_reference import StoredAnswers, check_stored
 from edge.images.golden_pair import check_folder_golden, golden_path
 from edge.images.labelled_images import ImageSet
-from edge.images.preprocess import Float32, Uint8, read_preprocess
+from edge.images.preprocess import Float32, read_preprocess
 from edge.pipeline.step import Step
 from edge.pipeline.workspace import Workspace
 from edge.progress import Advance
 from edge.runtime.ort_runner import BATCH
 from edge.runtime.runner import Runner
-from edge.tasks.classification.flips import worst_flips, write_flips
-from edge.tasks.classification.logits import Logits, write_logits
-from engines.build_folder.file_names import ATTRIBUTION, DRIFT, EXPORT, FLIPS, LOGITS, MANIFEST, MODEL, REPORT, TYPED, XNORM
+from edge.tasks.registry import task_of
+from edge.tasks.task import Outputs, Sides
+from engines.build_folder.file_names import ANSWERS, ATTRIBUTION, DRIFT, EXPORT, MANIFEST, MODEL, PICTURES, REPORT, TYPED, XNORM
 from engines.build_folder.manifest import EngineManifest, read_manifest
 from engines.build_spec import BatchRange
 from engines.hardware import versions
 
 REFERENCE_ON = "ONNX Runtime, CPU"
-_REPORTED = (EXPORT, MANIFEST, DRIFT, LOGITS, FLIPS, XNORM, ATTRIBUTION)
+_REPORTED = (EXPORT, MANIFEST, DRIFT, ANSWERS, PICTURES, XNORM, ATTRIBUTION)
 """What a report reads beside the graphs, which the manifest vouches for."""
 THIS_GPU = "this machine's GPU"
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What is judged on what, besides the answers.
-
-    Attributes:
-        reference, engine: the two sides.
-        data: where the images come from; `data_sha256` is a digest of them, labels included.
-        preprocess_sha256: what they went through.
-        budget_points: accuracy budget in percentage points.
-        random_weights: whether the weights were drawn.
-    """
-
-    reference: Source
-    engine: Source
-    data: str
-    data_sha256: str
-    preprocess_sha256: str
-    budget_points: float
-    random_weights: bool
 
 
 @dataclass(frozen=True)
@@ -63,7 +41,7 @@ class Question:
 
     Attributes:
         images: any number.
-        labelled: whether their labels mean anything; without, agreement decides.
+        labelled: whether their labels mean anything; without, the task judges by what changed.
         budget_points: accuracy budget in percentage points.
         stored: the reference's answers, where they need not or cannot be computed here.
     """
@@ -100,7 +78,7 @@ def drift_step(folder: Path, question: Question, *, here: bool) -> Step:
         "versions": versions("onnxruntime"),
     }
     work = partial(drift, folder, question, manifest, judged)
-    return Step("drift", reads, (DRIFT, LOGITS, FLIPS), work)
+    return Step("drift", reads, (DRIFT, ANSWERS, PICTURES), work)
 
 
 def drift(  # what is asked of what, then how
@@ -114,14 +92,12 @@ def drift(  # what is asked of what, then how
     check_folder_golden(folder, preprocess)
     is_engine = judged == manifest.engine.file and manifest.engine.backend != "ort"
     sizes = BatchRange(*manifest.batch) if is_engine else BatchRange(1, 1, BATCH)
-    about = Judged(
+    subject = Subject(
         reference=question.stored.reference if question.stored else Source(MODEL, manifest.onnx.sha256, REFERENCE_ON),
         engine=Source(judged, sha256_file(folder / judged), _judged_on(manifest, judged)),
         data=images.source,
         data_sha256=images.sha256,
         preprocess_sha256=preprocess.sha256,
-        budget_points=question.budget_points,
-        random_weights=manifest.random_weights,
     )
     expected, found = [], []
     with _judged_runner(folder, judged, is_engine=is_engine) if opened is None else opened as runner:
@@ -130,14 +106,16 @@ def drift(  # what is asked of what, then how
         def both(batch: Float32) -> tuple[Float32, Float32 | None]:
             return answer(runner, batch, sizes.min), None if reference is None else reference(batch)
 
-        for judged_logits, wanted in ordered_map(both, images.batches(preprocess, batch_size(sizes)), runner.at_once):
-            found.append(judged_logits)
+        for judged_outputs, wanted in ordered_map(both, images.batches(preprocess, batch_size(sizes)), runner.at_once):
+            found.append(judged_outputs)
             if wanted is not None:
                 expected.append(wanted)
             advance(min(1.0, len(found) * batch_size(sizes) / len(images)))
-    answers = question.stored.logits if question.stored else np.concatenate(expected)
-    labels = images.labels if question.labelled else None
-    conclude(folder, about, Logits(answers, np.concatenate(found), labels), images.pixels)
+    outputs: Outputs = question.stored.outputs if question.stored else (np.concatenate(expected),)
+    sides = Sides(outputs, (np.concatenate(found),), images.labels if question.labelled else None)
+    task = task_of(manifest)
+    report = judge_sides(task, subject, sides, question.budget_points, random_weights=manifest.random_weights)
+    write_drift(folder, task, report, sides, images.pixels)
 
 
 def batch_size(batch: BatchRange) -> int:
@@ -146,30 +124,9 @@ def batch_size(batch: BatchRange) -> int:
 
 
 def answer(runner: Callable[[Float32], Float32], images: Float32, smallest: int) -> Float32:
-    """Logits (n, classes) of images (n, 3, S, S); copies of the last one fill the batch up to the engine's smallest."""
+    """Outputs (n, ...) of images (n, 3, S, S); copies of the last one fill the batch up to the engine's smallest."""
     missing = max(0, smallest - len(images))
     return runner(np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]))[: len(images)]
-
-
-def conclude(out: Path, about: Judged, logits: Logits, pixels: Callable[[int], Uint8]) -> DriftReport:
-    """Compare the logits of n images, judge, and write drift.json, logits.npz and flips.npz.
-
-    `pixels` gives the image uint8 (H, W, C) of an index; few are asked for, and none of drawn weights.
-    """
-    comparison = compare(logits.reference, logits.engine, logits.labels)
-    judged_by, verdict, reason = judge(comparison, about.budget_points, random_weights=about.random_weights)
-    report = DriftReport(
-        **vars(about),
-        judged_by=judged_by,
-        verdict=verdict,
-        reason=reason,
-        **vars(comparison),
-    )
-    write_logits(out / LOGITS, logits)
-    shown = worst_flips(logits.reference, logits.engine, logits.labels)[: 0 if about.random_weights else None]
-    write_flips(out / FLIPS, shown, pixels)
-    write_artifact(out / DRIFT, report)
-    return report
 
 
 def _reference(path: Path, *, throughput: bool) -> Runner:

@@ -83,6 +83,7 @@ def describe(
         model=info.config.name,
         precision=request.precision,
         target=request.target.name,
+        task=request.task,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         checkpoint=FileRecord(Path(info.file).name, info.sha256) if info.file else None,
         onnx=recorded(MODEL),

@@ -1,49 +1,12 @@
-"""`flips.npz`: small pictures of the images whose answers flipped, kept when the drift is measured.
-
-    indices   int64 (k,)     which of the judged images, the worst first; k is 24 at most
-    shapes    int64 (k, 2)   height and width of each picture, 64 at most
-    pixels    uint8          the pictures (h, w, 3) one behind the other
-
-What was answered is in `logits.npz`, and is not said twice. 24 pictures are 295 kB before compression. numpy alone: a device
-writes it too.
-"""
+"""Flips: images whose answer changed between right and wrong, or, without labels, changed at all. numpy alone."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from calib.errors import InputError
-from calib.files import atomic_path
-from calib.metrics import log_softmax
-from edge.images.npz import parse_npz
-from edge.tasks.classification.logit_metrics import Float64, Floats, Int64
+from edge.tasks.classification.logit_metrics import Floats, Int64, confidences
 from edge.tasks.classification.logits import answers
-from engines.build_folder.safe_files import read_contained
-
-Uint8 = npt.NDArray[np.uint8]
-KEPT = 24
-SIDE = 64
-REMAKE = "ufovit build"
-
-
-@dataclass(frozen=True)
-class FlippedImages:
-    """Indices (k,) of images whose answer flipped, the worst first, and a picture uint8 (h, w, 3) of each."""
-
-    indices: Int64
-    pictures: tuple[Uint8, ...]
-
-
-def confidences(logits: Floats) -> Float64:
-    """Softmax (n, classes) of logits in float64; zeros for a row that holds NaN or infinity."""
-    finite = np.asarray(np.isfinite(logits).all(axis=1))
-    shown: Float64 = np.exp(log_softmax(np.where(finite[:, None], logits, 0).astype(np.float64)))
-    return np.where(finite[:, None], shown, 0.0)
 
 
 def truth(reference: Floats, labels: Int64 | None) -> Int64:
@@ -63,7 +26,7 @@ def flipped(reference: Floats, engine: Floats, labels: Int64 | None) -> npt.NDAr
 
 
 def worst_flips(reference: Floats, engine: Floats, labels: Int64 | None) -> Int64:
-    """Indices of the KEPT flips that lost most confidence in the right answer, the worst first; of fewer flips all.
+    """Indices of the flips by how much confidence in the right answer they lost, the worst first.
 
     Arguments as of `flipped`. What a flip lost is p_t - p'_t, t the right answer, p and p' the two sides' softmax; an image
     that got no answer lost everything.
@@ -72,41 +35,4 @@ def worst_flips(reference: Floats, engine: Floats, labels: Int64 | None) -> Int6
     lost = confidences(reference)[rows, right] - confidences(engine)[rows, right]
     lost[answers(engine) < 0] = np.inf
     found = np.flatnonzero(flipped(reference, engine, labels))
-    return found[np.argsort(-lost[found], kind="stable")[:KEPT]]
-
-
-def picture(pixels: Uint8) -> Uint8:
-    """An image (H, W, C), C 1, 3 or 4, as RGB (h, w, 3), its longer side SIDE at most: a pixel is the mean of a rectangle."""
-    colour = np.repeat(pixels, 3, axis=2) if pixels.shape[2] < 3 else pixels[:, :, :3]
-    scale = max(1.0, max(colour.shape[:2]) / SIDE)
-    sides = [max(1, round(side / scale)) for side in colour.shape[:2]]
-    means = colour.astype(np.float64)
-    for axis, side in enumerate(sides):
-        starts = np.arange(side) * means.shape[axis] // side
-        counts = np.diff(np.append(starts, means.shape[axis]))
-        means = np.add.reduceat(means, starts, axis=axis) / np.expand_dims(counts, tuple({0, 1, 2} - {axis}))
-    return np.rint(means).astype(np.uint8)
-
-
-def write_flips(path: Path, indices: Int64, pixels: Callable[[int], Uint8]) -> None:
-    """Write `flips.npz`: `pixels` gives the image (H, W, C) of an index."""
-    pictures = [picture(pixels(int(i))) for i in indices]
-    shapes = np.array([p.shape[:2] for p in pictures], np.int64).reshape(-1, 2)
-    flat = np.concatenate([p.ravel() for p in pictures]) if pictures else np.zeros(0, np.uint8)
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, indices=np.asarray(indices, np.int64), shapes=shapes, pixels=flat)
-
-
-def read_flips(path: Path) -> FlippedImages:
-    """Read `flips.npz`. Raises InputError for a file that is not as described above."""
-    names, refusal = ("indices", "shapes", "pixels"), "not a file of flipped images"
-    arrays = parse_npz(read_contained(path, remake=REMAKE), names, path, refusal=refusal, remake=REMAKE)
-    indices, shapes, pixels = arrays["indices"], arrays["shapes"], arrays["pixels"]
-    types = (indices.dtype, shapes.dtype, pixels.dtype) == (np.dtype(np.int64), np.dtype(np.int64), np.dtype(np.uint8))
-    fits = types and indices.ndim == 1 and len(indices) <= KEPT and shapes.shape == (len(indices), 2) and pixels.ndim == 1
-    if not fits or ((shapes < 1) | (shapes > SIDE)).any() or 3 * shapes.prod(axis=1).sum() != len(pixels):
-        found = f"{indices.shape}, {shapes.shape}, {pixels.shape}"
-        raise InputError("pictures and their sizes do not match", where=path, found=found, next_command=REMAKE)
-    ends = np.cumsum(3 * shapes.prod(axis=1))
-    parts = np.split(pixels, ends[:-1]) if len(indices) else []
-    return FlippedImages(indices, tuple(p.reshape(h, w, 3) for p, (h, w) in zip(parts, shapes, strict=True)))
+    return found[np.argsort(-lost[found], kind="stable")]

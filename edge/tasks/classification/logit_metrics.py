@@ -113,3 +113,10 @@ def top_share(logits: Floats, labels: Int64, finite: npt.NDArray[np.bool_]) -> f
         return float(finite.mean())
     ranks = np.argsort(-np.where(finite[:, None], logits, 0), axis=1, kind="stable")[:, :TOP]
     return float(((ranks == labels[:, None]).any(axis=1) & finite).mean())
+
+
+def confidences(logits: Floats) -> Float64:
+    """Softmax (n, classes) of logits in float64; zeros for a row that holds NaN or infinity."""
+    finite = np.asarray(np.isfinite(logits).all(axis=1))
+    shown: Float64 = np.exp(log_softmax(np.where(finite[:, None], logits, 0).astype(np.float64)))
+    return np.where(finite[:, None], shown, 0.0)

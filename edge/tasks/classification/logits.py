@@ -16,6 +16,7 @@ from calib.errors import InputError
 from calib.files import atomic_path
 from edge.images.npz import parse_npz
 from edge.tasks.classification.logit_metrics import Floats, Int64
+from edge.tasks.task import Sides
 from engines.build_folder.safe_files import REMAKE, read_contained
 
 
@@ -26,6 +27,19 @@ class Logits:
     reference: Floats
     engine: Floats
     labels: Int64 | None
+
+    @classmethod
+    def of(cls, sides: Sides) -> Logits:
+        """The only output of each side. Raises InputError for more than one."""
+        if len(sides.reference) != 1 or len(sides.engine) != 1:
+            found = f"{len(sides.reference)} and {len(sides.engine)} outputs"
+            raise InputError("logits and labels do not match", found=found, allowed="one output, logits (n, classes)")
+        return cls(sides.reference[0], sides.engine[0], sides.truth)
+
+    @property
+    def sides(self) -> Sides:
+        """The same as every task gives it."""
+        return Sides((self.reference,), (self.engine,), self.labels)
 
 
 def write_logits(path: Path, logits: Logits) -> None:

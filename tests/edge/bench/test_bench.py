@@ -57,7 +57,8 @@ class TimedRunner(FakeRunner):
 def manifest(**changes):
     record = FileRecord("model.onnx", "0" * 64)
     made = EngineManifest(
-        model="ufovit_tiny", precision="int8", target="cpu", created="2026-01-01T00:00:00+00:00", checkpoint=None, onnx=record,
+        model="ufovit_tiny", precision="int8", target="cpu", task="classification", created="2026-01-01T00:00:00+00:00",
+        checkpoint=None, onnx=record,
         qdq_onnx=record, calibration=None, engine=EngineRecord("engine.onnx", "1" * 64, 10, "ort", "1", ()),
         input=TensorInfo("image", (-1, *SHAPE), "float32"), output=TensorInfo("logits", (-1, CLASSES), "float32"),
         preprocess={}, labels=("a", "b", "c", "d"), receipt=Receipt(1.0, {}, {}, (), 1, None),

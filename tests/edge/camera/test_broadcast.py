@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from page_results import IDENTITY, LABELS, result
+from page_results import IDENTITY, LABELS, LAYOUT, result
 
 from edge.camera.web import broadcast as module
-from edge.camera.web.broadcast import ALL_CLASSES, BOUNDARY, Broadcast, PageContent, event
+from edge.camera.web.broadcast import BOUNDARY, Broadcast, PageContent, event
+from edge.tasks.classification import Classification
+from edge.tasks.classification.top_k import ALL_CLASSES
 
 
 class Clock:
@@ -27,7 +30,7 @@ def encode(pixels: np.ndarray) -> bytes:
 
 
 def make_broadcast(clock: Clock, notes: Callable[[], dict[str, str]] = dict) -> Broadcast:
-    return Broadcast(PageContent(IDENTITY, LABELS, notes), encode, clock)
+    return Broadcast(PageContent(IDENTITY, LAYOUT, notes), encode, clock)
 
 
 async def events(stream: AsyncIterator[bytes], count: int) -> list[tuple[str, dict]]:
@@ -146,7 +149,7 @@ def test_the_figures_say_what_the_result_says() -> None:
             figures = feed.figures()
             (about, history) = await events(figures, 2)
             assert about[1]["identity"] == [list(row) for row in IDENTITY.items()]
-            assert about[1]["labels"] == list(LABELS)
+            assert (about[1]["caption"], about[1]["longest"], about[1]["bars"]) == ("confidence", len("washer"), len(LABELS))
             assert about[1]["notes"] == [["audit", "99 of 100 agree"]]
             assert about[1]["quiet_s"] is None
             assert history == ("history", [])
@@ -154,8 +157,9 @@ def test_the_figures_say_what_the_result_says() -> None:
             clock.now += 1.0
             feed._update()
             told = dict(await events(figures, 2))
-            assert told["result"]["top"] == [["nut", 0.9], ["bolt", 0.05], ["washer", 0.05]]
-            assert told["result"]["shares"] == [0.05, 0.9, 0.05]
+            assert (told["result"]["title"], told["result"]["figure"]) == ("nut", "90 %")
+            assert told["result"]["bars"] == [["bolt", 0.05, "5 %"], ["nut", 0.9, "90 %"], ["washer", 0.05, "5 %"]]
+            assert told["result"]["leader"] == 1
             assert (told["result"]["number"], told["result"]["frame"], told["result"]["dropped"]) == (5, 10, 5)
             assert told["second"]["row"] == [1, 1.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 0.5, 0.5, 20.0, 20.0]
 
@@ -163,9 +167,15 @@ def test_the_figures_say_what_the_result_says() -> None:
 
 
 def test_many_classes_show_the_top_only() -> None:
-    feed = Broadcast(PageContent({}, [f"c{n}" for n in range(ALL_CLASSES + 1)]), encode, Clock())
-    assert feed._about()["labels"] == []
-    assert feed._figures(result(0))["shares"] == []
+    task = Classification(tuple(f"c{n}" for n in range(ALL_CLASSES + 1)))
+    feed = Broadcast(PageContent({}, task.panel_layout()), encode, Clock())
+    assert feed._about()["bars"] == 0
+    logits = np.zeros((1, ALL_CLASSES + 1), np.float32)
+    logits[0, 12], logits[0, 3] = 5, 4
+    given = result(0)
+    figures = feed._figures(type(given)(**{**vars(given), "answer": task.answer((logits,), 2)}))
+    assert [name for name, *_ in figures["bars"]] == ["c12", "c3"]
+    assert (figures["title"], figures["leader"]) == ("c12", 0)
 
 
 @pytest.mark.parametrize(
@@ -183,9 +193,10 @@ def test_without_results_the_picture_becomes_stale(quiet_s: float, fps: float, s
 
 def test_values_that_are_no_numbers_reach_the_page_as_null() -> None:
     given = result(0)
-    broken = type(given)(**{**vars(given), "probabilities": np.full(3, np.nan, np.float32), "fps": float("inf")})
+    answer = replace(given.answer, probabilities=np.full(3, np.nan, np.float32))
+    broken = type(given)(**{**vars(given), "answer": answer, "fps": float("inf")})
     figures = make_broadcast(Clock())._figures(broken)
-    assert figures["shares"] == [None, None, None] and figures["fps"] is None  # noqa: PT018  # one statement
+    assert [share for _, share, _ in figures["bars"]] == [None, None, None] and figures["fps"] is None  # noqa: PT018  # one statement
     assert json.loads(event("x", figures).split(b"data: ")[1])
     with pytest.raises(ValueError, match="not JSON compliant"):
         event("x", float("nan"))
@@ -201,7 +212,7 @@ def test_a_picture_that_cannot_be_drawn_is_told_and_the_figures_go_on() -> None:
         raise ValueError("no such\npicture")
 
     clock = Clock()
-    feed = Broadcast(PageContent(IDENTITY, LABELS), refuse, clock)
+    feed = Broadcast(PageContent(IDENTITY, LAYOUT), refuse, clock)
     with feed.viewer("picture"), feed.viewer("figures"):
         feed.publish(result(0))
         feed._update()

@@ -28,8 +28,9 @@ from edge.camera.frame import Latency
 from edge.camera.frame_feed import EveryFrameFeed, LatestFrameFeed
 from edge.camera.frame_source import SourceLost
 from edge.camera.latency_stats import LatencyStats, Rate
-from edge.camera.loop import Limits, Loop, best, softmax
+from edge.camera.loop import Limits, Loop
 from edge.runtime.runner import FakeRunner
+from edge.tasks.classification.top_k import best, softmax
 
 
 class Told(list):
@@ -173,12 +174,12 @@ def test_answers_are_those_of_the_network():
     told = Told()
     frames = EveryFrameFeed(ListSource([banded(0), banded(2), banded(1)], live=False))
     summary = Loop(network(top_k=2), frames, [told]).run()
-    assert [r.top[0].label for r in told] == ["top", "bottom", "middle"]
+    assert [r.answer.top[0].label for r in told] == ["top", "bottom", "middle"]
     expected = FakeRunner((3, 12, 12), 3)(PREPROCESS(banded(2))[None])[0]
     exact = np.exp(expected.astype(np.float64)) / np.exp(expected.astype(np.float64)).sum()
-    np.testing.assert_array_equal(told[1].logits, expected)
-    np.testing.assert_allclose(told[1].probabilities, exact, rtol=1e-6)
-    assert [a.probability for a in told[1].top] == pytest.approx(sorted(exact, reverse=True)[:2])
+    np.testing.assert_array_equal(told[1].outputs[0][0], expected)
+    np.testing.assert_allclose(told[1].answer.probabilities, exact, rtol=1e-6)
+    assert [a.probability for a in told[1].answer.top] == pytest.approx(sorted(exact, reverse=True)[:2])
     assert [r.number for r in told] == [0, 1, 2]
     assert (summary.results, summary.given, summary.ended, summary.error) == (3, 3, "end of the source", None)
 
@@ -187,7 +188,7 @@ def test_the_smallest_batch_of_an_engine_is_filled():
     runner = FakeRunner((3, 12, 12), 3)
     Loop(network(runner, batch_min=4), EveryFrameFeed(ListSource([banded(1)], live=False)), [told := Told()]).run()
     assert runner.batches == [4]
-    assert told[0].top[0].label == "middle"
+    assert told[0].answer.top[0].label == "middle"
 
 
 def test_answers_that_are_no_numbers_are_no_results():

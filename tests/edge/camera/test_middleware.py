@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 from urllib.parse import quote, urlsplit
 
 import pytest
-from page_results import IDENTITY, LABELS, TOKEN, ask, result, say, served, stream
+from page_results import IDENTITY, LAYOUT, TOKEN, ask, result, say, served, stream
 
 from calib.errors import InputError, MissingError
 from edge.camera.web import server
@@ -44,24 +44,24 @@ def refused(port: int, path: str, **headers: str) -> int:
 
 
 def test_loopback_is_the_default_and_wants_no_token() -> None:
-    page = Dashboard(IDENTITY, LABELS)
+    page = Dashboard(IDENTITY, LAYOUT)
     assert page._host == "127.0.0.1"
     assert page.token is None
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "jetson.local"])
 def test_another_host_gets_a_token_without_being_asked(host: str) -> None:
-    tokens = {Dashboard(IDENTITY, LABELS, host).token for _ in range(2)}
+    tokens = {Dashboard(IDENTITY, LAYOUT, host).token for _ in range(2)}
     assert len(tokens) == 2
     assert all(token and len(token) >= 22 for token in tokens)
-    assert Dashboard(IDENTITY, LABELS, host, token=TOKEN).token == TOKEN
+    assert Dashboard(IDENTITY, LAYOUT, host, token=TOKEN).token == TOKEN
     with pytest.raises(InputError, match="unsuitable token"):
-        Dashboard(IDENTITY, LABELS, host, token="")
+        Dashboard(IDENTITY, LAYOUT, host, token="")
 
 
 @pytest.mark.parametrize(("host", "reached"), [("0.0.0.0", "127.0.0.1"), ("::1", "::1")])
 def test_a_page_for_every_network_asks_for_the_token_that_it_made(host: str, reached: str) -> None:
-    page = Dashboard(IDENTITY, LABELS, host, 0)
+    page = Dashboard(IDENTITY, LAYOUT, host, 0)
     try:
         url = urlsplit(page.start())
     except (InputError, MissingError):

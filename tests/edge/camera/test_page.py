@@ -14,7 +14,7 @@ from importlib import resources
 
 import numpy as np
 import pytest
-from page_results import IDENTITY, LABELS, ask, result, served, stream
+from page_results import IDENTITY, LAYOUT, ask, result, served, stream
 from PIL import Image
 
 from calib.errors import InputError, MissingError
@@ -73,19 +73,19 @@ def test_figures_are_events_with_json(open_page: int) -> None:
             if line.startswith("event: "):
                 told[line[7:].strip()] = json.loads(answer.readline().decode().removeprefix("data: "))
     assert told["about"]["identity"] == [list(row) for row in IDENTITY.items()]
-    assert told["result"]["top"][0] == ["washer", 0.9]
+    assert (told["result"]["title"], told["result"]["figure"]) == ("washer", "90 %")
 
 
 def test_a_taken_port_is_told_before_anything_starts() -> None:
     with served() as (_, port):
-        other = Dashboard(IDENTITY, LABELS, "127.0.0.1", port)
+        other = Dashboard(IDENTITY, LAYOUT, "127.0.0.1", port)
         with pytest.raises(InputError, match=f"(?s)port {port} is in use.*next: --serve {port + 1}"):
             other.start()
         other.close()
 
 
 def test_it_starts_once_and_closes_twice() -> None:
-    page = Dashboard(IDENTITY, LABELS, port=0)
+    page = Dashboard(IDENTITY, LAYOUT, port=0)
     page.start()
     with pytest.raises(InputError, match="started before"):
         page.start()
@@ -111,7 +111,7 @@ def test_closing_ends_every_stream_within_a_second_and_leaves_nothing() -> None:
             assert b"event: end\n" in figures.read()
             picture.read()
         assert set(threading.enumerate()) <= threads
-        again = Dashboard(IDENTITY, LABELS, "127.0.0.1", port)
+        again = Dashboard(IDENTITY, LAYOUT, "127.0.0.1", port)
         again.start()
         again.close()
 
@@ -120,7 +120,7 @@ def test_closing_ends_every_stream_within_a_second_and_leaves_nothing() -> None:
 def test_without_the_libraries_it_says_what_to_install(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(MissingError, match=r"(?s)starlette and uvicorn.*pip install 'ufovit-edge\[camera\]'"):
-        Dashboard(IDENTITY, LABELS)
+        Dashboard(IDENTITY, LAYOUT)
 
 
 def test_nothing_is_printed_and_no_library_is_loaded_early() -> None:

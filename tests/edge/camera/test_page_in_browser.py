@@ -16,7 +16,7 @@ from page_browser import (
     says,
     wait_for,
 )
-from page_results import LABELS, TOKEN, result, served
+from page_results import LAYOUT, TOKEN, result, served
 
 from edge.camera.web.dashboard import Dashboard
 
@@ -171,7 +171,7 @@ def test_a_camera_that_stops_is_told_and_one_that_comes_back_is_shown(open_tab: 
         says(tab, "#state", "^(Live|No new picture)$")
         page.close()
         says(tab, "#state", "^Stopped$")
-        again = Dashboard({"model": "another"}, LABELS, "127.0.0.1", port)
+        again = Dashboard({"model": "another"}, LAYOUT, "127.0.0.1", port)
         again.start()
         running = Camera(again)
         try:
@@ -182,7 +182,7 @@ def test_a_camera_that_stops_is_told_and_one_that_comes_back_is_shown(open_tab: 
         finally:
             running.stop()
             again.close()
-        guarded = Dashboard({"model": "guarded"}, LABELS, "127.0.0.1", port, TOKEN)
+        guarded = Dashboard({"model": "guarded"}, LAYOUT, "127.0.0.1", port, TOKEN)
         guarded.start()
         try:
             playwright.expect(tab.get_by_label("Token")).to_be_visible(timeout=20_000)

@@ -18,6 +18,8 @@ from page_browser import (
 from page_results import TOKEN, result
 
 from edge.camera.web.dashboard import Dashboard
+from edge.tasks.classification import Classification
+from edge.tasks.frame_answer import PanelLayout
 
 TEXTS = """() => [...document.querySelectorAll("body *")]
     .filter(node => node.checkVisibility() && node.id !== "spoken")
@@ -77,10 +79,10 @@ def test_contrast_is_measured() -> None:
 
 def test_a_label_is_text_whatever_it_holds(open_tab: Tabs) -> None:
     evil = '<img src=x onerror="document.title=1">'
-    page = Dashboard({"model": evil, "verdict": "fail: <b>"}, [evil, "b", "c"], port=0)
+    page = Dashboard({"model": evil, "verdict": "fail: <b>"}, PanelLayout(), port=0)
     url = page.start()
     given = result(0)
-    page(type(given)(**{**vars(given), "top": (type(given.top[0])(0, evil, 0.9),)}))
+    page(type(given)(**{**vars(given), "answer": Classification((evil, "b", "c")).answer(given.outputs, 1)}))
     try:
         tab, log = open_tab(url)
         says(tab, "#label", re.escape(evil))

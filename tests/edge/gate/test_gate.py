@@ -10,13 +10,15 @@ from gate_builds import Planted, edit, lose_answers, memory_build, plant, record
 from report_folder import LABELS, Recipe
 
 from calib.errors import InputError
-from edge.gate.baseline import LatencyRatio, Tolerance, pack_answers, read_baseline, unpack_answers
+from edge.gate.baseline import LatencyRatio, read_baseline
 from edge.gate.build_figures import read_build
-from edge.gate.checks import Row
 from edge.gate.compare_builds import compare_builds, gate
-from edge.gate.gate_tolerances import QUANTITIES, default_tolerances
-from edge.gate.render import junit, markdown
-from edge.gate.update import make_baseline, update
+from edge.gate.gate_tolerances import QUANTITIES
+from edge.gate.junit import junit_xml
+from edge.gate.markdown import markdown_summary
+from edge.gate.update import default_tolerances, make_baseline, update_baseline
+from edge.tasks.classification.packed_answers import pack_answers, unpack_answers
+from edge.tasks.gate_row import Row, Tolerance
 
 ALL = (
     *("verdict", "reference", "accuracy", "agreement", "sqnr", "scale_largest", "scale_mean"),
@@ -28,7 +30,7 @@ ALL = (
 def base(tmp_path_factory):
     """(folder, baseline file) of a good build."""
     folder = tmp_path_factory.mktemp("base")
-    update(plant(folder / "good"), folder / "baseline.json")
+    update_baseline(plant(folder / "good"), folder / "baseline.json")
     return folder / "good", folder / "baseline.json"
 
 
@@ -107,12 +109,12 @@ def test_the_same_build_passes_with_a_row_for_everything(base):
     assert all(row.reason for row in report.rows if row.result != "skipped")
     assert all(row.detail for row in report.rows), "a skipped row says why"
     loose = memory_build(*logits_of(base[0]))
-    assert loose.measured.engine_answers == read_baseline(base[1], QUANTITIES).measured.engine_answers
+    assert loose.measured.answers == read_baseline(base[1]).measured.answers
 
 
 def logits_of(folder):
-    build = read_build(folder)
-    return build.reference, build.engine, build.labels
+    sides = read_build(folder).sides
+    return sides.reference[0], sides.engine[0], sides.truth
 
 
 @pytest.mark.parametrize("name", [*PLANTED, *WITHOUT_TOLERANCE])
@@ -196,10 +198,10 @@ def test_labels_changed_behind_their_digest_are_refused(base, tmp_path):
 
 BROKEN = {
     "schema_version": (set_field("schema_version", to=99), "unknown schema version"),
-    "edited figure": (set_field("measured", "sqnr_db", to=20.0), "figures were edited"),
+    "edited figure": (set_field("measured", "answers", "figures", "sqnr_db", to=20.0), "figures were edited"),
     "edited identity": (set_field("identity", "data_sha256", to="9" * 64), "figures were edited"),
-    "NaN figure": (set_field("measured", "sqnr_db", to=float("nan")), "no finite number"),
-    "missing field": (lambda fields: fields["measured"].pop("agreement"), "malformed artifact"),
+    "NaN figure": (set_field("measured", "answers", "figures", "sqnr_db", to=float("nan")), "no finite number"),
+    "missing field": (lambda fields: fields["measured"].pop("share"), "malformed artifact"),
     "missing tolerance": (lambda fields: fields["tolerances"].pop("sqnr"), "not those asked for"),
     "negative tolerance": (set_field("tolerances", "sqnr", "tolerance", to=-1.0), "no tolerance with a reason"),
     "NaN tolerance": (set_field("tolerances", "sqnr", "tolerance", to=float("nan")), "no tolerance with a reason"),
@@ -259,7 +261,7 @@ def test_packed_answers_come_back(classes):
 
 def test_latency_is_judged_by_its_interval(base, tmp_path):
     path = tmp_path / "timed.json"
-    update(base[0], path, latency=LatencyRatio(0.50, 0.49, 0.51, 100))
+    update_baseline(base[0], path, latency=LatencyRatio(0.50, 0.49, 0.51, 100))
     for ratio, result in [
         (LatencyRatio(0.52, 0.51, 0.53, 100), "pass"),
         (LatencyRatio(0.56, 0.55, 0.58, 100), "inconclusive"),
@@ -275,7 +277,9 @@ def test_latency_is_judged_by_its_interval(base, tmp_path):
 
 def test_a_build_without_labels_is_judged_by_agreement_alone(tmp_path):
     labelled = memory_build(*small_logits())
-    bare = replace(labelled, labels=None, measured=replace(labelled.measured, top1=None))
+    recorded = labelled.measured.answers
+    without = replace(recorded, figures={**recorded.figures, "top1": None})
+    bare = replace(labelled, sides=replace(labelled.sides, truth=None), measured=replace(labelled.measured, answers=without))
     assert results(compare_builds(bare, make_baseline(bare), tmp_path))["accuracy"] == "skipped"
     assert results(compare_builds(bare, make_baseline(labelled), tmp_path))["accuracy"] == "fail"
 
@@ -289,7 +293,7 @@ def test_tolerances_that_rest_on_timing_are_wider():
     build = memory_build(*small_logits())
     tight = default_tolerances(build.identity, build.origin, build.measured)
     wide = default_tolerances(build.identity, replace(build.origin, backend="trt"), build.measured)
-    assert tight.keys() == wide.keys() == QUANTITIES
+    assert tight.keys() == wide.keys() == QUANTITIES | {"reference", "accuracy", "agreement", "sqnr"}
     assert [name for name in tight if wide[name].tolerance > tight[name].tolerance] == ["share", "size"]
 
 
@@ -297,14 +301,14 @@ def test_junit_and_markdown_say_what_the_report_says(base, tmp_path):
     report = gate(plant(tmp_path / "bad", Planted(logits=lose_answers(60))), base[1])
     odd = Row("sqnr", "fail", "a|b", "<i>", "&", None, None, "why\x00", "line\none | two <b>")
     report = replace(report, rows=(*report.rows, odd))
-    suites = ET.fromstring(junit(report))
+    suites = ET.fromstring(junit_xml(report))
     cases = {case.get("name"): [child.tag for child in case] for case in suites.iter("testcase")}
     assert cases["accuracy"] == ["failure"]
     assert cases["latency"] == ["skipped"]
     assert cases["size"] == ["system-out"]
     failed = sum(row.result == "fail" for row in report.rows)
     assert (int(suites.get("tests")), int(suites.get("failures")), int(suites.get("skipped"))) == (len(ALL) + 1, failed, 1)
-    text = markdown(report)
+    text = markdown_summary(report)
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(report.rows)
     assert {line.replace("\\|", "").count("|") for line in table} == {8}
@@ -314,28 +318,28 @@ def test_junit_and_markdown_say_what_the_report_says(base, tmp_path):
 
 def test_junit_is_read_by_a_library_made_for_it(base):
     junitparser = pytest.importorskip("junitparser")
-    read = junitparser.JUnitXml.fromstring(junit(gate(*base)))
+    read = junitparser.JUnitXml.fromstring(junit_xml(gate(*base)))
     assert (read.tests, read.failures, read.errors, read.skipped) == (len(ALL), 0, 0, 1)
 
 
 def test_updating_keeps_what_a_person_edited_and_says_what_changed(base, tmp_path):
     path = tmp_path / "baseline.json"
-    assert update(base[0], path) == ["new baseline"]
+    assert update_baseline(base[0], path) == ["new baseline"]
     first = path.read_bytes()
-    assert update(base[0], path) == ["nothing changed"]
+    assert update_baseline(base[0], path) == ["nothing changed"]
     assert path.read_bytes() == first
     edit(path, set_field("tolerances", "size", to={"tolerance": 0.5, "reason": "a new head is on its way"}))
-    changes = update(plant(tmp_path / "grown", Planted(engine=b"engine" * 60_000)), path)
+    changes = update_baseline(plant(tmp_path / "grown", Planted(engine=b"engine" * 60_000)), path)
     assert "engine_bytes: 300000 -> 360000" in changes
     assert "tolerance of size: 0.5, edited, kept" in changes
-    assert read_baseline(path, QUANTITIES).tolerances["size"] == Tolerance(0.5, "a new head is on its way")
+    assert read_baseline(path).tolerances["size"] == Tolerance(0.5, "a new head is on its way")
     edit(path, set_field("schema_version", to=99))
-    assert update(base[0], path)[0].startswith("the one before was not read")
+    assert update_baseline(base[0], path)[0].startswith("the one before was not read")
 
 
 def test_random_weights_have_no_accuracy_row(tmp_path):
     folder = plant(tmp_path / "random", recipe=Recipe(random_weights=True))
-    update(folder, tmp_path / "b.json")
+    update_baseline(folder, tmp_path / "b.json")
     report = gate(folder, tmp_path / "b.json")
     assert results(report)["accuracy"] == "skipped"
     assert any("RANDOM" in note for note in report.notes)

@@ -15,10 +15,10 @@ from edge.cli import main as application
 from edge.cli import run
 from edge.cli.build import build
 from edge.cli.gate import gate
-from edge.gate.baseline import read_baseline, unpack_answers
+from edge.gate.baseline import read_baseline
 from edge.gate.compare_builds import GateReport
-from edge.gate.gate_tolerances import QUANTITIES
 from edge.images.labelled_images import open_images
+from edge.tasks.classification.packed_answers import unpack_answers
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "ufovit_t-int8-rtx.json"
@@ -76,7 +76,7 @@ def test_exit_codes_and_files_agree(base, tmp_path, capsys, planted, code, verdi
 
 
 def test_a_refusal_reaches_every_file(base, tmp_path, capsys):
-    edit(base[1], set_field("measured", "top1", to=0.1))
+    edit(base[1], set_field("measured", "answers", "figures", "top1", to=0.1))
     files = outputs(tmp_path)
     assert gated(base[0], base[1], *as_options(files)) == 2
     assert "figures were edited" in capsys.readouterr().err
@@ -141,15 +141,14 @@ def test_real_builds_of_the_tiny_network(project, tmp_path, capsys):
 
 
 def test_the_shipped_baseline_is_the_shipped_networks():
-    baseline = read_baseline(GOLDEN, QUANTITIES)
-    identity, measured = baseline.identity, baseline.measured
+    baseline = read_baseline(GOLDEN)
+    identity, measured = baseline.identity, baseline.measured.answers
     assert (identity.model, identity.precision, identity.target, identity.images) == ("ufovit_t", "int8", "rtx", 10_000)
     assert baseline.origin.verdict == "pass"
     reference, engine = (
-        unpack_answers(packed, identity.classes, identity.images)
-        for packed in (measured.reference_answers, measured.engine_answers)
+        unpack_answers(measured.answers[side], identity.meaning["classes"], identity.images) for side in ("reference", "engine")
     )
-    assert (reference == engine).mean() == measured.agreement
+    assert (reference == engine).mean() == measured.figures["agreement"]
     images = open_images(TEST_IMAGES, tuple(map(str, range(10))))
     assert images.sha256 == identity.data_sha256
-    assert (engine == images.labels).mean() == measured.top1
+    assert (engine == images.labels).mean() == measured.figures["top1"]

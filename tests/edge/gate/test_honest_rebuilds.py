@@ -8,12 +8,13 @@ from gate_builds import memory_build
 
 from calib.errors import InputError
 from calib.metrics import sqnr_db
-from edge.drift.drop_interval import drop_limits, wilson_limits
-from edge.gate.baseline import Tolerance
 from edge.gate.compare_builds import compare_builds
-from edge.gate.gate_tolerances import FEW, Z, noise_points, sqnr_deviation_db
 from edge.gate.update import make_baseline
 from edge.images.labelled_images import ImageSet
+from edge.tasks.classification.drop_interval import drop_limits
+from edge.tasks.classification.gate_tolerances import FEW, Z, noise_points, sqnr_deviation_db
+from edge.tasks.gate_row import Tolerance
+from edge.tasks.interval import wilson_limits
 
 
 def close_answers(rng, images, classes=5):
@@ -52,9 +53,11 @@ def test_two_thousand_honest_rebuilds_raise_no_alarm(images, tmp_path):
         template = memory_build(reference[chosen], reference[chosen], labels[chosen], identity)
         for _ in range(50):
             engine = honest(rng, labels, reference)[chosen]
-            same = engine.argmax(1) == template.reference.argmax(1)
-            figures = {"agreement": same.mean(), "sqnr_db": sqnr_db(template.reference, engine)}
-            build = replace(template, engine=engine, measured=replace(template.measured, **figures))
+            same = engine.argmax(1) == reference[chosen].argmax(1)
+            recorded = template.measured.answers
+            figures = {**recorded.figures, "agreement": same.mean(), "sqnr_db": sqnr_db(reference[chosen], engine)}
+            measured = replace(template.measured, answers=replace(recorded, figures=figures))
+            build = replace(template, sides=replace(template.sides, engine=(engine,)), measured=measured)
             report = compare_builds(build, baseline, tmp_path)
             changed.append(int((~same).sum()))
             wrong += [report.reason] if report.verdict != "pass" else []

@@ -19,8 +19,8 @@ from report_folder import LABELS, Recipe, attribution, make_folder, photo
 
 from calib.artifact import write_artifact
 from calib.errors import InputError
+from edge.drift.pictures import read_pictures
 from edge.report import render
-from edge.tasks.classification.flips import read_flips
 
 EVIL = ("<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "</svg></style><script>", "{{ 7 * 7 }} & co", "e", "f")
 Z95 = 1.959963984540054
@@ -169,7 +169,7 @@ def test_without_flips_a_sentence(tmp_path: Path) -> None:
     _, _, html = made(tmp_path)
     assert cards(html) == []
     assert "none to show" in Page(html).by_id["no-flips"]
-    assert len(read_flips(tmp_path / "flips.npz").indices) == 0
+    assert len(read_pictures(tmp_path / "flips.npz").indices) == 0
     (tmp_path / "flips.npz").unlink()
     assert "none to show" in Page(render(tmp_path, silent)).by_id["no-flips"]
 

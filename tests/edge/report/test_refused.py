@@ -13,8 +13,8 @@ from report_folder import Recipe, make_folder, photo
 
 from calib.errors import InputError
 from calib.files import sha256_file
+from edge.drift.pictures import write_pictures
 from edge.report import render
-from edge.tasks.classification.flips import write_flips
 
 
 def silent(_share: float) -> None:
@@ -67,7 +67,7 @@ SPOILERS = {
     "logits.npz is missing": lambda f: (f / "logits.npz").unlink(),
     "logits.npz is no archive": lambda f: (f / "logits.npz").write_bytes(b"PK\x03\x04 no"),
     "flips.npz is no archive": lambda f: (f / "flips.npz").write_bytes(b"PK\x03\x04 no"),
-    "flips.npz shows another image": lambda f: write_flips(f / "flips.npz", np.array([0]), photo),
+    "flips.npz shows another image": lambda f: write_pictures(f / "flips.npz", np.array([0]), photo),
     "flips.npz lies about its sizes": lambda f: np.savez(
         f / "flips.npz", indices=np.array([0]), shapes=np.array([[4, 4]]), pixels=np.zeros(3, np.uint8)
     ),

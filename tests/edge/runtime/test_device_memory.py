@@ -405,10 +405,10 @@ class FakeRuntime(types.ModuleType):
         last, self.gpu.last_error = self.gpu.last_error, "cudaSuccess"
         return (CudaErrorT[last],)
 
-    def cudaGetDeviceProperties(self, device):  # noqa: ARG002  # all devices are alike
+    def cudaGetDeviceProperties(self, device):  # all devices are alike
         return self._answer("cudaGetDeviceProperties", lambda: types.SimpleNamespace(name=b"Fake", totalGlobalMem=1 << 33))
 
-    def cudaDeviceGetAttribute(self, attribute, device):  # noqa: ARG002  # as above
+    def cudaDeviceGetAttribute(self, attribute, device):  # as above
         values = {18: int(self.gpu.integrated), 19: int(self.gpu.mappable), 75: 8, 76: 7}
         return self._answer("cudaDeviceGetAttribute", lambda: values[attribute])
 

@@ -11,12 +11,13 @@ from report_folder import Recipe, make_folder, photo
 from rich.console import Console
 
 from calib.errors import InputError
-from edge.drift.compare import Source
-from edge.inspect import describe_file
-from edge.pipeline.steps.drift_step import Judged, conclude
+from edge.drift.drift_report import Source, Subject, judge_sides, write_drift
+from edge.drift.pictures import KEPT, picture, read_pictures, write_pictures
+from edge.inspect.describe_file import describe_file
 from edge.report import render
-from edge.tasks.classification.flips import picture, read_flips, worst_flips, write_flips
+from edge.tasks.classification.flips import worst_flips
 from edge.tasks.classification.logits import Logits
+from edge.tasks.registry import load_task
 
 
 def silent(_share: float) -> None:
@@ -26,7 +27,7 @@ def silent(_share: float) -> None:
 @pytest.mark.parametrize("random_weights", [False, True])
 def test_the_drift_step_keeps_the_pictures(tmp_path: Path, *, random_weights: bool) -> None:
     side, asked = Source("x", "0" * 64, "here"), []
-    about = Judged(side, side, "images", "1" * 64, "2" * 64, 0.5, random_weights)
+    subject = Subject(side, side, "images", "1" * 64, "2" * 64)
     reference = np.tile(np.float32([3, 0, 0]), (9, 1))
     engine = reference.copy()
     engine[4], engine[6], engine[7] = [0, 3, 0], [0, 0, 9], [0, 1, 0]
@@ -36,8 +37,10 @@ def test_the_drift_step_keeps_the_pictures(tmp_path: Path, *, random_weights: bo
         asked.append(index)
         return photo(index)
 
-    conclude(tmp_path, about, Logits(reference, engine, labels), pixels)
-    found = read_flips(tmp_path / "flips.npz")
+    task, sides = load_task("classification", ("a", "b", "c")), Logits(reference, engine, labels).sides
+    report = judge_sides(task, subject, sides, 0.5, random_weights=random_weights)
+    write_drift(tmp_path, task, report, sides, pixels)
+    found = read_pictures(tmp_path / "flips.npz")
     assert found.indices.tolist() == asked == ([] if random_weights else [6, 4, 7]), (
         "worst first; 7 turned right; 8 is wrong twice"
     )
@@ -60,9 +63,9 @@ def test_a_picture_keeps_shape_and_mean(shape: tuple[int, int, int]) -> None:
 def test_flips_survive_the_disk_and_stay_small(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     photos = [rng.integers(0, 256, (200 + 10 * i, 300, 3)).astype(np.uint8) for i in range(24)]
-    write_flips(tmp_path / "flips.npz", np.arange(24), photos.__getitem__)
+    write_pictures(tmp_path / "flips.npz", np.arange(24), photos.__getitem__)
     assert (tmp_path / "flips.npz").stat().st_size < 300_000
-    found = read_flips(tmp_path / "flips.npz")
+    found = read_pictures(tmp_path / "flips.npz")
     for kept, original in zip(found.pictures, photos, strict=True):
         np.testing.assert_array_equal(kept, picture(original))
     shown = io.StringIO()
@@ -75,7 +78,7 @@ def test_at_most_24_are_kept_and_ties_keep_their_order() -> None:
     reference = np.tile(np.float32([4, 0]), (40, 1))
     engine = np.tile(np.float32([0, 4]), (40, 1))
     engine[7] = [-9, 9]
-    assert worst_flips(reference, engine, None).tolist() == [7, *(i for i in range(24) if i != 7)]
+    assert worst_flips(reference, engine, None)[:KEPT].tolist() == [7, *(i for i in range(24) if i != 7)]
     assert worst_flips(reference, reference, None).tolist() == []
 
 

@@ -39,6 +39,7 @@ def folder(tmp_path):
         model="ufovit_t",
         precision="int8",
         target="orin-nano",
+        task="classification",
         created="2026-11-22T14:00:00+00:00",
         checkpoint=None,
         onnx=FileRecord("model.onnx", hashlib.sha256(b"float").hexdigest()),

@@ -40,6 +40,7 @@ def folder(tmp_path):
         model="ufovit_t",
         precision="int8",
         target="rtx",
+        task="classification",
         created="2026-11-22T14:00:00+00:00",
         checkpoint=FileRecord("weights.safetensors", "0" * 64),
         onnx=record["model.onnx"],

@@ -91,6 +91,7 @@ def make_folder(path, plan):
         model="ufovit_t",
         precision="fp32",
         target="rtx",
+        task="classification",
         created="2026-11-22T14:00:00+00:00",
         checkpoint=None,
         onnx=FileRecord("model.onnx", sha256_file(path / "model.onnx")),

@@ -5,19 +5,19 @@ import { Figures, Pictures } from "./stream.js";
 
 const ANNOUNCE_MS = 4000; // shortest time between two announcements to a screen reader
 const STEADY_MS = 1000; // how long an answer must stay before it is announced
-const LONG_LABEL = 14;
+const LONG_TITLE = 14;
 
 const at = (id) => document.getElementById(id);
 const picture = new Pictures(at("picture"));
 const figures = new Figures(["about", "history", "result", "second", "end"], onEvent, () => ended || showStatus("lost"));
 
-let about = { labels: [], parts: [], kept_s: 300 };
+let about = { parts: [], kept_s: 300 };
 let rows = [];
 let paused = false;
 let ended = false;
 let hasResult = false; // a result arrived since the connection was made
 let quiet = 0;
-let announced = { label: "", at: -ANNOUNCE_MS, since: 0, text: "" };
+let announced = { title: "", at: -ANNOUNCE_MS, since: 0, text: "" };
 
 const cell = (part, share) => (row) => row[2 + 2 * about.parts.indexOf(part) + share];
 const sumUpTo = (count) => (row) => {
@@ -42,12 +42,6 @@ const charts = [
 
 function write(node, text) {
   if (node.textContent !== text) node.textContent = text;
-}
-
-function percent(share) {
-  if (share === null || share === undefined) return "–";
-  if (share > 0 && share < 0.01) return "<1 %";
-  return `${share > 0.99 && share < 1 ? Math.floor(share * 1000) / 10 : Math.round(share * 100)} %`;
 }
 
 function ms(value) {
@@ -85,25 +79,25 @@ function bar(name) {
   return item;
 }
 
-function drawBars(pairs, leader) {
+function drawBars(bars, leader) {
   const list = at("bars");
-  while (list.children.length > pairs.length) list.lastChild.remove();
-  pairs.forEach(([name, share], place) => {
+  while (list.children.length > bars.length) list.lastChild.remove();
+  bars.forEach(([name, share, text], place) => {
     const item = list.children[place] ?? list.appendChild(bar(name));
     write(item.querySelector(".name"), name);
-    write(item.querySelector(".share"), percent(share));
+    write(item.querySelector(".share"), text);
     item.querySelector(".fill").style.setProperty("--share", share ?? 0);
     item.classList.toggle("leads", place === leader);
   });
 }
 
-function announce(label, share) {
+function announce(title, figure) {
   const now = performance.now();
-  if (label !== announced.label) announced = { ...announced, label, since: now };
-  if (label !== announced.text && now - announced.since > STEADY_MS && now - announced.at > ANNOUNCE_MS) {
-    announced = { ...announced, text: label, at: now };
-    write(at("spoken"), `${label}, ${percent(share)}`);
-    at("picture").setAttribute("aria-label", `Live picture of the camera: ${label}`);
+  if (title !== announced.title) announced = { ...announced, title, since: now };
+  if (title !== announced.text && now - announced.since > STEADY_MS && now - announced.at > ANNOUNCE_MS) {
+    announced = { ...announced, text: title, at: now };
+    write(at("spoken"), figure ? `${title}, ${figure}` : title);
+    at("picture").setAttribute("aria-label", `Live picture of the camera: ${title}`);
   }
 }
 
@@ -111,18 +105,12 @@ function showResult(result) {
   hasResult = true;
   if (paused) return;
   picture.expect(result.number);
-  const [label, share] = result.top[0] ?? ["–", null];
-  write(at("label"), share === null ? "No number" : label);
-  at("label").title = label;
-  write(at("sure"), percent(share));
-  if (about.labels.length) {
-    const leader = share === null ? -1 : result.shares.indexOf(Math.max(...result.shares));
-    drawBars(about.labels.map((name, place) => [name, result.shares[place]]), leader);
-  } else {
-    drawBars(result.top, 0);
-  }
+  write(at("label"), result.title);
+  at("label").title = result.title;
+  write(at("sure"), result.figure);
+  drawBars(result.bars, result.leader);
   write(at("dropped"), String(result.dropped));
-  announce(label, share);
+  announce(result.title, result.figure);
   if (!picture.late()) showStatus("live");
 }
 
@@ -166,8 +154,9 @@ function showAbout(fields) {
   write(at("stamp"), identity.get("weights") ?? ""); // a build with random weights is marked at the top
   at("stamp").hidden = !identity.has("weights");
   showRows(at("identity"), fields.identity);
-  at("label").classList.toggle("long", fields.longest > LONG_LABEL); // fixed per build: a changing size would be restless
-  at("bars").classList.toggle("many", fields.labels.length > 5);
+  at("label").classList.toggle("long", fields.longest > LONG_TITLE); // fixed per build: a changing size would be restless
+  at("bars").classList.toggle("many", fields.bars > 5);
+  write(at("caption"), fields.caption);
   at("bars").replaceChildren();
   at("parts").replaceChildren(...fields.parts.map(tableRow));
   showState(fields);

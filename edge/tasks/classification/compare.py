@@ -1,58 +1,38 @@
-"""Engine against FP32 reference on the same images: what differs, and whether it may.
+"""Engine against FP32 reference on the same images: what differs between their logits, and whether it may.
 
 Labelled images are judged by the drop in top-1 and its interval, images without labels by the share of changed answers, which
-bounds the drop either way, drawn weights by numbers alone. The statistics are those of `edge.drift.drop_interval`, the measures
-those of `edge.tasks.classification.logit_metrics`. A row of the engine that holds NaN or infinity is a wrong answer that agrees
-with nothing, and fails; what was therefore not compared stands in `not_compared`. numpy alone: a device judges with this too.
+bounds the drop either way, drawn weights by numbers alone. The statistics are those of `drop_interval`, the measures those of
+`logit_metrics`. A row of the engine that holds NaN or infinity is a wrong answer that agrees with nothing, and fails; what was
+therefore not compared stands in `not_compared`. numpy alone: a device judges with this too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from calib.artifact import read_artifact
 from calib.errors import InputError
 from calib.metrics import sqnr_db
-from edge.drift.drop_interval import (
-    Flips,
-    Interval,
-    Paired,
-    Verdict,
-    decide,
-    drop_interval,
-    images_to_decide,
-    mcnemar_p,
-    share_interval,
-)
 from edge.numeric_tolerances import RANDOM_WEIGHTS_COSINE, SQNR_CAP_DB
+from edge.tasks.classification.drop_interval import Flips, Paired, drop_interval, images_to_decide, mcnemar_p
 from edge.tasks.classification.logit_metrics import TOP, Distance, Floats, Int64, Reliability, distance, reliability, top_share
 from edge.tasks.classification.logits import answers
+from edge.tasks.interval import Interval, Verdict, decide, share_interval
+from edge.tasks.task import Comparison
 
 JudgedBy = Literal["accuracy", "agreement", "numbers"]
 
 
 @dataclass(frozen=True)
-class Source:
-    """What produced one side of the comparison: an ONNX file or an engine by name and digest, and what ran it."""
-
-    file: str
-    sha256: str
-    ran_on: str
-
-
-@dataclass(frozen=True)
-class Comparison:
+class LogitComparison(Comparison):
     """The numbers of a comparison, before they are judged. Shares are in [0, 1], `_points` are percentage points.
 
     What needs labels is None without them.
 
     Attributes:
-        images: how many.
         top1_reference, top1_engine: share answered rightly.
         top5_reference, top5_engine: share whose label is among the five largest logits; None with five classes or fewer.
         drop_points: of top-1; positive is worse.
@@ -65,12 +45,9 @@ class Comparison:
         cosine_min: smallest of the images', logits centred over the classes.
         distance: how far the logits are apart otherwise; None where no row of the engine is finite.
         reliability_reference, reliability_engine: how honest each side's confidence is, over the finite rows.
-        not_finite: rows of the engine with NaN or infinity.
-        not_compared: what is missing above and why, one sentence each.
         confusion_reference, confusion_engine: counts [label][answer].
     """
 
-    images: int
     top1_reference: float | None
     top1_engine: float | None
     top5_reference: float | None
@@ -86,8 +63,6 @@ class Comparison:
     distance: Distance | None
     reliability_reference: Reliability | None
     reliability_engine: Reliability | None
-    not_finite: int
-    not_compared: tuple[str, ...]
     confusion_reference: tuple[tuple[int, ...], ...] | None
     confusion_engine: tuple[tuple[int, ...], ...] | None
 
@@ -96,6 +71,11 @@ class Comparison:
         """What needed labels, None without them."""
         values = [getattr(self, f.name) for f in fields(Labelled)]
         return None if any(value is None for value in values) else Labelled(*values)
+
+    @property
+    def with_truth(self) -> bool:
+        """Whether the images came with labels."""
+        return self.labelled is not None
 
 
 @dataclass(frozen=True)
@@ -112,27 +92,7 @@ class Labelled:
     confusion_engine: tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True)
-class DriftReport(Comparison):
-    """`drift.json`: a comparison, what was compared on what, and the verdict.
-
-    `judged_by` is "accuracy" with labels, "agreement" without, or "numbers" for drawn weights, which have no accuracy to lose:
-    then the smallest cosine between the two logit vectors of an image, each centred over the classes, decides.
-    """
-
-    reference: Source
-    engine: Source
-    data: str
-    data_sha256: str
-    preprocess_sha256: str
-    budget_points: float
-    judged_by: JudgedBy
-    random_weights: bool
-    verdict: Verdict
-    reason: str
-
-
-def compare(reference: Floats, engine: Floats, labels: Int64 | None) -> Comparison:
+def compare(reference: Floats, engine: Floats, labels: Int64 | None) -> LogitComparison:
     """Compare logits (n, classes) of the same n images with labels (n,), or without.
 
     A row of the engine that holds NaN or Inf counts as a wrong answer that agrees with nothing; the numerical measures are
@@ -155,7 +115,7 @@ def compare(reference: Floats, engine: Floats, labels: Int64 | None) -> Comparis
         missing.append("accuracy, top-5, flips and calibration error: the images have no labels")
     elif reference.shape[1] <= TOP:
         missing.append(f"top-5: there are {reference.shape[1]} classes")
-    return Comparison(
+    return LogitComparison(
         images=n,
         agreement=(n - changed) / n,
         changed_interval=share_interval(changed, n),
@@ -188,8 +148,7 @@ def _answers(reference: Floats, engine: Floats, labels: Int64 | None, answer_eng
         return found
     finite, answer_reference, classes = answer_engine >= 0, reference.argmax(1), reference.shape[1]
     right, still = answer_reference == labels, answer_engine == labels
-    counts = [int((a & b).sum()) for a, b in ((right, still), (right, ~still), (~right, still), (~right, ~still))]
-    paired = Paired(*counts)
+    paired = Paired.of(right, still)
     found |= {
         "top1_reference": float(right.mean()),
         "top1_engine": float(still.mean()),
@@ -220,7 +179,7 @@ def centred_cosine(a: Floats, b: Floats) -> npt.NDArray[np.float64]:
     return cosine
 
 
-def judge(comparison: Comparison, budget_points: float, *, random_weights: bool) -> tuple[JudgedBy, Verdict, str]:
+def judge(comparison: LogitComparison, budget_points: float, *, random_weights: bool) -> tuple[JudgedBy, Verdict, str]:
     """By what a comparison is judged, the verdict, and its reason in one sentence."""
     judged_by: JudgedBy = "numbers" if random_weights else "accuracy" if comparison.interval is not None else "agreement"
     if comparison.not_finite:
@@ -241,7 +200,7 @@ def judge(comparison: Comparison, budget_points: float, *, random_weights: bool)
     return judged_by, verdict, sentence
 
 
-def _needed(comparison: Comparison, budget_points: float) -> str:
+def _needed(comparison: LogitComparison, budget_points: float) -> str:
     labelled = comparison.labelled
     if labelled is None:
         return "more images would, or labelled ones"
@@ -256,8 +215,3 @@ def _confusion(labels: Int64, answers: Int64, classes: int) -> tuple[tuple[int, 
     """Counts [label][answer]."""
     table = np.bincount(labels * classes + answers, minlength=classes * classes).reshape(classes, classes)
     return tuple(tuple(int(v) for v in row) for row in table)
-
-
-def read_drift(path: Path) -> DriftReport:
-    """Read `drift.json`. Raises InputError."""
-    return read_artifact(path, DriftReport, remake="ufovit build")

@@ -20,12 +20,7 @@ large; in brackets the largest share of intervals that end below the true drop (
 
 `scripts/bench/drift_statistics.py coverage` simulates all of them, and the bootstrap.
 
-**The verdict** against a budget in points: pass when the whole interval lies within the budget, fail when all of it lies
-beyond, inconclusive otherwise. That the upper end of a 95 % interval lies within the budget is a non-inferiority test at
-one-sided 2.5 %: it rejects "the drop is larger than the budget". That its lower end lies beyond rejects "the drop is within the
-budget", at 2.5 % too. So about 2.5 % at most of engines whose true drop is the budget or more pass, and about 2.5 % at most of
-those within it fail. Two one-sided tests of equivalence (TOST; Schuirmann, J. Pharmacokin. Biopharm. 15, 1987) would also ask
-for low >= -budget; this is left out, because an engine that answers better than its reference is no fault.
+The verdict against a budget is that of `edge.tasks.interval`.
 
 numpy and the standard library alone: a device judges with these functions.
 """
@@ -33,17 +28,13 @@ numpy and the standard library alone: a device judges with these functions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from calib.errors import InputError
+from edge.tasks.interval import LEVEL, Float64, Interval, decide, wilson_limits
 
-Float64 = npt.NDArray[np.float64]
-Verdict = Literal["pass", "fail", "inconclusive"]
-LEVEL = 0.95
 MOST_IMAGES = 10_000_000
 """Nobody labels more to settle a verdict."""
 
@@ -70,6 +61,12 @@ class Paired:
         if min(counts) < 0 or not sum(counts):
             raise InputError("no counts of paired answers", found=counts, allowed="none negative, at least one image")
 
+    @classmethod
+    def of(cls, before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Paired:
+        """Counts of which images (n,) are right on each side."""
+        sides = ((before, after), (before, ~after), (~before, after), (~before, ~after))
+        return cls(*(int((a & b).sum()) for a, b in sides))
+
     @property
     def images(self) -> int:
         """Number of images."""
@@ -79,15 +76,6 @@ class Paired:
     def flips(self) -> Flips:
         """The two counts that the drop depends on."""
         return Flips(self.right_to_wrong, self.wrong_to_right)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Confidence interval in percentage points: of the drop, or of a share."""
-
-    level: float
-    low_points: float
-    high_points: float
 
 
 def mcnemar_p(flips: Flips) -> float:
@@ -103,21 +91,6 @@ def mcnemar_p(flips: Flips) -> float:
     k = np.arange(1, fewer + 1)
     ways = np.concatenate([[0.0], np.cumsum(np.log((total - k + 1) / k))])  # log of binomial(total, k), k = 0 ... fewer
     return min(1.0, 2.0 * float(np.exp(ways - total * np.log(2.0)).sum()))
-
-
-def wilson_limits(count: npt.ArrayLike, total: npt.ArrayLike, level: float = LEVEL) -> tuple[Float64, Float64]:
-    """Wilson's score limits of a share count / total, elementwise, in [0, 1]; counts may be real.
-
-    The shares x with |count / total - x| = z sqrt(x (1 - x) / total) (Wilson, JASA 22, 1927):
-
-        high = (count + z^2 / 2 + z sqrt(count (total - count) / total + z^2 / 4)) / (total + z^2)
-
-    and low by the product of the two, count^2 / (total (total + z^2)), which is exactly 0 at no count. Raises InputError for a
-    level outside (0, 1).
-    """
-    k, n, z2 = np.asarray(count, np.float64), np.asarray(total, np.float64), _z(level) ** 2
-    high = (k + z2 / 2 + np.sqrt(z2 * (k * (n - k) / n + z2 / 4))) / (n + z2)
-    return k**2 / (n * (n + z2) * high), np.minimum(high, 1.0)
 
 
 def drop_limits(
@@ -140,25 +113,6 @@ def drop_limits(
 def drop_interval(paired: Paired, level: float = LEVEL) -> Interval:
     """The interval of the drop in points; formula at the top of this file. Raises InputError for a level outside (0, 1)."""
     return _interval(paired.right_to_wrong, paired.wrong_to_right, paired.images, level)
-
-
-def share_interval(count: int, images: int, level: float = LEVEL) -> Interval:
-    """Wilson's interval of the share count / images, in points.
-
-    For images without labels: a drop cannot be larger than the share of answers that changed, |b - c| / n <= changed / n, so
-    that an upper end within the budget passes without a label. Raises InputError unless 0 <= count <= images and images > 0.
-    """
-    if not 0 <= count <= images or not images:
-        raise InputError("no count of images", found=f"{count} of {images}", allowed="0 to all of at least one image")
-    low, high = wilson_limits(count, images, level)
-    return Interval(level, 100.0 * float(low), 100.0 * float(high))
-
-
-def decide(interval: Interval, budget_points: float) -> Verdict:
-    """Pass when the whole interval is at most the budget, fail when all of it exceeds the budget, inconclusive otherwise."""
-    if interval.high_points <= budget_points:
-        return "pass"
-    return "fail" if interval.low_points > budget_points else "inconclusive"
 
 
 def images_to_decide(paired: Paired, budget_points: float, level: float = LEVEL) -> int | None:
@@ -194,10 +148,3 @@ def _side(x: Float64, y: Float64, r: Float64) -> Float64:
     """Length of one side of the interval from the two distances, the same to the bit when they change places; r <= 0."""
     length: Float64 = np.sqrt(x**2 + y**2 - 2 * r * (x * y))
     return length
-
-
-def _z(level: float) -> float:
-    below = 0.5 + level / 2
-    if not 0.5 < below < 1:
-        raise InputError("no confidence level", found=level, allowed="between 0 and 1, 0.95 for instance")
-    return NormalDist().inv_cdf(below)

@@ -10,10 +10,14 @@ import scipy.stats
 
 from calib.artifact import read_artifact, write_artifact
 from calib.errors import InputError
-from edge.drift.compare import DriftReport, Source, centred_cosine, compare, judge
-from edge.drift.drop_interval import Flips, Interval, Paired, drop_interval, images_to_decide, mcnemar_p, share_interval
+from edge.drift.drift_report import DriftReport, Source, Subject, judge_sides
 from edge.numeric_tolerances import RANDOM_WEIGHTS_COSINE
+from edge.tasks.classification.compare import centred_cosine, compare, judge
+from edge.tasks.classification.drop_interval import Flips, Paired, drop_interval, images_to_decide, mcnemar_p
 from edge.tasks.classification.logit_metrics import BINS
+from edge.tasks.classification.logits import Logits
+from edge.tasks.interval import Interval, share_interval
+from edge.tasks.registry import load_task
 
 N, CLASSES = 400, 6
 
@@ -190,22 +194,9 @@ def test_drawn_weights_are_judged_by_numbers(pair, cosine, verdict):
 
 
 def test_report_survives_its_file(pair, tmp_path):
-    comparison = compare(*pair)
     source = Source("model.onnx", "0" * 64, "ONNX Runtime, CPU")
-    judged_by, verdict, reason = judge(comparison, 0.5, random_weights=False)
-    report = DriftReport(
-        reference=source,
-        engine=source,
-        data="d",
-        data_sha256="1",
-        preprocess_sha256="2",
-        budget_points=0.5,
-        judged_by=judged_by,
-        random_weights=False,
-        verdict=verdict,
-        reason=reason,
-        **vars(comparison),
-    )
+    subject = Subject(source, source, "d", "1", "2")
+    report = judge_sides(load_task("classification"), subject, Logits(*pair).sides, 0.5, random_weights=False)
     write_artifact(tmp_path / "drift.json", report)
     assert read_artifact(tmp_path / "drift.json", DriftReport, remake="x") == report
 

@@ -1,7 +1,7 @@
 """What quantization did to each class: paired counts, the change with its interval, and the figure of both.
 
-A class has few images. Its interval is that of the drop (`edge.drift.drop_interval`) on these images alone, with the sign
-turned. Of many intervals at 95 %, one in twenty misses the truth.
+A class has few images. Its interval is that of the drop (`drop_interval`) on these images alone, with the sign turned. Of many
+intervals at 95 %, one in twenty misses the truth.
 """
 
 from __future__ import annotations
@@ -10,19 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from edge.drift.drop_interval import drop_limits
-from edge.report.plots import FEW
-from edge.report.svg import BAD, GOOD, INK, LINE, MUTED, PAPER, draw, shorten
-from edge.tasks.classification.logits import answers
+from edge.tasks import report_parts as parts
+from edge.tasks.classification.drop_interval import drop_limits
+from edge.tasks.classification.logits import Logits, answers
 
 if TYPE_CHECKING:
-    from markupsafe import Markup
     from matplotlib.figure import Figure
-
-    from edge.drift.compare import DriftReport
-    from edge.tasks.classification.logits import Logits
 
 LISTED = 40
 
@@ -53,7 +47,26 @@ class ClassRow:
     @property
     def colour(self) -> str:
         """By what the whole interval says."""
-        return GOOD if self.low_points > 0 else BAD if self.high_points < 0 else MUTED
+        return parts.GOOD if self.low_points > 0 else parts.BAD if self.high_points < 0 else parts.MUTED
+
+
+def classes_section(logits: Logits, labels: tuple[str, ...]) -> parts.Section | None:
+    """The classes that changed most; None without labels of the images."""
+    rows = class_rows(logits, labels)
+    if not rows:
+        return None
+    shown = listed(rows)
+    few = f"The {len(shown)} of {len(rows)} classes that changed most."
+    blocks: list[parts.Block] = [parts.Paragraph((few,))] if len(rows) > len(shown) else []
+    columns = ("Class", "Images", "Before", "After", "Change, points", "95 % interval")
+    table = parts.Table("classes", "Accuracy per class, in numbers", columns, tuple(map(_cells, shown)))
+    return parts.Section("Did some classes suffer more?", (*blocks, changes(shown), table))
+
+
+def _cells(row: ClassRow) -> tuple[str | parts.Value, ...]:
+    before, after = (parts.Value("", share, f"{100 * share:.2f} %") for share in (row.before, row.after))
+    change = f"{row.change_points:+.2f}" if row.change_points else "0"
+    return row.name, str(row.images), before, after, change, f"{row.low_points:+.2f} to {row.high_points:+.2f}"
 
 
 def class_rows(logits: Logits, labels: tuple[str, ...]) -> tuple[ClassRow, ...]:
@@ -75,15 +88,6 @@ def class_rows(logits: Logits, labels: tuple[str, ...]) -> tuple[ClassRow, ...]:
     return tuple(rows)
 
 
-def confusion_change(drift: DriftReport) -> npt.NDArray[np.int64] | None:
-    """Confusion counts (classes, classes) as [label][answer], the engine's less the reference's; None without labels."""
-    labelled = drift.labelled
-    if labelled is None:
-        return None
-    after, before = (np.array(table, np.int64) for table in (labelled.confusion_engine, labelled.confusion_reference))
-    return np.asarray(after - before)
-
-
 def listed(rows: tuple[ClassRow, ...]) -> tuple[ClassRow, ...]:
     """All, or the LISTED of which the most images changed for better or worse on balance."""
     if len(rows) <= LISTED:
@@ -91,25 +95,34 @@ def listed(rows: tuple[ClassRow, ...]) -> tuple[ClassRow, ...]:
     return tuple(sorted(rows, key=lambda row: (-abs(row.won - row.lost), -abs(row.change_points)))[:LISTED])
 
 
-def changes(rows: tuple[ClassRow, ...]) -> Markup:
+def changes(rows: tuple[ClassRow, ...]) -> parts.Drawing:
     """The change of each class and its interval, the first row on top; at least one row."""
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.axvline(0, color=parts.INK, linewidth=0.8)
         for y, row in enumerate(rows):
-            pale = 0.5 if row.images < FEW else 1.0
+            pale = 0.5 if row.images < parts.FEW else 1.0
             ends = [row.low_points, row.high_points]
             (bar,) = axes.plot(ends, [y, y], color=row.colour, linewidth=4, solid_capstyle="butt", alpha=0.5 * pale)
             bar.set_gid(f"class-{y}")
             (dot,) = axes.plot([row.change_points], [y], marker="o", markersize=5, color=row.colour)
             if pale < 1.0:
-                dot.set_markerfacecolor(PAPER)
+                dot.set_markerfacecolor(parts.PAPER)
         axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="change of the share of right answers, percentage points (left is worse)")
-        axes.set_yticks(range(len(rows)), [f"{shorten(row.name)} ({row.images:,})" for row in rows])
-        axes.tick_params(length=0, axis="y", labelcolor=INK)
-        axes.grid(axis="x", color=LINE)
+        axes.set_yticks(range(len(rows)), [f"{parts.shorten(row.name)} ({row.images:,})" for row in rows])
+        axes.tick_params(length=0, axis="y", labelcolor=parts.INK)
+        axes.grid(axis="x", color=parts.LINE)
         axes.spines["left"].set_visible(False)
 
     said = [f"{r.name} {r.change_points:+.2f} points, from {r.low_points:+.2f} to {r.high_points:+.2f}" for r in rows]
-    return draw("classes", (6.4, 0.8 + 0.22 * len(rows)), "change by class: " + "; ".join(said), paint)
+    caption: parts.Text = (
+        "Change per class, with its 95 % interval; in brackets how many images the class has. ",
+        parts.Span("Orange", "bad"),
+        ": the whole interval says worse, ",
+        parts.Span("blue", "good"),
+        ": better, grey: these images cannot tell. Even where nothing changed, up to one class in twenty is coloured by "
+        f"chance. A class with few images has a wide bar; with fewer than {parts.FEW} it is pale and its dot hollow, for it "
+        "says hardly anything.",
+    )
+    return parts.Drawing("classes", (6.4, 0.8 + 0.22 * len(rows)), "change by class: " + "; ".join(said), paint, caption)

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 from for_all import for_all
 
-from edge.drift.drop_interval import drop_limits
+from edge.tasks.classification.drop_interval import drop_limits
 from scripts.bench import drift_statistics as bench
 
 RUNS = 10_000

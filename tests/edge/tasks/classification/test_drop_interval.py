@@ -13,21 +13,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from calib.errors import InputError
-from edge.drift.drop_interval import (
+from edge.tasks.classification.drop_interval import (
     MOST_IMAGES,
     Flips,
-    Interval,
     Paired,
-    decide,
     drop_interval,
     drop_limits,
     images_to_decide,
     mcnemar_p,
-    share_interval,
-    wilson_limits,
 )
+from edge.tasks.interval import Interval, decide, share_interval, wilson_limits
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 Z95 = scipy.stats.norm.ppf(0.975)
 
 counts = st.integers(0, 60)
@@ -282,7 +279,8 @@ def test_a_table_knows_its_images_and_flips():
 
 def test_a_device_judges_without_scipy():
     code = (
-        "import sys; sys.modules['scipy'] = None; from edge.drift.drop_interval import *; p = Paired(900, 9, 2, 89);"
+        "import sys; sys.modules['scipy'] = None; from edge.tasks.classification.drop_interval import *; "
+        "from edge.tasks.interval import decide, share_interval; p = Paired(900, 9, 2, 89);"
         "print(decide(drop_interval(p), 0.5), images_to_decide(p, 0.5), mcnemar_p(p.flips), share_interval(9, 900))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -1,0 +1,106 @@
+"""`drift.json`: what was compared on what, the task's figures, and the verdict. numpy alone: a device judges with this too.
+
+The figures of the task stand in the file beside the others, under their own names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from calib.artifact import from_fields, read_artifact, write_artifact
+from edge.drift.pictures import KEPT, Uint8, write_pictures
+from edge.tasks.registry import load_task
+from edge.tasks.task import Judged, Sides, Task
+from engines.build_folder.file_names import ANSWERS, DRIFT, PICTURES
+
+
+@dataclass(frozen=True)
+class Source:
+    """What produced one side of the comparison: an ONNX file or an engine by name and digest, and what ran it."""
+
+    file: str
+    sha256: str
+    ran_on: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is judged on what.
+
+    Attributes:
+        reference, engine: the two sides.
+        data: where the images come from; `data_sha256` is a digest of them, right answers included.
+        preprocess_sha256: what they went through.
+    """
+
+    reference: Source
+    engine: Source
+    data: str
+    data_sha256: str
+    preprocess_sha256: str
+
+
+@dataclass(frozen=True)
+class DriftReport(Judged, Subject):
+    """`drift.json`; `task` is the name of the task whose figures `comparison` holds."""
+
+    schema_version: ClassVar[int] = 2  # 2: with `task`
+
+    task: str
+
+    @property
+    def images(self) -> int:
+        """How many were compared."""
+        count: int = self.comparison.images
+        return count
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures of the task beside the common fields."""
+        own = asdict(self)
+        return {**own.pop("comparison"), **own}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> DriftReport:
+        """Of the fields of a file. Raises TypeError for those that do not fit, InputError for an unknown task."""
+        task = load_task(str(values.get("task")))
+        own = {f.name for f in fields(cls)} - {"comparison"}
+        comparison = from_fields(task.comparison, {name: v for name, v in values.items() if name not in own}, DRIFT)
+        common = {name: v for name, v in values.items() if name in own}
+        report = from_fields(cls, {**common, "comparison": comparison}, DRIFT)
+        if report.judged_by not in task.bases:
+            raise ValueError(f"judged_by: expected one of {task.bases}, found {report.judged_by!r}")
+        return report
+
+
+def read_drift(path: Path) -> DriftReport:
+    """Read `drift.json`. Raises InputError."""
+    return read_artifact(path, DriftReport, remake="ufovit build")
+
+
+def judge_sides(task: Task, subject: Subject, sides: Sides, budget_points: float, *, random_weights: bool) -> DriftReport:
+    """Compare what both sides gave for the same images, and judge. Raises InputError for what does not match."""
+    comparison = task.compare(sides)
+    judged_by, verdict, reason = task.judge(comparison, budget_points, random_weights=random_weights)
+    return DriftReport(
+        **vars(subject),
+        comparison=comparison,
+        budget_points=budget_points,
+        random_weights=random_weights,
+        judged_by=judged_by,
+        verdict=verdict,
+        reason=reason,
+        task=task.name,
+    )
+
+
+def write_drift(folder: Path, task: Task, report: DriftReport, sides: Sides, pixels: Callable[[int], Uint8]) -> None:
+    """Write drift.json, the answers that it follows from, and pictures of the images whose answer changed most.
+
+    `pixels` gives the image uint8 (H, W, C) of an index; few are asked for, and none of drawn weights.
+    """
+    task.write_answers(folder / ANSWERS, sides)
+    write_pictures(folder / PICTURES, task.worst(sides)[: 0 if report.random_weights else KEPT], pixels)
+    write_artifact(folder / DRIFT, report)

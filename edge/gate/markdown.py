@@ -1,0 +1,33 @@
+"""What the gate says as Markdown, for a pull request."""
+
+from __future__ import annotations
+
+from edge.gate.compare_builds import GateReport
+
+_MARKS = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", "skipped": "➖", "refused": "⛔"}  # noqa: RUF001  # signs, not text
+
+
+def markdown_summary(report: GateReport) -> str:
+    """A table with a row per quantity, the reasons of what did not pass in front of it."""
+    lines = [f"### {_MARKS[report.verdict]} Accuracy gate: {report.verdict}", ""]
+    lines += [f"`{report.folder}` against `{report.baseline}`", ""]
+    if report.verdict == "refused":
+        lines += ["```", report.reason.replace("```", "'''"), "```", ""]
+    lines += [f"- **{row.quantity}**: {_cell(row.detail)}" for row in report.rows if row.result in ("fail", "inconclusive")]
+    if report.rows:
+        if report.verdict != "pass":
+            lines.append("")
+        lines += ["| | quantity | baseline | now | allowed | found | why so much is allowed |", "|---|---|---|---|---|---|---|"]
+        for row in report.rows:
+            texts = (row.quantity, row.baseline, row.measured, row.allowed, row.detail, row.reason)
+            lines.append(f"| {_MARKS[row.result]} | " + " | ".join(_cell(text) for text in texts) + " |")
+        lines.append("")
+    lines += [f"- {_cell(note)}" for note in report.notes]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text that stays in its cell and shows as it is."""
+    for sign, shown in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|")):
+        text = text.replace(sign, shown)
+    return " ".join(text.split())

@@ -1,0 +1,32 @@
+"""Every task by the name that a build request and a manifest give it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from calib.errors import InputError
+from edge.tasks.task import Task
+from engines.build_folder.manifest import EngineManifest
+
+CLASSIFICATION = "classification"
+TASKS = {CLASSIFICATION: "edge.tasks.classification.task:Classification"}
+"""Name -> module and class."""
+
+
+def check_task(name: str) -> None:
+    """Raise InputError for a name that no task has."""
+    if name not in TASKS:
+        raise InputError(f"unknown task {name!r}", allowed=", ".join(sorted(TASKS)))
+
+
+def load_task(name: str, names: tuple[str, ...] = ()) -> Task:
+    """The task of a name, for a network with classes of these names. Raises InputError for an unknown one."""
+    check_task(name)
+    module, _, cls = TASKS[name].partition(":")
+    task: Task = getattr(import_module(module), cls)(names)
+    return task
+
+
+def task_of(manifest: EngineManifest) -> Task:
+    """The task of a build. Raises InputError for one that this toolkit does not know."""
+    return load_task(manifest.task, manifest.labels)
