@@ -11,15 +11,35 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from calib.errors import InputError
-from calib.files import read_json, write_json
+from calib.errors import ArtifactError, InputError
+from calib.files import parse_json, read_json, write_json
 
 SCHEMA_VERSION = 1
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact(Generic[T]):
+    """A file of a build: its name, and what its bytes hold. Declared once, next to the type that it is read as.
+
+    Attributes:
+        file: name in the build folder.
+        parse: (bytes, path that errors name) -> value. Raises InputError, naming the command that makes such a file again.
+    """
+
+    file: str
+    parse: Callable[[bytes, Path], T]
+
+
+def json_artifact(file: str, cls: type[T], *, remake: str) -> Artifact[T]:
+    """A file that holds a dataclass of type `cls`; `remake` is the command that makes it again."""
+    return Artifact(file, partial(parse_artifact, cls=cls, remake=remake))
 
 
 def write_artifact(path: Path, artifact: Any) -> None:
@@ -33,14 +53,22 @@ def write_artifact(path: Path, artifact: Any) -> None:
 
 def read_artifact(path: Path, cls: type[T], *, remake: str) -> T:
     """Read a dataclass of type `cls`; `remake` is the command that makes such a file anew. Raises InputError."""
-    fields = read_json(path, remake=remake)
+    return _from_json(read_json(path, remake=remake), path, cls, remake)
+
+
+def parse_artifact(data: bytes, path: Path, cls: type[T], *, remake: str) -> T:
+    """The same from bytes; `path` is what errors name."""
+    return _from_json(parse_json(data, path, remake=remake), path, cls, remake)
+
+
+def _from_json(fields: dict[str, Any], path: Path, cls: type[T], remake: str) -> T:
     version, allowed = fields.pop("schema_version", None), schema_version(cls)
     if version != allowed:
-        raise InputError("unknown schema version", where=path, found=version, allowed=allowed, next_command=remake)
+        raise ArtifactError("unknown schema version", where=path, found=version, allowed=allowed, next_command=remake)
     try:
         return from_fields(cls, fields)
     except (TypeError, ValueError) as error:
-        raise InputError("malformed artifact", where=path, found=error, next_command=remake) from error
+        raise ArtifactError("malformed artifact", where=path, found=error, next_command=remake) from error
 
 
 def schema_version(cls: type) -> int:

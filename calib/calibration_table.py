@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from calib.artifact import read_artifact, write_artifact
+from calib.artifact import json_artifact, read_artifact, write_artifact
 from calib.errors import InputError
 from calib.scales import QMAX, activation_scale
 
@@ -111,6 +111,9 @@ class CalibrationTable:
 def save_table(path: Path, table: CalibrationTable) -> None:
     """Write `calibration.json` atomically."""
     write_artifact(path, table)
+
+
+TABLE_ARTIFACT = json_artifact("calibration.json", CalibrationTable, remake=REMAKE)
 
 
 def load_table(path: Path, *, remake: str = REMAKE) -> CalibrationTable:

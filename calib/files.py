@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from calib.errors import InputError, MissingError
+from calib.errors import ArtifactError, InputError, MissingError
 
 _CHUNK = 1 << 20
 
@@ -43,15 +43,22 @@ def canonical_json(value: Any) -> bytes:
 def read_json(path: Path, *, remake: str | None = None) -> dict[str, Any]:
     """A JSON object from a file; raises InputError, naming `remake`, if it is missing, unreadable or no object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise InputError("file not found", where=path, next_command=remake) from error
     except OSError as error:
         raise InputError("file cannot be read", where=path, found=error.strerror, next_command=remake) from error
-    except ValueError as error:
-        raise InputError("not a JSON file", where=path, found=error, next_command=remake) from error
+    return parse_json(data, path, remake=remake)
+
+
+def parse_json(data: bytes, path: Path, *, remake: str | None = None) -> dict[str, Any]:
+    """The JSON object that bytes hold; `path` is what errors name. Raises InputError, naming `remake`."""
+    try:
+        value = json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError("not a JSON file", where=path, found=error, next_command=remake) from error
     if not isinstance(value, dict):
-        raise InputError("not a JSON object", where=path, found=type(value).__name__, next_command=remake)
+        raise ArtifactError("not a JSON object", where=path, found=type(value).__name__, next_command=remake)
     return value
 
 

@@ -69,16 +69,22 @@ def load_graph(path: Path) -> tuple[onnx.ModelProto, bytes]:
     """
     try:
         data = path.read_bytes()
-        model = onnx.load_model_from_string(data)
     except OSError as error:
         raise InputError("ONNX file cannot be read", where=path, found=error.strerror) from error
+    return parse_graph(data, path), data
+
+
+def parse_graph(data: bytes, path: Path) -> onnx.ModelProto:
+    """The model that the bytes of an ONNX file hold; `path` is what errors name. Raises InputError as `load_graph` does."""
+    try:
+        model = onnx.load_model_from_string(data)
     except DecodeError as error:
         raise InputError("not an ONNX file, or a truncated one", where=path, found=error) from error
     if not model.graph.node:
         raise InputError("not an ONNX file, or one without a graph", where=path)
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
         raise InputError("weights lie outside the ONNX file", where=path, allowed="one file that holds everything")
-    return model, data
+    return model
 
 
 def index_graph(model: onnx.ModelProto) -> GraphIndex:

@@ -15,16 +15,8 @@ if TYPE_CHECKING:
     from calib.errors import BackendError
     from engines.backends import BACKENDS, BackendProbe, probe_backend, probe_backends
     from engines.build import BuiltEngine
-    from engines.build_folder.manifest import (
-        CalibrationRecord,
-        EngineManifest,
-        EngineRecord,
-        FileRecord,
-        read_engine,
-        read_manifest,
-        verify,
-        write_manifest,
-    )
+    from engines.build_folder.folder import BuildFolder
+    from engines.build_folder.manifest import CalibrationRecord, EngineManifest, EngineRecord, FileRecord, write_manifest
     from engines.build_spec import PRECISIONS, BatchRange, BuilderOptions, BuildSpec, parse_batch
     from engines.layer_records import TensorInfo
     from engines.precision_receipt import Fallback, Receipt
@@ -40,6 +32,7 @@ _PUBLIC = {
     "BackendProbe": "engines.backends",
     "BatchRange": "engines.build_spec",
     "BuildSpec": "engines.build_spec",
+    "BuildFolder": "engines.build_folder.folder",
     "BuilderOptions": "engines.build_spec",
     "BuiltEngine": "engines.build",
     "CalibrationRecord": "engines.build_folder.manifest",
@@ -55,12 +48,9 @@ _PUBLIC = {
     "parse_batch": "engines.build_spec",
     "probe_backend": "engines.backends",
     "probe_backends": "engines.backends",
-    "read_engine": "engines.build_folder.manifest",
-    "read_manifest": "engines.build_folder.manifest",
     "resolve_target": "engines.select_target",
     "type_graph": "engines.typed_graph",
     "typing_facts": "engines.typed_graph",
-    "verify": "engines.build_folder.manifest",
     "write_manifest": "engines.build_folder.manifest",
 }
 
@@ -71,6 +61,7 @@ __all__ = [
     "BackendError",
     "BackendProbe",
     "BatchRange",
+    "BuildFolder",
     "BuildSpec",
     "BuilderOptions",
     "BuiltEngine",
@@ -87,12 +78,9 @@ __all__ = [
     "parse_batch",
     "probe_backend",
     "probe_backends",
-    "read_engine",
-    "read_manifest",
     "resolve_target",
     "type_graph",
     "typing_facts",
-    "verify",
     "write_manifest",
 ]
 __getattr__ = lazy_exports(__name__, _PUBLIC)

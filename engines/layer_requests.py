@@ -33,12 +33,19 @@ TYPE_NAMES: dict[int, str] = {
 def load_graph(path: Path) -> tuple[bytes, GraphFacts]:
     """The bytes of an ONNX file and what building an engine needs to know of it. Raises InputError when it is no classifier."""
     try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise InputError("file not found", where=path, next_command="ufovit build") from error
     except OSError as error:
         raise InputError("file cannot be read", where=path, found=error.strerror) from error
+    return parse_graph(data, path)
+
+
+def parse_graph(data: bytes, path: Path) -> tuple[bytes, GraphFacts]:
+    """The same of the bytes of an ONNX file; `path` is what errors name."""
+    try:
+        model = onnx.load_model_from_string(data)
+        onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError) as error:
         raise InputError("not a valid ONNX model", where=path, found=error, next_command="ufovit build") from error
     return model.SerializeToString(deterministic=True), graph_facts(model)

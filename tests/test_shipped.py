@@ -17,11 +17,12 @@ import pytest
 from calib.errors import InputError
 from edge.assets import ASSETS, CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, SHIPPED_MODEL, TEST_IMAGES
 from edge.cli import run
+from edge.drift.drift_report import DRIFT_ARTIFACT
 from edge.images.idx import read_idx
 from edge.images.labelled_images import open_images
 from edge.model.metadata import read_info
-from edge.pipeline.steps import read_drift
-from engines.build_folder.manifest import read_manifest, verify
+from engines.build_folder.folder import BuildFolder
+from engines.build_folder.verify import verify_folder
 
 MEGABYTES = 25
 PIXELS_SHA256 = {
@@ -104,7 +105,8 @@ def arguments(folder):
 
 @pytest.mark.slow
 def test_engine_receipt_and_drift(shipped_build):
-    manifest, drift = read_manifest(shipped_build), read_drift(shipped_build / "drift.json")
+    build = BuildFolder(shipped_build)
+    manifest, drift = build.manifest, build.read(DRIFT_ARTIFACT)
     assert manifest.engine.file == "engine.engine"
     assert manifest.engine.backend == "trt_rtx"
     assert manifest.receipt.int8_mac_fraction >= 0.95
@@ -146,7 +148,9 @@ def test_the_quantized_graph_runs_in_onnxruntime_and_still_sees(shipped_build):
 
 @pytest.mark.slow
 def test_the_folder_verifies_and_a_flipped_bit_does_not(shipped_build, tmp_path):
-    assert verify(shipped_build).model == SHIPPED_MODEL
+    build = BuildFolder(shipped_build)
+    verify_folder(build)
+    assert build.manifest.model == SHIPPED_MODEL
     copy = tmp_path / "copy"
     shutil.copytree(shipped_build, copy)
     engine = copy / "engine.engine"
@@ -154,7 +158,7 @@ def test_the_folder_verifies_and_a_flipped_bit_does_not(shipped_build, tmp_path)
     data[len(data) // 2] ^= 1
     engine.write_bytes(data)
     with pytest.raises(InputError, match="not the one that was recorded"):
-        verify(copy)
+        verify_folder(BuildFolder(copy))
 
 
 @pytest.mark.slow

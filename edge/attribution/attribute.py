@@ -19,7 +19,6 @@ The judged graph is never changed but for further outputs, which do not change i
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +41,7 @@ from edge.images.preprocess import Float32, read_preprocess
 from edge.model.metadata import read_graph_info
 from edge.progress import Advance
 from engines.build_folder.file_names import ATTRIBUTION, MODEL
-from engines.build_folder.manifest import read_manifest
+from engines.build_folder.folder import BuildFolder
 
 if TYPE_CHECKING:
     from edge.images.labelled_images import ImageSet
@@ -55,25 +54,25 @@ TRIAL_IMAGES = 128
 much. At the class token it has one row of values, and the cost of clipping depends on the largest few."""
 
 
-def attribute_build(folder: Path, images: ImageSet, advance: Advance) -> Attribution:
-    """Attribute the drift of a build folder, and write `attribution.json` there.
+def attribute_build(build: BuildFolder, images: ImageSet, advance: Advance) -> Attribution:
+    """Attribute the drift of a build, and write `attribution.json` into its folder.
 
     Args:
-        folder: of `ufovit build`, with its graphs.
+        build: of `ufovit build`, with its graphs.
         images: any; TRIAL_IMAGES of them, spread evenly, are used. They are prepared for the reference as its graph says, for
             the judged side as the manifest says.
         advance: called with the share that is done.
 
     Raises InputError for a folder without graphs or manifest, and for images that cannot be read.
     """
-    graphs, preprocess = load_graphs(folder), read_preprocess(read_manifest(folder))
-    info = read_graph_info(graphs.reference.model, folder / MODEL)
+    graphs, preprocess = load_graphs(build), read_preprocess(build.manifest)
+    info = read_graph_info(graphs.reference.model, build.path / MODEL)
     (judged,) = images.take(TRIAL_IMAGES).batches(preprocess, TRIAL_IMAGES)
     reference = judged
     if info is not None and info.preprocess != preprocess:
         (reference,) = images.take(TRIAL_IMAGES).batches(info.preprocess, TRIAL_IMAGES)
     attribution = attribute_graphs(graphs, reference, judged, advance)
-    write_artifact(folder / ATTRIBUTION, attribution)
+    write_artifact(build.path / ATTRIBUTION, attribution)
     return attribution
 
 

@@ -7,10 +7,10 @@ SQNRs are in dB within [-300, 300]: 300 for no difference at all, -300 for NaN o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from calib.artifact import read_artifact
+from calib.artifact import json_artifact
+from engines.build_folder.file_names import ATTRIBUTION
 
 Kind = Literal[
     "input",
@@ -279,6 +279,4 @@ class Attribution:
     not_compared: tuple[NotCompared, ...]
 
 
-def read_attribution(path: Path) -> Attribution:
-    """Read `attribution.json`. Raises InputError."""
-    return read_artifact(path, Attribution, remake="ufovit drift BUILD --attribute")
+ATTRIBUTION_ARTIFACT = json_artifact(ATTRIBUTION, Attribution, remake="ufovit drift BUILD --attribute")

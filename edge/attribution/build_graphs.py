@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
 
 from calib.errors import ArtifactError, GraphError
-from calib.files import sha256_bytes
-from calib.graph import index_graph, load_graph
+from calib.graph import index_graph, parse_graph
 from calib.metrics import SQNR_CAP_DB
 from calib.ort_session import GraphSession
 from edge.attribution.attribution_record import GraphFile, Stage
@@ -18,6 +16,7 @@ from edge.attribution.graph_checks import logits_db
 from edge.attribution.paired_images import PairedImages
 from edge.images.preprocess import Float32
 from engines.build_folder.file_names import FOLDED, MODEL, QUANTIZED, REFINED, TYPED
+from engines.build_folder.folder import BuildFolder
 
 
 @dataclass(frozen=True)
@@ -61,26 +60,26 @@ class BuildGraphs:
             )
 
 
-def load_graphs(folder: Path) -> BuildGraphs:
-    """The graphs of a build folder. Raises InputError where there is no reference."""
-    require_graphs(folder)
+def load_graphs(build: BuildFolder) -> BuildGraphs:
+    """The graphs of a build. Raises InputError where there is no reference, and for a graph that is not the recorded one."""
+    require_graphs(build)
     loaded = {}
     for file in (MODEL, FOLDED, REFINED, QUANTIZED, TYPED):
-        if (folder / file).is_file():
-            model, data = load_graph(folder / file)
-            loaded[file] = LoadedGraph(GraphFile(file, sha256_bytes(data)), model)
+        if build.has(file):
+            model = parse_graph(build.data(file), build.path / file)
+            loaded[file] = LoadedGraph(GraphFile(file, build.digests[file]), model)
     present = list(loaded.values())
     base = loaded.get(FOLDED, loaded[MODEL])
     between = tuple(graph for graph in present[1:-1] if graph is not base)
     return BuildGraphs(loaded[MODEL], base, present[-1], between)
 
 
-def require_graphs(folder: Path) -> None:
+def require_graphs(build: BuildFolder) -> None:
     """Raise InputError where there is no reference graph."""
-    if not (folder / MODEL).is_file():
+    if not build.has(MODEL):
         raise ArtifactError(
             "the folder holds no FP32 reference graph",
-            where=folder,
+            where=build.path,
             allowed="a build folder; one that was built from a bundle has no graphs",
             next_command="run this where the build was made",
         )

@@ -1,1 +1,43 @@
 """How fast a build answers on this machine: latency, throughput, memory, power, and against another build."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from calib.lazy_exports import by_name, lazy_exports
+
+if TYPE_CHECKING:
+    from edge.bench.compare_builds import Ratio, interleave, median_ratio
+    from edge.bench.latency import Latency, Plan, summarize, time_runs
+    from edge.bench.measure import Conditions, choose_batches, compare, measure_build
+    from edge.bench.power import PowerMonitor, find_monitor
+    from edge.bench.results import BenchReport, ComparisonReport
+
+_PUBLIC = by_name(
+    {
+        "edge.bench.compare_builds": ("Ratio", "interleave", "median_ratio"),
+        "edge.bench.latency": ("Latency", "Plan", "summarize", "time_runs"),
+        "edge.bench.measure": ("Conditions", "choose_batches", "compare", "measure_build"),
+        "edge.bench.power": ("PowerMonitor", "find_monitor"),
+        "edge.bench.results": ("BenchReport", "ComparisonReport"),
+    }
+)
+
+__all__ = [
+    "BenchReport",
+    "ComparisonReport",
+    "Conditions",
+    "Latency",
+    "Plan",
+    "PowerMonitor",
+    "Ratio",
+    "choose_batches",
+    "compare",
+    "find_monitor",
+    "interleave",
+    "measure_build",
+    "median_ratio",
+    "summarize",
+    "time_runs",
+]
+__getattr__ = lazy_exports(__name__, _PUBLIC)

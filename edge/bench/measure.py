@@ -17,9 +17,9 @@ from edge.bench.latency import FEW, Clock, Latency, Plan, summarize, time_runs
 from edge.bench.machine import Machine, this_machine
 from edge.bench.memory import Resident, measure_memory
 from edge.bench.power import PowerMonitor
-from edge.bench.results import IMAGE, BatchResult, BenchReport, ComparisonReport, PairResult, measured
+from edge.bench.results import IMAGE, BatchResult, BenchReport, ComparisonReport, PairResult, measured_build
 from edge.progress import Progress
-from edge.runtime.open_build import Opened
+from edge.runtime.open_build import OpenedBuild
 from edge.runtime.trt_runner import TrtRunner
 from engines.build_spec import BatchRange
 
@@ -65,8 +65,8 @@ def choose_batches(asked: Sequence[int] | None, *ranges: BatchRange) -> tuple[in
     return tuple(asked or (b for b in DEFAULT_BATCHES if low <= b <= high)) or (low,)
 
 
-def bench(
-    opened: Opened,
+def measure_build(
+    opened: OpenedBuild,
     batches: Sequence[int],
     conditions: Conditions,
     *,
@@ -94,7 +94,7 @@ def bench(
                 results.append(BatchResult(batch, latency, compute, timed.per_second(batch), energy))
     return BenchReport(
         created=_now(),
-        build=measured(opened),
+        build=measured_build(opened),
         machine=machine,
         image=IMAGE,
         threads=conditions.threads,
@@ -107,7 +107,7 @@ def bench(
 
 
 def compare(
-    first: Opened, second: Opened, batches: Sequence[int], conditions: Conditions, progress: Progress
+    first: OpenedBuild, second: OpenedBuild, batches: Sequence[int], conditions: Conditions, progress: Progress
 ) -> ComparisonReport:
     """Measure two builds in turn, on one image. Raises InputError where they take images of different sizes."""
     shapes = [opened.golden.tensor.shape for opened in (first, second)]
@@ -126,8 +126,8 @@ def compare(
             results.append(PairResult(batch, median_ratio(*times), summarize(times[0]), summarize(times[1])))
     return ComparisonReport(
         created=_now(),
-        first=measured(first),
-        second=measured(second),
+        first=measured_build(first),
+        second=measured_build(second),
         machine=machine,
         image=IMAGE,
         threads=conditions.threads,
@@ -137,14 +137,14 @@ def compare(
     )
 
 
-def _compute(opened: Opened, runs: int) -> Latency | None:
+def _compute(opened: OpenedBuild, runs: int) -> Latency | None:
     """Of the engine alone, for the batch that was just run."""
     if not isinstance(opened.runner, TrtRunner):
         return None
     return summarize(np.array(opened.runner.compute_times_ms(runs), np.float64))
 
 
-def _notes(machine: Machine, plan: Plan, *builds: Opened) -> tuple[str, ...]:
+def _notes(machine: Machine, plan: Plan, *builds: OpenedBuild) -> tuple[str, ...]:
     notes = list(dict.fromkeys(note for opened in builds for note in opened.notes))
     if any(isinstance(opened.runner, TrtRunner) for opened in builds):
         notes.append(_COPIES)

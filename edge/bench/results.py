@@ -9,14 +9,14 @@ from edge.bench.energy import Energy
 from edge.bench.latency import Latency
 from edge.bench.machine import Machine
 from edge.bench.memory import Memory
-from edge.runtime.open_build import Opened
+from edge.runtime.open_build import OpenedBuild
 
 IMAGE = "the golden image of the build, repeated"
 REMAKE = "ufovit bench BUILD --json FILE"
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredBuild:
     """What was measured.
 
     Attributes:
@@ -63,7 +63,7 @@ class BenchReport:
     """`ufovit bench BUILD`; `power` is a sentence, `warm_up` runs were not counted, `threads` 0 is every core."""
 
     created: str
-    build: Measured
+    build: MeasuredBuild
     machine: Machine
     image: str
     threads: int
@@ -89,8 +89,8 @@ class ComparisonReport:
     """`ufovit bench BUILD --against OTHER`: `first` is BUILD, `second` OTHER."""
 
     created: str
-    first: Measured
-    second: Measured
+    first: MeasuredBuild
+    second: MeasuredBuild
     machine: Machine
     image: str
     threads: int
@@ -99,10 +99,10 @@ class ComparisonReport:
     notes: tuple[str, ...] = ()
 
 
-def measured(opened: Opened) -> Measured:
+def measured_build(opened: OpenedBuild) -> MeasuredBuild:
     """What an opened build is."""
     manifest = opened.manifest
-    return Measured(
+    return MeasuredBuild(
         manifest.model,
         manifest.precision,
         manifest.target,

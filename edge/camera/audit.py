@@ -21,8 +21,8 @@ from edge.runtime.runner import Runner
 from edge.tasks.interval import share_interval
 from edge.tasks.registry import task_of
 from edge.tasks.task import Outputs
-from engines.build_folder.manifest import EngineManifest, read_recorded
-from engines.build_folder.safe_files import is_there
+from engines.build_folder.folder import BuildFolder
+from engines.build_folder.manifest import EngineManifest
 
 MAX_SAVED = 100
 """Disagreements saved per run: enough to look at, without filling the disk."""
@@ -123,22 +123,23 @@ class Audit(BackgroundSink):
         return AuditStatus(worker.compared, worker.agreed, self.skipped, worker.saved)
 
 
-def open_reference(folder: Path, manifest: EngineManifest) -> Runner:
+def open_reference(build: BuildFolder) -> Runner:
     """The FP32 graph of a build on one CPU thread; the bytes that run are the bytes that were hashed.
 
     Raises ArtifactError for a build without it or with another one, MissingError without ONNX Runtime.
     """
     from edge.runtime.ort_runner import OrtRunner
 
-    path = folder / manifest.onnx.file
-    if not is_there(path):
+    manifest = build.manifest
+    path = build.path / manifest.onnx.file
+    if not build.has(manifest.onnx.file):
         why = "a build from a bundle has no FP32 graph" if manifest.bundle is not None else "the FP32 graph is missing"
         raise ArtifactError(
             f"nothing to audit against: {why}",
             where=path,
             next_command="run without --audit, or audit the build that the bundle was made from, on its own machine",
         )
-    return OrtRunner(path, threads=1, data=read_recorded(folder, manifest.onnx))
+    return OrtRunner(path, threads=1, data=build.data(manifest.onnx.file))
 
 
 def write_png(path: Path, pixels: Uint8) -> None:

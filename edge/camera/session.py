@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.camera.audit import Audit, AuditContext, AuditStatus, AuditWorker, audit_folder, open_reference
@@ -21,13 +20,13 @@ from edge.camera.latest_frame import LatestFrame
 from edge.camera.loop import Loop, Network, Summary
 from edge.camera.sinks.recorder import Recorder, recording_fps
 from edge.camera.sources.registry import open_source, redact_source
-from edge.drift.drift_report import read_drift
+from edge.drift.drift_report import DRIFT_ARTIFACT
 from edge.tasks.registry import task_of
-from engines.build_folder.file_names import DRIFT
+from engines.build_folder.folder import BuildFolder
 
 if TYPE_CHECKING:
     from edge.camera.web.dashboard import Dashboard
-    from edge.runtime.open_build import Opened
+    from edge.runtime.open_build import OpenedBuild
 
 _WARM_UPS = 2
 RANDOM = "RANDOM: no answer here means anything"
@@ -63,12 +62,13 @@ def run_camera(request: CameraRequest, view: View) -> Outcome:
     """Open, run, close. Raises UfovitError for what cannot be opened; later failures of the source are in the summary."""
     from edge.runtime.open_build import open_runner
 
-    opened = open_runner(request.build, request.runner, public_key=request.public_key, threads=request.threads)
+    build = BuildFolder(request.build, require_signature=request.public_key)
+    opened = open_runner(build, request.runner, threads=request.threads)
     with ExitStack() as stack:
         stack.callback(opened.runner.close)
         warm_up(opened)
         session = _Session(request, view, opened, stack)
-        for note in (*opened.notes, *cautions(request.build, opened)):
+        for note in (*opened.notes, *cautions(opened)):
             view.notify(f"note: {note}")
         session.add_audit()  # before the camera: a build without a reference is refused at once
         source = session.open_source()
@@ -84,7 +84,7 @@ class _Session:
 
     request: CameraRequest
     view: View
-    opened: Opened
+    opened: OpenedBuild
     stack: ExitStack
     sinks: list[Sink] = field(default_factory=list)
     audit: Audit | None = None
@@ -99,7 +99,7 @@ class _Session:
         request, manifest = self.request, self.opened.manifest
         if request.audit is None:
             return
-        reference = open_reference(request.build, manifest)
+        reference = open_reference(self.opened.build)
         folder = audit_folder(request.audit_folder, datetime.now(timezone.utc))
         context = AuditContext(reference, self.opened.preprocess, manifest, redact_source(request.source))
         self.audit = Audit(AuditWorker(context, folder, self.view.notify), request.audit, self.view.notify)
@@ -176,19 +176,19 @@ class _Session:
         return LatestFrameFeed(context, source)
 
 
-def warm_up(opened: Opened) -> None:
+def warm_up(opened: OpenedBuild) -> None:
     """Run the network on the golden image, so that one-time costs are paid before the first frame."""
     images = opened.golden_images(opened.batch.min)
     for _ in range(_WARM_UPS):
         opened.runner(images)
 
 
-def identity_rows(request: CameraRequest, opened: Opened) -> dict[str, str]:
+def identity_rows(request: CameraRequest, opened: OpenedBuild) -> dict[str, str]:
     """What runs: rows for the page."""
     manifest = opened.manifest
     rows = {
         "model": f"{manifest.model} {manifest.precision}, target {manifest.target}",
-        "verdict": _verdict(request.build),
+        "verdict": _verdict(opened.build),
         "engine": f"{manifest.engine.file}, {manifest.engine.backend} {manifest.engine.backend_version}",
         "engine sha256": manifest.engine.sha256,
         "ran on": opened.ran_on,
@@ -200,7 +200,7 @@ def identity_rows(request: CameraRequest, opened: Opened) -> dict[str, str]:
     return rows
 
 
-def start_fields(request: CameraRequest, opened: Opened) -> dict[str, object]:
+def start_fields(request: CameraRequest, opened: OpenedBuild) -> dict[str, object]:
     """What runs: for programs."""
     manifest = opened.manifest
     return {
@@ -208,7 +208,7 @@ def start_fields(request: CameraRequest, opened: Opened) -> dict[str, object]:
         "precision": manifest.precision,
         "target": manifest.target,
         "engine_sha256": manifest.engine.sha256,
-        "verdict": _verdict(request.build).partition(":")[0],
+        "verdict": _verdict(opened.build).partition(":")[0],
         "runner": opened.name,
         "ran_on": opened.ran_on,
         "source": redact_source(request.source),
@@ -217,18 +217,15 @@ def start_fields(request: CameraRequest, opened: Opened) -> dict[str, object]:
     }
 
 
-def cautions(folder: Path, opened: Opened) -> list[str]:
+def cautions(opened: OpenedBuild) -> list[str]:
     """What a person should know about a build before trusting its answers."""
     notes = [f"weights {RANDOM}"] if opened.manifest.random_weights else []
-    verdict = _verdict(folder)
+    verdict = _verdict(opened.build)
     if not verdict.startswith("pass"):
         notes.append(f"this build's verdict: {verdict}")
     return notes
 
 
-def _verdict(folder: Path) -> str:
-    path = folder / DRIFT
-    if not path.is_file():
-        return "not judged"
-    drift = read_drift(path)
-    return f"{drift.verdict}: {drift.reason}"
+def _verdict(build: BuildFolder) -> str:
+    drift = build.find(DRIFT_ARTIFACT)
+    return "not judged" if drift is None else f"{drift.verdict}: {drift.reason}"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from edge.bench.measure import Conditions
     from edge.bench.results import BenchReport, ComparisonReport
-    from edge.runtime.open_build import Opened
+    from edge.runtime.open_build import OpenedBuild
 
 _MOST_BATCHES = 32
 
@@ -106,24 +106,27 @@ def parse_batches(text: str | None) -> tuple[int, ...] | None:
 
 
 def _alone(console: Console, asked: _Asked, conditions: Conditions) -> BenchReport:
-    from edge.bench.measure import bench as measure
-    from edge.bench.measure import choose_batches
+    from edge.bench.measure import choose_batches, measure_build
     from edge.bench.memory import resident
     from edge.bench.power import find_monitor
     from edge.cli.bench_tables import print_bench
     from edge.cli.console import TerminalProgress
     from edge.runtime.open_build import open_runner
+    from engines.build_folder.folder import BuildFolder
 
     before = resident()
-    opened = open_runner(asked.folder, asked.runner, public_key=asked.public_key, threads=conditions.threads)
+    folder = BuildFolder(asked.folder, require_signature=asked.public_key)
+    opened = open_runner(folder, asked.runner, threads=conditions.threads)
     with opened.runner:
         batches = choose_batches(asked.batches, opened.batch)
-        report = measure(opened, batches, conditions, monitor=find_monitor(), before=before, progress=TerminalProgress(console))
+        report = measure_build(
+            opened, batches, conditions, monitor=find_monitor(), before=before, progress=TerminalProgress(console)
+        )
     print_bench(console, report)
     return report
 
 
-def _check_for_gate(build: Opened, other: Opened) -> None:
+def _check_for_gate(build: OpenedBuild, other: OpenedBuild) -> None:
     """A gate compares the time of an engine in units of that of FP32. Raises InputError for any other ratio."""
     for opened in (build, other):
         if not opened.itself:
@@ -148,12 +151,14 @@ def _in_turn(console: Console, asked: _Asked, conditions: Conditions) -> Compari
     from edge.cli.bench_tables import print_comparison
     from edge.cli.console import TerminalProgress
     from edge.runtime.open_build import open_runner
+    from engines.build_folder.folder import BuildFolder
 
     pairs = ((asked.folder, asked.runner), (asked.other or asked.folder, asked.other_runner))
     with ExitStack() as opened:
         builds = []
         for folder, runner in pairs:
-            build = open_runner(folder, runner, public_key=asked.public_key, threads=conditions.threads)
+            verified = BuildFolder(folder, require_signature=asked.public_key)
+            build = open_runner(verified, runner, threads=conditions.threads)
             opened.enter_context(build.runner)
             builds.append(build)
         if asked.for_gate:

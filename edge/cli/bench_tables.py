@@ -8,7 +8,7 @@ from rich.table import Table
 from edge.bench.latency import Latency
 from edge.bench.machine import Machine
 from edge.bench.memory import Memory
-from edge.bench.results import BatchResult, BenchReport, ComparisonReport, Measured
+from edge.bench.results import BatchResult, BenchReport, ComparisonReport, MeasuredBuild
 from edge.cli.console import wide
 
 _MIB = 1 << 20
@@ -84,7 +84,7 @@ def _energy(result: BatchResult) -> list[str]:
     return ["", ""] if found is None else [f"{found.mean_w:.2f}", f"{1e3 * found.joules_per_image:.2f}"]
 
 
-def _build_rows(name: str, build: Measured) -> dict[str, str]:
+def _build_rows(name: str, build: MeasuredBuild) -> dict[str, str]:
     what = f"{build.model} {build.precision}, target {build.target}, engine {build.engine_sha256[:16]}..."
     return {name: what, f"{name} ran on": build.ran_on}
 

@@ -37,15 +37,16 @@ def bundle(
     from edge.pipeline.pack_bundle import make_bundle
     from edge.tasks.registry import task_of
     from engines.build_folder.bundle_format import SUFFIX
-    from engines.build_folder.manifest import read_manifest
+    from engines.build_folder.folder import BuildFolder
 
-    chosen = judging_images(data, task_of(read_manifest(build))).take(images)
+    folder = BuildFolder(build)
+    chosen = judging_images(data, task_of(folder.manifest)).take(images)
     path = out or build.resolve().with_name(build.resolve().name + SUFFIX)
     if path.is_dir():
         raise InputError("a bundle is a file", where=path, next_command=f"pass --out {path / build.name}{SUFFIX}")
     progress = TerminalProgress(Console(soft_wrap=True))
     with progress.task("reference answers") as advance:
-        info = make_bundle(build, chosen, path, advance)
+        info = make_bundle(folder, chosen, path, advance)
     progress.say(
         f"{path}: {path.stat().st_size / 1e6:.1f} MB, {info.model} {info.precision}, {len(chosen)} images of {info.data}"
     )

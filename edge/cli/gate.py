@@ -52,6 +52,7 @@ def gate(  # noqa: PLR0913, PLR0917  # one parameter per option of the command
     from edge.gate.compare_builds import EXIT_CODES, GateReport
     from edge.gate.compare_builds import gate as compare
     from edge.gate.update import update_baseline
+    from engines.build_folder.folder import BuildFolder
 
     console = Console(soft_wrap=True)
     outputs = {"junit": junit, "markdown": markdown, "json": json}
@@ -62,12 +63,13 @@ def gate(  # noqa: PLR0913, PLR0917  # one parameter per option of the command
     try:
         remake = "measure engine and FP32 in turn"
         ratio = read_artifact(latency, LatencyRatio, remake=remake) if latency is not None else None
+        build = BuildFolder(folder)
         if update:
-            for line in update_baseline(folder, baseline, force=force, latency=ratio, by=reviewed_by or "", note=note or ""):
+            for line in update_baseline(build, baseline, force=force, latency=ratio, by=reviewed_by or "", note=note or ""):
                 console.print(line, markup=False, highlight=False)
             console.print(f"baseline  {baseline}: look at it before you commit it", markup=False, highlight=False)
             return 0
-        report = compare(folder, baseline, ratio)
+        report = compare(build, baseline, ratio)
     except UfovitError as error:
         if not update:
             _write(GateReport(str(folder), str(baseline), "refused", str(error)), outputs)

@@ -27,7 +27,7 @@ def inspect(
     from rich.console import Console
 
     if layers:
-        from edge.inspect.describe_layers import describe_layers
+        from edge.inspect.describe_engine_layers import describe_layers
 
         described = describe_layers(file, public_key=require_signature, unsafe_no_manifest=unsafe_no_manifest)
         Console(soft_wrap=True).print(described.renderable())
@@ -36,7 +36,7 @@ def inspect(
         raise InputError(
             "these options are about loading an engine", allowed="with --layers", next_command="ufovit verify PATH"
         )
-    from edge.inspect.describe_file import describe_file
+    from edge.inspect.describers import describe_file
 
     Console(soft_wrap=True).print(describe_file(file))
     return 0

@@ -31,8 +31,8 @@ def sign(
     from rich.console import Console
 
     from edge.pipeline.workspace import locked
-    from engines.build_folder.signature import sign as sign_files
     from engines.build_folder.signature import signature_path
+    from engines.build_folder.signing import sign as sign_files
 
     console = Console(soft_wrap=True)
 

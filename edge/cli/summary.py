@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from edge.attribution.attribution_record import Attribution, read_attribution
-from edge.drift.drift_report import DriftReport
-from edge.pipeline.steps import read_drift
+from edge.attribution.attribution_record import ATTRIBUTION_ARTIFACT, Attribution
+from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.report.certificate_text import headline, island_cost
-from edge.stability.certificate import read_certificate
+from edge.stability.certificate import CERTIFICATE_ARTIFACT, XNormCertificate
 from edge.tasks.registry import task_of
-from engines.build_folder.file_names import ATTRIBUTION, DRIFT, REPORT
-from engines.build_folder.manifest import EngineManifest, read_manifest
+from engines.build_folder.file_names import REPORT
+from engines.build_folder.folder import BuildFolder
+from engines.build_folder.manifest import EngineManifest
 
 _STYLE = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
 _LISTED = 5
@@ -23,22 +23,23 @@ _LISTED = 5
 
 def print_summary(console: Console, folder: Path) -> None:
     """Print the verdict, if there is one, and the figures behind it."""
-    manifest = read_manifest(folder)
+    build = BuildFolder(folder)
+    manifest, drift, attribution = build.manifest, build.find(DRIFT_ARTIFACT), build.find(ATTRIBUTION_ARTIFACT)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column()
     table.add_column(overflow="fold")
-    rows = _drift_rows(read_drift(folder / DRIFT), manifest) if (folder / DRIFT).is_file() else {}
+    rows = _drift_rows(drift, manifest) if drift is not None else {}
     rows |= {"engine": escape(_engine(manifest)), "receipt": escape(_receipt(manifest))}
     if manifest.xnorm is not None:
-        rows["xnorm"] = escape(_xnorm(folder / manifest.xnorm.file))
-    if (folder / ATTRIBUTION).is_file():
-        rows["layers"] = escape(_layers(read_attribution(folder / ATTRIBUTION)))
+        rows["xnorm"] = escape(_xnorm(build.read(CERTIFICATE_ARTIFACT)))
+    if attribution is not None:
+        rows["layers"] = escape(_layers(attribution))
     if manifest.random_weights:
         rows = {"weights": "[bold red]RANDOM: no figure here says anything about accuracy[/]", **rows}
     for name, text in rows.items():
         table.add_row(name, text)
     console.print(table, highlight=False)
-    if (folder / REPORT).is_file():  # not on a device, which lacks what draws it
+    if build.has(REPORT):  # not on a device, which lacks what draws it
         console.print(f"report   {folder / REPORT}", markup=False, highlight=False)  # in one piece, however narrow
 
 
@@ -66,8 +67,7 @@ def _engine(manifest: EngineManifest) -> str:
     )
 
 
-def _xnorm(path: Path) -> str:
-    certificate = read_certificate(path)
+def _xnorm(certificate: XNormCertificate) -> str:
     return "\n".join([headline(certificate), *([island_cost(certificate)] if certificate.islands.sites else [])])
 
 

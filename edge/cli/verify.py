@@ -32,13 +32,19 @@ def verify(
     """
     from rich.console import Console
 
-    from engines.build_folder.signature import check_signature
+    from engines.build_folder.folder import BuildFolder
+    from engines.build_folder.signing import check_folder_signature, check_signature
     from engines.build_folder.verify import examine_folder
 
     console = Console(soft_wrap=True)
-    files = examine_folder(path, complete=not partial).files if path.is_dir() else _members(path)
+    build = BuildFolder(path) if path.is_dir() else None
+    files = _members(path) if build is None else examine_folder(build, complete=not partial).files
     _print_files(console, files)
-    signature = check_signature(path, require_signature) if require_signature is not None else None
+    signature = None
+    if require_signature is not None and build is not None:
+        signature = check_folder_signature(build, require_signature)
+    elif require_signature is not None:
+        signature = check_signature(path, require_signature)
     for file in files:
         if file.problem is not None:
             raise file.problem

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from calib.artifact import from_fields, read_artifact, write_artifact
+from calib.artifact import from_fields, json_artifact, write_artifact
 from edge.drift.pictures import KEPT, Uint8, write_pictures
 from edge.tasks.registry import load_task
 from edge.tasks.task import Judged, Sides, Task
 from engines.build_folder.file_names import ANSWERS, DRIFT, PICTURES
+from engines.build_folder.safe_files import REMAKE
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,7 @@ class DriftReport(Judged, Subject):
         return report
 
 
-def read_drift(path: Path) -> DriftReport:
-    """Read `drift.json`. Raises InputError."""
-    return read_artifact(path, DriftReport, remake="ufovit build")
+DRIFT_ARTIFACT = json_artifact(DRIFT, DriftReport, remake=REMAKE)
 
 
 def judge_sides(task: Task, subject: Subject, sides: Sides, budget_points: float, *, random_weights: bool) -> DriftReport:

@@ -17,16 +17,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from calib.artifact import Artifact
 from calib.errors import InputError
 from calib.files import atomic_path
 from edge.images.npz import parse_npz
-from engines.build_folder.safe_files import read_contained
+from engines.build_folder.file_names import PICTURES
+from engines.build_folder.safe_files import REMAKE
 
 Int64 = npt.NDArray[np.int64]
 Uint8 = npt.NDArray[np.uint8]
 KEPT = 24
 SIDE = 64
-REMAKE = "ufovit build"
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ def write_pictures(path: Path, indices: Int64, pixels: Callable[[int], Uint8]) -
         np.savez_compressed(stream, indices=np.asarray(indices, np.int64), shapes=shapes, pixels=flat)
 
 
-def read_pictures(path: Path) -> KeptPictures:
-    """Read `flips.npz`. Raises InputError for a file that is not as described above."""
+def parse_pictures(data: bytes, path: Path) -> KeptPictures:
+    """The pictures that the bytes of `flips.npz` hold; `path` is what errors name. Raises InputError for any other bytes."""
     names, refusal = ("indices", "shapes", "pixels"), "not a file of flipped images"
-    arrays = parse_npz(read_contained(path, remake=REMAKE), names, path, refusal=refusal, remake=REMAKE)
+    arrays = parse_npz(data, names, path, refusal=refusal, remake=REMAKE)
     indices, shapes, pixels = arrays["indices"], arrays["shapes"], arrays["pixels"]
     types = (indices.dtype, shapes.dtype, pixels.dtype) == (np.dtype(np.int64), np.dtype(np.int64), np.dtype(np.uint8))
     fits = types and indices.ndim == 1 and len(indices) <= KEPT and shapes.shape == (len(indices), 2) and pixels.ndim == 1
@@ -72,3 +73,6 @@ def read_pictures(path: Path) -> KeptPictures:
     ends = np.cumsum(3 * shapes.prod(axis=1))
     parts = np.split(pixels, ends[:-1]) if len(indices) else []
     return KeptPictures(indices, tuple(p.reshape(h, w, 3) for p, (h, w) in zip(parts, shapes, strict=True)))
+
+
+PICTURES_ARTIFACT = Artifact(PICTURES, parse_pictures)

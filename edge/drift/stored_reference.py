@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calib.errors import InputError
-from calib.files import sha256_bytes
-from edge.drift.drift_report import DriftReport, Source
-from edge.tasks.registry import load_task
+from edge.drift.drift_report import DRIFT_ARTIFACT, Source
+from edge.tasks.registry import load_task, read_answers
 from edge.tasks.task import Outputs
 from engines.build_folder.file_names import ANSWERS, DRIFT, RECORD
-from engines.build_folder.safe_files import compare, parse_artifact, read_contained
-from engines.build_folder.step_record import read_record
+from engines.build_folder.folder import BuildFolder
 
 REMAKE = "ufovit drift BUILD, where the FP32 graph is"
 
@@ -43,18 +41,15 @@ class StoredAnswers:
 
 def read_stored(folder: Path) -> StoredAnswers:
     """The answers that a build folder, or a copy of its three files, holds. Raises InputError for files other than recorded."""
-    recorded = {file: sha256 for step in read_record(folder).values() for file, sha256 in step.writes.items()}
-    data = {}
+    build = BuildFolder(folder)
+    recorded = {file for step in build.steps.values() for file in step.writes}
     for file in (DRIFT, ANSWERS):
         if file not in recorded:
             raise InputError("no stored answers", where=folder, found=f"{RECORD} records no {file}", next_command=REMAKE)
-        data[file] = read_contained(folder / file)
-        compare(folder / file, sha256_bytes(data[file]), recorded[file], RECORD)
-    drift = parse_artifact(data[DRIFT], folder / DRIFT, DriftReport)
-    sides = load_task(drift.task).parse_answers(data[ANSWERS], folder / ANSWERS)
-    return StoredAnswers(
-        folder, drift.reference, drift.data_sha256, drift.preprocess_sha256, sides.reference, recorded[ANSWERS]
-    )
+    drift = build.read(DRIFT_ARTIFACT)
+    sides = read_answers(build, load_task(drift.task))
+    sha256 = build.digests[ANSWERS]
+    return StoredAnswers(folder, drift.reference, drift.data_sha256, drift.preprocess_sha256, sides.reference, sha256)
 
 
 def check_stored(stored: StoredAnswers, asked: dict[str, tuple[str, str]], images: int) -> None:

@@ -8,16 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.drift.drift_report import DriftReport, read_drift
+from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.recompute_check import check_stated
 from edge.gate.baseline import Identity, Margin, Measured, Origin, XNormMargins
 from edge.gate.scale_changes import read_scales
-from edge.stability.certificate import XNormCertificate, read_certificate
-from edge.tasks.registry import task_of
+from edge.stability.certificate import CERTIFICATE_ARTIFACT, XNormCertificate
+from edge.tasks.registry import read_answers, task_of
 from edge.tasks.task import Sides, Task
-from engines.build_folder.file_names import ANSWERS, DRIFT
-from engines.build_folder.manifest import EngineManifest, read_manifest
-from engines.build_folder.safe_files import read_contained
+from engines.build_folder.folder import BuildFolder
+from engines.build_folder.manifest import EngineManifest
 from engines.build_folder.verify import verify_folder
 from engines.hardware import versions
 
@@ -47,25 +46,26 @@ class Build:
     fallbacks: tuple[str, ...]
 
 
-def read_build(folder: Path) -> Build:
-    """Verify a build folder and read its figures. Raises InputError for one that is not what was recorded, or incomplete."""
+def read_build(folder: BuildFolder) -> Build:
+    """The figures of a build, its folder verified. Raises InputError for one that is not what was recorded, or incomplete."""
+    manifest, drift = folder.manifest, folder.read(DRIFT_ARTIFACT)
+    task = task_of(manifest)
+    sides = read_answers(folder, task)
+    check_stated(folder.path, task, drift, sides, spare_not_finite=True)  # it fails as a row
+    certificate = folder.read(CERTIFICATE_ARTIFACT) if manifest.xnorm else None
+    scales = read_scales(folder, certificate)
     verify_folder(folder)
-    manifest = read_manifest(folder)
-    task, drift = task_of(manifest), read_drift(folder / DRIFT)
-    sides = task.parse_answers(read_contained(folder / ANSWERS), folder / ANSWERS)
-    check_stated(folder, task, drift, sides, spare_not_finite=True)  # it fails as a row
-    certificate = read_certificate(folder / manifest.xnorm.file) if manifest.xnorm else None
     measured = Measured(
         answers=task.record(drift.comparison, sides),
         share=manifest.receipt.actual.get(manifest.precision, 0.0),
-        engine_bytes=(folder / manifest.engine.file).stat().st_size,
-        scales=read_scales(folder, certificate),
+        engine_bytes=(folder.path / manifest.engine.file).stat().st_size,
+        scales=scales,
         xnorm=_margins(certificate),
         latency=None,
     )
     fallbacks = tuple(fallback.layer for fallback in manifest.receipt.fallbacks)
     identity, origin = _identity(manifest, drift, task), _origin(manifest, drift)
-    return Build(folder, identity, origin, measured, drift, task, sides, fallbacks)
+    return Build(folder.path, identity, origin, measured, drift, task, sides, fallbacks)
 
 
 def _identity(manifest: EngineManifest, drift: DriftReport, task: Task) -> Identity:

@@ -21,6 +21,7 @@ from edge.images.even_spread import even_subset
 from edge.tasks.gate_row import Row
 from edge.tasks.registry import load_task
 from edge.tasks.task import GateRequest, Int64
+from engines.build_folder.folder import BuildFolder
 
 GateVerdict = Literal["pass", "fail", "inconclusive", "refused"]
 EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3, "refused": 2}
@@ -48,10 +49,10 @@ class GateReport:
     notes: tuple[str, ...] = ()
 
 
-def gate(folder: Path, baseline_path: Path, latency: LatencyRatio | None = None) -> GateReport:
-    """Compare a build folder with a baseline. Raises InputError for what cannot be compared."""
+def gate(build: BuildFolder, baseline_path: Path, latency: LatencyRatio | None = None) -> GateReport:
+    """Compare a build with a baseline. Raises InputError for what cannot be compared."""
     baseline = read_baseline(baseline_path)
-    return compare_builds(read_build(folder), baseline, baseline_path, latency)
+    return compare_builds(read_build(build), baseline, baseline_path, latency)
 
 
 def compare_builds(build: Build, baseline: Baseline, path: Path, latency: LatencyRatio | None = None) -> GateReport:

@@ -8,36 +8,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 
-from calib.calibration_table import load_table
+from calib.calibration_table import TABLE_ARTIFACT
 from calib.files import canonical_json, sha256_bytes
 from edge.gate.baseline import Scales
 from edge.stability.certificate import XNormCertificate
-from engines.build_folder.file_names import CALIBRATION, QUANTIZED, TYPED
-from engines.build_folder.safe_files import REMAKE
+from engines.build_folder.file_names import QUANTIZED, TYPED
+from engines.build_folder.folder import BuildFolder
 
 DIGITS = 3  # of log2: 0.07 %
 UNREADABLE = "the package onnx, which reads the graph, is not installed: pip install 'ufovit-edge[build]'"
 REFINED = "refined by "
 
 
-def read_scales(folder: Path, certificate: XNormCertificate | None) -> Scales | None:
-    """The scales of a verified build folder; None where it has no quantized graph, or onnx is not installed.
+def read_scales(build: BuildFolder, certificate: XNormCertificate | None) -> Scales | None:
+    """The scales of a build; None where it has no quantized graph, or onnx is not installed.
 
     Raises InputError for a graph or table that cannot be read.
     """
-    graph = next((folder / name for name in (TYPED, QUANTIZED) if (folder / name).is_file()), None)
-    if graph is None or not (folder / CALIBRATION).is_file() or find_spec("onnx") is None:
+    graph = next((name for name in (TYPED, QUANTIZED) if build.has(name)), None)
+    table = build.find(TABLE_ARTIFACT)
+    if graph is None or table is None or find_spec("onnx") is None:
         return None
     import onnx
 
     from calib.qdq_writer import read_qdq
 
-    table = load_table(folder / CALIBRATION, remake=REMAKE)
-    found = read_qdq(onnx.load(graph))
+    found = read_qdq(onnx.load_from_string(build.data(graph)))
     by_kind: dict[str, dict[str, float]] = {"activation": {}, "weight": {}}
     for name, info in found.items():
         by_kind[info.kind][name] = round(float(np.log2(info.scale).mean()), DIGITS)

@@ -14,6 +14,7 @@ from edge.gate.build_figures import Build, read_build
 from edge.gate.gate_tolerances import common_tolerances
 from edge.tasks.gate_row import Recorded, Tolerance
 from edge.tasks.registry import load_task
+from engines.build_folder.folder import BuildFolder
 
 
 def default_tolerances(identity: Identity, origin: Origin, measured: Measured) -> dict[str, Tolerance]:
@@ -31,7 +32,7 @@ def make_baseline(build: Build, latency: LatencyRatio | None = None, reviewed_by
 
 
 def update_baseline(
-    folder: Path, path: Path, *, force: bool = False, latency: LatencyRatio | None = None, by: str = "", note: str = ""
+    folder: BuildFolder, path: Path, *, force: bool = False, latency: LatencyRatio | None = None, by: str = "", note: str = ""
 ) -> list[str]:
     """Write a baseline of a build folder to `path`, atomically, and return what changed against the one before.
 
@@ -42,13 +43,13 @@ def update_baseline(
     if build.drift.verdict != "pass" and not force:
         raise VerdictError(
             "no baseline is made of a build that did not pass",
-            where=folder,
+            where=folder.path,
             found=f"{build.drift.verdict}: {build.drift.reason}",
             next_command="mend the build, or stamp the baseline with --force",
         )
     figures = (*build.measured.answers.figures.values(), build.measured.share)
     if not all(figure is None or math.isfinite(figure) for figure in figures):
-        raise InputError("no baseline is made of figures that are no finite numbers", where=folder, found=figures)
+        raise InputError("no baseline is made of figures that are no finite numbers", where=folder.path, found=figures)
     baseline = make_baseline(build, latency, by, note)
     changes = ["new baseline"]
     if path.exists():

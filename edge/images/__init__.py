@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from calib.lazy_exports import by_name, lazy_exports
 
 if TYPE_CHECKING:
-    from edge.images.golden_pair import GoldenPair, check_folder_golden
+    from edge.images.golden_pair import GoldenPair, check_build_golden
     from edge.images.graph_input import GraphImages, open_graph_images
     from edge.images.labelled_images import ImageSet, open_images, open_unlabelled
     from edge.images.preprocess import Preprocess, read_preprocess
 
 _PUBLIC = by_name(
     {
-        "edge.images.golden_pair": ("GoldenPair", "check_folder_golden"),
+        "edge.images.golden_pair": ("GoldenPair", "check_build_golden"),
         "edge.images.graph_input": ("GraphImages", "open_graph_images"),
         "edge.images.labelled_images": ("ImageSet", "open_images", "open_unlabelled"),
         "edge.images.preprocess": ("Preprocess", "read_preprocess"),
@@ -26,7 +26,7 @@ __all__ = [
     "GraphImages",
     "ImageSet",
     "Preprocess",
-    "check_folder_golden",
+    "check_build_golden",
     "open_graph_images",
     "open_images",
     "open_unlabelled",

@@ -15,15 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
+from calib.artifact import Artifact
 from calib.errors import ArtifactError, VerdictError
 from calib.files import write_bytes
 from edge.images.npz import parse_npz
 from edge.images.preprocess import Float32, Preprocess, Uint8
 from edge.numeric_tolerances import PREPROCESS_ABS
 from engines.build_folder.file_names import GOLDEN
-from engines.build_folder.safe_files import is_there, read_contained
+from engines.build_folder.folder import BuildFolder
+from engines.build_folder.safe_files import REMAKE
 
-REMAKE = "ufovit build"
 _LARGEST_SIDE_RATIO = 2
 
 
@@ -48,9 +49,8 @@ def write_golden(path: Path, pair: GoldenPair) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def read_golden(path: Path) -> GoldenPair:
-    """Read a pair. Raises InputError for a file that is missing or not as described above."""
-    data = read_contained(path, remake=REMAKE)
+def parse_golden(data: bytes, path: Path) -> GoldenPair:
+    """The pair that the bytes of `golden.npz` hold; `path` is what errors name. Raises ArtifactError for any other bytes."""
     arrays = parse_npz(data, ("pixels", "tensor"), path, refusal="not a golden pair", remake=REMAKE)
     pixels, tensor = arrays["pixels"], arrays["tensor"]
     image = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] in (1, 3) and pixels.size
@@ -59,6 +59,9 @@ def read_golden(path: Path) -> GoldenPair:
         allowed = "uint8 (H, W, 1 or 3) and float32 (3, S, S)"
         raise ArtifactError("not an image and its tensor", where=path, found=found, allowed=allowed, next_command=REMAKE)
     return GoldenPair(pixels, tensor)
+
+
+GOLDEN_ARTIFACT = Artifact(GOLDEN, parse_golden)
 
 
 def check_golden(pair: GoldenPair, preprocess: Preprocess, where: object) -> None:
@@ -78,27 +81,25 @@ def check_golden(pair: GoldenPair, preprocess: Preprocess, where: object) -> Non
         )
 
 
-def golden_path(folder: Path) -> Path:
-    """Where the golden pair of a build folder lies. Raises InputError where there is none, as in builds of older toolkits."""
-    path = folder / GOLDEN
-    if not is_there(path):
+def require_golden(build: BuildFolder) -> None:
+    """Raise ArtifactError where a build has no golden pair, as those of older toolkits."""
+    if not build.has(GOLDEN):
         raise ArtifactError(
             "the build holds no golden pair, which says what preprocessing must give",
-            where=path,
+            where=build.path / GOLDEN,
             allowed="the file that the build wrote",
             next_command=f"copy {GOLDEN} along, or build again: {REMAKE}",
         )
-    return path
 
 
-def check_folder_golden(folder: Path, preprocess: Preprocess) -> GoldenPair:
-    """The golden pair of a build folder, once this machine's preprocessing agrees with it.
+def check_build_golden(build: BuildFolder, preprocess: Preprocess) -> GoldenPair:
+    """The golden pair of a build, once this machine's preprocessing agrees with it.
 
-    Raises InputError where it is missing or damaged; VerdictError as `check_golden` does.
+    Raises ArtifactError where it is missing or damaged; VerdictError as `check_golden` does.
     """
-    path = golden_path(folder)
-    pair = read_golden(path)
-    check_golden(pair, preprocess, f"{path}: the first calibration image")
+    require_golden(build)
+    pair = build.read(GOLDEN_ARTIFACT)
+    check_golden(pair, preprocess, f"{build.path / GOLDEN}: the first calibration image")
     return pair
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from calib.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from edge.inspect.describe_file import describe_file
+    from edge.inspect.describers import describe_file
 
-_PUBLIC = {"describe_file": "edge.inspect.describe_file"}
+_PUBLIC = {"describe_file": "edge.inspect.describers"}
 
 __all__ = ["describe_file"]
 __getattr__ = lazy_exports(__name__, _PUBLIC)

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from calib.errors import InputError
 from calib.files import sha256_file
-from edge.inspect.describe_json import RANDOM_STAMP, beside, manifest_description
+from edge.inspect.describe_dataclass import value_text
+from edge.inspect.describe_json import RANDOM_STAMP, describe_manifest
 from edge.inspect.description import Description, Listing, size_text
+from engines.build_folder.file_names import MANIFEST
+from engines.build_folder.folder import BuildFolder
 
 if TYPE_CHECKING:
     import onnx
 
 LISTED_FINDINGS = 20
-LISTED_LABELS = 20
 _LONGEST_PROPERTY = 100
 
 
@@ -51,20 +53,6 @@ def describe_onnx(path: Path) -> Description:
     return Description("ONNX graph", facts, _findings(model), warnings)
 
 
-def describe_golden(path: Path) -> Description:
-    """golden.npz: one image, and what the network was fed for it."""
-    from edge.images.golden_pair import read_golden
-
-    pair = read_golden(path)
-    height, width, channels = pair.pixels.shape
-    facts = {
-        "file": size_text(path.stat().st_size),
-        "image": f"{width} x {height}, {'grey' if channels == 1 else 'RGB'}",
-        "tensor": f"{pair.tensor.dtype} {pair.tensor.shape}, {pair.tensor.min():.4g} to {pair.tensor.max():.4g}",
-    }
-    return Description("Golden pair: what preprocessing must make of an image", facts)
-
-
 def describe_checkpoint(path: Path) -> Description:
     """A safetensors checkpoint: its tensors, and what it says of itself. Needs no torch."""
     import safetensors
@@ -95,7 +83,7 @@ def describe_checkpoint(path: Path) -> Description:
         raise unreadable_error(path, error) from error
     facts |= {
         "model": f"{info.config.name}, {info.config.image_size} px, {info.config.classes} classes",
-        "labels": ", ".join(info.labels[:LISTED_LABELS]) + (" ..." * (len(info.labels) > LISTED_LABELS)),
+        "labels": value_text("labels", info.labels),
         "preprocess": ", ".join(f"{name} {value}" for name, value in sorted(info.preprocess.as_json().items())),
         **{f"training {name}": _cut(_plain(value)) for name, value in sorted(info.training.items())},
     }
@@ -106,10 +94,11 @@ def describe_engine(path: Path) -> Description:
     """An engine: its bytes, and the manifest beside it. It is never deserialized here: a plan is an executable artifact."""
     digest = sha256_file(path)
     facts = {"file": f"{size_text(path.stat().st_size)}, sha256 {digest}"}
-    manifest = beside(path)
-    if manifest is None:
+    build = BuildFolder(path.parent)
+    if not build.has(MANIFEST):
         facts["manifest"] = "none beside it: nothing tells what this engine is"
         return Description("Engine", facts, warnings=("do not run an engine that nothing vouches for",))
+    manifest = build.manifest
     if (path.name, digest) != (manifest.engine.file, manifest.engine.sha256):
         raise InputError(
             "engine is not the one that the manifest beside it records",
@@ -118,7 +107,7 @@ def describe_engine(path: Path) -> Description:
             allowed=f"{manifest.engine.file}, sha256 {manifest.engine.sha256}",
             next_command="ufovit build",
         )
-    described = manifest_description(manifest)
+    described = describe_manifest(manifest)
     facts |= {name: text for name, text in described.facts.items() if name != "engine"}
     return Description("Engine", facts, described.listings, described.warnings)
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from calib.artifact import json_artifact
+from engines.build_folder.file_names import EXPORT
+from engines.build_folder.safe_files import REMAKE
+
 
 @dataclass(frozen=True)
 class Simplification:
@@ -33,3 +37,6 @@ class ExportRecord:
     foldings: tuple[str, ...]
     simplification: Simplification
     parity: Parity
+
+
+EXPORT_ARTIFACT = json_artifact(EXPORT, ExportRecord, remake=REMAKE)

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from edge.drift.drift_report import DRIFT_ARTIFACT
 from edge.pipeline import steps
 from edge.pipeline.build_request import BuildInputs, BuildRequest, resolve_inputs
 from edge.pipeline.preflight import check_inputs
@@ -26,7 +27,6 @@ from edge.progress import Progress
 from engines.build_folder.file_names import (
     ARTIFACTS,
     CALIBRATION,
-    DRIFT,
     EXPORT,
     FOLDED,
     GOLDEN,
@@ -37,6 +37,7 @@ from engines.build_folder.file_names import (
     TYPED,
     XNORM,
 )
+from engines.build_folder.folder import BuildFolder
 from engines.hardware import versions
 
 
@@ -65,7 +66,7 @@ def run(request: BuildRequest, progress: Progress) -> BuildOutcome:
         build.engine(graph)
         build.drift()
         build.report()
-        verdict = steps.read_drift(request.out / DRIFT).verdict
+        verdict = BuildFolder(request.out).read(DRIFT_ARTIFACT).verdict
         return BuildOutcome(request.out, verdict, tuple(workspace.ran), tuple(workspace.reused))
 
 
@@ -159,7 +160,7 @@ class _Build:
 
     def drift(self) -> None:
         question = steps.Question(self.inputs.eval_images, labelled=True, budget_points=self.request.max_drop_points)
-        step = steps.drift_step(self.request.out, question, here=self.request.engine_runs_here)
+        step = steps.drift_step(BuildFolder(self.request.out), question, here=self.request.engine_runs_here)
         run_step(self.workspace, self.progress, step)
 
     def report(self) -> None:

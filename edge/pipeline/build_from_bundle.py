@@ -15,7 +15,7 @@ from typing import Any
 
 from calib.errors import EvidenceError, InputError, MissingError
 from calib.files import write_bytes
-from edge.drift.drift_report import Source, read_drift
+from edge.drift.drift_report import DRIFT_ARTIFACT, Source
 from edge.drift.stored_reference import StoredAnswers
 from edge.images.golden_pair import check_golden, write_golden
 from edge.images.labelled_images import ImageSet
@@ -32,7 +32,8 @@ from engines.backends import require_backend
 from engines.build_folder.bundle_format import GOLDEN as GOLDEN_MEMBER
 from engines.build_folder.bundle_format import Bundle, verify_bundle
 from engines.build_folder.file_names import ANSWERS, ARTIFACTS, DRIFT, GOLDEN, MANIFEST, PICTURES
-from engines.build_folder.manifest import EngineManifest, FileRecord, read_manifest, write_manifest
+from engines.build_folder.folder import BuildFolder
+from engines.build_folder.manifest import EngineManifest, FileRecord, write_manifest
 from engines.build_spec import BatchRange, BuildSpec, Precision
 from engines.hardware import gpus, versions
 from engines.targets import Target
@@ -103,7 +104,7 @@ def run_bundle(request: DeviceRequest, progress: Progress) -> BuildOutcome:
         build.unpack(images)
         build.engine()
         build.drift(images)
-        return BuildOutcome(out, read_drift(out / DRIFT).verdict, tuple(workspace.ran), tuple(workspace.reused))
+        return BuildOutcome(out, BuildFolder(out).read(DRIFT_ARTIFACT).verdict, tuple(workspace.ran), tuple(workspace.reused))
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,9 @@ class _DeviceBuild:
         reads = {"manifest": self.workspace.sha256(MANIFEST), "bundle": self.bundle.sha256, "gpus": here}
 
         def run(advance: Advance) -> None:
+            build = BuildFolder(self.out)
             try:
-                runner = open_engine(self.out)
+                runner = open_engine(build)
             except MissingError as error:
                 raise EvidenceError(
                     "the engine is built and its receipt holds, but nothing here can run it: its drift is not known",
@@ -187,8 +189,7 @@ class _DeviceBuild:
                     found=str(error).splitlines()[0],
                     next_command="ufovit build --bundle on a machine with the target's GPU",
                 ) from error
-            manifest = read_manifest(self.out)
-            drift(self.out, question, manifest, manifest.engine.file, advance, runner)
+            drift(build, question, build.manifest.engine.file, advance, runner)
 
         self._step("drift", reads, (DRIFT, ANSWERS, PICTURES), run)
 

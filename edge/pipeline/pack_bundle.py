@@ -13,13 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from calib.errors import InputError
+from edge.drift.drift_report import DRIFT_ARTIFACT
 from edge.images.golden_pair import GoldenPair, shrunk
 from edge.images.labelled_images import ImageSet
 from edge.images.preprocess import Float32, Uint8, read_preprocess
 from edge.progress import Advance
 from engines.build_folder.bundle_format import ANSWERS, GOLDEN, LABELS, PIXELS, REMAKE, SHAPES, Bundle, BundleInfo, write_bundle
-from engines.build_folder.file_names import DRIFT, MANIFEST
-from engines.build_folder.manifest import EngineManifest, FileRecord, parse_manifest, source_graph
+from engines.build_folder.file_names import MANIFEST
+from engines.build_folder.folder import BuildFolder
+from engines.build_folder.manifest import MANIFEST_ARTIFACT, EngineManifest, FileRecord, source_graph
 from engines.build_folder.verify import verify_folder
 from engines.targets import TARGETS
 
@@ -53,7 +55,7 @@ class BundledImages:
         return GoldenPair(self.pixels[0], self.golden)
 
 
-def make_bundle(folder: Path, images: ImageSet, path: Path, advance: Advance) -> BundleInfo:
+def make_bundle(build: BuildFolder, images: ImageSet, path: Path, advance: Advance) -> BundleInfo:
     """A finished build and labelled images -> one file.
 
     The reference's answers to exactly these images are computed here, by ONNX Runtime on the FP32 graph of the build. Images
@@ -62,23 +64,20 @@ def make_bundle(folder: Path, images: ImageSet, path: Path, advance: Advance) ->
     Raises InputError for a folder whose files are not those that were recorded, whose graph no GPU target builds from, or that
     was itself built from a bundle.
     """
-    from edge.pipeline.steps import read_drift
     from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
-    from engines.layer_requests import load_graph
+    from engines.layer_requests import parse_graph
 
-    manifest = verify_folder(folder).manifest
-    if manifest is None:  # not after a check that found nothing
-        raise InputError("no finished build", where=folder)
-    _check_packable(folder, manifest)
-    drift = read_drift(folder / DRIFT)
+    verify_folder(build)
+    manifest, drift = build.manifest, build.read(DRIFT_ARTIFACT)
+    _check_packable(build.path, manifest)
     preprocess = read_preprocess(manifest)
     graph = source_graph(manifest)
-    runner = OrtRunner(folder / manifest.onnx.file, throughput=True)
+    runner = OrtRunner(build.path / manifest.onnx.file, data=build.data(manifest.onnx.file), throughput=True)
     pixels = tuple(shrunk(images.pixels(i), preprocess) for i in range(len(images)))
     starts = range(0, len(pixels), BATCH)
     batches = (np.stack([preprocess(image) for image in pixels[start : start + BATCH]]) for start in starts)
     answers = run_all(runner, batches, lambda done: advance(done / len(pixels)))
-    members = {file: (folder / file).read_bytes() for file in (MANIFEST, *packed_digests(manifest))}
+    members = {file: build.data(file) for file in (MANIFEST, *packed_digests(manifest))}
     members |= {
         PIXELS: _npy(np.concatenate([image.ravel() for image in pixels])),
         SHAPES: _npy(np.array([image.shape for image in pixels], np.int64)),
@@ -90,7 +89,7 @@ def make_bundle(folder: Path, images: ImageSet, path: Path, advance: Advance) ->
         model=manifest.model,
         precision=manifest.precision,
         graph=graph.file,
-        facts=load_graph(folder / graph.file)[1],
+        facts=parse_graph(members[graph.file], build.path / graph.file)[1],
         batch=manifest.batch,
         int8_floor=manifest.int8_floor,
         budget_points=drift.budget_points,
@@ -117,7 +116,7 @@ def read_source(bundle: Bundle) -> EngineManifest:
     Raises InputError when bundle.json or a member is not of that build, or the budget is no number of points.
     """
     info, where = bundle.info, Path(f"{bundle.path}: {MANIFEST}")
-    manifest = parse_manifest(bundle.read(MANIFEST), where)
+    manifest = MANIFEST_ARTIFACT.parse(bundle.read(MANIFEST), where)
     reference = FileRecord(manifest.onnx.file, manifest.onnx.sha256)
     graph = source_graph(manifest).file
     pairs = {

@@ -10,13 +10,12 @@ removed. A signature goes with the files that it vouched for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from calib.errors import InputError
-from calib.files import sha256_file
-from edge.drift.drift_report import DriftReport
+from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.stored_reference import StoredAnswers, read_stored
 from edge.images.labelled_images import ImageSet, open_unlabelled
 from edge.pipeline import steps
@@ -26,9 +25,9 @@ from edge.pipeline.workspace import Workspace, locked
 from edge.progress import Advance, Progress
 from edge.tasks.registry import task_of
 from engines.build_folder.file_names import ANSWERS, ARTIFACTS, ATTRIBUTION, DRIFT, MANIFEST, MODEL, PICTURES, REPORT
-from engines.build_folder.manifest import EngineManifest, read_manifest
-from engines.build_folder.step_record import read_record
-from engines.build_folder.verify import FolderCheck, examine_folder
+from engines.build_folder.folder import BuildFolder
+from engines.build_folder.manifest import EngineManifest
+from engines.build_folder.verify import verify_folder
 from engines.hardware import versions
 from engines.select_target import judged_here
 from engines.targets import TARGETS
@@ -76,22 +75,23 @@ def rejudge(request: JudgeRequest, progress: Progress) -> BuildOutcome:
     """
     folder = request.folder
     with locked(folder, progress.say):
-        checked = _examined(folder, but=_JUDGED)
-        manifest = read_manifest(folder)
-        last = steps.read_drift(folder / DRIFT) if _intact(checked, DRIFT) else None
+        build = BuildFolder(folder)
+        verify_folder(build, ignore=_JUDGED)
+        manifest, last = build.manifest, _last_drift(build)
         question = _question(request, manifest, last)
         target = TARGETS.get(manifest.target)
         here = manifest.bundle is not None or target is None or judged_here(target)
-        drift = steps.drift_step(folder, question, here=here)
+        drift = steps.drift_step(build, question, here=here)
         again = {"drift", "report"} | ({"attribute"} if request.attribute else set())
-        attribute = _attribute_step(folder, question.images) if request.attribute else None
-        workspace = _reopened(folder, again, lambda: _need_libraries(question, attribute))
+        attribute = _attribute_step(build, question.images) if request.attribute else None
+        workspace = _reopened(build, again, lambda: _need_libraries(question, attribute))
         run_step(workspace, progress, drift)
         if attribute is not None:
             run_step(workspace, progress, attribute)
         if manifest.bundle is None:
             run_step(workspace, progress, steps.report_step(workspace))
-        return BuildOutcome(folder, steps.read_drift(folder / DRIFT).verdict, tuple(workspace.ran), tuple(workspace.reused))
+        verdict = BuildFolder(folder).read(DRIFT_ARTIFACT).verdict
+        return BuildOutcome(folder, verdict, tuple(workspace.ran), tuple(workspace.reused))
 
 
 def redraw(folder: Path, progress: Progress) -> bool:
@@ -103,8 +103,8 @@ def redraw(folder: Path, progress: Progress) -> bool:
     from edge.report.inputs import gather
 
     with locked(folder, progress.say):
-        _examined(folder, but=(REPORT,))
-        if read_manifest(folder).bundle is not None:
+        build = BuildFolder(folder)
+        if build.manifest.bundle is not None:
             raise InputError(
                 "a build from a bundle has no report: it lacks the graphs that a report stands on",
                 where=folder,
@@ -112,50 +112,47 @@ def redraw(folder: Path, progress: Progress) -> bool:
                 next_command=f"ufovit inspect {folder}",
             )
 
+        gather(build)
+        verify_folder(build, ignore=(REPORT,))
+
         def preflight() -> None:
             from edge.report import render  # noqa: F401  # a library that is missing is missed before anything is removed
 
-            gather(folder)
-
-        workspace = _reopened(folder, {"report"}, preflight)
-        run_step(workspace, progress, steps.report_step(workspace))
+        workspace = _reopened(build, {"report"}, preflight)
+        run_step(workspace, progress, steps.report_step(workspace, build))
         return bool(workspace.ran)
 
 
-def _attribute_step(folder: Path, images: ImageSet) -> Step:
+def _attribute_step(build: BuildFolder, images: ImageSet) -> Step:
     from edge.attribution.attribute import TRIAL_IMAGES, attribute_build
     from edge.attribution.build_graphs import require_graphs
 
-    require_graphs(folder)
+    require_graphs(build)
     reads = {
-        "manifest": sha256_file(folder / MANIFEST),  # it records every graph
+        "manifest": build.sha256(MANIFEST),  # it records every graph
         "images": images.take(TRIAL_IMAGES).sha256,
         "versions": versions("onnx", "onnxruntime", "numpy"),
     }
 
     def run(advance: Advance) -> None:
-        attribute_build(folder, images, advance)
+        attribute_build(build, images, advance)
 
     return Step("attribute", reads, (ATTRIBUTION,), run)
 
 
-def _examined(folder: Path, *, but: Collection[str]) -> FolderCheck:
-    """The folder, checked. Raises the problem of the first file that is not among `but`."""
-    checked = examine_folder(folder)
-    for file in checked.files:
-        if file.problem is not None and file.file not in but:
-            raise file.problem
-    return checked
+def _last_drift(build: BuildFolder) -> DriftReport | None:
+    """What the build was last judged on; None where there is no verdict, or not the one that was recorded."""
+    try:
+        build.check(DRIFT)
+    except InputError:
+        return None
+    return build.read(DRIFT_ARTIFACT) if DRIFT in build.recorded else None
 
 
-def _intact(checked: FolderCheck, name: str) -> bool:
-    return any(file.file == name and file.problem is None for file in checked.files)
-
-
-def _reopened(folder: Path, again: set[str], preflight: Callable[[], None]) -> Workspace:
+def _reopened(build: BuildFolder, again: set[str], preflight: Callable[[], None]) -> Workspace:
     """The folder's workspace with all steps done but those named in `again`."""
-    done = [name for name in read_record(folder) if name not in again]
-    return Workspace(folder, ARTIFACTS, before_change=lambda _step: preflight(), reused=done)
+    done = [name for name in build.steps if name not in again]
+    return Workspace(build.path, ARTIFACTS, before_change=lambda _step: preflight(), reused=done)
 
 
 def _need_libraries(question: steps.Question, attribute: Step | None) -> None:

@@ -15,13 +15,14 @@ from edge.report.inputs import Evidence, gather
 from edge.report.svg import draw
 from edge.stability.float_formats import FP16
 from edge.tasks.report_parts import Drawing, Span, Value
+from engines.build_folder.folder import BuildFolder
 
 TEMPLATE = "template.html"
 LISTED_FALLBACKS = 20
 LISTED_XNORMS = 12
 
 
-def render(folder: Path, advance: Callable[[float], None]) -> str:
+def render(build: BuildFolder, advance: Callable[[float], None]) -> str:
     """The report of a finished build as HTML; equal artifacts give equal text.
 
     Args:
@@ -31,7 +32,7 @@ def render(folder: Path, advance: Callable[[float], None]) -> str:
 
     Raises InputError when an artifact is missing, malformed, altered or of another build.
     """
-    evidence = gather(folder)
+    evidence = gather(build)
     advance(0.3)
     context = {**_verdict(evidence), **_precision(evidence), **_xnorm(evidence), **_layers(evidence), **_origin(evidence)}
     advance(0.6)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from calib.files import sha256_file
 from edge.drift.drift_report import DriftReport
 from edge.report.inputs import Evidence
 from edge.tasks.report_parts import Figure, Value
@@ -59,7 +58,7 @@ def _engine_figures(manifest: EngineManifest) -> tuple[Figure, ...]:
 
 def provenance(evidence: Evidence) -> tuple[FileRow, ...]:
     """Every file and data set behind the verdict; the digests of files in the folder were recomputed by `gather`."""
-    manifest, drift, folder = evidence.manifest, evidence.drift, evidence.folder
+    manifest, drift, build = evidence.manifest, evidence.drift, evidence.build
     rows = []
     if manifest.checkpoint is not None:
         rows.append(FileRow("checkpoint", manifest.checkpoint.file, manifest.checkpoint.sha256, "the trained weights"))
@@ -79,13 +78,13 @@ def provenance(evidence: Evidence) -> tuple[FileRow, ...]:
     rows.append(FileRow("engine", engine.file, engine.sha256, f"{engine.backend} {engine.backend_version}"))
     rows.append(FileRow("judging images", drift.data, drift.data_sha256, f"{drift.images:,} images"))
     made = [(EXPORT, "parity with torch"), (DRIFT, "comparison and verdict"), (ANSWERS, "both sides' answers")]
-    if (folder / GOLDEN).is_file():
+    if build.has(GOLDEN):
         made.append((GOLDEN, "an image, and what the network was fed for it"))
     if evidence.pictures is not None:
         made.append((PICTURES, "pictures of images whose answer flipped"))
     if evidence.attribution is not None:
         made.append((ATTRIBUTION, f"layer by layer, on {evidence.attribution.images:,} images"))
-    rows += [FileRow("record", file, sha256_file(folder / file), note) for file, note in made]
+    rows += [FileRow("record", file, build.sha256(file), note) for file, note in made]
     return tuple(rows)
 
 

@@ -1,1 +1,41 @@
 """Running an engine: one small protocol, one file per way to run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from calib.lazy_exports import by_name, lazy_exports
+
+if TYPE_CHECKING:
+    from edge.runtime.engine_runner import open_engine
+    from edge.runtime.open_build import RUNNERS, OpenedBuild, open_runner
+    from edge.runtime.openvino_runner import OpenVinoRunner
+    from edge.runtime.ort_runner import OrtRunner, emulated_runner, run_all
+    from edge.runtime.runner import FakeRunner, Runner
+    from edge.runtime.trt_runner import TrtRunner
+
+_PUBLIC = by_name(
+    {
+        "edge.runtime.engine_runner": ("open_engine",),
+        "edge.runtime.open_build": ("RUNNERS", "OpenedBuild", "open_runner"),
+        "edge.runtime.openvino_runner": ("OpenVinoRunner",),
+        "edge.runtime.ort_runner": ("OrtRunner", "emulated_runner", "run_all"),
+        "edge.runtime.runner": ("FakeRunner", "Runner"),
+        "edge.runtime.trt_runner": ("TrtRunner",),
+    }
+)
+
+__all__ = [
+    "RUNNERS",
+    "FakeRunner",
+    "OpenVinoRunner",
+    "OpenedBuild",
+    "OrtRunner",
+    "Runner",
+    "TrtRunner",
+    "emulated_runner",
+    "open_engine",
+    "open_runner",
+    "run_all",
+]
+__getattr__ = lazy_exports(__name__, _PUBLIC)

@@ -1,9 +1,8 @@
-"""The runner of an engine in a build folder: authenticated, held against this machine, then loaded."""
+"""The runner of an engine: its manifest is compared with this machine, then the authenticated bytes are loaded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calib.errors import InputError
@@ -12,61 +11,55 @@ from engines.targets import TARGETS
 if TYPE_CHECKING:
     from edge.runtime.device_memory import DeviceMemory
     from edge.runtime.trt_runner import TrtRunner
+    from engines.build_folder.folder import BuildFolder
     from engines.build_folder.manifest import EngineManifest
     from engines.trt.api import Flavour
 
 
-def open_engine(
-    folder: Path,
-    *,
-    public_key: Path | None = None,
-    unsafe_no_manifest: bool = False,
-) -> TrtRunner:
-    """Load the engine of a build folder on this machine's GPU.
-
-    The bytes that are hashed are the bytes that are deserialized. Raises InputError for an engine that is not the recorded
-    one, or is none for a GPU; MissingError without the library or a GPU, and where the engine was built by another release or
-    for another GPU.
-    """
-    from edge.runtime.trt_runner import TrtRunner
-
-    engine = authenticate(folder, public_key=public_key, unsafe_no_manifest=unsafe_no_manifest)
-    return TrtRunner(engine.flavour, engine.data, engine.memory, version_compatible=engine.version_compatible)
-
-
 @dataclass(frozen=True)
-class AuthenticEngine:
-    """An engine that was authenticated and that this machine can run, not yet loaded.
+class EngineDevice:
+    """What runs an engine on this machine.
 
     Attributes:
-        manifest: None for one that nothing describes.
-        data: its bytes, as they were hashed.
-        flavour: the library that runs it.
+        flavour: the library.
         memory: the GPU.
+        version_compatible: whether the engine may be loaded by a later release than the one that built it.
     """
 
-    manifest: EngineManifest | None
-    data: bytes
     flavour: Flavour
     memory: DeviceMemory
+    version_compatible: bool
 
-    @property
-    def version_compatible(self) -> bool:
-        """Whether it may be loaded by a later release than the one that built it."""
-        return self.manifest is not None and self.manifest.engine.version_compatible
+    def load(self, engine: bytes) -> TrtRunner:
+        """Deserialize an engine: pass only bytes that `BuildFolder.engine` or `read_authenticated` returned."""
+        from edge.runtime.trt_runner import TrtRunner
+
+        return TrtRunner(self.flavour, engine, self.memory, version_compatible=self.version_compatible)
 
 
-def authenticate(path: Path, *, public_key: Path | None = None, unsafe_no_manifest: bool = False) -> AuthenticEngine:
-    """The engine at `path`, a build folder or an engine file, held against this machine. Raises as `open_engine` does."""
+def open_engine(build: BuildFolder) -> TrtRunner:
+    """Load the engine of a build on this machine's GPU; the bytes that are deserialized are those that were hashed.
+
+    Raises InputError for an engine that is not the recorded one; else as `engine_device` does.
+    """
+    return engine_device(build.manifest).load(build.engine())
+
+
+def engine_device(manifest: EngineManifest | None) -> EngineDevice:
+    """What runs the engine of a manifest here; None for an engine that nothing describes.
+
+    Raises InputError for an engine of a CPU; MissingError without the library or a GPU, and where the engine was built by
+    another release or for another GPU.
+    """
     from edge.runtime.open_device import open_device
-    from engines.build_folder.authenticate import check_runs_here, read_authenticated
+    from engines.build_folder.authenticate import check_runs_here
     from engines.trt.api import version
 
-    manifest, data = read_authenticated(path, public_key=public_key, unsafe_no_manifest=unsafe_no_manifest)
     flavour, memory = engine_flavour(manifest), open_device()
-    if manifest is not None:
-        check_runs_here(manifest, backend_version=version(flavour), compute_capability=memory.compute_capability)
-    return AuthenticEngine(manifest, data, flavour, memory)
+    if manifest is None:
+        return EngineDevice(flavour, memory, version_compatible=False)
+    check_runs_here(manifest, backend_version=version(flavour), compute_capability=memory.compute_capability)
+    return EngineDevice(flavour, memory, manifest.engine.version_compatible)
 
 
 def engine_flavour(manifest: EngineManifest | None) -> Flavour:

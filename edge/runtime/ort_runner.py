@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ import numpy.typing as npt
 from calib.errors import InputError, MissingError
 from calib.parallel import ordered_map, shared_cores
 from edge.runtime.runner import Runner
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 BATCH = 16
 """Images per run on the CPU: more are no faster, and take more memory."""
@@ -71,6 +74,14 @@ class OrtRunner(Runner):
     def close(self) -> None:
         """Give the session and its threads back."""
         self._session = None
+
+
+def emulated_runner(typed: ModelProto, where: Path, threads: int = 0, *, throughput: bool = False) -> OrtRunner:
+    """Runs a typed FP16 graph on the CPU with every rounding of FP16 hardware. Arguments as of `OrtRunner`."""
+    from calib.qdq_writer import serialize
+    from engines.fp16_emulation import emulated_graph
+
+    return OrtRunner(where, threads, data=serialize(emulated_graph(typed)), throughput=throughput)
 
 
 def run_all(

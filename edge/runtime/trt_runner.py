@@ -23,7 +23,7 @@ from edge.runtime.device_memory import DeviceMemory, Graph
 from edge.runtime.open_device import open_device
 from edge.runtime.runner import Images, Logits, Runner, check_images
 from edge.runtime.trt_io import EngineIo, read_io, split
-from edge.runtime.trt_timing import device_times_ms
+from edge.runtime.trt_timing import device_times_ms, record_graph
 from engines.trt.api import Flavour, Runtime
 
 _SHOWN_LINES = 12
@@ -240,14 +240,7 @@ class TrtRunner(Runner):
     def _capture(self) -> None:
         """Record `_enqueue` as a graph; if that fails, note it and go on without."""
         try:
-            self._memory.begin_capture(self._stream)
-            try:
-                self._enqueue()
-            except BaseException:
-                with contextlib.suppress(BackendError):  # the stream has to leave the capture; what is recorded is of no use
-                    self._memory.end_capture(self._stream).destroy()
-                raise
-            self._graph = self._memory.end_capture(self._stream)
+            self._graph = record_graph(self._memory, self._stream, self._enqueue)
         except BackendError as error:
             self._capture_wanted = False
             reason = " ".join(str(error).split())

@@ -22,7 +22,7 @@ def device_times_ms(
         made.callback(timer.destroy)
         launch = work
         if as_graph:
-            graph = _recorded(memory, stream, work)
+            graph = record_graph(memory, stream, work)
             made.callback(graph.destroy)
             launch = _launcher(memory, graph, stream)
         made.callback(stream.synchronize)  # first, whatever happens: events and graph are not in use when they are destroyed
@@ -40,7 +40,7 @@ def _launcher(memory: DeviceMemory, graph: Graph, stream: Stream) -> Callable[[]
     return lambda: memory.launch(graph, stream)
 
 
-def _recorded(memory: DeviceMemory, stream: Stream, work: Callable[[], None]) -> Graph:
+def record_graph(memory: DeviceMemory, stream: Stream, work: Callable[[], None]) -> Graph:
     """What `work` puts on the stream, as a graph. Raises BackendError; the stream is usable again either way."""
     memory.begin_capture(stream)
     try:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from calib.artifact import read_artifact
+from calib.artifact import json_artifact, read_artifact
 from edge.stability.observed_ranges import Operand
 from edge.stability.verdict import Judgement, Stability
+from engines.build_folder.file_names import XNORM
 
 REMAKE = "ufovit certify"
 
@@ -201,3 +202,6 @@ class XNormCertificate:
 def read_certificate(path: Path) -> XNormCertificate:
     """Read `xnorm.json`. Raises InputError."""
     return read_artifact(path, XNormCertificate, remake=REMAKE)
+
+
+CERTIFICATE_ARTIFACT = json_artifact(XNORM, XNormCertificate, remake=REMAKE)

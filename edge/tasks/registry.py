@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib import import_module
 
+from calib.artifact import Artifact
 from calib.errors import InputError
-from edge.tasks.task import Task
+from edge.tasks.task import Sides, Task
+from engines.build_folder.file_names import ANSWERS
+from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import EngineManifest
 
 CLASSIFICATION = "classification"
@@ -19,6 +23,7 @@ def check_task(name: str) -> None:
         raise InputError(f"unknown task {name!r}", allowed=", ".join(sorted(TASKS)))
 
 
+@lru_cache
 def load_task(name: str, names: tuple[str, ...] = ()) -> Task:
     """The task of a name, for a network with classes of these names. Raises InputError for an unknown one."""
     check_task(name)
@@ -30,3 +35,8 @@ def load_task(name: str, names: tuple[str, ...] = ()) -> Task:
 def task_of(manifest: EngineManifest) -> Task:
     """The task of a build. Raises InputError for one that this toolkit does not know."""
     return load_task(manifest.task, manifest.labels)
+
+
+def read_answers(build: BuildFolder, task: Task) -> Sides:
+    """Both sides' answers of a build, as its task reads them. Raises InputError."""
+    return build.read(Artifact(ANSWERS, task.parse_answers))

@@ -1,1 +1,47 @@
 """The files of a build folder: names, manifest, step record, verification, signature, bundle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from calib.lazy_exports import by_name, lazy_exports
+
+if TYPE_CHECKING:
+    from engines.build_folder.authenticate import check_runs_here, read_authenticated
+    from engines.build_folder.bundle_format import Bundle, open_bundle, verify_bundle, write_bundle
+    from engines.build_folder.folder import BuildFolder
+    from engines.build_folder.manifest import EngineManifest, write_manifest
+    from engines.build_folder.signature import Signature
+    from engines.build_folder.signing import check_signature, sign
+    from engines.build_folder.verify import FolderCheck, examine_folder, verify_folder
+
+_PUBLIC = by_name(
+    {
+        "engines.build_folder.authenticate": ("check_runs_here", "read_authenticated"),
+        "engines.build_folder.bundle_format": ("Bundle", "open_bundle", "verify_bundle", "write_bundle"),
+        "engines.build_folder.folder": ("BuildFolder",),
+        "engines.build_folder.manifest": ("EngineManifest", "write_manifest"),
+        "engines.build_folder.signature": ("Signature",),
+        "engines.build_folder.signing": ("check_signature", "sign"),
+        "engines.build_folder.verify": ("FolderCheck", "examine_folder", "verify_folder"),
+    }
+)
+
+__all__ = [
+    "BuildFolder",
+    "Bundle",
+    "EngineManifest",
+    "FolderCheck",
+    "Signature",
+    "check_runs_here",
+    "check_signature",
+    "examine_folder",
+    "open_bundle",
+    "read_authenticated",
+    "sign",
+    "verify_bundle",
+    "verify_folder",
+    "write_bundle",
+    "write_manifest",
+]
+__getattr__ = lazy_exports(__name__, _PUBLIC)

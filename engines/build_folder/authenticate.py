@@ -9,10 +9,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from calib.errors import InputError, MissingError
+from calib.errors import ArtifactError, MissingError
 from calib.files import sha256_bytes
 from engines.build_folder.file_names import ENGINES, MANIFEST
-from engines.build_folder.manifest import EngineManifest, EngineRecord, engine_bytes, parse_manifest
+from engines.build_folder.folder import BuildFolder
+from engines.build_folder.manifest import EngineManifest, EngineRecord
 from engines.build_folder.safe_files import REMAKE, is_there, read_contained
 from engines.build_folder.signature import check_listed, read_signature, signature_path
 
@@ -39,36 +40,31 @@ def read_authenticated(
         say: told, in one line, that nothing vouches for the engine.
 
     Raises:
-        InputError: no manifest, an engine or a signature that does not match; what, where, and what to do.
+        ArtifactError: no manifest, an engine or a signature that does not match; what, where, and what to do.
         MissingError: `cryptography` is needed and not installed.
     """
     if not is_there(path):
-        raise InputError("no such build folder or engine", where=path, next_command=REMAKE)
+        raise ArtifactError("no such build folder or engine", where=path, next_command=REMAKE)
     folder = path if path.is_dir() else path.parent
     if not is_there(folder / MANIFEST):
         return None, _undescribed(path, public_key, unsafe_no_manifest, say)
-    data = read_contained(folder / MANIFEST)
-    manifest = parse_manifest(data, folder / MANIFEST)
+    build = BuildFolder(folder, require_signature=public_key)
+    manifest = build.manifest
     if path != folder and path.name != manifest.engine.file:
-        raise InputError(
+        raise ArtifactError(
             "the manifest beside this file describes another engine",
             where=path,
             allowed=manifest.engine.file,
             next_command=f"pass the folder {folder}, or move the file into a folder of its own",
         )
-    engine = engine_bytes(folder, manifest)
-    if public_key is not None:
-        signature = read_signature(folder, public_key)
-        digests = {MANIFEST: sha256_bytes(data), manifest.engine.file: sha256_bytes(engine)}
-        check_listed(signature, signature_path(folder), digests)
-    return manifest, engine
+    return manifest, build.engine()
 
 
 def _undescribed(path: Path, public_key: Path | None, allowed: bool, say: Callable[[str], None]) -> bytes:
     """Bytes of an engine without a manifest, if that is `allowed`."""
     file = _only_engine(path) if path.is_dir() else path
     if not allowed:
-        raise InputError(
+        raise ArtifactError(
             "no manifest tells what this engine is, and an engine is a program",
             where=file,
             allowed=f"a build folder with its {MANIFEST}",
@@ -84,7 +80,7 @@ def _undescribed(path: Path, public_key: Path | None, allowed: bool, say: Callab
 def _only_engine(folder: Path) -> Path:
     found = [folder / name for name in ENGINES if is_there(folder / name)]
     if len(found) != 1:
-        raise InputError(
+        raise ArtifactError(
             "the folder holds no engine" if not found else "the folder holds several engines",
             where=folder,
             found=f"no {MANIFEST}",

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calib.artifact import SCHEMA_VERSION, from_fields
-from calib.errors import InputError
+from calib.errors import ArtifactError
 from calib.files import atomic_path, canonical_json, sha256_bytes, sha256_file
 from engines.build_folder.file_names import CALIBRATION, MANIFEST, MODEL, TYPED, XNORM
 from engines.build_folder.manifest import FileRecord
@@ -110,9 +110,11 @@ class Bundle:
     info: BundleInfo
 
     def read(self, name: str) -> bytes:
-        """The bytes of a member, checked against bundle.json. Raises InputError naming the member."""
+        """The bytes of a member, checked against bundle.json. Raises ArtifactError naming the member."""
         if name not in self.info.members:
-            raise InputError("the bundle has no such member", where=self.path, found=name, allowed=", ".join(self.info.members))
+            raise ArtifactError(
+                "the bundle has no such member", where=self.path, found=name, allowed=", ".join(self.info.members)
+            )
         record = self.info.members[name]
         data = _read_member(self.path, name, record.bytes)
         if sha256_bytes(data) != record.sha256:
@@ -143,10 +145,10 @@ def write_bundle(path: Path, info: BundleInfo, members: Mapping[str, bytes]) -> 
 def open_bundle(path: Path) -> Bundle:
     """Open a bundle and check the archive: whole, with exactly the members that bundle.json lists.
 
-    Raises InputError naming the member that differs where one does, else the file.
+    Raises ArtifactError naming the member that differs where one does, else the file.
     """
     if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise InputError("a bundle is a file", where=path, next_command=REMAKE)
+        raise ArtifactError("a bundle is a file", where=path, next_command=REMAKE)
     try:
         with zipfile.ZipFile(path) as archive:
             entries, comment = archive.infolist(), archive.comment
@@ -155,23 +157,23 @@ def open_bundle(path: Path) -> Bundle:
         info = _read_info(path)
         _check_names(path, info, [entry.filename for entry in entries])
     except FileNotFoundError as error:
-        raise InputError("bundle not found", where=path, next_command=REMAKE) from error
+        raise ArtifactError("bundle not found", where=path, next_command=REMAKE) from error
     except OSError as error:
-        raise InputError("bundle cannot be read", where=path, found=error.strerror or error) from error
+        raise ArtifactError("bundle cannot be read", where=path, found=error.strerror or error) from error
     except _DAMAGE as error:
-        raise InputError("not a bundle, or a damaged one", where=path, found=error, next_command=REMAKE) from error
+        raise ArtifactError("not a bundle, or a damaged one", where=path, found=error, next_command=REMAKE) from error
     bundle = Bundle(path, sha256_file(path), info)
     if not whole:
         for name in info.members:
             bundle.read(name)  # names the member that differs, if it is one
-        raise InputError("the archive around the members was changed", where=path, next_command=REMAKE)
+        raise ArtifactError("the archive around the members was changed", where=path, next_command=REMAKE)
     return bundle
 
 
 def verify_bundle(path: Path) -> tuple[Bundle, tuple[str, ...]]:
     """Open a bundle and check every member: the bundle and the names that were checked.
 
-    Raises InputError naming the first member that differs.
+    Raises ArtifactError naming the first member that differs.
     """
     bundle = open_bundle(path)
     for name in bundle.info.members:
@@ -185,10 +187,10 @@ def _read_info(path: Path) -> BundleInfo:
         fields = json.loads(header)
         version = fields.pop("schema_version", None)
         if version != SCHEMA_VERSION:
-            raise InputError("unknown schema version", where=f"{path}: {BUNDLE}", found=version, allowed=SCHEMA_VERSION)
+            raise ArtifactError("unknown schema version", where=f"{path}: {BUNDLE}", found=version, allowed=SCHEMA_VERSION)
         return from_fields(BundleInfo, fields)
     except (ValueError, TypeError, AttributeError) as error:
-        raise InputError("malformed bundle", where=f"{path}: {BUNDLE}", found=error, next_command=REMAKE) from error
+        raise ArtifactError("malformed bundle", where=f"{path}: {BUNDLE}", found=error, next_command=REMAKE) from error
 
 
 def _read_member(path: Path, name: str, size: int | None) -> bytes:
@@ -199,12 +201,12 @@ def _read_member(path: Path, name: str, size: int | None) -> bytes:
             data = stream.read(limit + 1)
             rest = stream.read(1)  # at the end, the archive's own checksum is compared
     except KeyError as error:
-        raise InputError("the bundle lacks a member", where=path, found=name, next_command=REMAKE) from error
+        raise ArtifactError("the bundle lacks a member", where=path, found=name, next_command=REMAKE) from error
     except (*_DAMAGE, OSError, zlib.error) as error:
-        raise InputError("member cannot be read", where=f"{path}: {name}", found=error, next_command=REMAKE) from error
+        raise ArtifactError("member cannot be read", where=f"{path}: {name}", found=error, next_command=REMAKE) from error
     if rest or len(data) > limit or (size is not None and len(data) != size):
         found = f"{len(data)} bytes or more" if len(data) > limit else f"{len(data)} bytes"
-        raise InputError("member has another size", where=f"{path}: {name}", found=found, allowed=limit, next_command=REMAKE)
+        raise ArtifactError("member has another size", where=f"{path}: {name}", found=found, allowed=limit, next_command=REMAKE)
     return data
 
 
@@ -214,7 +216,7 @@ def _check_forms(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
         if (entry.compress_type, entry.external_attr, entry.flag_bits) != (zipfile.ZIP_DEFLATED, _MODE, 0):
             found = f"method {entry.compress_type}, attributes {entry.external_attr:#x}, flags {entry.flag_bits:#x}"
             where = f"{path}: {entry.filename}"
-            raise InputError("member has another form", where=where, found=found, allowed="as `ufovit bundle` writes it")
+            raise ArtifactError("member has another form", where=where, found=found, allowed="as `ufovit bundle` writes it")
 
 
 def _check_names(path: Path, info: BundleInfo, names: Sequence[str]) -> None:
@@ -223,16 +225,16 @@ def _check_names(path: Path, info: BundleInfo, names: Sequence[str]) -> None:
     odd = sorted({*names, *info.members} - known)
     if odd or info.graph not in _GRAPHS:
         allowed = ", ".join(sorted({BUNDLE, *_GRAPHS, *_ALWAYS, *_SOMETIMES}))
-        raise InputError("a bundle has no such member", where=path, found=repr((odd or [info.graph])[0]), allowed=allowed)
+        raise ArtifactError("a bundle has no such member", where=path, found=repr((odd or [info.graph])[0]), allowed=allowed)
     twofold = sorted(name for name, count in Counter(names).items() if count > 1)
     listed = {BUNDLE, *info.members}
     strange, missing = sorted(set(names) - listed), sorted((listed | {*_ALWAYS, info.graph}) - set(names))
     if twofold or strange or missing:
         what = f"twice {', '.join(twofold)}; not listed {', '.join(strange)}; missing {', '.join(missing)}"
-        raise InputError("the bundle's members are not those that it lists", where=path, found=what, next_command=REMAKE)
+        raise ArtifactError("the bundle's members are not those that it lists", where=path, found=what, next_command=REMAKE)
     total = sum(record.bytes for record in info.members.values())
     if total > _LARGEST_BYTES or any(record.bytes < 0 for record in info.members.values()):
-        raise InputError("the bundle unpacks to too much", where=path, found=f"{total} bytes", allowed=_LARGEST_BYTES)
+        raise ArtifactError("the bundle unpacks to too much", where=path, found=f"{total} bytes", allowed=_LARGEST_BYTES)
 
 
 def _body_sha256(path: Path) -> str:
@@ -246,8 +248,8 @@ def _body_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _differs(path: Path, name: str, found: str, recorded: str) -> InputError:
-    return InputError(
+def _differs(path: Path, name: str, found: str, recorded: str) -> ArtifactError:
+    return ArtifactError(
         "member is not the one that was recorded",
         where=f"{path}: {name}",
         found=f"sha256 {found[:16]}...",

@@ -1,7 +1,4 @@
-"""manifest.json: what an engine is, from what it was made, and whether the files still are what was recorded.
-
-Stdlib only: a device reads manifests with numpy and TensorRT alone.
-"""
+"""manifest.json: what an engine is, and from what it was made. Stdlib only: a device reads it with numpy and TensorRT alone."""
 
 from __future__ import annotations
 
@@ -10,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from calib.artifact import write_artifact
-from calib.errors import InputError
-from calib.files import sha256_bytes
-from engines.build_folder.file_names import MANIFEST as MANIFEST  # noqa: PLC0414  # said twice: a re-export
-from engines.build_folder.safe_files import REMAKE, compare, inside, is_there, parse_artifact, read_contained, sha256_contained
+from calib.artifact import json_artifact, write_artifact
+from calib.errors import ArtifactError
+from engines.build_folder.file_names import MANIFEST
+from engines.build_folder.safe_files import REMAKE
 from engines.build_spec import HardwareCompatibility
 from engines.layer_records import TensorInfo as TensorInfo  # noqa: PLC0414  # said twice: a re-export
 from engines.precision_receipt import Receipt
@@ -120,71 +116,20 @@ def write_manifest(folder: Path, manifest: EngineManifest) -> None:
     write_artifact(folder / MANIFEST, manifest)
 
 
-def read_manifest(folder: Path) -> EngineManifest:
-    """The manifest of a build folder, unchecked against the files. Raises InputError when it is missing or malformed."""
-    path = folder / MANIFEST
-    if not is_there(path):
-        raise no_manifest(path)
-    return parse_manifest(read_contained(path), path)
+MANIFEST_ARTIFACT = json_artifact(MANIFEST, EngineManifest, remake=REMAKE)
 
 
-def parse_manifest(data: bytes, path: Path) -> EngineManifest:
-    """The manifest that bytes hold; `path` is what errors name. Raises InputError."""
-    return parse_artifact(data, path, EngineManifest)
-
-
-def no_manifest(path: Path) -> InputError:
+def no_manifest_error(path: Path) -> ArtifactError:
     """The error for a manifest that is not there."""
-    return InputError("no manifest: the folder holds no finished build", where=path, next_command=REMAKE)
-
-
-def read_engine(folder: Path) -> tuple[EngineManifest, bytes]:
-    """The manifest and the engine's bytes, hashed as read: what is deserialized is what was checked.
-
-    An engine is an executable artifact, so its digest is compared before anything else sees it. Raises InputError.
-    """
-    manifest = read_manifest(folder)
-    return manifest, engine_bytes(folder, manifest)
-
-
-def engine_bytes(folder: Path, manifest: EngineManifest) -> bytes:
-    """The engine of a manifest, hashed as read. Raises InputError."""
-    return read_recorded(folder, manifest.engine)
-
-
-def read_recorded(folder: Path, record: FileRecord | EngineRecord) -> bytes:
-    """A file that the manifest of a folder records, hashed as read. Raises InputError for another one."""
-    path = inside(folder, record.file, MANIFEST)
-    data = read_contained(path)
-    compare(path, sha256_bytes(data), record.sha256, MANIFEST)
-    return data
+    return ArtifactError("no manifest: the folder holds no finished build", where=path, next_command=REMAKE)
 
 
 def recorded_files(manifest: EngineManifest) -> Iterator[tuple[str, str]]:
-    """(file, sha256) of everything in the folder that the manifest records, in the order of the flow, the engine last."""
+    """(file, sha256) of all that the manifest records, in the order of the flow, the engine last; not all need be there."""
     graphs = (manifest.folded_onnx, manifest.refined_onnx, manifest.calibration, manifest.qdq_onnx, manifest.typed_onnx)
-    for record in (manifest.onnx, manifest.xnorm, *graphs, manifest.engine):
+    for record in (manifest.checkpoint, manifest.onnx, manifest.xnorm, *graphs, manifest.engine):
         if record is not None:
             yield record.file, record.sha256
-
-
-def verify(folder: Path, *, complete: bool = True) -> EngineManifest:
-    """Check every file that the manifest records against its digest, and return the manifest.
-
-    `engines.build_folder.verify.verify_folder` checks the other artifacts too, the manifest among them. A checkpoint is checked
-    if it is in the folder. With `complete` false, only the engine must be present (a device gets no more); other files are
-    checked where they are. Raises InputError naming the first file that differs.
-    """
-    manifest, _ = read_engine(folder)
-    for file, sha256 in recorded_files(manifest):
-        path = inside(folder, file, MANIFEST)
-        if complete or is_there(path):
-            compare(path, sha256_contained(path), sha256, MANIFEST)
-    if manifest.checkpoint is not None:
-        path = inside(folder, manifest.checkpoint.file, MANIFEST)
-        if is_there(path):
-            compare(path, sha256_contained(path), manifest.checkpoint.sha256, MANIFEST)
-    return manifest
 
 
 def source_graph(manifest: EngineManifest) -> FileRecord:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calib.errors import InputError
+from calib.errors import ArtifactError
 from engines.build_folder.file_names import ATTRIBUTION, DRIFT, EXPORT
 from engines.build_folder.manifest import EngineManifest
 from engines.build_folder.safe_files import REMAKE
@@ -30,7 +30,7 @@ def references(manifest: EngineManifest) -> Iterator[Reference]:
     yield Reference(EXPORT, "onnx_sha256", (source,))
     if manifest.xnorm is not None:
         yield Reference(manifest.xnorm.file, "onnx_sha256", (source,))
-        yield Reference(manifest.xnorm.file, "folded_onnx_sha256", (folded.sha256,))
+        yield Reference(manifest.xnorm.file, "folded_onnx_sha256", (folded.sha256, *(() if manifest.folded_onnx else (None,))))
     if manifest.calibration is not None:
         table = manifest.calibration
         yield Reference(table.file, "onnx_sha256", ((manifest.refined_onnx or folded).sha256,))
@@ -47,15 +47,17 @@ def references(manifest: EngineManifest) -> Iterator[Reference]:
 
 
 def check_reference(reference: Reference, fields: dict[str, Any], path: Path) -> None:
-    """Raise InputError unless a field of the artifact at `path`, if it is there, has a value that fits."""
+    """Raise ArtifactError unless a field of the artifact at `path`, if it is there, has a value that fits."""
     found: Any = fields
     for key in reference.field.split("."):
-        found = found.get(key) if isinstance(found, dict) else None
-    if found is not None and found not in reference.allowed:
-        raise InputError(
+        if not isinstance(found, dict) or key not in found:
+            return
+        found = found[key]
+    if found not in reference.allowed:
+        raise ArtifactError(
             "artifacts of different builds in one folder",
             where=f"{path}, {reference.field}",
             found=found,
-            allowed=" or ".join(str(value) for value in reference.allowed if value != ""),
+            allowed=" or ".join(str(value) for value in reference.allowed if value not in ("", None)),
             next_command=REMAKE,
         )

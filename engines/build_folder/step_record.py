@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from calib.artifact import SCHEMA_VERSION, from_fields
-from calib.errors import InputError
-from calib.files import canonical_json, sha256_bytes, write_bytes
+from calib.artifact import SCHEMA_VERSION, Artifact, from_fields
+from calib.errors import ArtifactError
+from calib.files import canonical_json, parse_json, sha256_bytes, write_bytes
 from engines.build_folder.file_names import RECORD
-from engines.build_folder.safe_files import REMAKE, json_object, read_contained
+from engines.build_folder.safe_files import REMAKE, read_contained
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,27 @@ def write_record(folder: Path, steps: Mapping[str, StepRecord]) -> None:
 
 
 def read_record(folder: Path) -> dict[str, StepRecord]:
-    """The record of a build folder. Raises InputError when it is missing, malformed, or not as it was sealed."""
+    """The record of a folder whose steps are being run. `BuildFolder.steps` is for whoever reads a finished build."""
     path = folder / RECORD
     return parse_record(read_contained(path), path)
 
 
 def parse_record(data: bytes, path: Path) -> dict[str, StepRecord]:
-    """The record that bytes hold; `path` is what errors name. Raises InputError."""
-    fields = json_object(data, path)
+    """The record that bytes hold; `path` is what errors name. Raises ArtifactError for a record not as it was sealed."""
+    fields = parse_json(data, path, remake=REMAKE)
     try:
         steps = {name: from_fields(StepRecord, step, name) for name, step in fields["steps"].items()}
         intact = _sealed(steps) == data
     except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise InputError("malformed record of steps", where=path, found=error, next_command=REMAKE) from error
+        raise ArtifactError("malformed record of steps", where=path, found=error, next_command=REMAKE) from error
     if not intact:
-        raise InputError(
+        raise ArtifactError(
             "record of steps is not as it was sealed", where=path, allowed="the bytes that a build wrote", next_command=REMAKE
         )
     return steps
+
+
+STEPS_ARTIFACT = Artifact(RECORD, parse_record)
 
 
 def _sealed(steps: Mapping[str, StepRecord]) -> bytes:

@@ -34,8 +34,9 @@ from edge.camera.loop import Limits, Loop, Network, Summary
 from edge.camera.reconnect import Reconnect
 from edge.camera.session import warm_up
 from edge.camera.sources.registry import open_source
-from edge.runtime.open_build import Opened, open_runner
+from edge.runtime.open_build import OpenedBuild, open_runner
 from edge.tasks.registry import task_of
+from engines.build_folder.folder import BuildFolder
 
 WARM_UP = 500
 _SLACK_S = 1e-6  # of adding floats
@@ -113,7 +114,7 @@ def rss_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def soak(opened: Opened, video: str, frames: int, source_fps: float) -> tuple[Summary, Watch]:
+def soak(opened: OpenedBuild, video: str, frames: int, source_fps: float) -> tuple[Summary, Watch]:
     """One video."""
     source = open_source(video, PlaybackOptions(loop=True))
     source.fps = source_fps
@@ -169,7 +170,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--most-growth", type=float, default=5.0)
     arguments = parser.parse_args()
-    opened = open_runner(arguments.build, arguments.runner, threads=arguments.threads)
+    opened = open_runner(BuildFolder(arguments.build), arguments.runner, threads=arguments.threads)
     warm_up(opened)
     print(f"{arguments.build}: {opened.manifest.model} {opened.manifest.precision}, {opened.ran_on}")
     bad = 0

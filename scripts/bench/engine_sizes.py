@@ -27,7 +27,7 @@ from edge.model.sizes import SIZES
 from edge.pipeline.build import run
 from edge.pipeline.build_request import BuildRequest
 from engines.build_folder.file_names import MANIFEST, MODEL, QUANTIZED, TYPED
-from engines.build_folder.manifest import read_manifest
+from engines.build_folder.folder import BuildFolder
 from engines.build_spec import PRECISIONS, BatchRange
 from engines.targets import TARGETS
 
@@ -81,7 +81,7 @@ def measure(model: str, precision: str, size: int, out: Path) -> dict[str, Any]:
     """Build one engine and read its receipt."""
     watch = Stopwatch()
     run(request(model, precision, size, out), watch)
-    manifest = read_manifest(out)
+    manifest = BuildFolder(out).manifest
     receipt = manifest.receipt
     return {
         "model": model,
@@ -96,7 +96,7 @@ def measure(model: str, precision: str, size: int, out: Path) -> dict[str, Any]:
 
 def repeat(model: str, precision: str, size: int, out: Path) -> dict[str, bool]:
     """Build again, every step anew, and compare with what the first build left."""
-    files = {"same_graph": GRAPH[precision], "same_engine": read_manifest(out).engine.file}
+    files = {"same_graph": GRAPH[precision], "same_engine": BuildFolder(out).manifest.engine.file}
     if precision == "int8":
         files["same_qdq"] = QUANTIZED
     before = {name: sha256_file(out / file) for name, file in files.items()}

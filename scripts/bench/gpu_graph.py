@@ -39,9 +39,9 @@ from calib.metrics import sqnr_db
 from edge.assets import TEST_IMAGES
 from edge.images.idx import read_idx
 from edge.images.preprocess import read_preprocess
-from edge.tasks.classification.logits import answers, read_logits
+from edge.tasks.classification.logits import answers, parse_logits
 from engines.build_folder.file_names import ANSWERS, TYPED
-from engines.build_folder.manifest import read_manifest
+from engines.build_folder.folder import BuildFolder
 
 BATCH = 250
 TYPES = {TensorProto.FLOAT: torch.float32, TensorProto.FLOAT16: torch.float16, TensorProto.INT64: torch.int64}
@@ -199,7 +199,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--save", type=Path, help="write the answers to this .npz file")
     asked = parser.parse_args()
-    stored = read_logits(asked.build / ANSWERS)
+    build = BuildFolder(asked.build)
+    stored = parse_logits(build.data(ANSWERS), asked.build / ANSWERS)
     pixels = read_idx(TEST_IMAGES)
     if stored.labels is None or len(stored.reference) != len(pixels):
         raise InputError(
@@ -210,10 +211,10 @@ def main() -> None:
         )
     if asked.device == "cuda" and not torch.cuda.is_available():
         raise MissingError("torch finds no CUDA device", next_command="pass --device cpu for torch's CPU kernels")
-    preprocess = read_preprocess(read_manifest(asked.build))
+    preprocess = read_preprocess(build.manifest)
     count = min(asked.images, len(pixels))
     images = np.concatenate([preprocess.batch(pixels[i : i + BATCH, ..., None]) for i in range(0, count, BATCH)])[:count]
-    graph = Graph(onnx.load(asked.build / TYPED), asked.device)
+    graph = Graph(onnx.load_model_from_string(build.data(TYPED)), asked.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     where = torch.cuda.get_device_name() if asked.device == "cuda" else "CPU"
     print(f"{where}, torch {torch.__version__}, {count} images of {asked.build.name}")

@@ -50,10 +50,10 @@ from edge.images.labelled_images import ImageSet, open_images
 from edge.pipeline import steps
 from edge.pipeline.build_request import BuildRequest, judging_images, resolve_inputs
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
-from edge.tasks.classification.logits import Logits, read_logits, write_logits
+from edge.tasks.classification.logits import Logits, parse_logits, write_logits
 from edge.tasks.registry import task_of
 from engines.build_folder.file_names import ANSWERS, CALIBRATION, DRIFT, MODEL, PICTURES
-from engines.build_folder.manifest import read_manifest
+from engines.build_folder.folder import BuildFolder
 from engines.build_folder.step_record import StepRecord, read_record, write_record
 from engines.targets import TARGETS
 
@@ -88,14 +88,14 @@ class First:
 def first_build(request: BuildRequest, out: Path, seed: int, calibration: Path) -> First:
     """Build it, or take what an earlier run left. Its answers to all test images are kept beside it."""
     bench = prepare(request, out)
-    manifest, preprocess = read_manifest(bench.honest), resolve_inputs(request).info.preprocess
+    manifest, preprocess = BuildFolder(bench.honest).manifest, resolve_inputs(request).info.preprocess
     test = judging_images(request.data, task_of(manifest))
     path = out / f"answers-{manifest.engine.sha256[:16]}.npz"
     if not path.is_file():
         sides = (OrtRunner(bench.honest / file) for file in (MODEL, manifest.engine.file))
         reference, engine = (run_all(side, test.batches(preprocess, BATCH)) for side in sides)
         write_logits(path, Logits(reference, engine, test.labels))
-    return First(bench, open_images(calibration, manifest.labels), test, read_logits(path), seed)
+    return First(bench, open_images(calibration, manifest.labels), test, parse_logits(path.read_bytes(), path), seed)
 
 
 def rebuild(first: First, number: int, images: int) -> Path:
@@ -107,7 +107,7 @@ def rebuild(first: First, number: int, images: int) -> Path:
     def seen(honest: Work, request: Any, inputs: Any, *paths: Path, advance: Any) -> None:
         honest(request, replace(inputs, calib_images=drawn), *paths, advance=advance)
 
-    def judged(honest: Callable[..., Any], where: Path, question: steps.Question, *, here: bool) -> Any:
+    def judged(honest: Callable[..., Any], where: BuildFolder, question: steps.Question, *, here: bool) -> Any:
         return honest(where, replace(question, stored=stored), here=here)
 
     with (
@@ -130,12 +130,11 @@ def rejudge_on_others(first: First, folder: Path, number: int, images: int) -> P
     answered = StoredAnswers(
         folder, shared.reference, drawn.sha256, shared.preprocess_sha256, (reference,), sha256_bytes(reference.tobytes())
     )
-    steps.drift_step(folder, steps.Question(drawn, True, first.bench.request.max_drop_points, answered), here=True).run(
-        lambda _share: None
-    )
+    question = steps.Question(drawn, True, first.bench.request.max_drop_points, answered)
+    steps.drift_step(BuildFolder(folder), question, here=True).run(lambda _share: None)
     written = {file: sha256_file(folder / file) for file in (DRIFT, ANSWERS, PICTURES)}
     write_record(folder, {**read_record(folder), "drift": StepRecord("0" * 64, written)})
-    whole = read_build(first.bench.honest)
+    whole = read_build(BuildFolder(first.bench.honest))
     measured = replace(whole.measured, answers=whole.task.record(whole.task.compare(sides), sides))
     identity = replace(whole.identity, data_sha256=drawn.sha256, images=len(drawn))
     baseline = folder.with_suffix(".json")
@@ -163,13 +162,13 @@ def results(
             continue
         started = time.monotonic()
         folder = rebuild(first, number, args.calib_images)
-        reports = [gate(folder, first.bench.baseline)]
+        reports = [gate(BuildFolder(folder), first.bench.baseline)]
         planted = Planted(folder, "", first.bench.baseline)
         seconds = [time.monotonic() - started]
         attribution = attributed(planted, first.bench) if number < args.attribute else None
         started = time.monotonic()
         other = rejudge_on_others(first, folder, number, args.images)
-        reports.append(gate(folder, other))
+        reports.append(gate(BuildFolder(folder), other))
         seconds.append(time.monotonic() - started)
         culprits = None if attribution is None else [culprit.found for culprit in attribution.culprits]
         lines = []

@@ -37,6 +37,7 @@ from edge.pipeline.step import Step
 from edge.progress import Silent
 from edge.tasks.registry import load_task
 from engines.build_folder.file_names import CALIBRATION, DRIFT, FOLDED, MANIFEST, QUANTIZED, REFINED, TYPED
+from engines.build_folder.folder import BuildFolder
 
 MAX_DROP = 2.0  # points: with fewer than 10,000 images the default of 0.5 may be inconclusive, honest or not
 OTHER_MEAN = (0.485, 0.456, 0.406)  # of ImageNet: what a copied recipe brings
@@ -211,7 +212,7 @@ def bgr(bench: Bench, name: str) -> Planted:
     tinted.write_text("".join(lines))
     honest, baseline = copied(bench, "honest, tinted", DRIFT), bench.out / "baseline-tinted.json"
     rejudged(bench, honest, tinted)
-    update_baseline(honest, baseline, force=True)
+    update_baseline(BuildFolder(honest), baseline, force=True)
     faulty = copied(bench, name, DRIFT, honest)
 
     def swapped(answer: Any, runner: Any, batch: np.ndarray, smallest: int) -> np.ndarray:

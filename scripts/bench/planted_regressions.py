@@ -43,7 +43,7 @@ from edge.images.preprocess import read_preprocess
 from edge.model.metadata import read_graph_info
 from edge.pipeline.build_request import BuildRequest, resolve_inputs
 from engines.build_folder.file_names import MODEL
-from engines.build_folder.manifest import read_manifest
+from engines.build_folder.folder import BuildFolder
 from engines.targets import TARGETS
 
 SEEN = 128  # images for the attribution, as `ufovit drift` takes; what a layer costs names nothing, and is measured on one
@@ -125,7 +125,7 @@ def gated(planted: Planted) -> tuple[int, str]:
     """Exit code of the gate, and the rows that failed or the refusal."""
     assert planted.folder is not None
     try:
-        report = gate(planted.folder, planted.baseline)
+        report = gate(BuildFolder(planted.folder), planted.baseline)
     except UfovitError as error:
         return error.exit_code, f"refused: {str(error).splitlines()[0]}"
     if report.verdict == "pass":
@@ -138,7 +138,8 @@ def gated(planted: Planted) -> tuple[int, str]:
 def attributed(planted: Planted, bench: Bench) -> Attribution:
     """As `ufovit drift --attribute` does it, on fewer images; the judged side gets BGR where the fault says so."""
     assert planted.folder is not None
-    graphs, stated = load_graphs(planted.folder), read_preprocess(read_manifest(planted.folder))
+    folder = BuildFolder(planted.folder)
+    graphs, stated = load_graphs(folder), read_preprocess(folder.manifest)
     info = read_graph_info(graphs.reference.model, planted.folder / MODEL)
     images = (planted.images or resolve_inputs(bench.request).eval_images).take(SEEN)
     (mine,), (judged,) = (images.batches(p, SEEN) for p in (info.preprocess if info else stated, stated))
@@ -173,7 +174,7 @@ def prepare(request: BuildRequest, out: Path) -> Bench:
     said = faults.build(bench.request)
     if not bench.honest.is_dir() or said.startswith("refused"):
         raise SystemExit(f"the honest build {said}")
-    update_baseline(bench.honest, bench.baseline)
+    update_baseline(BuildFolder(bench.honest), bench.baseline)
     return bench
 
 

@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from edge.camera.web.dashboard import Dashboard
-    from edge.runtime.open_build import Opened
+    from edge.runtime.open_build import OpenedBuild
 
 # The preprocessing's matrix products are small: a second thread of OpenBLAS gains nothing, and waits for a core in use.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -68,8 +68,9 @@ def compare(args: argparse.Namespace) -> None:
     from edge.camera.web.dashboard import Dashboard
     from edge.runtime.open_build import open_runner
     from edge.tasks.registry import task_of
+    from engines.build_folder.folder import BuildFolder
 
-    opened = open_runner(args.build, args.runner, threads=args.threads)
+    opened = open_runner(BuildFolder(args.build), args.runner, threads=args.threads)
     page = Dashboard({"model": opened.manifest.model}, task_of(opened.manifest).panel_layout(), port=0)
     port = urlsplit(page.start()).port
     assert port is not None
@@ -118,7 +119,7 @@ class _Block:
 class _Loop:
     """Inference without pause on a thread of its own; counts its results."""
 
-    def __init__(self, opened: Opened, page: Dashboard) -> None:
+    def __init__(self, opened: OpenedBuild, page: Dashboard) -> None:
         self.count = 0
         self._opened, self._page = opened, page
         self._end = threading.Event()

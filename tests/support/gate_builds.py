@@ -9,13 +9,15 @@ from report_folder import Recipe, answers, make_folder
 
 from calib.artifact import write_artifact
 from calib.files import sha256_file
-from edge.drift.drift_report import Source, Subject, judge_sides, read_drift
+from edge.drift.drift_report import DRIFT_ARTIFACT, Source, Subject, judge_sides
+from edge.gate import build_figures, compare_builds, update
 from edge.gate.baseline import Identity, Margin, Measured, Origin, XNormMargins
 from edge.gate.build_figures import Build
 from edge.tasks.classification.logits import Logits, write_logits
 from edge.tasks.registry import load_task
 from engines.build_folder.file_names import ARTIFACTS
-from engines.build_folder.manifest import read_manifest, write_manifest
+from engines.build_folder.folder import BuildFolder
+from engines.build_folder.manifest import write_manifest
 from engines.build_folder.step_record import StepRecord, write_record
 
 RECIPE = Recipe()
@@ -36,6 +38,21 @@ class Planted:
 NOTHING = Planted()
 
 
+def read_build(folder, /):
+    """The figures of the build in a folder."""
+    return build_figures.read_build(BuildFolder(folder))
+
+
+def gate(folder, /, *arguments):
+    """The gate on the build in a folder."""
+    return compare_builds.gate(BuildFolder(folder), *arguments)
+
+
+def update_baseline(folder, /, *arguments, **options):
+    """A baseline of the build in a folder."""
+    return update.update_baseline(BuildFolder(folder), *arguments, **options)
+
+
 def plant(folder: Path, planted: Planted = NOTHING, recipe: Recipe = RECIPE) -> Path:
     """A finished build with changes, every digest that is recorded made to fit."""
     make_folder(folder, recipe)
@@ -43,7 +60,7 @@ def plant(folder: Path, planted: Planted = NOTHING, recipe: Recipe = RECIPE) -> 
     if planted.logits is not None:
         planted.logits(reference, engine, labels)
     task, sides = load_task("classification", recipe.labels), Logits(reference, engine, labels).sides
-    old = read_drift(folder / "drift.json")
+    old = BuildFolder(folder).read(DRIFT_ARTIFACT)
     subject = Subject(**{f.name: getattr(old, f.name) for f in fields(Subject)})
     report = judge_sides(task, subject, sides, planted.budget, random_weights=recipe.random_weights)
     write_logits(folder / "logits.npz", Logits(reference, engine, labels))
@@ -52,7 +69,7 @@ def plant(folder: Path, planted: Planted = NOTHING, recipe: Recipe = RECIPE) -> 
         (folder / "engine.engine").write_bytes(planted.engine)
     edit(folder / "drift.json", planted.drift)
     edit(folder / "xnorm.json", planted.xnorm)
-    written = read_manifest(folder)
+    written = BuildFolder(folder).manifest
     engine_record = replace(written.engine, sha256=sha256_file(folder / "engine.engine"))
     xnorm = replace(written.xnorm, sha256=sha256_file(folder / "xnorm.json")) if written.xnorm else None
     write_manifest(folder, replace(written, engine=engine_record, xnorm=xnorm))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,11 +25,13 @@ from edge.attribution.attribution_record import (
 )
 from edge.drift.drift_report import Source, Subject, judge_sides, write_drift
 from edge.model.export_record import ExportRecord, Parity, Simplification
+from edge.report import page
 from edge.stability.certificate import Checks, HeadRanges, Int8Loss, IslandCost, SiteCertificate, XNormCertificate
 from edge.stability.site_certificate import network_verdict
 from edge.stability.verdict import Judgement
 from edge.tasks.classification.logits import Logits
 from edge.tasks.registry import load_task
+from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import (
     CalibrationRecord,
     EngineManifest,
@@ -95,6 +98,11 @@ def make_folder(folder: Path, recipe: Recipe) -> Path:
     files = ("export.json", "model.onnx")
     write_record(folder, {"export": StepRecord("0" * 64, {f: sha256_file(folder / f) for f in files})})
     return folder
+
+
+def render(folder: Path, advance: Callable[[float], None]) -> str:
+    """The report of the build in a folder."""
+    return page.render(BuildFolder(folder), advance)
 
 
 def quantize_graph() -> onnx.ModelProto:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from edge.drift.drift_report import read_drift
 from edge.pipeline.steps.drift_step import Question, drift_step, report_step
 from edge.pipeline.steps.engine_step import engine
 from edge.pipeline.steps.graph_steps import TypingPaths, calibrate, certify, export, quantization_scheme, quantize, type_fp16
@@ -17,7 +16,6 @@ __all__ = [
     "export",
     "quantization_scheme",
     "quantize",
-    "read_drift",
     "report_step",
     "type_fp16",
 ]

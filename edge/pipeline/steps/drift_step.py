@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from calib.files import sha256_file, write_bytes
+from calib.files import write_bytes
 from calib.parallel import ordered_map
 from edge.drift.drift_report import Source, Subject, judge_sides, write_drift
 from edge.drift.stored_reference import StoredAnswers, check_stored
-from edge.images.golden_pair import check_folder_golden, golden_path
+from edge.images.golden_pair import check_build_golden, require_golden
 from edge.images.labelled_images import ImageSet
 from edge.images.preprocess import Float32, read_preprocess
 from edge.pipeline.step import Step
@@ -24,8 +23,21 @@ from edge.runtime.ort_runner import BATCH
 from edge.runtime.runner import Runner
 from edge.tasks.registry import task_of
 from edge.tasks.task import Outputs, Sides
-from engines.build_folder.file_names import ANSWERS, ATTRIBUTION, DRIFT, EXPORT, MANIFEST, MODEL, PICTURES, REPORT, TYPED, XNORM
-from engines.build_folder.manifest import EngineManifest, read_manifest
+from engines.build_folder.file_names import (
+    ANSWERS,
+    ATTRIBUTION,
+    DRIFT,
+    EXPORT,
+    GOLDEN,
+    MANIFEST,
+    MODEL,
+    PICTURES,
+    REPORT,
+    TYPED,
+    XNORM,
+)
+from engines.build_folder.folder import BuildFolder
+from engines.build_folder.manifest import EngineManifest
 from engines.build_spec import BatchRange
 from engines.hardware import versions
 
@@ -52,12 +64,12 @@ class Question:
     stored: StoredAnswers | None = None
 
 
-def drift_step(folder: Path, question: Question, *, here: bool) -> Step:
-    """The step that judges the build in `folder`: its engine, or where `here` is false the graph that it was built from.
+def drift_step(build: BuildFolder, question: Question, *, here: bool) -> Step:
+    """The step that judges a build: its engine, or where `here` is false the graph that it was built from.
 
     Raises InputError for stored answers of something else.
     """
-    manifest, images, stored = read_manifest(folder), question.images, question.stored
+    manifest, images, stored = build.manifest, question.images, question.stored
     preprocess = read_preprocess(manifest)
     if stored is not None:
         asked = {
@@ -66,10 +78,11 @@ def drift_step(folder: Path, question: Question, *, here: bool) -> Step:
             "preprocessing": (stored.preprocess_sha256, preprocess.sha256),
         }
         check_stored(stored, asked, len(images))
+    require_golden(build)
     judged = manifest.engine.file if here else (manifest.typed_onnx or manifest.qdq_onnx or manifest.onnx).file
     reads = {
-        "manifest": sha256_file(folder / MANIFEST),
-        "golden": sha256_file(golden_path(folder)),
+        "manifest": build.sha256(MANIFEST),
+        "golden": build.sha256(GOLDEN),
         "judged": judged,
         "reference": stored.sha256 if stored else manifest.onnx.sha256,
         "images": images.sha256,
@@ -77,31 +90,30 @@ def drift_step(folder: Path, question: Question, *, here: bool) -> Step:
         "budget": question.budget_points,
         "versions": versions("onnxruntime"),
     }
-    work = partial(drift, folder, question, manifest, judged)
-    return Step("drift", reads, (DRIFT, ANSWERS, PICTURES), work)
+    return Step("drift", reads, (DRIFT, ANSWERS, PICTURES), partial(drift, build, question, judged))
 
 
-def drift(  # what is asked of what, then how
-    folder: Path, question: Question, manifest: EngineManifest, judged: str, advance: Advance, opened: Runner | None = None
-) -> None:
+def drift(build: BuildFolder, question: Question, judged: str, advance: Advance, opened: Runner | None = None) -> None:
     """Ask the file `judged` of a build, and the FP32 graph unless its answers are stored, about every image; judge.
 
     `opened` answers for the file where it was opened already.
     """
-    images, preprocess = question.images, read_preprocess(manifest)
-    check_folder_golden(folder, preprocess)
+    manifest, images = build.manifest, question.images
+    preprocess = read_preprocess(manifest)
+    check_build_golden(build, preprocess)
     is_engine = judged == manifest.engine.file and manifest.engine.backend != "ort"
     sizes = BatchRange(*manifest.batch) if is_engine else BatchRange(1, 1, BATCH)
+    runner = _judged_runner(build, judged, is_engine=is_engine) if opened is None else opened
     subject = Subject(
         reference=question.stored.reference if question.stored else Source(MODEL, manifest.onnx.sha256, REFERENCE_ON),
-        engine=Source(judged, sha256_file(folder / judged), _judged_on(manifest, judged)),
+        engine=Source(judged, build.sha256(judged), _judged_on(manifest, judged)),
         data=images.source,
         data_sha256=images.sha256,
         preprocess_sha256=preprocess.sha256,
     )
     expected, found = [], []
-    with _judged_runner(folder, judged, is_engine=is_engine) if opened is None else opened as runner:
-        reference = None if question.stored else _reference(folder / MODEL, throughput=runner.at_once > 1)
+    with runner:
+        reference = None if question.stored else _ort_runner(build, MODEL, throughput=runner.at_once > 1)
 
         def both(batch: Float32) -> tuple[Float32, Float32 | None]:
             return answer(runner, batch, sizes.min), None if reference is None else reference(batch)
@@ -115,7 +127,7 @@ def drift(  # what is asked of what, then how
     sides = Sides(outputs, (np.concatenate(found),), images.labels if question.labelled else None)
     task = task_of(manifest)
     report = judge_sides(task, subject, sides, question.budget_points, random_weights=manifest.random_weights)
-    write_drift(folder, task, report, sides, images.pixels)
+    write_drift(build.path, task, report, sides, images.pixels)
 
 
 def batch_size(batch: BatchRange) -> int:
@@ -129,28 +141,25 @@ def answer(runner: Callable[[Float32], Float32], images: Float32, smallest: int)
     return runner(np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]))[: len(images)]
 
 
-def _reference(path: Path, *, throughput: bool) -> Runner:
-    from edge.runtime.ort_runner import OrtRunner
-
-    return OrtRunner(path, throughput=throughput)
-
-
-def _judged_runner(folder: Path, judged: str, *, is_engine: bool) -> Runner:
+def _judged_runner(build: BuildFolder, judged: str, *, is_engine: bool) -> Runner:
     """What answers for the build: its engine, or a graph on the CPU."""
     if is_engine:
         from edge.runtime.engine_runner import open_engine
 
-        return open_engine(folder)
-    from edge.runtime.ort_runner import OrtRunner
-
-    path = folder / judged
+        return open_engine(build)
     if judged != TYPED:
-        return OrtRunner(path, throughput=True)
+        return _ort_runner(build, judged, throughput=True)
     import onnx
 
-    from edge.runtime.emulated import emulated_runner
+    from edge.runtime.ort_runner import emulated_runner
 
-    return emulated_runner(onnx.load(path), path, throughput=True)
+    return emulated_runner(onnx.load_model_from_string(build.data(judged)), build.path / judged, throughput=True)
+
+
+def _ort_runner(build: BuildFolder, file: str, *, throughput: bool) -> Runner:
+    from edge.runtime.ort_runner import OrtRunner
+
+    return OrtRunner(build.path / file, data=build.data(file), throughput=throughput)
 
 
 def _judged_on(manifest: EngineManifest, judged: str) -> str:
@@ -175,16 +184,15 @@ def judged_on(*, on_cpu: bool, here: bool, emulated: bool) -> str:
     return f"ONNX Runtime, CPU{how}: the graph that the engine was built from, not the engine itself"
 
 
-def report_step(workspace: Workspace) -> Step:
-    """The last step, which reads what is there of all that a report may show."""
+def report_step(workspace: Workspace, build: BuildFolder | None = None) -> Step:
+    """The last step, which reads what is there of all that a report may show; `build` is the folder, if it is open already."""
     folder = workspace.folder
     reads: dict[str, Any] = {file: workspace.sha256(file) for file in _REPORTED if (folder / file).is_file()}
     reads["versions"] = versions("jinja2", "matplotlib", "pillow")
-    return Step("report", reads, (REPORT,), partial(report, folder))
 
+    def run(advance: Advance) -> None:
+        from edge.report import render
 
-def report(folder: Path, advance: Advance) -> None:
-    """Everything in the folder -> report.html."""
-    from edge.report import render
+        write_bytes(folder / REPORT, render(build or BuildFolder(folder), advance).encode())
 
-    write_bytes(folder / REPORT, render(folder, advance).encode())
+    return Step("report", reads, (REPORT,), run)

@@ -183,8 +183,7 @@ def type_fp16(inputs: BuildInputs, paths: TypingPaths, advance: Advance) -> None
 
     from calib.metrics import sqnr_db
     from calib.qdq_writer import serialize
-    from edge.runtime.emulated import emulated_runner
-    from edge.runtime.ort_runner import OrtRunner
+    from edge.runtime.ort_runner import OrtRunner, emulated_runner
     from edge.stability.certificate import read_certificate
     from edge.stability.finders.xnorm import find_sites
     from edge.stability.islands import fp32_nodes

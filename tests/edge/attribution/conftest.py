@@ -12,12 +12,13 @@ from edge.attribution.attribute import attribute_graphs
 from edge.attribution.build_graphs import LoadedGraph, load_graphs
 from edge.images.labelled_images import open_images
 from edge.images.preprocess import Preprocess
+from engines.build_folder.folder import BuildFolder
 from engines.typed_graph import type_graph
 
 
 @pytest.fixture(scope="session")
 def graphs(built):
-    return load_graphs(built / "out")
+    return load_graphs(BuildFolder(built / "out"))
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from calib.graph import index_graph, to_array
 from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
 from calib.qdq_writer import insert_qdq
 from edge.attribution.attribute import attribute_build, attribute_graphs
-from edge.attribution.attribution_record import InputDrift, read_attribution
+from edge.attribution.attribution_record import ATTRIBUTION_ARTIFACT, InputDrift
 from edge.attribution.build_graphs import BuildGraphs, LoadedGraph
 from edge.attribution.diagnosis import DriftEvidence, diagnose, summarize
 from edge.attribution.graph_checks import tap_judged_run
@@ -29,6 +29,7 @@ from edge.images.labelled_images import open_images
 from edge.images.preprocess import Preprocess
 from edge.stability.finders.xnorm import find_sites
 from engines.build_folder.file_names import ATTRIBUTION
+from engines.build_folder.folder import BuildFolder
 
 # ---- numbers
 
@@ -342,16 +343,16 @@ def test_a_folder_and_its_artifact(project, tiny_size):
     shown = []
     out = project / "out"
     before = {p.name: sha256_file(p) for p in out.iterdir() if p.is_file()}
-    found = attribute_build(out, open_images(project / "test", LABELS), shown.append)
+    found = attribute_build(BuildFolder(out), open_images(project / "test", LABELS), shown.append)
     assert {p.name: sha256_file(p) for p in out.iterdir() if p.is_file() and p.name != ATTRIBUTION} == before
-    assert read_attribution(out / ATTRIBUTION) == found
+    assert BuildFolder(out).read(ATTRIBUTION_ARTIFACT) == found
     assert shown == sorted(shown)
     assert shown[-1] == 1.0
     assert (found.reference.sha256, found.judged.sha256) == tuple(
         sha256_file(out / f) for f in ("model.onnx", "model.int8.onnx")
     )
     assert (found.images, found.trial_images) == (32, 80)
-    again = attribute_build(out, open_images(project / "test", LABELS), lambda _share: None)
+    again = attribute_build(BuildFolder(out), open_images(project / "test", LABELS), lambda _share: None)
     assert again == found, "the same every time"
     write_artifact(out / "copy.json", found)
     assert (out / "copy.json").read_bytes() == (out / ATTRIBUTION).read_bytes()
@@ -364,7 +365,8 @@ def test_a_manifest_that_prepares_images_otherwise(project, tiny_size):
     fields = {name: value for name, value in manifest["preprocess"].items() if name != "sha256"}
     manifest["preprocess"]["sha256"] = Preprocess.from_json(fields).sha256
     path.write_text(json.dumps(manifest))
-    found = attribute_build(project / "out", open_images(project / "test", LABELS), lambda _share: None)
+    (project / "out" / "steps.json").unlink()
+    found = attribute_build(BuildFolder(project / "out"), open_images(project / "test", LABELS), lambda _share: None)
     assert kinds(found) == ["input"]
     assert "channel 0 is 1.000 x +0.400" in found.sentence
 
@@ -372,7 +374,7 @@ def test_a_manifest_that_prepares_images_otherwise(project, tiny_size):
 def test_an_fp32_build_does_not_differ(project, tiny_size, images):
     shutil.rmtree(project / "out")
     assert build(project, precision="fp32") == 0
-    found = attribute_build(project / "out", open_images(project / "test", LABELS), lambda _share: None)
+    found = attribute_build(BuildFolder(project / "out"), open_images(project / "test", LABELS), lambda _share: None)
     assert found.sentence.startswith("No difference")
     assert found.costliest == ()
     assert min(row.introduced_db for row in found.layers) > 110, "FP32 kernels, one layer at a time"
@@ -380,7 +382,7 @@ def test_an_fp32_build_does_not_differ(project, tiny_size, images):
 
 def test_refusals(graphs, images, tmp_path, project):
     with pytest.raises(InputError, match="no FP32 reference graph"):
-        attribute_build(tmp_path / "empty", open_images(project / "test", LABELS), lambda _share: None)
+        attribute_build(BuildFolder(tmp_path), open_images(project / "test", LABELS), lambda _share: None)
     with pytest.raises(InputError, match="did not get the same images"):
         attribute_graphs(graphs, images, images[:3])
     with pytest.raises(InputError, match="did not get the same images"):

@@ -21,6 +21,7 @@ from edge.attribution.weight_errors import rounded_already
 from edge.images.labelled_images import open_images
 from edge.images.preprocess import Preprocess
 from edge.model.sizes import SIZES
+from engines.build_folder.folder import BuildFolder
 from engines.typed_graph import type_graph
 
 HONEST_SEEDS = (0, 1, 2)
@@ -41,9 +42,9 @@ def test_an_honest_build_has_no_culprit(graphs, typed, images, honest, part):
 def test_honest_builds_of_other_networks_have_none(tmp_path, make_network, tiny_size, seed, effort):
     make_project(tmp_path, make_network(seed), TINY, seed)
     assert build(tmp_path, "--effort", effort, "--max-drop", "100") in (0, 3)
-    found = attribute_build(tmp_path / "out", open_images(tmp_path / "test", LABELS), lambda _share: None)
+    found = attribute_build(BuildFolder(tmp_path / "out"), open_images(tmp_path / "test", LABELS), lambda _share: None)
     assert found.culprits == ()
-    graphs = load_graphs(tmp_path / "out")
+    graphs = load_graphs(BuildFolder(tmp_path / "out"))
     (refined,) = (graph for graph in graphs.between if graph.file.file == "model.refined.onnx")
     held = rounded_already(refined.model, graphs.judged.model, find_spans(graphs.base.model))
     assert ("blocks.0.ffn.2/MatMul" in held) == (effort == "balanced"), "second-order rounding, and nothing else"
@@ -155,8 +156,8 @@ def test_a_build_of_another_checkpoint(built, images, make_network, tmp_path, ti
     """What a mixed-up deployment gives: this week's reference, last week's engine."""
     make_project(tmp_path, make_network(9), TINY)
     assert build(tmp_path, "--max-drop", "100") in (0, 3)
-    other = load_graphs(tmp_path / "out")
-    here = load_graphs(built / "out")
+    other = load_graphs(BuildFolder(tmp_path / "out"))
+    here = load_graphs(BuildFolder(built / "out"))
     assert kinds(attribute_graphs(replace(here, judged=other.judged, between=()), images)) == ["other_weights"]
     mixed = attribute_graphs(replace(other, reference=here.reference), images)
     assert mixed.culprits[0].kind == "float_graph"

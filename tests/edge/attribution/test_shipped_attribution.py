@@ -17,6 +17,7 @@ from edge.attribution.build_graphs import BuildGraphs, LoadedGraph, load_graphs
 from edge.cli import run as run_command
 from edge.images.labelled_images import open_images
 from edge.model.metadata import read_graph_info
+from engines.build_folder.folder import BuildFolder
 from engines.typed_graph import type_graph
 
 
@@ -26,7 +27,7 @@ def shipped(tmp_path_factory):
     out = tmp_path_factory.mktemp("shipped") / "out"
     command = f"build {SHIPPED_MODEL} int8 --target cpu --calib-images 512 --eval-images 64 --max-drop 100 --out {out}"
     assert run_command(command.split()) in (0, 3)
-    graphs = load_graphs(out)
+    graphs = load_graphs(BuildFolder(out))
     info = read_graph_info(graphs.reference.model, out / "model.onnx")
     (images,) = open_images(TEST_IMAGES, info.labels).take(96).batches(info.preprocess, 96)
     return graphs, images

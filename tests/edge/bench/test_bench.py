@@ -15,14 +15,14 @@ from calib.errors import InputError
 from edge.bench.compare_builds import _blocks, interleave, median_ratio
 from edge.bench.latency import Plan, summarize, time_runs
 from edge.bench.machine import Machine, this_machine
-from edge.bench.measure import Conditions, bench, choose_batches, compare
+from edge.bench.measure import Conditions, choose_batches, compare, measure_build
 from edge.bench.memory import Memory, Resident, measure_memory, resident
 from edge.bench.results import BenchReport, ComparisonReport
 from edge.cli.bench import parse_batches
 from edge.images.golden_pair import GoldenPair
 from edge.images.preprocess import Preprocess
 from edge.progress import Silent
-from edge.runtime.open_build import Opened
+from edge.runtime.open_build import OpenedBuild
 from edge.runtime.runner import FakeRunner
 from engines.build_folder.manifest import EngineManifest, EngineRecord, FileRecord, TensorInfo
 from engines.build_spec import BatchRange
@@ -71,7 +71,10 @@ def opened(runner, *, size=8, batch=(1, 1, 32), notes=(), **changes):
     golden = GoldenPair(np.zeros((8, 8, 1), np.uint8), rng.normal(size=(3, size, size)).astype(np.float32))
     preprocess = Preprocess(size, size, (0.5,) * 3, (0.25,) * 3)
     ran_on = "a fake: the engine itself"
-    return Opened(runner, manifest(**changes), preprocess, "ort", ran_on, BatchRange(*batch), golden, notes)
+    build = None  # nothing measured here reads a file
+    return OpenedBuild(
+        build, manifest(**changes), preprocess, golden, runner, "ort", ran_on, BatchRange(*batch), notes, itself=True
+    )
 
 
 def conditions(clock, **plan):
@@ -80,7 +83,7 @@ def conditions(clock, **plan):
 
 def run_bench(build, batches, how):
     monitor, before = "power is not measured: a test", Resident(1, 2)
-    return bench(build, batches, how, monitor=monitor, before=before, progress=Silent())
+    return measure_build(build, batches, how, monitor=monitor, before=before, progress=Silent())
 
 
 # Figures -----------------------------------------------------------------------------------------------------------------
@@ -439,7 +442,10 @@ class Command:
 def ufovit_bench(tmp_path, monkeypatch):
     calls = []
 
-    def open_runner(folder, runner, *, public_key, threads):
+    monkeypatch.setattr("engines.build_folder.folder.BuildFolder", lambda path, require_signature: (path, require_signature))
+
+    def open_runner(build, runner, *, threads):
+        folder, public_key = build
         calls.append((folder.name, runner, public_key, threads))
         model, _, precision = folder.name.partition("-")
         build = opened(FakeRunner(SHAPE, CLASSES), batch=(1, 1, 2), model=model, precision=precision or "int8")

@@ -12,7 +12,7 @@ from calib.errors import InputError
 from calib.metrics import sqnr_db
 from calib.qdq_placement import plan_quantization
 from calib.qdq_writer import insert_qdq
-from edge.runtime.emulated import emulated_runner
+from edge.runtime.ort_runner import emulated_runner
 from edge.tasks.classification.logits import Logits, write_logits
 from engines.typed_graph import type_graph
 from scripts.bench import gpu_graph

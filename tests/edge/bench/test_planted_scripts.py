@@ -17,6 +17,7 @@ from calib.calibration_table import load_table
 from edge.model.sizes import SIZES
 from edge.pipeline.build_request import BuildRequest
 from engines.build_folder.file_names import CALIBRATION, QUANTIZED, TYPED
+from engines.build_folder.folder import BuildFolder
 from engines.build_folder.verify import verify_folder
 from engines.targets import TARGETS
 from engines.typed_graph import type_graph
@@ -59,10 +60,10 @@ def test_a_fault_comes_out_as_the_table_expects(bench, name):
 
 
 def test_a_planted_build_is_whole_and_the_honest_one_untouched(bench):
-    before = verify_folder(bench.honest).files
+    before = verify_folder(BuildFolder(bench.honest)).files
     planted = planted_faults.larger_scale(bench, "twice", 2, "stem.8/Gelu_output")
-    assert verify_folder(bench.honest).files == before
-    assert verify_folder(planted.folder).problem is None
+    assert verify_folder(BuildFolder(bench.honest)).files == before
+    assert verify_folder(BuildFolder(planted.folder)).problem is None
     was, now = (load_table(folder / CALIBRATION).tensors for folder in (bench.honest, planted.folder))
     assert {name for name in was if was[name] != now[name]} == {"stem.8/Gelu_output"}
     assert now["stem.8/Gelu_output"].amax == 2 * was["stem.8/Gelu_output"].amax

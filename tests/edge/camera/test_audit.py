@@ -15,12 +15,13 @@ from edge.camera import audit as audit_module
 from edge.camera.audit import Audit, AuditContext, AuditStatus, AuditWorker, audit_folder, open_reference
 from edge.runtime.runner import FakeRunner
 from edge.tasks.interval import share_interval
-from engines.build_folder.manifest import FileRecord, read_manifest
+from engines.build_folder.folder import BuildFolder
+from engines.build_folder.manifest import FileRecord, write_manifest
 
 
 @pytest.fixture
 def manifest(built):
-    return replace(read_manifest(built / "out"), labels=LABELS)
+    return replace(BuildFolder(built / "out").manifest, labels=LABELS)
 
 
 @pytest.fixture
@@ -122,10 +123,9 @@ def test_the_standing_is_said_with_its_interval():
 def test_the_reference_is_the_fp32_graph_of_the_build(built, tiny_images):
     import onnxruntime
 
-    manifest = read_manifest(built / "out")
     session = onnxruntime.InferenceSession(str(built / "out" / "model.onnx"), providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, {session.get_inputs()[0].name: tiny_images})
-    with open_reference(built / "out", manifest) as reference:
+    with open_reference(BuildFolder(built / "out")) as reference:
         np.testing.assert_allclose(reference(tiny_images), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -134,18 +134,19 @@ def test_another_graph_is_no_reference(built, tmp_path):
     with (tmp_path / "out" / "model.onnx").open("ab") as stream:
         stream.write(b"x")
     with pytest.raises(InputError, match=r"model\.onnx"):
-        open_reference(tmp_path / "out", read_manifest(built / "out"))
+        open_reference(BuildFolder(tmp_path / "out"))
 
 
 def test_a_build_from_a_bundle_has_no_reference(built, tmp_path):
     shutil.copytree(built / "out", tmp_path / "out")
     (tmp_path / "out" / "model.onnx").unlink()
-    manifest = read_manifest(built / "out")
+    manifest = BuildFolder(built / "out").manifest
     with pytest.raises(InputError, match="the FP32 graph is missing"):
-        open_reference(tmp_path / "out", manifest)
-    bundled = replace(manifest, bundle=FileRecord("a.ufovit", "0" * 64))
+        open_reference(BuildFolder(tmp_path / "out"))
+    write_manifest(tmp_path / "out", replace(manifest, bundle=FileRecord("a.ufovit", "0" * 64)))
+    (tmp_path / "out" / "steps.json").unlink()
     with pytest.raises(InputError, match="a build from a bundle has no FP32 graph") as raised:
-        open_reference(tmp_path / "out", bundled)
+        open_reference(BuildFolder(tmp_path / "out"))
     assert "without --audit" in str(raised.value)
 
 

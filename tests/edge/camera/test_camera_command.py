@@ -28,7 +28,7 @@ from edge.cli import run
 from edge.images.preprocess import Preprocess
 from edge.runtime import open_build as opened_module
 from edge.runtime.runner import FakeRunner
-from engines.build_folder.manifest import read_manifest
+from engines.build_folder.folder import BuildFolder
 
 ROOT = Path(__file__).resolve().parents[3]
 PART = "synthetic://?size=64x48&fps=200"
@@ -76,7 +76,7 @@ def test_answers_are_those_of_the_engine(camera, built):
     code, out, err = camera(f"{PART}&frames=12", "--every-frame", "--json", "--top", 2)
     assert code == 0
     results, (summary,) = lines_of(out)
-    manifest = read_manifest(built / "out")
+    manifest = BuildFolder(built / "out").manifest
     session_ = onnxruntime.InferenceSession(str(built / "out" / manifest.engine.file), providers=["CPUExecutionProvider"])
     preprocess = Preprocess.from_json({k: v for k, v in manifest.preprocess.items() if k != "sha256"})
     for line, pixels in zip(results, read_all(open_source(f"{PART}&frames=12")), strict=True):
@@ -108,7 +108,7 @@ def test_json_lines_have_the_documented_fields(camera):
 
 
 def test_what_runs_is_said_first(camera, built):
-    manifest = read_manifest(built / "out")
+    manifest = BuildFolder(built / "out").manifest
     _, out, _ = camera(f"{PART}&frames=2", "--every-frame", "--json")
     first = json.loads(out.splitlines()[0])
     assert (first["engine_sha256"], first["labels"]) == (manifest.engine.sha256, list(manifest.labels))
@@ -288,7 +288,7 @@ def test_fault_nothing_but_pictures_without_pixels(camera):
 
 def test_fault_a_tampered_engine(camera, built, tmp_path):
     shutil.copytree(built / "out", tmp_path / "out")
-    engine = tmp_path / "out" / read_manifest(built / "out").engine.file
+    engine = tmp_path / "out" / BuildFolder(built / "out").manifest.engine.file
     data = bytearray(engine.read_bytes())
     data[len(data) // 2] ^= 1
     engine.write_bytes(data)

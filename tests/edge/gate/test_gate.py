@@ -6,17 +6,16 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
-from gate_builds import Planted, edit, lose_answers, memory_build, plant, record, set_field
+from gate_builds import Planted, edit, gate, lose_answers, memory_build, plant, read_build, record, set_field, update_baseline
 from report_folder import LABELS, Recipe
 
 from calib.errors import InputError
 from edge.gate.baseline import LatencyRatio, read_baseline
-from edge.gate.build_figures import read_build
-from edge.gate.compare_builds import compare_builds, gate
+from edge.gate.compare_builds import compare_builds
 from edge.gate.gate_tolerances import QUANTITIES
 from edge.gate.junit import junit_xml
 from edge.gate.markdown import markdown_summary
-from edge.gate.update import default_tolerances, make_baseline, update_baseline
+from edge.gate.update import default_tolerances, make_baseline
 from edge.tasks.classification.packed_answers import pack_answers, unpack_answers
 from edge.tasks.gate_row import Row, Tolerance
 

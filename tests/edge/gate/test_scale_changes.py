@@ -5,17 +5,17 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from gate_builds import memory_build
+from gate_builds import memory_build, read_build
 from onnx import TensorProto, helper, numpy_helper
 
 from calib.calibration_table import load_table
 from edge.gate import scale_changes
 from edge.gate.baseline import Scales
-from edge.gate.build_figures import read_build
 from edge.gate.compare_builds import compare_builds
 from edge.gate.scale_changes import read_scales
 from edge.gate.update import make_baseline
 from engines.build_folder.file_names import CALIBRATION, QUANTIZED
+from engines.build_folder.folder import BuildFolder
 
 HONEST = Scales("mse", "a" * 64, {"x": -5.0, "y": -7.0, "z": -6.0}, {"w": -9.0})
 SMOOTH = "mse; refined by smooth"
@@ -128,14 +128,14 @@ def graph(scales, weight_scales):
 
 def test_scales_are_read_from_the_graph_and_the_typed_one_first(built, tmp_path):
     (tmp_path / CALIBRATION).write_bytes((built / "out" / CALIBRATION).read_bytes())
-    assert read_scales(tmp_path, None) is None
+    assert read_scales(BuildFolder(tmp_path), None) is None
     onnx.save(graph({"x": 0.25, "y": 0.03}, (0.5, 0.125)), tmp_path / QUANTIZED)
-    found = read_scales(tmp_path, None)
+    found = read_scales(BuildFolder(tmp_path), None)
     assert found.activations == {"x": -2.0, "y": pytest.approx(np.log2(0.03), abs=5e-4)}
     assert found.weights == {"w": -2.0}  # the geometric mean of 1/2 and 1/8
     assert found.made == load_table(built / "out" / CALIBRATION).method
     onnx.save(graph({"x": 0.5}, (0.5,)), tmp_path / "model.typed.onnx")
-    assert read_scales(tmp_path, None).activations == {"x": -1.0}
+    assert read_scales(BuildFolder(tmp_path), None).activations == {"x": -1.0}
 
 
 def test_a_real_builds_scales_are_its_tables(built):

@@ -13,18 +13,23 @@ from tiny_project import build, read, sha256
 from calib.errors import InputError, VerdictError
 from edge.images.golden_pair import (
     GoldenPair,
-    check_folder_golden,
+    check_build_golden,
     check_golden,
     make_golden,
-    read_golden,
+    parse_golden,
     shrunk,
     write_golden,
 )
 from edge.images.preprocess import Preprocess
-from edge.inspect.describe_file import describe_file
+from edge.inspect.describers import describe_file
+from engines.build_folder.folder import BuildFolder
 from engines.build_folder.step_record import StepRecord, read_record, write_record
 
 PREPROCESS = Preprocess(32, 36, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+
+
+def read_golden(path):
+    return parse_golden(path.read_bytes(), path)
 
 
 def photo(height=50, width=70, channels=3, seed=0):
@@ -125,7 +130,7 @@ def test_a_file_that_is_no_pair_is_refused(tmp_path, what):
 
 def test_a_folder_without_a_pair_says_what_to_do(tmp_path):
     with pytest.raises(InputError, match=r"holds no golden pair(.|\n)*build again"):
-        check_folder_golden(tmp_path, PREPROCESS)
+        check_build_golden(BuildFolder(tmp_path), PREPROCESS)
 
 
 def test_a_build_keeps_its_first_calibration_image(built):

@@ -34,6 +34,7 @@ from edge.images.preprocess import Preprocess
 from edge.model.sizes import SIZES
 from edge.runtime.runner import Runner
 from engines.build_folder.bundle_format import open_bundle, write_bundle
+from engines.build_folder.folder import BuildFolder
 from engines.build_folder.verify import verify_folder
 from engines.hardware import Gpu
 from engines.trt import api
@@ -272,7 +273,7 @@ def on_a_gpu(project, monkeypatch):
     """on_a_gpu(change): engines "run": their graph answers on the CPU, and `change` is made to its logits."""
 
     def become(change=lambda logits: logits):
-        from edge.runtime.emulated import emulated_runner
+        from edge.runtime.ort_runner import emulated_runner
 
         graph = emulated_runner(onnx.load(project / "rtx" / GRAPH), Path(GRAPH))
         runner = Injected(lambda images: change(graph(images)))
@@ -322,7 +323,7 @@ def test_a_device_builds_and_judges(project, on_a_gpu, capsys):
     assert drift["agreement"] == np.mean(logits["engine"].argmax(1) == packed["logits.npy"].argmax(1))
     assert drift["top1_engine"] == np.mean(logits["engine"].argmax(1) == packed["labels.npy"])
     assert max(runner.batches) <= 8
-    assert [check.status for check in verify_folder(folder).files] == ["ok"] * 10
+    assert [check.status for check in verify_folder(BuildFolder(folder)).files] == ["ok"] * 10
     golden = np.load(folder / "golden.npz")
     assert np.array_equal(golden["tensor"], packed["golden.npy"])
     assert np.array_equal(golden["pixels"].ravel(), packed["pixels.npy"][: golden["pixels"].size])
@@ -743,7 +744,7 @@ KILLED = textwrap.dedent("""
     from pathlib import Path
     sys.path[:0] = {roots!r}
     import onnx
-    from edge.runtime.emulated import emulated_runner
+    from edge.runtime.ort_runner import emulated_runner
     from test_bundle import Injected
     import edge.pipeline.build_from_bundle
     graph = emulated_runner(onnx.load({graph!r}), Path("graph"))
@@ -779,7 +780,7 @@ def test_killed_again_and_again_it_still_ends_the_same(project, on_a_gpu):
     assert files(project / "device") == files(project / "whole")
     for file in (GRAPH, "xnorm.json", "calibration.json"):
         assert sha256(project / "device" / file) == sha256(project / "whole" / file)
-    assert verify_folder(project / "device").problem is None
+    assert verify_folder(BuildFolder(project / "device")).problem is None
 
 
 BARE = ("numpy", "typer", "rich", "tensorrt_rtx")

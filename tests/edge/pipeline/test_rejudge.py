@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib import import_module
 
 import numpy as np
 import onnxruntime as ort
@@ -18,6 +19,7 @@ from edge.images.idx import read_idx, write_idx
 from edge.images.labelled_images import open_images, open_unlabelled
 from edge.images.preprocess import Preprocess
 from edge.pipeline.rejudge import JudgeRequest, rejudge
+from engines.build_folder.folder import BuildFolder
 from engines.build_folder.step_record import read_record
 from engines.build_folder.verify import verify_folder
 
@@ -77,7 +79,7 @@ def test_other_labelled_images(project, preprocess):
     assert drift["top1_engine"] == pytest.approx((answers[1] == labels[:70]).mean())
     assert drift["top1_reference"] < 0.6, "the labels were spoiled"
     assert drift["budget_points"] == 20, "the build's own"
-    verify_folder(project / "out")
+    verify_folder(BuildFolder(project / "out"))
     assert judged(project).ran == (), "the images of the last verdict are the default"
     assert run(command(project)) == 0, "`ufovit build` judges by its own images again"
     assert read(project, "drift.json")["images"] == 80
@@ -95,7 +97,7 @@ def test_images_without_labels(project, preprocess):
     assert any("no labels" in text for text in drift["not_compared"])
     with np.load(project / "out" / "logits.npz") as arrays:
         assert sorted(arrays.files) == ["engine", "reference"]
-    verify_folder(project / "out")
+    verify_folder(BuildFolder(project / "out"))
     assert judged(project).ran == (), "the same again without saying"
     assert "no labels" in (project / "out" / "report.html").read_text()
 
@@ -118,14 +120,17 @@ def stored(project, tmp_path_factory):
 
 
 def test_stored_answers_stand_in_for_the_reference(project, stored, monkeypatch):
-    import edge.pipeline.steps.drift_step
+    drift_step = import_module("edge.pipeline.steps.drift_step")
+    genuine = drift_step._ort_runner
 
-    def refuse(path, **_options):
-        raise AssertionError(f"{path} was run")
+    def refuse(build, file, **options):
+        if file == "model.onnx":
+            raise AssertionError(f"{file} was run")
+        return genuine(build, file, **options)
 
     with np.load(stored / "logits.npz") as arrays:
         expected = {name: arrays[name] for name in arrays.files}
-    monkeypatch.setattr(edge.pipeline.steps.drift_step, "_reference", refuse)
+    monkeypatch.setattr(drift_step, "_ort_runner", refuse)
     assert judged(project, reference=stored).ran == ("drift", "report")
     with np.load(project / "out" / "logits.npz") as arrays:
         for name, values in expected.items():
@@ -182,7 +187,7 @@ def test_damage_to_a_verdict_is_mended_and_to_anything_else_refused(project):
     outcome = judged(project, data=project / "test")
     assert outcome.ran == ("drift", "report")
     assert {f for f, d in digests(project).items() if d != expected[f]} <= {"drift.json", "steps.json", "report.html"}
-    verify_folder(project / "out")
+    verify_folder(BuildFolder(project / "out"))
     (project / "out" / "model.int8.onnx").write_bytes(b"another")
     before = digests(project)
     with pytest.raises(InputError, match=r"not the one that was recorded[\s\S]*model\.int8\.onnx"):
@@ -208,7 +213,7 @@ def test_attribution_is_an_artifact_of_the_folder(project):
     assert read_record(project / "out")["attribute"].writes == {
         "attribution.json": sha256_file(project / "out" / "attribution.json")
     }
-    verify_folder(project / "out")
+    verify_folder(BuildFolder(project / "out"))
     told = read(project, "attribution.json")
     assert told["culprits"] == []
     assert told["sentence"][:40] in (project / "out" / "report.html").read_text()
@@ -218,13 +223,13 @@ def test_attribution_is_an_artifact_of_the_folder(project):
     assert digests(project) == before
     assert judged(project, unlabelled=pictures(project / "camera")).ran == ("drift", "report")
     assert digests(project)["attribution.json"] == before["attribution.json"], "it rests on the graphs, not on the verdict"
-    verify_folder(project / "out")
+    verify_folder(BuildFolder(project / "out"))
     text = json.loads((project / "out" / "attribution.json").read_text())
     (project / "out" / "attribution.json").write_text(json.dumps({**text, "sentence": "All is well."}))
     with pytest.raises(InputError, match=r"attribution\.json"):
-        verify_folder(project / "out")
+        verify_folder(BuildFolder(project / "out"))
     assert "attribute" in judged(project, attribute=True).ran
-    verify_folder(project / "out")
+    verify_folder(BuildFolder(project / "out"))
 
 
 def test_the_command(project, capsys):
@@ -245,7 +250,7 @@ def test_the_command(project, capsys):
         (["--max-drop", "nan"], "no number of points"),
         (["--data", "nowhere"], "images not found"),
         (["--unlabelled", "nowhere"], "images not found"),
-        (["--reference", "nowhere"], "file is missing"),
+        (["--reference", "nowhere"], "no build folder"),
     ],
 )
 def test_bad_input(project, arguments, said, capsys):

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from html_page import Page
 from PIL import Image
-from report_folder import LABELS, Recipe, attribution, make_folder, photo
+from report_folder import LABELS, Recipe, attribution, make_folder, photo, render
 
 from calib.artifact import write_artifact
 from calib.errors import InputError
-from edge.drift.pictures import read_pictures
-from edge.report import render
+from edge.drift.pictures import PICTURES_ARTIFACT
+from engines.build_folder.folder import BuildFolder
 
 EVIL = ("<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "</svg></style><script>", "{{ 7 * 7 }} & co", "e", "f")
 Z95 = 1.959963984540054
@@ -169,7 +169,7 @@ def test_without_flips_a_sentence(tmp_path: Path) -> None:
     _, _, html = made(tmp_path)
     assert cards(html) == []
     assert "none to show" in Page(html).by_id["no-flips"]
-    assert len(read_pictures(tmp_path / "flips.npz").indices) == 0
+    assert len(BuildFolder(tmp_path).read(PICTURES_ARTIFACT).indices) == 0
     (tmp_path / "flips.npz").unlink()
     assert "none to show" in Page(render(tmp_path, silent)).by_id["no-flips"]
 

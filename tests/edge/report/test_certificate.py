@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 from html_page import Page
-from report_folder import Recipe, make_folder
+from report_folder import Recipe, make_folder, render
 from rich.console import Console
 
 from calib.files import sha256_file
 from edge.cli.summary import print_summary
-from edge.report import render
 
 COLOURS = {"stable": "good", "at risk": "warn", "unstable": "bad"}
 PANELS = ("before", "sites")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
+from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from html_page import Page
-from report_folder import Recipe, make_folder
+from report_folder import Recipe, make_folder, render
 from rich.console import Console
 
 from calib.errors import InputError
@@ -17,8 +22,8 @@ from calib.files import sha256_file
 from edge.cli.console import TerminalProgress
 from edge.cli.report import report
 from edge.pipeline.rejudge import redraw
-from edge.report import render
-from engines.build_folder.manifest import FileRecord, read_manifest, write_manifest
+from engines.build_folder.folder import BuildFolder
+from engines.build_folder.manifest import FileRecord, write_manifest
 from engines.build_folder.step_record import StepRecord, read_record, write_record
 from engines.build_folder.verify import verify_folder
 
@@ -62,10 +67,29 @@ def test_a_deleted_report_is_drawn_again(folder: Path) -> None:
     after = digests(folder)
     assert {name for name in after if before.get(name) != after[name]} == {"report.html", "steps.json"}
     assert read_record(folder)["drift"] == StepRecord("0" * 64, {f: before[f] for f in STEPS["drift"]})
-    verify_folder(folder)
+    verify_folder(BuildFolder(folder))
     (folder / "report.html").unlink()
     assert redraw(folder, quiet())
     assert digests(folder) == after
+
+
+def test_each_file_is_opened_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashed once, and drawn from the bytes that were hashed; steps.json is what the steps are kept in, too."""
+    redraw(folder, quiet())
+    openings: Counter[str] = Counter()
+    for module, name in ((os, "open"), (io, "open")):
+        monkeypatch.setattr(module, name, partial(_counted, getattr(module, name), openings, folder))
+    (folder / "report.html").unlink()
+    assert redraw(folder, quiet())
+    monkeypatch.undo()
+    files = {file for step in STEPS.values() for file in step}
+    assert {file: openings[file] for file in files} == dict.fromkeys(files, 1)
+
+
+def _counted(genuine: Any, openings: Counter[str], folder: Path, path: Any, *arguments: Any, **options: Any) -> Any:
+    if isinstance(path, (str, os.PathLike)) and Path(path).parent == folder:
+        openings[Path(path).name] += 1
+    return genuine(path, *arguments, **options)
 
 
 def test_a_report_that_fits_is_left_alone(folder: Path) -> None:
@@ -93,7 +117,7 @@ def test_a_copy_is_drawn(folder: Path, tmp_path: Path, *, lock: bool) -> None:
         (copy / ".lock").unlink()
     assert report(copy) == 0
     assert Page((copy / "report.html").read_text()).by_id["verdict"] == "FAIL", "a failed verdict is no failure to draw"
-    verify_folder(copy)
+    verify_folder(BuildFolder(copy))
 
 
 def test_what_follows_from_the_attribution_is_drawn_anew(folder: Path) -> None:
@@ -123,7 +147,7 @@ def _edit(path: Path, **changes: object) -> None:
 
 
 def _from_a_bundle(folder: Path) -> None:
-    write_manifest(folder, replace(read_manifest(folder), bundle=FileRecord("b.ufovit", "1" * 64)))
+    write_manifest(folder, replace(BuildFolder(folder).manifest, bundle=FileRecord("b.ufovit", "1" * 64)))
     record(folder)
 
 

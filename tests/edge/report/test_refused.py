@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from html_page import Page
-from report_folder import Recipe, make_folder, photo
+from report_folder import Recipe, make_folder, photo, render
 
 from calib.errors import InputError
 from calib.files import sha256_file
 from edge.drift.pictures import write_pictures
-from edge.report import render
 
 
 def silent(_share: float) -> None:

@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from html_page import Page
-from report_folder import FALLBACK, LABELS, TENSORS, Recipe, make_folder
-
-from edge.report import render
+from report_folder import FALLBACK, LABELS, TENSORS, Recipe, make_folder, render
 
 
 def silent(_share: float) -> None:
@@ -150,8 +148,8 @@ def test_equal_inputs_give_equal_bytes(failed: tuple[Path, str], tmp_path: Path)
     folder, html = failed
     (tmp_path / "matplotlibrc").write_text("font.size: 20\nsvg.fonttype: path\naxes.grid: True\n")
     program = (
-        "import sys, pathlib; from edge.report import render; "
-        "sys.stdout.buffer.write(render(pathlib.Path(sys.argv[1]), lambda s: None).encode())"
+        "import sys, pathlib; from edge.report import render; from engines.build_folder import BuildFolder; "
+        "sys.stdout.buffer.write(render(BuildFolder(pathlib.Path(sys.argv[1])), lambda s: None).encode())"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "1", "MPLCONFIGDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, check=True, env=environment)
@@ -258,7 +256,7 @@ def test_scales_from_proof_are_counted(failed: tuple[Path, str]) -> None:
 
 def test_import_needs_no_heavy_library() -> None:
     program = (
-        "import sys, edge.report, edge.inspect.describe_file; "
+        "import sys, edge.report, edge.inspect.describers; "
         "print([m for m in ('torch', 'onnx', 'matplotlib', 'jinja2', 'rich', 'numpy') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from report_folder import Recipe, attribution, make_folder
+from report_folder import Recipe, attribution, make_folder, render
 
 from calib.artifact import write_artifact
-from edge.report import render
 
 BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 PAPER = {"light": (255, 255, 255), "dark": (0x14, 0x17, 0x1B)}

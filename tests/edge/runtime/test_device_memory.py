@@ -1092,7 +1092,7 @@ def test_an_unknown_library_is_refused(modules):
 # Imports -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", ["device_memory", "pycuda_memory", "cuda_python_memory", "runner", "trt", "trt_io"])
+@pytest.mark.parametrize("module", ["device_memory", "pycuda_memory", "cuda_python_memory", "runner", "trt_runner", "trt_io"])
 def test_importing_loads_no_library(module):
     heavy = {"pycuda", "cuda", "tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "torch"}
     code = f"import sys, edge.runtime.{module}; print(*sorted({heavy!r} & set(sys.modules)))"

@@ -3,6 +3,7 @@
 The oracle of an answer is ONNX Runtime on the graph concerned, and the emulated graph where FP16 is typed in.
 """
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -18,15 +19,24 @@ from tiny_project import command, sha256
 
 from calib.errors import InputError, MissingError, VerdictError
 from edge.cli import run
-from edge.images.golden_pair import GoldenPair, read_golden, write_golden
+from edge.images.golden_pair import GOLDEN_ARTIFACT, GoldenPair, write_golden
 from edge.model.sizes import SIZES
 from edge.runtime import open_build as module
-from edge.runtime.emulated import emulated_runner
-from edge.runtime.open_build import open_runner
-from edge.runtime.ort_runner import OrtRunner
+from edge.runtime.engine_runner import EngineDevice
+from edge.runtime.ort_runner import OrtRunner, emulated_runner
 from edge.runtime.runner import FakeRunner
+from engines.build_folder.folder import BuildFolder
 from engines.build_folder.step_record import StepRecord, read_record, write_record
 from engines.build_spec import BatchRange
+
+
+def open_runner(folder, *arguments, public_key=None, threads=0):
+    return module.open_runner(BuildFolder(folder, require_signature=public_key), *arguments, threads=threads)
+
+
+def read_golden(path):
+    return GOLDEN_ARTIFACT.parse(path.read_bytes(), path)
+
 
 ROOT = Path(__file__).resolve().parents[3]
 X = np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype(np.float32)
@@ -63,18 +73,18 @@ def no_gpu(monkeypatch):
 @pytest.fixture
 def gpu(monkeypatch):
     """A GPU that answers with the fake runner; `gpu.refusal`, if set, is why it does not."""
-    state = SimpleNamespace(refusal=None, authenticated=[])
+    state = SimpleNamespace(refusal=None, loaded=[])
 
-    def authenticate(folder, *, public_key=None):
+    def engine_device(manifest):
         if state.refusal is not None:
             raise state.refusal
-        state.authenticated.append((folder, public_key))
         memory = SimpleNamespace(name="Fake GPU")
-        return SimpleNamespace(flavour="rtx", data=b"engine", memory=memory, version_compatible=False)
+        return EngineDevice("rtx", memory, version_compatible=manifest.engine.version_compatible)
 
     class Engine(FakeRunner):
         def __init__(self, flavour, data, memory, *, version_compatible):
-            assert (flavour, data, memory.name, version_compatible) == ("rtx", b"engine", "Fake GPU", False)
+            assert (flavour, memory.name, version_compatible) == ("rtx", "Fake GPU", False)
+            state.loaded.append(hashlib.sha256(data).hexdigest())
             super().__init__((3, 32, 32), 5)
             self.batches_taken, self.notes = (1, 2, 4), ["no graphs here"]
 
@@ -86,7 +96,7 @@ def gpu(monkeypatch):
         def batches(self, _seen):
             pass
 
-    monkeypatch.setattr(module, "authenticate", authenticate)
+    monkeypatch.setattr(module, "engine_device", engine_device)
     monkeypatch.setattr("edge.runtime.trt_runner.TrtRunner", Engine)
     monkeypatch.setattr(module, "gpus", lambda: ("one",))
     return state
@@ -149,7 +159,7 @@ def test_with_its_gpu_the_engine_runs(gpu_builds, gpu, runner):
     assert opened.batch == BatchRange(1, 2, 4)
     assert opened.notes == ("no graphs here",)
     assert opened.itself
-    assert gpu.authenticated == [(gpu_builds / "int8", None)]
+    assert gpu.loaded == [sha256(gpu_builds / "int8" / "engine.engine")]
 
 
 @needs_openvino
@@ -257,18 +267,19 @@ def test_a_file_that_was_changed_stops_every_runner(copy, gpu, file, runner):
     with pytest.raises(InputError) as refused:
         open_runner(folder, runner)
     assert file in str(refused.value)
-    assert gpu.authenticated == []
+    assert gpu.loaded == []
 
 
 def test_a_graph_that_changes_between_check_and_use_is_refused(copy, no_gpu, monkeypatch):
     folder = copy("fp32")
-    check = module.check_folder_golden
+    check = module.verify_folder
 
-    def meanwhile(*arguments):
+    def meanwhile(*arguments, **options):
+        checked = check(*arguments, **options)
         spoil(folder, "model.onnx")
-        return check(*arguments)
+        return checked
 
-    monkeypatch.setattr(module, "check_folder_golden", meanwhile)
+    monkeypatch.setattr(module, "verify_folder", meanwhile)
     with pytest.raises(InputError, match=r"not the one that was recorded(.|\n)*model\.onnx"):
         open_runner(folder)
 
@@ -322,6 +333,9 @@ def test_a_signature_covers_what_is_used(project):
     np.savez(folder / "golden.npz", pixels=pair.pixels, tensor=pair.tensor)  # the same pair in other bytes
     recorded(folder)
     assert open_runner(folder).name == "ort", "it is a sound pair"
+    with pytest.raises(InputError, match=r"steps\.json"):
+        open_runner(folder, public_key=public)
+    (folder / "steps.json").unlink()
     with pytest.raises(InputError, match=r"golden\.npz"):
         open_runner(folder, public_key=public)
 

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_folder import Recipe, make_folder, photo
+from report_folder import Recipe, make_folder, photo, render
 from rich.console import Console
 
 from calib.errors import InputError
 from edge.drift.drift_report import Source, Subject, judge_sides, write_drift
-from edge.drift.pictures import KEPT, picture, read_pictures, write_pictures
-from edge.inspect.describe_file import describe_file
-from edge.report import render
+from edge.drift.pictures import KEPT, parse_pictures, picture, write_pictures
+from edge.inspect.describers import describe_file
 from edge.tasks.classification.flips import worst_flips
 from edge.tasks.classification.logits import Logits
 from edge.tasks.registry import load_task
@@ -40,7 +39,7 @@ def test_the_drift_step_keeps_the_pictures(tmp_path: Path, *, random_weights: bo
     task, sides = load_task("classification", ("a", "b", "c")), Logits(reference, engine, labels).sides
     report = judge_sides(task, subject, sides, 0.5, random_weights=random_weights)
     write_drift(tmp_path, task, report, sides, pixels)
-    found = read_pictures(tmp_path / "flips.npz")
+    found = parse_pictures((tmp_path / "flips.npz").read_bytes(), tmp_path / "flips.npz")
     assert found.indices.tolist() == asked == ([] if random_weights else [6, 4, 7]), (
         "worst first; 7 turned right; 8 is wrong twice"
     )
@@ -65,7 +64,7 @@ def test_flips_survive_the_disk_and_stay_small(tmp_path: Path) -> None:
     photos = [rng.integers(0, 256, (200 + 10 * i, 300, 3)).astype(np.uint8) for i in range(24)]
     write_pictures(tmp_path / "flips.npz", np.arange(24), photos.__getitem__)
     assert (tmp_path / "flips.npz").stat().st_size < 300_000
-    found = read_pictures(tmp_path / "flips.npz")
+    found = parse_pictures((tmp_path / "flips.npz").read_bytes(), tmp_path / "flips.npz")
     for kept, original in zip(found.pictures, photos, strict=True):
         np.testing.assert_array_equal(kept, picture(original))
     shown = io.StringIO()

@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from camera_fakes import PREPROCESS, ListSource, banded
-from gate_builds import record
+from gate_builds import gate, record, update_baseline
 from html_page import Page
-from report_folder import Recipe, make_folder, photo
+from report_folder import Recipe, make_folder, photo, render
 from rich.console import Console
 
 from calib.errors import InputError
@@ -32,15 +32,12 @@ from edge.camera.sinks.json_lines import result_fields
 from edge.camera.sinks.overlay import drawn
 from edge.camera.sinks.terminal import answers_table, counts_line
 from edge.camera.web.broadcast import Broadcast, PageContent
-from edge.drift.drift_report import DriftReport, Subject, judge_sides, read_drift, write_drift
+from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport, Subject, judge_sides, write_drift
 from edge.drift.recompute_check import check_stated
 from edge.drift.stored_reference import read_stored
-from edge.gate.compare_builds import gate
-from edge.gate.update import update_baseline
 from edge.images.labelled_images import ImageSet, open_unlabelled
 from edge.images.npz import parse_npz
-from edge.inspect.describe_file import describe_file
-from edge.report import render
+from edge.inspect.describers import describe_file
 from edge.runtime.runner import FakeRunner
 from edge.tasks.frame_answer import FrameAnswer, Line, Panel, PanelLayout
 from edge.tasks.gate_row import Measurement, Recorded, Row, Tolerance, row
@@ -48,7 +45,8 @@ from edge.tasks.interval import Verdict
 from edge.tasks.registry import TASKS, load_task, task_of
 from edge.tasks.report_parts import Drawing, Figure, NumberRow, Paragraph, Section, TaskReport, Value
 from edge.tasks.task import Comparison, GateRequest, Judged, Outputs, Sides, Task
-from engines.build_folder.manifest import read_manifest, write_manifest
+from engines.build_folder.folder import BuildFolder
+from engines.build_folder.manifest import write_manifest
 
 IMAGES, SHAPE = 12, (2, 6, 8)
 
@@ -184,10 +182,10 @@ def sides(off: float = 0.01) -> Sides:
 def depth_build(folder: Path, off: float = 0.01, budget: float = 1.0) -> Path:
     """A finished build whose network tells depth."""
     make_folder(folder, Recipe())
-    manifest = read_manifest(folder)
+    manifest = BuildFolder(folder).manifest
     write_manifest(folder, replace(manifest, task="depth", labels=()))
     task, given = load_task("depth"), sides(off)
-    old = read_drift(folder / "drift.json")
+    old = BuildFolder(folder).read(DRIFT_ARTIFACT)
     subject = Subject(old.reference, old.engine, old.data, old.data_sha256, old.preprocess_sha256)
     write_drift(folder, task, judge_sides(task, subject, given, budget, random_weights=False), given, photo)
     record(folder)
@@ -200,7 +198,7 @@ def test_drift_states_the_figures_of_the_task_and_reads_them_back(tmp_path: Path
     assert (fields["task"], fields["judged_by"], fields["verdict"]) == ("depth", "error", "pass")
     assert fields["error_mean"] == pytest.approx((11 * 0.01 + 0.5) / 12)
     assert fields["error_worst"] == pytest.approx(0.5)
-    drift = read_drift(folder / "drift.json")
+    drift = BuildFolder(folder).read(DRIFT_ARTIFACT)
     assert isinstance(drift, DriftReport)
     assert drift.comparison == load_task("depth").compare(sides())
     check_stated(folder, load_task("depth"), drift, sides())
@@ -216,9 +214,9 @@ def test_a_drift_of_an_unknown_task_is_refused(tmp_path: Path, monkeypatch: pyte
     folder = depth_build(tmp_path)
     monkeypatch.delitem(TASKS, "depth")
     with pytest.raises(InputError, match=r"unknown task 'depth'[\s\S]*classification"):
-        read_drift(folder / "drift.json")
+        BuildFolder(folder).read(DRIFT_ARTIFACT)
     with pytest.raises(InputError, match="unknown task"):
-        task_of(read_manifest(folder))
+        task_of(BuildFolder(folder).manifest)
 
 
 def test_the_gate_compares_what_the_task_records(tmp_path: Path) -> None:
@@ -277,7 +275,7 @@ def test_the_camera_answers_draws_and_tells(tmp_path: Path) -> None:
 
 
 def test_the_audit_asks_the_task_whether_two_answers_agree(tmp_path: Path) -> None:
-    manifest = read_manifest(depth_build(tmp_path / "build"))
+    manifest = BuildFolder(depth_build(tmp_path / "build")).manifest
     reference = FakeRunner((3, 12, 12), 3, answer=lambda images: np.ones((len(images), *SHAPE), np.float32))
     work = AuditWorker(AuditContext(reference, PREPROCESS, manifest, "here"), tmp_path / "audit")
     for number, depth in enumerate((1.0, 3.0)):

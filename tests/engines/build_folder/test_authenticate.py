@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from pem_keys import pem_pair
 
 from calib.errors import InputError, MissingError
 from calib.files import write_json
 from engines.build_folder import safe_files
 from engines.build_folder.authenticate import check_runs_here, read_authenticated
-from engines.build_folder.manifest import EngineManifest, EngineRecord, FileRecord, read_manifest, write_manifest
+from engines.build_folder.folder import BuildFolder
+from engines.build_folder.manifest import EngineManifest, EngineRecord, FileRecord, write_manifest
 from engines.build_folder.step_record import StepRecord, write_record
 from engines.layer_records import TensorInfo
 from engines.precision_receipt import Receipt
@@ -58,7 +60,7 @@ def folder(tmp_path):
 
 def test_a_folder_and_an_engine_in_it(folder):
     for path in (folder, folder / "engine.engine"):
-        assert read_authenticated(path, say=silent) == (read_manifest(folder), PLAN)
+        assert read_authenticated(path, say=silent) == (BuildFolder(folder).manifest, PLAN)
 
 
 @pytest.mark.parametrize("position", [0, len(PLAN) // 2, len(PLAN) - 1])
@@ -134,7 +136,7 @@ def test_another_file_beside_the_manifest_is_not_the_engine(folder):
 @pytest.mark.parametrize("name", ["../engine.engine", "/etc/passwd", "sub/engine.engine", "", "..", "."])
 def test_a_manifest_cannot_lead_out_of_the_folder(folder, name):
     (folder.parent / "engine.engine").write_bytes(PLAN)
-    manifest = read_manifest(folder)
+    manifest = BuildFolder(folder).manifest
     write_manifest(folder, dataclasses.replace(manifest, engine=dataclasses.replace(manifest.engine, file=name)))
     with pytest.raises(InputError, match="outside its folder"):
         read_authenticated(folder, say=silent)
@@ -165,7 +167,7 @@ def test_a_broken_manifest_is_not_taken_for_none(folder, broken):
 def signed(folder, tmp_path):
     """The folder, signed; the public keys of the signer and of somebody else."""
     pytest.importorskip("cryptography", reason="pip install 'ufovit-edge[sign]'")
-    from engines.build_folder.signature import sign
+    from engines.build_folder.signing import sign
 
     files = ("engine.engine", "manifest.json", "model.onnx")
     digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
@@ -173,19 +175,6 @@ def signed(folder, tmp_path):
     pairs = [pem_pair(tmp_path, name) for name in ("ours", "theirs")]
     sign(folder, pairs[0][0])
     return folder, pairs
-
-
-def pem_pair(folder, name):
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    seed = hashlib.sha256(name.encode()).digest()
-    public = Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
-    paths = folder / f"{name}.pem", folder / f"{name}.pub.pem"
-    ders = bytes.fromhex("302e020100300506032b657004220420") + seed, bytes.fromhex("302a300506032b6570032100") + public
-    for path, der, what in zip(paths, ders, ("PRIVATE KEY", "PUBLIC KEY"), strict=True):
-        path.write_text(f"-----BEGIN {what}-----\n{base64.b64encode(der).decode()}\n-----END {what}-----\n")
-        path.chmod(0o600)
-    return paths
 
 
 def test_a_signature_is_asked_for(signed):
@@ -203,7 +192,8 @@ def test_a_signature_is_asked_for(signed):
 
 def test_an_engine_and_manifest_that_fit_each_other_are_refused_unless_signed(signed):
     folder, ((_, ours), _) = signed
-    evil, manifest = b"evil plan", read_manifest(folder)
+    evil, manifest = b"evil plan", BuildFolder(folder).manifest
+    (folder / "steps.json").unlink()
     (folder / "engine.engine").write_bytes(evil)
     engine = dataclasses.replace(manifest.engine, sha256=hashlib.sha256(evil).hexdigest(), bytes=len(evil))
     write_manifest(folder, dataclasses.replace(manifest, engine=engine))
@@ -231,7 +221,7 @@ def test_engine_and_manifest_must_both_be_signed(signed, left_out):
 
 
 def test_a_lone_engine_needs_a_signature_of_its_own(signed):
-    from engines.build_folder.signature import sign
+    from engines.build_folder.signing import sign
 
     folder, ((private, ours), (_, theirs)) = signed
     (folder / "manifest.json").unlink()
@@ -255,7 +245,7 @@ def test_a_lone_engine_needs_a_signature_of_its_own(signed):
 
 
 def runs(folder, version, capability, **changes):
-    manifest = read_manifest(folder)
+    manifest = BuildFolder(folder).manifest
     changed = dataclasses.replace(manifest, engine=dataclasses.replace(manifest.engine, **changes))
     check_runs_here(changed, backend_version=version, compute_capability=capability)
 
@@ -308,7 +298,7 @@ def test_engines_that_do_not(folder, version, capability, changes, said):
 def test_a_device_loads_it_with_the_standard_library_alone():
     program = (
         "import sys\n"
-        "from engines.build_folder import authenticate, verify, step_record, signature\n"
+        "from engines.build_folder import authenticate, folder, verify, step_record, signature, signing\n"
         "heavy = {'numpy', 'onnx', 'torch', 'tensorrt', 'cryptography', 'typer', 'rich', 'edge'} & set(sys.modules)\n"
         "sys.exit(str(sorted(heavy)) if heavy else 0)"
     )

@@ -11,20 +11,31 @@ from calib.calibration_table import REFINED as REFINED_OF_CALIB
 from calib.errors import InputError
 from calib.files import sha256_bytes, sha256_file, write_json
 from engines.build_folder.file_names import ARTIFACTS, REFINED
+from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import (
     CalibrationRecord,
     EngineManifest,
     EngineRecord,
     FileRecord,
     TensorInfo,
-    read_engine,
-    read_manifest,
-    verify,
     write_manifest,
 )
 from engines.build_folder.step_record import StepRecord, parse_record, read_record, write_record
-from engines.build_folder.verify import examine_folder, verify_folder
+from engines.build_folder.verify import examine_folder, verify_folder, verify_recorded
 from engines.precision_receipt import Fallback, Receipt
+
+
+def verify(path, **options):
+    """The manifest, once the files that it records are checked."""
+    build = BuildFolder(path)
+    verify_recorded(build, **options)
+    return build.manifest
+
+
+def read_engine(path):
+    build = BuildFolder(path)
+    return build.manifest, build.engine()
+
 
 FILES = {"engine.engine": b"plan", "model.onnx": b"float", "model.int8.onnx": b"qdq", "calibration.json": b"{}"}
 
@@ -61,7 +72,7 @@ def folder(tmp_path):
 
 def test_round_trip(folder):
     path, manifest = folder
-    assert verify(path) == manifest == read_manifest(path)
+    assert verify(path) == manifest == BuildFolder(path).manifest
     assert read_engine(path) == (manifest, b"plan")
     assert json.loads((path / "manifest.json").read_text())["random_weights"] is False
 
@@ -112,8 +123,11 @@ def test_no_file_outside_the_folder(folder, name):
 
 
 def test_missing_and_broken_manifests(tmp_path, folder):
-    with pytest.raises(InputError, match="no manifest"):
+    with pytest.raises(InputError, match="no build folder"):
         verify(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no manifest"):
+        verify(tmp_path / "empty")
     path, _ = folder
     fields = json.loads((path / "manifest.json").read_text())
     for broken in (
@@ -132,11 +146,11 @@ def test_a_manifest_of_before_the_newer_fields_is_read(folder):
     for name in ("version_compatible", "hardware_compatibility", "timing_cache_sha256", "device"):
         del fields["engine"][name]
     (path / "manifest.json").write_text(json.dumps(fields))
-    assert read_manifest(path) == manifest
+    assert BuildFolder(path).manifest == manifest
     fields["engine"]["hardware_compatibility"] = "all"
     (path / "manifest.json").write_text(json.dumps(fields))
     with pytest.raises(InputError, match=r"engine\.hardware_compatibility: expected one of .*ampere_plus"):
-        read_manifest(path)
+        verify(path)
 
 
 def test_an_engine_that_is_no_file_is_refused(folder, tmp_path):
@@ -204,12 +218,11 @@ def reseal(path):
 
 
 def test_a_folder_is_checked_file_by_file(sealed):
-    checked = verify_folder(sealed)
+    checked = verify_folder(BuildFolder(sealed))
     assert {file.file: file.sha256 for file in checked.files} == {name: sha256_file(sealed / name) for name in ALL}
     recorders = {file.file: file.recorded_by for file in checked.files}
     assert recorders["model.onnx"] == recorders["calibration.json"] == ("manifest.json", "steps.json")
     assert recorders["report.html"] == recorders["manifest.json"] == recorders["steps.json"] == ("steps.json",)
-    assert checked.manifest == read_manifest(sealed)
     assert {file.status for file in checked.files} == {"ok"}
 
 
@@ -233,10 +246,10 @@ def test_any_flip_is_refused_by_name(sealed, name):
 def refused(path, name):
     """The folder is refused naming this file, and no other is blamed."""
     with pytest.raises(InputError) as caught:
-        verify_folder(path)
+        verify_folder(BuildFolder(path))
     where = next(line for line in str(caught.value).splitlines() if line.startswith("  where: "))
     assert where.split(",")[0] == f"  where: {path / name}", str(caught.value)
-    assert [file.file for file in examine_folder(path).files if file.problem] == [name]
+    assert [file.file for file in examine_folder(BuildFolder(path)).files if file.problem] == [name]
 
 
 @pytest.mark.parametrize(
@@ -257,23 +270,24 @@ def refused(path, name):
 def test_an_artifact_of_another_build_is_refused_though_every_digest_was_made_to_fit(sealed, file, field, value):
     fields = json.loads((sealed / file).read_text())
     write_json(sealed / file, {**fields, field: value})
-    manifest = read_manifest(sealed)
+    manifest = BuildFolder(sealed).manifest
     table = dataclasses.replace(manifest.calibration, sha256=sha256_file(sealed / "calibration.json"))
     write_manifest(sealed, dataclasses.replace(manifest, calibration=table))
     reseal(sealed)
     refused(sealed, file)
     with pytest.raises(InputError, match="artifacts of different builds"):
-        verify_folder(sealed)
+        verify_folder(BuildFolder(sealed))
     write_json(sealed / file, fields)
     write_manifest(sealed, manifest)
     reseal(sealed)
-    verify_folder(sealed)  # the change was all that was wrong
+    verify_folder(BuildFolder(sealed))  # the change was all that was wrong
 
 
 def test_the_certificate_speaks_of_the_graphs_beside_it(sealed):
     (sealed / "model.folded.onnx").write_bytes(b"folded")
     folded = FileRecord("model.folded.onnx", sha256_bytes(b"folded"))
-    manifest, fields = read_manifest(sealed), {"onnx_sha256": sha256_bytes(b"float"), "folded_onnx_sha256": folded.sha256}
+    manifest = BuildFolder(sealed).manifest
+    fields = {"onnx_sha256": sha256_bytes(b"float"), "folded_onnx_sha256": folded.sha256}
     for field, said in ((None, None), ("onnx_sha256", "different builds"), ("folded_onnx_sha256", "different builds")):
         write_json(sealed / "xnorm.json", {**fields, **({field: "9" * 64} if field else {})})
         certificate = FileRecord("xnorm.json", sha256_file(sealed / "xnorm.json"))
@@ -283,7 +297,7 @@ def test_the_certificate_speaks_of_the_graphs_beside_it(sealed):
         parts = {"xnorm": certificate, "folded_onnx": folded, "calibration": calibration}
         write_manifest(sealed, dataclasses.replace(manifest, **parts))
         reseal(sealed)
-        refused(sealed, "xnorm.json") if said else verify_folder(sealed)
+        refused(sealed, "xnorm.json") if said else verify_folder(BuildFolder(sealed))
 
 
 @pytest.mark.parametrize("name", sorted({*ARTIFACTS} - ALL - {"signature.json"}))
@@ -291,13 +305,13 @@ def test_a_file_that_nobody_recorded_is_refused(sealed, name):
     (sealed / name).write_bytes(b"made by nobody")
     refused(sealed, name)
     with pytest.raises(InputError, match=r"nobody recorded"):
-        verify_folder(sealed)
+        verify_folder(BuildFolder(sealed))
 
 
 def test_files_of_other_names_are_nobodys_business(sealed):
     (sealed / "notes.txt").write_text("mine")
     (sealed / ".lock").touch()
-    verify_folder(sealed)
+    verify_folder(BuildFolder(sealed))
 
 
 def test_swapped_files_are_both_named(sealed):
@@ -305,7 +319,7 @@ def test_swapped_files_are_both_named(sealed):
     a.rename(sealed / "t")
     b.rename(a)
     (sealed / "t").rename(b)
-    assert [file.file for file in examine_folder(sealed).files if file.problem] == [a.name, b.name]
+    assert [file.file for file in examine_folder(BuildFolder(sealed)).files if file.problem] == [a.name, b.name]
 
 
 def test_the_chain_is_checked_even_if_the_record_was_made_to_fit(sealed):
@@ -313,48 +327,48 @@ def test_the_chain_is_checked_even_if_the_record_was_made_to_fit(sealed):
     reseal(sealed)
     refused(sealed, "engine.engine")
     with pytest.raises(InputError, match=r"of manifest\.json"):
-        verify_folder(sealed)
+        verify_folder(BuildFolder(sealed))
 
 
 def test_a_device_needs_the_engine_and_its_manifest_alone(sealed):
     for name in sorted(ALL - {"engine.engine", "manifest.json"}):
         (sealed / name).unlink()
-    assert [file.file for file in verify_folder(sealed, complete=False).files] == ["engine.engine", "manifest.json"]
+    checked = verify_folder(BuildFolder(sealed), complete=False)
+    assert [file.file for file in checked.files] == ["engine.engine", "manifest.json"]
     with pytest.raises(InputError, match=r"steps\.json"):
-        verify_folder(sealed)
+        verify_folder(BuildFolder(sealed))
     (sealed / "drift.json").write_text("{}")
     with pytest.raises(InputError, match=r"(?s)nobody recorded.*drift\.json"):
-        verify_folder(sealed, complete=False)
+        verify_folder(BuildFolder(sealed), complete=False)
     (sealed / "drift.json").unlink()
     (sealed / "model.onnx").write_bytes(b"another")
     with pytest.raises(InputError, match=r"model\.onnx"):
-        verify_folder(sealed, complete=False)
+        verify_folder(BuildFolder(sealed), complete=False)
     (sealed / "model.onnx").unlink()
     (sealed / "manifest.json").unlink()
     with pytest.raises(InputError, match="no manifest"):
-        verify_folder(sealed, complete=False)
+        verify_folder(BuildFolder(sealed), complete=False)
 
 
 def test_graphs_that_stayed_in_the_bundle_are_not_asked_for(sealed):
     """On a device the record tells what was written there; the manifest also names graphs that were not."""
     (sealed / "model.onnx").unlink()
     reseal(sealed)
-    assert "model.onnx" not in {file.file for file in verify_folder(sealed).files}
+    assert "model.onnx" not in {file.file for file in verify_folder(BuildFolder(sealed)).files}
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_neither_record_nor_manifest_may_name_a_path(sealed, name):
-    good = read_record(sealed)
+    good, manifest = read_record(sealed), BuildFolder(sealed).manifest
     write_record(sealed, {**good, "odd": StepRecord("", {name: "0" * 64})})
     refused(sealed, "steps.json")
-    manifest = read_manifest(sealed)
     write_manifest(sealed, dataclasses.replace(manifest, typed_onnx=FileRecord(name, "0" * 64)))
     reseal(sealed)
     refused(sealed, "manifest.json")
 
 
 def test_two_digests_of_one_file_are_refused(sealed):
-    manifest = read_manifest(sealed)
+    manifest = BuildFolder(sealed).manifest
     write_manifest(sealed, dataclasses.replace(manifest, typed_onnx=FileRecord("model.onnx", "0" * 64)))
     reseal(sealed)
     refused(sealed, "manifest.json")
@@ -362,7 +376,7 @@ def test_two_digests_of_one_file_are_refused(sealed):
 
 def test_no_folder_no_record_and_an_unsealed_one(sealed, tmp_path):
     with pytest.raises(InputError, match="no build folder"):
-        verify_folder(tmp_path / "nowhere")
+        verify_folder(BuildFolder(tmp_path / "nowhere"))
     steps = json.loads((sealed / "steps.json").read_text())["steps"]
     write_json(sealed / "steps.json", steps)
     refused(sealed, "steps.json")

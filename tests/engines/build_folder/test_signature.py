@@ -16,7 +16,8 @@ from calib.errors import InputError, MissingError
 from calib.files import sha256_file
 from engines.build_folder.keys import fingerprint, load_private_key, load_public_key
 from engines.build_folder.manifest import EngineManifest, EngineRecord, FileRecord, write_manifest
-from engines.build_folder.signature import DOMAIN, check_signature, read_signature, sign, signature_path
+from engines.build_folder.signature import DOMAIN, read_signature, signature_path
+from engines.build_folder.signing import check_signature, sign
 from engines.build_folder.step_record import StepRecord, write_record
 from engines.layer_records import TensorInfo
 from engines.precision_receipt import Receipt

@@ -15,7 +15,7 @@ from trt_typing import ROOT_CLASS, STUB, TYPES, UNTYPED, mypy_errors, stub, type
 WITHOUT_OBJECTS = {
     "engines/trt/__init__.py": "names them",
     "edge/runtime/engine_runner.py": "asks for the version only",
-    "edge/inspect/describe_layers.py": "hands an engine from one method of Runtime to another",
+    "edge/inspect/describe_engine_layers.py": "hands an engine from one method of Runtime to another",
 }
 RTX_ONLY = {
     "ComputeCapability": "Builder.set_compute_capabilities, which engines/trt/rtx_backend.py alone calls",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from calib.errors import InputError
-from edge.inspect.describe_json import manifest_description
+from edge.inspect.describe_json import describe_manifest
 from edge.inspect.description import Description, Listing
 
 _LONGEST = 60
@@ -18,18 +18,20 @@ def describe_layers(path: Path, *, public_key: Path | None = None, unsafe_no_man
 
     Raises InputError for an engine that is not the recorded one, MissingError where this machine cannot load it.
     """
-    from edge.runtime.engine_runner import authenticate
+    from edge.runtime.engine_runner import engine_device
+    from engines.build_folder.authenticate import read_authenticated
     from engines.trt.api import Runtime
 
-    engine = authenticate(path, public_key=public_key, unsafe_no_manifest=unsafe_no_manifest)
-    runtime = Runtime(engine.flavour)
-    with engine.memory.current():
-        loaded = runtime.deserialize(engine.data, version_compatible=engine.version_compatible)
+    manifest, engine = read_authenticated(path, public_key=public_key, unsafe_no_manifest=unsafe_no_manifest)
+    device = engine_device(manifest)
+    runtime = Runtime(device.flavour)
+    with device.memory.current():
+        loaded = runtime.deserialize(engine, version_compatible=device.version_compatible)
         rows = layer_rows(runtime.inspect(loaded))
     listing = Listing(f"{len(rows)} layers", ("layer", "kind", "in", "out", "tactic"), rows)
-    if engine.manifest is None:
+    if manifest is None:
         return Description("Engine", {"manifest": "none"}, (listing,), ("nothing vouches for this engine",))
-    described = manifest_description(engine.manifest)
+    described = describe_manifest(manifest)
     return Description("Engine", described.facts, (*described.listings, listing), described.warnings)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from calib.artifact import Artifact
 from calib.errors import InputError
-from edge.inspect.describe_json import limited
+from edge.inspect.describe_dataclass import limited
 from edge.inspect.description import Description
 from edge.report.certificate_text import (
     _bounded,
@@ -19,14 +20,13 @@ from edge.report.certificate_text import (
     judgement,
     verdict_counts,
 )
-from edge.stability.certificate import REMAKE, SiteCertificate, XNormCertificate, read_certificate
+from edge.stability.certificate import CERTIFICATE_ARTIFACT, REMAKE, SiteCertificate, XNormCertificate
 from edge.stability.verdict import STABILITIES
+from engines.build_folder.file_names import XNORM
 
 
-def describe_certificate(path: Path) -> Description:
+def describe_certificate(certificate: XNormCertificate) -> Description:
     """xnorm.json."""
-    certificate = read_certificate(path)
-    _check_verdicts(path, certificate)
     sites, precisions = certificate.sites, certificate.precisions
     was = f" (before the repair: {certificate.verdict_before})" if certificate.before else ""
     facts = {
@@ -124,3 +124,13 @@ def _check_verdicts(path: Path, certificate: XNormCertificate) -> None:
             found=f"{len(sites)} sites, {len(before)} before, precisions {', '.join(certificate.precisions)}",
             next_command=REMAKE,
         )
+
+
+def _parse(data: bytes, path: Path) -> XNormCertificate:
+    certificate = CERTIFICATE_ARTIFACT.parse(data, path)
+    _check_verdicts(path, certificate)
+    return certificate
+
+
+FULL_CERTIFICATE = Artifact(XNORM, _parse)
+"""A certificate with a verdict on every XNorm, as a build leaves it."""
