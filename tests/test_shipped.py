@@ -113,8 +113,8 @@ def test_engine_receipt_and_drift(shipped_build):
     assert manifest.checkpoint.sha256 == hashlib.sha256(SHIPPED_CHECKPOINT.read_bytes()).hexdigest()
     assert manifest.calibration.images == 128
     assert (drift.images, drift.verdict, drift.judged_by) == (1000, "pass", "accuracy")
-    assert drift.top1_reference >= 0.92
-    assert drift.agreement >= 0.97
+    assert drift.comparison.top1_reference >= 0.92
+    assert drift.comparison.agreement >= 0.97
     assert "not the engine" in drift.engine.ran_on, "where the engine cannot run, that is said"
 
 
