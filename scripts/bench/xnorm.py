@@ -81,7 +81,7 @@ def eps(value: float, operator: str = "Clip") -> Edit:
 
     def edit(model: onnx.ModelProto) -> None:
         guards = {guard.node: guard.tensor for site in find_sites(model) for guard in site.eps}
-        model.graph.initializer.append(numpy_helper.from_array(np.float32(value), "planted_eps"))
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.float32), "planted_eps"))
         for node in model.graph.node:
             if node.name in guards:
                 node.input[1], node.op_type = "planted_eps", operator
