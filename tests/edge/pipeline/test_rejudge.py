@@ -21,6 +21,8 @@ from edge.pipeline.rejudge import JudgeRequest, rejudge
 from engines.build_folder.step_record import read_record
 from engines.build_folder.verify import verify_folder
 
+pytestmark = pytest.mark.slow
+
 THREE = ("drift.json", "logits.npz", "steps.json")
 
 
