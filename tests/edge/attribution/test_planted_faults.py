@@ -23,6 +23,8 @@ from edge.images.preprocess import Preprocess
 from edge.model.sizes import SIZES
 from engines.typed_graph import type_graph
 
+pytestmark = pytest.mark.slow
+
 HONEST_SEEDS = (0, 1, 2)
 
 
