@@ -73,6 +73,7 @@ def test_only_the_steps_behind_a_change_run_again(project, capsys):
     assert read(project, "drift.json")["budget_points"] == 30
 
 
+@pytest.mark.slow
 def test_layers_asked_for_stay_in_float(project):
     import onnx
 
