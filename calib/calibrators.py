@@ -144,7 +144,8 @@ def _expected_errors(
     starts = np.maximum(levels - 0.5, 0.0) * steps[:, None]
     bins = np.minimum(starts.astype(np.intp), len(density) - 1)
     errors = np.zeros(nearest.shape)
-    edge_power, start_power = np.ones(len(edges)), np.ones(starts.shape)
+    edge_power: NDArray[np.float64] = np.ones(len(edges))
+    start_power: NDArray[np.float64] = np.ones(starts.shape)
     for power, weight in ((1, nearest * nearest), (2, -2 * nearest), (3, 1.0)):
         edge_power, start_power = edge_power * edges, start_power * starts  # x^k+1, whose derivative is (k + 1) x^k
         below_bins = _cumulative(density * np.diff(edge_power))

@@ -31,6 +31,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -128,7 +129,7 @@ def new_model(cfg: UfoVitConfig, args: argparse.Namespace) -> UfoVit:
     return model
 
 
-def read_training_set(folder: Path, batch: int) -> tuple[Uint8, np.ndarray]:
+def read_training_set(folder: Path, batch: int) -> tuple[Uint8, NDArray[Any]]:
     """Images (N, 28, 28) and labels (N,), int64. Raises InputError unless they belong together and fill a batch."""
     images_file, labels_file = (folder / f"train-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1"))
     images, labels = read_labelled_idx(images_file, labels_file, LABELS)
@@ -257,7 +258,7 @@ def resume(state_file: Path, asked: dict[str, str], parts: dict[str, Any]) -> in
 
 
 @torch.inference_mode()
-def top1(model: UfoVit, preprocess: Preprocess, images: Uint8, labels: np.ndarray, device: torch.device) -> float:
+def top1(model: UfoVit, preprocess: Preprocess, images: Uint8, labels: NDArray[Any], device: torch.device) -> float:
     """Share of images whose largest logit is their label."""
     model.eval()
     hits = 0
@@ -268,7 +269,7 @@ def top1(model: UfoVit, preprocess: Preprocess, images: Uint8, labels: np.ndarra
     return hits / len(images)
 
 
-def write_splits(data: Path, out: Path, images: Uint8, labels: np.ndarray) -> None:
+def write_splits(data: Path, out: Path, images: Uint8, labels: NDArray[Any]) -> None:
     """The calibration split (held-out training images) and the test split, under the names that the toolkit ships."""
     write_idx(out / "calibration-images-idx3-ubyte.gz", images)
     write_idx(out / "calibration-labels-idx1-ubyte.gz", labels.astype(np.uint8))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edge.images.preprocess import Uint8
@@ -10,7 +13,7 @@ from edge.images.preprocess import Uint8
 MEAN, STD = 0.2860, 0.3530  # of the training images, on the [0, 1] scale
 
 
-def drawn(step: int, count: int, batch: int, seed: int) -> tuple[np.ndarray, np.random.Generator]:
+def drawn(step: int, count: int, batch: int, seed: int) -> tuple[NDArray[Any], np.random.Generator]:
     """Indices (batch,) of this step's images, each image once an epoch, and the generator of their augmentation."""
     epoch, index = divmod(step, count // batch)
     order = np.random.default_rng([seed, epoch]).permutation(count)
@@ -32,7 +35,7 @@ def augment(images: Uint8, rng: np.random.Generator, shift: int = 2, erase: floa
     return np.asarray(np.where(erased, rng.integers(0, 256, out.shape, np.uint8), out))
 
 
-def span(side: int, count: int, rng: np.random.Generator) -> np.ndarray:
+def span(side: int, count: int, rng: np.random.Generator) -> NDArray[Any]:
     """For each of `count` images a random run of a quarter to half of `side` positions: bool (count, side)."""
     length = rng.integers(side // 4, side // 2 + 1, (count, 1))
     first = rng.integers(0, side - length + 1)

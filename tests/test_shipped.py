@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_once import make_once
 
 from calib.errors import InputError
 from edge.assets import ASSETS, CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, SHIPPED_MODEL, TEST_IMAGES
@@ -91,9 +92,11 @@ def test_checkpoint_says_what_it_is():
 def shipped_build(tmp_path_factory):
     """`ufovit build ufovit_t int8 --target rtx` on some of the shipped images."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed", exc_type=ImportError)
-    folder = tmp_path_factory.mktemp("shipped") / "build"
-    assert run(arguments(folder)) == 0
-    return folder
+
+    def build(folder):
+        assert run(arguments(folder / "build")) == 0
+
+    return make_once(tmp_path_factory, "shipped-rtx", build) / "build"
 
 
 def arguments(folder):

@@ -96,6 +96,7 @@ def test_a_training_that_was_cut_off_lands_on_the_same_bits(train, save_every, s
     assert equal(weights(whole), weights(resumed))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_a_resume_that_forgets_the_optimizer_is_noticed(train, script, monkeypatch):
     whole = train("--epochs", "2", out="whole")
@@ -127,12 +128,14 @@ def test_what_is_kept_is_the_moving_average(train, script, monkeypatch, options,
     assert not torch.allclose(got, seen[-1], rtol=2e-3, atol=1e-6), "not the last weights"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_seed_decides(train):
     assert equal(weights(train("--epochs", "1", out="a")), weights(train("--epochs", "1", out="b")))
     assert not equal(weights(train("--epochs", "1", out="a")), weights(train("--epochs", "1", "--seed", "1", out="c")))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_it_learns(train, data, capsys):
     train("--epochs", "20", "--lr", "5e-3", "--smoothing", "0", "--bf16")

@@ -59,8 +59,8 @@ class Geometry:
     def patches(self, values: NDArray[Any], count: int, random: np.random.Generator) -> Float32:
         """At most `count` patches (n, G, K) of an activation, at positions drawn without replacement."""
         if self.op_type != "Conv":
-            rows = values.reshape(-1, values.shape[-1])
-            return np.ascontiguousarray(rows[_draw(len(rows), count, random)], np.float32)[:, None, :]
+            vectors = values.reshape(-1, values.shape[-1])
+            return np.ascontiguousarray(vectors[_draw(len(vectors), count, random)], np.float32)[:, None, :]
         images, _, height, width = values.shape
         rows, columns = (self._starts(size, axis) for axis, size in enumerate((height, width)))
         shape = (images, len(rows), len(columns))

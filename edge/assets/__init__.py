@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+__all__ = ["ASSETS", "CALIBRATION_IMAGES", "SHIPPED_CHECKPOINT", "SHIPPED_MODEL", "TEST_IMAGES"]
+
 ASSETS = Path(__file__).resolve().parent
 SHIPPED_MODEL = "ufovit_t"
 SHIPPED_CHECKPOINT = ASSETS / "ufovit_t.safetensors"

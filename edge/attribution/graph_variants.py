@@ -117,7 +117,7 @@ def _without_qdq(model: onnx.ModelProto, *, clip: bool) -> onnx.ModelProto:
             bounds = []
             for name, code in (("low", source.low), ("high", source.high)):
                 bounds.append(f"{target}/{name}")
-                copy.graph.initializer.append(numpy_helper.from_array(np.float32(code * source.scale), bounds[-1]))
+                copy.graph.initializer.append(numpy_helper.from_array(np.asarray(code * source.scale, np.float32), bounds[-1]))
             inputs = [source.tensor, *bounds] if clip else [source.tensor]
             nodes.append(helper.make_node("Clip" if clip else "Identity", inputs, [target], name=f"{target}/alone"))
         elif not (node.op_type == QUANTIZE and node.output[0] in quantizers):

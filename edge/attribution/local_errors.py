@@ -229,8 +229,7 @@ def _add_errors(error: SpanError, x: NDArray[Any], outputs: Tensors) -> None:
 def _add_scale_errors(error: ScaleError, values: NDArray[Any]) -> None:
     """Add one batch of an activation's float values."""
     source = error.activation
-    flat = values.ravel()
-    flat = flat[:: max(1, flat.size // _VALUES) | 1].astype(np.float32)  # odd steps do not stay on one channel
+    flat = values.ravel()[:: max(1, values.size // _VALUES) | 1].astype(np.float32)  # odd steps do not stay on one channel
     codes = np.empty_like(flat)
     for at, factor in enumerate(FACTORS):
         step = np.float32(source.scale * factor)

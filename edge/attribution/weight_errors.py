@@ -130,7 +130,8 @@ class _Comparison:
 
 def _gains(node: onnx.NodeProto, index: GraphIndex) -> tuple[str, Float64] | None:
     """Name and factors per channel of the node that scales a layer's activation: a norm, or a multiplication."""
-    tensor, factors, name = node.input[0], np.ones(()), ""
+    factors: Float64 = np.ones(())
+    tensor, name = node.input[0], ""
     while tensor in index.producers:
         name = index.names[index.producers[tensor]]
         producer = index.nodes[name]

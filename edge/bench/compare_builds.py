@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from calib.errors import InputError
 from edge.bench.latency import Clock, Float64, Plan
@@ -78,7 +79,7 @@ def median_ratio(first: Float64, second: Float64, *, level: float = LEVEL, resam
     return Ratio(ratio, min(low, ratio), max(high, ratio), level, n)
 
 
-def _blocks(n: int, resamples: int, seed: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+def _blocks(n: int, resamples: int, seed: int) -> NDArray[np.int64]:
     """Indices (resamples, n) of pairs, drawn in blocks on a circle."""
     length = max(1, round(n ** (1 / 3)))
     count = -(-n // length)

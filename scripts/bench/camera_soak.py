@@ -20,8 +20,10 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -76,12 +78,12 @@ class Watch:
         self._before: Result | None = None
 
     @property
-    def rss_mb(self) -> np.ndarray:
+    def rss_mb(self) -> NDArray[Any]:
         """Resident memory at every result, MB."""
         return self._rss[: self._results]
 
     @property
-    def held(self) -> np.ndarray:
+    def held(self) -> NDArray[Any]:
         """Answers held against their bound, (n, 3)."""
         return self._held[: self._answers]
 
@@ -139,7 +141,7 @@ def report(video: str, summary: Summary, watch: Watch) -> tuple[float, int]:
     slope = float(np.polyfit(np.arange(len(rss)), rss, 1)[0] * 1000) if len(rss) > 1 else 0.0
     intervals, waits, ages = watch.held.T
 
-    def percentiles(values: np.ndarray) -> str:
+    def percentiles(values: NDArray[Any]) -> str:
         return " / ".join(f"{v:.1f}" for v in np.percentile(values, (50, 95, 99, 100)))
 
     rows = [

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -61,14 +62,14 @@ SERIES = ("calibration", "test images")
 FIRST = "honest"
 
 
-def chosen(images: ImageSet, rows: np.ndarray) -> ImageSet:
+def chosen(images: ImageSet, rows: NDArray[Any]) -> ImageSet:
     """Some images of a set, by position."""
     pixels, digest = images.pixels, sha256_bytes(images.sha256.encode() + rows.tobytes())
     names = tuple(images.names[i] for i in rows)
     return ImageSet(images.source, names, images.labels[rows], digest, lambda i: pixels(int(rows[i])))
 
 
-def draw(seed: int, rebuild: int, what: str, of: int, count: int) -> np.ndarray:
+def draw(seed: int, rebuild: int, what: str, of: int, count: int) -> NDArray[Any]:
     """Positions (count,) drawn from `of`, always the same ones for a rebuild."""
     rng = np.random.default_rng([seed, rebuild, SERIES.index(what)])
     return np.sort(rng.choice(of, min(count, of), replace=False)).astype(np.int64)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -149,7 +150,7 @@ def larger_scale(bench: Bench, name: str, factor: float, tensor: str = COSTLIEST
     return rebuilt(bench, name, CALIBRATION, calibrate=work)
 
 
-def edit_graph(path: Path, names: Callable[[str], bool], change: Callable[[np.ndarray], np.ndarray]) -> None:
+def edit_graph(path: Path, names: Callable[[str], bool], change: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
     """Change constants of an ONNX file, by name; their shapes and types stay. Raises KeyError where none is meant."""
     model = onnx.load(path)
     found = [tensor for tensor in model.graph.initializer if names(tensor.name)]
@@ -164,7 +165,7 @@ def edit_graph(path: Path, names: Callable[[str], bool], change: Callable[[np.nd
 def zeroed_channel(bench: Bench, name: str, weight: str = "stem.9.weight", channel: int = 17) -> Planted:
     """The weights of one output channel are lost when the graph is quantized."""
 
-    def zero(values: np.ndarray) -> np.ndarray:
+    def zero(values: NDArray[Any]) -> NDArray[Any]:
         values[channel] = 0
         return values
 
@@ -215,8 +216,8 @@ def bgr(bench: Bench, name: str) -> Planted:
     update_baseline(BuildFolder(honest), baseline, force=True)
     faulty = copied(bench, name, DRIFT, honest)
 
-    def swapped(answer: Any, runner: Any, batch: np.ndarray, smallest: int) -> np.ndarray:
-        swapped_answers: np.ndarray = answer(runner, np.ascontiguousarray(batch[:, ::-1]), smallest)
+    def swapped(answer: Any, runner: Any, batch: NDArray[Any], smallest: int) -> NDArray[Any]:
+        swapped_answers: NDArray[Any] = answer(runner, np.ascontiguousarray(batch[:, ::-1]), smallest)
         return swapped_answers
 
     drift_step = import_module("edge.pipeline.steps.drift_step")  # the package's attribute of that name is the function
@@ -254,7 +255,7 @@ def few_scenes(bench: Bench, name: str, scenes: int) -> Planted:
     return rebuilt(bench, name, CALIBRATION, calibrate=work, engine=work)
 
 
-def _longer_queries(values: np.ndarray) -> np.ndarray:
+def _longer_queries(values: NDArray[Any]) -> NDArray[Any]:
     return values * 2.0**12
 
 

@@ -16,8 +16,10 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -65,7 +67,7 @@ def main() -> None:
         print(f"| {name} | {row} |", flush=True)
 
 
-def _quantize(graph: Path, calib: np.ndarray, effort: Effort) -> bytes:  # float32, any shape
+def _quantize(graph: Path, calib: NDArray[Any], effort: Effort) -> bytes:  # float32, any shape
     size = tapped_batch(calib.shape[-1])
     with tempfile.TemporaryDirectory() as folder:
         refined = Path(folder) / "refined.onnx"
@@ -80,7 +82,7 @@ def _quantize(graph: Path, calib: np.ndarray, effort: Effort) -> bytes:  # float
         return serialize(quantize_graph(load_graph(refined)[0], table, QuantScheme(), refined))
 
 
-def _logits(runner: OrtRunner, images: np.ndarray) -> np.ndarray:  # float32, any shape
+def _logits(runner: OrtRunner, images: NDArray[Any]) -> NDArray[Any]:  # float32, any shape
     return run_all(runner, (np.asarray(images[i : i + BATCH]) for i in range(0, len(images), BATCH)))
 
 

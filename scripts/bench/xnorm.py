@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -80,7 +81,7 @@ def eps(value: float, operator: str = "Clip") -> Edit:
 
     def edit(model: onnx.ModelProto) -> None:
         guards = {guard.node: guard.tensor for site in find_sites(model) for guard in site.eps}
-        model.graph.initializer.append(numpy_helper.from_array(np.float32(value), "planted_eps"))
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.float32), "planted_eps"))
         for node in model.graph.node:
             if node.name in guards:
                 node.input[1], node.op_type = "planted_eps", operator
@@ -177,7 +178,9 @@ def judge(model: onnx.ModelProto, right: onnx.ModelProto, size: int, count: int)
     yield try_fp16(lambda: fp16_graph(done.model, found), images, reference, labels)
 
 
-def try_fp16(make: Callable[[], onnx.ModelProto], images: list[np.ndarray], reference: np.ndarray, labels: np.ndarray) -> str:
+def try_fp16(
+    make: Callable[[], onnx.ModelProto], images: list[NDArray[Any]], reference: NDArray[Any], labels: NDArray[Any]
+) -> str:
     try:
         logits = run(make(), images)
     except UfovitError as error:
@@ -263,23 +266,23 @@ def planted(graph: onnx.ModelProto, edits: tuple[Edit, ...]) -> onnx.ModelProto:
     return model
 
 
-def test_images(size: int, count: int) -> tuple[list[np.ndarray], np.ndarray]:
+def test_images(size: int, count: int) -> tuple[list[NDArray[Any]], NDArray[Any]]:
     info = read_info(SHIPPED_CHECKPOINT).for_image_size(size)
     images = open_images(TEST_IMAGES, info.labels).take(count)
     return list(images.batches(info.preprocess, BATCH if size < 256 else 4)), images.labels
 
 
-def calibration_batches(size: int, count: int) -> Iterator[np.ndarray]:
+def calibration_batches(size: int, count: int) -> Iterator[NDArray[Any]]:
     info = read_info(SHIPPED_CHECKPOINT).for_image_size(size)
     return open_images(CALIBRATION_IMAGES, info.labels).take(count).batches(info.preprocess, 32 if size < 256 else 4)
 
 
-def run(model: onnx.ModelProto, images: list[np.ndarray]) -> np.ndarray:
+def run(model: onnx.ModelProto, images: list[NDArray[Any]]) -> NDArray[Any]:
     graph = TappedGraph(model, ("logits",), threads=0)
     return np.concatenate([graph(batch)["logits"] for batch in images])
 
 
-def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+def accuracy(logits: NDArray[Any], labels: NDArray[Any]) -> float:
     """Share answered rightly; an image with NaN or infinity is answered wrongly."""
     finite = np.isfinite(logits).all(axis=1)
     return float((finite & (np.where(finite[:, None], logits, 0).argmax(axis=1) == labels)).mean())

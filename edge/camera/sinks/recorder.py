@@ -114,7 +114,7 @@ class Recorder(Worker):
     def _open(self, picture: Uint8) -> None:
         cv2 = load_cv2()
         height, width = picture.shape[:2]
-        self._size = tuple(max(2, side // 2 * 2) for side in (width, height))  # a video's sides are even
+        self._size = max(2, width // 2 * 2), max(2, height // 2 * 2)  # a video's sides are even
         codec = CODECS[self._path.suffix.lower()]
         self._writer = cv2.VideoWriter(str(self._partial.resolve()), cv2.VideoWriter.fourcc(*codec), self._fps, self._size)
         if not self._writer.isOpened():

@@ -125,6 +125,7 @@ REFINEMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", REFINEMENTS)
 def test_every_refinement_is_worth_its_while(make_model, tmp_path, kind):
     less, more = REFINEMENTS[kind]
@@ -402,6 +403,7 @@ def clipped_network(make_model, between):
     return make_model(nodes, used, [("image", T.FLOAT, ["n", 3, 8, 8])], [("logits", T.FLOAT, ["n", 4, 6, 6])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["balanced", "best"])
 def test_behind_a_clip_there_are_shifts_and_no_factors(make_model, tmp_path, name):
     model = clipped_network(make_model, "Clip")

@@ -371,6 +371,7 @@ def test_a_manifest_that_prepares_images_otherwise(project, tiny_size):
     assert "channel 0 is 1.000 x +0.400" in found.sentence
 
 
+@pytest.mark.slow
 def test_an_fp32_build_does_not_differ(project, tiny_size, images):
     shutil.rmtree(project / "out")
     assert build(project, precision="fp32") == 0

@@ -24,6 +24,8 @@ from edge.model.sizes import SIZES
 from engines.build_folder.folder import BuildFolder
 from engines.typed_graph import type_graph
 
+pytestmark = pytest.mark.slow
+
 HONEST_SEEDS = (0, 1, 2)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from attribution_graphs import FILE, MEAN, edited, kinds, scaled, with_judged
+from run_once import make_once
 
 from calib.collect import CollectConfig, collect_table
 from calib.qdq_placement import QuantScheme, plan_quantization
@@ -24,9 +25,13 @@ from engines.typed_graph import type_graph
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory):
     """Its INT8 build for the CPU, and 96 of its test images."""
-    out = tmp_path_factory.mktemp("shipped") / "out"
-    command = f"build {SHIPPED_MODEL} int8 --target cpu --calib-images 512 --eval-images 64 --max-drop 100 --out {out}"
-    assert run_command(command.split()) in (0, 3)
+
+    def build(folder):
+        options = "--target cpu --calib-images 512 --eval-images 64 --max-drop 100"
+        command = ["build", SHIPPED_MODEL, "int8", *options.split(), "--out", str(folder / "out")]
+        assert run_command(command) in (0, 3)
+
+    out = make_once(tmp_path_factory, "shipped-cpu", build) / "out"
     graphs = load_graphs(BuildFolder(out))
     info = read_graph_info(graphs.reference.model, out / "model.onnx")
     (images,) = open_images(TEST_IMAGES, info.labels).take(96).batches(info.preprocess, 96)

@@ -28,6 +28,8 @@ import honest_rebuilds
 import planted_faults
 from planted_regressions import FAULTS, Found, find, prepare, table
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def request_of(built):

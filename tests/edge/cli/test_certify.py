@@ -209,6 +209,7 @@ def test_a_graph_without_xnorm_is_refused(project, capsys):
     assert "no XNorm" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_build_refuses_what_folding_cannot_mend(project, capsys, monkeypatch):
     from tiny_project import build
 

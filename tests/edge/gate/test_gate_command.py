@@ -127,6 +127,7 @@ def test_a_latency_file(base, tmp_path, capsys):
     assert "no latency ratio" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_real_builds_of_the_tiny_network(project, tmp_path, capsys):
     """Built, made the baseline, rebuilt: on half of its images it passes, on other images it is refused."""
     baseline = tmp_path / "tiny.json"

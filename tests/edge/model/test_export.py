@@ -119,6 +119,7 @@ def test_no_machine_in_the_bytes(graph):
     assert all(not node.metadata_props and not node.doc_string for node in graph.graph.node)
 
 
+@pytest.mark.slow
 def test_same_network_gives_the_same_bytes_in_another_process(tiny_graph, tmp_path):
     """Another interpreter, hash seed and working folder."""
     code = (
@@ -204,6 +205,7 @@ def test_an_honest_simplifier_is_used(tiny_graph, tiny_images, fake_onnxsim):
     assert simplify(tiny_graph, tiny_images)[1].used
 
 
+@pytest.mark.slow
 def test_onnxsim_itself_folds_constants_and_fuses_nothing(tiny_graph, tiny_images):
     """A sum of two constants put in front of the logits goes; every other node stays, which onnxsim's fusions would not let."""
     longer = onnx.ModelProto()

@@ -25,6 +25,7 @@ INT8_FILES = {
 }  # fmt: skip
 
 
+@pytest.mark.smoke
 def test_build_leaves_every_artifact_and_a_chain_of_digests(project):
     out = project / "out"
     assert {p.name for p in out.iterdir()} == INT8_FILES | {".lock"}
@@ -72,6 +73,7 @@ def test_only_the_steps_behind_a_change_run_again(project, capsys):
     assert read(project, "drift.json")["budget_points"] == 30
 
 
+@pytest.mark.slow
 def test_layers_asked_for_stay_in_float(project):
     import onnx
 
@@ -98,6 +100,7 @@ def test_a_pattern_that_matches_no_layer_is_refused_before_anything_changes(proj
     assert {p.name: sha256(p) for p in (project / "out").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_force_runs_everything_and_gives_the_same_graphs(project, capsys):
     graphs = (
         "model.onnx",
@@ -122,6 +125,7 @@ def test_tampered_artifact_is_made_again(project):
     assert engine.read_bytes() == good
 
 
+@pytest.mark.slow
 def test_another_checkpoint_in_the_same_folder_leaves_nothing_stale(project, make_network, tiny_size):
     old = read(project, "manifest.json")
     make_project(project, make_network(7), tiny_size, seed=1)
@@ -131,6 +135,7 @@ def test_another_checkpoint_in_the_same_folder_leaves_nothing_stale(project, mak
     assert read(project, "drift.json")["reference"]["sha256"] == new["onnx"]["sha256"] != old["onnx"]["sha256"]
 
 
+@pytest.mark.slow
 def test_broken_quantization_fails_the_verdict(project, monkeypatch):
     """Negative control: every activation scale ten times too small must cost accuracy and end with exit code 1."""
     from calib.calibration_table import TensorScale
@@ -153,6 +158,7 @@ def test_receipt_below_its_floor_ends_with_1_and_no_engine(project, capsys):
     assert not left & {"engine.onnx", "manifest.json", "drift.json", "report.html"}
 
 
+@pytest.mark.slow
 def test_random_weights_are_stamped_everywhere(tmp_path, tiny_size, capsys):
     out = tmp_path / "out"
     code = run([
@@ -169,6 +175,7 @@ def test_random_weights_are_stamped_everywhere(tmp_path, tiny_size, capsys):
     assert "RANDOM WEIGHTS" in (out / "report.html").read_text().upper()
 
 
+@pytest.mark.slow
 def test_fp32_needs_no_calibration(project):
     assert build(project, precision="fp32", out="fp32") == 0
     assert not (project / "fp32/calibration.json").exists()
@@ -181,6 +188,7 @@ WORK = {step: f"edge.pipeline.steps.{step}" for step in STEPS} | {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_interrupt_in_a_step_leaves_no_verdict_and_no_leftovers(project, monkeypatch, step, capsys):
     def interrupted(*args, **kwargs):
@@ -199,6 +207,7 @@ def test_interrupt_in_a_step_leaves_no_verdict_and_no_leftovers(project, monkeyp
     assert {p.name for p in (project / "out").iterdir()} == INT8_FILES | {".lock"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_full_disk_in_a_step_ends_with_4(project, monkeypatch, step, capsys):
     def full(*args, **kwargs):
@@ -233,6 +242,7 @@ DRIVER = textwrap.dedent("""
 """)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_still_ends_the_same(built, project):
     """SIGKILL at the first rename, then at the second of what is left, and so on: the last run finishes."""
     root = Path(__file__).resolve().parents[3]

@@ -329,6 +329,7 @@ def test_a_device_builds_and_judges(project, on_a_gpu, capsys):
     assert np.array_equal(golden["pixels"].ravel(), packed["pixels.npy"][: golden["pixels"].size])
 
 
+@pytest.mark.slow
 def test_a_second_run_reuses_every_step_and_a_changed_bundle_runs_them_again(project, on_a_gpu, capsys):
     on_a_gpu()
     assert device(project) == 0
@@ -353,6 +354,7 @@ def test_a_second_run_reuses_every_step_and_a_changed_bundle_runs_them_again(pro
     assert "reused" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_another_gpu_judges_anew(project, on_a_gpu, monkeypatch, capsys):
     on_a_gpu()
     for gpus, ran in ((("8.6",), 3), (("8.6",), 0), (("8.9",), 1)):
@@ -364,6 +366,7 @@ def test_another_gpu_judges_anew(project, on_a_gpu, monkeypatch, capsys):
         assert capsys.readouterr().out.count("unchanged, reused") == 3 - ran
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -393,6 +396,7 @@ def test_an_engine_is_given_batches_that_it_takes(project, on_a_gpu):
     np.testing.assert_allclose(engine, np.load(project / "device/logits.npz")["reference"], atol=0.5 * np.abs(engine).max())
 
 
+@pytest.mark.slow
 def test_without_a_gpu_the_engine_and_its_receipt_are_there_and_no_verdict(project, without_a_gpu, on_a_gpu, capsys):
     for reused in (0, 2):
         assert device(project) == 3
@@ -409,6 +413,7 @@ def test_without_a_gpu_the_engine_and_its_receipt_are_there_and_no_verdict(proje
     assert files(project / "device") == DEVICE_FILES | VERDICT_FILES
 
 
+@pytest.mark.slow
 def test_a_verdict_does_not_outlive_the_gpu_that_gave_it(project, on_a_gpu, monkeypatch):
     with monkeypatch.context():
         on_a_gpu()
@@ -465,6 +470,7 @@ def test_another_preprocessing_than_the_golden_tensors_is_a_verdict(project, cap
     refused(project, capsys, 1, "preprocesses images in another way", "golden.npy")
 
 
+@pytest.mark.slow
 def test_bgr_for_rgb_is_a_verdict(project, photos, capsys, on_a_gpu):
     assert pack(project, "--data", str(photos)) == 0
     golden = contents(project / "b.ufovit")["golden.npy"]
@@ -475,6 +481,7 @@ def test_bgr_for_rgb_is_a_verdict(project, photos, capsys, on_a_gpu):
     assert device(project, "--force") in (0, 3), "five images may be too few to say, but they are the right ones"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "code"),
     [
@@ -591,6 +598,7 @@ def test_sizes_that_overflow_64_bits_are_refused(project, capsys):
     refused(project, capsys, 2, "do not match")
 
 
+@pytest.mark.slow
 def test_the_headers_above_are_numpys_own(project, on_a_gpu):
     """Control: `header` with nothing changed is what numpy reads and the device accepts."""
     pixels = contents(project / "b.ufovit")["pixels.npy"]
@@ -669,6 +677,7 @@ def test_targets_and_options_that_do_not_fit(project, capsys, monkeypatch, targe
     assert not (project / "device").exists()
 
 
+@pytest.mark.slow
 def test_rtx_knows_one_option(project, on_a_gpu):
     on_a_gpu()
     assert device(project, "--optimization-level", "1") == 0
@@ -683,6 +692,7 @@ def test_a_file_that_is_no_bundle(project, capsys):
         refused(project, capsys, 2, says, bundle=path)
 
 
+@pytest.mark.slow
 def test_an_earlier_device_build_survives_what_is_refused(project, on_a_gpu, monkeypatch, capsys):
     """A library that is missing, a bundle that is damaged, preprocessing that differs: all found before anything is removed."""
     on_a_gpu()
@@ -710,6 +720,7 @@ def test_a_receipt_below_the_declared_share_ends_with_1_and_no_engine(project, c
     assert files(project / "device") == DEVICE_FILES - {"engine.engine", "manifest.json"}
 
 
+@pytest.mark.slow
 def test_random_weights_stay_stamped(project, on_a_gpu, capsys):
     alter(project, random_weights=True, manifest={"random_weights": True})
     on_a_gpu()
@@ -720,6 +731,7 @@ def test_random_weights_stay_stamped(project, on_a_gpu, capsys):
     assert (manifest["random_weights"], drift["random_weights"], drift["judged_by"]) == (True, True, "numbers")
 
 
+@pytest.mark.slow
 def test_a_bundle_of_a_device_build_is_refused(project, on_a_gpu, capsys):
     on_a_gpu()
     assert device(project) == 0

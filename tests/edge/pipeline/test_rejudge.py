@@ -23,6 +23,8 @@ from engines.build_folder.folder import BuildFolder
 from engines.build_folder.step_record import read_record
 from engines.build_folder.verify import verify_folder
 
+pytestmark = pytest.mark.slow
+
 THREE = ("drift.json", "logits.npz", "steps.json")
 
 

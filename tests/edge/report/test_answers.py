@@ -100,6 +100,7 @@ def test_interval_of_every_class(failed: tuple[dict[str, Any], dict[str, np.ndar
     assert len(re.findall(r'id="classes-class-\d+"', html)) == len(EVIL)
 
 
+@pytest.mark.slow
 def test_small_classes_are_marked_and_many_are_cut(tmp_path: Path) -> None:
     _, _, html = made(tmp_path, flips=60, images=480, labels=tuple(f"class {i}" for i in range(48)))
     assert len(re.findall(r'id="classes-class-\d+"', html)) == 40
@@ -158,6 +159,7 @@ def test_gallery_shows_the_flips_the_worst_first(failed: tuple[dict[str, Any], d
             assert words.endswith(f"after {EVIL[after.argmax()]} {100 * softmax(after[None])[0].max():.1f} %")
 
 
+@pytest.mark.slow
 def test_a_flip_to_the_better_is_shown_as_one(tmp_path: Path) -> None:
     _, arrays, html = made(tmp_path, flips=2, better=3)
     texts = [" ".join(text.split()) for text, _ in cards(html)]
@@ -165,6 +167,7 @@ def test_a_flip_to_the_better_is_shown_as_one(tmp_path: Path) -> None:
     assert len(flips(arrays)) == 5
 
 
+@pytest.mark.slow
 def test_without_flips_a_sentence(tmp_path: Path) -> None:
     _, _, html = made(tmp_path)
     assert cards(html) == []
@@ -174,6 +177,7 @@ def test_without_flips_a_sentence(tmp_path: Path) -> None:
     assert "none to show" in Page(render(tmp_path, silent)).by_id["no-flips"]
 
 
+@pytest.mark.slow
 def test_flips_without_pictures_are_told(tmp_path: Path) -> None:
     make_folder(tmp_path, Recipe(flips=3))
     (tmp_path / "flips.npz").unlink()
@@ -222,6 +226,7 @@ def test_unlabelled_verdicts(tmp_path: Path, flips: int, verdict: str) -> None:
     assert ("labelled images" in page.text) == (verdict == "FAIL")
 
 
+@pytest.mark.slow
 def test_drawn_weights_show_no_answers(tmp_path: Path) -> None:
     _, _, html = made(tmp_path, flips=20, random_weights=True)
     assert cards(html) == []
@@ -240,6 +245,7 @@ def test_names_cannot_break_out(failed: tuple[dict[str, Any], dict[str, np.ndarr
     assert any(EVIL[1] in alt for alt in alts), "told to a person who cannot see it, as text"
 
 
+@pytest.mark.slow
 def test_layers_of_the_attribution(tmp_path: Path) -> None:
     make_folder(tmp_path, Recipe(flips=100))
     assert "--attribute" in Page(render(tmp_path, silent)).by_id["no-attribution"]

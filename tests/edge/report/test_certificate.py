@@ -120,6 +120,7 @@ def test_the_section_says_what_was_checked(repaired: tuple[dict[str, Any], str])
     assert "no-certificate" not in page.by_id
 
 
+@pytest.mark.slow
 def test_logits_that_changed_are_not_called_identical(tmp_path: Path) -> None:
     certificate, _ = made(tmp_path)
     certificate["checks"]["logits_bit_identical"] = False

@@ -27,6 +27,8 @@ from engines.build_folder.manifest import FileRecord, write_manifest
 from engines.build_folder.step_record import StepRecord, read_record, write_record
 from engines.build_folder.verify import verify_folder
 
+pytestmark = pytest.mark.slow
+
 STEPS = {
     "export": ("model.onnx", "export.json"),
     "certify": ("xnorm.json", "model.folded.onnx"),

@@ -143,6 +143,7 @@ def test_names_from_files_are_text(failed: tuple[Path, str]) -> None:
         assert any(label in texts for texts in page.figures), "in the heatmap"
 
 
+@pytest.mark.slow
 def test_equal_inputs_give_equal_bytes(failed: tuple[Path, str], tmp_path: Path) -> None:
     """Also in another process, with another hash seed and a matplotlibrc of the user's."""
     folder, html = failed
@@ -236,6 +237,7 @@ def test_random_weights_are_stamped(tmp_path: Path) -> None:
     assert ("header", {"class": "verdict untrained"}) in page.tags, "a pass that is not green"
 
 
+@pytest.mark.slow
 def test_many_classes_stay_readable(tmp_path: Path) -> None:
     labels = tuple(f"class {i} {'x' * 60}" for i in range(120))
     page = Page(render(make_folder(tmp_path, Recipe(flips=300, images=1200, labels=labels)), silent))

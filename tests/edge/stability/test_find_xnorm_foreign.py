@@ -223,6 +223,7 @@ def test_axes_wherever_an_exporter_puts_them(opset, axes):
         assert [(s.name, s.axis, s.nodes) for s in find_sites(model)] == [("norm", -1, ("norm", "clamp", "y"))]
 
 
+@pytest.mark.slow
 def test_torch_s_cosine_attention_is_found():
     """Two F.normalize in a module that knows nothing of this toolkit, through torch's own exporter."""
     import warnings

@@ -125,6 +125,7 @@ def test_q_is_reached_by_the_worst_token(offset):
         assert any(exceeded(bound_q(wrong), found) for wrong in forgetful)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 @for_all(axis=[-2, -1])
 def test_kv_is_reached_by_the_worst_token(axis, offset):

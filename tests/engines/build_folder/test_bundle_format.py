@@ -159,6 +159,7 @@ def test_a_forgery_with_nothing_forged_is_accepted(tmp_path):
     assert verify_bundle(forge(tmp_path / "a.ufovit"))[0].info.model == "ufovit_tiny"
 
 
+@pytest.mark.slow
 def test_a_flip_in_any_byte_is_refused_and_named(bundle):
     """Every byte of the file, one bit of it; a bundle of a megabyte differs in nothing but the length of its members."""
     good, rng = bundle.read_bytes(), random.Random(0)

@@ -143,6 +143,7 @@ def test_drive(name, version):
     assert {m for m in world.missed() if m not in FOUND_BY_NAME and m[1] not in tested} == set()
 
 
+@pytest.mark.slow
 def test_drives_use_every_name_that_the_code_asks_for():
     touched = set().union(*(drive(name, release(version)).touched() for name, version in CASES))
     asked = {name for file in FILES for name in asked_of_tensorrt(source(file))}
