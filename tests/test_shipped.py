@@ -17,10 +17,10 @@ import pytest
 from calib.errors import InputError
 from edge.assets import ASSETS, CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, SHIPPED_MODEL, TEST_IMAGES
 from edge.cli import run
+from edge.drift.drift_report import read_drift
 from edge.images.idx import read_idx
 from edge.images.labelled_images import open_images
 from edge.model.metadata import read_info
-from edge.pipeline.steps import read_drift
 from engines.build_folder.manifest import read_manifest, verify
 
 MEGABYTES = 25

@@ -100,7 +100,7 @@ class _Session:
         if request.audit is None:
             return
         reference = open_reference(request.build, manifest)
-        folder = audit_folder(request.audit_folder, datetime.now(timezone.utc))
+        folder = audit_folder(request.audit_dir or Path("audit"), datetime.now(timezone.utc))
         context = AuditContext(reference, self.opened.preprocess, manifest, redact_source(request.source))
         self.audit = Audit(AuditWorker(context, folder, self.view.notify), request.audit, self.view.notify)
         self._add(self.audit)

@@ -9,8 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edge.attribution.attribution_record import Attribution, read_attribution
-from edge.drift.drift_report import DriftReport
-from edge.pipeline.steps import read_drift
+from edge.drift.drift_report import DriftReport, read_drift
 from edge.report.certificate_text import headline, island_cost
 from edge.stability.certificate import read_certificate
 from edge.tasks.registry import task_of

@@ -62,7 +62,7 @@ def make_bundle(folder: Path, images: ImageSet, path: Path, advance: Advance) ->
     Raises InputError for a folder whose files are not those that were recorded, whose graph no GPU target builds from, or that
     was itself built from a bundle.
     """
-    from edge.pipeline.steps import read_drift
+    from edge.drift.drift_report import read_drift
     from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
     from engines.layer_requests import load_graph
 

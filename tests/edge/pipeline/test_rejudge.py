@@ -17,7 +17,8 @@ from edge.cli.console import TerminalProgress
 from edge.images.idx import read_idx, write_idx
 from edge.images.labelled_images import open_images, open_unlabelled
 from edge.images.preprocess import Preprocess
-from edge.pipeline.rejudge import JudgeRequest, rejudge
+from edge.pipeline.judge_request import JudgeRequest
+from edge.pipeline.rejudge import rejudge_build
 from engines.build_folder.step_record import read_record
 from engines.build_folder.verify import verify_folder
 
@@ -25,7 +26,7 @@ THREE = ("drift.json", "logits.npz", "steps.json")
 
 
 def judged(folder, **changes):
-    return rejudge(JudgeRequest(folder / "out", **changes), TerminalProgress(Console(quiet=True)))
+    return rejudge_build(JudgeRequest(folder / "out", **changes), TerminalProgress(Console(quiet=True)))
 
 
 def digests(folder):
@@ -118,14 +119,14 @@ def stored(project, tmp_path_factory):
 
 
 def test_stored_answers_stand_in_for_the_reference(project, stored, monkeypatch):
-    import edge.pipeline.steps.drift_step
+    import edge.pipeline.steps.drift
 
     def refuse(path, **_options):
         raise AssertionError(f"{path} was run")
 
     with np.load(stored / "logits.npz") as arrays:
         expected = {name: arrays[name] for name in arrays.files}
-    monkeypatch.setattr(edge.pipeline.steps.drift_step, "_reference", refuse)
+    monkeypatch.setattr(edge.pipeline.steps.drift, "_reference", refuse)
     assert judged(project, reference=stored).ran == ("drift", "report")
     with np.load(project / "out" / "logits.npz") as arrays:
         for name, values in expected.items():

@@ -1,4 +1,4 @@
-"""Steps that judge and tell: drift, report."""
+"""drift: the engine, or its graph on the CPU, against model.onnx on images -> drift.json, logits.npz, flips.npz."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from calib.files import sha256_file, write_bytes
+from calib.files import sha256_file
 from calib.parallel import ordered_map
 from edge.drift.drift_report import Source, Subject, judge_sides, write_drift
 from edge.drift.stored_reference import StoredAnswers, check_stored
@@ -18,20 +17,17 @@ from edge.images.golden_pair import check_folder_golden, golden_path
 from edge.images.labelled_images import ImageSet
 from edge.images.preprocess import Float32, read_preprocess
 from edge.pipeline.step import Step
-from edge.pipeline.workspace import Workspace
 from edge.progress import Advance
 from edge.runtime.ort_runner import BATCH
 from edge.runtime.runner import Runner
 from edge.tasks.registry import task_of
 from edge.tasks.task import Outputs, Sides
-from engines.build_folder.file_names import ANSWERS, ATTRIBUTION, DRIFT, EXPORT, MANIFEST, MODEL, PICTURES, REPORT, TYPED, XNORM
+from engines.build_folder.file_names import ANSWERS, DRIFT, MANIFEST, MODEL, PICTURES, TYPED
 from engines.build_folder.manifest import EngineManifest, read_manifest
 from engines.build_spec import BatchRange
 from engines.hardware import versions
 
 REFERENCE_ON = "ONNX Runtime, CPU"
-_REPORTED = (EXPORT, MANIFEST, DRIFT, ANSWERS, PICTURES, XNORM, ATTRIBUTION)
-"""What a report reads beside the graphs, which the manifest vouches for."""
 THIS_GPU = "this machine's GPU"
 
 
@@ -77,11 +73,10 @@ def drift_step(folder: Path, question: Question, *, here: bool) -> Step:
         "budget": question.budget_points,
         "versions": versions("onnxruntime"),
     }
-    work = partial(drift, folder, question, manifest, judged)
-    return Step("drift", reads, (DRIFT, ANSWERS, PICTURES), work)
+    return Step("drift", reads, (DRIFT, ANSWERS, PICTURES), partial(judge_build, folder, question, manifest, judged))
 
 
-def drift(  # what is asked of what, then how
+def judge_build(  # what is asked of what, then how
     folder: Path, question: Question, manifest: EngineManifest, judged: str, advance: Advance, opened: Runner | None = None
 ) -> None:
     """Ask the file `judged` of a build, and the FP32 graph unless its answers are stored, about every image; judge.
@@ -173,18 +168,3 @@ def judged_on(*, on_cpu: bool, here: bool, emulated: bool) -> str:
         return "ONNX Runtime, CPU: the engine itself" if on_cpu else f"{THIS_GPU}: the engine itself"
     how = ", its FP16 roundings emulated" if emulated else ""
     return f"ONNX Runtime, CPU{how}: the graph that the engine was built from, not the engine itself"
-
-
-def report_step(workspace: Workspace) -> Step:
-    """The last step, which reads what is there of all that a report may show."""
-    folder = workspace.folder
-    reads: dict[str, Any] = {file: workspace.sha256(file) for file in _REPORTED if (folder / file).is_file()}
-    reads["versions"] = versions("jinja2", "matplotlib", "pillow")
-    return Step("report", reads, (REPORT,), partial(report, folder))
-
-
-def report(folder: Path, advance: Advance) -> None:
-    """Everything in the folder -> report.html."""
-    from edge.report import render
-
-    write_bytes(folder / REPORT, render(folder, advance).encode())

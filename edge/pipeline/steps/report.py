@@ -1,0 +1,32 @@
+"""report: everything in the folder -> report.html."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from calib.files import write_bytes
+from edge.pipeline.step import Step
+from edge.pipeline.workspace import Workspace
+from edge.progress import Advance
+from engines.build_folder.file_names import ANSWERS, ATTRIBUTION, DRIFT, EXPORT, MANIFEST, PICTURES, REPORT, XNORM
+from engines.hardware import versions
+
+_REPORTED = (EXPORT, MANIFEST, DRIFT, ANSWERS, PICTURES, XNORM, ATTRIBUTION)
+"""What a report reads beside the graphs, which the manifest vouches for."""
+
+
+def report_step(workspace: Workspace) -> Step:
+    """The last step, which reads what is there of all that a report may show."""
+    folder = workspace.folder
+    reads: dict[str, Any] = {file: workspace.sha256(file) for file in _REPORTED if (folder / file).is_file()}
+    reads["versions"] = versions("jinja2", "matplotlib", "pillow")
+    return Step("report", reads, (REPORT,), partial(write_report, folder))
+
+
+def write_report(folder: Path, advance: Advance) -> None:
+    """Everything in the folder -> report.html."""
+    from edge.report import render
+
+    write_bytes(folder / REPORT, render(folder, advance).encode())
