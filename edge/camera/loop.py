@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge.camera.camera_request import Limits as Limits  # noqa: PLC0414  # said twice: a re-export
+from edge.camera.camera_request import Limits
 from edge.camera.frame import Clock, Frame, Latency, Result, Sink
 from edge.camera.frame_feed import FrameFeed
 from edge.camera.latency_stats import LatencyStats, Percentiles, Rate

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import lazy_exports
+from calib.lazy_exports import by_name, lazy_exports
 
 if TYPE_CHECKING:
     from edge.cli.main import INTERNAL_ERROR, INTERRUPTED, run
 
-_PUBLIC = {"INTERNAL_ERROR": "edge.cli.main", "INTERRUPTED": "edge.cli.main", "run": "edge.cli.main"}
+_PUBLIC = by_name(
+    {
+        "edge.cli.main": ("INTERNAL_ERROR", "INTERRUPTED", "run"),
+    }
+)
 
 __all__ = ["INTERNAL_ERROR", "INTERRUPTED", "run"]
 __getattr__ = lazy_exports(__name__, _PUBLIC)

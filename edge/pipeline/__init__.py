@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import lazy_exports
+from calib.lazy_exports import by_name, lazy_exports
 
 if TYPE_CHECKING:
     from edge.pipeline.build import build_model
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from edge.pipeline.rejudge import redraw, rejudge_build
     from edge.pipeline.step import BuildOutcome
 
-_PUBLIC = {
-    "BuildOutcome": "edge.pipeline.step",
-    "BuildRequest": "edge.pipeline.build_request",
-    "CalibrateRequest": "edge.pipeline.calibrate_request",
-    "DeviceRequest": "edge.pipeline.build_from_bundle",
-    "JudgeRequest": "edge.pipeline.judge_request",
-    "build_model": "edge.pipeline.build",
-    "build_on_device": "edge.pipeline.build_from_bundle",
-    "calibrate_file": "edge.pipeline.calibrate",
-    "make_bundle": "edge.pipeline.pack_bundle",
-    "redraw": "edge.pipeline.rejudge",
-    "rejudge_build": "edge.pipeline.rejudge",
-}
+_PUBLIC = by_name(
+    {
+        "edge.pipeline.step": ("BuildOutcome",),
+        "edge.pipeline.build_request": ("BuildRequest",),
+        "edge.pipeline.calibrate_request": ("CalibrateRequest",),
+        "edge.pipeline.build_from_bundle": ("DeviceRequest", "build_on_device"),
+        "edge.pipeline.judge_request": ("JudgeRequest",),
+        "edge.pipeline.build": ("build_model",),
+        "edge.pipeline.calibrate": ("calibrate_file",),
+        "edge.pipeline.pack_bundle": ("make_bundle",),
+        "edge.pipeline.rejudge": ("redraw", "rejudge_build"),
+    }
+)
 
 __all__ = [
     "BuildOutcome",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import lazy_exports
+from calib.lazy_exports import by_name, lazy_exports
 
 if TYPE_CHECKING:
     from edge.pipeline.steps.calibrate import calibrate_step
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
     from edge.pipeline.steps.report import report_step
     from edge.pipeline.steps.type_fp16 import type_fp16_step
 
-_PUBLIC = {
-    "Question": "edge.pipeline.steps.drift",
-    "calibrate_step": "edge.pipeline.steps.calibrate",
-    "certify_step": "edge.pipeline.steps.certify",
-    "drift_step": "edge.pipeline.steps.drift",
-    "engine_step": "edge.pipeline.steps.engine",
-    "export_step": "edge.pipeline.steps.export",
-    "quantize_step": "edge.pipeline.steps.quantize",
-    "report_step": "edge.pipeline.steps.report",
-    "type_fp16_step": "edge.pipeline.steps.type_fp16",
-}
+_PUBLIC = by_name(
+    {
+        "edge.pipeline.steps.drift": ("Question", "drift_step"),
+        "edge.pipeline.steps.calibrate": ("calibrate_step",),
+        "edge.pipeline.steps.certify": ("certify_step",),
+        "edge.pipeline.steps.engine": ("engine_step",),
+        "edge.pipeline.steps.export": ("export_step",),
+        "edge.pipeline.steps.quantize": ("quantize_step",),
+        "edge.pipeline.steps.report": ("report_step",),
+        "edge.pipeline.steps.type_fp16": ("type_fp16_step",),
+    }
+)
 
 __all__ = [
     "Question",
