@@ -136,7 +136,7 @@ def toolkit(tmp_path):
     folder = tmp_path / "toolkit"
     for name, text in {
         "scripts/install.sh": '#!/usr/bin/env bash\necho "$*" >"$GITHUB_ACTION_PATH/../../../installed"\n',
-        ".venv/bin/ufovit": f'#!/usr/bin/env bash\nexec {sys.executable} -c "from edge.cli import main; main()" "$@"\n',
+        ".venv/bin/ufovit": f'#!/usr/bin/env bash\nexec {sys.executable} -c "from edge.cli.main import main; main()" "$@"\n',
     }.items():
         path = folder / name
         path.parent.mkdir(parents=True)

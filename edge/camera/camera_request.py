@@ -1,14 +1,21 @@
-"""The request of `ufovit camera`: everything that is cheap to check is checked before anything is opened."""
+"""The request of `ufovit camera`: everything that is cheap to check is checked before anything is opened.
+
+Each field of `CameraOptions` and `Limits` is an option of the command, its line in the docstring the help text.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from calib.errors import UsageError
-from edge.camera.loop import Limits
-from edge.camera.reconnect import Reconnect
-from edge.camera.sinks.recorder import check_target
+
+if TYPE_CHECKING:
+    from edge.camera.reconnect import Reconnect
 
 LIVE_RECONNECT_S = 60.0
 
@@ -23,39 +30,80 @@ class Page:
 
 
 @dataclass(frozen=True)
-class CameraRequest:
-    """One run. Raises UsageError for options that are out of range or conflict.
+class Limits:
+    """When the loop ends, and its maximum rate; None: no limit. Raises UsageError for a value that is not above 0.
 
     Attributes:
-        build: folder of the build.
-        source: see `edge.camera.sources.registry`.
-        runner, threads, public_key: see `edge.runtime.open_build.open_runner`.
-        limits: when the run ends, and its maximum rate.
-        top_k: answers shown.
-        every_frame: every frame of a file, as fast as the network takes them, instead of the newest at the file's own rate.
-        loop: start files over at their end.
-        reconnect_s: how long to try to open a lost source again; None: 60 s for a live one, not at all for others.
-        record: a video to write.
-        audit: compare every Nth result with FP32; `audit_folder`: where disagreements are saved.
-        page: where to serve the page.
+        duration_s: End after so many seconds
+        frames: End after so many frames through the network
+        max_fps: Most frames per second through the network
+    """
+
+    duration_s: float | None = None
+    frames: int | None = None
+    max_fps: float | None = None
+
+    def __post_init__(self) -> None:
+        for option, value in (("--duration", self.duration_s), ("--frames", self.frames), ("--max-fps", self.max_fps)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UsageError("a limit must be above 0", where=option, found=value, allowed="above 0")
+
+
+NO_LIMITS = Limits()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class CameraOptions:
+    """How a camera's pictures go through a build, and where the answers go.
+
+    Attributes:
+        runner: auto, ort, openvino, trt
+        serve: Serve the page at [HOST:]PORT; 127.0.0.1 without HOST
+        token: What viewers of the page must give. Default: drawn for another HOST than loopback
+        record: Write a video with the answers on it: .mp4, .mkv, .avi
+        every_frame: Of a file: each frame, as fast as the network takes them
+        loop: Of a file: start over at its end
+        reconnect_s: Seconds to wait for a lost source. Default: 60 for cameras and streams, 0 for files
+        audit: Answer every Nth result again in FP32 on the CPU
+        audit_dir: Where frames that disagree go. Default: audit
+        top_k: Classes shown per result
+        threads: Threads of a runner on the CPU; 0: every core
+        public_key: PEM file of the public key that must have signed the build
+    """
+
+    runner: str = "auto"
+    serve: str | None = None
+    token: str | None = None
+    record: Path | None = None
+    limits: Annotated[Limits, Parameter(name="*")] = NO_LIMITS
+    every_frame: bool = False
+    loop: bool = False
+    reconnect_s: Annotated[float | None, Parameter(name="--reconnect-for")] = None
+    audit: int | None = None
+    audit_dir: Path | None = None
+    top_k: Annotated[int, Parameter(name="--top")] = 3
+    threads: int = 0
+    public_key: Annotated[Path | None, Parameter(name="--require-signature")] = None
+
+
+@dataclass(frozen=True)
+class CameraRequest(CameraOptions):
+    """One run: the options, checked, the folder of the build, and a source, see `edge.camera.sources.registry`.
+
+    Raises InputError for options that are out of range or conflict.
     """
 
     build: Path
     source: str
-    runner: str = "auto"
-    threads: int = 0
-    public_key: Path | None = None
-    limits: Limits = Limits()  # noqa: RUF009  # frozen
-    top_k: int = 3
-    every_frame: bool = False
-    loop: bool = False
-    reconnect_s: float | None = None
-    record: Path | None = None
-    audit: int | None = None
-    audit_folder: Path = Path("audit")
-    page: Page | None = None
 
     def __post_init__(self) -> None:
+        from edge.camera.sinks.recorder import check_target
+
+        if self.audit_dir is not None and self.audit is None:
+            raise UsageError("--audit-dir is about --audit", found=self.audit_dir, allowed="with --audit N")
+        if self.token is not None and self.serve is None:
+            raise UsageError("--token is about the page", allowed="with --serve [HOST:]PORT")
         for option, value in (("--top", self.top_k), ("--audit", self.audit)):
             if value is not None and value < 1:
                 raise UsageError("a count must be 1 or more", where=option, found=value, allowed="1 or more")
@@ -65,6 +113,14 @@ class CameraRequest:
         self.reconnect(live=False)
         if self.record is not None:
             check_target(self.record)
+        _ = self.page  # refuses an address that it does not understand
+
+    @property
+    def page(self) -> Page | None:
+        """Where to serve the page; None for no page. Raises InputError for an address that is not understood."""
+        from edge.camera.web.bind_address import parse_address
+
+        return None if self.serve is None else Page(*parse_address(self.serve), self.token)
 
     def check_source(self, *, live: bool) -> None:
         """Raise UsageError for options that a live source does not support."""
@@ -79,5 +135,7 @@ class CameraRequest:
 
     def reconnect(self, *, live: bool) -> Reconnect:
         """The policy for a lost source."""
+        from edge.camera.reconnect import Reconnect
+
         default_s = LIVE_RECONNECT_S if live else 0.0
         return Reconnect(default_s if self.reconnect_s is None else self.reconnect_s)

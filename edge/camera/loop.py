@@ -8,14 +8,13 @@ the frame is taken, so that the parts of d and the wait for the network add up t
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from calib.errors import UsageError
+from edge.camera.camera_request import Limits
 from edge.camera.frame import Clock, Frame, Latency, Result, Sink
 from edge.camera.frame_feed import FrameFeed
 from edge.camera.latency_stats import LatencyStats, Percentiles, Rate
@@ -45,20 +44,6 @@ class Network:
     task: Task
     batch_min: int = 1
     top_k: int = 3
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When the loop ends, and its maximum rate; None: no limit. Raises UsageError for a value that is not above 0."""
-
-    duration_s: float | None = None
-    frames: int | None = None
-    max_fps: float | None = None
-
-    def __post_init__(self) -> None:
-        for option, value in (("--duration", self.duration_s), ("--frames", self.frames), ("--max-fps", self.max_fps)):
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise UsageError("a limit must be above 0", where=option, found=value, allowed="above 0")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.camera.audit import Audit, AuditContext, AuditStatus, AuditWorker, audit_folder, open_reference
@@ -100,7 +101,7 @@ class _Session:
         if request.audit is None:
             return
         reference = open_reference(self.opened.build)
-        folder = audit_folder(request.audit_folder, datetime.now(timezone.utc))
+        folder = audit_folder(request.audit_dir or Path("audit"), datetime.now(timezone.utc))
         context = AuditContext(reference, self.opened.preprocess, manifest, redact_source(request.source))
         self.audit = Audit(AuditWorker(context, folder, self.view.notify), request.audit, self.view.notify)
         self._add(self.audit)

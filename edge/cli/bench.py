@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from cyclopts import Parameter
 
-from calib.errors import InputError
+from calib.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,78 +21,79 @@ if TYPE_CHECKING:
 _MOST_BATCHES = 32
 
 
-def bench(  # noqa: PLR0913, PLR0917  # one parameter per option of the command
-    folder: Annotated[Path, typer.Argument(help="A build folder", metavar="BUILD", show_default=False)],
-    runner: Annotated[str, typer.Option(help="auto, ort, openvino or trt")] = "auto",
-    batch: Annotated[
-        str | None, typer.Option(help="Batch sizes. Default: 1,2,4,8; with --against 1", show_default=False)
-    ] = None,
-    warm_up: Annotated[int, typer.Option(help="Runs of every batch size that are not counted")] = 20,
-    runs: Annotated[int, typer.Option(help="Runs that are counted, at least")] = 200,
-    duration: Annotated[float, typer.Option(help="Seconds for every batch size, at least")] = 0.0,
-    threads: Annotated[int, typer.Option(help="Threads of a runner on the CPU; 0 for every core")] = 0,
-    against: Annotated[
-        Path | None, typer.Option(help="Another build, run in turn with this one", metavar="OTHER", show_default=False)
-    ] = None,
-    against_runner: Annotated[
-        str | None, typer.Option(help="The other's runner. Default: this one's", show_default=False)
-    ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the report here", metavar="FILE", show_default=False)] = None,
-    latency: Annotated[
-        Path | None,
-        typer.Option(help="Write the ratio to OTHER here, for ufovit gate --latency FILE", metavar="FILE", show_default=False),
-    ] = None,
-    require_signature: Annotated[
-        Path | None,
-        typer.Option(
-            help="PEM file of a public key: refuse what its owner did not sign", metavar="PUBLIC_KEY", show_default=False
-        ),
-    ] = None,
-) -> int:
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What is measured, and how. Raises UsageError for options that do not fit together.
+
+    Attributes:
+        runner: auto, ort, openvino or trt
+        batch: Batch sizes. Default: 1,2,4,8; with --against 1
+        warm_up: Runs of every batch size that are not counted
+        runs: Runs that are counted, at least
+        duration: Seconds for every batch size, at least
+        threads: Threads of a runner on the CPU; 0 for every core
+        against: Another build, run in turn with this one
+        against_runner: The other's runner. Default: this one's
+        json: Write the report here
+        latency: Write the ratio to the other build here, for ufovit gate --latency FILE
+        require_signature: PEM file of a public key: refuse what its owner did not sign
+    """
+
+    runner: str = "auto"
+    batch: str | None = None
+    warm_up: int = 20
+    runs: int = 200
+    duration: float = 0.0
+    threads: int = 0
+    against: Path | None = None
+    against_runner: str | None = None
+    json: Path | None = None
+    latency: Path | None = None
+    require_signature: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.against is None and (self.latency is not None or self.against_runner is not None):
+            raise UsageError("--latency and --against-runner are about two builds", allowed="with --against OTHER")
+
+    def open(self, folder: Path, runner: str) -> OpenedBuild:
+        """Open a build for a measurement."""
+        from edge.runtime.open_build import open_runner
+        from engines.build_folder.folder import BuildFolder
+
+        build = BuildFolder(folder, require_signature=self.require_signature)
+        return open_runner(build, runner, threads=self.threads)
+
+    def conditions(self) -> Conditions:
+        """How it is measured. Raises InputError for numbers out of range."""
+        from edge.bench.latency import Plan
+        from edge.bench.measure import Conditions
+
+        return Conditions(Plan(self.warm_up, self.runs, self.duration), self.threads)
+
+
+_DEFAULT = BenchOptions()
+
+
+def bench(folder: Path, /, *, options: BenchOptions = _DEFAULT) -> int:
     """Measure latency, throughput and memory of a build on this machine; on a Jetson, power and energy too.
 
     The image is the build's own golden image. With --against both are run in turn, A B B A, and the ratio of their medians is
-    told with its 95 % interval; OTHER may be the FP32 build of the same network, or BUILD itself with another --against-runner.
+    told with its 95 % interval; the other may be the FP32 build of the same network, or the same build with another
+    --against-runner.
+
+    Args:
+        folder: A build folder
     """
     from rich.console import Console
 
     from calib.artifact import write_artifact
-    from edge.bench.latency import Plan
-    from edge.bench.measure import Conditions
 
-    if against is None and (latency is not None or against_runner is not None):
-        raise InputError("--latency and --against-runner are about two builds", allowed="with --against OTHER")
-    console, conditions = Console(soft_wrap=True), Conditions(Plan(warm_up, runs, duration), threads)
-    asked = _Asked(
-        folder, runner, against, against_runner or runner, parse_batches(batch), require_signature, latency is not None
-    )
-    report: BenchReport | ComparisonReport
-    if against is None:
-        report = _alone(console, asked, conditions)
-    else:
-        report = both = _in_turn(console, asked, conditions)
-        if latency is not None:
-            from edge.gate.baseline import LatencyRatio
-
-            found = both.results[0].ratio
-            write_artifact(latency, LatencyRatio(found.ratio, found.low, found.high, found.runs))
-    if json is not None:
-        write_artifact(json, report)
+    measure = _alone if options.against is None else _in_turn
+    report = measure(Console(soft_wrap=True), folder, options)
+    if options.json is not None:
+        write_artifact(options.json, report)
     return 0
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What is measured: a build and its runner, perhaps another and its; batch sizes, None for the usual ones; and whether the
-    ratio is for a gate."""
-
-    folder: Path
-    runner: str
-    other: Path | None
-    other_runner: str
-    batches: tuple[int, ...] | None
-    public_key: Path | None
-    for_gate: bool
 
 
 def parse_batches(text: str | None) -> tuple[int, ...] | None:
@@ -101,24 +102,21 @@ def parse_batches(text: str | None) -> tuple[int, ...] | None:
         return None
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts) or len(parts) > _MOST_BATCHES:
-        raise InputError("batch sizes are not understood", found=repr(text), allowed="numbers such as 1,2,4,8, none of them 0")
+        raise UsageError("batch sizes are not understood", found=repr(text), allowed="numbers such as 1,2,4,8, none of them 0")
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
-def _alone(console: Console, asked: _Asked, conditions: Conditions) -> BenchReport:
+def _alone(console: Console, folder: Path, options: BenchOptions) -> BenchReport:
     from edge.bench.measure import choose_batches, measure_build
     from edge.bench.memory import resident
     from edge.bench.power import find_monitor
     from edge.cli.bench_tables import print_bench
     from edge.cli.console import TerminalProgress
-    from edge.runtime.open_build import open_runner
-    from engines.build_folder.folder import BuildFolder
 
-    before = resident()
-    folder = BuildFolder(asked.folder, require_signature=asked.public_key)
-    opened = open_runner(folder, asked.runner, threads=conditions.threads)
+    conditions, asked, before = options.conditions(), parse_batches(options.batch), resident()
+    opened = options.open(folder, options.runner)
     with opened.runner:
-        batches = choose_batches(asked.batches, opened.batch)
+        batches = choose_batches(asked, opened.batch)
         report = measure_build(
             opened, batches, conditions, monitor=find_monitor(), before=before, progress=TerminalProgress(console)
         )
@@ -130,7 +128,7 @@ def _check_for_gate(build: OpenedBuild, other: OpenedBuild) -> None:
     """A gate compares the time of an engine in units of that of FP32. Raises InputError for any other ratio."""
     for opened in (build, other):
         if not opened.itself:
-            raise InputError(
+            raise UsageError(
                 "--latency is about engines, and here a graph runs",
                 where=opened.manifest.engine.file,
                 found=opened.ran_on,
@@ -138,7 +136,7 @@ def _check_for_gate(build: OpenedBuild, other: OpenedBuild) -> None:
             )
     models = (build.manifest.model, other.manifest.model)
     if models[0] != models[1] or other.manifest.precision != "fp32":
-        raise InputError(
+        raise UsageError(
             "--latency is about a build and the FP32 build of the same model",
             found=f"{models[0]} against {models[1]} {other.manifest.precision}",
             allowed="--against an FP32 build",
@@ -146,25 +144,30 @@ def _check_for_gate(build: OpenedBuild, other: OpenedBuild) -> None:
         )
 
 
-def _in_turn(console: Console, asked: _Asked, conditions: Conditions) -> ComparisonReport:
+def _in_turn(console: Console, folder: Path, options: BenchOptions) -> ComparisonReport:
+    from calib.artifact import write_artifact
     from edge.bench.measure import choose_batches, compare
     from edge.cli.bench_tables import print_comparison
     from edge.cli.console import TerminalProgress
-    from edge.runtime.open_build import open_runner
-    from engines.build_folder.folder import BuildFolder
+    from edge.gate.baseline import LatencyRatio
 
-    pairs = ((asked.folder, asked.runner), (asked.other or asked.folder, asked.other_runner))
+    conditions, asked = options.conditions(), parse_batches(options.batch)
     with ExitStack() as opened:
         builds = []
-        for folder, runner in pairs:
-            verified = BuildFolder(folder, require_signature=asked.public_key)
-            build = open_runner(verified, runner, threads=conditions.threads)
+        for path, runner in (
+            (folder, options.runner),
+            (options.against or folder, options.against_runner or options.runner),
+        ):
+            build = options.open(path, runner)
             opened.enter_context(build.runner)
             builds.append(build)
-        if asked.for_gate:
+        if options.latency is not None:
             _check_for_gate(*builds)
-        fitting = choose_batches(asked.batches, *(build.batch for build in builds))
-        batches = fitting if asked.batches else fitting[:1]
+        fitting = choose_batches(asked, *(build.batch for build in builds))
+        batches = fitting if asked else fitting[:1]
         report = compare(builds[0], builds[1], batches, conditions, TerminalProgress(console))
     print_comparison(console, report)
+    if options.latency is not None:
+        ratio = report.results[0].ratio
+        write_artifact(options.latency, LatencyRatio(ratio.ratio, ratio.low, ratio.high, ratio.runs))
     return report

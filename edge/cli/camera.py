@@ -6,91 +6,38 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from calib.errors import InputError, MissingError, VerdictError
+from calib.errors import MissingError, VerdictError
+from edge.camera.camera_request import CameraOptions, CameraRequest
 
 if TYPE_CHECKING:
     from edge.camera.background_sink import BackgroundSink
-    from edge.camera.camera_request import CameraRequest, Page
     from edge.camera.frame import Sink
     from edge.camera.session import Outcome, View
 
-_SOURCES = "/dev/video0 or 0, csi://0, rtsp://..., http://..., a video file, an image folder, synthetic://?size=640x480&fps=30"
 _LAST_LINES = 1024
 """Lines that may wait for a program that reads slowly, before some are skipped."""
 
 
-def camera(  # noqa: PLR0913, PLR0917  # one parameter per option
-    build: Annotated[Path, typer.Argument(help="A build folder", show_default=False)],
-    source: Annotated[str, typer.Option(help=f"Where pictures come from: {_SOURCES}", show_default=False)],
-    runner: Annotated[str, typer.Option(help="auto, ort, openvino, trt")] = "auto",
-    serve: Annotated[
-        str | None, typer.Option(help="Serve the page; 127.0.0.1 without HOST", metavar="[HOST:]PORT", show_default=False)
-    ] = None,
-    token: Annotated[
-        str | None, typer.Option(help="What viewers of the page must give. Default: drawn for another HOST than loopback")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object per result on stdout; messages go to stderr")] = False,
-    record: Annotated[
-        Path | None, typer.Option(help="Write a video with the answers on it: .mp4, .mkv, .avi", show_default=False)
-    ] = None,
-    duration: Annotated[float | None, typer.Option(help="End after so many seconds", show_default=False)] = None,
-    frames: Annotated[int | None, typer.Option(help="End after so many frames through the network", show_default=False)] = None,
-    max_fps: Annotated[
-        float | None, typer.Option(help="Most frames per second through the network", show_default=False)
-    ] = None,
-    every_frame: Annotated[
-        bool, typer.Option("--every-frame", help="Of a file: each frame, as fast as the network takes them")
-    ] = False,
-    loop: Annotated[bool, typer.Option("--loop", help="Of a file: start over at its end")] = False,
-    reconnect_for: Annotated[
-        float | None,
-        typer.Option(
-            help="Seconds to wait for a lost source. Default: 60 for cameras and streams, 0 for files", show_default=False
-        ),
-    ] = None,
-    audit: Annotated[
-        int | None, typer.Option(help="Answer every Nth result again in FP32 on the CPU", metavar="N", show_default=False)
-    ] = None,
-    audit_dir: Annotated[
-        Path | None, typer.Option(help="Where frames that disagree go. Default: audit", show_default=False)
-    ] = None,
-    top: Annotated[int, typer.Option(help="Classes shown per result")] = 3,
-    threads: Annotated[int, typer.Option(help="Threads of a runner on the CPU; 0: every core")] = 0,
-    require_signature: Annotated[
-        Path | None, typer.Option(help="PEM file of the public key that must have signed the build", metavar="PUBLIC_KEY")
-    ] = None,
-) -> int:
+_DEFAULT = CameraOptions()
+
+
+def camera(build: Path, /, *, source: str, json: bool = False, options: CameraOptions = _DEFAULT) -> int:
     """Run a build on a camera, stream, video or folder, until it ends, a limit is reached, or Ctrl-C.
 
     Exit codes: 0 ended as asked (Ctrl-C and SIGTERM too), 1 the network answered NaN or infinity, 2 bad input, 4 something that
     this machine lacks: no camera, a busy one, one that is gone for good.
-    """
-    from edge.camera.camera_request import CameraRequest
-    from edge.camera.forced_exit import run_with_forced_exit
-    from edge.camera.loop import Limits
 
-    if audit_dir is not None and audit is None:
-        raise InputError("--audit-dir is about --audit", found=audit_dir, allowed="with --audit N")
-    request = CameraRequest(
-        build=build,
-        source=source,
-        runner=runner,
-        threads=threads,
-        public_key=require_signature,
-        limits=Limits(duration, frames, max_fps),
-        top_k=top,
-        every_frame=every_frame,
-        loop=loop,
-        reconnect_s=reconnect_for,
-        record=record,
-        audit=audit,
-        audit_folder=audit_dir or Path("audit"),
-        page=_page(serve, token),
-    )
+    Args:
+        build: A build folder
+        source: Where pictures come from: /dev/video0 or 0, csi://0, rtsp://..., http://..., a video file, an image folder,
+            synthetic://?size=640x480&fps=30
+        json: One JSON object per result on stdout; messages go to stderr
+    """
+    from edge.camera.forced_exit import run_with_forced_exit
+
+    request = CameraRequest(build, source, **vars(options))
     return run_with_forced_exit(lambda: _run(request, _Output(as_json=json)))
 
 
@@ -104,18 +51,6 @@ def _run(request: CameraRequest, output: _Output) -> int:
         return 0
     output.conclude(outcome)
     return 0 if output.gone() and outcome.summary.error is None else _exit_code(outcome)
-
-
-def _page(serve: str | None, token: str | None) -> Page | None:
-    from edge.camera.camera_request import Page
-
-    if serve is None:
-        if token is not None:
-            raise InputError("--token is about the page", allowed="with --serve [HOST:]PORT")
-        return None
-    from edge.camera.web.bind_address import parse_address
-
-    return Page(*parse_address(serve), token)
 
 
 def _exit_code(outcome: Outcome) -> int:

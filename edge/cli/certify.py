@@ -2,95 +2,96 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from edge.pipeline.certify_request import CertifyOptions, CertifyRequest
 
 if TYPE_CHECKING:
     from onnx import ModelProto
     from rich.console import Console
 
+    from edge.cli.console import TerminalProgress
+    from edge.pipeline.certify_inputs import CertifyInputs
     from edge.stability.certificate import SiteCertificate, XNormCertificate
+    from edge.stability.certify import Certification, CertifyConfig
 
 _WIDTH = 160
+_DEFAULT = CertifyOptions()
 _STYLE = {"stable": "green", "at risk": "yellow", "unstable": "bold red"}
 
 
-def certify(  # noqa: PLR0913, PLR0917  # one parameter per option of the command
-    source: Annotated[Path, typer.Argument(help="An ONNX file (FP32), or a build folder")],
-    data: Annotated[
-        Path | None, typer.Option(help="Images to measure on: a folder, an image, an IDX file. Default: the shipped ones")
-    ] = None,
-    images: Annotated[
-        int | None, typer.Option(help="How many. Default: about half a minute's worth, 512 at most", show_default=False)
-    ] = None,
-    precision: Annotated[
-        list[str] | None, typer.Option(help="What the verdict is over, repeatable. Default: fp16 bf16 int8", show_default=False)
-    ] = None,
-    repair: Annotated[
-        Path | None, typer.Option(help="Fold powers of two into the weights where needed; write the graph here")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the certificate here, as JSON")] = None,
-    emulate: Annotated[
-        int, typer.Option(min=0, help="Run this many images with every FP16 rounding emulated, and compare with FP32")
-    ] = 0,
-    mean: Annotated[str | None, typer.Option(help="R,G,B on the [0, 1] scale, for a graph that does not say")] = None,
-    std: Annotated[str | None, typer.Option(help="R,G,B likewise")] = None,
-) -> int:
+def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
     """Certify every XNorm: what it reaches on images, what it can reach on any input, and whether 16 bits hold it.
 
     Exit codes: 0 stable or at risk, 1 unstable (after the repair, where one is asked for), 2 bad input, 4 something this
     machine lacks.
+
+    Args:
+        source: An ONNX file (FP32), or a build folder
     """
-    from rich.console import Console
-
-    from calib.artifact import write_artifact
-    from calib.files import write_bytes
-    from calib.qdq_writer import serialize
-    from edge.cli.console import TerminalProgress
-    from edge.images.graph_input import parse_normalisation
+    from edge.cli.console import terminal_progress
     from edge.images.labelled_images import data_digest
-    from edge.pipeline.certify_request import CertifyRequest, resolve
+    from edge.pipeline.certify_inputs import resolve
     from edge.runtime.ort_runner import tapped_batch
-    from edge.stability.certify import CertifyConfig, certify_graph
+    from edge.stability.certify import certify_graph
 
-    console = Console(soft_wrap=True)
-    progress = TerminalProgress(console)
-    request = CertifyRequest(source, data, images, parse_normalisation(mean, std))
-    config = CertifyConfig(repair=repair is not None)
-    if precision:
-        config = CertifyConfig(tuple(precision), config.repair)
+    progress = terminal_progress()
+    request = CertifyRequest(source, **vars(options))
     inputs = resolve(request)
-    if inputs.info is not None:
-        network = inputs.info.config
-        config = CertifyConfig(config.precisions, config.repair, network.xnorm_sites, network.xnorm_kv_axis)
     with progress.task(f"{len(inputs.images)} images") as advance:
         done = certify_graph(
             inputs.model,
             inputs.images.batches(inputs.preprocess, tapped_batch(inputs.preprocess.image_size)),
             data_sha256=data_digest(inputs.images, inputs.preprocess),
             onnx_sha256=inputs.sha256,
-            config=config,
+            config=_config(request, inputs),
             progress=lambda count: advance(count / len(inputs.images)),
         )
-    print_certificate(console, done.certificate)
-    if repair is not None and done.certificate.verdict == "unstable":
+    print_certificate(progress.console, done.certificate)
+    _write(request, done, progress)
+    if request.emulate:
+        _emulate(request, inputs, done, progress)
+    return 1 if done.certificate.verdict == "unstable" else 0
+
+
+def _config(request: CertifyRequest, inputs: CertifyInputs) -> CertifyConfig:
+    from edge.stability.certify import CertifyConfig
+
+    config = CertifyConfig(repair=request.repair is not None)
+    if request.precision:
+        config = replace(config, precisions=request.precision)
+    if inputs.info is not None:
+        network = inputs.info.config
+        config = replace(config, expected_sites=network.xnorm_sites, kv_axis=network.xnorm_kv_axis)
+    return config
+
+
+def _write(request: CertifyRequest, done: Certification, progress: TerminalProgress) -> None:
+    """The files that were asked for."""
+    from calib.artifact import write_artifact
+    from calib.files import write_bytes
+    from calib.qdq_writer import serialize
+
+    verdict, repair = done.certificate.verdict, request.repair
+    if repair is not None and verdict == "unstable":
         progress.say(f"graph        not written: {repair} would be unstable too")
     elif repair is not None:
         write_bytes(repair, serialize(done.model))
         progress.say(f"graph        {repair}")
-    elif done.certificate.verdict != "stable":
-        progress.say(f"next         ufovit certify {source} --repair folded.onnx")
-    if out is not None:
-        write_artifact(out, done.certificate)
-        progress.say(f"certificate  {out}")
-    if emulate:
-        (batch,) = inputs.images.take(emulate).batches(inputs.preprocess, emulate)
-        progress.say(f"FP16 emulated, as it is: {_emulated(inputs.model, inputs.model, None, batch)}")
-        if repair is not None:
-            progress.say(f"FP16 emulated, repaired: {_emulated(inputs.model, done.model, done.certificate, batch)}")
-    return 1 if done.certificate.verdict == "unstable" else 0
+    elif verdict != "stable":
+        progress.say(f"next         ufovit certify {request.source} --repair folded.onnx")
+    if request.out is not None:
+        write_artifact(request.out, done.certificate)
+        progress.say(f"certificate  {request.out}")
+
+
+def _emulate(request: CertifyRequest, inputs: CertifyInputs, done: Certification, progress: TerminalProgress) -> None:
+    (batch,) = inputs.images.take(request.emulate).batches(inputs.preprocess, request.emulate)
+    progress.say(f"FP16 emulated, as it is: {_emulated(inputs.model, inputs.model, None, batch)}")
+    if request.repair is not None:
+        progress.say(f"FP16 emulated, repaired: {_emulated(inputs.model, done.model, done.certificate, batch)}")
 
 
 def _emulated(reference: ModelProto, graph: ModelProto, certificate: XNormCertificate | None, images: Any) -> str:

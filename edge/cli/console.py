@@ -14,6 +14,11 @@ from edge.progress import Advance
 _PLAIN_EVERY = 0.25  # a plain line at each quarter of a step
 
 
+def terminal_progress() -> TerminalProgress:
+    """Progress and messages on stdout; long lines are left to the terminal to wrap, so that they can be copied."""
+    return TerminalProgress(Console(soft_wrap=True))
+
+
 def wide(console: Console, width: int) -> Console:
     """The console for a table: itself on a terminal; a file or a pipe has no width, and gets this one."""
     return console if console.is_terminal else Console(file=console.file, width=width)

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from calib.errors import InputError
+from calib.errors import UsageError
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A build folder, or an artifact, ONNX file, checkpoint, bundle or engine")],
-    layers: Annotated[bool, typer.Option("--layers", help="Load the engine on this machine's GPU and list its layers")] = False,
-    require_signature: Annotated[
-        Path | None,
-        typer.Option(
-            help="With --layers: PEM file of the key that must have signed it", metavar="PUBLIC_KEY", show_default=False
-        ),
-    ] = None,
-    unsafe_no_manifest: Annotated[
-        bool, typer.Option("--unsafe-no-manifest", help="With --layers: load an engine that nothing vouches for")
-    ] = False,
+    file: Path, /, *, layers: bool = False, require_signature: Path | None = None, unsafe_no_manifest: bool = False
 ) -> int:
-    """Show what a file is and says. Without --layers an engine is read, never loaded."""
+    """Show what a file is and says. Without --layers an engine is read, never loaded.
+
+    Args:
+        file: A build folder, or an artifact, ONNX file, checkpoint, bundle or engine
+        layers: Load the engine on this machine's GPU and list its layers
+        require_signature: With --layers: PEM file of the public key that must have signed it
+        unsafe_no_manifest: With --layers: load an engine that nothing vouches for
+    """
     from rich.console import Console
 
     if layers:
@@ -33,7 +27,7 @@ def inspect(
         Console(soft_wrap=True).print(described.renderable())
         return 0
     if require_signature is not None or unsafe_no_manifest:
-        raise InputError(
+        raise UsageError(
             "these options are about loading an engine", allowed="with --layers", next_command="ufovit verify PATH"
         )
     from edge.inspect.describers import describe_file

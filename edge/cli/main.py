@@ -1,39 +1,174 @@
-"""The commands of `ufovit`."""
+"""`ufovit COMMAND`: finds the command, and turns every end into an exit code.
+
+0    done and passed
+1    a verdict failed: drift, receipt, parity
+2    bad usage or bad input
+3    not enough evidence to say
+4    something that this machine lacks: a library, disk space, a permission
+70   an error inside the toolkit; --debug shows where
+130  interrupted; finished steps are kept
+
+A command is a function; its parameters and the fields of the frozen dataclasses among them are its arguments and options, and
+their docstrings the help, as cyclopts reads them. A unit at the end of a field's name is no part of the option's.
+"""
 
 from __future__ import annotations
 
-import typer
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
+from typing import Any, NoReturn
 
-from edge.cli.bench import bench
-from edge.cli.build import build
-from edge.cli.bundle import bundle
-from edge.cli.calibrate import calibrate
-from edge.cli.camera import camera
-from edge.cli.certify import certify
-from edge.cli.doctor import doctor
-from edge.cli.drift import drift
-from edge.cli.gate import gate
-from edge.cli.inspect import inspect
-from edge.cli.report import report
-from edge.cli.sign import sign
-from edge.cli.verify import verify
+import cyclopts
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="From a trained UFO-ViT to a verified INT8 TensorRT engine.",
-)
-app.command()(build)
-app.command()(bundle)
-app.command()(calibrate)
-app.command()(certify)
-app.command()(drift)
-app.command()(gate)
-app.command()(inspect)
-app.command()(report)
-app.command()(verify)
-app.command()(sign)
-app.command()(bench)
-app.command()(camera)
-app.command()(doctor)
+from calib.errors import InputError, MissingError, UfovitError, UsageError
+
+INTERRUPTED = 130
+INTERNAL_ERROR = 70
+_LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_UNITS = ("_points", "_mib", "_s")
+_BUILD_COMMANDS = ("build", "bundle", "calibrate", "certify", "drift", "gate", "report", "verify", "sign")
+COMMANDS = (*_BUILD_COMMANDS, "inspect", "bench", "camera", "doctor")
+
+
+def _option_name(field: str) -> str:
+    for unit in _UNITS:
+        field = field.removesuffix(unit)
+    return cyclopts.default_name_transform(field)
+
+
+def _convert(kind: Any, tokens: Sequence[cyclopts.Token]) -> Any:
+    """A value of a type; unlike cyclopts, which rounds it, refuse 32.5 for an integer."""
+    kinds = {int: "an integer", float: "a number"}
+    wanted = next((known for known in kinds if kind in (known, known | None)), None)
+    if wanted is None:
+        return cyclopts.convert(kind, tokens)
+    try:
+        return wanted(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"found {tokens[0].value!r}, allowed {kinds[wanted]}") from None
+
+
+def _default_text(value: Any) -> str | None:
+    """A default as it would be typed; None for one that the help text names or that goes without saying."""
+    if isinstance(value, tuple):
+        return " ".join(value) or None
+    return None if value is None or value is False else str(value)
+
+
+def _version() -> str:
+    try:
+        return version("ufovit-edge")
+    except PackageNotFoundError:  # run from a folder that was never installed
+        return "not installed"
+
+
+def make_app(commands: Sequence[str] = COMMANDS) -> cyclopts.App:
+    """The application with these commands; each is imported when it is called, or its help shown."""
+    application = cyclopts.App(
+        name="ufovit",
+        help="From a trained UFO-ViT to a verified INT8 TensorRT engine.",
+        help_flags="--help",
+        help_format="markdown",
+        version=_version,
+        result_action="return_value",
+        default_parameter=cyclopts.Parameter(
+            negative=(),
+            allow_repeating=True,
+            converter=_convert,
+            name_transform=_option_name,
+            show_default=_default_text,
+        ),
+    )
+    for command in commands:
+        application.command(f"edge.cli.{command}:{command}", name=command)
+    return application
+
+
+app = make_app()
+
+
+def main() -> NoReturn:
+    """Entry point of `ufovit`: run a command and exit with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    if sys.argv[1:2] in (["camera"], ["bench"]):
+        # on a busy core threads would wait for each other, picture by picture; numpy reads this when it is loaded
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line and return its exit code; messages go to stderr."""
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        return _call(arguments)
+    except KeyboardInterrupt:
+        kept = ": finished steps are kept; the same command goes on from there" if arguments[:1] == ["build"] else ""
+        print(f"interrupted{kept}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # who read the output has enough; else Python would complain of it when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001  # the last line of defence: a user gets a sentence, never a traceback
+        if debug:
+            traceback.print_exc()
+        return _explain(error)
+
+
+def _call(arguments: list[str]) -> int:
+    """Parse a command line and call its command. Raises UsageError for one that is not understood, whatever commands raise."""
+    if arguments[:1] in ([], ["--help"]):  # the list of commands shows a sentence of each
+        for command in COMMANDS:
+            app[command]
+        app.help_print([])
+        return 0 if arguments else InputError.exit_code
+    try:
+        function, bound, unparsed = app.parse_args(arguments, exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        raise _usage_error(error, arguments) from error
+    if "tokens" in unparsed:  # of a command that wants to know what was given, defaults among it
+        bound.arguments["tokens"] = tuple(arguments[1:])
+    return int(function(*bound.args, **bound.kwargs) or 0)
+
+
+def _usage_error(error: cyclopts.CycloptsError, arguments: list[str]) -> UsageError:
+    """What cyclopts says of a command line, as the toolkit says it."""
+    command, allowed = f"ufovit {arguments[0]}", None
+    what = " ".join(str(error).split()).rstrip(".")
+    if arguments[0] not in COMMANDS:
+        command, allowed = "ufovit", ", ".join(COMMANDS)
+        what = f"Unknown option: {arguments[0]}" if arguments[0].startswith("-") else what.partition(" Available")[0]
+    elif isinstance(error, cyclopts.MissingArgumentError) and error.argument is not None:
+        name = error.argument.name
+        what = f"{name} requires an argument" if name in arguments else f"Missing argument: {name}"
+    elif isinstance(error, cyclopts.UnusedCliTokensError):
+        what = f"Got unexpected extra argument: {' '.join(error.unused_tokens or ())}"
+    return UsageError(what, where=command, allowed=allowed, next_command=f"{command} --help")
+
+
+def _explain(error: Exception) -> int:
+    """Say on stderr what went wrong; the exit code that it stands for."""
+    from edge.pipeline.preflight import BUILD_LIBRARIES, missing_library
+
+    if isinstance(error, UfovitError):
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in BUILD_LIBRARIES:
+        print(f"error: {missing_library(str(error.name))}", file=sys.stderr)
+        return MissingError.exit_code
+    if isinstance(error, OSError) and error.errno in _LACKING:
+        print(f"error: {error.strerror}\n  where: {error.filename}", file=sys.stderr)
+        return MissingError.exit_code
+    print(f"internal error: {type(error).__name__}: {error}\n  next: run again with --debug and report it", file=sys.stderr)
+    return INTERNAL_ERROR
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """SIGTERM ends like Ctrl-C: temporary files are removed on the way out."""
+    raise KeyboardInterrupt

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,21 +12,15 @@ if TYPE_CHECKING:
     from engines.build_folder.verify import CheckedFile
 
 
-def verify(
-    path: Annotated[Path, typer.Argument(help="A build folder, or a bundle", show_default=False)],
-    require_signature: Annotated[
-        Path | None,
-        typer.Option(
-            help="PEM file of a public key: refuse what its owner did not sign", metavar="PUBLIC_KEY", show_default=False
-        ),
-    ] = None,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Of a folder, ask for the engine and its manifest alone; check what else is there")
-    ] = False,
-) -> int:
+def verify(path: Path, /, *, require_signature: Path | None = None, partial: bool = False) -> int:
     """Recompute every digest of a build and hold the files against each other.
 
     Exit codes: 0 everything is what was recorded, 2 something is not, 4 something that this machine lacks.
+
+    Args:
+        path: A build folder, or a bundle
+        require_signature: PEM file of a public key: refuse what its owner did not sign
+        partial: Of a folder, ask for the engine and its manifest alone; check what else is there
     """
     from rich.console import Console
 

@@ -27,15 +27,15 @@ _TAKEN = {"trt": tuple(_FLAGS), "trt_rtx": ("optimization_level",), "torch_trt":
 
 @dataclass(frozen=True)
 class BuilderRequest:
-    """Builder options; see `engines.build_spec.BuilderOptions`.
+    """Builder options; see `engines.build_spec.BuilderOptions`. Each field is an option of `ufovit build`.
 
     Attributes:
-        optimization_level: 0 to 5; None for TensorRT's default.
-        workspace_mib: most device memory that a kernel may use for itself, MiB; None for the target's limit.
-        version_compatible: the engine loads in later releases too.
-        hardware_compatibility: which other GPUs it runs on.
-        timing_cache: file that builds share; None for timing-TARGET.cache beside the build folders.
-        pin_timing_cache: refuse to measure anything anew.
+        optimization_level: How long TensorRT searches for kernels, 0 to 5. Default: TensorRT's own
+        workspace_mib: Most memory a kernel may use for itself, MiB. Default: the target's
+        version_compatible: The engine loads in later releases of the same TensorRT too
+        hardware_compatibility: Other GPUs it runs on
+        timing_cache: TensorRT's timing cache. Default: timing-TARGET.cache beside the build folder
+        pin_timing_cache: Refuse to measure a kernel anew, so that builds repeat
     """
 
     optimization_level: int | None = None

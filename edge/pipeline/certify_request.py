@@ -1,88 +1,49 @@
-"""What `ufovit certify` is asked for, and the graph and images that answer it: checked before anything is measured."""
+"""What `ufovit certify` is asked for. Each field of `CertifyOptions` is an option of the command."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from calib.errors import InputError
-from calib.files import sha256_bytes
-from calib.graph import load_graph
-from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT
-from edge.images.graph_input import Normalisation
-from edge.images.labelled_images import ImageSet, open_unlabelled
-from edge.images.preprocess import Preprocess
-from edge.model.metadata import CheckpointInfo, graph_preprocess, read_graph_info, read_info
-from edge.pipeline.build_request import CALIB_IMAGES
-from edge.stability.certify import image_budget
-from engines.build_folder.file_names import MODEL
+from cyclopts import Parameter
 
-if TYPE_CHECKING:
-    import onnx
+from calib.errors import UsageError
+from edge.pipeline.request_checks import check_counts
 
 
-@dataclass(frozen=True)
-class CertifyRequest:
-    """What to certify, on what.
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class CertifyOptions:
+    """How a graph is certified.
 
     Attributes:
-        source: an ONNX file, or a build folder, whose FP32 graph is taken.
-        data: images; None for the shipped calibration images, if the graph is of a network with their labels.
-        images: how many of them; None for as many as take about half a minute, 512 at most.
-        normalisation: mean and deviation per channel on the [0, 1] scale, for a graph that does not say how its images are
-            prepared.
+        data: Images to measure on: a folder, an image, an IDX file. Default: the shipped ones
+        images: How many. Default: about half a minute's worth, 512 at most
+        precision: What the verdict is over, repeatable. Default: fp16 bf16 int8
+        repair: Fold powers of two into the weights where needed; write the graph here
+        out: Write the certificate here, as JSON
+        emulate: Run this many images with every FP16 rounding emulated, and compare with FP32
+        mean: R,G,B on the [0, 1] scale, for a graph that does not say
+        std: R,G,B likewise
     """
 
-    source: Path
     data: Path | None = None
     images: int | None = None
-    normalisation: Normalisation | None = None
-
-    def __post_init__(self) -> None:
-        if self.images is not None and self.images < 1:
-            raise InputError("number of images must be positive", found=self.images)
+    precision: tuple[str, ...] = ()
+    repair: Path | None = None
+    out: Path | None = None
+    emulate: int = 0
+    mean: str | None = None
+    std: str | None = None
 
 
 @dataclass(frozen=True)
-class CertifyInputs:
-    """The checked inputs.
+class CertifyRequest(CertifyOptions):
+    """The options, checked, and an ONNX file (FP32), or a build folder, whose FP32 graph is taken. Raises UsageError."""
 
-    Attributes:
-        path: the ONNX file.
-        model: its graph, FP32.
-        sha256: digest of the file.
-        info: what the graph says of its network, None for a stranger's.
-        preprocess: from pixels to the graph's input.
-        images: to measure on.
-    """
+    source: Path
 
-    path: Path
-    model: onnx.ModelProto
-    sha256: str
-    info: CheckpointInfo | None
-    preprocess: Preprocess
-    images: ImageSet
-
-
-def resolve(request: CertifyRequest) -> CertifyInputs:
-    """Open and check graph and images. Raises InputError; touches nothing."""
-    path = request.source / MODEL if request.source.is_dir() else request.source
-    if request.source.is_dir() and not path.is_file():
-        raise InputError("no build folder", where=request.source, found=f"no {MODEL}", next_command="ufovit build")
-    model, data_bytes = load_graph(path)
-    info = read_graph_info(model, path)
-    preprocess = graph_preprocess(model, path, info, request.normalisation, f"ufovit certify {request.source} --data DIR")
-    data = request.data
-    if data is None:
-        if info is None or info.labels != read_info(SHIPPED_CHECKPOINT).labels:
-            raise InputError(
-                "certifying needs images like those that the camera will see",
-                where=path,
-                found="no --data, and the shipped images are of another kind",
-                next_command=f"ufovit certify {request.source} --data DIR",
-            )
-        data = CALIBRATION_IMAGES
-    images = open_unlabelled(data)
-    count = image_budget(model, min(len(images), CALIB_IMAGES)) if request.images is None else request.images
-    return CertifyInputs(path, model, sha256_bytes(data_bytes), info, preprocess, images.take(count))
+    def __post_init__(self) -> None:
+        check_counts(images=self.images)
+        if self.emulate < 0:
+            raise UsageError("--emulate is no number of images", found=self.emulate, allowed="0 or more")

@@ -1,7 +1,7 @@
 """What a build needs, tried before it changes anything: a refusal here leaves an earlier build as it was.
 
-What is cheap to check (names, numbers, labels, metadata) is checked by `edge.pipeline.build_request`. Here come weights, image
-files and libraries, which take a while and are looked at only when some step has to run.
+What is cheap to check (names, numbers, labels, metadata) is checked by `edge.pipeline.build_request` and `build_inputs`. Here
+come weights, image files and libraries, which take a while and are looked at only when some step has to run.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from importlib import import_module
 from pathlib import Path
 
 from calib.errors import MissingError
-from edge.pipeline.build_request import BuildInputs, BuildRequest
-from edge.pipeline.steps import quantization_scheme
+from edge.pipeline.build_inputs import BuildInputs
+from edge.pipeline.build_request import BuildRequest
+from edge.pipeline.steps.calibrate import quantization_scheme
 from edge.progress import Advance
 from engines.backends import require_backend
 from engines.build_folder.file_names import MODEL

@@ -11,16 +11,18 @@ removed. A signature goes with the files that it vouched for.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from calib.errors import InputError
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.stored_reference import StoredAnswers, read_stored
 from edge.images.labelled_images import ImageSet, open_unlabelled
-from edge.pipeline import steps
-from edge.pipeline.build_request import MAX_DROP_POINTS, SHIPPED_TEST, check_budget, image_count, judging_images
+from edge.pipeline.build_inputs import SHIPPED_TEST, judging_images
+from edge.pipeline.build_request import MAX_DROP_POINTS
+from edge.pipeline.judge_request import JudgeRequest
 from edge.pipeline.step import BuildOutcome, Step, run_step
+from edge.pipeline.steps.drift import Question, drift_step
+from edge.pipeline.steps.report import report_step
 from edge.pipeline.workspace import Workspace, locked
 from edge.progress import Advance, Progress
 from edge.tasks.registry import task_of
@@ -36,37 +38,7 @@ _JUDGED = (DRIFT, ANSWERS, PICTURES, ATTRIBUTION, REPORT)
 """What these steps may write, so that damage to it is no reason to refuse."""
 
 
-@dataclass(frozen=True)
-class JudgeRequest:
-    """What a finished build is to be judged on.
-
-    Attributes:
-        folder: the build folder.
-        data: labelled images, as `ufovit build --data` takes them; None for those that the build was last judged on.
-        unlabelled: images without labels instead.
-        images: how many of them, spread evenly; None for all, or for as many as last time.
-        reference: folder with stored answers of the FP32 graph; None to run that graph.
-        max_drop_points: accuracy budget in percentage points; None for the build's own.
-        attribute: say which layers the drift comes from, too.
-    """
-
-    folder: Path
-    data: Path | None = None
-    unlabelled: Path | None = None
-    images: int | None = None
-    reference: Path | None = None
-    max_drop_points: float | None = None
-    attribute: bool = False
-
-    def __post_init__(self) -> None:
-        if self.data is not None and self.unlabelled is not None:
-            raise InputError("--data and --unlabelled exclude each other", found=f"{self.data}, {self.unlabelled}")
-        image_count(self.images, 1)
-        if self.max_drop_points is not None:
-            check_budget(self.max_drop_points)
-
-
-def rejudge(request: JudgeRequest, progress: Progress) -> BuildOutcome:
+def rejudge_build(request: JudgeRequest, progress: Progress) -> BuildOutcome:
     """Judge a finished build, and attribute its drift if asked to. Files whose reasons have not changed are left as they are.
 
     Raises InputError for a folder that is not what a build left, for images that cannot be had, for stored answers of something
@@ -81,7 +53,7 @@ def rejudge(request: JudgeRequest, progress: Progress) -> BuildOutcome:
         question = _question(request, manifest, last)
         target = TARGETS.get(manifest.target)
         here = manifest.bundle is not None or target is None or judged_here(target)
-        drift = steps.drift_step(build, question, here=here)
+        drift = drift_step(build, question, here=here)
         again = {"drift", "report"} | ({"attribute"} if request.attribute else set())
         attribute = _attribute_step(build, question.images) if request.attribute else None
         workspace = _reopened(build, again, lambda: _need_libraries(question, attribute))
@@ -89,7 +61,7 @@ def rejudge(request: JudgeRequest, progress: Progress) -> BuildOutcome:
         if attribute is not None:
             run_step(workspace, progress, attribute)
         if manifest.bundle is None:
-            run_step(workspace, progress, steps.report_step(workspace))
+            run_step(workspace, progress, report_step(workspace))
         verdict = BuildFolder(folder).read(DRIFT_ARTIFACT).verdict
         return BuildOutcome(folder, verdict, tuple(workspace.ran), tuple(workspace.reused))
 
@@ -119,7 +91,7 @@ def redraw(folder: Path, progress: Progress) -> bool:
             from edge.report import render  # noqa: F401  # a library that is missing is missed before anything is removed
 
         workspace = _reopened(build, {"report"}, preflight)
-        run_step(workspace, progress, steps.report_step(workspace, build))
+        run_step(workspace, progress, report_step(workspace, build))
         return bool(workspace.ran)
 
 
@@ -155,19 +127,19 @@ def _reopened(build: BuildFolder, again: set[str], preflight: Callable[[], None]
     return Workspace(build.path, ARTIFACTS, before_change=lambda _step: preflight(), reused=done)
 
 
-def _need_libraries(question: steps.Question, attribute: Step | None) -> None:
+def _need_libraries(question: Question, attribute: Step | None) -> None:
     """Miss what is missing before anything is removed."""
     if question.stored is None or attribute is not None:
         import onnxruntime  # noqa: F401  # only whether it is there
 
 
-def _question(request: JudgeRequest, manifest: EngineManifest, last: DriftReport | None) -> steps.Question:
+def _question(request: JudgeRequest, manifest: EngineManifest, last: DriftReport | None) -> Question:
     stored = _stored(request, manifest)
     images, labelled = _images(request, manifest, last)
     budget = request.max_drop_points
     if budget is None:
         budget = MAX_DROP_POINTS if last is None else last.budget_points
-    return steps.Question(images, labelled, budget, stored)
+    return Question(images, labelled, budget, stored)
 
 
 def _stored(request: JudgeRequest, manifest: EngineManifest) -> StoredAnswers | None:
@@ -187,11 +159,11 @@ def _images(request: JudgeRequest, manifest: EngineManifest, last: DriftReport |
     """The images that were asked for, and whether they have labels; without a wish those of the last verdict."""
     if request.unlabelled is not None:
         images = open_unlabelled(request.unlabelled)
-        return images.take(image_count(request.images, len(images))), False
+        return images.take(request.images or len(images)), False
     task = task_of(manifest)
     if request.data is not None or last is None:
         images = judging_images(request.data, task)
-        return images.take(image_count(request.images, len(images))), True
+        return images.take(request.images or len(images)), True
     labelled: bool = last.comparison.with_truth
     try:
         if last.data == SHIPPED_TEST:
@@ -203,7 +175,7 @@ def _images(request: JudgeRequest, manifest: EngineManifest, last: DriftReport |
         raise _other_images(request, last, "they cannot be opened") from error
     if images.take(last.images).sha256 != last.data_sha256:
         raise _other_images(request, last, "they have changed since")
-    return images.take(image_count(request.images, last.images)), labelled
+    return images.take(request.images or last.images), labelled
 
 
 def _other_images(request: JudgeRequest, last: DriftReport, found: str) -> InputError:

@@ -11,6 +11,8 @@ from edge.pipeline.workspace import Workspace
 from edge.progress import Advance, Progress
 from edge.tasks.interval import Verdict
 
+RANDOM_WEIGHTS_NOTICE = "RANDOM WEIGHTS: nothing below says anything about accuracy; every artifact is stamped"
+
 
 @dataclass(frozen=True)
 class BuildOutcome:

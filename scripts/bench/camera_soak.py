@@ -27,12 +27,13 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from edge.camera.camera_request import Limits
 from edge.camera.capture import CaptureContext
 from edge.camera.frame import Frame, Result
 from edge.camera.frame_feed import LatestFrameFeed
 from edge.camera.frame_source import PlaybackOptions
 from edge.camera.latest_frame import LatestFrame
-from edge.camera.loop import Limits, Loop, Network, Summary
+from edge.camera.loop import Loop, Network, Summary
 from edge.camera.reconnect import Reconnect
 from edge.camera.session import warm_up
 from edge.camera.sources.registry import open_source

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from calib.files import read_json, sha256_file, write_json
 from edge.model.sizes import SIZES
-from edge.pipeline.build import run
+from edge.pipeline.build import build_model
 from edge.pipeline.build_request import BuildRequest
 from engines.build_folder.file_names import MANIFEST, MODEL, QUANTIZED, TYPED
 from engines.build_folder.folder import BuildFolder
@@ -80,7 +80,7 @@ class Stopwatch:
 def measure(model: str, precision: str, size: int, out: Path) -> dict[str, Any]:
     """Build one engine and read its receipt."""
     watch = Stopwatch()
-    run(request(model, precision, size, out), watch)
+    build_model(request(model, precision, size, out), watch)
     manifest = BuildFolder(out).manifest
     receipt = manifest.receipt
     return {
@@ -101,7 +101,7 @@ def repeat(model: str, precision: str, size: int, out: Path) -> dict[str, bool]:
         files["same_qdq"] = QUANTIZED
     before = {name: sha256_file(out / file) for name, file in files.items()}
     (out / MANIFEST).unlink()
-    run(request(model, precision, size, out, force=True), Stopwatch())
+    build_model(request(model, precision, size, out, force=True), Stopwatch())
     return {name: sha256_file(out / file) == before[name] for name, file in files.items()}
 
 

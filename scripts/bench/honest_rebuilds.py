@@ -36,8 +36,9 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from planted_faults import MAX_DROP, Bench, Planted, Work, build, copied, replaced
+from planted_faults import MAX_DROP, Bench, Planted, build, copied
 from planted_regressions import attributed, prepare
+from replaced_steps import Work, in_place_of, replaced
 
 from calib.artifact import write_artifact
 from calib.files import sha256_bytes, sha256_file
@@ -48,8 +49,10 @@ from edge.gate.build_figures import read_build
 from edge.gate.compare_builds import GateReport, gate
 from edge.gate.update import make_baseline
 from edge.images.labelled_images import ImageSet, open_images
-from edge.pipeline import steps
-from edge.pipeline.build_request import BuildRequest, judging_images, resolve_inputs
+from edge.pipeline import build as pipeline
+from edge.pipeline.build_inputs import judging_images, resolve_inputs
+from edge.pipeline.build_request import BuildRequest
+from edge.pipeline.steps.drift import Question, drift_step
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
 from edge.tasks.classification.logits import Logits, parse_logits, write_logits
 from edge.tasks.registry import task_of
@@ -108,13 +111,13 @@ def rebuild(first: First, number: int, images: int) -> Path:
     def seen(honest: Work, request: Any, inputs: Any, *paths: Path, advance: Any) -> None:
         honest(request, replace(inputs, calib_images=drawn), *paths, advance=advance)
 
-    def judged(honest: Callable[..., Any], where: BuildFolder, question: steps.Question, *, here: bool) -> Any:
+    def judged(honest: Callable[..., Any], where: BuildFolder, question: Question, *, here: bool) -> Any:
         return honest(where, replace(question, stored=stored), here=here)
 
     with (
-        replaced(steps, "calibrate", partial(seen, steps.calibrate)),
-        replaced(steps, "engine", partial(seen, steps.engine)),
-        replaced(steps, "drift_step", partial(judged, steps.drift_step)),
+        in_place_of("calibrate", seen),
+        in_place_of("engine", seen),
+        replaced(pipeline, "drift_step", partial(judged, drift_step)),
     ):
         said = build(replace(first.bench.request, out=folder))
     if said.startswith("refused"):
@@ -131,8 +134,8 @@ def rejudge_on_others(first: First, folder: Path, number: int, images: int) -> P
     answered = StoredAnswers(
         folder, shared.reference, drawn.sha256, shared.preprocess_sha256, (reference,), sha256_bytes(reference.tobytes())
     )
-    question = steps.Question(drawn, True, first.bench.request.max_drop_points, answered)
-    steps.drift_step(BuildFolder(folder), question, here=True).run(lambda _share: None)
+    question = Question(drawn, True, first.bench.request.max_drop_points, answered)
+    drift_step(BuildFolder(folder), question, here=True).run(lambda _share: None)
     written = {file: sha256_file(folder / file) for file in (DRIFT, ANSWERS, PICTURES)}
     write_record(folder, {**read_record(folder), "drift": StepRecord("0" * 64, written)})
     whole = read_build(BuildFolder(first.bench.honest))

@@ -11,10 +11,9 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from replaced_steps import Work, in_place_of, replaced
+
 from calib.calibration_table import TensorScale, load_table, save_table
 from calib.errors import UfovitError
 from calib.files import sha256_bytes, write_bytes
@@ -32,9 +33,12 @@ from calib.qdq_writer import serialize
 from edge.gate.update import update_baseline
 from edge.images.labelled_images import ImageSet
 from edge.pipeline import build as pipeline
-from edge.pipeline import rejudge, steps
-from edge.pipeline.build_request import BuildRequest, judging_images, resolve_inputs
+from edge.pipeline import rejudge
+from edge.pipeline.build_inputs import judging_images, resolve_inputs
+from edge.pipeline.build_request import BuildRequest
+from edge.pipeline.judge_request import JudgeRequest
 from edge.pipeline.step import Step
+from edge.pipeline.steps import calibrate, drift
 from edge.progress import Silent
 from edge.tasks.registry import load_task
 from engines.build_folder.file_names import CALIBRATION, DRIFT, FOLDED, MANIFEST, QUANTIZED, REFINED, TYPED
@@ -43,7 +47,6 @@ from engines.build_folder.folder import BuildFolder
 MAX_DROP = 2.0  # points: with fewer than 10,000 images the default of 0.5 may be inconclusive, honest or not
 OTHER_MEAN = (0.485, 0.456, 0.406)  # of ImageNet: what a copied recipe brings
 COSTLIEST = "norm/LayerNormalization_output"  # what the layer reads that makes most of the shipped network's noise
-Work = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -78,20 +81,9 @@ class Planted:
 # --- how a step is wrapped
 
 
-@contextlib.contextmanager
-def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    """A name of a module is another thing in this block."""
-    kept = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, kept)
-
-
 def quietly() -> contextlib.AbstractContextManager[None]:
     """No report is drawn: nobody looks at it."""
-    return replaced(steps, "report_step", lambda _workspace: Step("report", {}, (), lambda _advance: None))
+    return replaced(pipeline, "report_step", lambda _workspace: Step("report", {}, (), lambda _advance: None))
 
 
 def copied(bench: Bench, name: str, first: str, source: Path | None = None) -> Path:
@@ -114,7 +106,7 @@ def rebuilt(bench: Bench, name: str, first: str, **works: Work) -> Planted:
     folder = copied(bench, name, first)
     with contextlib.ExitStack() as stack:
         for step, work in works.items():
-            stack.enter_context(replaced(steps, step, partial(work, getattr(steps, step))))
+            stack.enter_context(in_place_of(step, work))
         return Planted(folder, build(replace(bench.request, out=folder)), bench.baseline)
 
 
@@ -122,16 +114,16 @@ def build(request: BuildRequest) -> str:
     """Run a build; what it said, in a few words."""
     with quietly():
         try:
-            return f"ran through: {pipeline.run(request, Silent()).verdict}"
+            return f"ran through: {pipeline.build_model(request, Silent()).verdict}"
         except UfovitError as error:
             return f"refused: {str(error).splitlines()[0]}"
 
 
 def rejudged(bench: Bench, folder: Path, data: Path | None = None) -> None:
     """Judge a build anew, on the budget of the honest one."""
-    request = rejudge.JudgeRequest(folder, data, max_drop_points=bench.request.max_drop_points)
+    request = JudgeRequest(folder, data=data, max_drop_points=bench.request.max_drop_points)
     with quietly():
-        rejudge.rejudge(request, Silent())
+        rejudge.rejudge_build(request, Silent())
 
 
 # --- the faults
@@ -220,8 +212,7 @@ def bgr(bench: Bench, name: str) -> Planted:
         swapped_answers: NDArray[Any] = answer(runner, np.ascontiguousarray(batch[:, ::-1]), smallest)
         return swapped_answers
 
-    drift_step = import_module("edge.pipeline.steps.drift_step")  # the package's attribute of that name is the function
-    with replaced(drift_step, "answer", partial(swapped, drift_step.answer)):
+    with replaced(drift, "answer", partial(swapped, drift.answer)):
         rejudged(bench, faulty, tinted)
     shown = judging_images(tinted, load_task(bench.request.task, resolve_inputs(bench.request).info.labels))
     return Planted(faulty, "ran through", baseline, shown, swapped=True)
@@ -278,9 +269,9 @@ def overflow_before_typing(bench: Bench, name: str) -> Planted:
 def overflow_after_typing(bench: Bench, name: str) -> Planted:
     """The same behind the check of the typed graph."""
 
-    def work(honest: Work, inputs: Any, paths: Any, *, advance: Any) -> None:
-        honest(inputs, paths, advance=advance)
-        edit_graph(paths.typed, _of_queries, _longer_queries)
+    def work(honest: Work, request: Any, inputs: Any, graph: str, *, advance: Any) -> None:
+        honest(request, inputs, graph, advance=advance)
+        edit_graph(request.out / TYPED, _of_queries, _longer_queries)
 
     return rebuilt(bench, name, TYPED, type_fp16=work)
 
@@ -293,7 +284,7 @@ def last_weeks_weights(bench: Bench, name: str, moved: float = 0.03) -> Planted:
     weights = {t.name for t in onnx.load(folder / FOLDED).graph.initializer if len(t.dims) > 1}
     edit_graph(folder / FOLDED, weights.__contains__, lambda v: v + moved * v.std() * rng.normal(size=v.shape))
     paths = (folder / FOLDED, folder / REFINED, folder / CALIBRATION)
-    steps.calibrate(bench.request, resolve_inputs(bench.request), *paths, advance=lambda _share: None)
+    calibrate.calibrate_model(bench.request, resolve_inputs(bench.request), *paths, advance=lambda _share: None)
 
     def work(honest: Work, request: Any, _model: Path, _table: Path, quantized: Path, *, advance: Any) -> None:
         honest(request, *paths[1:], quantized, advance=advance)

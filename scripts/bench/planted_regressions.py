@@ -30,7 +30,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import planted_faults as faults
-from planted_faults import Bench, Planted, replaced
+from planted_faults import Bench, Planted
+from replaced_steps import replaced
 
 from calib.errors import UfovitError
 from edge.attribution import float_fallback
@@ -41,7 +42,8 @@ from edge.gate.compare_builds import EXIT_CODES, gate
 from edge.gate.update import update_baseline
 from edge.images.preprocess import read_preprocess
 from edge.model.metadata import read_graph_info
-from edge.pipeline.build_request import BuildRequest, resolve_inputs
+from edge.pipeline.build_inputs import resolve_inputs
+from edge.pipeline.build_request import BuildRequest
 from engines.build_folder.file_names import MODEL
 from engines.build_folder.folder import BuildFolder
 from engines.targets import TARGETS

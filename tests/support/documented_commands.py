@@ -4,9 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
-import typer.main
-
-from edge.cli.main import app
+from edge.cli.main import COMMANDS, make_app
 from edge.model.sizes import SIZES
 from engines.build_spec import PRECISIONS
 
@@ -28,10 +26,11 @@ def inline_commands(text):
 
 def options_of(command):
     """Option names of a command of `ufovit`, None when there is no such command."""
-    commands = typer.main.get_command(app).commands
-    if command not in commands:
+    if command not in COMMANDS:
         return None
-    return {"--help"} | {option for parameter in commands[command].params for option in parameter.opts}
+    app = make_app((command,))
+    arguments = app[command].assemble_argument_collection(default_parameter=app.default_parameter)
+    return {"--help", *(name for argument in arguments if argument.parse for name in argument.names if name.startswith("--"))}
 
 
 def wrong_in_script(words, root=ROOT):

@@ -97,7 +97,8 @@ def is_prepared(request: Request) -> bool:
 
 def prepare_ufovit_t(request: Request) -> Prepared:
     """The shipped checkpoint, its calibration split, and all of its test images."""
-    from edge.pipeline.build_request import BuildRequest, resolve_inputs
+    from edge.pipeline.build_inputs import resolve_inputs
+    from edge.pipeline.build_request import BuildRequest
     from engines.targets import TARGETS
 
     build = request.folder / "fp32-build"

@@ -429,13 +429,10 @@ class Command:
     opened: list
 
     def __call__(self, *arguments):
-        import typer
+        from edge.cli.main import app
 
-        from edge.cli.bench import bench as command
-
-        app = typer.Typer(pretty_exceptions_enable=False)
-        app.command()(command)
-        return app([str(a) for a in arguments], standalone_mode=False)
+        command, bound, _ = app.parse_args(["bench", *map(str, arguments)], exit_on_error=False)
+        return command(*bound.args, **bound.kwargs)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PART = "synthetic://?size=64x48&fps=200"
 MAIN = """import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background without it
-from edge.cli import main
+from edge.cli.main import main
 main()"""
 
 
@@ -157,7 +157,7 @@ def test_plain_lines_and_a_summary(camera):
         (("--token", "secret"), "--token is about the page"),
         (("--audit-dir", "x"), "--audit-dir is about --audit"),
         (("--serve", "notaport"), "--serve"),
-        (("--nonsense",), "No such option"),
+        (("--nonsense",), "Unknown option: --nonsense"),
     ],
 )
 def test_options_that_will_not_do(camera, options, message):

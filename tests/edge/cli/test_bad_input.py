@@ -60,7 +60,7 @@ def test_the_fixture_notices_a_changed_build(refused, project, monkeypatch):
         (project / "out/drift.json").touch()
         raise RuntimeError
 
-    monkeypatch.setattr("edge.pipeline.build_request.open_images", destroy)
+    monkeypatch.setattr("edge.pipeline.build_inputs.open_images", destroy)
     with pytest.raises(AssertionError, match="an earlier build was touched"):
         refused(INTERNAL_ERROR)
 
@@ -69,7 +69,7 @@ def test_the_fixture_notices_a_changed_build(refused, project, monkeypatch):
     ("changes", "says"),
     [
         ({"model": "ufovit_x"}, ["unknown model 'ufovit_x'", *SIZES]),
-        ({"precision": "int4"}, ["unknown precision 'int4'", *PRECISIONS]),
+        ({"precision": "int4"}, ['"int4" for PRECISION', *PRECISIONS]),
         ({"target": "toaster"}, ["unknown target 'toaster'", AUTO, *TARGETS]),
         ({"method": "magic"}, ["magic", *METHODS]),
         ({"method": "percentile:101"}, ["101"]),
@@ -81,8 +81,8 @@ def test_the_fixture_notices_a_changed_build(refused, project, monkeypatch):
         ({"max_drop": "inf"}, ["accuracy budget", "inf"]),
         ({"int8_floor": 1.5}, ["INT8 floor", "1.5", "from 0 to 1"]),
         ({"int8_floor": "nan"}, ["INT8 floor", "nan"]),
-        ({"eval_images": 0}, ["number of images must be positive", "found: 0"]),
-        ({"calib_images": -3}, ["number of images must be positive", "-3"]),
+        ({"eval_images": 0}, ["--eval-images must be positive", "found: 0"]),
+        ({"calib_images": -3}, ["--calib-images must be positive", "-3"]),
         ({"calib_images": 31}, ["too few calibration images", "31", "at least 32", "--calib-images"]),
         ({"image_size": 50}, ["image size does not fit", "50 px", "multiples of 16", "--image-size"]),
         ({"image_size": 0}, ["image size does not fit", "0 px"]),
@@ -91,7 +91,7 @@ def test_the_fixture_notices_a_changed_build(refused, project, monkeypatch):
         ({"seed": 2**70}, ["--seed"]),
         ({"random_weights": True}, ["--random-weights and --checkpoint exclude each other", "tiny.safetensors"]),
         ({"precision": "fp16"}, ["cpu does not compute in FP16", "fp32, int8", "ufovit build ufovit_tiny fp32 --target cpu"]),
-        ({"no_such_option": True}, ["No such option", "--no-such-option"]),
+        ({"no_such_option": True}, ["Unknown option", "--no-such-option"]),
         ({"max_drop": "much"}, ["--max-drop", "number"]),
         ({"image_size": 32.5}, ["--image-size", "integer"]),
         ({"model": "ufovit_s", "checkpoint": None}, ["no checkpoint of ufovit_s", "--checkpoint FILE", "--random-weights"]),
@@ -338,7 +338,7 @@ def test_an_error_inside_the_toolkit_is_a_sentence_and_with_debug_a_traceback(pr
     def broken(*args, **kwargs):
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("edge.pipeline.steps.drift_step.report", broken)
+    monkeypatch.setattr("edge.pipeline.steps.report.write_report", broken)
     for options, shown in (((), False), (("--debug",), True)):
         forget(project, "report") if "report" in read(project, "steps.json")["steps"] else None
         assert build(project, *options) == INTERNAL_ERROR
@@ -355,17 +355,17 @@ DRIVER = textwrap.dedent("""
     sys.path[:0] = {roots!r}
     from pathlib import Path
     from calib.files import atomic_path
-    from edge.pipeline import steps
+    from edge.pipeline.steps import calibrate as step
     from edge.model.sizes import SIZES
     from tiny_network import TINY
     SIZES[TINY.name] = TINY
-    def calibrate(request, inputs, model_path, refined_path, table_path, advance):
+    def calibrate_model(request, inputs, model_path, refined_path, table_path, advance):
         with atomic_path(table_path) as temporary:
             temporary.write_text("half")
             Path(request.out, "reached").touch()
             time.sleep({seconds})
-    steps.calibrate = calibrate
-    from edge.cli import main
+    step.calibrate_model = calibrate_model
+    from edge.cli.main import main
     main()
 """)
 

@@ -718,7 +718,7 @@ def test_places_that_cannot_be_written(world, calibrate, tmp_path, capsys, monke
         assert "next: choose another --out" in captured.err
         assert "calibrate on" not in captured.out, "refused before the work"
     assert (tmp_path / "file").read_text() == "in the way"
-    monkeypatch.setattr("edge.pipeline.calibrate_request.os.access", lambda _path, mode: not mode & os.W_OK)
+    monkeypatch.setattr("edge.pipeline.calibrate_inputs.os.access", lambda _path, mode: not mode & os.W_OK)
     assert calibrate(out=tmp_path / "new") == 4
     assert "no permission to write" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
@@ -742,7 +742,7 @@ def test_an_interruption_leaves_nothing(world, calibrate, earlier, tmp_path, cap
     places = {
         "refining": "calib.refine.apply_refinements.walk",
         "observing": "calib.split_half.Halves.update",
-        "judging": "edge.pipeline.calibrate_graph.sqnr_db",
+        "judging": "edge.tasks.classification.holdout.sqnr_db",
         "searching": "edge.pipeline.meet_budget.drop_points",
     }
     temporary = tmp_path / "temporary"
@@ -765,7 +765,7 @@ def test_what_an_earlier_run_left_stays_until_all_is_written(calibrate, earlier,
 
     before = contents(earlier)
     with monkeypatch.context() as patched:
-        patched.setattr("edge.pipeline.calibrate_graph.write_artifact", fail)
+        patched.setattr("edge.pipeline.calibrate.write_artifact", fail)
         assert calibrate(graph=network(tmp_path / "other.onnx", seed=9)) in (4, 130)
     assert contents(earlier) == before
     assert "Traceback" not in capsys.readouterr().err

@@ -5,7 +5,6 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-import typer
 from gate_builds import Planted, edit, lose_answers, plant, set_field
 from tiny_project import command
 
@@ -13,8 +12,7 @@ from calib.artifact import read_artifact
 from edge.assets import TEST_IMAGES
 from edge.cli import main as application
 from edge.cli import run
-from edge.cli.build import build
-from edge.cli.gate import gate
+from edge.cli.main import make_app
 from edge.gate.baseline import read_baseline
 from edge.gate.compare_builds import GateReport
 from edge.images.labelled_images import open_images
@@ -27,10 +25,7 @@ GOLDEN = ROOT / "tests" / "golden" / "ufovit_t-int8-rtx.json"
 @pytest.fixture(autouse=True)
 def only_the_gate(monkeypatch):
     """`ufovit` with the commands that are needed here."""
-    own = typer.Typer(pretty_exceptions_enable=False)
-    own.command()(gate)
-    own.command()(build)
-    monkeypatch.setattr(application, "app", own)
+    monkeypatch.setattr(application, "app", make_app(("gate", "build")))
 
 
 @pytest.fixture

@@ -667,7 +667,7 @@ def test_what_a_bundle_answers_is_not_asked_again(project, capsys):
         ("rtx", ["--pin-timing-cache"], 2, "--pin-timing-cache"),
         ("rtx", ["--timing-cache", "x"], 2, "--timing-cache"),
         ("rtx", ["--optimization-level", "6"], 2, "optimization level"),
-        ("rtx", ["--hardware-compatibility", "all"], 2, "unknown hardware compatibility"),
+        ("rtx", ["--hardware-compatibility", "all"], 2, "for --hardware-compatibility"),
     ],
 )
 def test_targets_and_options_that_do_not_fit(project, capsys, monkeypatch, target, options, code, says):
@@ -781,7 +781,9 @@ def test_killed_again_and_again_it_still_ends_the_same(project, on_a_gpu):
     arguments = ["build", "--bundle", str(project / "b.ufovit"), "--target", "rtx", "--out", str(project / "device")]
     codes = []
     for nth in range(1, 20):
-        text = KILLED.format(roots=[str(SUPPORT), str(ROOT)], graph=str(project / "rtx" / GRAPH), nth=nth)
+        text = KILLED.format(
+            roots=[str(SUPPORT), str(ROOT), str(Path(__file__).parent)], graph=str(project / "rtx" / GRAPH), nth=nth
+        )
         codes.append(subprocess.run([sys.executable, "-c", text, *arguments], check=False, capture_output=True).returncode)
         verdict = files(project / "device") & VERDICT_FILES if (project / "device").exists() else set()
         assert not verdict or (project / "device/engine.engine").exists(), "no verdict about an engine that is not there"
@@ -795,7 +797,7 @@ def test_killed_again_and_again_it_still_ends_the_same(project, on_a_gpu):
     assert verify_folder(BuildFolder(project / "device")).problem is None
 
 
-BARE = ("numpy", "typer", "rich", "tensorrt_rtx")
+BARE = ("numpy", "cyclopts", "rich", "tensorrt_rtx")
 ABSENT = ("onnx", "onnxruntime", "torch", "PIL", "scipy", "matplotlib", "jinja2", "safetensors", "cryptography", "pycuda")
 
 
@@ -816,7 +818,7 @@ def with_requirements(*names):
 
 @pytest.fixture(scope="session")
 def bare_python(tmp_path_factory):
-    """An interpreter that finds numpy, typer, rich and TensorRT-RTX, what these require, the toolkit, and nothing else."""
+    """An interpreter that finds numpy, cyclopts, rich and TensorRT-RTX, what these require, the toolkit, and nothing else."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder / "env", with_pip=False, symlinks=True)
     site = folder / "site"

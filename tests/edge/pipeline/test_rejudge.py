@@ -18,7 +18,8 @@ from edge.cli.console import TerminalProgress
 from edge.images.idx import read_idx, write_idx
 from edge.images.labelled_images import open_images, open_unlabelled
 from edge.images.preprocess import Preprocess
-from edge.pipeline.rejudge import JudgeRequest, rejudge
+from edge.pipeline.judge_request import JudgeRequest
+from edge.pipeline.rejudge import rejudge_build
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.step_record import read_record
 from engines.build_folder.verify import verify_folder
@@ -29,7 +30,7 @@ THREE = ("drift.json", "logits.npz", "steps.json")
 
 
 def judged(folder, **changes):
-    return rejudge(JudgeRequest(folder / "out", **changes), TerminalProgress(Console(quiet=True)))
+    return rejudge_build(JudgeRequest(folder / "out", **changes), TerminalProgress(Console(quiet=True)))
 
 
 def digests(folder):
@@ -122,7 +123,7 @@ def stored(project, tmp_path_factory):
 
 
 def test_stored_answers_stand_in_for_the_reference(project, stored, monkeypatch):
-    drift_step = import_module("edge.pipeline.steps.drift_step")
+    drift_step = import_module("edge.pipeline.steps.drift")
     genuine = drift_step._ort_runner
 
     def refuse(build, file, **options):

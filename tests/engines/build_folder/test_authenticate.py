@@ -299,7 +299,7 @@ def test_a_device_loads_it_with_the_standard_library_alone():
     program = (
         "import sys\n"
         "from engines.build_folder import authenticate, folder, verify, step_record, signature, signing\n"
-        "heavy = {'numpy', 'onnx', 'torch', 'tensorrt', 'cryptography', 'typer', 'rich', 'edge'} & set(sys.modules)\n"
+        "heavy = {'numpy', 'onnx', 'torch', 'tensorrt', 'cryptography', 'cyclopts', 'rich', 'edge'} & set(sys.modules)\n"
         "sys.exit(str(sorted(heavy)) if heavy else 0)"
     )
     root = Path(__file__).parents[3]

@@ -1,15 +1,13 @@
-"""Steps that judge and tell: drift, report."""
+"""drift: the engine, or its graph on the CPU, against model.onnx on images -> drift.json, logits.npz, flips.npz."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from calib.files import write_bytes
 from calib.parallel import ordered_map
 from edge.drift.drift_report import Source, Subject, judge_sides, write_drift
 from edge.drift.stored_reference import StoredAnswers, check_stored
@@ -17,33 +15,18 @@ from edge.images.golden_pair import check_build_golden, require_golden
 from edge.images.labelled_images import ImageSet
 from edge.images.preprocess import Float32, read_preprocess
 from edge.pipeline.step import Step
-from edge.pipeline.workspace import Workspace
 from edge.progress import Advance
 from edge.runtime.ort_runner import BATCH
 from edge.runtime.runner import Runner
 from edge.tasks.registry import task_of
 from edge.tasks.task import Outputs, Sides
-from engines.build_folder.file_names import (
-    ANSWERS,
-    ATTRIBUTION,
-    DRIFT,
-    EXPORT,
-    GOLDEN,
-    MANIFEST,
-    MODEL,
-    PICTURES,
-    REPORT,
-    TYPED,
-    XNORM,
-)
+from engines.build_folder.file_names import ANSWERS, DRIFT, GOLDEN, MANIFEST, MODEL, PICTURES, TYPED
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import EngineManifest
 from engines.build_spec import BatchRange
 from engines.hardware import versions
 
 REFERENCE_ON = "ONNX Runtime, CPU"
-_REPORTED = (EXPORT, MANIFEST, DRIFT, ANSWERS, PICTURES, XNORM, ATTRIBUTION)
-"""What a report reads beside the graphs, which the manifest vouches for."""
 THIS_GPU = "this machine's GPU"
 
 
@@ -90,10 +73,10 @@ def drift_step(build: BuildFolder, question: Question, *, here: bool) -> Step:
         "budget": question.budget_points,
         "versions": versions("onnxruntime"),
     }
-    return Step("drift", reads, (DRIFT, ANSWERS, PICTURES), partial(drift, build, question, judged))
+    return Step("drift", reads, (DRIFT, ANSWERS, PICTURES), partial(judge_build, build, question, judged))
 
 
-def drift(build: BuildFolder, question: Question, judged: str, advance: Advance, opened: Runner | None = None) -> None:
+def judge_build(build: BuildFolder, question: Question, judged: str, advance: Advance, opened: Runner | None = None) -> None:
     """Ask the file `judged` of a build, and the FP32 graph unless its answers are stored, about every image; judge.
 
     `opened` answers for the file where it was opened already.
@@ -182,17 +165,3 @@ def judged_on(*, on_cpu: bool, here: bool, emulated: bool) -> str:
         return "ONNX Runtime, CPU: the engine itself" if on_cpu else f"{THIS_GPU}: the engine itself"
     how = ", its FP16 roundings emulated" if emulated else ""
     return f"ONNX Runtime, CPU{how}: the graph that the engine was built from, not the engine itself"
-
-
-def report_step(workspace: Workspace, build: BuildFolder | None = None) -> Step:
-    """The last step, which reads what is there of all that a report may show; `build` is the folder, if it is open already."""
-    folder = workspace.folder
-    reads: dict[str, Any] = {file: workspace.sha256(file) for file in _REPORTED if (folder / file).is_file()}
-    reads["versions"] = versions("jinja2", "matplotlib", "pillow")
-
-    def run(advance: Advance) -> None:
-        from edge.report import render
-
-        write_bytes(folder / REPORT, render(build or BuildFolder(folder), advance).encode())
-
-    return Step("report", reads, (REPORT,), run)

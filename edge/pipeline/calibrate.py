@@ -1,4 +1,4 @@
-"""The work of `ufovit calibrate`: calibrate, meet a budget, write, and say what it costs."""
+"""The work of `ufovit calibrate`: calibrate a graph, meet a budget, write, and say what it costs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from calib.qdq_writer import serialize
 from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
 from calib.trt_calibration_cache import cache_text
 from edge.images.graph_input import first_not_finite, input_shape
-from edge.pipeline.calibrate_request import WRITTEN, CalibrateInputs, CalibrateRequest, resolve
+from edge.pipeline.calibrate_inputs import WRITTEN, CalibrateInputs, resolve
+from edge.pipeline.calibrate_request import CalibrateRequest
 from edge.pipeline.meet_budget import fit
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all, tapped_batch
 from edge.tasks.classification.holdout import holdout_lines
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
     from edge.progress import Progress
 
 
-def run(request: CalibrateRequest, progress: Progress) -> int:
-    """Carry it out; the exit code. Raises UfovitError; nothing is written before everything is made."""
+def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
+    """Carry out a request; the exit code. Raises UfovitError; nothing is written before everything is made."""
     inputs = resolve(request)
     scheme = QuantScheme(exclude=request.keep_float)
     plan = plan_quantization(inputs.model, scheme)  # refuses a pattern that matches nothing, and what cannot be quantized
@@ -117,7 +118,6 @@ def _calibrate(
 ) -> CalibrationTable:
     images = inputs.images
     size = tapped_batch(max(input_shape(inputs.model, request.graph)))
-
     collect = CollectConfig(
         method=request.method,
         at_once=2,

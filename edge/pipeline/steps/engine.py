@@ -1,16 +1,21 @@
-"""The step that builds the engine and writes down what it is."""
+"""engine: the last graph -> engine, manifest.json, which says what the engine is and what it comes from."""
 
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calib.files import sha256_bytes, sha256_file, write_bytes
-from edge.pipeline.build_request import BuildInputs, BuildRequest
-from edge.pipeline.steps.drift_step import judged_on
+from edge.pipeline.build_inputs import BuildInputs
+from edge.pipeline.build_request import BuildRequest
+from edge.pipeline.step import Step
+from edge.pipeline.steps.drift import judged_on
+from edge.pipeline.workspace import Workspace
 from edge.progress import Advance
-from engines.build_folder.file_names import CALIBRATION, FOLDED, MODEL, QUANTIZED, REFINED, TYPED, XNORM
+from engines.build_folder.file_names import CALIBRATION, EXPORT, FOLDED, MANIFEST, MODEL, QUANTIZED, REFINED, TYPED, XNORM
+from engines.hardware import versions
 
 if TYPE_CHECKING:
     from engines.build import BuiltEngine
@@ -20,7 +25,24 @@ if TYPE_CHECKING:
 RANDOM_NOTE = "RANDOM WEIGHTS: this engine shows size and numbers, never accuracy"
 
 
-def engine(request: BuildRequest, inputs: BuildInputs, graph_path: Path, advance: Advance) -> None:
+def engine_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace, graph: str) -> Step:
+    """The step as `edge.pipeline.build` runs it on the file `graph`."""
+    reads = {
+        "onnx": workspace.sha256(graph),
+        "export": workspace.sha256(EXPORT),
+        "target": request.target.name,
+        "precision": request.precision,
+        "batch": [request.batch.min, request.batch.opt, request.batch.max],
+        "int8_floor": request.int8_floor,
+        "backend": request.target.backend,
+        "builder": request.builder.as_json(request.target, request.out),
+        "versions": versions("tensorrt_rtx", "tensorrt", "onnxruntime"),
+    }
+    work = partial(build_engine, request, inputs, request.out / graph)
+    return Step("engine", reads, (request.engine_file, MANIFEST), work)
+
+
+def build_engine(request: BuildRequest, inputs: BuildInputs, graph_path: Path, advance: Advance) -> None:
     """Graph -> engine and manifest. Raises VerdictError when the receipt is below its floor; then neither is written."""
     from engines.build import build
     from engines.build_folder.manifest import write_manifest

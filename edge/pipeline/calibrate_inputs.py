@@ -1,0 +1,192 @@
+"""The graph and the images that answer a calibration request: checked before anything is measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+
+from calib.calibration_table import CalibrationTable, check_table, load_table
+from calib.errors import DataError, GraphError, MissingError, UsageError
+from calib.files import sha256_bytes
+from calib.graph import load_graph
+from edge.assets import CALIBRATION_IMAGES
+from edge.images.graph_input import (
+    GraphImages,
+    fixed_batch,
+    input_shape,
+    made_up,
+    open_graph_images,
+    parse_normalisation,
+)
+from edge.model.metadata import graph_preprocess, read_graph_info
+from edge.pipeline.build_inputs import shipped_images_fit
+from edge.pipeline.calibrate_request import CalibrateRequest
+from edge.pipeline.request_checks import check_calibration_images
+from edge.tasks.registry import CLASSIFICATION, load_task
+from engines.build_folder.file_names import CACHE, CALIBRATION, QUANTIZED, REFINED
+
+if TYPE_CHECKING:
+    from edge.images.preprocess import Preprocess
+    from edge.model.metadata import CheckpointInfo
+
+COMMAND = "ufovit calibrate"
+WRITTEN = (QUANTIZED, CALIBRATION, REFINED, CACHE)
+"""What is made, the result first."""
+
+
+@dataclass(frozen=True)
+class CalibrateInputs:
+    """The checked inputs.
+
+    Attributes:
+        model: float graph.
+        sha256: digest of its file.
+        images: that calibrate; with a stored table, those that it is said to be made from, or else that judge.
+        holdout: that judge.
+        held_out: whether these are other images than those that calibrate.
+        table: the stored table, None when there is to be a new one.
+    """
+
+    model: onnx.ModelProto
+    sha256: str
+    images: GraphImages
+    holdout: GraphImages
+    held_out: bool
+    table: CalibrationTable | None
+
+
+def resolve(request: CalibrateRequest) -> CalibrateInputs:
+    """Open and check graph, images, table and --out. Raises InputError and MissingError; touches nothing."""
+    normalisation = parse_normalisation(request.mean, request.std)
+    _check_out(request)
+    model, data = load_graph(request.graph)
+    sha256, shape = sha256_bytes(data), input_shape(model, request.graph)
+    _check_ends(model, request.graph)
+    info, batch = read_graph_info(model, request.graph), fixed_batch(model, request.graph)
+    remake = f"{COMMAND} {request.graph} --images DIR"
+
+    def preprocess() -> Preprocess:
+        return graph_preprocess(model, request.graph, info, normalisation, remake)
+
+    table = None if request.table is None else load_table(request.table, remake=remake)
+    holdout = _holdout(request, model, info, preprocess)
+    if request.random is not None:
+        everything = made_up(request.random, shape)
+    elif request.table is not None and request.images is None and holdout is not None:
+        everything = holdout
+    else:
+        everything = open_graph_images(_images(request, info), preprocess)
+    count = request.count if table is None else max(table.images, 1)
+    images = everything.take(count)
+    if table is not None:
+        same_images = request.images is not None
+        check_table(
+            table,
+            onnx_sha256=sha256,
+            data_sha256=images.sha256 if same_images else None,
+            preprocess_sha256=images.preprocess_sha256 if same_images else None,
+            remake=remake,
+        )
+    else:
+        more = f"{remake} with more images, or a larger --count"
+        check_calibration_images(
+            len(images), images.source, more if request.random is None else f"{COMMAND} {request.graph} --random 64"
+        )
+    rest = everything.without(count)
+    judging = holdout or rest or images
+    for some in (images, judging):
+        _check_shape(some, shape, request.graph)
+    images, judging = (replace(some, largest_batch=batch) for some in (images, judging))
+    return CalibrateInputs(model, sha256, images, judging, bool(holdout or rest), table)
+
+
+def _check_out(request: CalibrateRequest) -> None:
+    """Refuse, before any work, a folder that cannot be written and one in which the graph itself would be overwritten."""
+    out = request.out
+    if out.exists() and not out.is_dir():
+        raise UsageError("--out is no folder", where=out, next_command="choose another --out")
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        found = "not a folder" if not existing.is_dir() else "no permission to write"
+        raise MissingError("folder cannot be written", where=existing, found=found, next_command="choose another --out")
+    written = [(out / file).resolve() for file in WRITTEN]
+    if request.table is None and request.graph.resolve() in written:
+        raise UsageError(
+            "the graph would be overwritten by what is made from it",
+            where=request.graph,
+            found=f"--out {out}",
+            next_command="choose another --out",
+        )
+
+
+def _check_ends(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse a graph of several outputs and one that takes no float32; several inputs are `input_shape`'s."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    (kind,) = (v.type.tensor_type.elem_type for v in model.graph.input if v.name not in constants)
+    if kind != onnx.TensorProto.FLOAT:
+        found = onnx.TensorProto.DataType.Name(kind)
+        raise GraphError("the graph takes no float32", where=path, found=found, next_command="pass the FP32 graph")
+    if len(model.graph.output) != 1:
+        raise GraphError("the graph must have one output", where=path, found=", ".join(v.name for v in model.graph.output))
+
+
+def _check_shape(images: GraphImages, shape: tuple[int, ...], graph: Path) -> None:
+    found = images.read(images.chosen[:1]).shape[1:]
+    if found != shape:
+        raise DataError(
+            "the graph does not take these images", where=images.source, found=found, allowed=f"{shape}, as {graph} says"
+        )
+
+
+def _images(request: CalibrateRequest, info: CheckpointInfo | None) -> Path:
+    if request.images is not None:
+        return request.images
+    if info is not None and shipped_images_fit(load_task(CLASSIFICATION, info.labels)):
+        return CALIBRATION_IMAGES
+    if request.table is not None:
+        raise UsageError(
+            "a stored table needs images that say what it costs",
+            where=request.graph,
+            found="neither --images nor --holdout",
+            next_command=f"{COMMAND} {request.graph} --table {request.table} --holdout DIR; --images DIR, those that it was "
+            "made from, checks that too",
+        )
+    raise UsageError(
+        "calibration needs images like those that the camera will see",
+        where=request.graph,
+        found="no --images, and the shipped images are of another kind",
+        next_command=f"{COMMAND} {request.graph} --images DIR; --random 64 tries the tools on made-up ones",
+    )
+
+
+def _holdout(
+    request: CalibrateRequest, model: onnx.ModelProto, info: CheckpointInfo | None, preprocess: Callable[[], Preprocess]
+) -> GraphImages | None:
+    """The images of --holdout, with labels where there are any; None without the option."""
+    path = request.holdout
+    if path is None:
+        return None
+    beside = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
+    labelled = path.suffix != ".npy" and (
+        path.is_dir() or path.suffix in (".csv", ".txt") or (beside != path and beside.is_file())
+    )
+    classes = None if not labelled else info.labels if info is not None else _classes(model, request.graph)
+    return open_graph_images(path, preprocess, classes=classes, labels=request.holdout_labels)
+
+
+def _classes(model: onnx.ModelProto, path: Path) -> tuple[str, ...]:
+    """Labels of a graph that names none: the class indices."""
+    sides = model.graph.output[0].type.tensor_type.shape.dim
+    if not sides or not sides[-1].dim_value:
+        raise GraphError(
+            "the graph does not say how many classes it knows",
+            where=f"{path}, output {model.graph.output[0].name}",
+            allowed="(batch, classes) with classes fixed",
+            next_command="pass --holdout FILE.npy --holdout-labels FILE.npy",
+        )
+    return tuple(map(str, range(sides[-1].dim_value)))

@@ -1,0 +1,68 @@
+"""The graph and the images that answer a request to certify: checked before anything is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from calib.errors import ArtifactError, UsageError
+from calib.files import sha256_bytes
+from calib.graph import load_graph
+from edge.assets import CALIBRATION_IMAGES
+from edge.images.graph_input import parse_normalisation
+from edge.images.labelled_images import ImageSet, open_unlabelled
+from edge.images.preprocess import Preprocess
+from edge.model.metadata import CheckpointInfo, graph_preprocess, read_graph_info
+from edge.pipeline.build_inputs import shipped_images_fit
+from edge.pipeline.certify_request import CertifyRequest
+from edge.pipeline.request_checks import CALIB_IMAGES
+from edge.stability.certify import image_budget
+from edge.tasks.registry import CLASSIFICATION, load_task
+from engines.build_folder.file_names import MODEL
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class CertifyInputs:
+    """The checked inputs.
+
+    Attributes:
+        model: the graph, FP32.
+        sha256: digest of its file.
+        info: what the graph says of its network, None for a stranger's.
+        preprocess: from pixels to the graph's input.
+        images: to measure on.
+    """
+
+    model: onnx.ModelProto
+    sha256: str
+    info: CheckpointInfo | None
+    preprocess: Preprocess
+    images: ImageSet
+
+
+def resolve(request: CertifyRequest) -> CertifyInputs:
+    """Open and check graph and images. Raises InputError; touches nothing."""
+    normalisation = parse_normalisation(request.mean, request.std)
+    path = request.source / MODEL if request.source.is_dir() else request.source
+    if request.source.is_dir() and not path.is_file():
+        raise ArtifactError("no build folder", where=request.source, found=f"no {MODEL}", next_command="ufovit build")
+    model, data_bytes = load_graph(path)
+    info = read_graph_info(model, path)
+    remake = f"ufovit certify {request.source} --data DIR"
+    preprocess = graph_preprocess(model, path, info, normalisation, remake)
+    data = request.data
+    if data is None:
+        if info is None or not shipped_images_fit(load_task(CLASSIFICATION, info.labels)):
+            raise UsageError(
+                "certifying needs images like those that the camera will see",
+                where=path,
+                found="no --data, and the shipped images are of another kind",
+                next_command=remake,
+            )
+        data = CALIBRATION_IMAGES
+    images = open_unlabelled(data)
+    count = request.images or image_budget(model, min(len(images), CALIB_IMAGES))
+    return CertifyInputs(model, sha256_bytes(data_bytes), info, preprocess, images.take(count))

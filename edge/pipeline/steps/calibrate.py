@@ -1,0 +1,79 @@
+"""calibrate (int8): model.folded.onnx + calibration images -> model.refined.onnx, calibration.json."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge.pipeline.build_inputs import BuildInputs
+from edge.pipeline.build_request import BuildRequest
+from edge.pipeline.step import Step
+from edge.pipeline.workspace import Workspace
+from edge.progress import Advance
+from edge.runtime.ort_runner import tapped_batch
+from engines.build_folder.file_names import CALIBRATION, FOLDED, REFINED
+from engines.hardware import versions
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from calib.qdq_placement import QuantScheme
+
+
+def calibrate_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> Step:
+    """The step as `edge.pipeline.build` runs it."""
+    reads = {
+        "onnx": workspace.sha256(FOLDED),
+        "images": inputs.calib_images.sha256,
+        "preprocess": inputs.info.preprocess.sha256,
+        "method": request.method,
+        "effort": request.effort,
+        "keep_float": list(request.keep_float),
+        "versions": versions("onnx", "onnxruntime", "numpy"),
+    }
+    out = request.out
+    work = partial(calibrate_model, request, inputs, out / FOLDED, out / REFINED, out / CALIBRATION)
+    return Step("calibrate", reads, (REFINED, CALIBRATION), work)
+
+
+def calibrate_model(
+    request: BuildRequest, inputs: BuildInputs, model_path: Path, refined_path: Path, table_path: Path, advance: Advance
+) -> None:
+    """Float graph and calibration images -> refined float graph, calibration table."""
+    from calib.calibration_table import save_table
+    from calib.collect import CollectConfig
+    from calib.quantize import CalibrateConfig, calibrate_graph
+
+    images, preprocess = inputs.calib_images, inputs.info.preprocess
+    size = tapped_batch(inputs.info.config.image_size)
+    table = calibrate_graph(
+        model_path,
+        refined_path,
+        lambda: images.batches(preprocess, size),
+        images=len(images),
+        data_sha256=images.sha256,
+        config=CalibrateConfig(
+            effort=request.effort,
+            scheme=quantization_scheme(request),
+            collect=CollectConfig(method=request.method, at_once=2, preprocess_sha256=preprocess.sha256),
+            refine_threads=2,
+            bounds=_proven,
+        ),
+        progress=advance,
+    )
+    save_table(table_path, table)
+
+
+def quantization_scheme(request: BuildRequest) -> QuantScheme:
+    """What the request has quantized."""
+    from calib.qdq_placement import QuantScheme
+
+    return QuantScheme(exclude=request.keep_float)
+
+
+def _proven(model: ModelProto) -> dict[str, float]:
+    from edge.stability.bound_propagation import propagate_bounds
+    from edge.stability.finders.xnorm import find_sites
+
+    return {name: proof.largest for name, proof in propagate_bounds(model, find_sites(model)).items()}

@@ -1,0 +1,75 @@
+"""certify (fp16, int8): model.onnx + calibration images -> xnorm.json, the certificate of every XNorm; model.folded.onnx, the
+graph folded so that FP16 can compute it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from calib.artifact import write_artifact
+from calib.errors import VerdictError
+from calib.files import sha256_file, write_bytes
+from edge.images.labelled_images import data_digest
+from edge.pipeline.build_inputs import BuildInputs
+from edge.pipeline.build_request import BuildRequest
+from edge.pipeline.step import Step
+from edge.pipeline.workspace import Workspace
+from edge.progress import Advance
+from edge.runtime.ort_runner import tapped_batch
+from engines.build_folder.file_names import FOLDED, MODEL, XNORM
+from engines.hardware import versions
+
+_LISTED_SITES = 4
+
+
+def certify_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> Step:
+    """The step as `edge.pipeline.build` runs it."""
+    reads = {
+        "onnx": workspace.sha256(MODEL),
+        "images": inputs.calib_images.sha256,
+        "preprocess": inputs.info.preprocess.sha256,
+        "precisions": list(request.certified_precisions),
+        "versions": versions("onnx", "onnxruntime", "numpy"),
+    }
+    return Step("certify", reads, (XNORM, FOLDED), partial(certify_model, request, inputs))
+
+
+def certify_model(request: BuildRequest, inputs: BuildInputs, advance: Advance) -> None:
+    """FP32 graph -> certificate and folded graph.
+
+    Raises VerdictError when some XNorm stays unstable: no engine is to be made of such a graph.
+    """
+    import onnx
+
+    from calib.qdq_writer import serialize
+    from edge.stability.certify import CertifyConfig, certify_graph, image_budget
+
+    path, info = request.out / MODEL, inputs.info
+    model = onnx.load(path)
+    images = inputs.calib_images.take(image_budget(model, len(inputs.calib_images)))
+    done = certify_graph(
+        model,
+        images.batches(info.preprocess, tapped_batch(info.config.image_size)),
+        data_sha256=data_digest(images, info.preprocess),
+        onnx_sha256=sha256_file(path),
+        config=CertifyConfig(
+            precisions=request.certified_precisions,
+            expected_sites=info.config.xnorm_sites,
+            kv_axis=info.config.xnorm_kv_axis,
+        ),
+        progress=lambda count: advance(0.8 * count / len(images)),
+    )
+    unstable = [
+        f"{site.name}, {name}: {site.verdicts[name].reason}"
+        for site in done.certificate.sites
+        for name in request.certified_precisions
+        if site.verdicts[name].verdict == "unstable"
+    ]
+    if unstable:
+        raise VerdictError(
+            f"XNorm is unstable in {' and '.join(request.certified_precisions)}, and folding powers of two cannot mend it",
+            where=path,
+            found="; ".join(unstable[:_LISTED_SITES]) + f" ({len(unstable)} in all)",
+            next_command=f"ufovit build {request.model} fp32; the checkpoint's weights at these layers are the cause",
+        )
+    write_bytes(request.out / FOLDED, serialize(done.model))
+    write_artifact(request.out / XNORM, done.certificate)

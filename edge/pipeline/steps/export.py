@@ -1,0 +1,53 @@
+"""export: checkpoint -> model.onnx, checked against torch; export.json; golden.npz, the first calibration image before and
+after preprocessing."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from calib.artifact import write_artifact
+from calib.errors import DataError
+from edge.pipeline.build_inputs import BuildInputs
+from edge.pipeline.build_request import BuildRequest
+from edge.pipeline.step import Step
+from edge.progress import Advance
+from engines.build_folder.file_names import EXPORT, GOLDEN, MODEL
+from engines.hardware import versions
+
+CHECK_IMAGES = 32
+"""Images on which export and typing are checked."""
+
+
+def export_step(request: BuildRequest, inputs: BuildInputs) -> Step:
+    """The step as `edge.pipeline.build` runs it."""
+    reads = {
+        "checkpoint": inputs.info.sha256,
+        "info": inputs.info.as_json(),
+        "parity_images": inputs.calib_images.sha256,
+        "versions": versions("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime"),
+    }
+    return Step("export", reads, (MODEL, EXPORT, GOLDEN), partial(export_checkpoint, request, inputs))
+
+
+def export_checkpoint(request: BuildRequest, inputs: BuildInputs, advance: Advance) -> None:
+    """Checkpoint -> ONNX, record of the export, golden pair. Raises DataError when the checkpoint was replaced meanwhile."""
+    from edge.images.golden_pair import make_golden, write_golden
+    from edge.model.checkpoint import load_checkpoint, random_network
+    from edge.model.export import export_onnx
+
+    info = inputs.info
+    if info.random_weights and not info.file:
+        network = random_network(info.config, request.seed)
+    else:
+        network, loaded = load_checkpoint(Path(info.file), model=info.config.name, image_size=info.config.image_size)
+        if loaded.sha256 != info.sha256:  # the manifest would name a checkpoint that these weights do not come from
+            raise DataError(
+                "checkpoint changed during the build",
+                where=info.file,
+                next_command="run the same command again",
+            )
+    advance(0.1)
+    (images,) = inputs.calib_images.take(CHECK_IMAGES).batches(info.preprocess, CHECK_IMAGES)
+    write_artifact(request.out / EXPORT, export_onnx(network, request.out / MODEL, images, info))
+    write_golden(request.out / GOLDEN, make_golden(inputs.calib_images.pixels(0), info.preprocess))

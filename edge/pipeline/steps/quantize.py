@@ -1,0 +1,54 @@
+"""quantize (int8): model.refined.onnx + calibration.json -> model.int8.onnx, with Q/DQ where TensorRT lowers it, linted."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from calib.errors import VerdictError
+from calib.files import sha256_file, write_bytes
+from edge.pipeline.build_request import BuildRequest
+from edge.pipeline.step import Step
+from edge.pipeline.steps.calibrate import quantization_scheme
+from edge.pipeline.workspace import Workspace
+from edge.progress import Advance
+from engines.build_folder.file_names import CALIBRATION, QUANTIZED, REFINED
+
+_LISTED_SITES = 4
+
+
+def quantize_step(request: BuildRequest, workspace: Workspace) -> Step:
+    """The step as `edge.pipeline.build` runs it."""
+    reads = {
+        "onnx": workspace.sha256(REFINED),
+        "calibration": workspace.sha256(CALIBRATION),
+        "keep_float": list(request.keep_float),
+    }
+    out = request.out
+    work = partial(quantize_model, request, out / REFINED, out / CALIBRATION, out / QUANTIZED)
+    return Step("quantize", reads, (QUANTIZED,), work)
+
+
+def quantize_model(request: BuildRequest, model_path: Path, table_path: Path, quantized_path: Path, advance: Advance) -> None:
+    """Float graph and table -> Q/DQ graph, linted. Raises VerdictError when a layer would not run in INT8."""
+    import onnx
+
+    from calib.calibration_table import check_table, load_table
+    from calib.qdq_writer import serialize
+    from calib.quantize import quantize_graph
+    from edge.stability.finders.xnorm import find_sites
+    from edge.stability.islands import quantized_before_norm
+
+    model, table = onnx.load(model_path), load_table(table_path)
+    check_table(table, onnx_sha256=sha256_file(model_path))
+    advance(0.2)
+    quantized = quantize_graph(model, table, quantization_scheme(request), quantized_path)
+    in_front = quantized_before_norm(quantized, find_sites(quantized))
+    if in_front:
+        raise VerdictError(
+            "Q/DQ stands in front of an XNorm: one scale for vectors of all lengths",
+            where=quantized_path,
+            found=", ".join(in_front[:_LISTED_SITES]),
+            allowed="Q/DQ behind the norm",
+        )
+    write_bytes(quantized_path, serialize(quantized))

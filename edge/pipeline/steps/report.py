@@ -1,0 +1,30 @@
+"""report: everything in the folder -> report.html."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from calib.files import write_bytes
+from edge.pipeline.step import Step
+from edge.pipeline.workspace import Workspace
+from edge.progress import Advance
+from engines.build_folder.file_names import ANSWERS, ATTRIBUTION, DRIFT, EXPORT, MANIFEST, PICTURES, REPORT, XNORM
+from engines.build_folder.folder import BuildFolder
+from engines.hardware import versions
+
+_REPORTED = (EXPORT, MANIFEST, DRIFT, ANSWERS, PICTURES, XNORM, ATTRIBUTION)
+"""What a report reads beside the graphs, which the manifest vouches for."""
+
+
+def report_step(workspace: Workspace, build: BuildFolder | None = None) -> Step:
+    """The last step: reads all artifacts that a report may show; `build` is the folder, if it is open already."""
+    folder = workspace.folder
+    reads: dict[str, Any] = {file: workspace.sha256(file) for file in _REPORTED if (folder / file).is_file()}
+    reads["versions"] = versions("jinja2", "matplotlib", "pillow")
+
+    def write_report(advance: Advance) -> None:
+        from edge.report import render
+
+        write_bytes(folder / REPORT, render(build or BuildFolder(folder), advance).encode())
+
+    return Step("report", reads, (REPORT,), write_report)

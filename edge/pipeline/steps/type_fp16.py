@@ -1,0 +1,71 @@
+"""type (fp16, and int8 for a GPU): the last graph + xnorm.json -> model.typed.onnx, strongly typed: FP16, and FP32 where the
+certificate asks for it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from calib.errors import VerdictError
+from calib.files import write_bytes
+from edge.numeric_tolerances import TYPED_FP16_SQNR_DB, TYPED_INT8_LOSS_DB
+from edge.pipeline.build_inputs import BuildInputs
+from edge.pipeline.build_request import BuildRequest
+from edge.pipeline.step import Step
+from edge.pipeline.steps.export import CHECK_IMAGES
+from edge.pipeline.workspace import Workspace
+from edge.progress import Advance
+from engines.build_folder.file_names import REFINED, TYPED, XNORM
+
+
+def type_fp16_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace, graph: str) -> Step:
+    """The step as `edge.pipeline.build` runs it on the file `graph`."""
+    reads = {
+        "onnx": workspace.sha256(graph),
+        "certificate": workspace.sha256(XNORM),
+        "images": inputs.calib_images.sha256,
+    }
+    return Step("type", reads, (TYPED,), partial(type_model, request, inputs, graph))
+
+
+def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, advance: Advance) -> None:
+    """Graph -> strongly typed FP16 graph, FP32 where the certificate asks for it; its roundings emulated on images.
+
+    Raises VerdictError when it does not compute what the graph computes. An INT8 graph is compared by way of its float graph: a
+    rounding of FP16 moves some codes by one, which is no fault as long as the error against float stays what it was.
+    """
+    import onnx
+
+    from calib.metrics import sqnr_db
+    from calib.qdq_writer import serialize
+    from edge.runtime.ort_runner import OrtRunner, emulated_runner
+    from edge.stability.certificate import read_certificate
+    from edge.stability.finders.xnorm import find_sites
+    from edge.stability.islands import fp32_nodes
+    from engines.typed_graph import type_graph
+
+    folder, path = request.out, request.out / graph
+    model = onnx.load(path)
+    sites = find_sites(model, inputs.info.config.xnorm_sites, inputs.info.config.xnorm_kv_axis)
+    kept = read_certificate(folder / XNORM).island_names
+    typed = type_graph(model, keep_fp32=fp32_nodes(model, sites, kept))
+    advance(0.5)
+    (images,) = inputs.calib_images.take(CHECK_IMAGES).batches(inputs.info.preprocess, CHECK_IMAGES)
+    answers = emulated_runner(typed, folder / TYPED)(images)
+    wanted = OrtRunner(path)(images)
+    allowed = TYPED_FP16_SQNR_DB
+    if request.precision == "int8":
+        unquantized = OrtRunner(folder / REFINED)(images)
+        allowed = min(allowed, sqnr_db(unquantized, wanted) - TYPED_INT8_LOSS_DB)
+        wanted = unquantized
+    measured = sqnr_db(wanted, answers) if np.isfinite(answers).all() else float("nan")
+    if not measured >= allowed:
+        raise VerdictError(
+            "the FP16 graph does not compute what the FP32 graph computes",
+            where=path,
+            found=f"SQNR of the logits {measured:.1f} dB, roundings emulated",
+            allowed=f"at least {allowed:.1f} dB",
+            next_command="ufovit build with precision fp32, and compare the layers' ranges in its report",
+        )
+    write_bytes(folder / TYPED, serialize(typed))
