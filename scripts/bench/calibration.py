@@ -74,9 +74,7 @@ def main() -> None:
     parser.add_argument("table", choices=[*TABLES, "task"])
     parser.add_argument("--graph", type=Path, default=FOLDER / "fp32.onnx", help="float graph with one input")
     parser.add_argument("--images", type=Path, default=FOLDER / "calib.npy", help="preprocessed images, float32 (N, ...)")
-    parser.add_argument(
-        "--eval", type=Path, default=FOLDER / "eval.npy", help="for memory and images: evaluation images, likewise"
-    )
+    parser.add_argument("--eval", type=Path, default=FOLDER / "eval.npy", help="for memory and images: evaluation images")
     parser.add_argument("--eval-count", type=int, default=1000, help="for images: number of evaluation images")
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rounds", type=int, default=5, help="for speed: number of alternating runs")

@@ -234,11 +234,8 @@ def report(name: str, model: onnx.ModelProto, size: int) -> None:
     certificate = certify_graph(model, calibration_batches(size, count), data_sha256="").certificate
     seconds = time.monotonic() - started
     exponents = sorted({site.fold_exponent for site in certificate.sites if site.operand == "kv"})
-    errors = [
-        max_error(certificate.sites, "fp16/fp32"),
-        max_error(certificate.sites, "fp16"),
-        max_error(certificate.before, "fp16"),
-    ]
+    sites, before = certificate.sites, certificate.before
+    errors = [max_error(sites, "fp16/fp32"), max_error(sites, "fp16"), max_error(before, "fp16")]
     assert certificate.checks is not None
     same = f"bit-identical on {certificate.checks.images}"
     verdicts = f"{certificate.verdict_before} -> {certificate.verdict}" + (

@@ -118,9 +118,7 @@ def test_squares_overflow_only_in_an_fp16_accumulator():
 def test_several_axes_are_summed_one_after_the_other(operator, axes, keepdims):
     x = images(7, 3, batch=4) * 30
     assert same(emulate(reducer(operator, (7, 3), axes, keepdims), x), reduce_in_half(operator, x, axes, bool(keepdims)))
-    assert not same(reduce_in_half(operator, x, [-1, -2], True), reduce_in_half(operator, x, [-2, -1], True)), (
-        "the order matters"
-    )
+    assert not same(reduce_in_half(operator, x, [-1, -2], True), reduce_in_half(operator, x, [-2, -1], True)), "order matters"
 
 
 def test_a_reduction_in_an_island_stays_one_node():

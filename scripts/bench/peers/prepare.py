@@ -71,18 +71,14 @@ def prepare(request: Request) -> None:
         print(f"prepare: {request.network} unchanged")
         return
     (folder / "info.json").unlink(missing_ok=True)
-    prepared = NETWORKS[request.network](request)
-    np.save(folder / "calib.npy", prepared.calib)
-    np.save(folder / "eval.npy", prepared.evaluation)
-    np.save(folder / "labels.npy", prepared.labels.astype(np.int64))
-    sizes = {
-        "calib_images": len(prepared.calib),
-        "eval_images": len(prepared.evaluation),
-        "input": list(prepared.calib.shape[1:]),
-    }
+    data = NETWORKS[request.network](request)
+    np.save(folder / "calib.npy", data.calib)
+    np.save(folder / "eval.npy", data.evaluation)
+    np.save(folder / "labels.npy", data.labels.astype(np.int64))
+    sizes = {"calib_images": len(data.calib), "eval_images": len(data.evaluation), "input": list(data.calib.shape[1:])}
     digests = {name: sha256_file(folder / name) for name in FILES}
-    requested = {"network": request.network, "calib_images_asked": request.calib_images}
-    write_json(folder / "info.json", {**requested, **sizes, **prepared.info, "sha256": digests})
+    arguments = {"network": request.network, "calib_images_asked": request.calib_images}
+    write_json(folder / "info.json", {**arguments, **sizes, **data.info, "sha256": digests})
     print(f"prepare: {request.network}: {sizes}")
 
 

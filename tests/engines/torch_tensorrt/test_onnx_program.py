@@ -222,15 +222,9 @@ F32, KERNEL = np.float32, np.ones((2, 4, 3, 3), np.float32)
         ),
         (one_node("Cast", to=TensorProto.INT32), "to 6"),
         (one_node("Add", ("image", "image"), made_up=1), "attribute made_up"),
-        (
-            one_node("QuantizeLinear", ("image", "s", "z"), [("s", F32(1)), ("z", np.int8(1))]),
-            "unsupported scale or zero-point",
-        ),
-        (
-            one_node("QuantizeLinear", ("image", "s", "z"), [("s", F32(1)), ("z", np.uint8(0))]),
-            "unsupported scale or zero-point",
-        ),
-        (one_node("QuantizeLinear", ("image", "s"), [("s", F32(1))]), "unsupported scale or zero-point"),
+        (one_node("QuantizeLinear", ("image", "s", "z"), [("s", F32(1)), ("z", np.int8(1))]), "scale or zero-point"),
+        (one_node("QuantizeLinear", ("image", "s", "z"), [("s", F32(1)), ("z", np.uint8(0))]), "scale or zero-point"),
+        (one_node("QuantizeLinear", ("image", "s"), [("s", F32(1))]), "scale or zero-point"),
     ],
 )
 def test_unsupported_nodes_are_refused(model, words):
