@@ -1,8 +1,8 @@
-"""HOW an engine is built and described: targets, backends, strongly typed graphs, receipts, manifests. Knows no model by name.
+"""Build and describe engines: targets, backends, strongly typed graphs, receipts, manifests. Independent of the model.
 
-Public names are loaded when first used: `import engines` loads neither onnx nor TensorRT, and a device that only reads a
-manifest needs the standard library alone. `build` is imported from its module, `engines.build`: a package attribute cannot be
-both the function and the module.
+Public names load on first use: `import engines` loads neither onnx nor TensorRT, and a device that only reads a manifest needs
+only the standard library. Import `build` from its module, `engines.build`: a package attribute cannot be both the function and
+the module.
 """
 
 from __future__ import annotations

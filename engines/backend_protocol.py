@@ -1,4 +1,4 @@
-"""What a backend is: two functions. One backend per file; `engines.backends.BACKENDS` lists them."""
+"""The interface of a backend: `build` and `evidence`. One backend per file; `engines.backends.BACKENDS` lists them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from engines.layer_records import EngineEvidence, GraphFacts
 
 Advance = Callable[[float], None]
-"""Called with the share done, 0 to 1."""
+"""Progress callback: called with the completed share, 0 to 1."""
 
 
 @dataclass(frozen=True)
-class Built:
-    """What a backend hands back.
+class BackendResult:
+    """What a backend returns.
 
     Attributes:
         data: bytes of the engine file.
-        version: of the backend's library.
-        compute_capabilities: GPU generations that it runs on, "major.minor"; empty for a CPU.
-        device: the GPU that it was built on, "" where it was built without one.
-        timing_cache: what the builder measured, None where the backend keeps none.
-        log: what the library said, in order.
+        version: version of the backend's library.
+        compute_capabilities: compute capabilities that the engine runs on, "major.minor"; empty for a CPU.
+        device: name of the GPU that the engine was built on, "" for a build without a GPU.
+        timing_cache: serialized timing cache after the build, None for a backend without one.
+        log: messages of the library, in order.
     """
 
     data: bytes
@@ -40,19 +40,19 @@ class Built:
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to build engines.
+    """Two functions that build and inspect engines.
 
     Attributes:
-        build: (spec, bytes of its ONNX graph, progress) -> the engine. Leaves no file behind, whether it ends well or not.
-        evidence: (bytes of the engine, bytes of its graph, facts of its graph) -> what the engine itself says.
+        build: (spec, bytes of its ONNX graph, progress) -> the engine. Leaves no files, even when it fails.
+        evidence: (bytes of the engine, bytes of its graph, facts of its graph) -> the precision of each layer in the engine.
     """
 
-    build: Callable[[BuildSpec, bytes, Advance], Built]
+    build: Callable[[BuildSpec, bytes, Advance], BackendResult]
     evidence: Callable[[bytes, bytes, GraphFacts], EngineEvidence]
 
 
 def disk_full_error() -> MissingError:
-    """The error of a backend whose temporary files do not fit on the disk."""
+    """The error to raise when a backend's temporary files do not fit on the disk."""
     return MissingError(
         "disk full, nothing was written",
         where=tempfile.gettempdir(),

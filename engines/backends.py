@@ -1,4 +1,4 @@
-"""The backends: their registry, loading one, and whether each works on this machine."""
+"""The backend registry: list, load and probe the backends of this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from calib.errors import InputError, MissingError
+from calib.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
     from engines.backend_protocol import Backend
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BackendEntry:
-    """A backend of the registry.
+    """One backend in the registry.
 
     Attributes:
-        module: its dotted name, loaded when first used; it has BACKEND and `version()`, which raises MissingError.
-        install: the command that makes it work.
-        when_it_works: one sentence on what it does here.
+        module: dotted module name, loaded on first use; it defines BACKEND and `version()`, which raises MissingError.
+        install: the command that installs it.
+        capability: one sentence on what it does once installed.
     """
 
     module: str
     install: str
-    when_it_works: str
+    capability: str
 
 
 BACKENDS: dict[str, BackendEntry] = {
@@ -37,7 +37,7 @@ BACKENDS: dict[str, BackendEntry] = {
     "trt_rtx": BackendEntry(
         "engines.trt.rtx_backend",
         "pip install 'ufovit-edge[rtx]'",
-        "TensorRT-RTX builds engines here; running them takes an RTX GPU",
+        "TensorRT-RTX builds engines here; running them requires an RTX GPU",
     ),
     "torch_trt": BackendEntry(
         "engines.torch_tensorrt.backend",
@@ -49,14 +49,14 @@ BACKENDS: dict[str, BackendEntry] = {
 
 @dataclass(frozen=True)
 class BackendProbe:
-    """Whether a backend works here.
+    """Whether a backend works on this machine.
 
     Attributes:
         backend: its key in BACKENDS.
         works: whether it can build here.
-        version: of its library, empty where it is missing.
-        why: one sentence.
-        install: the command that makes it work, None where it does.
+        version: version of its library, "" if it is missing.
+        why: reason, one sentence.
+        install: the command that installs it, None if it works.
     """
 
     backend: str
@@ -67,33 +67,33 @@ class BackendProbe:
 
 
 def load_backend(name: str) -> Backend:
-    """The backend of a name. Raises InputError listing the known names."""
+    """Load a backend by name. Raises UsageError listing the known names."""
     if name not in BACKENDS:
-        raise InputError(f"unknown backend {name!r}", allowed=", ".join(BACKENDS))
+        raise UsageError(f"unknown backend {name!r}", allowed=", ".join(BACKENDS))
     backend: Backend = import_module(BACKENDS[name].module).BACKEND
     return backend
 
 
 def require_backend(name: str) -> str:
-    """Load a backend's library; its version. Raises MissingError naming the command that installs it."""
+    """Load a backend's library and return its version. Raises MissingError with the command that installs it."""
     entry = BACKENDS[name]
     try:
         module: Any = import_module(entry.module)
-    except ModuleNotFoundError as error:  # onnx: a device has none
+    except ModuleNotFoundError as error:  # onnx is not installed on a device
         raise MissingError(f"{error.name} is not installed", next_command=entry.install) from error
     return str(module.version())
 
 
 def probe_backend(name: str) -> BackendProbe:
-    """Try one backend by loading its library."""
+    """Probe one backend by loading its library."""
     entry = BACKENDS[name]
     try:
         version = require_backend(name)
     except MissingError as error:
         return BackendProbe(name, False, "", str(error).splitlines()[0], entry.install)
-    return BackendProbe(name, True, version, entry.when_it_works, None)
+    return BackendProbe(name, True, version, entry.capability, None)
 
 
 def probe_backends() -> tuple[BackendProbe, ...]:
-    """Every backend, in the order of the registry."""
+    """Probe every backend, in registry order."""
     return tuple(map(probe_backend, BACKENDS))

@@ -1,4 +1,4 @@
-"""Graph in, engine and receipt out."""
+"""Build an engine and its precision receipt from an ONNX graph."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from calib.errors import InputError
-from engines.backend_protocol import Built
+from calib.errors import GraphError
+from engines.backend_protocol import BackendResult
 from engines.backends import load_backend
 from engines.precision_receipt import Receipt, check_receipt, make_receipt
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 _FLOAT_MAJORITY = 0.5
-"""Share of MACs above which a float graph is of a type; islands of another type are the rest."""
+"""A float graph must request the precision for more than this share of its MACs; the rest are islands of another type."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuiltEngine(Built):
-    """A finished engine: what its backend handed back, and what was read from it.
+class BuiltEngine(BackendResult):
+    """The output of the backend and the receipt read from it.
 
     Attributes:
-        receipt: read from `data`.
+        receipt: precision receipt, read from `data`.
         backend: key of BACKENDS.
-        input: the image; a symbolic batch is -1.
-        output: the logits; a symbolic batch is -1.
+        input: the graph's input; a symbolic batch is -1.
+        output: the graph's output; a symbolic batch is -1.
         seconds: duration of the build, receipt included.
     """
 
@@ -41,11 +41,12 @@ class BuiltEngine(Built):
 
 
 def build(spec: BuildSpec, progress: Advance = lambda _share: None) -> BuiltEngine:
-    """Build an engine in memory and hold its receipt against the spec. Writes nothing.
+    """Build an engine in memory and check its receipt against the INT8 floor of the spec. Writes no files.
 
     Raises:
-        InputError: a graph that is missing, broken, or asks for nothing of the precision; an unknown backend.
-        BackendError: the backend refuses the graph (an InputError that holds the library's log).
+        GraphError: the graph is missing, invalid, or does not request the precision of the spec.
+        UsageError: the backend is unknown, or does not support the precision or an option.
+        BackendError: the backend rejects the graph (a GraphError that holds the library's log).
         VerdictError: less than `spec.floor` of the MACs runs in INT8.
         MissingError: the backend's library is not installed.
     """
@@ -55,7 +56,7 @@ def build(spec: BuildSpec, progress: Advance = lambda _share: None) -> BuiltEngi
 
 
 def build_graph(spec: BuildSpec, graph: bytes, facts: GraphFacts, progress: Advance = lambda _share: None) -> BuiltEngine:
-    """`build` from the bytes of a graph and what is known of it: needs no onnx where the backend needs none."""
+    """Like `build`, from the bytes and facts of a graph; does not import onnx unless the backend does."""
     backend = load_backend(spec.target.backend)
     _check_request(spec, facts.layers)
     start = time.monotonic()
@@ -73,12 +74,11 @@ def build_graph(spec: BuildSpec, graph: bytes, facts: GraphFacts, progress: Adva
 
 
 def _check_request(spec: BuildSpec, layers: tuple[Layer, ...]) -> None:
-    """Refuse a graph that asks for another precision altogether: no backend could make it good."""
-    macs = dict.fromkeys((layer.requested for layer in layers), 0)
-    for layer in layers:
-        macs[layer.requested] += layer.macs
-    share = macs.get(spec.precision, 0) / max(sum(macs.values()), 1)
-    hint = {"int8": "a graph with Q/DQ", "fp16": "a typed FP16 graph", "fp32": "a float FP32 graph"}[spec.precision]
+    """Refuse a graph that requests another precision: no backend can correct that."""
+    requested = sum(layer.macs for layer in layers if layer.requested == spec.precision)
+    share = requested / max(sum(layer.macs for layer in layers), 1)
+    expected = {"int8": "a graph with Q/DQ", "fp16": "a typed FP16 graph", "fp32": "a float FP32 graph"}[spec.precision]
     if share <= (0 if spec.precision == "int8" else _FLOAT_MAJORITY):
-        found = f"layers in {', '.join(sorted(macs)) or 'no precision: nothing in it multiplies'}"
-        raise InputError(f"the graph does not ask for {spec.precision}", where=spec.onnx, found=found, allowed=hint)
+        precisions = ", ".join(sorted({layer.requested for layer in layers})) or "none: the graph has no Conv, MatMul or Gemm"
+        found = f"requested precisions: {precisions}"
+        raise GraphError(f"the graph does not request {spec.precision}", where=spec.onnx, found=found, allowed=expected)

@@ -1,4 +1,4 @@
-"""What to build: BuildSpec, and the batch sizes an engine accepts."""
+"""The specification of a build: graph, target, precision, batch sizes and builder options."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
-from calib.errors import InputError
+from calib.errors import UsageError
 from engines.targets import Target
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -18,7 +18,7 @@ _HIGHEST_LEVEL = 5
 
 @dataclass(frozen=True)
 class BatchRange:
-    """Batch sizes of an engine: any from `min` to `max`, tuned for `opt`. Raises InputError unless 1 <= min <= opt <= max."""
+    """Batch sizes of an engine: `min` to `max`, tuned for `opt`. Raises UsageError unless 1 <= min <= opt <= max."""
 
     min: int
     opt: int
@@ -26,26 +26,26 @@ class BatchRange:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max <= _LARGEST_BATCH:
-            raise InputError(
-                "batch sizes do not fit together",
+            raise UsageError(
+                "batch sizes are not in increasing order or out of range",
                 found=f"min {self.min}, opt {self.opt}, max {self.max}",
                 allowed=f"1 <= min <= opt <= max <= {_LARGEST_BATCH}",
             )
 
 
 def parse_batch(text: str) -> BatchRange:
-    """BatchRange from "MIN,OPT,MAX", or from one number for a fixed batch. Raises InputError."""
+    """Parse "MIN,OPT,MAX", or one number for a fixed batch. Raises UsageError."""
     parts = text.split(",")
     if len(parts) not in (1, 3) or not all(p.strip().isascii() and p.strip().isdigit() for p in parts):
-        raise InputError("batch is not understood", found=repr(text), allowed="MIN,OPT,MAX such as 1,8,32, or one number")
+        raise UsageError("invalid batch sizes", found=repr(text), allowed="MIN,OPT,MAX such as 1,8,32, or one number")
     numbers = [int(p) for p in parts]
     return BatchRange(*(numbers if len(numbers) == 3 else numbers * 3))
 
 
 def check_floor(int8_floor: float | None) -> None:
-    """Raise InputError unless the smallest share of MACs in INT8 is a fraction or None."""
+    """Raise UsageError unless the INT8 floor, a share of MACs, is in [0, 1] or None."""
     if int8_floor is not None and not 0 <= int8_floor <= 1:
-        raise InputError("INT8 floor is no fraction", found=int8_floor, allowed="a number from 0 to 1")
+        raise UsageError("the INT8 floor must be a fraction of the MACs", found=int8_floor, allowed="a number from 0 to 1")
 
 
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
@@ -53,16 +53,16 @@ HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"
 
 @dataclass(frozen=True)
 class BuilderOptions:
-    """What a TensorRT build may be told beyond its graph. Raises InputError for a value outside its range.
+    """Options of a TensorRT build. Raises UsageError for a value outside its range.
 
     Attributes:
-        optimization_level: how long the builder searches for kernels, 0 to 5; None for TensorRT's default, 3.
-        workspace_bytes: most device memory that a kernel may use for itself; None for the target's own limit.
-        version_compatible: the engine loads in later releases of the same major version too.
-        hardware_compatibility: "ampere_plus" runs on every GPU from compute capability 8.0 on, "same_compute_capability" on
-            any GPU of this one's, "none" only on this kind of GPU.
-        timing_cache: what earlier builds measured, None for no cache.
-        pin_timing_cache: refuse to build when something would have to be measured anew, so that builds repeat.
+        optimization_level: effort of the kernel search, 0 to 5; None for TensorRT's default, 3.
+        workspace_bytes: limit on the scratch memory of a kernel; None for the limit of the target.
+        version_compatible: the engine also loads in later releases of the same major version.
+        hardware_compatibility: "ampere_plus" runs on every GPU of compute capability 8.0 or higher, "same_compute_capability"
+            on any GPU of the same compute capability, "none" only on the GPU model it was built on.
+        timing_cache: serialized timing cache of earlier builds, None for no cache.
+        pin_timing_cache: fail when a kernel is not in the timing cache, so that builds are reproducible.
     """
 
     optimization_level: int | None = None
@@ -74,18 +74,18 @@ class BuilderOptions:
 
     def __post_init__(self) -> None:
         if self.optimization_level is not None and not 0 <= self.optimization_level <= _HIGHEST_LEVEL:
-            raise InputError("no such optimization level", found=self.optimization_level, allowed=f"0 to {_HIGHEST_LEVEL}")
+            raise UsageError("unknown optimization level", found=self.optimization_level, allowed=f"0 to {_HIGHEST_LEVEL}")
         if self.workspace_bytes is not None and self.workspace_bytes < 1:
-            raise InputError("workspace must be a positive number of bytes", found=self.workspace_bytes)
+            raise UsageError("workspace must be a positive number of bytes", found=self.workspace_bytes)
         if self.hardware_compatibility not in get_args(HardwareCompatibility):
-            raise InputError(
+            raise UsageError(
                 "unknown hardware compatibility",
                 found=repr(self.hardware_compatibility),
                 allowed=", ".join(get_args(HardwareCompatibility)),
             )
         if self.pin_timing_cache and not self.timing_cache:
-            raise InputError(
-                "there is no timing cache to pin", next_command="build once without --pin-timing-cache, then pin what it left"
+            raise UsageError(
+                "no timing cache to pin", next_command="build once without --pin-timing-cache, then pin the cache of that build"
             )
 
 
@@ -94,12 +94,12 @@ class BuildSpec:
     """One build.
 
     Attributes:
-        onnx: the graph as the backend takes it: typed for "fp16" and for INT8 on a GPU, with Q/DQ for "int8".
-        target: what it is built for.
-        precision: what the receipt is held against.
-        batch: batch sizes of the engine; ignored where the graph's batch is fixed.
-        int8_floor: share of the MACs in [0, 1] that must run in INT8, None for the target's own; applies to "int8" only.
-        options: what only TensorRT knows; the other backends refuse anything but the defaults.
+        onnx: the input graph: strongly typed for "fp16" and for INT8 on a GPU, with Q/DQ for "int8".
+        target: the device family to build for.
+        precision: the requested precision, with which the receipt is compared.
+        batch: batch sizes of the engine; ignored if the graph has a fixed batch.
+        int8_floor: share of the MACs in [0, 1] that must run in INT8, None for the default of the target; "int8" only.
+        options: TensorRT builder options; the other backends accept only the defaults.
     """
 
     onnx: Path
@@ -111,19 +111,19 @@ class BuildSpec:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise InputError(f"unknown precision {self.precision!r}", allowed=", ".join(PRECISIONS))
+            raise UsageError(f"unknown precision {self.precision!r}", allowed=", ".join(PRECISIONS))
         check_floor(self.int8_floor)
 
-    def refuse_options(self, library: str, *known: str) -> None:
-        """Raise InputError when a builder option other than the known ones was given to a library."""
-        given = [f.name for f in fields(BuilderOptions) if getattr(self.options, f.name) != f.default]
-        if odd := [name for name in given if name not in known]:
-            allowed = ", ".join([*known, "a target that is built with TensorRT"])
-            raise InputError(f"{library} has no such builder option", found=", ".join(odd), allowed=allowed)
+    def refuse_options(self, library: str, *supported: str) -> None:
+        """Raise UsageError for a builder option that differs from its default and that `library` does not support."""
+        changed = [f.name for f in fields(BuilderOptions) if getattr(self.options, f.name) != f.default]
+        if unsupported := [name for name in changed if name not in supported]:
+            allowed = ", ".join([*supported, "a target that is built with TensorRT"])
+            raise UsageError(f"{library} does not support this builder option", found=", ".join(unsupported), allowed=allowed)
 
     @property
     def floor(self) -> float:
-        """The share of MACs in INT8 that this build must reach: 0 unless the precision is "int8"."""
+        """The share of MACs that must run in INT8: 0 unless the precision is "int8"."""
         if self.precision != "int8":
             return 0.0
         return self.target.int8_floor if self.int8_floor is None else self.int8_floor

@@ -1,4 +1,4 @@
-"""Rounding to FP16 with every loss refused or counted.
+"""Round weights and scales to FP16; overflow is an error, flushed and subnormal values are counted.
 
 FP16: largest 65504, smallest normal 2^-14, smallest subnormal 2^-24 (IEEE 754 binary16); round to nearest, ties to even.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calib.errors import InputError
+from calib.errors import GraphError
 
 LARGEST = 65504.0
 SMALLEST_NORMAL = 2.0**-14
@@ -19,11 +19,11 @@ _SCALE_TOLERANCE = 2.0**-7
 
 @dataclass
 class Rounding:
-    """Running counts of what rounding lost.
+    """Running counts of values that lost precision in rounding.
 
     Attributes:
         flushed: nonzero values that became zero.
-        subnormal: nonzero values that became subnormal and so lost digits.
+        subnormal: nonzero values that became subnormal, with fewer significant bits.
     """
 
     flushed: int = 0
@@ -31,19 +31,19 @@ class Rounding:
 
 
 def round_weights(values: NDArray[np.generic], name: str, counts: Rounding) -> NDArray[np.float16]:
-    """FLOAT -> FLOAT16, any shape. Raises InputError naming the tensor for NaN, infinities and |value| > 65504."""
+    """Round FLOAT to FLOAT16, any shape. Raises GraphError naming the tensor for NaN, infinity and |value| > 65504."""
     source = np.asarray(values, dtype=np.float32)
     if not np.isfinite(source).all():
-        raise InputError("weights hold NaN or infinity", where=name, allowed="finite numbers")
+        raise GraphError("weights contain NaN or infinity", where=name, allowed="finite numbers")
     with np.errstate(over="ignore"):
         rounded = source.astype(np.float16)
     if not np.isfinite(rounded).all():
-        raise InputError(
+        raise GraphError(
             "weights overflow FP16",
             where=name,
             found=f"largest magnitude {np.abs(source).max():g}",
             allowed=f"<= {LARGEST:g}",
-            next_command="keep the node that reads it in FP32",
+            next_command="keep the node that consumes it in FP32",
         )
     magnitude = np.abs(rounded.astype(np.float32))
     counts.flushed += int(((magnitude == 0) & (source != 0)).sum())
@@ -52,22 +52,22 @@ def round_weights(values: NDArray[np.generic], name: str, counts: Rounding) -> N
 
 
 def round_scale(values: NDArray[np.generic], name: str) -> NDArray[np.float32]:
-    """Quantization scales rounded to FP16 values, returned as FLOAT, any shape.
+    """Round quantization scales to FP16 values, returned as FLOAT, any shape.
 
-    Raises InputError when a scale is no positive number, overflows, or is so small that FP16 changes it by more than 2^-7,
-    one half of a code at 64 (scales below about 4e-6).
+    Raises GraphError if a scale is not positive and finite, overflows, or is so small that FP16 changes it by more than 2^-7,
+    half a code at 64 (scales below about 4e-6).
     """
     source = np.asarray(values, dtype=np.float32)
     with np.errstate(over="ignore"):
         rounded = source.astype(np.float16).astype(np.float32)
     if not (np.isfinite(source).all() and (source > 0).all()):
-        raise InputError("quantization scale is no positive number", where=name, found=f"min {source.min():g}")
-    wrong = ~(np.abs(rounded - source) <= _SCALE_TOLERANCE * source)
-    if wrong.any():
-        raise InputError(
-            "FP16 cannot hold the quantization scale",
+        raise GraphError("quantization scales must be positive and finite", where=name, found=f"min {source.min():g}")
+    inexact = ~(np.abs(rounded - source) <= _SCALE_TOLERANCE * source)
+    if inexact.any():
+        raise GraphError(
+            "the quantization scale cannot be represented in FP16",
             where=name,
-            found=f"{source[wrong].flat[0]:g} becomes {rounded[wrong].flat[0]:g}",
+            found=f"{source[inexact].flat[0]:g} becomes {rounded[inexact].flat[0]:g}",
             allowed=f"a relative change of at most {_SCALE_TOLERANCE:g}",
             next_command="fold a power of two into the weights before calibration, or keep the layer in float",
         )

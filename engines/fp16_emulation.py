@@ -1,23 +1,23 @@
-"""A strongly typed FP16 graph -> an FP32 graph that computes the same numbers as 16-bit hardware, roundings included.
+"""Emulate FP16 hardware: a strongly typed FP16 graph -> an FP32 graph with the same values, every rounding included.
 
-ONNX Runtime on a CPU computes FP16 graphs mostly in FP32 and so hides what FP16 rounds, flushes and overflows. Here every node
-is computed in FP32 and its result rounded to FP16, by a Cast there and back:
+ONNX Runtime on a CPU computes FP16 graphs mostly in FP32 and so hides FP16's rounding, flushing and overflow. Here every node
+is computed in FP32 and its result rounded to FP16 by a pair of Casts, written r(.):
 
-    FP16 tensor x       an FP32 tensor that holds FP16 numbers
-    FP16 node           inputs exact, result r(.): infinity beyond 65504, subnormal numbers below 2^-14
-    Cast to FP16        r(.)         Cast to FP32     nothing
+    FP16 tensor x       an FP32 tensor of FP16 values
+    FP16 node           inputs exact, result r(.): infinity beyond 65504, subnormal values below 2^-14
+    Cast to FP16        r(.)         Cast to FP32     no change
     MatMul, Conv, Gemm  sums in FP32 (tensor cores with FP32 accumulators), result r(.)
     ReduceL2, ReduceSum, ReduceSumSquare
-                        accumulate="fp16": squares rounded, then added pairwise and rounded after every addition, as threads of
-                        a warp do; "fp32": summed in FP32, result r(.)
+                        accumulate="fp16": squares rounded, then added pairwise and rounded after every addition, as the
+                        threads of a warp do; "fp32": summed in FP32, result r(.)
     MatMul of two activations
                         accumulate="fp16": 16 products at a time are added to an accumulator that is rounded after each step, as
-                        tensor cores with FP16 accumulators do
+                        in tensor cores with FP16 accumulators
     LayerNormalization  statistics in FP32 (its stash_type), result r(.)
-    Q/DQ                as the standard has it. Operands of a layer that runs in INT8 are exact, as its INT32 sums are; what DQ
-                        gives to any other node is r(.)
+    Q/DQ                as in the ONNX standard. Operands of an INT8 layer are exact, as are its INT32 sums; the output of a
+                        DequantizeLinear with any other consumer is r(.)
 
-FP32 nodes of the typed graph stay as they are. The graph is edited as a protobuf: with onnx-ir it takes longer by more than a
+FP32 nodes of the typed graph are not changed. The graph is edited as a protobuf: with onnx-ir it takes longer by more than a
 third (docs/engines.md).
 """
 
@@ -29,33 +29,32 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from calib.errors import InputError
+from calib.errors import GraphError
 from calib.graph import attribute, index_graph, infer_types, to_array
 from calib.macs import MAC_OPS
 
 Accumulate = Literal["fp32", "fp16"]
 
 MMA_DEPTH = 16
-"""Products that one step of a tensor core adds (mma.m16n8k16 of PTX, for FP16 and BF16)."""
+"""Products that one tensor core step accumulates (PTX mma.m16n8k16, for FP16 and BF16)."""
 
 _FLOAT, _HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
-_MOVING = frozenset({
+_EXACT_OPS = frozenset({
     "Abs", "Clip", "Concat", "Expand", "Flatten", "Gather", "Identity", "Max", "MaxPool", "Min", "Neg", "Pad", "Relu",
     "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
-"""Operators that make no number that was not there: nothing to round."""
-_REDUCING = frozenset({"ReduceL2", "ReduceSum", "ReduceSumSquare"})
+"""Operators whose outputs are input values, up to sign: no rounding is needed."""
+_REDUCTIONS = frozenset({"ReduceL2", "ReduceSum", "ReduceSumSquare"})
 
 
 def emulated_graph(typed: onnx.ModelProto, *, accumulate: Accumulate = "fp16") -> onnx.ModelProto:
-    """The FP32 graph that computes what a typed FP16 graph computes on 16-bit hardware; see the module's docstring.
+    """Build the FP32 graph that emulates a typed FP16 graph on 16-bit hardware; see the module's docstring.
 
     Args:
-        typed: a graph that `engines.typed_graph.type_graph` made; left as it is.
-        accumulate: where reductions and products of two activations keep their sums.
+        typed: output of `engines.typed_graph.type_graph`; not modified.
+        accumulate: accumulator type of reductions and of products of two activations.
 
-    Raises InputError when a reduction has no constant axes, or the length of an axis that is summed over is not fixed in the
-    graph.
+    Raises GraphError if the axes of a reduction are not constant, or the length of a summed axis is not fixed in the graph.
     """
     model = onnx.ModelProto()
     model.CopyFrom(typed)
@@ -84,52 +83,52 @@ class _Emulation:
 
     def _emulate(self, node: onnx.NodeProto) -> None:
         half = [name for name in node.output if name in self.types and self.types[name].dtype == _HALF]
-        sums_in_half = self.accumulate == "fp16" and bool(half)
+        half_accumulator = self.accumulate == "fp16" and bool(half)
         if node.op_type == "Cast":
             self._cast(node, to_half=bool(half))
         elif node.op_type == "DequantizeLinear" and self._feeds_int8(node):
             self._dequantize(node)
-        elif sums_in_half and node.op_type in _REDUCING:
+        elif half_accumulator and node.op_type in _REDUCTIONS:
             self._reduce(node)
-        elif sums_in_half and self._is_product(node):
-            self._product(node)
+        elif half_accumulator and self._is_activation_product(node):
+            self._accumulate_product(node)
         else:
-            self._plain(node, half)
+            self._round_outputs(node, half)
 
-    def _plain(self, node: onnx.NodeProto, half: list[str]) -> None:
-        """A node whose FP16 results are rounded, if it makes numbers at all."""
+    def _round_outputs(self, node: onnx.NodeProto, half: list[str]) -> None:
+        """Copy a node and round its FP16 outputs, unless they are exact already."""
         for item in node.attribute:
             if item.name == "value" and item.t.data_type == _HALF:
                 item.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item.t).astype(np.float32)))
-        if not half or node.op_type in _MOVING or node.op_type == "Constant":
+        if not half or node.op_type in _EXACT_OPS or node.op_type == "Constant":
             self.nodes.append(node)
             return
-        for at, name in enumerate(node.output):
+        for i, name in enumerate(node.output):
             if name in half:
-                node.output[at] = f"{name}/exact"
+                node.output[i] = f"{name}/exact"
         self.nodes.append(node)
         for name in half:
             self._round(f"{name}/exact", name)
 
-    def _in_int8(self, node: onnx.NodeProto) -> bool:
-        """Whether a layer has both operands from DequantizeLinear: its products are then summed in INT32."""
-        makers = [self.index.producers.get(name) for name in node.input[:2]]
+    def _is_int8_layer(self, node: onnx.NodeProto) -> bool:
+        """Whether both operands come from DequantizeLinear: the products are then summed in INT32."""
+        producers = [self.index.producers.get(name) for name in node.input[:2]]
         return node.op_type in MAC_OPS and all(
-            at is not None and self.model.graph.node[at].op_type == "DequantizeLinear" for at in makers
+            i is not None and self.model.graph.node[i].op_type == "DequantizeLinear" for i in producers
         )
 
-    def _is_product(self, node: onnx.NodeProto) -> bool:
-        return node.op_type == "MatMul" and not set(node.input) & self.index.constant_like and not self._in_int8(node)
+    def _is_activation_product(self, node: onnx.NodeProto) -> bool:
+        return node.op_type == "MatMul" and not set(node.input) & self.index.constant_like and not self._is_int8_layer(node)
 
     def _feeds_int8(self, node: onnx.NodeProto) -> bool:
-        readers = self.index.consumers.get(node.output[0], ())
-        return all(self._in_int8(self.model.graph.node[at]) for at in readers)
+        consumers = self.index.consumers.get(node.output[0], ())
+        return all(self._is_int8_layer(self.model.graph.node[i]) for i in consumers)
 
     def _dequantize(self, node: onnx.NodeProto) -> None:
-        """A constant is dequantized here and now: ONNX Runtime would do it at every run."""
-        stored = [self.index.constants.get(name) for name in node.input if name]
-        values = [to_array(tensor) for tensor in stored if tensor is not None]
-        if len(values) < len(stored) or attribute(node, "block_size", 0):
+        """Dequantize a constant ahead of time: ONNX Runtime would do it at every run."""
+        tensors = [self.index.constants.get(name) for name in node.input if name]
+        values = [to_array(tensor) for tensor in tensors if tensor is not None]
+        if len(values) < len(tensors) or attribute(node, "block_size", 0):
             self.nodes.append(node)
             return
         codes, *parameters = (array.astype(np.float32) for array in values)
@@ -153,7 +152,7 @@ class _Emulation:
         return output
 
     def _round(self, source: str, target: str) -> str:
-        """target = r(source)."""
+        """Add target = r(source)."""
         self._add("Cast", [source], f"{target}/half", to=_HALF)
         return self._add("Cast", [f"{target}/half"], target, to=_FLOAT)
 
@@ -169,21 +168,21 @@ class _Emulation:
         shape = self.types[tensor].shape if tensor in self.types else None
         length = None if shape is None else shape[axis]
         if length is None:
-            raise InputError("length of a summed axis is not fixed in the graph", where=f"tensor {tensor}, axis {axis}")
+            raise GraphError("the length of a summed axis is not fixed in the graph", where=f"tensor {tensor}, axis {axis}")
         return length
 
     def _reduce(self, node: onnx.NodeProto) -> None:
-        """Squares, pairwise sums, root: each step rounded. Reductions over several axes sum one after the other."""
+        """Add squares, pairwise sums and the root, each rounded. Several axes are summed one after the other."""
         source, target = node.input[0], node.output[0]
-        given = self.index.constants.get(node.input[1]) if len(node.input) > 1 else None
-        axes = [] if given is None else [int(a) for a in to_array(given)]  # an input in every opset that can be typed
+        constant = self.index.constants.get(node.input[1]) if len(node.input) > 1 else None
+        axes = [] if constant is None else [int(a) for a in to_array(constant)]  # an input in every opset that can be typed
         if not axes:
-            raise InputError("axes of a reduction are not fixed in the graph", where=node.name or target)
+            raise GraphError("the axes of a reduction are not constant", where=node.name or target)
         current = source
         if node.op_type != "ReduceSum":
             current = self._round(self._add("Mul", [source, source], f"{target}/square_exact"), f"{target}/square")
         for axis in axes:
-            current = self._pairwise(current, f"{target}/{axis}", axis, self._length(source, axis))
+            current = self._pairwise_sum(current, f"{target}/{axis}", axis, self._length(source, axis))
         if node.op_type == "ReduceL2":
             current = self._round(self._add("Sqrt", [current], f"{target}/root_exact"), f"{target}/root")
         if int(attribute(node, "keepdims", 1)):
@@ -191,7 +190,7 @@ class _Emulation:
         else:
             self._add("Squeeze", [current, self._constant(f"{target}/axes", axes)], target)
 
-    def _pairwise(self, current: str, name: str, axis: int, length: int) -> str:
+    def _pairwise_sum(self, current: str, name: str, axis: int, length: int) -> str:
         while length > 1:
             half, odd = length // 2, length % 2
             step = f"{name}/{length}"
@@ -204,8 +203,8 @@ class _Emulation:
             current, length = total, half + odd
         return current
 
-    def _product(self, node: onnx.NodeProto) -> None:
-        """MatMul whose accumulator is rounded after every MMA_DEPTH products."""
+    def _accumulate_product(self, node: onnx.NodeProto) -> None:
+        """Add a MatMul whose accumulator is rounded after every MMA_DEPTH products."""
         left, right, target = node.input[0], node.input[1], node.output[0]
         depth, total = self._length(left, -1), ""
         for start in range(0, depth, MMA_DEPTH):

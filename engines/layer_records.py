@@ -1,8 +1,7 @@
-"""What a graph asks of the layers that multiply, and what an engine says of them: plain records, stdlib only.
+"""Records of the precision that a graph requests for each layer and that an engine uses. Standard library only.
 
-`engines.layer_requests` reads the first from an ONNX file; `engines.rtx_plan_text`, `engines.engine_inspector` and
-`engines.ort.graph` read the second from an engine. A device that builds from a bundle finds the first in the bundle and needs
-no onnx.
+`engines.layer_requests` reads the requests from an ONNX file; `engines.rtx_plan_text`, `engines.engine_inspector` and
+`engines.ort.graph` read the evidence from an engine. A device reads the requests from its bundle, without onnx.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Layer:
-    """A node that multiplies.
+    """A Conv, Gemm or MatMul node.
 
     Attributes:
         name: unique node name.
         op_type: Conv, Gemm or MatMul.
         macs: multiply-accumulates for one image.
-        requested: precision that the graph asks for; "uint8" where it asks for what TensorRT cannot do.
-        problem: why it may not become INT8, or wrongly, empty if nothing speaks against it.
+        requested: precision that the graph requests; "uint8" for codes that TensorRT does not support.
+        problem: reason why it may run in float, or give wrong results in INT8; "" if there is none.
     """
 
     name: str
@@ -41,13 +40,13 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """All that building an engine needs to know of a graph besides its bytes.
+    """What a build needs to know about a graph besides its bytes.
 
     Attributes:
         layers: every Conv, MatMul and Gemm, in graph order.
-        traceable: names of those layers that can be found again in an engine: no other node has the same name.
-        input: the image.
-        output: the logits.
+        traceable: names of the layers that can be identified in an engine, because no other node has the same name.
+        input: the graph's input.
+        output: the graph's output.
     """
 
     layers: tuple[Layer, ...]
@@ -58,11 +57,11 @@ class GraphFacts:
 
 @dataclass(frozen=True)
 class LayerEvidence:
-    """What an engine says of one layer.
+    """The precision of one layer in an engine.
 
     Attributes:
-        actual: "int8", "fp16", "fp32", "bf16", or "unknown" where the engine does not tell.
-        source: where this was read, one phrase.
+        actual: "int8", "fp16", "fp32", "bf16", or "unknown" if the engine does not report it.
+        source: what in the engine shows it, one phrase.
     """
 
     actual: str
@@ -71,12 +70,12 @@ class LayerEvidence:
 
 @dataclass(frozen=True)
 class EngineEvidence:
-    """What an engine says of itself.
+    """Layer precisions and kernel counts read from an engine.
 
     Attributes:
-        layers: node name -> what it says of that node; a node that is left out counts as not INT8.
-        kernels: how many steps one inference takes; None where the engine does not tell.
-        reformats: how many of them only change the layout or type of a tensor; None likewise.
+        layers: node name -> evidence for that node; a missing node counts as not INT8.
+        kernels: number of kernels of one inference; None if the engine does not report it.
+        reformats: number of those that only change the layout or type of a tensor; None likewise.
     """
 
     layers: dict[str, LayerEvidence] = field(default_factory=dict)
@@ -89,19 +88,19 @@ UNKNOWN = "unknown"
 
 
 def common_type(types: Sequence[str]) -> str:
-    """The one type of several operands, the widest where they differ, since a product is computed in that; else "unknown"."""
+    """The widest of the operand types, in which their product is computed; "unknown" if any of them is not in WIDTHS."""
     if not types or any(t not in WIDTHS for t in types):
         return UNKNOWN
     return max(types, key=WIDTHS.index)
 
 
 def merge_evidence(products: Iterable[tuple[str, str, str]]) -> dict[str, LayerEvidence]:
-    """Node -> what the steps that may compute its product say together, from (node, type, source) of every such step."""
-    steps: dict[str, list[tuple[str, str]]] = {}
+    """Node -> evidence of all kernels that may compute its product, from the (node, type, source) of each."""
+    by_node: dict[str, list[tuple[str, str]]] = {}
     for node, actual, source in products:
-        steps.setdefault(node, []).append((actual, source))
+        by_node.setdefault(node, []).append((actual, source))
     evidence = {}
-    for node, parts in steps.items():
+    for node, parts in by_node.items():
         types, sources = zip(*parts, strict=True)
         evidence[node] = LayerEvidence(common_type(types), "; ".join(dict.fromkeys(sources)))
     return evidence

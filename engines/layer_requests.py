@@ -1,10 +1,10 @@
-"""What a graph asks of each layer that multiplies: its MACs, the precision it requests, and what stands in INT8's way.
+"""Read the precision that a graph requests for each Conv, Gemm and MatMul, its MACs, and problems that prevent INT8.
 
-    requested = "int8"     both operands come straight from DequantizeLinear of int8 codes
-                "uint8"    the same, but one of them of uint8 codes, which TensorRT reads as int8
+    requested = "int8"     both operands come directly from DequantizeLinear of int8 codes
+                "uint8"    likewise, but one operand has uint8 codes, which TensorRT reads as int8
                 "fp16"...  otherwise: the type of the first operand
 
-A "problem" is a reason, visible in the graph, for which TensorRT computes such a layer in float, or wrongly, without saying so.
+A "problem" is a property of the graph that makes TensorRT compute the layer in float, or wrongly, without an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 from onnx.helper import tensor_dtype_to_np_dtype
 
-from calib.errors import InputError
+from calib.errors import GraphError
 from calib.graph import GraphIndex, TensorType, attribute, index_graph, infer_types, to_array
 from calib.macs import count_macs
 from engines.layer_records import GraphFacts, Layer, TensorInfo
@@ -31,47 +31,47 @@ TYPE_NAMES: dict[int, str] = {
 
 
 def load_graph(path: Path) -> tuple[bytes, GraphFacts]:
-    """The bytes of an ONNX file and what building an engine needs to know of it. Raises InputError when it is no classifier."""
+    """Load an ONNX file: its bytes and facts. Raises GraphError if it is missing, invalid, or not one input and one output."""
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise InputError("file not found", where=path, next_command="ufovit build") from error
+        raise GraphError("file not found", where=path, next_command="ufovit build") from error
     except OSError as error:
-        raise InputError("file cannot be read", where=path, found=error.strerror) from error
+        raise GraphError("file cannot be read", where=path, found=error.strerror) from error
     return parse_graph(data, path)
 
 
 def parse_graph(data: bytes, path: Path) -> tuple[bytes, GraphFacts]:
-    """The same of the bytes of an ONNX file; `path` is what errors name."""
+    """Parse the bytes of an ONNX file like `load_graph`; errors name `path`."""
     try:
         model = onnx.load_model_from_string(data)
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError) as error:
-        raise InputError("not a valid ONNX model", where=path, found=error, next_command="ufovit build") from error
+        raise GraphError("not a valid ONNX model", where=path, found=error, next_command="ufovit build") from error
     return model.SerializeToString(deterministic=True), graph_facts(model)
 
 
 def graph_facts(model: onnx.ModelProto) -> GraphFacts:
-    """What building an engine needs to know of a graph. Raises InputError when it is no classifier: one input, one output."""
-    layers, known = read_layers(model), frozenset(unique_names(model))
+    """Facts that a build needs of a graph. Raises GraphError unless it has one input and one output, both tensors."""
+    layers, unique = read_layers(model), frozenset(unique_names(model))
     weights = {i.name for i in model.graph.initializer}
     inputs = [v for v in model.graph.input if v.name not in weights]
     are_tensors = all(v.type.tensor_type.elem_type for v in (*inputs, *model.graph.output))
     if len(inputs) != 1 or len(model.graph.output) != 1 or not are_tensors:
         found = f"{len(inputs)} inputs, {len(model.graph.output)} outputs" + ("" if are_tensors else ", not all tensors")
-        raise InputError("the graph is no classifier", found=found, allowed="one input, one output")
-    traceable = tuple(layer.name for layer in layers if layer.name in known)
-    return GraphFacts(layers, traceable, _port(inputs[0]), _port(model.graph.output[0]))
+        raise GraphError("unsupported graph inputs or outputs", found=found, allowed="one input tensor, one output tensor")
+    traceable = tuple(layer.name for layer in layers if layer.name in unique)
+    return GraphFacts(layers, traceable, _tensor_info(inputs[0]), _tensor_info(model.graph.output[0]))
 
 
-def _port(value: onnx.ValueInfoProto) -> TensorInfo:
+def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
     tensor = value.type.tensor_type
     shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
     return TensorInfo(value.name, shape, tensor_dtype_to_np_dtype(tensor.elem_type).name)
 
 
 def read_layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
-    """Every Conv, MatMul and Gemm of a graph, in graph order. Raises InputError when a shape cannot be inferred."""
+    """Every Conv, MatMul and Gemm of a graph, in graph order. Raises GraphError if a shape cannot be inferred."""
     macs = count_macs(model, batch=1)
     index, types = index_graph(model), infer_types(model)
     layers = []
@@ -83,7 +83,7 @@ def read_layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
 
 
 def unique_names(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names that belong to exactly one node: only these can be found again in an engine without ambiguity."""
+    """Names that belong to exactly one node: only these identify a node in an engine."""
     counts = Counter(n.name for n in model.graph.node)
     return tuple(n.name for n in model.graph.node if n.name and counts[n.name] == 1)
 
@@ -118,7 +118,7 @@ def _operand_problem(node: onnx.NodeProto, operand: int, dequantize: onnx.NodePr
     side = "AB"[operand]
     scale = index.constants.get(dequantize.input[1])
     if scale is None:
-        return f"the scale of operand {side} is no constant"
+        return f"the scale of operand {side} is not a constant"
     if len(dequantize.input) > 2 and dequantize.input[2]:
         zero = index.constants.get(dequantize.input[2])
         if zero is None or np.any(to_array(zero)):
@@ -126,10 +126,10 @@ def _operand_problem(node: onnx.NodeProto, operand: int, dequantize: onnx.NodePr
     if int(np.prod(scale.dims)) <= 1:
         return ""
     if operand == 0 or dequantize.output[0] not in index.constant_like:
-        return f"operand {side} is an activation with a scale per channel"
-    wanted = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
+        return f"operand {side} is an activation with per-channel scales"
+    output_axis = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
     axis = int(attribute(dequantize, "axis", 1))
     weight = index.constants.get(dequantize.input[0])
     if axis < 0 and weight is not None:
         axis += len(weight.dims)
-    return "" if axis == wanted else f"the weight's scales run along axis {axis}, which is summed over"
+    return "" if axis == output_axis else f"the weight's scales vary along axis {axis}, which is summed over"

@@ -1,9 +1,9 @@
-"""The precision receipt: what was asked of every layer against what the built engine does, weighed by MACs.
+"""Precision receipt: compare the precision requested for each layer with the one the engine uses, weighted by MACs.
 
     int8_mac_fraction = sum of MACs of the layers whose evidence is "int8" / sum of MACs of all Conv, MatMul, Gemm
 
-Evidence comes from the engine's own bytes (`engines.rtx_plan_text`, `engines.ort.graph`), never from the graph that went in. A
-layer without evidence counts as not INT8 and is listed.
+Evidence comes from the engine (`engines.rtx_plan_text`, `engines.engine_inspector`, `engines.ort.graph`), never from the input
+graph. A layer without evidence counts as not INT8 and is listed.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from calib.errors import InputError, VerdictError
+from calib.errors import GraphError, VerdictError
 from engines.layer_records import UNKNOWN, LayerEvidence
 
 if TYPE_CHECKING:
     from engines.layer_records import EngineEvidence, Layer
 
-_LISTED = 12
-_NOT_NAMED = LayerEvidence(UNKNOWN, "the engine names no such layer")
+_SHOWN_FALLBACKS = 12
+_NO_EVIDENCE = LayerEvidence(UNKNOWN, "the engine does not name this layer")
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Fallback:
 
     Attributes:
         layer: node name.
-        requested: what the graph asks for.
-        actual: what the engine does; "unknown" where it does not tell.
-        reason: why, in one sentence.
-        mac_fraction: the layer's share of the network's MACs.
+        requested: precision that the graph requests.
+        actual: precision in the engine; "unknown" if the engine does not report it.
+        reason: cause of the difference, one sentence.
+        mac_fraction: the layer's share of the network's MACs, in [0, 1].
     """
 
     layer: str
@@ -47,11 +47,11 @@ class Receipt:
 
     Attributes:
         int8_mac_fraction: share that runs in INT8.
-        requested: precision -> share, as the graph asks.
-        actual: precision -> share, as the engine does.
-        fallbacks: every layer whose actual precision is not that of the build, heaviest first.
-        kernels: steps of one inference; None where the engine does not tell.
-        reformats: those of them that only change a tensor's layout or type; None likewise.
+        requested: precision -> share requested by the graph.
+        actual: precision -> share in the engine.
+        fallbacks: every layer whose actual precision is not that of the build, most MACs first.
+        kernels: number of kernels of one inference; None if the engine does not report it.
+        reformats: number of those that only change a tensor's layout or type; None likewise.
     """
 
     int8_mac_fraction: float
@@ -63,12 +63,12 @@ class Receipt:
 
 
 def make_receipt(layers: tuple[Layer, ...], evidence: EngineEvidence, precision: str) -> Receipt:
-    """Weigh the evidence of an engine against its graph. Raises InputError for a graph in which nothing multiplies."""
+    """Compare an engine's evidence with its graph's requests. Raises GraphError for a graph without Conv, MatMul or Gemm."""
     total = sum(layer.macs for layer in layers)
     if not total:
-        raise InputError("the graph holds no Conv, MatMul or Gemm", allowed="a network")
-    sources = {layer.name: evidence.layers.get(layer.name, _NOT_NAMED) for layer in layers}
-    actual = {layer.name: _actual(layer, sources[layer.name]) for layer in layers}
+        raise GraphError("the graph has no Conv, MatMul or Gemm", allowed="a network")
+    sources = {layer.name: evidence.layers.get(layer.name, _NO_EVIDENCE) for layer in layers}
+    actual = {layer.name: _actual_precision(layer, sources[layer.name]) for layer in layers}
     fallbacks = [
         Fallback(
             layer.name, layer.requested, actual[layer.name], _reason(layer, sources[layer.name], precision), layer.macs / total
@@ -87,28 +87,28 @@ def make_receipt(layers: tuple[Layer, ...], evidence: EngineEvidence, precision:
     )
 
 
-def _actual(layer: Layer, evidence: LayerEvidence) -> str:
-    """What an engine does of a layer. INT8 arithmetic on uint8 codes does not count as INT8: its numbers are wrong."""
+def _actual_precision(layer: Layer, evidence: LayerEvidence) -> str:
+    """The precision of a layer in the engine. INT8 arithmetic on uint8 codes does not count as INT8: its results are wrong."""
     return layer.requested if (layer.requested, evidence.actual) == ("uint8", "int8") else evidence.actual
 
 
 def _reason(layer: Layer, evidence: LayerEvidence, precision: str) -> str:
-    request = "" if layer.requested == precision else f"the graph asks for {layer.requested}"
+    request = "" if layer.requested == precision else f"the graph requests {layer.requested}"
     cause = layer.problem if precision == "int8" else request
     return f"{cause}; {evidence.source}" if cause else evidence.source
 
 
 def check_receipt(receipt: Receipt, floor: float) -> None:
-    """Raise VerdictError, naming the heaviest fallbacks, when less than `floor` of the MACs runs in INT8."""
+    """Raise VerdictError, listing the fallbacks with most MACs, if less than `floor` of the MACs runs in INT8."""
     if receipt.int8_mac_fraction >= floor:
         return
     rows = [f"{f.layer}: {f.requested} -> {f.actual}, {f.mac_fraction:.1%} of MACs, {f.reason}" for f in receipt.fallbacks]
-    more = [f"... and {len(rows) - _LISTED} more"] if len(rows) > _LISTED else []
+    rest = [f"... and {len(rows) - _SHOWN_FALLBACKS} more"] if len(rows) > _SHOWN_FALLBACKS else []
     raise VerdictError(
-        "the engine runs too little in INT8",
-        found="\n    ".join([f"{receipt.int8_mac_fraction:.4f} of the MACs", *rows[:_LISTED], *more]),
+        "the INT8 share of the engine is below its floor",
+        found="\n    ".join([f"{receipt.int8_mac_fraction:.4f} of the MACs", *rows[:_SHOWN_FALLBACKS], *rest]),
         allowed=f">= {floor:g}",
-        next_command="repair the layers listed, or declare a lower --int8-floor",
+        next_command="fix the listed layers, or set a lower --int8-floor",
     )
 
 

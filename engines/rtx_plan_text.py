@@ -1,6 +1,6 @@
-r"""What a TensorRT-RTX plan says of itself.
+r"""Read layer precisions from the program text inside a TensorRT-RTX plan.
 
-A plan holds, as text, the program that the runtime executes. Every tensor is declared with its type, every step names its
+A plan contains, as text, the program that the runtime executes. Every tensor is declared with its type, every step lists its
 operands and the ONNX nodes that it computes:
 
     tensor={ ... dims={ 192 576 } name="__mye411713_dconst" ... type=int8 }
@@ -11,12 +11,12 @@ operands and the ONNX nodes that it computes:
     function={ name=__myl_MulAddCast ... layers="[ONNX Layer: ...] ..." }
 
 A matrix product (`fully_connected`) or convolution (`corrltn`) is INT8 when both of its operands, the first two inputs, are
-declared int8 in every step that carries the node's name. A node that no such step names is "unknown", whatever else may
-mention it: a generated kernel (`function`) may compute a product too, but its text does not tell in which type.
+declared int8 in every step that has the node's name. A node without such a step is "unknown", even if other text mentions it:
+a generated kernel (`function`) may compute a product too, but its text does not report the type.
 
-What this proves: the operand types of the program inside the very bytes that are deployed. What it cannot prove: the machine
-instructions, since kernels are compiled on the GPU when the plan is loaded, and the speed. The format is undocumented; a
-release that writes it otherwise makes everything "unknown", hence a failed receipt and never a wrong one.
+This proves the operand types of the program in the deployed bytes. It does not prove the machine instructions, because kernels
+are compiled on the GPU when the plan is loaded, nor the speed. The format is undocumented; in a release with another format
+every layer is "unknown", so the receipt fails and never passes wrongly.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from engines.layer_records import UNKNOWN, EngineEvidence, LayerEvidence, common
 _TENSOR = re.compile(rb'tensor=\{[^\n]*? name="([^"\n]+)"[^\n]*? type=(\w+) \}')
 _STEP = re.compile(rb'\n +(fully_connected|corrltn)=\{ name="([^"\n]+)" output=\{[^}\n]*\} input=\{([^}\n]*)\}')
 _QUOTED = re.compile(rb'"([^"\n]+)"')
-_MENTION = re.compile(rb"\[ONNX Layer: ([^\]\n]+)\]")
+_METADATA_NODE = re.compile(rb"\[ONNX Layer: ([^\]\n]+)\]")
 _TYPES = {"int8": "int8", "half": "fp16", "float": "fp32", "bfloat16": "bf16", "bfloat": "bf16"}
 _KINDS = {"fully_connected": "matrix product", "corrltn": "convolution"}
 _KERNEL = re.compile(rb"\n +(fully_connected|corrltn|function)=\{ name=")
 
 
 def read_plan(plan: bytes, nodes: frozenset[str]) -> EngineEvidence:
-    """What the plan says of each node named in it, out of `nodes`, and how many steps one inference takes."""
+    """Evidence for each of `nodes` that the plan mentions, and the number of kernels of one inference."""
     evidence = merge_evidence(_products(plan, nodes))
-    for mention in dict.fromkeys(_MENTION.findall(plan)):
+    for mention in dict.fromkeys(_METADATA_NODE.findall(plan)):
         node = mention.decode(errors="replace")
         if node in nodes and node not in evidence:
             evidence[node] = LayerEvidence(UNKNOWN, "computed inside a generated kernel or folded away")
@@ -46,16 +46,16 @@ def read_plan(plan: bytes, nodes: frozenset[str]) -> EngineEvidence:
 
 
 def _products(plan: bytes, nodes: frozenset[str]) -> Iterator[tuple[str, str, str]]:
-    """(node, type of its operands, where that stands) of every product or convolution."""
+    """(node, operand type, source) of every matrix product and convolution."""
     types = _tensor_types(plan)
     for kind, label, operands in _steps(plan):
         kinds = [types.get(name, UNKNOWN) for name in operands[:2]]
-        for node in _split(label, nodes):
+        for node in _step_nodes(label, nodes):
             yield node, common_type(kinds), f"{kind} on {' x '.join(kinds)}"
 
 
 def _tensor_types(plan: bytes) -> dict[str, str]:
-    """Name -> type of every declared tensor; a name declared with two types is of unknown type."""
+    """Name -> type of every declared tensor; "unknown" for a name declared with two types."""
     types: dict[str, str] = {}
     for match in _TENSOR.finditer(plan):
         name, kind = match[1].decode(errors="replace"), match[2].decode()
@@ -70,8 +70,8 @@ def _steps(plan: bytes) -> Iterator[tuple[str, str, list[str]]]:
         yield _KINDS[match[1].decode()], match[2].decode(errors="replace"), operands
 
 
-def _split(label: str, nodes: frozenset[str]) -> list[str]:
-    """The nodes of a step: one name, or several joined by "+" where the step computes several at once."""
+def _step_nodes(label: str, nodes: frozenset[str]) -> list[str]:
+    """The nodes of a step: one name, or several joined by "+" if the step fuses them."""
     if label in nodes:
         return [label]
     return [part for part in label.split("+") if part in nodes]

@@ -1,14 +1,14 @@
-"""Targets: what an engine is built for, and the documented facts that decide how.
+"""Targets: device families, with the documented facts that determine how an engine is built for them.
 
 Sources:
     compute capability   https://developer.nvidia.com/cuda-gpus and /cuda/gpus/jetson: Orin 8.7, Thor 11.0, Xavier 7.2
-    memory               the modules' data sheets; of several sizes the smallest counts, because an engine must fit all of them
+    memory               the modules' data sheets; the smallest of several sizes, because an engine must fit all of them
     TensorRT             JetPack release notes: 5.1 has 8.5, 6.0 has 8.6, 6.1 and 6.2 have 10.3, 7.0 and 7.1 have 10.13 (Thor),
                          7.2 has 10.16 (Orin, Thor)
     precisions           TensorRT support matrix: INT8, FP16 and BF16 tensor cores from 8.0 on, FP8 from 8.9 on
     TensorRT-RTX         its `ComputeCapability` enumeration, 7.5 to 12.1, without 8.7, 9.0 and 11.0
 
-A Jetson shares its memory between CPU and GPU, so a builder there gets a quarter of it as workspace.
+A Jetson shares its memory between CPU and GPU, so the builder workspace is a quarter of it.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ class Target:
     """A device family and the backend that builds for it.
 
     Attributes:
-        name: what a user types.
+        name: value of --target.
         backend: key of `engines.backends.BACKENDS`.
-        float_type: type of everything around the INT8 layers of an INT8 build.
-        compute_capabilities: GPU generations that the engine runs on, "major.minor"; empty for a CPU, and for the GPU of this
-            machine, whichever it is.
-        engine_suffix: ending of the engine's file name.
-        int8_floor: share of the MACs that an INT8 build must run in INT8 by default, below which it fails.
-        description: one line for a person.
+        float_type: type of the float layers of an INT8 build.
+        compute_capabilities: compute capabilities that the engine runs on, "major.minor"; empty for a CPU and for "desktop",
+            whose engine is for the GPU of the build machine.
+        engine_suffix: suffix of the engine file.
+        int8_floor: default minimum share of the MACs in INT8; an INT8 build below it fails.
+        description: one line for the user.
         built_on: "any" machine, or only the "device" itself.
-        precisions: what its tensor cores compute in, besides FP32.
-        memory_bytes: of the smallest module of its kind, shared with the CPU on a Jetson; None where the machine tells.
-        releases: JetPack -> the TensorRT that comes with it, of those that this toolkit supports.
-        jetson: how the device tree names the module, "" for anything but a Jetson.
-        refusal: why nothing can be built for it, "" if it can.
+        precisions: precisions of its tensor cores, besides FP32.
+        memory_bytes: memory of the smallest module of the family, shared with the CPU on a Jetson; None if not limited here.
+        releases: (JetPack, its TensorRT) for every supported JetPack.
+        jetson: name of the module in the device tree, "" unless a Jetson.
+        refusal: why the target is not supported, "" if it is.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Target:
 
     @property
     def workspace_bytes(self) -> int | None:
-        """Most memory that a kernel may use for itself; None for the library's own limit."""
+        """Limit on the scratch memory of a kernel; None for the library's default."""
         return None if self.memory_bytes is None else self.memory_bytes // _WORKSPACE_SHARE
 
 
@@ -74,7 +74,7 @@ def _jetson(name: str, module: str, capability: str, gib: int, releases: tuple[t
         compute_capabilities=(capability,),
         engine_suffix=".engine",
         int8_floor=0.95,
-        description=f"Jetson {module}, through its JetPack's TensorRT; built on the device, from a bundle",
+        description=f"Jetson {module}, with the TensorRT of its JetPack; built on the device, from a bundle",
         built_on="device",
         precisions=precisions,
         memory_bytes=gib * _GIB,
@@ -89,7 +89,7 @@ _THOR = (("7.0", "10.13"), ("7.1", "10.13"), ("7.2", "10.16"))
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
-        Target("cpu", "ort", "fp32", (), ".onnx", 0.85, "any CPU, through ONNX Runtime", precisions=("int8",)),
+        Target("cpu", "ort", "fp32", (), ".onnx", 0.85, "any CPU, with ONNX Runtime", precisions=("int8",)),
         Target(
             "rtx",
             "trt_rtx",
@@ -97,7 +97,7 @@ TARGETS: dict[str, Target] = {
             ("8.0", "8.6", "8.9", "12.0", "12.1"),
             ".engine",
             0.95,
-            "desktop and data-centre GPUs of Ampere, Ada and Blackwell, through TensorRT-RTX; builds without a GPU",
+            "desktop and data-centre GPUs of Ampere, Ada and Blackwell, with TensorRT-RTX; builds without a GPU",
             precisions=_AMPERE,
         ),
         Target(
@@ -107,7 +107,7 @@ TARGETS: dict[str, Target] = {
             (),
             ".engine",
             0.95,
-            "this machine's NVIDIA GPU, through TensorRT",
+            "this machine's NVIDIA GPU, with TensorRT",
             built_on="device",
             precisions=_AMPERE,
         ),
@@ -127,14 +127,14 @@ TARGETS: dict[str, Target] = {
             precisions=("int8", "fp16"),
             memory_bytes=8 * _GIB,
             jetson="Xavier NX",
-            refusal="its last JetPack is 5.1 with TensorRT 8.5, which has no strongly typed networks",
+            refusal="its last JetPack, 5.1, has TensorRT 8.5, which does not support strongly typed networks",
         ),
     )
 }
 
 
 TRTEXEC = (
-    "JetPack 6.1 or newer where the module takes it; else try trtexec --onnx=model.int8.onnx --int8 --fp16 "
-    "--saveEngine=engine.plan with the Q/DQ graph of `ufovit build`, if its parser knows the graph's opset"
+    "JetPack 6.1 or newer if the module supports it; otherwise try trtexec --onnx=model.int8.onnx --int8 --fp16 "
+    "--saveEngine=engine.plan with the Q/DQ graph of `ufovit build`, if its parser supports the graph's opset"
 )
-"""The way for TensorRT 8.5 and 8.6, which are not supported: their networks are typed by flags, not by the graph."""
+"""Next step for TensorRT 8.5 and 8.6, which are not supported: they set precision by flags, not in the graph."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, lint, types. `scripts/check.sh --fix` mends what can be mended.
+# Check format, lint and types. `scripts/check.sh --fix` applies the automatic fixes first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/install.sh build rtx camera openvino dev

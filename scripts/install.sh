@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Makes .venv beside this checkout and installs ufovit-edge into it, with the given extras of pyproject.toml.
+# Create .venv in this checkout and install ufovit-edge into it, with the given extras of pyproject.toml.
 #
 #   scripts/install.sh [EXTRA ...]     default: "build rtx", on a Jetson "pycuda"
-#   scripts/install.sh device          what building from a bundle needs: "pycuda" on a Jetson, elsewhere "rtx"
-#   scripts/install.sh torch-trt       torch-tensorrt, in an environment of its own, .venv-torch-trt
+#   scripts/install.sh device          for building from a bundle: "pycuda" on a Jetson, elsewhere "rtx"
+#   scripts/install.sh torch-trt       torch-tensorrt, in a separate environment, .venv-torch-trt
 #
-# On a Jetson the environment sees the system's packages, because TensorRT is the system's there. Without an NVIDIA GPU a CPU
-# build of torch is preferred: PyTorch's own index of CPU builds if it answers within seconds, else whatever pip finds.
-# With a GPU, torch-trt is torch-tensorrt for this machine's GPU, with CUDA's torch; without one it is torch-tensorrt-rtx, which
-# builds for other machines' GPUs on a CPU build of torch. `torch-trt-rtx` asks for the latter on any machine.
-# A second run with the same extras does nothing. PYTHON chooses the interpreter (3.10 or newer).
+# On a Jetson the environment includes the system's packages, because JetPack provides TensorRT. Without an NVIDIA GPU a CPU
+# build of torch is preferred: from PyTorch's index of CPU builds if it responds within seconds, else from the default index.
+# With a GPU, torch-trt is torch-tensorrt for this machine's GPU, with a CUDA build of torch; without one it is
+# torch-tensorrt-rtx, which builds for other machines' GPUs with a CPU build of torch. `torch-trt-rtx` selects the latter on any
+# machine. A second run with the same extras does nothing. PYTHON selects the interpreter (3.10 or newer).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -39,18 +39,18 @@ command -v "$python" >/dev/null || { say "$python not found; install Python 3.10
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
   { say "$("$python" --version) is too old; Python 3.10 or newer is needed: set PYTHON"; exit 4; }
 
-# One install at a time; a second one waits and then finds everything in place.
+# One installation at a time: a second one waits, then has nothing to do.
 if command -v flock >/dev/null; then exec 9>.venv.lock; flock 9; fi
 
 # make_environment FOLDER [OPTION ...]: a new environment with pip in it
 make_environment() {
-  "$python" -m venv --clear "${@:2}" "$1" || { say "cannot make $1; on Debian: apt-get install python3-venv"; exit 4; }
+  "$python" -m venv --clear "${@:2}" "$1" || { say "cannot create $1; on Debian: apt-get install python3-venv"; exit 4; }
 }
 
 # pip_in FOLDER ARGUMENT ...
 pip_in() { "$1/bin/python" -m pip --disable-pip-version-check "${@:2}"; }
 
-# install_cpu_torch FOLDER CONSTRAINTS: torch, a CPU build if PyTorch's index of them can be used here
+# install_cpu_torch FOLDER CONSTRAINTS: torch, a CPU build if PyTorch's index of CPU builds is available
 install_cpu_torch() {
   if timeout 10 "$1/bin/python" - "$torch_cpu_index/torch/" 2>/dev/null <<'PY'
 import sys, urllib.request
@@ -60,7 +60,7 @@ PY
     say "CPU build of torch from $torch_cpu_index"
     pip_in "$1" install -q --timeout 15 --retries 1 --index-url "$torch_cpu_index" "$(grep '^torch==' "$2")" && return
   fi
-  say "PyTorch's index of CPU builds cannot be used here; taking torch from the default index"
+  say "PyTorch's index of CPU builds is not available; installing torch from the default index"
   pip_in "$1" install -q -c "$2" torch
 }
 
@@ -92,7 +92,7 @@ install_torch_trt() {
   if grep -qsx "$want" "$stamp" && "$folder/bin/python" -c '' 2>/dev/null; then return; fi
 
   say "installing into $folder: $flavour"
-  make_environment "$folder" # the two flavours hold files of the same names
+  make_environment "$folder" # the two flavours have files of the same names
   if [[ "$flavour" == torch-tensorrt ]]; then
     pip_in "$folder" install -q -c "$torch_trt_constraints" torch-tensorrt
   else

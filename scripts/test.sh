@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Lint, types, tests:  scripts/test.sh [--fast] [pytest options]
-# --fast leaves out the tests marked slow, all but a build from end to end; before a pull request run all.
+# Run lint, types and tests:  scripts/test.sh [--fast] [pytest options]
+# --fast skips tests marked slow, except one end-to-end build; run all before a pull request.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 selection=()

@@ -8,15 +8,15 @@
     python scripts/train_checkpoint.py --data $data --out build/train-112 --bf16 --compile \
         --init build/train-64/ufovit_t.safetensors --epochs 9 --lr 6e-4                             # hours on two CPU cores
 
-AdamW, linear warm-up and cosine decay, label smoothing; random shift, horizontal flip and erasing. An exponential moving
-average of the weights is what is kept. `--bf16` and `--compile` are faster on a GPU, and on a CPU with AMX: together 1.5 to 2
+AdamW, linear warm-up and cosine decay, label smoothing; random shift, horizontal flip and erasing. The checkpoint contains the
+exponential moving average of the weights. `--bf16` and `--compile` are faster on a GPU and on a CPU with AMX: together 1.5 to 2
 times. `--cuda-graph` is three times faster on a GPU than single launches. `--init` starts from a checkpoint of another image
-size, its position embedding resized: on a CPU most epochs are cheaper at a small size. The state is saved every `--save-every`
-steps; the same command resumes from it, another one is refused. Same seed, same data, same order of batches. The last 1,024
-training images are held out: they choose nothing but show progress, and become the calibration split. The test images are only
-copied to the test split.
+size and resizes its position embedding: on a CPU most epochs are cheaper at a small size. The state is saved every
+`--save-every` steps; the same command resumes from it, other options are refused. The order of batches depends on the seed and
+the data only. The last 1,024 training images are held out: they only show progress, and become the calibration split. The test
+images are only copied to the test split.
 
-Exit codes: 1 the loss is no number any more, 2 bad usage or input, 130 interrupted.
+Exit codes: 1 the loss became NaN or infinite, 2 bad usage or input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from calib.errors import InputError, UfovitError, VerdictError
+from calib.errors import ArtifactError, DataError, UfovitError, VerdictError
 from calib.files import atomic_path
 from edge.images.idx import read_idx, read_labelled_idx, write_idx
 from edge.images.preprocess import Preprocess, Uint8, resample_matrix
@@ -46,14 +46,14 @@ from edge.model.checkpoint import load_checkpoint, random_network, save_checkpoi
 from edge.model.metadata import CheckpointInfo
 from edge.model.sizes import SIZES, UfoVitConfig, config
 from edge.model.ufo_vit import UfoVit
-from scripts.training_images import MEAN, STD, augment, drawn, network_input
+from scripts.training_images import MEAN, STD, augment, draw_batch, network_input
 
 LABELS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 HELD_OUT = 1024
-AVERAGE_EVERY = 4  # steps: on a GPU an update of the average takes a quarter of a step
-PRINT_EVERY = 50  # steps: to read the losses is to wait for the device
+AVERAGE_EVERY = 4  # steps: on a GPU an update of the average takes as long as a quarter of a step
+PRINT_EVERY = 50  # steps: reading the losses waits for the device
 SIDE = 28  # of an image, pixels
-CHANGES_NOTHING = ("out", "threads", "save_every", "compile", "cuda_graph")  # options that a resumed training may change
+RESUME_MAY_CHANGE = ("out", "threads", "save_every", "compile", "cuda_graph")  # options that may differ when a training resumes
 
 
 def main() -> None:
@@ -70,9 +70,9 @@ def main() -> None:
     train_images, train_labels = images[:-HELD_OUT], labels[:-HELD_OUT]
     total = args.epochs * (len(train_images) // args.batch)
     state_file = args.out / "state.pt"
-    asked = {name: str(value) for name, value in vars(args).items() if name not in CHANGES_NOTHING}
+    options = {name: str(value) for name, value in vars(args).items() if name not in RESUME_MAY_CHANGE}
     parts = {"model": model, "averaged": averaged, "optimizer": optimizer}
-    step = resume(state_file, asked, parts) if state_file.exists() else 0
+    step = resume(state_file, options, parts) if state_file.exists() else 0
     print(f"{args.model}: {count(model):,} parameters, {device}, step {step} of {total}", flush=True)
 
     if args.compile:
@@ -82,7 +82,7 @@ def main() -> None:
     resample = torch.tensor(resample_matrix(SIDE, args.image_size), device=device)
     started, losses = time.monotonic(), []
     while step < total:
-        chosen, rng = drawn(step, len(train_images), args.batch, args.seed)
+        chosen, rng = draw_batch(step, len(train_images), args.batch, args.seed)
         x = network_input(torch.from_numpy(augment(train_images[chosen], rng)).to(device), resample)
         y = torch.from_numpy(train_labels[chosen]).to(device)
         for group in optimizer.param_groups:
@@ -100,7 +100,7 @@ def main() -> None:
         if step % args.save_every == 0 or step == total:
             paused = time.monotonic()
             mean_loss(losses, step)
-            save_state(state_file, asked, parts, step)
+            save_state(state_file, options, parts, step)
             accuracy = top1(cast(UfoVit, averaged.module), preprocess, images[-HELD_OUT:], labels[-HELD_OUT:], device)
             print(f"step {step}/{total} held-out top-1 {accuracy:.4f}", flush=True)
             started += time.monotonic() - paused
@@ -114,34 +114,34 @@ def main() -> None:
     model = cast(UfoVit, averaged.module).to("cpu")
     save_checkpoint(model, CheckpointInfo(cfg, LABELS, preprocess, training=training), args.out / f"{args.model}.safetensors")
     write_splits(args.data, args.out, images[-HELD_OUT:], labels[-HELD_OUT:])
-    print(f"wrote {args.out / args.model}.safetensors and the two splits beside it", flush=True)
+    print(f"wrote {args.out / args.model}.safetensors and the two splits", flush=True)
 
 
 def new_model(cfg: UfoVitConfig, args: argparse.Namespace) -> UfoVit:
-    """Weights drawn from the seed, or those of `--init`. Raises InputError where that was made for other classes."""
+    """Random weights by seed, or those of `--init`. Raises DataError for a checkpoint with other classes."""
     if not args.init:
         return random_network(cfg, args.seed)
     model, info = load_checkpoint(args.init, model=args.model, image_size=args.image_size)
     if info.labels != LABELS:
-        raise InputError(
-            "a checkpoint of other classes", where=args.init, found=", ".join(info.labels), allowed=", ".join(LABELS)
+        raise DataError(
+            "the checkpoint has other classes", where=args.init, found=", ".join(info.labels), allowed=", ".join(LABELS)
         )
     return model
 
 
 def read_training_set(folder: Path, batch: int) -> tuple[Uint8, NDArray[Any]]:
-    """Images (N, 28, 28) and labels (N,), int64. Raises InputError unless they belong together and fill a batch."""
+    """Images (N, 28, 28) and labels (N,), int64. Raises DataError unless they match and are sufficient for a batch."""
     images_file, labels_file = (folder / f"train-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1"))
     images, labels = read_labelled_idx(images_file, labels_file, LABELS)
     least = HELD_OUT + batch
     if images.shape[1:] != (SIDE, SIDE) or len(images) < least:
         allowed = f"({least} or more, {SIDE}, {SIDE}): {HELD_OUT} are held out"
-        raise InputError("no training set for this script", where=images_file, found=images.shape, allowed=allowed)
+        raise DataError("unsupported training set", where=images_file, found=images.shape, allowed=allowed)
     return images, labels
 
 
 def train_step(model: UfoVit, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, args: argparse.Namespace) -> Tensor:
-    """One step on images x (B, 3, S, S) and classes y (B,), int64; the loss, without gradient."""
+    """Train one step on images x (B, 3, S, S) and classes y (B,), int64; returns the detached loss."""
     model.train()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=args.bf16, cache_enabled=not args.cuda_graph):
         loss = cross_entropy(model(x).float(), y, label_smoothing=args.smoothing)
@@ -155,8 +155,8 @@ def train_step(model: UfoVit, optimizer: torch.optim.Optimizer, x: Tensor, y: Te
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a UFO-ViT on Fashion-MNIST.")
     parser.add_argument("--model", default="ufovit_t", choices=list(SIZES))
-    parser.add_argument("--data", type=Path, required=True, help="folder of the four IDX files")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the state and the checkpoint")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the four IDX files")
+    parser.add_argument("--out", type=Path, required=True, help="output folder of the state and the checkpoint")
     parser.add_argument("--init", type=Path, help="checkpoint to start from, of any image size")
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--epochs", type=int, default=30)
@@ -171,17 +171,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bf16", action="store_true", help="BF16 autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile: needs a C++ compiler")
-    parser.add_argument(
-        "--cuda-graph", action="store_true", help="replay the passes as CUDA graphs: small kernels launch slowly"
-    )
+    parser.add_argument("--cuda-graph", action="store_true", help="replay both passes as CUDA graphs, to save kernel launches")
     args = parser.parse_args()
     if args.cuda_graph and not torch.cuda.is_available():
-        parser.error("--cuda-graph needs a CUDA device")
+        parser.error("--cuda-graph requires a CUDA device")
     return args
 
 
 def parameter_groups(model: UfoVit, weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay on matrices and kernels only: not on biases, norms, gammas, LayerScale, embeddings."""
+    """Weight decay for matrices and kernels only: not for biases, norms, gammas, LayerScale and embeddings."""
     decayed: list[torch.Tensor] = []
     plain: list[torch.Tensor] = []
     for name, parameter in model.named_parameters():
@@ -191,13 +189,13 @@ def parameter_groups(model: UfoVit, weight_decay: float) -> list[dict[str, objec
 
 
 def compile_blocks(model: UfoVit) -> None:
-    """torch.compile stem and blocks, in place. Blocks share their code: one of each kind is compiled, not all of them."""
+    """Compile stem and blocks in place. Blocks share their code, so that one of each kind is compiled."""
     for part in (model.stem, *model.blocks, *model.cls_blocks):
         part.compile(dynamic=False)
 
 
 def record_graphs(model: UfoVit, args: argparse.Namespace) -> None:
-    """Record forward and backward pass as CUDA graphs, in place; weights and statistics stay as they are."""
+    """Record forward and backward pass as CUDA graphs, in place; weights and statistics do not change."""
     state = {name: value.clone() for name, value in model.state_dict().items()}
     images = torch.zeros(args.batch, 3, args.image_size, args.image_size, device="cuda")
     with torch.autocast("cuda", torch.bfloat16, enabled=args.bf16, cache_enabled=False):
@@ -206,22 +204,22 @@ def record_graphs(model: UfoVit, args: argparse.Namespace) -> None:
 
 
 def schedule(step: int, warmup: int, total: int) -> float:
-    """Linear warm-up, then cosine decay to zero; the factor on the peak learning rate."""
+    """Factor of the peak learning rate: linear warm-up, then cosine decay to zero."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 def decay(updates: int, longest: float) -> float:
-    """Of the average after so many updates: short at first, else a brief training would keep much of the weights it began with.
+    """Decay of the average after a number of updates: small at first, so that a short training forgets its initial weights.
 
-    The ramp is that of TensorFlow's ExponentialMovingAverage with `num_updates`.
+    The same ramp as TensorFlow's ExponentialMovingAverage with `num_updates`.
     """
     return min(longest, (1 + updates) / (10 + updates))
 
 
 def mean_loss(losses: list[Tensor], step: int) -> float:
-    """Mean of the steps' losses. Raises VerdictError where it is NaN or infinite: such weights are not worth saving."""
+    """Mean of the steps' losses. Raises VerdictError if it is NaN or infinite, so that such weights are not saved."""
     loss = torch.stack(losses).mean().item() if losses else 0.0
     if not math.isfinite(loss):
         raise VerdictError(
@@ -230,28 +228,30 @@ def mean_loss(losses: list[Tensor], step: int) -> float:
     return loss
 
 
-def save_state(state_file: Path, asked: dict[str, str], parts: dict[str, Any], step: int) -> None:
-    """Write what `resume` reads."""
+def save_state(state_file: Path, options: dict[str, str], parts: dict[str, Any], step: int) -> None:
+    """Write the state that `resume` reads."""
     with atomic_path(state_file) as temporary:
-        torch.save({"asked": asked, "step": step, **{name: part.state_dict() for name, part in parts.items()}}, temporary)
+        torch.save({"asked": options, "step": step, **{name: part.state_dict() for name, part in parts.items()}}, temporary)
 
 
-def resume(state_file: Path, asked: dict[str, str], parts: dict[str, Any]) -> int:
-    """Load the parts' states in place; returns the number of steps done.
+def resume(state_file: Path, options: dict[str, str], parts: dict[str, Any]) -> int:
+    """Load the parts' states in place; returns the number of completed steps.
 
-    Raises InputError for a file that is no state, or the state of a training with other options.
+    Raises ArtifactError for a file that is not a training state, or the state of a training with other options.
     """
-    fresh = f"rm {state_file}, or another --out"
+    restart = f"rm {state_file}, or another --out"
     try:
         state = torch.load(state_file, weights_only=True, map_location="cpu")
-        before = state["asked"]
+        saved = state["asked"]
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError("not the state of a training", where=state_file, found=reason, next_command=fresh) from error
-    others = sorted(name for name in before.keys() | asked.keys() if before.get(name) != asked.get(name))
+        raise ArtifactError("not a training state", where=state_file, found=reason, next_command=restart) from error
+    others = sorted(name for name in saved.keys() | options.keys() if saved.get(name) != options.get(name))
     if others:
-        found = ", ".join(f"{name} {before.get(name)}, now {asked.get(name)}" for name in others)
-        raise InputError("a training with other options lies here", where=state_file, found=found, next_command=fresh)
+        found = ", ".join(f"{name} {saved.get(name)}, now {options.get(name)}" for name in others)
+        raise ArtifactError(
+            "the folder contains a training with other options", where=state_file, found=found, next_command=restart
+        )
     for name, part in parts.items():
         part.load_state_dict(state[name])
     return int(state["step"])
@@ -259,7 +259,7 @@ def resume(state_file: Path, asked: dict[str, str], parts: dict[str, Any]) -> in
 
 @torch.inference_mode()
 def top1(model: UfoVit, preprocess: Preprocess, images: Uint8, labels: NDArray[Any], device: torch.device) -> float:
-    """Share of images whose largest logit is their label."""
+    """Top-1 accuracy in [0, 1]."""
     model.eval()
     hits = 0
     for start in range(0, len(images), 128):
@@ -270,7 +270,7 @@ def top1(model: UfoVit, preprocess: Preprocess, images: Uint8, labels: NDArray[A
 
 
 def write_splits(data: Path, out: Path, images: Uint8, labels: NDArray[Any]) -> None:
-    """The calibration split (held-out training images) and the test split, under the names that the toolkit ships."""
+    """The calibration split (held-out training images) and the test split, under the file names that the toolkit ships."""
     write_idx(out / "calibration-images-idx3-ubyte.gz", images)
     write_idx(out / "calibration-labels-idx1-ubyte.gz", labels.astype(np.uint8))
     for kind in ("images-idx3", "labels-idx1"):

@@ -1,4 +1,4 @@
-"""The images of a training step: which ones, how they are varied, and as the network takes them."""
+"""Images of a training step: selection, augmentation and preprocessing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from edge.images.preprocess import Uint8
 MEAN, STD = 0.2860, 0.3530  # of the training images, on the [0, 1] scale
 
 
-def drawn(step: int, count: int, batch: int, seed: int) -> tuple[NDArray[Any], np.random.Generator]:
-    """Indices (batch,) of this step's images, each image once an epoch, and the generator of their augmentation."""
+def draw_batch(step: int, count: int, batch: int, seed: int) -> tuple[NDArray[Any], np.random.Generator]:
+    """Indices (batch,) of this step's images, each image once per epoch, and the random generator for their augmentation."""
     epoch, index = divmod(step, count // batch)
     order = np.random.default_rng([seed, epoch]).permutation(count)
     return order[index * batch : (index + 1) * batch], np.random.default_rng([seed, epoch, index])
@@ -36,7 +36,7 @@ def augment(images: Uint8, rng: np.random.Generator, shift: int = 2, erase: floa
 
 
 def span(side: int, count: int, rng: np.random.Generator) -> NDArray[Any]:
-    """For each of `count` images a random run of a quarter to half of `side` positions: bool (count, side)."""
+    """Mask bool (count, side): for each image a random run of a quarter to half of `side` positions."""
     length = rng.integers(side // 4, side // 2 + 1, (count, 1))
     first = rng.integers(0, side - length + 1)
     position = np.arange(side)[None]
@@ -44,9 +44,9 @@ def span(side: int, count: int, rng: np.random.Generator) -> NDArray[Any]:
 
 
 def network_input(images: Tensor, resample: Tensor) -> Tensor:
-    """What `Preprocess.batch` makes of grey square images, on the device: uint8 (B, H, H) -> float32 (B, 3, S, S).
+    """`Preprocess.batch` for square greyscale images, on the device: uint8 (B, H, H) -> float32 (B, 3, S, S).
 
-    `resample` is `resample_matrix(H, S)`; normalising before the resize is the same, since its rows sum to 1.
+    `resample` is `resample_matrix(H, S)`; normalising before the resize is equivalent, because its rows sum to 1.
     """
     normalised = (images.float() / 255 - MEAN) / STD
     return (resample @ normalised @ resample.T)[:, None].expand(-1, 3, -1, -1)

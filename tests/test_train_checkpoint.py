@@ -185,10 +185,10 @@ def test_the_state_of_another_training_is_refused_and_kept(train, tmp_path, opti
 
 
 @pytest.mark.usefixtures("small")
-def test_a_state_that_is_none_is_refused(train, tmp_path):
+def test_an_invalid_state_is_refused(train, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/state.pt").write_bytes(b"not a state")
-    with pytest.raises(InputError, match="not the state of a training"):
+    with pytest.raises(InputError, match="not a training state"):
         train()
 
 
@@ -199,7 +199,7 @@ def test_divergence_stops_the_training_and_keeps_the_last_state(train, script, t
     monkeypatch.setattr(script, "save_state", lambda *args: (saved.append(args[-1]), real(*args)))
     with pytest.raises(VerdictError, match="diverged"):
         train("--epochs", "8", "--save-every", "1", "--lr", "1e30")
-    assert saved, "the first loss is that of the drawn weights"
+    assert saved, "the first loss is that of the random weights"
     kept = torch.load(tmp_path / "out/state.pt", weights_only=True)
     assert kept["step"] == saved[-1] < 48
     assert not (tmp_path / "out/ufovit_t.safetensors").exists()
@@ -208,7 +208,7 @@ def test_divergence_stops_the_training_and_keeps_the_last_state(train, script, t
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("train-images-idx3", np.zeros((40, 32, 32), np.uint8), "no training set"),
+        ("train-images-idx3", np.zeros((40, 32, 32), np.uint8), "unsupported training set"),
         ("train-labels-idx1", np.zeros(39, np.uint8), "images and labels do not match"),
         ("train-labels-idx1", np.full(40, 10, np.uint8), "labels do not match the checkpoint"),
     ],
@@ -222,11 +222,11 @@ def test_other_data_are_refused(train, data, name, values, message):
 def test_too_few_images_are_refused(train, data):
     for kind, shape in (("images-idx3", (19, 28, 28)), ("labels-idx1", (19,))):
         write_idx(data / f"train-{kind}-ubyte.gz", np.zeros(shape, np.uint8))
-    with pytest.raises(InputError, match="no training set"):
+    with pytest.raises(InputError, match="unsupported training set"):
         train()
 
 
-def test_a_checkpoint_of_other_classes_is_no_start(script, monkeypatch):
+def test_a_checkpoint_of_other_classes_is_refused(script, monkeypatch):
     monkeypatch.setattr(script, "LABELS", tuple("0123456789"))
     with pytest.raises(InputError, match="other classes"):
         script.new_model(None, argparse.Namespace(init=SHIPPED_CHECKPOINT, model=SHIPPED_MODEL, image_size=112))

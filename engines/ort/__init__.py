@@ -1,4 +1,4 @@
-"""Backend ONNX Runtime: the engine file is the optimized ONNX model."""
+"""ONNX Runtime backend: the engine file is the optimized ONNX model."""
 
 from __future__ import annotations
 

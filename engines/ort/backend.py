@@ -1,15 +1,15 @@
-"""Backend ONNX Runtime on a CPU: the engine file is the model after its graph optimizations.
+"""Build CPU engines with ONNX Runtime: the engine file is the ONNX model after graph optimization.
 
-Level "extended" is used: it holds no hardware-specific layout and its file loads on any CPU. Two of ONNX Runtime's habits keep
-layers in float and are worked around, without changing a number:
+Optimization level "extended" adds no hardware-specific layout, so the file loads on any CPU. ONNX Runtime keeps some layers in
+float:
 
-* on x86 it turns INT8 activations into UINT8, and does so only for a Q/DQ pair with one reader. So every reader gets a pair of
-  its own, and the optimizer that would merge the pairs again is switched off.
-* it has no INT8 convolution with a float output. Such layers stay in float, and the receipt says so.
+* on x86 it converts INT8 activations to UINT8, but only for a Q/DQ pair with one consumer. So every consumer gets its own pair,
+  which changes no value, and the optimizer that would merge the pairs is disabled.
+* it has no INT8 convolution with a float output. Such layers stay in float, and the receipt lists them.
 
-The graph is edited as a protobuf: with onnx-ir it takes ten times as long and other bytes come out (docs/engines.md).
+The graph is edited as a protobuf: with onnx-ir it takes ten times as long and the bytes differ (docs/engines.md).
 
-On x86 without VNNI instructions, its INT8 kernels may saturate intermediate sums: judge an engine on the machine it is for.
+On x86 without VNNI instructions, INT8 kernels may saturate intermediate sums: evaluate an engine on its target machine.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 
 import onnx
 
-from calib.errors import BackendError, InputError, MissingError
-from engines.backend_protocol import Advance, Backend, Built, disk_full_error
+from calib.errors import BackendError, MissingError, UsageError
+from engines.backend_protocol import Advance, Backend, BackendResult, disk_full_error
 from engines.build_spec import BuildSpec
 from engines.ort.graph import optimized_evidence
 
@@ -32,21 +32,21 @@ _ERRORS_ONLY = 3
 
 
 def version() -> str:
-    """Version of ONNX Runtime; raises MissingError when it is not installed."""
+    """Version of ONNX Runtime. Raises MissingError if it is not installed."""
     return str(_load().__version__)
 
 
-def build_optimized(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
-    """Optimize a graph. Raises BackendError when ONNX Runtime refuses it, InputError for "fp16", which it runs in FP32."""
+def build_optimized(spec: BuildSpec, graph: bytes, advance: Advance) -> BackendResult:
+    """Optimize a graph. Raises BackendError if ONNX Runtime rejects it, UsageError for "fp16", which it computes in FP32."""
     spec.refuse_options("ONNX Runtime")
     if spec.precision == "fp16":
-        raise InputError(
+        raise UsageError(
             "ONNX Runtime computes FP16 graphs in FP32 on a CPU",
             found=f"precision fp16 for target {spec.target.name}",
             allowed="fp32, int8, or a GPU target",
         )
     runtime = _load()
-    private = pair_per_reader(onnx.load_model_from_string(graph))
+    separate = pair_per_reader(onnx.load_model_from_string(graph))
     advance(0.1)
     with tempfile.TemporaryDirectory(prefix="ufovit-ort-") as folder:
         path = Path(folder) / "optimized.onnx"
@@ -55,7 +55,7 @@ def build_optimized(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
         options.optimized_model_filepath = str(path)
         options.intra_op_num_threads = options.inter_op_num_threads = _THREADS
         options.log_severity_level = _ERRORS_ONLY
-        data = private.SerializeToString(deterministic=True)
+        data = separate.SerializeToString(deterministic=True)
         try:
             runtime.InferenceSession(
                 data, options, providers=["CPUExecutionProvider"], disabled_optimizers=[_MERGING_OPTIMIZER]
@@ -64,27 +64,27 @@ def build_optimized(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             raise _build_error(spec, error) from error
     advance(1.0)
-    return Built(engine, version())
+    return BackendResult(engine, version())
 
 
 def pair_per_reader(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every reader of an activation's Q/DQ pair has its own pair: same numbers, more nodes."""
+    """Copy a model so that every consumer of a Q/DQ pair on an activation has its own pair. Values do not change."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     nodes = list(copy.graph.node)
     producers = {out: n for n in nodes for out in n.output}
-    readers: dict[str, int] = {v.name: 1 for v in copy.graph.output}
+    consumers: dict[str, int] = {v.name: 1 for v in copy.graph.output}
     result = []
     for node in nodes:
-        for at, tensor in enumerate(node.input):
+        for i, tensor in enumerate(node.input):
             dequantize = producers.get(tensor)
             quantize = producers.get(dequantize.input[0]) if dequantize is not None else None
             if dequantize is None or quantize is None or not _is_pair(quantize, dequantize):
                 continue
-            readers[tensor] = readers.get(tensor, 0) + 1
-            if readers[tensor] > 1:
-                pair = _copy_pair(quantize, dequantize, readers[tensor])
-                node.input[at] = pair[1].output[0]
+            consumers[tensor] = consumers.get(tensor, 0) + 1
+            if consumers[tensor] > 1:
+                pair = _copy_pair(quantize, dequantize, consumers[tensor])
+                node.input[i] = pair[1].output[0]
                 result += pair
         result.append(node)
     del copy.graph.node[:]
@@ -109,10 +109,10 @@ def _copy_pair(quantize: onnx.NodeProto, dequantize: onnx.NodeProto, number: int
 
 def _build_error(spec: BuildSpec, error: Exception) -> Exception:
     text = str(error)
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "No space left" in text:
+    disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if disk_full or "No space left" in text:
         return disk_full_error()
-    return BackendError("ONNX Runtime does not accept the graph", where=spec.onnx, found=text, log=(text,))
+    return BackendError("ONNX Runtime rejects the graph", where=spec.onnx, found=text, log=(text,))
 
 
 def _load() -> Any:

@@ -1,4 +1,4 @@
-"""Backend torch-tensorrt: the ONNX graph as a torch program, compiled in an environment of its own."""
+"""torch-tensorrt backend: the ONNX graph as a torch program, compiled in a separate Python environment."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""Backend torch-tensorrt: the same ONNX graph, as a torch program, through torch-tensorrt's converters.
+"""Build engines with torch-tensorrt: the ONNX graph becomes a torch program, which its converters compile.
 
-    graph -> torch.export program -> [process of its own: torch-tensorrt -> TensorRT] -> engine
+    graph -> torch.export program -> [subprocess: torch-tensorrt -> TensorRT] -> engine
              engines.torch_tensorrt.onnx_program     engines.torch_tensorrt.worker
 
-torch-tensorrt N needs torch N and brings its own TensorRT, so that it lives in an environment of its own, made by
-`scripts/install.sh torch-trt`; files go in and come out. It has two flavours:
+torch-tensorrt N requires torch N and its own TensorRT, so it is installed in a separate environment, created by
+`scripts/install.sh torch-trt`, and exchanges files with this process. It has two flavours:
 
-* torch-tensorrt-rtx for targets that are built on any machine: the engine is a TensorRT-RTX plan, as backend `trt_rtx` makes
-  it, and needs no GPU to be built. Its receipt is read from the plan's text.
-* torch-tensorrt for targets that are built on the device: an engine for this machine's GPU. Its receipt is the engine
-  inspector's, asked in that environment, since no other release of TensorRT loads the engine.
+* torch-tensorrt-rtx for targets that are built on any machine: the engine is a TensorRT-RTX plan, as from backend `trt_rtx`,
+  and is built without a GPU. Its receipt is read from the plan's text.
+* torch-tensorrt for targets that are built on the device: an engine for this machine's GPU. Its receipt is read from the
+  engine inspector, in that environment, because no other release of TensorRT loads the engine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 from calib.errors import BackendError, MissingError
 from calib.files import read_json, write_bytes, write_json
-from engines.backend_protocol import Advance, Backend, Built, disk_full_error
+from engines.backend_protocol import Advance, Backend, BackendResult, disk_full_error
 from engines.build_spec import BuildSpec
 from engines.engine_inspector import read_inspector
 from engines.layer_records import EngineEvidence, GraphFacts
@@ -38,20 +38,20 @@ ENVIRONMENT = ROOT / ".venv-torch-trt"
 WORKER = Path(__file__).with_name("worker.py")
 INSTALL = "scripts/install.sh torch-trt"
 
-_REFUSED, _ABSENT, _DISK_FULL = 2, 4, 5  # exit codes of the worker
+_REJECTED, _NOT_INSTALLED, _DISK_FULL = 2, 4, 5  # exit codes of the worker
 _EXPORTED = 0.25
-"""Share of a build after which the program is written."""
+"""Progress once the program is written."""
 _SHOWN_LINES = 12
 
 
 @dataclass(frozen=True)
 class Environment:
-    """The environment that holds torch-tensorrt.
+    """The Python environment in which torch-tensorrt is installed.
 
     Attributes:
         python: its interpreter.
         flavour: "rtx" for torch-tensorrt-rtx, "trt" for torch-tensorrt.
-        versions: distribution -> version, of those that matter.
+        versions: distribution -> version, of torch-tensorrt, its TensorRT and torch.
     """
 
     python: Path
@@ -60,13 +60,13 @@ class Environment:
 
 
 def version() -> str:
-    """Version of the TensorRT that torch-tensorrt builds with. Raises MissingError naming the command that installs it."""
+    """Version of the TensorRT that torch-tensorrt uses. Raises MissingError with the command that installs it."""
     environment = find_environment()
     return environment.versions["tensorrt_rtx" if environment.flavour == "rtx" else "tensorrt"]
 
 
 def find_environment() -> Environment:
-    """The environment, by what is installed in it; nothing is imported. Raises MissingError unless it is there and whole."""
+    """Find the environment by its installed distributions, without importing them. Raises MissingError if it is incomplete."""
     python = ENVIRONMENT / "bin" / "python"
     folders = [str(path) for path in ENVIRONMENT.glob("lib/python*/site-packages")]
     installed = {d.name.lower().replace("-", "_"): d.version for d in importlib.metadata.distributions(path=folders) if d.name}
@@ -76,13 +76,13 @@ def find_environment() -> Environment:
     raise MissingError("torch-tensorrt is not installed", where=ENVIRONMENT, next_command=INSTALL)
 
 
-def build_engine(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
+def build_engine(spec: BuildSpec, graph: bytes, advance: Advance) -> BackendResult:
     """Build an engine from a strongly typed graph with one image input, (batch, ...) with a symbolic or fixed batch.
 
-    Raises InputError for a graph without a torch program, BackendError when torch-tensorrt refuses the program, MissingError
-    without its environment or, for a target that is built on the device, without a GPU.
+    Raises GraphError for a graph that has no torch equivalent, BackendError if torch-tensorrt rejects the program, MissingError
+    without its environment or, for a target that is built on the device, without a GPU; UsageError for other builder options.
     """
-    environment = _environment_for(spec)
+    environment = _require_environment(spec)
     capabilities, device = spec.target.compute_capabilities, ""
     if environment.flavour == "trt":
         capability, device = this_gpu(spec)
@@ -92,14 +92,15 @@ def build_engine(spec: BuildSpec, graph: bytes, advance: Advance) -> Built:
         folder = Path(name)
         request = _write_program(spec, graph, folder)
         advance(_EXPORTED)
-        facts, log = _work(environment, request, folder, lambda share: advance(_EXPORTED + (1 - _EXPORTED) * share))
+        facts, lines = _run_worker(environment, request, folder, lambda share: advance(_EXPORTED + (1 - _EXPORTED) * share))
         data = (folder / "engine").read_bytes()
     advance(1.0)
-    return Built(data, facts["tensorrt"], capabilities, device, log=(f"INFO: {facts['libraries']}", *dict.fromkeys(log)))
+    log = (f"INFO: {facts['libraries']}", *dict.fromkeys(lines))
+    return BackendResult(data, facts["tensorrt"], capabilities, device, log=log)
 
 
 def engine_evidence(data: bytes, _graph: bytes, facts: GraphFacts) -> EngineEvidence:
-    """What the engine itself says of every layer: the text of a TensorRT-RTX plan, else TensorRT's inspector."""
+    """Read the precision of every layer from the text of a TensorRT-RTX plan, else from TensorRT's engine inspector."""
     nodes = frozenset(facts.traceable)
     evidence = read_plan(data, nodes)
     if evidence.kernels is not None or (environment := find_environment()).flavour == "rtx":
@@ -107,26 +108,26 @@ def engine_evidence(data: bytes, _graph: bytes, facts: GraphFacts) -> EngineEvid
     with tempfile.TemporaryDirectory(prefix="ufovit-torch-trt-") as name:
         folder = Path(name)
         write_bytes(folder / "engine", data)
-        answer, _log = _work(environment, {"inspect": str(folder / "engine")}, folder, lambda _share: None)
-    return read_inspector(answer["inspector"], nodes)
+        result, _log = _run_worker(environment, {"inspect": str(folder / "engine")}, folder, lambda _share: None)
+    return read_inspector(result["inspector"], nodes)
 
 
-def _environment_for(spec: BuildSpec) -> Environment:
+def _require_environment(spec: BuildSpec) -> Environment:
     environment = find_environment()
-    wanted = "rtx" if spec.target.built_on == "any" else "trt"
-    if environment.flavour != wanted:
+    flavour = "rtx" if spec.target.built_on == "any" else "trt"
+    if environment.flavour != flavour:
         names = {"rtx": "torch-tensorrt-rtx", "trt": "torch-tensorrt"}
         raise MissingError(
-            f"target {spec.target.name} needs {names[wanted]}",
+            f"target {spec.target.name} needs {names[flavour]}",
             where=ENVIRONMENT,
             found=names[environment.flavour],
-            next_command=f"{INSTALL}-rtx" if wanted == "rtx" else f"{INSTALL}, on a machine with an NVIDIA GPU",
+            next_command=f"{INSTALL}-rtx" if flavour == "rtx" else f"{INSTALL}, on a machine with an NVIDIA GPU",
         )
     return environment
 
 
 def _write_program(spec: BuildSpec, graph: bytes, folder: Path) -> dict[str, Any]:
-    """Write `model.pt2`; the request that has it built."""
+    """Write `model.pt2` and return the worker's request."""
     try:
         import onnx
 
@@ -148,10 +149,10 @@ def _write_program(spec: BuildSpec, graph: bytes, folder: Path) -> dict[str, Any
     }
 
 
-def _work(
+def _run_worker(
     environment: Environment, request: dict[str, Any], folder: Path, advance: Advance
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Have the worker do what a request asks: its facts, and what it wrote to stderr. It dies with the wait for it."""
+    """Run the worker on a request; returns its facts and the lines of its stderr. Kills it if the wait is interrupted."""
     write_json(folder / "request.json", {**request, "facts": str(folder / "facts.json")})
     command = [str(environment.python), "-I", "-W", "ignore", str(WORKER), str(folder / "request.json")]
     with (
@@ -161,14 +162,14 @@ def _work(
         ) as process,
     ):
         try:
-            assert process.stdout is not None  # it is a pipe
+            assert process.stdout is not None  # a pipe was requested
             for line in process.stdout:
                 word, _, share = line.decode(errors="replace").partition(" ")
                 if word == "share":
                     advance(float(share))
             code = process.wait()
         except BaseException:
-            with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
+            with contextlib.suppress(ProcessLookupError):  # it may have exited already
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
@@ -180,14 +181,14 @@ def _work(
 
 def _worker_error(code: int, log: tuple[str, ...]) -> Exception:
     found = "\n    ".join(log[-_SHOWN_LINES:]) or "no reason given"
-    if code == _ABSENT:
+    if code == _NOT_INSTALLED:
         return MissingError("torch-tensorrt does not load", where=ENVIRONMENT, found=found, next_command=INSTALL)
     if code == _DISK_FULL:
         return disk_full_error()
-    if code == _REFUSED:
-        return BackendError("torch-tensorrt does not accept the graph", found=found, log=log)
-    end = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-    return BackendError("torch-tensorrt broke off", found=f"{end}\n    {found}", log=log)
+    if code == _REJECTED:
+        return BackendError("torch-tensorrt rejects the graph", found=found, log=log)
+    status = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return BackendError("torch-tensorrt stopped unexpectedly", found=f"{status}\n    {found}", log=log)
 
 
 BACKEND = Backend(build=build_engine, evidence=engine_evidence)

@@ -1,8 +1,8 @@
-"""What each operator of this toolkit's ONNX graphs is in torch.
+"""Convert the ONNX operators that this toolkit writes to torch functions.
 
-Whatever a node says must be asked for by its entry in OPERATORS; what nobody asked for is refused, never passed over. ReduceL2
-of FP16 sums its squares in FP32, as TensorRT's ONNX parser has it; LayerNormalization's statistics are FP32 in torch, which is
-what `stash_type` 1 asks.
+An entry of OPERATORS must read every attribute of its node: an attribute that it did not read is an error. ReduceL2 of FP16
+sums its squares in FP32, like TensorRT's ONNX parser; LayerNormalization's statistics are FP32 in torch, which matches
+`stash_type` 1.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-import torch.nn.functional as F  # noqa: N812  # torch's own custom
+import torch.nn.functional as F  # noqa: N812  # the customary name
 from onnx import helper, numpy_helper
 
-from calib.errors import InputError
+from calib.errors import GraphError
 from engines.torch_tensorrt import torch_qdq
 
 Compute = Callable[..., Any]
 FLOATS = {onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.FLOAT16: torch.float16}
-"""Element types that a tensor may have besides INT8."""
+"""Supported element types besides INT8."""
 
 torch_qdq.register()
 
 
 class NodeReader:
-    """What one node says. Everything that it says must be asked for: `finish` refuses the rest."""
+    """Read the attributes and constant inputs of one node; `finish` refuses attributes that were not read."""
 
     def __init__(self, node: onnx.NodeProto, initializers: Mapping[str, onnx.TensorProto]) -> None:
         self.node = node
@@ -37,48 +37,50 @@ class NodeReader:
         self._initializers = initializers
 
     def pop(self, name: str, default: Any = None) -> Any:
-        """The value of an attribute, or what the standard says where it is left out."""
+        """Read an attribute; `default` is the standard's default."""
         return self._attributes.pop(name, default)
 
     def expect(self, name: str, *allowed: Any) -> None:
-        """Refuse an attribute that has any other value; left out, it has the first."""
+        """Refuse an attribute with any other value; a missing one has the first."""
         if (value := self._attributes.pop(name, allowed[0])) not in allowed:
-            raise self.refuse(f"{name}={value!r}", f"{name}={' or '.join(map(repr, allowed))}")
+            raise self.node_error(f"{name}={value!r}", f"{name}={' or '.join(map(repr, allowed))}")
 
     def constant(self, position: int) -> Any:
-        """The array of an input that is an initializer, None for one that is computed or left out."""
+        """The array of an input that is an initializer; None for a computed or missing input."""
         name = self.node.input[position] if position < len(self.node.input) else ""
         return numpy_helper.to_array(self._initializers[name]) if name in self._initializers else None
 
-    def refuse(self, found: object, allowed: object) -> InputError:
-        """The error that names this node."""
+    def node_error(self, found: object, allowed: object) -> GraphError:
+        """The error for an unsupported property of this node."""
         where = f"{self.node.op_type} {self.node.name or self.node.output[0]}"
-        return InputError("the graph has no torch program", where=where, found=found, allowed=allowed)
+        return GraphError("the graph cannot be converted to a torch program", where=where, found=found, allowed=allowed)
 
     def finish(self) -> None:
-        """Refuse attributes that nobody asked for, and outputs beyond the first."""
+        """Refuse attributes that were not read, and outputs beyond the first."""
         if self._attributes:
-            raise self.refuse(f"attribute {', '.join(self._attributes)}", "the attributes of opset 20 that this toolkit writes")
+            raise self.node_error(
+                f"attribute {', '.join(self._attributes)}", "the opset 20 attributes that this toolkit writes"
+            )
         if any(self.node.output[1:]):
-            raise self.refuse(f"outputs {', '.join(self.node.output)}", "one output")
+            raise self.node_error(f"outputs {', '.join(self.node.output)}", "one output")
 
 
-def compute_of(node: onnx.NodeProto, initializers: Mapping[str, onnx.TensorProto]) -> Compute:
-    """What computes a node's first output from its inputs: tensors, and Python integers for integer tensors.
+def torch_function(node: onnx.NodeProto, initializers: Mapping[str, onnx.TensorProto]) -> Compute:
+    """The function that computes a node's first output from its inputs; integer tensors are Python integers.
 
-    Raises InputError for an operator, or something that the node says of it, without an entry here.
+    Raises GraphError for an unsupported operator, attribute or input.
     """
     reader = NodeReader(node, initializers)
-    make = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-    if make is None:
-        raise reader.refuse("this operator", ", ".join(OPERATORS))
-    compute = make(reader)
+    convert = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if convert is None:
+        raise reader.node_error("this operator", ", ".join(OPERATORS))
+    compute = convert(reader)
     reader.finish()
     return compute
 
 
 def _plain(function: Compute) -> Callable[[NodeReader], Compute]:
-    """An operator whose ONNX and torch forms agree, without attributes."""
+    """An operator without attributes that is the same in ONNX and torch."""
     return lambda _node: function
 
 
@@ -95,7 +97,7 @@ def _concat(node: NodeReader) -> Compute:
 def _expand(_node: NodeReader) -> Compute:
     def expand(x: torch.Tensor, shape: list[int]) -> torch.Tensor:
         sizes = [1] * (len(shape) - x.dim()) + list(x.shape)
-        return x.expand([own if wanted == 1 else wanted for own, wanted in zip(sizes, shape, strict=True)])
+        return x.expand([own if size == 1 else size for own, size in zip(sizes, shape, strict=True)])
 
     return expand
 
@@ -103,11 +105,11 @@ def _expand(_node: NodeReader) -> Compute:
 def _slice(node: NodeReader) -> Compute:
     starts, ends, axes, steps = (node.constant(i) for i in (1, 2, 3, 4))
     if starts is None or ends is None:
-        raise node.refuse("bounds that are computed", "bounds that are constants")
+        raise node.node_error("computed bounds", "constant bounds")
     axes = range(len(starts)) if axes is None else axes.tolist()
     steps = [1] * len(starts) if steps is None else steps.tolist()
     if min(steps) < 1:
-        raise node.refuse(f"steps {steps}", "positive steps")
+        raise node.node_error(f"steps {steps}", "positive steps")
     bounds = {axis: slice(*b) for axis, *b in zip(axes, starts.tolist(), ends.tolist(), steps, strict=True)}
     return lambda x, *_bounds: x[tuple(bounds.get(i, bounds.get(i - x.dim(), slice(None))) for i in range(x.dim()))]
 
@@ -115,7 +117,7 @@ def _slice(node: NodeReader) -> Compute:
 def _gather(node: NodeReader) -> Compute:
     axis, index = node.pop("axis", 0), node.constant(1)
     if index is None or index.ndim:
-        raise node.refuse("indices that are no constant number", "one constant index")
+        raise node.node_error("indices other than one constant", "one constant index")
     return lambda x, at: x[at] if isinstance(x, list) else x.select(axis, at)
 
 
@@ -131,11 +133,11 @@ def _transpose(node: NodeReader) -> Compute:
 
 def _conv(node: NodeReader) -> Compute:
     node.expect("auto_pad", b"NOTSET")
-    node.pop("kernel_shape")  # the weight has it
+    node.pop("kernel_shape")  # given by the weight
     pads, group = node.pop("pads", [0, 0, 0, 0]), node.pop("group", 1)
     strides, dilations = node.pop("strides", [1, 1]), node.pop("dilations", [1, 1])
     if len(pads) != 4 or pads[:2] != pads[2:]:
-        raise node.refuse(f"pads {pads}", "two dimensions, padded alike on both sides")
+        raise node.node_error(f"pads {pads}", "two dimensions, with equal padding on both sides")
     return lambda x, weight, bias=None: F.conv2d(x, weight, bias, strides, pads[:2], dilations, group)
 
 
@@ -150,13 +152,13 @@ def _layer_norm(node: NodeReader) -> Compute:
     node.expect("stash_type", 1)
     axis, eps, scale = node.pop("axis", -1), node.pop("epsilon", 1e-5), node.constant(1)
     if axis != -1 or scale is None or scale.ndim != 1:
-        raise node.refuse(f"axis {axis}", "the last axis, with a constant scale")
+        raise node.node_error(f"axis {axis}", "the last axis, with a constant scale")
     return lambda x, weight, bias=None: F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
 def _batch_norm(node: NodeReader) -> Compute:
     node.expect("training_mode", 0)
-    node.pop("momentum")  # of no use but in training
+    node.pop("momentum")  # used in training only
     eps = node.pop("epsilon", 1e-5)
     return lambda x, weight, bias, mean, var: F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
 
@@ -167,14 +169,14 @@ def _gelu(node: NodeReader) -> Compute:
 
 
 def _reduce(function: Compute) -> Callable[[NodeReader], Compute]:
-    def make(node: NodeReader) -> Compute:
+    def convert(node: NodeReader) -> Compute:
         node.expect("noop_with_empty_axes", 0)
         keep = bool(node.pop("keepdims", 1))
         if node.constant(1) is None:
-            raise node.refuse("axes that are no constant", "constant axes")
+            raise node.node_error("missing or computed axes", "constant axes")
         return lambda x, axes: function(x.float(), axes, keep).to(x.dtype)
 
-    return make
+    return convert
 
 
 def _clip(_node: NodeReader) -> Compute:
@@ -189,22 +191,22 @@ def _cast(node: NodeReader) -> Compute:
     node.expect("saturate", 1)
     to = node.pop("to")
     if to not in FLOATS:
-        raise node.refuse(f"to {to}", "FLOAT or FLOAT16")
+        raise node.node_error(f"to {to}", "FLOAT or FLOAT16")
     return lambda x: x.to(FLOATS[to])
 
 
 def _qdq(name: str) -> Callable[[NodeReader], Compute]:
-    def make(node: NodeReader) -> Compute:
+    def convert(node: NodeReader) -> Compute:
         node.expect("block_size", 0)
         node.expect("saturate", 1)
         node.expect("output_dtype", 0)
         axis, scale, zero = node.pop("axis", 1), node.constant(1), node.constant(2)
         if scale is None or zero is None or zero.dtype != np.int8 or zero.any():
-            raise node.refuse("a scale that is computed, or a zero-point", "a constant scale and an INT8 zero-point of 0")
+            raise node.node_error("an unsupported scale or zero-point", "a constant scale and an INT8 zero-point of 0")
         operator = getattr(torch.ops.ufovit, name)
         return lambda x, scale, _zero: operator(x, scale, axis)
 
-    return make
+    return convert
 
 
 OPERATORS: dict[str, Callable[[NodeReader], Compute]] = {
@@ -233,4 +235,4 @@ OPERATORS: dict[str, Callable[[NodeReader], Compute]] = {
     "Sub": _plain(torch.sub),
     "Transpose": _transpose,
 }
-"""ONNX operator -> what computes it in torch: all that this toolkit's graphs hold."""
+"""ONNX operator -> its conversion to a torch function, for every operator in this toolkit's graphs."""

@@ -1,14 +1,14 @@
-"""An ONNX graph as a torch module, node by node, and as a `torch.export` program.
+"""Convert an ONNX graph to a torch module, node by node, and to a `torch.export` program.
 
 torch-tensorrt takes a torch program where the other backends take an ONNX file. A second implementation of the network could
-differ from the first; so the program is made from the very graph that the other backends get. Scales, FP32 islands, folded and
-refined weights come along because they are in the graph.
+differ from the first, so the program is converted from the graph that the other backends get: it contains the same scales,
+FP32 islands, and folded and refined weights.
 
-    node  ->  a submodule `steps.nI`, I being the node's position. torch.export keeps the submodule of every operation, so that
-              what is built from the program can be traced back to the node.
-    integer initializers, Shape  ->  Python integers, symbolic where the batch is
+    node  ->  a submodule `steps.nI`, where I is the node's position. torch.export keeps the submodule of every operation, so
+              that a layer of the engine can be traced back to its node.
+    integer initializers, Shape  ->  Python integers, symbolic for the batch
 
-What each operator is in torch: `engines.torch_tensorrt.onnx_operators`.
+Operators: `engines.torch_tensorrt.onnx_operators`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from calib.errors import InputError
+from calib.errors import GraphError
 from engines.build_spec import BatchRange
-from engines.torch_tensorrt.onnx_operators import FLOATS, Compute, compute_of
+from engines.torch_tensorrt.onnx_operators import FLOATS, Compute, torch_function
 
 _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 
@@ -34,10 +34,10 @@ class Program:
 
     Attributes:
         data: bytes of the .pt2 file; it calls `torch.ops.ufovit` (`engines.torch_tensorrt.torch_qdq`).
-        steps: name of a submodule, without "steps." -> name of its node; nodes without a name are left out.
-        shapes: of the image: (min, opt, max), or the one that is fixed.
-        input: name of the image in the graph; in the program it is "image".
-        output: name of the logits in the graph.
+        steps: submodule name, without "steps." -> node name; nodes without a name are left out.
+        shapes: shapes of the input: (min, opt, max), or one fixed shape.
+        input: name of the graph's input; in the program it is "image".
+        output: name of the graph's output.
     """
 
     data: bytes
@@ -48,9 +48,9 @@ class Program:
 
 
 class OnnxModule(torch.nn.Module):
-    """An ONNX graph with one input and one output; `forward` takes the image and gives the logits, types as in the graph.
+    """A torch module of an ONNX graph with one input and one output, with the types of the graph.
 
-    Raises InputError naming the first node that has no torch form.
+    Raises GraphError naming the first node that has no torch equivalent.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -69,14 +69,14 @@ class OnnxModule(torch.nn.Module):
         self.steps = torch.nn.ModuleDict()
         self._wiring: list[tuple[str, tuple[str, ...], str]] = []
         for i, node in enumerate(graph.node):
-            self.steps[f"n{i}"] = _Step(compute_of(node, initializers))
+            self.steps[f"n{i}"] = _Step(torch_function(node, initializers))
             self._wiring.append((f"n{i}", tuple(node.input), node.output[0]))
         self._input = next(v.name for v in graph.input if v.name not in initializers)
         self._output = graph.output[0].name
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, ...) image -> (B, classes) logits."""
-        values = {"": None, **self._integers, **{name: getattr(self, at) for name, at in self._buffers_of.items()}}
+        """(B, ...) input -> (B, ...) output."""
+        values = {"": None, **self._integers, **{name: getattr(self, buffer) for name, buffer in self._buffers_of.items()}}
         values[self._input] = image
         for step, inputs, output in self._wiring:
             values[output] = self.steps[step](*(values[name] for name in inputs))
@@ -94,14 +94,14 @@ class _Step(torch.nn.Module):
 
 
 def export_program(model: onnx.ModelProto, batch: BatchRange) -> Program:
-    """The program of a graph with one input and one output.
+    """Export a graph with one input and one output as a torch program.
 
     Args:
-        model: a flat graph whose image has a fixed shape, but for the batch.
-        batch: sizes of a symbolic batch; where min is max, the program has that fixed batch.
+        model: a flat graph whose input has a fixed shape except for the batch.
+        batch: sizes of a symbolic batch; if min equals max, the program has that fixed batch.
 
     Raises:
-        InputError: a node without a torch form (names it), or another symbolic dimension than the batch.
+        GraphError: a node has no torch equivalent (names it), or a dimension other than the batch is symbolic.
     """
     weights = {i.name for i in model.graph.initializer}
     image = next(v for v in model.graph.input if v.name not in weights)
@@ -109,15 +109,15 @@ def export_program(model: onnx.ModelProto, batch: BatchRange) -> Program:
     kind = FLOATS.get(image.type.tensor_type.elem_type)
     if kind is None or -1 in shape[1:]:
         found = f"{shape} of element type {image.type.tensor_type.elem_type}"
-        raise InputError(
-            "the image has no torch form", where=image.name, found=found, allowed="floats, of one size but the batch"
+        raise GraphError(
+            "unsupported graph input", where=image.name, found=found, allowed="a float tensor; only the batch may be symbolic"
         )
     sizes = (batch.min, batch.opt, batch.max) if shape[0] == -1 else (shape[0],)
     module = OnnxModule(model).eval()
     dynamic = None
     if len(set(sizes)) > 1:
         dynamic = {"image": {0: torch.export.Dim("batch", min=sizes[0], max=sizes[-1])}}
-    size = sizes[0] if dynamic is None else max(sizes[0], 2)  # torch.export takes a size of 1 for a fixed one
+    size = sizes[0] if dynamic is None else max(sizes[0], 2)  # torch.export treats a size of 1 as fixed
     example = torch.zeros(size, *shape[1:], dtype=kind)
     with torch.no_grad():
         exported = torch.export.export(module, (example,), dynamic_shapes=dynamic)

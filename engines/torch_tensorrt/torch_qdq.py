@@ -1,13 +1,13 @@
-"""QuantizeLinear and DequantizeLinear as torch operators, so that a Q/DQ graph passes through `torch.export` as it is.
+"""QuantizeLinear and DequantizeLinear as torch operators, which `torch.export` keeps as they are.
 
     ufovit::quantize(x, s)   = clamp(rint(x / s), -128, 127)    float -> int8; divided in FP32, ties to even
     ufovit::dequantize(q, s) = q * s                            int8 -> type of s; multiplied in FP32
 
-`s` is a scalar, or a vector along `axis`. Zero-points are 0, as TensorRT wants them. These are ONNX's definitions. No
-operators of others will do: torch-tensorrt converts one fused operator of ModelOpt, whose scales must run along axis 0 and
-which takes no weight stored as INT8; torch's own `quantized_decomposed` multiplies by 1 / s, which gives other codes near ties.
+`s` is a scalar, or a vector along `axis`. Zero-points are 0, as TensorRT requires. The definitions are ONNX's. Existing
+operators do not fit: torch-tensorrt converts one fused operator of ModelOpt, whose scales must lie along axis 0 and which does
+not take INT8 weights; torch's `quantized_decomposed` multiplies by 1 / s, which gives other codes near ties.
 
-Needs torch alone: it is loaded here and, by path, in torch-tensorrt's environment.
+Imports torch only: it is also loaded, by path, in torch-tensorrt's environment.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ NAMESPACE = "ufovit"
 
 
 def quantize(x: torch.Tensor, scale: torch.Tensor, axis: int) -> torch.Tensor:
-    """INT8 codes of a float tensor of any shape; `scale` () or (x.shape[axis],)."""
-    codes = torch.round(x.float() / _along(scale, x.dim(), axis).float())
+    """Quantize a float tensor of any shape to INT8 codes; `scale` () or (x.shape[axis],)."""
+    codes = torch.round(x.float() / _broadcast(scale, x.dim(), axis).float())
     return codes.clamp(-128, 127).to(torch.int8)
 
 
 def dequantize(q: torch.Tensor, scale: torch.Tensor, axis: int) -> torch.Tensor:
-    """What INT8 codes of any shape stand for, in the type of `scale`, () or (q.shape[axis],)."""
-    return (q.float() * _along(scale, q.dim(), axis).float()).to(scale.dtype)
+    """Dequantize INT8 codes of any shape to the type of `scale`, () or (q.shape[axis],)."""
+    return (q.float() * _broadcast(scale, q.dim(), axis).float()).to(scale.dtype)
 
 
 def register() -> None:
-    """Make `torch.ops.ufovit.quantize` and `.dequantize` known; once per process."""
+    """Register `torch.ops.ufovit.quantize` and `.dequantize`; call once per process."""
     for function, fake, schema in (
         (quantize, _quantized_like, "(Tensor x, Tensor scale, int axis) -> Tensor"),
         (dequantize, _dequantized_like, "(Tensor q, Tensor scale, int axis) -> Tensor"),
@@ -48,5 +48,5 @@ def _dequantized_like(q: torch.Tensor, scale: torch.Tensor, axis: int) -> torch.
     return torch.empty_like(q, dtype=scale.dtype)
 
 
-def _along(scale: torch.Tensor, dims: int, axis: int) -> torch.Tensor:
+def _broadcast(scale: torch.Tensor, dims: int, axis: int) -> torch.Tensor:
     return scale if scale.dim() == 0 else scale.reshape([-1 if i == axis % dims else 1 for i in range(dims)])

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: the only importer of their Python API, and one backend each."""
+"""TensorRT and TensorRT-RTX backends, and the only module that imports their Python API."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from calib.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from engines.trt.api import Builder, Runtime, load
-    from engines.trt.network import define
+    from engines.trt.network import define_network
     from engines.trt.rtx_backend import build_plan
     from engines.trt.timing_cache import TimingCache
     from engines.trt.trt_backend import build_engine
@@ -19,9 +19,9 @@ _PUBLIC = {
     "TimingCache": "engines.trt.timing_cache",
     "build_engine": "engines.trt.trt_backend",
     "build_plan": "engines.trt.rtx_backend",
-    "define": "engines.trt.network",
+    "define_network": "engines.trt.network",
     "load": "engines.trt.api",
 }
 
-__all__ = ["Builder", "Runtime", "TimingCache", "build_engine", "build_plan", "define", "load"]
+__all__ = ["Builder", "Runtime", "TimingCache", "build_engine", "build_plan", "define_network", "load"]
 __getattr__ = lazy_exports(__name__, _PUBLIC)

@@ -1,9 +1,9 @@
-"""A long call into a C++ library that Ctrl-C can leave at once.
+"""Run a long call into a C++ library so that Ctrl-C interrupts the wait at once.
 
-The call runs in a daemon thread while the caller waits where signals reach it. Leaving the wait does not end the call: it is
-told to cancel and goes on by itself until it hears of it. Should the program end meanwhile, the thread must not come back
-into a Python that is being taken down (that aborts the process), so its callbacks stop there for good: each of them begins
-with `checkpoint()`.
+The call runs in a daemon thread while the caller waits in a thread that receives signals. Interrupting the wait requests
+cancellation; the call continues until it notices. If the program exits meanwhile, the thread must not return into an
+interpreter that is shutting down (that aborts the process), so every callback starts with `park_if_exiting()`, which then never
+returns.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _parked = threading.Event()
 _running: set[int] = set()
 
 
-def run(work: Callable[[], T], cancelled: threading.Event | None = None) -> T:
-    """The result of `work()`, or its exception.
+def run_interruptible(call: Callable[[], T], cancelled: threading.Event | None = None) -> T:
+    """Run `call()` in a thread and return its result or raise its exception.
 
     Args:
-        work: the call. It must hold every object that the library still needs after the caller has left.
-        cancelled: set when the wait is left. Without it the call cannot be cancelled: the wait is left when it is done.
+        call: the call. It must own every object that the library still needs after the wait was interrupted.
+        cancelled: set when the wait is interrupted. Without it the call cannot be cancelled: an interrupt waits for its end.
     """
     done = threading.Event()
     results: list[T] = []
@@ -36,13 +36,13 @@ def run(work: Callable[[], T], cancelled: threading.Event | None = None) -> T:
     def body() -> None:
         _running.add(threading.get_ident())
         try:
-            results.append(work())
-        except BaseException as error:  # noqa: BLE001  # whatever it is, the waiting thread raises it again
+            results.append(call())
+        except BaseException as error:  # noqa: BLE001  # the waiting thread raises it again
             errors.append(error)
         finally:
             _running.discard(threading.get_ident())
             done.set()
-            checkpoint()
+            park_if_exiting()
 
     threading.Thread(target=body, name="engine-build", daemon=True).start()
     try:
@@ -59,15 +59,15 @@ def run(work: Callable[[], T], cancelled: threading.Event | None = None) -> T:
     return results[0]
 
 
-def checkpoint() -> None:
-    """Return at once, or never when the program is ending. To be called first in every callback of the library."""
+def park_if_exiting() -> None:
+    """Return at once, or never if the program is exiting. Call it first in every callback of the library."""
     if _exiting.is_set():
         _parked.set()
         threading.Event().wait()
 
 
 @atexit.register
-def _leave() -> None:
+def _park_running_call() -> None:
     if _running:
         _exiting.set()
-        _parked.wait(_SETTLE_SECONDS)  # a thread that is silent for longer is deep in a step that outlasts the program
+        _parked.wait(_SETTLE_SECONDS)  # a thread silent for longer is inside a step that outlasts the program

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Figures of calibration: memory, speed against onnxruntime.quantization, how many images are enough.
+"""Measure calibration: memory, speed compared with onnxruntime.quantization, number of images.
 
-    scripts/bench/peers.sh ufovit_t                 makes the graph and the images
+    scripts/bench/peers.sh ufovit_t                 creates the graph and the images
     python scripts/bench/calibration.py memory      peak memory over 128 and over 4,096 images
-    python scripts/bench/calibration.py speed       method entropy, and ONNX Runtime's entropy calibrator
-    python scripts/bench/calibration.py images      range shift, and SQNR of the logits, over the number of images
+    python scripts/bench/calibration.py speed       method entropy, compared with ONNX Runtime's entropy calibrator
+    python scripts/bench/calibration.py images      range shift and SQNR of the logits by number of images
 
-Memory is the largest resident set of the process, read every 20 ms. Seconds run from the call to the finished ranges, imports
-apart. Tables are Markdown.
+Memory is the peak resident set of the process, sampled every 20 ms. Seconds are from the call to the finished ranges, without
+imports. Tables are Markdown.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Images = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Task:
-    """One calibration in a process of its own: `tool` is "ours" or "onnxruntime"."""
+    """One calibration in a subprocess: `tool` is "ours" or "onnxruntime"."""
 
     tool: str
     graph: str
@@ -61,8 +61,8 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Seconds of the calibration, peak memory of its process, and how many tensors got a range."""
+class Measurement:
+    """Seconds of the calibration, peak memory of its process, and number of tensors with a range."""
 
     seconds: float
     peak_mib: float
@@ -70,25 +70,25 @@ class Measured:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Figures of calibration.")
+    parser = argparse.ArgumentParser(description="Measure calibration.")
     parser.add_argument("table", choices=[*TABLES, "task"])
     parser.add_argument("--graph", type=Path, default=FOLDER / "fp32.onnx", help="float graph with one input")
-    parser.add_argument("--images", type=Path, default=FOLDER / "calib.npy", help="float32 (N, ...) as the graph takes them")
-    parser.add_argument("--eval", type=Path, default=FOLDER / "eval.npy", help="for memory and images: other images, likewise")
-    parser.add_argument("--eval-count", type=int, default=1000, help="for images: judged on so many")
+    parser.add_argument("--images", type=Path, default=FOLDER / "calib.npy", help="preprocessed images, float32 (N, ...)")
+    parser.add_argument("--eval", type=Path, default=FOLDER / "eval.npy", help="for memory and images: evaluation images")
+    parser.add_argument("--eval-count", type=int, default=1000, help="for images: number of evaluation images")
     parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--rounds", type=int, default=5, help="for speed: so many times, alternating")
-    parser.add_argument("--draws", type=int, default=5, help="for images: subsets of each size")
+    parser.add_argument("--rounds", type=int, default=5, help="for speed: number of alternating runs")
+    parser.add_argument("--draws", type=int, default=5, help="for images: number of subsets of each size")
     parser.add_argument("--method", default=None, help="for images: mse; for memory and speed: entropy")
-    parser.add_argument("--task", default="", help="used by this script itself")
+    parser.add_argument("--task", default="", help="internal")
     args = parser.parse_args()
     try:
         if args.table == "task":
-            print(json.dumps(carry_out(Task(**json.loads(args.task)))))
+            print(json.dumps(run_task(Task(**json.loads(args.task)))))
             return
         for path in (args.graph, args.images, args.eval):
             if not path.is_file():
-                raise MissingError("no graph or images for the bench", where=path, next_command=MAKE)
+                raise MissingError("the graph or the images of the benchmark are missing", where=path, next_command=MAKE)
         TABLES[args.table](args)
     except UfovitError as error:
         sys.exit(str(error))
@@ -103,9 +103,9 @@ def memory(args: argparse.Namespace) -> None:
     peaks = []
     for count in (128, 4096):
         task = Task("ours", str(args.graph), str(args.eval), count, args.method or "entropy", batch=args.batch)
-        found = measure(task)
-        peaks.append(found.peak_mib)
-        print(f"| {count:,} | {found.peak_mib:.0f} | {found.seconds:.1f} |", flush=True)
+        measurement = measure(task)
+        peaks.append(measurement.peak_mib)
+        print(f"| {count:,} | {measurement.peak_mib:.0f} | {measurement.seconds:.1f} |", flush=True)
     print(f"\n4,096 images take {peaks[1] / peaks[0]:.2f} times the memory of 128.")
 
 
@@ -116,21 +116,21 @@ def speed(args: argparse.Namespace) -> None:
         "ufovit-edge": base,
         "onnxruntime.quantization": Task(**{**asdict(base), "tool": "onnxruntime"}),
     }
-    found: dict[str, list[Measured]] = {name: [] for name in runs}
+    measurements: dict[str, list[Measurement]] = {name: [] for name in runs}
     for _ in range(args.rounds):
         for name, task in runs.items():
-            found[name].append(measure(task))
-            print(f"{name}: {found[name][-1]}", file=sys.stderr)
-    theirs = found["onnxruntime.quantization"]
+            measurements[name].append(measure(task))
+            print(f"{name}: {measurements[name][-1]}", file=sys.stderr)
+    baseline = measurements["onnxruntime.quantization"]
     print(f"{args.graph.name}, {count} images, batches of {args.batch}, {base.method}, {args.rounds} rounds, {versions()}.\n")
-    print("| calibrator | tensors | seconds, median (least to most) | onnxruntime's seconds / these | peak MiB |")
+    print("| calibrator | tensors | seconds, median (min to max) | speedup over onnxruntime | peak MiB |")
     print("|---|---|---|---|---|")
-    for name, those in found.items():
-        seconds = [run.seconds for run in those]
-        ratio = statistics.median(b.seconds / a.seconds for a, b in zip(those, theirs, strict=True))
-        peak = max(run.peak_mib for run in those)
+    for name, own in measurements.items():
+        seconds = [run.seconds for run in own]
+        ratio = statistics.median(b.seconds / a.seconds for a, b in zip(own, baseline, strict=True))
+        peak = max(run.peak_mib for run in own)
         spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
-        print(f"| {name} | {those[0].tensors} | {spread} | {ratio:.2f} | {peak:.0f} |")
+        print(f"| {name} | {own[0].tensors} | {spread} | {ratio:.2f} | {peak:.0f} |")
 
 
 def images(args: argparse.Namespace) -> None:
@@ -139,7 +139,7 @@ def images(args: argparse.Namespace) -> None:
     judged = np.ascontiguousarray(judged[:: max(1, len(judged) // args.eval_count)][: args.eval_count])
     model, _ = load_graph(args.graph)
     (logits,) = (output.name for output in model.graph.output)
-    wanted = run(TappedGraph(model, (logits,), threads=0), logits, judged, args.batch)
+    reference = run(TappedGraph(model, (logits,), threads=0), logits, judged, args.batch)
     sizes = [size for size in (32, 64, 128, 256) if size < len(calib)] + [len(calib)]
     print(f"{args.graph.name}, {args.method or 'mse'}, SQNR of Q/DQ logits on {len(judged)} images, {versions()}.\n")
     print("| images | subsets | median range shift | largest range shift | SQNR of the logits, dB |\n|---|---|---|---|---|")
@@ -151,11 +151,11 @@ def images(args: argparse.Namespace) -> None:
             table = calibrate(args.graph, parts, plan, CollectConfig(args.method or "mse", at_once=2))
             quantized = TappedGraph(insert_qdq(model, table, plan), (logits,), threads=0)
             assert table.range_shift is not None
-            found = sqnr_db(wanted, run(quantized, logits, judged, args.batch))
-            rows.append((table.range_shift.median, table.range_shift.largest, found))
+            sqnr = sqnr_db(reference, run(quantized, logits, judged, args.batch))
+            rows.append((table.range_shift.median, table.range_shift.largest, sqnr))
             print(f"{size} images, subset {draw}: {rows[-1]}", file=sys.stderr, flush=True)
-        medians, largest, sqnr = zip(*rows, strict=True)
-        cells = (span(medians, "{:.1%}"), span(largest, "{:.0%}"), span(sqnr, "{:.2f}"))
+        medians, largest, sqnrs = zip(*rows, strict=True)
+        cells = (span(medians, "{:.1%}"), span(largest, "{:.0%}"), span(sqnrs, "{:.2f}"))
         print(f"| {size} | {len(rows)} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -166,11 +166,11 @@ TABLES: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 
-# --- one calibration in a process of its own
+# --- one calibration in a subprocess
 
 
-def measure(task: Task) -> Measured:
-    """Run this script on a task, and read its resident set while it runs."""
+def measure(task: Task) -> Measurement:
+    """Run a task in a subprocess and sample its resident set."""
     command = [sys.executable, __file__, "task", "--task", json.dumps(asdict(task))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         peak = 0
@@ -180,8 +180,8 @@ def measure(task: Task) -> Measured:
         assert process.stdout is not None
         output = process.stdout.read()
     if process.returncode:
-        raise MissingError("a calibration of the bench failed", found=f"{task}: exit status {process.returncode}")
-    return Measured(peak_mib=peak / 1024, **json.loads(output.splitlines()[-1]))
+        raise MissingError("a calibration of the benchmark failed", found=f"{task}: exit status {process.returncode}")
+    return Measurement(peak_mib=peak / 1024, **json.loads(output.splitlines()[-1]))
 
 
 def resident_kib(pid: int) -> int:
@@ -192,23 +192,23 @@ def resident_kib(pid: int) -> int:
     return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")), 0)
 
 
-def carry_out(task: Task) -> dict[str, Any]:
+def run_task(task: Task) -> dict[str, Any]:
     plan = plan_of(Path(task.graph))
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        tensors = (ours if task.tool == "ours" else onnxruntimes)(task, plan, Path(folder))
+        tensors = (ours if task.tool == "ours" else onnxruntime_calibration)(task, plan, Path(folder))
         return {"seconds": time.monotonic() - started, "tensors": tensors}
 
 
 def ours(task: Task, plan: QuantPlan, folder: Path) -> int:
-    config = CollectConfig(task.method, at_once=2)  # as `ufovit calibrate` has it
+    config = CollectConfig(task.method, at_once=2)  # like `ufovit calibrate`
     table = calibrate(Path(task.graph), stored(task), plan, config)
     save_table(folder / "calibration.json", table)
     return len(table.tensors)
 
 
-def onnxruntimes(task: Task, plan: QuantPlan, folder: Path) -> int:
-    """ONNX Runtime's entropy calibrator as its users call it, made to observe the tensors of our plan."""
+def onnxruntime_calibration(task: Task, plan: QuantPlan, folder: Path) -> int:
+    """Run ONNX Runtime's entropy calibrator through its public API on the tensors of our plan."""
     from onnxruntime.quantization import calibrate as library
 
     class Reader(library.CalibrationDataReader):  # type: ignore[misc]  # the library has no types
@@ -242,7 +242,7 @@ def plan_of(graph: Path) -> QuantPlan:
 
 
 def stored(task: Task) -> Iterator[Images]:
-    """The first `count` images of a file, batch by batch, read and not mapped: mapped pages would count as memory."""
+    """The first `count` images of a file, batch by batch; read, because mapped pages would count as memory."""
     mapped = np.load(task.images, mmap_mode="r")
     shape, offset, available = mapped.shape[1:], mapped.offset, len(mapped)
     del mapped
@@ -265,7 +265,7 @@ def run(graph: TappedGraph, output: str, values: Images, batch: int) -> npt.NDAr
 
 
 def span(values: tuple[float, ...], shown: str) -> str:
-    """The median, and the range where there are several."""
+    """The median, and the range of several values."""
     middle = shown.format(statistics.median(values))
     return middle if len(values) == 1 else f"{middle} ({shown.format(min(values))} to {shown.format(max(values))})"
 

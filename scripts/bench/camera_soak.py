@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Does a camera run leak, and how old are its answers? Looped videos through a build, as `ufovit camera` runs them.
+"""Measure memory growth and prediction age of long camera runs: looped videos through a build, like `ufovit camera`.
 
     python scripts/bench/camera_soak.py BUILD VIDEO [VIDEO ...] [--frames 10000] [--source-fps 60] [--runner auto]
 
-For each video: `--frames` results, the source played at `--source-fps`, which should be faster than the network, newest frame
-only, no limit of the rate. Printed: memory (resident set) after warm-up and at its end, and its slope; the age of the answers
-against its bound. For the answer to frame n, taken from the source at t(n) and by the loop at p,
+For each video: `--frames` results, with the source at `--source-fps`, which should exceed the rate of the network, newest frame
+only, no rate limit. Prints memory (resident set) after warm-up and at the end, and its slope; the age of the predictions and
+its bound. For the prediction of frame n, taken from the source at t(n) and by the loop at p,
 
-    age(n) = (done - p) + (p - t(n)) <= inference and what stands around it + (t(n + 1) - t(n))
+    age(n) = (done - p) + (p - t(n)) <= pre-processing, inference and post-processing + (t(n + 1) - t(n))
 
-and every answer is held against the interval that was behind its own frame. Exit code 1 where memory grew by more than
-`--most-growth` MB, or an answer was older than its bound.
+where the interval is the one after the same frame. Exit code 1 if memory grew by more than `--most-growth` MB, or a prediction
+exceeded its bound.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from edge.tasks.registry import task_of
 from engines.build_folder.folder import BuildFolder
 
 WARM_UP = 500
-_SLACK_S = 1e-6  # of adding floats
+_SLACK_S = 1e-6  # for floating-point rounding
 _REMEMBERED = 4096
 
 
 class TimedSlot(LatestFrame):
-    """A slot that remembers when the last frames were taken."""
+    """A slot that records when the last frames were taken."""
 
     def __init__(self) -> None:
         super().__init__(time.monotonic)
@@ -55,28 +55,28 @@ class TimedSlot(LatestFrame):
 
     def on_put(self, frame: Frame) -> None:
         """Called under the lock, for every frame."""
-        place = frame.number % _REMEMBERED
-        self._taken[place] = frame.taken_s
-        self._numbers[place] = frame.number
+        index = frame.number % _REMEMBERED
+        self._taken[index] = frame.taken_s
+        self._numbers[index] = frame.number
 
     def taken_s(self, number: int) -> float | None:
-        """When a frame was taken; None if it was not yet, or too long ago."""
-        place = number % _REMEMBERED
-        taken = float(self._taken[place])
-        return taken if self._numbers[place] == number else None
+        """When a frame was taken; None if not yet, or too long ago."""
+        index = number % _REMEMBERED
+        taken = float(self._taken[index])
+        return taken if self._numbers[index] == number else None
 
 
 class Watch:
-    """A sink that measures memory and holds every answer against its bound; its own memory is taken at the start.
+    """A sink that measures memory and compares the age of every prediction with its bound. Allocates its memory at the start.
 
-    `held` has a row per answer whose next frame is known: its interval, its wait for the network, its age, milliseconds.
+    `ages` has a row per prediction whose next frame is known: (interval, wait for the network, age), milliseconds.
     """
 
     def __init__(self, slot: TimedSlot, frames: int) -> None:
         self._slot = slot
-        self._rss, self._held = np.ones(frames), np.ones((frames, 3))
+        self._rss, self._ages = np.ones(frames), np.ones((frames, 3))
         self._results = self._answers = self.late = 0
-        self._before: Result | None = None
+        self._previous: Result | None = None
 
     @property
     def rss_mb(self) -> NDArray[Any]:
@@ -84,29 +84,29 @@ class Watch:
         return self._rss[: self._results]
 
     @property
-    def held(self) -> NDArray[Any]:
-        """Answers held against their bound, (n, 3)."""
-        return self._held[: self._answers]
+    def ages(self) -> NDArray[Any]:
+        """Predictions compared with their bound, (n, 3)."""
+        return self._ages[: self._answers]
 
     def __call__(self, result: Result, /) -> None:
-        """One result. The frame behind the one before is there by now."""
+        """Take one result. The frame after that of the previous result has arrived by now."""
         self._rss[self._results] = rss_mb()
         self._results += 1
-        if self._before is not None:
-            self._check(self._before)
-        self._before = result
+        if self._previous is not None:
+            self._check(self._previous)
+        self._previous = result
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to release."""
 
     def _check(self, result: Result) -> None:
         latency, frame = result.latency, result.frame
-        behind = self._slot.taken_s(frame.number + 1)
-        if behind is None:
+        next_taken_s = self._slot.taken_s(frame.number + 1)
+        if next_taken_s is None:
             return
         waited_ms = latency.age_ms - latency.preprocess_ms - latency.inference_ms - latency.postprocess_ms
-        interval_ms = 1000.0 * (behind - frame.taken_s)
-        self._held[self._answers] = interval_ms, waited_ms, latency.age_ms
+        interval_ms = 1000.0 * (next_taken_s - frame.taken_s)
+        self._ages[self._answers] = interval_ms, waited_ms, latency.age_ms
         self._answers += 1
         self.late += waited_ms > interval_ms + 1000.0 * _SLACK_S
 
@@ -118,7 +118,7 @@ def rss_mb() -> float:
 
 
 def soak(opened: OpenedBuild, video: str, frames: int, source_fps: float) -> tuple[Summary, Watch]:
-    """One video."""
+    """Run one video."""
     source = open_source(video, PlaybackOptions(loop=True))
     source.fps = source_fps
     slot = TimedSlot()
@@ -135,12 +135,12 @@ def soak(opened: OpenedBuild, video: str, frames: int, source_fps: float) -> tup
 
 
 def report(video: str, summary: Summary, watch: Watch) -> tuple[float, int]:
-    """Print one video's figures; (growth of memory in MB, answers older than their bound)."""
+    """Print the figures of one video; returns (memory growth in MB, number of predictions beyond their bound)."""
     rss = watch.rss_mb[min(WARM_UP, len(watch.rss_mb) // 4) :]
     tenth = max(1, len(rss) // 10)
     growth = float(np.median(rss[-tenth:]) - np.median(rss[:tenth]))
     slope = float(np.polyfit(np.arange(len(rss)), rss, 1)[0] * 1000) if len(rss) > 1 else 0.0
-    intervals, waits, ages = watch.held.T
+    intervals, waits, ages = watch.ages.T
 
     def percentiles(values: NDArray[Any]) -> str:
         return " / ".join(f"{v:.1f}" for v in np.percentile(values, (50, 95, 99, 100)))
@@ -152,10 +152,10 @@ def report(video: str, summary: Summary, watch: Watch) -> tuple[float, int]:
         ("median of each tenth of the run", " ".join(f"{np.median(part):.1f}" for part in np.array_split(rss, 10)) + " MB"),
         ("growth (medians of tenths), slope", f"{growth:+.2f} MB, {slope:+.3f} MB per 1,000 results"),
         ("interval of the source, p50/p95/p99/max", f"{percentiles(intervals)} ms"),
-        ("preprocessing to answer", f"{percentiles(ages - waits)} ms"),
+        ("preprocessing to prediction", f"{percentiles(ages - waits)} ms"),
         ("wait for the network", f"{percentiles(waits)} ms"),
-        ("age of the answer", f"{percentiles(ages)} ms"),
-        ("answers held against their bound, beyond it", f"{len(ages)}, {watch.late}"),
+        ("age of the prediction", f"{percentiles(ages)} ms"),
+        ("predictions compared with their bound, beyond it", f"{len(ages)}, {watch.late}"),
     ]
     print(f"\n{Path(video).name}")
     for name, text in rows:
@@ -164,7 +164,7 @@ def report(video: str, summary: Summary, watch: Watch) -> tuple[float, int]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Memory and age of a long camera run")
+    parser = argparse.ArgumentParser(description="Measure memory growth and prediction age of long camera runs.")
     parser.add_argument("build", type=Path)
     parser.add_argument("videos", nargs="+")
     parser.add_argument("--frames", type=int, default=10_000)
@@ -176,12 +176,12 @@ def main() -> int:
     opened = open_runner(BuildFolder(arguments.build), arguments.runner, threads=arguments.threads)
     warm_up(opened)
     print(f"{arguments.build}: {opened.manifest.model} {opened.manifest.precision}, {opened.ran_on}")
-    bad = 0
+    failures = 0
     with opened.runner:
         for video in arguments.videos:
             growth, late = report(video, *soak(opened, video, arguments.frames, arguments.source_fps))
-            bad += growth > arguments.most_growth or late > 0
-    return 1 if bad else 0
+            failures += growth > arguments.most_growth or late > 0
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Figures of the drift verdict: how often an interval holds the true drop, how often a verdict is wrong or missing.
+"""Simulate the drift verdict: coverage of its interval, and rates of wrong and inconclusive verdicts.
 
     python scripts/bench/drift_statistics.py coverage --runs 10000
     python scripts/bench/drift_statistics.py alarms --runs 10000
 
-`coverage` draws paired answers at known rates and compares intervals of nominal 95 %: the toolkit's
+`coverage` samples paired predictions at known rates and compares intervals of nominal 95 %: the toolkit's
 (edge/drift/drop_interval.py), Newcombe's method 10 on the whole table, Tango's score, Agresti and Min's, and two of the paired
 bootstrap. "Below" is the share of runs whose interval ends below the true drop: at the budget, these pass wrongly. "Above" is
-the share that begins above it. `alarms` draws the verdicts of builds with known drops. Every setting has a seed of its own.
-Tables are Markdown.
+the share whose interval begins above it. `alarms` samples the verdicts of builds with known drops. Every setting has its own
+seed. Tables are Markdown.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Limits = tuple[Floats, Floats]
 
 @dataclass(frozen=True)
 class Setting:
-    """One row: images, and in percent the reference's accuracy, the share of answers that flip, the true drop."""
+    """One row: images, and in percent the reference's accuracy, the share of predictions that flip, the true drop."""
 
     images: int
     accuracy: float
@@ -46,14 +46,14 @@ class Setting:
 
     @property
     def rates(self) -> list[float]:
-        """Probabilities of both right, right to wrong, wrong to right, both wrong."""
+        """Probabilities of both correct, correct to wrong, wrong to correct, both wrong."""
         lost, won = (self.flips + self.drop) / 200, (self.flips - self.drop) / 200
         right = self.accuracy / 100
         return [right - lost, lost, won, 1 - right - won]
 
     @property
     def expected_flips(self) -> float:
-        """How many flips the sample holds on average."""
+        """Expected number of flips in the sample."""
         return self.images * self.flips / 100
 
 
@@ -83,21 +83,21 @@ FEW_FLIPS = (
 
 
 def draw(setting: Setting, runs: int) -> Ints:
-    """Tables (runs, 4) of paired answers, always the same ones for a setting."""
+    """Sample tables (runs, 4) of paired predictions, always the same ones for a setting."""
     seed = [SEED, setting.images, *(round(1000 * x) for x in (setting.accuracy, setting.flips, setting.drop))]
     return np.random.default_rng(seed).multinomial(setting.images, setting.rates, size=runs)
 
 
-# --- the intervals: tables (runs, 4) to limits of the drop as shares
+# --- the intervals: tables (runs, 4) -> limits of the drop, as shares
 
 
 def ours(tables: Ints) -> Limits:
-    """The toolkit's: Newcombe's square-and-add on the flip rates."""
+    """The toolkit's interval: Newcombe's square-and-add on the flip rates."""
     return drop_limits(tables[:, 1], tables[:, 2], tables.sum(1), LEVEL)
 
 
 def agresti_min(tables: Ints) -> Limits:
-    """Wald's with half an image more in each cell (Agresti and Min, Statistics in Medicine 24, 2005)."""
+    """Wald interval with half an image added to each cell (Agresti and Min, Statistics in Medicine 24, 2005)."""
     b, c, n = tables[:, 1], tables[:, 2], tables.sum(1) + 2
     half = Z * np.sqrt(b + c + 1 - (b - c) ** 2 / n) / n
     return (b - c) / n - half, (b - c) / n + half
@@ -153,7 +153,7 @@ def bca_bootstrap(tables: Ints) -> Limits:
 
 
 def _bootstrap(tables: Ints, *, accelerated: bool) -> Limits:
-    """Each pair of flip counts is resampled once, RESAMPLES times."""
+    """Resample each distinct pair of flip counts RESAMPLES times."""
     flips, where = np.unique(np.column_stack([tables[:, 1:3], tables.sum(1)]), axis=0, return_inverse=True)
     limits = np.empty((len(flips), 2))
     rng = np.random.default_rng(SEED)
@@ -165,12 +165,12 @@ def _bootstrap(tables: Ints, *, accelerated: bool) -> Limits:
         shares = _bca_shares(b, c, n, drops) if accelerated else np.tile([0.025, 0.975], (len(n), 1))
         ranks = np.clip(np.rint(shares * (RESAMPLES + 1)) - 1, 0, RESAMPLES - 1).astype(int)
         limits[start : start + 1000] = np.take_along_axis(drops, ranks, axis=1)
-    found = limits[where.ravel()]
-    return found[:, 0], found[:, 1]
+    low, high = limits[where.ravel()].T
+    return low, high
 
 
 def _bca_shares(b: Ints, c: Ints, n: Ints, drops: Floats) -> Floats:
-    """Which quantiles (cases, 2) of the resampled drops are the limits. Ties count half."""
+    """Quantiles (cases, 2) of the resampled drops that are the limits. Ties count half."""
     from scipy.special import ndtr, ndtri
 
     d = (b - c) / n
@@ -197,7 +197,7 @@ METHODS: dict[str, Callable[[Ints], Limits]] = {
 
 
 @dataclass(frozen=True)
-class Covered:
+class Coverage:
     """Shares of the runs in [0, 1], mean width in points."""
 
     coverage: float
@@ -206,18 +206,18 @@ class Covered:
     width: float
 
 
-def covered(method: Callable[[Ints], Limits], setting: Setting, runs: int) -> Covered:
-    """How often a method's interval holds the true drop."""
+def covered(method: Callable[[Ints], Limits], setting: Setting, runs: int) -> Coverage:
+    """Share of the runs in which a method's interval contains the true drop."""
     low, high = method(draw(setting, runs))
     truth, rounding = setting.drop / 100, 1e-12
     below, above = float((high < truth - rounding).mean()), float((low > truth + rounding).mean())
-    return Covered(1 - below - above, below, above, 100 * float((high - low).mean()))
+    return Coverage(1 - below - above, below, above, 100 * float((high - low).mean()))
 
 
 def coverage(runs: int) -> None:
-    """Every method in every setting."""
+    """Print the coverage of every method in every setting."""
     print(f"Coverage in % (below + above), mean width in points; {runs:,} runs, {RESAMPLES:,} resamples.\n")
-    head = ["images", "right, %", "flips, %", "drop", "flips expected", *METHODS]
+    head = ["images", "correct, %", "flips, %", "drop", "flips expected", *METHODS]
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for setting in MANY_FLIPS + FEW_FLIPS:
         cells = [f"{setting.images:,}", f"{setting.accuracy:g}", f"{setting.flips:g}", f"{setting.drop:g}"]
@@ -229,14 +229,14 @@ def coverage(runs: int) -> None:
 
 
 def verdicts(setting: Setting, budget: float, runs: int) -> tuple[float, float, float]:
-    """Shares of runs that pass, are inconclusive, fail."""
+    """Shares of the runs that pass, are inconclusive, and fail."""
     low, high = ours(draw(setting, runs))
     passed, failed = float((100 * high <= budget).mean()), float((100 * low > budget).mean())
     return passed, 1 - passed - failed, failed
 
 
 def alarms(runs: int, flips: float, budget: float) -> None:
-    """Verdicts of builds with known true drops; `flips`, in percent, go either way alike, and the drop comes on top of them."""
+    """Print verdicts of builds with known true drops; `flips`, in percent, are symmetric and the drop is added to them."""
     sizes = (500, 1000, 2000, 10_000)
     print(f"Pass / inconclusive / fail in %; budget {budget:g} points, {flips:g} % flips besides the drop, {runs:,} runs.\n")
     print(f"| true drop | {' | '.join(f'{n:,} images' for n in sizes)} | images to decide |\n|{'---|' * (len(sizes) + 2)}")
@@ -256,7 +256,7 @@ def _verdict_cell(setting: Setting, budget: float, runs: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Figures of the drift verdict.")
+    parser = argparse.ArgumentParser(description="Simulate the drift verdict.")
     parser.add_argument("table", choices=["coverage", "alarms"])
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--flips", type=float, default=0.37, help="for alarms, percent; default: the shipped network in INT8")

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Engines of the whole family, built without a GPU: size, seconds, INT8 share and kernels, read from the engines.
+"""Build engines of the whole model family without a GPU: size, build time, INT8 share and kernels, read from the engines.
 
     scripts/install.sh build rtx
     python scripts/bench/engine_sizes.py --out build/bench/engines
 
 Each row is `ufovit build MODEL PRECISION --random-weights --image-size N --batch 1,4,8 --target rtx`, with few images: an
-engine's size and kernels do not depend on its accuracy. Finished rows are kept in OUT/rows.json, so that the same command goes
-on after an interruption. `--twice` builds every engine twice and compares the bytes of graph and engine. The table is Markdown.
+engine's size and kernels do not depend on its accuracy. Finished rows are stored in OUT/rows.json; the same command resumes
+after an interruption. `--twice` builds every engine twice and compares the bytes of graph and engine. The table is Markdown.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from engines.build_folder.folder import BuildFolder
 from engines.build_spec import PRECISIONS, BatchRange
 from engines.targets import TARGETS
 
-CALIBRATION, JUDGING = 32, 2
+CALIBRATION_IMAGES, EVALUATION_IMAGES = 32, 2
 GRAPH = {"fp32": MODEL, "fp16": TYPED, "int8": TYPED}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Engines of the whole family, built without a GPU.")
+    parser = argparse.ArgumentParser(description="Build engines of the whole model family without a GPU.")
     parser.add_argument("--out", type=Path, default=Path("build/bench/engines"))
     parser.add_argument("--models", default=",".join(SIZES))
     parser.add_argument("--image-sizes", default="224,448", help="pixels")
@@ -61,13 +61,13 @@ def main() -> None:
 
 
 class Stopwatch:
-    """Watches a build: seconds of each step."""
+    """Progress that records the seconds of each step of a build."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     def say(self, text: str) -> None:
-        """Drop the line."""
+        """Print nothing."""
 
     @contextlib.contextmanager
     def task(self, title: str) -> Iterator[Callable[[float], None]]:
@@ -95,7 +95,7 @@ def measure(model: str, precision: str, size: int, out: Path) -> dict[str, Any]:
 
 
 def repeat(model: str, precision: str, size: int, out: Path) -> dict[str, bool]:
-    """Build again, every step anew, and compare with what the first build left."""
+    """Rebuild every step and compare the files with those of the first build."""
     files = {"same_graph": GRAPH[precision], "same_engine": BuildFolder(out).manifest.engine.file}
     if precision == "int8":
         files["same_qdq"] = QUANTIZED
@@ -106,7 +106,7 @@ def repeat(model: str, precision: str, size: int, out: Path) -> dict[str, bool]:
 
 
 def request(model: str, precision: str, size: int, out: Path, *, force: bool = False) -> BuildRequest:
-    """What is built."""
+    """The request of one build."""
     return BuildRequest(
         model=model,
         precision=precision,  # type: ignore[arg-type]  # one of PRECISIONS
@@ -115,8 +115,8 @@ def request(model: str, precision: str, size: int, out: Path, *, force: bool = F
         random_weights=True,
         image_size=size,
         batch=BatchRange(1, 4, 8),
-        calib_images=CALIBRATION,
-        eval_images=JUDGING,
+        calib_images=CALIBRATION_IMAGES,
+        eval_images=EVALUATION_IMAGES,
         force=force,
     )
 

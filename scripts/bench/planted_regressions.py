@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Faults planted in real builds: does the gate catch each, and does the attribution name what is wrong?
+"""Check that the gate catches each planted fault and that the attribution names its cause.
 
     scripts/install.sh build rtx
     python scripts/bench/planted_regressions.py                      the table
     python scripts/bench/planted_regressions.py --only "BGR for RGB"   one fault
 
-One honest INT8 build of the shipped checkpoint and a baseline of it; then the faults of `planted_faults.py`, each a build of
-its own, go through what `ufovit gate` runs, and through the attribution. Refusals of the build itself are shown as well.
-FAULTS says what has to come of each; the exit code is 1 when anything comes out otherwise, a fault that passes above all.
-On two free cores a fault takes one to two minutes, all of them about 25; no GPU. `--target cpu` leaves the overflow out.
+Starts from one honest INT8 build of the shipped checkpoint and its baseline; then runs the gate of `ufovit gate` and the
+attribution on a build of each fault in `planted_faults.py`. Errors of the build itself are shown as well. FAULTS lists the
+expected outcomes; the exit code is 1 if any differs, above all if a fault passes. On two free cores a fault takes one to two
+minutes, all of them about 25; no GPU. `--target cpu` skips the overflow.
 
-Judged on the shipped grey images. BGR for RGB changes nothing there, as their three means are equal; it is planted on tinted
-copies of them, which have a baseline of their own. The typed graph of target `rtx` runs on the CPU, its roundings emulated.
+Evaluated on the shipped greyscale images, for which BGR for RGB changes nothing because their three means are equal; it is
+planted on tinted copies with their own baseline. The typed graph of target `rtx` runs on the CPU with emulated FP16.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ from engines.build_folder.file_names import MODEL
 from engines.build_folder.folder import BuildFolder
 from engines.targets import TARGETS
 
-SEEN = 128  # images for the attribution, as `ufovit drift` takes; what a layer costs names nothing, and is measured on one
+ATTRIBUTION_IMAGES = 128  # as in `ufovit drift`; the cost of a layer names no culprit, and is measured on one image
 TYPED_ONLY = "overflow"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """How a fault is planted, and what has to come of it.
+    """How a fault is planted, and the expected outcome.
 
     Attributes:
-        plant: makes the faulty build.
-        gates: exit codes that the gate may have; none where the build itself has to refuse, so that there is nothing to judge.
-        kinds: of the attribution's culprits; None where there are no graphs to look at.
-        says: what the refusal, or the first failing row, has to say.
+        plant: creates the faulty build.
+        gates: allowed exit codes of the gate; none if the build itself must fail, so that there is nothing to gate.
+        kinds: expected kinds of the attribution's culprits; None without graphs to compare.
+        says: words that the error, or the first failing row, must contain.
     """
 
     plant: Callable[[Bench, str], Planted]
@@ -86,15 +86,15 @@ FAULTS = {
     "4 calibration images, 8 times each": Fault(partial(faults.few_scenes, scenes=4), (1,), ("calibration",), "scale_mean"),
     "1 calibration image, 32 times": Fault(partial(faults.few_scenes, scenes=1), (1,), ("calibration",), "sqnr"),
     "overflow": Fault(faults.overflow_before_typing, (), None, "does not compute what the FP32 graph computes"),
-    "overflow, behind the check": Fault(faults.overflow_after_typing, (1,), ("overflow", "weights"), "sqnr"),
+    "overflow, after the check": Fault(faults.overflow_after_typing, (1,), ("overflow", "weights"), "sqnr"),
     "last week's weights": Fault(faults.last_weeks_weights, (1,), ("other_weights",), "sqnr"),
 }
-"""Behind an overflow the attribution names the weights too: W_Q is not the folded graph's."""
+"""For an overflow the attribution names the weights too: W_Q differs from the folded graph's."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What came of a fault; texts for a person."""
+    """The outcome of a fault, with texts for the table."""
 
     code: int | None
     gate: str
@@ -103,28 +103,29 @@ class Found:
     seconds: float
 
     def missed(self, fault: Fault) -> str:
-        """How it differs from what is expected, "" where it does not."""
+        """How it differs from the expected outcome, "" if it does not."""
         if self.code not in (fault.gates or (None,)):
-            return f"MISSED: gate {self.code}, expected {' or '.join(map(str, fault.gates)) or 'a refusal to build'}"
+            return f"MISSED: gate {self.code}, expected {' or '.join(map(str, fault.gates)) or 'a failed build'}"
         if self.kinds is not None and set(self.kinds) != set(fault.kinds or ()):
             return f"MISNAMED: expected {', '.join(fault.kinds or ()) or 'nothing'}"
-        return "" if fault.says in self.gate else f"OTHERWISE: expected {fault.says!r}"
+        return "" if fault.says in self.gate else f"DIFFERENT: expected {fault.says!r}"
 
 
 def find(fault: Fault, bench: Bench, name: str) -> Found:
-    """Plant a fault, and ask the gate and the attribution."""
+    """Plant a fault and run the gate and the attribution."""
     started = time.monotonic()
     planted = fault.plant(bench, name)
-    code, text = (None, planted.said) if planted.said.startswith("refused") else gated(planted)
+    code, text = (None, planted.outcome) if planted.outcome.startswith("refused") else gated(planted)
     kinds, sentence = None, "-"
     if fault.kinds is not None and planted.folder is not None:
-        seen = attributed(planted, bench)
-        kinds, sentence = tuple(dict.fromkeys(culprit.kind for culprit in seen.culprits)), seen.sentence
+        attribution = attributed(planted, bench)
+        kinds = tuple(dict.fromkeys(culprit.kind for culprit in attribution.culprits))
+        sentence = attribution.sentence
     return Found(code, text, kinds, sentence, time.monotonic() - started)
 
 
 def gated(planted: Planted) -> tuple[int, str]:
-    """Exit code of the gate, and the rows that failed or the refusal."""
+    """Run the gate; returns its exit code, and the failed rows or the error."""
     assert planted.folder is not None
     try:
         report = gate(BuildFolder(planted.folder), planted.baseline)
@@ -138,13 +139,13 @@ def gated(planted: Planted) -> tuple[int, str]:
 
 
 def attributed(planted: Planted, bench: Bench) -> Attribution:
-    """As `ufovit drift --attribute` does it, on fewer images; the judged side gets BGR where the fault says so."""
+    """Attribute like `ufovit drift --attribute`, on fewer images; the evaluated side gets BGR if the fault swaps channels."""
     assert planted.folder is not None
     folder = BuildFolder(planted.folder)
     graphs, stated = load_graphs(folder), read_preprocess(folder.manifest)
     info = read_graph_info(graphs.reference.model, planted.folder / MODEL)
-    images = (planted.images or resolve_inputs(bench.request).eval_images).take(SEEN)
-    (mine,), (judged,) = (images.batches(p, SEEN) for p in (info.preprocess if info else stated, stated))
+    images = (planted.images or resolve_inputs(bench.request).eval_images).take(ATTRIBUTION_IMAGES)
+    (mine,), (judged,) = (images.batches(p, ATTRIBUTION_IMAGES) for p in (info.preprocess if info else stated, stated))
     if planted.swapped:
         judged = np.ascontiguousarray(judged[:, ::-1])
     with replaced(float_fallback, "ISOLATED_IMAGES", 1):
@@ -152,17 +153,17 @@ def attributed(planted: Planted, bench: Bench) -> Attribution:
 
 
 def table(bench: Bench, chosen: dict[str, Fault], markdown: bool) -> int:
-    """Print a row per fault; how many came out otherwise than expected."""
-    head = ("fault", "gate", "it says", "culprits", "attribution", "s", "expected")
+    """Print a row per fault; returns the number of unexpected outcomes."""
+    head = ("fault", "gate", "message", "culprits", "attribution", "s", "expected")
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}" if markdown else "", end="\n" if markdown else "")
     wrong = 0
     for name, fault in chosen.items():
-        found = find(fault, bench, name)
-        missed = found.missed(fault)
+        outcome = find(fault, bench, name)
+        missed = outcome.missed(fault)
         wrong += bool(missed)
-        code = "build refused" if found.code is None else str(found.code)
-        kinds = "-" if found.kinds is None else ", ".join(found.kinds) or "none"
-        cells = (name, code, found.gate, kinds, found.sentence, f"{found.seconds:.0f}", missed or "yes")
+        code = "build refused" if outcome.code is None else str(outcome.code)
+        kinds = "-" if outcome.kinds is None else ", ".join(outcome.kinds) or "none"
+        cells = (name, code, outcome.gate, kinds, outcome.sentence, f"{outcome.seconds:.0f}", missed or "yes")
         if markdown:
             print(f"| {' | '.join(cells)} |", flush=True)
         else:
@@ -171,21 +172,21 @@ def table(bench: Bench, chosen: dict[str, Fault], markdown: bool) -> int:
 
 
 def prepare(request: BuildRequest, out: Path) -> Bench:
-    """The honest build and its baseline, made unless they are there. Raises UfovitError where the build does not pass."""
+    """The honest build and its baseline, created if missing. Exits if the build fails."""
     bench = Bench(request, out)
-    said = faults.build(bench.request)
-    if not bench.honest.is_dir() or said.startswith("refused"):
-        raise SystemExit(f"the honest build {said}")
+    outcome = faults.build(bench.request)
+    if not bench.honest.is_dir() or outcome.startswith("refused"):
+        raise SystemExit(f"the honest build: {outcome}")
     update_baseline(BuildFolder(bench.honest), bench.baseline)
     return bench
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Faults planted in real builds: caught by the gate, named by the attribution?")
+    parser = argparse.ArgumentParser(description="Check the gate and the attribution on planted faults.")
     parser.add_argument("--model", default="ufovit_t")
-    parser.add_argument("--images", type=int, default=2000, help="test images that judge")
+    parser.add_argument("--images", type=int, default=2000, help="number of test images")
     parser.add_argument("--target", default="rtx" if find_spec("tensorrt_rtx") else "cpu")
-    parser.add_argument("--out", type=Path, default=Path("build/planted"), help="folder for the builds, about 1 GB")
+    parser.add_argument("--out", type=Path, default=Path("build/planted"), help="folder of the builds, about 1 GB")
     parser.add_argument("--only", choices=FAULTS, action="append", help="one fault; may be given several times")
     parser.add_argument("--markdown", action="store_true", help="a Markdown table")
     args = parser.parse_args()
@@ -198,7 +199,7 @@ def main() -> None:
     if target.float_type != "fp16":
         for name in [name for name in chosen if name.startswith(TYPED_ONLY)]:
             del chosen[name]
-            print(f"{name}: not planted, target {target.name} computes nothing in FP16")
+            print(f"{name}: not planted, target {target.name} does not compute in FP16")
     wrong = table(bench, chosen, args.markdown)
     print(f"\n{len(chosen) - wrong} of {len(chosen)} as expected, {args.images} images, target {target.name}")
     sys.exit(1 if wrong else 0)

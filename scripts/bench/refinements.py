@@ -1,11 +1,11 @@
-"""What each refinement of the INT8 quantization gains on a network, and how long it takes.
+"""Measure the gain and the cost of each refinement of the INT8 quantization on a network.
 
-    scripts/bench/peers.sh ufovit_t                                  makes the graph and the arrays
+    scripts/bench/peers.sh ufovit_t                                  creates the graph and the arrays
     .venv/bin/python scripts/bench/refinements.py build/bench/peers/ufovit_t
 
-Every row calibrates on all of calib.npy with one set of refinements, all layers in INT8, and compares the logits of the Q/DQ
-graph with those of the float graph on eval.npy, ONNX Runtime on the CPU. A row that begins with + adds one refinement to the
-row above.
+Every row calibrates on calib.npy with one set of refinements, all layers in INT8, and compares the logits of the Q/DQ graph
+with those of the float graph on eval.npy, in ONNX Runtime on the CPU. A row that begins with + adds one refinement to the row
+above.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from calib.graph import load_graph
 from calib.metrics import sqnr_db, top1_agreement
 from calib.qdq_placement import QuantScheme
 from calib.qdq_writer import serialize
-from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph  # the checkout's own packages
+from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph  # from this checkout
 from calib.refine.effort import EFFORTS, Effort
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all, tapped_batch
 
-SETTLED = Effort(search=True, bias=True, rounding=True)
+SEARCH_BIAS_ROUNDING = Effort(search=True, bias=True, rounding=True)
 ROWS: dict[str, Effort] = {
     "mse scales alone (fast)": EFFORTS["fast"],
     "+ search": Effort(search=True),
     "+ bias correction": Effort(search=True, bias=True),
-    "+ second-order rounding": SETTLED,
-    "+ factors, folded": replace(SETTLED, smooth=True),
+    "+ second-order rounding": SEARCH_BIAS_ROUNDING,
+    "+ factors, folded": replace(SEARCH_BIAS_ROUNDING, smooth=True),
     "+ shifts, folded (balanced)": EFFORTS["balanced"],
     "+ both also as nodes (best)": EFFORTS["best"],
     "best without rounding": replace(EFFORTS["best"], rounding=False),
@@ -56,14 +56,14 @@ def main() -> None:
     calib = np.load(options.folder / "calib.npy", mmap_mode="r")[: options.calib_images]
     judged = np.load(options.folder / "eval.npy", mmap_mode="r")[: options.eval_images]
     reference = _logits(OrtRunner(graph), judged)
-    print(f"{graph}, {len(calib)} calibration images, {len(judged)} others\n")
+    print(f"{graph}, {len(calib)} calibration images, {len(judged)} evaluation images\n")
     print("| refinements | SQNR of the logits | agreement | seconds |\n|---|---|---|---|")
     for name, effort in ROWS.items():
         started = time.monotonic()
-        made = _quantize(graph, calib, effort)
+        quantized = _quantize(graph, calib, effort)
         seconds = time.monotonic() - started
-        answers = _logits(OrtRunner(graph, data=made), judged)
-        row = f"{sqnr_db(reference, answers):.1f} dB | {top1_agreement(reference, answers):.2%} | {seconds:.0f}"
+        logits = _logits(OrtRunner(graph, data=quantized), judged)
+        row = f"{sqnr_db(reference, logits):.1f} dB | {top1_agreement(reference, logits):.2%} | {seconds:.0f}"
         print(f"| {name} | {row} |", flush=True)
 
 

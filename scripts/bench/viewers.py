@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""What viewers of the page cost: results per second with nobody looking and with twenty who read picture and figures.
+"""Measure the cost of web page viewers: results per second without viewers and with twenty that read pictures and figures.
 
     scripts/install.sh build camera
     scripts/build_engine.sh ufovit_t int8 --target cpu
     python scripts/bench/viewers.py --build build/ufovit_t-int8-cpu
 
-One thread preprocesses moving pictures of 640 x 480, runs the network as fast as it can and gives every result to the page.
-Blocks with and without viewers take turns (A B, B A, ...), so that what else the machine does meets both alike; the figure is
-the ratio of the medians with its interval (`edge.bench.compare_builds`). The viewers are a second process on the same machine,
-whose reading costs time too: in use they are other machines.
+One thread preprocesses moving pictures of 640 x 480, runs the network at full speed and passes every result to the page. Blocks
+with and without viewers alternate (A B, B A, ...), so that other load affects both alike; the result is the ratio of the
+medians with its interval (`edge.bench.compare_builds`). The viewers are a second process on the same machine, which uses CPU
+time too: in production they are other machines.
 
-On a machine that does other things, a thread mostly waits for a core, and which of the two kinds of block that hits is chance.
-Linux counts that waiting (`schedstat`), so the ratio is given a second time without it: time on a core plus time asleep, where
-all sleep of this thread is waiting for Python's lock. What the page's own thread takes of a core stands beside it.
+On a busy machine a thread often waits for a core, which affects blocks at random. Linux counts that waiting (`schedstat`), so
+the ratio is also given without it: time on a core plus time asleep, where this thread sleeps only to wait for the GIL. The CPU
+share of the page's thread is printed as well.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from edge.camera.web.dashboard import Dashboard
     from edge.runtime.open_build import OpenedBuild
 
-# The preprocessing's matrix products are small: a second thread of OpenBLAS gains nothing, and waits for a core in use.
+# The matrix products of the preprocessing are small: a second OpenBLAS thread gains nothing and waits for a busy core.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -43,25 +43,25 @@ PICTURES = 32
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What viewers of the page cost.")
+    parser = argparse.ArgumentParser(description="Measure the cost of web page viewers.")
     parser.add_argument("--build", type=Path, help="a build folder")
     parser.add_argument("--runner", default="ort")
-    parser.add_argument("--threads", type=int, default=1, help="of the runner")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the runner")
     parser.add_argument("--viewers", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of a block")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of a block")
     parser.add_argument("--rounds", type=int, default=12, help="pairs of blocks")
     parser.add_argument("--look", type=int, metavar="PORT", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.look is not None:
         look(args.look, args.viewers)
     elif args.build is None:
-        parser.error("--build FOLDER is needed")
+        parser.error("--build FOLDER is required")
     else:
         compare(args)
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Blocks in turn, and what they say."""
+    """Run alternating blocks and print the comparison."""
     import numpy as np
 
     from edge.bench.compare_builds import median_ratio
@@ -86,27 +86,27 @@ def compare(args: argparse.Namespace) -> None:
         loop.end()
         page.close()
         opened.runner.close()
-    looked = f"with {args.viewers} viewers"
+    with_viewers = f"with {args.viewers} viewers"
     print(f"{opened.ran_on}; {args.threads} thread(s) of the runner; {args.rounds} pairs of blocks of {args.seconds:g} s")
-    for name, what in (("wall_ms", "as it is"), ("own_ms", "without waiting for a core")):
+    for name, what in (("wall_ms", "wall time"), ("own_ms", "without waiting for a core")):
         times = [np.array([getattr(block, name) for block in blocks]) for blocks in (alone, watched)]
         ratio = median_ratio(*times)  # time alone / time watched = rate watched / rate alone
         rates = [1e3 / float(np.median(each)) for each in times]
-        print(f"{what}: {rates[0]:.1f} results/s with nobody, {rates[1]:.1f} {looked}, ", end="")
+        print(f"{what}: {rates[0]:.1f} results/s without viewers, {rates[1]:.1f} {with_viewers}, ", end="")
         print(f"ratio {ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], {100 * ratio.level:g} % interval")
     for name, what in (
         ("page_share", "the page's thread, % of a core"),
-        ("lock_share", "waiting for Python's lock, % of the time"),
+        ("lock_share", "waiting for the GIL, % of the time"),
     ):
         shares = [100 * float(np.median([getattr(block, name) for block in blocks])) for blocks in (alone, watched)]
-        print(f"{what}: {shares[0]:.1f} with nobody, {shares[1]:.1f} {looked}")
-    got = [float(np.median([getattr(block, name) for block in watched])) for name in ("pictures", "answers")]
-    print(f"a viewer got {got[0]:.1f} pictures/s and {got[1]:.1f} answers/s")
+        print(f"{what}: {shares[0]:.1f} without viewers, {shares[1]:.1f} {with_viewers}")
+    received = [float(np.median([getattr(block, name) for block in watched])) for name in ("pictures", "answers")]
+    print(f"a viewer received {received[0]:.1f} pictures/s and {received[1]:.1f} predictions/s")
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Of one block: milliseconds per result, in all and without waiting for a core; shares of the time; a viewer's streams."""
+    """One block: ms per result, in total and without waiting for a core; shares of the time; rates of a viewer's streams."""
 
     wall_ms: float
     own_ms: float
@@ -117,7 +117,7 @@ class _Block:
 
 
 class _Loop:
-    """Inference without pause on a thread of its own; counts its results."""
+    """Runs inference continuously in its own thread and counts the results."""
 
     def __init__(self, opened: OpenedBuild, page: Dashboard) -> None:
         self.count = 0
@@ -134,8 +134,8 @@ class _Loop:
         from edge.tasks.registry import task_of
 
         opened, clock, task = self._opened, time.monotonic, task_of(self._opened.manifest)
-        drawn = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        whole = np.kron(drawn, np.ones((40, 40, 1), np.uint8))
+        blocks = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        whole = np.kron(blocks, np.ones((40, 40, 1), np.uint8))
         pictures = [np.roll(whole, 20 * shift, axis=1) for shift in range(PICTURES)]
         while not self._end.is_set():
             frame = Frame(pictures[self.count % PICTURES], self.count, clock(), 0.0)
@@ -177,7 +177,7 @@ def _block(loop: _Loop, port: int, viewers: int, seconds: float) -> _Block:
     took, count, page_s, on_core_s, waited_s = (late - early for early, late in zip(before, read(), strict=True))
     pictures, answers, looked_s = 0.0, 0.0, 1.0
     if watching is not None:
-        pictures, answers, looked_s = (float(said) for said in watching.communicate("")[0].split())
+        pictures, answers, looked_s = (float(value) for value in watching.communicate("")[0].split())
     asleep_s = max(0.0, took - on_core_s - waited_s)
     each = max(1, viewers) * looked_s
     own_ms, count = 1e3 * (took - waited_s) / max(1, count), max(1, count)
@@ -185,7 +185,7 @@ def _block(loop: _Loop, port: int, viewers: int, seconds: float) -> _Block:
 
 
 def look(port: int, viewers: int) -> None:
-    """Be so many viewers until the standard input ends; print pictures, answers and seconds."""
+    """Act as this number of viewers until standard input ends; print pictures, predictions and seconds."""
     selector = selectors.DefaultSelector()
     for path in ["/picture", "/figures"] * viewers:
         connection = socket.create_connection(("127.0.0.1", port))

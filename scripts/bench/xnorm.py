@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Figures of the XNorm certificate: planted faults, FP16 accuracy at several scales, time and errors over sizes.
+"""Measure the XNorm certificate: planted faults, FP16 accuracy at several scales, time and errors by model size.
 
     scripts/install.sh build
     python scripts/bench/xnorm.py faults            every planted fault: FP16 without and with the repair
     python scripts/bench/xnorm.py scales            FP16 top-1 at scales of W_K, all test images
-    python scripts/bench/xnorm.py sizes             certificates of every size of the family at 224, 448 and 896 px
+    python scripts/bench/xnorm.py sizes             certificates of every model size at 224, 448 and 896 px
 
-FP16 is emulated: every tensor is rounded as 16-bit hardware does it (`engines.fp16_emulation`). "Without repair" keeps every
-sum in FP16; "with repair" is what a build makes. The reference is the same graph in FP32. Tables are Markdown.
+FP16 is emulated: every tensor is rounded as on FP16 hardware (`engines.fp16_emulation`). "Without repair" keeps every sum in
+FP16; "with repair" is the graph of a build. The reference is the same graph in FP32. Tables are Markdown.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Edit = Callable[[onnx.ModelProto], None]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Figures of the XNorm certificate.")
+    parser = argparse.ArgumentParser(description="Measure the XNorm certificate.")
     parser.add_argument("table", choices=["faults", "scales", "sizes"])
     parser.add_argument("--images", type=int, default=None, help="test images; default: 1000 for faults, all for scales")
     parser.add_argument("--models", default=",".join(SIZES), help="for sizes")
@@ -77,7 +77,7 @@ def scale(layer: str, factor: float, head: int | None = None) -> Edit:
 
 
 def eps(value: float, operator: str = "Clip") -> Edit:
-    """Another eps at every XNorm; "Add" makes it an additive one."""
+    """Set another eps in every XNorm; "Add" makes it additive."""
 
     def edit(model: onnx.ModelProto) -> None:
         guards = {guard.node: guard.tensor for site in find_sites(model) for guard in site.eps}
@@ -96,11 +96,11 @@ def other_axis(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if node.name in names:
             node.input[1] = "planted_axis"
-    del model.graph.value_info[:]  # the shapes behind the norm are others now
+    del model.graph.value_info[:]  # the shapes after the norm change
 
 
 def nan_weight(model: onnx.ModelProto) -> None:
-    """One NaN in one W_K."""
+    """Set one element of one W_K to NaN."""
     tensor = next(t for t in model.graph.initializer if ".attn.k/" in t.name)
     values = numpy_helper.to_array(tensor).copy()
     values[0, 0] = np.nan
@@ -108,7 +108,7 @@ def nan_weight(model: onnx.ModelProto) -> None:
 
 
 def large_gamma(network: UfoVit, gain: float = 1e4) -> None:
-    """Gammas of 10^4 with an output projection that undoes them: the same function in FP32."""
+    """Set gammas to 10^4 and scale the output projection inversely: the same function in FP32."""
     for name, parameter in network.named_parameters():
         if name.endswith("gamma"):
             parameter.data.mul_(gain)
@@ -127,7 +127,7 @@ FAULTS: dict[str, tuple[Edit, ...]] = {
     "one head nearly dead: W_K of head 0 x 2^-14": (scale("k", 2.0**-14, head=0),),
     "one head dead, eps 1e-12": (scale("k", 0.0, head=0), eps(1e-12)),
     "additive eps 1e-3, W_K x 2^8": (scale("k", 2.0**8), eps(1e-3, "Add")),
-    "wrong axis, against the right one": (other_axis,),
+    "wrong axis, compared with the right one": (other_axis,),
     "NaN weight": (nan_weight,),
 }
 
@@ -139,11 +139,11 @@ def faults(count: int) -> None:
     large_gamma(network)
     rows.append(("gamma 10^4, left in the graph", exported(network), TRAINED_AT, count))
     rows.append(("gamma 10^4, folded by the export", exported(fold(network)), TRAINED_AT, count))
-    for size, images in ((224, 200), (896, 12)):  # at which it was not trained: it answers less well, in FP32 too
+    for size, images in ((224, 200), (896, 12)):  # not the training size: accuracy is lower, in FP32 too
         larger, _ = load_checkpoint(SHIPPED_CHECKPOINT, model="ufovit_t", image_size=size)
         rows.append((f"{TRAINED_AT} -> {size} px", exported(fold(larger)), size, min(count, images)))
     print(f"Shipped ufovit_t, test images, {versions()}.\n")
-    print("FP16: top-1, share answered as in FP32, images with NaN or infinity, SQNR of the other logits.\n")
+    print("FP16: top-1, agreement with FP32, images with NaN or infinity, SQNR of the other logits.\n")
     print("| planted fault | images | top-1 in FP32 | FP16 without repair | certificate | FP16 with repair |")
     print("|---|---|---|---|---|---|")
     for name, model, size, images in rows:
@@ -168,14 +168,14 @@ def judge(model: onnx.ModelProto, right: onnx.ModelProto, size: int, count: int)
         yield f"refused: {str(error).splitlines()[0]}"
         yield "refused"
         return
-    found = done.certificate
-    yield f"{found.verdict_before} -> {found.verdict}" + (
-        f", {found.islands.sites} FP32 islands" if found.islands.sites else ""
+    certificate = done.certificate
+    yield f"{certificate.verdict_before} -> {certificate.verdict}" + (
+        f", {certificate.islands.sites} FP32 islands" if certificate.islands.sites else ""
     )
-    if found.verdict == "unstable":
+    if certificate.verdict == "unstable":
         yield "refused"
         return
-    yield try_fp16(lambda: fp16_graph(done.model, found), images, reference, labels)
+    yield try_fp16(lambda: fp16_graph(done.model, certificate), images, reference, labels)
 
 
 def try_fp16(
@@ -187,8 +187,8 @@ def try_fp16(
         return f"cannot be typed: {str(error).splitlines()[0]}"
     if not np.isfinite(reference).all():
         return f"{accuracy(logits, labels):.1%}, -, {np.count_nonzero(~np.isfinite(logits).all(axis=1))}"
-    found: Agreement = compare_logits(reference, logits)
-    return f"{accuracy(logits, labels):.1%}, {found.agreement:.1%}, {found.not_finite}, {found.sqnr_db:.1f} dB"
+    comparison: Agreement = compare_logits(reference, logits)
+    return f"{accuracy(logits, labels):.1%}, {comparison.agreement:.1%}, {comparison.not_finite}, {comparison.sqnr_db:.1f} dB"
 
 
 def scales(count: int) -> None:
@@ -201,13 +201,13 @@ def scales(count: int) -> None:
     for exponent in (0, 8, 12):
         model = planted(graph, (scale("k", 2.0**exponent),))
         done = certify_graph(model, calibration_batches(TRAINED_AT, 512), data_sha256="")
-        found = done.certificate
+        certificate = done.certificate
         reference, folded = run(model, images), run(done.model, images)
         shown = [
             accuracy(side, labels)
-            for side in (reference, run(fp16_graph(model), images), run(fp16_graph(done.model, found), images))
+            for side in (reference, run(fp16_graph(model), images), run(fp16_graph(done.model, certificate), images))
         ]
-        used = sorted({site.fold_exponent for site in found.sites if site.operand == "kv"})
+        used = sorted({site.fold_exponent for site in certificate.sites if site.operand == "kv"})
         same = "bit-identical" if np.array_equal(reference.view(np.uint32), folded.view(np.uint32)) else "DIFFERENT"
         print(
             f"| 2^{exponent} | " + " | ".join(f"{s:.2%}" for s in shown) + f" | {used[0]} to {used[-1]} | {same} |", flush=True
@@ -215,8 +215,8 @@ def scales(count: int) -> None:
 
 
 def sizes(models: list[str], image_sizes: list[int]) -> None:
-    print(f"Weights drawn with seed 0, but for the shipped ufovit_t; {versions()}.")
-    print("Errors: emulated FP16 XNorm against float64, the worst of the network.\n")
+    print(f"Random weights with seed 0, except for the shipped ufovit_t; {versions()}.")
+    print("Errors: emulated FP16 XNorm compared with float64, largest of the network.\n")
     print(
         "| model | px | images | seconds | before -> after | p of K^T V | FP32 sums | FP16 sums | FP16 sums before | logits |"
     )
@@ -231,17 +231,18 @@ def sizes(models: list[str], image_sizes: list[int]) -> None:
 def report(name: str, model: onnx.ModelProto, size: int) -> None:
     count = image_budget(model, 512)
     started = time.monotonic()
-    found = certify_graph(model, calibration_batches(size, count), data_sha256="").certificate
+    certificate = certify_graph(model, calibration_batches(size, count), data_sha256="").certificate
     seconds = time.monotonic() - started
-    exponents = sorted({site.fold_exponent for site in found.sites if site.operand == "kv"})
-    errors = [max_error(found.sites, "fp16/fp32"), max_error(found.sites, "fp16"), max_error(found.before, "fp16")]
-    assert found.checks is not None
-    same = f"bit-identical on {found.checks.images}"
-    verdicts = f"{found.verdict_before} -> {found.verdict}" + (
-        f", {found.islands.sites} islands" if found.islands.sites else ""
+    exponents = sorted({site.fold_exponent for site in certificate.sites if site.operand == "kv"})
+    sites, before = certificate.sites, certificate.before
+    errors = [max_error(sites, "fp16/fp32"), max_error(sites, "fp16"), max_error(before, "fp16")]
+    assert certificate.checks is not None
+    same = f"bit-identical on {certificate.checks.images}"
+    verdicts = f"{certificate.verdict_before} -> {certificate.verdict}" + (
+        f", {certificate.islands.sites} islands" if certificate.islands.sites else ""
     )
     print(
-        f"| {name} | {size} | {found.images} | {seconds:.0f} | {verdicts} | {exponents[0]} to {exponents[-1]} | "
+        f"| {name} | {size} | {certificate.images} | {seconds:.0f} | {verdicts} | {exponents[0]} to {exponents[-1]} | "
         + " | ".join(errors) + f" | {same} |",
         flush=True,
     )  # fmt: skip
@@ -283,7 +284,7 @@ def run(model: onnx.ModelProto, images: list[NDArray[Any]]) -> NDArray[Any]:
 
 
 def accuracy(logits: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Share answered rightly; an image with NaN or infinity is answered wrongly."""
+    """Top-1 accuracy in [0, 1]; an image with NaN or infinity counts as wrong."""
     finite = np.isfinite(logits).all(axis=1)
     return float((finite & (np.where(finite[:, None], logits, 0).argmax(axis=1) == labels)).mean())
 

@@ -1,4 +1,4 @@
-"""Targets, specs, probes, receipts: refusals and arithmetic."""
+"""Targets, build specs, probes and receipts: errors and arithmetic."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import engines
-from calib.errors import InputError, MissingError, VerdictError
+from calib.errors import GraphError, MissingError, UsageError, VerdictError
 from engines import backends, hardware
 from engines.backends import BACKENDS, load_backend
 from engines.build import build
@@ -29,13 +29,13 @@ def test_batch_range_is_ordered_or_refused(low, mid, high):
     if 1 <= low <= mid <= high <= 1024:
         assert parse_batch(f"{low},{mid},{high}") == BatchRange(low, mid, high)
     else:
-        with pytest.raises(InputError):
+        with pytest.raises(UsageError):
             parse_batch(f"{low},{mid},{high}")
 
 
 @pytest.mark.parametrize("text", ["", "a", "1,2", "1,2,3,4", "1;2;3", "1.5", "-1", "²", "1,,3"])
-def test_batch_text_that_is_not_understood(text):
-    with pytest.raises(InputError, match="MIN,OPT,MAX"):
+def test_invalid_batch_text(text):
+    with pytest.raises(UsageError, match="MIN,OPT,MAX"):
         parse_batch(text)
 
 
@@ -44,7 +44,7 @@ def test_one_number_is_a_fixed_batch():
 
 
 def test_unknown_target_lists_the_known():
-    with pytest.raises(InputError, match="auto, cpu, rtx"):
+    with pytest.raises(UsageError, match="auto, cpu, rtx"):
         resolve_target("jetson-nano-2")
     assert resolve_target("cpu").target is TARGETS["cpu"]
 
@@ -55,7 +55,7 @@ def test_unknown_target_lists_the_known():
         ((), {"trt_rtx"}, "rtx", "no NVIDIA GPU"),
         ((), set(), "cpu", "not usable"),
         (("8.9",), {"trt_rtx"}, "rtx", "8.9"),
-        (("9.0",), {"trt_rtx"}, "cpu", "no backend serves"),
+        (("9.0",), {"trt_rtx"}, "cpu", "no backend supports"),
         (("8.9",), set(), "cpu", "not usable"),
         (("9.0",), {"trt", "trt_rtx"}, "desktop", "9.0"),
         ((), {"trt", "trt_rtx"}, "rtx", "no NVIDIA GPU"),
@@ -67,12 +67,12 @@ def test_auto(monkeypatch, gpus, working, name, words):
     monkeypatch.setattr(
         backends, "probe_backend", lambda backend: backends.BackendProbe(backend, backend in working, "", "", None)
     )
-    found = resolve_target("auto")
-    assert found.target.name == name
-    assert words in found.reason
+    resolution = resolve_target("auto")
+    assert resolution.target.name == name
+    assert words in resolution.reason
 
 
-MODULES = {  # as the device trees of JetPack 5 to 7 name them
+MODULES = {  # names in the device trees of JetPack 5 to 7
     "NVIDIA Jetson Orin Nano Developer Kit": "orin-nano",
     "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super": "orin-nano",
     "NVIDIA Jetson Orin NX Engineering Reference Developer Kit": "orin-nx",
@@ -99,20 +99,22 @@ def test_jetsons_that_are_not_supported(monkeypatch, tmp_path):
     monkeypatch.setattr(hardware, "_DEVICE_TREE", tree)
     tree.write_bytes(b"NVIDIA Jetson Xavier NX Developer Kit\0")
     for name in ("auto", "xavier-nx"):
-        with pytest.raises(InputError, match=r"(?s)xavier-nx.*TensorRT 8\.5.*trtexec"):
+        with pytest.raises(UsageError, match=r"(?s)xavier-nx.*TensorRT 8\.5.*trtexec"):
             resolve_target(name)
     tree.write_bytes(b"NVIDIA Jetson Nano Developer Kit\0")
-    with pytest.raises(InputError, match=r"(?s)no target is known.*Jetson Nano.*Orin Nano, Orin NX, AGX Orin, Thor"):
+    with pytest.raises(
+        UsageError, match=r"(?s)there is no target for this Jetson.*Jetson Nano.*Orin Nano, Orin NX, AGX Orin, Thor"
+    ):
         resolve_target("auto")
 
 
-def test_a_machine_that_is_no_jetson(monkeypatch, tmp_path):
+def test_a_machine_that_is_not_a_jetson(monkeypatch, tmp_path):
     tree = tmp_path / "model"
     monkeypatch.setattr(hardware, "_DEVICE_TREE", tree)
     assert hardware.jetson_module() == ""
     tree.write_bytes(b"Raspberry Pi 5 Model B\0")
     assert hardware.jetson_module() == ""
-    with pytest.raises(MissingError, match=r"(?s)orin-nano is built on the Orin Nano itself.*no Jetson.*ufovit bundle"):
+    with pytest.raises(MissingError, match=r"(?s)orin-nano must be built on the Orin Nano itself.*not a Jetson.*ufovit bundle"):
         resolve_target("orin-nano")
 
 
@@ -126,14 +128,14 @@ def test_every_target_has_a_backend_and_every_backend_a_probe():
 
 def test_probe_of_a_missing_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    found = backends.probe_backend("trt_rtx")
-    assert (found.works, found.install) == (False, "pip install 'ufovit-edge[rtx]'")
+    probe = backends.probe_backend("trt_rtx")
+    assert (probe.works, probe.install) == (False, "pip install 'ufovit-edge[rtx]'")
     with pytest.raises(MissingError, match=r"ufovit-edge\[rtx\]") as caught:
         api.load("rtx")
     assert caught.value.exit_code == 4
 
 
-def test_placeholder_package_is_no_library(monkeypatch):
+def test_placeholder_package_is_reported(monkeypatch):
     import types
 
     monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
@@ -159,14 +161,14 @@ def test_gpu_query(monkeypatch):
 
 
 def test_unknown_backend_lists_the_known():
-    with pytest.raises(InputError, match="ort, trt, trt_rtx, torch_trt"):
+    with pytest.raises(UsageError, match="ort, trt, trt_rtx, torch_trt"):
         load_backend("tvm")
 
 
 def test_spec_refusals(tmp_path):
-    with pytest.raises(InputError, match="fp32, fp16, int8"):
+    with pytest.raises(UsageError, match="fp32, fp16, int8"):
         BuildSpec(tmp_path, TARGETS["cpu"], "int4")
-    with pytest.raises(InputError, match="floor"):
+    with pytest.raises(UsageError, match="floor"):
         BuildSpec(tmp_path, TARGETS["cpu"], "int8", int8_floor=95)
     assert BuildSpec(tmp_path, TARGETS["rtx"], "int8").floor == 0.95
     assert BuildSpec(tmp_path, TARGETS["rtx"], "int8", int8_floor=0.5).floor == 0.5
@@ -175,31 +177,31 @@ def test_spec_refusals(tmp_path):
 
 def test_bad_files(tmp_path):
     spec = BuildSpec(tmp_path / "none.onnx", TARGETS["cpu"], "fp32")
-    with pytest.raises(InputError, match="file not found"):
+    with pytest.raises(GraphError, match="file not found"):
         build(spec)
     for junk in (b"", b"not onnx at all", attention().SerializeToString()[:300]):
         spec.onnx.write_bytes(junk)
-        with pytest.raises(InputError, match="not a valid ONNX model"):
+        with pytest.raises(GraphError, match="not a valid ONNX model"):
             build(spec)
     g = Graph(4)
     model = g.model(g.node("Neg", ["image"], "neg"), 4)
     onnx.save(model, spec.onnx)
-    with pytest.raises(InputError, match="nothing in it multiplies"):
+    with pytest.raises(GraphError, match="the graph has no Conv, MatMul or Gemm"):
         build(spec)
 
 
 def test_layers_of_a_graph():
-    found = {layer.name: (layer.macs, layer.requested, layer.problem) for layer in read_layers(attention(quantized=True))}
+    layers = {layer.name: (layer.macs, layer.requested, layer.problem) for layer in read_layers(attention(quantized=True))}
     names = [f"attn.{part}/MatMul" for part in ("q", "k", "v", "kv", "out")]
-    assert found == dict.fromkeys(names, (2048, "int8", ""))
+    assert layers == dict.fromkeys(names, (2048, "int8", ""))
     assert {layer.requested for layer in read_layers(attention())} == {"fp32"}
-    found = {layer.name: layer.problem for layer in read_layers(convolutions(quantized=True))}
-    assert found == {"stem/Conv": "", "lpi/Conv": "", "head/Gemm": ""}
+    problems = {layer.name: layer.problem for layer in read_layers(convolutions(quantized=True))}
+    assert problems == {"stem/Conv": "", "lpi/Conv": "", "head/Gemm": ""}
 
 
 @pytest.mark.parametrize(
     ("scale", "zero", "words"),
-    [([0.1] * 4, 0, "activation with a scale per channel"), (0.1, 3, "zero-point of operand A is not 0")],
+    [([0.1] * 4, 0, "activation with per-channel scales"), (0.1, 3, "zero-point of operand A is not 0")],
 )
 def test_problems_of_a_layer(scale, zero, words):
     g = Graph(4, 4)
@@ -229,12 +231,12 @@ def test_receipt_arithmetic():
     assert receipt.actual == {"fp16": 0.3, "int8": 0.6, "unknown": 0.1}
     assert [(f.layer, f.actual, f.mac_fraction) for f in receipt.fallbacks] == [("b", "fp16", 0.3), ("c", "unknown", 0.1)]
     assert receipt.fallbacks[0].reason == "bad axis; seen too"
-    assert receipt.fallbacks[1].reason == "no Q/DQ; the engine names no such layer"
+    assert receipt.fallbacks[1].reason == "no Q/DQ; the engine does not name this layer"
     assert make_receipt(LAYERS, EngineEvidence(), "int8").int8_mac_fraction == 0.0
     check_receipt(receipt, 0.6)
     with pytest.raises(VerdictError, match=r"(?s)0\.6000.*b: int8 -> fp16, 30\.0% of MACs, bad axis; seen too"):
         check_receipt(receipt, 0.601)
-    with pytest.raises(InputError, match="no Conv"):
+    with pytest.raises(GraphError, match="no Conv"):
         make_receipt((), EngineEvidence(), "int8")
 
 

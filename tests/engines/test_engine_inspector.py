@@ -1,12 +1,12 @@
-"""What the engine inspector says, read: the key sets of 8.6 to 10.x and of 11.x, layer by layer, and never INT8 without proof.
+"""Read engine inspector output with the keys of 8.6 to 10.x and of 11.x; a layer is never INT8 without proof.
 
-The layers below are written by hand as TensorRT prints them, with the names of this project's graphs. Where each form was seen:
+The layers below are written by hand in TensorRT's format, with the names of this project's graphs. Sources:
 
     10.x, convolutions     NVIDIA, developer guide, "Engine Inspector": "Format/Datatype", "Weights": {"Type": ...}
     10.x, Myelin           NVIDIA/TensorRT#4397 (10.10): "gemm" and "fusion" that list their activation and no constant; one
                            "[ONNX Layer: ...]" per node in the metadata, control characters between them
     10.x, all operands     the same of a Gemm: activation, weights, alpha, beta, bias
-    dynamic shapes         "N/A due to dynamic shapes" for every tensor that depends on the batch, where no context is given
+    dynamic shapes         "N/A due to dynamic shapes" for every tensor that depends on the batch, without a context
     11.x                   NVIDIA, "Migrating IEngineInspector Usage from TensorRT 10.x to 11.x": "Format/Datatype" is split
     names of tactics       xmma: A and C, products and sums, scale: i8f32_i8i32_f32; cuBLAS: ampere_int8_i16832gemm_int8
 """
@@ -18,7 +18,7 @@ import onnx
 import pytest
 from engine_graphs import Graph
 
-from calib.errors import InputError, VerdictError
+from calib.errors import ArtifactError, GraphError, VerdictError
 from calib.lint import lint_graph
 from engines.engine_inspector import read_inspector
 from engines.layer_records import EngineEvidence, Layer
@@ -38,7 +38,7 @@ def tensors(*types, key="Format/Datatype"):
 
 
 def split_tensors(*types):
-    """As 11.x has them."""
+    """In the format of 11.x."""
     return [
         {"Name": f"t{i}", "Location": "Device", "Dimensions": [8, 64, 192], "DataType": t, "Format": "Row major (kLINEAR)"}
         for i, t in enumerate(types)
@@ -50,8 +50,8 @@ def mentions(*nodes, between=""):
 
 
 def layer(kind, inputs, tactic="", *, name="a_myl0_1", metadata=None, **more):
-    made = {"Name": name, "LayerType": kind, "Inputs": inputs, "Outputs": tensors(HALF), "TacticName": tactic, "StreamId": 0}
-    return {**made, "Metadata": mentions(NODE) if metadata is None else metadata, **more}
+    base = {"Name": name, "LayerType": kind, "Inputs": inputs, "Outputs": tensors(HALF), "TacticName": tactic, "StreamId": 0}
+    return {**base, "Metadata": mentions(NODE) if metadata is None else metadata, **more}
 
 
 def read(*layers, nodes=(NODE,)):
@@ -60,8 +60,8 @@ def read(*layers, nodes=(NODE,)):
 
 
 def actual(*layers, node=NODE, nodes=(NODE,)):
-    found = read(*layers, nodes=nodes).layers
-    return found[node].actual if node in found else "not named"
+    evidence = read(*layers, nodes=nodes).layers
+    return evidence[node].actual if node in evidence else "not named"
 
 
 @pytest.mark.parametrize("make", [tensors, split_tensors], ids=["10.x", "11.x"])
@@ -142,8 +142,8 @@ def test_no_matrix_product_is_int8_without_proof(make, types, tactic):
 )
 @pytest.mark.parametrize("kind", ["CaskConvolution", "CaskConvActPool", "CaskGemmConvolution", "FusedConvActDirect"])
 def test_convolutions_take_one_input_and_their_weights(kind, inputs, weights, tactic, expected):
-    made = layer(kind, tensors(*inputs), tactic, name=NODE, Weights={"Type": weights, "Count": 131072}, Bias={"Type": FLOAT})
-    assert actual(made) == expected
+    conv = layer(kind, tensors(*inputs), tactic, name=NODE, Weights={"Type": weights, "Count": 131072}, Bias={"Type": FLOAT})
+    assert actual(conv) == expected
 
 
 @pytest.mark.parametrize(
@@ -159,18 +159,18 @@ def test_convolutions_take_one_input_and_their_weights(kind, inputs, weights, ta
         ((), f"{INT8_XMMA}_by_fusion_tactic", "unknown"),
     ],
 )
-def test_a_fusion_is_int8_only_if_its_tactic_says_so(inputs, tactic, expected):
+def test_a_fusion_is_int8_only_if_its_tactic_is(inputs, tactic, expected):
     assert actual(layer("fusion", tensors(*inputs), tactic, name="__myl_FcMulAdd_myl0_25")) == expected
 
 
-def test_generated_kernels_do_not_tell():
+def test_generated_kernels_are_unknown():
     attention = layer(
         "kgen", tensors(INT8, INT8), "_gemm_mha_v2_0x7daddb359f728ff2e600188f192f4549", name="_gemm_mha_v2_myl0_4"
     )
     assert actual(attention) == "unknown"
     for kind in ("kgen", "Reformat", "NoOp", "Constant", "PointWiseV2", "Shuffle", "shape_call", "Myelin", "?"):
         assert actual(layer(kind, tensors(INT8, INT8), INT8_XMMA)) == "unknown"
-    assert "kgen, which does not tell" in read(attention).layers[NODE].source
+    assert "kgen, whose precision is not reported" in read(attention).layers[NODE].source
 
 
 def test_an_epilogue_in_a_generated_kernel_does_not_hide_the_product():
@@ -188,58 +188,58 @@ def test_a_product_in_several_layers_is_int8_only_if_it_is_in_all_of_them():
 
 
 @pytest.mark.parametrize("between", ["", "\x1e", "\x1f", " ", ", "])
-def test_products_that_are_computed_at_once_are_found_in_the_metadata(between):
+def test_fused_products_are_found_in_the_metadata(between):
     nodes = [f"blocks.0.attn.{part}/MatMul" for part in "kqv"]
     name = "blocks_0_attn_k/MatMul+blocks_0_attn_q/MatMul+blocks_0_attn_v/MatMul_myl0_44"
-    made = layer("gemm", tensors(INT8), INT8_XMMA, name=name, metadata=mentions(*nodes, "blocks.0/Add", between=between))
-    found = read(made, nodes=[*nodes, "another/MatMul"]).layers
-    assert {node: evidence.actual for node, evidence in found.items()} == dict.fromkeys(nodes, "int8")
+    fused = layer("gemm", tensors(INT8), INT8_XMMA, name=name, metadata=mentions(*nodes, "blocks.0/Add", between=between))
+    layers = read(fused, nodes=[*nodes, "another/MatMul"]).layers
+    assert {node: evidence.actual for node, evidence in layers.items()} == dict.fromkeys(nodes, "int8")
 
 
-def test_without_metadata_the_name_tells():
+def test_without_metadata_the_name_identifies_the_node():
     name = f"stem.0.weight + stem.0/weight/Q + {NODE} + PWN(stem.1/Gelu)"
     for metadata in ("", None):
-        made = layer("CaskConvolution", tensors(INT8), INT8_CONV, name=name, Weights={"Type": INT8}, metadata="")
+        convolution = layer("CaskConvolution", tensors(INT8), INT8_CONV, name=name, Weights={"Type": INT8}, metadata="")
         if metadata is None:
-            del made["Metadata"]
-        assert actual(made) == "int8"
+            del convolution["Metadata"]
+        assert actual(convolution) == "int8"
 
 
-def test_a_name_is_a_whole_name():
-    """Neither the Q/DQ pairs of a node nor a node whose name begins alike is the node."""
+def test_names_match_exactly():
+    """The Q/DQ pairs of a node and nodes with similar names are other nodes."""
     for other in (f"{NODE}/Q", f"x{NODE}", NODE[:-1], f"{NODE}_1", NODE.upper()):
         assert actual(layer("gemm", tensors(INT8, INT8), INT8_XMMA, name=other, metadata=mentions(other))) == "not named"
         assert actual(layer("gemm", tensors(INT8, INT8), INT8_XMMA, name=other, metadata="")) == "not named"
 
 
-def test_the_metadata_counts_where_the_name_says_otherwise():
+def test_the_metadata_overrides_the_name():
     assert actual(layer("gemm", tensors(INT8, INT8), name=NODE, metadata=mentions("another"))) == "not named"
 
 
 def test_reformats_and_kernels_are_counted():
-    found = read(
+    evidence = read(
         layer("Reformat", tensors(HALF), name=f"Reformatting CopyNode for Input Tensor 0 to {NODE}", metadata=""),
         layer("gemm", tensors(INT8, INT8), INT8_XMMA),
         layer("Reformat", tensors(INT8), metadata=""),
         layer("kgen", tensors(HALF), metadata=""),
     )
-    assert (found.kernels, found.reformats) == (4, 2)
-    assert found.layers[NODE].actual == "int8"
-    assert INT8_XMMA in found.layers[NODE].source
+    assert (evidence.kernels, evidence.reformats) == (4, 2)
+    assert evidence.layers[NODE].actual == "int8"
+    assert INT8_XMMA in evidence.layers[NODE].source
 
 
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "null", '"Layers"', "{}", '{"Layers": null}', '{"layers": []}', "Layers:\nName: a, LayerType: gemm"]
 )
-def test_what_is_no_layer_information(text):
-    with pytest.raises(InputError, match=r"not understood|no more than the names"):
+def test_invalid_layer_information(text):
+    with pytest.raises(ArtifactError, match=r"cannot be parsed|only the names"):
         read_inspector(text, frozenset((NODE,)))
 
 
 @pytest.mark.parametrize("layers", [[], ["a", "b"], [NODE], {"Name": NODE}, "text"])
-def test_an_engine_that_tells_names_only(layers):
-    """Built without detailed verbosity: every layer would seem to be there."""
-    with pytest.raises(InputError, match="detailed profiling verbosity"):
+def test_an_engine_that_reports_names_only(layers):
+    """Built without detailed verbosity: the layers are listed without their types."""
+    with pytest.raises(ArtifactError, match="detailed profiling verbosity"):
         read_inspector(json.dumps({"Layers": layers}), frozenset((NODE,)))
 
 
@@ -263,12 +263,12 @@ def test_an_engine_that_tells_names_only(layers):
         {"Metadata": None, "Name": None},
     ],
 )
-def test_fields_of_another_kind_are_no_evidence(change):
-    made = {**layer("gemm", tensors(INT8), ""), **change}
-    assert actual(made) in ("unknown", "not named")
+def test_fields_of_another_type_are_not_evidence(change):
+    damaged = {**layer("gemm", tensors(INT8), ""), **change}
+    assert actual(damaged) in ("unknown", "not named")
 
 
-def test_missing_fields_are_no_evidence():
+def test_missing_fields_are_not_evidence():
     whole = layer("gemm", tensors(INT8, INT8), "")
     assert actual(whole) == "int8"
     for field in ("LayerType", "Inputs", "Metadata"):
@@ -276,17 +276,17 @@ def test_missing_fields_are_no_evidence():
     assert read({}) == EngineEvidence({}, kernels=1, reformats=0)
 
 
-def test_a_receipt_from_it():
-    """Two thirds in INT8; what fell back stands in the receipt with its tactic."""
+def test_a_receipt_from_inspector_output():
+    """Two thirds in INT8; the receipt lists the fallback with its tactic."""
     nodes = (NODE, "blocks.0.attn.kv/MatMul")
     graph = (Layer(nodes[0], "MatMul", 200, "int8", ""), Layer(nodes[1], "MatMul", 100, "int8", ""))
-    told = read(
+    evidence = read(
         layer("gemm", tensors(INT8, INT8), INT8_XMMA),
         layer("gemm", tensors(HALF, HALF), FP16_XMMA, metadata=mentions(nodes[1])),
         layer("Reformat", tensors(INT8), metadata=""),
         nodes=nodes,
     )
-    receipt = make_receipt(graph, told, "int8")
+    receipt = make_receipt(graph, evidence, "int8")
     assert receipt.int8_mac_fraction == pytest.approx(2 / 3)
     assert (receipt.kernels, receipt.reformats) == (3, 1)
     (fallback,) = receipt.fallbacks
@@ -298,7 +298,7 @@ def test_a_receipt_from_it():
 
 
 def broken(kind):
-    """A graph of two products of 8 x 16 x 16, of which one is right, and what is wrong with the other."""
+    """A graph of two products of 8 x 16 x 16: "right/MatMul", and "wrong/MatMul" with the fault `kind`."""
     g = Graph(8, 16)
     first = g.node("MatMul", [g.pair("image"), g.int8_weight(g.weight("w1", 16, 16), 1)], "right/MatMul")
     if kind == "uint8":
@@ -316,57 +316,57 @@ def broken(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "rule", "floats", "says"),
+    ("kind", "rule", "floats", "words"),
     [
         ("axis", "weight-axis", True, "axis 0, which is summed over"),
         ("one side", "one-sided-matmul", True, "no Q/DQ on operand B"),
         ("uint8", "uint8", False, "operand A is quantized to uint8, which TensorRT reads as int8"),
     ],
 )
-def test_a_broken_graph_is_caught_before_and_after(kind, rule, floats, says):
-    """By lint before the build and by the receipt after, whatever the engine says of a product that was never meant so."""
+def test_a_broken_graph_is_caught_before_and_after(kind, rule, floats, words):
+    """By lint before the build, and by the receipt after it even if the engine computes the faulty product in INT8."""
     model = broken(kind)
-    assert rule in {found.rule for found in lint_graph(model)}
+    assert rule in {finding.rule for finding in lint_graph(model)}
     facts = graph_facts(model)
     operands = tensors(HALF, HALF) if floats else tensors(INT8, INT8)
-    told = read(
+    evidence = read(
         layer("gemm", tensors(INT8, INT8), INT8_XMMA, metadata=mentions("right/MatMul")),
         layer("gemm", operands, metadata=mentions("wrong/MatMul")),
         nodes=facts.traceable,
     )
-    receipt = make_receipt(facts.layers, told, "int8")
+    receipt = make_receipt(facts.layers, evidence, "int8")
     (fallback,) = receipt.fallbacks
     assert fallback.layer == "wrong/MatMul"
-    assert says in fallback.reason
+    assert words in fallback.reason
     right = next(x.macs for x in facts.layers if x.name == "right/MatMul") / sum(x.macs for x in facts.layers)
     assert receipt.int8_mac_fraction == pytest.approx(right)
     with pytest.raises(VerdictError, match="wrong/MatMul"):
         check_receipt(receipt, 0.95)
 
 
-def test_the_same_graph_unbroken_is_not_caught():
+def test_a_correct_graph_is_not_caught():
     model = broken("")
-    assert [found for found in lint_graph(model) if found.severity == "refused"] == []
+    assert [finding for finding in lint_graph(model) if finding.severity == "refused"] == []
     facts = graph_facts(model)
-    told = read(layer("gemm", tensors(INT8, INT8), metadata=mentions(*facts.traceable)), nodes=facts.traceable)
-    assert make_receipt(facts.layers, told, "int8").fallbacks == ()
+    evidence = read(layer("gemm", tensors(INT8, INT8), metadata=mentions(*facts.traceable)), nodes=facts.traceable)
+    assert make_receipt(facts.layers, evidence, "int8").fallbacks == ()
     assert {x.requested for x in facts.layers} == {"int8"}
 
 
-def test_uint8_weights_are_seen_too():
+def test_uint8_weights_are_reported_too():
     g = Graph(8, 16)
     inputs = [g.store("w_q", np.ones((16, 16), np.uint8)), g.store("w_s", np.float32(0.1)), g.store("w_z", np.uint8(0))]
     out = g.node("MatMul", [g.pair("image"), g.node("DequantizeLinear", inputs, "w/DQ")], "m")
-    (found,) = graph_facts(g.model(out, 8, 16)).layers
-    assert (found.requested, found.problem) == ("uint8", "operand B is quantized to uint8, which TensorRT reads as int8")
+    (product,) = graph_facts(g.model(out, 8, 16)).layers
+    assert (product.requested, product.problem) == ("uint8", "operand B is quantized to uint8, which TensorRT reads as int8")
 
 
-def test_a_graph_whose_input_is_no_tensor_is_refused():
-    """`load_graph` takes any ONNX file; one that takes a sequence is no classifier."""
+def test_a_graph_input_that_is_not_a_tensor_is_refused():
+    """`load_graph` refuses a graph that takes a sequence."""
     sequence = onnx.helper.make_tensor_sequence_value_info("images", onnx.TensorProto.FLOAT, [4])
     at = onnx.helper.make_node("SequenceAt", ["images", "zero"], ["image"], name="at")
     out = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [4])
     zero = onnx.numpy_helper.from_array(np.int64(0), "zero")
     graph = onnx.helper.make_graph([at], "g", [sequence], [out], [zero])
-    with pytest.raises(InputError, match="no classifier"):
+    with pytest.raises(GraphError, match="unsupported graph inputs or outputs"):
         graph_facts(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]))

@@ -1,6 +1,6 @@
-"""emulated_graph: oracles are numpy's own float16 (IEEE 754 binary16, every operation correctly rounded), as loops written here
-and as onnx's reference evaluator uses it on the *typed* graph, and ONNX Runtime on the FP32 graph. Sums run over numbers that
-FP32 adds exactly, so that results can be compared bit by bit whatever the order of an FP32 sum.
+"""emulated_graph. Oracles: numpy float16 (IEEE 754 binary16, every operation correctly rounded) in loops written here, onnx's
+reference evaluator with numpy float16 on the *typed* graph, and ONNX Runtime on the FP32 graph. Sums are over values that FP32
+adds exactly, so that results are compared bit by bit, independently of the order of an FP32 sum.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from engines.typed_graph import type_graph
 
 
 def squared(n=1, *, nodes=1):
-    """(n,) -> its values times 1: `nodes` FP16 nodes that change nothing but by rounding."""
+    """(n,) -> its values times 1/2 times 2, `nodes` times: FP16 nodes that change values only by rounding."""
     g = Graph(n)
     g.store("two", np.full(1, 2, SINGLE))
     out = "image"
@@ -25,7 +25,7 @@ def squared(n=1, *, nodes=1):
     return g.model(out, n)
 
 
-def test_comparators_see_damage():
+def test_comparators_detect_damage():
     x = images(7)
     assert same(x, x.copy())
     for damaged in (
@@ -95,12 +95,12 @@ def test_roundings_between_nodes_are_kept(session, nodes):
     expected = reference(typed, x)
     assert same(session(emulated_graph(typed), x), expected)
     assert not same(session(model, x), expected)
-    assert not same(session(typed, x), expected), "ONNX Runtime rounds typed graphs by now: is the emulation still needed?"
+    assert not same(session(typed, x), expected), "ONNX Runtime rounds typed graphs: is the emulation still needed?"
 
 
 @pytest.mark.parametrize("operator", ["Transpose", "Reshape", "Identity", "Unsqueeze", "Slice"])
-def test_roundings_survive_next_to_operators_that_only_move(operator):
-    """Optimizers like to push Casts through such nodes, and to cancel what then stands side by side."""
+def test_roundings_survive_next_to_data_movement(operator):
+    """Optimizers may move Casts through such nodes and then cancel adjacent ones."""
     g = Graph(6, 4)
     inputs = {
         "Reshape": [g.store("shape", np.array([0, 4, 6], np.int64))],
@@ -119,17 +119,17 @@ def test_roundings_survive_next_to_operators_that_only_move(operator):
 
 
 @pytest.mark.parametrize(("quantized", "build"), [(q, b) for q in (False, True) for b in (attention, convolutions)])
-def test_optimizations_change_no_more_than_the_order_of_fp32_sums(quantized, build):
+def test_optimizations_change_only_the_order_of_fp32_sums(quantized, build):
     model = build(quantized=quantized)
     x = images(*(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:]))
     emulated = emulated_graph(type_graph(model))
-    expected, found = run(emulated, x), by_tapped_graph(emulated, x)
-    assert sqnr_db(expected, found) > 70
-    assert sqnr_db(expected, run(model, x)) < 70, "control: as far as the FP32 graph is"
+    expected, result = run(emulated, x), by_tapped_graph(emulated, x)
+    assert sqnr_db(expected, result) > 70
+    assert sqnr_db(expected, run(model, x)) < 70, "control: the FP32 graph differs more"
 
 
 def operators():
-    """name -> the graph's builder; numpy float16 rounds each of them correctly."""
+    """Operator -> function that adds it to a graph; numpy float16 rounds each of them correctly."""
     constant = half(np.clip(wide(40, seed=9), -65504, 65504))
     constant[np.abs(constant) == 0] = 1
 
@@ -171,7 +171,7 @@ def test_agrees_with_the_reference_evaluator_to_the_bit(session, name):
     x = wide(3, 40)
     expected = reference(typed, x)
     assert same(session(emulated_graph(typed), x), expected)
-    assert not same(session(model, x), expected), "control: the FP32 graph has other numbers"
+    assert not same(session(model, x), expected), "control: the FP32 graph has other values"
 
 
 def test_constants_are_rounded_too():
@@ -181,14 +181,14 @@ def test_constants_are_rounded_too():
 
 
 def test_layer_normalization_is_one_node_with_statistics_in_fp32():
-    """Values whose squares FP16 does not hold; numpy in float64, rounded once."""
+    """Values whose squares overflow FP16. Oracle: numpy in float64, rounded once."""
     g = Graph(32)
     g.store("gain", np.ones(32, SINGLE))
     g.store("bias", np.zeros(32, SINGLE))
     x = half(images(32) * 3000)
-    found = emulate(g.model(g.node("LayerNormalization", ["image", "gain", "bias"], "ln", epsilon=1e-6), 32), x)
+    result = emulate(g.model(g.node("LayerNormalization", ["image", "gain", "bias"], "ln", epsilon=1e-6), 32), x)
     centred = x.astype(np.float64) - x.mean(-1, keepdims=True, dtype=np.float64)
     expected = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-6)
-    assert same(found, half(found))
-    np.testing.assert_allclose(found, expected, rtol=2.0**-10)
-    assert np.abs(half(centred * centred)).max() == np.inf, "control: a decomposed one overflows"
+    assert same(result, half(result))
+    np.testing.assert_allclose(result, expected, rtol=2.0**-10)
+    assert np.abs(half(centred * centred)).max() == np.inf, "control: a decomposed LayerNormalization overflows"

@@ -11,11 +11,11 @@ from calib.ort_session import TappedGraph
 from engines.fp16_emulation import emulated_graph
 from engines.typed_graph import type_graph
 
-STEP = 3.0 / 64  # of activations; exact in FP16, as the typed graph wants it
+STEP = 3.0 / 64  # of activations; exact in FP16, as typed graphs require
 
 
 def quantized_layer(operator, axis_name="own"):
-    """One INT8 layer, 16 -> 16, whose output channels differ by up to 2^15 in scale: an axis taken for another shows."""
+    """One INT8 layer, 16 -> 16, whose output channels differ by up to 2^15 in scale, so that a wrong axis shows."""
     shape = {"MatMul": (16, 16), "Gemm": (16,), "Conv": (16, 4, 4)}[operator]
     g = Graph(*shape)
     axis = {"MatMul": 1, "Gemm": 0, "Conv": 0}[operator]
@@ -42,28 +42,28 @@ def test_an_int8_layer_is_exact_and_rounded_once(session, operator):
     model = quantized_layer(operator)
     x = half(images(*(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:])))
     expected = run(model, x)
-    found = emulate(model, x, session=session)
-    assert same(found, half(found))
+    result = emulate(model, x, session=session)
+    assert same(result, half(result))
     np.testing.assert_allclose(
-        found, expected, rtol=2.0**-11 + 2.0**-18, atol=2.0**-24
+        result, expected, rtol=2.0**-11 + 2.0**-18, atol=2.0**-24
     )  # one rounding, and the order of the sum
-    assert not same(found, expected)
+    assert not same(result, expected)
     other = run(quantized_layer(operator, "other"), x)
     assert np.abs(other / expected - 1).max() > 1, "control: scales along the other axis"
 
 
-def test_axes_of_weight_scales_however_they_are_written():
+def test_axes_of_weight_scales_in_every_notation():
     x = half(images(16, 16))
     expected = emulate(quantized_layer("MatMul"), x)
     for axis in ("negative", "default"):
         assert same(emulate(quantized_layer("MatMul", axis), x), expected)
-    found = emulate(quantized_layer("MatMul", "other"), x)
-    np.testing.assert_allclose(found, run(quantized_layer("MatMul", "other"), x), rtol=2.0**-10, atol=2.0**-24)
-    assert not same(found, expected)
+    result = emulate(quantized_layer("MatMul", "other"), x)
+    np.testing.assert_allclose(result, run(quantized_layer("MatMul", "other"), x), rtol=2.0**-10, atol=2.0**-24)
+    assert not same(result, expected)
 
 
 @pytest.mark.parametrize("quantize", ["per channel", "per tensor", "one channel in a vector"])
-def test_weights_become_the_constants_that_dequantize_linear_gives(quantize):
+def test_weights_become_their_dequantized_constants(quantize):
     g = Graph(8)
     scale = {
         "per channel": half(np.array([0.01, 0.3, 5.0], SINGLE)),
@@ -80,8 +80,8 @@ def test_weights_become_the_constants_that_dequantize_linear_gives(quantize):
 
 
 @pytest.mark.parametrize("zero", [3, -128])
-def test_a_zero_point_of_weights_is_taken_off(zero):
-    """The toolkit writes none, but a graph that has one must not be computed without."""
+def test_a_zero_point_of_weights_is_subtracted(zero):
+    """The toolkit writes none, but an existing zero-point must not be ignored."""
     g = Graph(16)
     codes = np.random.default_rng(0).integers(-100, 100, (16, 3)).astype(np.int8)
     inputs = [g.store("codes", codes), g.store("scale", np.array(STEP, SINGLE)), g.store("zero", np.array(zero, np.int8))]
@@ -93,7 +93,7 @@ def test_a_zero_point_of_weights_is_taken_off(zero):
 
 
 def test_operands_of_an_int8_layer_are_exact_and_others_are_rounded():
-    """STEP = 3/64 times a code up to 127 needs 9 bits, 1.33 (11 bits) times it up to 18."""
+    """A scale of 3/64 times a code up to 127 needs 9 bits; a scale of 1.33/64 (11 bits) times a code up to 18 bits."""
     g = Graph(16)
     step = float(half(1.33 / 64))
     layer = g.node("MatMul", [g.pair("image", step), g.int8_weight(g.weight("w", 16, 16), 1)], "layer")
@@ -106,7 +106,7 @@ def test_operands_of_an_int8_layer_are_exact_and_others_are_rounded():
     assert code.dtype == code_again.dtype == np.int8
     assert same(value, code.astype(SINGLE) * SINGLE(step))
     assert same(value_again, half(code_again.astype(SINGLE) * SINGLE(step)))
-    assert not same(value, half(value)), "control: a rounding would be seen"
+    assert not same(value, half(value)), "control: a rounding would have an effect"
     assert not same(value_again, code_again.astype(SINGLE) * SINGLE(step))
 
 
@@ -116,8 +116,8 @@ def test_a_product_of_two_quantized_activations_is_summed_in_int32():
     turned = g.pair(g.node("Transpose", ["image"], "turn", perm=[0, 2, 1]), float(half(1.7 / 64)))
     model = g.model(g.node("MatMul", [turned, pair], "product"), 16, 16)
     x = half(images(48, 16))
-    found = emulate(model, x)
-    np.testing.assert_allclose(found, run(model, x), rtol=2.0**-11 + 2.0**-18, atol=2.0**-15)
+    result = emulate(model, x)
+    np.testing.assert_allclose(result, run(model, x), rtol=2.0**-11 + 2.0**-18, atol=2.0**-15)
     without = emulate(product_graph(48), np.concatenate([x[..., :3], x[..., :4]], -1))
     assert np.abs(without - run(model, x)[:, :3, :4]).max() > 0.02, "control: without Q/DQ"
 
@@ -128,11 +128,11 @@ def test_quantized_networks_stay_near_onnx_runtime_in_fp32(build, shape, island)
     model = build(quantized=True)
     x = images(*shape)
     keep = frozenset(island & {n.name for n in model.graph.node})
-    found = emulate(model, x, keep=keep)
-    assert sqnr_db(run(model, x), found) > 30  # a code at a rounding border may fall to the other side: one step of 127
-    assert sqnr_db(run(model, x), 2 * found) < 10
-    if build is attention:  # the networks themselves agree less well with their float originals
-        assert sqnr_db(run(model, x), found) > sqnr_db(run(build(), x), found)
+    result = emulate(model, x, keep=keep)
+    assert sqnr_db(run(model, x), result) > 30  # a value near a rounding boundary may get the next code: one step of 127
+    assert sqnr_db(run(model, x), 2 * result) < 10
+    if build is attention:  # INT8 and float networks agree less well
+        assert sqnr_db(run(model, x), result) > sqnr_db(run(build(), x), result)
 
 
 @pytest.mark.parametrize("accumulate", ["fp16", "fp32"])
@@ -145,7 +145,7 @@ def test_a_valid_fp32_graph_with_the_same_ports(build, quantized, island, accumu
     before = typed.SerializeToString(deterministic=True)
     first, second = (emulated_graph(typed, accumulate=accumulate).SerializeToString(deterministic=True) for _ in range(2))
     assert first == second
-    assert typed.SerializeToString(deterministic=True) == before, "the typed graph is left as it is"
+    assert typed.SerializeToString(deterministic=True) == before, "the typed graph is not modified"
     emulated = onnx.load_model_from_string(first)
     onnx.checker.check_model(emulated, full_check=True)
     assert list(emulated.graph.input) == list(model.graph.input)
@@ -156,7 +156,7 @@ def test_a_valid_fp32_graph_with_the_same_ports(build, quantized, island, accumu
     inferred = onnx.shape_inference.infer_shapes(emulated, strict_mode=True).graph
     halves = {v.name for v in inferred.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
     assert halves
-    for node in emulated.graph.node:  # FP16 lives between the two Casts of a pair and nowhere else
+    for node in emulated.graph.node:  # FP16 tensors exist only between the two Casts of a pair
         assert node.op_type == "Cast" or not halves & {*node.input, *node.output}
     assert not [t.name for t in emulated.graph.initializer if t.data_type == TensorProto.FLOAT16]
 

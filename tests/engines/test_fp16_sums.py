@@ -20,7 +20,7 @@ from fp16_reference import (
 )
 from onnx import TensorProto
 
-from calib.errors import InputError
+from calib.errors import GraphError
 from calib.ort_session import TappedGraph
 from engines.fp16_emulation import emulated_graph
 from engines.typed_graph import type_graph
@@ -29,12 +29,12 @@ LENGTHS = (1, 2, 3, 7, 17, 48)
 
 
 def whole(*shape, most, seed=4):
-    """Whole numbers up to `most`, of which FP32 adds thousands exactly."""
+    """Whole numbers up to `most`, thousands of which FP32 adds exactly."""
     return np.random.default_rng(seed).integers(-most, most + 1, shape).astype(SINGLE)
 
 
 def pairwise_sum(values, axis):
-    """float16 -> float16: element i of the lower half plus element i of the upper one, an odd last one waits."""
+    """float16 -> float16: element i of the lower half plus element i of the upper half; an odd last element is kept."""
     rows = list(np.moveaxis(values, axis, 0))
     while len(rows) > 1:
         middle = len(rows) // 2
@@ -54,7 +54,7 @@ def reduce_in_half(operator, x, axes, keepdims):
 
 
 def reduce_exactly(operator, x, axes, keepdims):
-    """Sums of whole numbers, exact; then one rounding."""
+    """Exact sums of whole numbers, then one rounding."""
     values = x.astype(np.float64)
     values = (values if operator == "ReduceSum" else values * values).sum(axis=tuple(axes), keepdims=keepdims)
     return half(np.sqrt(values.astype(SINGLE)) if operator == "ReduceL2" else values.astype(SINGLE))
@@ -81,18 +81,18 @@ def test_sums_in_fp16_are_pairwise_with_a_rounding_each(operator, length, axis, 
 
 
 @REDUCERS
-def test_order_of_a_pairwise_sum_is_felt(operator):
-    """Control: one addition after the other gives other numbers than the tree, and so does a sum in FP32."""
+def test_order_of_a_pairwise_sum_matters(operator):
+    """Control: sequential addition gives other values than pairwise addition, and so does a sum in FP32."""
     x = images(5, 48, batch=4) * 25
     model = reducer(operator, (5, 48), [-1], 1)
-    found = emulate(model, x)
+    result = emulate(model, x)
     with np.errstate(all="ignore"):
         one_by_one = x.astype(HALF) if operator == "ReduceSum" else np.square(x.astype(HALF))
         one_by_one = np.add.accumulate(one_by_one, axis=-1, dtype=HALF)[..., -1:]
         one_by_one = np.sqrt(one_by_one) if operator == "ReduceL2" else one_by_one
-    assert not same(found, one_by_one.astype(SINGLE))
-    assert not same(found, emulate(model, x, accumulate="fp32"))
-    assert np.isfinite(found).all()
+    assert not same(result, one_by_one.astype(SINGLE))
+    assert not same(result, emulate(model, x, accumulate="fp32"))
+    assert np.isfinite(result).all()
 
 
 @REDUCERS
@@ -103,8 +103,8 @@ def test_sums_in_fp32_are_rounded_once(operator, length, keepdims):
     assert same(emulate(model, x, accumulate="fp32"), reduce_exactly(operator, x, [-1], bool(keepdims)))
 
 
-def test_squares_overflow_in_an_fp16_accumulator_alone():
-    """Norms of about 360: FP16 holds them, their squares it does not."""
+def test_squares_overflow_only_in_an_fp16_accumulator():
+    """Norms of about 360, within the range of FP16, with squares that overflow it."""
     x = whole(4, 5, 48, most=90)
     model = reducer("ReduceL2", (5, 48), [-1], 1)
     wider, narrower = (emulate(model, x, accumulate=a) for a in ("fp32", "fp16"))
@@ -118,7 +118,7 @@ def test_squares_overflow_in_an_fp16_accumulator_alone():
 def test_several_axes_are_summed_one_after_the_other(operator, axes, keepdims):
     x = images(7, 3, batch=4) * 30
     assert same(emulate(reducer(operator, (7, 3), axes, keepdims), x), reduce_in_half(operator, x, axes, bool(keepdims)))
-    assert not same(reduce_in_half(operator, x, [-1, -2], True), reduce_in_half(operator, x, [-2, -1], True)), "order is felt"
+    assert not same(reduce_in_half(operator, x, [-1, -2], True), reduce_in_half(operator, x, [-2, -1], True)), "order matters"
 
 
 def test_a_reduction_in_an_island_stays_one_node():
@@ -127,27 +127,27 @@ def test_a_reduction_in_an_island_stays_one_node():
     typed = type_graph(model, keep_fp32=frozenset({"reduce"}))
     emulated = emulated_graph(typed)
     assert [n.op_type for n in emulated.graph.node if n.op_type != "Cast"].count("ReduceL2") == 1
-    found = by_tapped_graph(emulated, x)
-    np.testing.assert_array_max_ulp(found, np.sqrt((x.astype(np.float64) ** 2).sum(-1, keepdims=True)).astype(SINGLE), 1)
-    assert not same(found, half(found))
+    result = by_tapped_graph(emulated, x)
+    np.testing.assert_array_max_ulp(result, np.sqrt((x.astype(np.float64) ** 2).sum(-1, keepdims=True)).astype(SINGLE), 1)
+    assert not same(result, half(result))
 
 
 @pytest.mark.parametrize("axes", ["absent", "computed"])
 def test_a_reduction_without_fixed_axes_is_refused(axes):
-    """Not summed at all, it would give numbers of the wrong shape, or of the right one by chance."""
+    """Without a sum, the output would have the wrong shape, or the right one by chance."""
     g = Graph(4)
     inputs = ["image"]
     if axes == "computed":
         inputs.append(g.node("Cast", [g.store("where", SINGLE([-1]))], "axes", to=TensorProto.INT64))
     out = g.node("ReduceL2", inputs, "reduce", keepdims=1)
     typed = type_graph(g.model(out, "width"))
-    with pytest.raises(InputError, match=r"axes[\s\S]*reduce"):
+    with pytest.raises(GraphError, match=r"axes[\s\S]*reduce"):
         emulated_graph(typed)
     emulated_graph(typed, accumulate="fp32")
 
 
 def product_in_half(x, rows=3, step=16):
-    """The accumulator is an FP16 number after every `step` products, which are added to it at once."""
+    """The accumulator is rounded to FP16 after every `step` products, which are added in one operation."""
     with np.errstate(all="ignore"):
         left, right = np.swapaxes(x[..., :rows], -1, -2).astype(HALF), x[..., rows:].astype(HALF)
         total = np.zeros((*left.shape[:-1], right.shape[-1]), HALF)
@@ -177,15 +177,15 @@ def test_a_product_of_activations_rounds_its_accumulator_every_16(session, depth
 def test_a_product_with_an_fp32_accumulator_rounds_once(depth):
     x = eighths(2, depth, 7, most=300)
     exact = np.swapaxes(x[..., :3], -1, -2).astype(np.float64) @ x[..., 3:].astype(np.float64)
-    found = emulate(product_graph(depth), x, accumulate="fp32")
-    assert same(found, half(exact.astype(SINGLE)))
-    assert same(emulate(product_graph(depth), x), found) == (depth <= 16)
+    result = emulate(product_graph(depth), x, accumulate="fp32")
+    assert same(result, half(exact.astype(SINGLE)))
+    assert same(emulate(product_graph(depth), x), result) == (depth <= 16)
     if depth > 16:
-        assert not same(product_in_half(x, step=8), product_in_half(x)), "control: another depth of the step is seen"
+        assert not same(product_in_half(x, step=8), product_in_half(x)), "control: another step depth gives other values"
 
 
 def test_an_accumulator_that_overflows_on_the_way_stays_infinite():
-    """32 products of 4096 fill FP16 twice, 32 of -4096 take them away again: 0 in FP32."""
+    """32 products of 4096 exceed the range of FP16; 32 of -4096 cancel them: 0 in FP32."""
     x = np.ones((1, 64, 7), SINGLE) * 64
     x[:, 32:, 3:] = -64
     assert same(emulate(product_graph(64), x, accumulate="fp32"), np.zeros((1, 3, 4), SINGLE))
@@ -209,9 +209,9 @@ def test_products_with_weights_sum_in_fp32(operator, accumulate):
     x = eighths(2, *shape, most=300, seed=6)
     equation = {"MatMul": "bmk,kn->bmn", "Gemm": "bk,nk->bn", "Conv": "bkhw,nk->bnhw"}[operator]
     exact = np.einsum(equation, x.astype(np.float64), weight.reshape(5, 48) if operator == "Conv" else weight)
-    found = emulate(model, x, accumulate=accumulate)
-    assert same(found, half(exact.astype(SINGLE)))
-    assert not same(found, exact.astype(SINGLE)), "control: the rounding is seen"
+    result = emulate(model, x, accumulate=accumulate)
+    assert same(result, half(exact.astype(SINGLE)))
+    assert not same(result, exact.astype(SINGLE)), "control: the rounding has an effect"
 
 
 @pytest.mark.parametrize("summed", ["ReduceL2", "MatMul"])
@@ -224,7 +224,7 @@ def test_an_unknown_length_is_refused_where_it_is_summed_over(summed):
         g.node("Transpose", ["image"], "turn", perm=[0, 2, 1])
         model, x = g.model(g.node("MatMul", ["image", "turn_out"], "sum"), 5, 5), whole(2, 5, 7, most=9)
     typed = type_graph(model)
-    with pytest.raises(InputError, match=r"length of a summed axis is not fixed[\s\S]*image/fp16, axis -1"):
+    with pytest.raises(GraphError, match=r"length of a summed axis is not fixed[\s\S]*image/fp16, axis -1"):
         emulated_graph(typed)
     assert np.isfinite(by_tapped_graph(emulated_graph(typed, accumulate="fp32"), x)).all()
     assert np.isfinite(emulate(model, x, keep=frozenset({"sum"}))).all(), "an island is not summed in FP16"
@@ -242,7 +242,7 @@ XNORM_ISLAND = frozenset({"norm", "clamp", "divide"})
 
 @SESSIONS
 @for_all(axis=[-1, -2])
-def test_overflow_of_an_xnorm_shows_here_and_nowhere_else(session, axis):
+def test_overflow_of_an_xnorm_shows_only_here(session, axis):
     model = xnorm(axis)
     x = images(*(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:])) * 300
     exact = x / np.linalg.norm(x.astype(np.float64), axis=axis, keepdims=True)
@@ -256,13 +256,13 @@ def test_overflow_of_an_xnorm_shows_here_and_nowhere_else(session, axis):
     np.testing.assert_allclose(wider, exact, rtol=2.0**-9)
     island = session(emulated_graph(type_graph(model, keep_fp32=XNORM_ISLAND)), x)
     np.testing.assert_allclose(island, exact, rtol=2.0**-10)
-    # Why it exists: ONNX Runtime computes the same typed graph in FP32, and shows nothing.
+    # Reason for the emulation: ONNX Runtime computes the same typed graph in FP32 and hides the overflow.
     np.testing.assert_allclose(session(typed, x), exact, rtol=2.0**-9)
 
 
 @SESSIONS
-def test_underflow_of_an_xnorm_shows_here_and_nowhere_else(session):
-    """Squares of 2^-13 are zero in FP16, their norm is, and the clamp makes of a unit vector one that is far too short."""
+def test_underflow_of_an_xnorm_shows_only_here(session):
+    """Squares of 2^-13 are zero in FP16, and so is their norm: the clamp gives a vector that is far from unit length."""
     x = np.full((1, 2, 5, 48), 2.0**-13, SINGLE)
     assert same(emulate(xnorm(), x, session=session), np.full_like(x, 2))
     exact = np.full_like(x, 48**-0.5)
@@ -271,7 +271,7 @@ def test_underflow_of_an_xnorm_shows_here_and_nowhere_else(session):
 
 
 def test_an_island_does_not_round():
-    """(x / 3) * 3 + 2^-12 in FP32; the nodes around it in FP16, as the reference evaluator has it."""
+    """(x / 3) * 0.1 + 2^-12 in FP32; the nodes around it in FP16, like the reference evaluator."""
     g = Graph(400)
     g.store("third", np.full(1, 1 / 3, SINGLE))
     first = g.node("Mul", ["image", "third"], "first")
@@ -298,6 +298,6 @@ def test_an_island_does_not_round():
 def test_a_network_within_the_range_of_fp16_stays_near_fp32(model, shape, island, accumulate):
     x = images(*shape)
     keep = frozenset(island & {n.name for n in model.graph.node})
-    found = emulate(model, x, keep=keep, accumulate=accumulate)
-    assert FP16_SQNR_DB < sqnr_db(run(model, x), found) < 90, "near, and yet not the same"
-    assert sqnr_db(run(model, x), 2 * found) < 10
+    result = emulate(model, x, keep=keep, accumulate=accumulate)
+    assert FP16_SQNR_DB < sqnr_db(run(model, x), result) < 90, "close, but not equal"
+    assert sqnr_db(run(model, x), 2 * result) < 10

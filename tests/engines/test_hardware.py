@@ -1,4 +1,4 @@
-"""Facts of the machine, read from files that look like those of real ones. Oracles: the files, and Python's own answers."""
+"""Hardware detection from files with real contents. Oracles: the files, and Python's platform module."""
 
 import platform
 
@@ -20,7 +20,7 @@ def files(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("machine", CPUINFO)
-def test_the_processor_as_the_kernel_names_it(files, machine):
+def test_the_processor_has_its_kernel_name(files, machine):
     text, name = CPUINFO[machine]
     (files / "cpuinfo").write_text(text)
     assert hardware.processor() == name
@@ -58,7 +58,7 @@ def test_the_system():
     assert hardware.system().endswith(f"Python {platform.python_version()}")
 
 
-def test_versions_of_what_is_installed_and_what_is_not():
+def test_versions_of_installed_and_missing_distributions():
     import numpy
 
     assert hardware.versions("numpy", "no-such-distribution") == {"numpy": numpy.__version__, "no-such-distribution": ""}

@@ -9,15 +9,15 @@ import pytest
 from engine_graphs import ISLAND, OPSET, Graph, attention, convolutions, images, run
 from onnx import TensorProto, helper, numpy_helper
 
-from calib.errors import InputError
+from calib.errors import GraphError, UsageError
 from engines.typed_graph import type_graph, typing_facts
 
 FP16_SQNR_DB = 50.0  # 11 significant bits leave 66 dB for one rounding; these graphs stack a few
-INT8_SQNR_DB = 30.0  # a code at a rounding border may fall to the other side: one step of 127
+INT8_SQNR_DB = 30.0  # a value near a rounding boundary may get the next code: one step of 127
 
 
-def sqnr_db(reference: np.ndarray, found: np.ndarray) -> float:
-    noise = np.square(reference.astype(np.float64) - found).sum()
+def sqnr_db(reference: np.ndarray, result: np.ndarray) -> float:
+    noise = np.square(reference.astype(np.float64) - result).sum()
     return float(10 * np.log10(np.square(reference.astype(np.float64)).sum() / max(noise, 1e-30)))
 
 
@@ -33,7 +33,7 @@ def node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
 
 @functools.cache
 def oracle_truncates() -> bool:
-    """Whether ONNX Runtime's FP16 QuantizeLinear rounds towards zero, as up to 1.29 on a CPU (its pull request 32452)."""
+    """Whether ONNX Runtime's FP16 QuantizeLinear rounds towards zero, as it does up to 1.29 on a CPU (pull request 32452)."""
     nodes = [helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["y"])]
     constants = [numpy_helper.from_array(np.float16(1), "scale"), numpy_helper.from_array(np.int8(0), "zero")]
     inputs, outputs = (
@@ -67,13 +67,13 @@ def test_agrees_with_fp32(model, shape, floor, island):
     assert sqnr_db(2 * run(model, x), result) < 10  # control: the comparator sees a doubled output
 
 
-def test_every_float_tensor_is_half_but_ports():
+def test_every_float_tensor_is_fp16_except_ports():
     typed = type_graph(attention())
     ports = {"image", "residual_out"}
     assert all((kind == TensorProto.FLOAT) == (name in ports) for name, kind in types(typed).items() if kind in (1, 10))
 
 
-def test_island_is_fp32_with_casts_on_its_border_only():
+def test_island_is_fp32_with_casts_on_its_boundary_only():
     typed = type_graph(attention(), keep_fp32=ISLAND)
     kinds = types(typed)
     for name in ISLAND:
@@ -83,8 +83,8 @@ def test_island_is_fp32_with_casts_on_its_border_only():
     casts = [n for n in typed.graph.node if n.op_type == "Cast"]
     # image, K^T, V in; normalised K^T V and the output out
     assert len(casts) == 5 == typing_facts(typed).casts
-    made_by_cast = {n.output[0] for n in casts}
-    assert not any(n.input[0] in made_by_cast for n in casts)
+    cast_outputs = {n.output[0] for n in casts}
+    assert not any(n.input[0] in cast_outputs for n in casts)
 
 
 def test_quantized_island_needs_no_casts_and_product_leaves_in_fp32():
@@ -98,7 +98,7 @@ def test_quantized_island_needs_no_casts_and_product_leaves_in_fp32():
     assert kinds[node(typed, "xnorm/Div_out/DQ").output[0]] == TensorProto.FLOAT16
 
 
-def test_both_ends_of_a_pair_scale_alike():
+def test_q_and_dq_of_a_pair_have_the_same_scale():
     typed = type_graph(attention(quantized=True), keep_fp32=ISLAND)
     values = {i.name: numpy_helper.to_array(i) for i in typed.graph.initializer}
     for quantize in (n for n in typed.graph.node if n.op_type == "QuantizeLinear"):
@@ -133,7 +133,7 @@ def clipped(*bounds: float | None) -> onnx.ModelProto:
     [((0.25,), "Max"), ((0.25, None), "Max"), ((0.25, 0.75), "Clip"), ((None, 0.75), "Clip"), ((), "Clip")],
 )
 def test_a_clip_with_a_lower_bound_alone_becomes_a_max(bounds, operator):
-    """TensorRT's parser would bound it above by FP32's largest number."""
+    """TensorRT's parser would set its upper bound to the largest FP32 value."""
     model = clipped(*bounds)
     before = model.SerializeToString(deterministic=True)
     typed = type_graph(model)
@@ -141,7 +141,7 @@ def test_a_clip_with_a_lower_bound_alone_becomes_a_max(bounds, operator):
     assert "" not in node(typed, "clip").input or operator == "Clip"
     x = np.float32([[-2.0, 0.125, 0.5, 8.0]])  # exact in FP16
     np.testing.assert_array_equal(run(typed, x), run(model, x))
-    assert (run(clipped(3.0), x) != run(model, x)).any(), "control: another bound shows"
+    assert (run(clipped(3.0), x) != run(model, x)).any(), "control: another bound gives other values"
     assert model.SerializeToString(deterministic=True) == before
 
 
@@ -159,22 +159,22 @@ def one_weight(value: float) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 65520.0, -1e9])
-def test_refuses_what_fp16_cannot_hold(value):
-    with pytest.raises(InputError, match=r"where: w\b"):
+def test_refuses_weights_that_overflow_fp16(value):
+    with pytest.raises(GraphError, match=r"where: w\b"):
         type_graph(one_weight(value))
 
 
 @pytest.mark.parametrize(("value", "flushed", "subnormal"), [(65504.0, 0, 0), (2.0**-14, 0, 0), (2.0**-15, 0, 1), (1e-9, 1, 0)])
-def test_counts_what_fp16_loses(value, flushed, subnormal):
+def test_counts_flushed_and_subnormal_weights(value, flushed, subnormal):
     facts = typing_facts(type_graph(one_weight(value)))
     assert (facts.flushed, facts.subnormal) == (flushed, subnormal)
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1e-9, 0.0, np.nan, 1e6])
-def test_refuses_scales_that_fp16_cannot_hold(scale):
+def test_refuses_scales_that_fp16_cannot_represent(scale):
     g = Graph(4, 4)
     model = g.model(g.node("MatMul", [g.pair("image", scale), g.weight("w", 4, 4)], "m"), 4, 4)
-    with pytest.raises(InputError, match="image_scale"):
+    with pytest.raises(GraphError, match="image_scale"):
         type_graph(model)
 
 
@@ -190,7 +190,7 @@ def test_output_that_is_also_read_inside():
     assert sqnr_db(run(model, x), run(typed, x)) > FP16_SQNR_DB
 
 
-def test_inputs_of_fixed_type_stay():
+def test_inputs_of_fixed_type_stay_float():
     g = Graph(2, 4, 4)
     scales = g.store("scales", np.array([1, 1, 2, 2], np.float32))
     typed = type_graph(g.model(g.node("Resize", ["image", "", scales], "resize", mode="nearest"), 2, 8, 8))
@@ -211,12 +211,12 @@ def test_constants_in_nodes():
 
 def test_refusals():
     model = attention()
-    with pytest.raises(InputError, match="no node"):
+    with pytest.raises(UsageError, match="not in the graph"):
         type_graph(model, keep_fp32=frozenset({"nobody"}))
-    with pytest.raises(InputError, match="typed already"):
+    with pytest.raises(GraphError, match="typed already"):
         type_graph(type_graph(model))
     old = attention()
     old.opset_import[0].version = OPSET - 2
-    with pytest.raises(InputError, match="opset too old"):
+    with pytest.raises(GraphError, match="opset is too old"):
         type_graph(old)
     assert typing_facts(model) is None

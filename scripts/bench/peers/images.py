@@ -1,4 +1,4 @@
-"""The calibration images, in equal batches: some tools stack what they collect and need equal shapes."""
+"""Load the calibration images in equal batches: some tools stack activations and need equal shapes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LARGEST_BATCH = 32
 
 
 def load_calibration(folder: Path) -> npt.NDArray[np.float32]:
-    """Images float32 (N, 3, S, S)."""
+    """Load images float32 (N, 3, S, S)."""
     images: npt.NDArray[np.float32] = np.load(folder / "calib.npy")
     return images
 
@@ -23,6 +23,6 @@ def batch_size(count: int) -> int:
 
 
 def batches(images: npt.NDArray[np.float32], size: int) -> Iterator[npt.NDArray[np.float32]]:
-    """Batches in order, all of one size where that divides the number of images."""
+    """Batches in order, all of size `size` if it divides the number of images."""
     for start in range(0, len(images), size):
         yield images[start : start + size]

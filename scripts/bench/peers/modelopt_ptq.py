@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""modelopt.onnx.quantization.quantize on the bench's graph and images, on the CPU, with FP32 around INT8.
+"""Run modelopt.onnx.quantization.quantize on the graph and images of the benchmark, on the CPU, with FP32 around INT8.
 
     python modelopt_ptq.py FOLDER CONFIG OUT.onnx        CONFIG is the calibration method, max or entropy
 
-All else is the library's default.
+All other options have their defaults.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ def main() -> None:
 
 def load(job: Job) -> Callable[[], str]:
     import onnx
-    from modelopt.onnx.quantization import quantize as modelopt_quantize  # in its own environment
+    from modelopt.onnx.quantization import quantize as modelopt_quantize  # installed in its own environment
 
     images = load_calibration(job.folder)
     name = onnx.load(job.folder / "fp32.onnx").graph.input[0].name
     shape = "x".join(str(side) for side in (batch_size(len(images)), *images.shape[1:]))
 
     def quantize() -> str:
-        with tempfile.TemporaryDirectory() as folder:  # intermediate graphs are written beside the input and the output
-            graph, made = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
+        with tempfile.TemporaryDirectory() as folder:  # intermediate graphs are written next to input and output
+            graph, quantized = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
             shutil.copyfile(job.folder / "fp32.onnx", graph)
             modelopt_quantize(
                 str(graph),
@@ -45,10 +45,10 @@ def load(job: Job) -> Callable[[], str]:
                 calibration_shapes=f"{name}:{shape}",
                 calibration_eps=["cpu"],
                 high_precision_dtype="fp32",
-                output_path=str(made),
+                output_path=str(quantized),
                 log_level="WARNING",
             )
-            shutil.copyfile(made, job.out)
+            shutil.copyfile(quantized, job.out)
         return ""
 
     return quantize

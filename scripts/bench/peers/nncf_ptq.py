@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""nncf.quantize on the bench's ONNX graph and images, by its ONNX backend.
+"""Run nncf.quantize, with its ONNX backend, on the graph and images of the benchmark.
 
     python nncf_ptq.py FOLDER CONFIG OUT.onnx
 
-Settings; all calibration images are used (subset_size), all else is the library's default:
+Settings; all calibration images are used (subset_size), all other options have their defaults:
     default                 without a model type
-    transformer             model type "transformer", whose activations have zero-points, which TensorRT refuses
+    transformer             model type "transformer", whose activations have zero-points, which TensorRT rejects
     transformer_symmetric   the same with preset "performance": no zero-points
 """
 
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def load(job: Job) -> Callable[[], str]:
-    import nncf  # in its own environment
+    import nncf  # installed in its own environment
     import onnx
 
     images = load_calibration(job.folder)

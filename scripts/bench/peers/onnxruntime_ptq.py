@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""onnxruntime.quantization.quantize_static on the bench's graph and images.
+"""Run onnxruntime.quantization.quantize_static on the graph and images of the benchmark.
 
-    python onnxruntime_ptq.py FOLDER CONFIG OUT.onnx        CONFIG is SETTING-CALIBRATOR; --list prints them all
+    python onnxruntime_ptq.py FOLDER CONFIG OUT.onnx        CONFIG is SETTING-CALIBRATOR; --list prints all
 
 Settings, after `quant_pre_process` in each:
     default      the library's defaults
-    trt          what TensorRT accepts: signed, symmetric, weights per channel, biases in float
+    trt          accepted by TensorRT: signed, symmetric, weights per channel, biases in float
     trt_inputs   the same with Q/DQ on the inputs of Conv, MatMul and Gemm only
 
-Calibrators collect the activations of all images before they look at them. Where memory does not suffice for that, the
-library's option CalibStridedMinMax lets every calibrator take in one batch after the other.
+Calibrators collect the activations of all images first. If memory is not sufficient for that, the library's option
+CalibStridedMinMax makes every calibrator process one batch at a time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from record import Attempt, Job, parse_job, run
 SETTINGS = ("default", "trt", "trt_inputs")
 CALIBRATORS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 CONFIGS = tuple(f"{setting}-{calibrator}" for setting in SETTINGS for calibrator in CALIBRATORS)
-MULTIPLYING = ["Conv", "MatMul", "Gemm"]
+QUANTIZED_OPS = ["Conv", "MatMul", "Gemm"]
 
 
 def main() -> None:
@@ -44,30 +44,30 @@ def options(setting: str) -> dict[str, Any]:
     if setting == "default":
         return {"extra_options": {}}
     extra: dict[str, Any] = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
-    legal: dict[str, Any] = {"activation_type": QuantType.QInt8, "weight_type": QuantType.QInt8, "per_channel": True}
+    supported: dict[str, Any] = {"activation_type": QuantType.QInt8, "weight_type": QuantType.QInt8, "per_channel": True}
     if setting == "trt":
-        return {**legal, "extra_options": extra}
-    extra["OpTypesToExcludeOutputQuantization"] = MULTIPLYING
-    return {**legal, "op_types_to_quantize": MULTIPLYING, "extra_options": extra}
+        return {**supported, "extra_options": extra}
+    extra["OpTypesToExcludeOutputQuantization"] = QUANTIZED_OPS
+    return {**supported, "op_types_to_quantize": QUANTIZED_OPS, "extra_options": extra}
 
 
 def pre_process(graph: Path, prepared: Path) -> str:
-    """The library's preparation of a graph, without symbolic shape inference where that fails; a remark on this."""
+    """Run the library's preprocessing, without symbolic shape inference if that fails; returns a remark on it or ""."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     try:
         quant_pre_process(str(graph), str(prepared))
-    except Exception as error:  # noqa: BLE001  # whatever goes wrong in there, the library's remedy is one option
+    except Exception as error:  # noqa: BLE001  # for any failure, the library suggests one option
         quant_pre_process(str(graph), str(prepared), skip_symbolic_shape=True)
         return f"quant_pre_process fails ({type(error).__name__}) without skip_symbolic_shape"
     return ""
 
 
 def make_reader(images: npt.NDArray[np.float32], name: str, size: int) -> Any:
-    """The library's view of the images: batches of `size`, or those of a range that CalibStridedMinMax asks for."""
+    """The library's data reader: batches of `size`, all or in a range that CalibStridedMinMax sets."""
     from onnxruntime.quantization import CalibrationDataReader
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # a class of a library without types
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # the library has no types
         def __init__(self) -> None:
             self.position, self.end = 0, len(images)
 

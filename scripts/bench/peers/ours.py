@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""`ufovit calibrate` on the bench's graph and images, as a user runs it: time includes the start of the process.
+"""Run `ufovit calibrate` on the graph and images of the benchmark, like a user: time includes the start of the process.
 
 python ours.py FOLDER EFFORT OUT.onnx
 """
@@ -40,7 +40,7 @@ def load(job: Job) -> Callable[[], str]:
         )
         sys.stderr.write(done.stderr)
         if done.returncode:
-            raise RuntimeError(f"ufovit calibrate ended with status {done.returncode}: {done.stderr.strip()[-300:]}")
+            raise RuntimeError(f"ufovit calibrate exited with status {done.returncode}: {done.stderr.strip()[-300:]}")
         shutil.copyfile(out / "model.int8.onnx", job.out)
         return ""
 

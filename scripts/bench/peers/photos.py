@@ -1,7 +1,7 @@
-"""Natural colour photos out of Python wheels and Debian's opencv-doc: labelled ones to judge, other ones to calibrate.
+"""Read natural colour photos from Python wheels and Debian's opencv-doc: labelled ones for evaluation, others for calibration.
 
-Every calibration photo gives several square crops, the same ones every time: the whole shorter side in the centre, then the
-four corners and smaller centres, in the order of `CROPS`, as many of them as the wanted number of crops needs.
+Every calibration photo gives several square crops, always the same ones: the whole shorter side in the centre, then the four
+corners and smaller centres, in the order of `CROPS`, as many as the requested number of crops needs.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ FROM_OPENCV_DOC = (
 
 
 def labelled_photos(wheels: Path) -> tuple[list[Path], list[int]]:
-    """foolbox's ImageNet photos and their classes, which their names hold: imagenet_00_243.jpg is of class 243."""
+    """foolbox's ImageNet photos and their classes, from the file names: imagenet_00_243.jpg has class 243."""
     files = sorted((wheels / "foolbox/data").glob("imagenet_*"))
     return files, [int(re.split(r"[_.]", file.name)[2]) for file in files]
 
 
 def calibration_photos(wheels: Path, opencv_doc: Path) -> list[Path]:
-    """The photos to calibrate on, those of opencv-doc only where it was unpacked."""
+    """The calibration photos; those of opencv-doc only if it was unpacked."""
     shared = opencv_doc / "usr/share/doc/opencv-doc"
     files = [*(wheels / name for name in FROM_WHEELS), *(shared / name for name in FROM_OPENCV_DOC)]
     return [file for file in files if file.is_file()]
@@ -74,11 +74,11 @@ def read_photo(path: Path) -> Uint8:
         return np.asarray(image.convert("RGB"), np.uint8)
 
 
-def crops(photos: list[Path], wanted: int, preprocess: Preprocess) -> Float32:
-    """At most `wanted` preprocessed crops (n, 3, S, S), equally many of every photo."""
-    each = max(1, min(len(CROPS), wanted // len(photos)))
+def crops(photos: list[Path], limit: int, preprocess: Preprocess) -> Float32:
+    """At most `limit` preprocessed crops (n, 3, S, S), the same number of every photo."""
+    each = max(1, min(len(CROPS), limit // len(photos)))
     squares = [_crop(pixels, *crop) for pixels in map(read_photo, photos) for crop in CROPS[:each]]
-    return np.stack([preprocess(square) for square in squares[:wanted]])
+    return np.stack([preprocess(square) for square in squares[:limit]])
 
 
 def _crop(pixels: Uint8, share: float, place: str) -> Uint8:

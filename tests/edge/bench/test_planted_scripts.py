@@ -82,7 +82,7 @@ def test_longer_queries_are_planted_in_weights_and_biases_alone(bench, tmp_path)
     layers = ("blocks.0.attn", "blocks.1.attn", "cls_blocks.0.attn", "cls_blocks.1.attn")
     assert changed == {f"{layer}.q{rest}/fp16" for layer in layers for rest in (".bias", "/MatMul.weight_scale")}
     assert all(np.array_equal(values[1][name], values[0][name] * np.float16(4096)) for name in changed)
-    with pytest.raises(KeyError, match="none of its constants"):
+    with pytest.raises(KeyError, match="no constant is selected"):
         planted_faults.edit_graph(path, lambda _name: False, lambda values: values)
 
 
@@ -93,7 +93,7 @@ def test_what_comes_out_otherwise_is_said_and_counted(bench, capsys):
     assert "MISSED" in replace(seen, code=0).missed(fault)
     assert "MISNAMED" in replace(seen, kinds=()).missed(fault)
     assert "MISNAMED" in replace(seen, kinds=("zeroed_channel", "outlier")).missed(fault)
-    assert "OTHERWISE" in replace(seen, gate="fail: size").missed(fault)
+    assert "DIFFERENT" in replace(seen, gate="fail: size").missed(fault)
     nothing = {"nothing": FAULTS["nothing"], "asked too much": replace(FAULTS["nothing"], gates=(1,))}
     assert table(bench, nothing, markdown=True) == 1
     assert "MISSED: gate 0, expected 1" in capsys.readouterr().out
@@ -119,7 +119,7 @@ def test_honest_rebuilds_raise_no_alarm_and_go_on_where_they_were(request_of, be
     args.rebuilds = 3
     _alarm, more, printed = go()
     assert more[:4] == lines
-    assert "2 of 3 rebuilds are there already" in printed.err
+    assert "2 of 3 rebuilds exist already" in printed.err
     assert len(more) == 6
     lines[0]["verdict"], lines[0]["reason"] = "fail", "planted"
     assert honest_rebuilds.summary(lines), "the control: one alarm among them"

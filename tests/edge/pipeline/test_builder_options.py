@@ -143,7 +143,7 @@ def test_a_cache_that_cannot_be_read_or_written(out, monkeypatch):
 
 
 def test_a_folder_for_a_cache_is_refused(out):
-    with pytest.raises(InputError, match="a timing cache is a file"):
+    with pytest.raises(InputError, match="the timing cache must be a file"):
         BuilderRequest(timing_cache=out.parent.parent).check(DESKTOP, out)
 
 

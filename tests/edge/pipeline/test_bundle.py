@@ -658,7 +658,7 @@ def test_what_a_bundle_answers_is_not_asked_again(project, capsys):
     ("target", "options", "code", "says"),
     [
         ("cpu", [], 2, "a bundle holds a graph for GPUs"),
-        ("orin-nano", [], 4, "orin-nano is built on the Orin Nano itself"),
+        ("orin-nano", [], 4, "orin-nano must be built on the Orin Nano itself"),
         ("xavier-nx", [], 2, "not supported"),
         ("toaster", [], 2, "unknown target"),
         ("rtx", ["--workspace", "100"], 2, "--workspace"),
@@ -715,7 +715,7 @@ def test_a_receipt_below_the_declared_share_ends_with_1_and_no_engine(project, c
     alter(project, int8_floor=0.9)
     assert device(project) == 1
     error = capsys.readouterr().err
-    assert "too little in INT8" in error
+    assert "the INT8 share of the engine is below its floor" in error
     assert "stem.0/Conv: fp16" in error
     assert files(project / "device") == DEVICE_FILES - {"engine.engine", "manifest.json"}
 

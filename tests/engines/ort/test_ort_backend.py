@@ -1,11 +1,11 @@
-"""Target cpu: the optimized file computes what the graph computes, and its receipt names what stayed in float."""
+"""Target cpu: the optimized model has the outputs of the graph, and its receipt lists the layers that stay in float."""
 
 import numpy as np
 import onnx
 import pytest
 from engine_graphs import attention, convolutions, images, run
 
-from calib.errors import BackendError, InputError, MissingError
+from calib.errors import BackendError, MissingError, UsageError
 from engines.build import build
 from engines.build_spec import BuildSpec
 from engines.ort import backend
@@ -60,11 +60,11 @@ def test_one_sided_product_stays_float(tmp_path):
     assert [(f.layer, f.actual) for f in engine.receipt.fallbacks] == [("attn.kv/MatMul", "fp32")]
 
 
-def test_pair_per_reader_changes_no_number():
+def test_pair_per_reader_changes_no_value():
     model = attention(quantized=True)
     separate = pair_per_reader(model)
     count = [sum(n.op_type == "QuantizeLinear" for n in m.graph.node) for m in (model, separate)]
-    assert count[1] == count[0] + 2  # q, k and v read one pair
+    assert count[1] == count[0] + 2  # q, k and v share one pair
     onnx.checker.check_model(separate, full_check=True)
     x = images(8, 16)
     np.testing.assert_array_equal(run(separate, x), run(model, x))
@@ -75,25 +75,25 @@ def test_deterministic(tmp_path):
 
 
 def test_fp16_is_refused(tmp_path):
-    with pytest.raises(InputError, match="computes FP16 graphs in FP32"):
+    with pytest.raises(UsageError, match="computes FP16 graphs in FP32"):
         built(tmp_path, type_graph(attention()), "fp16")
 
 
-def test_refused_graph(tmp_path, monkeypatch):
+def test_rejected_graph(tmp_path, monkeypatch):
     import onnxruntime
 
-    def refuse(*args, **kwargs):
+    def reject(*args, **kwargs):
         raise RuntimeError("[ONNXRuntimeError] : 10 : INVALID_GRAPH : node attn.q/MatMul")
 
-    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
-    with pytest.raises(BackendError, match=r"(?s)does not accept the graph.*graph\.onnx.*attn\.q/MatMul"):
+    monkeypatch.setattr(onnxruntime, "InferenceSession", reject)
+    with pytest.raises(BackendError, match=r"(?s)rejects the graph.*graph\.onnx.*attn\.q/MatMul"):
         built(tmp_path, attention(), "fp32")
 
 
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), RuntimeError("write failed: No space left on device")]
 )
-def test_full_disk_says_so(tmp_path, monkeypatch, error):
+def test_full_disk_is_reported(tmp_path, monkeypatch, error):
     import onnxruntime
 
     def full(*args, **kwargs):

@@ -1,7 +1,7 @@
-"""Backend torch-tensorrt: the torch program against ONNX Runtime, the worker's protocol against a fake one, the real worker.
+"""torch-tensorrt backend: the torch program compared with ONNX Runtime, the protocol with a fake worker, the real worker.
 
-What needs torch-tensorrt's own environment runs where `scripts/install.sh torch-trt` made it; its oracle is the engine that
-TensorRT-RTX's own ONNX parser gives for the same graph.
+Tests of the real worker run where `scripts/install.sh torch-trt` created its environment; their oracle is the engine that
+TensorRT-RTX's ONNX parser gives for the same graph.
 """
 
 import json
@@ -20,7 +20,7 @@ import pytest
 from engine_graphs import ISLAND, attention, convolutions
 from torch_trt_programs import changed
 
-from calib.errors import BackendError, InputError, MissingError
+from calib.errors import BackendError, InputError, MissingError, UsageError
 from engines.build import build
 from engines.build_spec import BatchRange, BuilderOptions, BuildSpec
 from engines.targets import TARGETS
@@ -46,7 +46,7 @@ def done(engine=b"engine", facts={{"tensorrt": "9.9", "libraries": "torch-tensor
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """fake(body): an environment whose worker runs `body`; temporary folders of a build lie in `tmp_path / "temporary"`."""
+    """fake(body): an environment whose worker runs `body`; builds use temporary folders in `tmp_path / "temporary"`."""
 
     def make(body="done()", distributions=("torch-tensorrt-rtx 2.13.0", "tensorrt_rtx 1.7.1", "torch 2.13.0")):
         environment = tmp_path / "environment"
@@ -73,9 +73,9 @@ def build_fake(spec=None, advance=lambda _share: None, model=None):
     return backend.build_engine(spec or BuildSpec(Path("graph.onnx"), RTX, "fp32", BatchRange(1, 2, 4)), graph, advance)
 
 
-def test_a_build_takes_files_to_the_worker_and_back(fake, tmp_path):
+def test_a_build_exchanges_files_with_the_worker(fake, tmp_path):
     fake("""
-        assert sys.stdin.read() == "" and sys.flags.isolated, "nothing to read, nothing from outside"
+        assert sys.stdin.read() == "" and sys.flags.isolated, "empty stdin, isolated mode"
         assert Path(request["program"]).stat().st_size > 1000
         print("chatter of a library\\nshare 0.5", flush=True)
         print("WARNING: twice\\nWARNING: twice", file=sys.stderr)
@@ -99,30 +99,30 @@ def test_a_build_takes_files_to_the_worker_and_back(fake, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("body", "error", "says"),
+    ("body", "error", "words"),
     [
-        ('print("x\\nRuntimeError: no converter", file=sys.stderr); sys.exit(2)', BackendError, r"not accept.*no converter"),
+        ('print("x\\nRuntimeError: no converter", file=sys.stderr); sys.exit(2)', BackendError, r"rejects.*no converter"),
         ('print("ImportError: libcuda", file=sys.stderr); sys.exit(4)', MissingError, r"does not load.*libcuda.*torch-trt"),
         ("sys.exit(5)", MissingError, "disk full"),
-        ("os.kill(os.getpid(), 9)", BackendError, "broke off.*signal 9"),
-        ("sys.exit(77)", BackendError, "broke off.*exit code 77"),
+        ("os.kill(os.getpid(), 9)", BackendError, "stopped unexpectedly.*signal 9"),
+        ("sys.exit(77)", BackendError, "stopped unexpectedly.*exit code 77"),
         ("raise SystemExit", InputError, "file not found"),
     ],
     ids=["refused", "no library", "disk full", "killed", "unknown code", "no answer"],
 )
-def test_every_end_of_the_worker_is_an_error_of_its_own(fake, tmp_path, body, error, says):
+def test_every_exit_of_the_worker_has_its_error(fake, tmp_path, body, error, words):
     fake(body)
     with pytest.raises(error) as caught:
         build_fake()
-    assert re.search(says, str(caught.value), re.DOTALL)
+    assert re.search(words, str(caught.value), re.DOTALL)
     assert type(caught.value) is error
     if error is BackendError:
-        assert caught.value.log or "signal" in says or "code" in says
+        assert caught.value.log or "signal" in words or "code" in words
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_the_worker_dies_with_the_wait_for_it(fake, tmp_path):
-    """What a Ctrl-C in the middle leaves: no process, none of the worker's own, and no file."""
+def test_an_interrupt_kills_the_worker(fake, tmp_path):
+    """Ctrl-C during a build leaves no worker, no child process of it, and no file."""
     fake(f"""
         import subprocess
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -166,7 +166,7 @@ def wait_for(condition, seconds=10.0):
         ("torch-tensorrt-rtx 2.13.0", "tensorrt 11.0.0", "torch 2"),
     ],
 )
-def test_a_missing_or_half_made_environment_names_its_command(fake, distributions):
+def test_an_incomplete_environment_names_the_command(fake, distributions):
     fake(distributions=distributions)
     for use in (build_fake, backend.version):
         with pytest.raises(MissingError, match=r"not installed(.|\n)*next: scripts/install\.sh torch-trt$"):
@@ -198,7 +198,7 @@ def test_a_target_gets_the_flavour_that_builds_for_it(fake, monkeypatch):
     assert (built.data, built.compute_capabilities, built.device) == (b"[]", ("8.9",), "a GPU")
 
 
-def test_the_inspector_speaks_for_an_engine_that_is_no_plan(fake):
+def test_evidence_of_an_engine_comes_from_the_inspector(fake):
     layer = (
         '{"Name": "x", "LayerType": "gemm", "Metadata": "[ONNX Layer: attn.q/MatMul]", '
         '"Inputs": [{"Format/Datatype": "Int8"}, {"Format/Datatype": "Int8"}]}'
@@ -212,11 +212,11 @@ def test_the_inspector_speaks_for_an_engine_that_is_no_plan(fake):
     )
     from engines.layer_requests import graph_facts
 
-    told = backend.engine_evidence(b"an engine", b"", graph_facts(attention(quantized=True)))
-    assert {name: layer.actual for name, layer in told.layers.items()} == {"attn.q/MatMul": "int8"}
+    evidence = backend.engine_evidence(b"an engine", b"", graph_facts(attention(quantized=True)))
+    assert {name: layer.actual for name, layer in evidence.layers.items()} == {"attn.q/MatMul": "int8"}
 
 
-def test_an_unreadable_plan_tells_nothing(fake):
+def test_an_unreadable_plan_is_not_evidence(fake):
     from engines.layer_requests import graph_facts
 
     fake("sys.exit(2)")
@@ -226,12 +226,12 @@ def test_an_unreadable_plan_tells_nothing(fake):
 def test_options_that_torch_tensorrt_does_not_take_are_refused(fake):
     fake()
     spec = BuildSpec(Path("graph.onnx"), RTX, "fp32", options=BuilderOptions(version_compatible=True))
-    with pytest.raises(InputError, match=r"no such builder option\n  found: version_compatible"):
+    with pytest.raises(UsageError, match=r"does not support this builder option\n  found: version_compatible"):
         build_fake(spec)
 
 
 def test_an_environment_without_torch_tensorrt_ends_as_absent(tmp_path):
-    """The worker itself, with this environment's python: it must say what does not load, without a traceback."""
+    """The worker with this environment's python must report what does not load, without a traceback."""
     request = tmp_path / "request.json"
     request.write_text('{"facts": "nowhere"}')
     command = [sys.executable, "-I", str(backend.WORKER), str(request)]
@@ -243,7 +243,7 @@ def test_an_environment_without_torch_tensorrt_ends_as_absent(tmp_path):
 
 @pytest.fixture(scope="module")
 def real():
-    """The environment that scripts/install.sh made, and TensorRT-RTX here to compare with."""
+    """Requires the environment of scripts/install.sh and TensorRT-RTX to compare with."""
     from engines.trt import api
 
     try:
@@ -255,14 +255,14 @@ def real():
 
 
 def engines_of(folder, model, precision, batch=BatchRange(1, 2, 4)):  # noqa: B008  # frozen
-    """The same graph through torch-tensorrt and through TensorRT-RTX's ONNX parser."""
+    """Engines of one graph, built by torch-tensorrt and by TensorRT-RTX's ONNX parser."""
     path = folder / "graph.onnx"
     onnx.save(model, path)
     return tuple(build(BuildSpec(path, target, precision, batch, 0.0)) for target in (RTX, TARGETS["rtx"]))
 
 
 def products(plan):
-    """Every matrix product and convolution of a plan's text: its nodes -> the factor on its result, which holds the scales."""
+    """(nodes, alpha) of every matrix product and convolution in a plan's text; alpha is the output factor, from the scales."""
     steps = re.findall(rb'\n +(?:fully_connected|corrltn)=\{ name="([^"\n]+)"[^\n]*? alpha=([0-9A-F]{8})', plan)
     return sorted((frozenset(name.split(b"+")), alpha) for name, alpha in steps)
 
@@ -279,8 +279,8 @@ REAL = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
-def test_the_engine_is_the_one_that_the_onnx_parser_gives(real, tmp_path, name):
-    """The receipt, read from the engine's bytes, and every product's scale; without Q/DQ there is no INT8 in it."""
+def test_the_engine_matches_that_of_the_onnx_parser(real, tmp_path, name):
+    """Same receipt, read from the engine's bytes, and same scale of every product; without Q/DQ there is no INT8."""
     model, precision, share = REAL[name]
     ours, oracle = engines_of(tmp_path, model, precision)
     assert ours.receipt.int8_mac_fraction == pytest.approx(share)
@@ -295,7 +295,7 @@ def test_the_engine_is_the_one_that_the_onnx_parser_gives(real, tmp_path, name):
 
 @pytest.mark.slow
 def test_another_scale_gives_other_products(real, tmp_path):
-    """The negative control of the comparison above."""
+    """Negative control of the comparison above."""
     model = type_graph(attention(quantized=True), keep_fp32=ISLAND)
     double = changed(model, "attn.q/MatMul_out_scale/fp16", lambda s: s * 2)
     onnx.save(double, tmp_path / "graph.onnx")
@@ -306,11 +306,11 @@ def test_another_scale_gives_other_products(real, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_build_that_torch_tensorrt_refuses_says_why(real, tmp_path):
+def test_a_rejected_build_reports_the_reason(real, tmp_path):
     path = tmp_path / "graph.onnx"
     onnx.save(attention(), path)
     target = replace(RTX, compute_capabilities=("1.0",))
-    with pytest.raises(BackendError, match=r"torch-tensorrt does not accept the graph(.|\n)*SM10"):
+    with pytest.raises(BackendError, match=r"torch-tensorrt rejects the graph(.|\n)*SM10"):
         build(BuildSpec(path, target, "fp32"))
 
 
@@ -322,7 +322,7 @@ def test_one_batch_size_is_built(real, tmp_path):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """install.sh and its constraints, with a python that makes environments whose pip only tells how it was called."""
+    """install.sh and its constraints, with a python that creates environments whose pip only records its calls."""
     (tmp_path / "scripts").mkdir()
     for name in ("install.sh", "constraints.txt", "constraints-torch-trt.txt"):
         shutil.copy2(ROOT / "scripts" / name, tmp_path / "scripts" / name)
@@ -361,8 +361,8 @@ def install(checkout, *words, gpu=False):
 RTX_CALLS = ["torch", "numpy packaging psutil dllist tensorrt_rtx", "--no-deps torch-tensorrt-rtx"]
 
 
-@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="the machine's own nvidia-smi answers")
-def test_install_makes_the_environment_once_and_only_it(checkout):
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has its own nvidia-smi")
+def test_install_creates_only_its_environment_and_once(checkout):
     first, calls = install(checkout, "torch-trt")
     assert (first.returncode, calls) == (0, RTX_CALLS)
     assert not (checkout / ".venv").exists()
@@ -374,7 +374,7 @@ def test_install_makes_the_environment_once_and_only_it(checkout):
     assert calls == RTX_CALLS
 
 
-def test_install_takes_the_flavour_of_the_machine_unless_told(checkout):
+def test_install_selects_the_flavour_of_the_machine(checkout):
     done, calls = install(checkout, "torch-trt", gpu=True)
     assert (done.returncode, calls) == (0, ["torch-tensorrt"])
     _done, calls = install(checkout, "torch-trt-rtx", gpu=True)
@@ -383,7 +383,7 @@ def test_install_takes_the_flavour_of_the_machine_unless_told(checkout):
 
 
 @pytest.mark.parametrize("refused", ["torch", "tensorrt_rtx", "--no-deps"])
-def test_a_failed_installation_is_not_taken_for_done(checkout, refused):
+def test_a_failed_installation_is_repeated(checkout, refused):
     (checkout / "refuse").write_text(refused)
     for _attempt in range(2):
         done, calls = install(checkout, "torch-trt-rtx")

@@ -1,4 +1,4 @@
-"""TensorRT-RTX builds of tiny graphs and their receipts. The oracle is the graph: what INT8 is known to need."""
+"""TensorRT-RTX builds of tiny graphs and their receipts. The oracle is the graph: the known conditions for INT8."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import onnx
 import pytest
 from engine_graphs import ISLAND, Graph, attention, convolutions
 
-from calib.errors import BackendError, InputError, MissingError, VerdictError
+from calib.errors import BackendError, GraphError, MissingError, UsageError, VerdictError
 from engines.build import build
 from engines.build_spec import BatchRange, BuilderOptions, BuildSpec
 from engines.layer_records import EngineEvidence
@@ -55,7 +55,7 @@ def test_fp16_graph_has_no_int8_and_its_island_is_fp32(tmp_path):
     assert built.receipt.int8_mac_fraction == 0.0
     assert built.receipt.actual == {"fp16": 0.8, "fp32": 0.2}
     assert fallbacks(built) == {"attn.kv/MatMul": "fp32"}
-    assert "the graph asks for fp32" in built.receipt.fallbacks[0].reason
+    assert "the graph requests fp32" in built.receipt.fallbacks[0].reason
 
 
 def test_fp32_graph_is_fp32(tmp_path):
@@ -63,19 +63,19 @@ def test_fp32_graph_is_fp32(tmp_path):
     assert built.receipt.actual == {"fp32": 1.0}
 
 
-def test_weight_scale_along_k_is_seen_in_the_engine(tmp_path):
+def test_weight_scale_along_k_shows_in_the_engine(tmp_path):
     built = receipt(tmp_path, type_graph(attention(quantized=True, weight_axis=0)), "int8")
-    (found,) = built.receipt.fallbacks
-    assert (found.layer, found.requested, found.actual) == ("attn.v/MatMul", "int8", "fp16")
-    assert "axis 0, which is summed over" in found.reason
+    (fallback,) = built.receipt.fallbacks
+    assert (fallback.layer, fallback.requested, fallback.actual) == ("attn.v/MatMul", "int8", "fp16")
+    assert "axis 0, which is summed over" in fallback.reason
     assert built.receipt.int8_mac_fraction == pytest.approx(0.8)
 
 
-def test_one_side_of_a_batched_product_is_seen_in_the_engine(tmp_path):
+def test_one_side_of_a_batched_product_shows_in_the_engine(tmp_path):
     built = receipt(tmp_path, type_graph(attention(quantized=True, both_sides=False)), "int8")
-    (found,) = built.receipt.fallbacks
-    assert (found.layer, found.requested, found.actual) == ("attn.kv/MatMul", "fp16", "fp16")
-    assert "no Q/DQ on operand B" in found.reason
+    (fallback,) = built.receipt.fallbacks
+    assert (fallback.layer, fallback.requested, fallback.actual) == ("attn.kv/MatMul", "fp16", "fp16")
+    assert "no Q/DQ on operand B" in fallback.reason
 
 
 def test_floor_fails_the_build_and_names_the_layer(tmp_path):
@@ -93,11 +93,11 @@ def test_floor_fails_the_build_and_names_the_layer(tmp_path):
     ],
 )
 def test_graph_of_another_precision_is_refused(tmp_path, model, precision):
-    with pytest.raises(InputError, match=f"the graph does not ask for {precision}"):
+    with pytest.raises(GraphError, match=f"the graph does not request {precision}"):
         receipt(tmp_path, model, precision)
 
 
-def test_nameless_nodes_are_no_evidence(tmp_path):
+def test_ambiguous_nodes_are_not_evidence(tmp_path):
     model = type_graph(attention(quantized=True))
     for node in model.graph.node:
         if node.name in ("attn.q/MatMul", "attn.k/MatMul"):
@@ -107,9 +107,9 @@ def test_nameless_nodes_are_no_evidence(tmp_path):
     assert set(fallbacks(built).values()) == {"unknown"}
 
 
-def test_refused_node_is_named(tmp_path):
+def test_rejected_node_is_named(tmp_path):
     g = Graph(4, 4)
-    zero = 3  # TensorRT takes symmetric quantization only
+    zero = 3  # TensorRT supports symmetric quantization only
     out = g.node("MatMul", [g.pair("image", 0.1, zero), g.int8_weight(g.weight("w", 4, 4), 1)], "fc/MatMul")
     with pytest.raises(BackendError, match=r"image/(Q|DQ)") as caught:
         receipt(tmp_path, g.model(out, 4, 4), "int8")
@@ -117,14 +117,14 @@ def test_refused_node_is_named(tmp_path):
     assert caught.value.exit_code == 2
 
 
-def test_two_builds_say_the_same(tmp_path):
+def test_two_builds_have_the_same_receipt(tmp_path):
     model = type_graph(convolutions(quantized=True))
     assert receipt(tmp_path, model, "int8").receipt == receipt(tmp_path, model, "int8").receipt
 
 
 def test_unknown_compute_capability():
     builder = api.Builder("rtx")
-    with pytest.raises(InputError, match="SM80") as caught:
+    with pytest.raises(UsageError, match="SM80") as caught:
         builder.set_compute_capabilities(builder.make_config(BuilderOptions()), ("8.0", "3.5"))
     assert "found: 3.5" in str(caught.value)
 
@@ -138,13 +138,13 @@ make_logger, called = trt_api._make_logger, []
 def make_busy_logger(module, lines):
     class Busy(type(make_logger(module, lines))):
         def log(self, severity, message):
-            called.append([[] for _ in range(200_000)])  # the collector would run in here
+            called.append([[] for _ in range(200_000)])  # the collector would run here
     return Busy()
 
 trt_api._make_logger = make_busy_logger
 gc.disable()
 gc.set_threshold(100_000)
-first = trt_api.Builder("rtx")  # the library goes on calling the logger of the first
+first = trt_api.Builder("rtx")  # the library keeps calling the logger of the first
 old = trt_api.Builder("rtx")
 old.itself = old
 del old, called[:]
@@ -154,12 +154,12 @@ assert called
 """
 
 
-def test_an_older_builder_collected_while_a_new_one_is_made_does_not_deadlock():
-    """The collector is made to run inside TensorRT's own call, which holds a lock that the old builder's destructor needs."""
+def test_collecting_a_builder_while_another_is_created_does_not_deadlock():
+    """The collector runs inside TensorRT's call, which holds a lock that the old builder's destructor needs."""
     subprocess.run([sys.executable, "-c", COLLECTED], check=True, timeout=120, cwd=Path(api.__file__).parents[1])
 
 
-def test_build_that_gives_nothing_back_is_an_error():
+def test_failed_build_is_an_error():
     builder = api.Builder("rtx")
     network = builder.parse(type_graph(attention()).SerializeToString())
     with pytest.raises(BackendError, match="built no engine") as caught:  # no optimization profile for a dynamic input
@@ -179,7 +179,7 @@ def test_progress_ends_at_one():
     assert shares[-1] == 1.0
 
 
-def test_interrupt_ends_the_build_and_leaves_nothing(tmp_path):
+def test_interrupt_ends_the_build_and_leaves_no_file(tmp_path):
     g = Graph(64, 64)
     x = "image"
     for i in range(60):
@@ -187,7 +187,7 @@ def test_interrupt_ends_the_build_and_leaves_nothing(tmp_path):
     onnx.save(g.model(x, 64, 64), tmp_path / "graph.onnx")
     program = textwrap.dedent("""
         import sys, threading, signal, os
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with SIGINT ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with SIGINT ignored
         from pathlib import Path
         from engines.build import build
         from engines.build_spec import BuildSpec
@@ -231,10 +231,10 @@ main {
 """
 
 
-def test_plan_reader_on_a_plan_written_by_hand():
+def test_plan_reader_on_a_handwritten_plan():
     nodes = frozenset(("x", "y", "c", "d", "e", "again", "hidden", "absent"))
-    found = {name: e.actual for name, e in read_plan(PLAN, nodes).layers.items()}
-    assert found == {
+    precisions = {name: e.actual for name, e in read_plan(PLAN, nodes).layers.items()}
+    assert precisions == {
         "x": "int8",
         "y": "int8",
         "c": "fp16",
@@ -245,11 +245,11 @@ def test_plan_reader_on_a_plan_written_by_hand():
     }
 
 
-def test_plan_reader_takes_nothing_for_int8():
+def test_plan_reader_needs_proof_of_int8():
     assert read_plan(b"", frozenset("x")) == EngineEvidence()
     unreadable = read_plan(PLAN.replace(b"fully_connected", b"something_new"), frozenset("x")).layers
     assert unreadable == {"x": read_plan(PLAN, frozenset(("hidden",))).layers["hidden"]}
 
 
-def test_plan_reader_counts_the_steps_that_compute():
+def test_plan_reader_counts_kernels():
     assert read_plan(PLAN, frozenset()).kernels == PLAN.count(b"={ name=")

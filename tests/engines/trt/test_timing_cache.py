@@ -1,10 +1,10 @@
-"""The timing cache on the disk, and what a pin refuses. Oracle: hashlib. Without TensorRT."""
+"""The timing cache file, and builds that a pinned cache rejects. Oracle: hashlib. Without TensorRT."""
 
 import hashlib
 
 import pytest
 
-from calib.errors import BackendError, InputError
+from calib.errors import ArtifactError, BackendError
 from engines.build_spec import BuilderOptions
 from engines.trt.timing_cache import TimingCache, check_pin
 
@@ -19,10 +19,10 @@ def test_a_cache_starts_empty_and_holds_what_was_written(tmp_path):
     assert cache.pinned_sha256() is None, "every build adds to it"
 
 
-def test_a_pinned_cache_must_be_there_and_is_never_written(tmp_path):
+def test_a_pinned_cache_must_exist_and_is_never_written(tmp_path):
     pinned = TimingCache(tmp_path / "timing.cache", pinned=True)
     assert pinned.pinned_sha256() is None
-    with pytest.raises(InputError, match=r"(?s)no timing cache to pin.*timing\.cache.*once without --pin-timing-cache"):
+    with pytest.raises(ArtifactError, match=r"(?s)no timing cache to pin.*timing\.cache.*once without --pin-timing-cache"):
         pinned.read()
     pinned.path.write_bytes(b"measured")
     pinned.write(b"something else")
@@ -30,13 +30,13 @@ def test_a_pinned_cache_must_be_there_and_is_never_written(tmp_path):
     assert pinned.pinned_sha256() == hashlib.sha256(b"measured").hexdigest()
 
 
-def test_a_folder_is_no_cache(tmp_path):
-    with pytest.raises(InputError, match="a timing cache is a file"):
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="the timing cache must be a file"):
         TimingCache(tmp_path).read()
 
 
 @pytest.mark.parametrize(
-    ("pin", "measured", "enforced", "refused"),
+    ("pin", "measured", "enforced", "rejected"),
     [
         (True, b"pinned", False, False),
         (True, b"pinned and more", False, True),
@@ -45,9 +45,9 @@ def test_a_folder_is_no_cache(tmp_path):
         (False, b"pinned and more", False, False),
     ],
 )
-def test_what_was_measured_despite_the_pin_is_refused(pin, measured, enforced, refused):
+def test_timings_despite_the_pin_are_rejected(pin, measured, enforced, rejected):
     options = BuilderOptions(timing_cache=b"pinned", pin_timing_cache=pin)
-    if refused:
+    if rejected:
         with pytest.raises(BackendError, match=hashlib.sha256(measured or b"").hexdigest()[:16]):
             check_pin(options, measured, enforced=enforced)
     else:

@@ -1,7 +1,7 @@
-"""Backend TensorRT without a GPU: what it tells the builder, what it makes of every answer, and what it leaves.
+"""TensorRT backend without a GPU: its calls to the builder, its handling of every result, and its outputs.
 
-Oracle: the bindings of the oldest and the newest supported release (trt_bindings.py). The stand-in takes no name and no call
-that these do not declare; the tests say what it answers and look at what was asked.
+Oracle: the bindings of the oldest and the newest supported release (trt_bindings.py). The stand-in accepts only names and
+calls that these declare; each test scripts its results and checks the calls.
 """
 
 import sys
@@ -14,7 +14,7 @@ from engine_graphs import convolutions
 from trt_bindings import NEWEST, OLDEST, release
 from trt_world import BATCHES, CACHE, INSPECTION, NAMES, PLAN, SHAPE, World
 
-from calib.errors import BackendError, InputError, MissingError, VerdictError
+from calib.errors import BackendError, GraphError, MissingError, UsageError, VerdictError
 from engines import hardware
 from engines.build import build, build_graph
 from engines.build_spec import BatchRange, BuilderOptions, BuildSpec
@@ -44,7 +44,7 @@ def spec(target="desktop", **options):
 
 @pytest.fixture(params=[OLDEST, NEWEST])
 def world(request, monkeypatch):
-    """A release, on a machine with one GPU."""
+    """A release, on a machine with two GPUs."""
     monkeypatch.setattr(
         hardware, "gpus", lambda: (hardware.Gpu("NVIDIA GeForce RTX 3080", "8.6"), hardware.Gpu("another", "8.9"))
     )
@@ -53,7 +53,7 @@ def world(request, monkeypatch):
 
 @pytest.fixture
 def jetson(monkeypatch, tmp_path):
-    """jetson(module): this machine's device tree names it; its driver shows no GPU."""
+    """jetson(module): sets the module in the device tree; the driver reports no GPU."""
 
     def become(module):
         (tmp_path / "model").write_bytes(module.encode() + b"\0")
@@ -63,8 +63,8 @@ def jetson(monkeypatch, tmp_path):
     return become
 
 
-def run(world, made_of=b"onnx", **options):
-    return trt_backend.build_engine(spec(**options), made_of, lambda _share: None)
+def run(world, graph=b"onnx", **options):
+    return trt_backend.build_engine(spec(**options), graph, lambda _share: None)
 
 
 def flags(library, call="set_flag"):
@@ -72,13 +72,13 @@ def flags(library, call="set_flag"):
 
 
 def config_of(library, name):
-    """What was written to the builder configuration of the one build that was done."""
+    """The value written to a property of the only builder configuration."""
     (config,) = library.configs
     return config.__dict__["_values"].get(name)
 
 
 def watched(world, script=None):
-    """A stand-in that keeps the configurations that it makes."""
+    """A stand-in that records the configurations that it creates."""
     library = world.library(script)
     library.configs = []
 
@@ -98,7 +98,7 @@ def test_a_build_for_this_machines_gpu(world):
     assert built.log == ("WARNING: a warning",)
     assert built.timing_cache is None
     assert library.called("create_timing_cache") == []
-    assert library.called("set_memory_pool_limit") == [], "the library's own limit"
+    assert library.called("set_memory_pool_limit") == [], "the library's default limit"
     assert flags(library) == set()
     assert flags(library, "clear_flag") == {"TF32"}, "FP32 is FP32"
     assert config_of(library, "profiling_verbosity").name == "DETAILED"
@@ -127,7 +127,7 @@ def test_an_option_that_a_release_does_not_have_is_refused_by_name(world):
     if "SAME_COMPUTE_CAPABILITY" in world.release.classes["HardwareCompatibilityLevel"].enum:
         run(world, hardware_compatibility="same_compute_capability")
         return
-    with pytest.raises(InputError, match=r"(?s)SAME_COMPUTE_CAPABILITY.*AMPERE_PLUS"):
+    with pytest.raises(UsageError, match=r"(?s)SAME_COMPUTE_CAPABILITY.*AMPERE_PLUS"):
         run(world, hardware_compatibility="same_compute_capability")
 
 
@@ -140,7 +140,7 @@ def test_a_jetson_builds_for_itself_in_a_quarter_of_its_memory(world, jetson, ta
     assert (built.compute_capabilities, built.device) == ((capability,), module)
     assert [size for _, size in library.called("set_memory_pool_limit")] == [memory // 4]
     trt_backend.build_engine(spec(target, workspace_bytes=1 << 20), b"onnx", lambda _share: None)
-    assert [size for _, size in library.called("set_memory_pool_limit")][1:] == [1 << 20], "unless the user says otherwise"
+    assert [size for _, size in library.called("set_memory_pool_limit")][1:] == [1 << 20], "unless the user sets a limit"
 
 
 @pytest.mark.parametrize("target", JETSONS)
@@ -148,36 +148,36 @@ def test_a_jetson_does_not_build_for_another(world, jetson, target):
     watched(world)
     for module in ("", *(module for name, (module, *_) in JETSONS.items() if name != target)):
         jetson(module or "Raspberry Pi 5 Model B")
-        with pytest.raises(MissingError, match=rf"{target} is built on the {TARGETS[target].jetson} itself"):
+        with pytest.raises(MissingError, match=rf"{target} must be built on the {TARGETS[target].jetson} itself"):
             trt_backend.build_engine(spec(target), b"onnx", lambda _share: None)
 
 
 def test_without_a_gpu_nothing_is_built(world, monkeypatch):
     monkeypatch.setattr(hardware, "gpus", lambda: ())
     library = watched(world)
-    with pytest.raises(MissingError, match=r"(?s)this machine has none.*--target rtx, or ufovit bundle") as caught:
+    with pytest.raises(MissingError, match=r"(?s)this machine has no GPU.*--target rtx, or ufovit bundle") as caught:
         run(world)
     assert caught.value.exit_code == 4
     assert library.calls == []
 
 
 def attached(library):
-    """What every timing cache that the configuration was given was made of, in order."""
-    given = library.called("set_timing_cache")
-    assert not any(of_any_gpu for _, of_any_gpu in given), "a cache of another GPU is not taken"
-    return [library.caches[id(cache)] for cache, _ in given]
+    """Contents of every timing cache attached to the configuration, in order."""
+    calls = library.called("set_timing_cache")
+    assert not any(ignore_mismatch for _, ignore_mismatch in calls), "a cache of another GPU is not accepted"
+    return [library.caches[id(cache)] for cache, _ in calls]
 
 
 def with_caches(world, script=None):
-    """A stand-in that knows what each of its timing caches was made of."""
+    """A stand-in that records the contents of its timing caches."""
     library = watched(world, script)
     library.caches, library.kept = {}, []
 
     def create(config, data):
-        made = library.new("ITimingCache")
-        library.kept.append(made)
-        library.caches[id(made)] = bytes(data)
-        return made
+        cache = library.new("ITimingCache")
+        library.kept.append(cache)
+        library.caches[id(cache)] = bytes(data)
+        return cache
 
     library.script["IBuilderConfig", "create_timing_cache"] = create
     library.script.setdefault(("IBuilderConfig", "set_timing_cache"), True)
@@ -185,7 +185,7 @@ def with_caches(world, script=None):
 
 
 @pytest.mark.parametrize("earlier", [b"", b"of an earlier build"])
-def test_a_timing_cache_is_used_and_what_was_measured_is_handed_back(world, earlier):
+def test_a_timing_cache_is_used_and_returned_with_new_timings(world, earlier):
     library = with_caches(world)
     assert run(world, timing_cache=earlier).timing_cache == CACHE
     assert attached(library) == [earlier]
@@ -204,14 +204,12 @@ def test_a_timing_cache_of_another_gpu_is_replaced_by_an_empty_one(world, answer
     assert attached(library)[-1] == b""
 
 
-def test_a_pinned_timing_cache_lets_nothing_be_measured(world):
+def test_a_pinned_timing_cache_allows_no_timing(world):
     library = with_caches(world)
     built = run(world, timing_cache=b"pinned", pin_timing_cache=True)
     assert attached(library) == [b"pinned"]
     assert flags(library) == {"ERROR_ON_TIMING_CACHE_MISS"}
-    assert built.timing_cache == b"pinned", (
-        "what the manifest records is the file that was pinned, not how it was written again"
-    )
+    assert built.timing_cache == b"pinned", "the manifest records the pinned file, not its serialization after the build"
 
 
 @pytest.mark.parametrize("answer", ["set_timing_cache", "create_timing_cache"])
@@ -223,51 +221,51 @@ def test_a_pinned_timing_cache_of_another_gpu_is_refused(world, answer):
     assert library.called("build_serialized_network") == []
 
 
-def test_where_the_release_cannot_refuse_a_measurement_the_cache_that_it_leaves_does(world, monkeypatch):
+def test_without_the_flag_a_changed_cache_rejects_the_build(world, monkeypatch):
     monkeypatch.setattr(api.Builder, "refuses_new_timings", False)
     library = with_caches(world)
     assert run(world, timing_cache=CACHE, pin_timing_cache=True).timing_cache == CACHE
     assert flags(library) == set()
-    with pytest.raises(BackendError, match=r"(?s)measured kernels anew.*without --pin-timing-cache"):
+    with pytest.raises(BackendError, match=r"(?s)timed kernels that are not in the pinned.*without --pin-timing-cache"):
         run(world, timing_cache=b"less than that", pin_timing_cache=True)
 
 
-def test_a_miss_in_a_pinned_timing_cache_is_the_librarys_error(world):
-    """With ERROR_ON_TIMING_CACHE_MISS the builder gives no engine and says why."""
+def test_a_miss_in_a_pinned_timing_cache_is_a_library_error(world):
+    """With ERROR_ON_TIMING_CACHE_MISS the builder returns no engine and logs the reason."""
     library = with_caches(world)
-    library.script["Builder", "build_serialized_network"] = saying(library, "Timing cache miss for node a")
+    library.script["Builder", "build_serialized_network"] = logging_reason(library, "Timing cache miss for node a")
     with pytest.raises(BackendError, match="Timing cache miss for node a"):
         run(world, timing_cache=b"pinned", pin_timing_cache=True)
 
 
-def saying(library, reason, answer=None):
-    """An answer of the library that says why, on the logger of whichever builder there is."""
+def logging_reason(library, reason, answer=None):
+    """A scripted result that logs `reason` on the current builder's logger."""
 
-    def give(target, *_arguments):
+    def respond(target, *_arguments):
         logger = target.__dict__["_values"].get("logger") or library.loggers[-1]
         logger.log(library.members["ILogger.Severity", "ERROR"], reason)
         return answer
 
-    return give
+    return respond
 
 
 REFUSALS = [
-    ("Builder", "create_network", None, {}, "makes no network"),
-    ("OnnxParser", "parse", False, {}, "does not accept the graph"),
-    ("Builder", "create_builder_config", None, {}, "makes no builder configuration"),
-    ("IBuilderConfig", "add_optimization_profile", -1, {}, "refuses the batch sizes"),
+    ("Builder", "create_network", None, {}, "could not create a network"),
+    ("OnnxParser", "parse", False, {}, "rejects the graph"),
+    ("Builder", "create_builder_config", None, {}, "could not create a builder configuration"),
+    ("IBuilderConfig", "add_optimization_profile", -1, {}, "rejects the batch sizes"),
     ("Builder", "build_serialized_network", None, {}, "built no engine"),
-    ("IBuilderConfig", "get_timing_cache", None, {"timing_cache": b""}, "gives no timing cache"),
-    ("ITimingCache", "serialize", None, {"timing_cache": b""}, "gives no timing cache"),
+    ("IBuilderConfig", "get_timing_cache", None, {"timing_cache": b""}, "returned no timing cache"),
+    ("ITimingCache", "serialize", None, {"timing_cache": b""}, "returned no timing cache"),
     ("IBuilderConfig", "set_timing_cache", False, {"timing_cache": b"x", "pin_timing_cache": True}, "pinned timing cache"),
     ("Runtime", "deserialize_cuda_engine", None, {}, "does not load the engine"),
-    ("ICudaEngine", "create_engine_inspector", None, {}, "does not let the engine be inspected"),
-    ("ICudaEngine", "create_execution_context", None, {}, "does not let the engine be inspected"),
+    ("ICudaEngine", "create_engine_inspector", None, {}, "could not inspect the engine"),
+    ("ICudaEngine", "create_execution_context", None, {}, "could not inspect the engine"),
 ]
 
 
-@pytest.mark.parametrize(("owner", "name", "answer", "options", "says"), REFUSALS, ids=[f"{r[0]}.{r[1]}" for r in REFUSALS])
-def test_what_tensorrt_refuses_with_none_is_an_error_with_its_log(world, monkeypatch, owner, name, answer, options, says):
+@pytest.mark.parametrize(("owner", "name", "answer", "options", "words"), REFUSALS, ids=[f"{r[0]}.{r[1]}" for r in REFUSALS])
+def test_a_failed_call_is_an_error_with_the_log(world, monkeypatch, owner, name, answer, options, words):
     library = world.library()
     library.loggers, make = [], api._make_logger
 
@@ -276,16 +274,16 @@ def test_what_tensorrt_refuses_with_none_is_an_error_with_its_log(world, monkeyp
         return library.loggers[-1]
 
     monkeypatch.setattr(api, "_make_logger", make_logger)
-    library.script[owner, name] = saying(library, f"why {name} failed", answer)
+    library.script[owner, name] = logging_reason(library, f"why {name} failed", answer)
     with pytest.raises(BackendError) as caught:
         build_graph(spec(**options), b"onnx", FACTS)
-    assert says in str(caught.value)
+    assert words in str(caught.value)
     assert f"ERROR: why {name} failed" in str(caught.value)
     assert f"ERROR: why {name} failed" in caught.value.log
     assert caught.value.exit_code == 2
 
 
-def test_an_exception_of_the_builder_is_an_error_too(world):
+def test_an_exception_of_the_builder_is_an_error(world):
     library = world.library()
 
     def fail(*_arguments):
@@ -296,8 +294,8 @@ def test_an_exception_of_the_builder_is_an_error_too(world):
         run(world)
 
 
-def test_the_inspector_is_asked_in_a_context_with_the_usual_batch(world):
-    """Without, TensorRT does not tell the types of tensors that depend on the batch, and every layer would count as float."""
+def test_the_inspector_uses_a_context_with_the_opt_batch(world):
+    """Without it, TensorRT does not report the types of tensors that depend on the batch, and every layer counts as float."""
     library = world.library()
     assert trt_backend.engine_evidence(PLAN, b"onnx", FACTS).layers["a"].actual == "int8"
     ((name, shape),) = library.called("set_input_shape")
@@ -312,7 +310,7 @@ def test_a_receipt_below_its_floor_fails_the_build(world):
     assert build_graph(spec(), b"onnx", FACTS).receipt.int8_mac_fraction == 1.0
     half = str(INSPECTION).replace("'", '"').replace("Int8", "Half")
     world.library({("EngineInspector", "get_engine_information"): half})
-    with pytest.raises(VerdictError, match=r"(?s)too little in INT8.*a: int8 -> fp16"):
+    with pytest.raises(VerdictError, match=r"(?s)the INT8 share of the engine is below its floor.*a: int8 -> fp16"):
         build_graph(spec(), b"onnx", FACTS)
 
 
@@ -334,7 +332,7 @@ def test_shapes_of_the_optimization_profile():
     assert profile_shapes("image", (-1, 3, 4, 4), batch) == ((1, 3, 4, 4), (2, 3, 4, 4), (8, 3, 4, 4))
     assert profile_shapes("image", (4, 3, 4, 4), batch) is None
     for shape in ((-1, 3, -1, -1), (4, 3, -1, 4), (1, -1)):
-        with pytest.raises(InputError, match="only the batch may be symbolic"):
+        with pytest.raises(GraphError, match="only the batch may be symbolic"):
             profile_shapes("image", shape, batch)
 
 
@@ -344,8 +342,10 @@ def test_a_graph_of_fixed_batch_has_no_profile(world):
     assert library.called("add_optimization_profile") == []
 
 
-def test_releases_without_strong_typing_are_refused_with_the_way_out(monkeypatch):
+def test_releases_without_strong_typing_are_refused_with_a_next_step(monkeypatch):
     old = SimpleNamespace(Builder=object, NetworkDefinitionCreationFlag=SimpleNamespace(EXPLICIT_BATCH=0), __version__="8.6.2")
     monkeypatch.setitem(sys.modules, "tensorrt", old)
-    with pytest.raises(MissingError, match=r"(?s)TensorRT 8\.6\.2 has no strongly typed networks.*10\.3 or newer.*trtexec"):
+    with pytest.raises(
+        MissingError, match=r"(?s)TensorRT 8\.6\.2 does not support strongly typed networks.*10\.3 or newer.*trtexec"
+    ):
         api.load("trt")

@@ -1,4 +1,4 @@
-"""Every name of TensorRT in the project's source, read without running it: by a simple rule, and by mypy with typed copies."""
+"""Check every TensorRT name in the project's source without running it: by a simple rule, and by mypy with typed copies."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from trt_names import FILES, asked_of_tensorrt, feature_tests, importers, source
 from trt_typing import ROOT_CLASS, STUB, TYPES, UNTYPED, mypy_errors, stub, typed_copy, unknown
 
 WITHOUT_OBJECTS = {
-    "engines/trt/__init__.py": "names them",
+    "engines/trt/__init__.py": "exports their names",
     "edge/runtime/engine_runner.py": "asks for the version only",
-    "edge/inspect/describe_engine_layers.py": "hands an engine from one method of Runtime to another",
+    "edge/inspect/describe_engine_layers.py": "passes an engine between methods of Runtime",
 }
 RTX_ONLY = {
     "ComputeCapability": "Builder.set_compute_capabilities, which engines/trt/rtx_backend.py alone calls",
     "num_compute_capabilities": "likewise",
     "set_compute_capability": "likewise",
-    "create_runtime_config": "10.13 and newer; TrtRunner._rtx_config comes to it with TensorRT-RTX only",
+    "create_runtime_config": "10.13 and newer; TrtRunner._rtx_config uses it with TensorRT-RTX only",
     "dynamic_shapes_kernel_specialization_strategy": "TrtRunner._rtx_config",
     "EAGER": "likewise",
     "cuda_graph_strategy": "likewise",
     "WHOLE_GRAPH_CAPTURE": "likewise",
 }
-"""Names that may be missing in TensorRT, why, and who sees to it; the drives show that they are not reached there."""
+"""Names that may be missing in TensorRT -> the reason; the drives show that they are not reached there."""
 
 
 def misfits(text: str) -> dict[str, str]:
-    """Name -> the first release that lacks it, of the names that a source asks TensorRT for without a feature test."""
+    """Name -> the first release that lacks it, of the TensorRT names that a source uses without a feature test."""
     names = {version: release(version).names() for version in (*WHEELS, RTX)}
-    found = {name: next((v for v in names if name not in names[v]), "") for name in asked_of_tensorrt(text)}
+    missing_in = {name: next((v for v in names if name not in names[v]), "") for name in asked_of_tensorrt(text)}
     excused = {n for n in (*feature_tests(text), *RTX_ONLY) if any(n in known for known in names.values())}
-    return {name: version for name, version in found.items() if version and name not in excused}
+    return {name: version for name, version in missing_in.items() if version and name not in excused}
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -43,7 +43,7 @@ def test_every_release_has_the_names(file):
     assert misfits(source(file)) == {}
 
 
-def test_the_files_are_all_that_use_tensorrt():
+def test_no_other_file_uses_tensorrt():
     assert {*importers("engines.trt.api"), "engines/trt/api.py"} == {*FILES, *WITHOUT_OBJECTS} - {"edge/runtime/trt_io.py"}
     assert "edge/runtime/trt_runner.py" in importers("edge.runtime.trt_io")
     for file in WITHOUT_OBJECTS:
@@ -57,7 +57,7 @@ def test_feature_tests_are_spelled_right():
         assert feature_tests(source(file)) - known - own == set()
 
 
-def test_what_is_only_for_rtx_is_used_and_is_only_there():
+def test_names_only_for_rtx_are_used_and_exist_only_there():
     asked = {name for file in FILES for name in asked_of_tensorrt(source(file))}
     assert RTX_ONLY.keys() <= asked & release(RTX).names()
     assert all(any(name not in release(version).names() for version in WHEELS) for name in RTX_ONLY)
@@ -89,7 +89,7 @@ def test_a_misspelled_feature_test_excuses_nothing():
 
 @pytest.fixture(scope="module")
 def typed(tmp_path_factory):
-    """errors(version, (file, old, new)...): what mypy finds in the typed copy, its text changed."""
+    """errors(version, (file, old, new)...): mypy's errors in the typed copy with these changes."""
     folder, cache = tmp_path_factory.mktemp("typed"), tmp_path_factory.mktemp("cache")
     for package in ("calib", "engines", "edge"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("assets", "__pycache__"))
@@ -98,7 +98,7 @@ def typed(tmp_path_factory):
 
     def write(file, text):
         (folder / file).write_text(text, encoding="utf-8")
-        os.utime(folder / file, (now := next(clock), now))  # mypy takes a file of the same second and size for the same file
+        os.utime(folder / file, (now := next(clock), now))  # mypy treats files of the same second and size as unchanged
 
     def errors(version, *changes):
         write(f"{STUB}.pyi", stub(release(version)))
@@ -114,9 +114,9 @@ def typed(tmp_path_factory):
 
 
 def _is_excused(error) -> bool:
-    """A name that the file tests for, or that is TensorRT-RTX's, on a class that has it in some release.
+    """A name with a feature test in the file, or of TensorRT-RTX, on a class that has it in some release.
 
-    Also a member of an enumeration that mypy thinks may be None, though that was checked.
+    Also a member of an enumeration that mypy considers optional although it was checked.
     """
     file, _, text = error
     missing = re.match(r'(?:Item )?"(?:type\[)?(\w+)\]?".* has no attribute "(\w+)"', text)
@@ -133,7 +133,7 @@ def test_mypy_accepts_the_code_with_every_release(typed, version):
     assert typed(version) == []
 
 
-def test_nothing_of_tensorrt_is_left_untyped():
+def test_every_tensorrt_object_is_typed():
     assert {file: unknown(source(file)) for file in FILES if unknown(source(file))} == {}
     text = "".join(map(source, FILES))
     assert [name for name in (*TYPES, *UNTYPED) if not re.search(rf"\b{name}\b", text)] == []
@@ -195,5 +195,5 @@ def test_nothing_of_tensorrt_is_left_untyped():
     ],
 )
 def test_mypy_finds(typed, version, file, old, new, message):
-    found = typed(version, (file, old, new))
-    assert [error for error in found if error[0] == file and message in error[2]], found
+    errors = typed(version, (file, old, new))
+    assert [error for error in errors if error[0] == file and message in error[2]], errors

@@ -1,8 +1,8 @@
-"""The project's TensorRT code against the API of every supported release, without a GPU and without TensorRT.
+"""Run the project's TensorRT code with the API of every supported release, without a GPU and without TensorRT.
 
-Oracle: the real bindings of 10.3, 10.13, 10.16 and 11.4 (trt_bindings.py), and TensorRT-RTX. The code runs on a stand-in that
-has exactly what a release declares (trt_fake.py); whether the stand-in tells right from wrong as the real library does is
-held against TensorRT-RTX, which runs here. What no test here can see is what a library answers.
+Oracle: the real bindings of 10.3, 10.13, 10.16 and 11.4 (trt_bindings.py), and TensorRT-RTX. The code runs on a stand-in with
+exactly the API that a release declares (trt_fake.py). Its acceptance and rejection of calls are compared with TensorRT-RTX,
+which runs here. The results that a real library returns are not tested here.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ API, RUNNER = "engines.trt.api", "edge.runtime.trt_runner"
 
 @pytest.mark.parametrize("version", [*WHEELS, RTX])
 def test_the_dump_is_of_that_release(version):
-    found = release(version)
-    assert version in (found.version, RTX)
-    assert len(found.classes) > 150
-    methods = {f"{c.name}.{n}": m for c in found.classes.values() for n, m in c.members.items() if m.kind == "method"}
+    dump = release(version)
+    assert version in (dump.version, RTX)
+    assert len(dump.classes) > 150
+    methods = {f"{c.name}.{n}": m for c in dump.classes.values() for n, m in c.members.items() if m.kind == "method"}
     assert {n for n, m in methods.items() if not m.signatures and not n.endswith("__")} <= {"ErrorCode.name"}
 
 
 def test_releases_differ_as_documented():
-    """Facts of the release notes: what 11 dropped, where the numbers of a flag differ, what no 10.x has any more."""
+    """Facts of the release notes: names that 11 dropped, values of a flag that differ, names that every 10.x lacks."""
     flags = {v: release(v).classes["NetworkDefinitionCreationFlag"].enum for v in WHEELS}
     assert {v: flags[v]["STRONGLY_TYPED"][0] for v in WHEELS} == {v: 0 if v == NEWEST else 1 for v in WHEELS}
     assert {v for v in WHEELS if "EXPLICIT_BATCH" in flags[v]} == WHEELS.keys() - {NEWEST}
@@ -47,28 +47,28 @@ def test_releases_differ_as_documented():
     assert {str(m) for m in release(OLDEST).classes["ILogger.Severity"].enum.values()} >= {"(1, 'Severity.ERROR')"}
 
 
-def test_signatures_agree_with_an_independent_reader():
-    """tensorrt-stubs (MIT) was made from the bindings of 10.13 by pybind11-stubgen; what can only be written is not in it.
+def test_signatures_agree_with_an_independent_parser():
+    """tensorrt-stubs (MIT) was generated from the bindings of 10.13 by pybind11-stubgen, without write-only properties.
 
-    It serves as a text alone: mypy takes it for no Python (a parameter named `in`), and without py.typed does not look at it.
+    It is read as text: mypy cannot parse it (a parameter named `in`), and ignores it without py.typed.
     """
     text = (typeshed("tensorrt-stubs", "10.13.0.35.1") / "tensorrt_bindings" / "tensorrt.pyi").read_text(encoding="utf-8")
     text = re.sub(r"\bin: ", "in_: ", text).replace(
         "= None, channel_axis: int)", "= None, channel_axis: int = ...)"
-    )  # else no Python
-    found = release("10.13.0.35")
+    )  # valid Python only with these changes
+    dump = release("10.13.0.35")
     others = {name: members for cls in ast.parse(text).body if isinstance(cls, ast.ClassDef) for name, members in _stub(cls)}
-    assert others.keys() - found.classes.keys() == {"Logger.Severity"}
-    assert found.classes.keys() <= others.keys()
+    assert others.keys() - dump.classes.keys() == {"Logger.Severity"}
+    assert dump.classes.keys() <= others.keys()
     differing = set()
-    for name, cls in found.classes.items():
+    for name, cls in dump.classes.items():
         ours = {n: [_shape(s) for s in m.signatures] for n, m in cls.members.items() if not n.startswith("_")}
         theirs = {n: shapes for n, shapes in others[name].items() if not n.startswith("_")}
         differing |= {
             f"{name}.{n}" for n in ours.keys() | theirs.keys() if sorted(ours.get(n, "-")) != sorted(theirs.get(n, "-"))
         }
     assert differing == {
-        *("Builder.gpu_allocator", "Runtime.gpu_allocator", "IExecutionContext.device_memory"),  # can only be written
+        *("Builder.gpu_allocator", "Runtime.gpu_allocator", "IExecutionContext.device_memory"),  # write-only
         *("ISymExpr.type", "ISymExpr.dtype", "ISymExpr.expr"),  # likewise
         "INetworkDefinition.add_scale_nd",  # repaired above
         "ErrorCode.name",  # a method there, which 10.13 has as a property
@@ -97,7 +97,7 @@ def _shape(signature: Signature) -> tuple:
     return tuple((a.name, a.optional) for a in signature.arguments)
 
 
-def test_signatures_are_read():
+def test_signatures_are_parsed():
     line = "f(self: t.X, t: List[Tuple[int, a::b::Y]], e: tensorrt.E = <E.A: 0>, /, n: str = 'x', in: int) -> Dict[str, int]"
     assert parse_signature(line) == Signature(
         (
@@ -111,11 +111,11 @@ def test_signatures_are_read():
     assert parse_signature("(arg0: tensorrt.A, arg1: float) -> None").arguments == (Argument("arg1", "float", False, True),)
 
 
-def test_the_stand_in_tells_right_from_wrong_as_the_real_library_does():
+def test_the_stand_in_accepts_and_rejects_like_the_real_library():
     stand_in = Library(release(RTX), {}).module
-    expected, found = answers(importlib.import_module(RTX)), answers(stand_in)
+    expected, results = answers(importlib.import_module(RTX)), answers(stand_in)
     assert len(expected) > 90
-    assert {s: (found[s], expected[s]) for s in expected if found[s] != expected[s]} == {}
+    assert {s: (results[s], expected[s]) for s in expected if results[s] != expected[s]} == {}
     assert {"AttributeError", "TypeError", "IndexError", "fine"} <= set(expected.values())
 
 
@@ -132,7 +132,7 @@ print(trt_api.version("trt"), module.__name__, lines)
 
 
 @pytest.mark.parametrize("version", WHEELS)
-def test_callbacks_are_made_from_the_real_bindings(version):
+def test_callbacks_work_with_the_real_bindings(version):
     assert run_python(["-c", REAL], bindings(version)) == f"{version} tensorrt ['ERROR: no']\n"
 
 
@@ -144,7 +144,7 @@ def test_drive(name, version):
 
 
 @pytest.mark.slow
-def test_drives_use_every_name_that_the_code_asks_for():
+def test_drives_use_every_name_in_the_code():
     touched = set().union(*(drive(name, release(version)).touched() for name, version in CASES))
     asked = {name for file in FILES for name in asked_of_tensorrt(source(file))}
     assert asked - touched - {"__version__"} == set()
@@ -184,7 +184,7 @@ def test_a_drive_finds(what, name, versions, old, new, error):
 
 
 @pytest.mark.parametrize("new", ["self.module.IInt8EntropyCalibrator2", "self.module.BuilderFlag.FP16"])
-def test_what_11_removed_is_no_mistake_with_the_oldest_release(new):
+def test_names_that_11_removed_work_with_the_oldest_release(new):
     drive("builder", release(OLDEST), variant(API, (VERBOSITY, f"{new}; {VERBOSITY}")))
 
 
@@ -205,12 +205,12 @@ def test_a_drive_of_the_runner_finds(old, new, error):
             drive("runner", release(version), code)
 
 
-def test_a_script_may_not_answer_what_a_release_does_not_have():
+def test_a_script_may_only_use_names_of_the_release():
     with pytest.raises(AssertionError, match="num_bindings"):
         Library(release(NEWEST), {("ICudaEngine", "num_bindings"): 2})
     library = Library(release(NEWEST), {("ICudaEngine", "num_io_tensors"): "two"})
     with pytest.raises(AssertionError, match="num_io_tensors"):
-        library.new("ICudaEngine").num_io_tensors  # noqa: B018  # the attribute access is what is tested
+        library.new("ICudaEngine").num_io_tensors  # noqa: B018  # the attribute access is tested
 
 
 def test_these_tests_are_skipped_for_a_reason_and_never_in_ci(monkeypatch, tmp_path):
