@@ -44,16 +44,9 @@ from edge.tasks.registry import load_task
 from engines.build_folder.file_names import CALIBRATION, DRIFT, FOLDED, MANIFEST, QUANTIZED, REFINED, TYPED
 from engines.build_folder.folder import BuildFolder
 
-<<<<<<< HEAD
-MAX_DROP = 2.0  # points: with fewer than 10,000 images the default of 0.5 may be inconclusive, honest or not
-OTHER_MEAN = (0.485, 0.456, 0.406)  # of ImageNet: what a copied recipe brings
-COSTLIEST = "norm/LayerNormalization_output"  # what the layer reads that makes most of the shipped network's noise
-=======
 MAX_DROP = 2.0  # points: with fewer than 10,000 images the default of 0.5 may be inconclusive
 OTHER_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, from a copied recipe
 COSTLIEST = "norm/LayerNormalization_output"  # input of the layer with most noise in the shipped network
-Work = Callable[..., None]
->>>>>>> h/lang-engines
 
 
 @dataclass(frozen=True)
@@ -88,26 +81,9 @@ class Planted:
 # --- wrapping a step
 
 
-<<<<<<< HEAD
-def quietly() -> contextlib.AbstractContextManager[None]:
-    """No report is drawn: nobody looks at it."""
-    return replaced(pipeline, "report_step", lambda _workspace: Step("report", {}, (), lambda _advance: None))
-=======
-@contextlib.contextmanager
-def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    """Replace a name of a module inside the block."""
-    original = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, original)
-
-
 def quietly() -> contextlib.AbstractContextManager[None]:
     """Skip the report."""
-    return replaced(steps, "report_step", lambda _workspace: Step("report", {}, (), lambda _advance: None))
->>>>>>> h/lang-engines
+    return replaced(pipeline, "report_step", lambda _workspace: Step("report", {}, (), lambda _advance: None))
 
 
 def copied(bench: Bench, name: str, first: str, source: Path | None = None) -> Path:
@@ -144,13 +120,8 @@ def build(request: BuildRequest) -> str:
 
 
 def rejudged(bench: Bench, folder: Path, data: Path | None = None) -> None:
-<<<<<<< HEAD
-    """Judge a build anew, on the budget of the honest one."""
-    request = JudgeRequest(folder, data=data, max_drop_points=bench.request.max_drop_points)
-=======
     """Evaluate a build again, with the budget of the honest one."""
-    request = rejudge.JudgeRequest(folder, data, max_drop_points=bench.request.max_drop_points)
->>>>>>> h/lang-engines
+    request = JudgeRequest(folder, data=data, max_drop_points=bench.request.max_drop_points)
     with quietly():
         rejudge.rejudge_build(request, Silent())
 
@@ -241,12 +212,7 @@ def bgr(bench: Bench, name: str) -> Planted:
         swapped_answers: NDArray[Any] = answer(runner, np.ascontiguousarray(batch[:, ::-1]), smallest)
         return swapped_answers
 
-<<<<<<< HEAD
     with replaced(drift, "answer", partial(swapped, drift.answer)):
-=======
-    drift_step = import_module("edge.pipeline.steps.drift_step")  # the package attribute of that name is the function
-    with replaced(drift_step, "answer", partial(swapped, drift_step.answer)):
->>>>>>> h/lang-engines
         rejudged(bench, faulty, tinted)
     shown = judging_images(tinted, load_task(bench.request.task, resolve_inputs(bench.request).info.labels))
     return Planted(faulty, "ran through", baseline, shown, swapped=True)
