@@ -23,11 +23,15 @@ def check_task(name: str) -> None:
         raise InputError(f"unknown task {name!r}", allowed=", ".join(sorted(TASKS)))
 
 
-@lru_cache
 def load_task(name: str, names: tuple[str, ...] = ()) -> Task:
     """The task of a name, for a network with classes of these names. Raises InputError for an unknown one."""
     check_task(name)
-    module, _, cls = TASKS[name].partition(":")
+    return _make_task(TASKS[name], names)
+
+
+@lru_cache
+def _make_task(where: str, names: tuple[str, ...]) -> Task:
+    module, _, cls = where.partition(":")
     task: Task = getattr(import_module(module), cls)(names)
     return task
 

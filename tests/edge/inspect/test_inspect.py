@@ -152,7 +152,13 @@ def test_drift(folder: Path) -> None:
     assert said["mcnemar p"] == f"{written['mcnemar_p']:.5g}"
     assert f"kl mean: {written['distance']['kl_mean']:.5g}" in said["distance"]
     assert said["reliability reference"].startswith(f"ece: {written['reliability_reference']['ece']:.5g}")
-    assert f"low points: {written['interval']['low_points']:.5g}" in said["interval"]
+    assert f"low: {written['interval']['low_points']:.5g} points" in said["interval"]
+    assert f"high: {written['interval']['high_points']:.5g} points" in said["interval"]
+    assert said["data"] == written["data"]
+    assert said["data sha256"] == written["data_sha256"]
+    elsewhere = {"reason", "reference", "engine", "schema_version", "sqnr_db", "drop_points", "budget_points"}
+    assert {name.replace("_", " ") for name in written.keys() - elsewhere} <= said.keys()
+    assert {"judged", "against", "sqnr", "drop", "budget"} <= said.keys()
     assert "the graph, not the engine" in said["judged"]
 
 

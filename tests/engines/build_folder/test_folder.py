@@ -36,7 +36,7 @@ def folder(tmp_path):
         onnx=FileRecord("model.onnx", sha256(path / "model.onnx")), qdq_onnx=None, calibration=None,
         engine=EngineRecord("engine.engine", sha256(path / "engine.engine"), 4000, "trt_rtx", "1.7", ("8.0",)),
         input=TensorInfo("image", (-1, 3, 64, 64), "float32"), output=TensorInfo("logits", (-1, 2), "float32"),
-        preprocess={"sha256": "e" * 64}, labels=("a", "b"), receipt=Receipt(0.0, {}, {}, ()),
+        preprocess={"sha256": "e" * 64}, labels=("a", "b"), receipt=Receipt(0.0, {}, {}, ()), task="classification",
     )  # fmt: skip
     write_manifest(path, manifest)
     record(path)
