@@ -17,7 +17,7 @@ from calib.files import atomic_path
 from edge.images.npz import parse_npz
 from edge.tasks.classification.logit_metrics import Floats, Int64
 from edge.tasks.task import Sides
-from engines.build_folder.safe_files import REMAKE, read_contained
+from engines.build_folder.safe_files import REMAKE
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,6 @@ def write_logits(path: Path, logits: Logits) -> None:
         arrays["labels"] = logits.labels
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)
-
-
-def read_logits(path: Path) -> Logits:
-    """Read `logits.npz`. Raises InputError for a file that is none, or whose arrays do not match."""
-    return parse_logits(read_contained(path), path)
 
 
 def parse_logits(data: bytes, path: Path) -> Logits:
