@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from calib.files import write_bytes
@@ -21,10 +23,11 @@ def report_step(workspace: Workspace, build: BuildFolder | None = None) -> Step:
     folder = workspace.folder
     reads: dict[str, Any] = {file: workspace.sha256(file) for file in _REPORTED if (folder / file).is_file()}
     reads["versions"] = versions("jinja2", "matplotlib", "pillow")
+    return Step("report", reads, (REPORT,), partial(write_report, folder, build))
 
-    def write_report(advance: Advance) -> None:
-        from edge.report import render
 
-        write_bytes(folder / REPORT, render(build or BuildFolder(folder), advance).encode())
+def write_report(folder: Path, build: BuildFolder | None, advance: Advance) -> None:
+    """Everything in the folder -> report.html."""
+    from edge.report import render
 
-    return Step("report", reads, (REPORT,), write_report)
+    write_bytes(folder / REPORT, render(build or BuildFolder(folder), advance).encode())
