@@ -98,7 +98,8 @@ def certify_graph(
         )
     traced = trace_sites(model, sites)
     cases, images, checked = _measure_cases(model, sites, traced, batches, progress)
-    repaired, folds, folded, tensors, checks = cases, [no_fold(case) for case in cases], model, checked, None
+    repaired, folded, tensors, checks = cases, model, checked, None
+    folds = [no_fold(case) for case in cases]
     if config.repair:
         repaired, folds = map(list, zip(*map(choose_repair, cases, traced), strict=True))
         folded = folded_graph(model, tuple(folds), tuple(layers.layers for layers in traced))

@@ -104,22 +104,17 @@ def judge(case: SiteCase, fmt: FloatFormat) -> Judgement:
 
 def _maxima(case: SiteCase) -> dict[str, tuple[float, float]]:
     """Quantity -> (observed maximum, maximum to expect) of everything that the format has to hold."""
-    observed, certified = case.observed, case.certified
-    table = {"a": (observed.argument_max, None if certified is None else certified.argument)}
-    if not case.island:
-        table["sum a^2"] = (observed.sum_max, None if certified is None else certified.sum)
-    if case.site.operand == "kv":
-        table["k"] = (observed.factor_max[0], None if certified is None else certified.factors[0])
-        table["v"] = (observed.factor_max[1], None if certified is None else certified.factors[1])
-        if case.island:
-            del table["a"]  # K^T V belongs to the island
-        else:
-            table["partial sums of K^T V"] = (observed.partial_max, None if certified is None else certified.partial)
-    gain = np.array([case.output_bound])
-    table["gamma a / ||a||"] = (gain, gain)
-    return {
-        name: (float(top.max()), float(top.max() if bound is None else bound.max())) for name, (top, bound) in table.items()
-    }
+    observed, certified, gain = case.observed, case.certified, np.array([case.output_bound])
+    names = ("a", "sum a^2", "k", "v", "partial sums of K^T V", "gamma a / ||a||")
+    tops = (observed.argument_max, observed.sum_max, *observed.factor_max, observed.partial_max, gain)
+    bounds = tops
+    if certified is not None:
+        bounds = (certified.argument, certified.sum, *certified.factors, certified.partial, gain)
+    table = {name: (float(top.max()), float(bound.max())) for name, top, bound in zip(names, tops, bounds, strict=True)}
+    held = ["a", "sum a^2"] if case.site.operand == "q" else [*names[:-1]]
+    if case.island:
+        held = ["a"] if case.site.operand == "q" else ["k", "v"]  # K^T V belongs to the island
+    return {name: table[name] for name in (*held, names[-1])}
 
 
 def _failures(case: SiteCase, fmt: FloatFormat) -> Iterator[Judgement]:
