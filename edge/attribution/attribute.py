@@ -19,29 +19,33 @@ The judged graph is never changed but for further outputs, which do not change i
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 
 from calib.artifact import write_artifact
 from calib.files import sha256_bytes
-from edge.attribution.attribution_record import Attribution, NotCompared
-from edge.attribution.build_graphs import BuildGraphs, load_graphs, measure_stages
-from edge.attribution.diagnosis import DriftEvidence, diagnose, summarize
+from calib.graph import GraphIndex, index_graph
+from calib.macs import MAC_OPS
+from calib.qdq_writer import DEQUANTIZE, QUANTIZE
+from edge.attribution.attribution_record import ActivationDrift, Attribution, LayerDrift, NotCompared
+from edge.attribution.build_graphs import BuildGraphs, check_float_graph, load_graphs, logits_db, measure_stages, tap_judged_run
+from edge.attribution.diagnosis import DriftEvidence, NotFinite, diagnose, summarize
 from edge.attribution.float_fallback import GroupCosts, measure_group_costs
-from edge.attribution.graph_checks import check_float_graph, logits_db, tap_judged_run
 from edge.attribution.graph_variants import make_variants
-from edge.attribution.input_drift import compare_inputs
-from edge.attribution.layer_spans import rewired_spans, shared_spans
-from edge.attribution.local_errors import measure_local_errors, watched
-from edge.attribution.paired_images import PairedImages
-from edge.attribution.record_rows import activation_rows, layer_rows, not_finite_places
-from edge.attribution.weight_errors import compare_weights, rounded_already
+from edge.attribution.layer_spans import LayerSpan, rewired_spans, shared_spans
+from edge.attribution.local_errors import PARTS, LocalErrors, measure_local_errors, watched
+from edge.attribution.paired_images import PairedImages, compare_inputs
+from edge.attribution.weight_errors import WeightError, compare_weights, rounded_already
 from edge.images.preprocess import Float32, read_preprocess
 from edge.model.metadata import read_graph_info
 from edge.progress import Advance
 from engines.build_folder.file_names import ATTRIBUTION, MODEL
 from engines.build_folder.folder import BuildFolder
+from engines.layer_requests import read_layers
 
 if TYPE_CHECKING:
     from edge.images.labelled_images import ImageSet
@@ -99,22 +103,22 @@ def attribute_graphs(
     taps = watched(variants.as_run, [span.output for span in spans])
     read, tap_check = tap_judged_run(variants.as_run, taps, next(few.batches())[1])
     advance(0.1)
-    more = (reference for reference, _judged in pairs.batches_without(IMAGES))
     errors = measure_local_errors(
-        base, variants, spans, read, few.batches(), lambda done: advance(0.1 + 0.2 * done / len(pairs)), more
+        base, variants, spans, read, pairs, IMAGES, lambda done: advance(0.1 + 0.2 * done / len(pairs))
     )
     float_graph, logits = check_float_graph(graphs.reference.model, base, spans, (batch for batch, _ in few.batches()))
     costs = measure_group_costs(base, judged, variants, spans, pairs, lambda share: advance(0.3 + 0.6 * share))
     weights = compare_weights(base, judged, spans)
+    not_finite = _not_finite_places(judged, spans, errors)
     evidence = DriftEvidence(
         typed=variants.typed,
         logits_db=logits_db(logits, errors.judged_logits),
         input=compare_inputs(few.reference, few.judged),
         float_graph=float_graph,
         taps=tap_check,
-        layers=layer_rows(judged, spans, errors, weights, costs),
-        activations=activation_rows(judged, errors),
-        not_finite=not_finite_places(judged, spans, errors),
+        layers=_layer_rows(judged, spans, errors, weights, costs, not_finite),
+        activations=_activation_rows(judged, errors),
+        not_finite=not_finite,
         rewired=rewired_spans(spans, judged),
         weights=weights,
         refined=frozenset() if graphs.refined is None else rounded_already(graphs.refined, judged, spans),
@@ -157,3 +161,84 @@ def _record(
         float_form=costs.float_form,
         not_compared=not_compared,
     )
+
+
+def _layer_rows(
+    judged: onnx.ModelProto,
+    spans: Sequence[LayerSpan],
+    errors: LocalErrors,
+    weights: Mapping[str, WeightError],
+    costs: GroupCosts,
+    places: Sequence[NotFinite],
+) -> tuple[LayerDrift, ...]:
+    """One row per span, in graph order."""
+    requested = {layer.name: layer for layer in read_layers(judged)}
+    not_finite: Counter[str] = Counter()
+    for place in places:
+        not_finite[place.layer] += place.count
+    rows = []
+    for span in spans:
+        error, weight, layer = errors.spans[span.name], weights.get(span.name), requested.get(span.name)
+        rows.append(
+            LayerDrift(
+                name=span.name,
+                op_type=span.op_type,
+                output=span.output,
+                precision=layer.requested if layer else "",
+                macs=layer.macs if layer else 0,
+                **{f"{part}_db": error.db(part) for part in PARTS},
+                activation_db=error.db("fp16", "rounding", "clipping"),
+                weight_sqnr_db=weight.sqnr_db if weight else None,
+                weight_expected_db=weight.expected_db if weight else None,
+                worst_channel=weight.channel if weight else None,
+                worst_channel_db=weight.channel_db if weight else None,
+                not_finite=not_finite[span.name],
+                isolated_db=costs.isolated_db.get(span.name),
+                logits_share=costs.share.get(span.name),
+            )
+        )
+    return tuple(rows)
+
+
+def _activation_rows(judged: onnx.ModelProto, errors: LocalErrors) -> tuple[ActivationDrift, ...]:
+    """One row per quantized activation, in graph order."""
+    index = index_graph(judged)
+    rows = []
+    for tensor, error in errors.scales.items():
+        source = error.activation
+        rows.append(
+            ActivationDrift(
+                tensor=tensor,
+                readers=_readers(judged, index, tensor),
+                scale=source.scale,
+                excess_db=error.excess_db,
+                best_factor=error.best_factor,
+                clipping_share=error.clipping_share,
+                clipped=error.beyond / error.count if error.count else 0.0,
+                range_used=error.largest / (source.high * source.scale),
+            )
+        )
+    return tuple(rows)
+
+
+def _readers(judged: onnx.ModelProto, index: GraphIndex, tensor: str) -> tuple[str, ...]:
+    """The layers that multiply with the output of a tensor's Q/DQ pairs."""
+    tensors = [tensor]
+    for operators in ({QUANTIZE}, {DEQUANTIZE}, MAC_OPS):
+        readers = [at for name in tensors for at in index.consumers.get(name, ()) if judged.graph.node[at].op_type in operators]
+        tensors = [judged.graph.node[at].output[0] for at in readers]
+    return tuple(dict.fromkeys(index.names[at] for at in readers))
+
+
+def _not_finite_places(judged: onnx.ModelProto, spans: Sequence[LayerSpan], errors: LocalErrors) -> tuple[NotFinite, ...]:
+    """Where NaN or infinity occurs, in graph order."""
+    index = index_graph(judged)
+    layer_of: dict[str, str] = {}
+    for span in spans:
+        for node in span.nodes:
+            layer_of.setdefault(node, span.name)
+    places = []
+    for tensor, count in errors.not_finite.items():
+        node = index.names[index.producers[tensor]] if tensor in index.producers else tensor
+        places.append(NotFinite(node, layer_of.get(node, ""), count))
+    return tuple(places)

@@ -29,7 +29,7 @@ weights at most 20.5 dB beyond their format, scales at most 2.8 dB off the best 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -168,13 +168,15 @@ def _scales(evidence: DriftEvidence) -> Iterator[DriftFinding]:
         affected = tuple(dict.fromkeys(reader for a in clipped for reader in a.readers))
         why = "calibrated on too few images, on others than these, or by a method that clips"
         yield DriftFinding("calibration", "", affected, f"{text}: {why}")
-    usual = _medians({a.tensor: (_role(a.tensor), a.excess_db) for a in activations})
+    peers = _grouped((_role(a.tensor), a.excess_db) for a in activations)
     layers = {layer.name: layer for layer in evidence.layers}
     for activation in activations:
         small = activation.best_factor > 1
         readers = [layers[name] for name in activation.readers if name in layers]
         shows = any((r.clipping_db if small else r.rounding_db) <= r.introduced_db + _HALF_DB for r in readers)
-        if activation.excess_db < SCALE_DB + usual[activation.tensor] or not shows:
+        values = peers[_role(activation.tensor)]
+        usual = median(values if len(values) >= PEERS else [a.excess_db for a in activations])
+        if activation.excess_db < SCALE_DB + usual or not shows:
             continue
         if small and (spread or activation.range_used < RANGE_USED):
             continue
@@ -189,9 +191,7 @@ def _scales(evidence: DriftEvidence) -> Iterator[DriftFinding]:
 
 def _outliers(evidence: DriftEvidence, scales: tuple[DriftFinding, ...]) -> Iterator[DriftFinding]:
     spread = any(finding.kind == "calibration" for finding in scales)
-    peers: dict[str, list[float]] = {}
-    for layer in evidence.layers:
-        peers.setdefault(_key(layer), []).append(layer.introduced_db)
+    peers = _grouped((_key(layer), layer.introduced_db) for layer in evidence.layers)
     for layer in evidence.layers:
         values = peers[_key(layer)]
         middle = median(values)
@@ -205,11 +205,12 @@ def _outliers(evidence: DriftEvidence, scales: tuple[DriftFinding, ...]) -> Iter
         if layer.introduced_db < low and not (spread and part == "clipping"):
             several = len(values) >= PEERS
             usual = f"its {len(values)} peers {middle:.1f} dB" if several else f"{ABSOLUTE_DB:g} dB is the least expected"
-            text = f"{layer.name} introduces an error of {layer.introduced_db:.1f} dB ({usual})"
-            text = f"{text}, by its {part} ({parts[part]:.1f} dB)"
+            text = f"{layer.name} introduces an error of {layer.introduced_db:.1f} dB ({usual}), by its {part}"
             error = evidence.weights.get(layer.name)
             by_weights = part == "constants" and error is not None and error.excess_db > WEIGHTS_DB
-            yield DriftFinding("weights" if by_weights else "outlier", layer.name, (layer.name,), text)
+            yield DriftFinding(
+                "weights" if by_weights else "outlier", layer.name, (layer.name,), f"{text} ({parts[part]:.1f} dB)"
+            )
 
 
 def _key(layer: LayerDrift) -> str:
@@ -221,13 +222,11 @@ def _role(name: str) -> str:
     return re.sub(r"\d+", "*", name, count=1)
 
 
-def _medians(values: Mapping[str, tuple[str, float]]) -> dict[str, float]:
-    """Median among the peers of each entry, or among all where there are too few."""
-    by_role: dict[str, list[float]] = {}
-    for role, value in values.values():
-        by_role.setdefault(role, []).append(value)
-    everyone = [value for _role, value in values.values()]
-    return {name: median(by_role[role] if len(by_role[role]) >= PEERS else everyone) for name, (role, _value) in values.items()}
+def _grouped(values: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
+    groups: dict[str, list[float]] = {}
+    for key, value in values:
+        groups.setdefault(key, []).append(value)
+    return groups
 
 
 def summarize(findings: tuple[DriftFinding, ...], logits_db: float, shares: Mapping[tuple[str, ...], float]) -> str:

@@ -74,14 +74,7 @@ def measure_group_costs(
     images: PairedImages,
     advance: Callable[[float], None] = lambda _share: None,
 ) -> GroupCosts:
-    """Measure all groups and try the costliest.
-
-    Args:
-        base, judged, variants: the graphs.
-        spans: that both have.
-        images: groups are ranked on a few of them and tried on all.
-        advance: called with the share that is done.
-    """
+    """Rank all groups on a few of the images, and try the costliest on all."""
     groups, ends = find_groups(judged, spans), [span.output for span in spans]
     few = images.take(ISOLATED_IMAGES).reference
     noise, signal = isolated_noise(base, variants, groups, ends, few, lambda done: advance(0.8 * done / len(groups)))
@@ -89,21 +82,18 @@ def measure_group_costs(
     ranked = sorted(groups, key=lambda group: -shares[group[0].name])
     costly = [group for group in ranked if noise[group[0].name] > 0][:TRIED]
     source, form = _float_graph(base, judged, variants)
+    leaders = {span.name: group[0].name for group in groups for span in group}
+    isolated_db = {name: power_ratio_db(signal, noise[leader]) for name, leader in leaders.items()}
     trials: tuple[FloatTrial, ...] = ()
     if costly:
-        graph, (image,), output = GraphSession(base, threads=0), index_graph(base).inputs, base.graph.output[0].name
-        reference = np.concatenate([graph({image: batch})[output] for batch, _ in images.batches()])
-        errors = _try_in_float(variants, Splicer(source, ends), costly, images, reference)
-        power = float((reference.astype(np.float64) ** 2).sum())
-        isolated_db = {name: power_ratio_db(signal, value) for name, value in noise.items()}
+        power, (before, *after) = _try_in_float(base, variants, Splicer(source, ends), costly, images)
         sets = [*((group,) for group in costly), tuple(costly)]
         trials = tuple(
-            _trial(groups, isolated_db, shares, power, (errors[0], e)) for groups, e in zip(sets, errors[1:], strict=True)
+            _trial(tried, isolated_db, shares, power, (before, errors)) for tried, errors in zip(sets, after, strict=True)
         )
     advance(1.0)
-    leaders = {span.name: group[0].name for group in groups for span in group}
     return GroupCosts(
-        isolated_db={name: power_ratio_db(signal, noise[leader]) for name, leader in leaders.items()},
+        isolated_db=isolated_db,
         share={name: shares[leader] for name, leader in leaders.items()},
         ranking={tuple(span.name for span in group): shares[group[0].name] for group in ranked},
         trials=trials,
@@ -140,9 +130,6 @@ def isolated_noise(
     """Squared error of the logits, summed, with one group as judged and all else in float; and the sum of their squares.
 
     Args:
-        base: the float graph.
-        variants: the judged graph.
-        groups: of `find_groups`.
         ends: of all spans.
         images: (n, 3, S, S), a few.
         done: called with the number of groups after each.
@@ -182,38 +169,32 @@ def _float_graph(base: onnx.ModelProto, judged: onnx.ModelProto, variants: Graph
 
 
 def _try_in_float(
-    variants: GraphVariants, source: Splicer, groups: Sequence[Group], images: PairedImages, reference: Float32
-) -> list[NDArray[np.float64]]:
-    """Squared error (n,) of each image's logits: as judged, with each of the groups in float, with all of them in float.
+    base: onnx.ModelProto, variants: GraphVariants, source: Splicer, groups: Sequence[Group], images: PairedImages
+) -> tuple[float, list[NDArray[np.float64]]]:
+    """The sum of squares of the float network's logits, and the squared errors (n,) of each image's logits against them.
 
-    All runs are of one graph with a switch per group, so that nothing but the group differs between them.
-
-    Args:
-        variants: the judged graph.
-        source: of `_float_graph`.
-        groups: what is tried.
-        images: all of them.
-        reference: (n, classes) of the float network.
+    Errors of the judged graph as it is, with each of the groups in float, with all of them in float. All runs are of one graph
+    with a switch per group, so that nothing but the group differs between them.
     """
+    (image,), output = index_graph(base).inputs, base.graph.output[0].name
+    graph = GraphSession(base, threads=0)
+    reference = np.concatenate([graph({image: batch})[output] for batch, _ in images.batches()])
     switches = {span.output: f"in_float/{group[0].name}" for group in groups for span in group}
     graph = GraphSession(source.into(variants.as_run, switches, switches.__getitem__), threads=0)
-    (image,) = index_graph(variants.as_run).inputs
-    output = variants.as_run.graph.output[0].name
     errors = []
     for on in (set(), *({f"in_float/{group[0].name}"} for group in groups), set(switches.values())):
         settings = {name: np.array(name in on) for name in switches.values()}
         logits = np.concatenate([graph({image: batch, **settings})[output] for _, batch in images.batches()])
         errors.append(_squared_errors(reference, logits))
-    return errors
+    return float((reference.astype(np.float64) ** 2).sum()), errors
 
 
 def _noise_shares(noise: Mapping[str, float]) -> dict[str, float]:
     """Each group's share of the noise of all; among infinite ones where there are any."""
-    infinite = [name for name, value in noise.items() if not np.isfinite(value)]
-    if infinite:
-        return {name: 1 / len(infinite) if name in infinite else 0.0 for name in noise}
-    total = sum(noise.values())
-    return {name: value / total if total else 0.0 for name, value in noise.items()}
+    infinite = {name: float(np.isinf(value)) for name, value in noise.items()}
+    parts = infinite if any(infinite.values()) else noise
+    total = sum(parts.values())
+    return {name: part / total if total else 0.0 for name, part in parts.items()}
 
 
 def _trial(
@@ -231,8 +212,7 @@ def _trial(
     Args:
         groups: that were in float together.
         isolated_db, shares: of each group by its first layer, on the images of `isolated_noise`.
-        signal: sum of squares of the logits, on the images of the trial.
-        errors: of `_try_in_float`, before and after.
+        signal, errors: of `_try_in_float`, errors before and after.
     """
     before, after = (power_ratio_db(signal, noise.sum()) for noise in errors)
     uncertainty = _uncertainty(*errors)

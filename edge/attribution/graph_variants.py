@@ -13,7 +13,7 @@ The error of a span on the float network's own inputs, x its output there, is th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,14 +69,13 @@ def _is_typed(model: onnx.ModelProto) -> bool:
 
 def quantized_activations(model: onnx.ModelProto) -> tuple[Activation, ...]:
     """The quantized activations of a graph, each once, in graph order. Raises InputError, see `make_variants`."""
-    index = index_graph(model)
-    by_code = {node.output[0]: _activation(node, index) for node in _quantizers(model, index)}
-    return tuple(by_code.values())
+    return tuple(_by_codes(model, index_graph(model)).values())
 
 
-def _quantizers(model: onnx.ModelProto, index: GraphIndex) -> Iterator[onnx.NodeProto]:
-    """The QuantizeLinear nodes of activations."""
-    return (node for node in model.graph.node if node.op_type == QUANTIZE and node.input[0] not in index.constant_like)
+def _by_codes(model: onnx.ModelProto, index: GraphIndex) -> dict[str, Activation]:
+    """Output of the QuantizeLinear of an activation -> the activation."""
+    quantizers = (node for node in model.graph.node if node.op_type == QUANTIZE and node.input[0] not in index.constant_like)
+    return {node.output[0]: _activation(node, index) for node in quantizers}
 
 
 def _activation(node: onnx.NodeProto, index: GraphIndex) -> Activation:
@@ -108,19 +107,18 @@ def _without_roundings(emulated: onnx.ModelProto) -> onnx.ModelProto:
 def _without_qdq(model: onnx.ModelProto, *, clip: bool) -> onnx.ModelProto:
     """A copy in which readers of an activation's Q/DQ pair read the activation itself, or its clipped values."""
     copy = copy_model(model)
-    index = index_graph(copy)
-    quantizers = {node.output[0]: node for node in _quantizers(model, index)}
+    activations = _by_codes(model, index_graph(copy))
     nodes = []
     for node in model.graph.node:
-        if node.op_type == DEQUANTIZE and node.input[0] in quantizers:
-            source, target = _activation(quantizers[node.input[0]], index), node.output[0]
+        if node.op_type == DEQUANTIZE and node.input[0] in activations:
+            source, target = activations[node.input[0]], node.output[0]
             bounds = []
             for name, code in (("low", source.low), ("high", source.high)):
                 bounds.append(f"{target}/{name}")
                 copy.graph.initializer.append(numpy_helper.from_array(np.asarray(code * source.scale, np.float32), bounds[-1]))
             inputs = [source.tensor, *bounds] if clip else [source.tensor]
             nodes.append(helper.make_node("Clip" if clip else "Identity", inputs, [target], name=f"{target}/alone"))
-        elif not (node.op_type == QUANTIZE and node.output[0] in quantizers):
+        elif not (node.op_type == QUANTIZE and node.output[0] in activations):
             nodes.append(node)
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)

@@ -15,21 +15,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calib.errors import DataError, GraphError
+from calib.errors import GraphError
 from calib.graph import index_graph
 from calib.metrics import power_ratio_db
 from calib.ort_session import GraphSession, check_batch
 from edge.attribution.graph_variants import FED, Activation, GraphVariants, cut, quantized_activations, tapped
 from edge.attribution.layer_spans import LayerSpan
+from edge.attribution.paired_images import PairedImages
 from edge.images.preprocess import Float32
 
-PARTS = ("accumulated", "inherited", "introduced", "fp16", "rounding", "clipping", "weights")
+PARTS = {
+    "accumulated": ("judged", "float"),
+    "inherited": ("inherited", "float"),
+    "introduced": ("as_run", "float"),
+    "fp16": ("as_run", "exact"),
+    "rounding": ("exact", "clipped"),
+    "clipping": ("clipped", "unquantized"),
+    "weights": ("unquantized", "float"),
+}
+"""Part of the error -> the two runs between which it is the difference."""
 FACTORS = 2.0 ** (np.arange(-4, 5) / 2)
 """Candidate scales, in units of the scale in the graph."""
 _OWN = len(FACTORS) // 2
@@ -113,40 +124,36 @@ def measure_local_errors(
     variants: GraphVariants,
     spans: Sequence[LayerSpan],
     read: ReadTensors,
-    pairs: Iterable[tuple[Float32, Float32]],
-    done: Callable[[int], None] = lambda _images: None,
-    more: Iterable[Float32] = (),
+    pairs: PairedImages,
+    count: int,
+    done: Callable[[int], None],
 ) -> LocalErrors:
     """Measure every span.
 
     Args:
         base: the float graph that the judged one was made from.
-        variants: the judged graph.
-        spans: that both have.
         read: returns the tensors of `watched` in the judged run.
-        pairs: batches (B, 3, S, S) as the float graph gets them and as the judged graph gets them, of the same images.
+        pairs: the images. The scales are compared on all of them, because the cost of clipping depends on few large values, one
+            token per image in some tensors.
+        count: how many of them the spans are measured on.
         done: called with the number of images after each batch.
-        more: batches of further images, as the float graph gets them: only the scales are compared on these too, because the
-            cost of clipping depends on few large values, one token per image in some tensors.
 
-    Raises InputError for batches that the graphs do not take, no images, and a float network that is not finite.
+    Raises InputError for batches that the graphs do not take, and a float network that is not finite.
     """
     work = _Measurement(base, variants, spans, read)
     logits: list[Float32] = []
     images = 0
-    for float_images, judged_images in pairs:
+    for float_images, judged_images in pairs.take(count).batches():
         check_batch(float_images, images)
         check_batch(judged_images, images)
         logits.append(work.add(float_images, judged_images))
         images += len(float_images)
         done(images)
-    for float_images in more:
+    for float_images, _judged_images in pairs.batches_without(count):
         check_batch(float_images, images)
         work.add_scales(float_images)
         images += len(float_images)
         done(images)
-    if not logits:
-        raise DataError("no images to attribute the drift on", next_command="pass images")
     not_finite = {tensor: count for tensor, count in work.not_finite.items() if count}
     return LocalErrors(work.errors, work.scales, not_finite, np.concatenate(logits))
 
@@ -162,14 +169,16 @@ class _Measurement:
         self.errors = {span.name: SpanError() for span in spans}
         self.scales = {a.tensor: ScaleError(a) for a in quantized_activations(variants.exact)}
         self.not_finite = dict.fromkeys(watched(variants.as_run, self.ends), 0)
-        self.base = _open(tapped(base, self.ends))
+        open_graph = partial(GraphSession, threads=0)
+        self.base = open_graph(tapped(base, self.ends))
         inner = [tensor for tensor in self.scales if tensor not in self.ends and tensor != self.source]
-        self.pieces = {"base": _open(cut(base, self.ends)), "as_run": _open(cut(variants.as_run, self.ends))}
+        self.inherited = open_graph(cut(base, self.ends))
+        self.pieces = {"as_run": open_graph(cut(variants.as_run, self.ends))}
         if variants.typed:
-            self.pieces["exact"] = _open(cut(variants.exact, self.ends))
+            self.pieces["exact"] = open_graph(cut(variants.exact, self.ends))
         if self.scales:
-            self.pieces["clipped"] = _open(cut(variants.clipped, self.ends))
-            self.pieces["unquantized"] = _open(cut(variants.unquantized, self.ends, inner))
+            self.pieces["clipped"] = open_graph(cut(variants.clipped, self.ends))
+            self.pieces["unquantized"] = open_graph(cut(variants.unquantized, self.ends, inner))
 
     def add(self, float_images: Float32, judged_images: Float32) -> Float32:
         """Run everything on one batch; the judged logits."""
@@ -182,16 +191,17 @@ class _Measurement:
         for name in self.not_finite:
             self.not_finite[name] += int(np.size(judged_run[name]) - np.count_nonzero(np.isfinite(judged_run[name])))
         inputs = self._inputs(float_images, float_run)
-        pieces = {variant: graph(inputs) for variant, graph in self.pieces.items() if variant != "base"}
-        pieces.setdefault("exact", pieces["as_run"])
-        pieces.setdefault("clipped", pieces["exact"])
-        pieces.setdefault("unquantized", pieces["clipped"])
-        inherited = self.pieces["base"](self._inputs(judged_images, judged_run))
+        runs = {"float": float_run, "judged": judged_run, **{name: piece(inputs) for name, piece in self.pieces.items()}}
+        runs["inherited"] = self.inherited(self._inputs(judged_images, judged_run))
+        for variant, same in (("exact", "as_run"), ("clipped", "exact"), ("unquantized", "clipped")):
+            runs.setdefault(variant, runs[same])
         for span in self.spans:
-            end = span.output
-            outputs = {"judged": judged_run[end], "inherited": inherited[end], **{v: piece[end] for v, piece in pieces.items()}}
-            _add_errors(self.errors[span.name], float_run[end], outputs)
-        self._compare_scales(float_images, pieces["unquantized"], float_run)
+            error = self.errors[span.name]
+            error.signal += _sum_of_squares(float_run[span.output], np.float32(0))
+            for part, (one, other) in PARTS.items():
+                if runs[one] is not runs[other]:
+                    error.noise[part] += _sum_of_squares(runs[one][span.output], runs[other][span.output])
+        self._compare_scales(float_images, runs["unquantized"], float_run)
         return np.asarray(judged_run[self.output])
 
     def add_scales(self, float_images: Float32) -> None:
@@ -207,23 +217,6 @@ class _Measurement:
 
     def _inputs(self, images: Float32, run: Tensors) -> Tensors:
         return {self.source: images, **{f"{name}{FED}": run[name] for name in self.ends}}
-
-
-def _add_errors(error: SpanError, x: NDArray[Any], outputs: Tensors) -> None:
-    """Add one batch; x is the float network's value at the end of a span, `outputs` what else was computed there."""
-    error.signal += _sum_of_squares(x, np.float32(0))
-    pairs = {
-        "accumulated": (outputs["judged"], x),
-        "inherited": (outputs["inherited"], x),
-        "introduced": (outputs["as_run"], x),
-        "fp16": (outputs["as_run"], outputs["exact"]),
-        "rounding": (outputs["exact"], outputs["clipped"]),
-        "clipping": (outputs["clipped"], outputs["unquantized"]),
-        "weights": (outputs["unquantized"], x),
-    }
-    for part, (one, other) in pairs.items():
-        if one is not other:
-            error.noise[part] += _sum_of_squares(one, other)
 
 
 def _add_scale_errors(error: ScaleError, values: NDArray[Any]) -> None:
@@ -251,10 +244,6 @@ def watched(model: onnx.ModelProto, ends: Iterable[str]) -> tuple[str, ...]:
     hiding = [node.input[at] for node in model.graph.node for at in _CAN_HIDE.get(node.op_type, ()) if at < len(node.input)]
     inner = {name for name in hiding if name in index.producers and name not in index.constant_like}
     return tuple(sorted({*ends, *inner}, key=index.producers.__getitem__))
-
-
-def _open(model: onnx.ModelProto) -> GraphSession:
-    return GraphSession(model, threads=0)
 
 
 def _sum_of_squares(one: NDArray[Any], other: NDArray[Any] | np.float32) -> float:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -118,8 +117,13 @@ class _Comparison:
 
     def _factors(self, mine: onnx.NodeProto, other: onnx.NodeProto, shape: Sequence[int]) -> Float64 | None:
         """What brings the judged weights back to the float network's, per input channel in a shape that broadcasts; or None."""
-        moved = _moved(_gains(mine, self.base), _gains(other, self.judged))
-        if moved is None:
+        base, judged = _gains(mine, self.base), _gains(other, self.judged)
+        if judged is None or (base is not None and (base[0] != judged[0] or base[1].shape != judged[1].shape)):
+            return None
+        gains = np.ones_like(judged[1]) if base is None else base[1]
+        known = (gains != 0) & (judged[1] != 0)
+        moved = np.where(known, judged[1] / np.where(known, gains, 1.0), 1.0)
+        if not np.abs(moved - 1).max() > _UNCHANGED:
             return None
         if mine.op_type != "Conv":
             return moved[None] if attribute(mine, "transB", 0) else moved[:, None]
@@ -160,13 +164,3 @@ def _error(weight: Float64, values: Float64, step: Float64, axis: int) -> Weight
         channel_db=power_ratio_db(float(signal[worst]), float(noise[worst])),
         zeroed=tuple(int(c) for c in np.flatnonzero(~values.any(axis=others) & (signal > 12 * expected))),
     )
-
-
-def _moved(mine: tuple[str, Any] | None, other: tuple[str, Any] | None) -> Float64 | None:
-    """Factors of the judged graph over those of the float network; None where none were moved."""
-    if other is None or (mine is not None and (mine[0] != other[0] or mine[1].shape != other[1].shape)):
-        return None
-    base = np.ones_like(other[1]) if mine is None else mine[1]
-    known = (base != 0) & (other[1] != 0)
-    ratio = np.where(known, other[1] / np.where(known, base, 1.0), 1.0)
-    return ratio if np.abs(ratio - 1).max() > _UNCHANGED else None

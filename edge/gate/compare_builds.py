@@ -17,7 +17,7 @@ from calib.errors import InputError
 from edge.gate.baseline import REMAKE, Baseline, Identity, LatencyRatio, read_baseline
 from edge.gate.build_figures import Build, read_build
 from edge.gate.checks import Rows, own_verdict
-from edge.images.even_spread import even_subset
+from edge.images.labelled_images import even_subset
 from edge.tasks.gate_row import Row
 from edge.tasks.registry import load_task
 from edge.tasks.task import GateRequest, Int64

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from calib.errors import DataError, GraphError, UsageError
 from calib.files import sha256_bytes, sha256_file
-from edge.images.even_spread import spread_evenly
 from edge.images.idx import Int64
-from edge.images.labelled_images import ImageSet, open_images, open_unlabelled
+from edge.images.labelled_images import open_images, open_unlabelled, spread_evenly
 from edge.images.preprocess import Float32, Preprocess
 
 if TYPE_CHECKING:
@@ -89,16 +88,6 @@ def first_not_finite(values: NDArray[Any]) -> int | None:
     return None if finite.all() else int(np.argmin(finite))
 
 
-def from_pictures(images: ImageSet, preprocess: Preprocess, *, labelled: bool) -> GraphImages:
-    """Pictures, preprocessed as they are read."""
-
-    def read(positions: Int64) -> Float32:
-        return np.stack([preprocess(images.pixels(int(i))) for i in positions])
-
-    labels = images.labels if labelled else None
-    return GraphImages(images.source, images.sha256, preprocess.sha256, read, np.arange(len(images)), labels)
-
-
 def from_array(path: Path, labels: Path | None = None) -> GraphImages:
     """A .npy file of float32 (N, ...), exactly what the graph takes; `labels` a .npy file of N class indices."""
     array, classes = _load(path), None if labels is None else _load(labels)
@@ -141,7 +130,13 @@ def open_graph_images(
     if path.suffix == ".npy":
         return from_array(path, labels)
     pictures = open_unlabelled(path) if classes is None else open_images(path, classes)
-    return from_pictures(pictures, preprocess(), labelled=classes is not None)
+    prepare = preprocess()
+
+    def read(positions: Int64) -> Float32:
+        return np.stack([prepare(pictures.pixels(int(i))) for i in positions])
+
+    known = None if classes is None else pictures.labels
+    return GraphImages(pictures.source, pictures.sha256, prepare.sha256, read, np.arange(len(pictures)), known)
 
 
 def input_shape(model: onnx.ModelProto, path: Path) -> tuple[int, ...]:

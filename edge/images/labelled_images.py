@@ -19,7 +19,6 @@ import numpy as np
 
 from calib.errors import DataError, MissingError
 from calib.files import sha256_bytes, sha256_file
-from edge.images.even_spread import even_subset
 from edge.images.idx import Int64, read_idx, read_labelled_idx
 from edge.images.preprocess import Float32, Preprocess, Uint8
 
@@ -62,6 +61,21 @@ class ImageSet:
         """Preprocessed images in order, float32 (<= size, 3, S, S)."""
         for start in range(0, len(self), size):
             yield np.stack([preprocess(self.pixels(i)) for i in range(start, min(start + size, len(self)))])
+
+
+def spread_evenly(size: int, count: int) -> Int64:
+    """Ascending positions of `count` of `size` images, from the first to the last; all of them where there are no more."""
+    if count >= size:
+        return np.arange(size)
+    return np.asarray(np.linspace(0, size - 1, count).round().astype(np.int64))
+
+
+def even_subset(sha256: str, size: int, count: int) -> tuple[Int64, str]:
+    """Positions of `count` of `size` images (`spread_evenly`), and the digest of the subset; `sha256` is that of all."""
+    if count >= size:
+        return np.arange(size), sha256
+    positions = spread_evenly(size, count)
+    return positions, sha256_bytes(sha256.encode() + positions.tobytes())
 
 
 def data_digest(images: ImageSet, preprocess: Preprocess) -> str:

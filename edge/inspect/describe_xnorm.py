@@ -47,7 +47,7 @@ def describe_certificate(certificate: XNormCertificate) -> Description:
         before = f" (before: {_worst_error(certificate.before, key)})" if certificate.before else ""
         facts[f"error, {meaning}"] = _worst_error(sites, key) + before
     facts |= {
-        "INT8 behind the norm": int8_loss(sites),
+        "INT8 after the norm": int8_loss(sites),
         "INT8 in front of it": _loss(site.int8_in_front for site in sites),
         "graph": f"sha256 {certificate.onnx_sha256}",
         "folded graph": f"sha256 {certificate.folded_onnx_sha256}" if certificate.folded_onnx_sha256 else "none",

@@ -74,8 +74,7 @@ def to_onnx(model: UfoVit) -> onnx.ModelProto:
     """The ONNX graph of a (folded) network: input `image` (batch, 3, S, S), output `logits` (batch, classes)."""
     size = model.cfg.image_size
     example = torch.zeros(2, 3, size, size)
-    with warnings.catch_warnings(), _quiet_exporter(), _no_garbage_collection(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # deprecations inside the exporter do not concern the user
+    with _exporting():
         program = torch.onnx.export(
             model,
             (example,),
@@ -94,26 +93,22 @@ def to_onnx(model: UfoVit) -> onnx.ModelProto:
 
 
 @contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Silences the exporter's log, which names optional libraries that this graph does not need."""
-    logger = logging.getLogger("torch.onnx")
+def _exporting() -> Iterator[None]:
+    """Silences the exporter, whose log names optional libraries that this graph does not need, and pauses garbage collection.
+
+    The exporter's many objects stay alive, and collecting takes a tenth of its time.
+    """
+    logger, collecting = logging.getLogger("torch.onnx"), gc.isenabled()
     level = logger.level
     logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Pauses garbage collection: the exporter's many objects stay alive, and collecting takes a tenth of its time."""
-    was_on = gc.isenabled()
     gc.disable()
     try:
-        yield
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")  # deprecations inside the exporter do not concern the user
+            yield
     finally:
-        if was_on:
+        logger.setLevel(level)
+        if collecting:
             gc.enable()
 
 

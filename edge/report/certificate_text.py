@@ -79,7 +79,7 @@ def island_cost(certificate: XNormCertificate) -> str:
 
 
 def int8_loss(sites: Iterable[SiteCertificate]) -> str:
-    """What INT8 behind the norm costs at worst."""
+    """What INT8 after the norm costs at worst."""
     return _loss(Int8Loss(s.int8_dead_fraction, s.int8_direction_error, s.int8_clipped_fraction) for s in sites)
 
 

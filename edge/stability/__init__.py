@@ -8,21 +8,20 @@ from calib.lazy_exports import by_name, lazy_exports
 
 if TYPE_CHECKING:
     from edge.stability.certificate import XNormCertificate, read_certificate
-    from edge.stability.certify import Certification, CertifyConfig, certify_graph, image_budget
+    from edge.stability.certify import CertifyConfig, certify_graph, image_budget
     from edge.stability.fp16_network import emulated_agreement
     from edge.stability.islands import fp32_nodes
 
 _PUBLIC = by_name(
     {
         "edge.stability.certificate": ("XNormCertificate", "read_certificate"),
-        "edge.stability.certify": ("Certification", "CertifyConfig", "certify_graph", "image_budget"),
+        "edge.stability.certify": ("CertifyConfig", "certify_graph", "image_budget"),
         "edge.stability.fp16_network": ("emulated_agreement",),
         "edge.stability.islands": ("fp32_nodes",),
     }
 )
 
 __all__ = [
-    "Certification",
     "CertifyConfig",
     "XNormCertificate",
     "certify_graph",

@@ -53,7 +53,7 @@ def propagate_bounds(model: onnx.ModelProto, sites: tuple[XNormSite, ...]) -> Ma
         inputs = [bounds.get(name) for name in node.input]
         if node.output[0] in bounds or not any(inputs):
             continue
-        bound: TensorBound | None = None
+        bound = None
         if node.op_type in _UNCHANGED and inputs[0] is not None:
             axis = inputs[0].axis if node.op_type == "Identity" else None
             bound = TensorBound(np.array([inputs[0].bound.max()]), axis, inputs[0].sites)
@@ -76,9 +76,7 @@ def _scaled(node: onnx.NodeProto, inputs: list[TensorBound | None], index: Graph
         per_head = gain.ndim >= 3 and gain.size == gain.shape[-3]
         factors = gain.reshape(-1) if per_head else np.array([gain.max()])
         axis = bound.axis if per_head or gain.size == 1 else None
-        if factors.size > 1 and bound.bound.size == 1:
-            return TensorBound(bound.bound[0] * factors, axis, bound.sites)
-        if factors.size in (1, bound.bound.size):
+        if 1 in (factors.size, bound.bound.size) or factors.size == bound.bound.size:
             return TensorBound(bound.bound * factors, axis, bound.sites)
         return TensorBound(np.array([bound.bound.max() * factors.max()]), axis, bound.sites)
     return None

@@ -6,27 +6,26 @@ find sites -> trace, bound -> measure -> judge -> fold, or keep in FP32 -> check
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
 from calib.errors import GraphError, UsageError
 from calib.files import sha256_bytes
-from calib.graph import index_graph, infer_types, to_array
+from calib.graph import index_graph, to_array
 from calib.macs import count_macs
 from calib.qdq_writer import serialize
 from edge.stability.bound_propagation import propagate_bounds
-from edge.stability.certificate import Checks, IslandCost, SiteCertificate, XNormCertificate
+from edge.stability.certificate import SiteCertificate, XNormCertificate
 from edge.stability.finders.xnorm import XNormSite, find_sites
+from edge.stability.float_formats import Float32
 from edge.stability.input_bounds import bound_site
-from edge.stability.measure_ranges import Float32, measure
-from edge.stability.observed_ranges import ObservedRanges
+from edge.stability.measure_ranges import measure
 from edge.stability.power_of_two_folding import Fold, folded_graph
 from edge.stability.repair import check_repair, choose_repair, island_cost, no_fold
-from edge.stability.site_certificate import certify_site, network_verdict
-from edge.stability.site_evidence import SiteEvidence, gather_evidence
-from edge.stability.trace_layers import SiteLayers, Tracer, trace_site
+from edge.stability.site_certificate import SiteEvidence, certify_site, gather_evidence, network_verdict
+from edge.stability.trace_layers import SiteLayers, trace_sites
 from edge.stability.verdict import SiteCase
 
 CHECK_BYTES = 1 << 28
@@ -97,121 +96,84 @@ def certify_graph(
         raise GraphError(
             "no XNorm in the graph", allowed="a network that divides by an L2 norm", next_command="ufovit inspect FILE"
         )
-    network = _Network(model, sites)
-    ranges = network.measure(batches, progress)
-    before = network.cases(ranges)
-    judged = _repair(network, before, ranges) if config.repair else _judge_only(network, before, ranges)
+    traced = trace_sites(model, sites)
+    cases, images, checked = _measure_cases(model, sites, traced, batches, progress)
+    repaired, folded, tensors, checks = cases, model, checked, None
+    folds = [no_fold(case) for case in cases]
+    if config.repair:
+        repaired, folds = map(list, zip(*map(choose_repair, cases, traced), strict=True))
+        folded = folded_graph(model, tuple(folds), tuple(layers.layers for layers in traced))
+        tensors, checks = check_repair(model, folded, folds, checked)
+    evidence = [gather_evidence(case.site, tensors) for case in repaired]
+    after = tuple(map(certify_site, repaired, folds, traced, evidence))
+    before = _certify_before(cases, folds, traced, checked, evidence) if config.repair else ()
     certificate = XNormCertificate(
         onnx_sha256=onnx_sha256 or sha256_bytes(serialize(model)),
-        folded_onnx_sha256=None if judged.checks is None else sha256_bytes(serialize(judged.model)),
+        folded_onnx_sha256=sha256_bytes(serialize(folded)) if config.repair else None,
         data_sha256=data_sha256,
-        images=ranges.images,
+        images=images,
         precisions=config.precisions,
-        sites=judged.sites,
-        before=judged.before,
-        verdict=network_verdict(judged.sites, config.precisions),
-        verdict_before=network_verdict(judged.before or judged.sites, config.precisions),
-        islands=judged.islands,
-        checks=judged.checks,
+        sites=after,
+        before=before,
+        verdict=network_verdict(after, config.precisions),
+        verdict_before=network_verdict(before or after, config.precisions),
+        islands=island_cost(repaired, tensors),
+        checks=checks,
     )
-    return Certification(certificate, judged.model)
+    return Certification(certificate, folded)
 
 
-def _judge_only(network: _Network, before: list[SiteCase], ranges: _Ranges) -> _Judged:
-    """The graph as it is."""
-    evidence = [gather_evidence(site, ranges.checked) for site in network.sites]
-    return _Judged(network.model, network.certificates(before, [no_fold(case) for case in before], evidence))
+def _measure_cases(
+    model: onnx.ModelProto,
+    sites: tuple[XNormSite, ...],
+    traced: list[SiteLayers],
+    batches: Iterable[Float32],
+    progress: Callable[[int], None],
+) -> tuple[list[SiteCase], int, dict[str, Float32]]:
+    """The sites bounded and measured, the number of images, and the tensors of the checked ones, the graph's input included."""
+    checked: dict[str, Float32] = {}
 
+    def keep_first(tensors: dict[str, Float32]) -> None:
+        if not checked:  # as many images of the first batch as CHECK_BYTES allow
+            images = len(next(iter(tensors.values())))
+            each = sum(values.nbytes for values in tensors.values()) / images
+            count = int(max(1, min(images, CHECK_BYTES // max(each, 1))))
+            checked.update((name, values[:count].copy()) for name, values in tensors.items())
 
-def _repair(network: _Network, before: list[SiteCase], ranges: _Ranges) -> _Judged:
-    """Fold, check, judge again: the graph as it was and as it is to be built."""
-    repairs = [choose_repair(case, traced) for case, traced in zip(before, network.traced, strict=True)]
-    cases, folds = [case for case, _ in repairs], [fold for _, fold in repairs]
-    repaired = folded_graph(network.model, tuple(folds), tuple(traced.layers for traced in network.traced))
-    tensors, checks = check_repair(network.model, repaired, network.sites, folds, ranges.checked)
-    evidence = [gather_evidence(case.site, tensors) for case in cases]
-    evidence_before = [
-        gather_evidence(case.site, ranges.checked, ("fp16",)) if fold.changes else unchanged
-        for case, fold, unchanged in zip(before, folds, evidence, strict=True)
+    ranges, images = measure(model, sites, batches, progress, watch=keep_first)
+    bounds = propagate_bounds(model, sites).values()
+    cases = [
+        SiteCase(
+            site=site,
+            dim=int(checked[site.argument].shape[site.axis]),
+            observed=observed,
+            certified=bound_site(site, layers),
+            output_bound=max(bound.largest for bound in bounds if site.name in bound.sites),
+        )
+        for site, layers, observed in zip(sites, traced, ranges, strict=True)
     ]
-    return _Judged(
-        repaired,
-        network.certificates(cases, folds, evidence),
-        network.certificates(before, [no_fold(case) for case in before], evidence_before),
-        island_cost(cases, tensors),
-        checks,
-    )
+    return cases, images, checked
+
+
+def _certify_before(
+    cases: list[SiteCase],
+    folds: list[Fold],
+    traced: list[SiteLayers],
+    checked: dict[str, Float32],
+    evidence: list[SiteEvidence],
+) -> tuple[SiteCertificate, ...]:
+    """The sites as they were; where nothing was folded, the `evidence` after the repair holds for them too."""
+    evidence_before = [
+        gather_evidence(case.site, checked, ("fp16",)) if fold.changes else unchanged
+        for case, fold, unchanged in zip(cases, folds, evidence, strict=True)
+    ]
+    return tuple(map(certify_site, cases, map(no_fold, cases), traced, evidence_before))
 
 
 def image_budget(model: onnx.ModelProto, available: int) -> int:
     """How many images certify a graph in about half a minute on two cores: by its multiply-accumulates, at least MIN_IMAGES."""
     macs = sum(count_macs(model).values())
     return min(available, max(MIN_IMAGES, int(MAC_BUDGET / max(macs, 1))))
-
-
-@dataclass(frozen=True)
-class _Ranges:
-    """Ranges over all images, how many they were, and the tensors, the graph's input among them, of the checked ones."""
-
-    observed: tuple[ObservedRanges, ...]
-    images: int
-    checked: dict[str, Float32]
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """A graph with its certified sites; with a repair also those before it, its cost and its checks."""
-
-    model: onnx.ModelProto
-    sites: tuple[SiteCertificate, ...]
-    before: tuple[SiteCertificate, ...] = ()
-    islands: IslandCost = field(default_factory=lambda: IslandCost(0, 0, 0))
-    checks: Checks | None = None
-
-
-class _Network:
-    """A graph with its sites traced and bounded."""
-
-    def __init__(self, model: onnx.ModelProto, sites: tuple[XNormSite, ...]) -> None:
-        self.model, self.sites = model, sites
-        tracer = Tracer(model, index_graph(model), infer_types(model))
-        self.traced: list[SiteLayers] = [trace_site(tracer, site) for site in sites]
-        self.certified = [bound_site(site, traced) for site, traced in zip(sites, self.traced, strict=True)]
-        bounds = propagate_bounds(model, sites).values()
-        self.output_bounds = [max(bound.largest for bound in bounds if site.name in bound.sites) for site in sites]
-
-    def measure(self, batches: Iterable[Float32], progress: Callable[[int], None]) -> _Ranges:
-        checked: dict[str, Float32] = {}
-
-        def keep_first(tensors: dict[str, Float32]) -> None:
-            if not checked:
-                count = _affordable(tensors)
-                checked.update((name, values[:count].copy()) for name, values in tensors.items())
-
-        observed, images = measure(self.model, self.sites, batches, progress, watch=keep_first)
-        return _Ranges(observed, images, checked)
-
-    def cases(self, ranges: _Ranges) -> list[SiteCase]:
-        """The sites of the graph as it is."""
-        rows = zip(self.sites, ranges.observed, self.certified, self.output_bounds, strict=True)
-        return [
-            SiteCase(site, int(ranges.checked[site.argument].shape[site.axis]), observed, certified, output_bound=bound)
-            for site, observed, certified, bound in rows
-        ]
-
-    def certificates(
-        self, cases: list[SiteCase], folds: list[Fold], evidence: list[SiteEvidence]
-    ) -> tuple[SiteCertificate, ...]:
-        certificates = []
-        for case, fold, traced, errors in zip(cases, folds, self.traced, evidence, strict=True):
-            exponents = {
-                layer.weight: tuple(int(p) for p in row)
-                for layer, row in zip(traced.layers, fold.exponents, strict=False)
-                if row.any()
-            }
-            total = tuple(int(p) for p in fold.exponents.sum(axis=0))
-            certificates.append(certify_site(case, traced.tokens, exponents, total, errors))
-        return tuple(certificates)
 
 
 def _check_weights(model: onnx.ModelProto) -> None:
@@ -226,10 +188,3 @@ def _check_weights(model: onnx.ModelProto) -> None:
                     found=f"{np.count_nonzero(~np.isfinite(values))} of {values.size} numbers",
                     next_command="repair the checkpoint, then export again",
                 )
-
-
-def _affordable(tensors: dict[str, Float32]) -> int:
-    """How many of a batch's images are worth the memory and the time."""
-    images = len(next(iter(tensors.values())))
-    each = sum(values.nbytes for values in tensors.values()) / images
-    return int(max(1, min(images, CHECK_BYTES // max(each, 1))))

@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from calib.metrics import sqnr_db
 from calib.ort_session import TappedGraph
 from edge.stability.certificate import XNormCertificate
 from edge.stability.finders.xnorm import find_sites
+from edge.stability.float_formats import Float32
 from edge.stability.islands import fp32_nodes
 from engines.fp16_emulation import emulated_graph
 from engines.typed_graph import type_graph
-
-Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,7 @@ def fp16_graph(model: onnx.ModelProto, certificate: XNormCertificate | None = No
     With a certificate as a build computes it: its FP32 islands, FP32 accumulators for K^T V. Without one all in FP16, every sum
     included, like a plain conversion. Raises InputError for weights that overflow FP16.
     """
-    kept: frozenset[str] = frozenset()
-    if certificate is not None:
-        kept = fp32_nodes(model, find_sites(model), certificate.island_names)
+    kept = fp32_nodes(model, find_sites(model), certificate.island_names) if certificate else frozenset()
     return emulated_graph(type_graph(model, keep_fp32=kept))
 
 
@@ -57,7 +53,7 @@ def emulated_agreement(
 
 def compare_logits(expected: Float32, logits: Float32) -> Agreement:
     """Agreement of logits (B, classes); an image with NaN or infinity has no answer."""
-    finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(logits).all(axis=1))
+    finite = np.asarray(np.isfinite(logits).all(axis=1))
     alike = finite & (np.where(finite[:, None], logits, 0).argmax(axis=1) == expected.argmax(axis=1))
     ratio = sqnr_db(expected[finite], logits[finite]) if finite.any() else float("-inf")
     return Agreement(len(expected), float(alike.mean()), int((~finite).sum()), ratio)

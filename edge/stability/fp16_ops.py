@@ -12,17 +12,16 @@ The same for a BF16 accumulator, which hardware does not have for matrix product
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.stability.finders.xnorm import Eps
-from edge.stability.float_formats import FloatFormat
+from edge.stability.float_formats import Float32, FloatFormat
+from edge.stability.observed_ranges import Float64
 from engines.fp16_emulation import MMA_DEPTH
 
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 Accumulate = Literal["fp32", "storage"]
 """Where sums are kept: in FP32, or in the format itself."""
 
@@ -56,14 +55,8 @@ def emulate_xnorm(a: Float32, axis: int, fmt: FloatFormat, accumulate: Accumulat
 
 def exact_xnorm(a: Float64, axis: int, eps: tuple[Eps, ...] = ()) -> Float64:
     """a / ||a|| in float64, with the eps as the graph has it; a zero vector stays zero."""
-    total = (a * a).sum(axis=axis, keepdims=True)
-    for guard in eps:
-        if guard.acts_on == "square":
-            total = np.maximum(total, guard.value) if guard.kind == "clamp" else total + guard.value
-    norm = np.sqrt(total)
-    for guard in eps:
-        if guard.acts_on == "norm":
-            norm = np.maximum(norm, guard.value) if guard.kind == "clamp" else norm + guard.value
+    total = _guard((a * a).sum(axis=axis, keepdims=True), eps, "square", None)
+    norm = _guard(np.sqrt(total), eps, "norm", None)
     return np.asarray(np.divide(a, norm, out=np.zeros_like(a), where=norm > 0))
 
 
@@ -87,10 +80,10 @@ def _pairwise(values: Float32, axis: int, fmt: FloatFormat) -> Float32:
     return np.moveaxis(values, 0, axis)
 
 
-def _guard(values: Float32, eps: tuple[Eps, ...], acts_on: str, fmt: FloatFormat | None) -> Float32:
-    """The eps of the square or of the norm; rounded to a format, or in FP32."""
+def _guard(values: npt.NDArray[Any], eps: tuple[Eps, ...], acts_on: str, fmt: FloatFormat | None) -> npt.NDArray[Any]:
+    """The eps of the square or of the norm; rounded to a format, or in the dtype of `values`."""
     for guard in eps:
         if guard.acts_on == acts_on:
-            value = np.float32(guard.value) if fmt is None else fmt.round(np.float32(guard.value))
+            value = values.dtype.type(guard.value) if fmt is None else fmt.round(np.float32(guard.value))
             values = np.maximum(values, value) if guard.kind == "clamp" else values + value
     return values

@@ -97,10 +97,12 @@ def bound_kv(key: Projection, value: Projection, tokens: int, axis: int) -> Cert
     apart = tokens * k.largest[:, :, None] * v.largest[:, None, :]
     entries = np.minimum(entries, apart) if alike else apart
     along, other = (k, v) if axis == -2 else (v, k)
+    top, length = along.top[:, None], np.linalg.norm(along.offset, axis=1, keepdims=True)
+    through = along.matrix @ other.matrix.transpose(0, 2, 1)  # A B_j, (H, D, D): column j belongs to vector j
     vectors = tokens * (
-        k.radius**2 * (along.top[:, None] * other.rows + np.linalg.norm(_through(along, other), axis=1)) / 2
-        + k.radius * (along.top[:, None] * other.offset + _norms(along.offset) * other.rows)
-        + _norms(along.offset) * other.offset
+        k.radius**2 * (top * other.rows + np.linalg.norm(through, axis=1)) / 2
+        + k.radius * (top * other.offset + length * other.rows)
+        + length * other.offset
     )  # (H, D), one per vector
     apart = tokens * along.length[:, None] * other.largest
     vectors = np.minimum(vectors, apart) if alike else apart
@@ -126,12 +128,3 @@ def _affine(layer: Projection) -> _Affine | None:
     exact = np.abs(layer.matrix @ layer.norm.bias + layer.offset)
     summed = np.abs(layer.matrix) @ np.abs(layer.norm.bias) + np.abs(layer.offset)
     return _Affine(layer.matrix * layer.norm.gain, exact + SLACK * width * summed, width**0.5)
-
-
-def _through(along: _Affine, other: _Affine) -> Float64:
-    """A B_j for every j, (H, D, D): column j belongs to vector j."""
-    return np.asarray(along.matrix @ other.matrix.transpose(0, 2, 1))
-
-
-def _norms(offset: Float64) -> Float64:
-    return np.asarray(np.linalg.norm(offset, axis=1, keepdims=True))

@@ -2,55 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 
 import onnx
 
-from calib.graph import GraphIndex, index_graph
-from edge.stability.finders.site import Site
+from calib.graph import index_graph
 from edge.stability.finders.xnorm import XNormSite
 
 _REARRANGING = frozenset({"Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze"})
 
 
 def fp32_nodes(model: onnx.ModelProto, sites: tuple[XNormSite, ...], islands: Collection[str]) -> frozenset[str]:
-    """Names of the nodes that stay in FP32 when the rest of the graph is FP16.
+    """Names of the nodes that stay in FP32 when the rest of a graph, with or without Q/DQ, is FP16.
 
-    Args:
-        model: the graph, with or without Q/DQ.
-        sites: of this graph.
-        islands: names of the sites that compute in FP32 altogether, the K^T V that feeds them included.
-
-    Of every other site only K^T V itself stays in FP32: Casts around a MatMul make TensorRT accumulate FP16 operands in FP32,
-    and a sum over all tokens in FP16 would lose digits that no scale can restore. A product of INT8 operands is summed in INT32
-    anyway and needs no Casts.
+    `islands` names the sites that compute in FP32 altogether, the K^T V that feeds them included. Of every other site only K^T
+    V itself stays in FP32: Casts around a MatMul make TensorRT accumulate FP16 operands in FP32, and a sum over all tokens
+    in FP16 would lose digits that no scale can restore. A product of INT8 operands is summed in INT32 anyway and needs no
+    Casts.
     """
     index = index_graph(model)
     kept: set[str] = set()
     for site in sites:
         if site.name in islands:
             kept.update(site.nodes)
-        elif site.operand == "kv" and not all(
-            _computed_by(index, t) == "DequantizeLinear" for t in index.nodes[site.nodes[0]].input
-        ):
-            kept.add(site.nodes[0])
+        elif site.operand == "kv":
+            producers = [index.producer(tensor) for tensor in index.nodes[site.nodes[0]].input]
+            if not all(node is not None and node.op_type == "DequantizeLinear" for node in producers):
+                kept.add(site.nodes[0])
     return frozenset(kept)
 
 
-def quantized_before_norm(model: onnx.ModelProto, sites: Sequence[Site]) -> tuple[str, ...]:
+def quantized_before_norm(model: onnx.ModelProto, sites: Iterable[XNormSite]) -> tuple[str, ...]:
     """Names of the sites whose argument passes a Q/DQ pair between the product that computes it and the norm."""
     index = index_graph(model)
     names = []
     for site in sites:
         tensor = site.argument
-        while _computed_by(index, tensor) in _REARRANGING:
-            tensor = index.nodes[index.names[index.producers[tensor]]].input[0]
-        if _computed_by(index, tensor) == "DequantizeLinear":
+        while (node := index.producer(tensor)) is not None and node.op_type in _REARRANGING:
+            tensor = node.input[0]
+        if node is not None and node.op_type == "DequantizeLinear":
             names.append(site.name)
     return tuple(names)
-
-
-def _computed_by(index: GraphIndex, tensor: str) -> str:
-    """The operator that computes a tensor, "" for none."""
-    node = index.producer(tensor)
-    return "" if node is None else str(node.op_type)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from calib.errors import DataError, GraphError
 from calib.ort_session import TappedGraph, checked
 from calib.parallel import ordered_map, shared_cores
 from edge.stability.finders.xnorm import XNormSite
+from edge.stability.float_formats import Float32
 from edge.stability.observed_ranges import ObservedRanges, observe_vectors
-
-Float32 = npt.NDArray[np.float32]
 
 
 def taps(sites: tuple[XNormSite, ...]) -> tuple[str, ...]:
@@ -55,14 +53,9 @@ def measure(
     progress: Callable[[int], None] = lambda _images: None,
     watch: Callable[[dict[str, Float32]], None] = lambda _tensors: None,
 ) -> tuple[tuple[ObservedRanges, ...], int]:
-    """Ranges of every site over all batches, and the number of images.
+    """Ranges of every site of an FP32 graph over all batches (B, 3, S, S), and the number of images.
 
-    Args:
-        model: the graph, FP32.
-        sites: of this graph.
-        batches: images as the graph takes them, float32 (B, 3, S, S).
-        progress: called with the number of images done so far.
-        watch: called with the tapped tensors of every batch, the graph's input among them; they are dropped afterwards.
+    `watch` is called with the tapped tensors of every batch, the graph's input among them; they are dropped afterwards.
 
     Raises InputError for arrays that the graph does not take and for NaN or infinity anywhere (named).
     """

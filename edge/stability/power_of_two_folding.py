@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,32 +42,18 @@ _NEGLIGIBLE = 2.0**-25
 
 
 @dataclass(frozen=True)
-class EpsChange:
-    """An eps, the value that takes its place, and whether an added one becomes a clamp."""
-
-    eps: Eps
-    value: float
-    clamp: bool
-
-    @property
-    def changes(self) -> bool:
-        """Whether it differs at all."""
-        return self.clamp or self.value != self.eps.value
-
-
-@dataclass(frozen=True)
 class Fold:
     """What is done to one site.
 
     Attributes:
         site: where.
         exponents: int64 (1, H) for "q", (2, H) for "kv" (keys, values): weights and biases are multiplied by 2^-exponent.
-        eps: what becomes of each eps that changes.
+        eps: each eps that changes, and the one that takes its place.
     """
 
     site: XNormSite
     exponents: Int64
-    eps: tuple[EpsChange, ...] = ()
+    eps: tuple[tuple[Eps, Eps], ...] = ()
 
     @property
     def changes(self) -> bool:
@@ -78,9 +64,7 @@ class Fold:
 def plan_fold(case: SiteCase, layers: tuple[Projection, ...]) -> Iterator[Fold]:
     """Foldings that would bring a site into FP16's window: one exponent for all heads if that can do, then one per head.
 
-    Args:
-        case: the site as it is.
-        layers: the linear layers behind it; without them only its eps can be mended.
+    Without the linear layers that compute it only its eps can change.
     """
     heads = len(case.observed.zero)
     with np.errstate(divide="ignore"):  # a head of zeros
@@ -103,9 +87,9 @@ def plan_fit(case: SiteCase, layers: tuple[Projection, ...]) -> Iterator[Fold]:
 def _with_eps(case: SiteCase, exponents: Int64) -> Iterator[Fold]:
     """The folding with these exponents, unless some eps has no exact value under it."""
     norms = np.sqrt(case.observed.sum_min)
-    changes = [_eps_change(eps, norms, exponents.sum(axis=0)) for eps in case.site.eps]
-    if None not in changes:
-        yield Fold(case.site, exponents, tuple(c for c in changes if c is not None and c.changes))
+    changes = [(eps, _folded_eps(eps, norms, exponents.sum(axis=0))) for eps in case.site.eps]
+    if all(new is not None for _, new in changes):
+        yield Fold(case.site, exponents, tuple((old, new) for old, new in changes if new and new != old))
 
 
 def _totals(top: Float64 | float, bottom: Float64 | float, dim: int, heads: int) -> Int64 | None:
@@ -123,11 +107,10 @@ def _split(total: Int64, case: SiteCase, layers: tuple[Projection, ...]) -> Int6
     """Exponents by layer, (1, H) or (2, H), that add up to `total`; None when a layer would leave FP16."""
     if not layers:
         return np.zeros((len(case.site.factors) or 1, len(total)), np.int64)
-    limits = [_limits(case, i, layer) for i, layer in enumerate(layers)]
-    if len(layers) == 1:
-        (low, high), parts = limits[0], total[None]
-        return parts if ((low <= total) & (total <= high)).all() else None
-    (low_k, high_k), (low_v, high_v) = limits
+    (low_k, high_k), *others = (_limits(case, i, layer) for i, layer in enumerate(layers))
+    if not others:
+        return total[None] if ((low_k <= total) & (total <= high_k)).all() else None
+    ((low_v, high_v),) = others
     size_k, size_v = (np.log2(_weight_rms(layer)) for layer in layers)
     wanted = np.rint((total + (size_k - size_v).mean()) / 2)  # alike for all heads, which share one INT8 scale
     low, high = np.maximum(low_k, total - high_v), np.minimum(high_k, total - low_v)
@@ -157,41 +140,37 @@ def _weight_rms(layer: Projection) -> Float64:
     return np.asarray(np.where(rms > 0, rms, 1.0))
 
 
-def _eps_change(eps: Eps, norms: Float64, total: Int64) -> EpsChange | None:
-    """What becomes of an eps when head h, of smallest norm norms[h], is multiplied by 2^-total[h]; None if nothing is exact."""
+def _folded_eps(eps: Eps, norms: Float64, total: Int64) -> Eps | None:
+    """What an eps becomes when head h, of smallest norm norms[h], is multiplied by 2^-total[h]; None if nothing is exact."""
     safe = SAFE_EPS if eps.acts_on == "norm" else SAFE_EPS**0.5  # on the norm
     share = _NEGLIGIBLE if eps.acts_on == "norm" else _NEGLIGIBLE**0.5
     idle = eps.on_norm < norms if eps.kind == "clamp" else eps.on_norm < share * norms
     moved = norms * np.exp2(-total)
     if idle.all() and (moved > 2 * safe).all():  # no observed vector feels it: any clamp below them does the same
         keeps = eps.kind == "clamp" and float(FP16.round(np.float32(eps.value))) > 0 and bool((eps.on_norm < moved).all())
-        return EpsChange(eps, eps.value if keeps else SAFE_EPS, clamp=not keeps and eps.kind == "added")
+        return eps if keeps else replace(eps, value=SAFE_EPS, kind="clamp")
     if len(set(total.tolist())) > 1:
         return None
     value = math.ldexp(eps.value, -int(total[0]) * (1 if eps.acts_on == "norm" else 2))
     exact = float(np.float32(value)) == value and abs(value) >= 2.0**-126
-    return EpsChange(eps, value, clamp=False) if exact else None
+    return replace(eps, value=value) if exact else None
 
 
 def folded_graph(
     model: onnx.ModelProto, folds: tuple[Fold, ...], layers: tuple[tuple[Projection, ...], ...]
 ) -> onnx.ModelProto:
-    """A copy of the graph with every folding carried out; constants that other nodes read too are copied first.
+    """A copy of the FP32 graph with every folding carried out; constants that other nodes read too are copied first.
 
-    Args:
-        model: FP32 graph.
-        folds: one per site.
-        layers: the linear layers of each site, as `plan_fold` got them.
-
-    Raises InputError when a power of two takes a constant out of FP32.
+    `folds` and `layers` are one per site, `layers` as `plan_fold` got them. Raises InputError when a power of two takes a
+    constant out of FP32.
     """
     editor = GraphEditor(model)
-    for fold, found in zip(folds, layers, strict=True):
-        for layer, exponents in zip(found, fold.exponents, strict=False):
+    for fold, own in zip(folds, layers, strict=True):
+        for layer, exponents in zip(own, fold.exponents, strict=False):
             if exponents.any():
                 _scale(editor, layer, exponents)
-        for change in fold.eps:
-            _set_eps(editor, change)
+        for old, new in fold.eps:
+            _set_eps(editor, old, new)
     return editor.finish()
 
 
@@ -210,15 +189,15 @@ def _scale(editor: GraphEditor, layer: Projection, exponents: Int64) -> None:
         editor.set_constant(add, bias_at, _times(bias, factors.reshape(bias.shape), layer.bias), _SUFFIX)
 
 
-def _set_eps(editor: GraphEditor, change: EpsChange) -> None:
+def _set_eps(editor: GraphEditor, old: Eps, new: Eps) -> None:
     """Give an eps another value; an added one may become a clamp."""
-    node, value = editor.node(change.eps.node), np.float32(change.value)
-    if change.eps.tensor:
-        at = editor.position(change.eps.node, change.eps.tensor)
-        editor.set_constant(change.eps.node, at, np.full_like(editor.constant(change.eps.node, at), value), _SUFFIX)
+    node, value = editor.node(old.node), np.float32(new.value)
+    if old.tensor:
+        at = editor.position(old.node, old.tensor)
+        editor.set_constant(old.node, at, np.full_like(editor.constant(old.node, at), value), _SUFFIX)
     else:
         next(a for a in node.attribute if a.name == "min").f = float(value)
-    if change.clamp:
+    if new.kind != old.kind:
         node.op_type = "Max"
 
 

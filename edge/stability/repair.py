@@ -11,9 +11,8 @@ from calib.errors import VerdictError
 from calib.graph import index_graph
 from calib.ort_session import TappedGraph
 from edge.stability.certificate import Checks, IslandCost
-from edge.stability.finders.xnorm import XNormSite
-from edge.stability.float_formats import FP16
-from edge.stability.measure_ranges import Float32, observe, taps
+from edge.stability.float_formats import FP16, Float32
+from edge.stability.measure_ranges import observe, taps
 from edge.stability.power_of_two_folding import Fold, plan_fit, plan_fold
 from edge.stability.trace_layers import SiteLayers
 from edge.stability.verdict import STABILITIES, SiteCase, judge
@@ -35,31 +34,18 @@ def no_fold(case: SiteCase) -> Fold:
 
 def _apply(case: SiteCase, fold: Fold) -> SiteCase:
     """The case after a folding."""
-    changed = {change.eps: change for change in fold.eps}
-    eps = tuple(
-        replace(e, value=changed[e].value, kind="clamp" if changed[e].clamp else e.kind) if e in changed else e
-        for e in case.site.eps
-    )
+    eps = tuple(dict(fold.eps).get(eps, eps) for eps in case.site.eps)
     certified = None if case.certified is None else case.certified.scaled(fold.exponents)
     return replace(case, site=replace(case.site, eps=eps), observed=case.observed.scaled(fold.exponents), certified=certified)
 
 
 def check_repair(
-    model: onnx.ModelProto,
-    repaired: onnx.ModelProto,
-    sites: tuple[XNormSite, ...],
-    folds: list[Fold],
-    checked: dict[str, Float32],
+    model: onnx.ModelProto, repaired: onnx.ModelProto, folds: list[Fold], checked: dict[str, Float32]
 ) -> tuple[dict[str, Float32], Checks]:
     """Run both graphs on the checked images; the repaired graph's tensors of `taps`, and what was verified.
 
-    Args:
-        model, repaired: before and after.
-        sites, folds: what was folded.
-        checked: tensors of `taps` and the images themselves, before.
-
-    Raises VerdictError for logits that are not the same to the last bit, and ranges that are not those before times powers of
-    two.
+    `checked` are the images themselves and the tensors of `taps` before the repair. Raises VerdictError for logits that are not
+    the same to the last bit, and ranges that are not those before times powers of two.
     """
     (source,), output = index_graph(model).inputs, model.graph.output[0].name
     images = checked[source]
@@ -71,16 +57,14 @@ def check_repair(
             allowed="the same to the last bit",
             next_command="report it with the graph; build with precision fp32 meanwhile",
         )
-    tensors = TappedGraph(repaired, taps(sites), threads=0)(images)
-    for site, fold in zip(sites, folds, strict=True):
-        observed, expected = observe(site, tensors), observe(site, checked).scaled(fold.exponents)
-        same = all(
-            np.array_equal(getattr(observed, name), getattr(expected, name)) for name in ("sum_min", "sum_max", "argument_max")
-        )
-        if not same:
+    tensors = TappedGraph(repaired, taps(tuple(fold.site for fold in folds)), threads=0)(images)
+    for fold in folds:
+        observed, expected = observe(fold.site, tensors), observe(fold.site, checked).scaled(fold.exponents)
+        fields = ("sum_min", "sum_max", "argument_max")
+        if not all(np.array_equal(getattr(observed, name), getattr(expected, name)) for name in fields):
             raise VerdictError(
                 "an XNorm does not move as its folding says",
-                where=site.name,
+                where=fold.site.name,
                 found=f"sum a^2 up to {observed.sum_max.max():.6g}",
                 allowed=f"{expected.sum_max.max():.6g}",
                 next_command="report it with the graph; build with precision fp32 meanwhile",

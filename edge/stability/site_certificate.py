@@ -1,20 +1,81 @@
-"""Ranges, evidence and verdicts of one XNorm as a SiteCertificate."""
+"""One XNorm as a SiteCertificate: its ranges and verdicts, the errors of the emulated norm, what INT8 does to its vectors."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
+from calib.calibrators import mse
+from calib.histogram import Histogram
+from calib.scales import QMAX
 from edge.stability.certificate import Bits, HeadRanges, Int8Loss, Quantity, SiteCertificate
-from edge.stability.float_formats import BF16, FP16, FloatFormat
-from edge.stability.site_evidence import SiteEvidence
+from edge.stability.finders.xnorm import XNormSite
+from edge.stability.float_formats import BF16, FORMATS, FP16, Float32, FloatFormat
+from edge.stability.fp16_ops import Accumulate, emulate_product, emulate_xnorm, exact_xnorm, relative_error
+from edge.stability.measure_ranges import by_head
+from edge.stability.power_of_two_folding import Fold
+from edge.stability.trace_layers import SiteLayers
 from edge.stability.verdict import Judgement, SiteCase, Stability, judge, worst
 
+_ACCUMULATORS: dict[str, Accumulate] = {"": "storage", "/fp32": "fp32"}
+"""Suffix of a format in SiteCertificate.errors -> where its sums are kept."""
 INT8_RISKY_ERROR, INT8_BROKEN_ERROR = 0.1, 0.5
 """Direction error after the norm from which INT8 is at risk, and unstable; measured networks have about 0.01, and 1 is a vector
 that became zero."""
 INT8_DEAD_SHARE = 1e-3
+
+
+@dataclass(frozen=True)
+class SiteEvidence:
+    """Errors of a site on the checked images, see the fields of these names in SiteCertificate."""
+
+    errors: dict[str, float | None]
+    int8: Int8Loss
+    int8_in_front: Int8Loss
+
+
+def gather_evidence(site: XNormSite, tensors: dict[str, Float32], formats: tuple[str, ...] = tuple(FORMATS)) -> SiteEvidence:
+    """Evidence of one site, with the eps that it has in the graph, on a batch of its argument and the factors of "kv"."""
+    arrays = [by_head(tensors[name]) for name in (site.factors or (site.argument,))]
+    wide = [x.astype(np.float64) for x in arrays]
+    argument = wide[0] if site.operand == "q" else wide[0] @ wide[1]
+    exact = exact_xnorm(argument, site.axis, site.eps)
+    errors = {}
+    for name in formats:
+        for suffix, accumulate in _ACCUMULATORS.items():
+            a = arrays[0] if site.operand == "q" else emulate_product(arrays[0], arrays[1], FORMATS[name], accumulate)
+            emulated = emulate_xnorm(a, site.axis, FORMATS[name], accumulate, site.eps)
+            errors[f"{name}{suffix}"] = _finite(relative_error(emulated, exact))
+    unit = exact.astype(np.float32)
+    return SiteEvidence(errors, int8_loss(unit, unit, site.axis), int8_loss(argument.astype(np.float32), unit, site.axis))
+
+
+def int8_loss(tensor: Float32, unit: Float32, axis: int) -> Int8Loss:
+    """Errors that symmetric INT8 with one scale for `tensor` causes in its vectors along `axis`, of the directions of `unit`.
+
+    The scale comes from the least squared error, as in a build, and is no larger than max |x| / 127.
+    """
+    histogram = Histogram("vectors")
+    histogram.update(tensor)
+    if histogram.amax == 0:
+        return Int8Loss(0.0, 0.0, 0.0)
+    amax = mse(histogram)
+    codes = np.clip(np.rint(tensor * (QMAX / amax)), -QMAX, QMAX)
+    alive = np.abs(tensor).max(axis=axis) > 0
+    length = np.linalg.norm(codes, axis=axis, keepdims=True)
+    moved = np.divide(codes, length, out=np.zeros_like(codes), where=length > 0)
+    flat = np.linalg.norm(unit, axis=axis, keepdims=True)  # below 1 where an eps was felt
+    direction = np.divide(unit, flat, out=np.zeros_like(unit), where=flat > 0)
+    error = np.linalg.norm(moved - direction, axis=axis)
+    dead = (length[..., 0] if axis == -1 else length.squeeze(axis)) == 0
+    count = max(int(alive.sum()), 1)
+    return Int8Loss(
+        dead_fraction=float((dead & alive).sum() / count),
+        direction_error=float(error[alive].sum() / count),
+        clipped_fraction=float((np.abs(tensor) > amax * (1 + 0.5 / QMAX)).mean()),
+    )
 
 
 def judge_int8(loss: Int8Loss) -> Judgement:
@@ -26,18 +87,8 @@ def judge_int8(loss: Int8Loss) -> Judgement:
     return Judgement("at risk" if at_risk else "stable", "observed", figures)
 
 
-def certify_site(
-    case: SiteCase, tokens: int, fold: dict[str, tuple[int, ...]], total: tuple[int, ...], evidence: SiteEvidence
-) -> SiteCertificate:
-    """Combine everything that was measured and proven of a site.
-
-    Args:
-        case: its ranges, as folded.
-        tokens: N of K^T V, 0 for "q".
-        fold: weight -> exponents by head.
-        total: p by head.
-        evidence: from the checked images.
-    """
+def certify_site(case: SiteCase, fold: Fold, traced: SiteLayers, evidence: SiteEvidence) -> SiteCertificate:
+    """Combine everything that was measured and proven of a site; `case` holds its ranges as folded."""
     observed, certified, site = case.observed, case.certified, case.site
     verdicts = {"fp16": judge(case, FP16), "bf16": judge(case, BF16), "int8": judge_int8(evidence.int8)}
     quantities = _quantities(case)
@@ -51,7 +102,7 @@ def certify_site(
         axis=site.axis,
         heads=len(observed.zero),
         dim=case.dim,
-        tokens=tokens,
+        tokens=traced.tokens,
         vectors=observed.vectors * len(observed.zero),
         zero_vectors=int(observed.zero.sum()),
         eps=None if eps is None else eps.on_norm,
@@ -71,8 +122,10 @@ def certify_site(
             sum_sq_max=tuple(float(v) for v in observed.sum_max),
             bound_sum_sq=tuple(bounds),
         ),
-        fold_exponent=max(total, key=abs, default=0),
-        fold=fold,
+        fold_exponent=max(fold.exponents.sum(axis=0).tolist(), key=abs, default=0),
+        fold={
+            layer.weight: tuple(row.tolist()) for layer, row in zip(traced.layers, fold.exponents, strict=False) if row.any()
+        },
         island=case.island,
         verdicts=verdicts,
         verdict=worst([j.verdict for j in verdicts.values()]),

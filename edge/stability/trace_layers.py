@@ -9,7 +9,7 @@ certified bound and cannot be folded.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,9 @@ import onnx
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from calib.graph import GraphIndex, TensorType, attribute, to_array
+from calib.graph import attribute, index_graph, infer_types, to_array
 from edge.stability.finders.xnorm import XNormSite
-
-Float64 = npt.NDArray[np.float64]
-Int64 = npt.NDArray[np.int64]
+from edge.stability.observed_ranges import Float64, Int64
 
 _REARRANGING = frozenset({"Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Flatten"})
 _SELECTING = frozenset({"Identity", "Slice", "Gather", "Squeeze", "Unsqueeze", "Reshape"})
@@ -68,47 +66,67 @@ class Projection:
 
 
 @dataclass(frozen=True)
-class Tracer:
-    """Tracing on one graph; `types` are those of `calib.graph.infer_types`."""
+class SiteLayers:
+    """The linear layers that feed a site.
 
-    model: onnx.ModelProto
-    index: GraphIndex
-    types: dict[str, TensorType]
+    Attributes:
+        layers: one for "q", keys and values for "kv"; empty where they cannot be traced.
+        tokens: N, over how many products K^T V sums; 0 for "q" and where the graph does not fix it.
+    """
 
-    def projection(self, tensor: str, token_axis: int, readers: Collection[str] = ()) -> Projection | None:
+    layers: tuple[Projection, ...]
+    tokens: int
+
+    @property
+    def scalable(self) -> tuple[Projection, ...]:
+        """The layers if they may be multiplied by powers of two: nothing else reads them."""
+        return self.layers if all(layer.owned for layer in self.layers) else ()
+
+
+def trace_sites(model: onnx.ModelProto, sites: Iterable[XNormSite]) -> list[SiteLayers]:
+    """Trace each site of a graph back to its linear layers."""
+    tracer = _Tracer(model)
+    return [tracer.site(site) for site in sites]
+
+
+class _Tracer:
+    """Tracing on one graph."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model, self.index, self.types = model, index_graph(model), infer_types(model)
+
+    def site(self, site: XNormSite) -> SiteLayers:
+        if site.operand == "q":
+            layer = self.projection(site.argument, -2 if site.axis == -1 else -1, site.nodes)
+            return SiteLayers((layer,) if layer else (), 0)
+        keys, values = site.factors
+        key, value = self.projection(keys, -1, site.nodes), self.projection(values, -2, site.nodes)
+        shape = self._shape(values)
+        return SiteLayers((key, value) if key and value else (), (shape[-2] if shape else None) or 0)
+
+    def projection(self, tensor: str, token_axis: int, readers: Collection[str]) -> Projection | None:
         """The linear layer that computes `tensor`, (B, H, N, D) or (B, N, D), N at the negative `token_axis`; None for none.
 
         `readers`: names of the nodes that may read `tensor`.
         """
         chain: list[onnx.NodeProto] = []
-        path: list[str] = []
         current = tensor
         while (node := self.index.producer(current)) is not None and node.op_type in _REARRANGING:
             chain.append(node)
             current = node.input[0]
-            path.append(current)
-        layer = self._linear(current)
-        if layer is None:
+        layer, shape = self._linear(current), self._shape(current)
+        traced = self._channels(chain, current, tensor, shape, token_axis) if layer and shape else None
+        if layer is None or traced is None:
             return None
-        matmul, weight, bias = layer
-        shape = self._shape(current)
-        traced = None if shape is None else self._channels(chain, current, tensor, shape, token_axis)
-        if traced is None:
-            return None
-        channels, order = traced
+        (matmul, weight, bias), (channels, order) = layer, traced
         matrix = to_array(self.index.constants[weight]).astype(np.float64).T[channels]  # (H, D, C)
         flat = (
             to_array(self.index.constants[bias]).astype(np.float64).reshape(-1) if bias else np.zeros(int(channels.max()) + 1)
         )
         norm = self._layer_norm(matmul.input[0], matrix.shape[-1])
         name = self.index.names[self.index.producers[matmul.output[0]]]
-        owned = self._owned([matmul.output[0], *path], tensor, readers)
+        owned = self._owned([matmul.output[0], *(node.input[0] for node in chain)], tensor, readers)
         return Projection(weight, bias, name, channels, matrix, flat[channels], norm, matmul.input[0], order, owned)
-
-    def tokens(self, tensor: str, token_axis: int) -> int | None:
-        """The number of tokens N of a tensor, None when it is not fixed in the graph."""
-        shape = self._shape(tensor)
-        return None if shape is None else shape[token_axis]
 
     def _shape(self, tensor: str) -> tuple[int | None, ...] | None:
         return self.types[tensor].shape if tensor in self.types else None
@@ -137,7 +155,7 @@ class Tracer:
         """Channel numbers (H, D) and token numbers (B, N) at the end of a chain of rearranging nodes."""
         sides = [1 if side is None else side for side in shape]
         numbers = np.arange(int(np.prod(sides)), dtype=np.int64).reshape(sides)
-        result = _evaluate(chain, source, target, numbers, self.index, self.model)
+        result = self._run(chain, source, target, numbers)
         if result is None or result.ndim not in (3, 4):
             return None
         by_head = np.moveaxis(result if result.ndim == 4 else result[:, None], token_axis, 2)  # (B, H, N, D)
@@ -145,6 +163,29 @@ class Tracer:
         first, order = channels[0, :, 0], tokens[:, 0, :, 0]
         same = (channels == first[None, :, None]).all() and (tokens == order[:, None, :, None]).all()
         return (first, order) if same and np.unique(first).size == first.size else None
+
+    def _run(self, chain: list[onnx.NodeProto], source: str, target: str, values: Int64) -> npt.NDArray[Any] | None:
+        """`values` of tensor `source` at `target`, through the nodes of `chain` (last first), by ONNX's reference evaluator."""
+        if not chain:
+            return values
+        constants = {t for node in chain for t in node.input[1:] if t}
+        if not constants <= self.index.constants.keys():
+            return None
+        initializers = []
+        for name in sorted(constants):
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(self.index.constants[name])
+            tensor.name = name
+            initializers.append(tensor)
+        ends = [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None) for name in (source, target)]
+        graph = helper.make_graph(chain[::-1], "chain", ends[:1], ends[1:], initializers)
+        opsets = list(self.model.opset_import)
+        small = helper.make_model(graph, opset_imports=opsets, ir_version=self.model.ir_version)
+        try:
+            (result,) = ReferenceEvaluator(small).run(None, {source: values})
+        except Exception:  # noqa: BLE001  # the evaluator's errors share no base class; a chain it cannot run is not traced
+            return None
+        return np.asarray(result)
 
     def _owned(self, path: list[str], tensor: str, readers: Collection[str]) -> bool:
         """Whether all readers on the way to `tensor` compute it, or select other channels of a joint layer."""
@@ -182,57 +223,3 @@ class Tracer:
                 return True
             axes = to_array(self.index.constants[node.input[3]]).tolist()
         return any(axis in (-1, rank - 1) for axis in axes)
-
-
-@dataclass(frozen=True)
-class SiteLayers:
-    """The linear layers that feed a site.
-
-    Attributes:
-        layers: one for "q", keys and values for "kv"; empty where they cannot be traced.
-        tokens: N, over how many products K^T V sums; 0 for "q" and where the graph does not fix it.
-    """
-
-    layers: tuple[Projection, ...]
-    tokens: int
-
-    @property
-    def scalable(self) -> tuple[Projection, ...]:
-        """The layers if they may be multiplied by powers of two: nothing else reads them."""
-        return self.layers if all(layer.owned for layer in self.layers) else ()
-
-
-def trace_site(tracer: Tracer, site: XNormSite) -> SiteLayers:
-    """Trace a site back to its linear layers."""
-    if site.operand == "q":
-        token_axis = -2 if site.axis == -1 else -1
-        layer = tracer.projection(site.argument, token_axis, site.nodes)
-        return SiteLayers((layer,) if layer else (), 0)
-    keys, values = site.factors
-    key, value = tracer.projection(keys, -1, site.nodes), tracer.projection(values, -2, site.nodes)
-    return SiteLayers((key, value) if key and value else (), tracer.tokens(values, -2) or 0)
-
-
-def _evaluate(
-    chain: list[onnx.NodeProto], source: str, target: str, values: Int64, index: GraphIndex, model: onnx.ModelProto
-) -> npt.NDArray[Any] | None:
-    """Run `values` of tensor `source` through the nodes of `chain` (last first) with ONNX's reference evaluator."""
-    if not chain:
-        return values
-    constants = {t for node in chain for t in node.input[1:] if t}
-    if not constants <= index.constants.keys():
-        return None
-    initializers = []
-    for name in sorted(constants):
-        tensor = onnx.TensorProto()
-        tensor.CopyFrom(index.constants[name])
-        tensor.name = name
-        initializers.append(tensor)
-    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None) for name in (source, target)]
-    graph = helper.make_graph(list(reversed(chain)), "chain", ends[:1], ends[1:], initializers)
-    small = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
-    try:
-        (result,) = ReferenceEvaluator(small).run(None, {source: values})
-    except Exception:  # noqa: BLE001  # the evaluator's errors share no base class; a chain it cannot run is not traced
-        return None
-    return np.asarray(result)

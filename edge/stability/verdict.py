@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -93,10 +94,8 @@ def floor_of_sum(dim: int, fmt: FloatFormat) -> float:
 
 def judge(case: SiteCase, fmt: FloatFormat) -> Judgement:
     """The verdict on a site in a 16-bit format; see the module's docstring."""
-    if failures := _failures(case, fmt):
-        return Judgement("unstable", "observed", failures[0])
-    if risk := next(_risks(case, fmt), None):
-        return risk
+    if problem := next(chain(_failures(case, fmt), _risks(case, fmt)), None):
+        return problem
     left = fmt.headroom_bits(max(expected for _observed, expected in _maxima(case).values()))
     if case.certified is None:
         return Judgement("stable", "observed", f"{left:.1f} bits left")
@@ -105,38 +104,34 @@ def judge(case: SiteCase, fmt: FloatFormat) -> Judgement:
 
 def _maxima(case: SiteCase) -> dict[str, tuple[float, float]]:
     """Quantity -> (observed maximum, maximum to expect) of everything that the format has to hold."""
-    observed, certified = case.observed, case.certified
-    table = {"a": (observed.argument_max, None if certified is None else certified.argument)}
-    if not case.island:
-        table["sum a^2"] = (observed.sum_max, None if certified is None else certified.sum)
-    if case.site.operand == "kv":
-        table["k"] = (observed.factor_max[0], None if certified is None else certified.factors[0])
-        table["v"] = (observed.factor_max[1], None if certified is None else certified.factors[1])
-        if case.island:
-            del table["a"]  # K^T V belongs to the island
-        else:
-            table["partial sums of K^T V"] = (observed.partial_max, None if certified is None else certified.partial)
-    gain = np.array([case.output_bound])
-    table["gamma a / ||a||"] = (gain, gain)
-    return {
-        name: (float(top.max()), float(top.max() if bound is None else bound.max())) for name, (top, bound) in table.items()
-    }
-
-
-def _failures(case: SiteCase, fmt: FloatFormat) -> list[str]:
-    overflow = fmt.largest * (1 + 2.0 ** -(fmt.significant_bits + 1))  # rounds to infinity from here on
-    stored = {name: top for name, (top, _) in _maxima(case).items() if name in ("a", "k", "v", "gamma a / ||a||")}
-    failures = [f"{name} reaches {top:.3g} and overflows" for name, top in stored.items() if top >= overflow]
+    observed, certified, gain = case.observed, case.certified, np.array([case.output_bound])
+    names = ("a", "sum a^2", "k", "v", "partial sums of K^T V", "gamma a / ||a||")
+    tops = (observed.argument_max, observed.sum_max, *observed.factor_max, observed.partial_max, gain)
+    bounds = tops
+    if certified is not None:
+        bounds = (certified.argument, certified.sum, *certified.factors, certified.partial, gain)
+    table = {name: (float(top.max()), float(bound.max())) for name, top, bound in zip(names, tops, bounds, strict=True)}
+    held = ["a", "sum a^2"] if case.site.operand == "q" else [*names[:-1]]
     if case.island:
-        return failures
+        held = ["a"] if case.site.operand == "q" else ["k", "v"]  # K^T V belongs to the island
+    return {name: table[name] for name in (*held, names[-1])}
+
+
+def _failures(case: SiteCase, fmt: FloatFormat) -> Iterator[Judgement]:
+    overflow = fmt.largest * (1 + 2.0 ** -(fmt.significant_bits + 1))  # rounds to infinity from here on
+    for name, (top, _expected) in _maxima(case).items():
+        if name in ("a", "k", "v", "gamma a / ||a||") and top >= overflow:
+            yield Judgement("unstable", "observed", f"{name} reaches {top:.3g} and overflows")
+    if case.island:
+        return
     over = case.observed.share_from(round(math.log2(fmt.largest)))
     under = case.observed.share_below(round(math.log2(fmt.smallest_subnormal / 2))) - _clamped_share(case, fmt)
     for share, what in ((over, "overflows"), (under, "vanishes")):
         if share.max() >= LOST_SHARE:
-            failures.append(f"sum a^2 {what} in {share.max():.1%} of the vectors of head {int(share.argmax())}")
-    if int(case.observed.zero.sum()) and not _eps_holds(case.site, fmt):
-        failures.append(f"{_eps_text(case.site)} is zero in {fmt.name}, and zero vectors occur: 0 / 0")
-    return failures
+            text = f"sum a^2 {what} in {share.max():.1%} of the vectors of head {int(share.argmax())}"
+            yield Judgement("unstable", "observed", text)
+    if case.observed.zero.any() and (eps := _lost_eps(case.site, fmt)):
+        yield Judgement("unstable", "observed", f"{eps}, and zero vectors occur: 0 / 0")
 
 
 def _risks(case: SiteCase, fmt: FloatFormat) -> Iterator[Judgement]:
@@ -146,20 +141,16 @@ def _risks(case: SiteCase, fmt: FloatFormat) -> Iterator[Judgement]:
         if observed > fmt.largest:
             yield Judgement("at risk", "observed", f"{name} reaches {observed:.3g} and overflows")
         elif fmt.headroom_bits(expected) < margin:
-            text = f"{source} may bring {name} to {expected:.3g}, less than {_bits(margin)} below overflow"
+            bits = f"{margin:g} bit{'s' * (margin != 1)}"
+            text = f"{source} may bring {name} to {expected:.3g}, less than {bits} below overflow"
             yield Judgement("at risk", basis, text)
     if not case.island:
         lowest, floor = float(case.observed.sum_min.min()), floor_of_sum(case.dim, fmt)
         if lowest < floor:
             text = f"sum a^2 falls to {lowest:.3g}, and below {floor:.3g} its squares lose digits"
             yield Judgement("at risk", "observed", text)
-        if not _eps_holds(case.site, fmt):
-            text = f"{_eps_text(case.site)} is zero in {fmt.name}: a zero vector would give 0 / 0"
-            yield Judgement("at risk", "observed", text)
-
-
-def _bits(count: float) -> str:
-    return f"{count:g} bit" + ("" if count == 1 else "s")
+        if eps := _lost_eps(case.site, fmt):
+            yield Judgement("at risk", "observed", f"{eps}: a zero vector would give 0 / 0")
 
 
 def _clamped_share(case: SiteCase, fmt: FloatFormat) -> Float64:
@@ -171,13 +162,11 @@ def _clamped_share(case: SiteCase, fmt: FloatFormat) -> Float64:
     return case.observed.share_below(min(math.floor(2 * math.log2(max(clamps))), vanishing))
 
 
-def _eps_holds(site: XNormSite, fmt: FloatFormat) -> bool:
-    """Whether some eps of the site survives rounding to the format."""
-    return any(float(fmt.round(np.float32(eps.value))) > 0 for eps in site.eps)
-
-
-def _eps_text(site: XNormSite) -> str:
-    return f"eps {site.eps[0].value:g}" if site.eps else "a missing eps"
+def _lost_eps(site: XNormSite, fmt: FloatFormat) -> str:
+    """In words, that every eps of the site rounds to zero in the format; empty where one does not."""
+    if any(float(fmt.round(np.float32(eps.value))) > 0 for eps in site.eps):
+        return ""
+    return f"eps {site.eps[0].value:g} is zero in {fmt.name}" if site.eps else f"a missing eps is zero in {fmt.name}"
 
 
 def reckoned_sum(case: SiteCase) -> Float64:

@@ -49,6 +49,6 @@ def quantize_model(request: BuildRequest, model_path: Path, table_path: Path, qu
             "Q/DQ stands in front of an XNorm: one scale for vectors of all lengths",
             where=quantized_path,
             found=", ".join(in_front[:_LISTED_SITES]),
-            allowed="Q/DQ behind the norm",
+            allowed="Q/DQ after the norm",
         )
     write_bytes(quantized_path, serialize(quantized))

@@ -48,13 +48,14 @@ class Eps:
 
 @dataclass(frozen=True)
 class XNormSite:
-    """One XNorm, by the names of its nodes and tensors; see `edge.stability.finders.site.Site`.
+    """One XNorm, by the names of its nodes and tensors.
 
     Attributes:
         name: the node that reduces: ReduceL2, ReduceSum, ReduceSumSquare or LpNormalization.
         operand: "kv" when a product of two activations (K^T V) is normalised, "q" for anything else.
         axis: the normalised axis, negative.
-        nodes: the norm's own nodes in graph order; for "kv" preceded by the MatMul that feeds them.
+        nodes: what computes in FP32 where the site is an FP32 island: the norm's own nodes in graph order; for "kv" preceded
+            by the MatMul that feeds them.
         argument: tensor a that is normalised.
         output: tensor a / ||a||.
         factors: for "kv" the two tensors that are multiplied, else empty.
@@ -117,14 +118,11 @@ class _Finder:
     """Matches the patterns of the module's docstring on one graph."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.index = index_graph(model)  # keeps the nodes alive, which are looked up by identity
-        self.names = {id(node): name for name, node in self.index.nodes.items()}
-        self.order = {name: i for i, name in enumerate(self.index.names)}
-        self._model = model
+        self.model, self.index = model, index_graph(model)
 
     @cached_property
     def _types(self) -> dict[str, TensorType]:
-        return infer_types(self._model)
+        return infer_types(self.model)
 
     def sites(self) -> Iterator[XNormSite]:
         for node in self.index.nodes.values():
@@ -136,6 +134,9 @@ class _Finder:
                 if norm is not None and self._plain(norm.argument) == self._plain(numerator):
                     yield self._site(node, norm, between)
                     break
+
+    def _name(self, node: onnx.NodeProto) -> str:
+        return self.index.names[self.index.producers[node.output[0]]]
 
     def _quotients(self, node: onnx.NodeProto) -> Iterator[tuple[str, str, tuple[onnx.NodeProto, ...]]]:
         """Numerator, denominator and nodes in between, for every way in which a node may divide."""
@@ -184,7 +185,7 @@ class _Finder:
 
     def _eps(self, node: onnx.NodeProto, acts_on: Literal["norm", "square"]) -> tuple[str, Eps] | None:
         """The guarded tensor and the eps of a Clip, Max or Add with one constant; None for anything else."""
-        name = self.names[id(node)]
+        name = self._name(node)
         if node.op_type == "Clip" and len(node.input) == 1:  # opset < 11: the bounds are attributes
             return node.input[0], Eps("clamp", acts_on, float(attribute(node, "min", 0.0)), name, "")
         constants = [t for t in node.input if t in self.index.constants]
@@ -215,20 +216,16 @@ class _Finder:
         chain, argument = (*nodes, root, *more, reducer), str(reducer.input[0])
         if reducer.op_type == "ReduceSum":
             square = self.index.producer(argument)
-            base = None if square is None else self._squared(square)
-            if square is None or base is None:
+            if square is None or not self._squares(square):
                 return None
-            chain, argument = (*chain, square), base
+            chain, argument = (*chain, square), str(square.input[0])
         return _Norm(reducer, argument, self._axes(reducer), chain, (*eps, *squared))
 
-    def _squared(self, node: onnx.NodeProto) -> str | None:
-        """The tensor that a node squares, None when it does something else."""
-        if node.op_type == "Mul" and node.input[0] == node.input[1]:
-            return str(node.input[0])
+    def _squares(self, node: onnx.NodeProto) -> bool:
+        """Whether a node squares its first input."""
         if node.op_type == "Pow" and node.input[1] in self.index.constants:
-            exponent = to_array(self.index.constants[node.input[1]])
-            return str(node.input[0]) if exponent.size == 1 and float(exponent.reshape(-1)[0]) == 2 else None
-        return None
+            return bool(to_array(self.index.constants[node.input[1]]).ravel().tolist() == [2])
+        return node.op_type == "Mul" and bool(node.input[0] == node.input[1])
 
     def _axes(self, node: onnx.NodeProto) -> list[int]:
         """Axes of a reduction: an attribute before opset 18 (13 for ReduceSum), a constant input since."""
@@ -238,25 +235,19 @@ class _Finder:
         return [int(a) for a in axes]
 
     def _site(self, divide: onnx.NodeProto, norm: _Norm, between: tuple[onnx.NodeProto, ...]) -> XNormSite:
-        name = self.names[id(norm.reducer)]
+        name = self._name(norm.reducer)
         if len(norm.axes) != 1:
             raise GraphError("XNorm without one constant axis", where=name, found=norm.axes)
-        own = {self.names[id(n)] for n in (*norm.nodes, *between, divide)}
-        nodes = tuple(sorted(own, key=self.order.__getitem__))
-        argument = self._plain(norm.argument)
-        axis = self._negative(norm.axes[0], argument, name)
-        source = self.index.producer(argument)
-        operand: Operand = "q"
-        factors: tuple[str, ...] = ()
-        if source is not None and source.op_type == "MatMul" and not set(source.input) & self.index.constant_like:
-            operand, nodes = "kv", (self.names[id(source)], *nodes)
-            factors = (self._unquantized(source.input[0]), self._unquantized(source.input[1]))
-        return XNormSite(name, operand, axis, nodes, argument, str(divide.output[0]), factors, norm.eps)
-
-    def _negative(self, axis: int, tensor: str, where: str) -> int:
-        if axis < 0:
-            return axis
-        shape = self._types[tensor].shape if tensor in self._types else None
-        if shape is None:
-            raise GraphError("rank of a normalised tensor is unknown", where=where, found=f"tensor {tensor}, axis {axis}")
-        return axis - len(shape)
+        own = {self.index.producers[n.output[0]] for n in (*norm.nodes, *between, divide)}
+        nodes = tuple(self.index.names[at] for at in sorted(own))
+        argument, (axis,) = self._plain(norm.argument), norm.axes
+        if axis >= 0:
+            shape = self._types[argument].shape if argument in self._types else None
+            if shape is None:
+                raise GraphError("rank of a normalised tensor is unknown", where=name, found=f"tensor {argument}, axis {axis}")
+            axis -= len(shape)
+        source, output = self.index.producer(argument), str(divide.output[0])
+        if source is None or source.op_type != "MatMul" or set(source.input) & self.index.constant_like:
+            return XNormSite(name, "q", axis, nodes, argument, output, (), norm.eps)
+        factors = tuple(self._unquantized(tensor) for tensor in source.input)
+        return XNormSite(name, "kv", axis, (self._name(source), *nodes), argument, output, factors, norm.eps)

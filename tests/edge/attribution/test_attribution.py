@@ -19,11 +19,10 @@ from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
 from calib.qdq_writer import insert_qdq
 from edge.attribution.attribute import attribute_build, attribute_graphs
 from edge.attribution.attribution_record import ATTRIBUTION_ARTIFACT, InputDrift
-from edge.attribution.build_graphs import BuildGraphs, LoadedGraph
+from edge.attribution.build_graphs import BuildGraphs, LoadedGraph, tap_judged_run
 from edge.attribution.diagnosis import DriftEvidence, diagnose, summarize
-from edge.attribution.graph_checks import tap_judged_run
-from edge.attribution.input_drift import compare_inputs
 from edge.attribution.layer_spans import find_spans, shared_spans
+from edge.attribution.paired_images import compare_inputs
 from edge.attribution.weight_errors import WeightError, compare_weights
 from edge.images.labelled_images import open_images
 from edge.images.preprocess import Preprocess
@@ -332,7 +331,7 @@ def test_units_of_a_graph_that_lacks_some(graphs, images):
     units, lost = shared_spans(graphs.base.model, model)
     assert [n.node for n in lost] == ["blocks.0.attn.q/MatMul"]
     product = next(u for u in units if u.name == "blocks.0.attn/MatMul_1")
-    assert "stem.9/Conv_output" in product.reads, "the unit behind reaches back over it"
+    assert "stem.9/Conv_output" in product.reads, "the span after it reaches back over it"
     found = attribute_graphs(with_judged(graphs, model), images)
     assert found.not_compared == lost
     assert found.culprits == ()

@@ -194,7 +194,7 @@ def read_graph_info_of(graphs):
 
 @pytest.mark.parametrize("change", [lambda x: x + MEAN, lambda x: np.ascontiguousarray(x[:, ::-1])])
 def test_another_preprocessing_on_one_side(graphs, images, change):
-    """Nothing in the graph is at fault, and nothing in it is named; colours, or BGR would be no other picture."""
+    """Nothing in the graph is at fault, and nothing in it is named; colours, or BGR would not be another picture."""
     colours = images * np.array([1, 0.9, 1.1], np.float32)[:, None, None]
     colours[:, 1] = colours[:, 1, ::-1]
     found = attribute_graphs(graphs, colours, change(colours))

@@ -53,7 +53,7 @@ def test_shipped_honest(shipped, quickly):
 
 @pytest.mark.slow
 def test_shipped_costliest_groups(shipped):
-    """The layers behind the stem's first two, and the head, cost most; the head in float gains for certain."""
+    """The layers after the stem's first two, and the head, cost most; the head in float gains for certain."""
     graphs, images = shipped
     found = attribute_graphs(graphs, images)
     *alone, together = found.costliest

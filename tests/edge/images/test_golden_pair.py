@@ -1,4 +1,4 @@
-"""`golden.npz`: made by a build, held against this machine's preprocessing by its users. Oracle: Pillow and the IDX file."""
+"""`golden.npz`: made by a build, compared with this machine's preprocessing by its users. Oracle: Pillow and the IDX file."""
 
 import gzip
 import io

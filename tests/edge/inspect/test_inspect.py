@@ -89,7 +89,7 @@ def test_certificate(folder: Path) -> None:
     assert said["error, all of FP16"].startswith("0.0004 at worst")
     assert f"NaN or infinity at 1, first {before[-1]['name']}" in said["error, all of FP16"]
     assert said["error, sums in FP32"].startswith("0.00035 at worst")
-    assert "direction error 0.008" in said["INT8 behind the norm"]
+    assert "direction error 0.008" in said["INT8 after the norm"]
     assert "direction error 0.027" in said["INT8 in front of it"]
     for name in ("onnx_sha256", "folded_onnx_sha256", "data_sha256"):
         assert written[name] in text

@@ -207,7 +207,7 @@ def test_an_honest_simplifier_is_used(tiny_graph, tiny_images, fake_onnxsim):
 
 @pytest.mark.slow
 def test_onnxsim_itself_folds_constants_and_fuses_nothing(tiny_graph, tiny_images):
-    """A sum of two constants put in front of the logits goes; every other node stays, which onnxsim's fusions would not let."""
+    """A sum of two constants put before the logits goes; every other node stays, which onnxsim's fusions would not let."""
     longer = onnx.ModelProto()
     longer.CopyFrom(tiny_graph)
     half = onnx.numpy_helper.from_array(np.full(1, 0.5, np.float32), "half")

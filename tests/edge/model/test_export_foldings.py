@@ -128,7 +128,7 @@ def test_a_per_channel_order_of_heads_would_be_wrong(make_network, tiny_images):
 
 
 def test_folding_the_patch_interactions_batch_norm_forward_would_be_wrong(make_network, tiny_images):
-    """Why it stays: its shift, folded into the bias of the convolution behind it, is missing at the padded border only."""
+    """Why it stays: its shift, folded into the bias of the convolution after it, is missing at the padded border only."""
     lpi = make_network().blocks[0].lpi.double()
     wrong = copy.deepcopy(lpi)
     with torch.no_grad():

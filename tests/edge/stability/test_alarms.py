@@ -66,7 +66,7 @@ def test_the_repair_loses_nothing(outcomes):
 
 
 def test_the_comparison_notices():
-    """Negative control: doubled, shuffled and NaN logits are no agreement."""
+    """Negative control: doubled, shuffled and NaN logits do not agree."""
     logits = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
     assert not loses(compare_logits(logits, logits + np.float32(1e-4)))
     assert loses(compare_logits(logits, 2 * logits))

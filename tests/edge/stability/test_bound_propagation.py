@@ -98,7 +98,7 @@ def test_folded_gammas_leave_one(tiny_graph):
 
 
 def test_the_bound_is_reached():
-    """Queries along the columns: cos = 1. The bound is no looser than its rounding."""
+    """Queries along the columns: cos = 1. The bound is at most as loose as its rounding."""
     model = joint_attention()
     (proof,) = (p for name, p in propagate_bounds(model, find_sites(model)).items() if name == "o")
     x = np.random.default_rng(0).normal(size=(5000, 1, 8)).repeat(N, 1).astype(np.float32)

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 from attention_graphs import along_rows, hostile_images, redrawn
 
-from calib.graph import index_graph, infer_types
 from edge.stability.finders.xnorm import find_sites
 from edge.stability.input_bounds import bound_site
 from edge.stability.measure_ranges import measure
-from edge.stability.trace_layers import Tracer, trace_site
+from edge.stability.trace_layers import trace_sites
 
 
 def certified(graph):
-    tracer = Tracer(graph, index_graph(graph), infer_types(graph))
-    return [bound_site(site, trace_site(tracer, site)) for site in find_sites(graph)]
+    sites = find_sites(graph)
+    return list(map(bound_site, sites, trace_sites(graph, sites)))
 
 
 def exceeded(graph, bounds, images):

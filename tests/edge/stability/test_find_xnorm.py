@@ -66,13 +66,13 @@ def test_argument_output_factors_and_eps_are_the_tensors_of_the_attention(graph)
         assert eps.tensor in nodes[eps.node].input
         if site.operand == "q":
             assert site.factors == ()
-        else:  # K^T and V, behind the Q/DQ pairs that INT8 puts on them
+        else:  # K^T and V, before the Q/DQ pairs that INT8 puts on them
             path = site.name.split(".xnorm_kv")[0]
             assert [made_by_linear(graph, name) for name in site.factors] == [f"{path}.k/MatMul", f"{path}.v/MatMul"]
 
 
 def made_by_linear(graph, tensor):
-    """Name of the MatMul behind a tensor, through Add, Reshape and Transpose."""
+    """Name of the MatMul that computes a tensor, through Add, Reshape and Transpose."""
     nodes = {name: node for node in graph.graph.node for name in node.output}
     while nodes[tensor].op_type != "MatMul":
         inputs = [name for name in nodes[tensor].input if name in nodes]

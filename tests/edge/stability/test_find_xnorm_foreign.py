@@ -1,6 +1,6 @@
 """Norms as other exporters write them. Oracle: ONNX's checker, and float64 numpy: the graph that was built divides by a norm.
 
-Every pattern has its twin that is no XNorm, and must not be found.
+Every pattern has its twin that is not an XNorm and must not be found.
 """
 
 import numpy as np

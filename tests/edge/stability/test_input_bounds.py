@@ -33,7 +33,7 @@ def same_norm(key, value):
 
 
 def apply(of, u):
-    """Linear layer behind LayerNorm's gain and bias, of u (N, C): (H, N, D)."""
+    """Linear layer after LayerNorm's gain and bias, of u (N, C): (H, N, D)."""
     return np.einsum("hdc,nc->hnd", of.matrix, u * of.norm.gain + of.norm.bias) + of.offset[:, None]
 
 
@@ -188,7 +188,7 @@ def test_keys_and_values_of_different_tokens_reach_further(apart):
 
 
 def test_biases_that_cancel_leave_their_rounding():
-    """W b + w0 = 0 but for FP32's rounding, behind a LayerNorm whose gain is zero."""
+    """W b + w0 = 0 but for FP32's rounding, after a LayerNorm whose gain is zero."""
     rng = np.random.default_rng(7)
     of = layer(rng, width=64, offset=0.0)
     matrix = of.matrix.astype(np.float32).astype(np.float64)

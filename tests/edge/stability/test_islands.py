@@ -1,4 +1,4 @@
-"""Which nodes keep FP32, and Q/DQ in front of a norm. Oracle: nodes counted by hand, and a pair planted where none may be."""
+"""Which nodes keep FP32, and Q/DQ before a norm. Oracle: nodes counted by hand, and a pair planted where none may be."""
 
 import copy
 
@@ -96,7 +96,7 @@ def test_a_planted_pair_is_found(request, graph_name, operand):
 
 
 def test_a_pair_behind_a_reshape_is_found(tiny_graph):
-    """On the output of Q's linear layer, in front of Reshape and Transpose."""
+    """On the output of Q's linear layer, before Reshape and Transpose."""
     site = find_sites(tiny_graph)[0]
     makers = {name: node for node in tiny_graph.graph.node for name in node.output}
     tensor = site.argument
@@ -106,10 +106,10 @@ def test_a_pair_behind_a_reshape_is_found(tiny_graph):
     assert quantized_before_norm(planted, find_sites(planted)) == (site.name,)
 
 
-@pytest.mark.parametrize("where", ["behind the norm", "on a factor"])
+@pytest.mark.parametrize("where", ["after the norm", "on a factor"])
 def test_a_pair_elsewhere_is_none_in_front(tiny_graph, where):
-    """Negative control: behind the norm, and on what K^T V is made of, Q/DQ is where it belongs."""
+    """Negative control: after the norm, and on what K^T V is made of, Q/DQ is where it belongs."""
     site = next(site for site in find_sites(tiny_graph) if site.operand == "kv")
-    planted = plant(tiny_graph, site.output if where == "behind the norm" else site.factors[0])
+    planted = plant(tiny_graph, site.output if where == "after the norm" else site.factors[0])
     assert sum(node.op_type == "QuantizeLinear" for node in planted.graph.node) == 1
     assert quantized_before_norm(planted, find_sites(planted, expected=8)) == ()

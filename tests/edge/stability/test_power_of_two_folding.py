@@ -12,22 +12,20 @@ from onnx import helper as h
 from onnx import numpy_helper
 
 from calib.errors import InputError
-from calib.graph import index_graph, infer_types
 from calib.ort_session import TappedGraph
 from edge.stability.finders.xnorm import find_sites
 from edge.stability.float_formats import FP16
 from edge.stability.input_bounds import bound_site
 from edge.stability.measure_ranges import measure, observe, taps
 from edge.stability.power_of_two_folding import SMALLEST_WEIGHT_RMS, Fold, folded_graph, plan_fit, plan_fold
-from edge.stability.trace_layers import Tracer, trace_site
+from edge.stability.trace_layers import trace_sites
 from edge.stability.verdict import SiteCase, judge
 
 
 def planned(graph, images):
     """(cases, folds, layers): the first plan of every site, or none."""
-    tracer = Tracer(graph, index_graph(graph), infer_types(graph))
     sites = find_sites(graph)
-    traced = [trace_site(tracer, site) for site in sites]
+    traced = trace_sites(graph, sites)
     observed, _ = measure(graph, sites, [images])
     cases = [
         SiteCase(site, 16, seen, bound_site(site, found)) for site, seen, found in zip(sites, observed, traced, strict=True)
@@ -39,7 +37,7 @@ def planned(graph, images):
 
 
 def stable_after(graph, cases, folds, images):
-    """Whether each site of the folded graph is stable, judged from what is measured and bounded there anew."""
+    """Whether each site of the folded graph is stable, judged from what is measured and bounded there again."""
     after, _, _ = planned(graph, images)
     assert [case.site.name for case in after] == [case.site.name for case in cases]
     for case, old, fold in zip(after, cases, folds, strict=True):
@@ -195,8 +193,7 @@ def test_a_joint_layer_is_folded_head_by_head(how):
     """Q, K and V are columns of one weight: three foldings of one constant."""
     model = joint_attention(how)
     sites = find_sites(model)
-    tracer = Tracer(model, index_graph(model), infer_types(model))
-    layers = tuple(trace_site(tracer, site).layers for site in sites)
+    layers = tuple(traced.layers for traced in trace_sites(model, sites))
     exponents = [np.array([[5, -3]]), np.array([[7, 2], [1, -4]])]
     folds = tuple(Fold(site, p) for site, p in zip(sites, exponents, strict=True))
     folded = folded_graph(model, folds, layers)

@@ -8,23 +8,22 @@ from attention_graphs import C, D, H, N, inputs, joint_attention
 from onnx import helper as h
 from onnx import numpy_helper
 
-from calib.graph import index_graph, infer_types
 from calib.ort_session import TappedGraph
 from edge.model.attention import UfoAttention
 from edge.model.export_foldings import fold
 from edge.stability.finders.xnorm import find_sites
-from edge.stability.trace_layers import Tracer, trace_site
+from edge.stability.trace_layers import trace_sites
 
 
 def trace(model):
     """[(site, traced)] of a graph."""
-    tracer = Tracer(model, index_graph(model), infer_types(model))
-    return [(site, trace_site(tracer, site)) for site in find_sites(model)]
+    sites = find_sites(model)
+    return list(zip(sites, trace_sites(model, sites), strict=True))
 
 
 @pytest.fixture(scope="module")
 def attentions(make_network):
-    """{path: (attention, the LayerNorm in front of it)} of the folded network that `tiny_graph` was exported from."""
+    """{path: (attention, the LayerNorm before it)} of the folded network that `tiny_graph` was exported from."""
     network = fold(make_network(0))
     modules = dict(network.named_modules())
     return {
