@@ -15,6 +15,8 @@ from edge.stability.input_bounds import bound_site
 from edge.stability.measure_ranges import measure
 from edge.stability.trace_layers import Tracer, trace_site
 
+pytestmark = pytest.mark.slow
+
 
 def certified(graph):
     tracer = Tracer(graph, index_graph(graph), infer_types(graph))
