@@ -78,9 +78,6 @@ class Planted:
     swapped: bool = False
 
 
-# --- wrapping a step
-
-
 def quietly() -> contextlib.AbstractContextManager[None]:
     """Skip the report."""
     return replaced(pipeline, "report_step", lambda _workspace: Step("report", {}, (), lambda _advance: None))
@@ -124,9 +121,6 @@ def rejudged(bench: Bench, folder: Path, data: Path | None = None) -> None:
     request = JudgeRequest(folder, data=data, max_drop_points=bench.request.max_drop_points)
     with quietly():
         rejudge.rejudge_build(request, Silent())
-
-
-# --- the faults
 
 
 def larger_scale(bench: Bench, name: str, factor: float, tensor: str = COSTLIEST) -> Planted:

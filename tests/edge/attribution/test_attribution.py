@@ -133,6 +133,7 @@ def in_float(graphs, built, names, *, but=False):
     return insert_qdq(base, table, QuantPlan(tuple(p for p in plan.points if (p.node in names) == but), ()))
 
 
+@pytest.mark.slow
 def test_costs_and_gains_are_those_of_graphs_quantized_otherwise(graphs, built, images, honest):
     few = taken(images, 16)
     reference = run(graphs.base.model, {"image": few})["logits"]

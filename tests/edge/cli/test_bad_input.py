@@ -408,6 +408,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("free_kib", [16, 256])
 def test_a_full_disk(project, small_disk, capsys, free_kib):
     size = os.statvfs(small_disk)

@@ -19,6 +19,8 @@ from edge.cli import run
 from edge.model.sizes import SIZES
 from engines.build_folder.file_names import ARTIFACTS
 
+pytestmark = pytest.mark.slow
+
 TARGETS = ("cpu", "rtx")
 CPU_FILES = (
     "steps.json", "model.onnx", "export.json", "golden.npz", "xnorm.json", "model.folded.onnx", "model.refined.onnx",

@@ -29,6 +29,8 @@ from engines.build_folder.folder import BuildFolder
 from engines.build_folder.step_record import StepRecord, read_record, write_record
 from engines.build_spec import BatchRange
 
+pytestmark = pytest.mark.slow
+
 
 def open_runner(folder, *arguments, public_key=None, threads=0):
     return module.open_runner(BuildFolder(folder, require_signature=public_key), *arguments, threads=threads)

@@ -11,6 +11,8 @@ from onnx import numpy_helper
 from edge.stability.certify import CertifyConfig, certify_graph
 from edge.stability.fp16_network import compare_logits, emulated_agreement
 
+pytestmark = pytest.mark.slow
+
 EXPONENTS = range(-18, 16, 3)
 
 

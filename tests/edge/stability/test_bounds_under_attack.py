@@ -14,6 +14,8 @@ from edge.stability.input_bounds import bound_site
 from edge.stability.measure_ranges import measure
 from edge.stability.trace_layers import trace_sites
 
+pytestmark = pytest.mark.slow
+
 
 def certified(graph):
     sites = find_sites(graph)
