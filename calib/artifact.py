@@ -1,10 +1,10 @@
-"""Artifacts: frozen dataclasses that are written as canonical JSON and read back with every field checked.
+"""Artifacts: frozen dataclasses written as canonical JSON and read back with every field checked.
 
-Stdlib only, because a device that runs an engine reads manifests with numpy and TensorRT alone. A reader refuses an unknown
-`schema_version`, a missing, unknown or ill-typed field, and names the command that makes a new file.
+Standard library only: a device that runs an engine reads manifests with numpy and TensorRT alone. A reader refuses an unknown
+`schema_version` and a missing, unknown or ill-typed field, and names the command that makes a new file.
 
-A class may state a `schema_version` of its own (1 without), and may lay out its JSON itself: `to_json(self)` gives the object,
-and `from_json(cls, fields)` the instance, which raises TypeError or ValueError for fields that do not fit.
+A class may define its own `schema_version` (default 1) and its own JSON layout: `to_json(self)` returns the object,
+`from_json(cls, fields)` the instance; it raises TypeError or ValueError for fields that do not fit.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ def write_artifact(path: Path, artifact: Any) -> None:
         fields = artifact.to_json() if hasattr(artifact, "to_json") else dataclasses.asdict(artifact)
         write_json(path, {"schema_version": schema_version(type(artifact)), **fields})
     except ValueError as error:
-        raise InputError("artifact holds a value that is no finite number", where=path, found=error) from error
+        raise InputError("artifact holds a value that is not a finite number", where=path, found=error) from error
 
 
 def read_artifact(path: Path, cls: type[T], *, remake: str) -> T:
-    """Read a dataclass of type `cls`; `remake` is the command that makes such a file anew. Raises InputError."""
+    """Read a dataclass of type `cls`; `remake` is the command that writes such a file. Raises ArtifactError."""
     return _from_json(read_json(path, remake=remake), path, cls, remake)
 
 
 def parse_artifact(data: bytes, path: Path, cls: type[T], *, remake: str) -> T:
-    """The same from bytes; `path` is what errors name."""
+    """Like `read_artifact`, from the bytes of the file; errors name `path`."""
     return _from_json(parse_json(data, path, remake=remake), path, cls, remake)
 
 
@@ -72,18 +72,18 @@ def _from_json(fields: dict[str, Any], path: Path, cls: type[T], remake: str) ->
 
 
 def schema_version(cls: type) -> int:
-    """The version of the files of a class."""
+    """Schema version of the files of a class."""
     version: int = getattr(cls, "schema_version", SCHEMA_VERSION)
     return version
 
 
 def from_fields(cls: type[T], fields: Any, where: str = "") -> T:
-    """Build dataclass `cls` from plain JSON values, recursively. Raises TypeError naming the field that does not fit."""
+    """Build dataclass `cls` from plain JSON values, recursively. Raises TypeError, naming the field that does not fit."""
     if not isinstance(fields, dict):
         raise TypeError(f"{where or cls.__name__}: expected an object, found {type(fields).__name__}")
     if not where and hasattr(cls, "from_json"):
-        own: T = getattr(cls, "from_json")(fields)  # noqa: B009  # the type checker knows no such attribute of T
-        return own
+        instance: T = getattr(cls, "from_json")(fields)  # noqa: B009  # the type checker knows no such attribute of T
+        return instance
     declared = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is a dataclass by contract
     unknown = sorted(fields.keys() - declared.keys())
     missing = sorted(
@@ -98,28 +98,27 @@ def from_fields(cls: type[T], fields: Any, where: str = "") -> T:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the annotated type `hint`, or TypeError naming `where`."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         converted = value
     elif dataclasses.is_dataclass(hint):
         converted = from_fields(hint, value, where)  # type: ignore[arg-type]  # a dataclass type, checked above
     elif origin in (Union, types.UnionType):
-        some = next(a for a in args if a is not type(None))
-        converted = None if value is None else _convert(some, value, where)
+        inner = next(a for a in args if a is not type(None))
+        converted = None if value is None else _convert(inner, value, where)
     elif origin in (tuple, dict):
         converted = _convert_items(origin, args, value, where)
     elif origin is Literal:
         converted = value if value in args else _mismatch(f"one of {args}", value, where)
     elif hint is float and type(value) is int:
         converted = float(value)
-    else:  # exact types: bool is an int to isinstance
+    else:  # exact types: isinstance takes a bool for an int
         converted = value if type(value) is hint else _mismatch(hint.__name__, value, where)
     return converted
 
 
 def _convert_items(origin: Any, args: tuple[Any, ...], value: Any, where: str) -> Any:
-    """Containers: tuple[T, ...] and tuple[T, U] from lists, dict[str, T] from objects."""
+    """tuple[T, ...] and tuple[T, U] from lists, dict[str, T] from objects."""
     if origin is dict:
         if not isinstance(value, dict):
             _mismatch("an object", value, where)

@@ -1,10 +1,10 @@
-"""The largest share of INT8 that stays within an accuracy budget.
+"""Find the largest INT8 share of a network that stays within an accuracy budget (mixed INT8 / float precision).
 
-Groups of nodes go to float from the most costly on: a binary search finds how many are needed, then a local search tries to
+Groups of nodes go to float, most costly first: a binary search finds how many are needed, then a local search tries to
 return each of them to INT8, the one with most MACs first. Guarantees, with I the INT8 share of the MACs:
 
     always                         the result is the trial with the largest I among those that meet the budget: no ranking and
-                                   no evaluation, however it fluctuates, makes it worse than what was tried
+                                   no evaluation, however noisy, makes it worse than what was tried
     evaluate is monotone           more in float, no larger drop: I is at least that of the shortest prefix of the ranking
                                    that meets the budget, and no single group can return, if the evaluations suffice
     costs add up, ranked by cost   and all groups have equal MACs: I is the largest there is
@@ -12,7 +12,7 @@ return each of them to INT8, the one with most MACs first. Guarantees, with I th
     per MAC                        largest there is (the greedy bound of the knapsack problem)
 
 Ranked by cost alone and with unequal MACs there is no such bound: one heavy group at the head of the ranking goes to float
-first, where ten light ones after it would have been enough. Where evaluate is not monotone the binary search may settle on a
+first, where ten light ones after it would have been enough. Where evaluate is not monotone the binary search may end at a
 longer prefix than needed, and groups that could return may be tried at the wrong time; the result still meets the budget.
 """
 
@@ -36,13 +36,7 @@ Evaluate = Callable[[tuple[str, ...]], float]
 
 @dataclass(frozen=True)
 class FloatGroup:
-    """A group that stays in float.
-
-    Attributes:
-        name: its first node.
-        nodes: all of them.
-        share: of the network's MACs.
-    """
+    """A group that stays in float, named after its first node, and its share of the network's MACs."""
 
     name: str
     nodes: tuple[str, ...]
@@ -51,13 +45,7 @@ class FloatGroup:
 
 @dataclass(frozen=True)
 class BudgetTrial:
-    """One evaluation.
-
-    Attributes:
-        float_groups: names of the groups in float, in the order of the ranking.
-        int8_share: of the network's MACs.
-        drop: result of evaluate, in points.
-    """
+    """One evaluation: names of the groups in float in the order of the ranking, INT8 share of the MACs, drop in points."""
 
     float_groups: tuple[str, ...]
     int8_share: float
@@ -71,10 +59,10 @@ class BudgetResult:
     Attributes:
         met: whether its drop is within the budget.
         budget: largest drop allowed, in points.
-        float_groups: what stays in float, in the order of the ranking.
+        float_groups: in the order of the ranking.
         int8_share: of the network's MACs.
         drop: in points; the smallest of all trials if none met the budget.
-        evaluations: how many there were.
+        evaluations: number of trials.
         trials: in order.
     """
 
@@ -104,10 +92,10 @@ def fit_budget(
     """Find the largest INT8 share of the MACs whose drop is at most `budget`.
 
     Args:
-        groups_ranked: nodes of each group, most costly first, see `calib.Sensitivity.ranked`.
+        groups_ranked: nodes of each group, most costly first, see `calib.sensitivity.Sensitivity.ranked`.
         evaluate: nodes in float, groups in the order of the ranking -> drop in points on held-out images; called once for each
             set of groups, with () first.
-        macs: node -> MACs of the whole network, nodes that are never quantized included, see `calib.count_macs`.
+        macs: node -> MACs of the whole network, nodes that are never quantized included, see `calib.macs.count_macs`.
         budget: largest drop allowed, in points.
         largest: largest number of groups in float; None for all.
         evaluations: largest number of evaluations.
@@ -115,40 +103,36 @@ def fit_budget(
     If not even the `largest` most costly groups in float meet the budget, half as many are tried, and so on, since measured
     drops need not be monotone; if no trial meets it, the one with the smallest drop is returned with met = False.
 
-    Raises InputError for no or overlapping groups, nodes without MACs, bounds that allow nothing, and a drop that is NaN.
+    Raises UsageError for no or overlapping groups, nodes without MACs and limits that allow nothing, InputError for a NaN drop.
     """
     _check(groups_ranked, macs, budget, largest, evaluations)
     search = _Search(groups_ranked, evaluate, macs, budget, evaluations)
     most = len(groups_ranked) if largest is None else min(largest, len(groups_ranked))
     if not search.meets(()) and search.shorten(most):
-        search.put_back()
+        search.return_to_int8()
     return search.result()
 
 
 def drop_points(reference_logits: ArrayLike, logits: ArrayLike, labels: ArrayLike | None = None) -> float:
-    """Top-1 accuracy lost against the reference, in points; negative for a gain.
+    """Top-1 accuracy lost relative to the reference, in percentage points; negative for a gain. Ties go to the lower index.
 
         with labels       100 (accuracy of reference_logits - accuracy of logits)
-        without           100 (share of rows whose answer changed), which no drop can exceed, whatever the labels
+        without           100 (share of rows whose top-1 class changed), which no drop can exceed, whatever the labels
 
-    Args:
-        reference_logits: (B, classes).
-        logits: (B, classes).
-        labels: (B,) integers.
-
-    Ties go to the lower index. Raises InputError for shapes that do not fit, labels out of range, NaN and infinities.
+    Both logits are (B, classes), labels (B,) integers. Raises DataError for shapes that do not match, labels out of range, NaN
+    and infinities.
     """
     agreement = top1_agreement(reference_logits, logits)
     before, after = np.asarray(reference_logits), np.asarray(logits)
-    if labels is None:  # counted, so that one answer in 1000 is 0.1 points and not a little more
+    if labels is None:  # counted, so that one row in 1000 is exactly 0.1 points
         return 100.0 * round((1.0 - agreement) * len(before)) / len(before)
     truth = np.asarray(labels)
     if truth.shape != before.shape[:1] or truth.dtype.kind not in "iu":
-        raise DataError("not one label per row", found=f"{truth.dtype} {truth.shape}", allowed=f"integers {before.shape[:1]}")
+        raise DataError("need one label per row", found=f"{truth.dtype} {truth.shape}", allowed=f"integers {before.shape[:1]}")
     if truth.min() < 0 or truth.max() >= before.shape[1]:
         raise DataError("label out of range", found=f"{truth.min()} to {truth.max()}", allowed=f"0 to {before.shape[1] - 1}")
-    right = [np.count_nonzero(values.argmax(axis=-1) == truth) for values in (before, after)]
-    return 100.0 * float(right[0] - right[1]) / len(truth)
+    correct = [np.count_nonzero(values.argmax(axis=-1) == truth) for values in (before, after)]
+    return 100.0 * float(correct[0] - correct[1]) / len(truth)
 
 
 class _Search:
@@ -168,7 +152,7 @@ class _Search:
         self.drops: dict[tuple[int, ...], float] = {}
 
     def meets(self, chosen: tuple[int, ...]) -> bool:
-        """Whether a set meets the budget; once the evaluations are used up, no new set does."""
+        """Whether a set meets the budget; False for a new set once the evaluations are used up."""
         if chosen not in self.drops:
             if not self.left:
                 return False
@@ -194,8 +178,8 @@ class _Search:
                 below = middle
         return above > 0
 
-    def put_back(self) -> None:
-        """Try each group of the best set in INT8, most MACs first; repeat as long as one of them can stay there."""
+    def return_to_int8(self) -> None:
+        """Try each group of the best set in INT8, most MACs first; repeat while one of them can stay there."""
         chosen, before = self.best(), None
         while chosen != before:
             before = chosen
@@ -205,23 +189,19 @@ class _Search:
                     chosen = fewer
 
     def best(self) -> tuple[int, ...]:
-        """Of the sets that meet the budget the one of the largest INT8 share, else the one of the smallest drop."""
+        """The set with the largest INT8 share among those that meet the budget, else the one with the smallest drop."""
         if met := [chosen for chosen, drop in self.drops.items() if drop <= self.budget]:
             return min(met, key=lambda chosen: (self.float_macs(chosen), self.drops[chosen]))
         return min(self.drops, key=lambda chosen: (self.drops[chosen], self.float_macs(chosen)))
 
     def float_macs(self, chosen: tuple[int, ...]) -> int:
-        """MACs of a set, without the nodes that are in float anyway."""
         return sum(self.weights[i] for i in chosen)
 
     def int8_share(self, chosen: tuple[int, ...]) -> float:
-        """Share of the network's MACs that stays in INT8."""
         return (sum(self.weights) - self.float_macs(chosen)) / self.total
 
     def result(self) -> BudgetResult:
-        """The best trial, and all."""
-        best = self.best()
-        groups = self.groups
+        best, groups = self.best(), self.groups
         return BudgetResult(
             met=self.drops[best] <= self.budget,
             budget=self.budget,
@@ -242,11 +222,10 @@ def _check(
     nodes = [node for group in groups for node in group]
     if not nodes or not all(groups) or len(set(nodes)) != len(nodes):
         raise UsageError("groups must not be empty and must not overlap", found=f"{len(groups)} groups, {len(nodes)} nodes")
-    missing = [node for node in nodes if node not in macs]
-    if missing or sum(macs.values()) <= 0:
-        raise UsageError(
-            "multiply-accumulates of nodes are unknown", found=", ".join(missing[:4]) or "none", allowed="all of the graph's"
-        )
+    unknown = [node for node in nodes if node not in macs]
+    if unknown or sum(macs.values()) <= 0:
+        what = "multiply-accumulates of nodes are unknown"
+        raise UsageError(what, found=", ".join(unknown[:4]) or "none", allowed="all of the graph's")
     if math.isnan(budget) or evaluations < 1 or (largest is not None and largest < 0):
         raise UsageError(
             "budget search is not possible with these limits",

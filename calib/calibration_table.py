@@ -1,6 +1,6 @@
-"""The calibration table: which scale every quantized activation has, and from which graph and images it comes.
+"""The calibration table `calibration.json`: the scale of every quantized activation, and the graph and images it comes from.
 
-Weights are not in it: their per-channel scales follow from the float graph, which `onnx_sha256` pins.
+Weights are not in it: their per-channel scales follow from the float graph, which `onnx_sha256` identifies.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from calib.artifact import json_artifact, read_artifact, write_artifact
-from calib.errors import InputError
+from calib.errors import ArtifactError
 from calib.scales import QMAX, activation_scale
 
 REMAKE = "ufovit build"
 REFINED = "model.refined.onnx"
 SEARCHED = "search"
-"""Method of a scale that a search has settled."""
+"""Method of a scale that `calib.refine.scale_search` chose."""
 MIN_IMAGES = 32
 """Fewest images that give a table."""
 
@@ -27,9 +27,9 @@ class TensorScale:
 
     Attributes:
         amax: largest magnitude that INT8 represents.
-        scale: amax / 127 rounded up to FP16, see `calib.scales`; a scale that does not follow from amax is refused.
+        scale: amax / 127 rounded up to FP16, see `calib.scales`; any other scale is refused.
         method: calibration method that gave amax.
-        source: "data" when the images decided, "proof" when a bound for every image was no larger than what they gave.
+        source: "proof" when a bound proven for every image was at most the amax of the calibration images, else "data".
         bound: that bound, None where none is known.
     """
 
@@ -42,34 +42,26 @@ class TensorScale:
     def __post_init__(self) -> None:
         expected = activation_scale(self.amax, "in a calibration table")
         if self.scale != expected:
-            raise InputError("scale does not follow from amax", found=f"{self.scale!r}, amax {self.amax!r}", allowed=expected)
+            raise ArtifactError("scale does not match amax", found=f"{self.scale!r}, amax {self.amax!r}", allowed=expected)
 
     @classmethod
     def from_amax(cls, amax: float, tensor: str, method: str, bound: float | None = None) -> TensorScale:
-        """Scale of `tensor` from its amax, or from a proven bound where that is smaller.
-
-        Raises InputError for a range without an FP16 scale.
-        """
+        """Scale of `tensor` from its amax, or from a proven bound where that is smaller; errors see `activation_scale`."""
         proven = bound is not None and bound <= amax
         chosen = bound if bound is not None and proven else amax
         return cls(chosen, activation_scale(chosen, tensor), method, "proof" if proven else "data", bound)
 
     @classmethod
-    def settled(cls, scale: float, bound: float | None = None) -> TensorScale:
-        """A scale that a search has chosen by the error that it makes behind the layers."""
+    def from_search(cls, scale: float, bound: float | None = None) -> TensorScale:
+        """A scale that was chosen by the error in the outputs of the layers that read the tensor."""
         return cls(scale * QMAX, scale, SEARCHED, bound=bound)
 
 
 @dataclass(frozen=True)
 class RangeShift:
-    """How much the ranges still move with the images: |amax_A - amax_B| / amax, A and B two halves of the images.
+    """How much the ranges depend on the images: |amax_A - amax_B| / amax, A and B two halves of them, by the table's method.
 
-    amax is what the table's method gives.
-
-    Attributes:
-        median: over the tensors.
-        largest: over the tensors.
-        tensor: where it is largest.
+    Median and largest value over the tensors, and the tensor where it is largest.
     """
 
     median: float
@@ -82,17 +74,17 @@ class CalibrationTable:
     """`calibration.json`.
 
     Attributes:
-        onnx_sha256: float graph that was observed.
-        data_sha256: images that were observed, as the caller defines their digest.
-        images: how many.
+        onnx_sha256: float graph that was calibrated.
+        data_sha256: calibration images, as the caller defines their digest.
+        images: their number.
         method: calibration method, see `calib.calibrators`.
         tensors: activation tensor -> its scale.
-        synthetic: true when the images were made up; everything built from such a table is stamped.
-        preprocess_sha256: what made the graph's input from the images; "" where arrays were passed as they are.
-        source_sha256: float graph that the user gave, where refinements made the observed one from it; else "".
-        refinements: what was done to that graph, in order.
-        float_nodes: nodes that a search decided to keep in float.
-        range_shift: how far the halves of the images disagree; None where it was not measured.
+        synthetic: true when the images are synthetic; everything built from such a table is stamped.
+        preprocess_sha256: preprocessing from images to the graph's input; "" where arrays were passed as they are.
+        source_sha256: float graph of the user, where refinements produced the calibrated one from it; else "".
+        refinements: applied to that graph, in order.
+        float_nodes: nodes that the budget search keeps in float.
+        range_shift: difference between halves of the images; None where it was not measured.
     """
 
     onnx_sha256: str
@@ -117,7 +109,7 @@ TABLE_ARTIFACT = json_artifact("calibration.json", CalibrationTable, remake=REMA
 
 
 def load_table(path: Path, *, remake: str = REMAKE) -> CalibrationTable:
-    """Read `calibration.json`. Raises InputError, naming `remake`, for a missing, malformed or foreign file."""
+    """Read `calibration.json`. Raises ArtifactError, naming `remake`, for a missing, malformed or foreign file."""
     return read_artifact(path, CalibrationTable, remake=remake)
 
 
@@ -130,18 +122,18 @@ def check_table(
     remake: str = REMAKE,
     refined: str = REFINED,
 ) -> None:
-    """Refuse a stale table: InputError unless it was made from this graph and, where given, these images, so preprocessed.
+    """Refuse a stale table: ArtifactError unless it was made from this graph and, where given, these images and preprocessing.
 
     Args:
-        table: what is checked.
-        onnx_sha256: the float graph.
-        data_sha256: the images, None if any will do.
-        preprocess_sha256: their preprocessing, None if any will do.
-        remake: the command that makes such a table anew.
-        refined: the file that holds the refined graph, named when the table is of that graph and this one is its source.
+        table: to be checked.
+        onnx_sha256: of the float graph.
+        data_sha256: of the images; None accepts any.
+        preprocess_sha256: of their preprocessing; None accepts any.
+        remake: the command that writes such a table.
+        refined: file of the refined graph, named when the table belongs to that graph and `onnx_sha256` to its source.
     """
     if table.source_sha256 and table.source_sha256 == onnx_sha256 != table.onnx_sha256:
-        raise InputError(
+        raise ArtifactError(
             "calibration table belongs to the refined graph that was made from this graph",
             found=f"sha256 {onnx_sha256}; refined by {', '.join(table.refinements) or 'unnamed steps'}",
             allowed=f"sha256 {table.onnx_sha256}",
@@ -152,10 +144,7 @@ def check_table(
         ("has other calibration images", table.data_sha256, data_sha256),
         ("has other preprocessing of the images", table.preprocess_sha256, preprocess_sha256),
     )
-    for what, found, allowed in checks:
-        if allowed is not None and found != allowed:
-            raise InputError(f"calibration table {what}", found=_digest(found), allowed=_digest(allowed), next_command=remake)
-
-
-def _digest(sha256: str) -> str:
-    return f"sha256 {sha256}" if sha256 else "none recorded"
+    for what, *digests in checks:
+        if digests[1] is not None and digests[0] != digests[1]:
+            found, allowed = (f"sha256 {digest}" if digest else "none recorded" for digest in digests)
+            raise ArtifactError(f"calibration table {what}", found=found, allowed=allowed, next_command=remake)

@@ -1,4 +1,4 @@
-"""Methods that reduce a histogram of |x| to amax, the largest magnitude that INT8 is to represent.
+"""Calibration methods: reduce a histogram of |x| to amax, the largest magnitude that INT8 is to represent.
 
     minmax        max|x|: nothing is clipped
     percentile    the smallest bin edge below which 99.99 % of all |x| lie
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calib.errors import InputError
+from calib.errors import UsageError
 from calib.histogram import Histogram
 from calib.scales import QMAX
 
@@ -50,7 +50,7 @@ def percentile(histogram: Histogram, percent: float = DEFAULT_PERCENTILE) -> flo
 def entropy(histogram: Histogram) -> float:
     """KL-optimal amax over 2048 bins, candidates 16 bins apart, as in TensorRT's entropy calibrator.
 
-    A histogram of fewer bins has its candidates as far apart in relation to its range.
+    In a histogram of fewer bins, candidates are the same fraction of its range apart.
 
     For a threshold of i bins: P is the histogram up to i with everything beyond added to its last bin, Q is the histogram up
     to i averaged over 128 equal levels, on its non-empty bins only. The bin at zero takes its neighbour's count, since
@@ -71,8 +71,8 @@ def entropy(histogram: Histogram) -> float:
 def mse(histogram: Histogram) -> float:
     """amax with the least expected squared error, 127 steps of size s = amax / 127, among 97 candidates 4.4 % apart.
 
-    Within a bin the values are taken as uniformly distributed, with density d. What is nearest to n s, with edges t_n, then
-    adds M2 - 2 n s M1 + (n s)^2 M0 to the error, where
+    Within a bin the values are taken as uniformly distributed, with density d. The values nearest to n s, with edges t_n, then
+    add M2 - 2 n s M1 + (n s)^2 M0 to the error, where
 
         t_0 = 0, t_n = (n - 1/2) s        Mk = integral of d(x) x^k from t_n to t_n+1, to infinity for n = 127
 
@@ -93,7 +93,7 @@ METHODS: dict[str, Method] = {"minmax": minmax, "percentile": percentile, "entro
 
 
 def range_method(name: str) -> Method:
-    """The method of a name; "percentile:99.9" sets the percentage. Raises InputError with the known names."""
+    """The method of a name; "percentile:99.9" sets the percentage. Raises UsageError, listing the known names."""
     base, _, argument = name.partition(":")
     if base == "percentile" and argument:
         try:
@@ -101,10 +101,10 @@ def range_method(name: str) -> Method:
         except ValueError:
             percent = math.nan
         if not 0 < percent <= 100:
-            raise InputError("not a percentage", where=f"calibration method {name!r}", found=argument, allowed="(0, 100]")
+            raise UsageError("not a percentage", where=f"calibration method {name!r}", found=argument, allowed="(0, 100]")
         return partial(percentile, percent=percent)
     if name not in METHODS:
-        raise InputError(f"unknown calibration method {name!r}", allowed=", ".join([*METHODS, "percentile:P"]))
+        raise UsageError(f"unknown calibration method {name!r}", allowed=", ".join([*METHODS, "percentile:P"]))
     return METHODS[name]
 
 

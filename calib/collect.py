@@ -1,13 +1,12 @@
-"""Images through the float graph into observers: the calibration table.
+"""Collect activation ranges: run calibration images through the float graph and compute the calibration table.
 
-The planned tensors become outputs of a copy of the graph in memory, ONNX Runtime computes them batch by batch, each array
-goes into its histogram and is dropped. Memory does not depend on the number of images.
+The planned tensors become outputs of a copy of the graph in memory, ONNX Runtime computes them batch by batch, each array is
+added to its histogram and dropped. Memory does not depend on the number of images.
 
 The same batches, in any order and any number of them at once, give the same table to the byte, on one machine and at one
-number of `threads`. The same images in other batches, or with other `threads`, do so where ONNX
-Runtime's kernels add in one order whatever the batch. On both graphs of scripts/bench/peers.sh they do, in every tensor and to
-the last bit; but ReduceMean over some hundred tokens adds in another order in a batch of one image, or of fewer images than
-threads.
+number of `threads`. The same images in other batches, or with other `threads`, do so where ONNX Runtime's kernels add in one
+order whatever the batch. On both graphs of scripts/bench/peers.sh they do, in every tensor and to the last bit; but ReduceMean
+over some hundred tokens adds in another order in a batch of one image, or of fewer images than threads.
 """
 
 from __future__ import annotations
@@ -22,17 +21,16 @@ from numpy.typing import NDArray
 
 from calib.calibration_table import MIN_IMAGES, CalibrationTable, TensorScale
 from calib.calibrators import range_method
-from calib.errors import InputError
+from calib.errors import DataError, InputError, UsageError
 from calib.files import sha256_bytes
 from calib.graph import load_graph
-from calib.histogram import Histogram
-from calib.ort_session import TappedGraph, checked
+from calib.ort_session import TappedGraph, checked_batches
 from calib.parallel import ordered_map
 from calib.qdq_placement import QuantPlan
 from calib.split_half import Halves
 
-UNSETTLED = 0.02
-"""Median range shift above which more images are worth having. docs/calibration-benchmarks.md has the measurement behind it."""
+LARGEST_SETTLED_SHIFT = 0.02
+"""Median range shift above which more images improve the ranges; measured in docs/calibration-benchmarks.md."""
 
 Batches = Iterable[NDArray[Any]]
 Progress = Callable[[int], None]
@@ -44,11 +42,11 @@ class CollectConfig:
 
     Attributes:
         method: name in `calib.calibrators.METHODS`, or "percentile:P".
-        threads: threads of a run in ONNX Runtime.
-        at_once: runs of the graph under way at the same time in this process; each holds a batch's tensors in memory.
+        threads: ONNX Runtime threads of one run.
+        at_once: concurrent runs of the graph in this process; each holds a batch's tensors in memory.
         min_images: fewest images that give a table.
-        synthetic: the images are made up; the table is stamped.
-        preprocess_sha256: digest of what made the batches from the images, for the table; "" for arrays passed as they are.
+        synthetic: the images are synthetic; the table is stamped.
+        preprocess_sha256: digest of the preprocessing from images to batches, for the table; "" for arrays passed as they are.
     """
 
     method: str = "mse"
@@ -62,12 +60,12 @@ class CollectConfig:
         range_method(self.method)
         for name in ("threads", "at_once", "min_images"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name} must be positive", found=getattr(self, name))
+                raise UsageError(f"{name} must be positive", found=getattr(self, name))
 
     def check_count(self, images: int) -> None:
-        """Raises InputError for fewer than `min_images` images."""
+        """Raises DataError for fewer than `min_images` images."""
         if images < self.min_images:
-            raise InputError(
+            raise DataError(
                 "too few calibration images",
                 found=images,
                 allowed=f"at least {self.min_images}; 512 is a good number",
@@ -92,22 +90,27 @@ def collect_table(
         batches: arrays (B, ...) float32 as the graph takes them; B may vary.
         plan: which tensors need a scale.
         data_sha256: digest of the images, for the table.
-        bounds: tensor -> largest magnitude that it can have on any image, where that is known by proof; never exceeded by amax.
+        bounds: tensor -> largest magnitude on any image, where that is proven; amax never exceeds it.
         config: method, fewest images.
         progress: called after each batch with the number of images done so far.
 
-    Raises InputError for fewer than `min_images` images, for arrays that the graph does not take, for NaN or infinities in
-    any tensor (named), for a tensor without a usable range, and for one that exceeds its bound (named).
+    Raises DataError for fewer than `min_images` images, for arrays that the graph does not take, for NaN or infinities in any
+    tensor (named) and for a tensor without a usable range; InputError for one that exceeds its bound (named).
     """
-    config = config or CollectConfig()
+    config, bounds = config or CollectConfig(), bounds or {}
     halves, onnx_sha256 = observe(onnx_path, batches, plan, config, progress)
     images, histograms = sum(halves.images), halves.total()
     config.check_count(images)
-    reduce = range_method(config.method)
-    bounds = bounds or {}
-    _check_bounds(histograms, bounds)
-    tensors = {name: TensorScale.from_amax(reduce(h), name, config.method, bounds.get(name)) for name, h in histograms.items()}
-    shift = halves.shift({name: entry.amax for name, entry in tensors.items()}, reduce)
+    for name, histogram in histograms.items():
+        if histogram.amax > bounds.get(name, math.inf):
+            raise InputError(
+                "a tensor exceeds the bound that was proven for it",
+                where=f"tensor {name}",
+                found=f"{histogram.amax:.6g}",
+                allowed=f"at most {bounds[name]:.6g}",
+            )
+    method = range_method(config.method)
+    tensors = {name: TensorScale.from_amax(method(h), name, config.method, bounds.get(name)) for name, h in histograms.items()}
     return CalibrationTable(
         onnx_sha256,
         data_sha256,
@@ -116,19 +119,19 @@ def collect_table(
         tensors,
         config.synthetic,
         preprocess_sha256=config.preprocess_sha256,
-        range_shift=shift,
+        range_shift=halves.shift({name: scale.amax for name, scale in tensors.items()}, method),
     )
 
 
-def unsettled(table: CalibrationTable) -> str | None:
-    """A sentence for the user when the ranges still move with the images, None when they have settled or it is not known."""
+def range_shift_warning(table: CalibrationTable) -> str | None:
+    """A sentence for the user when the ranges still depend on the images; None when they have settled or it is not known."""
     shift = table.range_shift
-    if shift is None or shift.median <= UNSETTLED:
+    if shift is None or shift.median <= LARGEST_SETTLED_SHIFT:
         return None
     return (
         f"the ranges have not settled: from one half of the {table.images:,} images to the other they move by "
-        f"{shift.median:.1%} in the median over the tensors (settled: at most {UNSETTLED:.0%}), by {shift.largest:.0%} at "
-        f"{shift.tensor}; calibrate on more images"
+        f"{shift.median:.1%} in the median over the tensors (settled: at most {LARGEST_SETTLED_SHIFT:.0%}), by "
+        f"{shift.largest:.0%} at {shift.tensor}; calibrate on more images"
     )
 
 
@@ -141,20 +144,10 @@ def observe(
     del data
     tapped = TappedGraph(model, plan.activations, threads=config.threads, where=onnx_path)
     halves = Halves(plan.activations)
-    for batch, tensors in ordered_map(lambda batch: (batch, tapped(batch)), checked(batches), config.at_once):
+    runs = ordered_map(lambda batch: (batch, tapped(batch)), checked_batches(batches), config.at_once)
+    for batch, tensors in runs:
         halves.update(batch, tensors)
-        del tensors  # gone before the next ones are waited for
+        del tensors  # freed before waiting for the next ones
         if progress is not None:
             progress(sum(halves.images))
     return halves, onnx_sha256
-
-
-def _check_bounds(histograms: Mapping[str, Histogram], bounds: Mapping[str, float]) -> None:
-    for name, histogram in histograms.items():
-        if histogram.amax > bounds.get(name, math.inf):
-            raise InputError(
-                "a tensor exceeds the bound that was proven for it",
-                where=f"tensor {name}",
-                found=f"{histogram.amax:.6g}",
-                allowed=f"at most {bounds[name]:.6g}",
-            )

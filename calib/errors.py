@@ -29,6 +29,7 @@ class UfovitError(Exception):
         found: the offending value.
         allowed: what would have been accepted.
         next_command: the command or the step that resolves it.
+        log: messages of the library that refused, in order; not part of the text.
     """
 
     exit_code: ClassVar[int] = 2
@@ -41,13 +42,11 @@ class UfovitError(Exception):
         found: object = None,
         allowed: object = None,
         next_command: str | None = None,
+        log: tuple[str, ...] = (),
     ) -> None:
-        self.next_command = next_command
-        parts = [what]
-        for label, value in (("where", where), ("found", found), ("allowed", allowed), ("next", next_command)):
-            if value is not None:
-                parts.append(f"  {label}: {value}")
-        super().__init__("\n".join(parts))
+        self.next_command, self.log = next_command, log
+        details = (("where", where), ("found", found), ("allowed", allowed), ("next", next_command))
+        super().__init__("\n".join([what, *(f"  {label}: {value}" for label, value in details if value is not None)]))
 
 
 class VerdictError(UfovitError):
@@ -74,6 +73,10 @@ class GraphError(InputError):
     """An ONNX graph is invalid or not supported."""
 
 
+class BackendError(GraphError):
+    """A backend refused a graph or returned nothing; `log` holds the messages of its library."""
+
+
 class ArtifactError(InputError):
     """A file or folder written by the toolkit is damaged, stale, foreign or unsigned."""
 
@@ -88,19 +91,3 @@ class MissingError(UfovitError):
     """This machine lacks a library, a device or a permission."""
 
     exit_code = 4
-
-
-class BackendError(GraphError):
-    """A backend refused a graph or returned nothing; `log` holds the messages of its library, in order."""
-
-    def __init__(
-        self,
-        what: str,
-        *,
-        where: object = None,
-        found: object = None,
-        next_command: str | None = None,
-        log: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(what, where=where, found=found, next_command=next_command)
-        self.log = log

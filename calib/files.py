@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: digests, canonical JSON, atomic writes, one writer per folder. Stdlib only."""
+"""Files that are either complete or absent: SHA-256 digests, canonical JSON, atomic writes. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from calib.errors import ArtifactError, InputError, MissingError
+from calib.errors import ArtifactError, MissingError
 
 _CHUNK = 1 << 20
 
@@ -34,25 +34,25 @@ def sha256_bytes(data: bytes) -> str:
 def canonical_json(value: Any) -> bytes:
     """UTF-8 JSON with sorted keys, two-space indent and a final newline: equal values give equal bytes.
 
-    Raises ValueError for NaN and infinities, which JSON has no way to write.
+    Raises ValueError for NaN and infinities, which JSON cannot represent.
     """
     text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode()
 
 
 def read_json(path: Path, *, remake: str | None = None) -> dict[str, Any]:
-    """A JSON object from a file; raises InputError, naming `remake`, if it is missing, unreadable or no object."""
+    """Read a JSON object; raises ArtifactError, naming `remake`, if the file is missing, unreadable or holds something else."""
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise InputError("file not found", where=path, next_command=remake) from error
+        raise ArtifactError("file not found", where=path, next_command=remake) from error
     except OSError as error:
-        raise InputError("file cannot be read", where=path, found=error.strerror, next_command=remake) from error
+        raise ArtifactError("file cannot be read", where=path, found=error.strerror, next_command=remake) from error
     return parse_json(data, path, remake=remake)
 
 
 def parse_json(data: bytes, path: Path, *, remake: str | None = None) -> dict[str, Any]:
-    """The JSON object that bytes hold; `path` is what errors name. Raises InputError, naming `remake`."""
+    """Parse the bytes of a JSON object; errors name `path`. Raises ArtifactError, naming `remake`."""
     try:
         value = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
@@ -64,9 +64,9 @@ def parse_json(data: bytes, path: Path, *, remake: str | None = None) -> dict[st
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed onto it when the block ends well and removed otherwise.
+    """A temporary path beside `path`, renamed onto it when the block succeeds and removed otherwise.
 
-    The data are flushed to the disk before the rename, so that a kill or a power cut leaves the old file or the new one.
+    The data are flushed to disk before the rename, so that a kill or a power cut leaves either the old file or the new one.
     Raises MissingError when the folder cannot be written or the disk is full.
     """
     descriptor, name = -1, ""
@@ -109,8 +109,8 @@ def _write_errors(path: Path) -> Iterator[None]:
                 "disk full, nothing was written", where=path, next_command="free space, then run the same command again"
             ) from error
         refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
-        strange = error.errno == errno.ENOENT and str(error.filename).startswith(f"{path.parent}/.{path.name}.")  # as in /proc
-        if refused or strange or not path.parent.is_dir():
+        in_proc = error.errno == errno.ENOENT and str(error.filename).startswith(f"{path.parent}/.{path.name}.")
+        if refused or in_proc or not path.parent.is_dir():
             raise MissingError(
                 "folder cannot be written", where=path.parent, found=error.strerror, next_command="choose another --out"
             ) from error

@@ -1,7 +1,7 @@
-"""What an ONNX graph says of its nodes and tensors: names, constants, who makes and who reads a tensor, types, shapes.
+"""Load and index an ONNX graph: node names, constants, producers and consumers of tensors, inferred types and shapes.
 
 Protobuf is indexed here, and edited in `calib.graph_editor`, directly: with onnx-ir these passes take about twice as long and
-other bytes come out, by which calibration tables and manifests know a graph (docs/calibration-benchmarks.md).
+give other bytes, by which calibration tables and manifests identify a graph (docs/calibration-benchmarks.md).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from calib.errors import InputError
+from calib.errors import GraphError
 
 _LARGEST_SHAPE_CONSTANT = 1024
 """Elements up to which an initializer's values are kept for shape inference: target shapes, axes, slice bounds."""
@@ -29,15 +29,15 @@ class GraphIndex:
     """Look-up tables of one graph; node numbers are positions in `graph.node`.
 
     Attributes:
-        names: a unique name per node: its own where that is set and unique, else its first output.
+        names: a unique name per node, see `node_names`.
         nodes: unique name -> node, in graph order; the nodes of the model itself, not copies.
-        constants: initializers and outputs of Constant nodes. An initializer that is also a graph input is a mere default
-            since IR version 4, hence no constant.
-        constant_like: names of all tensors that follow from constants alone.
-        producers: tensor -> node that makes it.
+        constants: initializers and outputs of Constant nodes. An initializer that is also a graph input is only a default
+            value since IR version 4, hence not a constant.
+        constant_like: names of all tensors computed from constants alone.
+        producers: tensor -> node that computes it.
         consumers: tensor -> nodes that read it, ascending, each once.
-        reads: of each node, the tensors that it or a subgraph in it reads.
-        inputs: graph inputs without initializers.
+        reads: per node, the tensors that it or a subgraph in it reads.
+        inputs: graph inputs without constants.
     """
 
     names: tuple[str, ...]
@@ -50,7 +50,7 @@ class GraphIndex:
     inputs: tuple[str, ...]
 
     def producer(self, tensor: str) -> onnx.NodeProto | None:
-        """The node that makes a tensor; None for an input, an initializer and a name that nothing makes."""
+        """The node that computes a tensor; None for an input, an initializer and an unknown name."""
         return self.nodes[self.names[self.producers[tensor]]] if tensor in self.producers else None
 
 
@@ -63,27 +63,27 @@ class TensorType:
 
 
 def load_graph(path: Path) -> tuple[onnx.ModelProto, bytes]:
-    """An ONNX file as a model and as the very bytes that were parsed, so that a digest speaks of what is used.
+    """An ONNX file as a model and as the bytes that were parsed, so that their digest identifies what is used.
 
-    Raises InputError for a file that is missing, no ONNX, or keeps its weights in other files.
+    Raises GraphError for a file that is missing, is not ONNX, or keeps its weights in other files.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError("ONNX file cannot be read", where=path, found=error.strerror) from error
+        raise GraphError("ONNX file cannot be read", where=path, found=error.strerror) from error
     return parse_graph(data, path), data
 
 
 def parse_graph(data: bytes, path: Path) -> onnx.ModelProto:
-    """The model that the bytes of an ONNX file hold; `path` is what errors name. Raises InputError as `load_graph` does."""
+    """Parse the bytes of an ONNX file; errors name `path`, see `load_graph`."""
     try:
         model = onnx.load_model_from_string(data)
     except DecodeError as error:
-        raise InputError("not an ONNX file, or a truncated one", where=path, found=error) from error
+        raise GraphError("not an ONNX file, or a truncated one", where=path, found=error) from error
     if not model.graph.node:
-        raise InputError("not an ONNX file, or one without a graph", where=path)
+        raise GraphError("not an ONNX file, or one without a graph", where=path)
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
-        raise InputError("weights lie outside the ONNX file", where=path, allowed="one file that holds everything")
+        raise GraphError("weights are stored outside the ONNX file", where=path, allowed="one file that holds everything")
     return model
 
 
@@ -137,14 +137,14 @@ def tensors_read(nodes: Iterable[onnx.NodeProto], outputs: Iterable[onnx.ValueIn
 def tensors_read_by_subgraphs(node: onnx.NodeProto) -> set[str]:
     """Names of all tensors that the subgraphs of a node (If, Loop, Scan) read or return."""
     read: set[str] = set()
-    for held in node.attribute:
-        for inner in (*held.graphs, *([held.g] if held.HasField("g") else [])):
-            read |= tensors_read(inner.node, inner.output)
+    for item in node.attribute:
+        for subgraph in (*item.graphs, *([item.g] if item.HasField("g") else [])):
+            read |= tensors_read(subgraph.node, subgraph.output)
     return read
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    """Value of a node's attribute, or `default`; strings come as str."""
+    """Value of a node's attribute, or `default`; strings as str."""
     for item in node.attribute:
         if item.name == name:
             value = helper.get_attribute_value(item)
@@ -153,7 +153,7 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
 
 
 def opset_version(model: onnx.ModelProto) -> int:
-    """Version of the default operator set; 1 if none is declared, as the ONNX specification has it."""
+    """Version of the default operator set; 1 if none is declared, as in the ONNX specification."""
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
 
 
@@ -163,43 +163,39 @@ def to_array(tensor: onnx.TensorProto) -> NDArray[Any]:
 
 
 def infer_types(model: onnx.ModelProto, batch: int | None = None) -> dict[str, TensorType]:
-    """Types of all tensors that ONNX's shape inference can tell, constants included.
+    """Types of all tensors known to ONNX's shape inference, constants included.
 
     Args:
-        model: left as it is; large initializers are not copied.
+        model: not changed; large initializers are not copied.
         batch: value for a symbolic first dimension of the graph inputs, wherever that symbol occurs.
 
-    Tensors behind an operator unknown to ONNX are absent. Raises InputError when inference gives up on the whole graph.
+    Tensors after an operator unknown to ONNX are absent. Raises GraphError when inference fails on the whole graph.
     """
-    lean = _without_large_constants(model)
+    light = _without_large_constants(model)
     if batch is not None:
-        _fix_batch(lean.graph, batch)
+        _fix_batch(light.graph, batch)
     try:
-        inferred = onnx.shape_inference.infer_shapes(lean, data_prop=True)
+        graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, RuntimeError) as error:
-        raise InputError("shape inference fails on this graph", found=error) from error
-    graph = inferred.graph
+        raise GraphError("shape inference fails on this graph", found=error) from error
     types = {v.name: _tensor_type(v.type.tensor_type) for v in (*graph.value_info, *graph.input, *graph.output)}
     types.update((t.name, TensorType(t.data_type, tuple(t.dims))) for t in graph.initializer)
     return types
 
 
 def _without_large_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    lean = onnx.ModelProto(ir_version=max(model.ir_version, 4))
-    lean.opset_import.extend(model.opset_import)
-    lean.functions.extend(model.functions)
-    lean.graph.name = model.graph.name
-    lean.graph.node.extend(model.graph.node)
-    lean.graph.input.extend(model.graph.input)
-    lean.graph.output.extend(model.graph.output)
-    lean.graph.value_info.extend(model.graph.value_info)
-    declared = {v.name for v in model.graph.input}
-    for tensor in model.graph.initializer:
+    source = model.graph
+    graph = onnx.GraphProto(
+        name=source.name, node=source.node, input=source.input, output=source.output, value_info=source.value_info
+    )
+    declared = {v.name for v in source.input}
+    for tensor in source.initializer:
         if int(np.prod(tensor.dims)) <= _LARGEST_SHAPE_CONSTANT:
-            lean.graph.initializer.append(tensor)
+            graph.initializer.append(tensor)
         elif tensor.name not in declared:
-            lean.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    return lean
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    version = max(model.ir_version, 4)
+    return onnx.ModelProto(ir_version=version, opset_import=model.opset_import, functions=model.functions, graph=graph)
 
 
 def _fix_batch(graph: onnx.GraphProto, batch: int) -> None:

@@ -1,16 +1,17 @@
-"""A graph in pieces: where one tensor alone carries everything on, the graph can be cut, and each piece run by itself.
+"""Split an ONNX graph into segments that can be run one after the other.
 
     image -> [segment 0] -> cut 1 -> [segment 1] -> cut 2 -> ... -> [segment n] -> output
 
 A cut is a tensor through which every path from the input to the output passes, such as the residual stream between two
-blocks. What depends on shapes alone (Shape, Size and all that follows from them and from constants) does not count as a
-path: it is handed on beside the cut, as is a tensor whose shape alone is still to be read. A graph without cuts is one
+blocks. What depends on shapes alone (Shape, Size and everything computed from them and from constants) does not count as a
+path: it is passed on beside the cut, as is a tensor of which only the shape is still to be read. A graph without cuts is one
 segment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -19,14 +20,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from calib.errors import InputError
-from calib.graph import TensorType, index_graph, infer_types, tensors_read
+from calib.errors import GraphError
+from calib.graph import TensorType, index_graph, infer_types, node_names, tensors_read
 from calib.ort_session import GraphSession
 
 SHAPE_OPS = ("Shape", "Size")
 
 State = Mapping[str, NDArray[Any]]
-"""Tensors handed from one segment to the next: the cut, and what shapes need."""
+"""Tensors passed from one segment to the next: the cut, and what shapes need."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Segment:
 
     Attributes:
         model: the graph; its inputs come from a state, its outputs go into the next one.
-        nodes: unique names of its nodes, in graph order; they are those of the whole graph.
-        passed: tensors of the state that go on as they are.
+        nodes: unique names of its nodes in the whole graph, in graph order.
+        passed: tensors of the state that are passed on unchanged.
     """
 
     model: onnx.ModelProto
@@ -44,7 +45,7 @@ class Segment:
     passed: tuple[str, ...]
 
     def advance(self, state: State, graph: GraphSession) -> dict[str, NDArray[Any]]:
-        """The state behind the segment; `graph` runs its model, or another one with the same inputs and outputs."""
+        """The state after the segment; `graph` runs its model, or another one with the same inputs and outputs."""
         return {**{name: state[name] for name in self.passed}, **graph(state)}
 
 
@@ -54,17 +55,16 @@ def split(model: onnx.ModelProto, output: str, groups: Sequence[Sequence[str]]) 
     Args:
         model: a graph with one input.
         output: the tensor in which the last segment ends; nodes that it does not need are left out.
-        groups: names of nodes. A group whose nodes share tensors beyond constants never spans a cut.
+        groups: names of nodes. A group whose nodes share tensors other than constants never spans a cut.
 
-    Raises InputError for several inputs and for nodes that the output does not depend on.
+    Raises GraphError for several inputs and for nodes that the output does not depend on.
     """
-    graph = _Lifetimes(prefix(_named(model), (output,)), output)
+    graph = _Lifetimes(prefix(_with_unique_names(model), (output,)), output)
     position = {name: i for i, name in enumerate(graph.index.names)}
-    lost = [name for group in groups for name in group if name not in position]
-    if lost:
-        raise InputError(
-            "the graph's output does not depend on these nodes", where=f"output {output}", found=", ".join(lost[:4])
-        )
+    unused = [name for group in groups for name in group if name not in position]
+    if unused:
+        what = "the graph's output does not depend on these nodes"
+        raise GraphError(what, where=f"output {output}", found=", ".join(unused[:4]))
     cuts = graph.cuts()
     starts = {max((c for c in cuts if c < min(position[n] for n in group)), default=-1) for group in groups}
     bounds = [*sorted({-1, *starts}), len(graph.names) - 1]
@@ -73,15 +73,15 @@ def split(model: onnx.ModelProto, output: str, groups: Sequence[Sequence[str]]) 
 
 
 def split_at(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, Segment]:
-    """Cut a graph right behind each of these tensors, whatever else is alive there: tensor -> the segment that ends in it.
+    """Cut a graph right after each of these tensors, whatever else is alive there: tensor -> the segment that ends in it.
 
     Args:
-        model: a graph with one input; what is behind the last tensor is left out.
-        tensors: of the graph, each read by some node; the input is behind an empty segment.
+        model: a graph with one input; nodes after the last tensor are left out.
+        tensors: of the graph, each read by some node; the segment of the graph's input is empty.
 
-    The result is in the order in which the graph makes the tensors. Raises InputError for several inputs.
+    The result is in the order in which the graph computes the tensors. Raises GraphError for several inputs.
     """
-    graph = _Lifetimes(_named(model), tensors[-1])
+    graph = _Lifetimes(_with_unique_names(model), tensors[-1])
     types = infer_types(graph.model)
     ordered = sorted(tensors, key=lambda name: graph.born[name])
     bounds = [-1, *(graph.born[name] for name in ordered)]
@@ -89,15 +89,15 @@ def split_at(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, Segmen
 
 
 def prefix(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
-    """A copy of the graph that ends in these tensors: nodes and initializers that none of them needs are gone."""
+    """A copy of the graph that ends in these tensors, without nodes and initializers that none of them needs."""
     index = index_graph(model)
-    wanted = [*tensors]
+    pending = [*tensors]
     needed: set[int] = set()
-    while wanted:
-        producer = index.producers.get(wanted.pop())
+    while pending:
+        producer = index.producers.get(pending.pop())
         if producer is not None and producer not in needed:
             needed.add(producer)
-            wanted += index.reads[producer]
+            pending += index.reads[producer]
     nodes = [node for i, node in enumerate(model.graph.node) if i in needed]
     unread = {t.name for t in model.graph.initializer} - tensors_read(nodes)
     inputs = [value for value in model.graph.input if value.name not in unread]
@@ -116,24 +116,26 @@ def part(
     nodes = list(nodes)
     read = tensors_read(nodes) - {name for node in nodes for name in node.output}
     constants = [n for n in model.graph.node if n.op_type == "Constant" and n.output[0] in read]
-    piece = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import, functions=model.functions)
-    piece.graph.name = model.graph.name
-    piece.graph.node.extend([*constants, *nodes])
-    piece.graph.input.extend(inputs)
-    piece.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    piece.graph.initializer.extend(t for t in model.graph.initializer if t.name in read)
-    return piece
+    graph = onnx.GraphProto(
+        name=model.graph.name,
+        node=[*constants, *nodes],
+        input=inputs,
+        output=[onnx.ValueInfoProto(name=name) for name in outputs],
+        initializer=[t for t in model.graph.initializer if t.name in read],
+    )
+    version = max(model.ir_version, 4)
+    return onnx.ModelProto(ir_version=version, opset_import=model.opset_import, functions=model.functions, graph=graph)
 
 
 def declare(name: str, types: Mapping[str, TensorType]) -> onnx.ValueInfoProto:
-    """A graph input of the type that shape inference found; float32 of any shape where it found none."""
+    """A graph input of the inferred type; float32 of any shape where none was inferred."""
     known = types.get(name, TensorType(onnx.TensorProto.FLOAT, None))
     kind = known.dtype or onnx.TensorProto.FLOAT
     return helper.make_tensor_value_info(name, kind, None if known.shape is None else list(known.shape))
 
 
 class _Lifetimes:
-    """From which node to which each tensor is alive; node numbers are positions in the graph, -1 is the graph's input."""
+    """First and last node of each tensor's life; node numbers are positions in the graph, -1 is the graph's input."""
 
     def __init__(self, model: onnx.ModelProto, output: str) -> None:
         self.model, self.index, self.output = model, index_graph(model), output
@@ -141,26 +143,20 @@ class _Lifetimes:
         initializers = {t.name for t in model.graph.initializer}
         inputs = [name for name in self.index.inputs if name not in initializers]
         if len(inputs) != 1:
-            raise InputError("the graph must have one input", found=", ".join(inputs))
+            raise GraphError("the graph must have one input", found=", ".join(inputs))
         self.born = {inputs[0]: -1, **self.index.producers}
         for name in (*self.index.constants, *initializers):
             self.born.pop(name, None)
         self.dies = {name: i for i, read in enumerate(self.index.reads) for name in read if name in self.born}
         self.dies[output] = len(self.names)
         self.source = inputs[0]
-        self.of_shapes = self._of_shapes()
-
-    def _of_shapes(self) -> set[str]:
-        """Tensors that follow from shapes and constants alone."""
-        found: set[str] = set()
-        for node, read in zip(self.model.graph.node, self.index.reads, strict=True):
-            known = all(name in found or name not in self.born for name in read)
-            if node.op_type in SHAPE_OPS or known:
-                found.update(name for name in node.output if name in self.born)
-        return found
+        self.of_shapes: set[str] = set()  # tensors computed from shapes and constants alone
+        for node, read in zip(model.graph.node, self.index.reads, strict=True):
+            if node.op_type in SHAPE_OPS or all(name in self.of_shapes or name not in self.born for name in read):
+                self.of_shapes.update(name for name in node.output if name in self.born)
 
     def cuts(self) -> tuple[int, ...]:
-        """The nodes behind which one tensor alone is alive, neither the graph's input nor what is kept for shapes alone."""
+        """The nodes after which a single tensor is alive, other than the graph's input and what is kept for shapes alone."""
         ends = {self.output: len(self.names)}
         for i, (node, read) in enumerate(zip(self.model.graph.node, self.index.reads, strict=True)):
             if node.op_type not in SHAPE_OPS:
@@ -170,11 +166,11 @@ class _Lifetimes:
             if name in ends and name not in self.of_shapes:
                 change[born + 1] += 1
                 change[ends[name] + 1] -= 1
-        alive = list(accumulate(change))  # alive[i + 1]: behind node i
+        alive = list(accumulate(change))  # alive[i + 1]: after node i
         return tuple(i for i in range(ends.get(self.source, 0), len(self.names) - 1) if alive[i + 1] == 1)
 
     def segment(self, first: int, last: int, types: Mapping[str, TensorType]) -> Segment:
-        """The nodes behind `first` up to `last`."""
+        """The nodes after `first` up to `last`."""
         inside = [i for i in range(first + 1, last + 1) if self.model.graph.node[i].op_type != "Constant"]
         read = frozenset().union(*(self.index.reads[i] for i in inside))
         known = [name for name, born in self.born.items() if born <= first and self.dies.get(name, -1) > first]
@@ -189,10 +185,9 @@ class _Lifetimes:
         return Segment(model, tuple(self.names[i] for i in inside), passed)
 
 
-def _named(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every node bears its unique name, which a part of the graph then keeps."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for name, node in zip(index_graph(model).names, copy.graph.node, strict=True):
+def _with_unique_names(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which every node has its unique name, which a part of the graph then keeps."""
+    named = deepcopy(model)
+    for name, node in zip(node_names(model.graph.node), named.graph.node, strict=True):
         node.name = name
-    return copy
+    return named

@@ -1,12 +1,13 @@
-"""A graph in which some layers are computed as another graph computes them.
+"""Replace layers of one ONNX graph by the same layers of another graph, for example INT8 layers by their float originals.
 
-Two graphs share tensors of the same names, the ends of their layers. A layer is all nodes between its end and the ends before
-it; whatever either graph has in between, such as Q/DQ or Casts, is taken over with it.
+Both graphs share tensors of the same names, the ends of their layers. A layer is all nodes between its end and the ends before
+it; whatever either graph has in between, such as Q/DQ or Casts, belongs to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from copy import deepcopy
 
 import onnx
 from onnx import helper
@@ -15,19 +16,12 @@ from calib.graph import GraphIndex, index_graph
 from calib.graph_segments import SHAPE_OPS, prefix
 
 
-def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
-
-
 def needed_nodes(
     model: onnx.ModelProto, index: GraphIndex, end: str, stops: Collection[str]
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """All nodes needed to compute a tensor from `stops`, those of shapes and constants included, and the stops read.
+    """Numbers of all nodes needed to compute a tensor from `stops`, those of shapes and constants included, and the stops read.
 
-    A stop that is read for its shape alone does not count as read.
+    A stop of which only the shape is read does not count as read.
     """
     nodes: set[int] = set()
     reads: set[str] = set()
@@ -64,15 +58,15 @@ class Splicer:
     def into(
         self, target: onnx.ModelProto, ends: Collection[str], switch: Callable[[str], str] | None = None
     ) -> onnx.ModelProto:
-        """A copy of `target` with some layers as the source computes them from the tensors of `target`.
+        """A copy of `target` with some layers of the source, computed from the tensors of `target`.
 
         Args:
             target: an FP32 graph with the same ends, or a part of one.
-            ends: of the layers to take over.
+            ends: of the layers to replace.
             switch: end -> name of a boolean scalar, a new input of the graph; True selects the source's layer, and both are
-                computed. None takes the layers over unconditionally, and nodes that nothing needs any more are dropped.
+                computed. None replaces the layers unconditionally, and nodes that are no longer needed are dropped.
         """
-        spliced = copy_model(target)
+        spliced = deepcopy(target)
         stops = self._stops | self._available(spliced)
         nodes: list[onnx.NodeProto] = []
         switches: dict[str, None] = {}
@@ -93,15 +87,15 @@ class Splicer:
         return spliced if switch else prefix(spliced, tuple(value.name for value in spliced.graph.output))
 
     def _available(self, target: onnx.ModelProto) -> set[str]:
-        """Tensors, besides ends and the graph's input, that `target` has under the name that the source gives them.
+        """Tensors, besides ends and the graph's input, that `target` has under the same names as the source.
 
-        A part of a graph gets as inputs what follows from shapes alone, and lacks the tensors whose shapes these are.
+        A part of a graph gets as inputs what depends on shapes alone, and lacks the tensors whose shapes these are.
         """
         shapes = self._shapes & {name for node in target.graph.node for name in node.output}
         return shapes | {value.name for value in target.graph.input}
 
     def _layer(self, end: str, result: str, stops: Collection[str], target: onnx.ModelProto) -> list[onnx.NodeProto]:
-        """The source's nodes of one layer, under new names that cannot clash; their constants are added to `target`."""
+        """The source's nodes of one layer, under unique new names; their constants are added to `target`."""
         nodes, taken = [], {value.name for value in target.graph.initializer}
 
         def renamed(name: str) -> str:
@@ -110,14 +104,13 @@ class Splicer:
             return name if not name or name in stops else f"{end}:{name}"
 
         for at in needed_nodes(self._source, self._index, end, stops)[0]:
-            node = onnx.NodeProto()
-            node.CopyFrom(self._source.graph.node[at])
+            node = deepcopy(self._source.graph.node[at])
             for name in node.input:
                 if name in self._constants and renamed(name) not in taken:
                     taken.add(renamed(name))
-                    constant = target.graph.initializer.add()
-                    constant.CopyFrom(self._constants[name])
+                    constant = deepcopy(self._constants[name])
                     constant.name = renamed(name)
+                    target.graph.initializer.append(constant)
             node.name = f"{end}:{self._index.names[at]}"
             node.input[:] = [renamed(name) for name in node.input]
             node.output[:] = [renamed(name) for name in node.output]

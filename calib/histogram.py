@@ -1,14 +1,14 @@
-"""Ranges of tensors from a stream of arrays, in memory that does not grow with the stream.
+"""Streaming histogram of |x| of one tensor, for calibration: memory does not grow with the data.
 
-One histogram of |x| per tensor, with BINS bins of a width that is a power of two:
+BINS bins, whose width is a power of two:
 
     width = 2^e,  e the smallest with max|x| < BINS * 2^e        bin(x) = floor(|x| / 2^e)        counts: int64
 
 Scaling by a power of two is exact and floor(floor(|x| / w) / 2) = floor(|x| / 2w), so when the maximum grows, adding
-neighbouring bins pairwise gives the very histogram that would have been taken with the wider bins from the start. The state
-is thus a function of the multiset of values: splitting the data and merging in any order gives the same bytes.
+neighbouring bins pairwise gives exactly the histogram that the wider bins would have given from the start. The state is thus
+a function of the multiset of values: splitting the data and merging in any order gives the same bytes.
 
-A method reduces the histogram to amax, the largest magnitude that INT8 is to represent; see calib.calibrators.
+`calib.calibrators` reduces a histogram to amax, the largest magnitude that INT8 is to represent.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calib.errors import InputError
+from calib.errors import DataError, UsageError
 
 BINS = 4096
 SMALLEST_EXPONENT = -126  # 2^126, the factor that maps |x| to bins, is still finite in float32
@@ -41,7 +41,7 @@ class Histogram:
 
     def __init__(self, tensor: str, bins: int = BINS) -> None:
         if bins < 2 or bins & (bins - 1):
-            raise InputError("number of bins must be a power of two from 2", where=f"tensor {tensor}", found=bins)
+            raise UsageError("number of bins must be a power of two, at least 2", where=f"tensor {tensor}", found=bins)
         self.tensor = tensor
         self.bins = bins
         self.counts: NDArray[np.int64] = np.zeros(bins, dtype=np.int64)
@@ -55,20 +55,20 @@ class Histogram:
 
     @property
     def size(self) -> int:
-        """Number of values seen."""
+        """Number of values added."""
         return int(self.counts.sum())
 
     def update(self, values: NDArray[Any]) -> None:
-        """Add an array of float32 or float16, any shape. Raises InputError for NaN, infinities and other types."""
+        """Add an array of float32 or float16, any shape. Raises DataError for NaN, infinities and other types."""
         if values.dtype not in (np.float32, np.float16):
-            raise InputError("observer takes float32 or float16", where=f"tensor {self.tensor}", found=values.dtype)
+            raise DataError("only float32 and float16 are calibrated", where=f"tensor {self.tensor}", found=values.dtype)
         if values.size == 0:
             return
         flat = np.ascontiguousarray(values).reshape(-1)
-        largest = max(float(flat.max()), -float(flat.min()))  # NaN and infinities survive max and min
+        largest = max(float(flat.max()), -float(flat.min()))  # NaN and infinities propagate through max and min
         if not math.isfinite(largest):
-            raise InputError(
-                "not a finite number in a tensor to be calibrated",
+            raise DataError(
+                "a tensor to be calibrated holds NaN or infinity",
                 where=f"tensor {self.tensor}",
                 found=f"{np.count_nonzero(~np.isfinite(flat))} of {flat.size} elements are NaN or infinite",
                 next_command="find the first such tensor by running the float graph on the same images",
@@ -81,11 +81,11 @@ class Histogram:
             self.counts += np.bincount(scaled.astype(np.intp), minlength=self.bins)
 
     def merge(self, other: Histogram) -> None:
-        """Add what another histogram of the same tensor has seen. Raises InputError for one of another tensor or resolution."""
+        """Add the values of another histogram. Raises UsageError for one of another tensor or resolution."""
         if other.tensor != self.tensor:
-            raise InputError("histograms of different tensors", found=other.tensor, allowed=self.tensor)
+            raise UsageError("histograms of different tensors", found=other.tensor, allowed=self.tensor)
         if other.bins != self.bins:
-            raise InputError("histograms of different resolution", found=f"{other.bins} bins", allowed=f"{self.bins} bins")
+            raise UsageError("histograms of different resolution", found=f"{other.bins} bins", allowed=f"{self.bins} bins")
         self._widen_for(other.amax)
         self.counts += _coarsened(other.counts, self.exponent - other.exponent)
 

@@ -8,13 +8,11 @@ from typing import Any
 
 
 def lazy_exports(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package (PEP 562).
+    """The `__getattr__` of a package (PEP 562); it raises AttributeError for a name that is not in `modules`.
 
     Args:
         package: its dotted name.
         modules: public name -> dotted name of the module that defines it.
-
-    The function raises AttributeError for any other name.
     """
 
     def load(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Multiply-accumulates per node: what the share of INT8 in a network is measured in."""
+"""Multiply-accumulates (MACs) per node: the unit of a network's INT8 share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import onnx
 
-from calib.errors import InputError
+from calib.errors import GraphError
 from calib.graph import TensorType, attribute, infer_types, node_names
 
 MAC_OPS = ("Conv", "Gemm", "MatMul")
@@ -22,14 +22,8 @@ def count_macs(model: onnx.ModelProto, batch: int = 1) -> dict[str, int]:
 
     Biases and the alpha and beta of Gemm are not counted. Quantize, dequantize and Cast nodes do not change the result.
 
-    Args:
-        model: any ONNX model; not changed.
-        batch: value of a symbolic first dimension of the inputs; a fixed first dimension stays as it is.
-
-    Returns:
-        Node name (first output for an unnamed node) -> MACs.
-
-    Raises InputError when a shape that is needed cannot be inferred.
+    `batch` is the value of a symbolic first dimension of the inputs; a fixed first dimension stays as it is.
+    Returns unique node name, see `calib.graph.node_names` -> MACs. Raises GraphError when a needed shape cannot be inferred.
     """
     types = infer_types(model, batch)
     nodes = model.graph.node
@@ -52,11 +46,11 @@ def _node_macs(name: str, node: onnx.NodeProto, types: Mapping[str, TensorType])
 def _shape(name: str, tensor: str, types: Mapping[str, TensorType]) -> tuple[int, ...]:
     shape = types[tensor].shape if tensor in types else None
     if shape is None or None in shape:
-        raise InputError(
+        raise GraphError(
             "shape of a tensor cannot be inferred, so its node's multiply-accumulates cannot be counted",
             where=f"node {name}, tensor {tensor}",
             found=shape,
-            allowed="static shapes but for the batch",
+            allowed="static shapes except for the batch",
             next_command="export with fixed dimensions, or simplify the graph with onnxsim",
         )
     return tuple(int(d) for d in shape if d is not None)

@@ -1,7 +1,7 @@
-"""How far two results are apart: SQNR, KL divergence, top-1 agreement. numpy, float64 throughout.
+"""Compare two arrays: SQNR, KL divergence, top-1 agreement. numpy, float64 throughout.
 
-Every function refuses what it cannot compare: different shapes, empty arrays, NaN and infinities raise InputError and are
-never skipped. A metric that drops the values it cannot handle reports the best on the worst results.
+What cannot be compared is refused, never skipped: every function raises DataError for different shapes, empty arrays, NaN and
+infinities. A metric that drops the values it cannot handle reports the best figure on the worst results.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from calib.errors import InputError
+from calib.errors import DataError
 
 SQNR_CAP_DB = 300.0
 """Stands for an infinite SQNR in artifacts, where infinity cannot be written: beyond FP64's own 2^-53 per value."""
@@ -28,16 +28,15 @@ def power_ratio_db(signal: float, noise: float, cap_db: float = SQNR_CAP_DB) -> 
 
 
 def sqnr_db(reference: ArrayLike, test: ArrayLike) -> float:
-    """Signal to quantization noise ratio over all elements, in dB.
+    """Signal to quantization noise ratio over all elements of two arrays of one shape, in dB.
 
         10 log10( sum reference^2 / sum (reference - test)^2 )
 
-    Any common shape. Equal arrays give +inf, an all-zero reference against anything else gives -inf.
-    Raises InputError for shapes that differ, empty arrays, NaN and infinities.
+    Equal arrays give +inf, an all-zero reference against anything else gives -inf.
     """
-    a, b = _pair(reference, test)
+    a, b = _comparable_pair(reference, test)
     peak = max(float(np.abs(a).max()), float(np.abs(b).max()))
-    if peak > 0:  # squares of very large or very small numbers would leave float64; the ratio is free of scale
+    if peak > 0:  # squares of very large or very small numbers would leave float64; the ratio does not depend on scale
         a, b = a / peak, b / peak
     return power_ratio_db(float(np.sum(a**2)), float(np.sum((a - b) ** 2)), cap_db=float("inf"))
 
@@ -48,23 +47,19 @@ def capped_sqnr_db(reference: ArrayLike, test: ArrayLike) -> float:
 
 
 def kl(reference: ArrayLike, test: ArrayLike) -> float:
-    """Kullback-Leibler divergence of the predicted distributions, in nats, averaged over rows.
+    """Kullback-Leibler divergence of the predicted distributions, in nats, averaged over rows of logits (B, classes).
 
         mean_b sum_c p_bc (log p_bc - log q_bc),    p = softmax(reference), q = softmax(test) over the last axis
 
-    Logits (B, classes) -> a number >= 0, 0 if and only if the softmaxes are equal.
-    Raises InputError for shapes that differ, anything but two axes, empty arrays, NaN and infinities.
+    At least 0; 0 if and only if the softmaxes are equal.
     """
-    log_p, log_q = (log_softmax(v) for v in _logits(reference, test))
+    log_p, log_q = (log_softmax(v) for v in _logits_pair(reference, test))
     return max(0.0, float(np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=-1))))
 
 
 def top1_agreement(reference: ArrayLike, test: ArrayLike) -> float:
-    """Fraction of rows of logits (B, classes) whose largest entry has the same index; ties go to the lower index.
-
-    Raises InputError for shapes that differ, anything but two axes, empty arrays, NaN and infinities.
-    """
-    a, b = _logits(reference, test)
+    """Fraction of rows of logits (B, classes) whose largest entry has the same index; ties go to the lower index."""
+    a, b = _logits_pair(reference, test)
     return float(np.mean(a.argmax(axis=-1) == b.argmax(axis=-1)))
 
 
@@ -74,21 +69,21 @@ def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True)), dtype=np.float64)
 
 
-def _pair(reference: ArrayLike, test: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _comparable_pair(reference: ArrayLike, test: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     a, b = np.asarray(reference, dtype=np.float64), np.asarray(test, dtype=np.float64)
     if a.shape != b.shape:
-        raise InputError("arrays to compare differ in shape", found=b.shape, allowed=a.shape)
+        raise DataError("arrays to compare differ in shape", found=b.shape, allowed=a.shape)
     if a.size == 0:
-        raise InputError("nothing to compare", found=f"shape {a.shape}", allowed="at least one element")
+        raise DataError("nothing to compare", found=f"shape {a.shape}", allowed="at least one element")
     for name, values in (("reference", a), ("test", b)):
         bad = int(values.size - np.count_nonzero(np.isfinite(values)))
         if bad:
-            raise InputError("not a finite number", where=name, found=f"{bad} of {values.size} elements are NaN or infinite")
+            raise DataError("not a finite number", where=name, found=f"{bad} of {values.size} elements are NaN or infinite")
     return a, b
 
 
-def _logits(reference: ArrayLike, test: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    a, b = _pair(reference, test)
+def _logits_pair(reference: ArrayLike, test: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    a, b = _comparable_pair(reference, test)
     if a.ndim != 2:
-        raise InputError("not a batch of logits", found=f"shape {a.shape}", allowed="(B, classes)")
+        raise DataError("not a batch of logits", found=f"shape {a.shape}", allowed="(B, classes)")
     return a, b

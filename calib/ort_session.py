@@ -1,15 +1,16 @@
-"""Inner tensors of an ONNX graph on the CPU: a copy in memory gets them as further outputs."""
+"""Run ONNX graphs on the CPU in ONNX Runtime, and read their inner tensors: a copy in memory gets them as extra outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calib.errors import InputError
+from calib.errors import DataError, GraphError
 from calib.graph import index_graph
 
 
@@ -19,70 +20,68 @@ class TappedGraph:
     Args:
         model: the graph; it is copied.
         taps: names of the tensors to read; the graph's input and its outputs are allowed.
-        threads: threads of ONNX Runtime; 0 lets it use every core.
-        where: what an error names, usually the file.
+        threads: threads of ONNX Runtime; 0 uses every core.
+        where: named in errors, usually the file.
 
     Call: array (B, ...) as the graph takes it -> {tap: array}.
 
-    Raises InputError for a graph with several inputs, a tap that it does not hold, a graph that ONNX Runtime refuses, and
+    Raises GraphError for a graph with several inputs, an unknown tap and a graph that ONNX Runtime refuses, DataError for
     arrays that the graph does not take.
     """
 
     def __init__(self, model: onnx.ModelProto, taps: Sequence[str], *, threads: int = 1, where: object = None) -> None:
         index = index_graph(model)
         if len(index.inputs) != 1:
-            raise InputError("the graph must have one input", where=where, found=", ".join(index.inputs))
+            raise GraphError("the graph must have one input", where=where, found=", ".join(index.inputs))
         (self.source,) = index.inputs
         self.taps = tuple(taps)
         self._inner = [name for name in self.taps if name != self.source]
         unknown = [name for name in self._inner if name not in index.producers]
         if unknown:
-            raise InputError("no such tensor: the names were made for another graph", where=where, found=", ".join(unknown[:4]))
+            raise GraphError("no such tensor: the names were made for another graph", where=where, found=", ".join(unknown[:4]))
         self._session: Any = None
-        if not self._inner:
-            return
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        declared = {v.name for v in copy.graph.output}
-        copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._inner if name not in declared)
-        self._session = _open(copy, threads, where)
+        if self._inner:
+            tapped = deepcopy(model)
+            declared = {v.name for v in tapped.graph.output}
+            tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._inner if name not in declared)
+            self._session = _open_session(tapped, threads, where)
 
     def __call__(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """The tapped tensors of a batch."""
-        found = {self.source: batch} if self.source in self.taps else {}
+        tensors = {self.source: batch} if self.source in self.taps else {}
         if not self._inner:
-            return found
+            return tensors
         try:
             values = self._session.run(self._inner, {self.source: batch})
         except Exception as error:  # ONNX Runtime's exception classes share no public base
-            raise InputError(
+            raise DataError(
                 "the graph does not take these images",
                 found=f"{batch.dtype} {batch.shape}: {error}",
                 allowed=self._session.get_inputs()[0].shape,
             ) from error
-        return {**found, **dict(zip(self._inner, values, strict=True))}
+        return {**tensors, **dict(zip(self._inner, values, strict=True))}
 
 
 class GraphSession:
     """A graph with any number of inputs, such as a part of another one; all its outputs are computed.
 
-    Q/DQ pairs are computed as they are written, never melted into integer kernels, whose sums saturate on some CPUs. Threads
-    do not spin between two calls, so that many such graphs may be called in turn.
+    Q/DQ pairs are computed as written, never fused into integer kernels, whose sums saturate on some CPUs. Threads do not spin
+    between two calls, so that many such graphs may be called in turn.
 
     Args:
         model: the graph.
-        threads: threads of ONNX Runtime; 0 lets it use every core.
-        where: what an error names.
+        threads: threads of ONNX Runtime; 0 uses every core.
+        where: named in errors.
 
-    Call: {input: array}, further entries are not read -> {output: array}.
+    Call: {input: array}, further entries are ignored -> {output: array}.
 
-    Raises InputError for a graph that ONNX Runtime refuses and for arrays that the graph does not take.
+    Raises GraphError for a graph that ONNX Runtime refuses, DataError for arrays that the graph does not take.
     """
 
     def __init__(self, model: onnx.ModelProto, *, threads: int = 1, where: object = None) -> None:
         settings = {"session.disable_quant_qdq": "1", "session.intra_op.allow_spinning": "0"}
         self._where = where
-        self._session = _open(model, threads, where, settings)
+        self._session = _open_session(model, threads, where, settings)
         self._inputs = [v.name for v in self._session.get_inputs()]
         self._outputs = [v.name for v in model.graph.output]
 
@@ -91,12 +90,11 @@ class GraphSession:
         try:
             values = self._session.run(self._outputs, {name: tensors[name] for name in self._inputs})
         except Exception as error:  # ONNX Runtime's exception classes share no public base
-            raise InputError("the graph does not take these tensors", where=self._where, found=error) from error
+            raise DataError("the graph does not take these tensors", where=self._where, found=error) from error
         return dict(zip(self._outputs, values, strict=True))
 
 
-def _open(model: onnx.ModelProto, threads: int, where: object, settings: Mapping[str, str] | None = None) -> Any:
-    """A session on the CPU."""
+def _open_session(model: onnx.ModelProto, threads: int, where: object, settings: Mapping[str, str] | None = None) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -108,19 +106,19 @@ def _open(model: onnx.ModelProto, threads: int, where: object, settings: Mapping
     try:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exception classes share no public base
-        raise InputError("ONNX Runtime refuses the graph", where=where, found=error) from error
+        raise GraphError("ONNX Runtime refuses the graph", where=where, found=error) from error
 
 
 def check_batch(batch: NDArray[Any], images: int) -> None:
-    """Refuse what is no batch of finite float32 numbers; `images` came before it. Raises InputError."""
+    """Raises DataError unless this is a batch of finite float32 numbers; `images` is how many came before it."""
     if batch.dtype != np.float32 or batch.ndim < 1:
-        raise InputError("not a batch of images", found=f"{batch.dtype} {batch.shape}", allowed="float32 (B, ...)")
+        raise DataError("not a batch of images", found=f"{batch.dtype} {batch.shape}", allowed="float32 (B, ...)")
     if not np.isfinite(batch).all():
-        raise InputError("NaN or infinity in the images", where=f"batch after image {images}", allowed="finite numbers")
+        raise DataError("NaN or infinity in the images", where=f"batch after image {images}", allowed="finite numbers")
 
 
-def checked(batches: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    """The same batches, each checked by `check_batch` when it is asked for."""
+def checked_batches(batches: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    """The same batches, each checked by `check_batch` when it is requested."""
     images = 0
     for batch in batches:
         check_batch(batch, images)

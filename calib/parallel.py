@@ -1,7 +1,7 @@
-"""Several batches at once on threads of this process, their results in order.
+"""Process several batches at once on threads of this process; results come in order.
 
 ONNX Runtime computes outside the interpreter's lock. Two runs on one thread each keep two cores busier than one run on two
-threads, whose parts wait for each other at every operator; and whoever uses a result does so while the next one is computed.
+threads, whose parts wait for each other at every operator; and the caller uses a result while the next one is computed.
 """
 
 from __future__ import annotations
@@ -22,26 +22,27 @@ def ordered_map(function: Callable[[_T], _R], items: Iterable[_T], at_once: int)
     """`function` of every item, in the order of the items.
 
     Args:
-        function: may be called by several threads at the same time if `at_once` is more than 1.
-        items: taken by the calling thread, few ahead of their turn.
-        at_once: calls under way, or done and not yet taken; 1 makes them in the calling thread, each when it is asked for.
+        function: called by several threads at the same time if `at_once` is more than 1.
+        items: consumed by the calling thread, at most `at_once` ahead of the results.
+        at_once: calls running, or finished and not yet consumed; 1 makes each call in the calling thread, when its result is
+            requested.
 
-    What `function` raises is raised in its turn; calls that are under way then are finished, and no other is begun.
+    An exception of `function` is raised in its turn; calls that are running then are finished, and no other is started.
     """
     if at_once == 1:
         yield from map(function, items)
         return
-    ahead: deque[Future[_R]] = deque()
+    pending: deque[Future[_R]] = deque()
     with ThreadPoolExecutor(at_once) as pool:
         try:
             for item in items:
-                if len(ahead) == at_once:
-                    yield ahead.popleft().result()
-                ahead.append(pool.submit(function, item))
-            while ahead:
-                yield ahead.popleft().result()
+                if len(pending) == at_once:
+                    yield pending.popleft().result()
+                pending.append(pool.submit(function, item))
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for call in ahead:
+            for call in pending:
                 call.cancel()
 
 
@@ -51,7 +52,7 @@ def usable_cores() -> int:
 
 
 def shared_cores() -> tuple[int, int]:
-    """(runs at once, threads of each) for the cores that this process may use: a run for each core, MOST_RUNS at most."""
+    """(runs at once, threads of each) for the cores that this process may use: one run per core, at most MOST_RUNS."""
     cores = usable_cores()
     runs = min(cores, MOST_RUNS)
     return runs, cores // runs

@@ -1,13 +1,13 @@
-"""Where Q/DQ goes: only in front of what TensorRT lowers to INT8, and nowhere else.
+"""Decide which tensors get Q/DQ: only inputs of operators that TensorRT lowers to INT8.
 
     MatMul  (..., K) x constant (K, N)      activation per tensor, weight per channel, axis 1
     Gemm    (M, K) x constant               activation per tensor, weight per channel, axis 0 if transB else 1
     Conv    depthwise too                   activation per tensor, weight per channel, axis 0
     MatMul  activation x activation         both sides per tensor
 
-The axis is always that of the output channels: a scale along the contraction axis K could not be taken out of the sum, and
-TensorRT then computes in float without saying so. LayerNorm inputs, residual additions and norm reductions are never
-touched, since a pair serves the quantized consumers of a tensor alone.
+The axis is always that of the output channels: a scale along the contraction axis K cannot be factored out of the sum, and
+TensorRT then silently computes in float. LayerNorm inputs, residual additions and norm reductions are never affected, since a
+pair feeds only the quantized consumers of a tensor.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Literal
 
 import onnx
 
-from calib.errors import InputError
+from calib.errors import GraphError, UsageError
 from calib.graph import GraphIndex, TensorType, attribute, index_graph, infer_types, opset_version
 
 QUANTIZABLE_OPS = ("Conv", "Gemm", "MatMul")
@@ -29,10 +29,10 @@ _FIRST_PER_AXIS_OPSET = 13
 
 @dataclass(frozen=True)
 class QuantScheme:
-    """What is to be quantized. All of it is INT8, symmetric, zero-point 0, range [-127, 127].
+    """What to quantize: INT8, symmetric, zero-point 0, range [-127, 127].
 
     Attributes:
-        exclude: glob patterns on node names; what matches stays in float. A pattern that matches no candidate is refused.
+        exclude: glob patterns on node names; matching nodes stay in float. A pattern that matches no candidate is refused.
         op_types: the operators to quantize, out of QUANTIZABLE_OPS.
         activation_matmul: whether the product of two activations is quantized.
     """
@@ -44,7 +44,7 @@ class QuantScheme:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.op_types) - set(QUANTIZABLE_OPS))
         if unknown:
-            raise InputError("operators that have no INT8 lowering", found=unknown, allowed=", ".join(QUANTIZABLE_OPS))
+            raise UsageError("operators cannot be lowered to INT8", found=unknown, allowed=", ".join(QUANTIZABLE_OPS))
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class QuantPoint:
     Attributes:
         node: unique node name, see `calib.graph.node_names`.
         input_index: position among the node's inputs.
-        tensor: name of the float tensor there.
+        tensor: the float tensor at that position.
         kind: "activation", quantized per tensor, or "weight", a constant quantized per channel.
         axis: output-channel axis of a weight, None for an activation.
     """
@@ -68,7 +68,7 @@ class QuantPoint:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A candidate that stays in float, and why."""
+    """A candidate that stays in float, and the reason."""
 
     node: str
     op_type: str
@@ -77,7 +77,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class QuantPlan:
-    """Which inputs get Q/DQ, in graph order, and which candidates do not."""
+    """The inputs that get Q/DQ, in graph order, and the candidates that do not."""
 
     points: tuple[QuantPoint, ...]
     skipped: tuple[Skipped, ...]
@@ -94,16 +94,22 @@ class QuantPlan:
 
 
 def plan_quantization(model: onnx.ModelProto, scheme: QuantScheme | None = None) -> QuantPlan:
-    """Decide for every Conv, Gemm and MatMul of a float graph. Deterministic: graph order.
+    """Decide for every Conv, Gemm and MatMul of a float graph, in graph order.
 
-    Raises InputError for a graph that already holds Q/DQ, for an opset below 13 (no per-channel Q/DQ), for an exclusion
-    that matches nothing, and when nothing is left to quantize.
+    Raises GraphError for a graph that already holds Q/DQ, for an opset below 13 (no per-channel Q/DQ) and when nothing is left
+    to quantize, UsageError for an exclusion that matches nothing.
     """
     scheme = scheme or QuantScheme()
     _check_float_graph(model)
     index, types = index_graph(model), infer_types(model)
     candidates = [(name, n) for name, n in zip(index.names, model.graph.node, strict=True) if n.op_type in _LISTED_OPS]
-    _check_exclusions(scheme, [name for name, _ in candidates])
+    for pattern in scheme.exclude:
+        if not any(fnmatchcase(name, pattern) for name, _ in candidates):
+            raise UsageError(
+                "exclusion matches no node that could be quantized",
+                found=repr(pattern),
+                allowed=f"globs on {len(candidates)} node names such as {', '.join(name for name, _ in candidates[:4])}",
+            )
     points: list[QuantPoint] = []
     skipped: list[Skipped] = []
     for name, node in candidates:
@@ -113,36 +119,26 @@ def plan_quantization(model: onnx.ModelProto, scheme: QuantScheme | None = None)
         else:
             points.extend(decision)
     if not points:
-        raise InputError("nothing to quantize", found="; ".join(f"{s.node}: {s.reason}" for s in skipped[:8]) or "no candidate")
+        raise GraphError("nothing to quantize", found="; ".join(f"{s.node}: {s.reason}" for s in skipped[:8]) or "no candidate")
     return QuantPlan(tuple(points), tuple(skipped))
 
 
 def _check_float_graph(model: onnx.ModelProto) -> None:
     quantized = sum(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node)
     if quantized:
-        raise InputError(
-            "graph is quantized already",
+        raise GraphError(
+            "graph is already quantized",
             found=f"{quantized} Q/DQ nodes",
             allowed="a float graph",
             next_command="pass the float ONNX file that it was made from",
         )
     if opset_version(model) < _FIRST_PER_AXIS_OPSET:
-        raise InputError(
+        raise GraphError(
             "opset has no per-channel Q/DQ",
             found=f"opset {opset_version(model)}",
-            allowed=f"opset {_FIRST_PER_AXIS_OPSET} or newer; 20 serves every TensorRT from 10.0 on",
+            allowed=f"opset {_FIRST_PER_AXIS_OPSET} or newer; 20 works with every TensorRT from 10.0 on",
             next_command="export again with opset 20",
         )
-
-
-def _check_exclusions(scheme: QuantScheme, names: list[str]) -> None:
-    for pattern in scheme.exclude:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise InputError(
-                "exclusion matches no node that could be quantized",
-                found=repr(pattern),
-                allowed=f"globs on {len(names)} node names such as {', '.join(names[:4])}",
-            )
 
 
 def _excluded(name: str, node: onnx.NodeProto, scheme: QuantScheme) -> str | None:
@@ -157,7 +153,7 @@ def _excluded(name: str, node: onnx.NodeProto, scheme: QuantScheme) -> str | Non
 def _decide(
     name: str, node: onnx.NodeProto, index: GraphIndex, types: Mapping[str, TensorType], scheme: QuantScheme
 ) -> str | tuple[QuantPoint, ...]:
-    """The points of a node, or the reason why it has none."""
+    """The quantized inputs of a node, or the reason why it has none."""
     data, weight = node.input[0], node.input[1]
     for tensor in (data, weight):
         if tensor in types and types[tensor].dtype not in (onnx.TensorProto.FLOAT, onnx.TensorProto.UNDEFINED):
@@ -169,10 +165,10 @@ def _decide(
     if weight in index.constants:
         axis = _output_channel_axis(node, len(index.constants[weight].dims))
         return axis if isinstance(axis, str) else (activation, QuantPoint(name, 1, weight, "weight", axis))
-    return _why_not_activations(node, index, scheme) or (activation, QuantPoint(name, 1, weight, "activation"))
+    return _float_operand_reason(node, index, scheme) or (activation, QuantPoint(name, 1, weight, "activation"))
 
 
-def _why_not_activations(node: onnx.NodeProto, index: GraphIndex, scheme: QuantScheme) -> str | None:
+def _float_operand_reason(node: onnx.NodeProto, index: GraphIndex, scheme: QuantScheme) -> str | None:
     if node.input[1] in index.constant_like:
         return "its weight is computed from constants: fold them first, for example with onnxsim"
     if node.op_type != "MatMul":

@@ -1,9 +1,9 @@
-"""Q/DQ written into a float graph, and read back.
+"""Insert QuantizeLinear/DequantizeLinear (Q/DQ) pairs into a float graph, and read them back.
 
     activation   x -> QuantizeLinear -> DequantizeLinear -> every quantized consumer; other consumers keep x
-    weight       int8 constant -> DequantizeLinear -> consumer; the float constant goes unless something else reads it
+    weight       int8 constant -> DequantizeLinear -> consumer; the float constant is removed unless something else reads it
 
-INT8 symmetric, zero-point 0, range [-127, 127]; scales are FP32 numbers that FP16 holds exactly. Biases stay in float.
+INT8 symmetric, zero-point 0, range [-127, 127]; scales are FP32 numbers that FP16 represents exactly. Biases stay in float.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from calib.calibration_table import REMAKE, CalibrationTable
-from calib.errors import InputError
+from calib.errors import ArtifactError, GraphError
 from calib.graph import GraphIndex, attribute, index_graph, to_array
 from calib.graph_editor import GraphEditor
 from calib.qdq_placement import QuantPlan, QuantPoint
@@ -34,7 +34,7 @@ class QdqInfo:
         kind: "activation" for a Q/DQ pair, "weight" for a DequantizeLinear on a constant.
         scale: one number per tensor, or one per channel.
         axis: channel axis where there is more than one scale.
-        dtype: ONNX name of the quantized type, "INT8".
+        dtype: ONNX name of the quantized type, for example "INT8".
     """
 
     kind: Literal["activation", "weight"]
@@ -44,16 +44,13 @@ class QdqInfo:
 
 
 def insert_qdq(model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan) -> onnx.ModelProto:
-    """A copy of `model` with Q/DQ at every point of `plan`. Equal inputs give equal bytes, see `serialize`.
-
-    Raises InputError for a planned tensor without a scale and for a plan that does not fit the graph.
-    """
+    """A copy of `model` with Q/DQ at every point of `plan`; errors see `check_plan`. Equal inputs give equal bytes."""
     check_plan(model, table, plan)
     editor = GraphEditor(model, separator="_")
     zero_point = editor.add_constant("qdq_zero_point", np.zeros((), np.int8))
     dequantized: dict[tuple[str, int | None], str] = {}
     for tensor in plan.activations:
-        dequantized[tensor, None] = _add_pair(editor, tensor, table.tensors[tensor].scale, zero_point)
+        dequantized[tensor, None] = _add_activation(editor, tensor, table.tensors[tensor].scale, zero_point)
     weights = [point for point in plan.points if point.kind == "weight"]
     for point in weights:
         if (point.tensor, point.axis) not in dequantized:
@@ -67,8 +64,8 @@ def insert_qdq(model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan)
     return quantized
 
 
-def _add_pair(editor: GraphEditor, tensor: str, scale: float, zero_point: str) -> str:
-    """One Q/DQ pair right behind what makes an activation; the dequantized tensor."""
+def _add_activation(editor: GraphEditor, tensor: str, scale: float, zero_point: str) -> str:
+    """Insert a Q/DQ pair right after the producer of an activation; return the dequantized tensor."""
     parameters = [editor.add_constant(f"{tensor}_scale", np.asarray(scale, np.float32)), zero_point]
     quantized, dequantized = editor.new_name(f"{tensor}_quantized"), editor.new_name(f"{tensor}_dequantized")
     editor.insert_after(
@@ -80,7 +77,7 @@ def _add_pair(editor: GraphEditor, tensor: str, scale: float, zero_point: str) -
 
 
 def _add_weight(editor: GraphEditor, point: QuantPoint) -> str:
-    """The INT8 constant of a weight, dequantized right before the weight's first reader; the dequantized tensor."""
+    """Add a weight as an INT8 constant, dequantized before its first reader; return the dequantized tensor."""
     assert point.axis is not None
     tensor, axis = point.tensor, point.axis
     values, scales = quantize_weight(to_array(editor.index.constants[tensor]), axis, tensor)
@@ -96,10 +93,10 @@ def _add_weight(editor: GraphEditor, point: QuantPoint) -> str:
 
 
 def check_plan(model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan) -> None:
-    """Raises InputError for a planned tensor without a scale and for a plan that does not fit the graph."""
+    """Raises ArtifactError for a planned tensor without a scale, GraphError for a plan that does not match the graph."""
     missing = [name for name in plan.activations if name not in table.tensors]
     if missing:
-        raise InputError(
+        raise ArtifactError(
             "planned tensors have no scale",
             found=f"{len(missing)} tensors: {', '.join(missing[:8])}",
             allowed="a table made for this graph and this scheme",
@@ -110,35 +107,32 @@ def check_plan(model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan)
         inputs = index.nodes[p.node].input if p.node in index.nodes else ()
         fits = p.input_index < len(inputs) and inputs[p.input_index] == p.tensor
         if not fits or (p.kind == "weight" and p.tensor not in index.constants):
-            raise InputError(
-                "plan was made for another graph",
-                where=f"node {p.node}, input {p.input_index}",
-                found=f"no {p.kind} {p.tensor}",
-            )
+            where = f"node {p.node}, input {p.input_index}"
+            raise GraphError("plan was made for another graph", where=where, found=f"no {p.kind} {p.tensor}")
 
 
 def read_qdq(model: onnx.ModelProto) -> dict[str, QdqInfo]:
-    """Quantized tensors of a graph in graph order: input of QuantizeLinear, or constant under DequantizeLinear -> its scale.
+    """Quantized tensors in graph order: input of QuantizeLinear, or constant input of DequantizeLinear -> its scale.
 
-    Raises InputError for a scale that is no constant.
+    Raises GraphError for a scale that is not a constant.
     """
     index = index_graph(model)
-    found: dict[str, QdqInfo] = {}
+    quantized: dict[str, QdqInfo] = {}
     for name, node in zip(index.names, model.graph.node, strict=True):
         on_constant = node.op_type == DEQUANTIZE and node.input[0] in index.constants
         if node.op_type != QUANTIZE and not on_constant:
             continue
         if node.input[1] not in index.constants:
-            raise InputError("scale is no constant", where=f"node {name}", found=node.input[1])
+            raise GraphError("scale is not a constant", where=f"node {name}", found=node.input[1])
         scale = np.atleast_1d(to_array(index.constants[node.input[1]]).astype(np.float64))
         code = index.constants[node.input[0]].data_type if on_constant else _zero_point_type(node, index)
-        found[node.input[0]] = QdqInfo(
+        quantized[node.input[0]] = QdqInfo(
             kind="weight" if on_constant else "activation",
             scale=tuple(float(s) for s in scale),
             axis=int(attribute(node, "axis", 1)) if scale.size > 1 else None,
             dtype=onnx.TensorProto.DataType.Name(code),
         )
-    return found
+    return quantized
 
 
 def serialize(model: onnx.ModelProto) -> bytes:
@@ -150,8 +144,8 @@ def serialize(model: onnx.ModelProto) -> bytes:
 def quantize_weight(weight: NDArray[Any], axis: int, tensor: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Per-channel symmetric INT8: (quantized, like `weight`; scales (channels,)) with weight ~ quantized * scale along `axis`.
 
-    scale_c = FP16-rounded-up(max |w_c| / 127), q = clip(round_half_even(w / scale_c), -127, 127), in float32 as
-    QuantizeLinear has it.
+    scale_c = FP16-rounded-up(max |w_c| / 127), q = clip(round_half_even(w / scale_c), -127, 127), in float32 like
+    QuantizeLinear.
     """
     others = tuple(a for a in range(weight.ndim) if a != axis)
     scales = weight_scales(np.abs(weight).max(axis=others), tensor)
@@ -159,13 +153,14 @@ def quantize_weight(weight: NDArray[Any], axis: int, tensor: str) -> tuple[NDArr
     return quantized.astype(np.int8), scales
 
 
-def dequantize_weight(values: NDArray[np.int8], scales: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """What an INT8 weight of `quantize_weight` stands for: values * scales along `axis`, exact in float32."""
+def fake_quantize_weight(weight: NDArray[Any], axis: int, tensor: str) -> NDArray[np.float32]:
+    """The weight after `quantize_weight` and dequantization: values * scales along `axis`, exact in float32."""
+    values, scales = quantize_weight(weight, axis, tensor)
     return np.asarray(values * scales.reshape(_along(axis, values.ndim)))
 
 
 def _along(axis: int, ndim: int) -> list[int]:
-    """Shape in which one number per channel broadcasts along an axis."""
+    """Shape that broadcasts one number per channel along an axis."""
     return [-1 if a == axis else 1 for a in range(ndim)]
 
 

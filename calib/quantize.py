@@ -1,4 +1,4 @@
-"""From a float graph and images to everything that quantizes it: refined float graph, calibration table, Q/DQ graph."""
+"""Quantize a float ONNX graph to INT8 with calibration images: refined float graph, calibration table, Q/DQ graph."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _LISTED = 5
 
 @dataclass(frozen=True)
 class CalibrateConfig:
-    """How to calibrate.
+    """How to refine and calibrate.
 
     Attributes:
         effort: name in `calib.refine.effort.EFFORTS`, or a set of refinements.
         scheme: what is quantized.
         collect: method, fewest images.
         refine_threads: threads of ONNX Runtime while refining.
-        bounds: tells, for the refined graph, tensor -> largest magnitude on any image, where that is proven.
+        bounds: refined graph -> (tensor -> largest magnitude on any image, where that is proven).
     """
 
     effort: str | Effort = "balanced"
@@ -62,60 +62,60 @@ def calibrate_graph(
 
     Args:
         source: float graph with one input.
-        refined: where the refined float graph goes; an effort without refinements writes the bytes of the source.
-        batches: gives the images anew at each call: arrays (B, ...) float32 as the graph takes them.
-        images: how many they are.
+        refined: output path of the refined float graph; an effort without refinements writes the bytes of the source.
+        batches: returns all images at each call: arrays (B, ...) float32 as the graph takes them.
+        images: their number.
         data_sha256: digest of the images, for the table.
         config: effort, scheme, method.
-        progress: told the share that is done.
+        progress: called with the fraction done.
 
     Raises what `calib.collect.collect_table` and `calib.refine.apply_refinements.refine_graph` raise. The same batches in the
     same order give the same bytes; without refinements the order does not matter either.
     """
     model, data = load_graph(source)
-    used = resolve_effort(config.effort)
+    effort = resolve_effort(config.effort)
     config.collect.check_count(images)
-    share = _REFINE_SHARE if used.names else 0.0
-    found = refine_graph(
+    share = _REFINE_SHARE if effort.names else 0.0
+    result = refine_graph(
         model,
         config.scheme,
         batches(),
-        used,
+        effort,
         images=images,
         threads=config.refine_threads,
         progress=lambda done: progress(share * done),
     )
-    write_bytes(refined, serialize(found.model) if used.names else data)
+    write_bytes(refined, serialize(result.model) if effort.names else data)
     table = collect_table(
         refined,
         batches(),
-        plan_quantization(found.model, config.scheme),
+        plan_quantization(result.model, config.scheme),
         data_sha256=data_sha256,
-        bounds=config.bounds(found.model),
+        bounds=config.bounds(result.model),
         config=config.collect,
         progress=lambda done: progress(share + (1 - share) * done / images),
     )
-    settled = {t: TensorScale.settled(s, table.tensors[t].bound) for t, s in found.scales.items()}
+    searched = {t: TensorScale.from_search(s, table.tensors[t].bound) for t, s in result.scales.items()}
     return replace(
         table,
-        tensors={**table.tensors, **settled},
-        source_sha256=sha256_bytes(data) if used.names else "",
-        refinements=used.names,
+        tensors={**table.tensors, **searched},
+        source_sha256=sha256_bytes(data) if effort.names else "",
+        refinements=effort.names,
     )
 
 
 def quantize_graph(model: onnx.ModelProto, table: CalibrationTable, scheme: QuantScheme, where: object) -> onnx.ModelProto:
-    """The Q/DQ graph of a float graph and its table, linted; nodes that the table keeps in float stay there.
+    """Insert Q/DQ into a float graph and lint the result; nodes that the table keeps in float stay in float.
 
     Raises VerdictError, naming layers, when something would not run in INT8.
     """
     plan = plan_quantization(model, replace(scheme, exclude=(*scheme.exclude, *map(escape, table.float_nodes))))
-    made = insert_qdq(model, table, plan)
-    findings = [f for f in lint_graph(made) if f.severity != "note"]
+    quantized = insert_qdq(model, table, plan)
+    findings = [f for f in lint_graph(quantized) if f.severity != "note"]
     if findings:
         raise VerdictError(
             "the quantized graph would not run in INT8",
             where=where,
             found="; ".join(f"{f.node}: {f.message}" for f in findings[:_LISTED]) + f" ({len(findings)} in all)",
         )
-    return made
+    return quantized

@@ -1,10 +1,10 @@
-"""What single groups of layers do to a graph's output: each run starts at the last cut before the group.
+"""Run a graph with one group of layers replaced, starting at the last cut before the group instead of at the input.
 
     images -> [segment 0] -> states -> [segment 1] -> ... -> output                                      `calib.graph_segments`
 
-One segment at a time is exchanged for another graph with the same inputs and outputs, in which a group is quantized or spliced
-in from elsewhere; the segments after it stay as they are, and their sessions are opened once. For every image the tensors at
-one cut are held in memory, nothing else.
+One segment at a time is replaced by another graph with the same inputs and outputs, in which a group is quantized or taken from
+another graph; the segments after it are unchanged, and their sessions are opened once. For every image only the tensors at one
+cut are kept in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from calib.graph_segments import Segment, split
 from calib.ort_session import GraphSession
 
 States = list[dict[str, NDArray[Any]]]
-"""Per batch: the tensors handed from one segment to the next."""
+"""Per batch: the tensors passed from one segment to the next."""
 Exchange = Callable[[onnx.ModelProto], onnx.ModelProto]
 """Graph of a segment -> a graph with the same inputs and outputs that runs in its place."""
 
@@ -34,9 +34,7 @@ class SegmentRuns:
         batches: arrays (B, ...) as the graph takes them.
         threads: threads of ONNX Runtime.
 
-    Attributes:
-        segments: in graph order.
-        start: the states before the first segment.
+    `segments` are in graph order, `start` are the states before the first.
     """
 
     def __init__(
@@ -54,7 +52,7 @@ class SegmentRuns:
         return min(self._segment_of[name] for name in group)
 
     def step(self, at: int, states: States, exchange: Exchange | None = None) -> States:
-        """The states after segment `at`, which runs as it is or exchanged."""
+        """The states after segment `at`, which runs unchanged or exchanged."""
         segment = self.segments[at]
         if exchange is not None:
             return self._advance(segment, states, exchange, at)
@@ -73,7 +71,7 @@ class SegmentRuns:
         at = self.first_segment(group)
         if at == max(self._segment_of[name] for name in group):
             return self.finish(at + 1, self.step(at, states, exchange))
-        rest = split(self._model, self._output, [group])[-1]  # another group needs a cut inside this one: all that follows
+        rest = split(self._model, self._output, [group])[-1]  # another group needs a cut inside this one: run all that follows
         return np.concatenate([state[self._output] for state in self._advance(rest, states, exchange, at)])
 
     def _advance(self, segment: Segment, states: States, exchange: Exchange, at: int) -> States:

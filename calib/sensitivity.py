@@ -1,16 +1,16 @@
-"""What each quantized group costs: in the logits, alone and on top of the groups before it, and at its own outputs.
+"""Per-layer quantization sensitivity: noise of each quantized group in the logits, alone and cumulative, and at its outputs.
 
 A group is the quantized nodes that share a quantized activation, such as the Q, K and V projections of one LayerNorm: a node
-cannot leave INT8 for float alone while its neighbours keep the Q/DQ pair that they share.
+cannot return from INT8 to float alone while its neighbours keep the Q/DQ pair that they share.
 
     isolated     only this group is quantized                                   SQNR and KL of the logits against float
     cumulative   this group and all before it, in graph order, are quantized    SQNR and KL of the logits against float
     local        only this group's weights, or activations, are quantized       SQNR of its own outputs, see `calib.layer_noise`
 
 Runs start at the last cut of the graph before a group, see `calib.segment_runs`: a run of the whole network for each number
-costs two forward passes per group, this about one, and less the earlier the MACs lie. `calib.insert_qdq` writes Q/DQ into the
-one segment that a run changes. Of all the images, only the tensors at one cut are held: in float, with all before it quantized,
-and with the group at hand. That is why so few images are used.
+costs two forward passes per group, this about one, and less the earlier the MACs are. `calib.insert_qdq` writes Q/DQ into the
+one segment that a run changes. Of all images the tensors at one cut are kept in memory: in float, with everything before it
+quantized, and with the current group quantized. That is why few images are used.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from calib.metrics import capped_sqnr_db, kl
 from calib.ort_session import GraphSession, check_batch
 from calib.qdq_placement import QuantPlan
 from calib.qdq_writer import check_plan, insert_qdq
-from calib.segment_runs import Exchange, SegmentRuns, States
+from calib.segment_runs import SegmentRuns, States
 
 IMAGES = 32
 """Largest number of images that are used."""
@@ -43,7 +43,7 @@ Group = tuple[str, ...]
 
 @dataclass(frozen=True)
 class GroupCost:
-    """What one group costs. SQNR in dB within [-300, 300], 300 for no difference at all; KL in nats.
+    """Quantization noise of one group. SQNR in dB within [-300, 300], 300 for no difference; KL in nats.
 
     Attributes:
         name: its first node.
@@ -71,13 +71,13 @@ class GroupCost:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The groups of a plan in graph order, and what it took to measure them.
+    """Noise of the groups of a plan in graph order, and the effort of measuring it.
 
     Attributes:
-        images: how many.
+        images: number of images used.
         groups: in graph order.
         segments: pieces that the graph was cut into; 1 if it has no cut.
-        forwards_equivalent: MACs that were run, in forward passes of the whole network.
+        forwards_equivalent: executed MACs, in forward passes of the whole network.
         brute_forwards: passes that a run of the whole network for each number would take: one in float, two per group, the
             first counted once.
     """
@@ -89,7 +89,7 @@ class Sensitivity:
     brute_forwards: int
 
     def ranked(self, *, per_mac: bool = False) -> tuple[Group, ...]:
-        """Nodes of each group, most costly first: by isolated noise over signal, or by that per MAC. Ties in graph order."""
+        """Nodes of each group, highest isolated noise-to-signal ratio first, or highest ratio per MAC. Ties in graph order."""
         noise = [10 ** (-g.isolated_db / 10) / (max(g.macs, 1) if per_mac else 1) for g in self.groups]
         order = sorted(range(len(noise)), key=lambda i: -noise[i])
         return tuple(self.groups[i].nodes for i in order)
@@ -134,13 +134,13 @@ def measure_sensitivity(
         plan: what would be quantized.
         batches: arrays (B, ...) float32 as the graph takes them; the local numbers come from the first.
         threads: threads of ONNX Runtime.
-        images: at most so many, the first, are used.
-        progress: called after each group with the number of groups done, and of all.
+        images: largest number of images; the first ones are used.
+        progress: called after each group with the number of groups done, and their total.
 
-    Raises InputError for no images, for a graph with several inputs, for groups that the first output does not depend on,
-    for a planned tensor without a scale, and for NaN or infinities in the logits.
+    Raises DataError for no images and for NaN or infinities in the logits, GraphError for a graph with several inputs and for
+    groups that the first output does not depend on, ArtifactError for a planned tensor without a scale.
     """
-    check_plan(model, table, plan)  # before anything is run
+    check_plan(model, table, plan)
     work = _Measurement(model, table, plan, _first(batches, images), threads)
     costs: list[GroupCost] = []
     for cost in work.run():
@@ -157,23 +157,22 @@ def measure_sensitivity(
 
 
 def _first(batches: Iterable[NDArray[Any]], images: int) -> list[NDArray[Any]]:
-    taken: list[NDArray[Any]] = []
+    first: list[NDArray[Any]] = []
     count = 0
     for batch in batches:
         if count >= images:
             break
         check_batch(batch, count)
-        taken.append(batch[: images - count])
-        count += len(taken[-1])
+        first.append(batch[: images - count])
+        count += len(first[-1])
     if not count:
-        raise DataError(
-            "no images to measure on", found=f"{len(taken)} batches, at most {images} images", allowed="at least one image"
-        )
-    return taken
+        found = f"{len(first)} batches, at most {images} images"
+        raise DataError("no images to measure on", found=found, allowed="at least one image")
+    return first
 
 
 class _Measurement:
-    """Walks along the segments with two states, one in float and one with everything so far quantized."""
+    """Runs segment after segment from two states: all nodes before it in float, and all quantized."""
 
     def __init__(
         self, model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan, batches: list[NDArray[Any]], threads: int
@@ -184,31 +183,28 @@ class _Measurement:
         self.runs = SegmentRuns(model, self.groups, batches, threads)
         self.reference = _rows(self.runs.finish(0, self.runs.start))
         self.spent = sum(self.macs.values()) * sum(self.sizes)
-        """MACs that were run, over all images."""
+        """Executed MACs, over all images."""
 
     def run(self) -> Iterator[GroupCost]:
-        """The groups' costs, in graph order."""
-        plain = full = self.runs.start
+        in_float = quantized = self.runs.start
         for at, segment in enumerate(self.runs.segments):
             members = [group for group in self.groups if group[0] in segment.nodes]
-            noise = self._local(segment, members, plain[0])
-            quantized: States = []
+            noise = self._local(segment, members, in_float[0])
+            after: States = []
             for i, group in enumerate(members):
-                quantized = self._step(at, full, sum(members[: i + 1], ()))
-                cumulative = self._compare(at + 1, quantized)
-                alone = cumulative if i == 0 and full is plain else self._compare(at + 1, self._step(at, plain, group))
-                yield GroupCost(group[0], group, sum(self.macs[n] for n in group), *alone, *cumulative, *noise[group])
-            following = self._step(at, plain, ())
-            plain, full = following, quantized or following
+                after = self._step(at, quantized, sum(members[: i + 1], ()))
+                cumulative = self._compare(at + 1, after)
+                first = i == 0 and quantized is in_float
+                isolated = cumulative if first else self._compare(at + 1, self._step(at, in_float, group))
+                yield GroupCost(group[0], group, sum(self.macs[n] for n in group), *isolated, *cumulative, *noise[group])
+            in_float = self._step(at, in_float, ())
+            quantized = after or in_float
 
-    def _step(self, at: int, states: States, quantized: Group) -> States:
-        """The states after segment `at` with some of its nodes quantized."""
+    def _step(self, at: int, states: States, nodes: Group) -> States:
+        """The states after segment `at` with these of its nodes quantized."""
         self._spend(self.runs.segments[at].nodes)
-        return self.runs.step(at, states, self._quantize(quantized) if quantized else None)
-
-    def _quantize(self, nodes: Group) -> Exchange:
         plan = QuantPlan(tuple(p for p in self.plan.points if p.node in nodes), ())
-        return lambda segment: insert_qdq(segment, self.table, plan)
+        return self.runs.step(at, states, (lambda segment: insert_qdq(segment, self.table, plan)) if nodes else None)
 
     def _compare(self, at: int, states: States) -> tuple[float, float]:
         """SQNR and KL of the logits, from the states before segment `at`."""

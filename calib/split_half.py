@@ -1,8 +1,7 @@
-"""How much the ranges still move: the images fall into two halves, and each half has its own histograms.
+"""Measure how much calibration ranges depend on the images: two halves of them, each with its own histograms.
 
-The parity of the CRC-32 of an image's bytes says which half it belongs to, so that neither the order of the images nor how
-they are batched changes a half. Histograms merge exactly: both halves together are the very
-histograms of all images.
+The parity of the CRC-32 of an image's bytes decides its half, so that neither the order of the images nor the batching changes
+a half. Histograms merge exactly: both halves together are the histograms of all images.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from calib.histogram import Histogram
 
 
 class Halves:
-    """Histograms of named tensors, apart for the two halves of the images.
+    """Histograms of named tensors, separate for the two halves of the images.
 
     Attributes:
-        histograms: for either half, tensor -> histogram.
-        images: how many images each half has.
+        histograms: per half, tensor -> histogram.
+        images: per half, number of images.
     """
 
     def __init__(self, tensors: Sequence[str]) -> None:
@@ -34,14 +33,14 @@ class Halves:
     def update(self, batch: NDArray[Any], tensors: Mapping[str, NDArray[Any]]) -> None:
         """Add the tensors of a batch of images (B, ...).
 
-        A tensor (k B, ...) is taken to hold k rows of the first image, then k of the second, and so on. One whose first axis
-        is no multiple of B counts for the half of the first image as a whole.
+        A tensor (k B, ...) is assumed to hold k rows of the first image, then k of the second, and so on. One whose first axis
+        is not a multiple of B counts entirely for the half of the first image.
         """
         if len(batch) == 0:
             return
         odd = np.array([half_of(image) == 1 for image in batch])
-        for half, chosen in enumerate((~odd, odd)):
-            self.images[half] += int(chosen.sum())
+        self.images[0] += int((~odd).sum())
+        self.images[1] += int(odd.sum())
         mixed = odd.any() and not odd.all()
         for name, values in tensors.items():
             if mixed and values.ndim > 0 and len(values) % len(batch) == 0 and values.size > 0:
@@ -53,11 +52,10 @@ class Halves:
 
     def total(self) -> dict[str, Histogram]:
         """Histograms of all images, in the order of the tensors."""
-        totals = {}
-        for name in self.histograms[0]:
-            totals[name] = Histogram(name)
-            for half in self.histograms:
-                totals[name].merge(half[name])
+        totals = {name: Histogram(name) for name in self.histograms[0]}
+        for half in self.histograms:
+            for name, histogram in half.items():
+                totals[name].merge(histogram)
         return totals
 
     def shift(self, amax: Mapping[str, float], amax_of: Callable[[Histogram], float]) -> RangeShift | None:
@@ -65,9 +63,9 @@ class Halves:
 
         Args:
             amax: tensor -> its amax from all images, positive.
-            amax_of: what gives a half's amax from its histogram.
+            amax_of: calibration method that gives the amax of each half.
 
-        Tensors of which one half saw nothing are left out; None when that is so for every tensor.
+        Tensors without values in one half are left out; None when that is so for every tensor.
         """
         shifts = {}
         for name, total in amax.items():

@@ -1,4 +1,4 @@
-"""What a rule reports, and the table of all rules."""
+"""The table of all lint rules, and the finding that a rule reports."""
 
 from __future__ import annotations
 
@@ -6,20 +6,13 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 Severity = Literal["refused", "falls_back", "note"]
-"""refused: TensorRT rejects the graph or computes other numbers than it says. falls_back: the node runs in float, silently.
-note: legal, and usually not what was meant."""
+"""refused: TensorRT rejects the graph or computes other numbers than it specifies. falls_back: the node silently runs in float.
+note: legal, and usually not intended."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One place in a graph.
-
-    Attributes:
-        node: unique node name, or "graph".
-        rule: key of RULES.
-        severity: see `Severity`.
-        message: what was found, why it matters, and the remedy.
-    """
+class LintFinding:
+    """One place in a graph: unique node name or "graph", key of RULES, and what was found, why it matters, and the remedy."""
 
     node: str
     rule: str
@@ -28,7 +21,7 @@ class Finding:
 
 
 class Rule(NamedTuple):
-    """Severity, consequence and remedy of a rule; the finding adds what was found."""
+    """Severity, consequence and remedy of a rule; a finding adds what was found."""
 
     severity: Severity
     consequence: str
@@ -45,20 +38,20 @@ RULES: dict[str, Rule] = {
         "TensorRT reads it as INT8 with no more than a warning: values above 127 saturate",
         "quantize to int8 with an explicit int8 zero-point of 0",
     ),
-    "int32-bias": Rule("refused", "TensorRT dequantizes no INT32", "leave the bias in float"),
+    "int32-bias": Rule("refused", "TensorRT does not dequantize INT32", "leave the bias in float"),
     "unsupported-type": Rule("refused", "TensorRT has no such quantized type", "quantize to int8"),
     "scale-missing": Rule("refused", "the parser finds no such tensor", "add the scale as an initializer"),
     "scale-invalid": Rule(
         "refused", "TensorRT takes positive scales only, and computes NaN from an infinite one", "calibrate again"
     ),
     "scale-not-constant": Rule("falls_back", "INT8 needs scales known at build time", "store the scale as an initializer"),
-    "scale-length": Rule("refused", "a per-channel scale needs one number per channel", "mend axis or scale"),
+    "scale-length": Rule("refused", "a per-channel scale needs one number per channel", "correct axis or scale"),
     "fp16-scale-opset": Rule(
         "refused", "FP16 scales exist since opset 19, ONNX Runtime refuses them before", "export with opset 19 or 20"
     ),
     "weight-axis": Rule(
         "falls_back",
-        "a scale that varies along the summation cannot be taken out of the sum",
+        "a scale that varies along the summation cannot be factored out of the sum",
         "use the axis of the output channels: MatMul (K, N) 1, Gemm transB 0, Gemm 1, Conv 0",
     ),
     "activation-per-channel": Rule("falls_back", "TensorRT has per-tensor activations only", "use one scale for the tensor"),
@@ -68,18 +61,16 @@ RULES: dict[str, Rule] = {
     "unlike-pair": Rule(
         "note", "a pair with two scales multiplies the tensor by their ratio", "give both nodes of the pair one scale"
     ),
-    "norm-input": Rule("note", "rounding in front of a norm costs accuracy and saves nothing", "take the pair off this input"),
+    "norm-input": Rule("note", "rounding before a norm costs accuracy and saves nothing", "remove the pair from this input"),
     "residual-add": Rule(
-        "note", "rounding of the residual stream adds up from block to block", "take the pairs off the addition"
+        "note", "rounding of the residual stream accumulates over blocks", "remove the pairs from the addition"
     ),
-    "other-type": Rule(
-        "note", "not INT8: needs a GPU generation and a TensorRT release that have it", "check both, or use int8"
-    ),
-    "blocked": Rule("note", "block-wise scales are for weight-only formats: no INT8 kernel takes them", "use one per channel"),
+    "other-type": Rule("note", "not INT8: needs a GPU generation and a TensorRT release with it", "check both, or use int8"),
+    "blocked": Rule("note", "block-wise scales are for weight-only formats: no INT8 kernel uses them", "use one per channel"),
 }
 
 
-def make_finding(rule: str, node: str, found: str) -> Finding:
+def make_finding(rule: str, node: str, found: str) -> LintFinding:
     """A finding of a rule of RULES."""
     severity, consequence, remedy = RULES[rule]
-    return Finding(node, rule, severity, f"{found}: {consequence}. Remedy: {remedy}.")
+    return LintFinding(node, rule, severity, f"{found}: {consequence}. Remedy: {remedy}.")

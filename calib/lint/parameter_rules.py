@@ -1,4 +1,4 @@
-"""Rules on the parameters of Q/DQ nodes themselves: scales, zero-points, types, opset."""
+"""Lint rules on the parameters of Q/DQ nodes: scales, zero-points, types, opset."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from calib.graph import GraphIndex, TensorType, attribute, opset_version, to_array
-from calib.lint.finding import Finding, make_finding
+from calib.lint.finding import LintFinding, make_finding
 from calib.qdq_writer import DEQUANTIZE, QUANTIZE
 
 _T = onnx.TensorProto
@@ -24,44 +24,43 @@ _INTEGER_OPERATORS = (
     "QGemm",
 )
 _OTHER_TYPES = ("FLOAT8E4M3FN", "FLOAT4E2M1", "INT4")
-_KNOWN_ELSEWHERE = ("INT8", "UINT8", "INT32", "UNDEFINED")
 
 
-def lint_graph_level(model: onnx.ModelProto, names: Sequence[str]) -> list[Finding]:
-    """No Q/DQ at all, opset, operators that TensorRT has no parser for."""
-    found = [
+def lint_graph_level(model: onnx.ModelProto, names: Sequence[str]) -> list[LintFinding]:
+    """Findings on the whole graph: no Q/DQ at all, opset, integer operators that TensorRT does not parse."""
+    findings = [
         make_finding("integer-operator", name, node.op_type)
         for name, node in zip(names, model.graph.node, strict=True)
         if node.op_type in _INTEGER_OPERATORS or node.op_type.startswith("QLinear")
     ]
-    if not found and not any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in model.graph.node):
-        found.append(make_finding("float-graph", "graph", "no QuantizeLinear or DequantizeLinear"))
+    if not findings and not any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in model.graph.node):
+        findings.append(make_finding("float-graph", "graph", "no QuantizeLinear or DequantizeLinear"))
     if opset_version(model) > _NEWEST_OPSET:
-        found.append(make_finding("opset", "graph", f"opset {opset_version(model)}"))
-    return found
+        findings.append(make_finding("opset", "graph", f"opset {opset_version(model)}"))
+    return findings
 
 
 def lint_parameters(
     name: str, node: onnx.NodeProto, index: GraphIndex, types: Mapping[str, TensorType], opset: int
-) -> list[Finding]:
+) -> list[LintFinding]:
     """Findings on one QuantizeLinear or DequantizeLinear; none for any other node."""
     if node.op_type not in (QUANTIZE, DEQUANTIZE):
         return []
     block_size = attribute(node, "block_size", 0)
-    found = [make_finding("blocked", name, f"block_size {block_size}")] if block_size else []
-    found += _type_findings(node, name, index, types)
-    found += _pair_findings(name, node, index)
+    findings = [make_finding("blocked", name, f"block_size {block_size}")] if block_size else []
+    findings += _type_findings(node, name, index, types)
+    findings += _pair_findings(name, node, index)
     scale_name = node.input[1] if len(node.input) > 1 else ""
     if scale_name in index.constants:
-        found += _scale_findings(node, name, index.constants[scale_name], types, opset)
+        findings += _scale_findings(node, name, index.constants[scale_name], types, opset)
     elif scale_name in index.producers or scale_name in index.inputs:
-        found.append(make_finding("scale-not-constant", name, f"scale {scale_name} is computed"))
+        findings.append(make_finding("scale-not-constant", name, f"scale {scale_name} is computed"))
     else:
-        found.append(make_finding("scale-missing", name, f"scale {scale_name or '(none)'} is nowhere defined"))
-    return found
+        findings.append(make_finding("scale-missing", name, f"scale {scale_name or '(none)'} is not defined"))
+    return findings
 
 
-def _pair_findings(name: str, node: onnx.NodeProto, index: GraphIndex) -> list[Finding]:
+def _pair_findings(name: str, node: onnx.NodeProto, index: GraphIndex) -> list[LintFinding]:
     quantize = index.producer(node.input[0])
     if node.op_type != DEQUANTIZE or quantize is None or quantize.op_type != QUANTIZE:
         return []
@@ -72,21 +71,23 @@ def _pair_findings(name: str, node: onnx.NodeProto, index: GraphIndex) -> list[F
     return [make_finding("unlike-pair", name, f"QuantizeLinear {index.names[index.producers[node.input[0]]]}")]
 
 
-def _type_findings(node: onnx.NodeProto, name: str, index: GraphIndex, types: Mapping[str, TensorType]) -> list[Finding]:
+def _type_findings(node: onnx.NodeProto, name: str, index: GraphIndex, types: Mapping[str, TensorType]) -> list[LintFinding]:
     zero_point = index.constants.get(node.input[2]) if len(node.input) > 2 else None
     kind = _T.DataType.Name(_quantized_type(node, zero_point, types))
-    found = []
+    findings = []
     if kind == "UINT8":
-        found.append(make_finding("uint8", name, "unsigned 8-bit" if zero_point is not None else "no zero-point, hence uint8"))
+        findings.append(
+            make_finding("uint8", name, "unsigned 8-bit" if zero_point is not None else "no zero-point, hence uint8")
+        )
     elif kind == "INT32":
-        found.append(make_finding("int32-bias", name, f"{node.op_type} on INT32"))
+        findings.append(make_finding("int32-bias", name, f"{node.op_type} on INT32"))
     elif kind in _OTHER_TYPES:
-        found.append(make_finding("other-type", name, kind))
-    elif kind not in _KNOWN_ELSEWHERE:
-        found.append(make_finding("unsupported-type", name, kind))
+        findings.append(make_finding("other-type", name, kind))
+    elif kind not in ("INT8", "UNDEFINED"):
+        findings.append(make_finding("unsupported-type", name, kind))
     if zero_point is not None and kind in ("INT8", "UINT8", "INT4") and np.any(to_array(zero_point).astype(np.int64) != 0):
-        found.append(make_finding("zero-point", name, f"zero-point {np.ravel(to_array(zero_point))[:4].tolist()}"))
-    return found
+        findings.append(make_finding("zero-point", name, f"zero-point {np.ravel(to_array(zero_point))[:4].tolist()}"))
+    return findings
 
 
 def _quantized_type(node: onnx.NodeProto, zero_point: onnx.TensorProto | None, types: Mapping[str, TensorType]) -> int:
@@ -101,20 +102,20 @@ def _quantized_type(node: onnx.NodeProto, zero_point: onnx.TensorProto | None, t
 
 def _scale_findings(
     node: onnx.NodeProto, name: str, tensor: onnx.TensorProto, types: Mapping[str, TensorType], opset: int
-) -> list[Finding]:
-    found = []
+) -> list[LintFinding]:
+    findings = []
     scale = to_array(tensor).astype(np.float64)
     if scale.size == 0 or not np.all(np.isfinite(scale) & (scale > 0)):
         bad = scale[~(np.isfinite(scale) & (scale > 0))]
-        found.append(make_finding("scale-invalid", name, f"scale {bad[:4].tolist()}"))
+        findings.append(make_finding("scale-invalid", name, f"scale {bad[:4].tolist()}"))
     if tensor.data_type == _T.FLOAT16 and opset < _FP16_SCALE_OPSET:
-        found.append(make_finding("fp16-scale-opset", name, f"FP16 scale in opset {opset}"))
+        findings.append(make_finding("fp16-scale-opset", name, f"FP16 scale in opset {opset}"))
     shape = types[node.input[0]].shape if node.input[0] in types else None
     axis = int(attribute(node, "axis", 1))
     if scale.ndim != 1 or scale.size == 1 or shape is None or attribute(node, "block_size", 0):
-        return found
+        return findings
     channels = shape[axis] if -len(shape) <= axis < len(shape) else -1
     if channels is not None and channels != scale.size:
         what = f"axis {axis} of {shape}" if channels >= 0 else f"axis {axis} outside {shape}"
-        found.append(make_finding("scale-length", name, f"{scale.size} scales on {what}"))
-    return found
+        findings.append(make_finding("scale-length", name, f"{scale.size} scales on {what}"))
+    return findings

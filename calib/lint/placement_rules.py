@@ -1,14 +1,19 @@
-"""Rules on what the dequantized tensors meet: products that become INT8, and nodes that should not be quantized."""
+"""Lint rules on the consumers of dequantized tensors: products that become INT8, and nodes that should not be quantized.
+
+An operand is traced back to the DequantizeLinear that feeds it: TensorRT moves a DequantizeLinear past operators that only move
+or retype values, so the operand still counts as INT8 (observed in engines of TensorRT-RTX 1.7 for each operator of _MOVES, not
+for Relu or Pad, nor for Concat of different scales).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import onnx
 
-from calib.graph import GraphIndex, attribute
-from calib.lint.finding import Finding, make_finding
-from calib.lint.trace_dequantize import Source, trace
+from calib.graph import GraphIndex, attribute, to_array
+from calib.lint.finding import LintFinding, make_finding
 from calib.qdq_writer import DEQUANTIZE
 
 _NORMS = (
@@ -23,17 +28,45 @@ _NORMS = (
     "ReduceSum",
     "ReduceSumSquare",
 )
+_MOVES = (
+    "Cast",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "MaxPool",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Unsqueeze",
+)
 
 
-def lint_placement(name: str, node: onnx.NodeProto, index: GraphIndex) -> list[Finding]:
+@dataclass(frozen=True)
+class _DequantizeSource:
+    """The DequantizeLinear that feeds an operand.
+
+    Attributes:
+        weight: whether its input is computed from constants.
+        scales: empty when they are not constant.
+        axis: channel axis of the operand; None when per tensor or lost in a Reshape.
+    """
+
+    weight: bool
+    scales: tuple[float, ...]
+    axis: int | None
+
+
+def lint_placement(name: str, node: onnx.NodeProto, index: GraphIndex) -> list[LintFinding]:
     """Findings on one product, norm or addition; none for any other node."""
     if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-        return _product(node, name, index)
+        return _product_findings(node, name, index)
     if node.op_type in _NORMS and _dequantized(node.input[0], index):
-        return [make_finding("norm-input", name, f"Q/DQ in front of {node.op_type}")]
+        return [make_finding("norm-input", name, f"Q/DQ before {node.op_type}")]
     streams = [n for n in node.input if n not in index.constant_like]
     if node.op_type == "Add" and len(streams) == 2 and any(_dequantized(n, index) for n in streams):
-        return [make_finding("residual-add", name, "Q/DQ in front of an addition of two activations")]
+        return [make_finding("residual-add", name, "Q/DQ before an addition of two activations")]
     return []
 
 
@@ -42,28 +75,28 @@ def _dequantized(tensor: str, index: GraphIndex) -> bool:
     return producer is not None and producer.op_type == DEQUANTIZE
 
 
-def _product(node: onnx.NodeProto, name: str, index: GraphIndex) -> list[Finding]:
-    sources = [trace(tensor, index) for tensor in node.input[:2]]
+def _product_findings(node: onnx.NodeProto, name: str, index: GraphIndex) -> list[LintFinding]:
+    sources = [_trace(tensor, index) for tensor in node.input[:2]]
     constant = [tensor in index.constant_like for tensor in node.input[:2]]
-    found = []
+    findings = []
     for position, source in enumerate(sources):
-        if source is None or not source.per_channel:
+        if source is None or len(source.scales) < 2:
             continue
         if not source.weight:
-            found.append(
+            findings.append(
                 make_finding("activation-per-channel", name, f"per-channel scale on input {position} of {node.op_type}")
             )
         elif _along_sum(node, position, source, len(_dims(node.input[position], index))):
-            found.append(make_finding("weight-axis", name, f"{node.op_type} weight has its scales on axis {source.axis}"))
+            findings.append(make_finding("weight-axis", name, f"{node.op_type} weight has its scales on axis {source.axis}"))
     if sum(source is not None for source in sources) == 1:
         present = 0 if sources[0] is not None else 1
         one_sided = "weight-only" if constant[present] else "one-sided-matmul"
         rule = "activation-only" if constant[1 - present] else one_sided
-        found.append(make_finding(rule, name, f"{node.op_type} with Q/DQ on input {present} alone"))
-    return found
+        findings.append(make_finding(rule, name, f"{node.op_type} with Q/DQ on input {present} alone"))
+    return findings
 
 
-def _along_sum(node: onnx.NodeProto, position: int, source: Source, rank: int) -> bool:
+def _along_sum(node: onnx.NodeProto, position: int, source: _DequantizeSource, rank: int) -> bool:
     """Whether the scales of a weight vary along an axis that is summed over (for Conv: any but the output channels)."""
     if source.axis is None:
         return False
@@ -77,7 +110,36 @@ def _along_sum(node: onnx.NodeProto, position: int, source: Source, rank: int) -
 
 
 def _dims(tensor: str, index: GraphIndex) -> Sequence[int]:
-    """Shape of the constant at the root of a chain of single-input nodes; only its length is of interest."""
+    """Shape of the constant at the root of a chain of single-input nodes; only its length is used."""
     while tensor not in index.constants and (producer := index.producer(tensor)) is not None:
         tensor = producer.input[0]
     return index.constants[tensor].dims if tensor in index.constants else ()
+
+
+def _trace(tensor: str, index: GraphIndex) -> _DequantizeSource | None:
+    """The DequantizeLinear that feeds an operand, or None when the operand is float."""
+    node = index.producer(tensor)
+    if node is None:
+        return None
+    if node.op_type == DEQUANTIZE:
+        return _source(node, index)
+    if node.op_type == "Concat":
+        parts = [_trace(name, index) for name in node.input]
+        return parts[0] if all(part is not None and part == parts[0] for part in parts) else None
+    if node.op_type != "Transpose" and node.op_type not in _MOVES:
+        return None
+    source = _trace(node.input[0], index)
+    if source is None or source.axis is None or node.op_type in ("Cast", "Identity"):
+        return source
+    permutation = attribute(node, "perm", None) if node.op_type == "Transpose" else None
+    return replace(source, axis=list(permutation).index(source.axis) if permutation else None)
+
+
+def _source(node: onnx.NodeProto, index: GraphIndex) -> _DequantizeSource:
+    constant = index.constants.get(node.input[1]) if len(node.input) > 1 else None
+    scales = tuple(float(s) for s in to_array(constant).ravel()) if constant is not None else ()
+    rank = len(index.constants[node.input[0]].dims) if node.input[0] in index.constants else None
+    axis: int | None = int(attribute(node, "axis", 1))
+    if axis is not None and axis < 0:
+        axis = axis + rank if rank is not None else None
+    return _DequantizeSource(node.input[0] in index.constant_like, scales, axis if len(scales) > 1 else None)

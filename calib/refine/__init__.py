@@ -1,24 +1,24 @@
-"""What improves a plain post-training quantization: one method per file, each of them optional.
+"""Refinements of plain post-training quantization, one method per file, each optional.
 
-`effort` says which of them an effort uses, `apply_refinements` carries them out.
+`effort` lists which of them an effort uses, `apply_refinements` runs them.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import by_name, lazy_exports
+from calib.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from calib.refine.apply_refinements import Refined, refine_graph
+    from calib.refine.apply_refinements import refine_graph
     from calib.refine.effort import EFFORTS, Effort, resolve_effort
 
-_PUBLIC = by_name(
-    {
-        "calib.refine.apply_refinements": ("Refined", "refine_graph"),
-        "calib.refine.effort": ("EFFORTS", "Effort", "resolve_effort"),
-    }
-)
+_PUBLIC = {
+    "EFFORTS": "calib.refine.effort",
+    "Effort": "calib.refine.effort",
+    "refine_graph": "calib.refine.apply_refinements",
+    "resolve_effort": "calib.refine.effort",
+}
 
-__all__ = ["EFFORTS", "Effort", "Refined", "refine_graph", "resolve_effort"]
+__all__ = ["EFFORTS", "Effort", "refine_graph", "resolve_effort"]
 __getattr__ = lazy_exports(__name__, _PUBLIC)

@@ -1,4 +1,4 @@
-"""A fixed sample of what each linear layer reads: patches and the range of every channel."""
+"""Sample the inputs of linear layers on calibration images: patches, and the range of every channel."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from calib.ort_session import TappedGraph
 from calib.refine.linear_consumers import Float32, Reader
 
 PATCHES = 512
-"""Patches per tensor: for sums over K up to a few thousand, the error of a candidate is known within a few percent."""
+"""Patches per tensor: for sums over K up to a few thousand, they give the error of a candidate within a few percent."""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What the readers of one tensor see.
+class ActivationSample:
+    """Sampled values of one activation tensor.
 
     Attributes:
         patches: (n, G, K) of the second half of the images, see `calib.refine.linear_consumers`.
         low, high: (C,) smallest and largest value of each channel over all positions of all images.
-        early: (C,) largest magnitude of each channel in the first half of the images: what is made from it is judged on images
-            that it has not seen.
+        early: (C,) largest magnitude of each channel in the first half of the images: factors made from it are evaluated on
+            other images.
     """
 
     patches: Float32
@@ -36,7 +36,7 @@ class Sample:
 
 def take_samples(
     model: onnx.ModelProto, readers: Mapping[str, tuple[Reader, ...]], batches: Sequence[NDArray[Any]], threads: int
-) -> dict[str, Sample]:
+) -> dict[str, ActivationSample]:
     """Sample every tensor of `readers` on some images; a single batch is both halves. Equal inputs give equal samples."""
     tapped = TappedGraph(model, tuple(readers), threads=threads)
     patches: dict[str, list[Float32]] = {tensor: [] for tensor in readers}
@@ -57,4 +57,4 @@ def take_samples(
             high[tensor] = np.maximum(high.get(tensor, largest), largest)
             if number < max(half, 1):
                 early[tensor] = np.maximum(np.abs(low[tensor]), np.abs(high[tensor]))
-    return {t: Sample(np.concatenate(parts), low[t], high[t], early[t]) for t, parts in patches.items()}
+    return {t: ActivationSample(np.concatenate(parts), low[t], high[t], early[t]) for t, parts in patches.items()}

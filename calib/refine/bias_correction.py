@@ -1,4 +1,4 @@
-"""Bias correction: the mean that quantization adds to a layer's outputs is taken back by its bias.
+"""Bias correction: compensate the mean error that quantization adds to a layer's outputs in its bias.
 
     correction = E[x] W - E[x'] W'        x' quantized inputs, W' quantized weights
 
@@ -17,13 +17,7 @@ Float64 = NDArray[np.float64]
 
 
 def correction(moments: Moments, matrix: Float64, quantized: Float64) -> Float64:
-    """What to add to each output channel, (G * N,).
-
-    Args:
-        moments: of the layer's inputs.
-        matrix: (G, K, N) float weights.
-        quantized: (G, K, N) what they are once quantized and dequantized.
-    """
-    exact = np.einsum("gk,gkm->gm", moments.mean, matrix)
-    found = np.einsum("gk,gkm->gm", moments.quantized_mean, quantized)
-    return np.asarray((exact - found).reshape(-1))
+    """(G * N,) to be added to the output channels, from moments of the inputs, float and quantized weights, both (G, K, N)."""
+    float_mean = np.einsum("gk,gkm->gm", moments.mean, matrix)
+    quantized_mean = np.einsum("gk,gkm->gm", moments.quantized_mean, quantized)
+    return np.asarray((float_mean - quantized_mean).reshape(-1))

@@ -1,10 +1,10 @@
-"""Which refinements an effort uses."""
+"""Efforts of calibration (fast, balanced, best) and the refinements that each of them uses."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from calib.errors import InputError
+from calib.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -12,9 +12,9 @@ class Effort:
     """A set of refinements.
 
     Attributes:
-        search: scales chosen by the error that they make behind the layer.
-        smooth: factors moved into a normalization or a linear layer in front, at no run-time cost.
-        shift: zeros moved likewise.
+        search: scales chosen by the error in the outputs of the layers that read a tensor.
+        smooth: factors per channel folded into a preceding normalization or linear layer, at no run-time cost.
+        shift: shifts of a tensor's range, folded likewise.
         insert: factors and shifts also where they need a node of their own.
         rounding: second-order rounding of the weights.
         bias: bias correction.
@@ -40,10 +40,10 @@ EFFORTS: dict[str, Effort] = {
 }
 
 
-def resolve_effort(wanted: str | Effort) -> Effort:
-    """The effort of a name, or the one that is given. Raises InputError with the known names."""
-    if isinstance(wanted, Effort):
-        return wanted
-    if wanted not in EFFORTS:
-        raise InputError(f"unknown effort {wanted!r}", allowed=", ".join(EFFORTS))
-    return EFFORTS[wanted]
+def resolve_effort(effort: str | Effort) -> Effort:
+    """The effort of a name, or the one given. Raises UsageError, listing the known names."""
+    if isinstance(effort, Effort):
+        return effort
+    if effort not in EFFORTS:
+        raise UsageError(f"unknown effort {effort!r}", allowed=", ".join(EFFORTS))
+    return EFFORTS[effort]

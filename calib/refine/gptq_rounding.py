@@ -1,18 +1,17 @@
-"""Weights refitted to the inputs that a layer will really see, and rounded so that their errors cancel on these inputs.
+"""GPTQ: refit weights to the quantized inputs of a layer and round them so that their errors cancel on these inputs.
 
-A layer that was to compute x W sees x' instead, quantized by itself and by everything before it. With H = E[x'^T x'] and
-D = E[x'^T (x - x')] over the calibration images, the weights that come nearest to x W are
+A layer that computes x W in float gets x' instead, quantized by itself and by everything before it. With H = E[x'^T x'] and
+D = E[x'^T (x - x')] over the calibration images, the weights whose outputs are closest to x W are
 
     W* = W + (H + damping)^-1 D W                                                   `refit`
 
 Following GPTQ (Frantar et al., arXiv 2210.17323), the rows of W* are then rounded one after the other, largest H_kk first, and
-what a row's rounding does to the outputs is taken back as well as possible by the rows that are still free. With
-H^-1 = U^T U, U upper triangular:
+the effect of a row's rounding on the outputs is compensated by the rows not rounded yet. With H^-1 = U^T U, U upper triangular:
 
     e = (w_k - q_k) / U_kk        W_j -= U_kj e   for the rows j > k                 `round_matrix`
 
-The result is a float weight that lies on the grid of its own per-channel scale, so that quantizing it changes nothing. For that
-the largest element of each output channel is rounded to 127 steps exactly, except where the scale is the smallest there is.
+The result is a float weight on the grid of its own per-channel scale, so that quantizing it changes nothing. For that the
+largest element of each output channel is rounded to exactly 127 steps, except where the scale is the smallest allowed.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from calib.scales import QMAX, SMALLEST_SCALE, weight_scales
 Float64 = NDArray[np.float64]
 
 DAMPING, FEW = 0.01, 2.0
-"""Added to the diagonal of H, relative to its mean: DAMPING + FEW * K / n for n patches of length K. What few patches say of
-rare directions is not to be trusted, and a head behind a pooling sees one patch an image.
+"""Added to the diagonal of H, relative to its mean: DAMPING + FEW * K / n for n patches of length K. Few patches estimate rare
+directions badly, and a head after a pooling gets one patch per image.
 """
 _BLOCK = 64
 
@@ -37,12 +36,12 @@ def refit(matrix: Float64, gram: Float64, cross: Float64, count: int) -> Float64
 
 
 def round_matrix(matrix: Float64, gram: Float64, count: int, tensor: str) -> Float64:
-    """The weight on its grid.
+    """The weight rounded to its grid.
 
     Args:
         matrix: (G, K, N).
         gram: (G, K, K), H up to a factor.
-        count: patches that it is the mean of.
+        count: number of patches averaged in `gram`.
         tensor: name of the weight, for errors.
     """
     groups, rows, columns = matrix.shape
@@ -77,6 +76,6 @@ def _damped(gram: Float64, count: int) -> Float64:
 
 
 def _upper_of_inverse(gram: Float64, order: NDArray[np.intp]) -> Float64:
-    """U with inverse(H) = U^T U, H the second moments, in the order of rounding."""
+    """U with inverse(H) = U^T U, in the order of rounding."""
     ordered = np.take_along_axis(np.take_along_axis(gram, order[:, :, None], axis=1), order[:, None, :], axis=2)
     return np.asarray(np.linalg.cholesky(np.linalg.inv(ordered)).transpose(0, 2, 1))

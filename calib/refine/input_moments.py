@@ -1,4 +1,4 @@
-"""Moments of what a linear layer reads, in the float graph and in the graph quantized so far: streaming, of fixed size."""
+"""Streaming first and second moments of a linear layer's inputs, in the float graph and in the graph quantized so far."""
 
 from __future__ import annotations
 
@@ -13,21 +13,13 @@ from calib.scales import QMAX, QMIN
 Float64 = NDArray[np.float64]
 
 PATCHES_PER_IMAGE = (32, 128)
-"""Fewest and most patches drawn from an image: as many as a patch is long, within these."""
+"""Fewest and most patches sampled from an image: as many as a patch is long, within these limits."""
 LARGEST_K = 4096
-"""Patch length up to which second moments are kept: K x K numbers."""
+"""Patch length up to which second moments, K x K numbers, are kept."""
 
 
 class Moments:
-    """Moments of the patches x of one tensor in the float graph, and of x', the same patches quantized.
-
-    Attributes:
-        count: patches seen.
-        mean: (G, K) of x.
-        quantized_mean: (G, K) of x'.
-        gram: (G, K, K) mean of x'^T x', None for patches longer than LARGEST_K.
-        cross: (G, K, K) mean of x'^T (x - x'), likewise.
-    """
+    """Moments of the patches x of one tensor in the float graph, and of x', the same patches quantized; `count` patches."""
 
     def __init__(self, geometry: Geometry, scale: float) -> None:
         self._geometry = geometry
@@ -35,12 +27,12 @@ class Moments:
         self.count = 0
         self._sums: dict[str, Float64] = {}
 
-    def update(self, exact: NDArray[Any], found: NDArray[Any], seed: int) -> None:
-        """Add an activation of some images, as the float graph has it and as the graph quantized so far has it."""
-        count = int(np.clip(self._geometry.length(exact), *PATCHES_PER_IMAGE)) * len(exact)
-        x = self._geometry.patches(exact, count, np.random.default_rng(seed))
-        seen = self._geometry.patches(found, count, np.random.default_rng(seed))
-        quantized = np.clip(np.rint(seen / self._scale), QMIN, QMAX) * self._scale
+    def update(self, in_float: NDArray[Any], quantized_so_far: NDArray[Any], seed: int) -> None:
+        """Add the activation of some images, computed by the float graph and by the graph quantized so far."""
+        count = int(np.clip(self._geometry.length(in_float), *PATCHES_PER_IMAGE)) * len(in_float)
+        x = self._geometry.patches(in_float, count, np.random.default_rng(seed))
+        inputs = self._geometry.patches(quantized_so_far, count, np.random.default_rng(seed))
+        quantized = np.clip(np.rint(inputs / self._scale), QMIN, QMAX) * self._scale
         self.count += len(x)
         self._add("mean", x.sum(axis=0, dtype=np.float64))
         self._add("quantized_mean", quantized.sum(axis=0, dtype=np.float64))
@@ -60,12 +52,12 @@ class Moments:
 
     @property
     def gram(self) -> Float64 | None:
-        """(G, K, K) mean of x'^T x'."""
+        """(G, K, K) mean of x'^T x'; None for patches longer than LARGEST_K."""
         return self._sums["gram"] / self.count if "gram" in self._sums else None
 
     @property
     def cross(self) -> Float64 | None:
-        """(G, K, K) mean of x'^T (x - x')."""
+        """(G, K, K) mean of x'^T (x - x'); None for patches longer than LARGEST_K."""
         return self._sums["cross"] / self.count if "cross" in self._sums else None
 
     def _add(self, name: str, values: Float64) -> None:

@@ -1,4 +1,4 @@
-"""The linear layers that read a quantized activation, as matrices.
+"""Find the linear layers that read a quantized activation, and view them as matrix products of patches.
 
 Every Conv, Gemm and MatMul with constant weights is, at each output position, a product of its input patch with a matrix:
 
@@ -25,12 +25,12 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Geometry:
-    """How patches are cut out of an activation: equal for readers that can share them.
+    """How patches are extracted from an activation (im2col): equal for readers that can share them.
 
     Attributes:
-        op_type: "Conv", "Gemm" or "MatMul"; the last two cut alike.
+        op_type: "Conv", or "MatMul" for Gemm too.
         groups: G.
-        kernel, strides, pads, dilations: of a 2-D Conv, pads as ONNX has them; empty otherwise.
+        kernel, strides, pads, dilations: of a 2-D Conv, pads in ONNX order; empty otherwise.
     """
 
     op_type: str
@@ -42,11 +42,11 @@ class Geometry:
 
     @property
     def padded(self) -> bool:
-        """Whether some patches reach over the border."""
+        """Whether some patches extend beyond the border."""
         return any(self.pads)
 
     def channels(self, count: int) -> NDArray[np.intp]:
-        """(G, K): which of `count` channels of the activation each element of a patch belongs to."""
+        """(G, K): index, out of `count` channels of the activation, of each element of a patch."""
         per_patch = int(np.prod(self.kernel, dtype=np.intp))
         return np.repeat(np.arange(count), per_patch).reshape(self.groups, -1)
 
@@ -57,14 +57,14 @@ class Geometry:
         return int(values.shape[1]) // self.groups * int(np.prod(self.kernel, dtype=np.intp))
 
     def patches(self, values: NDArray[Any], count: int, random: np.random.Generator) -> Float32:
-        """At most `count` patches (n, G, K) of an activation, at positions drawn without replacement."""
+        """At most `count` patches (n, G, K) of an activation, at positions sampled without replacement."""
         if self.op_type != "Conv":
             vectors = values.reshape(-1, values.shape[-1])
-            return np.ascontiguousarray(vectors[_draw(len(vectors), count, random)], np.float32)[:, None, :]
+            return np.ascontiguousarray(vectors[_sample(len(vectors), count, random)], np.float32)[:, None, :]
         images, _, height, width = values.shape
         rows, columns = (self._starts(size, axis) for axis, size in enumerate((height, width)))
         shape = (images, len(rows), len(columns))
-        image, row, column = np.unravel_index(_draw(images * len(rows) * len(columns), count, random), shape)
+        image, row, column = np.unravel_index(_sample(images * len(rows) * len(columns), count, random), shape)
         at_row = rows[row][:, None, None] + self.dilations[0] * np.arange(self.kernel[0])[:, None]  # (n, kh, 1)
         at_column = columns[column][:, None, None] + self.dilations[1] * np.arange(self.kernel[1])  # (n, 1, kw)
         inside = (at_row >= 0) & (at_row < height) & (at_column >= 0) & (at_column < width)
@@ -81,14 +81,9 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Reader:
-    """One linear layer that reads a quantized activation.
+    """One linear layer that reads a quantized activation: node name, activation, weight constant, patch geometry.
 
-    Attributes:
-        node: its name.
-        tensor: the activation.
-        weight: name of its constant.
-        geometry: how it cuts patches.
-        transposed: whether a Gemm's weight is (N, K).
+    `transposed` is whether a Gemm's weight is (N, K).
     """
 
     node: str
@@ -99,42 +94,39 @@ class Reader:
 
     @property
     def axis(self) -> int:
-        """Axis of the output channels in the weight as the graph has it."""
+        """Axis of the output channels in the weight as stored in the graph."""
         return 0 if self.geometry.op_type == "Conv" or self.transposed else 1
 
     def matrix(self, weight: NDArray[Any]) -> NDArray[Any]:
-        """(G, K, N) of a weight as the graph has it."""
+        """(G, K, N) of a weight as stored in the graph."""
         if self.geometry.op_type == "Conv":
             by_group = weight.reshape(self.geometry.groups, weight.shape[0] // self.geometry.groups, -1)
             return np.asarray(by_group.transpose(0, 2, 1))
         return np.asarray((weight.T if self.transposed else weight)[None])
 
     def weight_of(self, matrix: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-        """The weight, of the graph's shape, of a matrix (G, K, N)."""
+        """The weight in the shape stored in the graph, of a matrix (G, K, N)."""
         if self.geometry.op_type == "Conv":
             return np.ascontiguousarray(matrix.transpose(0, 2, 1)).reshape(shape)
         return np.ascontiguousarray(matrix[0].T if self.transposed else matrix[0])
 
 
 def find_readers(model: onnx.ModelProto, plan: QuantPlan) -> dict[str, tuple[Reader, ...]]:
-    """Quantized activations that linear layers of one geometry, and nothing else quantized, read; in graph order.
+    """Quantized activations whose quantized readers are all linear layers of one geometry, in graph order.
 
     Left out are operands of products of two activations, Gemms that transpose or scale the activation (`transA`, `alpha`), and
-    Convs that are not 2-D or pad by rule (`auto_pad`).
+    Convs that are not 2-D or use `auto_pad`.
     """
     index = index_graph(model)
     weights = {p.node: p.tensor for p in plan.points if p.kind == "weight"}
-    found: dict[str, list[Reader | None]] = {}
+    readers: dict[str, list[Reader | None]] = {}
     for point in plan.points:
         if point.kind == "activation":
-            reader = _reader(index.nodes[point.node], point.node, weights[point.node], index) if point.node in weights else None
-            found.setdefault(point.tensor, []).append(reader)
-    complete = {tensor: tuple(r for r in readers if r is not None) for tensor, readers in found.items()}
-    return {
-        tensor: readers
-        for tensor, readers in complete.items()
-        if len(readers) == len(found[tensor]) and len({r.geometry for r in readers}) == 1
-    }
+            weight = weights.get(point.node)
+            reader = _reader(index.nodes[point.node], point.node, weight, index) if weight is not None else None
+            readers.setdefault(point.tensor, []).append(reader)
+    linear = {tensor: tuple(r for r in of_tensor if r is not None) for tensor, of_tensor in readers.items()}
+    return {t: r for t, r in linear.items() if len(r) == len(readers[t]) and len({one.geometry for one in r}) == 1}
 
 
 def _reader(node: onnx.NodeProto, name: str, weight: str, index: GraphIndex) -> Reader | None:
@@ -163,5 +155,5 @@ def product(patches: NDArray[Any], matrix: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(np.einsum("ngk,gkm->ngm", patches, matrix))
 
 
-def _draw(size: int, count: int, random: np.random.Generator) -> NDArray[np.intp]:
+def _sample(size: int, count: int, random: np.random.Generator) -> NDArray[np.intp]:
     return np.asarray(np.sort(random.choice(size, min(size, count), replace=False)))

@@ -1,29 +1,29 @@
-"""The scale of a tensor by the error that it makes in the outputs of its readers, and what may be moved to help it.
+"""Search the scale of an activation by the error in the outputs of its readers, with SmoothQuant factors and a shift.
 
-A reader computes x W from patches x. Quantized, it sees, with factors a > 0 per channel, a step s and a zero z,
+A reader computes x W from patches x. Quantized, with factors a > 0 per channel, a step s and a zero z, it computes x' W',
 
     q = clip(round(a x / s - z), -128, 127)        x' = s (q + z)        W' = Q(W / a)
 
-and errs by x' W' - x W. The search looks for the (a, s, z) with the least mean squared error over a sample, the mean error of
-each output left out, since a bias takes it back. Three things are tried, each of them optional:
+with the error x' W' - x W. The search minimizes the mean squared error over a sample in (a, s, z); the mean error of each
+output is left out, since the bias compensates it. Three things are tried, each of them optional:
 
-    s alone        every calibration method is a rule for s; this compares candidates where it counts, behind the layer
+    s alone        every calibration method is a rule for s; this compares candidates where it matters, after the layer
     a              a_c = (r_c / max r)^-alpha, r_c the range of channel c: SmoothQuant (Xiao et al., arXiv 2211.10438); the
-                   factors move into the weights. Rounded down to powers of two: that other images exceed r_c must cost little
-    z              a range that does not lie around zero, such as GELU's, uses all 255 levels once it is shifted: the
-                   channel-wise shift of Outlier Suppression+ (Wei et al., arXiv 2304.09145), one z per tensor here. z is an
-                   integer first, so that zero stays exact; quarters are tried for tensors whose commonest value is another
+                   factors move into the weights. Rounded down to powers of two: other images exceeding r_c must cost little
+    z              a range not centred on zero, such as GELU's, uses all 255 levels once it is shifted: the channel-wise
+                   shift of Outlier Suppression+ (Wei et al., arXiv 2304.09145), one z per tensor here. z is an integer
+                   first, so that zero stays exact; quarters are tried for tensors whose most frequent value is another
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calib.refine.activation_sample import Sample
+from calib.refine.activation_sample import ActivationSample
 from calib.refine.linear_consumers import Float32, product
 from calib.scales import QMAX, QMIN, SMALLEST_SCALE, activation_scale
 
@@ -32,14 +32,14 @@ _COARSE = (1.0, 0.71, 0.5, 0.35)
 _FINE = (0.84, 0.92, 1.09, 1.19)
 _QUARTERS = (0.25, 0.5, 0.75)
 _WIDEST = 64.0
-"""Largest ratio of two factors of one tensor: beyond it the weights' own quantization suffers."""
+"""Largest ratio of two factors of one tensor: beyond it the quantization of the weights suffers."""
 FOLDED_GAIN, INSERTED_GAIN = 0.95, 0.8
-"""What is folded into constants for nothing must take 5 % off the error, what inserts a node 20 % (1 dB)."""
+"""Error ratio required: a change folded into constants must reduce the error by 5 %, an inserted node by 20 % (1 dB)."""
 
 
 @dataclass(frozen=True)
-class Allowed:
-    """What may be done to a tensor: factors and zeros, each at no run-time cost, by an inserted node, or not at all."""
+class AllowedChanges:
+    """Whether a tensor may get factors and a zero, and the error ratio that they must reach."""
 
     factors: bool = False
     zero: bool = False
@@ -47,15 +47,15 @@ class Allowed:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The quantization of one tensor.
+class ScaleChoice:
+    """The quantization chosen for one tensor.
 
     Attributes:
         scale: the step s, exact in FP16.
-        factors: a, (C,); all 1 when nothing is migrated.
-        zero: z, in steps; 0 when nothing is shifted.
+        factors: a, (C,); all 1 without migration.
+        zero: z, in steps; 0 without a shift.
         error: mean squared error of the outputs, relative to their mean square, with factors made from half of the images.
-        plain_error: the same of the best scale without factors and zero.
+        plain_error: the same for the best scale without factors and zero.
     """
 
     scale: float
@@ -66,12 +66,12 @@ class Choice:
 
     @property
     def plain(self) -> bool:
-        """Whether there is nothing to move."""
+        """Whether there are neither factors nor a shift."""
         return self.zero == 0 and bool(np.all(self.factors == 1))
 
     @property
     def shift(self) -> float:
-        """What is added to a x before it is quantized: -z s."""
+        """-z s, to be added to a x before it is quantized."""
         return -self.zero * self.scale
 
 
@@ -82,37 +82,36 @@ class _Candidate:
     zero: float
 
 
-def choose(sample: Sample, matrix: NDArray[np.float32], channels: NDArray[np.intp], allowed: Allowed) -> Choice | None:
-    """The best quantization of a tensor.
+def search_scale(
+    sample: ActivationSample, matrix: NDArray[np.float32], channels: NDArray[np.intp], allowed: AllowedChanges
+) -> ScaleChoice | None:
+    """The quantization of a tensor with the least output error; None for a tensor that is constant over the sample.
 
     Args:
         sample: of the tensor.
-        matrix: (G, K, N) weights of all its readers, side by side along N.
+        matrix: (G, K, N) weights of all its readers, concatenated along N.
         channels: (G, K) channel of each element of a patch.
-        allowed: what may be moved.
-
-    None for a tensor that is constant over the sample, whose error nothing can be said of.
+        allowed: changes to be tried.
     """
     if not np.any(sample.high > sample.low):
         return None
     trial = _Trial(sample, matrix, channels)
-    plain = trial.best(_candidates(trial, Allowed()))
-    best = plain
+    plain_error, candidate = trial.best(_candidates(trial, AllowedChanges()))
+    error = plain_error
     if allowed.factors or allowed.zero:
-        found = trial.best(_candidates(trial, allowed))
+        changed_error, changed = trial.best(_candidates(trial, allowed))
         if allowed.zero:
-            shifted = (_Candidate(found[1].alpha, found[1].scale, found[1].zero + part) for part in _QUARTERS)
-            found = min(found, trial.best(shifted), key=lambda f: f[0])
-        if found[0] < allowed.gain * plain[0]:
-            best = found
-    error, candidate = best
-    return Choice(candidate.scale, trial.factors(candidate.alpha, final=True), candidate.zero, error, plain[0])
+            shifted = (replace(changed, zero=changed.zero + part) for part in (0.0, *_QUARTERS))
+            changed_error, changed = trial.best(shifted)
+        if changed_error < allowed.gain * plain_error:
+            error, candidate = changed_error, changed
+    return ScaleChoice(candidate.scale, trial.factors(candidate.alpha, final=True), candidate.zero, error, plain_error)
 
 
 class _Trial:
-    """The error of candidates on one sample."""
+    """Evaluates candidates on one sample."""
 
-    def __init__(self, sample: Sample, matrix: NDArray[np.float32], channels: NDArray[np.intp]) -> None:
+    def __init__(self, sample: ActivationSample, matrix: NDArray[np.float32], channels: NDArray[np.intp]) -> None:
         self.sample = sample
         self._matrix = matrix
         self._channels = channels
@@ -124,10 +123,10 @@ class _Trial:
         self._errors: dict[_Candidate, float] = {}
 
     def factors(self, alpha: float, *, final: bool = False) -> NDArray[np.float64]:
-        """(C,) a_c = 2^floor(-alpha log2(r_c / max r)): powers of two, which move between constants without a rounding.
+        """(C,) a_c = 2^floor(-alpha log2(r_c / max r)): powers of two, which move between constants without rounding.
 
-        In the search, r_c is what the first half of the images shows, so that the patches, which are of the second, tell what
-        it costs when other images exceed it. `final` ones are from all images, and never larger.
+        In the search, r_c is the range in the first half of the images, so that the patches, of the second half, include the
+        cost of other images exceeding it. `final` factors are from all images, and never larger.
         """
         if alpha == 0:
             return np.ones(len(self.range))
@@ -135,16 +134,16 @@ class _Trial:
         return np.asarray(np.exp2(np.floor(-alpha * np.log2(relative))))
 
     def best(self, candidates: Iterator[_Candidate]) -> tuple[float, _Candidate]:
-        """The candidate with the least error; the first of equals."""
-        return min(((self.error(c), c) for c in candidates), key=lambda found: found[0])
+        """The least error and its candidate; the first of equals."""
+        return min(((self.error(c), c) for c in candidates), key=lambda pair: pair[0])
 
     def error(self, candidate: _Candidate) -> float:
         """Mean squared error of the outputs around their mean error, relative to the outputs' mean square."""
-        if candidate not in self._errors:  # the plain ones are tried again among the others
-            self._errors[candidate] = self._measured(candidate)
+        if candidate not in self._errors:  # candidates without factors and zero are tried twice
+            self._errors[candidate] = self._measure(candidate)
         return self._errors[candidate]
 
-    def _measured(self, candidate: _Candidate) -> float:
+    def _measure(self, candidate: _Candidate) -> float:
         factors = self.factors(candidate.alpha)
         step = (factors / candidate.scale).astype(np.float32)[self._channels]
         levels = self.sample.patches * step
@@ -152,10 +151,10 @@ class _Trial:
         np.rint(levels, out=levels)
         np.clip(levels, QMIN, QMAX, out=levels)
         levels += np.float32(candidate.zero)
-        found = product(levels, self._quantized(candidate.alpha, factors))
-        found *= np.float32(candidate.scale)
-        found -= self._exact
-        return float(np.mean(np.var(found, axis=0, dtype=np.float64))) / self._power
+        errors = product(levels, self._quantized(candidate.alpha, factors))
+        errors *= np.float32(candidate.scale)
+        errors -= self._exact
+        return float(np.mean(np.var(errors, axis=0, dtype=np.float64))) / self._power
 
     def _quantized(self, alpha: float, factors: NDArray[np.float64]) -> Float32:
         """The weights divided by the factors and rounded to 8 bits per output channel."""
@@ -166,37 +165,30 @@ class _Trial:
         return self._weights[alpha]
 
 
-def _candidates(trial: _Trial, allowed: Allowed) -> Iterator[_Candidate]:
-    found = trial.best(_coarse(trial, allowed))[1]
-    yield found
+def _candidates(trial: _Trial, allowed: AllowedChanges) -> Iterator[_Candidate]:
+    """The best coarse candidate and finer steps around it."""
+    coarse = trial.best(_coarse(trial, allowed))[1]
+    yield coarse
     for factor in _FINE:
-        yield _scaled(found, factor)
+        scale = _scale(coarse.scale * factor * QMAX)
+        yield _Candidate(coarse.alpha, scale, float(round(coarse.zero * coarse.scale / scale)))
 
 
-def _coarse(trial: _Trial, allowed: Allowed) -> Iterator[_Candidate]:
+def _coarse(trial: _Trial, allowed: AllowedChanges) -> Iterator[_Candidate]:
+    """Symmetric ranges; where a zero is allowed, also ranges from the shorter end to a share of the longer one, with zero."""
     for alpha in ALPHAS if allowed.factors else ALPHAS[:1]:
-        yield from _symmetric(trial, alpha, _COARSE)
-        if allowed.zero:
-            yield from _shifted(trial, alpha, _COARSE)
+        factors = trial.factors(alpha, final=True)
+        largest = float(np.max(trial.range * factors))
+        for share in _COARSE:
+            yield _Candidate(alpha, _scale(largest * share), 0.0)
+        if not allowed.zero:
+            continue
+        low, high = min(float(np.min(trial.sample.low * factors)), 0.0), max(float(np.max(trial.sample.high * factors)), 0.0)
+        for share in _COARSE:
+            bottom, top = (low, high * share) if high >= -low else (low * share, high)
+            scale = _scale((top - bottom) / 2)
+            yield _Candidate(alpha, scale, float(round((top + bottom) / 2 / scale)))
 
 
-def _symmetric(trial: _Trial, alpha: float, shares: Sequence[float]) -> Iterator[_Candidate]:
-    factors = trial.factors(alpha, final=True)
-    largest = float(np.max(trial.range * factors))
-    for share in shares:
-        yield _Candidate(alpha, activation_scale(max(largest * share, SMALLEST_SCALE * QMAX), "in a search"), 0.0)
-
-
-def _shifted(trial: _Trial, alpha: float, shares: Sequence[float]) -> Iterator[_Candidate]:
-    """Ranges from the shorter end to a share of the longer one, zero among them."""
-    factors = trial.factors(alpha, final=True)
-    low, high = min(float(np.min(trial.sample.low * factors)), 0.0), max(float(np.max(trial.sample.high * factors)), 0.0)
-    for share in shares:
-        short, long = (low, high * share) if high >= -low else (low * share, high)
-        scale = activation_scale(max((long - short) / 2, SMALLEST_SCALE * QMAX), "in a search")
-        yield _Candidate(alpha, scale, float(round((long + short) / 2 / scale)))
-
-
-def _scaled(candidate: _Candidate, factor: float) -> _Candidate:
-    scale = activation_scale(max(candidate.scale * factor, SMALLEST_SCALE) * QMAX, "in a search")
-    return _Candidate(candidate.alpha, scale, float(round(candidate.zero * candidate.scale / scale)))
+def _scale(amax: float) -> float:
+    return activation_scale(max(amax, SMALLEST_SCALE * QMAX), "in a search")

@@ -14,6 +14,7 @@ The error of a span on the float network's own inputs, x its output there, is th
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,6 @@ from onnx import helper, numpy_helper
 
 from calib.errors import GraphError
 from calib.graph import GraphIndex, attribute, index_graph, to_array
-from calib.graph_splice import copy_model
 from calib.qdq_writer import DEQUANTIZE, QUANTIZE
 from engines.fp16_emulation import emulated_graph
 
@@ -106,7 +106,7 @@ def _without_roundings(emulated: onnx.ModelProto) -> onnx.ModelProto:
 
 def _without_qdq(model: onnx.ModelProto, *, clip: bool) -> onnx.ModelProto:
     """A copy in which readers of an activation's Q/DQ pair read the activation itself, or its clipped values."""
-    copy = copy_model(model)
+    copy = deepcopy(model)
     activations = _by_codes(model, index_graph(copy))
     nodes = []
     for node in model.graph.node:
@@ -127,7 +127,7 @@ def _without_qdq(model: onnx.ModelProto, *, clip: bool) -> onnx.ModelProto:
 
 def tapped(model: onnx.ModelProto, tensors: Collection[str]) -> onnx.ModelProto:
     """The graph with more outputs and nothing else: its own first, then those of `tensors` that are inner ones."""
-    copy = copy_model(model)
+    copy = deepcopy(model)
     own = {value.name for value in model.graph.output}
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in own)
     return copy
@@ -138,7 +138,7 @@ def cut(model: onnx.ModelProto, ends: Sequence[str], more: Collection[str] = ())
 
     Outputs are `ends`, as each piece computes them, then `more`.
     """
-    copy = copy_model(model)
+    copy = deepcopy(model)
     read = set()
     for node in copy.graph.node:
         for at, name in enumerate(node.input):

@@ -14,14 +14,14 @@ import onnx
 from numpy.typing import NDArray
 
 from calib.artifact import write_artifact
-from calib.collect import CollectConfig, unsettled
+from calib.collect import CollectConfig, range_shift_warning
 from calib.errors import InputError
 from calib.files import atomic_path
 from calib.graph import load_graph
 from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
 from calib.qdq_writer import serialize
 from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
-from calib.trt_calibration_cache import cache_text
+from calib.trt_calibration_cache import format_cache
 from edge.images.graph_input import first_not_finite, input_shape
 from edge.pipeline.calibrate_inputs import WRITTEN, CalibrateInputs, resolve
 from edge.pipeline.calibrate_request import CalibrateRequest
@@ -139,13 +139,13 @@ def _calibrate(
 
 def _write(out: Path, refined: bytes, table: CalibrationTable, made: onnx.ModelProto) -> None:
     """All files or none: an earlier run's stay until the last byte of the new ones is on the disk."""
-    ordered = replace(table, tensors=dict(sorted(table.tensors.items())))  # as the JSON has them: a reused table, equal bytes
     with ExitStack() as files:  # renamed in the reverse order: the Q/DQ graph last
         quantized_file, cache, calibration, graph = (
             files.enter_context(atomic_path(out / name)) for name in (QUANTIZED, CACHE, CALIBRATION, REFINED)
         )
         quantized_file.write_bytes(serialize(made))
-        cache.write_text(cache_text(ordered), encoding="utf-8")
+        # sorted as in the JSON: a reused table gives equal bytes
+        cache.write_text(format_cache({name: tensor.scale for name, tensor in sorted(table.tensors.items())}), encoding="utf-8")
         write_artifact(calibration, table)
         graph.write_bytes(refined)
         (out / QUANTIZED).unlink(missing_ok=True)  # a kill between two renames: no graph beside the table of another
@@ -163,6 +163,6 @@ def _summary(
     yield f"INT8         {share:.1%} of the multiply-accumulates, {len(table.tensors)} activations"
     judges = f"{len(answers)} {'held-out' if inputs.held_out else 'calibration'} images"
     yield from holdout_lines(reference, answers, inputs.holdout.labels, judges)
-    warning = unsettled(table)
+    warning = range_shift_warning(table)
     if warning is not None:
         yield f"warning      {warning}"

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from calib.errors import DataError, GraphError
-from calib.ort_session import TappedGraph, checked
+from calib.ort_session import TappedGraph, checked_batches
 from calib.parallel import ordered_map, shared_cores
 from edge.stability.finders.xnorm import XNormSite
 from edge.stability.float_formats import Float32
@@ -63,7 +63,7 @@ def measure(
     graph = TappedGraph(model, taps(sites), threads=threads)
     merged: list[ObservedRanges] = []
     images = 0
-    for batch, tensors in ordered_map(lambda batch: (batch, graph(batch)), checked(batches), at_once):
+    for batch, tensors in ordered_map(lambda batch: (batch, graph(batch)), checked_batches(batches), at_once):
         watch({**tensors, graph.source: batch})
         ranges = [observe(site, tensors) for site in sites]
         merged = [old.merge(new) for old, new in zip(merged, ranges, strict=True)] if merged else ranges

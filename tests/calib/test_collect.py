@@ -14,7 +14,7 @@ from onnx import helper as h
 
 from calib.calibration_table import RangeShift
 from calib.calibrators import METHODS
-from calib.collect import UNSETTLED, CollectConfig, collect_table, observe, unsettled
+from calib.collect import LARGEST_SETTLED_SHIFT, CollectConfig, collect_table, observe, range_shift_warning
 from calib.errors import InputError
 from calib.qdq_placement import QuantPlan, QuantPoint, plan_quantization
 
@@ -141,12 +141,18 @@ def test_more_images_move_the_ranges_less(tiny, tiny_path):
 
 def test_a_user_is_told_when_ranges_have_not_settled(tiny, tiny_path, images):
     table = collect_table(tiny_path, [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
-    moving = replace(table, range_shift=RangeShift(2 * UNSETTLED, 0.5, "kv"))
-    sentence = unsettled(moving)
-    for part in ("64 images", f"{2 * UNSETTLED:.1%}", f"at most {UNSETTLED:.0%}", "50% at kv", "more images"):
+    moving = replace(table, range_shift=RangeShift(2 * LARGEST_SETTLED_SHIFT, 0.5, "kv"))
+    sentence = range_shift_warning(moving)
+    for part in (
+        "64 images",
+        f"{2 * LARGEST_SETTLED_SHIFT:.1%}",
+        f"at most {LARGEST_SETTLED_SHIFT:.0%}",
+        "50% at kv",
+        "more images",
+    ):
         assert part in sentence
-    assert unsettled(replace(table, range_shift=RangeShift(UNSETTLED, 0.5, "kv"))) is None
-    assert unsettled(replace(table, range_shift=None)) is None
+    assert range_shift_warning(replace(table, range_shift=RangeShift(LARGEST_SETTLED_SHIFT, 0.5, "kv"))) is None
+    assert range_shift_warning(replace(table, range_shift=None)) is None
 
 
 def test_the_preprocessing_is_stamped(tiny, tiny_path, images):

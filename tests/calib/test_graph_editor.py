@@ -188,8 +188,8 @@ def branching(make_model):
 
 def test_readers_in_subgraphs_count(make_model):
     editor = GraphEditor(branching(make_model))
-    assert {"m", "y", "z"} <= editor.seen
-    assert "x" not in editor.seen
+    assert {"m", "y", "z"} <= editor.read_elsewhere
+    assert "x" not in editor.read_elsewhere
     add_channels(editor, "layer", VECTOR, "test")
     total, negative = outputs(editor.finish(), X)
     np.testing.assert_allclose(total, X @ draw(4, 6) + draw(6) + VECTOR, rtol=1e-5, atol=1e-6)
@@ -215,8 +215,8 @@ def test_a_chain_behind_a_tensor_leaves_its_readers_alone(make_model, tensor):
     model = make_model(nodes, {"w": draw(4, 4)}, [("x", T.FLOAT, ["n", 4])], [("y", T.FLOAT, ["n", 4])])
     editor = GraphEditor(model)
     factors, shift = np.array([1, 2, 4, 8], np.float32), np.ones(1, np.float32)
-    end = editor.put_behind(tensor, [("Mul", factors), ("Add", shift)], "moved")
-    nothing = editor.put_behind(tensor, [], "nothing")
+    end = editor.append_operators(tensor, [("Mul", factors), ("Add", shift)], "moved")
+    nothing = editor.append_operators(tensor, [], "nothing")
     changed = editor.finish()
     assert nothing == tensor
     np.testing.assert_array_equal(outputs(changed, X)[0], outputs(model, X)[0])
@@ -237,7 +237,7 @@ def test_a_chain_and_a_sum_at_one_node_are_put_in_order(make_model):
         steps = [lambda e=editor: e.add_to_output("mm", VECTOR)]
         steps.insert(
             0 if chain_first else 1,
-            lambda e=editor: e.node("neg").input.__setitem__(0, e.put_behind("m", [("Mul", VECTOR)], "c")),
+            lambda e=editor: e.node("neg").input.__setitem__(0, e.append_operators("m", [("Mul", VECTOR)], "c")),
         )
         for step in steps:
             step()
@@ -258,7 +258,7 @@ def test_names_never_collide(make_model):
     editor = GraphEditor(model)
     editor.set_constant("m/shift", 1, 2 * editor.constant("m/shift", 1), "s")
     editor.add_to_output("m/shift", VECTOR)
-    end = editor.put_behind("m", [("Mul", VECTOR), ("Add", VECTOR)], "c")
+    end = editor.append_operators("m", [("Mul", VECTOR), ("Add", VECTOR)], "c")
     editor.node("m/c/constant").input[0] = end
     changed = editor.finish()
     names = [n.name for n in changed.graph.node]

@@ -72,7 +72,7 @@ def test_what_is_no_float_graph_of_a_useful_opset_is_refused(tiny):
         plan_quantization(tiny)
     tiny.opset_import[0].version = 20
     tiny.graph.node.add(op_type="QuantizeLinear", input=["x", "s"], output=["q"])
-    with pytest.raises(InputError, match="quantized already"):
+    with pytest.raises(InputError, match="already quantized"):
         plan_quantization(tiny)
 
 

@@ -233,7 +233,7 @@ def test_control_scales_that_are_off_by_a_factor_are_seen_in_the_outputs(tiny, g
 
 def test_control_a_halved_scale_beside_its_amax_is_refused(good):
     entry = next(iter(good[1].tensors.values()))
-    with pytest.raises(InputError, match="scale does not follow from amax"):
+    with pytest.raises(InputError, match="scale does not match amax"):
         replace(entry, scale=entry.scale / 2)
 
 

@@ -9,8 +9,8 @@ from onnx import helper as h
 from onnx import numpy_helper
 
 from calib.errors import InputError
-from calib.refine import paired_forward as walking
-from calib.refine.paired_forward import spread, walk
+from calib.refine import paired_forward
+from calib.refine.paired_forward import select_batches, walk
 
 C = 6
 IN_ORDER = ("image", "r0", "sum", "x1", "ln", "mixed", "pooled")
@@ -244,7 +244,7 @@ def test_short_memory_drops_whole_batches_from_both_sides(model, monkeypatch, sh
     changed = [whole(altered(model, EVERY_WEIGHT), b) for b in given]
     most = carried_bytes(model, given[0], "sum")
     limit = int(share * len(given) * most)
-    monkeypatch.setattr(walking, "LIVE_BYTES", limit)
+    monkeypatch.setattr(paired_forward, "LIVE_BYTES", limit)
     left = len(given)
     for tensor, pairs in walk(model, IN_ORDER, given, alter_all, 1):
         numbers = matches(pairs, tensor, exact, changed)
@@ -302,7 +302,7 @@ def numbered(images, size):
     ],
 )
 def test_whole_batches_are_taken_evenly(images, size, batches, kept):
-    found = spread(iter(numbered(images, size)), images)
+    found = select_batches(iter(numbered(images, size)), images)
     assert len(found) == batches
     assert sum(map(len, found)) == kept
     starts = [int(b[0, 0]) for b in found]
@@ -314,8 +314,8 @@ def test_whole_batches_are_taken_evenly(images, size, batches, kept):
 
 
 def test_batches_beyond_what_fits_are_dropped(monkeypatch):
-    monkeypatch.setattr(walking, "LIVE_BYTES", 4 * 32 * 3)
-    found = spread(iter(numbered(4096, 32)), 4096)
+    monkeypatch.setattr(paired_forward, "LIVE_BYTES", 4 * 32 * 3)
+    found = select_batches(iter(numbered(4096, 32)), 4096)
     assert sum(b.nbytes for b in found) == 4 * 32 * 3
     starts = [int(b[0, 0]) for b in found]
     assert starts[0] < 4096 / 3 <= starts[1] < 2 * 4096 / 3 <= starts[2] + 32, "the rest is spread evenly too"
@@ -323,19 +323,19 @@ def test_batches_beyond_what_fits_are_dropped(monkeypatch):
 
 def test_no_images_are_refused():
     with pytest.raises(InputError, match="no calibration images"):
-        spread([], 0)
+        select_batches([], 0)
 
 
 @pytest.mark.parametrize("number", [0, 1, 7, 100])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_every_image_is_checked_also_those_that_are_not_taken(number, value):
     spoiled = numbered(4096, 32)
-    spread(iter(spoiled), 4096)
+    select_batches(iter(spoiled), 4096)
     spoiled[number][3, 0] = value
     with pytest.raises(InputError, match=rf"NaN or infinity[\s\S]*after image {32 * number}\b"):
-        spread(iter(spoiled), 4096)
+        select_batches(iter(spoiled), 4096)
 
 
 def test_other_types_are_refused():
     with pytest.raises(InputError, match="not a batch of images"):
-        spread([np.ones((2, 3))], 2)
+        select_batches([np.ones((2, 3))], 2)

@@ -12,7 +12,7 @@ from calib.graph import index_graph
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.refine import smoothquant
 from calib.refine.linear_consumers import find_readers
-from calib.refine.scale_search import Choice
+from calib.refine.scale_search import ScaleChoice
 from calib.refine.smoothquant import Migration
 
 FACTORS = np.array([1, 2, 0.5, 16, 1, 0.25])
@@ -35,7 +35,7 @@ def run(model, values=None):
 
 
 def choice(factors=None, zero=0.0):
-    return Choice(SHIFTED, np.ones(6) if factors is None else np.asarray(factors, float), zero, 0.0, 0.0)
+    return ScaleChoice(SHIFTED, np.ones(6) if factors is None else np.asarray(factors, float), zero, 0.0, 0.0)
 
 
 def moved(model, choices):
