@@ -7,7 +7,7 @@ import pytest
 from for_all import for_all
 
 from calib.budget import BudgetResult, drop_points, fit_budget
-from calib.errors import InputError
+from calib.errors import DataError, InputError
 
 ENOUGH = 10_000
 
@@ -95,7 +95,7 @@ def test_equal_macs_give_the_optimum(seed):
 
 
 def test_the_bound_needs_the_ranking_by_mac():
-    """One heavy group in front of ten light ones: ranked by cost the heavy one goes, ranked by cost per MAC it stays."""
+    """One heavy group before ten light ones: ranked by cost the heavy one goes, ranked by cost per MAC it stays."""
     costs = {"heavy": 1.0} | {f"light{i}": 0.15 for i in range(10)}
     macs = {"heavy": 900} | {f"light{i}": 10 for i in range(10)}
     by_cost = [(name,) for name in costs]
@@ -270,5 +270,5 @@ def test_no_drop_exceeds_the_changed_answers():
 def test_labels_that_do_not_fit(labels, message):
     with pytest.raises(InputError, match=message):
         drop_points(one_hot([0] * 5), one_hot([0] * 5), labels)
-    with pytest.raises(InputError, match="finite"):
+    with pytest.raises(DataError, match="finite"):
         drop_points(one_hot([0] * 5), one_hot([0] * 5) * np.nan)

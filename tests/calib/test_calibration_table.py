@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from calib.calibration_table import CalibrationTable, RangeShift, TensorScale, check_table, load_table, save_table
-from calib.errors import InputError
+from calib.errors import ArtifactError, DataError, InputError
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_the_smaller_of_data_and_proof_gives_the_scale():
     proof = TensorScale.from_amax(1.27, "x", "mse", 0.5)
     assert (proof.amax, proof.scale, proof.source) == (0.5, TensorScale.from_amax(0.5, "x", "mse").scale, "proof")
     assert proof.scale < data.scale
-    with pytest.raises(InputError, match="tensor x"):
+    with pytest.raises(DataError, match="tensor x"):
         TensorScale.from_amax(1.27, "x", "mse", 0.0)
 
 
@@ -98,15 +98,15 @@ def test_a_spoiled_table_is_refused(table, tmp_path, spoil):
 def test_a_stale_table_is_refused_with_the_command_that_remakes_it(table):
     check_table(table, onnx_sha256="graph", data_sha256="data", preprocess_sha256="preprocessing")
     check_table(table, onnx_sha256="graph")
-    with pytest.raises(InputError, match=r"another graph[\s\S]*other weights[\s\S]*sha256 graph[\s\S]*ufovit build"):
+    with pytest.raises(ArtifactError, match=r"another graph[\s\S]*other weights[\s\S]*sha256 graph[\s\S]*ufovit build"):
         check_table(table, onnx_sha256="other", data_sha256="data")
-    with pytest.raises(InputError, match=r"other calibration images[\s\S]*sha256 data[\s\S]*ufovit build"):
+    with pytest.raises(ArtifactError, match=r"other calibration images[\s\S]*sha256 data[\s\S]*ufovit build"):
         check_table(table, onnx_sha256="graph", data_sha256="other")
-    with pytest.raises(InputError, match=r"other preprocessing[\s\S]*sha256 preprocessing[\s\S]*sha256 other"):
+    with pytest.raises(ArtifactError, match=r"other preprocessing[\s\S]*sha256 preprocessing[\s\S]*sha256 other"):
         check_table(table, onnx_sha256="graph", data_sha256="data", preprocess_sha256="other")
-    with pytest.raises(InputError, match=r"other preprocessing[\s\S]*allowed: none recorded"):
+    with pytest.raises(ArtifactError, match=r"other preprocessing[\s\S]*allowed: none recorded"):
         check_table(table, onnx_sha256="graph", preprocess_sha256="")
-    with pytest.raises(InputError, match=r"next: ufovit calibrate x\.onnx$"):
+    with pytest.raises(ArtifactError, match=r"next: ufovit calibrate x\.onnx$"):
         check_table(table, onnx_sha256="other", remake="ufovit calibrate x.onnx")
 
 
@@ -120,12 +120,12 @@ def test_the_graph_that_was_refined_is_told_from_the_refined_one(table):
         assert "migrate ranges, correct biases" in text
         assert "allowed: sha256 graph" in text
         assert f"next: pass {refined}" in text
-    with pytest.raises(InputError, match="another graph"):
+    with pytest.raises(ArtifactError, match="another graph"):
         check_table(replace(table, source_sha256=""), onnx_sha256="source")
-    with pytest.raises(InputError, match="another graph"):
+    with pytest.raises(ArtifactError, match="another graph"):
         check_table(replace(table, source_sha256=""), onnx_sha256="")
 
 
 def test_the_command_that_remakes_an_unreadable_table_is_the_callers(tmp_path):
-    with pytest.raises(InputError, match="next: ufovit calibrate"):
+    with pytest.raises(ArtifactError, match="next: ufovit calibrate"):
         load_table(tmp_path / "none.json", remake="ufovit calibrate")

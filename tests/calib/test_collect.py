@@ -15,7 +15,7 @@ from onnx import helper as h
 from calib.calibration_table import RangeShift
 from calib.calibrators import METHODS
 from calib.collect import LARGEST_SETTLED_SHIFT, CollectConfig, collect_table, observe, range_shift_warning
-from calib.errors import InputError
+from calib.errors import DataError, GraphError, InputError, UsageError
 from calib.qdq_placement import QuantPlan, QuantPoint, plan_quantization
 
 MINMAX = CollectConfig("minmax")
@@ -103,13 +103,13 @@ def test_batches_at_once_give_the_same_table_in_the_same_order(tiny, tiny_path, 
 def test_a_bad_batch_among_several_at_once_is_named(tiny, tiny_path, images):
     batches = np.split(images, 8)
     batches[5][1, 0, 0, 0] = np.nan
-    with pytest.raises(InputError, match=r"NaN or infinity in the images[\s\S]*batch after image 40"):
+    with pytest.raises(DataError, match=r"NaN or infinity in the images[\s\S]*batch after image 40"):
         collect_table(tiny_path, batches, plan_quantization(tiny), data_sha256="d", config=CollectConfig(at_once=3))
 
 
 @pytest.mark.parametrize("wrong", [{"at_once": 0}, {"threads": 0}, {"min_images": 0}])
 def test_counts_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(InputError, match=r"at_once|threads|min_images"):
+    with pytest.raises(UsageError, match=r"at_once|threads|min_images"):
         CollectConfig(**wrong)
 
 
@@ -165,7 +165,7 @@ def test_the_preprocessing_is_stamped(tiny, tiny_path, images):
 def test_too_few_images_are_refused(tiny, tiny_path, images):
     plan = plan_quantization(tiny)
     for batches in ([images[:31]], []):
-        with pytest.raises(InputError, match=r"too few[\s\S]*at least 32[\s\S]*--calib-data"):
+        with pytest.raises(DataError, match=r"too few[\s\S]*at least 32[\s\S]*--calib-data"):
             collect_table(tiny_path, batches, plan, data_sha256="d", config=MINMAX)
     assert (
         collect_table(tiny_path, [images[:2]], plan, data_sha256="d", config=CollectConfig("minmax", min_images=2)).images == 2
@@ -198,7 +198,7 @@ def test_a_bound_that_the_images_exceed_is_refused_with_the_tensor_named(tiny, t
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_bad_images_are_refused(tiny, tiny_path, images, bad):
     images[40, 0, 0, 0] = bad
-    with pytest.raises(InputError, match="batch after image 32"):
+    with pytest.raises(DataError, match="batch after image 32"):
         collect_table(tiny_path, np.split(images, 2), plan_quantization(tiny), data_sha256="d", config=MINMAX)
 
 
@@ -207,36 +207,36 @@ def test_a_nan_inside_the_network_is_refused_with_the_tensor_named(tiny, images,
         if tensor.name == "w_v":
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.full((8, 8), np.inf, np.float32), "w_v"))
     onnx.save(tiny, tmp_path / "bad.onnx")
-    with pytest.raises(InputError, match="tensor v1"):
+    with pytest.raises(DataError, match="tensor v1"):
         collect_table(tmp_path / "bad.onnx", [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
 
 
 def test_a_tensor_that_is_always_zero_is_refused_with_its_name(tiny, tiny_path, images):
-    with pytest.raises(InputError, match=r"tensor image[\s\S]*amax 0"):
+    with pytest.raises(DataError, match=r"tensor image[\s\S]*amax 0"):
         collect_table(tiny_path, [0 * images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
 
 
 def test_arrays_that_the_graph_does_not_take_are_refused(tiny, tiny_path, images):
     plan = plan_quantization(tiny)
-    with pytest.raises(InputError, match="float64"):
+    with pytest.raises(DataError, match="float64"):
         collect_table(tiny_path, [images.astype(float)], plan, data_sha256="d", config=MINMAX)
-    with pytest.raises(InputError, match="does not take these images"):
+    with pytest.raises(DataError, match="does not take these images"):
         collect_table(tiny_path, [images[:, :2]], plan, data_sha256="d", config=MINMAX)
 
 
 def test_a_foreign_plan_is_refused(tiny_path, images):
     plan = QuantPlan((QuantPoint("n", 0, "elsewhere", "activation"),), ())
-    with pytest.raises(InputError, match=r"another graph[\s\S]*elsewhere"):
+    with pytest.raises(GraphError, match=r"another graph[\s\S]*elsewhere"):
         collect_table(tiny_path, [images], plan, data_sha256="d", config=MINMAX)
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:0], lambda data: data[:-40], lambda data: b"\xff" + data])
 def test_files_that_are_no_graph_are_refused(tiny, tiny_path, images, spoil):
     tiny_path.write_bytes(spoil(tiny_path.read_bytes()))
-    with pytest.raises(InputError, match="not an ONNX file"):
+    with pytest.raises(GraphError, match="not an ONNX file"):
         collect_table(tiny_path, [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
     tiny_path.unlink()
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(GraphError, match="cannot be read"):
         collect_table(tiny_path, [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
 
 
@@ -244,21 +244,21 @@ def test_a_graph_that_onnx_runtime_refuses_is_an_input_error(tiny, tiny_path, im
     plan = plan_quantization(tiny)
     tiny.graph.node[1].op_type = "Gelato"
     onnx.save(tiny, tiny_path)
-    with pytest.raises(InputError, match=r"refuses the graph[\s\S]*Gelato"):
+    with pytest.raises(GraphError, match=r"refuses the graph[\s\S]*Gelato"):
         collect_table(tiny_path, [images], plan, data_sha256="d", config=MINMAX)
 
 
 def test_weights_in_other_files_are_refused(tiny, images, tmp_path):
     onnx.save(tiny, tmp_path / "t.onnx", save_as_external_data=True, size_threshold=16)
-    with pytest.raises(InputError, match="outside the ONNX file"):
+    with pytest.raises(GraphError, match="outside the ONNX file"):
         collect_table(tmp_path / "t.onnx", [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
 
 
 def test_configuration_is_validated():
-    with pytest.raises(InputError, match="unknown calibration method"):
+    with pytest.raises(UsageError, match="unknown calibration method"):
         CollectConfig("best")
     for wrong in ({"threads": 0}, {"min_images": 0}):
-        with pytest.raises(InputError, match="positive"):
+        with pytest.raises(UsageError, match="positive"):
             CollectConfig("minmax", **wrong)
 
 

@@ -210,7 +210,7 @@ def test_what_is_added_to_an_output_reaches_every_reader(make_model):
 
 
 @pytest.mark.parametrize("tensor", ["x", "m"])
-def test_a_chain_behind_a_tensor_leaves_its_readers_alone(make_model, tensor):
+def test_a_chain_after_a_tensor_leaves_its_readers_alone(make_model, tensor):
     nodes = [h.make_node("MatMul", ["x", "w"], ["m"], name="mm"), h.make_node("Neg", ["m"], ["y"], name="neg")]
     model = make_model(nodes, {"w": draw(4, 4)}, [("x", T.FLOAT, ["n", 4])], [("y", T.FLOAT, ["n", 4])])
     editor = GraphEditor(model)

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from splits import merged_in_some_order, three_parts
 
 from calib.calibrators import METHODS, entropy, minmax, mse, percentile, range_method
-from calib.errors import InputError
+from calib.errors import DataError, InputError, UsageError
 from calib.histogram import BINS, Histogram
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -87,23 +87,23 @@ def test_shapes_strides_and_types_do_not_matter(dtype):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_bad_number_is_refused_with_the_tensor_named(bad):
     histogram = Histogram("blocks.0/q")
-    with pytest.raises(InputError, match=r"blocks\.0/q[\s\S]*1 of 5 elements"):
+    with pytest.raises(DataError, match=r"blocks\.0/q[\s\S]*1 of 5 elements"):
         histogram.update(np.array([1, 2, bad, 4, 5], np.float32))
     assert histogram.size == 0
 
 
 def test_wrong_types_and_wrong_tensors_are_refused():
-    with pytest.raises(InputError, match="float32"):
+    with pytest.raises(DataError, match="float32"):
         Histogram("x").update(np.ones(3))
-    with pytest.raises(InputError, match="different tensors"):
+    with pytest.raises(UsageError, match="different tensors"):
         Histogram("x").merge(Histogram("y"))
-    with pytest.raises(InputError, match=r"different resolution[\s\S]*512 bins[\s\S]*4096 bins"):
+    with pytest.raises(UsageError, match=r"different resolution[\s\S]*512 bins[\s\S]*4096 bins"):
         Histogram("x").merge(Histogram("x", 512))
 
 
 @pytest.mark.parametrize("bins", [0, 1, 3, 4095])
 def test_bins_that_cannot_be_halved_are_refused(bins):
-    with pytest.raises(InputError, match=r"power of two[\s\S]*tensor x"):
+    with pytest.raises(UsageError, match=r"power of two[\s\S]*tensor x"):
         Histogram("x", bins)
 
 
@@ -209,7 +209,7 @@ def test_unknown_methods_are_refused(name):
 
 
 def test_the_list_of_methods_is_in_the_message():
-    with pytest.raises(InputError, match="minmax, percentile, entropy, mse"):
+    with pytest.raises(UsageError, match="minmax, percentile, entropy, mse"):
         range_method("histogram")
 
 

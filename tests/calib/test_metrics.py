@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from calib.errors import InputError
+from calib.errors import DataError
 from calib.metrics import kl, sqnr_db, top1_agreement
 
 ALL = [sqnr_db, kl, top1_agreement]
@@ -59,19 +59,19 @@ def test_one_bad_number_is_refused_by_every_metric(logits, metric, bad, side):
     spoiled = logits.copy()
     spoiled[3, 3] = bad
     pair = (spoiled, logits) if side == 0 else (logits, spoiled)
-    with pytest.raises(InputError, match=r"1 of 160 elements"):
+    with pytest.raises(DataError, match=r"1 of 160 elements"):
         metric(*pair)
 
 
 @pytest.mark.parametrize("metric", ALL)
 def test_shapes_must_agree(logits, metric):
-    with pytest.raises(InputError, match="shape"):
+    with pytest.raises(DataError, match="shape"):
         metric(logits, logits[:1])  # would broadcast
-    with pytest.raises(InputError, match="nothing to compare"):
+    with pytest.raises(DataError, match="nothing to compare"):
         metric(logits[:0], logits[:0])
 
 
 @pytest.mark.parametrize("metric", [kl, top1_agreement])
 def test_logits_need_a_batch_axis(metric):
-    with pytest.raises(InputError, match="B, classes"):
+    with pytest.raises(DataError, match="B, classes"):
         metric(np.ones(3), np.ones(3))

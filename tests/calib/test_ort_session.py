@@ -7,7 +7,7 @@ from onnx import TensorProto as T
 from onnx import helper as h
 from onnx.reference import ReferenceEvaluator
 
-from calib.errors import InputError
+from calib.errors import DataError, GraphError
 from calib.ort_session import TappedGraph, check_batch
 
 INNER = ("c0", "g0", "r1", "x", "ln", "k1", "kt", "kv", "norm", "xn", "a", "x1", "pooled")
@@ -96,8 +96,8 @@ def test_half_precision_tensors_and_integers_can_be_tapped(make_model):
 
 @pytest.mark.parametrize("names", [("elsewhere",), ("kv", "elsewhere"), ("w_k",), ("",)])
 def test_a_tensor_that_the_graph_does_not_make_is_refused(tiny, names):
-    """A weight is no tap either: it is the same for every image."""
-    with pytest.raises(InputError, match=rf"made for another graph[\s\S]*where: a\.onnx[\s\S]*found: {names[-1]}"):
+    """A weight is not a tap either: it is the same for every image."""
+    with pytest.raises(GraphError, match=rf"made for another graph[\s\S]*where: a\.onnx[\s\S]*found: {names[-1]}"):
         TappedGraph(tiny, names, where="a.onnx")
 
 
@@ -107,7 +107,7 @@ def test_a_graph_with_another_number_of_inputs_than_one_is_refused(make_model, i
     node = h.make_node("Add", names, ["y"]) if inputs else h.make_node("Identity", ["w"], ["y"])
     ports = [(name, T.FLOAT, ["batch", 4]) for name in names]
     model = make_model([node], {"w": np.ones((1, 4), np.float32)}, ports, [("y", T.FLOAT, [None, 4])])
-    with pytest.raises(InputError, match=rf"must have one input[\s\S]*found: {', '.join(names)}"):
+    with pytest.raises(GraphError, match=rf"must have one input[\s\S]*found: {', '.join(names)}"):
         TappedGraph(model, ("y",))
 
 
@@ -124,7 +124,7 @@ def test_an_initializer_with_a_port_is_no_second_input(make_model):
 
 def test_a_graph_that_onnx_runtime_refuses_is_an_input_error(tiny):
     tiny.graph.node[1].op_type = "Gelato"
-    with pytest.raises(InputError, match=r"ONNX Runtime refuses the graph[\s\S]*where: a\.onnx[\s\S]*Gelato"):
+    with pytest.raises(GraphError, match=r"ONNX Runtime refuses the graph[\s\S]*where: a\.onnx[\s\S]*Gelato"):
         TappedGraph(tiny, ("kv",), where="a.onnx")
 
 
@@ -134,7 +134,7 @@ def test_a_graph_that_onnx_runtime_refuses_is_an_input_error(tiny):
 )
 def test_arrays_that_the_graph_does_not_take_are_refused(tiny, few, spoil):
     bad = spoil(few)
-    with pytest.raises(InputError, match=r"does not take these images") as caught:
+    with pytest.raises(DataError, match=r"does not take these images") as caught:
         TappedGraph(tiny, ("kv",))(bad)
     assert f"{bad.dtype} {bad.shape}" in str(caught.value)
     assert "['batch', 3, 8, 8]" in str(caught.value)
@@ -144,7 +144,7 @@ def test_arrays_that_the_graph_does_not_take_are_refused(tiny, few, spoil):
 def test_batches_with_nan_or_infinity_are_refused(few, bad):
     check_batch(few, 0)
     few[2, 1, 3, 3] = bad
-    with pytest.raises(InputError, match=r"NaN or infinity in the images[\s\S]*batch after image 96"):
+    with pytest.raises(DataError, match=r"NaN or infinity in the images[\s\S]*batch after image 96"):
         check_batch(few, 96)
 
 
@@ -152,5 +152,5 @@ def test_batches_with_nan_or_infinity_are_refused(few, bad):
     "spoil", [lambda x: x.astype(float), lambda x: x.astype(np.float16), lambda x: np.float32(1) + x.sum()]
 )
 def test_what_is_no_batch_is_refused(few, spoil):
-    with pytest.raises(InputError, match=r"not a batch of images[\s\S]*float32 \(B, \.\.\.\)"):
+    with pytest.raises(DataError, match=r"not a batch of images[\s\S]*float32 \(B, \.\.\.\)"):
         check_batch(np.asarray(spoil(few)), 0)

@@ -6,7 +6,7 @@ from onnx import TensorProto as T
 from onnx import helper as h
 from onnx import numpy_helper
 
-from calib.errors import InputError
+from calib.errors import GraphError, UsageError
 from calib.qdq_placement import QuantPoint, QuantScheme, plan_quantization
 
 
@@ -58,21 +58,21 @@ def test_exclusions_and_switches_are_listed_with_their_reason(tiny):
 
 
 def test_typos_do_not_pass(tiny):
-    with pytest.raises(InputError, match=r"matches no node[\s\S]*'stm/\*'[\s\S]*stem/Conv"):
+    with pytest.raises(UsageError, match=r"matches no node[\s\S]*'stm/\*'[\s\S]*stem/Conv"):
         plan_quantization(tiny, QuantScheme(exclude=("stm/*",)))
-    with pytest.raises(InputError, match="Conv, Gemm, MatMul"):
+    with pytest.raises(UsageError, match="Conv, Gemm, MatMul"):
         QuantScheme(op_types=("Matmul",))
-    with pytest.raises(InputError, match="nothing to quantize"):
+    with pytest.raises(GraphError, match="nothing to quantize"):
         plan_quantization(tiny, QuantScheme(exclude=("*",)))
 
 
 def test_what_is_no_float_graph_of_a_useful_opset_is_refused(tiny):
     tiny.opset_import[0].version = 12
-    with pytest.raises(InputError, match="opset 12"):
+    with pytest.raises(GraphError, match="opset 12"):
         plan_quantization(tiny)
     tiny.opset_import[0].version = 20
     tiny.graph.node.add(op_type="QuantizeLinear", input=["x", "s"], output=["q"])
-    with pytest.raises(InputError, match="already quantized"):
+    with pytest.raises(GraphError, match="already quantized"):
         plan_quantization(tiny)
 
 

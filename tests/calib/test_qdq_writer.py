@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 
 from calib.calibration_table import CalibrationTable, TensorScale
 from calib.collect import CollectConfig, collect_table
-from calib.errors import InputError
+from calib.errors import ArtifactError, GraphError
 from calib.lint import lint_graph
 from calib.metrics import sqnr_db
 from calib.qdq_placement import QuantPlan, QuantPoint, QuantScheme, plan_quantization
@@ -148,7 +148,7 @@ def test_reading_back_gives_what_was_written(quantized, table, plan):
 
 def test_a_missing_scale_is_refused_by_name(tiny, table, plan):
     del table.tensors["kt"]
-    with pytest.raises(InputError, match=r"no scale[\s\S]*1 tensors: kt[\s\S]*ufovit build"):
+    with pytest.raises(ArtifactError, match=r"no scale[\s\S]*1 tensors: kt[\s\S]*ufovit build"):
         insert_qdq(tiny, table, plan)
 
 
@@ -159,7 +159,7 @@ def test_a_plan_of_another_graph_is_refused(tiny, table):
         QuantPoint("attn.k/MatMul", 0, "ln", "weight", 1),
         QuantPoint("attn.k/MatMul", 9, "ln", "activation"),
     ):
-        with pytest.raises(InputError, match="another graph"):
+        with pytest.raises(GraphError, match="another graph"):
             insert_qdq(tiny, table, QuantPlan((point,), ()))
 
 

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from calib.calibration_table import SEARCHED, TensorScale, check_table, load_table, save_table
 from calib.collect import CollectConfig
-from calib.errors import InputError, VerdictError
+from calib.errors import ArtifactError, DataError, InputError, UsageError, VerdictError
 from calib.lint import lint_graph
 from calib.metrics import sqnr_db
 from calib.qdq_placement import QuantScheme, plan_quantization
@@ -91,7 +91,7 @@ def test_two_batches_at_once_give_the_bytes_of_one(tiny_path, images, effort):
 
 def test_a_table_of_the_refined_graph_does_not_fit_its_source(tiny_path, images):
     refined, table = calibrated(tiny_path, images)
-    with pytest.raises(InputError, match=r"refined graph[\s\S]*search, smooth, shift, rounding, bias"):
+    with pytest.raises(ArtifactError, match=r"refined graph[\s\S]*search, smooth, shift, rounding, bias"):
         check_table(table, onnx_sha256=digest(tiny_path))
     check_table(table, onnx_sha256=digest(refined))
 
@@ -130,7 +130,7 @@ def test_progress_rises_to_one(tiny_path, images, effort):
 
 def test_too_few_images_are_refused_before_anything_is_written(tiny_path, images):
     for effort in ("fast", "balanced"):
-        with pytest.raises(InputError, match=r"too few calibration images[\s\S]*found: 31[\s\S]*at least 32"):
+        with pytest.raises(DataError, match=r"too few calibration images[\s\S]*found: 31[\s\S]*at least 32"):
             calibrate_graph(
                 tiny_path,
                 tiny_path.with_name("refined.onnx"),
@@ -146,7 +146,7 @@ def test_too_few_images_are_refused_before_anything_is_written(tiny_path, images
 
 
 def test_unknown_names_are_refused_at_once():
-    with pytest.raises(InputError, match="unknown effort"):
+    with pytest.raises(UsageError, match="unknown effort"):
         CalibrateConfig(effort="heroic")
 
 
@@ -178,7 +178,7 @@ def test_float_nodes_stay_in_float_by_their_very_names(make_model, tmp_path):
     assert in_int8(kept) == names[2:]
     reference = run(model, values)
     assert sqnr_db(reference, run(kept, values)) > sqnr_db(reference, run(whole, values))
-    with pytest.raises(InputError, match="exclusion matches no node"):
+    with pytest.raises(UsageError, match="exclusion matches no node"):
         quantize_graph(onnx.load(refined), replace(table, float_nodes=("gone",)), SCHEME, refined)
 
 
@@ -233,7 +233,7 @@ def test_control_scales_that_are_off_by_a_factor_are_seen_in_the_outputs(tiny, g
 
 def test_control_a_halved_scale_beside_its_amax_is_refused(good):
     entry = next(iter(good[1].tensors.values()))
-    with pytest.raises(InputError, match="scale does not match amax"):
+    with pytest.raises(ArtifactError, match="scale does not match amax"):
         replace(entry, scale=entry.scale / 2)
 
 
@@ -275,21 +275,21 @@ def test_control_a_table_of_other_weights_is_seen_by_its_digest(tiny, tiny_path,
     weight[0, 0] = np.nextafter(weight[0, 0], np.float32(9))  # one bit of one weight
     head.CopyFrom(numpy_helper.from_array(weight, "w_head"))
     onnx.save(tiny, tiny_path)
-    with pytest.raises(InputError, match="belongs to another graph, or to one with other weights"):
+    with pytest.raises(ArtifactError, match="belongs to another graph, or to one with other weights"):
         check_table(table, onnx_sha256=digest(tiny_path))
     refined, other = calibrated(tiny_path, images)
     assert other.source_sha256 != table.source_sha256
-    with pytest.raises(InputError, match="other weights"):
+    with pytest.raises(ArtifactError, match="other weights"):
         check_table(table, onnx_sha256=digest(refined))
 
 
 def test_control_a_table_of_other_images_is_seen_by_its_digest(good):
-    with pytest.raises(InputError, match="other calibration images"):
+    with pytest.raises(ArtifactError, match="other calibration images"):
         check_table(good[1], onnx_sha256=good[1].onnx_sha256, data_sha256="other images")
 
 
 def test_control_a_tensor_without_a_scale_is_refused(good):
     model, table, _, _ = good
     fewer = replace(table, tensors={t: e for t, e in table.tensors.items() if t != "ln"})
-    with pytest.raises(InputError, match=r"no scale[\s\S]*ln"):
+    with pytest.raises(ArtifactError, match=r"no scale[\s\S]*ln"):
         quantize_graph(model, fewer, SCHEME, "")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calib.errors import InputError
+from calib.errors import DataError, GraphError
 from calib.scales import LARGEST_SCALE, QMAX, SMALLEST_SCALE, activation_scale, weight_scales
 
 
@@ -27,7 +27,7 @@ def test_rounding_costs_at_most_a_thousandth_of_the_step(amax):
 
 @pytest.mark.parametrize("amax", [0.0, -1.0, 1e-9, 1e8, float("nan"), float("inf")])
 def test_ranges_without_a_legal_scale_are_refused_by_name(amax):
-    with pytest.raises(InputError, match=r"tensor blocks\.0/x"):
+    with pytest.raises(DataError, match=r"tensor blocks\.0/x"):
         activation_scale(amax, "blocks.0/x")
 
 
@@ -40,5 +40,5 @@ def test_weight_scales_work_per_channel_and_keep_dead_channels_legal():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e8])
 def test_weights_with_bad_channels_are_refused(bad):
-    with pytest.raises(InputError, match="tensor w"):
+    with pytest.raises(GraphError, match="tensor w"):
         weight_scales([1.0, bad], "w")

@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from calib import TensorScale, insert_qdq, kl, plan_quantization, sqnr_db
 from calib.artifact import read_artifact, write_artifact
 from calib.calibration_table import CalibrationTable
-from calib.errors import InputError
+from calib.errors import ArtifactError, GraphError, InputError
 from calib.graph import index_graph
 from calib.graph_segments import split_at
 from calib.ort_session import TappedGraph
@@ -77,7 +77,7 @@ def constants(seed):
 
 
 def network(build, seed=0, skip=False):
-    """skip: the image's tokens are added again in front of the head, so that no tensor between is a cut."""
+    """skip: the image's tokens are added again before the head, so that no tensor between is a cut."""
     n = h.make_node
     nodes = [
         n("Shape", ["image"], ["shape"], name="shape"),
@@ -219,26 +219,26 @@ def test_where_there_is_no_cut_one_segment_is_long_and_right(make_model, few):
     check_against_brute_force(model, plan, table, result, few)
 
 
-@pytest.mark.parametrize(("tensor", "behind"), [("g0", "g0"), ("image", "t1"), ("image", "b1.x1")])
-def test_shapes_are_no_way_round(make_model, few, tensor, behind):
+@pytest.mark.parametrize(("tensor", "after"), [("g0", "g0"), ("image", "t1"), ("image", "b1.x1")])
+def test_shapes_are_not_a_path(make_model, few, tensor, after):
     """The class token's batch from the shape of an inner tensor, and from that of the image when it is read late."""
     model = network(make_model)
     shape = next(n for n in model.graph.node if n.op_type == "Shape")
     model.graph.node.remove(shape)
     shape.input[0] = tensor
-    if behind == "b1.x1":  # read late by something that changes nothing
+    if after == "b1.x1":  # read late by something that changes nothing
         later = [
             h.make_node("Size", ["image"], ["size"], name="size"),
             h.make_node("Cast", ["size"], ["f"], name="cast", to=T.FLOAT),
         ]
         later += [
             h.make_node("Mul", ["f", "zero"], ["nothing"], name="mul"),
-            h.make_node("Add", [behind, "nothing"], ["same"], name="add"),
+            h.make_node("Add", [after, "nothing"], ["same"], name="add"),
         ]
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((), np.float32), "zero"))
-        insert_behind(model, behind, later)
+        insert_after(model, after, later)
         next(n for n in model.graph.node if n.name == "b1/ct").input[0] = "same"
-    insert_behind(model, tensor if behind == "b1.x1" else behind, [shape])
+    insert_after(model, tensor if after == "b1.x1" else after, [shape])
     plan = plan_quantization(model)
     table = table_of(model, plan, few)
     result = measure_sensitivity(model, table, plan, [few], threads=1)
@@ -246,20 +246,20 @@ def test_shapes_are_no_way_round(make_model, few, tensor, behind):
     check_against_brute_force(model, plan, table, result, few)
 
 
-def insert_behind(model, tensor, nodes):
+def insert_after(model, tensor, nodes):
     at = next((i + 1 for i, n in enumerate(model.graph.node) if tensor in n.output), 0)
     for offset, node in enumerate(nodes):
         model.graph.node.insert(at + offset, node)
 
 
 def test_constants_may_be_nodes(make_model, few):
-    """As exporters write them: Constant nodes, in front of everything, and one that is computed from a constant."""
+    """As exporters write them: Constant nodes before everything, and one that is computed from a constant."""
     model = network(make_model)
     nodes = [h.make_node("Constant", [], [t.name], name=f"constant/{t.name}", value=t) for t in model.graph.initializer]
     del model.graph.initializer[:]
     next(n for n in nodes if n.output[0] == "seventeen").output[0] = "half"
     nodes.append(h.make_node("Identity", ["half"], ["seventeen"], name="identity"))
-    insert_behind(model, "image", nodes)
+    insert_after(model, "image", nodes)
     plan = plan_quantization(model)
     table = table_of(model, plan, few)
     result = measure_sensitivity(model, table, plan, [few], threads=1)
@@ -297,7 +297,7 @@ def tensors_of(model, images, names):
 
 
 def one_after_the_other(segments, images):
-    """The tensor in which each segment ends, with nothing at hand but the state in front of it."""
+    """The tensor in which each segment ends, with nothing available but the state before it."""
     state, found = {"image": images}, {}
     for tensor, segment in segments.items():
         made = {}
@@ -362,7 +362,7 @@ def test_tensors_of_one_node_end_segments_of_which_one_is_empty(make_model):
 def test_several_inputs_cannot_be_cut_anywhere(make_model):
     nodes = [h.make_node("Add", ["image", "other"], ["t"]), h.make_node("Relu", ["t"], ["y"])]
     inputs = [("image", T.FLOAT, ["n"]), ("other", T.FLOAT, ["n"])]
-    with pytest.raises(InputError, match=r"one input[\s\S]*image, other"):
+    with pytest.raises(GraphError, match=r"one input[\s\S]*image, other"):
         split_at(make_model(nodes, {}, inputs, [("y", T.FLOAT, ["n"])]), ("t",))
 
 
@@ -543,10 +543,10 @@ def test_a_table_without_a_scale_and_a_foreign_plan_are_refused(make_model, few)
     plan = plan_quantization(model)
     table = table_of(model, plan, few)
     del table.tensors["b1.ln"]
-    with pytest.raises(InputError, match="no scale"):
+    with pytest.raises(ArtifactError, match="no scale"):
         measure_sensitivity(model, table, plan, [few], threads=1)
     other = network(make_model, skip=True)
     foreign = QuantPlan(tuple(p for p in plan.points if p.node != "head"), ())
     other.graph.node[next(i for i, n in enumerate(other.graph.node) if n.name == "b1/q")].name = "renamed"
-    with pytest.raises(InputError, match="another graph"):
+    with pytest.raises(GraphError, match="another graph"):
         measure_sensitivity(other, table_of(model, plan, few), foreign, [few], threads=1)

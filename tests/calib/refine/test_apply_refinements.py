@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from calib.calibration_table import CalibrationTable, TensorScale
 from calib.collect import CollectConfig, collect_table
-from calib.errors import InputError
+from calib.errors import DataError, UsageError
 from calib.graph import index_graph
 from calib.lint import lint_graph
 from calib.metrics import sqnr_db
@@ -26,7 +26,7 @@ SCHEME = QuantScheme()
 
 
 def network(make_model, seed=0, weights_in_nodes=False):
-    """Gelu, Relu and a LayerNormalization with two wide channels in front of layers with and without bias or name."""
+    """Gelu, Relu and a LayerNormalization with two wide channels before layers with and without bias or name."""
     random = np.random.default_rng(seed)
 
     def draw(*shape):
@@ -238,7 +238,7 @@ def test_the_mean_of_every_output_is_the_float_graphs(make_model):
 
 
 def chain(make_model, seed=0):
-    """Seven layers, one behind the other; heavy tails in front of each make quantization shift the means."""
+    """Seven layers, one after the other; heavy tails before each make quantization shift the means."""
     random = np.random.default_rng(seed)
 
     def draw(*shape):
@@ -318,7 +318,7 @@ def tapped(model, tensor):
 
 
 def corrected_blindly(scales):
-    """A walk that does not see the corrections made so far: each layer corrects all errors in front of it once more."""
+    """A walk that does not see the corrections made so far: each layer corrects all errors before it once more."""
 
     def blind(exact, tensors, batches, quantize, threads):
         plan = plan_quantization(exact)
@@ -353,7 +353,7 @@ def test_errors_are_corrected_once_along_a_chain(make_model, monkeypatch, seed):
     assert decibels > without
     monkeypatch.setattr("calib.refine.apply_refinements.walk", corrected_blindly(plain.scales))
     errors, spoiled = judged(model, refined(replace(used, bias=True)), images)  # the control
-    assert errors[0] < NO_MEAN, "in front of the first layer there is nothing to correct twice"
+    assert errors[0] < NO_MEAN, "before the first layer there is nothing to correct twice"
     assert np.all(errors[1:] > 10 * NO_MEAN)
     assert spoiled < decibels
 
@@ -405,7 +405,7 @@ def clipped_network(make_model, between):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["balanced", "best"])
-def test_behind_a_clip_there_are_shifts_and_no_factors(make_model, tmp_path, name):
+def test_after_a_clip_there_are_shifts_and_no_factors(make_model, tmp_path, name):
     model = clipped_network(make_model, "Clip")
     refined = refine_graph(model, SCHEME, batches(), resolve_effort(name), images=256)
     choices = refined.choices
@@ -419,7 +419,7 @@ def test_behind_a_clip_there_are_shifts_and_no_factors(make_model, tmp_path, nam
     unshifted = replace(resolve_effort("balanced"), shift=False)
     assert quality(model, resolve_effort(name), tmp_path) > quality(model, unshifted, tmp_path) + 1
     relu = refine_graph(clipped_network(make_model, "Relu"), SCHEME, batches(), resolve_effort(name), images=256).choices
-    assert relu["t0"].factors.max() >= 2, "the control: behind a Relu the narrow channels are drawn up to the wide one"
+    assert relu["t0"].factors.max() >= 2, "the control: after a Relu the narrow channels are raised to the wide one"
     assert relu["t1"].factors.max() >= 2
 
 
@@ -446,7 +446,7 @@ def test_what_is_excluded_stays_in_float(make_model, tmp_path):
             numpy_helper.to_array(index_graph(m).constants[n.input[1]])
             for m, n in ((model, next(n for n in model.graph.node if weight in n.input)), (refined.model, node))
         )
-        ratio = new / old  # a Relu behind it may have had factors, powers of two, moved into it
+        ratio = new / old  # a Relu after it may have had factors, powers of two, moved into it
         np.testing.assert_array_equal(np.exp2(np.round(np.log2(ratio))), ratio)
         assert sqnr_db(run(model, pictures(2)), run(made, pictures(2))) > 25
 
@@ -479,11 +479,11 @@ def test_images_that_do_not_fit_are_refused(make_model):
     model = network(make_model)
     spoiled = pictures(1)
     spoiled[40, 0, 0, 0] = np.nan
-    with pytest.raises(InputError, match="NaN"):
+    with pytest.raises(DataError, match="NaN"):
         refine_graph(model, SCHEME, [spoiled], resolve_effort("balanced"), images=256)
-    with pytest.raises(InputError, match="does not take these images"):
+    with pytest.raises(DataError, match="does not take these images"):
         refine_graph(model, SCHEME, [pictures(1)[:, :2]], resolve_effort("balanced"), images=256)
-    with pytest.raises(InputError, match="not a batch of images"):
+    with pytest.raises(DataError, match="not a batch of images"):
         refine_graph(model, SCHEME, [pictures(1).astype(np.float64)], resolve_effort("balanced"), images=256)
 
 
@@ -491,5 +491,5 @@ def test_efforts_are_known_by_name():
     assert EFFORTS["fast"].names == ()
     assert resolve_effort("balanced").names == ("search", "smooth", "shift", "rounding", "bias")
     assert resolve_effort("best").names == ("search", "smooth", "shift", "insert", "rounding", "bias")
-    with pytest.raises(InputError, match=r"unknown effort 'fastest'[\s\S]*fast, balanced, best"):
+    with pytest.raises(UsageError, match=r"unknown effort 'fastest'[\s\S]*fast, balanced, best"):
         resolve_effort("fastest")

@@ -8,7 +8,7 @@ from onnx import TensorProto as T
 from onnx import helper as h
 from onnx import numpy_helper
 
-from calib.errors import InputError
+from calib.errors import DataError, GraphError
 from calib.refine import paired_forward
 from calib.refine.paired_forward import select_batches, walk
 
@@ -154,7 +154,7 @@ def test_both_graphs_give_what_they_give_as_a_whole(model, batches):
 
 @pytest.mark.parametrize("weight", EVERY_WEIGHT)
 def test_the_comparison_sees_one_weight(model, batches, weight):
-    """The control: all other weights altered; tensors in front of the one that is not agree, the others do not."""
+    """The control: all other weights altered; tensors before the unaltered one agree, the others do not."""
     exact = [whole(model, b) for b in batches]
     changed = [whole(altered(model, EVERY_WEIGHT), b) for b in batches]
     others = set(EVERY_WEIGHT) - {weight}
@@ -188,7 +188,7 @@ def test_what_is_settled_at_one_tensor_is_seen_at_the_next(model, batches):
         assert len(asked) == done, "a segment is asked for when its turn comes"
         assert None not in matches(pairs, tensor, exact, changed), tensor
         settled += READERS[tensor]
-    assert all(asked), "no segment without nodes, such as that in front of the image, is asked for"
+    assert all(asked), "no segment without nodes, such as that before the image, is requested"
     ran = [name for nodes in asked for name in nodes]
     assert ran == [n.name or n.output[0] for n in model.graph.node if n.name != "head"], "every node once, in order"
 
@@ -230,7 +230,7 @@ STATES = {
     "mixed": ("image", "x2", "mixed"),
     "pooled": ("pooled",),
 }
-"""What is still to be read behind each tensor."""
+"""What is still to be read after each tensor."""
 
 
 def carried_bytes(model, batch, tensor):
@@ -270,7 +270,7 @@ def test_the_comparison_sees_pairs_of_different_images(model):
 
 
 def test_graphs_and_arrays_that_do_not_fit_are_refused(model, batches, make_model):
-    with pytest.raises(InputError, match="does not take these tensors"):
+    with pytest.raises(DataError, match="does not take these tensors"):
         list(walk(model, IN_ORDER, [b[:, :2] for b in batches], alter_all, 1))
     two = make_model(
         [h.make_node("Add", ["x", "y"], ["t"]), h.make_node("Relu", ["t"], ["z"])],
@@ -278,7 +278,7 @@ def test_graphs_and_arrays_that_do_not_fit_are_refused(model, batches, make_mode
         [("x", T.FLOAT, ["n"]), ("y", T.FLOAT, ["n"])],
         [("z", T.FLOAT, ["n"])],
     )
-    with pytest.raises(InputError, match="one input"):
+    with pytest.raises(GraphError, match="one input"):
         list(walk(two, ("t",), [np.ones(3, np.float32)], alter_all, 1))
 
 
@@ -322,7 +322,7 @@ def test_batches_beyond_what_fits_are_dropped(monkeypatch):
 
 
 def test_no_images_are_refused():
-    with pytest.raises(InputError, match="no calibration images"):
+    with pytest.raises(DataError, match="no calibration images"):
         select_batches([], 0)
 
 
@@ -332,10 +332,10 @@ def test_every_image_is_checked_also_those_that_are_not_taken(number, value):
     spoiled = numbered(4096, 32)
     select_batches(iter(spoiled), 4096)
     spoiled[number][3, 0] = value
-    with pytest.raises(InputError, match=rf"NaN or infinity[\s\S]*after image {32 * number}\b"):
+    with pytest.raises(DataError, match=rf"NaN or infinity[\s\S]*after image {32 * number}\b"):
         select_batches(iter(spoiled), 4096)
 
 
 def test_other_types_are_refused():
-    with pytest.raises(InputError, match="not a batch of images"):
+    with pytest.raises(DataError, match="not a batch of images"):
         select_batches([np.ones((2, 3))], 2)

@@ -26,7 +26,7 @@ def weight(rows=32, columns=24, seed=3):
 
 
 def brute_error(values, matrix, scale, factors=1.0, zero=0.0):
-    """Mean squared error behind the layer around its mean, relative to the outputs' mean square."""
+    """Mean squared error of the layer outputs around its mean, relative to the outputs' mean square."""
     x, w = np.asarray(values, np.float64), np.asarray(matrix[0], np.float64)
     factors = np.broadcast_to(np.asarray(factors, np.float64), x.shape[1])
     levels = np.maximum(np.minimum(np.round(x * factors / scale - zero), 127), -128) + zero

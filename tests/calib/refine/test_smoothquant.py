@@ -57,7 +57,7 @@ def conv(make, *, before=(), tensor="x", outputs=("y",), constants=None, more=()
 
 
 def normalized(make, op_type, more=(), outputs=("y",)):
-    """A normalization in front of two MatMuls, one of them with a bias, or of a padded Conv."""
+    """A normalization before two MatMuls, one of them with a bias, or of a padded Conv."""
     constants = {
         "s": np.abs(draw(6)) + 0.5,
         "o": draw(6, seed=1),
@@ -193,7 +193,7 @@ def test_a_shift_leaves_the_outputs_where_they_were(make_model, kind, factors):
 
 @pytest.mark.parametrize("kind", SHIFTS)
 def test_the_comparison_sees_a_wrong_correction(make_model, kind):
-    """The control: the constant behind the layer, a bias or a map, one element off by a part in a hundred."""
+    """The control: the constant after the layer, a bias or a map, one element off by a part in a hundred."""
     make, tensor = SHIFTS[kind]
     model = make(make_model)
     changed, _ = moved(model, {tensor: choice(zero=20.25)})
@@ -292,7 +292,7 @@ def test_a_conv_whose_bias_is_computed_is_not_scaled(make_model):
 
 @pytest.mark.parametrize("relu", [False, True])
 def test_a_conv_that_was_corrected_by_a_map_is_not_scaled_any_more(make_model, relu):
-    """x -> front, which pads -> reader. The shift of x puts a map behind front; factors of front's output would miss it."""
+    """x -> front, which pads -> reader. The shift of x puts a map after front; factors of front's output would miss it."""
     model = front_conv(make_model, relu, True)
     tensor = "t" if relu else "c"
     changed, ends = moved(model, {"x": choice(FACTORS, 12.0), tensor: choice(FACTORS)})
@@ -365,8 +365,8 @@ def test_bounds_that_two_clips_share_move_for_one_of_them(make_model):
     assert next(n for n in changed.graph.node if n.name == "clip2").input[1:] == ["low", "high"]
 
 
-def test_a_conv_with_a_map_behind_it_still_takes_the_shift_of_a_clip(make_model):
-    """x -> front, which pads: its map stands between Conv and Clip, and the shift adds to the bias in front of the map."""
+def test_a_conv_with_a_map_after_it_still_takes_the_shift_of_a_clip(make_model):
+    """x -> front, which pads: its map stands between Conv and Clip, and the shift adds to the bias before the map."""
     for order in (("x", "t"), ("t", "x")):
         model = front_clip(make_model)
         changes = {"x": choice(FACTORS, 12.0), "t": choice(zero=20.25)}
