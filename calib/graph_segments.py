@@ -1,4 +1,4 @@
-"""Split an ONNX graph into segments that can be run one after the other.
+"""Split an ONNX graph into segments, and run it with one group of layers replaced from the last cut before the group on.
 
     image -> [segment 0] -> cut 1 -> [segment 1] -> cut 2 -> ... -> [segment n] -> output
 
@@ -6,16 +6,21 @@ A cut is a tensor through which every path from the input to the output passes, 
 blocks. What depends on shapes alone (Shape, Size and everything computed from them and from constants) does not count as a
 path: it is passed on beside the cut, as is a tensor of which only the shape is still to be read. A graph without cuts is one
 segment.
+
+`SegmentRuns` replaces one segment at a time by another graph with the same inputs and outputs, in which a group is quantized or
+taken from another graph; the segments after it are unchanged, and their sessions are opened once. For every image only the
+tensors at one cut are kept in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper
@@ -28,6 +33,10 @@ SHAPE_OPS = ("Shape", "Size")
 
 State = Mapping[str, NDArray[Any]]
 """Tensors passed from one segment to the next: the cut, and what shapes need."""
+States = list[dict[str, NDArray[Any]]]
+"""The state of every batch."""
+Exchange = Callable[[onnx.ModelProto], onnx.ModelProto]
+"""Graph of a segment -> a graph with the same inputs and outputs that runs in its place."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,60 @@ def declare(name: str, types: Mapping[str, TensorType]) -> onnx.ValueInfoProto:
     known = types.get(name, TensorType(onnx.TensorProto.FLOAT, None))
     kind = known.dtype or onnx.TensorProto.FLOAT
     return helper.make_tensor_value_info(name, kind, None if known.shape is None else list(known.shape))
+
+
+class SegmentRuns:
+    """A graph in ONNX Runtime, segment by segment.
+
+    Args:
+        model: a float graph with one input; its first output is returned.
+        groups: node names of each group, see `calib.graph_segments.split`.
+        batches: arrays (B, ...) as the graph takes them.
+        threads: threads of ONNX Runtime.
+
+    `segments` are in graph order, `start` are the states before the first.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, groups: Sequence[Sequence[str]], batches: Iterable[NDArray[Any]], threads: int
+    ) -> None:
+        self._model, self._output, self._threads = model, model.graph.output[0].name, threads
+        self.segments = split(model, self._output, groups)
+        self._segment_of = {name: at for at, segment in enumerate(self.segments) for name in segment.nodes}
+        self._sessions: dict[int, GraphSession] = {}
+        (source,) = (value.name for value in self.segments[0].model.graph.input)
+        self.start: States = [{source: batch} for batch in batches]
+
+    def first_segment(self, group: Sequence[str]) -> int:
+        """The segment in which the nodes of a group begin."""
+        return min(self._segment_of[name] for name in group)
+
+    def step(self, at: int, states: States, exchange: Exchange | None = None) -> States:
+        """The states after segment `at`, which runs unchanged or exchanged."""
+        segment = self.segments[at]
+        if exchange is not None:
+            return self._advance(segment, states, exchange, at)
+        if at not in self._sessions:
+            self._sessions[at] = GraphSession(segment.model, threads=self._threads, where=f"segment {at}")
+        return [segment.advance(state, self._sessions[at]) for state in states]
+
+    def finish(self, at: int, states: States) -> NDArray[Any]:
+        """The output (n, ...) of all batches, from the states before segment `at`."""
+        for following in range(at, len(self.segments)):
+            states = self.step(following, states)
+        return np.concatenate([state[self._output] for state in states])
+
+    def finish_exchanged(self, group: Sequence[str], states: States, exchange: Exchange) -> NDArray[Any]:
+        """The output with `exchange` applied where `group` is computed, from the states before its first segment."""
+        at = self.first_segment(group)
+        if at == max(self._segment_of[name] for name in group):
+            return self.finish(at + 1, self.step(at, states, exchange))
+        rest = split(self._model, self._output, [group])[-1]  # another group needs a cut inside this one: run all that follows
+        return np.concatenate([state[self._output] for state in self._advance(rest, states, exchange, at)])
+
+    def _advance(self, segment: Segment, states: States, exchange: Exchange, at: int) -> States:
+        session = GraphSession(exchange(segment.model), threads=self._threads, where=f"segment {at}")
+        return [segment.advance(state, session) for state in states]
 
 
 class _Lifetimes:

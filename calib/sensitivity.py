@@ -7,7 +7,7 @@ cannot return from INT8 to float alone while its neighbours keep the Q/DQ pair t
     cumulative   this group and all before it, in graph order, are quantized    SQNR and KL of the logits against float
     local        only this group's weights, or activations, are quantized       SQNR of its own outputs, see `calib.layer_noise`
 
-Runs start at the last cut of the graph before a group, see `calib.segment_runs`: a run of the whole network for each number
+Runs start at the last cut of the graph before a group, see `calib.graph_segments`: a run of the whole network for each number
 costs two forward passes per group, this about one, and less the earlier the MACs are. `calib.insert_qdq` writes Q/DQ into the
 one segment that a run changes. Of all images the tensors at one cut are kept in memory: in float, with everything before it
 quantized, and with the current group quantized. That is why few images are used.
@@ -24,14 +24,13 @@ from numpy.typing import NDArray
 
 from calib.calibration_table import CalibrationTable
 from calib.errors import DataError
-from calib.graph_segments import Segment, State, prefix
+from calib.graph_segments import Segment, SegmentRuns, State, States, prefix
 from calib.layer_noise import IsolatedLayers
 from calib.macs import count_macs
 from calib.metrics import capped_sqnr_db, kl
 from calib.ort_session import GraphSession, check_batch
 from calib.qdq_placement import QuantPlan
 from calib.qdq_writer import check_plan, insert_qdq
-from calib.segment_runs import SegmentRuns, States
 
 IMAGES = 32
 """Largest number of images that are used."""

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
     "calib": (
         "errors", "lazy_exports", "files", "artifact", "parallel", "metrics", "graph", "graph_editor", "ort_session",
-        "graph_segments", "segment_runs", "graph_splice", "macs", "histogram", "scales", "calibrators", "calibration_table",
+        "graph_segments", "graph_splice", "macs", "histogram", "scales", "calibrators", "calibration_table",
         "split_half",
         "qdq_placement", "collect", "qdq_writer", "lint", "layer_noise", "sensitivity", "budget", "refine", "quantize",
         "trt_calibration_cache",

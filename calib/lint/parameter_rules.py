@@ -14,15 +14,8 @@ from calib.qdq_writer import DEQUANTIZE, QUANTIZE
 _T = onnx.TensorProto
 _NEWEST_OPSET = 20
 _FP16_SCALE_OPSET = 19
-_INTEGER_OPERATORS = (
-    "ConvInteger",
-    "DynamicQuantizeLinear",
-    "DynamicQuantizeMatMul",
-    "MatMulInteger",
-    "MatMulIntegerToFloat",
-    "QAttention",
-    "QGemm",
-)
+_INTEGER_PRODUCTS = ("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QAttention", "QGemm")
+_DYNAMIC_QUANTIZATION = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul")
 _OTHER_TYPES = ("FLOAT8E4M3FN", "FLOAT4E2M1", "INT4")
 
 
@@ -31,7 +24,7 @@ def lint_graph_level(model: onnx.ModelProto, names: Sequence[str]) -> list[LintF
     findings = [
         make_finding("integer-operator", name, node.op_type)
         for name, node in zip(names, model.graph.node, strict=True)
-        if node.op_type in _INTEGER_OPERATORS or node.op_type.startswith("QLinear")
+        if node.op_type in _INTEGER_PRODUCTS + _DYNAMIC_QUANTIZATION or node.op_type.startswith("QLinear")
     ]
     if not findings and not any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in model.graph.node):
         findings.append(make_finding("float-graph", "graph", "no QuantizeLinear or DequantizeLinear"))

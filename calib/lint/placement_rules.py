@@ -16,31 +16,10 @@ from calib.graph import GraphIndex, attribute, to_array
 from calib.lint.finding import LintFinding, make_finding
 from calib.qdq_writer import DEQUANTIZE
 
-_NORMS = (
-    "GroupNormalization",
-    "InstanceNormalization",
-    "LayerNormalization",
-    "LpNormalization",
-    "RMSNormalization",
-    "ReduceL1",
-    "ReduceL2",
-    "ReduceMean",
-    "ReduceSum",
-    "ReduceSumSquare",
-)
-_MOVES = (
-    "Cast",
-    "Expand",
-    "Flatten",
-    "Gather",
-    "Identity",
-    "MaxPool",
-    "Reshape",
-    "Slice",
-    "Split",
-    "Squeeze",
-    "Unsqueeze",
-)
+_NORMALIZATIONS = ("GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization", "RMSNormalization")
+_REDUCTIONS = ("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
+_AXES_KEPT = ("Cast", "Identity")
+_MOVES = (*_AXES_KEPT, "Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze")
 
 
 @dataclass(frozen=True)
@@ -62,7 +41,7 @@ def lint_placement(name: str, node: onnx.NodeProto, index: GraphIndex) -> list[L
     """Findings on one product, norm or addition; none for any other node."""
     if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return _product_findings(node, name, index)
-    if node.op_type in _NORMS and _dequantized(node.input[0], index):
+    if node.op_type in _NORMALIZATIONS + _REDUCTIONS and _dequantized(node.input[0], index):
         return [make_finding("norm-input", name, f"Q/DQ before {node.op_type}")]
     streams = [n for n in node.input if n not in index.constant_like]
     if node.op_type == "Add" and len(streams) == 2 and any(_dequantized(n, index) for n in streams):
@@ -129,7 +108,7 @@ def _trace(tensor: str, index: GraphIndex) -> _DequantizeSource | None:
     if node.op_type != "Transpose" and node.op_type not in _MOVES:
         return None
     source = _trace(node.input[0], index)
-    if source is None or source.axis is None or node.op_type in ("Cast", "Identity"):
+    if source is None or source.axis is None or node.op_type in _AXES_KEPT:
         return source
     permutation = attribute(node, "perm", None) if node.op_type == "Transpose" else None
     return replace(source, axis=list(permutation).index(source.axis) if permutation else None)

@@ -31,7 +31,7 @@ from calib.refine.activation_sample import ActivationSample, take_samples
 from calib.refine.bias_correction import correction
 from calib.refine.effort import Effort
 from calib.refine.gptq_rounding import refit, round_matrix
-from calib.refine.input_moments import Moments
+from calib.refine.input_moments import Moments, measure_moments
 from calib.refine.linear_consumers import Reader, find_readers
 from calib.refine.paired_forward import select_batches, walk
 from calib.refine.scale_search import FOLDED_GAIN, INSERTED_GAIN, AllowedChanges, ScaleChoice, search_scale
@@ -164,10 +164,7 @@ def _compensate(
         return _quantized_segment(segment.model, {n: updates[n] for n in nodes}, plan, table) if nodes else None
 
     for done, (tensor, pairs) in enumerate(walk(model, tuple(readers), batches, quantize, threads), start=1):
-        moments = Moments(readers[tensor][0].geometry, scales[tensor])
-        for seed, (x, quantized_x) in enumerate(pairs):
-            moments.update(x, quantized_x, seed)
-        del x, quantized_x
+        moments = measure_moments(readers[tensor][0].geometry, scales[tensor], pairs)
         for reader in readers[tensor]:
             updates[reader.node] = _layer_update(editor.constant(reader.node, 1), reader, moments, effort)
             updates[reader.node].apply(editor, reader.node)

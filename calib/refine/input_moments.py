@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,50 +20,40 @@ LARGEST_K = 4096
 """Patch length up to which second moments, K x K numbers, are kept."""
 
 
+@dataclass(frozen=True)
 class Moments:
-    """Moments of the patches x of one tensor in the float graph, and of x', the same patches quantized; `count` patches."""
+    """Moments of the patches x of one tensor in the float graph, and of x', the same patches quantized.
 
-    def __init__(self, geometry: Geometry, scale: float) -> None:
-        self._geometry = geometry
-        self._scale = np.float32(scale)
-        self.count = 0
-        self._sums: dict[str, Float64] = {}
+    Attributes:
+        count: number of patches.
+        mean, quantized_mean: (G, K) of x and of x'.
+        gram: (G, K, K) mean of x'^T x'; None for patches longer than LARGEST_K.
+        cross: (G, K, K) mean of x'^T (x - x'), likewise.
+    """
 
-    def update(self, in_float: NDArray[Any], quantized_so_far: NDArray[Any], seed: int) -> None:
-        """Add the activation of some images, computed by the float graph and by the graph quantized so far."""
-        count = int(np.clip(self._geometry.length(in_float), *PATCHES_PER_IMAGE)) * len(in_float)
-        x = self._geometry.patches(in_float, count, np.random.default_rng(seed))
-        inputs = self._geometry.patches(quantized_so_far, count, np.random.default_rng(seed))
-        quantized = np.clip(np.rint(inputs / self._scale), QMIN, QMAX) * self._scale
-        self.count += len(x)
-        self._add("mean", x.sum(axis=0, dtype=np.float64))
-        self._add("quantized_mean", quantized.sum(axis=0, dtype=np.float64))
+    count: int
+    mean: Float64
+    quantized_mean: Float64
+    gram: Float64 | None = None
+    cross: Float64 | None = None
+
+
+def measure_moments(geometry: Geometry, scale: float, pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> Moments:
+    """Moments over pairs of activations of some images, computed by the float graph and by the graph quantized so far."""
+    sums: dict[str, Float64] = {}
+    total = 0
+    step = np.float32(scale)
+    for seed, (in_float, quantized_so_far) in enumerate(pairs):
+        count = int(np.clip(geometry.length(in_float), *PATCHES_PER_IMAGE)) * len(in_float)
+        x, inputs = (geometry.patches(v, count, np.random.default_rng(seed)) for v in (in_float, quantized_so_far))
+        quantized = np.clip(np.rint(inputs / step), QMIN, QMAX) * step
+        total += len(x)
+        terms = {"mean": x.sum(axis=0, dtype=np.float64), "quantized_mean": quantized.sum(axis=0, dtype=np.float64)}
         if x.shape[2] <= LARGEST_K:
-            self._add("gram", _products(quantized, quantized))
-            self._add("cross", _products(quantized, x - quantized))
-
-    @property
-    def mean(self) -> Float64:
-        """(G, K) mean of x."""
-        return self._sums["mean"] / self.count
-
-    @property
-    def quantized_mean(self) -> Float64:
-        """(G, K) mean of x'."""
-        return self._sums["quantized_mean"] / self.count
-
-    @property
-    def gram(self) -> Float64 | None:
-        """(G, K, K) mean of x'^T x'; None for patches longer than LARGEST_K."""
-        return self._sums["gram"] / self.count if "gram" in self._sums else None
-
-    @property
-    def cross(self) -> Float64 | None:
-        """(G, K, K) mean of x'^T (x - x'); None for patches longer than LARGEST_K."""
-        return self._sums["cross"] / self.count if "cross" in self._sums else None
-
-    def _add(self, name: str, values: Float64) -> None:
-        self._sums[name] = self._sums[name] + values if name in self._sums else values
+            terms |= {"gram": _products(quantized, quantized), "cross": _products(quantized, x - quantized)}
+        for name, values in terms.items():
+            sums[name] = sums[name] + values if name in sums else values
+    return Moments(total, **{name: values / total for name, values in sums.items()})
 
 
 def _products(a: Float32, b: Float32) -> Float64:

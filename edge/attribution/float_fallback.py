@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from calib.errors import InputError
 from calib.graph import index_graph, infer_types
+from calib.graph_segments import SegmentRuns
 from calib.graph_splice import Splicer
 from calib.macs import MAC_OPS
 from calib.metrics import power_ratio_db
 from calib.ort_session import GraphSession
 from calib.qdq_placement import QuantPlan, QuantPoint
 from calib.qdq_writer import DEQUANTIZE
-from calib.segment_runs import SegmentRuns
 from calib.sensitivity import group_nodes
 from edge.attribution.attribution_record import FloatTrial
 from edge.attribution.graph_variants import GraphVariants

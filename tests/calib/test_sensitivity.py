@@ -16,11 +16,10 @@ from calib.artifact import read_artifact, write_artifact
 from calib.calibration_table import CalibrationTable
 from calib.errors import ArtifactError, GraphError, InputError
 from calib.graph import index_graph
-from calib.graph_segments import split_at
+from calib.graph_segments import SegmentRuns, split_at
 from calib.ort_session import TappedGraph
 from calib.qdq_placement import QuantPlan
 from calib.qdq_writer import quantize_weight
-from calib.segment_runs import SegmentRuns
 from calib.sensitivity import Sensitivity, group_nodes, measure_sensitivity
 
 C, TOKENS, BLOCKS = 8, 16, 3

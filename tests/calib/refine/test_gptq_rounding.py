@@ -7,7 +7,7 @@ from for_all import for_all
 from calib.qdq_writer import quantize_weight
 from calib.refine.bias_correction import correction
 from calib.refine.gptq_rounding import DAMPING, refit, round_matrix
-from calib.refine.input_moments import Moments
+from calib.refine.input_moments import measure_moments
 from calib.refine.linear_consumers import Geometry
 from calib.scales import SMALLEST_SCALE
 
@@ -222,9 +222,8 @@ def moments_of(kind):
     geometry, shape = CASES[kind]
     exact = draw(*shape, seed=1).astype(np.float32) + 0.3
     found = exact + (0.1 * draw(*shape, seed=2) + 0.05).astype(np.float32)
-    moments = Moments(geometry, 0.0234375)
-    for number, part in enumerate((slice(0, 6), slice(6, 16))):
-        moments.update(exact[part], found[part], number)
+    pairs = [(exact[part], found[part]) for part in (slice(0, 6), slice(6, 16))]
+    moments = measure_moments(geometry, 0.0234375, pairs)
     every = np.random.default_rng(0)
     x, seen = (geometry.patches(v, 1 << 30, every).astype(np.float64) for v in (exact, found))
     return moments, x, np.clip(np.round(seen / 0.0234375), -128, 127) * 0.0234375
@@ -262,9 +261,8 @@ def test_patches_longer_than_memory_allows_keep_their_means_only(monkeypatch):
 
 @pytest.mark.parametrize(("length", "per_image"), [(6, 32), (50, 50), (300, 128)])
 def test_longer_patches_need_more_of_them(length, per_image):
-    moments = Moments(Geometry("MatMul"), 0.0234375)
     values = draw(3, 200, length).astype(np.float32)
-    moments.update(values, values, 0)
+    moments = measure_moments(Geometry("MatMul"), 0.0234375, [(values, values)])
     assert moments.count == 3 * per_image
 
 
@@ -273,9 +271,8 @@ def test_both_activations_are_cut_at_the_same_positions():
     values = draw(4, 500, 6).astype(np.float32)
     step = 2.0**-4  # nothing is clipped
     assert np.abs(values).max() < 127 * step
-    alike, apart = Moments(Geometry("MatMul"), step), Moments(Geometry("MatMul"), step)
-    alike.update(values, values, 3)
-    apart.update(values, np.roll(values, 1, axis=1), 3)
+    alike = measure_moments(Geometry("MatMul"), step, [(values, values)])
+    apart = measure_moments(Geometry("MatMul"), step, [(values, np.roll(values, 1, axis=1))])
     assert np.abs(alike.mean - alike.quantized_mean).max() <= step / 2
     assert np.abs(alike.cross).max() < 0.01
     assert np.abs(apart.cross).max() > 0.5, "the control"
