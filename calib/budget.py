@@ -57,13 +57,11 @@ class BudgetResult:
     """The best trial, and all of them.
 
     Attributes:
-        met: whether its drop is within the budget.
-        budget: largest drop allowed, in points.
+        met: whether its drop is within the budget, the largest drop allowed in points.
         float_groups: in the order of the ranking.
         int8_share: of the network's MACs.
         drop: in points; the smallest of all trials if none met the budget.
         evaluations: number of trials.
-        trials: in order.
     """
 
     met: bool

@@ -124,13 +124,8 @@ def check_table(
 ) -> None:
     """Refuse a stale table: ArtifactError unless it was made from this graph and, where given, these images and preprocessing.
 
-    Args:
-        table: to be checked.
-        onnx_sha256: of the float graph.
-        data_sha256: of the images; None accepts any.
-        preprocess_sha256: of their preprocessing; None accepts any.
-        remake: the command that writes such a table.
-        refined: file of the refined graph, named when the table belongs to that graph and `onnx_sha256` to its source.
+    `data_sha256` and `preprocess_sha256` None accept any. `remake` is the command that writes such a table, `refined` the file
+    of the refined graph, named when the table belongs to that graph and `onnx_sha256` to its source.
     """
     if table.source_sha256 and table.source_sha256 == onnx_sha256 != table.onnx_sha256:
         raise ArtifactError(

@@ -163,12 +163,9 @@ def to_array(tensor: onnx.TensorProto) -> NDArray[Any]:
 
 
 def infer_types(model: onnx.ModelProto, batch: int | None = None) -> dict[str, TensorType]:
-    """Types of all tensors known to ONNX's shape inference, constants included.
+    """Types of all tensors known to ONNX's shape inference, constants included; the model is not changed.
 
-    Args:
-        model: not changed; large initializers are not copied.
-        batch: value for a symbolic first dimension of the graph inputs, wherever that symbol occurs.
-
+    `batch` is the value for a symbolic first dimension of the graph inputs, wherever that symbol occurs.
     Tensors after an operator unknown to ONNX are absent. Raises GraphError when inference fails on the whole graph.
     """
     light = _without_large_constants(model)

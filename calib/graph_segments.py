@@ -144,13 +144,11 @@ def declare(name: str, types: Mapping[str, TensorType]) -> onnx.ValueInfoProto:
 
 
 class SegmentRuns:
-    """A graph in ONNX Runtime, segment by segment.
+    """A float graph with one input in ONNX Runtime, segment by segment; its first output is returned.
 
     Args:
-        model: a float graph with one input; its first output is returned.
-        groups: node names of each group, see `calib.graph_segments.split`.
+        groups: node names of each group, see `split`.
         batches: arrays (B, ...) as the graph takes them.
-        threads: threads of ONNX Runtime.
 
     `segments` are in graph order, `start` are the states before the first.
     """

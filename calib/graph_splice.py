@@ -42,12 +42,7 @@ def needed_nodes(
 
 
 class Splicer:
-    """Takes layers out of one graph and puts them into others.
-
-    Args:
-        source: an FP32 graph.
-        ends: the tensors between its layers.
-    """
+    """Copies layers of an FP32 graph, whose `ends` are the tensors between its layers, into other graphs."""
 
     def __init__(self, source: onnx.ModelProto, ends: Collection[str]) -> None:
         self._source, self._index = source, index_graph(source)

@@ -23,13 +23,7 @@ Tensors = Mapping[str, NDArray[Any]]
 
 
 class IsolatedLayers:
-    """Some nodes of a float graph, each run in isolation on its float inputs.
-
-    Args:
-        model: the float graph.
-        nodes: their names; each reads tensors of the whole float graph, never the output of another of these.
-        plan: which of their inputs are quantized.
-    """
+    """Some nodes of a float graph, each run in isolation: it reads tensors of the float graph, never another node's output."""
 
     runs = 5
     """How often `noise_db` runs the nodes."""
@@ -53,10 +47,7 @@ class IsolatedLayers:
 
             s round(clip(x / s, -128, 127)) - x  =  clipping  +  rounding,    clipping = clip(x, -128 s, 127 s) - x
 
-        Args:
-            tensors: values of `inputs`; others are ignored.
-            scales: step s of each quantized activation.
-            threads: threads of ONNX Runtime.
+        `tensors` are values of `inputs`, others are ignored; `scales` the step s of each quantized activation.
         """
         plain = GraphSession(self._model, threads=threads)
         reference = plain(tensors)

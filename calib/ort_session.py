@@ -68,14 +68,7 @@ class GraphSession:
     Q/DQ pairs are computed as written, never fused into integer kernels, whose sums saturate on some CPUs. Threads do not spin
     between two calls, so that many such graphs may be called in turn.
 
-    Args:
-        model: the graph.
-        threads: threads of ONNX Runtime; 0 uses every core.
-        where: named in errors.
-
-    Call: {input: array}, further entries are ignored -> {output: array}.
-
-    Raises GraphError for a graph that ONNX Runtime refuses, DataError for arrays that the graph does not take.
+    Call: {input: array}, further entries are ignored -> {output: array}. Arguments and errors as in `TappedGraph`.
     """
 
     def __init__(self, model: onnx.ModelProto, *, threads: int = 1, where: object = None) -> None:

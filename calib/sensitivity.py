@@ -45,8 +45,7 @@ class GroupCost:
     """Quantization noise of one group. SQNR in dB within [-300, 300], 300 for no difference; KL in nats.
 
     Attributes:
-        name: its first node.
-        nodes: all of them, in graph order.
+        name: its first node; `nodes` are in graph order.
         macs: multiply-accumulates for one image.
         isolated_db, isolated_kl: of the logits, only this group quantized.
         cumulative_db, cumulative_kl: of the logits, this group and all before it quantized.
@@ -73,8 +72,6 @@ class Sensitivity:
     """Noise of the groups of a plan in graph order, and the effort of measuring it.
 
     Attributes:
-        images: number of images used.
-        groups: in graph order.
         segments: pieces that the graph was cut into; 1 if it has no cut.
         forwards_equivalent: executed MACs, in forward passes of the whole network.
         brute_forwards: passes that a run of the whole network for each number would take: one in float, two per group, the
@@ -125,12 +122,10 @@ def measure_sensitivity(
     images: int = IMAGES,
     progress: Progress | None = None,
 ) -> Sensitivity:
-    """Measure every group of a plan on the first output of a graph.
+    """Measure every group of a plan on the first output of a float graph with one input.
 
     Args:
-        model: the float graph, with one input.
         table: scales of the plan's activations.
-        plan: what would be quantized.
         batches: arrays (B, ...) float32 as the graph takes them; the local numbers come from the first.
         threads: threads of ONNX Runtime.
         images: largest number of images; the first ones are used.

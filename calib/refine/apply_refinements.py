@@ -43,7 +43,6 @@ class Refined:
     """A refined float graph.
 
     Attributes:
-        model: the graph.
         scales: activation tensor -> scale chosen by the search.
         choices: result of the search for each tensor of the original graph.
         inserted: tensors after which nodes were inserted.
@@ -67,16 +66,13 @@ def refine_graph(
     threads: int = 1,
     progress: Callable[[float], None] = lambda _done: None,
 ) -> Refined:
-    """Refine a float graph for its quantization.
+    """Refine a float graph with one input for its quantization; `model` is not changed.
 
     Args:
-        model: float graph with one input; not changed.
         scheme: what is to be quantized.
         batches: the calibration images, arrays (B, ...) float32 as the graph takes them; about
             `calib.refine.paired_forward.IMAGES` of them are used, and kept in memory.
-        effort: the refinements.
         images: number of calibration images.
-        threads: threads of ONNX Runtime.
         progress: called with the fraction done.
 
     Raises GraphError or DataError for a graph or arrays that do not match, see `calib.ort_session`.

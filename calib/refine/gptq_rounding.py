@@ -36,14 +36,7 @@ def refit(matrix: Float64, gram: Float64, cross: Float64, count: int) -> Float64
 
 
 def round_matrix(matrix: Float64, gram: Float64, count: int, tensor: str) -> Float64:
-    """The weight rounded to its grid.
-
-    Args:
-        matrix: (G, K, N).
-        gram: (G, K, K), H up to a factor.
-        count: number of patches averaged in `gram`.
-        tensor: name of the weight, for errors.
-    """
+    """The weight (G, K, N) rounded to its grid; gram is (G, K, K), the mean over `count` patches; `tensor` is for errors."""
     groups, rows, columns = matrix.shape
     steps = weight_scales(np.abs(matrix).max(axis=1).reshape(-1), tensor).astype(np.float64).reshape(groups, 1, columns)
     order = np.argsort(-np.diagonal(gram, axis1=1, axis2=2), axis=1, kind="stable")  # (G, K)

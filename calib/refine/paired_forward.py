@@ -35,12 +35,8 @@ def walk(
 ) -> Iterator[tuple[str, Pairs]]:
     """Yield (tensor, pairs) for every tensor in graph order; the pairs are discarded when the next tensor is requested.
 
-    Args:
-        model: float graph with one input.
-        tensors: of the graph.
-        batches: arrays (B, ...) float32 as the graph takes them; some are dropped where memory is short.
-        quantize: called for each segment.
-        threads: threads of ONNX Runtime.
+    `batches` are arrays (B, ...) float32 as the graph takes them; some are dropped where memory is short. `quantize` is called
+    for each segment. `model` is a float graph with one input.
 
     Raises GraphError or DataError for a graph or arrays that do not match, see `calib.ort_session`.
     """

@@ -87,11 +87,8 @@ def search_scale(
 ) -> ScaleChoice | None:
     """The quantization of a tensor with the least output error; None for a tensor that is constant over the sample.
 
-    Args:
-        sample: of the tensor.
-        matrix: (G, K, N) weights of all its readers, concatenated along N.
-        channels: (G, K) channel of each element of a patch.
-        allowed: changes to be tried.
+    `matrix` (G, K, N) holds the weights of all readers, concatenated along N; `channels` (G, K) is the channel of each element
+    of a patch.
     """
     if not np.any(sample.high > sample.low):
         return None

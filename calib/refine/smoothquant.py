@@ -33,12 +33,7 @@ LARGEST_MAP = 1 << 20
 
 
 class Migration:
-    """Moves factors and shifts of tensors into the layers around them.
-
-    Args:
-        model: float graph; it is copied.
-        readers: tensor -> its readers, see `find_readers`.
-    """
+    """Moves factors and shifts of tensors into the layers around them, in a copy of a float graph."""
 
     def __init__(self, model: onnx.ModelProto, readers: Mapping[str, tuple[Reader, ...]]) -> None:
         self._editor = GraphEditor(model)
