@@ -144,7 +144,7 @@ class _Search:
         budget: float,
         evaluations: int,
     ) -> None:
-        self.groups, self.evaluate, self.budget, self.left = groups, evaluate, budget, evaluations
+        self.groups, self.evaluate, self.budget, self.limit = groups, evaluate, budget, evaluations
         self.total = sum(macs.values())
         self.weights = [sum(macs[node] for node in nodes) for nodes in groups]
         self.drops: dict[tuple[int, ...], float] = {}
@@ -152,9 +152,8 @@ class _Search:
     def meets(self, chosen: tuple[int, ...]) -> bool:
         """Whether a set meets the budget; False for a new set once the evaluations are used up."""
         if chosen not in self.drops:
-            if not self.left:
+            if len(self.drops) == self.limit:
                 return False
-            self.left -= 1
             drop = float(self.evaluate(tuple(node for i in chosen for node in self.groups[i])))
             if math.isnan(drop):
                 names = ", ".join(self.groups[i][0] for i in chosen) or "none"

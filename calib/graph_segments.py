@@ -14,7 +14,7 @@ tensors at one cut are kept in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from calib.errors import GraphError
-from calib.graph import TensorType, index_graph, infer_types, node_names, tensors_read
+from calib.graph import GraphIndex, TensorType, index_graph, infer_types, node_names, tensors_read
 from calib.ort_session import GraphSession
 
 SHAPE_OPS = ("Shape", "Size")
@@ -97,17 +97,22 @@ def split_at(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, Segmen
     return {name: graph.segment(first, last, types) for name, (first, last) in zip(ordered, pairwise(bounds), strict=True)}
 
 
-def prefix(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
-    """A copy of the graph that ends in these tensors, without nodes and initializers that none of them needs."""
-    index = index_graph(model)
-    pending = [*tensors]
+def needed_nodes(index: GraphIndex, ends: Iterable[str], stops: Collection[str] = ()) -> list[int]:
+    """Numbers, ascending, of all nodes needed to compute `ends` from `stops`, those of shapes and constants included."""
+    pending = [*ends]
     needed: set[int] = set()
     while pending:
         producer = index.producers.get(pending.pop())
         if producer is not None and producer not in needed:
             needed.add(producer)
-            pending += index.reads[producer]
-    nodes = [node for i, node in enumerate(model.graph.node) if i in needed]
+            pending += [name for name in index.reads[producer] if name not in stops]
+    return sorted(needed)
+
+
+def prefix(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    """A copy of the graph that ends in these tensors, without nodes and initializers that none of them needs."""
+    index = index_graph(model)
+    nodes = [model.graph.node[i] for i in needed_nodes(index, tensors)]
     unread = {t.name for t in model.graph.initializer} - tensors_read(nodes)
     inputs = [value for value in model.graph.input if value.name not in unread]
     cut = part(model, nodes, [name for name in tensors if name in index.producers], inputs)

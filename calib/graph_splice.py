@@ -12,33 +12,8 @@ from copy import deepcopy
 import onnx
 from onnx import helper
 
-from calib.graph import GraphIndex, index_graph
-from calib.graph_segments import SHAPE_OPS, prefix
-
-
-def needed_nodes(
-    model: onnx.ModelProto, index: GraphIndex, end: str, stops: Collection[str]
-) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Numbers of all nodes needed to compute a tensor from `stops`, those of shapes and constants included, and the stops read.
-
-    A stop of which only the shape is read does not count as read.
-    """
-    nodes: set[int] = set()
-    reads: set[str] = set()
-    pending = [index.producers[end]]
-    while pending:
-        at = pending.pop()
-        if at in nodes:
-            continue
-        nodes.add(at)
-        node = model.graph.node[at]
-        for name in index.reads[at]:
-            if name in stops:
-                if node.op_type not in SHAPE_OPS:
-                    reads.add(name)
-            elif name in index.producers:
-                pending.append(index.producers[name])
-    return tuple(sorted(nodes)), tuple(sorted(reads))
+from calib.graph import index_graph
+from calib.graph_segments import SHAPE_OPS, needed_nodes, prefix
 
 
 class Splicer:
@@ -98,7 +73,7 @@ class Splicer:
                 return result
             return name if not name or name in stops else f"{end}:{name}"
 
-        for at in needed_nodes(self._source, self._index, end, stops)[0]:
+        for at in needed_nodes(self._index, [end], stops):
             node = deepcopy(self._source.graph.node[at])
             for name in node.input:
                 if name in self._constants and renamed(name) not in taken:

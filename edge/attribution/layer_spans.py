@@ -18,8 +18,7 @@ from dataclasses import dataclass, replace
 import onnx
 
 from calib.graph import GraphIndex, index_graph
-from calib.graph_segments import SHAPE_OPS
-from calib.graph_splice import needed_nodes
+from calib.graph_segments import SHAPE_OPS, needed_nodes
 from calib.macs import MAC_OPS
 from edge.attribution.attribution_record import NotCompared
 
@@ -106,15 +105,16 @@ def _inside(
 
     What depends on shapes and constants alone is left out.
     """
-    needed, reads = needed_nodes(model, index, end, stops)
-    depends: set[str] = set(reads)
+    needed = [at for at in needed_nodes(index, [end], stops) if model.graph.node[at].op_type not in SHAPE_OPS]
+    reads = {name for at in needed for name in index.reads[at] if name in stops}
+    depends = set(reads)
     inside = []
     for at in needed:
         node = model.graph.node[at]
-        if node.op_type not in SHAPE_OPS and depends & index.reads[at]:
+        if depends & index.reads[at]:
             depends.update(node.output)
             inside.append(at)
-    return tuple(inside), reads
+    return tuple(inside), tuple(sorted(reads))
 
 
 def _biased(model: onnx.ModelProto, index: GraphIndex, output: str, outputs: Collection[str]) -> str:

@@ -150,7 +150,7 @@ def test_more_evaluations_never_give_less():
         assert shares == sorted(shares)
 
 
-def test_impossible_budgets_give_the_best_that_was_found():
+def test_impossible_budgets_give_the_smallest_drop():
     ranked, evaluate, macs, _ = case(1)
     result = fit_budget(ranked, evaluate, macs, -0.5)
     check(result, evaluate, ranked, macs, -0.5)
@@ -171,7 +171,7 @@ def test_at_most_so_many_groups_in_float(largest):
 
 
 @for_all(seed=range(30))
-def test_evaluations_that_jump_do_no_harm(seed):
+def test_noisy_evaluations_still_meet_the_budget(seed):
     """Drops that have nothing to do with the set: the result is still the best of what was tried."""
     ranked, _, macs, _ = case(seed, groups=12)
     rng = np.random.default_rng(seed)
@@ -247,7 +247,7 @@ def test_drop_in_points():
     assert drop_points(reference, reference, labels) == drop_points(reference, reference) == 0
 
 
-def test_no_drop_exceeds_the_changed_answers():
+def test_no_drop_exceeds_the_changed_classes():
     rng = np.random.default_rng(0)
     for _ in range(200):
         reference = rng.normal(size=(20, 4))

@@ -34,7 +34,7 @@ def untapped(path, tensor, images):
     return ort.InferenceSession(model.SerializeToString(), options).run(None, {"image": images})[0]
 
 
-def test_every_tap_sees_what_the_untapped_graph_computes(tiny, tiny_path, images):
+def test_every_tap_equals_the_tensor_of_the_untapped_graph(tiny, tiny_path, images):
     plan = plan_quantization(tiny)
     table = collect_table(tiny_path, np.split(images, 8), plan, data_sha256="d", config=MINMAX)
     assert tuple(table.tensors) == plan.activations
@@ -108,12 +108,12 @@ def test_a_bad_batch_among_several_at_once_is_named(tiny, tiny_path, images):
 
 
 @pytest.mark.parametrize("wrong", [{"at_once": 0}, {"threads": 0}, {"min_images": 0}])
-def test_counts_that_make_no_sense_are_refused(wrong):
+def test_invalid_counts_are_refused(wrong):
     with pytest.raises(UsageError, match=r"at_once|threads|min_images"):
         CollectConfig(**wrong)
 
 
-def test_the_range_shift_is_that_of_two_heaps_of_images(tiny, tiny_path, images):
+def test_the_range_shift_is_that_of_two_halves_of_the_images(tiny, tiny_path, images):
     plan = plan_quantization(tiny)
     table = collect_table(tiny_path, np.split(images, 4), plan, data_sha256="d", config=MINMAX)
     odd = np.array([zlib.crc32(image.tobytes()) % 2 == 1 for image in images])
@@ -128,7 +128,7 @@ def test_the_range_shift_is_that_of_two_heaps_of_images(tiny, tiny_path, images)
     assert by_hand[table.range_shift.tensor] == max(by_hand.values())
 
 
-def test_more_images_move_the_ranges_less(tiny, tiny_path):
+def test_more_images_give_a_smaller_range_shift(tiny, tiny_path):
     """The control of the measure: ranges of 32 images move more than those of 2,048 of the same kind."""
     plan = plan_quantization(tiny)
     few, many = (np.random.default_rng(1).normal(size=(count, 3, 8, 8)).astype(np.float32) for count in (32, 2048))
@@ -139,7 +139,7 @@ def test_more_images_move_the_ranges_less(tiny, tiny_path):
     assert shifts[0] > 3 * shifts[1] > 0
 
 
-def test_a_user_is_told_when_ranges_have_not_settled(tiny, tiny_path, images):
+def test_a_warning_is_given_when_ranges_have_not_settled(tiny, tiny_path, images):
     table = collect_table(tiny_path, [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)
     moving = replace(table, range_shift=RangeShift(2 * LARGEST_SETTLED_SHIFT, 0.5, "kv"))
     sentence = range_shift_warning(moving)
@@ -173,7 +173,7 @@ def test_too_few_images_are_refused(tiny, tiny_path, images):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_bounds_that_hold_change_no_scale(tiny, tiny_path, images, method):
+def test_bounds_that_are_not_exceeded_change_no_scale(tiny, tiny_path, images, method):
     plan, config = plan_quantization(tiny), CollectConfig(method)
     free = collect_table(tiny_path, [images], plan, data_sha256="d", config=config)
     largest = {name: float(np.abs(untapped(tiny_path, name, images)).max()) for name in plan.activations}
@@ -231,7 +231,7 @@ def test_a_foreign_plan_is_refused(tiny_path, images):
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:0], lambda data: data[:-40], lambda data: b"\xff" + data])
-def test_files_that_are_no_graph_are_refused(tiny, tiny_path, images, spoil):
+def test_files_without_a_graph_are_refused(tiny, tiny_path, images, spoil):
     tiny_path.write_bytes(spoil(tiny_path.read_bytes()))
     with pytest.raises(GraphError, match="not an ONNX file"):
         collect_table(tiny_path, [images], plan_quantization(tiny), data_sha256="d", config=MINMAX)

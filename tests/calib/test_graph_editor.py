@@ -50,7 +50,7 @@ def test_a_constant_changes_for_one_reader_alone(two_readers):
     assert two_readers.SerializeToString() == before, "the graph that came is left alone"
 
 
-def test_what_nobody_reads_any_more_is_gone(two_readers):
+def test_unread_constants_are_removed(two_readers):
     editor = GraphEditor(two_readers)
     for factor, suffix in ((2, "doubled"), (3, "sextuple")):  # twice: the first change is itself replaced
         for node in ("first", "second"):
@@ -58,7 +58,7 @@ def test_what_nobody_reads_any_more_is_gone(two_readers):
     assert set(initializers(editor.finish())) == {"w/sextuple", "w/sextuple2"}, "named after the origin, not after each other"
 
 
-def test_constant_nodes_are_constants_too_and_go_likewise(make_model):
+def test_unread_constant_nodes_are_removed_too(make_model):
     constant = h.make_node("Constant", [], ["w"], value=numpy_helper.from_array(draw(4, 6)))
     nodes = [constant, h.make_node("MatMul", ["x", "w"], ["y"], name="mm")]
     model = make_model(nodes, {}, [("x", T.FLOAT, ["n", 4])], [("y", T.FLOAT, ["n", 6])])

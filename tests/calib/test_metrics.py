@@ -48,7 +48,7 @@ def test_top1_agreement_counts_rows(logits):
 @pytest.mark.parametrize(
     "spoil", [lambda x: 2 * x, lambda x: 0.5 * x, lambda x: 0 * x, lambda x: -x, lambda x: x * ([0] + [1] * 9)]
 )
-def test_sqnr_falls_for_every_kind_of_damage(logits, spoil):
+def test_sqnr_drops_for_every_kind_of_error(logits, spoil):
     assert sqnr_db(logits, spoil(logits)) < 15
 
 

@@ -35,12 +35,12 @@ def test_order_is_that_of_the_items_whichever_is_done_first(at_once, count):
 
 
 @pytest.mark.parametrize("at_once", [2, 3])
-def test_so_many_are_under_way_at_the_same_time(at_once):
+def test_at_once_calls_run_at_the_same_time(at_once):
     meeting = threading.Barrier(at_once)  # breaks, and raises, unless all are there within the time
     assert list(ordered_map(lambda i: (meeting.wait(10), i)[1], range(3 * at_once), at_once)) == list(range(3 * at_once))
 
 
-def test_no_more_are_under_way_at_the_same_time():
+def test_no_more_calls_run_at_the_same_time():
     lock, now, most = threading.Lock(), [0], [0]
 
     def call(_i):
@@ -122,7 +122,7 @@ def test_cores_are_shared_out(monkeypatch, cores, shared):
 
 
 @pytest.mark.parametrize(("cores", "shared"), [(None, (1, 1)), (8, (4, 2))])
-def test_where_no_affinity_is_told_all_cores_count(monkeypatch, cores, shared):
+def test_without_affinity_all_cores_count(monkeypatch, cores, shared):
     monkeypatch.delattr("os.sched_getaffinity")
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     assert shared_cores() == shared

@@ -66,7 +66,7 @@ def test_typos_do_not_pass(tiny):
         plan_quantization(tiny, QuantScheme(exclude=("*",)))
 
 
-def test_what_is_no_float_graph_of_a_useful_opset_is_refused(tiny):
+def test_quantized_graphs_and_old_opsets_are_refused(tiny):
     tiny.opset_import[0].version = 12
     with pytest.raises(GraphError, match="opset 12"):
         plan_quantization(tiny)

@@ -55,7 +55,7 @@ def calibrated(path, images, **settings):
 
 
 @pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
-def test_the_table_says_where_it_comes_from(tiny_path, images, effort):
+def test_the_table_records_its_sources(tiny_path, images, effort):
     source = tiny_path.read_bytes()
     refined, table = calibrated(tiny_path, images, effort=effort)
     assert tiny_path.read_bytes() == source
@@ -89,7 +89,7 @@ def test_two_batches_at_once_give_the_bytes_of_one(tiny_path, images, effort):
     assert tables[0] == tables[1]
 
 
-def test_a_table_of_the_refined_graph_does_not_fit_its_source(tiny_path, images):
+def test_a_table_of_the_refined_graph_is_refused_for_its_source(tiny_path, images):
     refined, table = calibrated(tiny_path, images)
     with pytest.raises(ArtifactError, match=r"refined graph[\s\S]*search, smooth, shift, rounding, bias"):
         check_table(table, onnx_sha256=digest(tiny_path))
@@ -159,7 +159,7 @@ def odd_names(make_model):
     return make_model(nodes, constants, [("x", T.FLOAT, ["n", 6])], [("y", T.FLOAT, ["n", 6])]), names
 
 
-def test_float_nodes_stay_in_float_by_their_very_names(make_model, tmp_path):
+def test_float_nodes_are_matched_by_exact_names(make_model, tmp_path):
     model, names = odd_names(make_model)
     path = tmp_path / "odd.onnx"
     onnx.save(model, path)
@@ -215,7 +215,7 @@ def rescaled(table, amax_of):
 
 
 @pytest.mark.parametrize("shift", [1, 2, 3])
-def test_control_scales_of_other_tensors_are_seen_in_the_outputs(tiny, good, shift):
+def test_control_scales_of_other_tensors_change_the_outputs(tiny, good, shift):
     model, table, _, decibels = good
     ranges = [entry.amax for entry in table.tensors.values()]
     spoiled = quantize_graph(model, rescaled(table, lambda i, _entry: ranges[i - shift]), SCHEME, "")
@@ -224,7 +224,7 @@ def test_control_scales_of_other_tensors_are_seen_in_the_outputs(tiny, good, shi
 
 
 @pytest.mark.parametrize("factor", [0.5, 8.0])
-def test_control_scales_that_are_off_by_a_factor_are_seen_in_the_outputs(tiny, good, factor):
+def test_control_scales_wrong_by_a_factor_change_the_outputs(tiny, good, factor):
     model, table, _, decibels = good
     spoiled = quantize_graph(model, rescaled(table, lambda _i, entry: entry.amax * factor), SCHEME, "")
     assert lint_graph(spoiled) == ()
@@ -253,7 +253,7 @@ def weights_of(made):
     return [tensor for tensor, info in read_qdq(made).items() if info.kind == "weight"]
 
 
-def test_control_one_channel_out_of_a_weight_is_seen_in_the_outputs(tiny, good):
+def test_control_one_wrong_channel_of_a_weight_changes_the_outputs(tiny, good):
     _, _, made, decibels = good
     assert len(weights_of(made)) == 5
     for weight in weights_of(made):
@@ -263,12 +263,12 @@ def test_control_one_channel_out_of_a_weight_is_seen_in_the_outputs(tiny, good):
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, np.inf, np.nan])
-def test_control_a_scale_that_is_none_is_seen_by_lint(good, factor):
+def test_control_an_invalid_scale_is_found_by_lint(good, factor):
     for weight in weights_of(good[2]):
         assert {f.rule for f in lint_graph(with_scale(good[2], weight, factor))} == {"scale-invalid"}
 
 
-def test_control_a_table_of_other_weights_is_seen_by_its_digest(tiny, tiny_path, images, good):
+def test_control_a_table_of_other_weights_is_refused_by_its_digest(tiny, tiny_path, images, good):
     _, table, _, _ = good
     head = next(t for t in tiny.graph.initializer if t.name == "w_head")
     weight = numpy_helper.to_array(head).copy()
@@ -283,7 +283,7 @@ def test_control_a_table_of_other_weights_is_seen_by_its_digest(tiny, tiny_path,
         check_table(table, onnx_sha256=digest(refined))
 
 
-def test_control_a_table_of_other_images_is_seen_by_its_digest(good):
+def test_control_a_table_of_other_images_is_refused_by_its_digest(good):
     with pytest.raises(ArtifactError, match="other calibration images"):
         check_table(good[1], onnx_sha256=good[1].onnx_sha256, data_sha256="other images")
 

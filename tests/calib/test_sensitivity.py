@@ -154,7 +154,7 @@ def check_against_brute_force(model, plan, table, result, images):
     assert sorted(before) == sorted(plan.nodes)
 
 
-def test_isolated_and_cumulative_are_what_whole_networks_give(measured, few):
+def test_isolated_and_cumulative_noise_equal_that_of_whole_networks(measured, few):
     check_against_brute_force(*measured, few)
 
 
@@ -166,7 +166,7 @@ def test_other_weights_agree_too(make_model, few, seed):
     check_against_brute_force(model, plan, table, measure_sensitivity(model, table, plan, [few], threads=2), few)
 
 
-def test_the_comparison_sees_another_group_and_other_scales(measured, few):
+def test_the_comparison_fails_for_another_group_and_other_scales(measured, few):
     model, plan, table, result = measured
     one = (result.groups[0].isolated_db, result.groups[0].isolated_kl)
     assert agrees(one, brute_force(model, table, plan, result.groups[0].nodes, few))
@@ -177,13 +177,13 @@ def test_the_comparison_sees_another_group_and_other_scales(measured, few):
         assert not agrees(one, brute_force(model, other, plan, result.groups[0].nodes, few))
 
 
-def test_less_is_run_than_one_forward_per_group(measured):
+def test_fewer_macs_are_run_than_one_forward_per_group(measured):
     _, _, _, result = measured
     assert result.segments > 2 * BLOCKS
     assert result.forwards_equivalent < len(result.groups) < result.brute_forwards == 2 * len(result.groups)
 
 
-def test_what_is_run_is_counted(make_model, few, monkeypatch):
+def test_executed_macs_are_counted(make_model, few, monkeypatch):
     """MACs by the sessions that were called, counted from the outside."""
     from calib.macs import count_macs
     from calib.ort_session import GraphSession
@@ -209,7 +209,7 @@ def test_what_is_run_is_counted(make_model, few, monkeypatch):
     assert result.forwards_equivalent == pytest.approx(run / sum(macs.values()), rel=1e-12)
 
 
-def test_where_there_is_no_cut_one_segment_is_long_and_right(make_model, few):
+def test_without_a_cut_one_long_segment_gives_the_same(make_model, few):
     model = network(make_model, skip=True)
     plan = plan_quantization(model)
     table = table_of(model, plan, few)
@@ -331,7 +331,7 @@ def test_segments_that_end_anywhere_give_the_tensors_of_the_whole_graph(make_mod
 
 
 @pytest.mark.parametrize("at", range(1, len(ORDERED)))
-def test_a_segment_that_was_changed_is_seen_from_there_on(make_model, few, at):
+def test_a_changed_segment_changes_everything_after_it(make_model, few, at):
     """The control: one segment's output doubled."""
     model = network(make_model)
     segments = split_at(model, ORDERED)
@@ -432,7 +432,7 @@ def run_node(node, feed):
     return ReferenceEvaluator(h.make_model(graph, opset_imports=[h.make_opsetid("", 20)], ir_version=10)).run(None, feed)[0]
 
 
-def test_local_noise_is_what_float64_gives(measured, few):
+def test_local_noise_equals_a_float64_computation(measured, few):
     model, plan, table, result = measured
     for group in result.groups:
         found = [group.weight_db, group.activation_db, group.rounding_db, group.clipping_db]
@@ -454,7 +454,7 @@ def test_clipping_comes_from_ranges_that_are_too_small(make_model, few, shrink, 
             assert group.rounding_db == pytest.approx(group.activation_db, abs=TOLERANCE_DB)
 
 
-def test_nodes_are_alone_even_when_one_reads_another(make_model):
+def test_nodes_are_isolated_even_when_one_reads_another(make_model):
     """b and c share r, and c reads what b makes: its local noise must not hold b's."""
     n = h.make_node
     nodes = [

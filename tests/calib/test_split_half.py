@@ -55,7 +55,7 @@ def test_a_half_is_the_parity_of_the_bytes_checksum(images):
     assert any(half_of(images[0] + np.float32(k)) != half_of(images[0]) for k in range(1, 9)), "the content decides"
 
 
-def test_halves_are_what_sorting_by_hand_gives(images):
+def test_halves_equal_sorting_by_hand(images):
     halves = seen(images[:25], images[25:])
     odd = np.array([zlib.crc32(image.tobytes()) % 2 == 1 for image in images])
     assert halves.images == [40 - odd.sum(), odd.sum()]
@@ -99,7 +99,7 @@ def test_both_halves_together_are_the_histograms_of_all_images(images):
     assert total["whole"].size == sum(tensors_of(part)["whole"].size for part in (images[:30], images[30:]))
 
 
-def test_the_shift_is_that_of_the_heaps(images):
+def test_the_shift_is_that_of_the_halves(images):
     images[0, 2] = 50
     odd = np.array([half_of(image) == 1 for image in images])
     tensors, halves = tensors_of(images), seen(images)
@@ -116,7 +116,7 @@ def test_the_shift_is_that_of_the_heaps(images):
     assert shift.largest > 0.5
 
 
-def test_a_shift_of_nothing_is_zero_and_that_of_one_half_is_not_known(images):
+def test_equal_halves_have_no_shift_and_one_half_has_none(images):
     assert seen(images).shift({"per image": 4.0}, lambda _: 4.0).median == 0
     same_half = images[[half_of(image) == 0 for image in images]]
     assert seen(same_half).shift({"per image": 4.0}, lambda h: h.amax) is None

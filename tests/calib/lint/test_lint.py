@@ -59,7 +59,7 @@ def test_a_float_graph_is_one_finding(tiny):
     assert "insert_qdq" in finding.message
 
 
-def test_messages_carry_what_was_found_and_the_remedy(sound, make_model):
+def test_messages_name_the_finding_and_the_remedy(sound, make_model):
     sound.constants["az"] = np.int8(3)
     finding = sound.findings(make_model)[0]
     assert finding.node == "q"
@@ -182,7 +182,7 @@ def test_moving_values_keeps_int8_and_computing_does_not(sound, make_model, node
     assert rules(sound.findings(make_model)) == (set() if clean else {"weight-only"})
 
 
-def test_concatenating_unlike_scales_does_not_keep_int8(sound, make_model):
+def test_concatenating_different_scales_does_not_keep_int8(sound, make_model):
     sound.constants["bs"] = np.float32(0.5)
     sound.head += [
         N("QuantizeLinear", ["x", "bs", "az"], ["xq2"]),

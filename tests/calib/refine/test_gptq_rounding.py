@@ -75,7 +75,7 @@ def test_the_result_lies_on_its_own_grid(shape, size):
     assert np.all(np.abs(np.abs(result).max(axis=1) / 127 - span) <= span * 2**-5), "on the grid that the weight had before"
 
 
-def test_the_grid_is_seen_to_be_missed():
+def test_the_control_is_off_the_grid():
     """The control: a weight that is not rounded is not on its grid."""
     with pytest.raises(AssertionError):
         on_grid(draw(1, 7, 3))
@@ -118,14 +118,14 @@ def by_the_book(matrix, gram):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 63, 64, 65, 150])
-def test_rounding_is_gptq_by_the_book_whatever_the_block(rows):
+def test_rounding_equals_textbook_gptq_for_every_block_size(rows):
     x, matrix = correlated(500, rows), draw(1, rows, 6, seed=rows)
     gram = second_moments(x)
     found = round_matrix(matrix, gram, MANY, "w")[0]
     np.testing.assert_allclose(found, by_the_book(matrix[0], gram[0]), rtol=1e-9, atol=1e-12)
 
 
-def test_groups_are_rounded_apart():
+def test_groups_are_rounded_independently():
     x, matrix = correlated(400, 9, 3), draw(3, 9, 5)
     gram = second_moments(x)
     whole = round_matrix(matrix, gram, MANY, "w")
@@ -133,7 +133,7 @@ def test_groups_are_rounded_apart():
         np.testing.assert_allclose(whole[g], round_matrix(matrix[g : g + 1], gram[g : g + 1], MANY, "w")[0], rtol=1e-12)
 
 
-def test_the_weights_that_came_are_left_alone():
+def test_the_given_weights_are_not_changed():
     matrix, x = draw(1, 70, 5), correlated(100, 70)
     before = matrix.copy()
     round_matrix(matrix, second_moments(x), MANY, "w")
@@ -165,7 +165,7 @@ def test_channels_of_the_smallest_scale_do_not_grow(amax):
     assert np.abs(result[:, :, 2]).max() <= amax + 3 * SMALLEST_SCALE
 
 
-def test_a_constant_offset_is_taken_back_by_the_refit():
+def test_a_constant_offset_is_compensated_by_the_refit():
     """Inputs that arrive 5 % too large in one direction: the weights can make up for it."""
     x = 2 + draw(4000, 1, 10)
     seen = x * 1.05

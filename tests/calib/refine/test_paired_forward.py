@@ -139,7 +139,7 @@ def alter_all(segment):
     return altered(segment.model, EVERY_WEIGHT)
 
 
-def test_both_graphs_give_what_they_give_as_a_whole(model, batches):
+def test_both_graphs_give_the_tensors_of_whole_runs(model, batches):
     exact = [whole(model, b) for b in batches]
     changed = [whole(altered(model, EVERY_WEIGHT), b) for b in batches]
     found = {t: list(pairs) for t, pairs in walk(model, IN_ORDER[::-1], batches, alter_all, 1)}
@@ -153,7 +153,7 @@ def test_both_graphs_give_what_they_give_as_a_whole(model, batches):
 
 
 @pytest.mark.parametrize("weight", EVERY_WEIGHT)
-def test_the_comparison_sees_one_weight(model, batches, weight):
+def test_the_comparison_fails_for_one_weight(model, batches, weight):
     """The control: all other weights altered; tensors before the unaltered one agree, the others do not."""
     exact = [whole(model, b) for b in batches]
     changed = [whole(altered(model, EVERY_WEIGHT), b) for b in batches]
@@ -174,7 +174,7 @@ def test_few_tensors_need_no_more_cuts(model, batches, tensors):
         assert None not in matches(pairs, tensor, exact, changed)
 
 
-def test_what_is_settled_at_one_tensor_is_seen_at_the_next(model, batches):
+def test_an_update_at_one_tensor_reaches_the_next(model, batches):
     """As refinements go: the readers of a tensor are altered once it has been given, and not before."""
     settled, asked = [], []
 
@@ -193,7 +193,7 @@ def test_what_is_settled_at_one_tensor_is_seen_at_the_next(model, batches):
     assert ran == [n.name or n.output[0] for n in model.graph.node if n.name != "head"], "every node once, in order"
 
 
-def test_a_segment_that_is_left_alone_gives_the_same_on_both_sides(model, batches):
+def test_an_unchanged_segment_gives_the_same_in_both_graphs(model, batches):
     for tensor, pairs in walk(model, IN_ORDER, batches, lambda _segment: None, 1):
         for x, seen in pairs:
             np.testing.assert_array_equal(x, seen, err_msg=tensor)
@@ -204,7 +204,7 @@ def test_a_segment_that_is_left_alone_gives_the_same_on_both_sides(model, batche
         assert None not in matches(pairs, tensor, exact, late), "what came before is the same, what follows is not"
 
 
-def test_the_batches_that_came_are_left_alone(model, batches):
+def test_the_given_batches_are_not_changed(model, batches):
     before = [b.copy() for b in batches]
     first = [(t, [(x.copy(), y.copy()) for x, y in pairs]) for t, pairs in walk(model, IN_ORDER, batches, alter_all, 1)]
     for old, new in zip(before, batches, strict=True):
@@ -238,7 +238,7 @@ def carried_bytes(model, batch, tensor):
 
 
 @pytest.mark.parametrize("share", [2.0, 0.9, 0.5, 0.1, 0.0])
-def test_short_memory_drops_whole_batches_from_both_sides(model, monkeypatch, share):
+def test_short_memory_drops_whole_batches_of_both_graphs(model, monkeypatch, share):
     given = equal_batches()
     exact = [whole(model, b) for b in given]
     changed = [whole(altered(model, EVERY_WEIGHT), b) for b in given]
@@ -260,7 +260,7 @@ def test_short_memory_drops_whole_batches_from_both_sides(model, monkeypatch, sh
         assert max(numbers) >= 20
 
 
-def test_the_comparison_sees_pairs_of_different_images(model):
+def test_the_comparison_fails_for_pairs_of_different_images(model):
     """The control."""
     given = equal_batches()
     exact = [whole(model, b) for b in given]
@@ -269,7 +269,7 @@ def test_the_comparison_sees_pairs_of_different_images(model):
     assert set(matches(shifted, "ln", exact, changed)) == {None}
 
 
-def test_graphs_and_arrays_that_do_not_fit_are_refused(model, batches, make_model):
+def test_graphs_and_arrays_that_do_not_match_are_refused(model, batches, make_model):
     with pytest.raises(DataError, match="does not take these tensors"):
         list(walk(model, IN_ORDER, [b[:, :2] for b in batches], alter_all, 1))
     two = make_model(
@@ -328,7 +328,7 @@ def test_no_images_are_refused():
 
 @pytest.mark.parametrize("number", [0, 1, 7, 100])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_every_image_is_checked_also_those_that_are_not_taken(number, value):
+def test_every_image_is_checked_even_if_not_selected(number, value):
     spoiled = numbered(4096, 32)
     select_batches(iter(spoiled), 4096)
     spoiled[number][3, 0] = value

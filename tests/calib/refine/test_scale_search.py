@@ -72,7 +72,7 @@ def test_no_method_has_a_better_scale(kind, seed):
 
 
 @pytest.mark.parametrize("factor", [0.25, 4.0])
-def test_the_brute_error_sees_a_wrong_scale(factor):
+def test_the_brute_force_error_rises_for_a_wrong_scale(factor):
     """The control of the oracle."""
     values = DATA["normal"](RNG)
     choice = search_scale(sample_of(values), weight(), ONE, AllowedChanges())
@@ -85,7 +85,7 @@ def test_scales_are_exact_in_fp16():
         assert float(np.float16(choice.scale)) == choice.scale
 
 
-def test_a_range_that_does_not_lie_around_zero_is_shifted():
+def test_a_range_not_centred_on_zero_is_shifted():
     values = gelu(2 * np.random.default_rng(4).normal(size=(512, 32)))
     plain = search_scale(sample_of(values), weight(), ONE, AllowedChanges())
     choice = search_scale(sample_of(values), weight(), ONE, AllowedChanges(zero=True))
@@ -100,7 +100,7 @@ def test_a_range_that_does_not_lie_around_zero_is_shifted():
     assert choice.plain_error == plain.error
 
 
-def test_a_range_around_zero_is_not_shifted():
+def test_a_range_centred_on_zero_is_not_shifted():
     half = np.random.default_rng(4).normal(size=(256, 32))
     values = np.concatenate([half, -half])
     assert search_scale(sample_of(values), weight(), ONE, AllowedChanges(zero=True)).plain
@@ -155,7 +155,7 @@ def test_a_channel_that_grows_in_the_second_half_gets_no_large_factor():
     assert brute_error(grown[1], weight(), choice.scale, choice.factors) < 0.1 * others, "what the first half would have cost"
 
 
-def test_factors_are_judged_on_images_that_they_were_not_made_from():
+def test_factors_are_evaluated_on_images_they_were_not_made_from():
     """The same patches and ranges: had the first half shown channel 3 small, a factor made from it would have clipped it."""
     sample = halves(*growing(30, 30))
     shown, hidden = sample.early, sample.early.copy()
@@ -200,14 +200,14 @@ def test_factors_go_with_channels_not_with_positions_of_the_patch():
 
 
 @pytest.mark.parametrize("make", [wide_channel, lambda: gelu(2 * wide_channel())])
-def test_what_is_not_allowed_is_not_done(make):
+def test_changes_that_are_not_allowed_are_not_made(make):
     values = make()
     assert search_scale(sample_of(values), weight(), ONE, AllowedChanges()).plain
     assert search_scale(sample_of(values), weight(), ONE, AllowedChanges(factors=True)).zero == 0
     assert np.all(search_scale(sample_of(values), weight(), ONE, AllowedChanges(zero=True)).factors == 1)
 
 
-def test_a_change_must_be_worth_it():
+def test_a_change_must_reach_the_required_gain():
     """The same tensor: factors are found, and left alone where the gain that is asked for is larger than theirs."""
     values = wide_channel()
     free = search_scale(sample_of(values), weight(), ONE, AllowedChanges(factors=True))
@@ -217,7 +217,7 @@ def test_a_change_must_be_worth_it():
 
 
 @pytest.mark.parametrize("level", [0.0, 3.5])
-def test_nothing_can_be_said_of_a_constant_tensor(level):
+def test_a_constant_tensor_gets_no_choice(level):
     values = np.full((512, 32), level)
     assert search_scale(sample_of(values), weight(), ONE, AllowedChanges(True, True)) is None
     values[0, 0] += 1

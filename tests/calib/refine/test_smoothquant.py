@@ -106,7 +106,7 @@ def tapped(model, tensor):
 
 
 @pytest.mark.parametrize("kind", FOLDED)
-def test_powers_of_two_move_in_front_without_a_rounding(make_model, kind):
+def test_powers_of_two_move_into_the_producer_without_rounding(make_model, kind):
     make, tensor, name = FOLDED[kind]
     model = make(make_model)
     before = model.SerializeToString()
@@ -124,7 +124,7 @@ def test_powers_of_two_move_in_front_without_a_rounding(make_model, kind):
 
 
 @pytest.mark.parametrize("kind", FOLDED)
-def test_the_comparison_sees_a_wrong_factor(make_model, kind):
+def test_the_comparison_fails_for_a_wrong_factor(make_model, kind):
     """The control: one constant that was made by the move, doubled."""
     make, tensor, _ = FOLDED[kind]
     model = make(make_model)
@@ -179,7 +179,7 @@ def close(found, expected):
 
 @pytest.mark.parametrize("factors", [None, FACTORS], ids=["alone", "with factors"])
 @pytest.mark.parametrize("kind", SHIFTS)
-def test_a_shift_leaves_the_outputs_where_they_were(make_model, kind, factors):
+def test_a_shift_does_not_change_the_outputs(make_model, kind, factors):
     make, tensor = SHIFTS[kind]
     model = make(make_model)
     changed, ends = moved(model, {tensor: choice(factors, zero=20.25)})
@@ -192,7 +192,7 @@ def test_a_shift_leaves_the_outputs_where_they_were(make_model, kind, factors):
 
 
 @pytest.mark.parametrize("kind", SHIFTS)
-def test_the_comparison_sees_a_wrong_correction(make_model, kind):
+def test_the_comparison_fails_for_a_wrong_correction(make_model, kind):
     """The control: the constant after the layer, a bias or a map, one element off by a part in a hundred."""
     make, tensor = SHIFTS[kind]
     model = make(make_model)
@@ -257,7 +257,7 @@ def renamed(nodes, tensor):
 @pytest.mark.parametrize("where", ELSEWHERE)
 @pytest.mark.parametrize("kind", ["LayerNormalization", "BatchNormalization", "Conv", "Conv and Relu"])
 @pytest.mark.parametrize("zero", [0.0, 20.0])
-def test_what_something_else_reads_too_is_not_folded(make_model, kind, where, zero):
+def test_a_tensor_with_another_reader_is_not_folded(make_model, kind, where, zero):
     def with_condition(nodes, constants, inputs, outputs):
         held = {**constants, "yes": np.array(True)} if "subgraph" in where else constants
         return make_model(nodes, held, inputs, outputs)
@@ -291,7 +291,7 @@ def test_a_conv_whose_bias_is_computed_is_not_scaled(make_model):
 
 
 @pytest.mark.parametrize("relu", [False, True])
-def test_a_conv_that_was_corrected_by_a_map_is_not_scaled_any_more(make_model, relu):
+def test_a_conv_corrected_by_a_map_is_not_scaled_again(make_model, relu):
     """x -> front, which pads -> reader. The shift of x puts a map after front; factors of front's output would miss it."""
     model = front_conv(make_model, relu, True)
     tensor = "t" if relu else "c"
@@ -345,7 +345,7 @@ def test_a_shift_goes_through_a_clip_into_its_conv(make_model, kind):
 
 
 @pytest.mark.parametrize("at", [1, 2])
-def test_the_comparison_sees_a_bound_that_stayed(make_model, at):
+def test_the_comparison_fails_for_an_unmoved_bound(make_model, at):
     """The control."""
     model = front_clip(make_model)
     changed, _ = moved(model, {"t": choice(zero=20.25)})
