@@ -26,11 +26,9 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Artifact(Generic[T]):
-    """A file of a build: its name, and what its bytes hold. Declared once, next to the type that it is read as.
+    """A file of a build folder: its name and its parser, declared once, next to the type of its content.
 
-    Attributes:
-        file: name in the build folder.
-        parse: (bytes, path that errors name) -> value. Raises InputError, naming the command that makes such a file again.
+    `parse` maps (bytes, path that errors name) to the content and raises ArtifactError, naming the command that writes it.
     """
 
     file: str
@@ -38,7 +36,7 @@ class Artifact(Generic[T]):
 
 
 def json_artifact(file: str, cls: type[T], *, remake: str) -> Artifact[T]:
-    """A file that holds a dataclass of type `cls`; `remake` is the command that makes it again."""
+    """A file that holds a dataclass of type `cls`; `remake` is the command that writes it."""
     return Artifact(file, partial(parse_artifact, cls=cls, remake=remake))
 
 

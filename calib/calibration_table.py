@@ -139,7 +139,7 @@ def check_table(
         ("has other calibration images", table.data_sha256, data_sha256),
         ("has other preprocessing of the images", table.preprocess_sha256, preprocess_sha256),
     )
-    for what, *digests in checks:
-        if digests[1] is not None and digests[0] != digests[1]:
-            found, allowed = (f"sha256 {digest}" if digest else "none recorded" for digest in digests)
+    for what, recorded, required in checks:
+        if required is not None and recorded != required:
+            found, allowed = (f"sha256 {digest}" if digest else "none recorded" for digest in (recorded, required))
             raise ArtifactError(f"calibration table {what}", found=found, allowed=allowed, next_command=remake)
