@@ -59,7 +59,7 @@ def test_bad_graphs(world, calibrate, earlier, tmp_path, capsys):
         (tmp_path / "absent.onnx", "cannot be read", "absent.onnx"),
         (tmp_path / "text.onnx", "not an ONNX file", "text.onnx"),
         (tmp_path, "cannot be read", "directory"),
-        (earlier / "model.int8.onnx", "quantized already", "float ONNX file"),
+        (earlier / "model.int8.onnx", "already quantized", "float ONNX file"),
         (network(tmp_path / "four.onnx", batch=4), "fixed number of images", "found: 4"),
         *((edited(source, tmp_path / f"{i}.onnx", change), *said) for i, (change, *said) in enumerate(changes)),
     ]
