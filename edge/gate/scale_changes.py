@@ -39,8 +39,8 @@ def read_scales(build: BuildFolder, certificate: XNormCertificate | None) -> Sca
     for name, info in read_qdq(onnx.load_from_string(build.data(graph))).items():
         by_kind[info.kind][name] = round(float(np.log2(info.scale).mean()), DIGITS)
     folds = {site.name: site.fold for site in certificate.sites} if certificate else {}
-    made = "; ".join([table.method, *([REFINED + ", ".join(table.refinements)] if table.refinements else [])])
-    return Scales(made, sha256_bytes(canonical_json(folds)), by_kind["activation"], by_kind["weight"])
+    method = "; ".join([table.method, *([REFINED + ", ".join(table.refinements)] if table.refinements else [])])
+    return Scales(method, sha256_bytes(canonical_json(folds)), by_kind["activation"], by_kind["weight"])
 
 
 def incomparable(before: Scales, now: Scales | None) -> str:

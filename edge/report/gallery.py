@@ -28,19 +28,18 @@ class ShownPicture:
 def shown_pictures(kept: KeptPictures | None) -> dict[int, ShownPicture]:
     """Index of a judged image -> its picture, for images whose picture was kept."""
     pairs = zip(kept.indices.tolist(), kept.pictures, strict=True) if kept else ()
-    return {index: ShownPicture(data_uri(picture), *shown_size(picture)) for index, picture in pairs}
+    return {index: _shown(picture) for index, picture in pairs}
 
 
-def shown_size(picture: Uint8) -> tuple[int, int, bool]:
-    """Width and height in CSS pixels, and whether the picture is enlarged by an integer of 2 or more."""
+def _shown(picture: Uint8) -> ShownPicture:
     height, width = picture.shape[:2]
     times = SHOWN_PIXELS / max(height, width)
     if times >= 2:
-        return width * int(times), height * int(times), True
-    return max(1, round(width * times)), max(1, round(height * times)), False
+        return ShownPicture(_data_uri(picture), width * int(times), height * int(times), coarse=True)
+    return ShownPicture(_data_uri(picture), max(1, round(width * times)), max(1, round(height * times)), coarse=False)
 
 
-def data_uri(picture: Uint8) -> Markup:
+def _data_uri(picture: Uint8) -> Markup:
     """Encode RGB uint8 (h, w, 3) as a PNG data URI, with one channel where the picture is grey."""
     grey = (picture == picture[:, :, :1]).all()
     stream = io.BytesIO()

@@ -11,7 +11,7 @@ from edge.drift.drift_report import DriftReport
 from edge.report.inputs import Evidence
 from edge.tasks.report_parts import Figure, Value
 from engines.build_folder.file_names import ANSWERS, ATTRIBUTION, DRIFT, EXPORT, GOLDEN, PICTURES
-from engines.build_folder.manifest import EngineManifest
+from engines.build_folder.manifest import CalibrationRecord, EngineManifest, EngineRecord, FileRecord
 
 
 @dataclass(frozen=True)
@@ -60,53 +60,39 @@ def common_figures(evidence: Evidence, truth: str) -> tuple[Figure, ...]:
 def provenance(evidence: Evidence) -> tuple[FileRow, ...]:
     """Every file and data set that led to the verdict; `gather` has recomputed the digests of files in the folder."""
     manifest, drift, build = evidence.manifest, evidence.drift, evidence.build
-    rows = []
-    if manifest.checkpoint is not None:
-        rows.append(FileRow("checkpoint", manifest.checkpoint.file, manifest.checkpoint.sha256, "the trained weights"))
-    rows.append(FileRow("FP32 graph", manifest.onnx.file, manifest.onnx.sha256, f"opset {evidence.export.opset}"))
-    rows += _certified(evidence)
-    if manifest.calibration is not None and evidence.table is not None:
-        calibration = manifest.calibration
-        images, method = f"{calibration.images:,} images", f"method {evidence.table.method}"
-        rows += [
-            FileRow("calibration images", images, calibration.data_sha256, "with their preprocessing"),
-            FileRow("calibration table", calibration.file, calibration.sha256, method),
-        ]
-    if manifest.qdq_onnx is not None:
-        rows.append(FileRow("quantized graph", manifest.qdq_onnx.file, manifest.qdq_onnx.sha256, "with Q/DQ"))
-    if manifest.typed_onnx is not None:
-        rows.append(FileRow("strongly typed graph", manifest.typed_onnx.file, manifest.typed_onnx.sha256, "FP16 and FP32"))
-    engine = manifest.engine
-    rows.append(FileRow("engine", engine.file, engine.sha256, f"{engine.backend} {engine.backend_version}"))
+    certificate, table, attribution = evidence.certificate, evidence.table, evidence.attribution
+    rows: list[FileRow] = []
+
+    def add(role: str, file: FileRecord | EngineRecord | CalibrationRecord | None, note: str) -> None:
+        if file is not None:
+            rows.append(FileRow(role, file.file, file.sha256, note))
+
+    def add_images(role: str, images: int, sha256: str) -> None:
+        rows.append(FileRow(role, f"{images:,} images", sha256, "with their preprocessing"))
+
+    add("checkpoint", manifest.checkpoint, "the trained weights")
+    add("FP32 graph", manifest.onnx, f"opset {evidence.export.opset}")
+    if certificate is not None:
+        add_images("certification images", certificate.images, certificate.data_sha256)
+        add("XNorm certificate", manifest.xnorm, f"{len(certificate.sites)} XNorms")
+    add("folded graph", manifest.folded_onnx, "FP32, powers of two folded")
+    methods = ", ".join(table.refinements) if table is not None else ""
+    add("refined graph", manifest.refined_onnx, f"float; refined for INT8: {methods or 'unchanged'}")
+    if manifest.calibration is not None and table is not None:
+        add_images("calibration images", manifest.calibration.images, manifest.calibration.data_sha256)
+        add("calibration table", manifest.calibration, f"method {table.method}")
+    add("quantized graph", manifest.qdq_onnx, "with Q/DQ")
+    add("strongly typed graph", manifest.typed_onnx, "FP16 and FP32")
+    add("engine", manifest.engine, f"{manifest.engine.backend} {manifest.engine.backend_version}")
     rows.append(FileRow("judging images", drift.data, drift.data_sha256, f"{drift.images:,} images"))
-    records = [(EXPORT, "parity with torch"), (DRIFT, "comparison and verdict"), (ANSWERS, "both sides' answers")]
+    records = {EXPORT: "parity with torch", DRIFT: "comparison and verdict", ANSWERS: "both sides' answers"}
     if build.has(GOLDEN):
-        records.append((GOLDEN, "an image, and the input of the network for it"))
+        records[GOLDEN] = "an image, and the input of the network for it"
     if evidence.pictures is not None:
-        records.append((PICTURES, "pictures of images whose answer flipped"))
-    if evidence.attribution is not None:
-        records.append((ATTRIBUTION, f"layer by layer, on {evidence.attribution.images:,} images"))
-    rows += [FileRow("record", file, build.sha256(file), note) for file, note in records]
-    return tuple(rows)
-
-
-def _certified(evidence: Evidence) -> list[FileRow]:
-    """The XNorm certificate, the images that it was measured on, and the graphs derived from it."""
-    manifest, certificate, rows = evidence.manifest, evidence.certificate, []
-    if manifest.xnorm is not None and certificate is not None:
-        images = f"{certificate.images:,} images"
-        rows += [
-            FileRow("certification images", images, certificate.data_sha256, "with their preprocessing"),
-            FileRow("XNorm certificate", manifest.xnorm.file, manifest.xnorm.sha256, f"{len(certificate.sites)} XNorms"),
-        ]
-    if manifest.folded_onnx is not None:
-        folded = manifest.folded_onnx
-        rows.append(FileRow("folded graph", folded.file, folded.sha256, "FP32, powers of two folded"))
-    if manifest.refined_onnx is not None:
-        refined, table = manifest.refined_onnx, evidence.table
-        methods = ", ".join(table.refinements) if table is not None and table.refinements else "unchanged"
-        rows.append(FileRow("refined graph", refined.file, refined.sha256, f"float; refined for INT8: {methods}"))
-    return rows
+        records[PICTURES] = "pictures of images whose answer flipped"
+    if attribution is not None:
+        records[ATTRIBUTION] = f"layer by layer, on {attribution.images:,} images"
+    return (*rows, *(FileRow("record", file, build.sha256(file), note) for file, note in records.items()))
 
 
 def build_facts(evidence: Evidence) -> dict[str, str]:

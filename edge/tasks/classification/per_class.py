@@ -47,13 +47,15 @@ class ClassRow:
 
 
 def classes_section(logits: Logits, labels: tuple[str, ...]) -> parts.Section | None:
-    """The classes that changed most; None for images without labels."""
+    """All classes, or the LISTED with the largest net number of changed images; None for images without labels."""
     rows = class_rows(logits, labels)
     if not rows:
         return None
-    shown = listed(rows)
-    few = f"The {len(shown)} of {len(rows)} classes that changed most."
-    blocks: list[parts.Block] = [parts.Paragraph((few,))] if len(rows) > len(shown) else []
+    shown = rows
+    blocks: tuple[parts.Block, ...] = ()
+    if len(rows) > LISTED:
+        shown = tuple(sorted(rows, key=lambda row: (-abs(row.won - row.lost), -abs(row.change_points)))[:LISTED])
+        blocks = (parts.Paragraph((f"The {LISTED} of {len(rows)} classes that changed most.",)),)
     columns = ("Class", "Images", "Before", "After", "Change, points", "95 % interval")
     table = parts.Table("classes", "Accuracy per class, in numbers", columns, tuple(map(_cells, shown)))
     return parts.Section("Did some classes suffer more?", (*blocks, change_drawing(shown), table))
@@ -82,13 +84,6 @@ def class_rows(logits: Logits, labels: tuple[str, ...]) -> tuple[ClassRow, ...]:
         shares = int(before[i]) / n, int(after[i]) / n
         rows.append(ClassRow(labels[i], n, *shares, int(lost[i]), int(won[i]), change, -100 * high, -100 * low))
     return tuple(rows)
-
-
-def listed(rows: tuple[ClassRow, ...]) -> tuple[ClassRow, ...]:
-    """All classes, or the LISTED with the largest net number of changed images."""
-    if len(rows) <= LISTED:
-        return rows
-    return tuple(sorted(rows, key=lambda row: (-abs(row.won - row.lost), -abs(row.change_points)))[:LISTED])
 
 
 def change_drawing(rows: tuple[ClassRow, ...]) -> parts.Drawing:

@@ -94,7 +94,7 @@ def _basis(drift: Judged) -> parts.Text:
     comparison: LogitComparison = drift.comparison
     if drift.judged_by == "numbers":
         return (
-            "Weights drawn at random have no accuracy to lose, so the numbers themselves were compared: the smallest cosine "
+            "Random weights have no accuracy to lose, so the numbers themselves were compared: the smallest cosine "
             "between the logits of the FP32 network and of what was judged.",
         )
     interval = comparison.interval or comparison.changed_interval
