@@ -12,7 +12,7 @@ from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.recompute_check import check_stated
 from edge.gate.baseline import Identity, Margin, Measured, Origin, XNormMargins
 from edge.gate.scale_changes import read_scales
-from edge.stability.certificate import CERTIFICATE_ARTIFACT, XNormCertificate
+from edge.stability.certificate import CERTIFICATE_ARTIFACT
 from edge.tasks.registry import read_answers, task_of
 from edge.tasks.task import Sides, Task
 from engines.build_folder.folder import BuildFolder
@@ -47,12 +47,14 @@ def read_build(folder: BuildFolder) -> Build:
     certificate = folder.read(CERTIFICATE_ARTIFACT) if manifest.xnorm else None
     scales = read_scales(folder, certificate)
     verify_folder(folder)
+    sites = certificate.sites if certificate else ()
+    margins = {site.name: Margin(site.fp16_headroom_bits, site.fp16_floor_bits) for site in sites}
     measured = Measured(
         answers=task.record(drift.comparison, sides),
         share=manifest.receipt.actual.get(manifest.precision, 0.0),
         engine_bytes=(folder.path / manifest.engine.file).stat().st_size,
         scales=scales,
-        xnorm=_margins(certificate),
+        xnorm=XNormMargins(certificate.verdict, margins) if certificate else None,
         latency=None,
     )
     identity = Identity(
@@ -84,10 +86,3 @@ def _origin(manifest: EngineManifest, drift: DriftReport) -> Origin:
         calibration_data_sha256=manifest.calibration.data_sha256 if manifest.calibration else None,
         verdict=drift.verdict,
     )
-
-
-def _margins(certificate: XNormCertificate | None) -> XNormMargins | None:
-    if certificate is None:
-        return None
-    sites = {site.name: Margin(site.fp16_headroom_bits, site.fp16_floor_bits) for site in certificate.sites}
-    return XNormMargins(certificate.verdict, sites)
