@@ -1,6 +1,6 @@
-"""`drift.json`: what was compared on what, the task's figures, and the verdict. numpy alone: a device judges with this too.
+"""`drift.json`: what was compared on which images, the task's figures, and the verdict.
 
-The figures of the task stand in the file beside the others, under their own names.
+The figures of the task are fields of the file like the others. numpy alone: this also runs on a device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engines.build_folder.safe_files import REMAKE
 
 @dataclass(frozen=True)
 class Source:
-    """What produced one side of the comparison: an ONNX file or an engine by name and digest, and what ran it."""
+    """One side of the comparison: an ONNX file or an engine by name and digest, and what ran it."""
 
     file: str
     sha256: str
@@ -29,13 +29,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged on what.
-
-    Attributes:
-        reference, engine: the two sides.
-        data: where the images come from; `data_sha256` is a digest of them, right answers included.
-        preprocess_sha256: what they went through.
-    """
+    """What is judged on which images: `data` names their source, `data_sha256` is their digest, right answers included."""
 
     reference: Source
     engine: Source
@@ -46,7 +40,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class DriftReport(Judged, Subject):
-    """`drift.json`; `task` is the name of the task whose figures `comparison` holds."""
+    """The fields of `drift.json`; `task` is the name of the task whose figures `comparison` holds."""
 
     schema_version: ClassVar[int] = 2  # 2: with `task`
 
@@ -54,22 +48,22 @@ class DriftReport(Judged, Subject):
 
     @property
     def images(self) -> int:
-        """How many were compared."""
+        """Number of images compared."""
         count: int = self.comparison.images
         return count
 
     def to_json(self) -> dict[str, Any]:
-        """The figures of the task beside the common fields."""
-        own = asdict(self)
-        return {**own.pop("comparison"), **own}
+        """The common fields and the figures of the task in one object."""
+        common = asdict(self)
+        return {**common.pop("comparison"), **common}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> DriftReport:
-        """Of the fields of a file. Raises TypeError for those that do not fit, InputError for an unknown task."""
+        """From the fields of a file. Raises TypeError or ValueError for invalid fields, InputError for an unknown task."""
         task = load_task(str(values.get("task")))
-        own = {f.name for f in fields(cls)} - {"comparison"}
-        comparison = from_fields(task.comparison, {name: v for name, v in values.items() if name not in own}, DRIFT)
-        common = {name: v for name, v in values.items() if name in own}
+        names = {f.name for f in fields(cls)} - {"comparison"}
+        common = {name: v for name, v in values.items() if name in names}
+        comparison = from_fields(task.comparison, {name: v for name, v in values.items() if name not in names}, DRIFT)
         report = from_fields(cls, {**common, "comparison": comparison}, DRIFT)
         if report.judged_by not in task.bases:
             raise ValueError(f"judged_by: expected one of {task.bases}, found {report.judged_by!r}")
@@ -80,7 +74,7 @@ DRIFT_ARTIFACT = json_artifact(DRIFT, DriftReport, remake=REMAKE)
 
 
 def judge_sides(task: Task, subject: Subject, sides: Sides, budget_points: float, *, random_weights: bool) -> DriftReport:
-    """Compare what both sides gave for the same images, and judge. Raises InputError for what does not match."""
+    """Compare the outputs of both sides for the same images, and judge. Raises DataError for outputs that do not match."""
     comparison = task.compare(sides)
     judged_by, verdict, reason = task.judge(comparison, budget_points, random_weights=random_weights)
     return DriftReport(
@@ -96,9 +90,9 @@ def judge_sides(task: Task, subject: Subject, sides: Sides, budget_points: float
 
 
 def write_drift(folder: Path, task: Task, report: DriftReport, sides: Sides, pixels: Callable[[int], Uint8]) -> None:
-    """Write drift.json, the answers that it follows from, and pictures of the images whose answer changed most.
+    """Write drift.json, the answers that it was computed from, and pictures of the images whose answer changed most.
 
-    `pixels` gives the image uint8 (H, W, C) of an index; few are asked for, and none of drawn weights.
+    `pixels` returns image uint8 (H, W, C) by index, at most KEPT times; for random weights no pictures are kept.
     """
     task.write_answers(folder / ANSWERS, sides)
     write_pictures(folder / PICTURES, task.worst(sides)[: 0 if report.random_weights else KEPT], pixels)

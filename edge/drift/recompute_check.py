@@ -1,11 +1,11 @@
-"""`drift.json` against the answers beside it: the gate and the report refuse what does not follow from them."""
+"""Recompute the figures of `drift.json` from the stored answers: gate and report refuse figures that do not follow."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 
-from calib.errors import InputError
+from calib.errors import ArtifactError
 from edge.drift.drift_report import DriftReport
 from edge.numeric_tolerances import RECOMPUTED
 from edge.tasks.task import Sides, Task
@@ -14,32 +14,22 @@ from engines.build_folder.safe_files import REMAKE
 
 
 def check_stated(folder: Path, task: Task, drift: DriftReport, sides: Sides, *, spare_not_finite: bool = False) -> None:
-    """Raise InputError where the drift of a build folder does not follow from its answers.
+    """Raise ArtifactError where the drift of a build folder does not follow from its answers.
 
-    `spare_not_finite` lets a stated NaN or infinity through, for a caller that fails on it and says so.
+    `spare_not_finite` accepts a stated NaN or infinity, for a caller that reports it as a failure itself.
     """
-    misfit = task.misfit(sides, drift.images)
-    if misfit:
-        raise InputError(
-            "answers, drift and manifest disagree on images or outputs",
-            where=folder / ANSWERS,
-            found=misfit,
-            next_command=REMAKE,
-        )
+    if misfit := task.misfit(sides, drift.images):
+        what = "answers, drift and manifest disagree on images or outputs"
+        raise ArtifactError(what, where=folder / ANSWERS, found=misfit, next_command=REMAKE)
     if sides.truth is None and drift.comparison.with_truth:
-        raise InputError("the images' right answers are missing", where=folder / ANSWERS, next_command=REMAKE)
+        raise ArtifactError("the images' right answers are missing", where=folder / ANSWERS, next_command=REMAKE)
     recomputed = task.compare(sides)
     for name in task.stated:
-        stated, found = getattr(drift.comparison, name), getattr(recomputed, name)
-        figures = isinstance(stated, float) and isinstance(found, float)
-        close = figures and name.endswith("_db") and math.isclose(stated, found, abs_tol=RECOMPUTED)
+        stated, expected = getattr(drift.comparison, name), getattr(recomputed, name)
+        figures = isinstance(stated, float) and isinstance(expected, float)
+        close = figures and name.endswith("_db") and math.isclose(stated, expected, abs_tol=RECOMPUTED)
         spared = spare_not_finite and isinstance(stated, float) and not math.isfinite(stated)
-        if stated != found and not close and not spared:
-            short = not isinstance(stated, tuple)
-            raise InputError(
-                f"{DRIFT} does not follow from the {ANSWERS} beside it",
-                where=f"{folder / DRIFT}, {name}",
-                found=stated if short else None,
-                allowed=found if short else None,
-                next_command=REMAKE,
-            )
+        if stated != expected and not close and not spared:
+            shown = {} if isinstance(stated, tuple) else {"found": stated, "allowed": expected}
+            what, where = f"{DRIFT} does not follow from the {ANSWERS} beside it", f"{folder / DRIFT}, {name}"
+            raise ArtifactError(what, where=where, next_command=REMAKE, **shown)

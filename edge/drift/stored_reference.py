@@ -1,6 +1,6 @@
-"""The FP32 reference's answers as another folder holds them: where they are there, nothing that runs the reference is needed.
+"""Stored answers of the FP32 reference, from another folder: with them, a machine can judge without running the reference.
 
-Three files of a build folder are enough: `drift.json`, the file of answers, and `steps.json`, which holds their digests under a
+Three files of a build folder suffice: `drift.json`, the file of answers, and `steps.json`, which holds their digests and a
 seal.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from calib.errors import InputError
+from calib.errors import ArtifactError
 from edge.drift.drift_report import DRIFT_ARTIFACT, Source
 from edge.tasks.registry import load_task, read_answers
 from edge.tasks.task import Outputs
@@ -21,13 +21,11 @@ REMAKE = "ufovit drift BUILD, where the FP32 graph is"
 
 @dataclass(frozen=True)
 class StoredAnswers:
-    """Answers of a reference.
+    """Outputs of a reference.
 
     Attributes:
-        folder: where they lie.
-        reference: what gave them.
-        data_sha256: of the images, right answers included; `preprocess_sha256`: of what these went through.
-        outputs: what the reference gave for each image.
+        folder: that holds them.
+        data_sha256: of the images, right answers included; `preprocess_sha256`: of their preprocessing.
         sha256: of the file of answers.
     """
 
@@ -40,33 +38,30 @@ class StoredAnswers:
 
 
 def read_stored(folder: Path) -> StoredAnswers:
-    """The answers that a build folder, or a copy of its three files, holds. Raises InputError for files other than recorded."""
+    """Read the answers in a build folder or a copy of its three files. Raises ArtifactError for files other than recorded."""
     build = BuildFolder(folder)
     recorded = {file for step in build.steps.values() for file in step.writes}
     for file in (DRIFT, ANSWERS):
         if file not in recorded:
-            raise InputError("no stored answers", where=folder, found=f"{RECORD} records no {file}", next_command=REMAKE)
+            raise ArtifactError("no stored answers", where=folder, found=f"{RECORD} records no {file}", next_command=REMAKE)
     drift = build.read(DRIFT_ARTIFACT)
     sides = read_answers(build, load_task(drift.task))
     sha256 = build.digests[ANSWERS]
     return StoredAnswers(folder, drift.reference, drift.data_sha256, drift.preprocess_sha256, sides.reference, sha256)
 
 
-def check_stored(stored: StoredAnswers, asked: dict[str, tuple[str, str]], images: int) -> None:
-    """Raise InputError unless the answers are of the same network, to the same images.
+def check_stored(stored: StoredAnswers, digests: dict[str, tuple[str, str]], images: int) -> None:
+    """Raise ArtifactError unless the stored answers are those of the same network to the same `images` images.
 
-    Args:
-        stored: the answers.
-        asked: what has to be the same, in words -> digest of the stored and digest of what is judged now.
-        images: how many there are now.
+    `digests`: what must be equal, in words -> digest of the stored and of what is judged now.
     """
-    different = [what for what, (found, wanted) in asked.items() if found != wanted]
+    different = [what for what, (before, now) in digests.items() if before != now]
     count = len(stored.outputs[0])
     if count != images:
         different.append(f"number of images, {count} and {images}")
     if different:
-        raise InputError(
-            "the stored answers are of something else",
+        raise ArtifactError(
+            "the stored answers are those of another network or other images",
             where=stored.folder,
             found=f"another {', another '.join(different)}",
             allowed="answers of the FP32 graph that the engine was built from, to the same images, prepared alike",

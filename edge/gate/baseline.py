@@ -1,14 +1,13 @@
-"""A baseline: what a reviewed build measured, what a later one may lose against it, and why that much.
+"""The baseline of the regression gate: figures of a reviewed build, and how much a later build may lose, with reasons.
 
-    identity      what the figures are figures of; a build that differs in any of it is refused
+    identity      what the figures were measured on; a build that differs in any of it is refused
     origin        where they come from: shown, not compared
-    measured      the figures, and of the task every answer, so that an accuracy is compared image by image, in which only the
-                  answers that changed are chance
-    tolerances    what may be lost, one sentence each; a person's to edit
-    seal          digest of the first three, so that a figure cannot be edited without notice; whoever edits the seal too is
-                  what a review of the file is for
+    measured      the figures, and every answer of the task, so that accuracy is compared image by image, where only the
+                  answers that changed contribute noise
+    tolerances    largest loss allowed, with a reason; may be edited by hand
+    seal          digest of the first three, so that an edited figure is noticed; a review of the file notices an edited seal
 
-Paths, names and dates differ between machines and stand nowhere in the identity.
+Paths, file names and dates differ between machines and are not part of the identity.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from calib.artifact import read_artifact
-from calib.errors import InputError
+from calib.errors import ArtifactError, DataError
 from calib.files import canonical_json, sha256_bytes
 from edge.gate.gate_tolerances import QUANTITIES
 from edge.stability.verdict import Stability
@@ -31,15 +30,13 @@ REMAKE = "ufovit gate BUILD --baseline {} --update"
 
 @dataclass(frozen=True)
 class Identity:
-    """What must be the same for two builds to be compared.
+    """What must be equal for two builds to be compared; fields as in the manifest, else as follows.
 
     Attributes:
-        model, precision, target, task, random_weights: as in the manifest.
-        checkpoint_sha256: None for weights drawn at random.
-        meaning: what else the task needs to be the same, such as a digest of the class names.
-        data_sha256: images that judged, right answers included; `images` is how many.
-        preprocess_sha256: what they went through.
-        judged: name of the file that answered: the engine, or the graph that it was built from.
+        checkpoint_sha256: None for random weights.
+        meaning: what else must be equal for the task, such as a digest of the class names.
+        data_sha256: of the judged images, right answers included; `images` is their number.
+        judged: name of the file that was judged: the engine, or the graph that it was built from.
     """
 
     model: str
@@ -57,7 +54,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the figures come from. `verdict` is the build's own, "pass" unless the baseline was forced."""
+    """The build that the figures come from. Its `verdict` is "pass" unless the baseline was forced."""
 
     created: str
     toolkit: str
@@ -71,7 +68,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Margin:
-    """Room of an XNorm in FP16, in bits: below overflow, and above the smallest normal number (None: nothing measured)."""
+    """Margins of an XNorm in FP16, in bits: to overflow, and to the smallest normal number (None: not measured)."""
 
     headroom_bits: float
     floor_bits: float | None
@@ -79,7 +76,7 @@ class Margin:
 
 @dataclass(frozen=True)
 class XNormMargins:
-    """The certificate's verdict, and the room of each XNorm by name."""
+    """The certificate's verdict, and the margins of each XNorm by name."""
 
     verdict: Stability
     sites: dict[str, Margin]
@@ -87,13 +84,11 @@ class XNormMargins:
 
 @dataclass(frozen=True)
 class Scales:
-    """Quantization scales as the graph holds them, log2.
+    """log2 of the quantization scales in the graph, by tensor; for weights of the geometric mean over the channels.
 
     Attributes:
-        made: calibration method and refinements: scales of another are not comparable.
-        folds_sha256: of the exponents that the certificate folded into weights; other ones move scales by powers of two.
-        activations: tensor -> log2 of its scale.
-        weights: tensor -> log2 of the geometric mean of its channels' scales.
+        made: calibration method and refinements; scales of different methods are not comparable.
+        folds_sha256: of the exponents that the certificate folded into weights; others change scales by powers of two.
     """
 
     made: str
@@ -104,9 +99,9 @@ class Scales:
 
 @dataclass(frozen=True)
 class LatencyRatio:
-    """Time of the engine in units of that of FP32, both measured in turn on one device: smaller is faster.
+    """Latency of the engine divided by that of FP32, measured alternately on one device: smaller is faster.
 
-    `low` and `high` are the ends of a confidence interval over `runs` pairs. Raises InputError for what cannot be one.
+    `low` and `high` are the ends of a confidence interval over `runs` pairs. Raises DataError for an impossible ratio.
     """
 
     ratio: float
@@ -116,7 +111,7 @@ class LatencyRatio:
 
     def __post_init__(self) -> None:
         if not (0 < self.low <= self.ratio <= self.high < math.inf and self.runs > 0):
-            raise InputError("no latency ratio", found=asdict(self), allowed="0 < low <= ratio <= high, at least one run")
+            raise DataError("invalid latency ratio", found=asdict(self), allowed="0 < low <= ratio <= high, at least one run")
 
 
 @dataclass(frozen=True)
@@ -126,8 +121,7 @@ class Measured:
     Attributes:
         answers: what the task records.
         share: of the multiply-accumulates that run in the precision of the build, read from the engine.
-        engine_bytes: size of the engine file.
-        scales: None where nothing is quantized, or nothing here can read the graph.
+        scales: None where nothing is quantized, or onnx is not installed.
         xnorm: None for "fp32", which is not certified.
         latency: None where nothing was timed.
     """
@@ -142,7 +136,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A file of `ufovit gate --update`; see the top of this file."""
+    """A file written by `ufovit gate --update`; see the top of this file."""
 
     schema_version: ClassVar[int] = 2  # 2: with `task`, whose figures and answers stand together
 
@@ -156,21 +150,21 @@ class Baseline:
 
 
 def seal(identity: Identity, origin: Origin, measured: Measured) -> str:
-    """Digest of what was measured on what."""
+    """Digest of everything but the tolerances."""
     return sha256_bytes(canonical_json([asdict(identity), asdict(origin), asdict(measured)]))
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read and check a baseline, which holds a tolerance for every quantity. Raises InputError, naming `--update`."""
+    """Read and check a baseline. Raises ArtifactError for an altered or incomplete one, naming `--update`."""
     remake = REMAKE.format(path)
     baseline = read_artifact(path, Baseline, remake=remake)
     try:
         sealed = seal(baseline.identity, baseline.origin, baseline.measured)
     except ValueError as error:
-        raise InputError("the baseline holds no finite number", where=path, found=error, next_command=remake) from error
+        raise ArtifactError("the baseline holds NaN or infinity", where=path, found=error, next_command=remake) from error
     if sealed != baseline.seal:
-        raise InputError(
-            "the baseline's figures were edited: they are not what its seal says",
+        raise ArtifactError(
+            "the baseline's figures were edited: they do not match its seal",
             where=path,
             allowed="edit tolerances, reasons, reviewed_by and note; figures come from a build",
             next_command=remake,
@@ -178,13 +172,9 @@ def read_baseline(path: Path) -> Baseline:
     quantities = QUANTITIES | set(load_task(baseline.identity.task).quantities)
     if baseline.tolerances.keys() != quantities:
         found, allowed = ", ".join(sorted(baseline.tolerances)), ", ".join(sorted(quantities))
-        raise InputError("the baseline's tolerances are not those asked for", where=path, found=found, allowed=allowed)
+        raise ArtifactError("the baseline's tolerances do not match its quantities", where=path, found=found, allowed=allowed)
     for name, entry in baseline.tolerances.items():
         if not (0 <= entry.tolerance < math.inf) or not entry.reason.strip():
-            raise InputError(
-                "no tolerance with a reason",
-                where=f"{path}, {name}",
-                found=asdict(entry),
-                allowed="a finite number, 0 or more, and a sentence that says why",
-            )
+            allowed = "a finite number, 0 or more, and a sentence that gives the reason"
+            raise ArtifactError("invalid tolerance", where=f"{path}, {name}", found=asdict(entry), allowed=allowed)
     return baseline

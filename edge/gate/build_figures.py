@@ -1,6 +1,6 @@
-"""A build folder as the gate sees it: verified first, then its figures, each as its artifact states it.
+"""Read the figures that the gate compares from a verified build folder.
 
-What `drift.json` states is compared with the answers that it was computed from: a statement that does not follow is refused.
+The figures of `drift.json` are recomputed from the stored answers: a figure that does not follow from them is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.recompute_check import check_stated
 from edge.gate.baseline import Identity, Margin, Measured, Origin, XNormMargins
 from edge.gate.scale_changes import read_scales
-from edge.stability.certificate import CERTIFICATE_ARTIFACT, XNormCertificate
+from edge.stability.certificate import CERTIFICATE_ARTIFACT
 from edge.tasks.registry import read_answers, task_of
 from edge.tasks.task import Sides, Task
 from engines.build_folder.folder import BuildFolder
@@ -20,20 +20,12 @@ from engines.build_folder.manifest import EngineManifest
 from engines.build_folder.verify import verify_folder
 from engines.hardware import versions
 
-_DISTRIBUTION = "ufovit-edge"
-
 
 @dataclass(frozen=True)
 class Build:
-    """A verified build.
+    """A verified build: what a baseline would record of it (a folder holds no latency), its drift and its answers.
 
-    Attributes:
-        folder: where it lies.
-        identity, origin, measured: as a baseline would record them; latency is not in a folder.
-        drift: its own report.
-        task: what its answers mean.
-        sides: the answers of reference and engine.
-        fallbacks: layers that do not run in the build's precision, by name.
+    `fallbacks` names the layers that do not run in the build's precision.
     """
 
     folder: Path
@@ -47,29 +39,25 @@ class Build:
 
 
 def read_build(folder: BuildFolder) -> Build:
-    """The figures of a build, its folder verified. Raises InputError for one that is not what was recorded, or incomplete."""
+    """Verify a build folder and read its figures. Raises ArtifactError for one that is altered or incomplete."""
     manifest, drift = folder.manifest, folder.read(DRIFT_ARTIFACT)
     task = task_of(manifest)
     sides = read_answers(folder, task)
-    check_stated(folder.path, task, drift, sides, spare_not_finite=True)  # it fails as a row
+    check_stated(folder.path, task, drift, sides, spare_not_finite=True)  # fails as a row of the gate
     certificate = folder.read(CERTIFICATE_ARTIFACT) if manifest.xnorm else None
     scales = read_scales(folder, certificate)
     verify_folder(folder)
+    sites = certificate.sites if certificate else ()
+    margins = {site.name: Margin(site.fp16_headroom_bits, site.fp16_floor_bits) for site in sites}
     measured = Measured(
         answers=task.record(drift.comparison, sides),
         share=manifest.receipt.actual.get(manifest.precision, 0.0),
         engine_bytes=(folder.path / manifest.engine.file).stat().st_size,
         scales=scales,
-        xnorm=_margins(certificate),
+        xnorm=XNormMargins(certificate.verdict, margins) if certificate else None,
         latency=None,
     )
-    fallbacks = tuple(fallback.layer for fallback in manifest.receipt.fallbacks)
-    identity, origin = _identity(manifest, drift, task), _origin(manifest, drift)
-    return Build(folder.path, identity, origin, measured, drift, task, sides, fallbacks)
-
-
-def _identity(manifest: EngineManifest, drift: DriftReport, task: Task) -> Identity:
-    return Identity(
+    identity = Identity(
         model=manifest.model,
         precision=manifest.precision,
         target=manifest.target,
@@ -82,12 +70,15 @@ def _identity(manifest: EngineManifest, drift: DriftReport, task: Task) -> Ident
         preprocess_sha256=drift.preprocess_sha256,
         judged=drift.engine.file,
     )
+    fallbacks = tuple(fallback.layer for fallback in manifest.receipt.fallbacks)
+    return Build(folder.path, identity, _origin(manifest, drift), measured, drift, task, sides, fallbacks)
 
 
 def _origin(manifest: EngineManifest, drift: DriftReport) -> Origin:
+    (toolkit,) = versions("ufovit-edge").values()
     return Origin(
         created=manifest.created,
-        toolkit=_toolkit(),
+        toolkit=toolkit or "unknown",  # run from a checkout that was never installed
         backend=manifest.engine.backend,
         backend_version=manifest.engine.backend_version,
         engine_sha256=manifest.engine.sha256,
@@ -95,14 +86,3 @@ def _origin(manifest: EngineManifest, drift: DriftReport) -> Origin:
         calibration_data_sha256=manifest.calibration.data_sha256 if manifest.calibration else None,
         verdict=drift.verdict,
     )
-
-
-def _margins(certificate: XNormCertificate | None) -> XNormMargins | None:
-    if certificate is None:
-        return None
-    sites = {site.name: Margin(site.fp16_headroom_bits, site.fp16_floor_bits) for site in certificate.sites}
-    return XNormMargins(certificate.verdict, sites)
-
-
-def _toolkit() -> str:
-    return versions(_DISTRIBUTION)[_DISTRIBUTION] or "unknown"  # run from a checkout that was never installed

@@ -1,4 +1,4 @@
-"""One row per quantity that every task has: how each is compared with its baseline, and what the row says of it."""
+"""Compare the quantities that every task has with their baseline, one gate row each."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from edge.drift.drift_report import DriftReport
-from edge.gate.baseline import Baseline, LatencyRatio, Margin, Scales, XNormMargins
-from edge.gate.scale_changes import changes, incomparable, not_quantized
+from edge.gate.baseline import Baseline, LatencyRatio, Scales, XNormMargins
+from edge.gate.scale_changes import compare_scales, incomparable, not_quantized
 from edge.stability.verdict import STABILITIES
 from edge.tasks.gate_row import Measurement, Result, Row, is_number, listed, missing_row, row, skipped_row
 
@@ -17,37 +19,38 @@ _XNORM_QUANTITIES = ("xnorm_verdict", "xnorm_headroom", "xnorm_floor")
 
 
 def own_verdict(drift: DriftReport) -> Row:
-    """The build's own verdict against FP32, which no baseline softens."""
+    """The build's own verdict against FP32, whatever the baseline."""
     why = "The accuracy budget is absolute: a baseline may not soften it."
     return Row("verdict", drift.verdict, "", drift.verdict, "pass", None, None, why, drift.reason)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Makes the rows of one comparison."""
+    """The rows of one comparison."""
 
     baseline: Baseline
 
     def scales(self, before: Scales | None, now: Scales | None) -> Iterator[Row]:
-        """The scale that moved most, and how far the activations' moved on the whole."""
+        """The scale that changed most, and the mean change of the activations' scales."""
         if before is None or (why := incomparable(before, now)):
             why = "the baseline has no scales" if before is None else why
             yield from (skipped_row(name, why) for name in SCALE_QUANTITIES)
             return
         if now is None or (gone := not_quantized(before, now)):
-            what = "the build has no quantized graph" if now is None else f"not quantized any more: {listed(gone)}"
+            what = "the build has no quantized graph" if now is None else f"no longer quantized: {listed(gone)}"
             yield from (missing_row(name, what) for name in SCALE_QUANTITIES)
             return
-        moved = changes(before, now)
-        name, change = moved.largest
-        most = f"{name} is {2.0**change:.2f} times the baseline's, of {moved.count} scales the most"
-        said = (most if change else f"none of {moved.count} scales has moved") + moved.remark
-        yield self._moved("scale_largest", abs(change), said)
-        said = f"mean change of {len(moved.activations)} activations' scales, up or down{moved.remark}"
-        yield self._moved("scale_mean", moved.mean, said)
+        activations, weights, remark = compare_scales(before, now)
+        every = activations | weights
+        name, change = max(every.items(), key=lambda item: abs(item[1]), default=("", 0.0))
+        most = f"{name} is {2.0**change:.2f} times the baseline's, of {len(every)} scales the most"
+        yield self._scale("scale_largest", abs(change), (most if change else f"none of {len(every)} scales has moved") + remark)
+        mean = float(np.mean(np.abs(list(activations.values())))) if activations else 0.0
+        detail = f"mean change of {len(activations)} activations' scales, up or down{remark}"
+        yield self._scale("scale_mean", mean, detail)
 
     def xnorm(self, before: XNormMargins | None, now: XNormMargins | None) -> Iterator[Row]:
-        """The certificate's verdict, then the site that lost most headroom and the one that lost most floor."""
+        """The certificate's verdict, then the XNorm that lost most headroom and the one that lost most floor."""
         names = _XNORM_QUANTITIES
         if before is None:
             yield from (skipped_row(name, "the baseline has no certificate: its precision needs none") for name in names)
@@ -61,11 +64,11 @@ class Rows:
         why = "A certificate that got worse is a defect, whatever the images."
         detail = f"{before.verdict} became {now.verdict}" if worse else f"{now.verdict}, {len(now.sites)} XNorms"
         yield Row("xnorm_verdict", "fail" if worse else "pass", *texts, None, None, why, detail)
-        yield self._margin("xnorm_headroom", _pairs(before, now, "headroom_bits"))
-        yield self._margin("xnorm_floor", _pairs(before, now, "floor_bits"))
+        yield self._margin("xnorm_headroom", before, now, "headroom_bits")
+        yield self._margin("xnorm_floor", before, now, "floor_bits")
 
     def share(self, now: float, fallbacks: tuple[str, ...]) -> Row:
-        """Share of the multiply-accumulates in the precision of the build."""
+        """Share of the multiply-accumulates that run in the precision of the build."""
         if not is_number(now):
             return missing_row("share", f"the receipt states {now}")
         before, tolerance = self.baseline.measured.share, self.baseline.tolerances["share"].tolerance
@@ -73,26 +76,22 @@ class Rows:
         texts = f"{before:.2%}", f"{now:.2%}", f"{100 * tolerance:g} points lost"
         detail = f"{100 * loss:+.2f} points of the multiply-accumulates lost"
         if loss > tolerance:
-            detail += f"; heaviest not so: {listed(fallbacks)}"
+            detail += f"; heaviest fallbacks: {listed(fallbacks)}"
         return self._row("share", Measurement(loss <= tolerance, texts, loss, detail))
 
     def size(self, now: int) -> Row:
-        """Engine bytes, growth alone."""
+        """Growth of the engine file."""
         before, tolerance = self.baseline.measured.engine_bytes, self.baseline.tolerances["size"].tolerance
         loss = now / before - 1 if before else math.inf
         texts = f"{before / 1e6:.2f} MB", f"{now / 1e6:.2f} MB", f"{tolerance:+.0%}"
         return self._row("size", Measurement(loss <= tolerance, texts, loss, f"{loss:+.2%} bytes"))
 
     def latency(self, now: LatencyRatio | None) -> Row:
-        """The engine's time in units of FP32's, by its interval."""
+        """Latency ratio to FP32, by its confidence interval."""
         before = self.baseline.measured.latency
         if before is None:
-            given = (
-                "the baseline holds none; --update --latency FILE records one"
-                if now
-                else "not measured, neither here nor there"
-            )
-            return skipped_row("latency", given)
+            why = "the baseline holds none; --update --latency FILE records one" if now else "measured in neither build"
+            return skipped_row("latency", why)
         if now is None:
             return missing_row("latency", "the baseline holds a latency ratio and none was given: --latency FILE")
         most = before.high * (1 + self.baseline.tolerances["latency"].tolerance)
@@ -101,31 +100,24 @@ class Rows:
         texts = f"{before.ratio:.3f} [{before.low:.3f}, {before.high:.3f}]", f"{now.ratio:.3f}", f"{most:.3f}"
         return self._row("latency", Measurement(result, texts, now.ratio / before.ratio - 1, detail))
 
-    def _moved(self, quantity: str, bits: float, detail: str) -> Row:
+    def _scale(self, quantity: str, bits: float, detail: str) -> Row:
         tolerance = self.baseline.tolerances[quantity].tolerance
         texts = "", f"{bits:.3f} bits", f"{tolerance:g} bits moved"
         return self._row(quantity, Measurement(bits <= tolerance, texts, bits, detail))
 
-    def _margin(self, quantity: str, pairs: dict[str, tuple[float | None, float | None]]) -> Row:
-        lacking = [name for name, (was, now) in pairs.items() if was is not None and not is_number(now)]
-        if lacking:
-            return missing_row(quantity, f"no number: {listed(lacking)}")
-        known = {name: (was, now) for name, (was, now) in pairs.items() if was is not None and now is not None}
+    def _margin(self, quantity: str, before: XNormMargins, now: XNormMargins, field: str) -> Row:
+        pairs = {name: (getattr(margin, field), getattr(now.sites[name], field)) for name, margin in before.sites.items()}
+        missing = [name for name, (was, bits) in pairs.items() if was is not None and not is_number(bits)]
+        if missing:
+            return missing_row(quantity, f"not a number: {listed(missing)}")
+        known = {name: pair for name, pair in pairs.items() if None not in pair}
         if not known:
             return skipped_row(quantity, "the baseline has no such margin")
-        name, (was, now) = max(known.items(), key=lambda item: item[1][0] - item[1][1])
+        name, (was, bits) = max(known.items(), key=lambda item: item[1][0] - item[1][1])
         tolerance = self.baseline.tolerances[quantity].tolerance
-        texts = f"{was:.1f} bits", f"{now:.1f} bits", f"{tolerance:g} bits lost"
-        detail = f"{name}: {was - now:+.2f} bits lost, the most"
-        return self._row(quantity, Measurement(was - now <= tolerance, texts, was - now, detail))
+        texts = f"{was:.1f} bits", f"{bits:.1f} bits", f"{tolerance:g} bits lost"
+        detail = f"{name}: {was - bits:+.2f} bits lost, the most"
+        return self._row(quantity, Measurement(was - bits <= tolerance, texts, was - bits, detail))
 
-    def _row(self, quantity: str, found: Measurement) -> Row:
-        return row(quantity, self.baseline.tolerances[quantity], found)
-
-
-def _pairs(before: XNormMargins, now: XNormMargins, field: str) -> dict[str, tuple[float | None, float | None]]:
-    def of(margin: Margin) -> float | None:
-        value: float | None = getattr(margin, field)
-        return value
-
-    return {name: (of(margin), of(now.sites[name])) for name, margin in before.sites.items()}
+    def _row(self, quantity: str, measurement: Measurement) -> Row:
+        return row(quantity, self.baseline.tolerances[quantity], measurement)

@@ -1,9 +1,9 @@
-"""The regression gate: a build against its baseline, one row per quantity, one verdict.
+"""The regression gate: compare a build with its baseline, one row per quantity, one verdict.
 
-Answers to the same images are compared as the task says; what is no sample is compared with its limit. Nothing is skipped
-without a reason that stands in the row; what is missing or not finite fails. The build's own verdict counts whatever the
-baseline says. Why the tolerances are what they are: `gate_tolerances`, here and of the task. A build judged on an even subset
-of the baseline's images (`ufovit build --eval-images`) is compared on these.
+Answers to the same images are compared by the task; every other quantity is compared with its limit. Each skipped row gives its
+reason; what is missing or not finite fails. The build's own verdict counts whatever the baseline's. Reasons of the tolerances:
+`gate_tolerances`, here and of the task. A build judged on an even subset of the baseline's images (`ufovit build
+--eval-images`) is compared on these.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from calib.errors import InputError
+from calib.errors import ArtifactError
 from edge.gate.baseline import REMAKE, Baseline, Identity, LatencyRatio, read_baseline
 from edge.gate.build_figures import Build, read_build
 from edge.gate.checks import Rows, own_verdict
@@ -30,16 +30,16 @@ _WORDS = {
     "precision": "another precision",
     "target": "another target",
     "task": "another task",
-    "random_weights": "drawn weights against trained ones",
+    "random_weights": "random weights against trained ones",
     "checkpoint_sha256": "another checkpoint",
     "preprocess_sha256": "other preprocessing",
-    "judged": "something else that answered",
+    "judged": "another judged file",
 }
 
 
 @dataclass(frozen=True)
 class GateReport:
-    """What the gate says. `rows` is empty when it refuses, and `reason` then says why."""
+    """The result of the gate. `rows` is empty when it refuses to compare; `reason` then gives the cause."""
 
     folder: str
     baseline: str
@@ -50,16 +50,25 @@ class GateReport:
 
 
 def gate(build: BuildFolder, baseline_path: Path, latency: LatencyRatio | None = None) -> GateReport:
-    """Compare a build with a baseline. Raises InputError for what cannot be compared."""
+    """Compare a build with a baseline file. Raises InputError for what cannot be compared."""
     baseline = read_baseline(baseline_path)
     return compare_builds(read_build(build), baseline, baseline_path, latency)
 
 
 def compare_builds(build: Build, baseline: Baseline, path: Path, latency: LatencyRatio | None = None) -> GateReport:
-    """Compare a build with a baseline read from `path`. Raises InputError when they are not builds of the same."""
-    chosen = shared_images(build.identity, baseline.identity, path)
-    request = _request(build, baseline, chosen)
-    _check_truth(build, request, path)
+    """Compare a build with a baseline read from `path`. Raises ArtifactError when their identities differ."""
+    request = GateRequest(
+        before=baseline.measured.answers,
+        before_images=baseline.identity.images,
+        chosen=shared_images(build.identity, baseline.identity, path),
+        now=build.measured.answers,
+        sides=build.sides,
+        tolerances=baseline.tolerances,
+        random_weights=build.identity.random_weights,
+    )
+    if changed := build.task.truth_changed(request):
+        figure, found, allowed = changed
+        raise _foreign_error("the images are labelled otherwise", figure, (found, allowed), path)
     rows = tuple(_rows(build, baseline, request, latency))
     verdict = verdict_of(rows)
     named = [f"{row.quantity}: {row.detail}" for row in rows if row.result == verdict]
@@ -68,66 +77,35 @@ def compare_builds(build: Build, baseline: Baseline, path: Path, latency: Latenc
 
 
 def verdict_of(rows: tuple[Row, ...]) -> GateVerdict:
-    """Fail if any row fails, else inconclusive if any is, else pass."""
+    """Return "fail" if any row fails, else "inconclusive" if any is, else "pass"."""
     results = {row.result for row in rows}
     return "fail" if "fail" in results else "inconclusive" if "inconclusive" in results else "pass"
 
 
 def shared_images(build: Identity, baseline: Identity, path: Path) -> Int64:
-    """Positions (n,) of the build's images among the baseline's: all, or an even subset. Raises InputError for others."""
-    remake = REMAKE.format(path)
+    """Positions (n,) of the build's images among the baseline's: all, or an even subset. Raises ArtifactError for others."""
     words = dict(_WORDS)
     pairs = {f.name: (getattr(build, f.name), getattr(baseline, f.name)) for f in fields(Identity) if f.name in words}
     if build.task == baseline.task:
         words |= load_task(build.task).identity_words
         names = sorted(build.meaning.keys() | baseline.meaning.keys())
         pairs |= {name: (build.meaning.get(name), baseline.meaning.get(name)) for name in names}
-    different = [name for name, (found, allowed) in pairs.items() if found != allowed]
+    different = [name for name, (now, before) in pairs.items() if now != before]
     if different:
-        found, allowed = pairs[different[0]]
-        raise InputError(
-            f"the baseline is not of this build: {', '.join(words.get(name, name) for name in different)}",
-            where=f"{path}, {different[0]}",
-            found=found,
-            allowed=allowed,
-            next_command=remake,
-        )
+        what = ", ".join(words.get(name, name) for name in different)
+        raise _foreign_error(what, different[0], pairs[different[0]], path)
     chosen, digest = even_subset(baseline.data_sha256, baseline.images, build.images)
     if digest != build.data_sha256 or len(chosen) != build.images:
-        raise InputError(
-            "the baseline is not of this build: other data",
-            where=f"{path}, data_sha256",
-            found=f"{build.data_sha256}, {build.images} images",
-            allowed=f"{baseline.data_sha256}, {baseline.images} images, or an even subset of them (--eval-images)",
-            next_command=remake,
-        )
+        allowed = f"{baseline.data_sha256}, {baseline.images} images, or an even subset of them (--eval-images)"
+        values = f"{build.data_sha256}, {build.images} images", allowed
+        raise _foreign_error("other data", "data_sha256", values, path)
     return chosen
 
 
-def _request(build: Build, baseline: Baseline, chosen: Int64) -> GateRequest:
-    return GateRequest(
-        before=baseline.measured.answers,
-        before_images=baseline.identity.images,
-        chosen=chosen,
-        now=build.measured.answers,
-        sides=build.sides,
-        tolerances=baseline.tolerances,
-        random_weights=build.identity.random_weights,
-    )
-
-
-def _check_truth(build: Build, request: GateRequest, path: Path) -> None:
-    """Raise InputError where the build's right answers cannot be those that the baseline was judged by."""
-    changed = build.task.truth_changed(request)
-    if changed is not None:
-        figure, found, allowed = changed
-        raise InputError(
-            "the baseline is not of this build: the images are labelled otherwise",
-            where=f"{path}, {figure}",
-            found=found,
-            allowed=allowed,
-            next_command=REMAKE.format(path),
-        )
+def _foreign_error(difference: str, field: str, values: tuple[object, object], path: Path) -> ArtifactError:
+    """The error for a baseline of another build; `values` are the build's and the baseline's."""
+    what, remake = f"the baseline is not of this build: {difference}", REMAKE.format(path)
+    return ArtifactError(what, where=f"{path}, {field}", found=values[0], allowed=values[1], next_command=remake)
 
 
 def _rows(build: Build, baseline: Baseline, request: GateRequest, latency: LatencyRatio | None) -> Iterator[Row]:
@@ -142,24 +120,19 @@ def _rows(build: Build, baseline: Baseline, request: GateRequest, latency: Laten
 
 
 def _notes(build: Build, baseline: Baseline) -> Iterator[str]:
-    """What differs without being judged, and what a reader of the verdict must know of the baseline."""
+    """Differences that are not judged, and what a reader of the verdict must know about the baseline."""
     was, now = baseline.origin, build.origin
     if was.verdict != "pass":
         yield f"THE BASELINE WAS FORCED: its own verdict was {was.verdict}"
     if build.identity.random_weights:
         yield "RANDOM WEIGHTS: no figure here says anything about accuracy"
-    yield (
-        f"the baseline was reviewed by {baseline.reviewed_by}"
-        if baseline.reviewed_by
-        else "nobody has signed the baseline's review"
-    )
+    by = baseline.reviewed_by
+    yield f"the baseline was reviewed by {by}" if by else "the baseline has not been reviewed: reviewed_by is empty"
     if baseline.note:
         yield f"baseline: {baseline.note}"
     if build.identity.images != baseline.identity.images:
-        yield (
-            f"{build.identity.images} of the baseline's {baseline.identity.images} images, evenly spread: what is a sample has "
-            f"a wider tolerance"
-        )
+        images = f"{build.identity.images} of the baseline's {baseline.identity.images} images, evenly spread"
+        yield f"{images}: figures of a sample have a wider tolerance"
     if now.calibration_data_sha256 != was.calibration_data_sha256:
         yield "the calibration images differ"
     if now.onnx_sha256 != was.onnx_sha256:

@@ -1,7 +1,7 @@
-"""How much a rebuild may lose against its baseline: the defaults of `ufovit gate --update`, each with its reason.
+"""Default tolerances of `ufovit gate --update` for the quantities that every task has, each with its reason.
 
-Answers are a sample, and their tolerances are the task's (`gate_tolerances` beside it). Everything else is a function of its
-inputs, so that its tolerance is small: what other inputs of the same kind may move.
+Answers are a sample; their tolerances belong to the task (its own `gate_tolerances`). The other quantities are functions of
+their inputs, so that a tolerance covers only what other inputs of the same kind change.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from edge.tasks.gate_row import Tolerance
 
 QUANTITIES = frozenset(("scale_largest", "scale_mean", "xnorm_headroom", "xnorm_floor", "share", "size", "latency"))
-"""What has a tolerance besides the answers. The two verdicts have none: they are absolute."""
+"""Quantities with a tolerance besides the task's. The two verdicts have none: they are absolute."""
 SCALE_BITS = 0.6
 SCALE_MEAN_BITS = 0.045
 HEADROOM_BITS = 2.25

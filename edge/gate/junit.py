@@ -1,7 +1,7 @@
-"""What the gate says as JUnit XML, for a test report.
+"""Write the gate's result as JUnit XML, for a test report.
 
-It is written with the standard library: a suite, a case per quantity and one element per result are all of it, and the gate
-also runs on a device, which lacks whatever is not needed there.
+The standard library is enough for a suite with a case per quantity and one element per result, and the gate also runs on
+devices, where few packages are installed.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def junit_xml(report: GateReport) -> bytes:
-    """JUnit XML: a failure is a failure, what could not be decided or compared at all an error."""
+    """JUnit XML: a failed row is a failure, an inconclusive row or a refusal an error."""
     suite = ET.Element("testsuite", name="ufovit gate")
     counts = {"failure": 0, "error": 0, "skipped": 0}
     for row in report.rows:
-        element = _case(suite, row.quantity)
+        case = ET.SubElement(suite, "testcase", classname="ufovit.gate", name=row.quantity)
         kind = {"fail": "failure", "inconclusive": "error", "skipped": "skipped"}.get(row.result)
         if kind:
             counts[kind] += 1
-            ET.SubElement(element, kind, message=_xml(row.detail)).text = _xml(_explained(row))
+            ET.SubElement(case, kind, message=_xml(row.detail)).text = _xml(_explain(row))
         else:
-            ET.SubElement(element, "system-out").text = _xml(_explained(row))
+            ET.SubElement(case, "system-out").text = _xml(_explain(row))
     if report.verdict == "refused":
         counts["error"] += 1
-        first = report.reason.splitlines()[0]
-        ET.SubElement(_case(suite, "baseline"), "error", message=_xml(first)).text = _xml(report.reason)
+        case = ET.SubElement(suite, "testcase", classname="ufovit.gate", name="baseline")
+        ET.SubElement(case, "error", message=_xml(report.reason.splitlines()[0])).text = _xml(report.reason)
     totals = {"tests": len(suite), "failures": counts["failure"], "errors": counts["error"], "skipped": counts["skipped"]}
     for name, value in totals.items():
         suite.set(name, str(value))
@@ -41,15 +41,11 @@ def junit_xml(report: GateReport) -> bytes:
     return text
 
 
-def _case(suite: ET.Element, name: str) -> ET.Element:
-    return ET.SubElement(suite, "testcase", classname="ufovit.gate", name=name)
-
-
-def _explained(row: Row) -> str:
+def _explain(row: Row) -> str:
     parts = {"found": row.detail, "baseline": row.baseline, "now": row.measured, "allowed": row.allowed, "why": row.reason}
     return "\n".join(f"{name}: {text}" for name, text in parts.items() if text)
 
 
 def _xml(text: str) -> str:
-    """Without the characters that XML 1.0 has no way to write."""
+    """Replace the characters that XML 1.0 cannot represent."""
     return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -1,6 +1,8 @@
-"""What the gate says as Markdown, for a pull request."""
+"""Write the gate's result as Markdown, for a pull request."""
 
 from __future__ import annotations
+
+from html import escape
 
 from edge.gate.compare_builds import GateReport
 
@@ -8,7 +10,7 @@ _MARKS = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", "skipped": "�
 
 
 def markdown_summary(report: GateReport) -> str:
-    """A table with a row per quantity, the reasons of what did not pass in front of it."""
+    """The reasons of what did not pass, then a table with a row per quantity."""
     lines = [f"### {_MARKS[report.verdict]} Accuracy gate: {report.verdict}", ""]
     lines += [f"`{report.folder}` against `{report.baseline}`", ""]
     if report.verdict == "refused":
@@ -17,7 +19,8 @@ def markdown_summary(report: GateReport) -> str:
     if report.rows:
         if report.verdict != "pass":
             lines.append("")
-        lines += ["| | quantity | baseline | now | allowed | found | why so much is allowed |", "|---|---|---|---|---|---|---|"]
+        columns = ("", "quantity", "baseline", "now", "allowed", "result", "reason of the tolerance")
+        lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         for row in report.rows:
             texts = (row.quantity, row.baseline, row.measured, row.allowed, row.detail, row.reason)
             lines.append(f"| {_MARKS[row.result]} | " + " | ".join(_cell(text) for text in texts) + " |")
@@ -27,7 +30,5 @@ def markdown_summary(report: GateReport) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that stays in its cell and shows as it is."""
-    for sign, shown in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|")):
-        text = text.replace(sign, shown)
-    return " ".join(text.split())
+    """Escape text for a table cell."""
+    return " ".join(escape(text, quote=False).replace("|", "\\|").split())

@@ -1,12 +1,11 @@
-"""The scales of a build, read from its graph, and how far they are from a baseline's.
+"""Read the quantization scales of a build from its graph, and compare them with a baseline's.
 
-Answers are a coarse measure of them: one activation's scale that is doubled costs one bit of one tensor, which the rest of a
-network may hide, and so may calibration on too few images. The scales themselves show both.
+Answers are a coarse measure: the doubled scale of one activation costs one bit of one tensor, which the rest of a network may
+hide, and so may calibration on too few images. The scales themselves show both.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
@@ -24,7 +23,7 @@ REFINED = "refined by "
 
 
 def read_scales(build: BuildFolder, certificate: XNormCertificate | None) -> Scales | None:
-    """The scales of a build; None where it has no quantized graph, or onnx is not installed.
+    """Read the scales of a build; None where it has no quantized graph, or onnx is not installed.
 
     Raises InputError for a graph or table that cannot be read.
     """
@@ -36,64 +35,39 @@ def read_scales(build: BuildFolder, certificate: XNormCertificate | None) -> Sca
 
     from calib.qdq_writer import read_qdq
 
-    found = read_qdq(onnx.load_from_string(build.data(graph)))
     by_kind: dict[str, dict[str, float]] = {"activation": {}, "weight": {}}
-    for name, info in found.items():
+    for name, info in read_qdq(onnx.load_from_string(build.data(graph))).items():
         by_kind[info.kind][name] = round(float(np.log2(info.scale).mean()), DIGITS)
     folds = {site.name: site.fold for site in certificate.sites} if certificate else {}
-    made = "; ".join([table.method, *([REFINED + ", ".join(table.refinements)] if table.refinements else [])])
-    return Scales(made, sha256_bytes(canonical_json(folds)), by_kind["activation"], by_kind["weight"])
-
-
-@dataclass(frozen=True)
-class Moved:
-    """Tensor -> log2 of its scale in units of the baseline's. `remark` belongs behind what is said of them."""
-
-    activations: dict[str, float]
-    weights: dict[str, float]
-    remark: str
-
-    @property
-    def count(self) -> int:
-        """Scales compared."""
-        return len(self.activations) + len(self.weights)
-
-    @property
-    def largest(self) -> tuple[str, float]:
-        """The tensor whose scale moved most, and by how much."""
-        every = self.activations | self.weights
-        return max(every.items(), key=lambda item: abs(item[1]), default=("", 0.0))
-
-    @property
-    def mean(self) -> float:
-        """Mean magnitude over the activations; the weights' scales do not depend on images."""
-        return float(np.mean(np.abs(list(self.activations.values())))) if self.activations else 0.0
+    method = "; ".join([table.method, *([REFINED + ", ".join(table.refinements)] if table.refinements else [])])
+    return Scales(method, sha256_bytes(canonical_json(folds)), by_kind["activation"], by_kind["weight"])
 
 
 def incomparable(before: Scales, now: Scales | None) -> str:
-    """Why the scales of two builds say nothing about each other; "" when they do."""
+    """Why the scales of two builds cannot be compared; "" when they can."""
     if now is None:
         return UNREADABLE if find_spec("onnx") is None else ""
     if before.made != now.made:
-        return f"calibrated otherwise: {before.made} became {now.made}"
+        return f"calibrated differently: {before.made} became {now.made}"
     return "factors of this effort are chosen by the images, and scales move with them" if REFINED in now.made else ""
 
 
 def not_quantized(before: Scales, now: Scales) -> list[str]:
-    """Tensors that have a scale in the baseline alone."""
+    """Tensors that have a scale in the baseline but not in the build."""
     return sorted((before.activations.keys() - now.activations.keys()) | (before.weights.keys() - now.weights.keys()))
 
 
-def changes(before: Scales, now: Scales) -> Moved:
-    """How far the scales of the baseline's tensors have moved; all of them are quantized in both.
+def compare_scales(before: Scales, now: Scales) -> tuple[dict[str, float], dict[str, float], str]:
+    """log2 of each scale relative to the baseline's: of activations, of weights, and a remark on both.
 
-    Whole powers of two are left out where the certificate folded other exponents, which moves scales by them.
+    Whole powers of two are left out where the certificate folded other exponents, which change scales by powers of two. Every
+    tensor of the baseline is quantized in both.
     """
     refolded = before.folds_sha256 != now.folds_sha256
 
-    def of(was: dict[str, float], found: dict[str, float]) -> dict[str, float]:
-        moved = {name: found[name] - value for name, value in was.items()}
-        return {name: change - round(change) if refolded else change for name, change in moved.items()}
+    def subtract(old: dict[str, float], new: dict[str, float]) -> dict[str, float]:
+        changes = {name: new[name] - value for name, value in old.items()}
+        return {name: change - round(change) if refolded else change for name, change in changes.items()}
 
     remark = "; whole powers of two are left out, other exponents were folded" if refolded else ""
-    return Moved(of(before.activations, now.activations), of(before.weights, now.weights), remark)
+    return subtract(before.activations, now.activations), subtract(before.weights, now.weights), remark

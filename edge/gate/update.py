@@ -1,4 +1,4 @@
-"""Writing a baseline: from a build that passed, with tolerances that a person has edited kept, and what changed told."""
+"""Write a baseline from a build that passed: keep tolerances that were edited by hand, and list what changed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from calib.artifact import write_artifact
-from calib.errors import InputError, VerdictError
+from calib.errors import ArtifactError, InputError, VerdictError
 from edge.gate.baseline import Baseline, Identity, LatencyRatio, Measured, Origin, read_baseline, seal
 from edge.gate.build_figures import Build, read_build
 from edge.gate.gate_tolerances import common_tolerances
@@ -18,13 +18,13 @@ from engines.build_folder.folder import BuildFolder
 
 
 def default_tolerances(identity: Identity, origin: Origin, measured: Measured) -> dict[str, Tolerance]:
-    """A tolerance for every quantity that has one, the task's included."""
+    """The default tolerances of a baseline, the task's included."""
     answers = load_task(identity.task).default_tolerances(measured.answers, identity.images)
     return answers | common_tolerances(origin.backend)
 
 
 def make_baseline(build: Build, latency: LatencyRatio | None = None, reviewed_by: str = "", note: str = "") -> Baseline:
-    """A baseline of a build with the default tolerances."""
+    """Make a baseline with the default tolerances."""
     measured = replace(build.measured, latency=latency)
     tolerances = default_tolerances(build.identity, build.origin, measured)
     sealed = seal(build.identity, build.origin, measured)
@@ -34,29 +34,29 @@ def make_baseline(build: Build, latency: LatencyRatio | None = None, reviewed_by
 def update_baseline(
     folder: BuildFolder, path: Path, *, force: bool = False, latency: LatencyRatio | None = None, by: str = "", note: str = ""
 ) -> list[str]:
-    """Write a baseline of a build folder to `path`, atomically, and return what changed against the one before.
+    """Write a baseline of a build folder to `path`, atomically, and return what changed since the previous one.
 
-    A tolerance or reason that was edited in the old one is kept. Raises VerdictError for a build that did not pass, unless
-    forced (the baseline then bears the verdict, and every gate on it says so); InputError for one that is damaged.
+    A tolerance or reason edited in the previous baseline is kept. Raises VerdictError for a build that did not pass, unless
+    forced (the baseline then holds the verdict, and every gate on it reports that); ArtifactError for a damaged build.
     """
     build = read_build(folder)
     if build.drift.verdict != "pass" and not force:
         raise VerdictError(
-            "no baseline is made of a build that did not pass",
+            "cannot make a baseline of a build that did not pass",
             where=folder.path,
             found=f"{build.drift.verdict}: {build.drift.reason}",
-            next_command="mend the build, or stamp the baseline with --force",
+            next_command="fix the build, or stamp the baseline with --force",
         )
     figures = (*build.measured.answers.figures.values(), build.measured.share)
     if not all(figure is None or math.isfinite(figure) for figure in figures):
-        raise InputError("no baseline is made of figures that are no finite numbers", where=folder.path, found=figures)
+        raise ArtifactError("cannot make a baseline of figures that are not finite", where=folder.path, found=figures)
     baseline = make_baseline(build, latency, by, note)
     changes = ["new baseline"]
     if path.exists():
         try:
             old = read_baseline(path)
         except InputError as error:
-            changes = [f"the one before was not read: {str(error).splitlines()[0]}"]
+            changes = [f"the previous baseline cannot be read: {str(error).splitlines()[0]}"]
         else:
             baseline = replace(baseline, tolerances=baseline.tolerances | _edited(old))
             changes = list(_changes(old, baseline)) or ["nothing changed"]
@@ -65,18 +65,17 @@ def update_baseline(
 
 
 def _edited(old: Baseline) -> dict[str, Tolerance]:
-    """The entries that a person has changed: not what the figures of that baseline give by default."""
+    """The tolerances that were edited: those that differ from the defaults for the figures of that baseline."""
     default = default_tolerances(old.identity, old.origin, old.measured)
     return {name: entry for name, entry in old.tolerances.items() if entry != default[name]}
 
 
 def _changes(old: Baseline, new: Baseline) -> Iterator[str]:
     for part in ("identity", "origin", "measured"):
-        was, now = _flat(getattr(old, part)), _flat(getattr(new, part))
-        for name in was | now:
-            before, after = was.get(name), now.get(name)
-            if before != after:
-                yield f"{name}: {_short(before)} -> {_short(after)}"
+        before, after = _flat(getattr(old, part)), _flat(getattr(new, part))
+        for name in before | after:
+            if before.get(name) != after.get(name):
+                yield f"{name}: {_short(before.get(name))} -> {_short(after.get(name))}"
     for name in sorted(new.tolerances):
         if old.tolerances[name] != new.tolerances[name]:
             yield f"tolerance of {name}: {old.tolerances[name].tolerance:g} -> {new.tolerances[name].tolerance:g}"
@@ -84,7 +83,7 @@ def _changes(old: Baseline, new: Baseline) -> Iterator[str]:
 
 
 def _flat(part: Identity | Origin | Measured) -> dict[str, object]:
-    """The fields of a part of a baseline, those of the task among them."""
+    """The fields of a part of a baseline, including those of the task."""
     flat: dict[str, object] = {}
     for field in fields(part):
         value = getattr(part, field.name)

@@ -27,7 +27,7 @@ from edge.pipeline.calibrate_inputs import WRITTEN, CalibrateInputs, resolve
 from edge.pipeline.calibrate_request import CalibrateRequest
 from edge.pipeline.meet_budget import fit
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all, tapped_batch
-from edge.tasks.classification.holdout import holdout_lines
+from edge.tasks.classification.compare import holdout_lines
 from engines.build_folder.file_names import CACHE, CALIBRATION, QUANTIZED, REFINED
 from engines.layer_records import EngineEvidence
 from engines.layer_requests import read_layers

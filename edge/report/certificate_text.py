@@ -1,4 +1,4 @@
-"""The certificate of every XNorm in words: for the summary of a build, its report and the terminal."""
+"""The XNorm certificate in words: for the summary of a build, its report and the terminal."""
 
 from __future__ import annotations
 
@@ -13,13 +13,9 @@ _FLOATS = ("fp16", "bf16")
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One XNorm, before and after the repair.
+    """One XNorm before and after the repair ("": none), with the worst verdict in any requested precision.
 
-    Attributes:
-        name, operand: which.
-        before, after: the worst verdict in any precision that was asked for, and why.
-        repair: what was done, "" for nothing.
-        island: whether it computes in FP32.
+    `island`: whether it computes in FP32.
     """
 
     name: str
@@ -31,8 +27,8 @@ class SiteRow:
 
 
 def judgement(site: SiteCertificate, precisions: tuple[str, ...]) -> Judgement:
-    """The worst verdict on a site in some precisions, the first of several that are equally bad."""
-    return max((site.verdicts[name] for name in precisions), key=lambda found: STABILITIES.index(found.verdict))
+    """The worst verdict on a site in some precisions, the first of equally bad ones."""
+    return max((site.verdicts[name] for name in precisions), key=lambda judged: STABILITIES.index(judged.verdict))
 
 
 def site_rows(certificate: XNormCertificate) -> tuple[SiteRow, ...]:
@@ -47,7 +43,7 @@ def site_rows(certificate: XNormCertificate) -> tuple[SiteRow, ...]:
 
 
 def headline(certificate: XNormCertificate) -> str:
-    """What the certificate says, in one line: verdicts, what they rest on, what was repaired, what was wrong before."""
+    """Summarize the certificate in one line: verdicts, their basis, repairs, verdicts before the repair."""
     precisions, sites = certificate.precisions, certificate.sites
     stable = [site for site in sites if judgement(site, precisions).verdict == "stable"]
     share = f"{len(stable)}" if len(stable) == len(sites) else f"{len(stable)} of {len(sites)}"
@@ -59,34 +55,34 @@ def headline(certificate: XNormCertificate) -> str:
         parts.append(f"{folded} folded by powers of two")
     if certificate.islands.sites:
         parts.append(f"{certificate.islands.sites} in FP32 islands")
-    was = _counts(certificate.before, precisions)
-    bad = " and ".join(f"{count} {verdict}" for verdict, count in was.items() if verdict != "stable")
+    before = _counts(certificate.before, precisions)
+    bad = " and ".join(f"{count} {verdict}" for verdict, count in before.items() if verdict != "stable")
     return "; ".join(parts) + (f" (before: {bad})" if bad else "")
 
 
 def verdict_counts(sites: Iterable[SiteCertificate], precision: str) -> str:
-    """Sites by their verdict in a precision: "50 stable, 2 at risk"."""
+    """Number of sites by verdict in a precision: "50 stable, 2 at risk"."""
     return ", ".join(f"{count} {verdict}" for verdict, count in _counts(sites, (precision,)).items()) or "none"
 
 
 def island_cost(certificate: XNormCertificate) -> str:
-    """What the FP32 islands cost."""
+    """The cost of the FP32 islands."""
     cost = certificate.islands
     if not cost.sites:
         return "none"
-    who = f"{cost.sites} {_xnorms(cost.sites)} in FP32"
-    return f"{who}: {cost.casts} Casts, {cost.values_per_image:,} values of an image cross them"
+    sites = f"{cost.sites} {_xnorms(cost.sites)} in FP32"
+    return f"{sites}: {cost.casts} Casts, {cost.values_per_image:,} values of an image cross them"
 
 
 def int8_loss(sites: Iterable[SiteCertificate]) -> str:
-    """What INT8 after the norm costs at worst."""
+    """The worst loss by INT8 after the norm."""
     return _loss(Int8Loss(s.int8_dead_fraction, s.int8_direction_error, s.int8_clipped_fraction) for s in sites)
 
 
 def _counts(sites: Iterable[SiteCertificate], precisions: tuple[str, ...]) -> dict[Stability, int]:
-    """Verdict -> how many sites have it as their worst; only those that occur, from best to worst."""
-    found = [judgement(site, precisions).verdict for site in sites]
-    return {verdict: found.count(verdict) for verdict in STABILITIES if verdict in found}
+    """Worst verdict -> number of sites; only verdicts that occur, from best to worst."""
+    verdicts = [judgement(site, precisions).verdict for site in sites]
+    return {verdict: verdicts.count(verdict) for verdict in STABILITIES if verdict in verdicts}
 
 
 def _xnorms(count: int) -> str:
@@ -100,7 +96,7 @@ def _named(precisions: tuple[str, ...]) -> str:
 
 
 def _basis(certificate: XNormCertificate, stable: list[SiteCertificate]) -> str:
-    """What the stable verdicts rest on."""
+    """The basis of the stable verdicts."""
     certified = _bounded(stable) if set(certificate.precisions) & set(_FLOATS) else 0
     if not certified:
         return f"as far as {certificate.images} images show"
@@ -114,7 +110,7 @@ def _bounded(sites: Iterable[SiteCertificate]) -> int:
 
 
 def _repair(old: SiteCertificate, new: SiteCertificate) -> str:
-    """What was done to a site, "" for nothing."""
+    """How a site was repaired, "" for not at all."""
     parts = []
     if new.fold:
         weights = [f"{_local(weight, new.name)} {_power(exponents)}" for weight, exponents in new.fold.items()]
@@ -131,14 +127,13 @@ def _local(weight: str, site: str) -> str:
 
 
 def _power(exponents: tuple[int, ...]) -> str:
-    """The factor that exponents by head stand for: 2^-3, or 2^-2 to 2^-4 where heads differ."""
+    """The factor 2^-exponent, or its range over the heads: 2^-3, or 2^-2 to 2^-4."""
     low, high = min(exponents), max(exponents)
     return f"2^{-low}" if low == high else f"2^{-low} to 2^{-high} by head"
 
 
 def _loss(losses: Iterable[Int8Loss]) -> str:
-    """The worst of each loss over the sites."""
-    found = list(losses)
-    dead, turned = max(x.dead_fraction for x in found), max(x.direction_error for x in found)
-    clipped = max(x.clipped_fraction for x in found)
+    """The largest of each loss over the sites."""
+    rows = [(loss.dead_fraction, loss.direction_error, loss.clipped_fraction) for loss in losses]
+    dead, turned, clipped = map(max, zip(*rows, strict=True))
     return f"at worst {dead:.2%} dead vectors, direction error {turned:.3f}, {clipped:.2%} clipped"

@@ -1,4 +1,4 @@
-"""Pictures of images inside the page."""
+"""Pictures of the flipped images, embedded in the page."""
 
 from __future__ import annotations
 
@@ -12,18 +12,12 @@ from PIL import Image
 from edge.drift.pictures import KeptPictures, Uint8
 
 SHOWN_PIXELS = 96
-"""Longest side on the page, in CSS pixels; a smaller picture is enlarged by a whole number, so that its pixels stay square."""
+"""Longest side on the page in CSS pixels; a smaller picture is enlarged by an integer, so that its pixels stay square."""
 
 
 @dataclass(frozen=True)
 class ShownPicture:
-    """A picture.
-
-    Attributes:
-        source: as a data URI.
-        width, height: in CSS pixels.
-        coarse: whether pixels are to be enlarged without smoothing.
-    """
+    """A picture as a data URI, its size in CSS pixels, and whether (`coarse`) it is enlarged without smoothing."""
 
     source: Markup
     width: int
@@ -32,24 +26,21 @@ class ShownPicture:
 
 
 def shown_pictures(kept: KeptPictures | None) -> dict[int, ShownPicture]:
-    """Index of an image -> its picture, for those of which one was kept."""
-    if kept is None:
-        return {}
-    pairs = zip(kept.indices.tolist(), kept.pictures, strict=True)
-    return {index: ShownPicture(data_uri(picture), *shown_size(picture)) for index, picture in pairs}
+    """Index of a judged image -> its picture, for images whose picture was kept."""
+    pairs = zip(kept.indices.tolist(), kept.pictures, strict=True) if kept else ()
+    return {index: _shown(picture) for index, picture in pairs}
 
 
-def shown_size(picture: Uint8) -> tuple[int, int, bool]:
-    """Width and height in CSS pixels, and whether the enlargement is by a whole number of 2 or more."""
+def _shown(picture: Uint8) -> ShownPicture:
     height, width = picture.shape[:2]
     times = SHOWN_PIXELS / max(height, width)
     if times >= 2:
-        return width * int(times), height * int(times), True
-    return max(1, round(width * times)), max(1, round(height * times)), False
+        return ShownPicture(_data_uri(picture), width * int(times), height * int(times), coarse=True)
+    return ShownPicture(_data_uri(picture), max(1, round(width * times)), max(1, round(height * times)), coarse=False)
 
 
-def data_uri(picture: Uint8) -> Markup:
-    """RGB uint8 (h, w, 3) as a PNG inside an address; a picture without colour takes one channel."""
+def _data_uri(picture: Uint8) -> Markup:
+    """Encode RGB uint8 (h, w, 3) as a PNG data URI, with one channel where the picture is grey."""
     grey = (picture == picture[:, :, :1]).all()
     stream = io.BytesIO()
     Image.fromarray(picture[:, :, 0] if grey else picture).save(stream, "PNG", optimize=True)

@@ -1,4 +1,4 @@
-"""Everything a report stands on: read from one build folder, and refused unless the files belong together."""
+"""Read the artifacts of one build folder that a report is made from, and refuse files that do not belong together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from calib.artifact import Artifact
 from calib.calibration_table import TABLE_ARTIFACT, CalibrationTable
-from calib.errors import InputError
+from calib.errors import ArtifactError
 from edge.attribution.attribution_record import ATTRIBUTION_ARTIFACT, Attribution
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.pictures import KEPT, PICTURES_ARTIFACT, KeptPictures
@@ -25,17 +25,11 @@ from engines.build_folder.verify import verify_recorded
 
 @dataclass(frozen=True)
 class Evidence:
-    """The artifacts of one build.
+    """The artifacts of one build; None where the build has none.
 
     Attributes:
-        build: its folder.
-        manifest, drift, export: as read.
-        task: what the answers mean; `sides` are those of reference and engine.
-        pictures: of images whose answer changed most, None where none were kept.
-        table: the calibration table, None unless the precision is "int8".
-        order: quantized activation tensors in network order, empty without a table.
-        attribution: layer by layer, None where nobody asked for it.
-        certificate: of every XNorm, None where the build made none.
+        order: quantized activation tensors in network order, empty without a calibration table.
+        pictures: of the images whose answer changed most.
     """
 
     build: BuildFolder
@@ -52,7 +46,7 @@ class Evidence:
 
 
 def gather(build: BuildFolder) -> Evidence:
-    """Read a build, and check every digest that its manifest records. Raises InputError unless its files belong together."""
+    """Read a build and check the recorded digests. Raises ArtifactError unless its files belong together."""
     manifest, drift, export = build.manifest, build.read(DRIFT_ARTIFACT), build.read(EXPORT_ARTIFACT)
     task = task_of(manifest)
     sides = read_answers(build, task)
@@ -68,15 +62,15 @@ def gather(build: BuildFolder) -> Evidence:
 
 
 def _check_pictures(folder: Path, drift: DriftReport, pictures: KeptPictures, changed: set[int]) -> None:
-    """Raise InputError unless the pictures are of images that `changed`, as many as are kept. Drawn weights keep none."""
-    chosen = set(pictures.indices.tolist())
+    """Raise ArtifactError unless the pictures are of KEPT `changed` images or all of fewer; of none for random weights."""
+    indices = set(pictures.indices.tolist())
     expected = 0 if drift.random_weights else min(KEPT, len(changed))
-    if not len(chosen) == len(pictures.indices) == expected or not chosen <= changed:
-        raise InputError("the pictures are not those of the flips", where=folder / PICTURES, next_command=REMAKE)
+    if not len(indices) == len(pictures.indices) == expected or not indices <= changed:
+        raise ArtifactError("the pictures are not those of the flips", where=folder / PICTURES, next_command=REMAKE)
 
 
 def _network_order(build: BuildFolder, table: CalibrationTable) -> tuple[str, ...]:
-    """The table's tensors in the order of the quantized graph; tensors that it leaves in float come last."""
+    """The table's tensors in the order of the quantized graph; tensors that the graph keeps in float come last."""
     quantized = build.read(QUANTIZED_ACTIVATIONS) if build.manifest.qdq_onnx else ()
     first = [name for name in quantized if name in table.tensors]
     return (*first, *sorted(table.tensors.keys() - set(first)))

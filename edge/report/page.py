@@ -1,58 +1,55 @@
-"""A build folder -> one HTML file that opens offline: nothing is loaded from elsewhere, no script, figures inline."""
+"""Render the report of a build folder: one HTML file that opens offline, without scripts, with inline figures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jinja2
-from markupsafe import Markup
 
-from edge.report import attribution_plot, certificate_plot, certificate_text, gallery, plots, range_tables, summary_text
+from edge.report import certificate_plot, certificate_text, gallery, plots, range_tables, summary_text
 from edge.report.inputs import Evidence, gather
 from edge.report.svg import draw
 from edge.stability.float_formats import FP16
-from edge.tasks.report_parts import Drawing, Span, Value
+from edge.tasks.report_parts import Block, Span, Value
 from engines.build_folder.folder import BuildFolder
 
-TEMPLATE = "template.html"
 LISTED_FALLBACKS = 20
 LISTED_XNORMS = 12
 
 
 def render(build: BuildFolder, advance: Callable[[float], None]) -> str:
-    """The report of a finished build as HTML; equal artifacts give equal text.
+    """Render the report of a finished build as HTML; equal artifacts give equal text.
 
-    Args:
-        folder: a build folder with manifest, export record, drift, answers, for "int8" the calibration table, and for "fp16"
-            and "int8" the certificate of every XNorm.
-        advance: told the share done, 0 to 1.
-
-    Raises InputError when an artifact is missing, malformed, altered or of another build.
+    The build holds manifest, export record, drift and answers, for "int8" the calibration table, and for "fp16" and "int8" the
+    XNorm certificate. `advance` is called with the share done, 0 to 1. Raises ArtifactError when an artifact is missing,
+    malformed, altered or of another build.
     """
     evidence = gather(build)
     advance(0.3)
-    context = {**_verdict(evidence), **_precision(evidence), **_xnorm(evidence), **_layers(evidence), **_origin(evidence)}
+    context = {**_verdict(evidence), **_precision(evidence), **_xnorm(evidence), **_layers(evidence)}
     advance(0.6)
-    context.update(_ranges(evidence))
+    context |= _ranges(evidence)
+    context |= {"provenance": summary_text.provenance(evidence), "build": summary_text.build_facts(evidence)}
     advance(0.9)
-    text = _environment().get_template(TEMPLATE).render(context)
+    text = _environment().get_template("template.html").render(context, export=evidence.export)
     advance(1.0)
     return text
 
 
 def _environment() -> jinja2.Environment:
-    """Names and reasons come from files: everything is escaped unless a figure of ours."""
+    """Names and reasons come from files: everything is escaped except the figures made here."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["plain"] = summary_text.plain
-    environment.globals["draw"] = _drawn
+    environment.globals["draw"] = draw
     tests: dict[str, Any] = environment.tests
-    tests |= {kind.__name__.lower(): partial(_is_a, kind) for kind in (Value, Span)}
+    for kind in (Value, Span, *get_args(Block)):
+        tests[kind.__name__.lower()] = partial(_is_a, kind)
     return environment
 
 
@@ -60,22 +57,18 @@ def _is_a(kind: type, part: object) -> bool:
     return isinstance(part, kind)
 
 
-def _drawn(drawing: Drawing) -> Markup:
-    return draw(drawing.name, drawing.size, drawing.alt, drawing.paint)
-
-
 def _verdict(evidence: Evidence) -> dict[str, Any]:
-    """The verdict, and what the task says of the answers."""
+    """The verdict, and the task's part of the report."""
     manifest, drift, pictures = evidence.manifest, evidence.drift, evidence.pictures
     kept = None if pictures is None else pictures.indices
-    told = evidence.task.report(drift, evidence.sides, kept, summary_text.judged(manifest, drift))
+    answers = evidence.task.report(drift, evidence.sides, kept, summary_text.judged(manifest, drift))
     return {
         "manifest": manifest,
         "drift": drift,
         "random_weights": manifest.random_weights or drift.random_weights,
-        "answers": told,
-        "figures": (*told.figures, *summary_text.common_figures(evidence, told.truth)),
-        "interval_plot": told.budgeted and plots.interval(told.budgeted, drift.budget_points, drift.verdict),
+        "answers": answers,
+        "figures": (*answers.figures, *summary_text.common_figures(evidence, answers.truth)),
+        "interval_plot": answers.budgeted and plots.interval(answers.budgeted, drift.budget_points, drift.verdict),
         "pictures": gallery.shown_pictures(pictures),
     }
 
@@ -91,7 +84,7 @@ def _precision(evidence: Evidence) -> dict[str, Any]:
 
 
 def _xnorm(evidence: Evidence) -> dict[str, Any]:
-    """Whether 16 bits hold every XNorm; without a certificate there is nothing to show."""
+    """Whether every XNorm is stable in 16 bits; only None without a certificate."""
     certificate = evidence.certificate
     if certificate is None:
         return {"certificate": None}
@@ -111,15 +104,15 @@ def _xnorm(evidence: Evidence) -> dict[str, Any]:
 
 
 def _layers(evidence: Evidence) -> dict[str, Any]:
-    """Where the error comes from; nothing without `attribution.json`."""
-    found = evidence.attribution
-    if found is None or not found.layers:
+    """Which layers the error comes from; only None without `attribution.json`."""
+    attribution = evidence.attribution
+    if attribution is None or not attribution.layers:
         return {"attribution": None}
     return {
-        "attribution": found,
-        "layers_plot": attribution_plot.layer_errors(found),
-        "worst_layers": attribution_plot.worst_layers(found),
-        "cap_db": attribution_plot.CAP_DB,
+        "attribution": attribution,
+        "layers_plot": plots.layer_errors(attribution),
+        "worst_layers": plots.worst_layers(attribution),
+        "cap_db": plots.CAP_DB,
     }
 
 
@@ -127,21 +120,11 @@ def _ranges(evidence: Evidence) -> dict[str, Any]:
     table, order = evidence.table, evidence.order
     if table is None or not order:
         return {"table": table, "ranges_plot": None, "blocks": []}
-    axis = range_tables.Axis.of(table)
+    axis, groups = range_tables.Axis.of(table), range_tables.groups(order)
     return {
         "table": table,
         "proven": sum(scale.source == "proof" for scale in table.tensors.values()),
         "ranges_plot": range_tables.overview(table, order),
         "axis": axis,
-        "blocks": [
-            (title, range_tables.block_rows(title, tensors, table, axis)) for title, tensors in range_tables.groups(order)
-        ],
-    }
-
-
-def _origin(evidence: Evidence) -> dict[str, Any]:
-    return {
-        "export": evidence.export,
-        "provenance": summary_text.provenance(evidence),
-        "build": summary_text.build_facts(evidence),
+        "blocks": [(title, range_tables.block_rows(title, tensors, table, axis)) for title, tensors in groups],
     }

@@ -1,4 +1,4 @@
-"""The figures of verdict and receipt."""
+"""Figures of the verdict, of the precision receipt and of `attribution.json`."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edge.report.range_tables import name_blocks
 from edge.report.svg import draw
-from edge.tasks.report_parts import ACCENT, BAD, GOOD, INK, MUTED, PAPER, WARN
+from edge.tasks.report_parts import ACCENT, BAD, GOOD, INK, MUTED, PAPER, WARN, Drawing
 
 if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
+    from edge.attribution.attribution_record import Attribution, LayerDrift
     from edge.tasks.interval import Verdict
     from edge.tasks.report_parts import Budgeted
     from engines.precision_receipt import Receipt
 
-_PRECISION_COLOURS = {"int8": GOOD, "fp16": ACCENT, "bf16": ACCENT, "fp32": MUTED}
+CAP_DB, FLOOR_DB = 80.0, -10.0
+"""Ends of the axis of `layer_errors`: above, the error is negligible, below, nothing of the signal is left."""
+LISTED_LAYERS = 20
+_COLOURS = {"int8": GOOD, "fp16": ACCENT, "bf16": ACCENT, "fp32": MUTED}
 
 
-def interval(found: Budgeted, budget: float, verdict: Verdict) -> Markup:
-    """The figure that the verdict is about, and its interval, against the budget."""
-    point, what, low, high = found.points, found.what, found.interval.low_points, found.interval.high_points
+def interval(budgeted: Budgeted, budget: float, verdict: Verdict) -> Markup:
+    """The figure that the budget is on and its confidence interval, beside the budget."""
+    point, what, low, high = budgeted.points, budgeted.what, budgeted.interval.low_points, budgeted.interval.high_points
     colour = {"pass": GOOD, "fail": BAD, "inconclusive": WARN}[verdict]
     ends = np.array([low, high, budget, 0.0])
     margin = max(0.15 * float(np.ptp(ends)), 0.05)
@@ -35,18 +40,18 @@ def interval(found: Budgeted, budget: float, verdict: Verdict) -> Markup:
         axes.axvline(budget, color=BAD, linewidth=1.4)
         axes.plot([low, high], [0, 0], color=colour, linewidth=7, solid_capstyle="butt", alpha=0.55)
         axes.plot([point], [0], marker="o", markersize=7, color=colour, markeredgecolor=PAPER)
-        late = budget > (left + right) / 2  # the words stay inside the figure, on the side that has room
-        axes.text(budget, 0.86, f" budget {budget:g} ", color=BAD, va="center", ha="right" if late else "left")
+        side = "right" if budget > (left + right) / 2 else "left"  # the text stays inside the figure
+        axes.text(budget, 0.86, f" budget {budget:g} ", color=BAD, va="center", ha=side)
         axes.text(point, -0.5, f"{point:+.2f}", ha="center", va="center", fontweight="bold")
         axes.set(xlim=(left, right), ylim=(-1, 1.1), yticks=[], xlabel=f"{what} (right is worse)")
         axes.spines["left"].set_visible(False)
 
     alt = f"{what}: {point:+.2f}, interval from {low:+.2f} to {high:+.2f}, budget {budget:g}"
-    return draw("interval", (5.4, 1.5), alt, paint)
+    return draw(Drawing("interval", (5.4, 1.5), alt, paint))
 
 
 def precisions(receipt: Receipt) -> Markup:
-    """Share of the multiply-accumulates by precision: what the graph asks, what the engine does."""
+    """Share of the multiply-accumulates by precision: as the graph requests, and as the engine executes."""
     rows = (("engine does", receipt.actual), ("graph asks", receipt.requested))
 
     def paint(figure: Figure) -> None:
@@ -54,7 +59,7 @@ def precisions(receipt: Receipt) -> Markup:
         for row, (_, shares) in enumerate(rows):
             start = 0.0
             for name, share in sorted(shares.items(), key=lambda item: (-item[1], item[0])):
-                colour = _PRECISION_COLOURS.get(name, BAD)
+                colour = _COLOURS.get(name, BAD)
                 axes.barh(row, share, left=start, height=0.62, color=colour, alpha=0.6, edgecolor=PAPER)
                 if share >= 0.12:
                     axes.text(start + share / 2, row, f"{name} {share:.1%}", ha="center", va="center", color=INK)
@@ -65,5 +70,40 @@ def precisions(receipt: Receipt) -> Markup:
         axes.tick_params(length=0, axis="y", labelcolor=INK)
         axes.spines["left"].set_visible(False)
 
-    said = [f"{title}: " + ", ".join(f"{n} {s:.1%}" for n, s in sorted(shares.items())) for title, shares in rows]
-    return draw("precisions", (5.4, 1.4), "; ".join(said), paint)
+    alt = "; ".join(f"{title}: " + ", ".join(f"{n} {s:.1%}" for n, s in sorted(shares.items())) for title, shares in rows)
+    return draw(Drawing("precisions", (5.4, 1.4), alt, paint))
+
+
+def worst_layers(attribution: Attribution) -> tuple[LayerDrift, ...]:
+    """The LISTED_LAYERS layers that add most error, the worst first."""
+    return tuple(sorted(attribution.layers, key=lambda layer: layer.introduced_db)[:LISTED_LAYERS])
+
+
+def layer_errors(attribution: Attribution) -> Markup:
+    """SQNR of every layer in graph order, within FLOOR_DB and CAP_DB: introduced (dots) and accumulated (line)."""
+    layers = attribution.layers
+    introduced = np.clip([layer.introduced_db for layer in layers], FLOOR_DB, CAP_DB)
+    accumulated = np.clip([layer.accumulated_db for layer in layers], FLOOR_DB, CAP_DB)
+    blamed = {name for culprit in attribution.culprits for name in culprit.layers}
+    marked = [i for i, layer in enumerate(layers) if layer.name in blamed]
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        (line,) = axes.plot(range(len(layers)), accumulated, color=INK, linewidth=0.9)
+        line.set_gid("gathered")
+        for i, layer in enumerate(layers):
+            colour = _COLOURS.get(layer.precision, MUTED)
+            axes.plot([i], [introduced[i]], marker="o", markersize=4, color=colour, markeredgecolor=PAPER, markeredgewidth=0.5)
+        axes.plot(marked, introduced[marked], linestyle="", marker="x", markersize=8, color=BAD, markeredgewidth=1.6)
+        low = min(0.0, introduced.min(), accumulated.min()) - 3
+        axes.set(ylabel="SQNR, dB", xlim=(-0.8, len(layers) - 0.2), ylim=(low, None))
+        axes.grid(axis="y")
+        axes.tick_params(length=0)
+        name_blocks(axes, [layer.name for layer in layers])
+
+    worst = worst_layers(attribution)[0]
+    alt = (
+        f"SQNR of {len(layers)} layers from input to output; {worst.name} adds most error, {worst.introduced_db:.1f} dB; "
+        f"at the output {layers[-1].accumulated_db:.1f} dB; blamed: {', '.join(sorted(blamed)) or 'none'}"
+    )
+    return draw(Drawing("layers", (7.4, 2.6), alt, paint))

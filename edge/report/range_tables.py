@@ -1,8 +1,9 @@
-"""The calibrated range of every quantized activation: one overview, then one table with bars per block of the network."""
+"""Report tables of the calibrated ranges: an overview of all activations, then one table with bars per block."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,11 @@ import numpy.typing as npt
 from matplotlib.ticker import NullFormatter
 
 from edge.report.svg import draw
-from edge.tasks.report_parts import ACCENT, LINE, shorten
+from edge.tasks.report_parts import ACCENT, LINE, Drawing, shorten
 
 if TYPE_CHECKING:
     from markupsafe import Markup
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from calib.calibration_table import CalibrationTable
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 LONGEST_NAME = 30
 GROUP_BARS = 36
 """Bars in one table; a longer group is continued in the next."""
+NAMED_BLOCKS = 24
+"""Blocks that an axis can name legibly."""
 
 
 def block_of(tensor: str) -> str:
@@ -34,6 +38,25 @@ def block_of(tensor: str) -> str:
     return ".".join(parts[: 2 if numbered else 1]) or "other"
 
 
+def block_starts(names: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Positions at which a block begins, and those of them that an axis names."""
+    starts = [i for i, name in enumerate(names) if i == 0 or block_of(name) != block_of(names[i - 1])]
+    named: list[int] = []
+    for start in starts:
+        if not named or start - named[-1] >= len(names) / NAMED_BLOCKS:
+            named.append(start)
+    return starts, named
+
+
+def name_blocks(axes: Axes, names: Sequence[str]) -> None:
+    """Name the blocks of the network below the bars, and separate them by lines in every panel."""
+    starts, named = block_starts(names)
+    axes.set_xticks(named, [shorten(block_of(names[i]), 16) for i in named], rotation=90, ha="center")
+    for panel in axes.figure.axes:
+        for start in starts[1:]:
+            panel.axvline(start - 0.5, color=LINE, linewidth=0.4)
+
+
 def groups(order: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
     """Tensors by block, blocks in order of first appearance, none longer than GROUP_BARS; loose tensors share one group."""
     by_block: dict[str, list[str]] = {}
@@ -42,18 +65,18 @@ def groups(order: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
     merged: dict[str, list[str]] = {}
     for block, tensors in by_block.items():
         merged.setdefault("input and single layers" if len(tensors) == 1 else block, []).extend(tensors)
-    found: list[tuple[str, tuple[str, ...]]] = []
-    for block, tensors in merged.items():
-        for start in range(0, len(tensors), GROUP_BARS):
-            title = f"{block}, continued" if start else block
-            found.append((title, tuple(tensors[start : start + GROUP_BARS])))
-    return found
+    return [
+        (f"{block}, continued" if start else block, tuple(tensors[start : start + GROUP_BARS]))
+        for block, tensors in merged.items()
+        for start in range(0, len(tensors), GROUP_BARS)
+    ]
 
 
 def overview(table: CalibrationTable, order: tuple[str, ...]) -> Markup:
     """amax of every tensor in network order, on a logarithmic axis, with the blocks marked."""
     amax = np.array([table.tensors[name].amax for name in order])
     low = _floor(amax)
+    starts, named = block_starts(order)
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -61,45 +84,36 @@ def overview(table: CalibrationTable, order: tuple[str, ...]) -> Markup:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.vlines(range(len(order)), low, amax, color=ACCENT, linewidth=max(0.8, min(6.0, 380 / len(order) * 0.7)))
-        starts = [i for i, name in enumerate(order) if i == 0 or block_of(name) != block_of(order[i - 1])]
-        spaced: list[int] = []
         for start in starts:
             axes.axvline(start - 0.5, color=LINE, linewidth=0.5)
-            if not spaced or start - spaced[-1] >= len(order) / 24:
-                spaced.append(start)
-        axes.set_xticks(spaced, [shorten(block_of(order[i])) for i in spaced], rotation=90, ha="left")
+        axes.set_xticks(named, [shorten(block_of(order[i])) for i in named], rotation=90, ha="left")
         axes.set(xlim=(-1, len(order)), ylim=(low, float(amax.max()) * 1.3), ylabel="amax")
         axes.grid(axis="y")
         axes.tick_params(length=0)
 
-    return draw("ranges", (7.4, 2.7), f"largest magnitude of {len(order)} tensors in network order", paint)
+    return draw(Drawing("ranges", (7.4, 2.7), f"largest magnitude of {len(order)} tensors in network order", paint))
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The logarithmic axis that the bars of all blocks share.
-
-    Attributes:
-        low: where the bars start, a power of ten.
-        high: where the axis ends.
-    """
+    """The logarithmic axis that the bars of all blocks share; `low`, a power of ten, is where the bars start."""
 
     low: float
     high: float
 
     @classmethod
     def of(cls, table: CalibrationTable) -> Axis:
-        """The axis on which every amax of a table has its place."""
+        """The axis that holds every amax of a table."""
         amax = np.array([scale.amax for scale in table.tensors.values()])
         return cls(_floor(amax), float(amax.max()) * 1.3)
 
     def percent(self, factor: float) -> float:
-        """Length of a factor, in per cent of the axis."""
+        """Length of a factor in percent of the axis."""
         return 100 * math.log(factor) / math.log(self.high / self.low)
 
 
 def block_rows(title: str, tensors: tuple[str, ...], table: CalibrationTable, axis: Axis) -> list[dict[str, Any]]:
-    """One row per tensor: its name inside the block, amax, scale, and the length of its bar in per cent of the axis."""
+    """One row per tensor: its name inside the block, amax, scale, and the length of its bar in percent of the axis."""
     block = title.removesuffix(", continued")
     return [
         {

@@ -1,7 +1,7 @@
-"""matplotlib figures as inline SVG that follows the page: its colours are CSS variables, its text is text.
+"""Render matplotlib figures as inline SVG in the page's theme: colours are CSS variables, text stays text.
 
-matplotlib knows no CSS, so each themed colour is drawn as a stand-in and replaced inside the tags of the finished SVG. Equal
-figures give equal bytes: fixed hash salt, no date, default settings whatever the user's matplotlibrc says.
+matplotlib knows no CSS, so each themed colour is drawn as a placeholder and replaced in the tags of the finished SVG. Equal
+figures give equal bytes: fixed hash salt, no date, default settings whatever the user's matplotlibrc.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from edge.tasks.report_parts import ACCENT, BAD, GOOD, INK, LINE, MUTED, PAPER, WARN
+from edge.tasks.report_parts import ACCENT, BAD, GOOD, INK, LINE, MUTED, PAPER, WARN, Drawing
 
 _VARIABLES = {
     INK: "ink",
@@ -48,42 +47,35 @@ _SETTINGS: dict[Any, Any] = {  # matplotlib types the keys as a literal of all s
 }
 
 
-def draw(name: str, size: tuple[float, float], alt: str, paint: Callable[[Figure], None]) -> Markup:
-    """An inline `<svg>` of what `paint` draws.
-
-    Args:
-        name: unique on the page; prefixes every id.
-        size: width and height in inches of 96 CSS pixels.
-        alt: what a person who cannot see the figure is told.
-        paint: draws on an empty figure, with the stand-in colours of this module.
-    """
+def draw(drawing: Drawing) -> Markup:
+    """Render a drawing as an inline `<svg>`."""
     stream = io.StringIO()
     with mpl.rc_context(), warnings.catch_warnings():
         mpl.rcdefaults()
         mpl.rcParams.update(_SETTINGS)
         warnings.filterwarnings("ignore", message=r"Glyph .* missing")  # the browser's fonts draw it
-        figure = Figure(figsize=size, layout="constrained")
-        paint(figure)
+        figure = Figure(figsize=drawing.size, layout="constrained")
+        drawing.paint(figure)
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(stream, format="svg", transparent=True, metadata=metadata)
-    return Markup(_embed(stream.getvalue(), name, size, alt))  # noqa: S704  # matplotlib escapes every text
+    return Markup(_embed(stream.getvalue(), drawing))  # noqa: S704  # matplotlib escapes every text
 
 
-def _embed(document: str, name: str, size: tuple[float, float], alt: str) -> str:
-    """The `<svg>` element of a document: themed, with ids of its own, without XML namespaces and metadata."""
+def _embed(document: str, drawing: Drawing) -> str:
+    """The `<svg>` element of a document: themed, with prefixed ids, without XML namespaces and metadata."""
     start = document.index("<svg")
     body = document[document.index(">", start) + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
-    body = re.sub(r"<[^>]*>", lambda tag: _retag(tag.group(), name), body)
-    width, height = (round(inches * 72) for inches in size)
-    attributes = f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(alt)}"'
-    return f'<svg {attributes} style="max-width:{size[0] * 96:g}px">{body}'
+    body = re.sub(r"<[^>]*>", lambda tag: _retag(tag.group(), drawing.name), body)
+    width, height = (round(inches * 72) for inches in drawing.size)
+    attributes = f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(drawing.alt)}"'
+    return f'<svg {attributes} style="max-width:{drawing.size[0] * 96:g}px">{body}'
 
 
 def _retag(tag: str, name: str) -> str:
-    for stand_in, variable in _VARIABLES.items():
-        tag = tag.replace(stand_in, f"var(--{variable})")
+    for placeholder, variable in _VARIABLES.items():
+        tag = tag.replace(placeholder, f"var(--{variable})")
     tag = re.sub(r'\bid="', f'id="{name}-', tag)
     tag = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', tag)
     return tag.replace("url(#", f"url(#{name}-").replace("'DejaVu Sans'", "system-ui")

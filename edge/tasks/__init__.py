@@ -1,4 +1,4 @@
-"""What the outputs of a network mean, one task per folder. Drift, gate, report, camera and bundle ask the task."""
+"""Tasks: what the outputs of a network mean, one task per folder. Drift, gate, report, camera and bundle ask the task."""
 
 from __future__ import annotations
 
@@ -7,19 +7,10 @@ from typing import TYPE_CHECKING
 from calib.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from edge.tasks.frame_answer import FrameAnswer
-    from edge.tasks.registry import TASKS, load_task, task_of
-    from edge.tasks.task import Comparison, Sides, Task
+    from edge.tasks.registry import load_task
+    from edge.tasks.task import Task
 
-_PUBLIC = {
-    "TASKS": "edge.tasks.registry",
-    "Comparison": "edge.tasks.task",
-    "FrameAnswer": "edge.tasks.frame_answer",
-    "Sides": "edge.tasks.task",
-    "Task": "edge.tasks.task",
-    "load_task": "edge.tasks.registry",
-    "task_of": "edge.tasks.registry",
-}
+_PUBLIC = {"Task": "edge.tasks.task", "load_task": "edge.tasks.registry"}
 
-__all__ = ["TASKS", "Comparison", "FrameAnswer", "Sides", "Task", "load_task", "task_of"]
+__all__ = ["Task", "load_task"]
 __getattr__ = lazy_exports(__name__, _PUBLIC)

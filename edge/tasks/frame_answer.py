@@ -1,4 +1,4 @@
-"""What a network answers to one frame, as the camera hands it on: to a terminal, a program, a video, a page. numpy alone."""
+"""The answer to one frame, in the form that the camera shows: JSON, terminal lines, video overlay, web page. numpy alone."""
 
 from __future__ import annotations
 
@@ -14,13 +14,7 @@ Uint8 = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Line:
-    """One line for a person.
-
-    Attributes:
-        name: what is said.
-        share: length of its bar, 0 to 1; None: it has none, or is no number.
-        text: the figure behind it, `short` the same where there is little room; "" for none.
-    """
+    """One line of text with a bar of length `share`, 0 to 1 (None: no bar), and its figure, long and short ("": none)."""
 
     name: str
     share: float | None = None
@@ -30,7 +24,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """The answer on the page: a title with its figure, and bars, of which `leader` stands out (-1: none)."""
+    """The answer on the web page: a title with its figure, and bars, of which number `leader` is highlighted (-1: none)."""
 
     title: str
     figure: str
@@ -40,7 +34,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class PanelLayout:
-    """What the page has to know of all panels: what the figure is, the longest title in letters, bars at most."""
+    """What all panels have in common: the name of the figure, letters of the longest title, largest number of bars."""
 
     caption: str = ""
     longest: int = 0
@@ -52,15 +46,15 @@ class FrameAnswer(ABC):
 
     @abstractmethod
     def json_fields(self) -> dict[str, Any]:
-        """Its fields of a JSON line."""
+        """Fields of a JSON line."""
 
     @abstractmethod
     def lines(self) -> tuple[Line, ...]:
-        """For a person, the most important first."""
+        """Lines of text, the most important first."""
 
     @abstractmethod
     def panel(self) -> Panel:
-        """For the page."""
+        """The answer on the web page."""
 
     def draw(self, picture: Uint8) -> None:  # noqa: B027  # most answers draw nothing
-        """Draw into a picture (H, W, 3), blue, green, red, in place; the lines are written over it afterwards."""
+        """Draw into a BGR picture (H, W, 3) in place; the lines are written over it afterwards."""

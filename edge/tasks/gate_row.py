@@ -1,4 +1,4 @@
-"""Rows of the regression gate: one quantity of a build compared with its baseline, and the tolerance it has."""
+"""Rows of the regression gate: one quantity of a build compared with its baseline, and its tolerance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LISTED = 5
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How much of a quantity may be lost, in the unit of the quantity, and why, in one sentence."""
+    """The largest loss allowed, in the unit of the quantity, and the reason in one sentence."""
 
     tolerance: float
     reason: str
@@ -20,12 +20,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a baseline keeps of a task.
-
-    Attributes:
-        figures: name -> value; None where it could not be measured.
-        answers: side ("reference", "engine") -> its answers, packed by the task.
-    """
+    """What a baseline keeps of a task: figures (None: not measured), and each side's answers, packed by the task."""
 
     figures: dict[str, float | None] = field(default_factory=dict)
     answers: dict[str, str] = field(default_factory=dict)
@@ -36,11 +31,10 @@ class Row:
     """One quantity.
 
     Attributes:
-        baseline, measured, allowed: for a person.
-        loss: what was lost, in the unit of the tolerance, None where that is no number.
-        tolerance: how much may be lost, None for what is absolute or skipped.
-        reason: why that much.
-        detail: one sentence on what was found.
+        baseline, measured, allowed: formatted values.
+        loss: in the unit of the tolerance; None where it is not finite.
+        tolerance: largest loss allowed, None for what is absolute or skipped; `reason` says why.
+        detail: one sentence on the result.
     """
 
     quantity: str
@@ -56,9 +50,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A quantity as it was measured: result (a bool: pass or fail), texts (baseline, measured, allowed), loss, one sentence.
+    """A measured quantity: result (bool: pass or fail), texts (baseline, measured, allowed), loss, one sentence.
 
-    `tolerance` stands for the baseline's own where that was widened.
+    `tolerance` replaces the baseline's where that was widened.
     """
 
     result: Result | bool
@@ -68,26 +62,28 @@ class Measurement:
     tolerance: float | None = None
 
 
-def row(quantity: str, tolerance: Tolerance, found: Measurement) -> Row:
+def row(quantity: str, tolerance: Tolerance, measurement: Measurement) -> Row:
     """The row of a measurement."""
-    result: Result = ("pass" if found.result else "fail") if isinstance(found.result, bool) else found.result
-    allowed = tolerance.tolerance if found.tolerance is None else found.tolerance
-    loss = found.loss if math.isfinite(found.loss) else None
-    return Row(quantity, result, *found.texts, loss, allowed, tolerance.reason, found.detail)
+    result: Result | bool = measurement.result
+    if isinstance(result, bool):
+        result = "pass" if result else "fail"
+    allowed = tolerance.tolerance if measurement.tolerance is None else measurement.tolerance
+    loss = measurement.loss if math.isfinite(measurement.loss) else None
+    return Row(quantity, result, *measurement.texts, loss, allowed, tolerance.reason, measurement.detail)
 
 
 def skipped_row(quantity: str, why: str) -> Row:
-    """A quantity that neither side can have."""
+    """The row of a quantity that cannot be compared."""
     return Row(quantity, "skipped", "", "", "", None, None, "", why)
 
 
 def missing_row(quantity: str, what: str) -> Row:
-    """A quantity that the build has to have and has not: a failure."""
+    """The row of a quantity that the build must have and lacks: a failure."""
     return Row(quantity, "fail", "", "missing", "", None, None, "What is missing cannot have passed.", what)
 
 
 def is_number(value: float | None) -> bool:
-    """Whether a figure is there and finite."""
+    """Whether a figure is present and finite."""
     return value is not None and math.isfinite(value)
 
 

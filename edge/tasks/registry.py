@@ -1,4 +1,4 @@
-"""Every task by the name that a build request and a manifest give it."""
+"""Registry of tasks by the name that a build request and a manifest hold."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TASKS = {CLASSIFICATION: "edge.tasks.classification.task:Classification"}
 
 
 def check_task(name: str) -> None:
-    """Raise InputError for a name that no task has."""
+    """Raise InputError for the name of an unknown task."""
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}", allowed=", ".join(sorted(TASKS)))
 
 
 def load_task(name: str, names: tuple[str, ...] = ()) -> Task:
-    """The task of a name, for a network with classes of these names. Raises InputError for an unknown one."""
+    """The task called `name`, for a network whose classes are called `names`. Raises InputError for an unknown task."""
     check_task(name)
     return _make_task(TASKS[name], names)
 
@@ -37,10 +37,10 @@ def _make_task(where: str, names: tuple[str, ...]) -> Task:
 
 
 def task_of(manifest: EngineManifest) -> Task:
-    """The task of a build. Raises InputError for one that this toolkit does not know."""
+    """The task of a build. Raises InputError for an unknown task."""
     return load_task(manifest.task, manifest.labels)
 
 
 def read_answers(build: BuildFolder, task: Task) -> Sides:
-    """Both sides' answers of a build, as its task reads them. Raises InputError."""
+    """Both sides' answers of a build, as its task parses them. Raises ArtifactError."""
     return build.read(Artifact(ANSWERS, task.parse_answers))

@@ -1,13 +1,13 @@
-"""What a task says in a report, as plain data: figures, rows, and sections of text, drawings, tables and cards.
+"""A task's part of a report as plain data: figures, rows, and sections of text, drawings, tables and cards.
 
-Colours of drawings are stand-ins, which the report replaces by those of the page's theme. matplotlib is not imported here.
+Colours of drawings are placeholders, which the report replaces by those of the page's theme. matplotlib is not imported here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from edge.tasks.interval import Interval
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 INK, MUTED, LINE, PAPER = "#010201", "#010202", "#010203", "#010204"
 GOOD, BAD, ACCENT, WARN = "#010205", "#010206", "#010207", "#010208"
 FEW = 30
-"""Images below which a group or a class is drawn pale: whatever it shows rests on hardly anything."""
+"""Number of images below which a group or a class is drawn pale, as weak evidence."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """One number: its key in the artifact, "" for none, the exact value, and the text a person reads."""
+    """One number: its key in the artifact ("": none), the exact value, and its text."""
 
     key: str
     raw: Any
@@ -31,7 +31,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Span:
-    """Words in a colour, "good" or "bad", or with an id that something refers to."""
+    """Words with a colour, "good" or "bad", or an HTML id."""
 
     text: str
     tint: str = ""
@@ -43,7 +43,7 @@ Text = tuple[str | Value | Span, ...]
 
 @dataclass(frozen=True)
 class Figure:
-    """A key figure: one or more values under one name, what they mean, and what stands between them."""
+    """A key figure: one or more values under one name, their meaning, and the text between them."""
 
     name: str
     values: tuple[Value, ...]
@@ -53,7 +53,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class NumberRow:
-    """One line: name, value before quantization if it has one, value after it or of the change, and what it means."""
+    """One row of the table of all figures: value before quantization (None: none), after it or of the change, meaning."""
 
     name: str
     before: Value | None
@@ -63,9 +63,8 @@ class NumberRow:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph, with an id where something refers to it."""
+    """A paragraph, with an HTML id or ""."""
 
-    kind: ClassVar[str] = "paragraph"
     text: Text
     id: str = ""
 
@@ -74,37 +73,33 @@ class Paragraph:
 class Heading:
     """A heading inside a section."""
 
-    kind: ClassVar[str] = "heading"
     text: str
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure.
+    """A drawing.
 
     Attributes:
-        name: unique on the page.
+        name: unique on the page, prefixes every id.
         size: width and height in inches of 96 CSS pixels.
-        alt: what a person who cannot see the figure is told.
+        alt: description for people who cannot see it.
         paint: draws on an empty matplotlib figure, in the colours of this module.
-        caption: below it.
-        wide: whether it needs the width of the page.
+        wide: whether it needs the full width of the page.
     """
 
-    kind: ClassVar[str] = "drawing"
     name: str
     size: tuple[float, float]
     alt: str
     paint: Callable[[Canvas], None]
-    caption: Text
+    caption: Text = ()
     wide: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table that a person unfolds; the first column names the rows. `name` is its class."""
+    """A collapsed table; the first column names the rows. `name` is its CSS class."""
 
-    kind: ClassVar[str] = "table"
     name: str
     summary: str
     columns: tuple[str, ...]
@@ -113,14 +108,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Card:
-    """An image and what was answered.
-
-    Attributes:
-        index: of the image among the judged ones.
-        alt: what a person who cannot see the picture is told.
-        turn: what happened, None where nobody knows.
-        rows: (term, text, figure behind it or "").
-    """
+    """Judged image number `index` and its answers: how it turned (None: unknown), and rows (term, text, figure or "")."""
 
     index: int
     alt: str
@@ -132,7 +120,6 @@ class Card:
 class Gallery:
     """Cards of images whose pictures were kept."""
 
-    kind: ClassVar[str] = "gallery"
     cards: tuple[Card, ...]
 
 
@@ -149,7 +136,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Budgeted:
-    """The figure that a verdict is about: its value and interval in points, and what it is, for the axis of its drawing."""
+    """The figure that the budget is on: value and interval in points, and its name for the axis of the drawing."""
 
     points: float
     interval: Interval
@@ -158,19 +145,17 @@ class Budgeted:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """Everything that a report says of the answers.
+    """Everything that a report shows of the answers.
 
     Attributes:
         headline: what the verdict means, one sentence.
         advice: what to do next, "" after a pass.
-        budgeted: the figure that the verdict is about, None where it is about numbers alone.
-        basis: what the verdict rests on: below the drawing of `budgeted`, or in its place.
-        figures: key figures.
-        truth: whether the images came with right answers, in a word or two.
-        numbers: every number of the comparison.
-        sections: in order.
-        words: term -> meaning.
-        outputs: what the network's outputs are called.
+        budgeted: the figure that the verdict rests on, None where that is numbers alone.
+        basis: what the verdict rests on: below the drawing of `budgeted`, or instead of it.
+        truth: whether the images have right answers, in a word or two.
+        numbers: every figure of the comparison.
+        words: glossary, term -> meaning.
+        outputs: name of the network's outputs.
     """
 
     headline: str
@@ -186,6 +171,6 @@ class TaskReport:
 
 
 def shorten(name: str, longest: int = 24) -> str:
-    """A name short enough for an axis, without control characters."""
+    """Shorten a name for an axis, and drop control characters."""
     clean = "".join(c for c in name if c.isprintable())
     return clean if len(clean) <= longest else clean[: longest - 1] + "…"

@@ -1,9 +1,9 @@
-"""What every task says of itself. A task is one frozen object, chosen in the build request and written into the manifest.
+"""The interface of a task. A task is one frozen object, chosen in the build request and recorded in the manifest.
 
-Outputs of a network come as a tuple with one array per output, images along the first axis, of any shape otherwise. What right
-answers look like (`truth`) is the task's own business: for classification int64 (n,). Whatever else asks a task takes what it
-gets as it is: `Comparison`, `Recorded`, `TaskReport` and `FrameAnswer` are plain data. What a device runs of a task (answers,
-comparison, verdict, gate rows, answers to frames) needs numpy alone; a report may load more, inside `report`.
+Outputs of a network are a tuple with one array per output, images along the first axis, of any shape otherwise. The type of the
+right answers (`truth`) is known to the task alone: for classification int64 (n,). What a task returns is plain data:
+`Comparison`, `Recorded`, `TaskReport`, `FrameAnswer`. What a device runs of a task (answers, comparison, verdict, gate rows,
+answers to frames) needs numpy alone; a report may load more, inside `report`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Outputs = tuple[npt.NDArray[np.float32], ...]
 
 @dataclass(frozen=True)
 class Sides:
-    """What reference and engine gave for the same n images, and the right answers; None where nobody knows them."""
+    """Outputs of reference and engine for the same n images, and the right answers; None where these are unknown."""
 
     reference: Outputs
     engine: Outputs
@@ -39,12 +39,10 @@ class Sides:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What every comparison holds; a task adds its figures. Field names are those of `drift.json`.
+    """The figures of every comparison; a task adds its own. Field names are those of `drift.json`.
 
-    Attributes:
-        images: how many.
-        not_finite: images for which the engine gave NaN or infinity.
-        not_compared: what is missing and why, one sentence each.
+    `not_finite` counts images for which the engine gave NaN or infinity; `not_compared` holds what is missing and why, one
+    sentence each.
     """
 
     images: int
@@ -53,20 +51,18 @@ class Comparison:
 
     @property
     def with_truth(self) -> bool:
-        """Whether the images came with right answers."""
+        """Whether the images have right answers."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A comparison and what is to be thought of it.
+    """A comparison of a task and its verdict, with the reason in one sentence.
 
     Attributes:
-        comparison: the task's.
         budget_points: largest loss allowed.
-        random_weights: whether the weights were drawn, so that there is nothing to lose but numbers.
-        judged_by: what decided, one of the task's `bases`.
-        verdict: with its `reason`, one sentence.
+        random_weights: whether the network was never trained, so that it has no accuracy to lose.
+        judged_by: basis of the verdict, one of the task's `bases`.
     """
 
     comparison: Any
@@ -79,14 +75,12 @@ class Judged:
 
 @dataclass(frozen=True)
 class GateRequest:
-    """What a build's answers are compared with.
+    """A build's answers (`now`, `sides`) and what they are compared with.
 
     Attributes:
         before: what the baseline records, of `before_images` images.
         chosen: positions (n,) of the build's images among these.
-        now, sides: of the build.
-        tolerances: quantity -> what may be lost.
-        random_weights: whether the weights were drawn.
+        tolerances: by quantity.
     """
 
     before: Recorded
@@ -100,15 +94,15 @@ class GateRequest:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """A task for a network; `names` of its classes, empty for a task without.
+    """The task of a network; `names` are those of its classes, empty for a task without classes.
 
     Class attributes:
         name: in build requests and manifests.
-        bases: what a verdict may be decided by: with right answers, without, and for drawn weights.
+        bases: what a verdict may rest on: with right answers, without, and for random weights.
         comparison: dataclass of the comparison's figures.
-        stated: those that a reader recomputes from the answers beside them; sqnr-like ones within a rounding.
-        quantities: of the gate's rows that have a tolerance.
-        identity_words: field of `identity` -> what differs, in words.
+        stated: those that a reader recomputes from the stored answers; names ending in `_db` may differ by rounding.
+        quantities: gate rows that have a tolerance.
+        identity_words: field of `identity` -> description of a difference.
     """
 
     names: tuple[str, ...] = ()
@@ -122,7 +116,7 @@ class Task(ABC):
 
     @abstractmethod
     def open_images(self, path: Path) -> ImageSet:
-        """Images with right answers, as this task can read them. Raises InputError."""
+        """Open images with the right answers that this task can read. Raises InputError."""
 
     @abstractmethod
     def write_answers(self, path: Path, sides: Sides) -> None:
@@ -130,26 +124,26 @@ class Task(ABC):
 
     @abstractmethod
     def parse_answers(self, data: bytes, path: Path) -> Sides:
-        """Both sides' answers from the bytes of that file; `path` is what errors name. Raises InputError."""
+        """Parse the bytes of that file; errors name `path`. Raises ArtifactError."""
 
     @abstractmethod
     def misfit(self, sides: Sides, images: int) -> str:
-        """Why answers cannot be those of this task to so many images; "" when they can."""
+        """Why `sides` cannot be answers of this task to `images` images; "" when they can."""
 
     @abstractmethod
     def compare(self, sides: Sides) -> Comparison:
-        """What differs. Raises InputError for sides that do not match, and for a reference that is not finite."""
+        """Compare both sides. Raises DataError for sides that do not match, and for a reference that is not finite."""
 
     @abstractmethod
     def judge(self, comparison: Any, budget_points: float, *, random_weights: bool) -> tuple[str, Verdict, str]:
-        """By what a comparison is judged, the verdict, and its reason in one sentence."""
+        """Return the basis of the verdict, the verdict, and its reason in one sentence."""
 
     @abstractmethod
     def worst(self, sides: Sides) -> Int64:
-        """Indices of the images whose answer changed so that a person should see them, the worst first."""
+        """Indices of the images whose answer changed and whose pictures a report should show, the worst first."""
 
     def identity(self) -> dict[str, Any]:
-        """What two builds must share for their answers to mean the same."""
+        """What must be equal for the answers of two builds to be comparable."""
         return {}
 
     @abstractmethod
@@ -158,14 +152,14 @@ class Task(ABC):
 
     @abstractmethod
     def default_tolerances(self, recorded: Recorded, images: int) -> dict[str, Tolerance]:
-        """A tolerance for each of `quantities`, for a baseline of so many images."""
+        """A tolerance for each of `quantities`, for a baseline of `images` images."""
 
     @abstractmethod
     def gate_rows(self, request: GateRequest) -> Iterator[Row]:
         """One row per quantity."""
 
-    def truth_changed(self, request: GateRequest) -> tuple[str, str, str] | None:  # noqa: ARG002  # for tasks that can tell
-        """Figure, value and expected value that show other right answers than the baseline's; None where nothing does."""
+    def truth_changed(self, request: GateRequest) -> tuple[str, str, str] | None:  # noqa: ARG002  # for overrides
+        """Figure, value and expected value that reveal right answers other than the baseline's; None where nothing does."""
         return None
 
     @abstractmethod
@@ -174,20 +168,20 @@ class Task(ABC):
 
     @abstractmethod
     def report(self, drift: Judged, sides: Sides, kept: Int64 | None, judged: str) -> TaskReport:
-        """What a report says.
+        """The task's part of the report.
 
         Args:
-            drift: the verdict; `sides` is what it was computed from.
+            drift: the verdict, computed from `sides`.
             kept: indices (k,) of the images whose pictures were kept, the worst first; None where none were.
-            judged: what was judged, in two words: "INT8 engine".
+            judged: what was judged, such as "INT8 engine".
         """
 
     @abstractmethod
     def answer(self, outputs: Outputs, most: int) -> FrameAnswer:
-        """The answer to one image from outputs (1, ...); of several parts at most `most` are named."""
+        """The answer to one image from outputs (1, ...), with at most `most` parts."""
 
     def panel_layout(self) -> PanelLayout:
-        """What the page has to know of every answer."""
+        """What all panels of this task have in common."""
         return PanelLayout()
 
     def start_fields(self) -> dict[str, Any]:
@@ -196,8 +190,8 @@ class Task(ABC):
 
     @abstractmethod
     def agree(self, reference: Outputs, engine: Outputs) -> bool:
-        """Whether two sides give the same answer to one image."""
+        """Whether both sides give the same answer to one image."""
 
     @abstractmethod
     def disagreement(self, reference: Outputs, engine: Outputs) -> dict[str, Any]:
-        """JSON fields that say how the answers to one image differ."""
+        """JSON fields that describe how the answers to one image differ."""

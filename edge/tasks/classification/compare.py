@@ -1,26 +1,26 @@
-"""Engine against FP32 reference on the same images: what differs between their logits, and whether it may.
+"""Compare the logits of an engine with those of the FP32 reference on the same images, and judge the difference.
 
 Labelled images are judged by the drop in top-1 and its interval, images without labels by the share of changed answers, which
-bounds the drop either way, drawn weights by numbers alone. The statistics are those of `drop_interval`, the measures those of
-`logit_metrics`. A row of the engine that holds NaN or infinity is a wrong answer that agrees with nothing, and fails; what was
-therefore not compared stands in `not_compared`. numpy alone: a device judges with this too.
+bounds the drop, random weights by the numbers alone. Statistics: `drop_interval`; measures: `logit_metrics`. A row of the
+engine that holds NaN or infinity is a wrong answer that agrees with nothing, and fails; what could therefore not be compared
+is listed in `not_compared`. numpy alone: this also runs on a device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from calib.errors import InputError
-from calib.metrics import sqnr_db
+from calib.errors import DataError
+from calib.metrics import sqnr_db, top1_agreement
 from edge.numeric_tolerances import RANDOM_WEIGHTS_COSINE, SQNR_CAP_DB
 from edge.tasks.classification.drop_interval import Flips, Paired, drop_interval, images_to_decide, mcnemar_p
 from edge.tasks.classification.logit_metrics import TOP, Distance, Floats, Int64, Reliability, distance, reliability, top_share
 from edge.tasks.classification.logits import answers
-from edge.tasks.interval import Interval, Verdict, decide, share_interval
+from edge.tasks.interval import Float64, Interval, Verdict, decide, share_interval
 from edge.tasks.task import Comparison
 
 JudgedBy = Literal["accuracy", "agreement", "numbers"]
@@ -28,23 +28,20 @@ JudgedBy = Literal["accuracy", "agreement", "numbers"]
 
 @dataclass(frozen=True)
 class LogitComparison(Comparison):
-    """The numbers of a comparison, before they are judged. Shares are in [0, 1], `_points` are percentage points.
+    """The figures of a comparison, before they are judged. Shares are in [0, 1], `_points` are percentage points.
 
-    What needs labels is None without them.
+    Figures that need labels are None without them.
 
     Attributes:
-        top1_reference, top1_engine: share answered rightly.
+        top1_reference, top1_engine: accuracy.
         top5_reference, top5_engine: share whose label is among the five largest logits; None with five classes or fewer.
-        drop_points: of top-1; positive is worse.
-        interval: of the drop.
+        drop_points: drop in top-1, positive is worse, and its `interval`.
         flips: answers that changed between right and wrong.
-        mcnemar_p: exact two-sided test of whether right and wrong flips are alike.
-        agreement: share with the same answer on both sides.
-        changed_interval: of the share of changed answers.
-        sqnr_db: of the logits.
-        cosine_min: smallest of the images', logits centred over the classes.
-        distance: how far the logits are apart otherwise; None where no row of the engine is finite.
-        reliability_reference, reliability_engine: how honest each side's confidence is, over the finite rows.
+        mcnemar_p: exact two-sided p-value that flips are equally likely in both directions.
+        agreement: share with the same answer on both sides; `changed_interval` is that of the share of changed answers.
+        cosine_min: smallest over the images, logits centred over the classes.
+        distance: other distances between the logits; None where no row of the engine is finite.
+        reliability_reference, reliability_engine: calibration error of each side's confidence, over the finite rows.
         confusion_reference, confusion_engine: counts [label][answer].
     """
 
@@ -68,19 +65,19 @@ class LogitComparison(Comparison):
 
     @property
     def labelled(self) -> Labelled | None:
-        """What needed labels, None without them."""
+        """The figures that need labels; None without labels."""
         values = [getattr(self, f.name) for f in fields(Labelled)]
         return None if any(value is None for value in values) else Labelled(*values)
 
     @property
     def with_truth(self) -> bool:
-        """Whether the images came with labels."""
+        """Whether the images have labels."""
         return self.labelled is not None
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """The fields of a comparison that are there if and only if the images have labels; see `Comparison`."""
+    """The fields of `LogitComparison` that are set if and only if the images have labels."""
 
     top1_reference: float
     top1_engine: float
@@ -93,11 +90,10 @@ class Labelled:
 
 
 def compare(reference: Floats, engine: Floats, labels: Int64 | None) -> LogitComparison:
-    """Compare logits (n, classes) of the same n images with labels (n,), or without.
+    """Compare logits (n, classes) of the same n images, with labels (n,) or without.
 
-    A row of the engine that holds NaN or Inf counts as a wrong answer that agrees with nothing; the numerical measures are
-    then taken over the finite rows. Raises InputError when shapes differ, a label is no class, or the
-    reference is not finite.
+    Numerical measures are taken over the rows of the engine that are finite. Raises DataError when shapes differ, a label is
+    out of range, or the reference is not finite.
     """
     _check(reference, engine, labels)
     finite = np.isfinite(engine).all(axis=1)
@@ -106,11 +102,9 @@ def compare(reference: Floats, engine: Floats, labels: Int64 | None) -> LogitCom
     changed = int((answer_reference != answer_engine).sum())
     some, n = bool(finite.any()), len(reference)
     cosines = centred_cosine(reference[finite], engine[finite])
-    missing = []
-    if not finite.all():
-        missing.append(
-            f"{int((~finite).sum())} of {n} images: the engine's logits hold NaN or infinity, so that only answers count"
-        )
+    not_finite, missing = int((~finite).sum()), []
+    if not_finite:
+        missing.append(f"{not_finite} of {n} images: the engine's logits hold NaN or infinity, so that only answers count")
     if labels is None:
         missing.append("accuracy, top-5, flips and calibration error: the images have no labels")
     elif reference.shape[1] <= TOP:
@@ -122,9 +116,9 @@ def compare(reference: Floats, engine: Floats, labels: Int64 | None) -> LogitCom
         sqnr_db=min(sqnr_db(reference[finite], engine[finite]), SQNR_CAP_DB) if some else -SQNR_CAP_DB,
         cosine_min=float(cosines.min()) if some else -1.0,
         distance=distance(reference[finite], engine[finite], cosines) if some else None,
-        not_finite=int((~finite).sum()),
+        not_finite=not_finite,
         not_compared=tuple(missing),
-        **_answers(reference, engine, labels, answer_engine),
+        **_labelled_figures(reference, engine, labels, answer_engine),
     )
 
 
@@ -132,24 +126,24 @@ def _check(reference: Floats, engine: Floats, labels: Int64 | None) -> None:
     shapes = f"{reference.shape}, {engine.shape}, {None if labels is None else labels.shape}"
     fits = reference.shape == engine.shape and reference.ndim == 2 and len(reference) and reference.shape[1]
     if not fits or (labels is not None and labels.shape != reference.shape[:1]):
-        raise InputError("logits and labels do not match", found=shapes)
+        raise DataError("logits and labels do not match", found=shapes)
     if labels is not None and (labels.min() < 0 or labels.max() >= reference.shape[1]):
         found, allowed = f"classes {labels.min()} to {labels.max()}", f"0 to {reference.shape[1] - 1}"
-        raise InputError("logits and labels do not match", found=found, allowed=allowed)
+        raise DataError("logits and labels do not match", found=found, allowed=allowed)
     if not np.isfinite(reference).all():
-        raise InputError("the FP32 reference itself holds NaN or Inf", next_command="check the checkpoint and the images")
+        raise DataError("the FP32 reference itself holds NaN or Inf", next_command="check the checkpoint and the images")
 
 
-def _answers(reference: Floats, engine: Floats, labels: Int64 | None, answer_engine: Int64) -> dict[str, Any]:
+def _labelled_figures(reference: Floats, engine: Floats, labels: Int64 | None, answer_engine: Int64) -> dict[str, Any]:
     """The fields of a comparison that need labels; all None without."""
-    found: dict[str, Any] = dict.fromkeys(f.name for f in fields(Labelled))
-    found |= dict.fromkeys(("top5_reference", "top5_engine", "reliability_reference", "reliability_engine"))
+    figures: dict[str, Any] = dict.fromkeys(f.name for f in fields(Labelled))
+    figures |= dict.fromkeys(("top5_reference", "top5_engine", "reliability_reference", "reliability_engine"))
     if labels is None:
-        return found
+        return figures
     finite, answer_reference, classes = answer_engine >= 0, reference.argmax(1), reference.shape[1]
     right, still = answer_reference == labels, answer_engine == labels
     paired = Paired.of(right, still)
-    found |= {
+    figures |= {
         "top1_reference": float(right.mean()),
         "top1_engine": float(still.mean()),
         "drop_points": 100.0 * (paired.right_to_wrong - paired.wrong_to_right) / len(labels),
@@ -160,34 +154,33 @@ def _answers(reference: Floats, engine: Floats, labels: Int64 | None, answer_eng
         "confusion_engine": _confusion(labels[finite], answer_engine[finite], classes),
     }
     if classes > TOP:
-        everything = np.ones(len(labels), bool)
-        found["top5_reference"] = top_share(reference, labels, everything)
-        found["top5_engine"] = top_share(engine, labels, finite)
+        figures["top5_reference"] = top_share(reference, labels, np.ones_like(finite))
+        figures["top5_engine"] = top_share(engine, labels, finite)
     if finite.any():
-        found["reliability_reference"] = reliability(reference[finite], labels[finite])
-        found["reliability_engine"] = reliability(engine[finite], labels[finite])
-    return found
+        figures["reliability_reference"] = reliability(reference[finite], labels[finite])
+        figures["reliability_engine"] = reliability(engine[finite], labels[finite])
+    return figures
 
 
-def centred_cosine(a: Floats, b: Floats) -> npt.NDArray[np.float64]:
+def centred_cosine(a: Floats, b: Floats) -> Float64:
     """Cosine (n,) between the rows of two (n, classes) arrays after subtracting each row's mean; 1 where both vanish."""
     a64 = a.astype(np.float64) - a.mean(1, keepdims=True, dtype=np.float64)
     b64 = b.astype(np.float64) - b.mean(1, keepdims=True, dtype=np.float64)
     norms = np.linalg.norm(a64, axis=1) * np.linalg.norm(b64, axis=1)
     same = np.where((a64 == b64).all(1), 1.0, 0.0)
-    cosine: npt.NDArray[np.float64] = np.divide((a64 * b64).sum(1), norms, out=same, where=norms > 0)
+    cosine: Float64 = np.divide((a64 * b64).sum(1), norms, out=same, where=norms > 0)
     return cosine
 
 
 def judge(comparison: LogitComparison, budget_points: float, *, random_weights: bool) -> tuple[JudgedBy, Verdict, str]:
-    """By what a comparison is judged, the verdict, and its reason in one sentence."""
+    """Return the basis of the verdict, the verdict, and its reason in one sentence."""
     judged_by: JudgedBy = "numbers" if random_weights else "accuracy" if comparison.interval is not None else "agreement"
     if comparison.not_finite:
         return judged_by, "fail", f"{comparison.not_finite} of {comparison.images} engine outputs hold NaN or Inf"
     if random_weights:
-        found, needed = comparison.cosine_min, RANDOM_WEIGHTS_COSINE
-        sentence = f"random weights have no accuracy to lose; smallest cosine of the logits {found:.4f}, {needed:g} needed"
-        return judged_by, ("pass" if found >= needed else "fail"), sentence
+        cosine, needed = comparison.cosine_min, RANDOM_WEIGHTS_COSINE
+        sentence = f"random weights have no accuracy to lose; smallest cosine of the logits {cosine:.4f}, {needed:g} needed"
+        return judged_by, ("pass" if cosine >= needed else "fail"), sentence
     labelled = comparison.labelled
     what = "changed answers, which bound the drop," if labelled is None else "drop"
     points = 100 * (1 - comparison.agreement) if labelled is None else labelled.drop_points
@@ -196,11 +189,11 @@ def judge(comparison: LogitComparison, budget_points: float, *, random_weights: 
     sentence = f"{what} {points:+.2f} points, {interval.level:.0%} interval {ends}, budget {budget_points:g}"
     verdict = decide(interval, budget_points)
     if verdict == "inconclusive":
-        sentence += f": {comparison.images} images do not decide it, {_needed(comparison, budget_points)}"
+        sentence += f": {comparison.images} images do not decide it, {_images_needed(comparison, budget_points)}"
     return judged_by, verdict, sentence
 
 
-def _needed(comparison: LogitComparison, budget_points: float) -> str:
+def _images_needed(comparison: LogitComparison, budget_points: float) -> str:
     labelled = comparison.labelled
     if labelled is None:
         return "more images would, or labelled ones"
@@ -208,10 +201,23 @@ def _needed(comparison: LogitComparison, budget_points: float) -> str:
     lost, won = labelled.flips.right_to_wrong, labelled.flips.wrong_to_right
     paired = Paired(right - lost, lost, won, comparison.images - right - won)
     images = images_to_decide(paired, budget_points)
-    return "and no number would: the drop is the budget" if images is None else f"about {images:,} would"
+    return "and no number of images would: the drop equals the budget" if images is None else f"about {images:,} would"
 
 
 def _confusion(labels: Int64, answers: Int64, classes: int) -> tuple[tuple[int, ...], ...]:
     """Counts [label][answer]."""
     table = np.bincount(labels * classes + answers, minlength=classes * classes).reshape(classes, classes)
     return tuple(tuple(int(v) for v in row) for row in table)
+
+
+def holdout_lines(reference: Floats, engine: Floats, labels: Int64 | None, images: str) -> Iterator[str]:
+    """Summary of the loss by quantization on held-out `images`, for `ufovit calibrate`, which takes any graph.
+
+    SQNR of outputs (n, ...), for logits (n, classes) also agreement and, with labels (n,), accuracy.
+    """
+    classifies = reference.ndim == 2
+    agreement = f", agreement {top1_agreement(reference, engine):.2%}" if classifies else ""
+    yield f"{'logits' if classifies else 'output'}       SQNR {sqnr_db(reference, engine):.1f} dB{agreement} on {images}"
+    if labels is not None:
+        before, after = (float(np.mean(side.argmax(1) == labels)) for side in (reference, engine))
+        yield f"top-1        {before:.2%} float, {after:.2%} INT8"

@@ -1,4 +1,4 @@
-"""Whether the confidence of a network is still honest: reliability before and after."""
+"""Report section on calibration error: reliability diagrams of the FP32 reference and of the engine."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _COLUMNS = ("Confidence", "Images before", "mean confidence", "right", "Images a
 
 
 def confidence_section(drift: Judged) -> parts.Section | None:
-    """Calibration error, its drawing and its bins; None where labels do not tell."""
+    """Expected calibration error, reliability diagram and bins; None unless the verdict rests on labels."""
     before, after = drift.comparison.reliability_reference, drift.comparison.reliability_engine
     if drift.judged_by != "accuracy" or before is None or after is None:
         return None
     sides = {"reference": before, "engine": after}
-    eces = [parts.Value(f"reliability_{side}.ece", found.ece, f"{100 * found.ece:.2f} %") for side, found in sides.items()]
+    eces = [parts.Value(f"reliability_{name}.ece", side.ece, f"{100 * side.ece:.2f} %") for name, side in sides.items()]
     text: parts.Text = (
         "A network says how sure it is of each answer. It is honest if, of all answers that it is 80 % sure of, 80 % are "
         "right. The calibration error (ECE) is how far confidence and share right are apart, on average over all images: ",
@@ -33,18 +33,14 @@ def confidence_section(drift: Judged) -> parts.Section | None:
         " after. This does not count for the verdict, but matters if you act only on answers that the network is sure of. "
         "(“Calibration” here has nothing to do with that of INT8 ranges below.)",
     )
-    table = parts.Table("bins", "The groups, in numbers", _COLUMNS, _bin_rows(before, after))
-    return parts.Section("Is its confidence still honest?", (parts.Paragraph(text), reliability_drawing(before, after), table))
-
-
-def _bin_rows(before: Reliability, after: Reliability) -> tuple[tuple[str, ...], ...]:
-    """The bins that hold an image on either side."""
     n = len(before.bins)
-    return tuple(
+    rows = tuple(
         (f"{100 * i / n:.0f} to {100 * (i + 1) / n:.0f} %", *_cells(old), *_cells(new))
         for i, (old, new) in enumerate(zip(before.bins, after.bins, strict=True))
         if old.images or new.images
     )
+    table = parts.Table("bins", "The groups, in numbers", _COLUMNS, rows)
+    return parts.Section("Is its confidence still honest?", (parts.Paragraph(text), reliability_drawing(before, after), table))
 
 
 def _cells(side: Bin) -> tuple[str, str, str]:
@@ -53,7 +49,7 @@ def _cells(side: Bin) -> tuple[str, str, str]:
 
 
 def reliability_drawing(before: Reliability, after: Reliability) -> parts.Drawing:
-    """How often each side is right (bars) when it is so sure (lines: mean confidence of the bin), and in how many images."""
+    """Reliability diagram per side: accuracy of each bin (bars), mean confidence (lines) and number of images."""
     sides = (("before (FP32)", before), ("after", after))
     most = max(b.images for _, side in sides for b in side.bins)
 
@@ -68,11 +64,11 @@ def reliability_drawing(before: Reliability, after: Reliability) -> parts.Drawin
         grid[1, 0].set_ylabel("images")
         figure.supxlabel("confidence in the answer", fontsize=8, color=parts.INK)
 
-    said = []
+    descriptions = []
     for title, side in sides:
         filled = [b for b in side.bins if b.images]
         bins = ", ".join(f"{b.confidence:.0%} sure and {b.accuracy:.0%} right in {b.images:,} images" for b in filled)
-        said.append(f"{title}, off by {100 * side.ece:.2f} points on average: {bins}")
+        descriptions.append(f"{title}, off by {100 * side.ece:.2f} points on average: {bins}")
     caption: parts.Text = (
         "Images grouped by confidence. A bar is the share of them answered rightly, the line across it their mean confidence: ",
         parts.Span("orange", "bad"),
@@ -81,21 +77,19 @@ def reliability_drawing(before: Reliability, after: Reliability) -> parts.Drawin
         f" below its top not sure enough. Below: how many images a group has; with fewer than {parts.FEW} it is pale, for it "
         "says little.",
     )
-    return parts.Drawing("reliability", (6.4, 3.3), "; ".join(said), paint, caption, wide=True)
+    return parts.Drawing("reliability", (6.4, 3.3), "; ".join(descriptions), paint, caption, wide=True)
 
 
 def _shares(axes: Axes, side: Reliability, column: int) -> None:
     n = len(side.bins)
     axes.plot([0, 1], [0, 1], color=parts.MUTED, linewidth=0.8, linestyle=":")
-    for i, found in enumerate(side.bins):
-        if found.images:
-            gap = found.confidence - found.accuracy
-            strength = 0.55 if found.images >= parts.FEW else 0.18
-            axes.bar(i / n, found.accuracy, 1 / n, align="edge", color=parts.ACCENT, alpha=strength, edgecolor=parts.PAPER)
+    for i, group in enumerate(side.bins):
+        if group.images:
+            colour = parts.BAD if group.confidence > group.accuracy else parts.GOOD
+            strength = 0.55 if group.images >= parts.FEW else 0.18
+            axes.bar(i / n, group.accuracy, 1 / n, align="edge", color=parts.ACCENT, alpha=strength, edgecolor=parts.PAPER)
             edges = [i / n + 0.1 / n, i / n + 0.9 / n]
-            (tick,) = axes.plot(
-                edges, [found.confidence] * 2, color=parts.BAD if gap > 0 else parts.GOOD, linewidth=2, solid_capstyle="butt"
-            )
+            (tick,) = axes.plot(edges, [group.confidence] * 2, color=colour, linewidth=2, solid_capstyle="butt")
             tick.set_gid(f"sure-{column}-{i}")
     axes.set(xlim=(0, 1), ylim=(0, 1.03))
     axes.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
@@ -104,18 +98,11 @@ def _shares(axes: Axes, side: Reliability, column: int) -> None:
 
 def _counts(axes: Axes, side: Reliability, most: int) -> None:
     n = len(side.bins)
-    axes.bar(
-        np.arange(n) / n,
-        [b.images for b in side.bins],
-        1 / n,
-        align="edge",
-        color=parts.MUTED,
-        alpha=0.6,
-        edgecolor=parts.PAPER,
-    )
-    for i, found in enumerate(side.bins):
-        if found.images:
-            axes.text((i + 0.5) / n, found.images, f"{found.images:,}", ha="center", va="bottom", fontsize=6.5, color=parts.INK)
+    counts = [b.images for b in side.bins]
+    axes.bar(np.arange(n) / n, counts, 1 / n, align="edge", color=parts.MUTED, alpha=0.6, edgecolor=parts.PAPER)
+    for i, count in enumerate(counts):
+        if count:
+            axes.text((i + 0.5) / n, count, f"{count:,}", ha="center", va="bottom", fontsize=6.5, color=parts.INK)
     axes.set(ylim=(0, 1.35 * most))
     axes.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
     axes.locator_params(axis="y", nbins=2, integer=True)

@@ -1,7 +1,7 @@
-"""What flips say of the drop, and how sure that is.
+"""Confidence interval of the drop in accuracy from paired answers, McNemar's test, and the number of images to decide.
 
 Reference and engine answer the same n labelled images: a both right, b right in the reference and wrong in the engine, c the
-other way round, d both wrong. The drop is (b - c) / n. The images are paired, so that the flips alone carry its uncertainty.
+reverse, d both wrong. The drop is (b - c) / n. The images are paired, so that the flips alone carry its uncertainty.
 
 **The interval** is Newcombe's square-and-add (Statistics in Medicine 17, 1998, 2635-2650, method 10) on the two flip rates.
 With p = b / n, q = c / n, their Wilson limits [l, u] at the same level, and the correlation of two cells of a multinomial,
@@ -20,9 +20,7 @@ large; in brackets the largest share of intervals that end below the true drop (
 
 `scripts/bench/drift_statistics.py coverage` simulates all of them, and the bootstrap.
 
-The verdict against a budget is that of `edge.tasks.interval`.
-
-numpy and the standard library alone: a device judges with these functions.
+The verdict against a budget: `edge.tasks.interval.decide`. numpy and the standard library alone: this also runs on a device.
 """
 
 from __future__ import annotations
@@ -32,16 +30,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from calib.errors import InputError
+from calib.errors import DataError
 from edge.tasks.interval import LEVEL, Float64, Interval, decide, wilson_limits
 
 MOST_IMAGES = 10_000_000
-"""Nobody labels more to settle a verdict."""
+"""More are not labelled to settle a verdict."""
 
 
 @dataclass(frozen=True)
 class Flips:
-    """Images whose answer changed from right to wrong and from wrong to right."""
+    """Number of images whose answer changed from right to wrong, and from wrong to right."""
 
     right_to_wrong: int
     wrong_to_right: int
@@ -49,7 +47,7 @@ class Flips:
 
 @dataclass(frozen=True)
 class Paired:
-    """Images by what reference and engine answer, the reference first. Raises InputError for a negative count or no image."""
+    """Number of images by reference and engine answer, in this order. Raises DataError for a negative count or no image."""
 
     both_right: int
     right_to_wrong: int
@@ -59,11 +57,11 @@ class Paired:
     def __post_init__(self) -> None:
         counts = (self.both_right, self.right_to_wrong, self.wrong_to_right, self.both_wrong)
         if min(counts) < 0 or not sum(counts):
-            raise InputError("no counts of paired answers", found=counts, allowed="none negative, at least one image")
+            raise DataError("invalid counts of paired answers", found=counts, allowed="none negative, at least one image")
 
     @classmethod
     def of(cls, before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Paired:
-        """Counts of which images (n,) are right on each side."""
+        """Count from bool (n,): which images are right on each side."""
         sides = ((before, after), (before, ~after), (~before, after), (~before, ~after))
         return cls(*(int((a & b).sum()) for a, b in sides))
 
@@ -74,23 +72,23 @@ class Paired:
 
     @property
     def flips(self) -> Flips:
-        """The two counts that the drop depends on."""
+        """The two counts on which the drop depends."""
         return Flips(self.right_to_wrong, self.wrong_to_right)
 
 
 def mcnemar_p(flips: Flips) -> float:
-    """Exact two-sided p-value of McNemar's test that flips go either way alike.
+    """Exact two-sided p-value of McNemar's test that flips are equally likely in both directions.
 
     p = min(1, 2 P(X <= min(b, c))), X ~ Binomial(b + c, 1/2), which is 1 without flips (McNemar, Psychometrika 12, 1947). It
-    asks whether there is a drop at all, not whether it is within a budget: with many images a tiny drop is significant.
-    Raises InputError for a negative count.
+    tests whether there is a drop at all, not whether it is within a budget: with many images a tiny drop is significant.
+    Raises DataError for a negative count.
     """
     total, fewer = flips.right_to_wrong + flips.wrong_to_right, min(flips.right_to_wrong, flips.wrong_to_right)
     if fewer < 0:
-        raise InputError("no counts of flips", found=flips, allowed="none negative")
+        raise DataError("invalid counts of flips", found=flips, allowed="none negative")
     k = np.arange(1, fewer + 1)
-    ways = np.concatenate([[0.0], np.cumsum(np.log((total - k + 1) / k))])  # log of binomial(total, k), k = 0 ... fewer
-    return min(1.0, 2.0 * float(np.exp(ways - total * np.log(2.0)).sum()))
+    log_binomial = np.concatenate([[0.0], np.cumsum(np.log((total - k + 1) / k))])  # of (total, k), k = 0 ... fewer
+    return min(1.0, 2.0 * float(np.exp(log_binomial - total * np.log(2.0)).sum()))
 
 
 def drop_limits(
@@ -111,23 +109,23 @@ def drop_limits(
 
 
 def drop_interval(paired: Paired, level: float = LEVEL) -> Interval:
-    """The interval of the drop in points; formula at the top of this file. Raises InputError for a level outside (0, 1)."""
+    """The interval of the drop in points; formula at the top of this file. Raises DataError for a level outside (0, 1)."""
     return _interval(paired.right_to_wrong, paired.wrong_to_right, paired.images, level)
 
 
 def images_to_decide(paired: Paired, budget_points: float, level: float = LEVEL) -> int | None:
-    """How many images decide if all rates stay as they are, rounded up to two significant digits; None: not ten million.
+    """Number of images that decide if all rates stay as they are, rounded up to two significant digits; None above MOST_IMAGES.
 
-    The smallest n at which the interval of (n b / images, n c / images) lies on one side of the budget. Both limits draw nearer
-    to the drop as n grows, so that bisection finds it. None means that the drop is the budget, or nearly so. A plan, no
-    promise: other images have other rates, and of samples of this size about half decide. Raises InputError for a level
-    outside (0, 1).
+    The smallest n at which the interval of (n b / images, n c / images) lies on one side of the budget. Both limits approach
+    the drop as n grows, so that bisection finds it. None means that the drop equals the budget, or nearly so. An estimate:
+    other images have other rates, and about half of the samples of this size decide. Raises DataError for a level outside
+    (0, 1).
     """
 
     def decided(images: int) -> bool:
         scale = images / paired.images
-        found = _interval(scale * paired.right_to_wrong, scale * paired.wrong_to_right, images, level)
-        return decide(found, budget_points) != "inconclusive"
+        interval = _interval(scale * paired.right_to_wrong, scale * paired.wrong_to_right, images, level)
+        return decide(interval, budget_points) != "inconclusive"
 
     open_at, decided_at = 0, MOST_IMAGES
     if not decided(decided_at):
@@ -145,6 +143,6 @@ def _interval(lost: float, won: float, images: int, level: float) -> Interval:
 
 
 def _side(x: Float64, y: Float64, r: Float64) -> Float64:
-    """Length of one side of the interval from the two distances, the same to the bit when they change places; r <= 0."""
+    """Length of one side of the interval from the two distances, bit-identical when they are exchanged; r <= 0."""
     length: Float64 = np.sqrt(x**2 + y**2 - 2 * r * (x * y))
     return length

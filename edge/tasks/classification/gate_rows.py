@@ -1,7 +1,7 @@
-"""The gate's rows on answers, each compared with the baseline's answer to the same image.
+"""Gate rows of a classification: answers are compared with the baseline's, image by image.
 
-A share of right answers is judged by the interval of what was lost: the row fails when the whole interval lies beyond what its
-tolerance allows, passes when all of it lies within, and is inconclusive otherwise.
+A share of right answers is judged by the confidence interval of the loss: the row fails when the whole interval lies beyond
+the tolerance, passes when all of it lies within, and is inconclusive otherwise.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from edge.tasks.classification.drop_interval import Paired, drop_interval
 from edge.tasks.classification.gate_tolerances import (
@@ -21,18 +20,15 @@ from edge.tasks.classification.gate_tolerances import (
     noise_points,
     sqnr_deviation_db,
 )
-from edge.tasks.classification.logit_metrics import Int64
-from edge.tasks.classification.logits import Logits, answers
-from edge.tasks.classification.packed_answers import unpack_answers
+from edge.tasks.classification.logit_metrics import Bools, Int64
+from edge.tasks.classification.logits import Logits, answers, unpack_answers
 from edge.tasks.gate_row import Measurement, Row, is_number, missing_row, row, skipped_row
 from edge.tasks.interval import decide
 from edge.tasks.task import GateRequest
 
-Bools = npt.NDArray[np.bool_]
-
 
 def gate_rows(request: GateRequest, logits: Logits) -> Iterator[Row]:
-    """FP32 answers, accuracy, agreement, SQNR."""
+    """Rows for FP32 answers, accuracy, agreement and SQNR."""
     rows = _Rows(request, logits)
     yield rows.reference()
     yield rows.accuracy()
@@ -41,7 +37,7 @@ def gate_rows(request: GateRequest, logits: Logits) -> Iterator[Row]:
 
 
 def baseline_answers(request: GateRequest, classes: int, side: str) -> Int64:
-    """A side's answers to all images of the baseline. Raises InputError for those that cannot be read."""
+    """Answers of one side ("reference", "engine") to all images of the baseline. Raises ArtifactError if unreadable."""
     return unpack_answers(request.before.answers[side], classes, request.before_images)
 
 
@@ -51,7 +47,7 @@ class _Rows:
     logits: Logits
 
     def reference(self) -> Row:
-        """The FP32 answers themselves, so that an export that went wrong does not hide behind agreement with itself."""
+        """The FP32 answers themselves: an engine may agree with an FP32 graph that was exported wrongly."""
         tolerance, images = self.request.tolerances["reference"], len(self.request.chosen)
         changed = int((self.before("reference") != answers(self.logits.reference)).sum())
         most = max(REFERENCE_IMAGES, math.floor(tolerance.tolerance / 100 * images)) if tolerance.tolerance else 0
@@ -60,30 +56,30 @@ class _Rows:
         return row("reference", tolerance, Measurement(changed <= most, texts, 100 * changed / images, detail))
 
     def accuracy(self) -> Row:
-        """Share answered rightly; where one side has no labels, missing from the build is a failure."""
+        """Accuracy; labels that the baseline has and the build lacks are a failure."""
         labels, labelled_before = self.logits.labels, self.request.before.figures["top1"] is not None
         if labels is None and labelled_before:
             return missing_row("accuracy", "the baseline has labels, the build's images have none")
         if labels is None or not labelled_before:
             return skipped_row("accuracy", "the baseline's images have no labels: agreement bounds what is lost")
         if self.request.random_weights:
-            return skipped_row("accuracy", "drawn weights have no accuracy to lose")
+            return skipped_row("accuracy", "random weights have no accuracy to lose")
         now = _right(answers(self.logits.engine), labels)
         return self.paired("accuracy", self.before("engine") == labels, now, "top1")
 
     def agreement(self) -> Row:
-        """Share answered as the FP32 reference does."""
+        """Share of answers equal to those of the FP32 reference."""
         now = _right(answers(self.logits.engine), answers(self.logits.reference))
         return self.paired("agreement", self.before("engine") == self.before("reference"), now, "agreement")
 
     def paired(self, quantity: str, before: Bools, now: Bools, figure: str) -> Row:
-        """A share of right answers (n,) on both sides, image by image."""
+        """Compare two shares of right answers, bool (n,), image by image."""
         stated = self.request.now.figures[figure]
         if not is_number(stated):
             return missing_row(quantity, f"the build states {stated}")
         paired, tolerance = Paired.of(before, now), self.request.tolerances[quantity]
         interval, flips = drop_interval(paired), paired.flips
-        allowed = tolerance.tolerance * self.wider
+        allowed = tolerance.tolerance * self.sampling_factor()
         lost, won = flips.right_to_wrong, flips.wrong_to_right
         loss = 100 * (lost - won) / paired.images
         ends = f"{interval.level:.0%} interval [{interval.low_points:+.2f}, {interval.high_points:+.2f}]"
@@ -92,21 +88,20 @@ class _Rows:
         return row(quantity, tolerance, Measurement(decide(interval, allowed), texts, loss, detail, allowed))
 
     def sqnr(self) -> Row:
-        """SQNR of the logits (n, classes); on a subset of the images its own spread is allowed too."""
+        """SQNR of the logits (n, classes); on a subset of the images its sampling deviation is allowed too."""
         before, now, tolerance = self.figure("sqnr_db"), self.request.now.figures["sqnr_db"], self.request.tolerances["sqnr"]
         if now is None or not math.isfinite(now):
             return missing_row("sqnr", f"the build states {now}")
         reference, engine, allowed = self.logits.reference, self.logits.engine, tolerance.tolerance
-        good = np.isfinite(engine).all(1)
-        if len(self.request.chosen) != self.request.before_images and good.any():
-            allowed += SQNR_DEVIATIONS * sqnr_deviation_db(reference[good], engine[good])
+        finite = np.isfinite(engine).all(1)
+        if len(self.request.chosen) != self.request.before_images and finite.any():
+            allowed += SQNR_DEVIATIONS * sqnr_deviation_db(reference[finite], engine[finite])
         loss = min(before, SQNR_MATTERS_DB) - min(now, SQNR_MATTERS_DB)
         texts = f"{before:.1f} dB", f"{now:.1f} dB", f"{allowed:.1f} dB lost"
         return row("sqnr", tolerance, Measurement(loss <= allowed, texts, loss, f"{loss:+.2f} dB lost", allowed))
 
-    @property
-    def wider(self) -> float:
-        """How much wider tolerances of samples are on the images chosen than on all."""
+    def sampling_factor(self) -> float:
+        """Factor by which tolerances of samples are wider on the images chosen than on all images of the baseline."""
         of = self.request.before_images
         changed = round((1 - self.figure("agreement")) * of)
         return noise_points(len(self.request.chosen), changed, of) / noise_points(of, changed, of)
@@ -119,6 +114,6 @@ class _Rows:
         return math.nan if value is None else value
 
 
-def _right(found: Int64, wanted: Int64) -> Bools:
-    right: Bools = (found == wanted) & (found >= 0)
+def _right(answer: Int64, truth: Int64) -> Bools:
+    right: Bools = (answer == truth) & (answer >= 0)
     return right

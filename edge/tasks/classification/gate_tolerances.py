@@ -1,16 +1,16 @@
-"""How much a rebuild's answers may lose against its baseline: the defaults of `ufovit gate --update`, each with its reason.
+"""Default tolerances of `ufovit gate --update` for the answers of a classification, each with its reason.
 
-Two honest builds of one network (other calibration images, another library release) answer a few images differently, those
+Two correct builds of one network (other calibration images, another library release) answer a few images differently, those
 between two classes. If the baseline answers k of its N images otherwise than FP32, and a rebuild does so independently and as
-often, which is the worst case, then of n images at most 2 r n change between the two, r the rate behind k / N. Their net loss
-has a standard deviation of at most sqrt(2 r n), and the upper end of its 95 % interval lies 1.96 of them higher. With r the
-upper Wilson limit of k / N, because k is a draw too,
+often, which is the worst case, then of n images at most 2 r n change between the two, r the true rate estimated by k / N. Their
+net loss has a standard deviation of at most sqrt(2 r n), and the upper end of its 95 % interval lies 1.96 of them higher. With
+r the upper Wilson limit of k / N, because k is a sample too,
 
     noise(n) = Z sqrt(2 r n + FEW) / n
 
 is exceeded by that upper end in fewer than one of 20,000 such rebuilds, at every rate, on all images and on subsets (a test
-sums the probabilities). A loss beyond it fails with evidence, a loss near it is inconclusive. On a subset of the baseline's
-images the tolerance grows as noise does. Answers are a coarse measure; the SQNR row sees what costs few of them.
+sums the probabilities). A loss beyond it fails, a loss near it is inconclusive. On a subset of the baseline's images the
+tolerance grows as the noise does. Answers are a coarse measure; the SQNR row detects errors that change few of them.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ LEAST_POINTS = 0.1
 SQNR_DB = 2.0
 SQNR_DEVIATIONS = 4.0
 SQNR_MATTERS_DB = 100.0
-"""Beyond what FP32 itself keeps over a network of some hundred layers: whether it is 110 or "identical" says nothing."""
+"""Above this, which is more than FP32 keeps over some hundred layers, differences in SQNR have no meaning."""
 REFERENCE_POINTS = 0.1
 REFERENCE_IMAGES = 2
 
 
 def noise_points(images: int, changed: int, of: int) -> float:
-    """What honest rebuilds may lose of n images if the baseline changed k of N, in points; formula at the top of this file."""
+    """Loss in points that a correct rebuild may show on n images if the baseline changed k of N; formula at the top."""
     rate = float(wilson_limits(changed, of)[1])
     return 100.0 * Z * math.sqrt(2 * rate * images + FEW) / images
 
 
 def default_tolerances(agreement: float, images: int) -> dict[str, Tolerance]:
-    """A tolerance for each of QUANTITIES; points, or dB for the SQNR. `agreement` is the baseline's, on so many images."""
+    """A tolerance for each of QUANTITIES: points, for the SQNR dB. `agreement` is the baseline's, on `images` images."""
     changed = round((1 - agreement) * images)
     points = math.ceil(100 * max(LEAST_POINTS, noise_points(images, changed, images))) / 100
     sample = (
         f"Exceeded, interval included, in fewer than one of 20,000 rebuilds if each changes {changed} of {images} "
-        f"answers independently, which is the worst case."
+        "answers independently, which is the worst case."
     )
     return {
         "reference": Tolerance(
@@ -64,7 +64,7 @@ def default_tolerances(agreement: float, images: int) -> dict[str, Tolerance]:
 
 
 def sqnr_deviation_db(reference: Floats, engine: Floats) -> float:
-    """Standard deviation of the SQNR of n images as an estimate of that of all, in dB; logits (n, classes), finite.
+    """Standard deviation in dB of the SQNR of n images as an estimate of that of all; logits (n, classes), finite.
 
     With s and e the energies of an image's signal and error, SQNR = 10 log10(sum s / sum e), and to first order
     the variance of ln(sum s / sum e) is var(s / mean s - e / mean e) / n. 0 where nothing differs.

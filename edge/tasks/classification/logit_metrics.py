@@ -1,4 +1,4 @@
-"""Numbers of a comparison that need no label, and those that do: how far logits are apart, how sure each side is, how honestly.
+"""Measures of logits: KL divergence, cosine, margin, top-5 accuracy, confidence and expected calibration error.
 
     z, z'        logits (n, classes) of the reference and of the engine
     p            softmax(z) over the classes
@@ -8,7 +8,7 @@
     ECE          sum over BINS equal bins of confidence of (images in the bin / n) |their accuracy - their mean confidence|
                  (Guo et al., On Calibration of Modern Neural Networks, 2017)
 
-numpy alone: a device measures with these functions. Everything is computed in float64.
+Computed in float64. numpy alone: this also runs on a device.
 """
 
 from __future__ import annotations
@@ -23,20 +23,17 @@ from calib.metrics import log_softmax
 Floats = npt.NDArray[np.floating]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 BINS = 10
 TOP = 5
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far the logits of the finite rows are apart.
+    """Distances between the logits of both sides over the finite rows.
 
-    Attributes:
-        kl_mean, kl_max: nats; of the rows.
-        max_abs: largest difference of two logits.
-        cosine_mean: of the rows, each centred over the classes.
-        margin_shift_mean: engine's margin less the reference's, mean over the rows, logits.
-        confidence_reference, confidence_engine: means.
+    KL in nats; `max_abs` is the largest difference of two logits; `cosine_mean` is over rows centred over the classes;
+    `margin_shift_mean` is the engine's margin minus the reference's, in logits; the confidences are means.
     """
 
     kl_mean: float
@@ -50,7 +47,7 @@ class Distance:
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose confidence lies in one bin: how many, their mean confidence, the share answered rightly."""
+    """One bin of confidence: number of images, their mean confidence, their accuracy."""
 
     images: int
     confidence: float
@@ -59,14 +56,14 @@ class Bin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Expected calibration error in [0, 1] and the bins that it sums over, from unsure to sure; empty bins are zeros."""
+    """Expected calibration error in [0, 1] and its bins in order of confidence; empty bins are zeros."""
 
     ece: float
     bins: tuple[Bin, ...]
 
 
 def distance(reference: Floats, engine: Floats, cosines: Float64) -> Distance:
-    """Of finite logits (n, classes), n > 0, and the centred cosines (n,) of their rows."""
+    """Measure finite logits (n, classes), n > 0; `cosines` (n,) are those of their rows, centred."""
     a, b = reference.astype(np.float64), engine.astype(np.float64)
     log_p, log_q = log_softmax(a), log_softmax(b)
     kl = np.maximum(0.0, (np.exp(log_p) * (log_p - log_q)).sum(axis=1))
@@ -83,7 +80,7 @@ def distance(reference: Floats, engine: Floats, cosines: Float64) -> Distance:
 
 
 def margin(logits: Float64, answers: Int64) -> Float64:
-    """Logit of `answers` (n,) less the largest other one, (n,); 0 where there is no other class."""
+    """Logit of `answers` (n,) minus the largest other one, (n,); 0 where there is no other class."""
     if logits.shape[1] == 1:
         return np.zeros(len(logits))
     rows = np.arange(len(logits))
@@ -107,8 +104,8 @@ def reliability(logits: Floats, labels: Int64) -> Reliability:
     return Reliability(ece, tuple(bins))
 
 
-def top_share(logits: Floats, labels: Int64, finite: npt.NDArray[np.bool_]) -> float:
-    """Share of images (n,) whose label is among the TOP largest logits; a row that is not finite is wrong."""
+def top_share(logits: Floats, labels: Int64, finite: Bools) -> float:
+    """Share of images whose label (n,) is among the TOP largest logits; a row that is not finite is wrong."""
     if logits.shape[1] <= TOP:
         return float(finite.mean())
     ranks = np.argsort(-np.where(finite[:, None], logits, 0), axis=1, kind="stable")[:, :TOP]
@@ -118,5 +115,5 @@ def top_share(logits: Floats, labels: Int64, finite: npt.NDArray[np.bool_]) -> f
 def confidences(logits: Floats) -> Float64:
     """Softmax (n, classes) of logits in float64; zeros for a row that holds NaN or infinity."""
     finite = np.asarray(np.isfinite(logits).all(axis=1))
-    shown: Float64 = np.exp(log_softmax(np.where(finite[:, None], logits, 0).astype(np.float64)))
-    return np.where(finite[:, None], shown, 0.0)
+    probabilities: Float64 = np.exp(log_softmax(np.where(finite[:, None], logits, 0).astype(np.float64)))
+    return np.where(finite[:, None], probabilities, 0.0)

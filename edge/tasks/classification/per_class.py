@@ -1,7 +1,7 @@
-"""What quantization did to each class: paired counts, the change with its interval, and the figure of both.
+"""Report section on accuracy per class: paired counts, the change with its confidence interval, and a figure of both.
 
-A class has few images. Its interval is that of the drop (`drop_interval`) on these images alone, with the sign turned. Of many
-intervals at 95 %, one in twenty misses the truth.
+The interval of a class is that of the drop (`drop_interval`) on its images alone, with the sign reversed. Of many intervals at
+95 %, one in twenty misses the true value.
 """
 
 from __future__ import annotations
@@ -23,15 +23,11 @@ LISTED = 40
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class.
+    """One class: accuracy in [0, 1] before and after, on so many images.
 
     Attributes:
-        name: its label.
-        images: how many have it.
-        before, after: shares answered rightly, in [0, 1].
-        lost, won: images whose answer turned from right to wrong, and from wrong to right.
-        change_points: percentage points; negative is worse.
-        low_points, high_points: 95 % interval of the change.
+        lost, won: images whose answer changed from right to wrong, and from wrong to right.
+        change_points: percentage points, negative is worse; `low_points` and `high_points` are its 95 % interval.
     """
 
     name: str
@@ -46,21 +42,23 @@ class ClassRow:
 
     @property
     def colour(self) -> str:
-        """By what the whole interval says."""
+        """Better or worse where the whole interval is, else muted."""
         return parts.GOOD if self.low_points > 0 else parts.BAD if self.high_points < 0 else parts.MUTED
 
 
 def classes_section(logits: Logits, labels: tuple[str, ...]) -> parts.Section | None:
-    """The classes that changed most; None without labels of the images."""
+    """All classes, or the LISTED with the largest net number of changed images; None for images without labels."""
     rows = class_rows(logits, labels)
     if not rows:
         return None
-    shown = listed(rows)
-    few = f"The {len(shown)} of {len(rows)} classes that changed most."
-    blocks: list[parts.Block] = [parts.Paragraph((few,))] if len(rows) > len(shown) else []
+    shown = rows
+    blocks: tuple[parts.Block, ...] = ()
+    if len(rows) > LISTED:
+        shown = tuple(sorted(rows, key=lambda row: (-abs(row.won - row.lost), -abs(row.change_points)))[:LISTED])
+        blocks = (parts.Paragraph((f"The {LISTED} of {len(rows)} classes that changed most.",)),)
     columns = ("Class", "Images", "Before", "After", "Change, points", "95 % interval")
     table = parts.Table("classes", "Accuracy per class, in numbers", columns, tuple(map(_cells, shown)))
-    return parts.Section("Did some classes suffer more?", (*blocks, changes(shown), table))
+    return parts.Section("Did some classes suffer more?", (*blocks, change_drawing(shown), table))
 
 
 def _cells(row: ClassRow) -> tuple[str | parts.Value, ...]:
@@ -70,7 +68,7 @@ def _cells(row: ClassRow) -> tuple[str | parts.Value, ...]:
 
 
 def class_rows(logits: Logits, labels: tuple[str, ...]) -> tuple[ClassRow, ...]:
-    """Every class that has images, in the order of the labels; none without labels of the images."""
+    """Every class that has images, in the order of `labels`; none for images without labels."""
     if logits.labels is None:
         return ()
     right, still = answers(logits.reference) == logits.labels, answers(logits.engine) == logits.labels
@@ -88,14 +86,7 @@ def class_rows(logits: Logits, labels: tuple[str, ...]) -> tuple[ClassRow, ...]:
     return tuple(rows)
 
 
-def listed(rows: tuple[ClassRow, ...]) -> tuple[ClassRow, ...]:
-    """All, or the LISTED of which the most images changed for better or worse on balance."""
-    if len(rows) <= LISTED:
-        return rows
-    return tuple(sorted(rows, key=lambda row: (-abs(row.won - row.lost), -abs(row.change_points)))[:LISTED])
-
-
-def changes(rows: tuple[ClassRow, ...]) -> parts.Drawing:
+def change_drawing(rows: tuple[ClassRow, ...]) -> parts.Drawing:
     """The change of each class and its interval, the first row on top; at least one row."""
 
     def paint(figure: Figure) -> None:
@@ -115,14 +106,15 @@ def changes(rows: tuple[ClassRow, ...]) -> parts.Drawing:
         axes.grid(axis="x", color=parts.LINE)
         axes.spines["left"].set_visible(False)
 
-    said = [f"{r.name} {r.change_points:+.2f} points, from {r.low_points:+.2f} to {r.high_points:+.2f}" for r in rows]
+    changes = (f"{r.name} {r.change_points:+.2f} points, from {r.low_points:+.2f} to {r.high_points:+.2f}" for r in rows)
+    alt = "change by class: " + "; ".join(changes)
     caption: parts.Text = (
         "Change per class, with its 95 % interval; in brackets how many images the class has. ",
         parts.Span("Orange", "bad"),
         ": the whole interval says worse, ",
         parts.Span("blue", "good"),
         ": better, grey: these images cannot tell. Even where nothing changed, up to one class in twenty is coloured by "
-        f"chance. A class with few images has a wide bar; with fewer than {parts.FEW} it is pale and its dot hollow, for it "
-        "says hardly anything.",
+        f"chance. A class with few images has a wide bar; with fewer than {parts.FEW} it is pale and its dot hollow: it is "
+        "weak evidence.",
     )
-    return parts.Drawing("classes", (6.4, 0.8 + 0.22 * len(rows)), "change by class: " + "; ".join(said), paint, caption)
+    return parts.Drawing("classes", (6.4, 0.8 + 0.22 * len(rows)), alt, paint, caption)

@@ -16,8 +16,7 @@ from edge.tasks.classification import gate_tolerances
 from edge.tasks.classification.compare import JudgedBy, Labelled, LogitComparison, compare, judge
 from edge.tasks.classification.flips import worst_flips
 from edge.tasks.classification.gate_rows import baseline_answers, gate_rows
-from edge.tasks.classification.logits import Logits, answers, parse_logits, write_logits
-from edge.tasks.classification.packed_answers import pack_answers
+from edge.tasks.classification.logits import Logits, answers, pack_answers, parse_logits, write_logits
 from edge.tasks.classification.top_k import ALL_CLASSES, TopK, softmax
 from edge.tasks.frame_answer import FrameAnswer, PanelLayout
 from edge.tasks.gate_row import Recorded, Row, Tolerance
@@ -28,7 +27,7 @@ from edge.tasks.task import Comparison, GateRequest, Int64, Judged, Outputs, Sid
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """See `Task`. One output, logits (n, classes); right answers are labels int64 (n,)."""
+    """The task of one output, logits (n, classes), and labels int64 (n,). Each method is documented in `Task`."""
 
     name: ClassVar[str] = "classification"
     bases: ClassVar[tuple[str, ...]] = JudgedBy.__args__  # type: ignore[attr-defined]  # a Literal's values
@@ -41,106 +40,89 @@ class Classification(Task):
     identity_words: ClassVar[Mapping[str, str]] = {"labels_sha256": "other labels", "classes": "another number of classes"}
 
     def open_images(self, path: Path) -> ImageSet:
-        """See `Task`."""
         return open_images(path, self.names)
 
     def write_answers(self, path: Path, sides: Sides) -> None:
-        """See `Task`."""
         write_logits(path, Logits.of(sides))
 
     def parse_answers(self, data: bytes, path: Path) -> Sides:
-        """See `Task`."""
         return parse_logits(data, path).sides
 
     def misfit(self, sides: Sides, images: int) -> str:
-        """See `Task`."""
         shape = sides.reference[0].shape
         fits = shape == (images, len(self.names))
         return "" if fits else f"logits {shape}, {images} images, {len(self.names)} labels"
 
     def compare(self, sides: Sides) -> LogitComparison:
-        """See `Task`."""
         logits = Logits.of(sides)
         return compare(logits.reference, logits.engine, logits.labels)
 
     def judge(self, comparison: Any, budget_points: float, *, random_weights: bool) -> tuple[str, Verdict, str]:
-        """See `Task`."""
         return judge(comparison, budget_points, random_weights=random_weights)
 
     def worst(self, sides: Sides) -> Int64:
-        """See `Task`."""
         logits = Logits.of(sides)
         return worst_flips(logits.reference, logits.engine, logits.labels)
 
     def identity(self) -> dict[str, Any]:
-        """See `Task`."""
         return {"labels_sha256": sha256_bytes(canonical_json(list(self.names))), "classes": len(self.names)}
 
     def record(self, comparison: Any, sides: Sides) -> Recorded:
-        """See `Task`."""
         figures = {"top1": comparison.top1_engine, "agreement": comparison.agreement, "sqnr_db": comparison.sqnr_db}
-        logits, classes = Logits.of(sides), len(self.names)
-        packed = {"reference": pack_answers(answers(logits.reference), classes)}
-        return Recorded(figures, packed | {"engine": pack_answers(answers(logits.engine), classes)})
+        outputs = {"reference": sides.reference[0], "engine": sides.engine[0]}
+        return Recorded(figures, {side: pack_answers(answers(logits), len(self.names)) for side, logits in outputs.items()})
 
     def default_tolerances(self, recorded: Recorded, images: int) -> dict[str, Tolerance]:
-        """See `Task`."""
         return gate_tolerances.default_tolerances(recorded.figures["agreement"] or 0.0, images)
 
     def gate_rows(self, request: GateRequest) -> Iterator[Row]:
-        """See `Task`."""
         return gate_rows(request, Logits.of(request.sides))
 
     def truth_changed(self, request: GateRequest) -> tuple[str, str, str] | None:
-        """The baseline's answers have to be right as often, by the build's labels, as the baseline says.
+        """Compare the accuracy that the baseline states with that of its answers by the build's labels.
 
-        That the images' digest is the same should be enough; this is what shows that labels were changed behind it.
+        This finds labels that were changed although the digest of the images is the same.
         """
         labels, before = request.sides.truth, request.before.figures["top1"]
         if labels is None or before is None or len(labels) != request.before_images:
             return None
-        found = float((baseline_answers(request, len(self.names), "engine") == labels).mean())
-        if abs(found - before) <= RECOMPUTED:
+        top1 = float((baseline_answers(request, len(self.names), "engine") == labels).mean())
+        if abs(top1 - before) <= RECOMPUTED:
             return None
-        return "top1", f"{found:.4f} with this build's labels", f"{before:.4f}"
+        return "top1", f"{top1:.4f} with this build's labels", f"{before:.4f}"
 
     def summary(self, drift: Judged, precision: str) -> dict[str, str]:
-        """See `Task`."""
-        found, rows = drift.comparison, {}
-        labelled: Labelled | None = found.labelled
+        comparison, rows = drift.comparison, {}
+        labelled: Labelled | None = comparison.labelled
         if labelled is not None and not drift.random_weights:
             rows["top-1"] = f"{labelled.top1_reference:.2%} FP32 reference, {labelled.top1_engine:.2%} {precision}"
             ends = f"[{labelled.interval.low_points:+.2f}, {labelled.interval.high_points:+.2f}]"
             change = f"{labelled.drop_points:+.2f} points {ends} at {labelled.interval.level:.0%}"
             rows["drop"] = f"{change}, budget {drift.budget_points:g}"
-        rows["agreement"] = f"{found.agreement:.2%} of {found.images} images, SQNR of the logits {found.sqnr_db:.1f} dB"
+        shares = f"{comparison.agreement:.2%} of {comparison.images} images"
+        rows["agreement"] = f"{shares}, SQNR of the logits {comparison.sqnr_db:.1f} dB"
         return rows
 
     def report(self, drift: Judged, sides: Sides, kept: Int64 | None, judged: str) -> TaskReport:
-        """See `Task`."""
         from edge.tasks.classification.report import task_report
 
         return task_report(drift, Logits.of(sides), kept, judged, self.names)
 
     def answer(self, outputs: Outputs, most: int) -> FrameAnswer:
-        """See `Task`."""
         return TopK.of(outputs[0][0], self.names, most)
 
     def panel_layout(self) -> PanelLayout:
-        """See `Task`."""
         few = len(self.names) if len(self.names) <= ALL_CLASSES else 0
         return PanelLayout("confidence", max(map(len, self.names), default=0), few)
 
     def start_fields(self) -> dict[str, Any]:
-        """See `Task`."""
         return {"labels": list(self.names)}
 
     def agree(self, reference: Outputs, engine: Outputs) -> bool:
-        """See `Task`."""
         return int(reference[0][0].argmax()) == int(engine[0][0].argmax())
 
     def disagreement(self, reference: Outputs, engine: Outputs) -> dict[str, Any]:
-        """Of each side its answer, the softmax of that, and all logits; and the names of the classes."""
+        """For each side its answer, the softmax probability of that and all logits; and the names of the classes."""
         fields: dict[str, Any] = {"labels": self.names}
         for side, outputs in (("engine", engine), ("reference", reference)):
             logits = outputs[0][0]

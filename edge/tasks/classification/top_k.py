@@ -14,7 +14,7 @@ from edge.tasks.frame_answer import FrameAnswer, Line, Panel
 
 NO_FIGURE = "\N{EN DASH}"
 ALL_CLASSES = 12
-"""Up to so many classes are all shown on the page, each in its place; of more, the most probable."""
+"""Up to so many classes the page shows all, each at a fixed place; of more classes, the most probable."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,7 @@ class ClassAnswer:
 
 @dataclass(frozen=True)
 class TopK(FrameAnswer):
-    """What a network answered.
-
-    Attributes:
-        labels: one per class.
-        probabilities: float32 (classes,), the softmax of the logits.
-        top: the most probable classes, most probable first.
-    """
+    """The softmax float32 (classes,) of the logits, and the most probable classes, most probable first."""
 
     labels: tuple[str, ...]
     probabilities: Float32
@@ -74,13 +68,13 @@ def softmax(logits: Float32) -> Float32:
 
 
 def best(probabilities: Float32, labels: tuple[str, ...], count: int) -> tuple[ClassAnswer, ...]:
-    """The `count` most probable classes, most probable first; of equals the first one first."""
+    """The `count` most probable classes, most probable first; ties in the order of the classes."""
     order = np.argsort(-probabilities, kind="stable")[:count]
     return tuple(ClassAnswer(int(i), labels[i], float(probabilities[i])) for i in order)
 
 
 def percent(share: float) -> str:
-    """A probability for a glance: whole percent, but never 0 % of something nor 100 % of less than all."""
+    """Format a probability in whole percent, but not as 0 % when it is positive, nor as 100 % when it is less than 1."""
     if not math.isfinite(share):
         return NO_FIGURE
     share = round(share, 5)

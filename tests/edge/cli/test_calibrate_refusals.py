@@ -232,7 +232,7 @@ def test_an_interruption_leaves_nothing(world, calibrate, earlier, tmp_path, cap
     places = {
         "refining": "calib.refine.apply_refinements.walk",
         "observing": "calib.split_half.Halves.update",
-        "judging": "edge.tasks.classification.holdout.sqnr_db",
+        "judging": "edge.tasks.classification.compare.sqnr_db",
         "searching": "edge.pipeline.meet_budget.drop_points",
     }
     temporary = tmp_path / "temporary"

@@ -1,4 +1,4 @@
-"""The gate: planted regressions are caught and named, honest rebuilds never, and a gate without its tolerance misses them."""
+"""The gate: planted regressions are caught and named, and a gate with unlimited tolerance misses them."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ from edge.gate.gate_tolerances import QUANTITIES
 from edge.gate.junit import junit_xml
 from edge.gate.markdown import markdown_summary
 from edge.gate.update import default_tolerances, make_baseline
-from edge.tasks.classification.packed_answers import pack_answers, unpack_answers
+from edge.tasks.classification.logits import pack_answers, unpack_answers
 from edge.tasks.gate_row import Row, Tolerance
 
 ALL = (
@@ -38,7 +38,7 @@ def results(report):
 
 
 def move_wrong_answers(reference, engine, labels):
-    """Wrong answers that turn into other wrong ones: accuracy is the same."""
+    """Wrong answers that become other wrong ones: accuracy is the same."""
     wrong = np.flatnonzero(reference.argmax(1) != labels)[:100]
     for i in wrong:
         other = next(c for c in range(len(LABELS)) if c not in (labels[i], reference[i].argmax()))
@@ -54,7 +54,7 @@ def nan_row(reference, engine, labels):
 
 
 def other_fp32(reference, engine, labels):
-    """Reference and engine go wrong together, where nobody is right anyway: only the reference row can tell."""
+    """Reference and engine go wrong together, on images that both get wrong: only the reference row notices."""
     wrong = np.flatnonzero(reference.argmax(1) != labels)[:40]
     for i in wrong:
         other = next(c for c in range(len(LABELS)) if c not in (labels[i], reference[i].argmax()))
@@ -139,7 +139,7 @@ def test_without_its_tolerance_the_gate_misses_it(base, tmp_path, name):
 
 
 def test_only_the_quantity_that_was_lost_fails(base, tmp_path):
-    """Each regression that touches one quantity alone leaves every other row as it was."""
+    """Each regression that touches one quantity alone leaves every other row unchanged."""
     for name in ("lower SQNR", "headroom lost", "floor lost", "INT8 share lower", "engine grown", "another FP32 network"):
         planted, quantity = PLANTED[name]
         found = results(gate(plant(tmp_path / name, planted), base[1]))
@@ -164,13 +164,13 @@ IDENTITY = {
 }
 
 
-@pytest.mark.parametrize("name", [*IDENTITY, "other preprocessing", "something else that answered"])
+@pytest.mark.parametrize("name", [*IDENTITY, "other preprocessing", "another judged file"])
 def test_a_baseline_of_something_else_is_refused(base, tmp_path, name):
     folder = plant(tmp_path / "other", IDENTITY.get(name, Planted()))
     if name == "other preprocessing":
         edit(folder / "manifest.json", set_field("preprocess", "sha256", to="8" * 64))
         edit(folder / "drift.json", set_field("preprocess_sha256", to="8" * 64))
-    if name == "something else that answered":
+    if name == "another judged file":
         edit(folder / "drift.json", set_field("engine", "file", to="engine.engine"))
     record(folder)
     with pytest.raises(InputError, match=f"not of this build: {name}") as refused:
@@ -185,7 +185,7 @@ def test_everything_that_differs_is_named(base, tmp_path):
         gate(folder, base[1])
 
 
-def test_labels_changed_behind_their_digest_are_refused(base, tmp_path):
+def test_labels_changed_with_a_forged_digest_are_refused(base, tmp_path):
     """Both sides read the labels of the build: rows would compare wrong with wrong, and find nothing lost."""
 
     def shift(reference, engine, labels):
@@ -199,13 +199,13 @@ BROKEN = {
     "schema_version": (set_field("schema_version", to=99), "unknown schema version"),
     "edited figure": (set_field("measured", "answers", "figures", "sqnr_db", to=20.0), "figures were edited"),
     "edited identity": (set_field("identity", "data_sha256", to="9" * 64), "figures were edited"),
-    "NaN figure": (set_field("measured", "answers", "figures", "sqnr_db", to=float("nan")), "no finite number"),
+    "NaN figure": (set_field("measured", "answers", "figures", "sqnr_db", to=float("nan")), "NaN or infinity"),
     "missing field": (lambda fields: fields["measured"].pop("share"), "malformed artifact"),
-    "missing tolerance": (lambda fields: fields["tolerances"].pop("sqnr"), "not those asked for"),
-    "negative tolerance": (set_field("tolerances", "sqnr", "tolerance", to=-1.0), "no tolerance with a reason"),
-    "NaN tolerance": (set_field("tolerances", "sqnr", "tolerance", to=float("nan")), "no tolerance with a reason"),
-    "infinite tolerance": (set_field("tolerances", "sqnr", "tolerance", to=float("inf")), "no tolerance with a reason"),
-    "no reason": (set_field("tolerances", "sqnr", "reason", to=" "), "no tolerance with a reason"),
+    "missing tolerance": (lambda fields: fields["tolerances"].pop("sqnr"), "do not match its quantities"),
+    "negative tolerance": (set_field("tolerances", "sqnr", "tolerance", to=-1.0), "invalid tolerance"),
+    "NaN tolerance": (set_field("tolerances", "sqnr", "tolerance", to=float("nan")), "invalid tolerance"),
+    "infinite tolerance": (set_field("tolerances", "sqnr", "tolerance", to=float("inf")), "invalid tolerance"),
+    "no reason": (set_field("tolerances", "sqnr", "reason", to=" "), "invalid tolerance"),
 }
 
 
@@ -227,13 +227,13 @@ def test_a_damaged_folder_is_refused_before_anything_is_compared(base, tmp_path)
         gate(folder, base[1])
 
 
-def test_statements_that_the_logits_do_not_bear_out_are_refused(base, tmp_path):
+def test_figures_that_do_not_follow_from_the_logits_are_refused(base, tmp_path):
     folder = plant(tmp_path / "polished", Planted(logits=noisier, drift=set_field("sqnr_db", to=60.0)))
     with pytest.raises(InputError, match=r"does not follow from the logits\.npz[\s\S]*sqnr_db"):
         gate(folder, base[1])
 
 
-def test_logits_that_are_gone_or_no_archive_are_refused(base, tmp_path):
+def test_missing_or_damaged_logits_are_refused(base, tmp_path):
     folder = plant(tmp_path / "gone")
     (folder / "logits.npz").write_bytes(b"PK no archive")
     record(folder)
@@ -270,7 +270,7 @@ def test_latency_is_judged_by_its_interval(base, tmp_path):
         assert results(gate(base[0], path, ratio))["latency"] == result
     assert results(gate(base[0], base[1], LatencyRatio(9, 8, 10, 5)))["latency"] == "skipped"
     for wrong in ((0.5, 0.6, 0.7, 9), (float("nan"), 0.1, 0.2, 9), (0.5, 0.4, float("inf"), 9), (0.5, 0.4, 0.6, 0)):
-        with pytest.raises(InputError, match="no latency ratio"):
+        with pytest.raises(InputError, match="invalid latency ratio"):
             LatencyRatio(*wrong)
 
 
@@ -315,13 +315,13 @@ def test_junit_and_markdown_say_what_the_report_says(base, tmp_path):
     assert "- **accuracy**: 60 images lost" in text
 
 
-def test_junit_is_read_by_a_library_made_for_it(base):
+def test_junit_is_read_by_a_junit_library(base):
     junitparser = pytest.importorskip("junitparser")
     read = junitparser.JUnitXml.fromstring(junit_xml(gate(*base)))
     assert (read.tests, read.failures, read.errors, read.skipped) == (len(ALL), 0, 0, 1)
 
 
-def test_updating_keeps_what_a_person_edited_and_says_what_changed(base, tmp_path):
+def test_update_keeps_edited_tolerances_and_lists_what_changed(base, tmp_path):
     path = tmp_path / "baseline.json"
     assert update_baseline(base[0], path) == ["new baseline"]
     first = path.read_bytes()
@@ -333,7 +333,7 @@ def test_updating_keeps_what_a_person_edited_and_says_what_changed(base, tmp_pat
     assert "tolerance of size: 0.5, edited, kept" in changes
     assert read_baseline(path).tolerances["size"] == Tolerance(0.5, "a new head is on its way")
     edit(path, set_field("schema_version", to=99))
-    assert update_baseline(base[0], path)[0].startswith("the one before was not read")
+    assert update_baseline(base[0], path)[0].startswith("the previous baseline cannot be read")
 
 
 def test_random_weights_have_no_accuracy_row(tmp_path):

@@ -16,7 +16,7 @@ from edge.cli.main import make_app
 from edge.gate.baseline import read_baseline
 from edge.gate.compare_builds import GateReport
 from edge.images.labelled_images import open_images
-from edge.tasks.classification.packed_answers import unpack_answers
+from edge.tasks.classification.logits import unpack_answers
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "ufovit_t-int8-rtx.json"
@@ -86,7 +86,7 @@ def test_no_baseline_names_the_command_that_makes_one(tmp_path, capsys):
     assert "--update" in capsys.readouterr().err
 
 
-def test_a_build_that_did_not_pass_becomes_no_baseline_unless_forced_and_stamped(base, tmp_path, capsys):
+def test_a_build_that_did_not_pass_is_a_baseline_only_when_forced_and_stamped(base, tmp_path, capsys):
     bad = plant(tmp_path / "bad", Planted(logits=lose_answers(60), budget=0.5))
     before = base[1].read_bytes()
     assert gated(bad, base[1], "--update") == 1
@@ -119,7 +119,7 @@ def test_a_latency_file(base, tmp_path, capsys):
     assert gated(*base, "--latency", timed) == 1
     timed.write_text(json.dumps(fields | {"low": 0.7}))
     assert gated(*base, "--latency", timed) == 2
-    assert "no latency ratio" in capsys.readouterr().err
+    assert "invalid latency ratio" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Honest rebuilds never raise the gate's alarm: simulated at the shipped network's rates, summed exactly, and on subsets."""
+"""Correct rebuilds raise no false alarm: simulated at the shipped network's rates, summed exactly, and on subsets."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from edge.tasks.interval import wilson_limits
 
 
 def close_answers(rng, images, classes=5):
-    """(reference, labels): right nine times in ten; label and the class behind it are 0.3 apart: a small error flips them."""
+    """(reference, labels): nine of ten right; the logits of label and next class differ by 0.3: a small error flips them."""
     labels = rng.integers(0, classes, images)
     reference = rng.normal(0, 3, (images, classes)).astype(np.float32)
     answered = np.where(rng.random(images) < 0.9, labels, (labels + 1) % classes)
@@ -42,7 +42,7 @@ def honest(rng, labels, reference):
 @pytest.mark.slow
 @pytest.mark.parametrize("images", [10_000, 500])
 def test_two_thousand_honest_rebuilds_raise_no_alarm(images, tmp_path):
-    """The shipped network's rate, 15 of 10,000 answers, drawn anew for baseline and rebuild: as if nothing were shared."""
+    """The shipped network's rate, 15 of 10,000 answers, drawn independently for baseline and rebuild."""
     rng = np.random.default_rng(images)
     reference, labels = close_answers(rng, 10_000)
     taken = ImageSet("", ("",) * 10_000, np.arange(10_000), "2" * 64, lambda _i: None).take(images)
@@ -67,7 +67,7 @@ def test_two_thousand_honest_rebuilds_raise_no_alarm(images, tmp_path):
 
 
 def test_with_a_tolerance_of_nothing_honest_rebuilds_raise_alarms(tmp_path):
-    """The negative control of the test above: the tolerances are what keeps the peace."""
+    """The negative control of the test above: the tolerances prevent false alarms."""
     rng = np.random.default_rng(0)
     reference, labels = close_answers(rng, 2000)
     baseline = make_baseline(memory_build(reference, honest(rng, labels, reference), labels))
@@ -78,7 +78,7 @@ def test_with_a_tolerance_of_nothing_honest_rebuilds_raise_alarms(tmp_path):
 
 
 @pytest.mark.parametrize(("of", "images"), [(500, 500), (10_000, 10_000), (10_000, 1000), (10_000, 500), (10_000, 5000)])
-def test_the_noise_is_exceeded_as_seldom_as_stated(of, images):
+def test_the_noise_is_exceeded_as_rarely_as_stated(of, images):
     """The sum over all draws of baseline and rebuild, Poisson at every rate, against the sentence in the docstring."""
     poisson = pytest.importorskip("scipy.stats").poisson
     for rate in (0.05, 0.3, 1, 2, 3, 5, 8, 15, 30, 60):

@@ -1,4 +1,4 @@
-"""Scales against a baseline: what moved is named, what cannot be compared is skipped with a reason, what is gone fails."""
+"""Scales against a baseline: changed scales are named, incomparable ones skipped with a reason, missing ones fail."""
 
 from dataclasses import replace
 
@@ -51,7 +51,7 @@ def test_a_weights_scales_count_too():
 
 
 def test_many_scales_a_little_off_fail_on_the_whole_alone():
-    """What too few images do: no scale is far off, all are off."""
+    """The effect of too few images: every scale is a little off, none far off."""
     largest, mean, verdict = rows(HONEST, moved(x=0.1, y=-0.1, z=0.1))
     assert (largest.result, mean.result, verdict) == ("pass", "fail", "fail")
     assert mean.loss == pytest.approx(0.1)
@@ -63,18 +63,18 @@ def test_the_same_scales_pass():
     assert (largest.loss, mean.loss, largest.detail) == (0, 0, "none of 4 scales has moved")
 
 
-def test_honest_changes_pass():
+def test_small_changes_pass():
     largest, mean, verdict = rows(HONEST, moved(x=0.05, y=-0.04, z=0.03))
     assert (largest.result, mean.result, verdict) == ("pass", "pass", "pass")
     assert mean.loss == pytest.approx(0.04)
 
 
 @pytest.mark.parametrize("bits", [np.inf, -np.inf, np.nan])
-def test_a_scale_that_is_no_number_fails(bits):
+def test_a_scale_that_is_not_finite_fails(bits):
     assert rows(HONEST, moved(y=bits))[1].result == "fail"
 
 
-def test_nothing_quantized_on_either_side_is_no_error():
+def test_builds_without_scales_are_not_an_error():
     nothing = replace(HONEST, activations={}, weights={})
     assert [row.result for row in rows(nothing, nothing)[:2]] == ["pass", "pass"]
 
@@ -88,12 +88,12 @@ def test_other_folds_move_scales_by_powers_of_two_and_hide_nothing_else():
 
 
 @pytest.mark.parametrize(("before", "now", "result", "says"), [
-    (HONEST, replace(HONEST, made="max"), "skipped", "calibrated otherwise: mse became max"),
+    (HONEST, replace(HONEST, made="max"), "skipped", "calibrated differently: mse became max"),
     (replace(HONEST, made=SMOOTH), replace(moved(x=3.0), made=SMOOTH), "skipped", "this effort"),
     (None, HONEST, "skipped", "the baseline has no scales"),
     (HONEST, None, "fail", "the build has no quantized graph"),
-    (HONEST, replace(HONEST, activations={"x": -5.0, "y": -7.0}), "fail", "not quantized any more: z"),
-    (HONEST, replace(HONEST, weights={}), "fail", "not quantized any more: w"),
+    (HONEST, replace(HONEST, activations={"x": -5.0, "y": -7.0}), "fail", "no longer quantized: z"),
+    (HONEST, replace(HONEST, weights={}), "fail", "no longer quantized: w"),
 ])  # fmt: skip
 def test_what_cannot_be_compared_says_why(before, now, result, says):
     largest, mean, _ = rows(before, now)

@@ -171,14 +171,14 @@ def test_a_flip_to_the_better_is_shown_as_one(tmp_path: Path) -> None:
 def test_without_flips_a_sentence(tmp_path: Path) -> None:
     _, _, html = made(tmp_path)
     assert cards(html) == []
-    assert "none to show" in Page(html).by_id["no-flips"]
+    assert "no image to show" in Page(html).by_id["no-flips"]
     assert len(BuildFolder(tmp_path).read(PICTURES_ARTIFACT).indices) == 0
     (tmp_path / "flips.npz").unlink()
-    assert "none to show" in Page(render(tmp_path, silent)).by_id["no-flips"]
+    assert "no image to show" in Page(render(tmp_path, silent)).by_id["no-flips"]
 
 
 @pytest.mark.slow
-def test_flips_without_pictures_are_told(tmp_path: Path) -> None:
+def test_flips_without_pictures_are_reported(tmp_path: Path) -> None:
     make_folder(tmp_path, Recipe(flips=3))
     (tmp_path / "flips.npz").unlink()
     assert "3 answers flipped, but no pictures" in Page(render(tmp_path, silent)).by_id["no-pictures"]
@@ -227,7 +227,7 @@ def test_unlabelled_verdicts(tmp_path: Path, flips: int, verdict: str) -> None:
 
 
 @pytest.mark.slow
-def test_drawn_weights_show_no_answers(tmp_path: Path) -> None:
+def test_random_weights_show_no_answers(tmp_path: Path) -> None:
     _, _, html = made(tmp_path, flips=20, random_weights=True)
     assert cards(html) == []
     for absent in ("Is its confidence still honest?", "Did some classes suffer more?", "The images themselves"):
@@ -281,7 +281,7 @@ def test_an_attribution_of_another_build_is_refused(tmp_path: Path, which: str) 
 
 
 def test_labels_are_those_of_the_page(failed: tuple[dict[str, Any], dict[str, np.ndarray], str]) -> None:
-    """Negative control of the gallery's oracle: with the classes turned by one, no card fits."""
+    """Negative control of the gallery's oracle: with the classes rotated by one, no card matches."""
     _, arrays, html = failed
     turned = {**arrays, "labels": (arrays["labels"] + 1) % len(EVIL)}
     assert flips(turned) != flips(arrays)

@@ -1,4 +1,4 @@
-"""What a report and the summary of a build say of the certificate. Oracle: `xnorm.json`, read without the toolkit."""
+"""The certificate in the report and in the summary of a build. Oracle: `xnorm.json`, read without the toolkit."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def heights(drawn: str) -> list[float]:
 
 
 @pytest.mark.parametrize("which", ["repaired", "unstable", "island"])
-def test_bars_and_ticks_stand_where_the_json_says(which: str, request: pytest.FixtureRequest) -> None:
+def test_positions_of_bars_and_ticks_are_those_of_the_json(which: str, request: pytest.FixtureRequest) -> None:
     """Heights are measured against the lines of FP16's limits."""
     certificate, html = request.getfixturevalue(which)
     for panel, sites in enumerate(certificate[key] for key in PANELS):
@@ -149,7 +149,7 @@ def test_repaired_xnorms_are_listed(repaired: tuple[dict[str, Any], str]) -> Non
         ]
 
 
-def test_long_tables_are_folded_away(tmp_path: Path) -> None:
+def test_long_tables_are_collapsed(tmp_path: Path) -> None:
     certificate, html = made(tmp_path, xnorm="unstable", xnorm_blocks=26)
     names = [row[0] for row in Page(html).rows if "xnorm_kv" in row[0]]
     assert names[0] == certificate["sites"][-1]["name"], "the worst first"

@@ -1,4 +1,4 @@
-"""`ufovit report`: the report drawn anew. Oracle: digests of the folder before and after, and `ufovit verify`."""
+"""`ufovit report`: the report written again. Oracle: digests of the folder before and after, and `ufovit verify`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STEPS = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A build of which everything but the report is there and recorded."""
+    """A build with every file but the report, all recorded."""
     made = make_folder(tmp_path / "build", Recipe(flips=30))
     (made / ".lock").touch()
     record(made)
@@ -94,7 +94,7 @@ def _counted(genuine: Any, openings: Counter[str], folder: Path, path: Any, *arg
     return genuine(path, *arguments, **options)
 
 
-def test_a_report_that_fits_is_left_alone(folder: Path) -> None:
+def test_a_report_that_is_up_to_date_is_left_unchanged(folder: Path) -> None:
     redraw(folder, quiet())
     before, made = digests(folder), (folder / "report.html").stat().st_mtime_ns
     assert not redraw(folder, quiet())
@@ -118,11 +118,11 @@ def test_a_copy_is_drawn(folder: Path, tmp_path: Path, *, lock: bool) -> None:
     if not lock:
         (copy / ".lock").unlink()
     assert report(copy) == 0
-    assert Page((copy / "report.html").read_text()).by_id["verdict"] == "FAIL", "a failed verdict is no failure to draw"
+    assert Page((copy / "report.html").read_text()).by_id["verdict"] == "FAIL", "a failed verdict does not prevent the report"
     verify_folder(BuildFolder(copy))
 
 
-def test_what_follows_from_the_attribution_is_drawn_anew(folder: Path) -> None:
+def test_what_follows_from_the_attribution_is_drawn_again(folder: Path) -> None:
     from report_folder import attribution
 
     from calib.artifact import write_artifact
@@ -134,7 +134,7 @@ def test_what_follows_from_the_attribution_is_drawn_anew(folder: Path) -> None:
     assert "Which layers does the error come from?" in (folder / "report.html").read_text()
 
 
-def test_the_signature_goes_with_the_report_it_vouched_for(folder: Path) -> None:
+def test_the_signature_is_removed_with_the_report_it_covered(folder: Path) -> None:
     redraw(folder, quiet())
     (folder / "signature.json").write_text("{}")
     assert not redraw(folder, quiet())
@@ -173,7 +173,7 @@ SPOILERS = {
 
 
 @pytest.mark.parametrize("what", SPOILERS)
-def test_a_folder_that_is_not_what_was_built_is_left_as_it_is(folder: Path, what: str) -> None:
+def test_a_folder_that_is_not_what_was_built_is_left_unchanged(folder: Path, what: str) -> None:
     redraw(folder, quiet())
     SPOILERS[what](folder)
     before = digests(folder)

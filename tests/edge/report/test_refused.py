@@ -1,4 +1,4 @@
-"""Folders of which no report is drawn, each spoiled in one way. Oracle: the same folder as it was, of which one is."""
+"""Folders that the report refuses, each damaged in one way. Oracle: the undamaged folder, which has a report."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ SPOILERS = {
     "manifest.json is missing": lambda f: (f / "manifest.json").unlink(),
     "manifest.json lacks a label": lambda f: _edit(f / "manifest.json", labels=["a", "b", "c"]),
     "logits.npz is missing": lambda f: (f / "logits.npz").unlink(),
-    "logits.npz is no archive": lambda f: (f / "logits.npz").write_bytes(b"PK\x03\x04 no"),
-    "flips.npz is no archive": lambda f: (f / "flips.npz").write_bytes(b"PK\x03\x04 no"),
+    "logits.npz is not an archive": lambda f: (f / "logits.npz").write_bytes(b"PK\x03\x04 no"),
+    "flips.npz is not an archive": lambda f: (f / "flips.npz").write_bytes(b"PK\x03\x04 no"),
     "flips.npz shows another image": lambda f: write_pictures(f / "flips.npz", np.array([0]), photo),
     "flips.npz lies about its sizes": lambda f: np.savez(
         f / "flips.npz", indices=np.array([0]), shapes=np.array([[4, 4]]), pixels=np.zeros(3, np.uint8)
@@ -78,7 +78,7 @@ SPOILERS = {
 
 
 @pytest.mark.parametrize("what", SPOILERS)
-def test_a_folder_that_does_not_hold_together_is_refused(folder: Path, what: str) -> None:
+def test_an_inconsistent_folder_is_refused(folder: Path, what: str) -> None:
     SPOILERS[what](folder)
     with pytest.raises(InputError) as caught:
         render(folder, silent)
@@ -86,7 +86,7 @@ def test_a_folder_that_does_not_hold_together_is_refused(folder: Path, what: str
     assert "next: ufovit " in str(caught.value)
 
 
-def test_a_certificate_recorded_anew_is_taken(folder: Path) -> None:
+def test_a_certificate_recorded_again_is_accepted(folder: Path) -> None:
     """The refusals above are those of what was changed, not of the change."""
     _certify(folder, images=385)
     assert Page(render(folder, silent)).data["xnorm.images"] == ("385", "385")

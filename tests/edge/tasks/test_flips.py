@@ -59,7 +59,7 @@ def test_a_picture_keeps_shape_and_mean(shape: tuple[int, int, int]) -> None:
         assert small.mean() == pytest.approx(pixels[:, :, :3].mean(), rel=0.05)
 
 
-def test_flips_survive_the_disk_and_stay_small(tmp_path: Path) -> None:
+def test_pictures_are_read_back_and_stay_small(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     photos = [rng.integers(0, 256, (200 + 10 * i, 300, 3)).astype(np.uint8) for i in range(24)]
     write_pictures(tmp_path / "flips.npz", np.arange(24), photos.__getitem__)
@@ -91,7 +91,7 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("what", SPOILED)
-def test_spoiled_pictures_are_refused(tmp_path: Path, what: str) -> None:
+def test_damaged_pictures_are_refused(tmp_path: Path, what: str) -> None:
     make_folder(tmp_path, Recipe(flips=2))
     np.savez(tmp_path / "flips.npz", **SPOILED[what])
     with pytest.raises(InputError, match=r"flip|pictures"):

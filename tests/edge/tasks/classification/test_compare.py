@@ -24,7 +24,7 @@ N, CLASSES = 400, 6
 
 @pytest.fixture
 def pair():
-    """Reference logits, those of an engine with noise, labels that the reference mostly meets."""
+    """Reference logits, those of an engine with noise, labels that the reference mostly agrees with."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, CLASSES, N)
     reference = rng.normal(size=(N, CLASSES)).astype(np.float32)
@@ -186,7 +186,7 @@ def test_verdict_needs_the_whole_interval(pair, low, high, verdict):
     ("cosine", "verdict"),
     [(1.0, "pass"), (RANDOM_WEIGHTS_COSINE, "pass"), (RANDOM_WEIGHTS_COSINE - 1e-9, "fail"), (-1.0, "fail")],
 )
-def test_drawn_weights_are_judged_by_numbers(pair, cosine, verdict):
+def test_random_weights_are_judged_by_numbers(pair, cosine, verdict):
     comparison = replace(compare(*pair), cosine_min=cosine, interval=Interval(0.95, 90.0, 99.0))
     judged_by, found, reason = judge(comparison, 0.5, random_weights=True)
     assert (judged_by, found) == ("numbers", verdict)
@@ -210,7 +210,7 @@ def test_the_interval_is_that_of_the_four_cells(pair):
     assert found.changed_interval == share_interval(N - facts["same"], N)
     needed = images_to_decide(cells, found.drop_points + 0.3)
     assert f"about {needed:,} would" in judge(found, found.drop_points + 0.3, random_weights=False)[2]
-    assert "no number would" in judge(found, found.drop_points, random_weights=False)[2]
+    assert "no number of images would" in judge(found, found.drop_points, random_weights=False)[2]
 
 
 def softmax(rows):

@@ -118,7 +118,7 @@ def test_interval_mirrors_moves_and_shrinks_as_it_should(paired, level):
 def test_edges(images):
     nothing = drop_interval(Paired(images, 0, 0, 0))
     rest = 100 * Z95**2 / (images + Z95**2)  # Wilson's upper limit of no flip among n
-    assert limits(nothing) == pytest.approx((-rest, rest), rel=1e-12), "no flip is no proof that there is none"
+    assert limits(nothing) == pytest.approx((-rest, rest), rel=1e-12), "no flip in a sample does not prove that there are none"
     assert drop_interval(Paired(0, images, 0, 0)).high_points == pytest.approx(100, abs=1e-12), "everything lost"
     assert drop_interval(Paired(0, 0, images, 0)).low_points == pytest.approx(-100, abs=1e-12)
     half = drop_interval(Paired(0, images, images, 0))
@@ -267,7 +267,7 @@ def test_no_number_decides_a_drop_that_is_the_budget():
         lambda: mcnemar_p(Flips(-1, 3)),
     ],
 )
-def test_what_makes_no_sense_is_refused(ask):
+def test_invalid_arguments_are_refused(ask):
     with pytest.raises(InputError, match=r"found: .*\n  allowed: "):
         ask()
 
