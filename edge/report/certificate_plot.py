@@ -45,7 +45,7 @@ def panels(certificate: XNormCertificate) -> tuple[Panel, ...]:
 
 
 def sums(certificate: XNormCertificate) -> Markup:
-    """A bar per XNorm in network order, on an axis of log2: from the smallest sum a^2 seen to the largest of any input.
+    """A bar per XNorm in network order, on an axis of log2: from the smallest sum a^2 observed to the largest of any input.
 
     Where nothing is certified the bar is hollow and ends at the largest seen, which a tick marks on every bar. The colour is
     the verdict in FP16; bars of q are pale; a cross marks what is unstable, a diamond an FP32 island.

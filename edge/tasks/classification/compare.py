@@ -96,7 +96,7 @@ def compare(reference: Floats, engine: Floats, labels: Int64 | None) -> LogitCom
     """Compare logits (n, classes) of the same n images with labels (n,), or without.
 
     A row of the engine that holds NaN or Inf counts as a wrong answer that agrees with nothing; the numerical measures are
-    then taken over the finite rows. Raises InputError when shapes differ, a label is no class, or the
+    then taken over the finite rows. Raises InputError when shapes differ, a label is out of range, or the
     reference is not finite.
     """
     _check(reference, engine, labels)
