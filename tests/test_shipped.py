@@ -160,7 +160,7 @@ def test_the_folder_verifies_and_a_flipped_bit_does_not(shipped_build, tmp_path)
     data = bytearray(engine.read_bytes())
     data[len(data) // 2] ^= 1
     engine.write_bytes(data)
-    with pytest.raises(InputError, match="not the one that was recorded"):
+    with pytest.raises(InputError, match="does not match its recorded digest"):
         verify_folder(BuildFolder(copy))
 
 

@@ -7,18 +7,16 @@ from typing import TYPE_CHECKING
 from calib.lazy_exports import by_name, lazy_exports
 
 if TYPE_CHECKING:
-    from edge.bench.compare_builds import Ratio, interleave, median_ratio
-    from edge.bench.latency import Latency, Plan, summarize, time_runs
+    from edge.bench.latency import Latency, Plan
     from edge.bench.measure import Conditions, choose_batches, compare, measure_build
-    from edge.bench.power import PowerMonitor, find_monitor
+    from edge.bench.power import find_monitor
     from edge.bench.results import BenchReport, ComparisonReport
 
 _PUBLIC = by_name(
     {
-        "edge.bench.compare_builds": ("Ratio", "interleave", "median_ratio"),
-        "edge.bench.latency": ("Latency", "Plan", "summarize", "time_runs"),
+        "edge.bench.latency": ("Latency", "Plan"),
         "edge.bench.measure": ("Conditions", "choose_batches", "compare", "measure_build"),
-        "edge.bench.power": ("PowerMonitor", "find_monitor"),
+        "edge.bench.power": ("find_monitor",),
         "edge.bench.results": ("BenchReport", "ComparisonReport"),
     }
 )
@@ -29,15 +27,9 @@ __all__ = [
     "Conditions",
     "Latency",
     "Plan",
-    "PowerMonitor",
-    "Ratio",
     "choose_batches",
     "compare",
     "find_monitor",
-    "interleave",
     "measure_build",
-    "median_ratio",
-    "summarize",
-    "time_runs",
 ]
 __getattr__ = lazy_exports(__name__, _PUBLIC)

@@ -1,6 +1,6 @@
-"""Energy of a stretch of time, from readings of power.
+"""Energy per image, integrated from power readings.
 
-What a whole Jetson module draws, by NVIDIA's names of the rails ("Software-Based Power Consumption Modeling" of the Jetson
+Rails that measure a whole Jetson module, by NVIDIA's names ("Software-Based Power Consumption Modeling" of the Jetson
 developer guides): VDD_IN on Orin Nano and Orin NX, VIN on Thor. AGX Orin has no such rail: there it is the sum of VDD_GPU_SOC,
 VDD_CPU_CV and VIN_SYS_5V0, of which VDDQ_VDD2_1V8AO is a part. Nothing is subtracted: idle power is in every figure.
 """
@@ -25,14 +25,14 @@ _FEWEST_READINGS = 10
 
 @dataclass(frozen=True)
 class Energy:
-    """Energy of a stretch of time.
+    """Energy of a measuring interval.
 
     Attributes:
-        rail: whose power it is; a sum names its rails.
-        source: what told it.
+        rail: the measured rail; names all rails of a sum.
+        source: the `PowerMonitor`.
         mean_w: mean power, watts, idle power included.
-        joules_per_image: energy of the whole stretch, divided by its images.
-        samples: readings within it.
+        joules_per_image: energy of the interval, divided by its images.
+        samples: number of readings in the interval.
         rails_w: mean power of every rail.
     """
 
@@ -45,7 +45,7 @@ class Energy:
 
 
 def whole(rails: Watts) -> tuple[str, ...]:
-    """The rails that together are what the module draws."""
+    """The rails whose sum is the power of the module."""
     for name in _WHOLE:
         if name in rails:
             return (name,)
@@ -53,7 +53,7 @@ def whole(rails: Watts) -> tuple[str, ...]:
 
 
 def integrate(times_s: npt.ArrayLike, values: npt.ArrayLike, begin_s: float, end_s: float) -> float:
-    """Integral of readings from begin to end by the trapezoidal rule; before the first and after the last they are held."""
+    """Integral of readings from begin to end by the trapezoidal rule; the first and the last reading extend outwards."""
     t, v = np.asarray(times_s, np.float64), np.asarray(values, np.float64)
     inner = (t > begin_s) & (t < end_s)
     at = np.concatenate([[begin_s], t[inner], [end_s]])
@@ -62,12 +62,12 @@ def integrate(times_s: npt.ArrayLike, values: npt.ArrayLike, begin_s: float, end
 
 
 class PowerSampler:
-    """Reads a monitor in a thread of its own while its block lasts. Without a monitor, `why` says so.
+    """Context manager that reads a monitor in its own thread. `why` names the monitor, or why there is no figure.
 
     Args:
-        monitor: closed at the end; a sentence where there is none.
-        clock: the one that the runs are timed with.
-        interval_s: between two readings, where the monitor does not wait itself.
+        monitor: closed at the end; a sentence with the reason where there is none.
+        clock: the clock that times the runs.
+        interval_s: pause between readings, where the monitor does not wait itself.
     """
 
     def __init__(self, monitor: PowerMonitor | str, clock: Clock, interval_s: float = _INTERVAL_S) -> None:
@@ -98,7 +98,7 @@ class PowerSampler:
             self._stop.wait(self._interval_s if rails else _SILENT_S)
 
     def energy(self, begin_s: float, end_s: float, images: int) -> Energy | None:
-        """Energy of a stretch in which `images` were answered; None where it holds too few readings, and `why` says so."""
+        """Energy of an interval in which `images` were processed; None with too few readings, and `why` says so."""
         if self._monitor is None:
             return None
         readings = list(self._readings)
@@ -106,14 +106,14 @@ class PowerSampler:
         names = {tuple(sorted(rails)) for rails in inside}
         if len(inside) < _FEWEST_READINGS or len(names) != 1:
             short = f"no energy: {len(inside)} readings in {end_s - begin_s:.2f} s; use a longer --duration"
-            silent = f"no energy: {self._monitor.source} tells no power; it may need root (sudo)"
+            silent = f"no energy: {self._monitor.source} reports no power; it may need root (sudo)"
             self.why = short if inside else silent
             return None
         rails = list(inside[0])
-        same = [(at, found) for at, found in readings if set(found) == set(rails)]
-        times = [at for at, _ in same]
+        complete = [(at, watts) for at, watts in readings if set(watts) == set(rails)]
+        times = [at for at, _ in complete]
         length = end_s - begin_s
-        mean = {rail: integrate(times, [found[rail] for _, found in same], begin_s, end_s) / length for rail in rails}
+        mean = {rail: integrate(times, [watts[rail] for _, watts in complete], begin_s, end_s) / length for rail in rails}
         counted = whole(mean)
         total = sum(mean[rail] for rail in counted)
         return Energy(

@@ -1,4 +1,4 @@
-"""Times of many runs, and what is said of them. numpy alone: a device measures too."""
+"""Time repeated runs and summarize their latency. numpy alone, so that a device can measure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from calib.errors import InputError
+from calib.errors import DataError, InputError, UsageError
 
 Float64 = npt.NDArray[np.float64]
 Clock = Callable[[], float]
-"""Seconds from any origin, never backwards: `time.perf_counter`, or a test's own."""
+"""Monotonic seconds from any origin: `time.perf_counter`, or a test's own."""
 FEW = 100
 """Runs below which the 99th percentile is little more than the slowest run."""
 
@@ -37,9 +37,9 @@ class Latency:
 
 
 def summarize(times_ms: Float64) -> Latency:
-    """Figures of times (n,), milliseconds. Raises InputError for none, or for one that is no positive number."""
+    """Summary of times (n,), milliseconds. Raises DataError for no times, and for negative or non-finite ones."""
     if not len(times_ms) or not np.isfinite(times_ms).all() or times_ms.min() < 0 or times_ms.mean() <= 0:
-        raise InputError("no times to summarize", found=f"{len(times_ms)} times", allowed="finite, not negative, not all zero")
+        raise DataError("no times to summarize", found=f"{len(times_ms)} times", allowed="finite, not negative, not all zero")
     p50, p90, p95, p99 = (float(p) for p in np.percentile(times_ms, (50, 90, 95, 99)))
     mean = float(times_ms.mean())
     spread = float(times_ms.std(ddof=1)) if len(times_ms) > 1 else 0.0
@@ -48,15 +48,7 @@ def summarize(times_ms: Float64) -> Latency:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure.
-
-    Attributes:
-        warm_up: runs that are not counted.
-        runs: at least so many are.
-        duration_s: and for at least so long.
-
-    Raises InputError for negative numbers, or nothing to measure.
-    """
+    """Number of warm-up runs, least number and duration of measured runs. Raises UsageError for negative values or no runs."""
 
     warm_up: int = 20
     runs: int = 200
@@ -64,28 +56,28 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.warm_up < 0 or self.runs < 1 or not 0 <= self.duration_s < float("inf"):
-            raise InputError(
+            raise UsageError(
                 "nothing to measure",
-                found=f"{self.warm_up} runs to warm up, {self.runs} runs, {self.duration_s:g} s",
+                found=f"{self.warm_up} warm-up runs, {self.runs} runs, {self.duration_s:g} s",
                 allowed="no negative number, and at least one run",
             )
 
 
 @dataclass(frozen=True)
 class Timed:
-    """Times (n,) of the runs, milliseconds, and the clock's readings at the begin of the first and the end of the last."""
+    """Times (n,) of the runs, milliseconds, and the clock at the start of the first and the end of the last."""
 
     times_ms: Float64
     begin_s: float
     end_s: float
 
     def per_second(self, batch: int) -> float:
-        """Images per second of batches of `batch`, one after the other, the loop's own time included."""
+        """Images per second of batches of `batch`, one after the other, the loop overhead included."""
         return batch * len(self.times_ms) / (self.end_s - self.begin_s)
 
 
 def time_runs(work: Callable[[], object], plan: Plan, clock: Clock) -> Timed:
-    """Run `work` as the plan says, and take the time of every run that counts."""
+    """Run `work` according to the plan, and time every measured run."""
     for _ in range(plan.warm_up):
         work()
     times: list[float] = []
@@ -96,5 +88,5 @@ def time_runs(work: Callable[[], object], plan: Plan, clock: Clock) -> Timed:
         end = clock()
         times.append(end - start)
     if end <= begin:
-        raise InputError("the clock did not move", found=f"{len(times)} runs", allowed="a clock that tells runs apart")
+        raise InputError("the clock did not advance", found=f"{len(times)} runs", allowed="a clock that tells runs apart")
     return Timed(1e3 * np.array(times, np.float64), begin, end)

@@ -1,4 +1,4 @@
-"""The machine that a figure comes from: without it, no figure means anything."""
+"""Describe the machine that a figure was measured on."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from engines import hardware
 
 _LIBRARIES = ("ufovit-edge", "numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cuda-python")
 _BUSY = 0.5
-"""Runnable programs per core above which somebody else is at work."""
+"""Runnable programs per core above which other programs disturb the measurement."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it was measured.
+    """A machine that runs a measurement.
 
     Attributes:
         system: operating system and architecture.
-        processor: its name; of a Jetson, the module's.
+        processor: its name; for a Jetson, the module's.
         cores: that this process may use.
-        load: mean number of runnable programs over the minute before; None where the system does not tell.
+        load: mean number of runnable programs over the previous minute; None where the system does not report it.
         device: name of the GPU that ran the engine, "" on a CPU.
-        libraries: installed distribution -> version, of those that matter here.
+        libraries: installed distribution -> version.
     """
 
     system: str
@@ -36,12 +36,12 @@ class Machine:
 
     @property
     def busy(self) -> bool:
-        """Whether other programs were at work when it began."""
+        """Whether other programs were running at the start."""
         return self.load is not None and self.load > _BUSY * self.cores
 
 
 def this_machine(runner: Runner) -> Machine:
-    """What this machine is."""
+    """Describe this machine."""
     return Machine(
         system=hardware.system(),
         processor=hardware.processor(),

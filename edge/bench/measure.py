@@ -1,4 +1,4 @@
-"""Measure an opened build, alone or in turn with another one."""
+"""Measure an opened build, alone or alternately with another one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from calib.errors import InputError
+from calib.errors import UsageError
 from edge.bench.compare_builds import interleave, median_ratio
 from edge.bench.energy import PowerSampler
 from edge.bench.latency import FEW, Clock, Latency, Plan, summarize, time_runs
@@ -31,13 +31,9 @@ _COPIES = (
 
 @dataclass(frozen=True)
 class Conditions:
-    """How it is measured.
+    """How to measure; `pause` waits a number of seconds before every run of a comparison.
 
-    Attributes:
-        plan: how long.
-        threads: of a runner on the CPU, as it was opened; 0 for every core.
-        clock: seconds; what runs are timed with.
-        pause: waits before every run of a comparison, seconds.
+    `threads` is that of a runner on the CPU, as it was opened; 0 for every core.
     """
 
     plan: Plan
@@ -46,23 +42,23 @@ class Conditions:
     pause: Callable[[float], object] = time.sleep
 
 
-def choose_batches(asked: Sequence[int] | None, *ranges: BatchRange) -> tuple[int, ...]:
-    """Batch sizes to measure: those asked for, which every range must hold, else the usual ones that every range holds.
+def choose_batches(requested: Sequence[int] | None, *ranges: BatchRange) -> tuple[int, ...]:
+    """Batch sizes to measure: the requested ones, which must be in every range, else those of DEFAULT_BATCHES that are.
 
-    Raises InputError for a size that a build does not take, and where no size fits all.
+    Raises UsageError for a size that a build does not support, and where no size is in every range.
     """
     low, high = max(r.min for r in ranges), min(r.max for r in ranges)
     if low > high:
-        raise InputError("the builds have no batch size in common", found=", ".join(f"{r.min} to {r.max}" for r in ranges))
-    for batch in asked or ():
+        raise UsageError("the builds have no batch size in common", found=", ".join(f"{r.min} to {r.max}" for r in ranges))
+    for batch in requested or ():
         if not low <= batch <= high:
-            raise InputError(
-                "the build takes no such batch",
+            raise UsageError(
+                "the build does not support this batch size",
                 found=batch,
                 allowed=f"{low} to {high}",
                 next_command="choose another --batch; an engine's range is that of ufovit build --batch MIN,OPT,MAX",
             )
-    return tuple(asked or (b for b in DEFAULT_BATCHES if low <= b <= high)) or (low,)
+    return tuple(requested or (b for b in DEFAULT_BATCHES if low <= b <= high)) or (low,)
 
 
 def measure_build(
@@ -76,13 +72,8 @@ def measure_build(
 ) -> BenchReport:
     """Measure every batch size in turn.
 
-    Args:
-        opened: the build.
-        batches: sizes that it takes.
-        conditions: how.
-        monitor: what tells the power, or why nothing does; it is closed at the end.
-        before: this process's memory before the build was opened.
-        progress: told of every batch size.
+    `monitor` measures power, or says why nothing does; it is closed at the end. `before` is the memory of this process before
+    the build was opened.
     """
     plan, machine, results = conditions.plan, this_machine(opened.runner), []
     with PowerSampler(monitor, conditions.clock) as power:
@@ -109,10 +100,10 @@ def measure_build(
 def compare(
     first: OpenedBuild, second: OpenedBuild, batches: Sequence[int], conditions: Conditions, progress: Progress
 ) -> ComparisonReport:
-    """Measure two builds in turn, on one image. Raises InputError where they take images of different sizes."""
+    """Measure two builds alternately, on one image. Raises UsageError if they take images of different sizes."""
     shapes = [opened.golden.tensor.shape for opened in (first, second)]
     if shapes[0] != shapes[1]:
-        raise InputError(
+        raise UsageError(
             "the builds take images of different sizes",
             found=" and ".join(str(shape) for shape in shapes),
             allowed="two builds of one --image-size",
@@ -138,7 +129,7 @@ def compare(
 
 
 def _compute(opened: OpenedBuild, runs: int) -> Latency | None:
-    """Of the engine alone, for the batch that was just run."""
+    """Latency of the engine alone, for the batch that was just run; None on a CPU."""
     if not isinstance(opened.runner, TrtRunner):
         return None
     return summarize(np.array(opened.runner.compute_times_ms(runs), np.float64))

@@ -1,4 +1,4 @@
-"""Memory of this process as Linux tells it, and of the device as CUDA tells it."""
+"""Measure the memory of this process (from Linux) and of the device (from CUDA)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KIB = 1024
 
 @dataclass(frozen=True)
 class Resident:
-    """Memory of a process that is in RAM, bytes: now, and the most since it began. None where the system does not tell."""
+    """Resident memory of a process, bytes: now, and its peak. None where the system does not report it."""
 
     now_bytes: int | None
     peak_bytes: int | None
@@ -22,13 +22,12 @@ class Resident:
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory, bytes, None where nobody tells.
+    """Memory, bytes; None where it is not reported.
 
     Attributes:
         before_bytes: resident memory of this process before the build was opened: Python and its libraries.
-        after_bytes: the same after the last run; `peak_bytes` is the most there was since the process began.
-        device_used_bytes: taken on the GPU at the end, by all programs together; a Jetson's is that of the CPU, too.
-        device_total_bytes: what the GPU has.
+        after_bytes: the same after the last run; `peak_bytes` is the peak since the process started.
+        device_used_bytes: in use on the GPU at the end, by all programs; a Jetson shares it with the CPU.
     """
 
     before_bytes: int | None
@@ -55,7 +54,7 @@ def _bytes(text: str) -> int | None:
 
 
 def measure_memory(before: Resident, runner: Runner, status: Path = STATUS) -> Memory:
-    """Memory now, beside what it was before the runner was opened."""
+    """Memory now and before the runner was opened."""
     after = resident(status)
     if not isinstance(runner, TrtRunner):
         return Memory(before.now_bytes, after.now_bytes, after.peak_bytes)

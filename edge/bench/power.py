@@ -1,9 +1,9 @@
-"""Power of a Jetson by its own sensors. Standard library only.
+"""Read the power sensors of a Jetson. Standard library only.
 
 A Jetson measures its supply rails with INA3221 chips. Linux shows them as hwmon devices (kernel documentation, hwmon/ina3221):
 `in[123]_label` the rail, `in[123]_input` bus voltage in mV, `curr[123]_input` current in mA. NVIDIA's tegrastats prints the
-same as "VDD_IN 5704mW/5704mW": what is drawn now, then its average since the start; some releases add a third number, older
-ones leave the unit out. Here the first number counts.
+same as "VDD_IN 5704mW/5704mW": the present power, then its average since the start; some releases add a third number, older
+ones omit the unit. The first number is used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Protocol
 SYSFS = Path("/sys")
 NOT_HERE = "power is not measured: this machine has neither INA3221 power monitors nor tegrastats, as a Jetson has"
 _CHIP = "ina3221"
-_CHANNELS = (1, 2, 3)  # what follows are sums and shunt voltages
+_CHANNELS = (1, 2, 3)  # higher channels are sums and shunt voltages
 _UNCONNECTED = "NC"
 _RAIL = re.compile(r"(?<!\S)((?:VDD|VIN|POM)\w*) (\d+)(?:mW(?:/\d+mW)*|/\d+)(?!\S)")
 _TEGRASTATS_MS = 100
@@ -29,15 +29,15 @@ Watts = dict[str, float]
 
 
 class PowerMonitor(Protocol):
-    """Something that tells the power of rails; `source` says what."""
+    """Reads the power of rails; `source` names it."""
 
     source: str
 
     def read(self) -> Watts:
-        """The power now. It may wait for it; empty where there is nothing more to be told."""
+        """The present power. It may block; empty where there is no reading."""
 
     def close(self) -> None:
-        """Let go of it; a `read` that waits returns."""
+        """Release the source; a blocked `read` returns."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Channel:
     current: Path
 
     def watts(self) -> float:
-        """Power now. Raises OSError or ValueError where the chip does not answer."""
+        """Present power. Raises OSError or ValueError if the chip does not respond."""
         return 1e-6 * int(self.voltage.read_text()) * int(self.current.read_text())
 
 
 class SysfsMonitor:
-    """Rails through hwmon; a rail that does not answer any more is left out of the reading."""
+    """Rails through hwmon."""
 
     source = "INA3221, through sysfs"
 
@@ -62,7 +62,7 @@ class SysfsMonitor:
         self._channels = channels
 
     def read(self) -> Watts:
-        """See `PowerMonitor`. All rails, or none: a sum without one of them would be another sum."""
+        """See `PowerMonitor`. All rails or none: a sum without one of them would be wrong."""
         try:
             return {channel.rail: channel.watts() for channel in self._channels}
         except (OSError, ValueError):
@@ -83,7 +83,7 @@ class TegrastatsMonitor:
         )
 
     def read(self) -> Watts:
-        """See `PowerMonitor`: of the next line."""
+        """See `PowerMonitor`. Reads the next line."""
         assert self._process.stdout is not None
         try:
             return parse_tegrastats(self._process.stdout.readline())
@@ -103,26 +103,26 @@ class TegrastatsMonitor:
 
 
 def parse_tegrastats(line: str) -> Watts:
-    """Rails of a line of tegrastats; empty where it tells of none, as it does to users who may not read them."""
+    """Rails of a line of tegrastats; empty if it lists none, as for users without permission."""
     return {rail: 1e-3 * int(milliwatts) for rail, milliwatts in _RAIL.findall(line)}
 
 
 def find_channels(sysfs: Path = SYSFS) -> tuple[Channel, ...]:
-    """The rails that answer, of every INA3221."""
-    found = []
+    """The rails of every INA3221 that respond."""
+    channels = []
     for folder in sorted((sysfs / "class" / "hwmon").glob("hwmon*")):
         if _text(folder / "name") != _CHIP:
             continue
         for number in _CHANNELS:
             rail = _text(folder / f"in{number}_label")
             channel = Channel(rail, folder / f"in{number}_input", folder / f"curr{number}_input")
-            if rail and rail != _UNCONNECTED and _answers(channel):
-                found.append(channel)
-    return tuple(found)
+            if rail and rail != _UNCONNECTED and _responds(channel):
+                channels.append(channel)
+    return tuple(channels)
 
 
 def find_monitor(sysfs: Path = SYSFS, which: Callable[[str], str | None] = shutil.which) -> PowerMonitor | str:
-    """What tells the power here; else, in one sentence, why nothing does."""
+    """The power monitor of this machine; else a sentence on why there is none."""
     channels = find_channels(sysfs)
     if channels:
         return SysfsMonitor(channels)
@@ -142,7 +142,7 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _answers(channel: Channel) -> bool:
+def _responds(channel: Channel) -> bool:
     try:
         channel.watts()
     except (OSError, ValueError):

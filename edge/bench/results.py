@@ -1,4 +1,4 @@
-"""What `ufovit bench` writes: one build, or two in turn."""
+"""The JSON reports of `ufovit bench`: one build, or two compared."""
 
 from __future__ import annotations
 
@@ -17,16 +17,7 @@ REMAKE = "ufovit bench BUILD --json FILE"
 
 @dataclass(frozen=True)
 class MeasuredBuild:
-    """What was measured.
-
-    Attributes:
-        model, precision, target, engine_sha256: as in the manifest.
-        runner: "ort", "openvino" or "trt".
-        ran_on: what ran what; says when it is the graph and not the engine itself.
-        itself: whether that is the engine.
-        image_shape: of one image as the network takes it.
-        random_weights: whether the weights were drawn.
-    """
+    """A measured build, as its manifest records it, and what ran: see `edge.runtime.open_build.OpenedBuild`."""
 
     model: str
     precision: str
@@ -41,13 +32,12 @@ class MeasuredBuild:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """One batch size.
+    """Results at one batch size.
 
     Attributes:
-        batch: images per run.
         latency: of a run from array to array: on a GPU, copies to and from it included.
         compute: of the engine alone on the GPU, copies excluded; None on a CPU.
-        images_per_s: of one run after the other.
+        images_per_s: throughput of consecutive runs.
         energy: None where power is not measured.
     """
 
@@ -60,7 +50,7 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """`ufovit bench BUILD`; `power` is a sentence, `warm_up` runs were not counted, `threads` 0 is every core."""
+    """`ufovit bench BUILD`; `power` names the monitor or the reason for none, `threads` 0 is every core."""
 
     created: str
     build: MeasuredBuild
@@ -76,7 +66,7 @@ class BenchReport:
 
 @dataclass(frozen=True)
 class PairResult:
-    """Both builds at one batch size, run in turn; `ratio` is of their medians, the first build's over the second's."""
+    """Both builds at one batch size, run alternately; `ratio` is of their medians, the first build's over the second's."""
 
     batch: int
     ratio: Ratio
@@ -100,7 +90,7 @@ class ComparisonReport:
 
 
 def measured_build(opened: OpenedBuild) -> MeasuredBuild:
-    """What an opened build is."""
+    """The record of an opened build."""
     manifest = opened.manifest
     return MeasuredBuild(
         manifest.model,

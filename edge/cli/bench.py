@@ -1,4 +1,4 @@
-"""`ufovit bench`: how fast a build answers on this machine, alone or against another one."""
+"""`ufovit bench`: latency, throughput, memory and power of a build on this machine, alone or against another build."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _MOST_BATCHES = 32
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """What is measured, and how. Raises UsageError for options that do not fit together.
+    """What is measured, and how. Raises UsageError for options that contradict each other.
 
     Attributes:
         runner: auto, ort, openvino or trt
         batch: Batch sizes. Default: 1,2,4,8; with --against 1
-        warm_up: Runs of every batch size that are not counted
-        runs: Runs that are counted, at least
-        duration: Seconds for every batch size, at least
+        warm_up: Warm-up runs of every batch size, not counted
+        runs: Least number of measured runs of every batch size
+        duration: Least duration of the measurement of every batch size, in seconds
         threads: Threads of a runner on the CPU; 0 for every core
-        against: Another build, run in turn with this one
-        against_runner: The other's runner. Default: this one's
+        against: Another build, run alternately with this one
+        against_runner: Runner of the other build. Default: the same as --runner
         json: Write the report here
         latency: Write the ratio to the other build here, for ufovit gate --latency FILE
-        require_signature: PEM file of a public key: refuse what its owner did not sign
+        require_signature: PEM file of a public key: refuse a build that its owner did not sign
     """
 
     runner: str = "auto"
@@ -54,7 +54,7 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         if self.against is None and (self.latency is not None or self.against_runner is not None):
-            raise UsageError("--latency and --against-runner are about two builds", allowed="with --against OTHER")
+            raise UsageError("--latency and --against-runner require two builds", allowed="with --against OTHER")
 
     def open(self, folder: Path, runner: str) -> OpenedBuild:
         """Open a build for a measurement."""
@@ -65,7 +65,7 @@ class BenchOptions:
         return open_runner(build, runner, threads=self.threads)
 
     def conditions(self) -> Conditions:
-        """How it is measured. Raises InputError for numbers out of range."""
+        """The measuring conditions. Raises UsageError for numbers out of range."""
         from edge.bench.latency import Plan
         from edge.bench.measure import Conditions
 
@@ -78,9 +78,9 @@ _DEFAULT = BenchOptions()
 def bench(folder: Path, /, *, options: BenchOptions = _DEFAULT) -> int:
     """Measure latency, throughput and memory of a build on this machine; on a Jetson, power and energy too.
 
-    The image is the build's own golden image. With --against both are run in turn, A B B A, and the ratio of their medians is
-    told with its 95 % interval; the other may be the FP32 build of the same network, or the same build with another
-    --against-runner.
+    The image is the build's own golden image. With --against both builds run alternately, A B B A, and the ratio of their
+    medians is printed with its 95 % interval; the other may be the FP32 build of the same network, or the same build with
+    another --against-runner.
 
     Args:
         folder: A build folder
@@ -97,12 +97,12 @@ def bench(folder: Path, /, *, options: BenchOptions = _DEFAULT) -> int:
 
 
 def parse_batches(text: str | None) -> tuple[int, ...] | None:
-    """Batch sizes from "1,2,4", each once, in this order; None from None. Raises InputError."""
+    """Batch sizes from "1,2,4", each once, in this order; None from None. Raises UsageError."""
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts) or len(parts) > _MOST_BATCHES:
-        raise UsageError("batch sizes are not understood", found=repr(text), allowed="numbers such as 1,2,4,8, none of them 0")
+        raise UsageError("--batch must be a list of batch sizes", found=repr(text), allowed="positive integers such as 1,2,4,8")
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
@@ -113,10 +113,10 @@ def _alone(console: Console, folder: Path, options: BenchOptions) -> BenchReport
     from edge.cli.bench_tables import print_bench
     from edge.cli.console import TerminalProgress
 
-    conditions, asked, before = options.conditions(), parse_batches(options.batch), resident()
+    conditions, requested, before = options.conditions(), parse_batches(options.batch), resident()
     opened = options.open(folder, options.runner)
     with opened.runner:
-        batches = choose_batches(asked, opened.batch)
+        batches = choose_batches(requested, opened.batch)
         report = measure_build(
             opened, batches, conditions, monitor=find_monitor(), before=before, progress=TerminalProgress(console)
         )
@@ -125,11 +125,11 @@ def _alone(console: Console, folder: Path, options: BenchOptions) -> BenchReport
 
 
 def _check_for_gate(build: OpenedBuild, other: OpenedBuild) -> None:
-    """A gate compares the time of an engine in units of that of FP32. Raises InputError for any other ratio."""
+    """Raise UsageError unless the ratio is that of an engine to the FP32 engine of the same model, as a gate compares it."""
     for opened in (build, other):
         if not opened.itself:
             raise UsageError(
-                "--latency is about engines, and here a graph runs",
+                "--latency requires engines, but a graph runs in place of one",
                 where=opened.manifest.engine.file,
                 found=opened.ran_on,
                 allowed="the engines themselves: --runner ort for builds of target cpu, --runner trt on their GPU",
@@ -137,7 +137,7 @@ def _check_for_gate(build: OpenedBuild, other: OpenedBuild) -> None:
     models = (build.manifest.model, other.manifest.model)
     if models[0] != models[1] or other.manifest.precision != "fp32":
         raise UsageError(
-            "--latency is about a build and the FP32 build of the same model",
+            "--latency compares a build with the FP32 build of the same model",
             found=f"{models[0]} against {models[1]} {other.manifest.precision}",
             allowed="--against an FP32 build",
             next_command=f"ufovit build {models[0]} fp32 --target {build.manifest.target}",
@@ -151,7 +151,7 @@ def _in_turn(console: Console, folder: Path, options: BenchOptions) -> Compariso
     from edge.cli.console import TerminalProgress
     from edge.gate.baseline import LatencyRatio
 
-    conditions, asked = options.conditions(), parse_batches(options.batch)
+    conditions, requested = options.conditions(), parse_batches(options.batch)
     with ExitStack() as opened:
         builds = []
         for path, runner in (
@@ -163,8 +163,8 @@ def _in_turn(console: Console, folder: Path, options: BenchOptions) -> Compariso
             builds.append(build)
         if options.latency is not None:
             _check_for_gate(*builds)
-        fitting = choose_batches(asked, *(build.batch for build in builds))
-        batches = fitting if asked else fitting[:1]
+        batches = choose_batches(requested, *(build.batch for build in builds))
+        batches = batches if requested else batches[:1]
         report = compare(builds[0], builds[1], batches, conditions, TerminalProgress(console))
     print_comparison(console, report)
     if options.latency is not None:

@@ -1,4 +1,4 @@
-"""What `ufovit bench` measured, for a person."""
+"""The results of `ufovit bench` as tables on the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WIDTH = 132  # columns of a table in a file or a pipe
 
 
 def print_bench(console: Console, report: BenchReport) -> None:
-    """One build: a row for every batch size, then the rest."""
+    """One build: a row for every batch size, then build, machine, memory and power."""
     compute = any(result.compute for result in report.results)
     energy = any(result.energy for result in report.results)
     columns = ["batch", *(f"{name} ms" if name != "CV" else name for name in _FIGURES), "images/s"]
@@ -31,7 +31,7 @@ def print_bench(console: Console, report: BenchReport) -> None:
         table.add_row(*row)
     wide(console, _WIDTH).print(table, highlight=False)
     rows = _build_rows("build", report.build) | _machine_rows(report.machine, report.threads)
-    rows["input"] = f"{report.image}; {report.warm_up} runs of every batch size to warm up"
+    rows["input"] = f"{report.image}; {report.warm_up} warm-up runs of every batch size"
     rows["memory"] = _memory(report.memory)
     rails = {result.energy.rail: result.energy.source for result in report.results if result.energy}
     rows["power"] = "; ".join(f"{rail}, by {source}, idle power included" for rail, source in rails.items()) or report.power
@@ -39,7 +39,7 @@ def print_bench(console: Console, report: BenchReport) -> None:
 
 
 def print_comparison(console: Console, report: ComparisonReport) -> None:
-    """Two builds: for every batch size a row each and the ratio."""
+    """Two builds: a row for each at every batch size, with the ratio of the medians."""
     table = _table(["batch", "build", *(f"{name} ms" if name != "CV" else name for name in _FIGURES), "ratio of medians"])
     for result in report.results:
         ratio = result.ratio
@@ -50,7 +50,7 @@ def print_comparison(console: Console, report: ComparisonReport) -> None:
     rows = _build_rows("BUILD", report.first) | _build_rows("OTHER", report.second)
     rows |= _machine_rows(report.machine, report.threads)
     pairs = ", ".join(dict.fromkeys(str(result.ratio.runs) for result in report.results))
-    rows["input"] = f"{report.image}; {pairs} pairs in turn, A B B A, {report.warm_up} of each before"
+    rows["input"] = f"{report.image}; {pairs} alternating pairs, A B B A, after {report.warm_up} warm-up runs of each"
     for result in report.results:
         rows[f"batch {result.batch}"] = _sentence(result.ratio.ratio, result.ratio.low, result.ratio.high)
     _print_rows(console, rows, report.notes)
@@ -58,9 +58,9 @@ def print_comparison(console: Console, report: ComparisonReport) -> None:
 
 def _sentence(ratio: float, low: float, high: float) -> str:
     if low <= 1 <= high:
-        return "no difference that these runs can tell"
-    who, times = ("BUILD", 1 / ratio) if ratio < 1 else ("OTHER", ratio)
-    return f"{who} is {times:.2f} times as fast"
+        return "no measurable difference"
+    faster, factor = ("BUILD", 1 / ratio) if ratio < 1 else ("OTHER", ratio)
+    return f"{faster} is {factor:.2f} times as fast"
 
 
 def _table(columns: list[str]) -> Table:
@@ -80,8 +80,8 @@ def _compute(latency: Latency | None) -> list[str]:
 
 
 def _energy(result: BatchResult) -> list[str]:
-    found = result.energy
-    return ["", ""] if found is None else [f"{found.mean_w:.2f}", f"{1e3 * found.joules_per_image:.2f}"]
+    energy = result.energy
+    return ["", ""] if energy is None else [f"{energy.mean_w:.2f}", f"{1e3 * energy.joules_per_image:.2f}"]
 
 
 def _build_rows(name: str, build: MeasuredBuild) -> dict[str, str]:
@@ -100,13 +100,13 @@ def _memory(memory: Memory) -> str:
     named = {
         "in RAM": memory.after_bytes,
         "before the build was opened": memory.before_bytes,
-        "at most": memory.peak_bytes,
+        "at peak": memory.peak_bytes,
     }
-    told = [f"{value / _MIB:,.0f} MiB {name}" for name, value in named.items() if value is not None]
-    text = ", ".join(told) or "not told by this system"
+    parts = [f"{value / _MIB:,.0f} MiB {name}" for name, value in named.items() if value is not None]
+    text = ", ".join(parts) or "not reported by this system"
     if memory.device_used_bytes is not None and memory.device_total_bytes is not None:
         used, total = memory.device_used_bytes / _MIB, memory.device_total_bytes / _MIB
-        text += f"; on the device {used:,.0f} of {total:,.0f} MiB taken, by all programs"
+        text += f"; on the device {used:,.0f} of {total:,.0f} MiB in use, by all programs"
     return text
 
 

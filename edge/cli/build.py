@@ -1,4 +1,4 @@
-"""`ufovit build`: from a checkpoint, or on a device from a bundle, to a verified engine."""
+"""`ufovit build`: build a verified engine from a checkpoint, or on a device from a bundle."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ _WITH_A_BUNDLE = frozenset({
     *("--target", "--out", "--bundle", "--require-signature", "--force", "--optimization-level", "--workspace"),
     *("--version-compatible", "--hardware-compatibility", "--timing-cache", "--pin-timing-cache"),
 })  # fmt: skip
-"""Options that say something about a build from a bundle; all others are answered by the bundle."""
+"""Options that apply to a build from a bundle; the bundle determines all others."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Destination:
-    """What the engine is for, and where it goes.
+    """The target of the engine and the build folder.
 
     Attributes:
-        target: What the engine is for
-        backend: torch-tensorrt: build through torch.export. Default: the target's own
+        target: Device that the engine is for
+        backend: torch-tensorrt: build through torch.export. Default: the target's backend
         out: Build folder. Default: build/MODEL-PRECISION-TARGET, with --bundle build/BUNDLE-TARGET
     """
 
-    target: Annotated[str, Parameter(help="What the engine is for: " + ", ".join((AUTO, *TARGETS)))] = AUTO
+    target: Annotated[str, Parameter(help="Device that the engine is for: " + ", ".join((AUTO, *TARGETS)))] = AUTO
     backend: str | None = None
     out: Path | None = None
 
     def resolve(self) -> Resolution:
-        """The target with the backend. Raises InputError and MissingError."""
+        """The target with the backend. Raises UsageError and MissingError."""
         resolution = resolve_target(self.target)
         return Resolution(with_backend(resolution.target, self.backend), resolution.reason)
 
@@ -63,13 +63,13 @@ def build(
     require_signature: Path | None = None,
     tokens: Annotated[tuple[str, ...], Parameter(parse=False)] = (),
 ) -> int:
-    """Calibrate, build the engine, read its precision receipt, measure its drift, say pass or fail.
+    """Calibrate, build the engine, read its precision receipt, measure its drift, report pass or fail.
 
-    Exit codes: 0 passed, 1 failed, 2 bad input, 3 too few images to say, 4 something this machine lacks.
+    Exit codes: 0 passed, 1 failed, 2 bad input, 3 too few images for a verdict, 4 something this machine lacks.
 
     Args:
-        precision: What the engine computes in
-        bundle: Build from a file of `ufovit bundle`, without MODEL and PRECISION: the way on a device
+        precision: Precision of the engine
+        bundle: On a device: build from a file of `ufovit bundle`, without MODEL and PRECISION
         require_signature: PEM file of the public key that must have signed the bundle
     """
     from edge.cli.console import terminal_progress
@@ -78,19 +78,19 @@ def build(
     progress = terminal_progress()
     resolution = destination.resolve()
     if bundle is not None:
-        _refuse_what_the_bundle_says(tokens, MODEL=model, PRECISION=precision)
+        _refuse_ignored_options(tokens, MODEL=model, PRECISION=precision)
         outcome = _from_bundle(bundle, require_signature, resolution, destination.out, options, progress)
     else:
         if model is None or precision is None:
             raise UsageError("MODEL and PRECISION are missing", allowed="ufovit build MODEL PRECISION, or --bundle FILE")
         if require_signature is not None:
-            raise UsageError("--require-signature is about a bundle", allowed="with --bundle FILE")
+            raise UsageError("--require-signature applies to a bundle only", allowed="with --bundle FILE")
         from edge.pipeline.build import build_model
 
         name = f"{model}-{precision}-{resolution.target.name}" + ("-random" if options.random_weights else "")
         name += f"-{destination.backend}" if destination.backend else ""
-        kept = tuple(filter(None, options.keep_float))  # one empty pattern: none
-        settings = {**vars(options), "keep_float": kept}
+        patterns = tuple(filter(None, options.keep_float))  # one empty pattern means no pattern
+        settings = {**vars(options), "keep_float": patterns}
         request = BuildRequest(model, precision, resolution.target, destination.out or Path("build") / name, **settings)
         progress.say(f"{model} {precision} for target {resolution.target.name}: {resolution.reason}")
         outcome = build_model(request, progress)
@@ -114,14 +114,16 @@ def _from_bundle(
     try:
         return build_on_device(request, progress)
     except EvidenceError:
-        print_summary(progress.console, request.folder)  # what is known without a GPU
+        print_summary(progress.console, request.folder)  # what is known without running the engine
         raise
 
 
-def _refuse_what_the_bundle_says(tokens: tuple[str, ...], **arguments: str | None) -> None:
+def _refuse_ignored_options(tokens: tuple[str, ...], **arguments: str | None) -> None:
     """Raise UsageError for arguments and options that would be ignored, also where they repeat a default."""
     options = (token.partition("=")[0] for token in tokens if token.startswith("--"))
-    idle = [name for name, value in arguments.items() if value is not None]
-    idle += [option for option in options if option not in _WITH_A_BUNDLE]
-    if idle:
-        raise UsageError("--bundle says what is built", found=", ".join(idle), allowed="without these")
+    ignored = [name for name, value in arguments.items() if value is not None]
+    ignored += [option for option in options if option not in _WITH_A_BUNDLE]
+    if ignored:
+        raise UsageError(
+            "--bundle cannot be combined with these arguments and options", found=", ".join(ignored), allowed="without these"
+        )

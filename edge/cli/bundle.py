@@ -1,4 +1,4 @@
-"""`ufovit bundle`: everything a device needs to build and check its own engine, in one file."""
+"""`ufovit bundle`: pack everything a device needs to build and check its own engine into one file."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def bundle(build: Path, /, *, data: Path | None = None, images: int = IMAGES, ou
 
     Args:
         build: Build folder of `ufovit build` for a GPU target
-        data: Labelled images that will judge the engine on the device, in the forms of `ufovit build --data`. Default: the
+        data: Labelled images that judge the engine on the device, in the formats of `ufovit build --data`. Default: the
             shipped test images, for a build that was judged on them
-        images: How many of them, spread evenly
+        images: Number of images to pack, spread evenly over the data
         out: Bundle file. Default: BUILD.ufovit
     """
     from edge.cli.console import terminal_progress
@@ -35,7 +35,7 @@ def bundle(build: Path, /, *, data: Path | None = None, images: int = IMAGES, ou
     chosen = judging_images(data, task_of(folder.manifest)).take(images)
     path = out or build.resolve().with_name(build.resolve().name + SUFFIX)
     if path.is_dir():
-        raise UsageError("a bundle is a file", where=path, next_command=f"pass --out {path / build.name}{SUFFIX}")
+        raise UsageError("a bundle must be a file", where=path, next_command=f"pass --out {path / build.name}{SUFFIX}")
     progress = terminal_progress()
     with progress.task("reference answers") as advance:
         info = make_bundle(folder, chosen, path, advance)

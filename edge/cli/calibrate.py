@@ -12,13 +12,13 @@ _DEFAULT = CalibrateOptions()
 def calibrate(graph: Path, /, *, options: CalibrateOptions = _DEFAULT, out: Path | None = None) -> int:
     """Calibrate a float graph on images, and write it with Q/DQ.
 
-    Written: model.int8.onnx, calibration.json, model.refined.onnx (the float graph of these scales), calibration.cache.
+    Writes model.int8.onnx, calibration.json, model.refined.onnx (the float graph that the scales fit) and calibration.cache.
 
-    Exit codes: 0 done, 1 budget not met or a layer not in INT8, 2 bad input, 4 something that this machine lacks.
+    Exit codes: 0 done, 1 budget not met or a layer not in INT8, 2 bad input, 4 something this machine lacks.
 
     Args:
         graph: An ONNX file (FP32) with one input
-        out: Folder. Default: build/calibrate/GRAPH
+        out: Output folder. Default: build/calibrate/GRAPH
     """
     from edge.cli.console import terminal_progress
     from edge.pipeline.calibrate import calibrate_file

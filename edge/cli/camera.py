@@ -1,4 +1,4 @@
-"""`ufovit camera`: the newest picture of a camera through a build, results to terminal, programs, video and page."""
+"""`ufovit camera`: run a build on the newest frame of a camera; results on the terminal, as JSON, as video, on a web page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edge.camera.session import Outcome, View
 
 _LAST_LINES = 1024
-"""Lines that may wait for a program that reads slowly, before some are skipped."""
+"""Lines that are queued for a program that reads slowly, before some are dropped."""
 
 
 _DEFAULT = CameraOptions()
@@ -26,12 +26,12 @@ _DEFAULT = CameraOptions()
 def camera(build: Path, /, *, source: str, json: bool = False, options: CameraOptions = _DEFAULT) -> int:
     """Run a build on a camera, stream, video or folder, until it ends, a limit is reached, or Ctrl-C.
 
-    Exit codes: 0 ended as asked (Ctrl-C and SIGTERM too), 1 the network answered NaN or infinity, 2 bad input, 4 something that
-    this machine lacks: no camera, a busy one, one that is gone for good.
+    Exit codes: 0 ended as requested (Ctrl-C and SIGTERM too), 1 the network's output was NaN or infinity, 2 bad input,
+    4 something this machine lacks: no camera, a busy one, one that is disconnected for good.
 
     Args:
         build: A build folder
-        source: Where pictures come from: /dev/video0 or 0, csi://0, rtsp://..., http://..., a video file, an image folder,
+        source: Where frames come from: /dev/video0 or 0, csi://0, rtsp://..., http://..., a video file, an image folder,
             synthetic://?size=640x480&fps=30
         json: One JSON object per result on stdout; messages go to stderr
     """
@@ -47,30 +47,30 @@ def _run(request: CameraRequest, output: _Output) -> int:
     try:
         outcome = run_camera(request, output.view())
     except KeyboardInterrupt:  # the loop has its own; this one came while things were opened or closed
-        output.say("interrupted before the first picture, or again while closing")
+        output.say("interrupted before the first frame, or again while closing")
         return 0
     output.conclude(outcome)
     return 0 if output.gone() and outcome.summary.error is None else _exit_code(outcome)
 
 
 def _exit_code(outcome: Outcome) -> int:
-    """0, or what is raised says what."""
+    """0. Raises what ended the run otherwise."""
     summary = outcome.summary
     if summary.error is not None:
         raise summary.error
     if summary.not_finite:
         raise VerdictError(
-            "the network answered with NaN or infinity",
+            "the network's output contains NaN or infinity",
             found=f"{summary.not_finite} of {summary.not_finite + summary.results} frames",
-            next_command="ufovit certify on the build's model.onnx: can 16 bits hold it?",
+            next_command="ufovit certify on the build's model.onnx: does FP16 overflow?",
         )
     if not summary.results and summary.ended != "interrupted":
-        raise MissingError("no picture came", found=summary.ended, next_command="allow more time, or look at the source")
+        raise MissingError("no frame arrived", found=summary.ended, next_command="allow more time, or check the source")
     return 0
 
 
 class _Output:
-    """Where results and messages go: a live view, plain lines, or JSON for programs."""
+    """Prints results and messages: a live view, plain lines, or JSON for programs."""
 
     def __init__(self, *, as_json: bool) -> None:
         from rich.console import Console
@@ -89,7 +89,7 @@ class _Output:
         return View(self.say, self._sink, self._stop, self._started)
 
     def conclude(self, outcome: Outcome) -> None:
-        """Print the summary; nothing where nobody reads any more."""
+        """Print the summary, unless the reader closed the output."""
         try:
             if not self.gone():
                 self._print(outcome)
@@ -109,13 +109,13 @@ class _Output:
         sys.stdout.flush()
 
     def _devnull(self) -> None:
-        """Else Python complains of the closed pipe when it ends."""
+        """Redirect stdout to nowhere: else Python reports the closed pipe when it exits."""
         descriptor = os.open(os.devnull, os.O_WRONLY)
         os.dup2(descriptor, sys.stdout.fileno())
         os.close(descriptor)
 
     def say(self, text: str) -> None:
-        """A message for a person."""
+        """Print a message."""
         self._messages.print(text, markup=False, highlight=False)
 
     def _started(self, fields: dict[str, object]) -> None:
@@ -144,8 +144,8 @@ class _Output:
         return self._lines
 
     def gone(self) -> bool:
-        """Whether nobody reads the output any more."""
+        """Whether the output was closed by its reader."""
         return self._broken or (self._lines is not None and isinstance(self._lines.failure, BrokenPipeError))
 
     def _stop(self) -> str | None:
-        return "nobody reads the output any more" if self.gone() else None
+        return "the output was closed by its reader" if self.gone() else None

@@ -1,4 +1,4 @@
-"""`ufovit certify`: can 16 bits hold every XNorm of a graph?"""
+"""`ufovit certify`: check that FP16, BF16 and INT8 can represent every XNorm of a graph, and repair it if not."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _STYLE = {"stable": "green", "at risk": "yellow", "unstable": "bold red"}
 
 
 def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
-    """Certify every XNorm: what it reaches on images, what it can reach on any input, and whether 16 bits hold it.
+    """Certify every XNorm: its range on images, its bound for any input, and whether 16 bits can represent it.
 
-    Exit codes: 0 stable or at risk, 1 unstable (after the repair, where one is asked for), 2 bad input, 4 something this
+    Exit codes: 0 stable or at risk, 1 unstable (after the repair, if --repair is given), 2 bad input, 4 something this
     machine lacks.
 
     Args:
@@ -69,7 +69,7 @@ def _config(request: CertifyRequest, inputs: CertifyInputs) -> CertifyConfig:
 
 
 def _write(request: CertifyRequest, done: Certification, progress: TerminalProgress) -> None:
-    """The files that were asked for."""
+    """Write the files that the options name."""
     from calib.artifact import write_artifact
     from calib.files import write_bytes
     from calib.qdq_writer import serialize
@@ -95,7 +95,7 @@ def _emulate(request: CertifyRequest, inputs: CertifyInputs, done: Certification
 
 
 def _emulated(reference: ModelProto, graph: ModelProto, certificate: XNormCertificate | None, images: Any) -> str:
-    """FP16 against FP32 in words; a graph that has no FP16 form at all is an answer too."""
+    """FP16 compared with FP32 as a sentence; for a graph that cannot be converted to FP16, the reason."""
     from calib.errors import InputError
     from edge.stability.fp16_network import emulated_agreement
 
@@ -112,7 +112,7 @@ def print_certificate(console: Console, certificate: XNormCertificate) -> None:
     from edge.cli.console import wide
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("XNorm", "operand", "sum a² seen", "for any input", "headroom", "floor", "fp16", "bf16", "int8", "2^-p"):
+    for column in ("XNorm", "operand", "sum a² observed", "for any input", "headroom", "floor", "fp16", "bf16", "int8", "2^-p"):
         table.add_column(
             column, overflow="fold", justify="left" if column in ("XNorm", "operand", "fp16", "bf16", "int8") else "right"
         )
@@ -122,19 +122,17 @@ def print_certificate(console: Console, certificate: XNormCertificate) -> None:
     wide(console, _WIDTH).print(table, highlight=False)
     verdict, worst = certificate.verdict, certificate.verdict_before
     precisions = ", ".join(certificate.precisions)
-    was = f" (it was {worst})" if certificate.before and worst != verdict else ""
+    was = f" (before the repair: {worst})" if certificate.before and worst != verdict else ""
     console.print(f"verdict      [{_STYLE[verdict]}]{verdict.upper()}[/] in {precisions}{was}", highlight=False)
-    console.print(f"rests on     {_rests_on(certificate)}; {certificate.images} images", highlight=False)
+    console.print(f"based on     {_evidence(certificate)}; {certificate.images} images", highlight=False)
     for reason in _reasons(certificate)[:5]:
         console.print(f"             {reason}", markup=False, highlight=False)
     if certificate.checks is not None:
-        console.print(
-            f"checked      FP32 logits before and after are the same to the last bit on {certificate.checks.images} images"
-        )
+        console.print(f"checked      FP32 logits before and after are bit-identical on {certificate.checks.images} images")
     if certificate.islands.sites:
         cost = certificate.islands
         console.print(
-            f"islands      {cost.sites} XNorms in FP32: {cost.casts} Casts, {cost.values_per_image:,} values an image cross"
+            f"islands      {cost.sites} XNorms in FP32: {cost.casts} Casts, {cost.values_per_image:,} values per image cross"
         )
 
 
@@ -157,7 +155,7 @@ def _row(before: SiteCertificate, site: SiteCertificate) -> list[str]:
     ]
 
 
-def _rests_on(certificate: XNormCertificate) -> str:
+def _evidence(certificate: XNormCertificate) -> str:
     certified = sum(site.bound_sum_sq is not None for site in certificate.sites)
     return f"certified maxima at {certified} of {len(certificate.sites)} XNorms, observed ones elsewhere; observed minima"
 

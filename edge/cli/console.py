@@ -20,7 +20,7 @@ def terminal_progress() -> TerminalProgress:
 
 
 def wide(console: Console, width: int) -> Console:
-    """The console for a table: itself on a terminal; a file or a pipe has no width, and gets this one."""
+    """The console to print a table on: a terminal as it is; a file or a pipe, which has no width, with this one."""
     return console if console.is_terminal else Console(file=console.file, width=width)
 
 

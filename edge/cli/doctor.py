@@ -1,4 +1,4 @@
-"""`ufovit doctor`: what works on this machine."""
+"""`ufovit doctor`: check which backends and libraries work on this machine."""
 
 from __future__ import annotations
 
@@ -17,14 +17,7 @@ _SIGN = "pip install 'ufovit-edge[sign]'"
 
 @dataclass(frozen=True)
 class Library:
-    """A library that some commands need and that no backend brings.
-
-    Attributes:
-        name: as users know it.
-        purpose: what it is for, one phrase.
-        distributions: names under which pip may have installed it.
-        load: imports it; raises MissingError naming the command that installs it.
-    """
+    """A library that some commands need besides the backends; `load` raises MissingError naming the install command."""
 
     name: str
     purpose: str
@@ -32,7 +25,7 @@ class Library:
     load: Callable[[], Any]
 
     def probe(self) -> BackendProbe:
-        """Try it by importing it."""
+        """Check the library by importing it."""
         from engines.backends import BackendProbe
         from engines.hardware import versions
 
@@ -60,7 +53,7 @@ def doctor() -> int:
     _show(console, "backend", backends)
     _show(console, "library", tuple(library.probe() for library in _libraries()))
     resolution = resolve_target(AUTO)
-    console.print(f"target auto here means {resolution.target.name}: {resolution.reason}")
+    console.print(f"target auto resolves to {resolution.target.name}: {resolution.reason}")
     return 0 if any(probe.works for probe in backends) else 4
 
 

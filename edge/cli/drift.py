@@ -1,4 +1,4 @@
-"""`ufovit drift`: judge a finished build anew, and say which layers its drift comes from."""
+"""`ufovit drift`: judge a finished build again, and attribute its drift to layers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _DEFAULT = JudgeOptions()
 
 
 def drift(build: Path, /, *, options: JudgeOptions = _DEFAULT) -> int:
-    """Compare a finished build with its FP32 reference, judge it, and draw its report anew.
+    """Compare a finished build with its FP32 reference, judge it, and render its report again.
 
-    Exit codes: 0 passed, 1 failed, 2 bad input, 3 too few images to say, 4 something this machine lacks.
+    Exit codes: 0 passed, 1 failed, 2 bad input, 3 too few images for a verdict, 4 something this machine lacks.
 
     Args:
         build: A build folder

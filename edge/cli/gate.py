@@ -1,4 +1,4 @@
-"""`ufovit gate`: has this build lost anything against a reviewed one?"""
+"""`ufovit gate`: compare a build with a reviewed baseline, for CI."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _STYLE = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "skippe
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class GateOptions:
-    """What is done with a build and a baseline. Raises UsageError for options that do not fit together.
+    """What to do with a build and a baseline. Raises UsageError for options that contradict each other.
 
     Attributes:
         update: Write the baseline from this build, and compare nothing
-        force: With --update: of a build that did not pass; stamped
-        reviewed_by: With --update: who has looked at it
-        note: With --update: what the next reader should know
-        latency: Time of the engine in units of FP32's: {"schema_version": 1, "ratio", "low", "high", "runs"}
+        force: With --update: accept a build that did not pass; the baseline is stamped
+        reviewed_by: With --update: name of the reviewer
+        note: With --update: a note for the next reviewer
+        latency: JSON file, latency of the engine divided by that of FP32: {"schema_version": 1, "ratio", "low", "high", "runs"}
         junit: Write JUnit XML here
         markdown: Write a summary for a pull request here
         json: Write the report here
@@ -46,10 +46,10 @@ class GateOptions:
 
     def __post_init__(self) -> None:
         if self.update and any((self.junit, self.markdown, self.json)):
-            without = "without --junit, --markdown, --json"
-            raise UsageError("--update compares nothing", found="an output option", allowed=without)
+            allowed = "without --junit, --markdown, --json"
+            raise UsageError("--update writes a baseline and compares nothing", found="an output option", allowed=allowed)
         if not self.update and (self.force or self.reviewed_by is not None or self.note is not None):
-            raise UsageError("--force, --reviewed-by and --note are about a baseline to be written", allowed="with --update")
+            raise UsageError("--force, --reviewed-by and --note apply to writing a baseline only", allowed="with --update")
 
 
 _DEFAULT = GateOptions()
@@ -58,11 +58,11 @@ _DEFAULT = GateOptions()
 def gate(folder: Path, /, *, baseline: Path, options: GateOptions = _DEFAULT) -> int:
     """Verify a build folder and compare it with a baseline, each quantity within its own tolerance.
 
-    Exit codes: 0 nothing was lost, 1 something was, 2 bad input or a baseline of something else, 3 too few images to say.
+    Exit codes: 0 no regression, 1 a regression, 2 bad input or a baseline of another build, 3 too few images for a verdict.
 
     Args:
         folder: A build folder
-        baseline: The baseline, a JSON file to be kept under version control
+        baseline: Baseline, a JSON file to keep under version control
     """
     from rich.console import Console
 
@@ -100,11 +100,11 @@ def _write_baseline(console: Console, folder: Path, baseline: Path, options: Gat
     ratio, by, note = _latency_ratio(options), options.reviewed_by or "", options.note or ""
     for line in update_baseline(BuildFolder(folder), baseline, force=options.force, latency=ratio, by=by, note=note):
         console.print(line, markup=False, highlight=False)
-    console.print(f"baseline  {baseline}: look at it before you commit it", markup=False, highlight=False)
+    console.print(f"baseline  {baseline}: review it before you commit it", markup=False, highlight=False)
 
 
 def _write(report: GateReport, options: GateOptions) -> None:
-    """The files that were asked for."""
+    """Write the files that the options name."""
     from calib.artifact import write_artifact
     from calib.files import write_bytes
     from edge.gate.junit import junit_xml

@@ -1,4 +1,4 @@
-"""`ufovit inspect`: any artifact, readable by a person."""
+"""`ufovit inspect`: show any artifact in readable form."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from calib.errors import UsageError
 def inspect(
     file: Path, /, *, layers: bool = False, require_signature: Path | None = None, unsafe_no_manifest: bool = False
 ) -> int:
-    """Show what a file is and says. Without --layers an engine is read, never loaded.
+    """Show the content of an artifact or a build folder. Without --layers an engine is read, never loaded.
 
     Args:
         file: A build folder, or an artifact, ONNX file, checkpoint, bundle or engine
         layers: Load the engine on this machine's GPU and list its layers
         require_signature: With --layers: PEM file of the public key that must have signed it
-        unsafe_no_manifest: With --layers: load an engine that nothing vouches for
+        unsafe_no_manifest: With --layers: load an engine that no manifest describes
     """
     from rich.console import Console
 
@@ -28,7 +28,9 @@ def inspect(
         return 0
     if require_signature is not None or unsafe_no_manifest:
         raise UsageError(
-            "these options are about loading an engine", allowed="with --layers", next_command="ufovit verify PATH"
+            "--require-signature and --unsafe-no-manifest apply to loading an engine only",
+            allowed="with --layers",
+            next_command="ufovit verify PATH",
         )
     from edge.inspect.describers import describe_file
 

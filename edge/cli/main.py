@@ -1,15 +1,15 @@
-"""`ufovit COMMAND`: finds the command, and turns every end into an exit code.
+"""`ufovit COMMAND`: call the command, and map every outcome to an exit code.
 
 0    done and passed
 1    a verdict failed: drift, receipt, parity
 2    bad usage or bad input
-3    not enough evidence to say
-4    something that this machine lacks: a library, disk space, a permission
-70   an error inside the toolkit; --debug shows where
+3    not enough evidence for a verdict
+4    something this machine lacks: a library, disk space, a permission
+70   an error inside the toolkit; --debug prints the traceback
 130  interrupted; finished steps are kept
 
 A command is a function; its parameters and the fields of the frozen dataclasses among them are its arguments and options, and
-their docstrings the help, as cyclopts reads them. A unit at the end of a field's name is no part of the option's.
+their docstrings the help, as cyclopts reads them. A unit at the end of a field's name is left out of the option's.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ def _option_name(field: str) -> str:
 
 
 def _convert(kind: Any, tokens: Sequence[cyclopts.Token]) -> Any:
-    """A value of a type; unlike cyclopts, which rounds it, refuse 32.5 for an integer."""
+    """Convert to a type; refuse 32.5 for an integer, which cyclopts would round."""
     kinds = {int: "an integer", float: "a number"}
-    wanted = next((known for known in kinds if kind in (known, known | None)), None)
-    if wanted is None:
+    number = next((known for known in kinds if kind in (known, known | None)), None)
+    if number is None:
         return cyclopts.convert(kind, tokens)
     try:
-        return wanted(tokens[0].value)
+        return number(tokens[0].value)
     except ValueError:
-        raise ValueError(f"found {tokens[0].value!r}, allowed {kinds[wanted]}") from None
+        raise ValueError(f"found {tokens[0].value!r}, allowed {kinds[number]}") from None
 
 
 def _default_text(value: Any) -> str | None:
-    """A default as it would be typed; None for one that the help text names or that goes without saying."""
+    """A default as a user would type it; None where the help text names it or there is none."""
     if isinstance(value, tuple):
         return " ".join(value) or None
     return None if value is None or value is False else str(value)
@@ -97,7 +97,7 @@ def main() -> NoReturn:
     """Entry point of `ufovit`: run a command and exit with its code."""
     signal.signal(signal.SIGTERM, _terminate)
     if sys.argv[1:2] in (["camera"], ["bench"]):
-        # on a busy core threads would wait for each other, picture by picture; numpy reads this when it is loaded
+        # on a busy core threads would wait for each other at every image; numpy reads this when it is loaded
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.exit(run(sys.argv[1:]))
 
@@ -112,7 +112,7 @@ def run(arguments: list[str]) -> int:
         kept = ": finished steps are kept; the same command goes on from there" if arguments[:1] == ["build"] else ""
         print(f"interrupted{kept}", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # who read the output has enough; else Python would complain of it when it ends
+    except BrokenPipeError:  # the reader closed the output; else Python would report it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001  # the last line of defence: a user gets a sentence, never a traceback
@@ -122,7 +122,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _call(arguments: list[str]) -> int:
-    """Parse a command line and call its command. Raises UsageError for one that is not understood, whatever commands raise."""
+    """Parse a command line and call its command. Raises UsageError for an invalid one, and what the command raises."""
     if arguments[:1] in ([], ["--help"]):  # the list of commands shows a sentence of each
         for command in COMMANDS:
             app[command]
@@ -132,13 +132,13 @@ def _call(arguments: list[str]) -> int:
         function, bound, unparsed = app.parse_args(arguments, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         raise _usage_error(error, arguments) from error
-    if "tokens" in unparsed:  # of a command that wants to know what was given, defaults among it
+    if "tokens" in unparsed:  # for a command that must know which options were given, even with their defaults
         bound.arguments["tokens"] = tuple(arguments[1:])
     return int(function(*bound.args, **bound.kwargs) or 0)
 
 
 def _usage_error(error: cyclopts.CycloptsError, arguments: list[str]) -> UsageError:
-    """What cyclopts says of a command line, as the toolkit says it."""
+    """The error of cyclopts in the toolkit's own words."""
     command, allowed = f"ufovit {arguments[0]}", None
     what = " ".join(str(error).split()).rstrip(".")
     if arguments[0] not in COMMANDS:
@@ -153,7 +153,7 @@ def _usage_error(error: cyclopts.CycloptsError, arguments: list[str]) -> UsageEr
 
 
 def _explain(error: Exception) -> int:
-    """Say on stderr what went wrong; the exit code that it stands for."""
+    """Print the error on stderr and return its exit code."""
     from edge.pipeline.preflight import BUILD_LIBRARIES, missing_library
 
     if isinstance(error, UfovitError):

@@ -1,4 +1,4 @@
-"""`ufovit report`: draw the report of a build anew."""
+"""`ufovit report`: render the report of a build again."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 def report(build: Path, /) -> int:
-    """Draw report.html anew from the other files of a build folder, after checking them. The folder may be a copy.
+    """Render report.html again from the other files of a build folder, after checking them. The folder may be a copy.
 
-    A report that is there and fits is left as it is. One that is drawn anew takes the folder's signature with it.
+    An up-to-date report is left unchanged. A new one invalidates the folder's signature, which is removed.
 
-    Exit codes: 0 the report is there, passed or not, 2 the folder is not what a build left, 4 this machine lacks something.
+    Exit codes: 0 the report exists, whatever the verdict, 2 a file of the folder was changed, 4 something this machine lacks.
 
     Args:
         build: A build folder of `ufovit build`

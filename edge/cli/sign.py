@@ -1,4 +1,4 @@
-"""`ufovit sign`: vouch for a build folder, or for a bundle."""
+"""`ufovit sign`: sign a build folder or a bundle."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ def sign(path: Path, /, *, key: Path, passphrase_file: Path | None = None) -> in
 
     Check it with `ufovit verify PATH --require-signature PUBLIC_KEY`.
 
-    Exit codes: 0 signed, 2 bad input, 4 something that this machine lacks.
+    Exit codes: 0 signed, 2 bad input, 4 something this machine lacks.
 
     Args:
         path: A build folder, or a single file such as a bundle
         key: PEM file of an Ed25519 private key (openssl genpkey -algorithm ed25519) that only you can read
-        passphrase_file: File whose first line opens an encrypted key
+        passphrase_file: File whose first line is the passphrase of an encrypted key
     """
     from edge.cli.console import terminal_progress
     from edge.pipeline.workspace import locked

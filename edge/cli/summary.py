@@ -1,4 +1,4 @@
-"""What a build has come to, in a table for a person: read from the artifacts, so that a reused build says the same."""
+"""The result of a build as a table on the terminal: read from the artifacts, so that a reused build prints the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LISTED = 5
 
 
 def print_summary(console: Console, folder: Path) -> None:
-    """Print the verdict, if there is one, and the figures behind it."""
+    """Print the verdict, if there is one, and its figures."""
     build = BuildFolder(folder)
     manifest, drift, attribution = build.manifest, build.find(DRIFT_ARTIFACT), build.find(ATTRIBUTION_ARTIFACT)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -39,8 +39,8 @@ def print_summary(console: Console, folder: Path) -> None:
     for name, text in rows.items():
         table.add_row(name, text)
     console.print(table, highlight=False)
-    if build.has(REPORT):  # not on a device, which lacks what draws it
-        console.print(f"report   {folder / REPORT}", markup=False, highlight=False)  # in one piece, however narrow
+    if build.has(REPORT):  # not on a device, which lacks the libraries that render it
+        console.print(f"report   {folder / REPORT}", markup=False, highlight=False)  # never wrapped
 
 
 def _drift_rows(drift: DriftReport, manifest: EngineManifest) -> dict[str, str]:
@@ -50,12 +50,12 @@ def _drift_rows(drift: DriftReport, manifest: EngineManifest) -> dict[str, str]:
     return rows
 
 
-def _layers(found: Attribution) -> str:
-    lines = [found.sentence]
-    for trial in found.costliest:
+def _layers(attribution: Attribution) -> str:
+    lines = [attribution.sentence]
+    for trial in attribution.costliest:
         names = "all of these" if trial.isolated_db is None else ", ".join(trial.layers)
-        sure = "" if trial.confirmed else ", within its uncertainty"
-        lines.append(f"in {found.float_form}: {names}: {trial.gain_db:+.1f} ± {trial.uncertainty_db:.1f} dB{sure}")
+        caveat = "" if trial.confirmed else ", within its uncertainty"
+        lines.append(f"in {attribution.float_form}: {names}: {trial.gain_db:+.1f} ± {trial.uncertainty_db:.1f} dB{caveat}")
     return "\n".join(lines)
 
 

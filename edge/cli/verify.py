@@ -1,4 +1,4 @@
-"""`ufovit verify`: are these the files that a build made, and who says so?"""
+"""`ufovit verify`: check every file of a build or a bundle against its recorded digest, and the signature."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def verify(path: Path, /, *, require_signature: Path | None = None, partial: bool = False) -> int:
-    """Recompute every digest of a build and hold the files against each other.
+    """Recompute every digest of a build and compare the files with each other.
 
-    Exit codes: 0 everything is what was recorded, 2 something is not, 4 something that this machine lacks.
+    Exit codes: 0 every file matches its record, 2 a file does not, 4 something this machine lacks.
 
     Args:
         path: A build folder, or a bundle
-        require_signature: PEM file of a public key: refuse what its owner did not sign
-        partial: Of a folder, ask for the engine and its manifest alone; check what else is there
+        require_signature: PEM file of a public key: refuse files that its owner did not sign
+        partial: Require only the engine and its manifest of a folder; check the other files that are present
     """
     from rich.console import Console
 
@@ -45,7 +45,7 @@ def verify(path: Path, /, *, require_signature: Path | None = None, partial: boo
 
 
 def _members(path: Path) -> tuple[CheckedFile, ...]:
-    """The members of a bundle, checked, behind the bundle itself, which ends with the digest of all its bytes."""
+    """The bundle, which ends with the digest of all its bytes, then its members, checked."""
     from engines.build_folder.bundle_format import BUNDLE, verify_bundle
     from engines.build_folder.verify import CheckedFile
 
@@ -70,9 +70,9 @@ def _sentence(path: Path, files: tuple[CheckedFile, ...], signature: Signature |
     from engines.build_folder.safe_files import is_there
     from engines.build_folder.signature import signature_path
 
-    whole = f"{path}: {len(files)} files are what was recorded, and they belong together"
+    whole = f"{path}: {len(files)} files match their recorded digests and belong to one build"
     if path.is_dir() and DRIFT not in (file.file for file in files):
-        whole += f"; no verdict on accuracy among them: no {DRIFT}"
+        whole += f"; no verdict on accuracy: no {DRIFT}"
     if signature is not None:
         return f"{whole}; signed {signature.signed} with key {signature.public_key[:16]}..."
     if is_there(signature_path(path)):

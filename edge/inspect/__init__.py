@@ -1,4 +1,4 @@
-"""Any artifact as text for a person."""
+"""Describe any artifact in readable form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX graphs, checkpoints and engines in words."""
+"""Describe ONNX graphs, checkpoints, engines and bundles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calib.errors import InputError
+from calib.errors import ArtifactError, GraphError, InputError
 from calib.files import sha256_file
 from edge.inspect.describe_dataclass import value_text
 from edge.inspect.describe_json import RANDOM_STAMP, describe_manifest
@@ -24,17 +24,17 @@ _LONGEST_PROPERTY = 100
 
 
 def describe_onnx(path: Path) -> Description:
-    """An ONNX graph: inputs, outputs, operators, Q/DQ, multiply-accumulates, and what the lint says of a quantized one."""
+    """An ONNX graph: inputs, outputs, operators, Q/DQ, multiply-accumulates, and the lint findings of a quantized graph."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no type information
 
     try:
         model = onnx.load(path)
     except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise InputError("not an ONNX file", where=path, found=error) from error
+        raise GraphError("not an ONNX file", where=path, found=error) from error
     graph = model.graph
     if not graph.node or not graph.output:  # protobuf parses many a foreign file as an empty message
-        raise InputError("not an ONNX graph", where=path, found=f"{len(graph.node)} nodes, {len(graph.output)} outputs")
+        raise GraphError("not an ONNX graph", where=path, found=f"{len(graph.node)} nodes, {len(graph.output)} outputs")
     constants = {t.name for t in graph.initializer}
     operators = Counter(node.op_type for node in graph.node)
     facts = {
@@ -54,7 +54,7 @@ def describe_onnx(path: Path) -> Description:
 
 
 def describe_checkpoint(path: Path) -> Description:
-    """A safetensors checkpoint: its tensors, and what it says of itself. Needs no torch."""
+    """A safetensors checkpoint: its tensors and metadata. Needs no torch."""
     import safetensors
 
     from edge.model.metadata import METADATA_KEY, parse_info, unreadable_error
@@ -91,17 +91,19 @@ def describe_checkpoint(path: Path) -> Description:
 
 
 def describe_engine(path: Path) -> Description:
-    """An engine: its bytes, and the manifest beside it. It is never deserialized here: a plan is an executable artifact."""
+    """An engine: its bytes and the manifest in its folder. It is never deserialized here: an engine is executable code."""
     digest = sha256_file(path)
     facts = {"file": f"{size_text(path.stat().st_size)}, sha256 {digest}"}
     build = BuildFolder(path.parent)
     if not build.has(MANIFEST):
-        facts["manifest"] = "none beside it: nothing tells what this engine is"
-        return Description("Engine", facts, warnings=("do not run an engine that nothing vouches for",))
+        facts["manifest"] = "none in its folder: the origin of this engine is unknown"
+        return Description(
+            "Engine", facts, warnings=("do not run an engine without a manifest: engine files are executable code",)
+        )
     manifest = build.manifest
     if (path.name, digest) != (manifest.engine.file, manifest.engine.sha256):
-        raise InputError(
-            "engine is not the one that the manifest beside it records",
+        raise ArtifactError(
+            "engine does not match the manifest in its folder",
             where=path,
             found=f"sha256 {digest}",
             allowed=f"{manifest.engine.file}, sha256 {manifest.engine.sha256}",
@@ -113,7 +115,7 @@ def describe_engine(path: Path) -> Description:
 
 
 def describe_bundle(path: Path) -> Description:
-    """A bundle, every member of it checked."""
+    """A bundle, with every member checked."""
     from engines.build_folder.bundle_format import verify_bundle
 
     bundle, _ = verify_bundle(path)
@@ -140,7 +142,7 @@ def _tensor(value: onnx.ValueInfoProto) -> str:
 
 
 def _macs(model: onnx.ModelProto) -> str:
-    """Counted for one image; a graph whose shapes cannot be inferred is still worth describing."""
+    """Counted for one image, or why the shapes of the graph cannot be inferred."""
     from calib.macs import count_macs
 
     try:
@@ -153,12 +155,12 @@ def _macs(model: onnx.ModelProto) -> str:
 def _quantized(model: onnx.ModelProto) -> str:
     from calib.qdq_writer import read_qdq
 
-    found = Counter(info.kind for info in read_qdq(model).values())
-    return f"{found['activation']} activations, {found['weight']} weights" if found else "none: a float graph"
+    kinds = Counter(info.kind for info in read_qdq(model).values())
+    return f"{kinds['activation']} activations, {kinds['weight']} weights" if kinds else "none: a float graph"
 
 
 def _findings(model: onnx.ModelProto) -> tuple[Listing, ...]:
-    """What the lint says of a graph with Q/DQ; a float graph asks for no INT8."""
+    """Lint findings of a graph with Q/DQ; none of a float graph."""
     from calib.lint import lint_graph
 
     if not any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):

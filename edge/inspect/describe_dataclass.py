@@ -1,4 +1,4 @@
-"""Any artifact that is a dataclass, in words: a row for every field, a table for every field that holds many records."""
+"""Describe any artifact that is a dataclass: a row for every field, a table for every field of several records."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LISTED = 20
 
 
 def describe_fields(title: str, artifact: Any, *, skip: Collection[str] = (), warnings: tuple[str, ...] = ()) -> Description:
-    """Every field of a dataclass but those in `skip`. Names end in their unit; a float without one is shown as it is."""
+    """Every field of a dataclass but those in `skip`. Units come from the ends of the names."""
     facts, listings = {}, []
     for name, value in field_values(artifact).items():
         if name in skip:
@@ -53,9 +53,8 @@ def value_text(name: str, value: Any) -> str:
 
 
 def limited(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Listing:
-    """A table of the first LISTED rows that says how many it leaves out."""
-    left = len(rows) - LISTED
-    return Listing(title + (f" ({LISTED} of {len(rows)})" if left > 0 else ""), columns, tuple(rows[:LISTED]))
+    """A table of the first LISTED rows; its title counts all of them."""
+    return Listing(title + (f" ({LISTED} of {len(rows)})" if len(rows) > LISTED else ""), columns, tuple(rows[:LISTED]))
 
 
 def _records(value: Any) -> list[tuple[str, Any]] | None:

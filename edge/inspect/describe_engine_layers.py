@@ -1,4 +1,4 @@
-"""The layers of an engine as the engine inspector lists them, once it was authenticated and loaded on this machine's GPU."""
+"""List the layers of an engine with TensorRT's engine inspector, after authenticating and loading it on this machine's GPU."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LONGEST = 60
 
 
 def describe_layers(path: Path, *, public_key: Path | None = None, unsafe_no_manifest: bool = False) -> Description:
-    """Every layer of an engine: its kind, the types that go in and come out, its tactic.
+    """Every layer of an engine: its kind, input and output types, and tactic.
 
-    Raises InputError for an engine that is not the recorded one, MissingError where this machine cannot load it.
+    Raises ArtifactError for an engine that does not match its record, MissingError where this machine cannot load it.
     """
     from edge.runtime.engine_runner import engine_device
     from engines.build_folder.authenticate import read_authenticated
@@ -30,13 +30,13 @@ def describe_layers(path: Path, *, public_key: Path | None = None, unsafe_no_man
         rows = layer_rows(runtime.inspect(loaded))
     listing = Listing(f"{len(rows)} layers", ("layer", "kind", "in", "out", "tactic"), rows)
     if manifest is None:
-        return Description("Engine", {"manifest": "none"}, (listing,), ("nothing vouches for this engine",))
+        return Description("Engine", {"manifest": "none"}, (listing,), ("this engine has no manifest",))
     described = describe_manifest(manifest)
     return Description("Engine", described.facts, (*described.listings, listing), described.warnings)
 
 
 def layer_rows(text: str) -> tuple[tuple[str, ...], ...]:
-    """One row per layer of the inspector's JSON. Raises InputError when it is none."""
+    """One row per layer of the inspector's JSON. Raises InputError for any other text."""
     from engines.engine_inspector import inspected_layers, type_of_tensor
 
     def types(tensors: Any) -> str:

@@ -1,4 +1,4 @@
-"""The artifacts of a build, and the folder that holds them, in words."""
+"""Describe the JSON and NPZ artifacts of a build, and the build folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RANDOM_STAMP = "RANDOM WEIGHTS: nothing here says anything about accuracy"
 
 
 def describe_manifest(manifest: EngineManifest) -> Description:
-    """An engine: what it is, what it takes, what it does in which precision."""
+    """An engine: origin, inputs and outputs, precision of its layers."""
     engine, receipt = manifest.engine, manifest.receipt
     serves = ", ".join(engine.compute_capabilities) or "no GPU: a CPU engine"
     facts = {
@@ -52,7 +52,7 @@ def describe_manifest(manifest: EngineManifest) -> Description:
 def describe_table(table: CalibrationTable) -> Description:
     """calibration.json, the widest ranges first."""
     widest = dict(sorted(table.tensors.items(), key=lambda item: (-item[1].amax, item[0])))
-    warnings = ("SYNTHETIC IMAGES: these ranges were not seen on real images",) if table.synthetic else ()
+    warnings = ("SYNTHETIC IMAGES: these ranges were not measured on real images",) if table.synthetic else ()
     described = describe_fields("Calibration table", replace(table, tensors=widest), warnings=warnings)
     amax = [scale.amax for scale in widest.values()]
     proven = sum(scale.source == "proof" for scale in widest.values())
@@ -62,7 +62,7 @@ def describe_table(table: CalibrationTable) -> Description:
 
 
 def describe_drift(drift: DriftReport) -> Description:
-    """drift.json: the verdict, then the figures behind it."""
+    """drift.json: the verdict, then its figures."""
     warnings = (RANDOM_STAMP,) if drift.random_weights else ()
     first = ("verdict", "reason", "reference", "engine", "comparison")
     described = describe_fields("Drift report", drift, skip=first, warnings=warnings)
@@ -84,7 +84,7 @@ def describe_flips(flips: KeptPictures) -> Description:
 
 
 def describe_golden(pair: GoldenPair) -> Description:
-    """golden.npz: one image, and what the network was fed for it."""
+    """golden.npz: one image and its network input."""
     height, width, channels = pair.pixels.shape
     facts = {
         "image": f"{width} x {height}, {'grey' if channels == 1 else 'RGB'}",
@@ -118,11 +118,11 @@ def describe_steps(record: dict[str, StepRecord]) -> Description:
 
 
 def describe_folder(folder: Path) -> Description:
-    """A build folder: what is in it, whether the files are those recorded, and the verdict."""
+    """A build folder: its files, checked against their recorded digests, and the verdict."""
     build = BuildFolder(folder)
     described, drift = describe_manifest(build.manifest), build.find(DRIFT_ARTIFACT)
     verify_recorded(build, complete=False)
-    facts = {"digests": "every recorded file that is here is the one that was recorded"}
+    facts = {"digests": "every recorded file in the folder matches its digest"}
     facts |= describe_drift(drift).facts if drift is not None else {"verdict": f"none: no {DRIFT}"}
     chosen = ("model", "created", "engine", "backend", "compute capability", "asked for", "does")
     facts |= {name: described.facts[name] for name in chosen}
@@ -132,7 +132,7 @@ def describe_folder(folder: Path) -> Description:
 
 
 def file_records(manifest: EngineManifest) -> dict[str, FileRecord | CalibrationRecord]:
-    """Role -> file record, of those that the manifest has."""
+    """Role -> file record of a manifest."""
     records = {
         "checkpoint": manifest.checkpoint,
         "FP32 graph": manifest.onnx,

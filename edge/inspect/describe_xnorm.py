@@ -1,11 +1,11 @@
-"""xnorm.json in words."""
+"""Describe xnorm.json, the certificate of every XNorm."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from calib.artifact import Artifact
-from calib.errors import InputError
+from calib.errors import ArtifactError
 from edge.inspect.describe_dataclass import limited
 from edge.inspect.description import Description
 from edge.report.certificate_text import (
@@ -38,7 +38,7 @@ def describe_certificate(certificate: XNormCertificate) -> Description:
         before = f" (before: {verdict_counts(certificate.before, name)})" if certificate.before else ""
         facts[f"XNorms in {name}"] = verdict_counts(sites, name) + before
     facts |= {
-        "rests on": f"certified maxima at {_bounded(sites)} of {len(sites)}, observed ones elsewhere; observed minima",
+        "based on": f"certified maxima at {_bounded(sites)} of {len(sites)}, observed ones elsewhere; observed minima",
         "folded": _folded(sites),
         "islands": island_cost(certificate),
         "repair checked": _checks(certificate),
@@ -48,30 +48,30 @@ def describe_certificate(certificate: XNormCertificate) -> Description:
         facts[f"error, {meaning}"] = _worst_error(sites, key) + before
     facts |= {
         "INT8 after the norm": int8_loss(sites),
-        "INT8 in front of it": _loss(site.int8_in_front for site in sites),
+        "INT8 before the norm": _loss(site.int8_in_front for site in sites),
         "graph": f"sha256 {certificate.onnx_sha256}",
         "folded graph": f"sha256 {certificate.folded_onnx_sha256}" if certificate.folded_onnx_sha256 else "none",
         "images' digest": f"sha256 {certificate.data_sha256}",
     }
     rows = [_line(old, new, precisions) for old, new in _worst_first(certificate)]
-    listing = limited("XNorms, least room first", _COLUMNS, rows)
+    listing = limited("XNorms, smallest headroom first", _COLUMNS, rows)
     broken = f"UNSTABLE: {_named(precisions)} cannot compute this network"
     return Description("XNorm certificate", facts, (listing,), (broken,) if certificate.verdict == "unstable" else ())
 
 
-_COLUMNS = ("XNorm", "operand", "verdict", "why", "sum a^2 seen", "for any input", "headroom", "repair")
+_COLUMNS = ("XNorm", "operand", "verdict", "why", "sum a^2 observed", "for any input", "headroom", "repair")
 
 
 def _line(old: SiteCertificate, new: SiteCertificate, precisions: tuple[str, ...]) -> tuple[str, ...]:
-    found = judgement(new, precisions)
+    verdict = judgement(new, precisions)
     low = "-" if new.sum_sq_min is None else f"{new.sum_sq_min:.3g}"
     bound = "-" if new.bound_sum_sq is None else f"{new.bound_sum_sq:.3g}"
-    seen, room = f"{low} .. {new.sum_sq_max:.3g}", f"{new.fp16_headroom_bits:.1f} bits"
-    return (new.name, new.operand, found.verdict, found.reason, seen, bound, room, _repair(old, new))
+    observed, headroom = f"{low} .. {new.sum_sq_max:.3g}", f"{new.fp16_headroom_bits:.1f} bits"
+    return (new.name, new.operand, verdict.verdict, verdict.reason, observed, bound, headroom, _repair(old, new))
 
 
 def _worst_first(certificate: XNormCertificate) -> list[tuple[SiteCertificate, SiteCertificate]]:
-    """Sites before and after, by verdict, then by room below FP16's largest number."""
+    """Sites before and after the repair, by verdict, then by headroom below FP16's largest number."""
     pairs = zip(certificate.before or certificate.sites, certificate.sites, strict=True)
     return sorted(
         pairs,
@@ -101,24 +101,24 @@ def _checks(certificate: XNormCertificate) -> str:
 
 
 def _worst_error(sites: tuple[SiteCertificate, ...], key: str) -> str:
-    """The largest relative error of an emulated XNorm, and where."""
-    found = {site.name: site.errors[key] for site in sites if key in site.errors}
-    if not found:
+    """The largest relative error of an emulated XNorm, and its site."""
+    errors = {site.name: site.errors[key] for site in sites if key in site.errors}
+    if not errors:
         return "not emulated"
-    broken = [name for name, error in found.items() if error is None]
+    broken = [name for name, error in errors.items() if error is None]
     if broken:
         return f"NaN or infinity at {len(broken)}, first {broken[0]}"
-    error, where = max((error, name) for name, error in found.items() if error is not None)
+    error, where = max((error, name) for name, error in errors.items() if error is not None)
     return f"{error:.2g} at worst, {where}"
 
 
 def _check_verdicts(path: Path, certificate: XNormCertificate) -> None:
-    """Raise InputError unless there are sites, all with a verdict in all precisions, and as many before as after."""
+    """Raise ArtifactError unless there are sites, all with a verdict in all precisions, and as many before as after."""
     sites, before = certificate.sites, certificate.before
     known = {"fp16", "bf16", "int8"}
     whole = all(known <= site.verdicts.keys() for site in (*sites, *before)) and known >= set(certificate.precisions)
     if not (sites and whole and certificate.precisions and len(before) in (0, len(sites))):
-        raise InputError(
+        raise ArtifactError(
             "certificate without a verdict on every XNorm",
             where=path,
             found=f"{len(sites)} sites, {len(before)} before, precisions {', '.join(certificate.precisions)}",

@@ -1,7 +1,6 @@
-"""Any artifact, readable by a person on a terminal: what kind of file it is decides who describes it.
+"""Describe any artifact for the terminal: the file name decides which function describes it.
 
-Descriptions are gathered as plain text (`Description`) and turned into rich renderables at the end; text that comes from a
-file is never read as markup.
+Descriptions are plain text (`Description`) and become rich renderables at the end; text from a file is never parsed as markup.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calib.errors import InputError
+from calib.errors import UsageError
 from edge.inspect.description import Description, size_text
 from engines.build_folder.safe_files import read_contained
 
@@ -29,43 +28,42 @@ BY_NAME = {
     "export.json": ("edge.model.export_record.EXPORT_ARTIFACT", "describe_json.describe_export"),
     "steps.json": ("engines.build_folder.step_record.STEPS_ARTIFACT", "describe_json.describe_steps"),
 }
-"""File name -> how it is read, and who describes what it holds."""
+"""File name -> the `Artifact` that reads it, and the function that describes its content."""
 BY_SUFFIX = {
     ".onnx": "describe_binary.describe_onnx",
     ".safetensors": "describe_binary.describe_checkpoint",
     ".engine": "describe_binary.describe_engine",
     ".ufovit": "describe_binary.describe_bundle",
 }
-"""Suffix of a file name -> who describes the file."""
+"""Suffix of a file name -> the function that describes the file."""
 
 
 def describe_file(path: Path) -> Group:
-    """What a file or build folder is and says.
+    """Describe a file or build folder.
 
     Args:
-        path: a build folder, a file of BY_NAME, or a file with a suffix of BY_SUFFIX. A file is described as it is, wherever
-            it lies; only a folder is held against what was recorded of it.
+        path: a build folder, a file of BY_NAME, or a file with a suffix of BY_SUFFIX. A file is described as it is; only
+            the files of a folder are compared with their recorded digests.
 
-    Raises InputError for a missing or malformed file, and for one of no known kind, listing those that are known.
+    Raises InputError for a missing or malformed file; UsageError for one of an unknown kind, listing the known ones.
     """
     return _described(path).renderable()
 
 
 def _described(path: Path) -> Description:
     if not path.exists():
-        raise InputError("nothing to inspect", where=path, allowed="an existing file or folder")
-    described: Description
+        raise UsageError("file or folder not found", where=path, allowed="an existing file or folder")
     if path.name in BY_NAME and not path.is_dir():
         artifact, describe = BY_NAME[path.name]
         data = read_contained(path.resolve())
-        described = _load(f"edge.inspect.{describe}")(_load(artifact).parse(data, path))
+        described: Description = _load(f"edge.inspect.{describe}")(_load(artifact).parse(data, path))
         return replace(described, facts={"file": size_text(len(data)), **described.facts})
-    whole = "describe_json.describe_folder" if path.is_dir() else BY_SUFFIX.get(path.suffix)
-    if whole is not None:
-        described = _load(f"edge.inspect.{whole}")(path)
+    describe = "describe_json.describe_folder" if path.is_dir() else BY_SUFFIX.get(path.suffix, "")
+    if describe:
+        described = _load(f"edge.inspect.{describe}")(path)
         return described
     known = ", ".join((*BY_NAME, *(f"*{suffix}" for suffix in BY_SUFFIX)))
-    raise InputError("no known kind of artifact", where=path, found=path.name, allowed=f"a build folder, {known}")
+    raise UsageError("unknown kind of artifact", where=path, found=path.name, allowed=f"a build folder, {known}")
 
 
 def _load(dotted: str) -> Any:

@@ -1,4 +1,4 @@
-"""What is to be said of an artifact, as text: facts, tables, warnings. rich turns it into something to look at."""
+"""The description of an artifact as text: facts, tables and warnings, rendered with rich."""
 
 from __future__ import annotations
 
@@ -20,14 +20,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Description:
-    """An artifact in words.
-
-    Attributes:
-        title: what it is.
-        facts: name -> text.
-        listings: tables, in order.
-        warnings: what must not be overlooked; shown first.
-    """
+    """The description of an artifact: a title, facts (name -> text), tables, and warnings, which are shown first."""
 
     title: str
     facts: dict[str, str]
@@ -35,7 +28,7 @@ class Description:
     warnings: tuple[str, ...] = field(default=())
 
     def renderable(self) -> Group:
-        """For rich's console. Names and reasons come from files, so nothing is read as markup."""
+        """For rich's console. Text that comes from files is never parsed as markup."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -62,5 +55,5 @@ class Description:
 
 
 def size_text(count: int) -> str:
-    """Bytes as a person reads them: 54,285,252 bytes (54.3 MB)."""
+    """A readable size: 54,285,252 bytes (54.3 MB)."""
     return f"{count:,} bytes" + (f" ({count / 1e6:.1f} MB)" if count >= 100_000 else "")

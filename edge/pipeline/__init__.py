@@ -1,4 +1,4 @@
-"""From a request to a finished build folder, and what is done with a finished one."""
+"""Build a model into a build folder; judge, report, bundle and calibrate it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a checkpoint to a verdict: the order of the steps of `ufovit build`; each reads and writes files of one build folder.
+"""`ufovit build`: the steps from a checkpoint to a verdict, in order; each reads and writes files of one build folder.
 
 export     checkpoint -> model.onnx, export.json, golden.npz
 certify    model.onnx + calibration images -> xnorm.json, model.folded.onnx            fp16, int8
@@ -34,7 +34,7 @@ from engines.build_folder.folder import BuildFolder
 
 
 def build_model(request: BuildRequest, progress: Progress) -> BuildOutcome:
-    """Carry out a build. Raises UfovitError; everything about the inputs is checked before anything is written."""
+    """Build a model. Raises UfovitError; all inputs are checked before anything is written."""
     inputs = resolve_inputs(request)
     if inputs.info.random_weights:
         progress.say(RANDOM_WEIGHTS_NOTICE)
@@ -52,7 +52,7 @@ def build_model(request: BuildRequest, progress: Progress) -> BuildOutcome:
 
 
 def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> Iterator[Step]:
-    """The steps in order; each is made when those before it are done, because it says the digests of their files."""
+    """The steps in order; each is created after the previous one has run, because it needs the digests of its files."""
     yield export_step(request, inputs)
     graph = MODEL
     if request.precision != "fp32":

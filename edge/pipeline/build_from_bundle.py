@@ -1,4 +1,4 @@
-"""From a bundle to a verdict, on the device: what `ufovit build --bundle` does. Needs numpy and TensorRT, to judge pycuda too.
+"""`ufovit build --bundle`: build and judge an engine on the device. Needs numpy and TensorRT; judging needs pycuda too.
 
 unpack   bundle -> the graph, the certificate and calibration table that go with it, and the golden pair
 engine   graph -> engine, manifest.json: the source build's, with the engine, receipt and target of this device
@@ -39,14 +39,11 @@ from engines.targets import Target
 
 @dataclass(frozen=True)
 class DeviceRequest:
-    """A build from a bundle.
+    """A build from a bundle. Raises UsageError for a target that TensorRT or TensorRT-RTX does not build for.
 
     Attributes:
-        bundle: the file.
-        target: what the engine is for; one that TensorRT or TensorRT-RTX builds for.
         out: the build folder; None for build/BUNDLE-TARGET, BUNDLE being the file's name.
-        builder: what TensorRT is told beyond the graph.
-        public_key: PEM file of the key that must have signed the bundle; None if none has to.
+        public_key: PEM file of the key that must have signed the bundle; None if a signature is not required.
         force: run every step, whatever an earlier build left.
     """
 
@@ -60,7 +57,7 @@ class DeviceRequest:
     def __post_init__(self) -> None:
         if self.target.backend not in ("trt", "trt_rtx"):
             raise UsageError(
-                "a bundle holds a graph for GPUs",
+                "a bundle can be built for a GPU only",
                 found=f"target {self.target.name}",
                 allowed="a target that TensorRT builds for",
             )
@@ -75,7 +72,7 @@ class DeviceRequest:
 def build_on_device(request: DeviceRequest, progress: Progress) -> BuildOutcome:
     """Build and judge. Raises UfovitError; the bundle is checked before anything is written.
 
-    Raises EvidenceError, the engine and its receipt being there, where no GPU can run it: then nothing is known of its drift.
+    Raises EvidenceError where no GPU can run the engine: engine and receipt are written, but the drift is unknown.
     """
     bundle, _ = verify_bundle(request.bundle)
     if request.public_key is not None:
@@ -153,7 +150,7 @@ def _engine_step(request: DeviceRequest, bundle: Bundle, source: EngineManifest,
 
 
 def _drift_step(build: BuildFolder, bundle: Bundle, source: EngineManifest, images: BundledImages) -> Step:
-    """`steps.drift` with the bundle's images and answers; which GPUs are there decides whether it can run."""
+    """`steps.drift` with the bundle's images and answers; runs again when the GPUs of this machine change."""
     info = bundle.info
     reference = Source(info.reference.file, info.reference.sha256, info.reference_ran_on)
     stored = StoredAnswers(
@@ -170,7 +167,7 @@ def _drift_step(build: BuildFolder, bundle: Bundle, source: EngineManifest, imag
             runner = open_engine(build)
         except MissingError as error:
             raise EvidenceError(
-                "the engine is built and its receipt holds, but nothing here can run it: its drift is not known",
+                "the engine is built and its receipt passed, but this machine cannot run it: its drift is unknown",
                 where=build.path,
                 found=str(error).splitlines()[0],
                 next_command="ufovit build --bundle on a machine with the target's GPU",

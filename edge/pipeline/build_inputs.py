@@ -1,4 +1,4 @@
-"""The checkpoint and the images that answer a build's request: checked completely before anything is written."""
+"""Open and check the checkpoint and the images of a build before anything is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edge.tasks.registry import CLASSIFICATION, load_task
 from edge.tasks.task import Task
 
 SHIPPED_TEST = "the shipped test split"
-"""What artifacts say of the images that a build without --data is judged on."""
+"""How artifacts name the images that a build without --data is judged on."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class BuildInputs:
     """The checked inputs of a build.
 
     Attributes:
-        info: what the checkpoint says of itself, at the image size in use.
+        info: metadata of the checkpoint, at the image size in use.
         eval_images: labelled images that judge the engine.
         calib_images: images that calibrate it and on which the export is checked.
     """
@@ -59,7 +59,7 @@ def resolve_inputs(request: BuildRequest) -> BuildInputs:
 
 
 def judging_images(data: Path | None, task: Task) -> ImageSet:
-    """Labelled images that judge: those of `data`, else the shipped test split. Raises InputError when labels do not fit."""
+    """Labelled images that judge: those of `data`, else the shipped test split. Raises DataError when labels do not fit."""
     if data is not None and data != TEST_IMAGES:
         return task.open_images(data)
     if not shipped_images_fit(task):
@@ -77,7 +77,7 @@ def shipped_images_fit(task: Task) -> bool:
 
 
 def _resolve_info(request: BuildRequest) -> CheckpointInfo:
-    """Metadata of the checkpoint asked for, or of the weights to be drawn."""
+    """Metadata of the requested checkpoint, or of the random weights."""
     if request.random_weights:
         shipped = read_info(SHIPPED_CHECKPOINT)
         size = shipped.config.image_size if request.image_size is None else request.image_size
@@ -92,7 +92,7 @@ def _resolve_info(request: BuildRequest) -> CheckpointInfo:
         raise UsageError(
             f"no checkpoint of {request.model} is shipped",
             allowed=f"{SHIPPED_MODEL} without --checkpoint",
-            next_command="pass --checkpoint FILE, or --random-weights to try the tools on drawn weights",
+            next_command="pass --checkpoint FILE, or --random-weights to try the tools on random weights",
         )
     path = request.checkpoint or SHIPPED_CHECKPOINT
     if path.suffix in (".pth", ".pt"):

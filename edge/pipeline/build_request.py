@@ -1,7 +1,7 @@
-"""What `ufovit build` is asked for.
+"""The options of `ufovit build`.
 
-Each field of `BuildOptions` and `BuilderRequest` is an option of the command, its line in the docstring the help text. What is
-cheap to check is checked here; `build_inputs` opens what the options name.
+Each field of `BuildOptions` and `BuilderRequest` is an option of the command, its line in the docstring the help text. Values
+are checked here; `build_inputs` opens the files that the options name.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from engines.targets import Target
 
 DEFAULT_BATCH = BatchRange(1, 1, 8)
 FLOAT_LAYERS = ("stem.0/*", "stem.3/*")
-"""Layers that stay in float in an INT8 build unless told otherwise: the first two convolutions of the stem, which see the image
+"""Layers that stay in float in an INT8 build by default: the first two convolutions of the stem, which see the image
 itself. They are 1.7 % of ufovit_t's multiply-accumulates, and in INT8 they cost more of the logits' SQNR than all other layers
 together; figures in edge/README.md."""
 MAX_DROP_POINTS = 0.5
 RANDOM_WEIGHTS_IMAGES = 64
-"""Images used by default with drawn weights, which have ranges and numbers to check but no accuracy to measure."""
+"""Default number of images with random weights: enough to check ranges and numerics; there is no accuracy to measure."""
 
 
 def batch_option(_type: Any, tokens: Sequence[Any]) -> BatchRange:
-    """--batch MIN,OPT,MAX. Raises InputError."""
+    """--batch MIN,OPT,MAX. Raises UsageError."""
     return parse_batch(tokens[0].value)
 
 
@@ -46,20 +46,20 @@ class BuildOptions:
 
     Attributes:
         checkpoint: Trained weights, .safetensors or .pth. Default: the shipped ufovit_t
-        random_weights: Draw the weights, to try the tools. Every artifact is stamped
+        random_weights: Use random weights, to try the tools. Every artifact is stamped
         data: Labelled images that judge the engine: a folder per class, a .csv/.txt list, or IDX files. Default: the shipped
             test images
-        calib_data: Images that calibrate it, in the same forms. Default: the shipped calibration images
+        calib_data: Calibration images, in the same formats. Default: the shipped calibration images
         image_size: Input size in pixels. Default: the checkpoint's
         batch: Batch sizes of the engine: MIN,OPT,MAX
         max_drop_points: Accuracy budget in percentage points of top-1
-        int8_floor: Smallest share of the multiply-accumulates in INT8. Default: the target's
-        method: Calibration: minmax, percentile, entropy, mse
+        int8_floor: Least share of the multiply-accumulates that must run in INT8. Default: the target's
+        method: Calibration method: minmax, percentile, entropy, mse
         effort: Refinements of the INT8 quantization: fast (none), balanced, best
         keep_float: Nodes that stay in float, glob patterns, repeatable, empty for none
-        calib_images: Calibration images. Default: 512, 64 with random weights
-        eval_images: Images that judge. Default: all, 64 with random weights
-        seed: Of --random-weights
+        calib_images: Number of calibration images. Default: 512, 64 with random weights
+        eval_images: Number of images that judge. Default: all, 64 with random weights
+        seed: Seed of --random-weights
         force: Run every step, whatever an earlier build left
     """
 
@@ -83,12 +83,10 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class BuildRequest(BuildOptions):
-    """Everything that decides what a build makes. Raises InputError for options that do not exist or do not fit together.
+    """The checked options, model and target of a build. Raises UsageError for unknown or contradictory ones.
 
     Attributes:
         model: a name of `edge.model.sizes.SIZES`.
-        precision: "fp32", "fp16" or "int8".
-        target: what the engine is for.
         out: the build folder.
         task: what the network's outputs mean, a key of `edge.tasks.registry.TASKS`.
     """
@@ -126,7 +124,7 @@ class BuildRequest(BuildOptions):
 
     @property
     def certified_precisions(self) -> tuple[str, ...]:
-        """Precisions in which every XNorm of the build must be stable: its own, and that of what surrounds INT8."""
+        """Precisions in which every XNorm must be stable: that of the build, and the float type of the layers around INT8."""
         return tuple(p for p in ("fp16", "int8") if p in (self.precision, self.target.float_type) and self.precision != "fp32")
 
     @property
@@ -136,5 +134,5 @@ class BuildRequest(BuildOptions):
 
     @property
     def engine_runs_here(self) -> bool:
-        """Whether the engine itself can be judged on this machine; otherwise the graph it was built from is, on the CPU."""
+        """Whether this machine can run and judge the engine; otherwise its source graph is judged, on the CPU."""
         return judged_here(self.target)

@@ -1,4 +1,4 @@
-"""What TensorRT is told beyond the graph, as a user asks for it."""
+"""The TensorRT builder options of `ufovit build`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from calib.errors import InputError
+from calib.errors import UsageError
 from engines import hardware
 from engines.build_spec import BuilderOptions, HardwareCompatibility
 from engines.targets import Target
@@ -21,8 +21,8 @@ _FLAGS = {
     "timing_cache": "--timing-cache",
     "pin_timing_cache": "--pin-timing-cache",
 }
-_TAKEN = {"trt": tuple(_FLAGS), "trt_rtx": ("optimization_level",), "torch_trt": ("optimization_level",)}
-"""Backend -> the options that it knows; every other knows none."""
+_SUPPORTED = {"trt": tuple(_FLAGS), "trt_rtx": ("optimization_level",), "torch_trt": ("optimization_level",)}
+"""Backend -> the options that it supports; other backends support none."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class BuilderRequest:
     """Builder options; see `engines.build_spec.BuilderOptions`. Each field is an option of `ufovit build`.
 
     Attributes:
-        optimization_level: How long TensorRT searches for kernels, 0 to 5. Default: TensorRT's own
-        workspace_mib: Most memory a kernel may use for itself, MiB. Default: the target's
-        version_compatible: The engine loads in later releases of the same TensorRT too
-        hardware_compatibility: Other GPUs it runs on
+        optimization_level: Effort of TensorRT's kernel search, 0 to 5. Default: TensorRT's own
+        workspace_mib: Largest workspace of a kernel, MiB. Default: the target's
+        version_compatible: Build an engine that later releases of the same major version load too
+        hardware_compatibility: GPUs besides this one that the engine runs on
         timing_cache: TensorRT's timing cache. Default: timing-TARGET.cache beside the build folder
-        pin_timing_cache: Refuse to measure a kernel anew, so that builds repeat
+        pin_timing_cache: Refuse to time kernels that the cache lacks, so that builds are reproducible
     """
 
     optimization_level: int | None = None
@@ -49,18 +49,18 @@ class BuilderRequest:
         self._options(b"pinned" if self.pin_timing_cache else None)  # refuses values out of range
 
     def check(self, target: Target, out: Path) -> None:
-        """Raise InputError for an option that the target does not have, and for a timing cache that cannot be used."""
+        """Raise InputError for an option that the target does not support, and for a timing cache that cannot be used."""
         self.options(target, out)
 
     def options(self, target: Target, out: Path) -> BuilderOptions:
         """The options with the timing cache's bytes. Raises InputError like `check`."""
-        taken = _TAKEN.get(target.backend, ())
-        odd = [f.name for f in fields(self) if getattr(self, f.name) != f.default and f.name not in taken]
-        if odd:
-            raise InputError(
-                f"target {target.name} does not have this builder option",
-                found=", ".join(_FLAGS[name] for name in odd),
-                allowed=", ".join(_FLAGS[name] for name in taken) or "none: a target that is built with TensorRT has them",
+        supported = _SUPPORTED.get(target.backend, ())
+        refused = [f.name for f in fields(self) if getattr(self, f.name) != f.default and f.name not in supported]
+        if refused:
+            raise UsageError(
+                f"target {target.name} does not support this builder option",
+                found=", ".join(_FLAGS[name] for name in refused),
+                allowed=", ".join(_FLAGS[name] for name in supported) or "none: only targets built with TensorRT support them",
             )
         return self._options(self.cache(target, out).read() if target.backend == "trt" else None)
 
@@ -69,7 +69,7 @@ class BuilderRequest:
         return TimingCache(self.timing_cache or out.parent / f"timing-{target.name}.cache", self.pin_timing_cache)
 
     def as_json(self, target: Target, out: Path) -> dict[str, Any]:
-        """What decides about an engine; the GPU of this machine only where it is what the engine is for."""
+        """Everything that decides the engine, as JSON; the GPUs of this machine only where the engine is built for them."""
         gpus = [asdict(gpu) for gpu in hardware.gpus()] if target.backend == "trt" else []
         return {**asdict(self), "timing_cache": self.cache(target, out).pinned_sha256(), "gpus": gpus}
 

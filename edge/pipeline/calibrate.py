@@ -1,4 +1,4 @@
-"""The work of `ufovit calibrate`: calibrate a graph, meet a budget, write, and say what it costs."""
+"""`ufovit calibrate`: calibrate a graph, meet an accuracy budget, write the Q/DQ graph, report its cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from calib.artifact import write_artifact
 from calib.collect import CollectConfig, range_shift_warning
-from calib.errors import InputError
+from calib.errors import ArtifactError, DataError, GraphError
 from calib.files import atomic_path
 from calib.graph import load_graph
 from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 
 
 def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
-    """Carry out a request; the exit code. Raises UfovitError; nothing is written before everything is made."""
+    """Calibrate and return the exit code. Raises UfovitError; nothing is written before every result is complete."""
     inputs = resolve(request)
     scheme = QuantScheme(exclude=request.keep_float)
     plan = plan_quantization(inputs.model, scheme)  # refuses a pattern that matches nothing, and what cannot be quantized
     if inputs.table is not None:
         _check_scales(request, plan, inputs.table)
     if inputs.images.synthetic or (inputs.table is not None and inputs.table.synthetic):
-        progress.say("MADE-UP IMAGES: the scales below fit no real image; the table is stamped")
+        progress.say("SYNTHETIC IMAGES: the scales below are not calibrated on real images; the table is stamped")
     reference = _reference(request, inputs, progress)
     with tempfile.TemporaryDirectory(prefix="ufovit-calibrate-") as folder:
         refined = Path(folder) / REFINED
@@ -55,13 +55,13 @@ def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
         model, data = load_graph(refined if inputs.table is None else request.graph)
     exit_code = 0
     if request.max_drop_points is not None:
-        found = fit(model, table, scheme, inputs.holdout, reference, request.max_drop_points, progress)
-        table, exit_code = replace(table, float_nodes=found.float_nodes), 0 if found.met else 1
-    made = quantize_graph(model, table, scheme, request.out / QUANTIZED)
-    int8 = OrtRunner(request.out / QUANTIZED, data=serialize(made), throughput=True)
+        result = fit(model, table, scheme, inputs.holdout, reference, request.max_drop_points, progress)
+        table, exit_code = replace(table, float_nodes=result.float_nodes), 0 if result.met else 1
+    quantized = quantize_graph(model, table, scheme, request.out / QUANTIZED)
+    int8 = OrtRunner(request.out / QUANTIZED, data=serialize(quantized), throughput=True)
     answers = _answers(int8, "the INT8 graph", inputs.holdout, progress)
-    summary = list(_summary(inputs, table, made, reference, answers))
-    _write(request.out, data, table, made)
+    summary = list(_summary(inputs, table, quantized, reference, answers))
+    _write(request.out, data, table, quantized)
     for line in (*summary, f"written      {request.out}: {' '.join(WRITTEN)}"):
         progress.say(line)
     return exit_code
@@ -73,39 +73,39 @@ def _answers(runner: OrtRunner, what: str, images: GraphImages, progress: Progre
 
 
 def _reference(request: CalibrateRequest, inputs: CalibrateInputs, progress: Progress) -> NDArray[np.float32]:
-    """Output of the float graph on the images that judge. Raises InputError where nothing could be judged by it."""
+    """Output of the float graph on the images that judge. Raises InputError where it cannot serve as a reference."""
     images = inputs.holdout
-    found = _answers(OrtRunner(request.graph, throughput=True), "the float graph", images, progress)
-    bad = first_not_finite(found)
+    outputs = _answers(OrtRunner(request.graph, throughput=True), "the float graph", images, progress)
+    bad = first_not_finite(outputs)
     if bad is not None:
-        raise InputError(
-            "the float graph gives NaN or infinity",
+        raise GraphError(
+            "the float graph outputs NaN or infinity",
             where=request.graph,
             found=f"on image {images.chosen[bad]}, counted from 0, of {images.source}",
         )
     judged = request.max_drop_points is not None or images.labels is not None
-    if judged and found.ndim != 2:
-        raise InputError(
-            "an accuracy needs a graph that classifies",
+    if judged and outputs.ndim != 2:
+        raise GraphError(
+            "accuracy can be measured only on a graph that classifies",
             where=request.graph,
-            found=f"output {found.shape}",
+            found=f"output {outputs.shape}",
             allowed="(batch, classes)",
             next_command="leave out --max-drop and the labels",
         )
-    if images.labels is not None and not (images.labels.min() >= 0 and images.labels.max() < found.shape[1]):
-        raise InputError(
+    if images.labels is not None and not (images.labels.min() >= 0 and images.labels.max() < outputs.shape[1]):
+        raise DataError(
             "label out of range",
             where=request.holdout_labels or images.source,
             found=f"{images.labels.min()} to {images.labels.max()}",
-            allowed=f"0 to {found.shape[1] - 1}",
+            allowed=f"0 to {outputs.shape[1] - 1}",
         )
-    return found
+    return outputs
 
 
 def _check_scales(request: CalibrateRequest, plan: QuantPlan, table: CalibrationTable) -> None:
     missing = [tensor for tensor in plan.activations if tensor not in table.tensors]
     if missing:
-        raise InputError(
+        raise ArtifactError(
             "calibration table has no scale for tensors that are to be quantized",
             where=request.table,
             found=f"{len(missing)} tensors: {', '.join(missing[:4])}",
@@ -137,13 +137,13 @@ def _calibrate(
         )
 
 
-def _write(out: Path, refined: bytes, table: CalibrationTable, made: onnx.ModelProto) -> None:
-    """All files or none: an earlier run's stay until the last byte of the new ones is on the disk."""
+def _write(out: Path, refined: bytes, table: CalibrationTable, quantized: onnx.ModelProto) -> None:
+    """Write all files or none: those of an earlier run stay until the last byte of the new ones is on the disk."""
     with ExitStack() as files:  # renamed in the reverse order: the Q/DQ graph last
         quantized_file, cache, calibration, graph = (
             files.enter_context(atomic_path(out / name)) for name in (QUANTIZED, CACHE, CALIBRATION, REFINED)
         )
-        quantized_file.write_bytes(serialize(made))
+        quantized_file.write_bytes(serialize(quantized))
         # sorted as in the JSON: a reused table gives equal bytes
         cache.write_text(format_cache({name: tensor.scale for name, tensor in sorted(table.tensors.items())}), encoding="utf-8")
         write_artifact(calibration, table)
@@ -154,12 +154,12 @@ def _write(out: Path, refined: bytes, table: CalibrationTable, made: onnx.ModelP
 def _summary(
     inputs: CalibrateInputs,
     table: CalibrationTable,
-    made: onnx.ModelProto,
+    quantized: onnx.ModelProto,
     reference: NDArray[np.float32],
     answers: NDArray[np.float32],
 ) -> Iterator[str]:
-    """What it costs, on the held-out images where there are any; line by line."""
-    share = make_receipt(read_layers(made), EngineEvidence(), "int8").requested.get("int8", 0.0)
+    """Lines on the INT8 share and the accuracy cost, measured on the held-out images where there are any."""
+    share = make_receipt(read_layers(quantized), EngineEvidence(), "int8").requested.get("int8", 0.0)
     yield f"INT8         {share:.1%} of the multiply-accumulates, {len(table.tensors)} activations"
     judges = f"{len(answers)} {'held-out' if inputs.held_out else 'calibration'} images"
     yield from holdout_lines(reference, answers, inputs.holdout.labels, judges)

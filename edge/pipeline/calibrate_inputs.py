@@ -1,4 +1,4 @@
-"""The graph and the images that answer a calibration request: checked before anything is measured."""
+"""Open and check the graph and the images of `ufovit calibrate` before anything is measured."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 COMMAND = "ufovit calibrate"
 WRITTEN = (QUANTIZED, CALIBRATION, REFINED, CACHE)
-"""What is made, the result first."""
+"""Files that are written, the result first."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,10 @@ class CalibrateInputs:
     """The checked inputs.
 
     Attributes:
-        model: float graph.
-        sha256: digest of its file.
-        images: that calibrate; with a stored table, those that it is said to be made from, or else that judge.
-        holdout: that judge.
-        held_out: whether these are other images than those that calibrate.
-        table: the stored table, None when there is to be a new one.
+        model: float graph; `sha256` is the digest of its file.
+        images: that calibrate; with a stored table, those of --images, or else those that judge.
+        holdout: that judge; `held_out` if they are other images than those that calibrate.
+        table: the stored table, None to calibrate.
     """
 
     model: onnx.ModelProto
@@ -66,7 +64,7 @@ def resolve(request: CalibrateRequest) -> CalibrateInputs:
     _check_out(request)
     model, data = load_graph(request.graph)
     sha256, shape = sha256_bytes(data), input_shape(model, request.graph)
-    _check_ends(model, request.graph)
+    _check_signature(model, request.graph)
     info, batch = read_graph_info(model, request.graph), fixed_batch(model, request.graph)
     remake = f"{COMMAND} {request.graph} --images DIR"
 
@@ -99,17 +97,17 @@ def resolve(request: CalibrateRequest) -> CalibrateInputs:
         )
     rest = everything.without(count)
     judging = holdout or rest or images
-    for some in (images, judging):
-        _check_shape(some, shape, request.graph)
-    images, judging = (replace(some, largest_batch=batch) for some in (images, judging))
+    for image_set in (images, judging):
+        _check_shape(image_set, shape, request.graph)
+    images, judging = (replace(image_set, largest_batch=batch) for image_set in (images, judging))
     return CalibrateInputs(model, sha256, images, judging, bool(holdout or rest), table)
 
 
 def _check_out(request: CalibrateRequest) -> None:
-    """Refuse, before any work, a folder that cannot be written and one in which the graph itself would be overwritten."""
+    """Refuse a folder that cannot be written, and one in which the graph itself would be overwritten."""
     out = request.out
     if out.exists() and not out.is_dir():
-        raise UsageError("--out is no folder", where=out, next_command="choose another --out")
+        raise UsageError("--out is not a folder", where=out, next_command="choose another --out")
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         found = "not a folder" if not existing.is_dir() else "no permission to write"
@@ -117,20 +115,20 @@ def _check_out(request: CalibrateRequest) -> None:
     written = [(out / file).resolve() for file in WRITTEN]
     if request.table is None and request.graph.resolve() in written:
         raise UsageError(
-            "the graph would be overwritten by what is made from it",
+            "the graph would be overwritten by the output",
             where=request.graph,
             found=f"--out {out}",
             next_command="choose another --out",
         )
 
 
-def _check_ends(model: onnx.ModelProto, path: Path) -> None:
-    """Refuse a graph of several outputs and one that takes no float32; several inputs are `input_shape`'s."""
+def _check_signature(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse a graph with several outputs or an input that is not float32; `input_shape` refuses several inputs."""
     constants = {tensor.name for tensor in model.graph.initializer}
     (kind,) = (v.type.tensor_type.elem_type for v in model.graph.input if v.name not in constants)
     if kind != onnx.TensorProto.FLOAT:
         found = onnx.TensorProto.DataType.Name(kind)
-        raise GraphError("the graph takes no float32", where=path, found=found, next_command="pass the FP32 graph")
+        raise GraphError("the graph's input is not float32", where=path, found=found, next_command="pass the FP32 graph")
     if len(model.graph.output) != 1:
         raise GraphError("the graph must have one output", where=path, found=", ".join(v.name for v in model.graph.output))
 
@@ -150,7 +148,7 @@ def _images(request: CalibrateRequest, info: CheckpointInfo | None) -> Path:
         return CALIBRATION_IMAGES
     if request.table is not None:
         raise UsageError(
-            "a stored table needs images that say what it costs",
+            "--table needs images on which its accuracy cost is measured",
             where=request.graph,
             found="neither --images nor --holdout",
             next_command=f"{COMMAND} {request.graph} --table {request.table} --holdout DIR; --images DIR, those that it was "
@@ -159,8 +157,8 @@ def _images(request: CalibrateRequest, info: CheckpointInfo | None) -> Path:
     raise UsageError(
         "calibration needs images like those that the camera will see",
         where=request.graph,
-        found="no --images, and the shipped images are of another kind",
-        next_command=f"{COMMAND} {request.graph} --images DIR; --random 64 tries the tools on made-up ones",
+        found="no --images, and the shipped images have other labels",
+        next_command=f"{COMMAND} {request.graph} --images DIR; --random 64 tries the tools on synthetic ones",
     )
 
 
@@ -180,11 +178,11 @@ def _holdout(
 
 
 def _classes(model: onnx.ModelProto, path: Path) -> tuple[str, ...]:
-    """Labels of a graph that names none: the class indices."""
+    """Labels of a graph without class names: the class indices."""
     sides = model.graph.output[0].type.tensor_type.shape.dim
     if not sides or not sides[-1].dim_value:
         raise GraphError(
-            "the graph does not say how many classes it knows",
+            "the graph's output does not fix the number of classes",
             where=f"{path}, output {model.graph.output[0].name}",
             allowed="(batch, classes) with classes fixed",
             next_command="pass --holdout FILE.npy --holdout-labels FILE.npy",

@@ -1,4 +1,4 @@
-"""What `ufovit calibrate` is asked for. Each field of `CalibrateOptions` is an option of the command."""
+"""The options of `ufovit calibrate`. Each field of `CalibrateOptions` is an option of the command."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class CalibrateOptions:
     Attributes:
         images: Images that calibrate: a folder, an IDX file, or a .npy file of float32 (N, ...), as the graph takes them.
             Default: the shipped ones, for a graph of their classes
-        count: How many of them calibrate, spread evenly; the others are held out. With --table, as many as it says
-        random: Calibrate on this many made-up images, to try the tools; all that is made says so
-        effort: fast (scales alone), balanced (weights refined too) or best (and some nodes added)
+        count: Number of them that calibrate, spread evenly; the others are held out. With --table, the number that it records
+        random: Calibrate on this many synthetic images, to try the tools; the output is stamped
+        effort: fast (scales only), balanced (weights refined too) or best (nodes added too)
         method: For scales that the effort does not search: minmax, percentile, percentile:99.9, entropy or mse
         keep_float: Nodes that stay in float: a glob pattern on their names, repeatable
         max_drop_points: Accuracy budget in points: leave as few layers in float as meet it on the images that judge
         holdout: Images that judge: a folder per class, a list, an IDX file, a .npy file. Default: those of --images left over
         holdout_labels: Classes of a .npy --holdout: a .npy file of integers
         table: Take this calibration table instead of calibrating, with the model.refined.onnx beside it; refused when stale
-        mean: R,G,B on the [0, 1] scale, for pictures and a graph that does not say
-        std: Standard deviation, likewise
+        mean: Mean R,G,B on the [0, 1] scale, for image files and a graph that does not record it
+        std: Standard deviation R,G,B, likewise
     """
 
     images: Path | None = None
@@ -48,10 +48,7 @@ class CalibrateOptions:
 
 @dataclass(frozen=True)
 class CalibrateRequest(CalibrateOptions):
-    """The options, checked, with an ONNX file, FP32, and the folder for what is made of it.
-
-    Raises InputError for options that do not exist or do not fit together.
-    """
+    """The checked options, an FP32 ONNX file and the output folder. Raises UsageError for unknown or contradictory ones."""
 
     graph: Path
     out: Path

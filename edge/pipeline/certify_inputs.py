@@ -1,4 +1,4 @@
-"""The graph and the images that answer a request to certify: checked before anything is measured."""
+"""Open and check the graph and the images of `ufovit certify` before anything is measured."""
 
 from __future__ import annotations
 
@@ -29,10 +29,8 @@ class CertifyInputs:
     """The checked inputs.
 
     Attributes:
-        model: the graph, FP32.
-        sha256: digest of its file.
-        info: what the graph says of its network, None for a stranger's.
-        preprocess: from pixels to the graph's input.
+        model: the FP32 graph; `sha256` is the digest of its file.
+        info: metadata of the network in the graph, None for a graph of another origin.
         images: to measure on.
     """
 
@@ -48,7 +46,7 @@ def resolve(request: CertifyRequest) -> CertifyInputs:
     normalisation = parse_normalisation(request.mean, request.std)
     path = request.source / MODEL if request.source.is_dir() else request.source
     if request.source.is_dir() and not path.is_file():
-        raise ArtifactError("no build folder", where=request.source, found=f"no {MODEL}", next_command="ufovit build")
+        raise ArtifactError("not a build folder", where=request.source, found=f"no {MODEL}", next_command="ufovit build")
     model, data_bytes = load_graph(path)
     info = read_graph_info(model, path)
     remake = f"ufovit certify {request.source} --data DIR"
@@ -59,7 +57,7 @@ def resolve(request: CertifyRequest) -> CertifyInputs:
             raise UsageError(
                 "certifying needs images like those that the camera will see",
                 where=path,
-                found="no --data, and the shipped images are of another kind",
+                found="no --data, and the shipped images have other labels",
                 next_command=remake,
             )
         data = CALIBRATION_IMAGES

@@ -1,4 +1,4 @@
-"""What `ufovit certify` is asked for. Each field of `CertifyOptions` is an option of the command."""
+"""The options of `ufovit certify`. Each field of `CertifyOptions` is an option of the command."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class CertifyOptions:
 
     Attributes:
         data: Images to measure on: a folder, an image, an IDX file. Default: the shipped ones
-        images: How many. Default: about half a minute's worth, 512 at most
-        precision: What the verdict is over, repeatable. Default: fp16 bf16 int8
+        images: Number of images. Default: as many as take about half a minute, 512 at most
+        precision: Precision that the verdict covers, repeatable. Default: fp16 bf16 int8
         repair: Fold powers of two into the weights where needed; write the graph here
         out: Write the certificate here, as JSON
         emulate: Run this many images with every FP16 rounding emulated, and compare with FP32
-        mean: R,G,B on the [0, 1] scale, for a graph that does not say
-        std: R,G,B likewise
+        mean: Mean R,G,B on the [0, 1] scale, for a graph that does not record it
+        std: Standard deviation R,G,B, likewise
     """
 
     data: Path | None = None
@@ -39,11 +39,11 @@ class CertifyOptions:
 
 @dataclass(frozen=True)
 class CertifyRequest(CertifyOptions):
-    """The options, checked, and an ONNX file (FP32), or a build folder, whose FP32 graph is taken. Raises UsageError."""
+    """The checked options and an FP32 ONNX file, or a build folder, whose FP32 graph is certified. Raises UsageError."""
 
     source: Path
 
     def __post_init__(self) -> None:
         check_counts(images=self.images)
         if self.emulate < 0:
-            raise UsageError("--emulate is no number of images", found=self.emulate, allowed="0 or more")
+            raise UsageError("--emulate must be a non-negative number of images", found=self.emulate, allowed="0 or more")

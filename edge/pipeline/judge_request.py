@@ -1,4 +1,4 @@
-"""What a finished build is to be judged on. Each field of `JudgeOptions` is an option of `ufovit drift`."""
+"""The options of `ufovit drift`. Each field of `JudgeOptions` is an option of the command."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class JudgeOptions:
     """How a finished build is judged.
 
     Attributes:
-        data: Labelled images, in the forms of `ufovit build --data`. Default: those it was last judged on
-        unlabelled: Images without labels instead: agreement with FP32 decides, not accuracy
-        images: How many of them, spread evenly. Default: all, or as many as last time
+        data: Labelled images, in the formats of `ufovit build --data`. Default: those of the previous verdict
+        unlabelled: Images without labels: agreement with FP32 decides, not accuracy
+        images: Number of images, spread evenly. Default: all, or as many as for the previous verdict
         reference: Folder with drift.json, logits.npz and steps.json of a build that was judged on the same images: its FP32
-            answers are taken, and no FP32 graph runs
-        max_drop_points: Accuracy budget in percentage points. Default: the one it was last judged by
-        attribute: Say layer by layer where the drift comes from, and what is wrong if anything is
+            outputs are used, and no FP32 graph runs
+        max_drop_points: Accuracy budget in percentage points. Default: that of the previous verdict
+        attribute: Attribute the drift to layers, and diagnose its cause
     """
 
     data: Path | None = None
@@ -36,7 +36,7 @@ class JudgeOptions:
 
 @dataclass(frozen=True)
 class JudgeRequest(JudgeOptions):
-    """The options, checked, and the build folder. Raises UsageError for options that do not fit together."""
+    """The checked options and the build folder. Raises UsageError for options that contradict each other."""
 
     folder: Path
 

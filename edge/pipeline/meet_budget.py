@@ -1,4 +1,4 @@
-"""Meet an accuracy budget by leaving the costliest layers in float: ranked by their cost, tried on held-out images."""
+"""Meet an accuracy budget by leaving layers in float: ranked by quantization error per MAC, tried on held-out images."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def fit(
     ranked = costs.ranked(per_mac=True)
     with progress.task(f"search for {budget:g} points on {len(images)} images"):
         result = fit_budget(ranked, evaluate, macs, budget, largest=len(ranked) - 1)
-    _say(result, len(images), progress)
+    _report(result, len(images), progress)
     return result
 
 
-def _say(result: BudgetResult, images: int, progress: Progress) -> None:
+def _report(result: BudgetResult, images: int, progress: Progress) -> None:
     trials = f"{result.evaluations} trial{'s' * (result.evaluations > 1)}"
     progress.say(
         f"budget       {'met' if result.met else 'NOT MET'}: drop {result.drop:+.2f} points of {result.budget:g} with "

@@ -1,4 +1,4 @@
-"""What goes into a bundle, and back: a build folder and labelled images to one file; test images and answers out of it."""
+"""Pack a build folder and labelled images into a bundle; read the test images and FP32 logits of one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calib.errors import InputError
+from calib.errors import ArtifactError
 from edge.drift.drift_report import DRIFT_ARTIFACT
 from edge.images.golden_pair import GoldenPair, shrunk
 from edge.images.labelled_images import ImageSet
@@ -30,7 +30,7 @@ _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '(...)', 'fortran_order': False, 'shape': \((\d{1,12}(?:, \d{1,12})*),?\), \} *\n",
     re.DOTALL,
 )
-"""What `numpy.save` writes in front of an array (numpy.lib.format, version 1.0). numpy's own reader evaluates it as Python."""
+"""Header of an array as `numpy.save` writes it (numpy.lib.format, version 1.0). numpy's own reader evaluates it as Python."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class BundledImages:
 
 
 def make_bundle(build: BuildFolder, images: ImageSet, path: Path, advance: Advance) -> BundleInfo:
-    """A finished build and labelled images -> one file.
+    """Pack a finished build and labelled images into one file.
 
     The reference's answers to exactly these images are computed here, by ONNX Runtime on the FP32 graph of the build. Images
-    more than twice as large as the network sees are stored at that size: then the answers are those to the stored ones.
+    more than twice as large as the network's input are stored at that size: the answers are those to the stored images.
 
-    Raises InputError for a folder whose files are not those that were recorded, whose graph no GPU target builds from, or that
-    was itself built from a bundle.
+    Raises ArtifactError for a folder whose files do not match their records, whose graph no GPU target builds from, or that was
+    itself built from a bundle.
     """
     from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
     from engines.layer_requests import parse_graph
@@ -113,7 +113,7 @@ def packed_digests(manifest: EngineManifest) -> dict[str, str]:
 def read_source(bundle: Bundle) -> EngineManifest:
     """The manifest of the build that a bundle was made from.
 
-    Raises InputError when bundle.json or a member is not of that build, or the budget is no number of points.
+    Raises ArtifactError when bundle.json or a member is of another build, or the accuracy budget is invalid.
     """
     info, where = bundle.info, Path(f"{bundle.path}: {MANIFEST}")
     manifest = MANIFEST_ARTIFACT.parse(bundle.read(MANIFEST), where)
@@ -133,26 +133,28 @@ def read_source(bundle: Bundle) -> EngineManifest:
         pairs[file] = (info.members[file].sha256 if file in info.members else None, digests.get(file))
     for name, (found, recorded) in pairs.items():
         if found != recorded:
-            raise InputError("the bundle mixes two builds", where=f"{where}: {name}", found=found, allowed=recorded)
+            raise ArtifactError("the bundle mixes files of two builds", where=f"{where}: {name}", found=found, allowed=recorded)
     if not 0 <= info.budget_points < math.inf:  # NaN, too
-        raise InputError("accuracy budget is no number of points", where=bundle.path, found=info.budget_points)
+        raise ArtifactError("the accuracy budget must be a non-negative number", where=bundle.path, found=info.budget_points)
     return manifest
 
 
 def read_bundled_images(bundle: Bundle, classes: int) -> BundledImages:
-    """The images and reference answers of a bundle. Raises InputError when they do not fit together."""
+    """The images and reference answers of a bundle. Raises ArtifactError when they do not match."""
     flat, shapes = _array(bundle, PIXELS, np.uint8, 1), _array(bundle, SHAPES, np.int64, 2)
     labels, answers = _array(bundle, LABELS, np.int64, 1), _array(bundle, ANSWERS, np.float32, 2)
     count, sizes = len(labels), [math.prod(shape) for shape in shapes.tolist()]
     fits = count and shapes.shape == (count, 3) and answers.shape == (count, classes) and (shapes > 0).all()
     if not fits or sum(sizes) != len(flat):
         found = f"{len(flat)} pixels, {shapes.shape}, {labels.shape}, {answers.shape}"
-        raise InputError("the bundle's images and answers do not match", where=bundle.path, found=found, next_command=REMAKE)
+        raise ArtifactError("the bundle's images and answers do not match", where=bundle.path, found=found, next_command=REMAKE)
     if labels.min() < 0 or labels.max() >= classes:
         found, allowed = f"classes {labels.min()} to {labels.max()}", f"0 to {classes - 1}"
-        raise InputError("a label is no class", where=f"{bundle.path}: {LABELS}", found=found, allowed=allowed)
+        raise ArtifactError("a label is out of range", where=f"{bundle.path}: {LABELS}", found=found, allowed=allowed)
     if not np.isfinite(answers).all():
-        raise InputError("the FP32 reference's answers hold NaN or Inf", where=f"{bundle.path}: {ANSWERS}", next_command=REMAKE)
+        raise ArtifactError(
+            "the FP32 reference logits contain NaN or infinity", where=f"{bundle.path}: {ANSWERS}", next_command=REMAKE
+        )
     parts = np.split(flat, np.cumsum(sizes)[:-1])
     pixels = tuple(part.reshape(shape) for part, shape in zip(parts, shapes.tolist(), strict=True))
     return BundledImages(pixels, labels, answers, _array(bundle, GOLDEN, np.float32, 3))
@@ -160,14 +162,14 @@ def read_bundled_images(bundle: Bundle, classes: int) -> BundledImages:
 
 def _check_packable(folder: Path, manifest: EngineManifest) -> None:
     if manifest.bundle is not None:
-        raise InputError(
-            "the build was itself made from a bundle",
+        raise ArtifactError(
+            "a build from a bundle cannot be bundled again",
             where=folder,
             found=manifest.bundle.file,
             next_command="use that bundle: it builds for every target",
         )
     if manifest.precision != "fp32" and manifest.typed_onnx is None:
-        raise InputError(
+        raise ArtifactError(
             "the build's graph is not typed for a GPU",
             where=folder,
             found=f"target {manifest.target}",
@@ -183,13 +185,13 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
 
 
 def _array(bundle: Bundle, name: str, dtype: type[np.generic], ndim: int) -> npt.NDArray[Any]:
-    """A member as an array with `ndim` axes that shares its bytes. Raises InputError for any other."""
+    """A member as an array with `ndim` axes that shares its bytes. Raises ArtifactError for any other."""
     data, where = bundle.read(name), f"{bundle.path}: {name}"
     header = _HEADER.match(data)
     if header is None:
-        raise InputError("member is no array", where=where, found=repr(data[:40]), next_command=REMAKE)
-    wanted, kind, shape = np.dtype(dtype), header[1].decode(errors="replace"), tuple(map(int, header[2].split(b", ")))
-    if kind != wanted.str or len(shape) != ndim or math.prod(shape) * wanted.itemsize != len(data) - header.end():
-        found, allowed = f"{kind} {shape} in {len(data)} bytes", f"{wanted.str} with {ndim} axes"
-        raise InputError("member is another array", where=where, found=found, allowed=allowed)
+        raise ArtifactError("member is not a NumPy array", where=where, found=repr(data[:40]), next_command=REMAKE)
+    expected, kind, shape = np.dtype(dtype), header[1].decode(errors="replace"), tuple(map(int, header[2].split(b", ")))
+    if kind != expected.str or len(shape) != ndim or math.prod(shape) * expected.itemsize != len(data) - header.end():
+        found, allowed = f"{kind} {shape} in {len(data)} bytes", f"{expected.str} with {ndim} axes"
+        raise ArtifactError("member has an unexpected dtype or shape", where=where, found=found, allowed=allowed)
     return np.frombuffer(data, dtype, offset=header.end()).reshape(shape)

@@ -1,7 +1,7 @@
-"""What a build needs, tried before it changes anything: a refusal here leaves an earlier build as it was.
+"""Check weights, image files and libraries before a build changes anything: a refusal leaves an earlier build unchanged.
 
-What is cheap to check (names, numbers, labels, metadata) is checked by `edge.pipeline.build_request` and `build_inputs`. Here
-come weights, image files and libraries, which take a while and are looked at only when some step has to run.
+Names, numbers, labels and metadata are checked by `edge.pipeline.build_request` and `build_inputs`. The checks here take
+longer and run only when some step has to run.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from engines.backends import require_backend
 from engines.build_folder.file_names import MODEL
 
 BUILD_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "PIL", "jinja2", "matplotlib")
-"""Import names of the libraries of the extra `build` without which a build cannot end well."""
+"""Import names of the libraries of the extra `build` that a build needs."""
 
 _EXPORT_LIBRARIES = ("torch", "onnxscript")
 _LATER_LIBRARIES = ("onnx", "onnxruntime", "jinja2", "matplotlib")
 
 
 def check_inputs(request: BuildRequest, inputs: BuildInputs, first_step: str, advance: Advance) -> None:
-    """Try everything that the steps from `first_step` on will need.
+    """Check everything that the steps from `first_step` on need.
 
     Raises:
         MissingError: a library of the build or of the target's backend is missing or does not load.
@@ -65,5 +65,5 @@ def _require_libraries(names: tuple[str, ...]) -> None:
 
 
 def missing_library(name: str) -> MissingError:
-    """The error for a library of the extra `build` that is not there."""
+    """The error for a missing library of the extra `build`."""
     return MissingError(f"{name} is not installed", next_command="pip install 'ufovit-edge[build]'")

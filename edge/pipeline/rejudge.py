@@ -1,11 +1,11 @@
-"""What is done with a finished build: judge it anew, attribute its drift, draw its report anew.
+"""Judge a finished build again, attribute its drift, render its report again.
 
 drift      engine, or its graph on the CPU, against the FP32 graph or its stored answers -> drift.json, logits.npz, flips.npz
 attribute  the graphs, layer by layer -> attribution.json
 report     everything in the folder -> report.html
 
-The folder may have been moved or copied. Its other files are held against what the build recorded of them before anything is
-removed. A signature goes with the files that it vouched for.
+The folder may have been moved or copied. Its other files are compared with their recorded digests before anything is
+removed. A signature is removed with the files that it covered.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from calib.errors import InputError
+from calib.errors import ArtifactError, DataError, InputError
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.stored_reference import StoredAnswers, read_stored
 from edge.images.labelled_images import ImageSet, open_unlabelled
@@ -35,15 +35,15 @@ from engines.select_target import judged_here
 from engines.targets import TARGETS
 
 _JUDGED = (DRIFT, ANSWERS, PICTURES, ATTRIBUTION, REPORT)
-"""What these steps may write, so that damage to it is no reason to refuse."""
+"""Files that these steps write: damage to one is not a reason to refuse."""
 
 
 def rejudge_build(request: JudgeRequest, progress: Progress) -> BuildOutcome:
     """Judge a finished build, and attribute its drift if asked to. Files whose reasons have not changed are left as they are.
 
-    Raises InputError for a folder that is not what a build left, for images that cannot be had, for stored answers of something
-    else, and where drift is to be attributed without graphs; MissingError when the folder cannot be written, or the FP32 graph
-    cannot be run.
+    Raises InputError for a folder with changed files, for images that are not available, for stored answers of another build or
+    other images, and for an attribution without graphs; MissingError when the folder cannot be written or the FP32 graph cannot
+    be run.
     """
     folder = request.folder
     with locked(folder, progress.say):
@@ -56,7 +56,12 @@ def rejudge_build(request: JudgeRequest, progress: Progress) -> BuildOutcome:
         drift = drift_step(build, question, here=here)
         again = {"drift", "report"} | ({"attribute"} if request.attribute else set())
         attribute = _attribute_step(build, question.images) if request.attribute else None
-        workspace = _reopened(build, again, lambda: _need_libraries(question, attribute))
+
+        def preflight() -> None:
+            if question.stored is None or attribute is not None:
+                import onnxruntime  # noqa: F401  # a missing library is reported before anything is removed
+
+        workspace = _reopened(build, again, preflight)
         run_step(workspace, progress, drift)
         if attribute is not None:
             run_step(workspace, progress, attribute)
@@ -67,18 +72,18 @@ def rejudge_build(request: JudgeRequest, progress: Progress) -> BuildOutcome:
 
 
 def redraw(folder: Path, progress: Progress) -> bool:
-    """Draw the report of a finished build anew from its other files. False where it is there and nothing it reads has changed.
+    """Render the report of a finished build again from its other files. False if the report is up to date.
 
-    Raises InputError, before anything is removed or written, when a file other than the report is not the one that was
-    recorded, or when files that a report stands on are missing, as on a device; MissingError when the folder cannot be written.
+    Raises ArtifactError, before anything is removed or written, when a file other than the report does not match its record, or
+    files that a report needs are missing, as on a device; MissingError when the folder cannot be written.
     """
     from edge.report.inputs import gather
 
     with locked(folder, progress.say):
         build = BuildFolder(folder)
         if build.manifest.bundle is not None:
-            raise InputError(
-                "a build from a bundle has no report: it lacks the graphs that a report stands on",
+            raise ArtifactError(
+                "a build from a bundle has no report: it lacks the graphs that a report describes",
                 where=folder,
                 allowed="a folder of ufovit build MODEL PRECISION",
                 next_command=f"ufovit inspect {folder}",
@@ -88,7 +93,7 @@ def redraw(folder: Path, progress: Progress) -> bool:
         verify_folder(build, ignore=(REPORT,))
 
         def preflight() -> None:
-            from edge.report import render  # noqa: F401  # a library that is missing is missed before anything is removed
+            from edge.report import render  # noqa: F401  # a missing library is reported before anything is removed
 
         workspace = _reopened(build, {"report"}, preflight)
         run_step(workspace, progress, report_step(workspace, build))
@@ -113,7 +118,7 @@ def _attribute_step(build: BuildFolder, images: ImageSet) -> Step:
 
 
 def _last_drift(build: BuildFolder) -> DriftReport | None:
-    """What the build was last judged on; None where there is no verdict, or not the one that was recorded."""
+    """The previous verdict; None where there is none, or it does not match its record."""
     try:
         build.check(DRIFT)
     except InputError:
@@ -125,12 +130,6 @@ def _reopened(build: BuildFolder, again: set[str], preflight: Callable[[], None]
     """The folder's workspace with all steps done but those named in `again`."""
     done = [name for name in build.steps if name not in again]
     return Workspace(build.path, ARTIFACTS, before_change=lambda _step: preflight(), reused=done)
-
-
-def _need_libraries(question: Question, attribute: Step | None) -> None:
-    """Miss what is missing before anything is removed."""
-    if question.stored is None or attribute is not None:
-        import onnxruntime  # noqa: F401  # only whether it is there
 
 
 def _question(request: JudgeRequest, manifest: EngineManifest, last: DriftReport | None) -> Question:
@@ -146,7 +145,7 @@ def _stored(request: JudgeRequest, manifest: EngineManifest) -> StoredAnswers | 
     if request.reference is not None:
         return read_stored(request.reference)
     if manifest.bundle is not None:
-        raise InputError(
+        raise ArtifactError(
             "the folder holds no FP32 graph: it was built from a bundle",
             where=request.folder / MODEL,
             allowed="--reference FOLDER, with the graph's answers to the same images",
@@ -156,7 +155,7 @@ def _stored(request: JudgeRequest, manifest: EngineManifest) -> StoredAnswers | 
 
 
 def _images(request: JudgeRequest, manifest: EngineManifest, last: DriftReport | None) -> tuple[ImageSet, bool]:
-    """The images that were asked for, and whether they have labels; without a wish those of the last verdict."""
+    """The requested images, by default those of the previous verdict, and whether they have labels."""
     if request.unlabelled is not None:
         images = open_unlabelled(request.unlabelled)
         return images.take(request.images or len(images)), False
@@ -172,15 +171,15 @@ def _images(request: JudgeRequest, manifest: EngineManifest, last: DriftReport |
             path = Path(last.data)
             images = task.open_images(path) if labelled else open_unlabelled(path)
     except InputError as error:
-        raise _other_images(request, last, "they cannot be opened") from error
+        raise _unavailable_images_error(request, last, "they cannot be opened") from error
     if images.take(last.images).sha256 != last.data_sha256:
-        raise _other_images(request, last, "they have changed since")
+        raise _unavailable_images_error(request, last, "they have changed since")
     return images.take(request.images or last.images), labelled
 
 
-def _other_images(request: JudgeRequest, last: DriftReport, found: str) -> InputError:
-    return InputError(
-        "the images of the last verdict are not to be had",
+def _unavailable_images_error(request: JudgeRequest, last: DriftReport, found: str) -> DataError:
+    return DataError(
+        "the images used for the previous verdict are no longer available",
         where=last.data,
         found=found,
         allowed="--data or --unlabelled with images",

@@ -1,4 +1,4 @@
-"""Checks that several requests share: cheap ones, made before any file is opened."""
+"""Checks of options that several commands share, made before any file is opened."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import math
 from calib.errors import DataError, UsageError
 
 CALIB_IMAGES = 512
-"""Calibration images by default, and the number that a refusal of fewer recommends."""
+"""Default number of calibration images, and the number that an error about too few recommends."""
 
 
 def check_budget(max_drop_points: float) -> None:
-    """Raise UsageError for what is no accuracy budget in percentage points."""
+    """Raise UsageError unless an accuracy budget is a non-negative number of percentage points."""
     if not 0 <= max_drop_points < math.inf:  # NaN, too
-        raise UsageError("accuracy budget is no number of points", found=max_drop_points, allowed="0 or more")
+        what = "--max-drop must be a non-negative number of percentage points"
+        raise UsageError(what, found=max_drop_points, allowed="0 or more")
 
 
 def check_counts(**counts: int | None) -> None:
@@ -24,7 +25,7 @@ def check_counts(**counts: int | None) -> None:
 
 
 def check_quantization(method: str, effort: str) -> None:
-    """Raise InputError for a calibration method or an effort that does not exist, listing those that do."""
+    """Raise InputError for an unknown calibration method or effort, listing the known ones."""
     from calib.calibrators import range_method
     from calib.refine.effort import resolve_effort
 
@@ -33,7 +34,7 @@ def check_quantization(method: str, effort: str) -> None:
 
 
 def check_calibration_images(count: int, where: object, next_command: str) -> None:
-    """Raise DataError for fewer images than scales can rest on."""
+    """Raise DataError for too few images to calibrate on."""
     from calib.calibration_table import MIN_IMAGES
 
     if count < MIN_IMAGES:

@@ -1,4 +1,4 @@
-"""What every flow of steps shares, on a workstation and on a device: how a step is told of, and what a flow leaves."""
+"""One step of a build, and the outcome of a build: shared by builds on a workstation and on a device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RANDOM_WEIGHTS_NOTICE = "RANDOM WEIGHTS: nothing below says anything about accur
 
 @dataclass(frozen=True)
 class BuildOutcome:
-    """What a build leaves: the folder, the verdict on accuracy, the steps that ran and those that were reused."""
+    """A finished build: its folder, the verdict on accuracy, the steps that ran and those that were reused."""
 
     folder: Path
     verdict: Verdict
@@ -26,13 +26,9 @@ class BuildOutcome:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a flow.
+    """A step of a build: `run` writes the files named in `writes` into the build folder, each atomically.
 
-    Attributes:
-        name: of the step.
-        reads: digests, parameters and versions that decide what it writes; plain JSON values.
-        writes: file names in the build folder.
-        run: does the work.
+    `reads` holds the digests, parameters and versions that decide what it writes, as plain JSON values.
     """
 
     name: str
@@ -42,11 +38,11 @@ class Step:
 
 
 def run_step(workspace: Workspace, progress: Progress, step: Step) -> None:
-    """Run a step under the eyes of `progress`, or reuse what it wrote earlier."""
+    """Run a step and report it to `progress`, or reuse what it wrote earlier."""
 
-    def watched() -> None:
+    def run() -> None:
         with progress.task(step.name) as advance:
             step.run(advance)
 
-    if not workspace.step(step.name, step.reads, step.writes, watched):
+    if not workspace.step(step.name, step.reads, step.writes, run):
         progress.say(f"  {step.name}: unchanged, reused")

@@ -1,8 +1,8 @@
-"""One build folder: one writer at a time, steps that run only when something they read has changed.
+"""The build folder that is being written: one writer at a time, steps that run only when something they read has changed.
 
 `steps.json` (`engines.build_folder.step_record`) records, for every step, the digest of what it read (inputs, parameters,
-versions, the toolkit's own source) and of each file it wrote. A step whose record still holds is reused; a record that is not
-as it was sealed is worth no more than none. A step that must run first removes its own outputs, those of every later step and
+versions, the toolkit's own source) and of each file it wrote. A step whose record still holds is reused; a record whose
+seal does not match counts as none. A step that must run first removes its own outputs, those of every later step and
 the folder's signature: a folder never shows a verdict about files that are gone or replaced, also after a kill.
 """
 
@@ -17,9 +17,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from calib.errors import InputError, MissingError
+from calib.errors import InputError, MissingError, UsageError
 from calib.files import canonical_json, sha256_bytes, sha256_file
-from engines.build_folder.file_names import RECORD as RECORD  # noqa: PLC0414  # said twice: a re-export
+from engines.build_folder.file_names import RECORD as RECORD  # noqa: PLC0414  # the repeated name marks a re-export
 from engines.build_folder.step_record import StepRecord, read_record, write_record
 
 _LOCK = ".lock"
@@ -27,7 +27,7 @@ _LOCK = ".lock"
 
 @lru_cache(maxsize=1)
 def toolkit_sha256() -> str:
-    """Digest of the toolkit's own source: another version of the code makes every step anew."""
+    """Digest of the toolkit's own source: after a change of the code every step runs again."""
     root = Path(__file__).resolve().parents[2]
     sources = sorted(
         p for name in ("calib", "engines", "edge") for p in (root / name).rglob("*") if p.suffix in (".py", ".html")
@@ -41,10 +41,9 @@ class Workspace:
     """An opened and locked build folder.
 
     Attributes:
-        folder: where everything lands.
-        artifacts: every file that any build may leave here, in the order of the flow.
-        before_change: told the first step that has to run, before anything is removed; what it raises leaves the folder as it
-            was.
+        artifacts: every file that a build can write here, in the order of the flow.
+        before_change: called with the first step that has to run, before anything is removed; an error that it raises leaves
+            the folder unchanged.
         reused: names of the steps that did not have to run, in order.
         ran: names of the steps that ran, in order.
     """
@@ -67,10 +66,10 @@ class Workspace:
         on_wait: Callable[[str], None],
         before_change: Callable[[str], None] = lambda _step: None,
     ) -> Iterator[Workspace]:
-        """Make and lock the folder. While another build holds it, say so through `on_wait` and wait for its end.
+        """Create and lock the folder. While another build holds the lock, report it through `on_wait` and wait.
 
-        Raises MissingError when the folder cannot be written, or cannot be locked (some network file systems); InputError
-        when it holds files of a build's names that no build has written: they would be lost.
+        Raises MissingError when the folder cannot be written, or cannot be locked (some network file systems); UsageError
+        when it contains files with a build's names that no build wrote: they would be lost.
         """
         _refuse_foreign(folder, artifacts)
         try:
@@ -87,11 +86,7 @@ class Workspace:
     def step(self, name: str, reads: dict[str, Any], writes: tuple[str, ...], run: Callable[[], None]) -> bool:
         """Run a step, or reuse what it wrote earlier. True when it ran.
 
-        Args:
-            name: of the step.
-            reads: digests, parameters and versions that decide what the step writes; plain JSON values.
-            writes: file names in the folder, out of `artifacts`.
-            run: does the work and writes the files, each atomically.
+        Arguments are the fields of `edge.pipeline.step.Step`; `writes` names files out of `artifacts`.
         """
         record = self._record()
         digest = sha256_bytes(canonical_json({**reads, "toolkit": toolkit_sha256()}))
@@ -103,7 +98,7 @@ class Workspace:
         self._invalidate(record)
         try:
             run()
-        except BaseException:  # Ctrl-C too: what a step did not finish is not left beside what others did
+        except BaseException:  # Ctrl-C too: the files of an unfinished step do not stay beside those of finished ones
             self._remove(writes)
             raise
         record[name] = StepRecord(digest, {file: sha256_file(self.folder / file) for file in writes})
@@ -132,7 +127,7 @@ class Workspace:
         return files and all(sha256_file(path) == entry.writes[file] for file, path in paths.items())
 
     def _invalidate(self, record: dict[str, StepRecord]) -> None:
-        """Remove every artifact that no finished step of this run vouches for, last in the flow first, and forget its step."""
+        """Remove every artifact that is not of a finished step of this run, last in the flow first, and forget its step."""
         done = {*self.reused, *self.ran}
         for step in [step for step in record if step not in done]:
             del record[step]
@@ -147,7 +142,7 @@ class Workspace:
 
 @contextlib.contextmanager
 def locked(folder: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Keep builds out of a build folder; a folder that no build ever locked, a copy, is left as it is. Raises MissingError."""
+    """Hold the lock of a build folder; a folder without a lock file, a copy, is not locked. Raises MissingError."""
     if not (folder / _LOCK).exists():
         yield
         return
@@ -174,7 +169,7 @@ def _lock(descriptor: int, folder: Path, on_wait: Callable[[str], None]) -> None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            on_wait(f"another build is at work in {folder}: waiting for its end")
+            on_wait(f"another build is running in {folder}: waiting until it ends")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
         raise MissingError(
@@ -183,11 +178,11 @@ def _lock(descriptor: int, folder: Path, on_wait: Callable[[str], None]) -> None
 
 
 def _refuse_foreign(folder: Path, artifacts: tuple[str, ...]) -> None:
-    """A build folder is known by its lock file, which stays; files of the same names elsewhere are somebody's own."""
+    """Raise UsageError for a folder with files of a build's names but without a build's lock file, which always stays."""
     found = [] if (folder / _LOCK).exists() else [file for file in artifacts if (folder / file).exists()]
     if found:
-        raise InputError(
-            "the folder holds files that no build has written, and a build would replace them",
+        raise UsageError(
+            "the folder contains files that no build wrote and that this build would replace",
             where=folder,
             found=", ".join(found),
             allowed="a new folder, or one of an earlier build",

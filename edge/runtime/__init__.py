@@ -1,4 +1,4 @@
-"""Running an engine: one small protocol, one file per way to run."""
+"""Run an engine or its graph: the `Runner` protocol and one file per runtime."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A CUDA device through NVIDIA's cuda-python: the package `cuda-bindings`, or cuda-python up to 12.6, which names it otherwise.
 
-Its functions answer (error, results ...). They work in the device's primary context, as TensorRT does; what is per thread is
-only which device is current.
+Its functions return (error, results ...). They work in the device's primary context, as TensorRT does; only the current
+device is a setting of each thread.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def open_memory(device: int, zero_copy: bool | None) -> DeviceMemory:
     except RuntimeError as raised:  # up to 12.6: libcuda.so.1 is absent
         raise MissingError("CUDA finds no NVIDIA driver", found=raised) from raised
     if error == runtime.cudaError_t.cudaErrorInsufficientDriver:
-        raise _driver_missing(runtime)
+        raise _driver_error(runtime)
     if error != runtime.cudaError_t.cudaSuccess:
         raise MissingError("CUDA finds no device", found=_text(runtime, error))
     if device >= count:
@@ -42,7 +42,7 @@ def open_memory(device: int, zero_copy: bool | None) -> DeviceMemory:
 
 
 def load() -> Any:
-    """The CUDA runtime module of cuda-python, by the name that it has there. Raises MissingError."""
+    """Import the CUDA runtime module of cuda-python, whose name depends on the release. Raises MissingError."""
     for name in _NAMES:
         try:
             return importlib.import_module(name)
@@ -58,16 +58,16 @@ def _parents(name: str) -> list[str]:
     return [name[:i] for i, letter in enumerate(name) if letter == "."]
 
 
-def _driver_missing(runtime: Any) -> MissingError:
-    """Either there is no driver, or one of an older CUDA than the library's: versions are 1000 major + 10 minor."""
+def _driver_error(runtime: Any) -> MissingError:
+    """The error for no driver, or for one of an older CUDA than the library's: versions are 1000 major + 10 minor."""
     _, driver = runtime.cudaDriverGetVersion()
     if not driver:
         return MissingError("CUDA finds no NVIDIA driver")
     _, library = runtime.cudaRuntimeGetVersion()
-    there, wanted = (f"{v // 1000}.{v % 1000 // 10}" for v in (driver, library))
+    supported, required = (f"{v // 1000}.{v % 1000 // 10}" for v in (driver, library))
     return MissingError(
         "the NVIDIA driver is older than cuda-python",
-        found=f"a driver for CUDA {there}, cuda-python for CUDA {wanted}",
+        found=f"a driver for CUDA {supported}, cuda-python for CUDA {required}",
         next_command=f"pip install 'cuda-bindings=={driver // 1000}.*'",
     )
 
@@ -89,7 +89,7 @@ def _call(runtime: Any, name: str, *arguments: Any) -> Any:
 
 
 class CudaPythonMemory:
-    """A `DeviceMemory`; made by `open_memory`."""
+    """A `DeviceMemory`; `open_memory` opens it."""
 
     library: Library = "cuda-python"
 
@@ -117,10 +117,12 @@ class CudaPythonMemory:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make the device this thread's, and at the end the one that was before."""
+        """Make the device current in this thread, and restore the previous one at the end."""
         before = self._call("cudaGetDevice") if self._depth.value == 0 else self._device
         if self._depth.value == 0:
-            self._call("cudaSetDevice", self._device)  # also where it is: this makes the context current for libraries too
+            self._call(
+                "cudaSetDevice", self._device
+            )  # also if it is already: this makes the context current for other libraries too
         self._depth.value += 1
         try:
             yield

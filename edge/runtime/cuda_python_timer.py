@@ -1,4 +1,4 @@
-"""CUDA events through cuda-python: what `edge.runtime.cuda_python_memory` measures time with."""
+"""CUDA events through cuda-python: the timer of `edge.runtime.cuda_python_memory`."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class CudaPythonTimer:
         """See `Timer`."""
         self._record(1, stream)
 
-    def _record(self, which: int, stream: Stream) -> None:
+    def _record(self, event: int, stream: Stream) -> None:
         with self._current():
-            self._call("cudaEventRecord", self._events[which], stream.handle)
+            self._call("cudaEventRecord", self._events[event], stream.handle)
 
     def elapsed_ms(self) -> float:
         """See `Timer`."""

@@ -1,8 +1,8 @@
 """Memory and streams of a CUDA device: one protocol, one file per library that reaches CUDA from Python.
 
-pycuda is what a Jetson has or can compile; cuda-python (its package `cuda-bindings`) comes as wheels for x86-64 and aarch64 and
-can capture CUDA graphs. Both work in the device's primary context, which TensorRT uses too. Nothing is loaded before
-`open_device` is called.
+pycuda is installed or can be compiled on a Jetson; cuda-python (its package `cuda-bindings`) comes as wheels for x86-64 and
+aarch64 and can capture CUDA graphs. Both work in the device's primary context, which TensorRT uses too. Nothing is loaded
+before `open_device` is called.
 """
 
 from __future__ import annotations
@@ -20,48 +20,48 @@ Library = Literal["pycuda", "cuda-python"]
 
 
 class Stream(Protocol):
-    """A CUDA stream that does not wait for the default stream. What is put on it runs in order, later."""
+    """A CUDA stream that does not wait for the default stream. Work that is enqueued on it runs in order, asynchronously."""
 
     @property
     def handle(self) -> int:
         """The `cudaStream_t`, as TensorRT takes it."""
 
     def synchronize(self) -> None:
-        """Wait until all that was put on the stream has run. Raises BackendError for what failed meanwhile."""
+        """Wait until all enqueued work has run. Raises BackendError if some of it failed."""
 
     def destroy(self) -> None:
-        """Give the stream back; a second call does nothing."""
+        """Destroy the stream; a second call does nothing."""
 
 
 class Graph(Protocol):
-    """A captured CUDA graph, ready to be launched: all it does reads and writes the addresses that it was captured with."""
+    """A captured CUDA graph, ready to launch: it reads and writes the addresses that it was captured with."""
 
     def destroy(self) -> None:
-        """Give the graph back; a second call does nothing."""
+        """Destroy the graph; a second call does nothing."""
 
 
 class Timer(Protocol):
-    """Two CUDA events: how long the device itself took for what was put on a stream between them."""
+    """Two CUDA events: the time that the device took for the work enqueued between them."""
 
     def start(self, stream: Stream) -> None:
-        """Put the first event on the stream."""
+        """Record the first event on the stream."""
 
     def stop(self, stream: Stream) -> None:
-        """Put the second event on the stream."""
+        """Record the second event on the stream."""
 
     def elapsed_ms(self) -> float:
-        """Milliseconds from the first to the second, in steps of about half a microsecond; both have happened."""
+        """Milliseconds between the events, both of which must have completed; resolution about half a microsecond."""
 
     def destroy(self) -> None:
-        """Give the events back; a second call does nothing."""
+        """Destroy the events; a second call does nothing."""
 
 
 class HostDeviceBuffer(Protocol):
-    """Page-locked host memory and its counterpart on the device: the same bytes, if `mapped`, else two copies."""
+    """Page-locked host memory and its counterpart on the device: the same bytes if `mapped`, else two copies."""
 
     @property
     def host(self) -> npt.NDArray[np.uint8]:
-        """The host's bytes, (nbytes,). Views of it are dead after `free`."""
+        """The host's bytes, (nbytes,). Views of it are invalid after `free`."""
 
     @property
     def device_pointer(self) -> int:
@@ -72,31 +72,31 @@ class HostDeviceBuffer(Protocol):
         """Whether host and device share the memory (zero-copy), so that nothing is copied."""
 
     def to_device(self, nbytes: int, stream: Stream) -> None:
-        """Put the copy of the first `nbytes` bytes from host to device on the stream; nothing where `mapped`."""
+        """Enqueue the copy of the first `nbytes` bytes from host to device; does nothing if `mapped`."""
 
     def to_host(self, nbytes: int, stream: Stream) -> None:
-        """Put the copy of the first `nbytes` bytes from device to host on the stream; nothing where `mapped`."""
+        """Enqueue the copy of the first `nbytes` bytes from device to host; does nothing if `mapped`."""
 
     def free(self) -> None:
-        """Give the memory back; a second call does nothing. The caller has synchronized the streams that use it."""
+        """Free the memory; a second call does nothing. The caller must have synchronized the streams that use it."""
 
 
 class DeviceMemory(Protocol):
-    """One CUDA device as seen from any thread.
+    """One CUDA device; any thread may call it.
 
-    Every call makes the device current in the calling thread while it lasts. Wrap a sequence of calls, and the calls of
-    other CUDA libraries such as TensorRT, in `with memory.current():`, and the device is made current once.
+    Every call makes the device current in the calling thread for its duration. To do so once for a sequence of calls, also
+    those of other CUDA libraries such as TensorRT, wrap them in `with memory.current():`.
 
     Every failure is a BackendError naming the CUDA call.
     """
 
     @property
     def library(self) -> Library:
-        """The Python library behind it."""
+        """The Python library in use."""
 
     @property
     def name(self) -> str:
-        """Of the device, such as "Orin"."""
+        """Name of the device, such as "Orin"."""
 
     @property
     def compute_capability(self) -> str:
@@ -108,11 +108,11 @@ class DeviceMemory(Protocol):
 
     @property
     def total_bytes(self) -> int:
-        """Memory of the device."""
+        """Total memory of the device."""
 
     @property
     def can_capture(self) -> bool:
-        """Whether the library offers CUDA graphs; without, the three calls below raise BackendError."""
+        """Whether the library supports CUDA graphs; if not, `begin_capture`, `end_capture` and `launch` raise BackendError."""
 
     def current(self) -> AbstractContextManager[None]:
         """Make the device current in the calling thread for a while; may be nested."""
@@ -127,16 +127,16 @@ class DeviceMemory(Protocol):
         """A new timer."""
 
     def bytes_in_use(self) -> int:
-        """Memory of the device that is taken, by whichever program; where host and device share it, the host's own included."""
+        """Memory of the device in use by all programs; where host and device share it, that of the host included."""
 
     def begin_capture(self, stream: Stream) -> None:
-        """From now on, what this thread puts on the stream is recorded rather than run."""
+        """Record, rather than run, what this thread enqueues on the stream from now on."""
 
     def end_capture(self, stream: Stream) -> Graph:
-        """Stop recording. Raises BackendError if something could not be recorded; the stream is usable again either way."""
+        """Stop recording. Raises BackendError if something cannot be recorded; the stream is usable again either way."""
 
     def launch(self, graph: Graph, stream: Stream) -> None:
-        """Put the whole graph on the stream."""
+        """Enqueue the whole graph on the stream."""
 
 
 class Depth(threading.local):
@@ -146,6 +146,6 @@ class Depth(threading.local):
 
 
 def check_size(nbytes: int, host: npt.NDArray[np.uint8]) -> None:
-    """Raises BackendError unless a buffer, empty once it is freed, holds `nbytes` bytes."""
+    """Raise BackendError unless a buffer, empty once it is freed, holds `nbytes` bytes."""
     if not 0 < nbytes <= host.nbytes:
-        raise BackendError("a copy beyond the buffer", found=f"{nbytes} of {host.nbytes} bytes")
+        raise BackendError("the copy exceeds the buffer", found=f"{nbytes} of {host.nbytes} bytes")

@@ -1,11 +1,11 @@
-"""The runner of an engine: its manifest is compared with this machine, then the authenticated bytes are loaded."""
+"""Load an engine: compare its manifest with this machine, then deserialize the authenticated bytes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from calib.errors import InputError
+from calib.errors import ArtifactError
 from engines.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -18,12 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineDevice:
-    """What runs an engine on this machine.
+    """The library and the GPU that run an engine on this machine.
 
-    Attributes:
-        flavour: the library.
-        memory: the GPU.
-        version_compatible: whether the engine may be loaded by a later release than the one that built it.
+    `version_compatible`: whether a later release than the one that built the engine may load it.
     """
 
     flavour: Flavour
@@ -40,15 +37,15 @@ class EngineDevice:
 def open_engine(build: BuildFolder) -> TrtRunner:
     """Load the engine of a build on this machine's GPU; the bytes that are deserialized are those that were hashed.
 
-    Raises InputError for an engine that is not the recorded one; else as `engine_device` does.
+    Raises ArtifactError for an engine that does not match its record; else as `engine_device` does.
     """
     return engine_device(build.manifest).load(build.engine())
 
 
 def engine_device(manifest: EngineManifest | None) -> EngineDevice:
-    """What runs the engine of a manifest here; None for an engine that nothing describes.
+    """Library and GPU for the engine of a manifest; None for an engine without a manifest.
 
-    Raises InputError for an engine of a CPU; MissingError without the library or a GPU, and where the engine was built by
+    Raises ArtifactError for an engine of a CPU; MissingError without the library or a GPU, and where the engine was built by
     another release or for another GPU.
     """
     from edge.runtime.open_device import open_device
@@ -63,12 +60,12 @@ def engine_device(manifest: EngineManifest | None) -> EngineDevice:
 
 
 def engine_flavour(manifest: EngineManifest | None) -> Flavour:
-    """The library that runs an engine; TensorRT for one that nothing describes. Raises InputError for an engine of a CPU."""
+    """The library that runs an engine; TensorRT for one without a manifest. Raises ArtifactError for an engine of a CPU."""
     if manifest is None or manifest.engine.backend == "trt":
         return "trt"
     if manifest.engine.backend == "ort":
         found, allowed = f"backend {manifest.engine.backend}", "trt, trt_rtx, torch_trt"
-        raise InputError("no engine for a GPU", where=manifest.engine.file, found=found, allowed=allowed)
+        raise ArtifactError("the engine was not built for a GPU", where=manifest.engine.file, found=found, allowed=allowed)
     target = TARGETS.get(manifest.target)
     built_here = manifest.engine.backend == "torch_trt" and target is not None and target.built_on == "device"
     return "trt" if built_here else "rtx"

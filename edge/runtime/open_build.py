@@ -1,10 +1,10 @@
-"""From a build folder to what runs its network here: verified, preprocessing checked, and said plainly what it is.
+"""Open the runner of a build folder: verify it, check preprocessing, and name in words what runs.
 
 trt       the engine itself, on this machine's GPU
 ort       a CPU's engine itself; else the graph that the engine was built from, FP16 roundings emulated
 openvino  the Q/DQ graph, or the FP32 graph: never the engine itself
-auto      the engine itself where this machine can run it; else its graph: by OpenVINO, if it is INT8 and OpenVINO is
-          installed, else by ONNX Runtime
+auto      the engine itself where this machine can run it; else its graph: with OpenVINO, if it is INT8 and OpenVINO is
+          installed, else with ONNX Runtime
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from calib.errors import InputError, MissingError
+from calib.errors import ArtifactError, MissingError, UsageError
 from edge.images.golden_pair import GoldenPair, check_build_golden
 from edge.images.preprocess import Preprocess, read_preprocess
 from edge.runtime.engine_runner import engine_device
@@ -36,18 +36,17 @@ _NOT_ITSELF = "not the engine itself"
 
 @dataclass(frozen=True)
 class OpenedBuild:
-    """A build that is ready to answer on this machine.
+    """A verified build with a runner for this machine.
 
     Attributes:
-        build, manifest: its folder, and what that says of it.
         preprocess: the build's, checked on this machine.
         golden: an image and its tensor.
-        runner: takes preprocessed images; of "trt", for the thread that opened it alone (`clone` makes others).
+        runner: takes preprocessed images; of "trt", only for the thread that opened it (`clone` makes others).
         name: "ort", "openvino" or "trt".
-        ran_on: what runs what, a phrase; says when it is the graph and not the engine itself.
-        batch: the batches that it takes.
-        notes: what a person should know besides, one sentence each.
-        itself: whether the engine of the build is what runs, and not a graph that it was built from.
+        ran_on: phrase that names what runs where; names the graph if it is not the engine itself.
+        batch: the batch sizes that it takes.
+        notes: remarks for the user, one sentence each.
+        itself: whether the engine of the build runs, not a graph that it was built from.
     """
 
     build: BuildFolder
@@ -67,33 +66,33 @@ class OpenedBuild:
 
 
 def open_runner(build: BuildFolder, runner: str = AUTO, *, threads: int = 0) -> OpenedBuild:
-    """The runner of a build, or in one sentence why it cannot be had.
+    """Open the runner of a build.
 
     Args:
         build: a finished build. On a device, `golden.npz`, `manifest.json`, `steps.json` and the engine are enough.
         runner: one of RUNNERS.
-        threads: of a runner on the CPU; 0 for every core.
+        threads: number of threads of a runner on the CPU; 0 for every core.
 
     Raises:
-        InputError: a file that is not the recorded one; a runner that no such build has.
-        VerdictError: this machine preprocesses images in another way.
-        MissingError: what the runner asked for needs and this machine lacks, with the command that mends it.
+        ArtifactError: a file that does not match its record, or is missing.
+        UsageError: a runner that such a build does not have.
+        VerdictError: this machine preprocesses images differently.
+        MissingError: the requested runner needs something that this machine lacks; names the command that installs it.
     """
     if runner not in RUNNERS:
-        raise InputError(f"unknown runner {runner!r}", allowed=", ".join(RUNNERS))
+        raise UsageError(f"unknown runner {runner!r}", allowed=", ".join(RUNNERS))
     if threads < 0:
-        raise InputError("no number of threads", found=threads, allowed="0 for every core, or more")
+        raise UsageError("the number of threads must not be negative", found=threads, allowed="0 for every core, or more")
     preprocess = read_preprocess(build.manifest)
     golden = check_build_golden(build, preprocess)
     verify_folder(build, complete=False)
     opener = _Opener(build, partial(OpenedBuild, build, build.manifest, preprocess, golden), threads)
-    ways = {AUTO: opener.auto, "ort": opener.ort, "openvino": opener.openvino, "trt": opener.trt}
-    return ways[runner]()
+    return {AUTO: opener.auto, "ort": opener.ort, "openvino": opener.openvino, "trt": opener.trt}[runner]()
 
 
 @dataclass(frozen=True)
 class _Opener:
-    """The ways to run a verified build; `opened` makes what they return."""
+    """Opens the runners of a verified build; `opened` makes an `OpenedBuild` of one."""
 
     build: BuildFolder
     opened: Callable[..., OpenedBuild]
@@ -109,14 +108,14 @@ class _Opener:
         try:
             return self._engine()
         except MissingError as error:
-            reasons = [f"the engine itself cannot run here: {_why(error)}"]
-        ways: list[Callable[[], OpenedBuild]] = [self.ort]
+            reasons = [f"the engine itself cannot run here: {_reason(error)}"]
+        candidates: list[Callable[[], OpenedBuild]] = [self.ort]
         quantized = self.build.manifest.qdq_onnx
         if quantized is not None and self.build.has(quantized.file) and find_spec("openvino") is not None:
-            ways.insert(0, self.openvino)
-        for way in ways:
+            candidates.insert(0, self.openvino)
+        for candidate in candidates:
             try:
-                opened = way()
+                opened = candidate()
             except MissingError as error:
                 reasons.append(str(error).splitlines()[0])
             else:
@@ -132,14 +131,14 @@ class _Opener:
         engine, target = self.build.manifest.engine, self.build.manifest.target
         if self.for_cpu:
             what, allowed = "runner trt: the build's engine is for a CPU", "ort, openvino"
-            raise InputError(what, where=self.build.path, found=f"target {target}", allowed=allowed)
+            raise UsageError(what, where=self.build.path, found=f"target {target}", allowed=allowed)
         try:
             return self._engine()
         except MissingError as error:
             raise MissingError(
                 "runner trt: the engine cannot run here",
                 where=self.build.path / engine.file,
-                found=_why(error),
+                found=_reason(error),
                 allowed=f"{engine.backend} {engine.backend_version} on compute capability "
                 + ", ".join(engine.compute_capabilities),
                 next_command="--runner ort or --runner openvino for its graph on the CPU; ufovit doctor for what is missing",
@@ -154,14 +153,14 @@ class _Opener:
     def ort(self) -> OpenedBuild:
         manifest = self.build.manifest
         if self.for_cpu:
-            runner = self._ort_runner(manifest.engine.file)
-            return self.opened(runner, "ort", "ONNX Runtime, CPU: the engine itself", itself=True)
+            engine = self._ort_runner(manifest.engine.file)
+            return self.opened(engine, "ort", "ONNX Runtime, CPU: the engine itself", itself=True)
         file, what = source_graph(manifest).file, f"the graph that the engine was built from, {_NOT_ITSELF}"
         if manifest.typed_onnx is None:
             return self.opened(self._ort_runner(file), "ort", f"ONNX Runtime, CPU: {what}")
-        slow = "emulating the roundings of FP16 takes time: no measure of speed"
+        note = "FP16 rounding is emulated, which is slow: these times are not the engine's"
         ran_on = f"ONNX Runtime, CPU, its FP16 roundings emulated: {what}"
-        return self.opened(self._emulated_runner(file), "ort", ran_on, notes=(slow,))
+        return self.opened(self._emulated_runner(file), "ort", ran_on, notes=(note,))
 
     def _ort_runner(self, file: str) -> Runner:
         return OrtRunner(self.build.path / file, self.threads, data=self.build.data(file))
@@ -179,7 +178,7 @@ class _Opener:
 
         manifest = self.build.manifest
         if manifest.precision == "fp16":
-            raise InputError(
+            raise UsageError(
                 "runner openvino: on a CPU it would compute the FP16 graph in FP32",
                 where=self.build.path,
                 found="precision fp16",
@@ -189,7 +188,7 @@ class _Opener:
         file = (manifest.qdq_onnx or manifest.onnx).file
         path = self.build.path / file
         if not self.build.has(file):
-            raise InputError(
+            raise ArtifactError(
                 "runner openvino: the folder lacks the graph",
                 where=path,
                 found=f"built from {manifest.bundle.file}" if manifest.bundle else "a folder without its graphs",
@@ -198,13 +197,13 @@ class _Opener:
             )
         what = "the Q/DQ graph" if manifest.precision == "int8" else "the FP32 graph"
         typed = ", before it was typed for FP16" if manifest.typed_onnx else ""
-        note = "drift.json tells of another runtime: OpenVINO rounds in its own way"
+        note = "drift.json was measured with another runtime: OpenVINO rounds differently"
         runner = OpenVinoRunner(path, self.threads, data=self.build.data(file))
         return self.opened(runner, "openvino", f"OpenVINO, CPU: {what} of the build{typed}, {_NOT_ITSELF}", notes=(note,))
 
 
-def _why(error: MissingError) -> str:
-    """Why an engine cannot run here, one sentence."""
+def _reason(error: MissingError) -> str:
+    """One sentence on why an engine cannot run here."""
     if not gpus() and not jetson_module():
         return "this machine has no NVIDIA GPU, or its driver shows none"
     return " ".join(str(error).split())

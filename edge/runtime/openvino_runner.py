@@ -1,10 +1,10 @@
 """OpenVINO on the CPU: FP32 graphs as they are, symmetric Q/DQ graphs in INT8.
 
-On CPUs with bfloat16 arithmetic OpenVINO computes FP32 graphs in bfloat16 unless told otherwise, which costs most of the
-digits; it is told (`INFERENCE_PRECISION_HINT`). Its INT8 kernels are chosen by the Q/DQ of the graph and stay.
+On CPUs with bfloat16 arithmetic OpenVINO computes FP32 graphs in bfloat16 by default, which costs most of the digits: the
+`INFERENCE_PRECISION_HINT` is set to f32. INT8 kernels follow from the Q/DQ of the graph and are not affected.
 
-`import openvino` sends a message to its makers through the package openvino-telemetry, if that is installed. Here the package
-is hidden from it, for which OpenVINO has a stub of its own: nothing is sent.
+`import openvino` sends usage data through the package openvino-telemetry, if that is installed. Here the package is hidden
+from it, and OpenVINO falls back to its own stub: nothing is sent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from calib.errors import InputError, MissingError
+from calib.errors import DataError, GraphError, InputError, MissingError, UsageError
 from edge.runtime.runner import Images, Logits, Runner, check_images
 
 INSTALL = "pip install 'ufovit-edge[openvino]'"
@@ -28,7 +28,7 @@ _TELEMETRY = "openvino_telemetry"
 class OpenVinoRunner(Runner):
     """Runs an ONNX file with one float32 input (B, ...) and one output on the CPU, tuned for latency.
 
-    Any thread may call it; each has a request, and so its buffers, of its own, and they share the compiled network.
+    Any thread may call it: threads share the compiled network; each has its own inference request and buffers.
 
     Args:
         path: the ONNX file; with `data`, what errors name.
@@ -37,23 +37,23 @@ class OpenVinoRunner(Runner):
 
     Attributes:
         image_shape: (3, S, S), of one image.
-        precision: in which what is not INT8 is computed, as OpenVINO states it: "f32".
+        precision: of the computation outside INT8, as OpenVINO reports it: "f32".
 
-    Raises MissingError where OpenVINO is not installed or does not load; InputError for a file that it refuses, or that is not
-    one such input and one output.
+    Raises MissingError where OpenVINO is not installed or does not load; GraphError for a file that it refuses, or with other
+    inputs or outputs.
     """
 
     def __init__(self, path: Path, threads: int = 0, *, data: bytes | None = None) -> None:
         if threads < 0:
-            raise InputError("no number of threads", found=threads, allowed="0 for every core, or more")
+            raise UsageError("the number of threads must not be negative", found=threads, allowed="0 for every core, or more")
         self._path = path
         core = load().Core()
         try:
             model = core.read_model(io.BytesIO(path.read_bytes() if data is None else data))
         except OSError as error:
-            raise InputError("graph cannot be read", where=path, found=error.strerror) from error
+            raise GraphError("graph cannot be read", where=path, found=error.strerror) from error
         except Exception as error:  # pybind's exceptions share no public base class
-            raise _refused(path, error) from error
+            raise _load_error(path, error) from error
         self.image_shape = _image_shape(model, path)
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads:
@@ -61,7 +61,7 @@ class OpenVinoRunner(Runner):
         try:
             self._compiled: Any | None = core.compile_model(model, "CPU", settings)
         except Exception as error:  # as above
-            raise _refused(path, error) from error
+            raise _load_error(path, error) from error
         self.precision = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
         self._requests = threading.local()
 
@@ -77,19 +77,19 @@ class OpenVinoRunner(Runner):
         try:
             request.infer([images], share_inputs=True)
         except Exception as error:  # as above
-            raise InputError(
-                "the graph does not take these images", where=self._path, found=f"{images.shape}: {_first(error)}"
+            raise DataError(
+                "the graph does not take these images", where=self._path, found=f"{images.shape}: {_message(error)}"
             ) from error
         return np.array(request.get_output_tensor(0).data, np.float32)  # a copy: the request's own is overwritten
 
     def close(self) -> None:
-        """Give the compiled network back; the requests of other threads go with the runner."""
+        """Release the compiled network; the requests of other threads are released with the runner."""
         self._compiled = None
         self._requests = threading.local()
 
 
 def load() -> Any:
-    """The module `openvino`, without its telemetry. Raises MissingError."""
+    """Import the module `openvino`, without its telemetry. Raises MissingError."""
     if "openvino" not in sys.modules:
         sys.modules.setdefault(_TELEMETRY, None)  # type: ignore[arg-type]  # None makes an import fail, by Python's own rule
     try:
@@ -101,25 +101,28 @@ def load() -> Any:
 
 
 def _image_shape(model: Any, path: Path) -> tuple[int, ...]:
-    """Shape of one image. Raises InputError for other ends than one float32 input (B, fixed ...) and one output."""
-    ends = f"{len(model.inputs)} inputs, {len(model.outputs)} outputs"
+    """Shape of one image. Raises GraphError unless the model has one float32 input (B, fixed ...) and one output."""
     if (len(model.inputs), len(model.outputs)) != (1, 1):
-        raise InputError("the graph is not one input and one output", where=path, found=ends)
-    (given,) = model.inputs
-    shape, kind = given.partial_shape, given.element_type.get_type_name()
+        raise GraphError(
+            "the graph must have one input and one output",
+            where=path,
+            found=f"{len(model.inputs)} inputs, {len(model.outputs)} outputs",
+        )
+    (tensor,) = model.inputs
+    shape, kind = tensor.partial_shape, tensor.element_type.get_type_name()
     fixed = not shape.rank.is_dynamic and len(shape) > 1 and not any(d.is_dynamic for d in list(shape)[1:])
     if kind != "f32" or not fixed:
         found, allowed = f"{kind} {shape}", "float32 (B, C, H, W), everything but B fixed"
-        raise InputError("the graph's input is no batch of images", where=path, found=found, allowed=allowed)
+        raise GraphError("the graph's input is not a batch of images", where=path, found=found, allowed=allowed)
     return tuple(int(d.get_length()) for d in list(shape)[1:])
 
 
-def _refused(path: Path, error: Exception) -> InputError:
-    return InputError("OpenVINO cannot load the graph", where=path, found=_first(error), allowed="an ONNX file")
+def _load_error(path: Path, error: Exception) -> GraphError:
+    return GraphError("OpenVINO cannot load the graph", where=path, found=_message(error), allowed="an ONNX file")
 
 
-def _first(error: Exception) -> str:
-    """OpenVINO's message without the places in its own source that it begins with."""
+def _message(error: Exception) -> str:
+    """OpenVINO's message without the source locations that it begins with."""
     lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
-    return " ".join(told or lines)[:400]
+    message = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return " ".join(message or lines)[:400]

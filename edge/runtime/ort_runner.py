@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""Run ONNX graphs with ONNX Runtime on the CPU, FP16 graphs with their rounding emulated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from calib.errors import InputError, MissingError
+from calib.errors import DataError, GraphError, InputError, MissingError
 from calib.parallel import ordered_map, shared_cores
 from edge.runtime.runner import Runner
 
@@ -32,10 +32,10 @@ class OrtRunner(Runner):
         path: the ONNX file; with `data`, what errors name.
         data: bytes of a graph to run instead of the file.
         threads: threads inside one operator; 0 lets ONNX Runtime use every core.
-        throughput: for many batches rather than the soonest answer to one: `at_once` runs share out the cores. Then `threads`
-            is not looked at.
+        throughput: optimize for many batches rather than the latency of one: `at_once` concurrent runs share the cores, and
+            `threads` is ignored.
 
-    Call: float32 (B, ...) -> the output as float32 (B, ...). Raises InputError for a file that ONNX Runtime refuses.
+    Call: float32 (B, ...) -> the output as float32 (B, ...). Raises GraphError for a file that ONNX Runtime refuses.
     """
 
     def __init__(self, path: Path, threads: int = 0, *, data: bytes | None = None, throughput: bool = False) -> None:
@@ -55,7 +55,7 @@ class OrtRunner(Runner):
                 data or str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its exceptions share no public base class
-            raise InputError("ONNX Runtime cannot load the graph", where=path, found=" ".join(str(error).split())) from error
+            raise GraphError("ONNX Runtime cannot load the graph", where=path, found=" ".join(str(error).split())) from error
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, images: npt.NDArray[np.float32], /) -> npt.NDArray[np.float32]:
@@ -66,18 +66,18 @@ class OrtRunner(Runner):
             (logits,) = self._session.run(None, {self._input: images})
         except Exception as error:  # its exceptions share no public base class
             message = " ".join(str(error).split())
-            raise InputError(
+            raise DataError(
                 "the graph does not take these images", where=self._path, found=f"{images.shape}: {message}"
             ) from error
         return np.asarray(logits, dtype=np.float32)
 
     def close(self) -> None:
-        """Give the session and its threads back."""
+        """Release the session and its threads."""
         self._session = None
 
 
 def emulated_runner(typed: ModelProto, where: Path, threads: int = 0, *, throughput: bool = False) -> OrtRunner:
-    """Runs a typed FP16 graph on the CPU with every rounding of FP16 hardware. Arguments as of `OrtRunner`."""
+    """A runner of a typed FP16 graph on the CPU that emulates every rounding of FP16 hardware. Arguments as of `OrtRunner`."""
     from calib.qdq_writer import serialize
     from engines.fp16_emulation import emulated_graph
 
@@ -87,11 +87,11 @@ def emulated_runner(typed: ModelProto, where: Path, threads: int = 0, *, through
 def run_all(
     runner: Runner, batches: Iterable[npt.NDArray[np.float32]], done: Callable[[int], None] = lambda _images: None
 ) -> npt.NDArray[np.float32]:
-    """Output of a graph on all batches, (n, ...); `done` is told the number of images after each."""
-    found: list[npt.NDArray[np.float32]] = []
+    """Output of a graph on all batches, (n, ...); `done` is called with the number of images after each."""
+    outputs: list[npt.NDArray[np.float32]] = []
     images = 0
     for count, logits in ordered_map(lambda batch: (len(batch), runner(batch)), batches, runner.at_once):
-        found.append(logits)
+        outputs.append(logits)
         images += count
         done(images)
-    return np.concatenate(found)
+    return np.concatenate(outputs)

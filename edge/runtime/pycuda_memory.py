@@ -1,9 +1,9 @@
 """A CUDA device through pycuda, in the device's primary context.
 
 `pycuda.autoinit` is not used: it makes a private context and leaves it on the stack of the importing thread, where neither
-other threads nor TensorRT's own allocations find it. Here the context is pushed for each piece of work and popped after it,
-in whatever thread that is: pycuda ends the whole process when a thread finishes with a context on its stack, and it frees
-memory and streams from another thread than the opener's only while the context is on that thread's stack.
+other threads nor TensorRT's own allocations find it. Here the calling thread pushes the context for each piece of work and
+pops it afterwards: pycuda ends the whole process when a thread finishes with a context on its stack, and it frees memory and
+streams from another thread than the opener's only while the context is on that thread's stack.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calib.errors import BackendError, MissingError
-from edge.runtime.device_memory import Depth, DeviceMemory, Graph, Library, Stream, check_size
+from edge.runtime.device_memory import Depth, DeviceMemory, Library, Stream, check_size
 
 _INSTALL = "pip install 'ufovit-edge[pycuda]'"
 _NON_BLOCKING = 1
@@ -41,7 +41,7 @@ def open_memory(device: int, zero_copy: bool | None) -> DeviceMemory:
 
 
 def load() -> Any:
-    """The module `pycuda.driver`. Raises MissingError where it, or the NVIDIA driver that it links to, is not there."""
+    """Import the module `pycuda.driver`. Raises MissingError without it or the NVIDIA driver that it links to."""
     try:
         return importlib.import_module("pycuda.driver")
     except ModuleNotFoundError as error:
@@ -61,7 +61,7 @@ def _errors(driver: Any) -> Iterator[None]:
 
 
 class PycudaMemory:
-    """A `DeviceMemory`; made by `open_memory`."""
+    """A `DeviceMemory`; `open_memory` opens it."""
 
     library: Library = "pycuda"
     can_capture = False
@@ -82,7 +82,7 @@ class PycudaMemory:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Push the primary context in this thread, unless it is there, and pop it at the end."""
+        """Push the primary context in this thread, unless it is current, and pop it at the end."""
         with _errors(self._driver):
             if self._depth.value == 0:
                 self._context.push()
@@ -115,21 +115,10 @@ class PycudaMemory:
             free, total = self._driver.mem_get_info()
             return int(total) - int(free)
 
-    def begin_capture(self, stream: Stream) -> NoReturn:  # noqa: ARG002  # as the protocol has it
-        """Raises BackendError."""
-        raise _no_graphs()
+    def _refuse_graphs(self, *_positional: object, **_named: object) -> NoReturn:
+        raise BackendError("pycuda has no CUDA graphs", next_command="pip install 'ufovit-edge[cuda]'")
 
-    def end_capture(self, stream: Stream) -> NoReturn:  # noqa: ARG002  # as the protocol has it
-        """Raises BackendError."""
-        raise _no_graphs()
-
-    def launch(self, graph: Graph, stream: Stream) -> NoReturn:  # noqa: ARG002  # as the protocol has it
-        """Raises BackendError."""
-        raise _no_graphs()
-
-
-def _no_graphs() -> BackendError:
-    return BackendError("pycuda has no CUDA graphs", next_command="pip install 'ufovit-edge[cuda]'")
+    begin_capture = end_capture = launch = _refuse_graphs
 
 
 class PycudaStream:

@@ -1,4 +1,4 @@
-"""What runs a network: images in, logits out. One protocol for ONNX Runtime, TensorRT and the fake for tests."""
+"""The `Runner` protocol, images in and logits out, and a fake runner for tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from calib.errors import InputError
+from calib.errors import DataError, InputError, UsageError
 
 Images = npt.NDArray[np.float32]
 """Preprocessed images (B, 3, S, S)."""
@@ -22,21 +22,21 @@ class Runner(Protocol):
     """Runs one network; a context manager that closes it.
 
     Attributes:
-        at_once: how many threads may, and should, call it at the same time; 1: the thread that opened it, no other.
+        at_once: number of threads that may, and should, call it concurrently; 1: only the thread that opened it.
     """
 
     at_once: int = 1
 
     @abstractmethod
     def __call__(self, images: Images, /) -> Logits:
-        """Logits (B, classes) of images (B, 3, S, S), both float32. The answer is the caller's own array.
+        """Logits (B, classes) of images (B, 3, S, S), both float32. The caller owns the returned array.
 
-        Raises InputError for images that the network does not take.
+        Raises DataError for images that the network does not take, InputError after `close`.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Give everything back; a second call does nothing, and what is called afterwards raises InputError."""
+        """Release everything; a second call does nothing."""
 
     def __enter__(self: _R) -> _R:
         return self
@@ -46,14 +46,14 @@ class Runner(Protocol):
 
 
 def check_images(images: object, shape: tuple[int, ...]) -> Images:
-    """The same images. Raises InputError unless they are a float32 array (B, *shape) with B > 0."""
+    """The same images. Raises DataError unless they are a float32 array (B, *shape) with B > 0."""
     if not isinstance(images, np.ndarray):
-        raise InputError("images are not an array", found=type(images).__name__, allowed="numpy.ndarray")
+        raise DataError("images are not an array", found=type(images).__name__, allowed="numpy.ndarray")
     if images.dtype != np.float32:
-        raise InputError("images are not float32", found=images.dtype, allowed="float32 in this machine's byte order")
+        raise DataError("images are not float32", found=images.dtype, allowed="float32 in this machine's byte order")
     if images.ndim != 1 + len(shape) or images.shape[1:] != shape or not len(images):
-        raise InputError(
-            "images are not of the network's shape",
+        raise DataError(
+            "images do not have the shape of the network's input",
             found=images.shape,
             allowed=f"(B, {', '.join(map(str, shape))}), B > 0",
         )
@@ -61,13 +61,13 @@ def check_images(images: object, shape: tuple[int, ...]) -> Images:
 
 
 class FakeRunner(Runner):
-    """Answers without a network, for tests of what stands around one.
+    """Returns logits without a network, for tests of the code around one.
 
     Args:
         image_shape: (3, S, S).
         classes: of the logits.
-        answer: images -> logits; None: logit c is the mean of the c-th of `classes` horizontal bands of the image, so that a
-            test says by where an image is bright what it wants it to be; needs S >= classes.
+        answer: images -> logits; None: logit c is the mean of the c-th of `classes` horizontal bands of the image, so that the
+            bright band of an image decides its class; needs S >= classes.
 
     Attributes:
         batches: the number of images of every call.
@@ -76,7 +76,7 @@ class FakeRunner(Runner):
 
     def __init__(self, image_shape: tuple[int, ...], classes: int, answer: Callable[[Images], Logits] | None = None) -> None:
         if answer is None and image_shape[1] < classes:
-            raise InputError("fewer rows than classes", found=f"{image_shape[1]} rows, {classes} classes")
+            raise UsageError("fewer rows than classes", found=f"{image_shape[1]} rows, {classes} classes")
         self._shape = image_shape
         self._classes = classes
         self._answer = answer or self._bands

@@ -1,13 +1,13 @@
-"""Runs a TensorRT or TensorRT-RTX engine on a CUDA device.
+"""Run a TensorRT or TensorRT-RTX engine on a CUDA device.
 
 A batch goes host -> page-locked buffer -> device -> engine -> device -> page-locked buffer -> a new array, on one stream, with
-one wait at the end. The second of two batches of one size in a row is captured as a CUDA graph: from then on a batch of that
-size is one call. A batch of another size drops the graph, because the execution context that a graph was captured from must
-not be changed while the graph is in use (TensorRT's developer guide on CUDA graphs).
+one wait at the end. The second of two consecutive batches of one size is captured as a CUDA graph: from then on a batch of
+that size is one call. A batch of another size drops the graph, because the execution context of a captured graph must not
+change while the graph is in use (TensorRT's developer guide on CUDA graphs).
 
-TensorRT-RTX compiles kernels on the device, by default in the background, and answers from slower ones meanwhile. Here it is
-asked to compile them before the first answer, so that the same images give the same logits in every run. It captures CUDA
-graphs itself, once the kernels are there, and is asked for those instead (TensorRT-RTX, "Working with RTX CUDA Graphs").
+TensorRT-RTX compiles kernels on the device, by default in the background, and runs slower ones meanwhile. Here it is set to
+compile them before the first run, so that the same images give the same logits in every run. It captures CUDA graphs itself,
+once the kernels are compiled, and is set to do so instead (TensorRT-RTX, "Working with RTX CUDA Graphs").
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PROFILE = 0
 
 
 class _Loaded:
-    """An engine on the device, shared by the runners on it. The last of them drops it: first the engine, then its runtime."""
+    """An engine on the device, shared by its runners. The last of them releases it: first the engine, then its runtime."""
 
     def __init__(self, flavour: Flavour, engine: bytes, *, version_compatible: bool) -> None:
         runtime = Runtime(flavour)
@@ -45,8 +45,8 @@ class TrtRunner(Runner):
 
     Args:
         flavour: "trt" or "rtx", the library that built the engine.
-        engine_bytes: the serialized engine. It runs as code: pass only bytes that
-                `engines.build_folder.authenticate` returned.
+        engine_bytes: the serialized engine. It is executable code: pass only bytes that `engines.build_folder.authenticate` or
+            `BuildFolder.engine` returned.
         memory: the device; None opens device 0.
         graphs: whether CUDA graphs may be used.
         version_compatible: the engine was built to run with later releases and carries a runtime.
@@ -55,10 +55,10 @@ class TrtRunner(Runner):
         image_shape: (3, S, S).
         batches: (smallest, optimal, largest) batch of the engine's optimization profile 0. More images than the largest are
             run in several batches; fewer than the smallest are refused.
-        notes: what works otherwise than asked for, one sentence each.
+        notes: deviations from what was requested, one sentence each.
 
-    Raises MissingError without the library, a driver or a device; BackendError when TensorRT or CUDA fails; InputError for
-    an engine that is not one float32 input (B, ...) and one float32 output (B, ...).
+    Raises MissingError without the library, a driver or a device; BackendError when TensorRT or CUDA fails; ArtifactError
+    for an engine that is not one float32 input (B, ...) and one float32 output (B, ...).
     """
 
     def __init__(
@@ -75,17 +75,17 @@ class TrtRunner(Runner):
             self._start(_Loaded(flavour, engine_bytes, version_compatible=version_compatible), memory, graphs)
 
     def clone(self) -> TrtRunner:
-        """Another runner of the same engine, for the calling thread; it lives on when this one is closed."""
+        """Another runner of the same engine, for the calling thread; closing this one does not close it."""
         loaded = self._loaded
         if loaded is None:
-            raise _closed()
+            raise _closed_error()
         other = TrtRunner.__new__(TrtRunner)
         with self._memory.current():
             other._start(loaded, self._memory, self._graphs_wanted)
         return other
 
     def _start(self, loaded: _Loaded, memory: DeviceMemory, graphs: bool) -> None:
-        """Everything that one runner has of its own; given back at once if something fails."""
+        """Allocate the resources of one runner; release them if a step fails."""
         self._loaded: _Loaded | None = loaded
         self._runtime, self._io = loaded.runtime, loaded.io
         self._memory = memory
@@ -111,36 +111,36 @@ class TrtRunner(Runner):
         """A context in optimization profile 0, with TensorRT-RTX's own settings where the module has them."""
         self._config = self._rtx_config(engine)
         options = () if self._config is None else (self._config,)
-        context = self._given("create_execution_context", engine.create_execution_context(*options))
+        context = self._checked("create_execution_context", engine.create_execution_context(*options))
         if context.active_optimization_profile != _PROFILE:
             done = context.set_optimization_profile_async(_PROFILE, self._stream.handle)
             self._stream.synchronize()
-            self._given("set_optimization_profile_async", done)
+            self._checked("set_optimization_profile_async", done)
         return context
 
     def _rtx_config(self, engine: Any) -> Any:
-        """Compile kernels first, capture graphs; None where the library compiles no kernels."""
+        """Settings to compile kernels first and capture graphs; None where the library does not compile kernels."""
         module = self._runtime.module
         if not hasattr(module, "DynamicShapesKernelSpecializationStrategy"):
             return None
-        config = self._given("create_runtime_config", engine.create_runtime_config())
+        config = self._checked("create_runtime_config", engine.create_runtime_config())
         config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER
         if self._graphs_wanted and hasattr(module, "CudaGraphStrategy"):
-            wanted = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            config.cuda_graph_strategy = wanted
-            self._captures_itself = config.cuda_graph_strategy == wanted  # the setter does not say whether it was accepted
+            strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            config.cuda_graph_strategy = strategy
+            self._captures_itself = config.cuda_graph_strategy == strategy  # the setter does not report a refusal
         return config
 
     def _drop_context(self) -> None:
         self._context = self._config = None
 
     def _can_capture(self) -> bool:
-        """Whether the library at hand and the context can; what cannot is said in `notes`."""
+        """Whether the CUDA library and the context support capture; if not, `notes` says why."""
         if not self._memory.can_capture:
             self.notes.append(f"{self._memory.library} has no CUDA graphs: every layer is launched by itself")
             return False
-        asks = hasattr(self._context, "is_stream_capturable")
-        if asks and not self._context.is_stream_capturable(self._stream.handle):
+        checkable = hasattr(self._context, "is_stream_capturable")
+        if checkable and not self._context.is_stream_capturable(self._stream.handle):
             self.notes.append(
                 f"{self._runtime.name} cannot run this engine from a CUDA graph: every layer is launched by itself"
             )
@@ -148,7 +148,7 @@ class TrtRunner(Runner):
         return True
 
     def _prepare_buffers(self, started: contextlib.ExitStack) -> None:
-        """Buffers for the largest batch, at addresses that stay."""
+        """Allocate buffers for the largest batch, at fixed addresses."""
         io, largest = self._io, self.batches[2]
         self._set_batch(largest)
         self._input = self._memory.allocate(_nbytes(largest, io.image_shape))
@@ -159,16 +159,16 @@ class TrtRunner(Runner):
         self._logits = self._output.host.view(np.float32).reshape(largest, *self._output_shape)
         for name, buffer in ((io.input, self._input), (io.output, self._output)):
             done = self._context.set_tensor_address(name, buffer.device_pointer)
-            self._given(f"set_tensor_address of {name}", done)
+            self._checked(f"set_tensor_address of {name}", done)
 
     def __call__(self, images: Images, /) -> Logits:
-        """See `Runner`. Also raises InputError in another thread than the one that made the runner."""
+        """See `Runner`. Also raises InputError in another thread than the one that opened the runner."""
         self._check_thread()
         check_images(images, self.image_shape)
         sizes = split(len(images), self.batches[0], self.batches[2])
         with self._busy:
             if self._loaded is None:
-                raise _closed()
+                raise _closed_error()
             logits = np.empty((len(images), *self._output_shape), np.float32)
             with self._memory.current():
                 start = 0
@@ -178,11 +178,11 @@ class TrtRunner(Runner):
         return logits
 
     def compute_times_ms(self, runs: int) -> tuple[float, ...]:
-        """What the engine alone takes on the device for a batch as in the last call, copies excluded; raises as a call does."""
+        """Times of the engine alone on the device for a batch as in the last call, copies excluded; raises as a call does."""
         self._check_thread()
         with self._busy:
             if self._loaded is None or not self._warm:
-                raise _closed() if self._loaded is None else InputError("nothing to time: no batch has run yet")
+                raise _closed_error() if self._loaded is None else InputError("nothing to time: no batch has run yet")
             with self._memory.current():
                 return device_times_ms(self._memory, self._stream, self._execute, runs, as_graph=self._graph is not None)
 
@@ -212,16 +212,16 @@ class TrtRunner(Runner):
         np.copyto(logits, self._logits[:batch])
 
     def _set_batch(self, batch: int) -> None:
-        """Tell the context the batch size, and learn or check the shape of its output."""
+        """Set the batch size of the context, and read or check the shape of its output."""
         self._drop_graph()
         self._batch, self._warm = 0, False  # known only when all of this has worked
         io = self._io
-        self._given(f"set_input_shape of {io.input}", self._context.set_input_shape(io.input, (batch, *io.image_shape)))
+        self._checked(f"set_input_shape of {io.input}", self._context.set_input_shape(io.input, (batch, *io.image_shape)))
         shape = tuple(int(d) for d in self._context.get_tensor_shape(io.output))
         inner = self._output_shape or shape[1:]
         if len(shape) < 2 or shape[0] != batch or min(shape) < 1 or shape[1:] != inner:
             raise BackendError(
-                "get_tensor_shape gives no shape of one row per image",
+                "get_tensor_shape returned a shape without one row per image",
                 where=io.output,
                 found=f"{shape} for {batch} images",
                 log=tuple(self._runtime.log),
@@ -229,16 +229,16 @@ class TrtRunner(Runner):
         self._batch, self._output_shape = batch, inner
 
     def _enqueue(self) -> None:
-        """Put copy, engine and copy on the stream."""
+        """Enqueue copy, engine and copy on the stream."""
         self._input.to_device(_nbytes(self._batch, self.image_shape), self._stream)
         self._execute()
         self._output.to_host(_nbytes(self._batch, self._output_shape), self._stream)
 
     def _execute(self) -> None:
-        self._given("execute_async_v3", self._context.execute_async_v3(self._stream.handle))
+        self._checked("execute_async_v3", self._context.execute_async_v3(self._stream.handle))
 
     def _capture(self) -> None:
-        """Record `_enqueue` as a graph; if that fails, note it and go on without."""
+        """Record `_enqueue` as a graph; if that fails, note it and continue without."""
         try:
             self._graph = record_graph(self._memory, self._stream, self._enqueue)
         except BackendError as error:
@@ -258,11 +258,11 @@ class TrtRunner(Runner):
 
     @property
     def uses_graph(self) -> bool:
-        """Whether a next batch of the same size is one launch of a CUDA graph; of TensorRT-RTX, whether it was asked for it."""
+        """Whether a next batch of the same size is one launch of a CUDA graph; for TensorRT-RTX, whether that was requested."""
         return self._captures_itself or self._graph is not None
 
     def close(self) -> None:
-        """Give everything back, after the call that is running in the runner's thread. Any thread may close."""
+        """Release everything, after a call that is running in the runner's thread. Any thread may close."""
         with self._busy:
             if self._loaded is None:
                 return
@@ -274,10 +274,10 @@ class TrtRunner(Runner):
                 finally:
                     self._loaded = None
 
-    def _given(self, call: str, answer: Any) -> Any:
-        """What TensorRT answered; raises BackendError naming the call if that is None or False."""
-        if answer is not None and answer is not False:
-            return answer
+    def _checked(self, call: str, result: Any) -> Any:
+        """The result of a TensorRT call. Raises BackendError naming the call if it is None or False."""
+        if result is not None and result is not False:
+            return result
         log = tuple(self._runtime.log)
         lines = [line for line in log if not line.startswith("INFO")][-_SHOWN_LINES:]
         found = "\n    ".join(lines) or "no reason given"
@@ -288,5 +288,5 @@ def _nbytes(batch: int, shape: tuple[int, ...]) -> int:
     return batch * int(np.prod(shape)) * np.dtype(np.float32).itemsize
 
 
-def _closed() -> InputError:
+def _closed_error() -> InputError:
     return InputError("the runner is closed")

@@ -1,4 +1,4 @@
-"""The files of a build folder: names, manifest, step record, verification, signature, bundle."""
+"""Read, verify and sign a build folder; read and write a bundle."""
 
 from __future__ import annotations
 

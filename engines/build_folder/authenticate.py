@@ -1,6 +1,6 @@
-"""What may be deserialized: an engine whose bytes, the very ones that are returned, were authenticated, and that can run here.
+"""Authenticate an engine before it is deserialized, and check that it can run on this machine.
 
-A plan is an executable artifact. Stdlib only, but for a signature, which needs `cryptography`; TensorRT is asked elsewhere.
+Engine files are executable code. Standard library only; a signature needs `cryptography`.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def read_authenticated(
 
     Args:
         path: a build folder, or an engine file in it.
-        public_key: a PEM file; the manifest and the engine must be among the files that its owner signed. On a device other
-            files of the build may be missing: they are not looked at.
-        unsafe_no_manifest: take an engine that no manifest describes, after saying so. One that a manifest contradicts is
-            refused all the same. With `public_key`, the signature must then be the file's own, FILE.sig.
-        say: told, in one line, that nothing vouches for the engine.
+        public_key: a PEM file; the manifest and the engine must be among the files that its owner signed. Other files of the
+            build are not read and may be missing.
+        unsafe_no_manifest: accept an engine without a manifest, with a warning. An engine that contradicts its manifest is
+            still refused. With `public_key`, the signature must then be the file's own, FILE.sig.
+        say: prints the warning, one line.
 
     Raises:
-        ArtifactError: no manifest, an engine or a signature that does not match; what, where, and what to do.
+        ArtifactError: no manifest, or an engine or a signature that does not match.
         MissingError: `cryptography` is needed and not installed.
     """
     if not is_there(path):
@@ -52,7 +52,7 @@ def read_authenticated(
     manifest = build.manifest
     if path != folder and path.name != manifest.engine.file:
         raise ArtifactError(
-            "the manifest beside this file describes another engine",
+            "the manifest in this folder describes another engine",
             where=path,
             allowed=manifest.engine.file,
             next_command=f"pass the folder {folder}, or move the file into a folder of its own",
@@ -61,11 +61,11 @@ def read_authenticated(
 
 
 def _undescribed(path: Path, public_key: Path | None, allowed: bool, say: Callable[[str], None]) -> bytes:
-    """Bytes of an engine without a manifest, if that is `allowed`."""
+    """Bytes of an engine without a manifest, if `allowed`."""
     file = _only_engine(path) if path.is_dir() else path
     if not allowed:
         raise ArtifactError(
-            "no manifest tells what this engine is, and an engine is a program",
+            "refusing to load an engine without a manifest: engine files are executable code",
             where=file,
             allowed=f"a build folder with its {MANIFEST}",
             next_command=f"{REMAKE}, or {UNSAFE} for an engine that you built yourself",
@@ -73,34 +73,34 @@ def _undescribed(path: Path, public_key: Path | None, allowed: bool, say: Callab
     engine = read_contained(file)
     if public_key is not None:
         check_listed(read_signature(file, public_key), signature_path(file), {file.name: sha256_bytes(engine)})
-    say(f"UNSAFE: {file} has no manifest. Nothing tells what it is, and loading it runs whatever it holds ({UNSAFE})")
+    say(f"UNSAFE: {file} has no manifest. Its origin is unknown, and loading it executes the code that it holds ({UNSAFE})")
     return engine
 
 
 def _only_engine(folder: Path) -> Path:
-    found = [folder / name for name in ENGINES if is_there(folder / name)]
-    if len(found) != 1:
+    engines = [folder / name for name in ENGINES if is_there(folder / name)]
+    if len(engines) != 1:
         raise ArtifactError(
-            "the folder holds no engine" if not found else "the folder holds several engines",
+            "the folder holds no engine" if not engines else "the folder holds several engines",
             where=folder,
             found=f"no {MANIFEST}",
             allowed="a build folder, or an engine file",
             next_command=REMAKE,
         )
-    return found[0]
+    return engines[0]
 
 
 def check_runs_here(manifest: EngineManifest, *, backend_version: str, compute_capability: str) -> None:
-    """Refuse an engine that this machine cannot load. An engine for the CPU is refused by nobody.
+    """Raise MissingError for an engine that this machine cannot load. An engine for the CPU always passes.
 
     Args:
         manifest: of the engine.
-        backend_version: of the library that would load it, as the backend states its own.
+        backend_version: of the library that would load it.
         compute_capability: "major.minor" of the GPU that would run it, "" without one.
 
     A plan loads in the release that built it; if built version compatible, also in later ones of the same major version
     (TensorRT documentation, "Version Compatibility"). It runs on the GPUs that the manifest lists; if built for "ampere_plus",
-    on every one of compute capability 8.0 or newer (ibid., "Hardware Compatibility"). Raises MissingError.
+    on every one of compute capability 8.0 or newer (ibid., "Hardware Compatibility").
     """
     engine = manifest.engine
     if engine.backend in CPU_BACKENDS:
@@ -121,7 +121,7 @@ def check_runs_here(manifest: EngineManifest, *, backend_version: str, compute_c
             "the engine was built for another GPU",
             where=engine.file,
             found=f"compute capability {compute_capability}" if compute_capability else "no GPU here",
-            allowed=_served(engine) + built_on,
+            allowed=_supported_gpus(engine) + built_on,
             next_command=rebuild,
         )
 
@@ -139,7 +139,7 @@ def _runs_on(engine: EngineRecord, capability: str) -> bool:
     return capability in engine.compute_capabilities
 
 
-def _served(engine: EngineRecord) -> str:
+def _supported_gpus(engine: EngineRecord) -> str:
     if engine.hardware_compatibility == "ampere_plus":
         return "compute capability 8.0 or newer"
     return f"compute capability {', '.join(engine.compute_capabilities) or 'none: the manifest lists no GPU'}"

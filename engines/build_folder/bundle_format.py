@@ -1,19 +1,19 @@
-"""The bundle: everything a device needs to build and check its own engine, in one file.
+"""Read and write a bundle: everything a device needs to build and check its own engine, in one file.
 
-A ZIP archive whose comment is the SHA-256 of all bytes before it, so that a flip anywhere is noticed, with plain member names:
+A ZIP archive whose comment is the SHA-256 of all bytes before it, so that every changed bit is detected. Its members:
 
     bundle.json                what it is, and the SHA-256 and size of every other member
     manifest.json              of the build that it was made from: checkpoint, graphs, preprocessing, labels
     model.typed.onnx           the strongly typed graph (model.onnx in an FP32 build)
     calibration.json xnorm.json    where the build has them
-    pixels.npy shapes.npy      uint8, all test images end to end, and their (height, width, channels), int64 (n, 3)
+    pixels.npy shapes.npy      uint8, all test images concatenated, and their (height, width, channels), int64 (n, 3)
     labels.npy                 int64 (n,)
     logits.npy                 float32 (n, classes), the FP32 reference's answers to these images
-    golden.npy                 float32 (3, S, S), the first image as the network sees it
+    golden.npy                 float32 (3, S, S), the first image as the network's input
 
-Equal contents give equal bytes. Nothing is extracted by the archive's own names, and there are no others than these: a member
-of another name, one that bundle.json does not list, a listed one that is missing, an entry of another form than those written
-here (a link, an encrypted one), a size or a digest that differs, each is refused before a byte is used.
+Equal contents give equal bytes. Nothing is extracted to the archive's own names. Refused before a byte is used: a member of
+another name, one that bundle.json does not list, a listed one that is missing, an entry of another format than written here
+(a link, an encrypted one), a size or a digest that differs.
 Standard library only: a device reads it with numpy, TensorRT and pycuda alone.
 """
 
@@ -66,17 +66,14 @@ class BundleInfo:
     """`bundle.json`.
 
     Attributes:
-        model, precision: of the engine to build.
         graph: the member that holds the ONNX graph.
-        facts: what building needs to know of it.
+        facts: of the graph, as the builder needs them.
         batch: smallest, usual and largest batch size of the engine.
-        int8_floor: share of the MACs that must run in INT8; None for the target's own.
+        int8_floor: least share of the MACs that must run in INT8; None for the target's own.
         budget_points: accuracy budget in percentage points.
-        random_weights: true when the weights were drawn: such an engine has no accuracy.
-        reference: the FP32 graph whose answers are stored, and what ran it.
-        reference_ran_on: what ran it.
-        data: where the test images come from, and a digest of them.
-        data_sha256: digest of the labelled images that were chosen from.
+        random_weights: the weights are random: such an engine has no accuracy.
+        reference: the FP32 graph whose answers are stored; `reference_ran_on` names what ran it.
+        data: source of the test images; `data_sha256` is the digest of the labelled images.
         members: name -> digest and size of every other member.
     """
 
@@ -97,13 +94,7 @@ class BundleInfo:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle whose archive was checked; members are checked as they are read.
-
-    Attributes:
-        path: the file.
-        sha256: of the whole file.
-        info: what it is.
-    """
+    """An opened bundle whose archive was checked; members are checked as they are read. `sha256` is of the whole file."""
 
     path: Path
     sha256: str
@@ -118,7 +109,7 @@ class Bundle:
         record = self.info.members[name]
         data = _read_member(self.path, name, record.bytes)
         if sha256_bytes(data) != record.sha256:
-            raise _differs(self.path, name, sha256_bytes(data), record.sha256)
+            raise _digest_error(self.path, name, sha256_bytes(data), record.sha256)
         return data
 
 
@@ -145,15 +136,15 @@ def write_bundle(path: Path, info: BundleInfo, members: Mapping[str, bytes]) -> 
 def open_bundle(path: Path) -> Bundle:
     """Open a bundle and check the archive: whole, with exactly the members that bundle.json lists.
 
-    Raises ArtifactError naming the member that differs where one does, else the file.
+    Raises ArtifactError naming the member that differs, or else the file.
     """
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise ArtifactError("a bundle is a file", where=path, next_command=REMAKE)
+    if path.exists() and not path.is_file():  # reading a pipe would block
+        raise ArtifactError("a bundle must be a file", where=path, next_command=REMAKE)
     try:
         with zipfile.ZipFile(path) as archive:
             entries, comment = archive.infolist(), archive.comment
-        whole = _body_sha256(path).encode() == comment
-        _check_forms(path, entries)
+        intact = _body_sha256(path).encode() == comment
+        _check_entries(path, entries)
         info = _read_info(path)
         _check_names(path, info, [entry.filename for entry in entries])
     except FileNotFoundError as error:
@@ -163,10 +154,10 @@ def open_bundle(path: Path) -> Bundle:
     except _DAMAGE as error:
         raise ArtifactError("not a bundle, or a damaged one", where=path, found=error, next_command=REMAKE) from error
     bundle = Bundle(path, sha256_file(path), info)
-    if not whole:
+    if not intact:
         for name in info.members:
-            bundle.read(name)  # names the member that differs, if it is one
-        raise ArtifactError("the archive around the members was changed", where=path, next_command=REMAKE)
+            bundle.read(name)  # raises for the member that differs, if there is one
+        raise ArtifactError("the archive was changed outside its members", where=path, next_command=REMAKE)
     return bundle
 
 
@@ -194,7 +185,7 @@ def _read_info(path: Path) -> BundleInfo:
 
 
 def _read_member(path: Path, name: str, size: int | None) -> bytes:
-    """The bytes of a member, at most as many as it should have: an archive that unpacks to more is not unpacked."""
+    """The bytes of a member; a member that unpacks to more than `size` is not unpacked."""
     limit = _LARGEST_HEADER_BYTES if size is None else size
     try:
         with zipfile.ZipFile(path) as archive, archive.open(name) as stream:
@@ -206,39 +197,45 @@ def _read_member(path: Path, name: str, size: int | None) -> bytes:
         raise ArtifactError("member cannot be read", where=f"{path}: {name}", found=error, next_command=REMAKE) from error
     if rest or len(data) > limit or (size is not None and len(data) != size):
         found = f"{len(data)} bytes or more" if len(data) > limit else f"{len(data)} bytes"
-        raise ArtifactError("member has another size", where=f"{path}: {name}", found=found, allowed=limit, next_command=REMAKE)
+        raise ArtifactError(
+            "member has an unexpected size", where=f"{path}: {name}", found=found, allowed=limit, next_command=REMAKE
+        )
     return data
 
 
-def _check_forms(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
-    """Refuse entries of another form than those written here: links, encrypted ones, other methods of compression."""
+def _check_entries(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
+    """Refuse entries of another format than written here: links, encrypted ones, other compression methods."""
     for entry in entries:
         if (entry.compress_type, entry.external_attr, entry.flag_bits) != (zipfile.ZIP_DEFLATED, _MODE, 0):
             found = f"method {entry.compress_type}, attributes {entry.external_attr:#x}, flags {entry.flag_bits:#x}"
             where = f"{path}: {entry.filename}"
-            raise ArtifactError("member has another form", where=where, found=found, allowed="as `ufovit bundle` writes it")
+            raise ArtifactError(
+                "member has an unexpected ZIP entry format", where=where, found=found, allowed="as `ufovit bundle` writes it"
+            )
 
 
 def _check_names(path: Path, info: BundleInfo, names: Sequence[str]) -> None:
-    """Refuse unknown, twofold, unlisted and missing names, and sizes beyond all reason."""
+    """Refuse unknown, duplicate, unlisted and missing names, and too large sizes."""
     known = {BUNDLE, info.graph, *_ALWAYS, *_SOMETIMES}
-    odd = sorted({*names, *info.members} - known)
-    if odd or info.graph not in _GRAPHS:
+    unknown = sorted({*names, *info.members} - known)
+    if unknown or info.graph not in _GRAPHS:
         allowed = ", ".join(sorted({BUNDLE, *_GRAPHS, *_ALWAYS, *_SOMETIMES}))
-        raise ArtifactError("a bundle has no such member", where=path, found=repr((odd or [info.graph])[0]), allowed=allowed)
-    twofold = sorted(name for name, count in Counter(names).items() if count > 1)
+        raise ArtifactError(
+            "a bundle has no such member", where=path, found=repr((unknown or [info.graph])[0]), allowed=allowed
+        )
+    duplicate = sorted(name for name, count in Counter(names).items() if count > 1)
     listed = {BUNDLE, *info.members}
-    strange, missing = sorted(set(names) - listed), sorted((listed | {*_ALWAYS, info.graph}) - set(names))
-    if twofold or strange or missing:
-        what = f"twice {', '.join(twofold)}; not listed {', '.join(strange)}; missing {', '.join(missing)}"
-        raise ArtifactError("the bundle's members are not those that it lists", where=path, found=what, next_command=REMAKE)
+    unlisted, missing = sorted(set(names) - listed), sorted((listed | {*_ALWAYS, info.graph}) - set(names))
+    if duplicate or unlisted or missing:
+        found = f"twice {', '.join(duplicate)}; not listed {', '.join(unlisted)}; missing {', '.join(missing)}"
+        raise ArtifactError("the bundle's members do not match bundle.json", where=path, found=found, next_command=REMAKE)
     total = sum(record.bytes for record in info.members.values())
     if total > _LARGEST_BYTES or any(record.bytes < 0 for record in info.members.values()):
-        raise ArtifactError("the bundle unpacks to too much", where=path, found=f"{total} bytes", allowed=_LARGEST_BYTES)
+        raise ArtifactError("the bundle is too large when unpacked", where=path, found=f"{total} bytes", allowed=_LARGEST_BYTES)
 
 
 def _body_sha256(path: Path) -> str:
-    """SHA-256 of a file but for its last 64 bytes, where the archive's comment holds it."""
+    """SHA-256 of a file without its last 64 bytes, which are the archive's comment."""
     left = path.stat().st_size - 64
     digest = hashlib.sha256()
     with path.open("rb") as stream:
@@ -248,9 +245,9 @@ def _body_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _differs(path: Path, name: str, found: str, recorded: str) -> ArtifactError:
+def _digest_error(path: Path, name: str, found: str, recorded: str) -> ArtifactError:
     return ArtifactError(
-        "member is not the one that was recorded",
+        "member does not match its recorded digest",
         where=f"{path}: {name}",
         found=f"sha256 {found[:16]}...",
         allowed=f"sha256 {recorded[:16]}... of {BUNDLE}",

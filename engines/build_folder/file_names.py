@@ -1,4 +1,4 @@
-"""Names of the files in a build folder, in the order of the flow. Stdlib only: a device verifies a folder by them."""
+"""Names of the files in a build folder, in the order of the flow. Standard library only: a device verifies folders too."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MANIFEST = "manifest.json"
 DRIFT, ANSWERS, PICTURES = "drift.json", "logits.npz", "flips.npz"
 ATTRIBUTION, REPORT = "attribution.json", "report.html"
 RECORD = "steps.json"
-"""What every step read and wrote; see `engines.build_folder.step_record`. No step writes it, so it is none of ARTIFACTS."""
+"""What every step read and wrote; see `engines.build_folder.step_record`. No step writes it, so it is not in ARTIFACTS."""
 SIGNATURE = "signature.json"
-"""Last of ARTIFACTS although no step writes it: a build that changes anything removes what no step of it vouches for."""
+"""Last of ARTIFACTS although no step writes it: a build that changes anything removes files that are not of a finished step."""
 ARTIFACTS = (
     *(MODEL, EXPORT, GOLDEN, XNORM, FOLDED, REFINED, CALIBRATION, QUANTIZED, TYPED, *ENGINES),
     *(MANIFEST, DRIFT, ANSWERS, PICTURES, ATTRIBUTION, REPORT, SIGNATURE),

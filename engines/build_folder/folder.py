@@ -1,12 +1,12 @@
-"""A build folder, opened once: every file that is used is the one that was recorded. Standard library only.
+"""`BuildFolder`, the one reader of a build folder: every file is compared with its recorded digests when it is read.
 
-    steps.json      under its seal: digest of each file that a step wrote           `engines.build_folder.step_record`
+    steps.json      with a seal: digest of each file that a step wrote              `engines.build_folder.step_record`
     manifest.json   the chain from the graph to the engine, each with its digest    `engines.build_folder.manifest`
-    signature.json  where one is required: who made it, and every digest again      `engines.build_folder.signature`
-    JSON artifacts  name the files that they were made from                         `engines.build_folder.references`
+    signature.json  where one is required: signer, and every digest again           `engines.build_folder.signature`
+    JSON artifacts  digests of the files that they were computed from               `engines.build_folder.references`
 
-A file is compared with all of them when it is read, and the bytes that are returned are the bytes that were hashed.
-`engines.build_folder.verify` compares every file at once; one that was read before is not hashed again.
+The returned bytes are the bytes that were hashed. `engines.build_folder.verify` compares every file at once; a file that was
+read before is not hashed again. Standard library only.
 """
 
 from __future__ import annotations
@@ -34,22 +34,21 @@ class BuildFolder:
 
     Args:
         path: of the folder.
-        require_signature: PEM file of the public key that must have signed every file that is read; None if none has to.
+        require_signature: PEM file of the public key that must have signed every file that is read; None if not required.
 
     Attributes:
-        path: of the folder.
-        signature: the one that was required, else None.
+        signature: the required one, else None.
         recorded: file -> artifact that states its digest -> digest.
-        digests: file -> digest of what lies there, of the files that were hashed so far.
-        problems: why steps.json or manifest.json is refused; nothing else is read of such a folder.
+        digests: file -> actual digest, of the files that were hashed so far.
+        problems: errors of steps.json and manifest.json; no other file of such a folder is read.
 
-    Raises ArtifactError where there is no folder, and for a signature that is missing or does not hold; MissingError for one
-    that cannot be checked here. What is wrong with a file is raised when it is read.
+    Raises ArtifactError for a missing folder and a missing or invalid signature; MissingError for a signature that cannot be
+    checked on this machine. Errors of a file are raised when it is read.
     """
 
     def __init__(self, path: Path, *, require_signature: Path | None = None) -> None:
         if not path.is_dir():
-            raise ArtifactError("no build folder", where=path, next_command=REMAKE)
+            raise ArtifactError("not a build folder", where=path, next_command=REMAKE)
         self.path = path
         self.signature: Signature | None = None
         if require_signature is not None:
@@ -62,50 +61,50 @@ class BuildFolder:
         self._steps: dict[str, StepRecord] | None = None
         self._manifest: EngineManifest | None = None
         if self.has(RECORD):
-            with self._refusing(RECORD):
+            with self._keep_problem(RECORD):
                 self._steps = self._read_steps()
-        with self._refusing(MANIFEST):
+        with self._keep_problem(MANIFEST):
             self._manifest = self._read_manifest()
 
     @property
     def manifest(self) -> EngineManifest:
-        """manifest.json. Raises ArtifactError when it is missing, malformed or not the recorded one."""
+        """manifest.json. Raises ArtifactError when it is missing, malformed or does not match its record."""
         self._require(RECORD, MANIFEST)
         return cast(EngineManifest, self._manifest)
 
     @property
     def steps(self) -> dict[str, StepRecord]:
-        """steps.json. Raises ArtifactError when it is missing, malformed or not as it was sealed."""
+        """steps.json. Raises ArtifactError when it is missing, malformed or does not match its seal."""
         self.check(RECORD)
         return cast("dict[str, StepRecord]", self._steps)
 
     def has(self, file: str) -> bool:
-        """Whether anything of this name is in the folder, a link that leads nowhere included."""
+        """Whether anything of this name is in the folder, a dangling link included."""
         return is_there(self.path / file)
 
     def data(self, file: str) -> bytes:
-        """A file's bytes, hashed as read. Raises ArtifactError unless they are what was recorded."""
+        """A file's bytes, hashed as read. Raises ArtifactError unless they match the recorded digests."""
         self._require(RECORD, *([MANIFEST] if self.has(MANIFEST) else []))
         data = self._load(file)
         self._compare(file)
         return data
 
     def read(self, artifact: Artifact[T]) -> T:
-        """What a file holds, read and parsed once. Raises ArtifactError if it is missing, malformed or not the recorded one."""
+        """A parsed artifact, read once. Raises ArtifactError if it is missing, malformed or does not match its record."""
         if artifact not in self._values:
             self._values[artifact] = artifact.parse(self.data(artifact.file), self.path / artifact.file)
         return cast(T, self._values[artifact])
 
     def find(self, artifact: Artifact[T]) -> T | None:
-        """The same, None where there is no such file."""
+        """The same, None if the file does not exist."""
         return self.read(artifact) if self.has(artifact.file) else None
 
     def engine(self) -> bytes:
-        """The engine's bytes. An engine is an executable artifact: deserialize these and no others. Raises ArtifactError."""
+        """The engine's bytes. An engine is executable code: deserialize these bytes and no others. Raises ArtifactError."""
         return self.data(self.manifest.engine.file)
 
     def check(self, file: str) -> None:
-        """Raise ArtifactError unless a file is there and is the one that was recorded, without reading it into memory."""
+        """Raise ArtifactError unless a file exists and matches its recorded digests, without reading it into memory."""
         self._require(file)
         if file not in self.digests:
             if file.endswith(".json"):
@@ -115,7 +114,7 @@ class BuildFolder:
         self._compare(file)
 
     def sha256(self, file: str) -> str:
-        """Digest of a file that is the one that was recorded; see `check`."""
+        """Digest of a file, checked; see `check`."""
         self.check(file)
         return self.digests[file]
 
@@ -125,8 +124,8 @@ class BuildFolder:
                 raise self.problems[file]
 
     @contextlib.contextmanager
-    def _refusing(self, file: str) -> Iterator[None]:
-        """What is raised in the block is this file's problem."""
+    def _keep_problem(self, file: str) -> Iterator[None]:
+        """Keep an error that is raised in the block as this file's problem."""
         try:
             yield
         except InputError as error:
@@ -149,14 +148,14 @@ class BuildFolder:
         return manifest
 
     def _note(self, recorder: str, digests: Iterable[tuple[str, str]]) -> None:
-        """Remember what an artifact records. Raises ArtifactError for a file outside the folder, and for two digests of one."""
+        """Store an artifact's digests. Raises ArtifactError for a file outside the folder, and for two digests of one file."""
         for file, sha256 in digests:
             inside(self.path, file, recorder)
             if self.recorded.setdefault(file, {}).setdefault(recorder, sha256) != sha256:
                 raise ArtifactError(f"{recorder} records two digests of one file", where=self.path / recorder, found=file)
 
     def _load(self, file: str) -> bytes:
-        """A file's bytes, hashed; JSON stays in memory, graphs, engines and arrays are read anew."""
+        """A file's bytes, hashed; JSON stays in memory; graphs, engines and arrays are read each time."""
         if file not in self._json:
             data = read_contained(inside(self.path, file, MANIFEST))
             self.digests[file] = sha256_bytes(data)
@@ -167,12 +166,12 @@ class BuildFolder:
 
     def _compare(self, file: str) -> None:
         path, sha256 = self.path / file, self.digests[file]
-        for recorder, stated in self.recorded.get(file, {}).items():
-            check_digest(path, sha256, stated, recorder)
+        for recorder, recorded in self.recorded.get(file, {}).items():
+            check_digest(path, sha256, recorded, recorder)
         if self.signature is not None:
             check_listed(self.signature, signature_path(self.path), {file: sha256})
         if self._manifest is not None and file in self._json:
-            speaks_of = [reference for reference in references(self._manifest) if reference.file == file]
-            fields = parse_json(self._json[file], path, remake=REMAKE) if speaks_of else {}
-            for reference in speaks_of:
+            stated = [reference for reference in references(self._manifest) if reference.file == file]
+            fields = parse_json(self._json[file], path, remake=REMAKE) if stated else {}
+            for reference in stated:
                 check_reference(reference, fields, path)

@@ -1,4 +1,4 @@
-"""Ed25519 keys in PEM files, as openssl makes them. The package `cryptography` is imported when a key is read."""
+"""Load Ed25519 keys from PEM files of openssl. The package `cryptography` is imported when a key is read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calib.errors import InputError, MissingError
+from calib.errors import MissingError, UsageError
 from calib.files import sha256_bytes
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ def load_private_key(path: Path, passphrase_file: Path | None = None) -> Ed25519
 
     Args:
         path: a PEM file that only its owner can read.
-        passphrase_file: a file, likewise, whose first line opens an encrypted key; None for a key that is not encrypted.
+        passphrase_file: a file, likewise, whose first line is the passphrase; None for a key that is not encrypted.
 
     Raises:
-        InputError: a file that is missing, that others can read, or that holds no Ed25519 private key; a passphrase that is
-            missing, wrong or not needed. The text names the command that mends it.
+        UsageError: a file that is missing, readable by other users, or without an Ed25519 private key; a passphrase that is
+            missing, wrong or not needed. The text names the command that resolves it.
         MissingError: `cryptography` is not installed.
     """
     ed25519, serialization = _cryptography()
@@ -37,31 +37,31 @@ def load_private_key(path: Path, passphrase_file: Path | None = None) -> Ed25519
     if passphrase_file is not None:
         passphrase = _secret(passphrase_file, "write the passphrase into it, and chmod 600").partition(b"\n")[0].rstrip(b"\r")
     if b"PUBLIC KEY-----" in data:
-        raise InputError("a public key cannot sign", where=path, allowed="the private key", next_command=MAKE_PRIVATE)
+        raise UsageError("a public key cannot sign", where=path, allowed="the private key", next_command=MAKE_PRIVATE)
     key = _parsed(path, lambda: serialization.load_pem_private_key(data, passphrase), MAKE_PRIVATE)
     if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise _another_kind(path, key, MAKE_PRIVATE)
+        raise _key_type_error(path, key)
     private: Ed25519PrivateKey = key
     return private
 
 
 def load_public_key(path: Path) -> Ed25519PublicKey:
-    """The public key that signatures are held against.
+    """The public key that checks signatures.
 
-    Raises InputError for a file that is missing or holds no Ed25519 public key, MissingError without `cryptography`.
+    Raises UsageError for a file that is missing or does not hold an Ed25519 public key, MissingError without `cryptography`.
     """
     ed25519, serialization = _cryptography()
-    data = _content(path, MAKE_PUBLIC)
+    data, _ = _read(path, MAKE_PUBLIC)
     if b"PRIVATE KEY-----" in data:
-        raise InputError(
-            "this is the private key: it stays with whoever signs",
+        raise UsageError(
+            "expected a public key, found a private key: keep it with the signer",
             where=path,
             allowed="its public key",
             next_command=MAKE_PUBLIC,
         )
     key = _parsed(path, lambda: serialization.load_pem_public_key(data), MAKE_PUBLIC)
     if not isinstance(key, ed25519.Ed25519PublicKey):
-        raise _another_kind(path, key, MAKE_PRIVATE)
+        raise _key_type_error(path, key)
     public: Ed25519PublicKey = key
     return public
 
@@ -86,11 +86,11 @@ def _cryptography() -> tuple[Any, Any]:
 
 
 def _secret(path: Path, make: str) -> bytes:
-    """Content of a file that nobody but its owner may read; the permissions are those of the file that was opened."""
-    data, mode = _opened(path, make)
+    """Content of a file that only its owner may read; the permissions are those of the opened file."""
+    data, mode = _read(path, make)
     if mode & _OTHERS:
-        raise InputError(
-            "others can read this secret",
+        raise UsageError(
+            "other users can read this secret",
             where=path,
             found=f"mode {stat.S_IMODE(mode):04o}",
             allowed="0600 or 0400",
@@ -99,33 +99,29 @@ def _secret(path: Path, make: str) -> bytes:
     return data
 
 
-def _content(path: Path, make: str) -> bytes:
-    return _opened(path, make)[0]
-
-
-def _opened(path: Path, make: str) -> tuple[bytes, int]:
+def _read(path: Path, make: str) -> tuple[bytes, int]:
     try:
         with path.open("rb") as stream:
             return stream.read(), os.fstat(stream.fileno()).st_mode
     except OSError as error:
-        raise InputError("file cannot be read", where=path, found=error.strerror, next_command=make) from error
+        raise UsageError("file cannot be read", where=path, found=error.strerror, next_command=make) from error
 
 
 def _parsed(path: Path, load: Callable[[], Any], make: str) -> Any:
-    """What `load` makes of a PEM file; its errors in our words."""
+    """The result of `load` on a PEM file; its errors as UsageError."""
     from cryptography.exceptions import UnsupportedAlgorithm
 
     try:
         return load()
     except TypeError as error:  # a passphrase for a plain key, or none for an encrypted one
         hint = "pass --passphrase-file for an encrypted key, and for no other"
-        raise InputError("key and passphrase do not fit", where=path, found=error, next_command=hint) from error
-    except (ValueError, UnsupportedAlgorithm) as error:  # not PEM, or not to be opened with this passphrase
-        raise InputError(
-            "no PEM key of the kind that openssl makes, or the wrong passphrase", where=path, found=error, next_command=make
+        raise UsageError("the passphrase does not match the key", where=path, found=error, next_command=hint) from error
+    except (ValueError, UnsupportedAlgorithm) as error:  # not PEM, or a wrong passphrase
+        raise UsageError(
+            "not a PEM key as openssl writes it, or the wrong passphrase", where=path, found=error, next_command=make
         ) from error
 
 
-def _another_kind(path: Path, key: object, make: str) -> InputError:
+def _key_type_error(path: Path, key: object) -> UsageError:
     found = type(key).__name__.strip("_").replace("PrivateKey", "").replace("PublicKey", "")
-    return InputError("not an Ed25519 key", where=path, found=f"{found} key", allowed="Ed25519", next_command=make)
+    return UsageError("not an Ed25519 key", where=path, found=f"{found} key", allowed="Ed25519", next_command=MAKE_PRIVATE)

@@ -1,4 +1,4 @@
-"""manifest.json: what an engine is, and from what it was made. Stdlib only: a device reads it with numpy and TensorRT alone."""
+"""manifest.json: the engine and every file that it was built from, with digests. Standard library only: a device reads it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from calib.errors import ArtifactError
 from engines.build_folder.file_names import MANIFEST
 from engines.build_folder.safe_files import REMAKE
 from engines.build_spec import HardwareCompatibility
-from engines.layer_records import TensorInfo as TensorInfo  # noqa: PLC0414  # said twice: a re-export
+from engines.layer_records import TensorInfo as TensorInfo  # noqa: PLC0414  # the repeated name marks a re-export
 from engines.precision_receipt import Receipt
 
 
@@ -26,7 +26,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """The calibration table, how many images it saw, and a digest of them."""
+    """The calibration table, and the number and digest of its images."""
 
     file: str
     sha256: str
@@ -36,16 +36,15 @@ class CalibrationRecord:
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """The engine file and what made it.
+    """The engine file and how it was built.
 
     Attributes:
-        file, sha256, bytes: of the engine.
         backend: key of `engines.backends.BACKENDS`.
         backend_version: of its library; the engine loads in no other release unless it is `version_compatible`.
         compute_capabilities: GPUs that it runs on, "major.minor", empty for a CPU.
         version_compatible: it loads in later releases of the same major version too.
         hardware_compatibility: "ampere_plus" for every GPU of compute capability 8.0 or newer, "same_compute_capability" for
-            every GPU of the one recorded, "none" where nothing of the kind was asked for.
+            every GPU of the recorded one, "none" where no compatibility was requested.
         timing_cache_sha256: of the cache that the builder measured or was given, None without one.
         device: name of the GPU that it was built on, "" where it was built without one.
     """
@@ -68,19 +67,19 @@ class EngineManifest:
 
     Attributes:
         created: ISO 8601 time in UTC.
-        checkpoint: None for weights drawn at random.
-        xnorm: the certificate of every XNorm, None for "fp32"; likewise `folded_onnx`, the FP32 graph that it left.
+        checkpoint: None for random weights.
+        xnorm: the certificate of every XNorm, None for "fp32"; likewise `folded_onnx`, the FP32 graph after its repair.
         qdq_onnx: None unless the precision is "int8"; likewise `calibration`, and `refined_onnx`, the float graph that it
             quantizes.
-        typed_onnx: the strongly typed graph that the backend took, None where it took one of the others.
-        preprocess: what an image goes through, with its own sha256.
-        task: what the outputs mean, a key of `edge.tasks.registry.TASKS`.
+        typed_onnx: the strongly typed graph, None where the backend built from one of the others.
+        preprocess: preprocessing of an image, with its own sha256.
+        task: the meaning of the outputs, a key of `edge.tasks.registry.TASKS`.
         labels: one name per class, in the order of the outputs; empty for a task without classes.
         batch: smallest, usual and largest batch size of the engine.
         int8_floor: share of the MACs that had to run in INT8, None for the target's own.
         bundle: the bundle that the engine was built from, which holds the graphs that this folder lacks; None elsewhere.
-        random_weights: true when the weights were drawn, not trained: such an engine shows speed, never accuracy.
-        notes: sentences for a person.
+        random_weights: the weights are random, not trained: such an engine shows speed, never accuracy.
+        notes: remarks for the user.
     """
 
     schema_version: ClassVar[int] = 2  # 2: with `task`
@@ -120,12 +119,12 @@ MANIFEST_ARTIFACT = json_artifact(MANIFEST, EngineManifest, remake=REMAKE)
 
 
 def no_manifest_error(path: Path) -> ArtifactError:
-    """The error for a manifest that is not there."""
-    return ArtifactError("no manifest: the folder holds no finished build", where=path, next_command=REMAKE)
+    """The error for a missing manifest."""
+    return ArtifactError("no manifest: the folder does not hold a finished build", where=path, next_command=REMAKE)
 
 
 def recorded_files(manifest: EngineManifest) -> Iterator[tuple[str, str]]:
-    """(file, sha256) of all that the manifest records, in the order of the flow, the engine last; not all need be there."""
+    """(file, sha256) of every file in the manifest, in the order of the flow, the engine last; some may be missing."""
     graphs = (manifest.folded_onnx, manifest.refined_onnx, manifest.calibration, manifest.qdq_onnx, manifest.typed_onnx)
     for record in (manifest.checkpoint, manifest.onnx, manifest.xnorm, *graphs, manifest.engine):
         if record is not None:
@@ -133,5 +132,5 @@ def recorded_files(manifest: EngineManifest) -> Iterator[tuple[str, str]]:
 
 
 def source_graph(manifest: EngineManifest) -> FileRecord:
-    """The graph that the engine of a manifest was built from, and that a device builds its own from."""
+    """The graph that the engine was built from, and that a device builds its own engine from."""
     return manifest.typed_onnx or manifest.onnx

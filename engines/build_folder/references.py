@@ -1,4 +1,4 @@
-"""What the JSON artifacts of a build say of other files: digests and settings that must be the manifest's. Stdlib only."""
+"""Check the digests and settings that the JSON artifacts of a build state of other files. Standard library only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Reference:
 
 
 def references(manifest: EngineManifest) -> Iterator[Reference]:
-    """All that the artifacts of a build say of other files, whether or not these artifacts are there."""
+    """All fields of a build's artifacts that refer to other files, whether or not the artifacts exist."""
     source, preprocess = manifest.onnx.sha256, manifest.preprocess.get("sha256", "")
     folded = manifest.folded_onnx or manifest.onnx
     judged = (manifest.engine, manifest.typed_onnx, manifest.qdq_onnx, manifest.onnx)
@@ -47,17 +47,17 @@ def references(manifest: EngineManifest) -> Iterator[Reference]:
 
 
 def check_reference(reference: Reference, fields: dict[str, Any], path: Path) -> None:
-    """Raise ArtifactError unless a field of the artifact at `path`, if it is there, has a value that fits."""
-    found: Any = fields
+    """Raise ArtifactError unless a field of the artifact at `path`, if present, has an allowed value."""
+    value: Any = fields
     for key in reference.field.split("."):
-        if not isinstance(found, dict) or key not in found:
+        if not isinstance(value, dict) or key not in value:
             return
-        found = found[key]
-    if found not in reference.allowed:
+        value = value[key]
+    if value not in reference.allowed:
         raise ArtifactError(
             "artifacts of different builds in one folder",
             where=f"{path}, {reference.field}",
-            found=found,
-            allowed=" or ".join(str(value) for value in reference.allowed if value not in ("", None)),
+            found=value,
+            allowed=" or ".join(str(allowed) for allowed in reference.allowed if allowed not in ("", None)),
             next_command=REMAKE,
         )

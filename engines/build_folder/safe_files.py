@@ -1,7 +1,7 @@
-"""Files that a folder holds itself: plain names, regular files, no links. What is hashed is what was read. Stdlib only.
+"""Read files safely: plain names, regular files, no links; the hashed bytes are those that were read. Standard library only.
 
-A link could be pointed elsewhere between the check and the use, a pipe would be waited for, and a name with a folder in it
-would leave the build: all three are refused by name.
+A link could be redirected between check and use, reading a pipe would block, and a name with a folder in it would leave the
+build folder: all three are refused.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def inside(folder: Path, name: str, named_by: str) -> Path:
 
 
 def is_there(path: Path) -> bool:
-    """Whether anything has this name, a link that leads nowhere included."""
+    """Whether anything has this name, a dangling link included."""
     return os.path.lexists(path)
 
 
 @contextlib.contextmanager
 def opened(path: Path, *, remake: str = REMAKE) -> Iterator[BinaryIO]:
-    """A regular file, open for reading. Raises ArtifactError when it is missing, a link, no file, or cannot be read."""
+    """A regular file, open for reading. Raises ArtifactError when it is missing, a link, not a regular file, or unreadable."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
@@ -49,8 +49,8 @@ def opened(path: Path, *, remake: str = REMAKE) -> Iterator[BinaryIO]:
         raise ArtifactError("file is missing", where=path, next_command=remake) from error
     except OSError as error:
         if error.errno == errno.ELOOP:
-            found = f"a link to {path.readlink()}"
-            raise ArtifactError("a link stands in the file's place", where=path, found=found, next_command=remake) from error
+            what, found = "expected a regular file, found a symbolic link", f"a link to {path.readlink()}"
+            raise ArtifactError(what, where=path, found=found, next_command=remake) from error
         raise ArtifactError("file cannot be read", where=path, found=error.strerror, next_command=remake) from error
 
 
@@ -73,7 +73,7 @@ def check_digest(path: Path, sha256: str, recorded: str, recorded_by: str, *, re
     """Raise ArtifactError unless a file's digest is the one that the artifact `recorded_by` states."""
     if sha256 != recorded:
         raise ArtifactError(
-            "file is not the one that was recorded",
+            "file does not match its recorded digest",
             where=path,
             found=f"sha256 {sha256[:16]}...",
             allowed=f"sha256 {recorded[:16]}... of {recorded_by}",

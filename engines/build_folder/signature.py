@@ -1,13 +1,14 @@
-"""Who vouches for a build: an Ed25519 signature (RFC 8032) over the digest of every file.
+"""The signature of a build: Ed25519 (RFC 8032) over the digest of every file.
 
     message     DOMAIN + canonical JSON of signature.json without its field `signature`
     signature   base64 of the 64 bytes of Ed25519(private key, message)
 
-A folder is signed by signature.json in it, a single file by FILE.sig beside it; both have the same fields. The files are bound
-by their digests and their names, so that no part of one build passes in another. A whole older build that was signed with the
-same key still passes: `signed` tells when that was, and nothing here knows that there is a newer one.
+A folder is signed by signature.json in it, a single file by FILE.sig beside it; both have the same fields. The signature
+covers digests and names, so that a file of one build does not pass in another. A whole older build that was signed with the
+same key still passes: `signed` is its date; replay of an old build is not detected.
 
-`engines.build_folder.signing` makes them. Importing this needs the standard library alone; checking needs `cryptography`.
+`engines.build_folder.signing` creates signatures. Importing this needs the standard library alone; checking needs
+`cryptography`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from engines.build_folder.safe_files import check_digest, is_there, read_contain
 
 ALGORITHM = "Ed25519"
 DOMAIN = b"ufovit-edge signature 1\n"
-"""In front of what is signed, so that no signature made for anything else passes for one of ours, nor ours for another."""
+"""Prefix of every signed message: a signature made for another purpose does not pass here, nor one of ours elsewhere."""
 SUFFIX = ".sig"
 
 
@@ -36,10 +37,9 @@ class Signature:
     """signature.json, or FILE.sig.
 
     Attributes:
-        algorithm: "Ed25519".
         public_key: hex SHA-256 of the DER SubjectPublicKeyInfo of the key that checks it.
-        signed: ISO 8601 time in UTC, as the signer's clock had it.
-        files: name -> SHA-256 of every file that is vouched for.
+        signed: ISO 8601 time in UTC, by the signer's clock.
+        files: name -> SHA-256 of every signed file.
         signature: base64.
     """
 
@@ -58,14 +58,14 @@ class Signature:
 
 
 def signature_path(path: Path) -> Path:
-    """Where the signature of a folder or of a file lies."""
+    """Path of the signature of a folder or a file."""
     return path / SIGNATURE if path.is_dir() else path.with_name(path.name + SUFFIX)
 
 
 def read_signature(path: Path, public_key_path: Path) -> Signature:
-    """The signature of a folder or file if it is one of this key over its own list; the files are not looked at.
+    """The signature of a folder or file, checked with a key; the signed files are not read.
 
-    Raises ArtifactError when it is missing, malformed, of another key, or does not hold; MissingError without `cryptography`.
+    Raises ArtifactError when it is missing, malformed, of another key, or invalid; MissingError without `cryptography`.
     """
     public = load_public_key(public_key_path)
     from cryptography.exceptions import InvalidSignature
@@ -86,7 +86,7 @@ def read_signature(path: Path, public_key_path: Path) -> Signature:
     try:
         public.verify(raw, signature.message)
     except InvalidSignature as error:
-        raise ArtifactError("signature does not hold", where=where, next_command=sign_command(path)) from error
+        raise ArtifactError("signature is invalid", where=where, next_command=sign_command(path)) from error
     return signature
 
 
@@ -95,7 +95,7 @@ def check_listed(signature: Signature, where: Path, digests: Mapping[str, str]) 
     for name, sha256 in digests.items():
         if name not in signature.files:
             raise ArtifactError(
-                "file is not among those that were signed",
+                "file is not listed in the signature",
                 where=where.with_name(name),
                 allowed=", ".join(sorted(signature.files)),
                 next_command=sign_command("PATH"),
@@ -104,7 +104,7 @@ def check_listed(signature: Signature, where: Path, digests: Mapping[str, str]) 
 
 
 def _parse(data: bytes, path: Path, remake: str) -> tuple[Signature, bytes]:
-    """The signature that bytes hold, and its 64 bytes. The same in other bytes is refused, so that every change shows."""
+    """The parsed signature, and its 64 bytes. Another encoding of the same content is refused, so that every change shows."""
     signature = parse_artifact(data, path, Signature, remake=remake)
     try:
         raw = base64.b64decode(signature.signature, validate=True)
@@ -119,7 +119,7 @@ def _parse(data: bytes, path: Path, remake: str) -> tuple[Signature, bytes]:
 
 
 def signature_fields(signature: Signature) -> dict[str, object]:
-    """What the file of a signature holds."""
+    """The content of a signature file."""
     return {"schema_version": SCHEMA_VERSION, **asdict(signature)}
 
 

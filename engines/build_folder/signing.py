@@ -1,4 +1,4 @@
-"""Signing a build folder or a file, and checking a signature with every file under it; see `engines.build_folder.signature`."""
+"""Sign a build folder or a file, and check a signature with every file that it lists; see `engines.build_folder.signature`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from engines.build_folder.verify import verify_folder
 def sign(path: Path, key_path: Path, *, passphrase_file: Path | None = None) -> Signature:
     """Sign a build folder or a single file, and write the signature; an earlier one is replaced.
 
-    Folders and bundles are verified first. Raises ArtifactError for one that does not verify and for a key that cannot sign;
+    Folders and bundles are verified first. Raises ArtifactError if that fails, UsageError for an unusable key,
     MissingError without `cryptography`.
     """
     private = load_private_key(key_path, passphrase_file)
@@ -50,11 +50,11 @@ def sign(path: Path, key_path: Path, *, passphrase_file: Path | None = None) -> 
 
 
 def check_signature(path: Path, public_key_path: Path) -> Signature:
-    """The signature of a build folder or a single file, once it holds: first itself, then the digest of every file.
+    """Check the signature of a build folder or a single file, then the digest of every signed file.
 
     Raises:
-        ArtifactError: no signature, one of another key, one that does not hold, and, each named, a listed file that is missing
-            or differs and an artifact that is not listed.
+        ArtifactError: a missing or invalid signature, or one of another key; a listed file that is missing or differs; an
+            artifact that is not listed.
         MissingError: `cryptography` is not installed.
     """
     if path.is_dir():
@@ -67,13 +67,13 @@ def check_signature(path: Path, public_key_path: Path) -> Signature:
 
 
 def check_folder_signature(build: BuildFolder, public_key_path: Path) -> Signature:
-    """The same of a build folder. A file that was read or verified already is not hashed again."""
+    """The same for a build folder. A file that was read or verified already is not hashed again."""
     path = build.path
     signature = read_signature(path, public_key_path)
     for name, sha256 in signature.files.items():
         file = inside(path, name, SIGNATURE)
-        found = build.digests.get(name) or sha256_contained(file)
-        check_digest(file, found, sha256, SIGNATURE, remake=sign_command(path))
+        actual = build.digests.get(name) or sha256_contained(file)
+        check_digest(file, actual, sha256, SIGNATURE, remake=sign_command(path))
     for name in (RECORD, *ARTIFACTS):
         if name not in signature.files and name != SIGNATURE and build.has(name):
             raise ArtifactError(

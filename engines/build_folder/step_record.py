@@ -1,9 +1,9 @@
-"""steps.json: what every step of a build read, and the digest of each file that it wrote, under a seal. Stdlib only.
+"""steps.json: a digest of what every step of a build read, and of each file that it wrote, with a seal. Standard library only.
 
     {"schema_version": 1, "seal": S, "steps": {name: {"reads": digest, "writes": {file: sha256}}}}
 
-S is the SHA-256 of the canonical JSON of the same object without `seal`, and the file is that JSON to the last byte: whatever
-is changed in it, the record no longer holds. A seal shows damage; who made the record is for a signature (`signature`).
+S is the SHA-256 of the canonical JSON of the same object without `seal`, and the file is exactly that JSON: any change breaks
+the seal. A seal detects damage; a signature (`signature`) proves who wrote the record.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engines.build_folder.safe_files import REMAKE, read_contained
 
 @dataclass(frozen=True)
 class StepRecord:
-    """A finished step: digest of all that it read, and file -> SHA-256 of all that it wrote."""
+    """A finished step: digest of its inputs, and file -> SHA-256 of its outputs."""
 
     reads: str
     writes: dict[str, str]
@@ -33,13 +33,13 @@ def write_record(folder: Path, steps: Mapping[str, StepRecord]) -> None:
 
 
 def read_record(folder: Path) -> dict[str, StepRecord]:
-    """The record of a folder whose steps are being run. `BuildFolder.steps` is for whoever reads a finished build."""
+    """The record of a folder whose steps are running. Read that of a finished build with `BuildFolder.steps`."""
     path = folder / RECORD
     return parse_record(read_contained(path), path)
 
 
 def parse_record(data: bytes, path: Path) -> dict[str, StepRecord]:
-    """The record that bytes hold; `path` is what errors name. Raises ArtifactError for a record not as it was sealed."""
+    """Parse a record; errors name `path`. Raises ArtifactError for a record that does not match its seal."""
     fields = parse_json(data, path, remake=REMAKE)
     try:
         steps = {name: from_fields(StepRecord, step, name) for name, step in fields["steps"].items()}
@@ -48,7 +48,7 @@ def parse_record(data: bytes, path: Path) -> dict[str, StepRecord]:
         raise ArtifactError("malformed record of steps", where=path, found=error, next_command=REMAKE) from error
     if not intact:
         raise ArtifactError(
-            "record of steps is not as it was sealed", where=path, allowed="the bytes that a build wrote", next_command=REMAKE
+            "record of steps does not match its seal", where=path, allowed="the bytes that a build wrote", next_command=REMAKE
         )
     return steps
 

@@ -1,8 +1,8 @@
-"""Is every file of a build folder the one that the build made, and do they speak of each other? Standard library only.
+"""Verify that every file of a build folder is the one that the build wrote. Standard library only.
 
-Every file is compared with what `engines.build_folder.folder` knows of it, and a file of an artifact's name that nobody
-recorded is refused. This finds damage, mixtures of builds and careless edits. Whoever may write the whole folder can make it
-consistent again: that is what `engines.build_folder.signature` is for.
+Every file is compared with its digests in `engines.build_folder.folder`, and an unrecorded file with an artifact's name is
+refused. This finds damage, mixtures of builds and accidental edits. An attacker who can write the whole folder can make it
+consistent again: `engines.build_folder.signature` protects against that.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ class CheckedFile:
     """One file of a build folder.
 
     Attributes:
-        file: its name.
-        sha256: digest of what lies there, "" where nothing can be read.
+        sha256: actual digest, "" where nothing can be read.
         recorded_by: artifacts that state its digest; steps.json states its own.
-        problem: why it is refused, None where it is what was recorded.
+        problem: why it is refused, None if it matches.
     """
 
     file: str
@@ -36,7 +35,7 @@ class CheckedFile:
 
     @property
     def status(self) -> str:
-        """One phrase."""
+        """The word ok, or the first line of the problem."""
         return "ok" if self.problem is None else str(self.problem).splitlines()[0]
 
 
@@ -54,14 +53,14 @@ class FolderCheck:
 
 
 def verify_folder(build: BuildFolder, *, complete: bool = True, ignore: Collection[str] = ()) -> FolderCheck:
-    """Check a build folder and return what was checked. Raises ArtifactError naming the first file that is refused.
+    """Check a build folder and return the checked files. Raises ArtifactError naming the first file that is refused.
 
     Args:
         build: the build folder.
-        complete: whether every file that a step wrote must be there. If not, the engine and its manifest must, and what else
-            is there is checked. (Graphs that the manifest names and no step of this folder wrote lie in the bundle that it was
-            built from.)
-        ignore: files that are about to be replaced; they are not looked at.
+        complete: whether every file that a step wrote must exist. If not, only the engine and its manifest must; other files
+            are checked if present. (Graphs that the manifest names and no step of this folder wrote are in the bundle that it
+            was built from.)
+        ignore: files that are about to be replaced; they are not read.
     """
     checked = examine_folder(build, complete=complete, ignore=ignore)
     if checked.problem is not None:
@@ -70,7 +69,7 @@ def verify_folder(build: BuildFolder, *, complete: bool = True, ignore: Collecti
 
 
 def examine_folder(build: BuildFolder, *, complete: bool = True, ignore: Collection[str] = ()) -> FolderCheck:
-    """The same with problems returned, not raised."""
+    """The same, with problems returned rather than raised."""
     needed, problems = {MANIFEST}, {}
     if not build.problems:
         needed.add(build.manifest.engine.file)
@@ -83,9 +82,9 @@ def examine_folder(build: BuildFolder, *, complete: bool = True, ignore: Collect
                 build.check(file)
             except InputError as error:
                 problems[file] = error
-    if not problems.keys() & {RECORD, MANIFEST}:  # else nobody knows what belongs here
-        strangers = {*ARTIFACTS} - known - {SIGNATURE, *ignore}
-        problems |= {file: _unrecorded_error(build.path / file) for file in strangers if build.has(file)}
+    if not problems.keys() & {RECORD, MANIFEST}:  # else it is unknown which files belong here
+        unrecorded = {*ARTIFACTS} - known - {SIGNATURE, *ignore}
+        problems |= {file: _unrecorded_error(build.path / file) for file in unrecorded if build.has(file)}
     order = dict.fromkeys((RECORD, *ARTIFACTS, *sorted(build.recorded)))
     examined = [file for file in order if file in problems or (file in known and file in build.digests)]
     return FolderCheck(build.path, tuple(_checked(build, file, problems.get(file)) for file in examined))
@@ -110,7 +109,7 @@ def _checked(build: BuildFolder, file: str, problem: InputError | None) -> Check
 
 def _unrecorded_error(path: Path) -> ArtifactError:
     return ArtifactError(
-        "nobody recorded this file",
+        "unexpected file: not listed in steps.json or manifest.json",
         where=path,
         allowed=f"files that {RECORD} or {MANIFEST} records",
         next_command=f"{REMAKE}, or move the file away",

@@ -58,7 +58,7 @@ def calibrate_model(
             scheme=quantization_scheme(request),
             collect=CollectConfig(method=request.method, at_once=2, preprocess_sha256=preprocess.sha256),
             refine_threads=2,
-            bounds=_proven,
+            bounds=_proven_bounds,
         ),
         progress=advance,
     )
@@ -66,13 +66,13 @@ def calibrate_model(
 
 
 def quantization_scheme(request: BuildRequest) -> QuantScheme:
-    """What the request has quantized."""
+    """The quantization scheme of a build."""
     from calib.qdq_placement import QuantScheme
 
     return QuantScheme(exclude=request.keep_float)
 
 
-def _proven(model: ModelProto) -> dict[str, float]:
+def _proven_bounds(model: ModelProto) -> dict[str, float]:
     from edge.stability.bound_propagation import propagate_bounds
     from edge.stability.finders.xnorm import find_sites
 

@@ -36,7 +36,7 @@ def certify_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspac
 def certify_model(request: BuildRequest, inputs: BuildInputs, advance: Advance) -> None:
     """FP32 graph -> certificate and folded graph.
 
-    Raises VerdictError when some XNorm stays unstable: no engine is to be made of such a graph.
+    Raises VerdictError when an XNorm stays unstable: an engine of such a graph would overflow or underflow.
     """
     import onnx
 
@@ -66,7 +66,7 @@ def certify_model(request: BuildRequest, inputs: BuildInputs, advance: Advance) 
     ]
     if unstable:
         raise VerdictError(
-            f"XNorm is unstable in {' and '.join(request.certified_precisions)}, and folding powers of two cannot mend it",
+            f"XNorm is unstable in {' and '.join(request.certified_precisions)}, and folding powers of two cannot repair it",
             where=path,
             found="; ".join(unstable[:_LISTED_SITES]) + f" ({len(unstable)} in all)",
             next_command=f"ufovit build {request.model} fp32; the checkpoint's weights at these layers are the cause",

@@ -35,10 +35,8 @@ class Question:
     """What a build is judged on.
 
     Attributes:
-        images: any number.
-        labelled: whether their labels mean anything; without, the task judges by what changed.
-        budget_points: accuracy budget in percentage points.
-        stored: the reference's answers, where they need not or cannot be computed here.
+        labelled: whether they have labels; without, the task judges by the share of changed answers.
+        stored: the reference's answers, None to compute them here.
     """
 
     images: ImageSet
@@ -50,17 +48,17 @@ class Question:
 def drift_step(build: BuildFolder, question: Question, *, here: bool) -> Step:
     """The step that judges a build: its engine, or where `here` is false the graph that it was built from.
 
-    Raises InputError for stored answers of something else.
+    Raises InputError for stored answers of another graph, other images or other preprocessing.
     """
     manifest, images, stored = build.manifest, question.images, question.stored
     preprocess = read_preprocess(manifest)
     if stored is not None:
-        asked = {
+        required = {
             "FP32 graph": (stored.reference.sha256, manifest.onnx.sha256),
             "set of images": (stored.data_sha256, images.sha256),
             "preprocessing": (stored.preprocess_sha256, preprocess.sha256),
         }
-        check_stored(stored, asked, len(images))
+        check_stored(stored, required, len(images))
     require_golden(build)
     judged = manifest.engine.file if here else (manifest.typed_onnx or manifest.qdq_onnx or manifest.onnx).file
     reads = {
@@ -77,9 +75,9 @@ def drift_step(build: BuildFolder, question: Question, *, here: bool) -> Step:
 
 
 def judge_build(build: BuildFolder, question: Question, judged: str, advance: Advance, opened: Runner | None = None) -> None:
-    """Ask the file `judged` of a build, and the FP32 graph unless its answers are stored, about every image; judge.
+    """Run the file `judged` of a build, and the FP32 graph unless its answers are stored, on every image; judge.
 
-    `opened` answers for the file where it was opened already.
+    `opened` runs the file, where it was opened already.
     """
     manifest, images = build.manifest, question.images
     preprocess = read_preprocess(manifest)
@@ -94,20 +92,22 @@ def judge_build(build: BuildFolder, question: Question, judged: str, advance: Ad
         data_sha256=images.sha256,
         preprocess_sha256=preprocess.sha256,
     )
-    expected, found = [], []
+    expected, outputs = [], []
     with runner:
         reference = None if question.stored else _ort_runner(build, MODEL, throughput=runner.at_once > 1)
 
         def both(batch: Float32) -> tuple[Float32, Float32 | None]:
             return answer(runner, batch, sizes.min), None if reference is None else reference(batch)
 
-        for judged_outputs, wanted in ordered_map(both, images.batches(preprocess, batch_size(sizes)), runner.at_once):
-            found.append(judged_outputs)
-            if wanted is not None:
-                expected.append(wanted)
-            advance(min(1.0, len(found) * batch_size(sizes) / len(images)))
-    outputs: Outputs = question.stored.outputs if question.stored else (np.concatenate(expected),)
-    sides = Sides(outputs, (np.concatenate(found),), images.labels if question.labelled else None)
+        for judged_outputs, reference_outputs in ordered_map(
+            both, images.batches(preprocess, batch_size(sizes)), runner.at_once
+        ):
+            outputs.append(judged_outputs)
+            if reference_outputs is not None:
+                expected.append(reference_outputs)
+            advance(min(1.0, len(outputs) * batch_size(sizes) / len(images)))
+    answers: Outputs = question.stored.outputs if question.stored else (np.concatenate(expected),)
+    sides = Sides(answers, (np.concatenate(outputs),), images.labels if question.labelled else None)
     task = task_of(manifest)
     report = judge_sides(task, subject, sides, question.budget_points, random_weights=manifest.random_weights)
     write_drift(build.path, task, report, sides, images.pixels)
@@ -125,7 +125,7 @@ def answer(runner: Callable[[Float32], Float32], images: Float32, smallest: int)
 
 
 def _judged_runner(build: BuildFolder, judged: str, *, is_engine: bool) -> Runner:
-    """What answers for the build: its engine, or a graph on the CPU."""
+    """The runner of the judged file: the engine, or a graph on the CPU."""
     if is_engine:
         from edge.runtime.engine_runner import open_engine
 
@@ -154,12 +154,10 @@ def _judged_on(manifest: EngineManifest, judged: str) -> str:
 
 
 def judged_on(*, on_cpu: bool, here: bool, emulated: bool) -> str:
-    """What runs the side that is judged, said plainly where it is not the engine itself.
+    """What runs the judged side, in words that say so where it is not the engine itself.
 
-    Args:
-        on_cpu: the engine is one for a CPU.
-        here: the engine can run on this machine.
-        emulated: the graph that stands for it has FP16 roundings, which are emulated.
+    `on_cpu`: the engine is for a CPU. `here`: this machine can run the engine. `emulated`: the graph that is judged in its
+    place has FP16 roundings, which are emulated.
     """
     if here:
         return "ONNX Runtime, CPU: the engine itself" if on_cpu else f"{THIS_GPU}: the engine itself"

@@ -1,7 +1,8 @@
-"""engine: the last graph -> engine, manifest.json, which says what the engine is and what it comes from."""
+"""engine: the last graph -> engine, manifest.json, the record of what the engine is and what it was built from."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -57,7 +58,7 @@ def build_engine(request: BuildRequest, inputs: BuildInputs, graph_path: Path, a
 
 
 def write_engine(out: Path, file: str, built: BuiltEngine, options: BuilderOptions) -> EngineRecord:
-    """Write an engine's bytes, atomically, and say what it is."""
+    """Write an engine's bytes, atomically, and return its record."""
     from engines.build_folder.manifest import EngineRecord
 
     write_bytes(out / file, built.data)
@@ -84,23 +85,13 @@ def describe(
     def recorded(file: str) -> FileRecord:
         return FileRecord(file, sha256_file(request.out / file))
 
-    info, table = inputs.info, inputs.calib_images
+    info, images = inputs.info, inputs.calib_images
     int8 = request.precision == "int8"
+    typed = graph_path.name == TYPED
     calibration = (
-        CalibrationRecord(
-            file=CALIBRATION,
-            sha256=sha256_file(request.out / CALIBRATION),
-            images=len(table),
-            data_sha256=table.sha256,
-        )
-        if int8
-        else None
+        CalibrationRecord(**asdict(recorded(CALIBRATION)), images=len(images), data_sha256=images.sha256) if int8 else None
     )
-    notes = [
-        judged_on(on_cpu=request.target.backend == "ort", here=request.engine_runs_here, emulated=graph_path.name == TYPED)
-    ]
-    if info.random_weights:
-        notes.insert(0, RANDOM_NOTE)
+    judged = judged_on(on_cpu=request.target.backend == "ort", here=request.engine_runs_here, emulated=typed)
     return EngineManifest(
         model=info.config.name,
         precision=request.precision,
@@ -113,7 +104,7 @@ def describe(
         folded_onnx=recorded(FOLDED) if request.precision != "fp32" else None,
         refined_onnx=recorded(REFINED) if int8 else None,
         qdq_onnx=recorded(QUANTIZED) if int8 else None,
-        typed_onnx=recorded(graph_path.name) if graph_path.name == TYPED else None,
+        typed_onnx=recorded(TYPED) if typed else None,
         calibration=calibration,
         engine=record,
         input=built.input,
@@ -124,5 +115,5 @@ def describe(
         batch=(request.batch.min, request.batch.opt, request.batch.max),
         int8_floor=request.int8_floor,
         random_weights=info.random_weights,
-        notes=tuple(notes),
+        notes=(RANDOM_NOTE, judged) if info.random_weights else (judged,),
     )

@@ -41,7 +41,7 @@ def export_checkpoint(request: BuildRequest, inputs: BuildInputs, advance: Advan
         network = random_network(info.config, request.seed)
     else:
         network, loaded = load_checkpoint(Path(info.file), model=info.config.name, image_size=info.config.image_size)
-        if loaded.sha256 != info.sha256:  # the manifest would name a checkpoint that these weights do not come from
+        if loaded.sha256 != info.sha256:  # else the manifest would name a checkpoint with other weights
             raise DataError(
                 "checkpoint changed during the build",
                 where=info.file,

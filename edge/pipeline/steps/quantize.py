@@ -43,12 +43,12 @@ def quantize_model(request: BuildRequest, model_path: Path, table_path: Path, qu
     check_table(table, onnx_sha256=sha256_file(model_path))
     advance(0.2)
     quantized = quantize_graph(model, table, quantization_scheme(request), quantized_path)
-    in_front = quantized_before_norm(quantized, find_sites(quantized))
-    if in_front:
+    before_norm = quantized_before_norm(quantized, find_sites(quantized))
+    if before_norm:
         raise VerdictError(
-            "Q/DQ stands in front of an XNorm: one scale for vectors of all lengths",
+            "Q/DQ before an XNorm: one scale for vectors of all lengths",
             where=quantized_path,
-            found=", ".join(in_front[:_LISTED_SITES]),
+            found=", ".join(before_norm[:_LISTED_SITES]),
             allowed="Q/DQ after the norm",
         )
     write_bytes(quantized_path, serialize(quantized))

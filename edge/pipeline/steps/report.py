@@ -15,11 +15,11 @@ from engines.build_folder.folder import BuildFolder
 from engines.hardware import versions
 
 _REPORTED = (EXPORT, MANIFEST, DRIFT, ANSWERS, PICTURES, XNORM, ATTRIBUTION)
-"""What a report reads beside the graphs, which the manifest vouches for."""
+"""Files that a report shows, besides the graphs, whose digests the manifest records."""
 
 
 def report_step(workspace: Workspace, build: BuildFolder | None = None) -> Step:
-    """The last step: reads all artifacts that a report may show; `build` is the folder, if it is open already."""
+    """The last step: reads all artifacts that a report can show; `build` is the folder, where it was opened already."""
     folder = workspace.folder
     reads: dict[str, Any] = {file: workspace.sha256(file) for file in _REPORTED if (folder / file).is_file()}
     reads["versions"] = versions("jinja2", "matplotlib", "pillow")

@@ -32,8 +32,8 @@ def type_fp16_step(request: BuildRequest, inputs: BuildInputs, workspace: Worksp
 def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, advance: Advance) -> None:
     """Graph -> strongly typed FP16 graph, FP32 where the certificate asks for it; its roundings emulated on images.
 
-    Raises VerdictError when it does not compute what the graph computes. An INT8 graph is compared by way of its float graph: a
-    rounding of FP16 moves some codes by one, which is no fault as long as the error against float stays what it was.
+    Raises VerdictError when its outputs differ too much from the graph's. An INT8 graph is compared through its float graph: an
+    FP16 rounding moves some codes by one, which is not a fault as long as the error against float does not grow.
     """
     import onnx
 
@@ -52,17 +52,17 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, advance: 
     typed = type_graph(model, keep_fp32=fp32_nodes(model, sites, kept))
     advance(0.5)
     (images,) = inputs.calib_images.take(CHECK_IMAGES).batches(inputs.info.preprocess, CHECK_IMAGES)
-    answers = emulated_runner(typed, folder / TYPED)(images)
-    wanted = OrtRunner(path)(images)
+    outputs = emulated_runner(typed, folder / TYPED)(images)
+    reference = OrtRunner(path)(images)
     allowed = TYPED_FP16_SQNR_DB
     if request.precision == "int8":
         unquantized = OrtRunner(folder / REFINED)(images)
-        allowed = min(allowed, sqnr_db(unquantized, wanted) - TYPED_INT8_LOSS_DB)
-        wanted = unquantized
-    measured = sqnr_db(wanted, answers) if np.isfinite(answers).all() else float("nan")
+        allowed = min(allowed, sqnr_db(unquantized, reference) - TYPED_INT8_LOSS_DB)
+        reference = unquantized
+    measured = sqnr_db(reference, outputs) if np.isfinite(outputs).all() else float("nan")
     if not measured >= allowed:
         raise VerdictError(
-            "the FP16 graph does not compute what the FP32 graph computes",
+            "the FP16 graph's outputs differ too much from the FP32 graph's",
             where=path,
             found=f"SQNR of the logits {measured:.1f} dB, roundings emulated",
             allowed=f"at least {allowed:.1f} dB",

@@ -76,9 +76,9 @@ def test_the_fixture_notices_a_changed_build(refused, project, monkeypatch):
         ({"batch": "few"}, ["invalid batch sizes", "'few'", "MIN,OPT,MAX"]),
         ({"batch": "4,2,8"}, ["min 4, opt 2, max 8", "1 <= min <= opt <= max"]),
         ({"batch": "0,1,1"}, ["min 0", "1 <= min"]),
-        ({"max_drop": -1}, ["accuracy budget", "-1", "0 or more"]),
-        ({"max_drop": "nan"}, ["accuracy budget", "nan"]),
-        ({"max_drop": "inf"}, ["accuracy budget", "inf"]),
+        ({"max_drop": -1}, ["--max-drop must be a non-negative number", "-1", "0 or more"]),
+        ({"max_drop": "nan"}, ["--max-drop must be a non-negative number", "nan"]),
+        ({"max_drop": "inf"}, ["--max-drop must be a non-negative number", "inf"]),
         ({"int8_floor": 1.5}, ["INT8 floor", "1.5", "from 0 to 1"]),
         ({"int8_floor": "nan"}, ["INT8 floor", "nan"]),
         ({"eval_images": 0}, ["--eval-images must be positive", "found: 0"]),
@@ -432,7 +432,7 @@ def test_doctor(capsys, monkeypatch, tmp_path):
     assert run(["doctor"]) == 0
     output = capsys.readouterr().out
     assert "Python" in output
-    assert "target auto here means" in output
+    assert "target auto resolves to" in output
     for name in ("tensorrt_rtx", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr("engines.torch_tensorrt.backend.ENVIRONMENT", tmp_path / "none")
@@ -440,7 +440,7 @@ def test_doctor(capsys, monkeypatch, tmp_path):
     output = capsys.readouterr().out
     assert "ort would work after: pip install 'ufovit-edge[build]'" in output
     assert "trt_rtx would work after: pip install 'ufovit-edge[rtx]'" in output
-    assert "target auto here means cpu" in output
+    assert "target auto resolves to cpu" in output
 
 
 def test_inspect(project, capsys):
@@ -453,9 +453,9 @@ def test_inspect(project, capsys):
     (project / "notes.txt").write_text("hello")
     assert run(["inspect", str(project / "notes.txt")]) == 2
     error = capsys.readouterr().err
-    assert [t for t in ("no known kind of artifact", "notes.txt", "manifest.json", "*.onnx") if t not in error] == []
+    assert [t for t in ("unknown kind of artifact", "notes.txt", "manifest.json", "*.onnx") if t not in error] == []
     assert run(["inspect", str(project / "nothing")]) == 2
-    assert "nothing to inspect" in capsys.readouterr().err
+    assert "file or folder not found" in capsys.readouterr().err
 
 
 def test_a_folder_whose_name_looks_like_markup(project, capsys):

@@ -142,7 +142,7 @@ def test_a_picture_that_cannot_be_decoded(calibrate, folder, tmp_path, capsys):
 
 def test_made_up_images_are_stamped(calibrate, tmp_path, capsys):
     assert calibrate("--random", 64, images=None, effort="balanced") == 0
-    assert "MADE-UP IMAGES" in capsys.readouterr().out
+    assert "SYNTHETIC IMAGES" in capsys.readouterr().out
     table = table_of(tmp_path / "out")
     assert (table["synthetic"], table["images"]) == (True, 64)
     metadata = {p.key: p.value for p in onnx.load(tmp_path / "out/model.int8.onnx").metadata_props}
@@ -162,5 +162,5 @@ def test_the_stamp_stays_with_the_table(world, calibrate, tmp_path, capsys):
     capsys.readouterr()
     options = ("--table", tmp_path / "out/calibration.json", "--holdout", world / "test.npy")
     assert calibrate(*options, images=None, out=tmp_path / "again") == 0
-    assert "MADE-UP IMAGES" in capsys.readouterr().out
+    assert "SYNTHETIC IMAGES" in capsys.readouterr().out
     assert table_of(tmp_path / "again")["synthetic"]

@@ -51,8 +51,8 @@ def test_bad_graphs(world, calibrate, earlier, tmp_path, capsys):
         (other_input, "must have one input", "image, other"),
         (output_of("pooled", (CHANNELS,)), "must have one output", "logits, pooled"),
         (free_size, "no fixed size", "(batch, 3, side, side)"),
-        (half, "takes no float32", "FLOAT16"),
-        (not_finite, "float graph gives NaN or infinity", "on image 1, counted from 0"),
+        (half, "input is not float32", "FLOAT16"),
+        (not_finite, "float graph outputs NaN or infinity", "on image 1, counted from 0"),
         (old_opset, "opset", "opset 20"),
     ]
     cases = [
@@ -141,13 +141,13 @@ def test_bad_holdout(world, calibrate, earlier, tmp_path, capsys):
         (["--random", "0"], "--random must be positive"),
         (["--count", "0"], "--count must be positive"),
         (["--count", "31"], "--count"),
-        (["--max-drop", "-1"], "accuracy budget"),
-        (["--max-drop", "nan"], "accuracy budget"),
-        (["--max-drop", "inf"], "accuracy budget"),
+        (["--max-drop", "-1"], "--max-drop must be a non-negative number"),
+        (["--max-drop", "nan"], "--max-drop must be a non-negative number"),
+        (["--max-drop", "inf"], "--max-drop must be a non-negative number"),
         (["--max-drop", "many"], "--max-drop"),
         (["--keep-float", "blocks.*"], "stem, fc1, fc2, head"),
         (["--keep-float", "*"], "nothing to quantize"),
-        (["--mean", "0.5"], "belong together"),
+        (["--mean", "0.5"], "belong to one build"),
         (["--mean", "a", "--std", "1"], "not numbers"),
         (["--colour", "red"], "--colour"),
     ],
@@ -203,7 +203,7 @@ def test_a_tensor_that_is_always_zero_is_named(world, calibrate, earlier, tmp_pa
 
 def test_places_that_cannot_be_written(world, calibrate, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("in the way")
-    cases = [("file", 2, "--out is no folder"), ("file/x", 4, "not a folder"), ("file/x/y", 4, "not a folder")]
+    cases = [("file", 2, "--out is not a folder"), ("file/x", 4, "not a folder"), ("file/x/y", 4, "not a folder")]
     for out, code, said in cases:
         assert calibrate(out=tmp_path / out) == code
         captured = capsys.readouterr()

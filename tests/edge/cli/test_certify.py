@@ -67,7 +67,7 @@ def test_an_unstable_graph_ends_with_1_and_its_repair_with_0(project, capsys, ti
     output = capsys.readouterr().out
     assert "STABLE" in output
     assert "it was unstable" in output
-    assert "same to the last bit" in output
+    assert "bit-identical" in output
     assert "FP16 emulated, as it is" in output
     assert "FP16 emulated, repaired: 100.00% of 8 images" in output
     assert np.array_equal(logits(source, tiny_images).view(np.uint32), logits(folded, tiny_images).view(np.uint32))
@@ -140,9 +140,9 @@ def test_bad_input(project, capsys, tmp_path):
     cases = [
         ([project / "absent.onnx"], "cannot be read"),
         ([project / "text.onnx"], "not an ONNX file"),
-        ([project / "empty"], "no build folder"),
+        ([project / "empty"], "not a build folder"),
         ([source, "--images", "0"], "must be positive"),
-        ([source, "--mean", "0.5"], "belong together"),
+        ([source, "--mean", "0.5"], "belong to one build"),
         ([source, "--mean", "a", "--std", "1"], "not numbers"),
         ([source, "--mean", "1,2", "--std", "1"], "not three numbers"),
         ([source, "--data", project / "absent"], "images not found"),

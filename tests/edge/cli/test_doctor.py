@@ -1,4 +1,4 @@
-"""`ufovit doctor`: what it says of libraries that are there, that are missing, and that do not load. Oracle: pip's metadata."""
+"""`ufovit doctor`: its output for libraries that are installed, missing, or fail to load. Oracle: pip's metadata."""
 
 import re
 import sys
@@ -101,7 +101,7 @@ def test_jetpacks_opencv_tells_its_version_itself(rows, monkeypatch):
 
 
 def test_pycuda_without_a_driver_is_not_called_missing(rows, monkeypatch):
-    """pycuda links to libcuda.so.1: its import fails with ImportError, and no pip command mends that."""
+    """pycuda links to libcuda.so.1: its import fails with ImportError, and no pip command fixes that."""
 
     class Finder:
         def find_spec(self, name, _path=None, _target=None):

@@ -1,4 +1,4 @@
-"""`ufovit build` on a tiny network and tiny images: what it leaves, what it reuses, what faults and kills leave behind.
+"""`ufovit build` on a tiny network and tiny images: the files it writes, the steps it reuses, and faults and kills.
 
 Oracles: the artifacts read with json and onnx alone, hashlib, ONNX Runtime.
 """

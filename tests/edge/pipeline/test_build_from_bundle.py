@@ -134,7 +134,7 @@ def test_without_a_gpu_the_engine_and_its_receipt_are_there_and_no_verdict(proje
     for reused in (0, 2):
         assert device(project) == 3
         captured = capsys.readouterr()
-        assert "its drift is not known" in captured.err
+        assert "its drift is unknown" in captured.err
         assert "80." in captured.out.partition("receipt")[2], "the receipt is shown"
         assert "verdict" not in captured.out
         assert captured.out.count("unchanged, reused") == reused

@@ -69,7 +69,7 @@ def test_only_targets_that_know_an_option_take_it(out, name):
     refusing = [CPU] if name == "optimization_level" else [CPU, RTX, torch, replace(DESKTOP, backend="torch_trt")]
     for target in refusing:
         for call in (request.check, request.options):
-            with pytest.raises(InputError, match=rf"(?s)target {target.name} does not have.*found: {FLAGS[name]}") as caught:
+            with pytest.raises(InputError, match=rf"(?s)target {target.name} does not support.*found: {FLAGS[name]}") as caught:
                 call(target, out)
         assert ("allowed: --optimization-level" in str(caught.value)) == (target is not CPU)
     for target in {RTX.name: RTX, "torch": torch, ORIN.name: ORIN, DESKTOP.name: DESKTOP}.values():

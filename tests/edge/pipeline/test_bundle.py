@@ -155,7 +155,7 @@ def test_images_that_do_not_fit_are_refused(project, capsys):
 
 def test_a_bundle_is_a_file(project, capsys):
     assert pack(project, out="rtx") == 2
-    assert "a bundle is a file" in capsys.readouterr().err
+    assert "a bundle must be a file" in capsys.readouterr().err
     (project / "b.ufovit").unlink()
     assert run(["bundle", str(project / "rtx"), "--data", str(project / "test")]) == 0
     assert (project / "rtx.ufovit").is_file(), "beside the build, by default"

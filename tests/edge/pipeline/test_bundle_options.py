@@ -65,7 +65,7 @@ def test_what_a_bundle_answers_is_not_asked_again(project, capsys):
     ):
         assert run([*arguments, *extra]) == 2
         error = capsys.readouterr().err
-        assert "--bundle says what is built" in error
+        assert "--bundle cannot be combined with these arguments and options" in error
         assert [name for name in says.split(", ") if name not in error] == [], error
     assert run(["build"]) == 2
     assert "MODEL and PRECISION are missing" in capsys.readouterr().err
@@ -75,7 +75,7 @@ def test_what_a_bundle_answers_is_not_asked_again(project, capsys):
 @pytest.mark.parametrize(
     ("target", "options", "code", "says"),
     [
-        ("cpu", [], 2, "a bundle holds a graph for GPUs"),
+        ("cpu", [], 2, "a bundle can be built for a GPU only"),
         ("orin-nano", [], 4, "orin-nano must be built on the Orin Nano itself"),
         ("xavier-nx", [], 2, "not supported"),
         ("toaster", [], 2, "unknown target"),
@@ -105,7 +105,7 @@ def test_a_file_that_is_no_bundle(project, capsys):
     for path, says in (
         ("none.ufovit", "bundle not found"),
         ("tiny.safetensors", "not a bundle"),
-        ("rtx", "a bundle is a file"),
+        ("rtx", "a bundle must be a file"),
     ):
         refused(project, capsys, 2, says, bundle=path)
 
@@ -153,7 +153,7 @@ def test_random_weights_stay_stamped(project, on_a_gpu, capsys):
 def test_a_bundle_of_a_device_build_is_refused(project, on_a_gpu, capsys):
     on_a_gpu()
     assert device(project) == 0
-    refused_to_pack(project, capsys, "itself made from a bundle", "b.ufovit", source="device")
+    refused_to_pack(project, capsys, "cannot be bundled again", "b.ufovit", source="device")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -268,7 +268,7 @@ def test_a_device_needs_numpy_and_tensorrt_only(rtx, bare_python, tmp_path):
     arguments = ("-c", UFOVIT, "build", "--bundle", rtx / "b.ufovit", "--target", "rtx", "--out", out)
     done = bare_python(*arguments)
     assert done.returncode == 3, done.stderr  # no GPU runs it, for lack of pycuda if not of a GPU
-    assert "its drift is not known" in done.stderr
+    assert "its drift is unknown" in done.stderr
     assert "Traceback" not in done.stderr
     assert files(out) == DEVICE_FILES
     manifest, source = json_of(out / "manifest.json"), json_of(rtx / "rtx/manifest.json")

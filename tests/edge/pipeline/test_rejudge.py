@@ -1,4 +1,4 @@
-"""`ufovit drift`: a finished build judged anew. Oracles: digests of the folder, ONNX Runtime run by hand, `ufovit verify`."""
+"""`ufovit drift`: a finished build judged again. Oracles: digests of the folder, ONNX Runtime run by hand, `ufovit verify`."""
 
 import json
 import shutil
@@ -150,12 +150,12 @@ def other_images(project, stored):
 def edited(project, stored):
     text = (stored / "drift.json").read_text()
     (stored / "drift.json").write_text(text.replace('"agreement": 1.0', '"agreement": 0.5'))
-    return "not the one that was recorded"
+    return "does not match its recorded digest"
 
 
 def other_logits(project, stored):
     np.savez(stored / "logits.npz", reference=np.zeros((80, 5), np.float32), engine=np.zeros((80, 5), np.float32))
-    return "not the one that was recorded"
+    return "does not match its recorded digest"
 
 
 def no_record(project, stored):
@@ -193,7 +193,7 @@ def test_damage_to_a_verdict_is_mended_and_to_anything_else_refused(project):
     verify_folder(BuildFolder(project / "out"))
     (project / "out" / "model.int8.onnx").write_bytes(b"another")
     before = digests(project)
-    with pytest.raises(InputError, match=r"not the one that was recorded[\s\S]*model\.int8\.onnx"):
+    with pytest.raises(InputError, match=r"does not match its recorded digest[\s\S]*model\.int8\.onnx"):
         judged(project, data=project / "test")
     assert digests(project) == before
 
@@ -250,10 +250,10 @@ def test_the_command(project, capsys):
     [
         (["--data", "a", "--unlabelled", "b"], "exclude each other"),
         (["--images", "0"], "must be positive"),
-        (["--max-drop", "nan"], "no number of points"),
+        (["--max-drop", "nan"], "--max-drop must be a non-negative number"),
         (["--data", "nowhere"], "images not found"),
         (["--unlabelled", "nowhere"], "images not found"),
-        (["--reference", "nowhere"], "no build folder"),
+        (["--reference", "nowhere"], "not a build folder"),
     ],
 )
 def test_bad_input(project, arguments, said, capsys):
@@ -265,5 +265,5 @@ def test_bad_input(project, arguments, said, capsys):
 
 def test_no_folder(tmp_path, capsys):
     assert run(["drift", str(tmp_path / "nowhere")]) == 2
-    assert "no build folder" in capsys.readouterr().err
+    assert "not a build folder" in capsys.readouterr().err
     assert not (tmp_path / "nowhere").exists()

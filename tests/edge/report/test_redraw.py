@@ -186,7 +186,7 @@ def test_a_folder_that_is_not_what_was_built_is_left_unchanged(folder: Path, wha
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no build folder"):
+    with pytest.raises(InputError, match="not a build folder"):
         redraw(tmp_path / "nowhere", quiet())
     assert not (tmp_path / "nowhere").exists()
 

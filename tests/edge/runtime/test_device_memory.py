@@ -122,7 +122,7 @@ def test_what_was_given_back_is_refused(opened, gpu):
     memory = opened()
     stream, other, buffer = memory.make_stream(), memory.make_stream(), memory.allocate(N)
     for nbytes in (0, -1, N + 1):
-        with pytest.raises(BackendError, match=f"beyond the buffer\n  found: {nbytes} of 1000 bytes"):
+        with pytest.raises(BackendError, match=f"exceeds the buffer\n  found: {nbytes} of 1000 bytes"):
             buffer.to_device(nbytes, stream)
     other.destroy()
     for use in (lambda: buffer.to_device(N, other), other.synchronize):
@@ -131,7 +131,7 @@ def test_what_was_given_back_is_refused(opened, gpu):
     buffer.free()
     assert buffer.host.nbytes == 0
     for use in (lambda: buffer.to_device(N, stream), lambda: buffer.to_host(1, stream)):
-        with pytest.raises(BackendError, match="beyond the buffer"):
+        with pytest.raises(BackendError, match="exceeds the buffer"):
             use()
     buffer.free()
     stream.destroy()

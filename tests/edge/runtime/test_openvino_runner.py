@@ -93,7 +93,7 @@ def test_a_linear_graph_is_the_product(runner, weights):
 
 
 def test_fp32_stays_fp32(tmp_path):
-    """1 + 2^-12 is no bfloat16 number: in bfloat16 the sum below is 0."""
+    """1 + 2^-12 is not a bfloat16 number: in bfloat16 the sum below is 0."""
     weights = np.zeros((PIXELS, CLASSES))
     weights[0], weights[1] = 1, -1
     x = np.zeros((1, 3, SIZE, SIZE), np.float32)
@@ -199,7 +199,7 @@ def test_the_number_of_threads_is_as_asked(tmp_path, weights):
     path = linear(tmp_path / "linear.onnx", weights)
     with OpenVinoRunner(path, 1) as runner:
         assert runner._compiled.get_property("INFERENCE_NUM_THREADS") == 1
-    with pytest.raises(InputError, match="no number of threads"):
+    with pytest.raises(InputError, match="the number of threads must not be negative"):
         OpenVinoRunner(path, -1)
 
 
@@ -211,9 +211,9 @@ def test_the_number_of_threads_is_as_asked(tmp_path, weights):
     [
         ([[1.0]], "not an array"),
         (np.zeros((1, 3, SIZE, SIZE)), "not float32"),
-        (np.zeros((1, 3, SIZE, SIZE + 1), np.float32), "not of the network's shape"),
-        (np.zeros((3, SIZE, SIZE), np.float32), "not of the network's shape"),
-        (np.zeros((0, 3, SIZE, SIZE), np.float32), "not of the network's shape"),
+        (np.zeros((1, 3, SIZE, SIZE + 1), np.float32), "do not have the shape of the network's input"),
+        (np.zeros((3, SIZE, SIZE), np.float32), "do not have the shape of the network's input"),
+        (np.zeros((0, 3, SIZE, SIZE), np.float32), "do not have the shape of the network's input"),
     ],
 )
 def test_other_images_are_refused(runner, given, words):
@@ -257,9 +257,9 @@ def test_files_that_are_no_such_graph(tmp_path, weights):
         (tmp_path, "cannot be read"),
         (text, "cannot load"),
         (empty, "cannot load"),
-        (dynamic, "no batch of images"),
-        (double, "not one input"),
-        (whole, "no batch of images"),
+        (dynamic, "not a batch of images"),
+        (double, "must have one input"),
+        (whole, "not a batch of images"),
     ):
         with pytest.raises(InputError, match=words) as refused:
             OpenVinoRunner(path, 1)

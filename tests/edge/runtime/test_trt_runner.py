@@ -148,7 +148,7 @@ def test_more_images_than_the_largest_batch(library, memory):
         assert same(runner(draw(9)), draw(9))
         assert calls(memory, start).count("execute") == 3
         assert split(9, 2, 4) == [4, 3, 2]
-        with pytest.raises(InputError, match=r"hold so many images\n  found: 1\n  allowed: 2 to 4 images"):
+        with pytest.raises(InputError, match=r"add up to this number of images\n  found: 1\n  allowed: 2 to 4 images"):
             runner(draw(1))
 
 

@@ -160,7 +160,7 @@ def test_the_shipped_fake_answers_by_where_an_image_is_bright():
         assert runner.batches == [5, 2]
         with pytest.raises(InputError, match="not float32"):
             runner(images.astype(np.float64))
-        with pytest.raises(InputError, match="not of the network's shape"):
+        with pytest.raises(InputError, match="do not have the shape of the network's input"):
             runner(images[:, :, :9])
         assert not runner.closed
     assert runner.closed

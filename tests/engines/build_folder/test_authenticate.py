@@ -216,7 +216,7 @@ def test_engine_and_manifest_must_both_be_signed(signed, left_out):
     del fields["files"][left_out], fields["schema_version"]
     signature = base64.b64encode(load_private_key(private).sign(Signature(**fields).message)).decode()
     write_json(folder / "signature.json", {"schema_version": 1, **fields, "signature": signature})
-    with pytest.raises(InputError, match=rf"(?s)not among those that were signed.*{left_out}"):
+    with pytest.raises(InputError, match=rf"(?s)not listed in the signature.*{left_out}"):
         read_authenticated(folder, public_key=ours, say=silent)
 
 

@@ -202,9 +202,9 @@ def test_a_file_that_is_no_archive(tmp_path, content):
 
 def test_what_is_no_file(tmp_path):
     assert "bundle not found" in refusal(tmp_path / "none.ufovit")
-    assert "a bundle is a file" in refusal(tmp_path)
+    assert "a bundle must be a file" in refusal(tmp_path)
     os.mkfifo(tmp_path / "pipe.ufovit")
-    assert "a bundle is a file" in refusal(tmp_path / "pipe.ufovit")
+    assert "a bundle must be a file" in refusal(tmp_path / "pipe.ufovit")
 
 
 def test_a_file_that_may_not_be_read(bundle, monkeypatch):
@@ -305,7 +305,7 @@ def test_a_member_that_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path):
     finally:
         tracemalloc.stop()
     assert "pixels.npy" in said
-    assert "another size" in said
+    assert "unexpected size" in said
     data = path.read_bytes()
     lie = data.replace(struct.pack("<I", size), struct.pack("<I", 90))
     assert lie != data
@@ -315,7 +315,7 @@ def test_a_member_that_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "says"), [(1 << 40, "unpacks to too much"), (-1, "unpacks to too much"), (91, "another size")]
+    ("size", "says"), [(1 << 40, "too large when unpacked"), (-1, "too large when unpacked"), (91, "unexpected size")]
 )
 def test_a_member_that_says_it_has_another_size(tmp_path, size, says):
     data = MEMBERS["pixels.npy"][:90]
@@ -326,7 +326,7 @@ def test_a_member_that_says_it_has_another_size(tmp_path, size, says):
 
 def test_a_header_that_unpacks_to_more_than_any_header(tmp_path):
     text = json.dumps(header()).encode() + b" " * (17 << 20)
-    assert "another size" in refusal(forge(tmp_path / "a.ufovit", text=text))
+    assert "unexpected size" in refusal(forge(tmp_path / "a.ufovit", text=text))
 
 
 def test_a_member_whose_digest_is_another(tmp_path):

@@ -85,7 +85,7 @@ def test_a_graph_is_hashed_again_whenever_its_bytes_are_returned(folder):
     build = BuildFolder(folder)
     verify_folder(build)
     (folder / "model.onnx").write_bytes(b"other")
-    with pytest.raises(InputError, match="not the one that was recorded"):
+    with pytest.raises(InputError, match="does not match its recorded digest"):
         build.data("model.onnx")
 
 
@@ -118,7 +118,7 @@ def test_without_a_manifest_the_record_alone_decides(folder):
         (folder / name).unlink(missing_ok=True)
     assert BuildFolder(folder).read(TEXT)[0] == "arrays"
     (folder / "golden.npz").write_bytes(b"others")
-    with pytest.raises(InputError, match="not the one that was recorded"):
+    with pytest.raises(InputError, match="does not match its recorded digest"):
         BuildFolder(folder).read(TEXT)
     with pytest.raises(InputError, match="no manifest"):
         _ = BuildFolder(folder).manifest
@@ -162,7 +162,7 @@ def test_a_required_signature_covers_every_file_that_is_read(folder, tmp_path):
     assert build.engine() == FILES["engine.engine"]
     verify_folder(build)
     (folder / "golden.npz").write_bytes(b"other arrays")
-    record(folder)  # whoever may write the folder makes the record fit, and cannot sign it
+    record(folder)  # a writer of the folder can make the record fit, but cannot sign it
     assert BuildFolder(folder).read(TEXT)[0] == "other arrays"
     with pytest.raises(InputError, match=r"steps\.json"):
         BuildFolder(folder, require_signature=ours).read(TEXT)
