@@ -24,11 +24,11 @@ part over some hundred layers; an overflow, a lost cast or a wrong island shows 
 
 TYPED_INT8_LOSS_DB = 3.0
 """What typing may take from the SQNR of an INT8 graph against its float graph, where that SQNR is itself below
-TYPED_FP16_SQNR_DB: FP16 at most doubles the error's power. Networks with drawn weights at 224 and 448 px changed by -0.9 to
+TYPED_FP16_SQNR_DB: FP16 at most doubles the error's power. Networks with random weights at 224 and 448 px changed by -0.9 to
 +0.7 dB; an overflow takes all of it."""
 
 RANDOM_WEIGHTS_COSINE = 0.9
-"""Smallest cosine between engine and reference logits (centred over classes) for a network with drawn weights, which has no
+"""Smallest cosine between engine and reference logits (centred over classes) for a network with random weights, which has no
 accuracy to lose: only a broken engine falls below."""
 
 PREPROCESS_ABS = 1e-4

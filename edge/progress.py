@@ -1,4 +1,4 @@
-"""What a long step tells whoever watches it."""
+"""Progress of a long step, as its caller sees it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Progress(Protocol):
         """One line of information."""
 
     def task(self, title: str) -> AbstractContextManager[Advance]:
-        """A long step: entered when it starts, left when it ends, told of its progress in between."""
+        """A long step: entered when it starts, left when it ends, informed of its progress in between."""
 
 
 class Silent:

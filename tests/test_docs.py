@@ -87,7 +87,7 @@ def test_links_and_files_exist(path):
 
 @pytest.mark.parametrize("package", ["calib", "engines", "edge"])
 def test_every_package_has_a_readme_that_names_all_its_files(package):
-    """A room whose map leaves out a door is no help: each .py file is named, itself or through its folder."""
+    """A room whose map leaves out a door is useless: each .py file is named, itself or through its folder."""
     text = (ROOT / package / "README.md").read_text(encoding="utf-8")
     unnamed = [
         p.name
@@ -132,8 +132,8 @@ def test_every_command_stands_in_the_readme():
         ("ufovit build ufovit_x int8", "no model ufovit_x"),
         ("scripts/build_engine.sh ufovit_t int9 --target cpu", "no precision int9"),
         ("scripts/build_engine.sh ufovit_t int8 --fast", "no option --fast"),
-        ("scripts/nothing.sh", "no executable script"),
-        ("scripts/constraints.txt", "no executable script"),
+        ("scripts/nothing.sh", "not an executable script"),
+        ("scripts/constraints.txt", "not an executable script"),
         ("python scripts/nothing.py", "no file scripts/nothing.py"),
         ("python scripts/train_checkpoint.py --data x --epoch-count 3", "no option --epoch-count"),
         ("rm -r build", "rm is not ours"),

@@ -117,13 +117,13 @@ def test_the_checks_run_on_the_oldest_and_a_newer_python():
     ("path", "old", "new", "found"),
     [
         (ACCURACY, "--target", "--targets", "no option --targets"),
-        (ACCURACY, "scripts/build_engine.sh", "scripts/build.sh", "scripts/build.sh is no executable script"),
+        (ACCURACY, "scripts/build_engine.sh", "scripts/build.sh", "scripts/build.sh is not an executable script"),
         (ACCURACY, "          baseline:", "          base:", "no input base"),
         (ACCURACY, "          baseline:", "          base:", "input baseline is missing"),
         (ACCURACY, "./.github/actions/gate", "./.github/actions/gates", ".github/actions/gates/action.yml"),
         (ACCURACY, "'pyproject.toml'", "'setup.cfg'", "setup.cfg"),
         (ACCURACY, "checkout@v5", "checkout@main", "actions/checkout@main"),
-        (CHECKS, "scripts/test.sh", "scripts/tests.sh", "scripts/tests.sh is no executable script"),
+        (CHECKS, "scripts/test.sh", "scripts/tests.sh", "scripts/tests.sh is not an executable script"),
     ],
 )
 def test_what_does_not_exist_is_found(path, old, new, found):

@@ -30,7 +30,7 @@ MAX_SAVED = 100
 
 @dataclass(frozen=True)
 class AuditStatus:
-    """Counts of an audit: frames compared, of these equal, skipped because it was behind, and saved."""
+    """Counts of an audit: frames compared, of these equal, skipped because it was late, and saved."""
 
     compared: int = 0
     agreed: int = 0

@@ -1,7 +1,7 @@
 """The inference loop: frame, preprocessing, network, the task's answer, sinks.
 
 The age of an answer. Let d be the time from taking a frame until its answer is complete, and i the frame interval of the
-source. The frame taken is the newest of all (`latest_frame`), so it is no older than i, and nothing waits between taking and
+source. The frame taken is the newest of all (`latest_frame`), so it is not older than i, and nothing waits between taking and
 answering: `--max-fps` waits before a frame is taken, and sinks return at once. Hence age <= i + d. `preprocess_ms` starts when
 the frame is taken, so that the parts of d and the wait for the network add up to the age.
 """

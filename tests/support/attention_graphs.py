@@ -1,4 +1,4 @@
-"""Graphs of attention written by hand, networks drawn anew, and images made to break their bounds."""
+"""Graphs of attention written by hand, networks with other weights, and images made to break their bounds."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def files(folder):
 
 
 def alter(folder, *, members=None, manifest=None, name="b.ufovit", **info):
-    """Write the bundle anew, whole and sealed, with other members (arrays or bytes), manifest.json and bundle.json."""
+    """Write the whole bundle again, sealed, with other members (arrays or bytes), manifest.json and bundle.json."""
     path = folder / name
     opened = open_bundle(path)
     packed = {name: opened.read(name) for name in opened.info.members}

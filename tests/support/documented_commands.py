@@ -52,7 +52,7 @@ def wrong_in_command(words, root=ROOT):
     if program.startswith("scripts/"):
         script = root / program
         if not (script.is_file() and (script.suffix == ".py" or script.stat().st_mode & 0o111)):
-            return [f"{program} is no executable script"]
+            return [f"{program} is not an executable script"]
         return wrong_in_ufovit(["build", *rest]) if script.name == "build_engine.sh" else []
     return wrong_in_ufovit(rest) if program == "ufovit" else [f"{program} is not ours"]
 

@@ -1,4 +1,4 @@
-"""One test over a grid of values: seeds, lengths, axes. A property has one name, and says of which values it does not hold."""
+"""One test over a grid of values: seeds, lengths, axes. A property that fails lists the failing values."""
 
 import functools
 import inspect

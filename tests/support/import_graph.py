@@ -49,7 +49,7 @@ def _statement(node: ast.AST, source: Source, module: str) -> Iterator[str]:
         yield from (f"{base}.{alias.name}" for alias in node.names)
     elif isinstance(node, ast.Call) and _called(node) in DYNAMIC and node.args:
         argument = node.args[0]
-        if isinstance(argument, ast.JoinedStr):  # f"edge.{name}": what stands in front of the first value
+        if isinstance(argument, ast.JoinedStr):  # f"edge.{name}": what stands before the first value
             argument = argument.values[0]
         if isinstance(argument, ast.Constant):
             yield str(argument.value).strip(".")

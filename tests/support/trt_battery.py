@@ -1,4 +1,4 @@
-"""Statements about TensorRT's API, right and wrong ones, with which the stand-in is held against the real library."""
+"""Statements about TensorRT's API, right and wrong ones, with which the stand-in is compared with the real library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run as a program: `python trt_dump.py MODULE` prints, as JSON, what the TensorRT bindings MODULE say of themselves.
+"""Run as a program: `python trt_dump.py MODULE` prints, as JSON, what the TensorRT bindings MODULE report about themselves.
 
 Nothing is interpreted here (see trt_spec.py): docstrings come as they are, since pybind11 writes each signature into them.
 """

@@ -49,7 +49,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Class:
-    """A class with its own members; `enum` maps member names to (value, text) and is None for what is no enumeration."""
+    """A class with its own members; `enum` maps member names to (value, text) and is None for any other class."""
 
     name: str
     bases: tuple[str, ...]
@@ -154,7 +154,7 @@ def _argument(text: str, *, before_slash: bool) -> Argument:
 
 
 def _cut(text: str, mark: str) -> tuple[str, str, str]:
-    """`str.partition` at the first mark outside brackets that is no part of `::` or `==`."""
+    """`str.partition` at the first mark outside brackets that is not part of `::` or `==`."""
     depth = 0
     for i, char in enumerate(text):
         depth += (char in _OPEN) - (char in _CLOSE and text[i - 1] != "-")

@@ -193,9 +193,9 @@ def _name_of(node: ast.arg | ast.AnnAssign | ast.FunctionDef) -> str:
 
 
 def mypy_errors(folder: Path, files: list[str], cache: Path) -> list[tuple[str, int, str]]:
-    """(file, line, message) of what mypy finds to be no such name, argument or value, in files of a folder.
+    """(file, line, message) of what mypy finds not to exist (name, argument or value), in files of a folder.
 
-    Raises RuntimeError when mypy cannot read something. What it says of the stub itself does not count: overloads and
+    Raises RuntimeError when mypy cannot read something. Its findings about the stub itself do not count: overloads and
     overrides there are as the bindings have them.
     """
     options = ["--config-file=", "--python-version=3.10", "--strict", "--follow-imports=silent", "--ignore-missing-imports"]

@@ -33,7 +33,7 @@ _STREAMS = {"picture": "multipart/x-mixed-replace; boundary=frame", "figures": "
 
 
 def create_app(broadcast: Broadcast, auth: TokenAuth, known_host: Callable[[str], bool]) -> ASGIApp:
-    """The ASGI application: the page, its files, its two streams and the login form, behind the security checks."""
+    """The ASGI application: the page, its files, its two streams and the login form, after the security checks."""
     login = _Login(auth)
     routes = [
         Route("/", _file_endpoint("index.html", HTML), methods=["GET"]),

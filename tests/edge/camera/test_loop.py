@@ -70,7 +70,7 @@ def waited(result):
 def test_age_is_bounded_by_one_inference_and_one_interval(interval, inference):
     told, _, summary = run_clocked(interval, inference)
     assert len(told) > 3
-    steady = told[:-1]  # behind the last frame there is no newer one
+    steady = told[:-1]  # after the last frame there is not a newer one
     ages = [result.latency.age_ms / 1000 for result in steady]
     assert max(ages) <= inference + interval + 1e-9
     assert summary.given == 200
@@ -122,13 +122,13 @@ def test_a_source_slower_than_the_network_is_answered_at_once():
     inference=st.floats(0.0005, 0.5),
     max_fps=st.one_of(st.none(), st.floats(0.5, 100)),
 )
-def test_no_answer_is_older_than_its_own_inference_and_the_gap_behind_its_frame(gaps, inference, max_fps):
+def test_no_answer_is_older_than_its_own_inference_and_the_gap_after_its_frame(gaps, inference, max_fps):
     times = list(1000.0 + np.cumsum(gaps))
     told, _, _ = run_clocked(0, inference, times=times, max_fps=max_fps)
-    behind = dict(itertools.pairwise(times))
+    following = dict(itertools.pairwise(times))
     for result in told:
-        if result.frame.taken_s in behind:
-            assert waited(result) <= behind[result.frame.taken_s] - result.frame.taken_s + 1e-6
+        if result.frame.taken_s in following:
+            assert waited(result) <= following[result.frame.taken_s] - result.frame.taken_s + 1e-6
     assert [r.frame.taken_s for r in told] == sorted({r.frame.taken_s for r in told})  # none twice, none backwards
 
 

@@ -25,12 +25,12 @@ TEXTS = """() => [...document.querySelectorAll("body *")]
     .filter(node => node.checkVisibility() && node.id !== "spoken")
     .filter(node => [...node.childNodes].some(child => child.nodeType === 3 && child.textContent.trim()))
     .map(node => {
-        let behind = node;
-        while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
-        const colours = [getComputedStyle(node).color, getComputedStyle(behind).backgroundColor];
+        let backdrop = node;
+        while (getComputedStyle(backdrop).backgroundColor === "rgba(0, 0, 0, 0)") backdrop = backdrop.parentElement;
+        const colours = [getComputedStyle(node).color, getComputedStyle(backdrop).backgroundColor];
         return [node.id || node.className || node.tagName, ...colours];
     })"""
-"""Everything that shows text: its name, its colour, the colour behind it."""
+"""Everything that shows text: its name, its colour, the background colour."""
 AXIS = """async most => {
     const { niceStep, axisText } = await import("/static/charts.js");
     const step = niceStep(most);

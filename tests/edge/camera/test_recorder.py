@@ -1,4 +1,4 @@
-"""Recordings: playable whatever happens, at the speed of life, with the answer on them; a full disk ends them, not the run."""
+"""Recordings: playable whatever happens, in real time, with the answer on them; a full disk ends them, not the run."""
 
 import subprocess
 import sys

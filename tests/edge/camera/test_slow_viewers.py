@@ -98,7 +98,7 @@ def test_the_thread_that_infers_waits_for_nobody() -> None:
         for _ in range(10):
             deaf.enter_context(closing(deaf_viewer(port, "/picture")))
         took = flow(page, 2.0)
-    assert statistics.median(took) < 1e-4, "a reference is stored, whoever looks"
+    assert statistics.median(took) < 1e-4, "a reference is stored, however many look"
 
 
 def test_too_many_viewers_are_turned_away_and_the_first_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ def test_the_cookie_is_out_of_reach_and_proves_the_session(access: TokenAuth) ->
     assert access.has_cookie(f"other=1; {good}")
     for wrong in ("", f"{morsel.key}=", good[:-1], f"x{good}", f"{morsel.key}={TOKEN}", "=;=;", 'a="\\', "a" * 9000):
         assert not access.has_cookie(wrong), wrong
-    assert not TokenAuth(TOKEN, 8080, Clock()).has_cookie(good), "a camera that was started anew asks again"
+    assert not TokenAuth(TOKEN, 8080, Clock()).has_cookie(good), "a camera that was restarted asks again"
 
 
 def test_without_a_token_everybody_may_look(clock: Clock) -> None:
