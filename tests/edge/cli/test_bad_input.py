@@ -60,7 +60,7 @@ def test_the_fixture_notices_a_changed_build(refused, project, monkeypatch):
         (project / "out/drift.json").touch()
         raise RuntimeError
 
-    monkeypatch.setattr("edge.pipeline.build_inputs.open_images", destroy)
+    monkeypatch.setattr("edge.pipeline.build_inputs.judging_images", destroy)
     with pytest.raises(AssertionError, match="an earlier build was touched"):
         refused(INTERNAL_ERROR)
 

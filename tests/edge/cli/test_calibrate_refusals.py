@@ -147,7 +147,7 @@ def test_bad_holdout(world, calibrate, earlier, tmp_path, capsys):
         (["--max-drop", "many"], "--max-drop"),
         (["--keep-float", "blocks.*"], "stem, fc1, fc2, head"),
         (["--keep-float", "*"], "nothing to quantize"),
-        (["--mean", "0.5"], "belong to one build"),
+        (["--mean", "0.5"], "belong together"),
         (["--mean", "a", "--std", "1"], "not numbers"),
         (["--colour", "red"], "--colour"),
     ],

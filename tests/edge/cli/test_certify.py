@@ -142,7 +142,7 @@ def test_bad_input(project, capsys, tmp_path):
         ([project / "text.onnx"], "not an ONNX file"),
         ([project / "empty"], "not a build folder"),
         ([source, "--images", "0"], "must be positive"),
-        ([source, "--mean", "0.5"], "belong to one build"),
+        ([source, "--mean", "0.5"], "belong together"),
         ([source, "--mean", "a", "--std", "1"], "not numbers"),
         ([source, "--mean", "1,2", "--std", "1"], "not three numbers"),
         ([source, "--data", project / "absent"], "images not found"),

@@ -98,7 +98,7 @@ def another(name, **changes):
         ({"members": {"manifest.json": b"[]"}}, ["manifest.json"]),
         ({"manifest": {"preprocess": {}}}, ["preprocess"]),
         ({"manifest": {"preprocess": {"image_size": 32, "resize": 32, "mean": 1, "std": 1, "sha256": ""}}}, ["preprocess"]),
-        ({"batch": (0, 1, 1)}, ["batch sizes do not fit"]),
+        ({"batch": (0, 1, 1)}, ["batch sizes are not in increasing order"]),
         ({"int8_floor": 2.0}, ["INT8 floor"]),
         ({"budget_points": -1.0}, ["accuracy budget"]),
     ],

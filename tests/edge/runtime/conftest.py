@@ -1,4 +1,4 @@
-"""A fake GPU under both CUDA libraries, and a fake TensorRT that runs on fake memory."""
+"""A fake GPU for both CUDA libraries, and a fake TensorRT that runs on fake memory."""
 
 import sys
 import types
