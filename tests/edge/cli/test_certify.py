@@ -66,7 +66,7 @@ def test_an_unstable_graph_ends_with_1_and_its_repair_with_0(project, capsys, ti
     assert certify(source, project, "--repair", folded, "--out", out, "--emulate", 8) == 0
     output = capsys.readouterr().out
     assert "STABLE" in output
-    assert "it was unstable" in output
+    assert "before the repair: unstable" in output
     assert "bit-identical" in output
     assert "FP16 emulated, as it is" in output
     assert "FP16 emulated, repaired: 100.00% of 8 images" in output
