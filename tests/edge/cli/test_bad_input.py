@@ -123,6 +123,12 @@ def test_usage(arguments, says, capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_version_is_that_of_the_project(capsys):
+    assert run(["--version"]) == 0
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'version = "{capsys.readouterr().out.strip()}"' in project.splitlines()
+
+
 def test_help_of_every_command_and_of_none(capsys):
     assert run(["--help"]) == 0
     output = capsys.readouterr().out
