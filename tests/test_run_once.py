@@ -11,10 +11,11 @@ SUPPORT = Path(__file__).parent / "support"
 
 
 class Factory:
-    """A process's base folder, as pytest hands it out."""
+    """A process's base folder, as pytest hands it out: within a parallel run its parent is the shared one."""
 
-    def __init__(self, base):
-        self.base = base
+    def __init__(self, parent):
+        self.base = parent / "base"
+        self.base.mkdir(exist_ok=True)
 
     def getbasetemp(self):
         return self.base

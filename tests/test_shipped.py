@@ -178,18 +178,19 @@ MEASURE = textwrap.dedent("""
     import sys
     from pathlib import Path
     import onnx
-    from calib import collect as module
+    from calib.collect import collect_table
+    from calib.histogram import Histogram
     from calib.qdq_placement import plan_quantization
     from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT
     from edge.images.labelled_images import open_images
     from edge.model.metadata import read_info
     graph, count, keep = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "keep"
-    kept, update = [], module.Histogram.update
+    kept, update = [], Histogram.update
     if keep:
-        module.Histogram.update = lambda self, values: (kept.append(values.copy()), update(self, values))[1]
+        Histogram.update = lambda self, values: (kept.append(values.copy()), update(self, values))[1]
     info = read_info(SHIPPED_CHECKPOINT)
     batches = open_images(CALIBRATION_IMAGES, info.labels).take(count).batches(info.preprocess, 32)
-    table = module.collect_table(graph, batches, plan_quantization(onnx.load(graph)), data_sha256="0" * 64)
+    table = collect_table(graph, batches, plan_quantization(onnx.load(graph)), data_sha256="0" * 64)
     assert table.images == count
     print(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")).split()[1])
 """)

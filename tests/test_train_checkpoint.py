@@ -289,7 +289,7 @@ def test_erased_is_one_rectangle_of_a_quarter_to_half_of_each_side(script):
 
 
 def test_every_image_is_drawn_once_an_epoch(script):
-    epochs = [np.concatenate([script.drawn(step, 20, 5, seed=0)[0] for step in range(4 * e, 4 * e + 4)]) for e in range(2)]
+    epochs = [np.concatenate([script.draw_batch(step, 20, 5, seed=0)[0] for step in range(4 * e, 4 * e + 4)]) for e in range(2)]
     assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
     assert not np.array_equal(*epochs)
 

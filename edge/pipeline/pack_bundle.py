@@ -1,4 +1,4 @@
-"""Pack a build folder and labelled images into a bundle; read the test images and FP32 logits of one."""
+"""Pack a build folder and labelled images into a bundle; read the test images and FP32 answers of one."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def read_bundled_images(bundle: Bundle, classes: int) -> BundledImages:
         raise ArtifactError("a label is out of range", where=f"{bundle.path}: {LABELS}", found=found, allowed=allowed)
     if not np.isfinite(answers).all():
         raise ArtifactError(
-            "the FP32 reference logits contain NaN or infinity", where=f"{bundle.path}: {ANSWERS}", next_command=REMAKE
+            "the FP32 reference answers contain NaN or infinity", where=f"{bundle.path}: {ANSWERS}", next_command=REMAKE
         )
     parts = np.split(flat, np.cumsum(sizes)[:-1])
     pixels = tuple(part.reshape(shape) for part, shape in zip(parts, shapes.tolist(), strict=True))

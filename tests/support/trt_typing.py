@@ -31,8 +31,8 @@ TYPES = {
     "_make_monitor": "Module.IProgressMonitor",
     "_make_context": "Module.IExecutionContext",
     "_context": "Module.IExecutionContext | Any",  # Any, because None ends its life
-    "_given": "T",
-    "answer": "T | None",
+    "_checked": "T",
+    "result": "T | None",
 }
 """Parameter, variable or function -> what holds TensorRT objects there, instead of `Any`."""
 UNTYPED = {

@@ -175,7 +175,7 @@ KILLED = textwrap.dedent("""
     sys.path[:0] = {roots!r}
     import onnx
     from edge.runtime.ort_runner import emulated_runner
-    from test_bundle import Injected
+    from bundle_contents import Injected
     import edge.pipeline.build_from_bundle
     graph = emulated_runner(onnx.load({graph!r}), Path("graph"))
     edge.pipeline.build_from_bundle.open_engine = lambda _folder: Injected(graph)

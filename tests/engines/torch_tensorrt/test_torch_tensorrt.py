@@ -20,7 +20,7 @@ import pytest
 from engine_graphs import ISLAND, attention, convolutions
 from torch_trt_programs import changed
 
-from calib.errors import BackendError, InputError, MissingError, UsageError
+from calib.errors import ArtifactError, BackendError, MissingError, UsageError
 from engines.build import build
 from engines.build_spec import BatchRange, BuilderOptions, BuildSpec
 from engines.targets import TARGETS
@@ -106,7 +106,7 @@ def test_a_build_exchanges_files_with_the_worker(fake, tmp_path):
         ("sys.exit(5)", MissingError, "disk full"),
         ("os.kill(os.getpid(), 9)", BackendError, "stopped unexpectedly.*signal 9"),
         ("sys.exit(77)", BackendError, "stopped unexpectedly.*exit code 77"),
-        ("raise SystemExit", InputError, "file not found"),
+        ("raise SystemExit", ArtifactError, "file not found"),
     ],
     ids=["refused", "no library", "disk full", "killed", "unknown code", "no answer"],
 )
