@@ -9,16 +9,16 @@ from calib.errors import ArtifactError
 from edge.inspect.describe_dataclass import limited
 from edge.inspect.description import Description
 from edge.report.certificate_text import (
-    _bounded,
-    _loss,
-    _named,
-    _repair,
-    _xnorms,
+    certified_count,
     headline,
     int8_loss,
+    int8_loss_text,
     island_cost,
     judgement,
+    precision_list,
+    repair_text,
     verdict_counts,
+    xnorm_noun,
 )
 from edge.stability.certificate import CERTIFICATE_ARTIFACT, REMAKE, SiteCertificate, XNormCertificate
 from edge.stability.verdict import STABILITIES
@@ -38,7 +38,7 @@ def describe_certificate(certificate: XNormCertificate) -> Description:
         before = f" (before: {verdict_counts(certificate.before, name)})" if certificate.before else ""
         facts[f"XNorms in {name}"] = verdict_counts(sites, name) + before
     facts |= {
-        "based on": f"certified maxima at {_bounded(sites)} of {len(sites)}, observed ones elsewhere; observed minima",
+        "based on": f"certified maxima at {certified_count(sites)} of {len(sites)}, observed ones elsewhere; observed minima",
         "folded": _folded(sites),
         "islands": island_cost(certificate),
         "repair checked": _checks(certificate),
@@ -48,14 +48,14 @@ def describe_certificate(certificate: XNormCertificate) -> Description:
         facts[f"error, {meaning}"] = _worst_error(sites, key) + before
     facts |= {
         "INT8 after the norm": int8_loss(sites),
-        "INT8 before the norm": _loss(site.int8_in_front for site in sites),
+        "INT8 before the norm": int8_loss_text(site.int8_in_front for site in sites),
         "graph": f"sha256 {certificate.onnx_sha256}",
         "folded graph": f"sha256 {certificate.folded_onnx_sha256}" if certificate.folded_onnx_sha256 else "none",
         "images' digest": f"sha256 {certificate.data_sha256}",
     }
     rows = [_line(old, new, precisions) for old, new in _worst_first(certificate)]
     listing = limited("XNorms, smallest headroom first", _COLUMNS, rows)
-    broken = f"UNSTABLE: {_named(precisions)} cannot compute this network"
+    broken = f"UNSTABLE: {precision_list(precisions)} cannot compute this network"
     return Description("XNorm certificate", facts, (listing,), (broken,) if certificate.verdict == "unstable" else ())
 
 
@@ -67,7 +67,7 @@ def _line(old: SiteCertificate, new: SiteCertificate, precisions: tuple[str, ...
     low = "-" if new.sum_sq_min is None else f"{new.sum_sq_min:.3g}"
     bound = "-" if new.bound_sum_sq is None else f"{new.bound_sum_sq:.3g}"
     observed, headroom = f"{low} .. {new.sum_sq_max:.3g}", f"{new.fp16_headroom_bits:.1f} bits"
-    return (new.name, new.operand, verdict.verdict, verdict.reason, observed, bound, headroom, _repair(old, new))
+    return (new.name, new.operand, verdict.verdict, verdict.reason, observed, bound, headroom, repair_text(old, new))
 
 
 def _worst_first(certificate: XNormCertificate) -> list[tuple[SiteCertificate, SiteCertificate]]:
@@ -88,7 +88,7 @@ def _folded(sites: tuple[SiteCertificate, ...]) -> str:
         return "none"
     weights = {weight for fold in folds for weight in fold}
     factors = [p for fold in folds for by_head in fold.values() for p in by_head]
-    return f"{len(folds)} {_xnorms(len(folds))}, {len(weights)} weights times 2^{-max(factors)} to 2^{-min(factors)}"
+    return f"{len(folds)} {xnorm_noun(len(folds))}, {len(weights)} weights times 2^{-max(factors)} to 2^{-min(factors)}"
 
 
 def _checks(certificate: XNormCertificate) -> str:

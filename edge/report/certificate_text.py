@@ -36,7 +36,7 @@ def site_rows(certificate: XNormCertificate) -> tuple[SiteRow, ...]:
     rows = []
     for old, new in zip(certificate.before or certificate.sites, certificate.sites, strict=True):
         before, after = judgement(old, certificate.precisions), judgement(new, certificate.precisions)
-        row = SiteRow(new.name, new.operand, before, after, _repair(old, new), new.island)
+        row = SiteRow(new.name, new.operand, before, after, repair_text(old, new), new.island)
         if row.repair or after.verdict != "stable":
             rows.append(row)
     return tuple(sorted(rows, key=lambda row: -STABILITIES.index(row.after.verdict)))
@@ -47,7 +47,7 @@ def headline(certificate: XNormCertificate) -> str:
     precisions, sites = certificate.precisions, certificate.sites
     stable = [site for site in sites if judgement(site, precisions).verdict == "stable"]
     share = f"{len(stable)}" if len(stable) == len(sites) else f"{len(stable)} of {len(sites)}"
-    parts = [f"{share} {_xnorms(len(sites))} stable in {_named(precisions)}"]
+    parts = [f"{share} {xnorm_noun(len(sites))} stable in {precision_list(precisions)}"]
     if stable:
         parts[0] += f", {_basis(certificate, stable)}"
     parts += [f"{count} {verdict}" for verdict, count in _counts(sites, precisions).items() if verdict != "stable"]
@@ -70,13 +70,13 @@ def island_cost(certificate: XNormCertificate) -> str:
     cost = certificate.islands
     if not cost.sites:
         return "none"
-    sites = f"{cost.sites} {_xnorms(cost.sites)} in FP32"
+    sites = f"{cost.sites} {xnorm_noun(cost.sites)} in FP32"
     return f"{sites}: {cost.casts} Casts, {cost.values_per_image:,} values of an image cross them"
 
 
 def int8_loss(sites: Iterable[SiteCertificate]) -> str:
     """The worst loss by INT8 after the norm."""
-    return _loss(Int8Loss(s.int8_dead_fraction, s.int8_direction_error, s.int8_clipped_fraction) for s in sites)
+    return int8_loss_text(Int8Loss(s.int8_dead_fraction, s.int8_direction_error, s.int8_clipped_fraction) for s in sites)
 
 
 def _counts(sites: Iterable[SiteCertificate], precisions: tuple[str, ...]) -> dict[Stability, int]:
@@ -85,11 +85,12 @@ def _counts(sites: Iterable[SiteCertificate], precisions: tuple[str, ...]) -> di
     return {verdict: verdicts.count(verdict) for verdict in STABILITIES if verdict in verdicts}
 
 
-def _xnorms(count: int) -> str:
+def xnorm_noun(count: int) -> str:
+    """XNorm, or XNorms."""
     return "XNorm" if count == 1 else "XNorms"
 
 
-def _named(precisions: tuple[str, ...]) -> str:
+def precision_list(precisions: tuple[str, ...]) -> str:
     """FP16, BF16 and INT8."""
     *first, last = (name.upper() for name in precisions)
     return f"{', '.join(first)} and {last}" if first else last
@@ -97,7 +98,7 @@ def _named(precisions: tuple[str, ...]) -> str:
 
 def _basis(certificate: XNormCertificate, stable: list[SiteCertificate]) -> str:
     """The basis of the stable verdicts."""
-    certified = _bounded(stable) if set(certificate.precisions) & set(_FLOATS) else 0
+    certified = certified_count(stable) if set(certificate.precisions) & set(_FLOATS) else 0
     if not certified:
         return f"as far as {certificate.images} images show"
     if certified == len(stable):
@@ -105,11 +106,12 @@ def _basis(certificate: XNormCertificate, stable: list[SiteCertificate]) -> str:
     return f"overflow ruled out for every input at {certified}, at the others on {certificate.images} images only"
 
 
-def _bounded(sites: Iterable[SiteCertificate]) -> int:
+def certified_count(sites: Iterable[SiteCertificate]) -> int:
+    """The number of sites with a bound for every input."""
     return sum(site.bound_sum_sq is not None for site in sites)
 
 
-def _repair(old: SiteCertificate, new: SiteCertificate) -> str:
+def repair_text(old: SiteCertificate, new: SiteCertificate) -> str:
     """How a site was repaired, "" for not at all."""
     parts = []
     if new.fold:
@@ -132,7 +134,7 @@ def _power(exponents: tuple[int, ...]) -> str:
     return f"2^{-low}" if low == high else f"2^{-low} to 2^{-high} by head"
 
 
-def _loss(losses: Iterable[Int8Loss]) -> str:
+def int8_loss_text(losses: Iterable[Int8Loss]) -> str:
     """The largest of each loss over the sites."""
     rows = [(loss.dead_fraction, loss.direction_error, loss.clipped_fraction) for loss in losses]
     dead, turned, clipped = map(max, zip(*rows, strict=True))
