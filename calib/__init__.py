@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import by_name, lazy_exports
+from calib.package_face import lazy_exports
 
 if TYPE_CHECKING:
     from calib.calibration_table import CalibrationTable, TensorScale, load_table, save_table
@@ -17,18 +17,6 @@ if TYPE_CHECKING:
     from calib.qdq_placement import QuantScheme, plan_quantization
     from calib.qdq_writer import insert_qdq, read_qdq, serialize
     from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
-
-_PUBLIC = by_name(
-    {
-        "calib.calibration_table": ("CalibrationTable", "TensorScale", "load_table", "save_table"),
-        "calib.collect": ("CollectConfig", "collect_table"),
-        "calib.lint.run_lint": ("lint_graph",),
-        "calib.metrics": ("kl", "sqnr_db"),
-        "calib.qdq_placement": ("QuantScheme", "plan_quantization"),
-        "calib.qdq_writer": ("insert_qdq", "read_qdq", "serialize"),
-        "calib.quantize": ("CalibrateConfig", "calibrate_graph", "quantize_graph"),
-    }
-)
 
 __all__ = [
     "CalibrateConfig",
@@ -49,4 +37,4 @@ __all__ = [
     "serialize",
     "sqnr_db",
 ]
-__getattr__ = lazy_exports(__name__, _PUBLIC)
+__getattr__ = lazy_exports(__name__, __file__)

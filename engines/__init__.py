@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import lazy_exports
+from calib.package_face import lazy_exports
 
 if TYPE_CHECKING:
     from calib.errors import BackendError
@@ -23,36 +23,6 @@ if TYPE_CHECKING:
     from engines.select_target import Resolution, resolve_target
     from engines.targets import TARGETS, Target
     from engines.typed_graph import TypingFacts, type_graph, typing_facts
-
-_PUBLIC = {
-    "BACKENDS": "engines.backends",
-    "PRECISIONS": "engines.build_spec",
-    "TARGETS": "engines.targets",
-    "BackendError": "calib.errors",
-    "BackendProbe": "engines.backends",
-    "BatchRange": "engines.build_spec",
-    "BuildSpec": "engines.build_spec",
-    "BuildFolder": "engines.build_folder.folder",
-    "BuilderOptions": "engines.build_spec",
-    "BuiltEngine": "engines.build",
-    "CalibrationRecord": "engines.build_folder.manifest",
-    "EngineManifest": "engines.build_folder.manifest",
-    "EngineRecord": "engines.build_folder.manifest",
-    "Fallback": "engines.precision_receipt",
-    "FileRecord": "engines.build_folder.manifest",
-    "Receipt": "engines.precision_receipt",
-    "Resolution": "engines.select_target",
-    "Target": "engines.targets",
-    "TensorInfo": "engines.layer_records",
-    "TypingFacts": "engines.typed_graph",
-    "parse_batch": "engines.build_spec",
-    "probe_backend": "engines.backends",
-    "probe_backends": "engines.backends",
-    "resolve_target": "engines.select_target",
-    "type_graph": "engines.typed_graph",
-    "typing_facts": "engines.typed_graph",
-    "write_manifest": "engines.build_folder.manifest",
-}
 
 __all__ = [
     "BACKENDS",
@@ -83,4 +53,4 @@ __all__ = [
     "typing_facts",
     "write_manifest",
 ]
-__getattr__ = lazy_exports(__name__, _PUBLIC)
+__getattr__ = lazy_exports(__name__, __file__)

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import lazy_exports
+from calib.package_face import lazy_exports
 
 if TYPE_CHECKING:
     from calib.lint.finding import RULES
     from calib.lint.run_lint import lint_graph
 
-_PUBLIC = {"RULES": "calib.lint.finding", "lint_graph": "calib.lint.run_lint"}
-
 __all__ = ["RULES", "lint_graph"]
-__getattr__ = lazy_exports(__name__, _PUBLIC)
+__getattr__ = lazy_exports(__name__, __file__)

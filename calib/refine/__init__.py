@@ -7,18 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import lazy_exports
+from calib.package_face import lazy_exports
 
 if TYPE_CHECKING:
     from calib.refine.apply_refinements import refine_graph
     from calib.refine.effort import EFFORTS, Effort, resolve_effort
 
-_PUBLIC = {
-    "EFFORTS": "calib.refine.effort",
-    "Effort": "calib.refine.effort",
-    "refine_graph": "calib.refine.apply_refinements",
-    "resolve_effort": "calib.refine.effort",
-}
-
 __all__ = ["EFFORTS", "Effort", "refine_graph", "resolve_effort"]
-__getattr__ = lazy_exports(__name__, _PUBLIC)
+__getattr__ = lazy_exports(__name__, __file__)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import lazy_exports
+from calib.package_face import lazy_exports
 
 if TYPE_CHECKING:
     from edge.drift.drift_report import DriftReport, judge_sides
 
-_PUBLIC = dict.fromkeys(("DriftReport", "judge_sides"), "edge.drift.drift_report")
-
 __all__ = ["DriftReport", "judge_sides"]
-__getattr__ = lazy_exports(__name__, _PUBLIC)
+__getattr__ = lazy_exports(__name__, __file__)

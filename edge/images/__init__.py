@@ -4,22 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import by_name, lazy_exports
+from calib.package_face import lazy_exports
 
 if TYPE_CHECKING:
     from edge.images.golden_pair import GoldenPair, check_build_golden
     from edge.images.graph_input import GraphImages, open_graph_images
     from edge.images.labelled_images import ImageSet, open_images, open_unlabelled
     from edge.images.preprocess import Preprocess, read_preprocess
-
-_PUBLIC = by_name(
-    {
-        "edge.images.golden_pair": ("GoldenPair", "check_build_golden"),
-        "edge.images.graph_input": ("GraphImages", "open_graph_images"),
-        "edge.images.labelled_images": ("ImageSet", "open_images", "open_unlabelled"),
-        "edge.images.preprocess": ("Preprocess", "read_preprocess"),
-    }
-)
 
 __all__ = [
     "GoldenPair",
@@ -32,4 +23,4 @@ __all__ = [
     "open_unlabelled",
     "read_preprocess",
 ]
-__getattr__ = lazy_exports(__name__, _PUBLIC)
+__getattr__ = lazy_exports(__name__, __file__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import by_name, lazy_exports
+from calib.package_face import lazy_exports
 
 if TYPE_CHECKING:
     from edge.pipeline.build import build_model
@@ -16,20 +16,6 @@ if TYPE_CHECKING:
     from edge.pipeline.pack_bundle import make_bundle
     from edge.pipeline.rejudge import redraw, rejudge_build
     from edge.pipeline.step import BuildOutcome
-
-_PUBLIC = by_name(
-    {
-        "edge.pipeline.step": ("BuildOutcome",),
-        "edge.pipeline.build_request": ("BuildRequest",),
-        "edge.pipeline.calibrate_request": ("CalibrateRequest",),
-        "edge.pipeline.build_from_bundle": ("DeviceRequest", "build_on_device"),
-        "edge.pipeline.judge_request": ("JudgeRequest",),
-        "edge.pipeline.build": ("build_model",),
-        "edge.pipeline.calibrate": ("calibrate_file",),
-        "edge.pipeline.pack_bundle": ("make_bundle",),
-        "edge.pipeline.rejudge": ("redraw", "rejudge_build"),
-    }
-)
 
 __all__ = [
     "BuildOutcome",
@@ -44,4 +30,4 @@ __all__ = [
     "redraw",
     "rejudge_build",
 ]
-__getattr__ = lazy_exports(__name__, _PUBLIC)
+__getattr__ = lazy_exports(__name__, __file__)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import lazy_exports
+from calib.package_face import lazy_exports
 
 if TYPE_CHECKING:
     from edge.report.page import render
 
-_PUBLIC = {"render": "edge.report.page"}
-
 __all__ = ["render"]
-__getattr__ = lazy_exports(__name__, _PUBLIC)
+__getattr__ = lazy_exports(__name__, __file__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import by_name, lazy_exports
+from calib.package_face import lazy_exports
 
 if TYPE_CHECKING:
     from edge.runtime.engine_runner import open_engine
@@ -13,17 +13,6 @@ if TYPE_CHECKING:
     from edge.runtime.ort_runner import OrtRunner, emulated_runner, run_all
     from edge.runtime.runner import FakeRunner, Runner
     from edge.runtime.trt_runner import TrtRunner
-
-_PUBLIC = by_name(
-    {
-        "edge.runtime.engine_runner": ("open_engine",),
-        "edge.runtime.open_build": ("RUNNERS", "OpenedBuild", "open_runner"),
-        "edge.runtime.openvino_runner": ("OpenVinoRunner",),
-        "edge.runtime.ort_runner": ("OrtRunner", "emulated_runner", "run_all"),
-        "edge.runtime.runner": ("FakeRunner", "Runner"),
-        "edge.runtime.trt_runner": ("TrtRunner",),
-    }
-)
 
 __all__ = [
     "RUNNERS",
@@ -38,4 +27,4 @@ __all__ = [
     "open_runner",
     "run_all",
 ]
-__getattr__ = lazy_exports(__name__, _PUBLIC)
+__getattr__ = lazy_exports(__name__, __file__)

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import by_name, lazy_exports
+from calib.package_face import lazy_exports
 
 if TYPE_CHECKING:
     from edge.stability.certificate import XNormCertificate, read_certificate
     from edge.stability.certify import CertifyConfig, certify_graph, image_budget
     from edge.stability.fp16_network import emulated_agreement
     from edge.stability.islands import fp32_nodes
-
-_PUBLIC = by_name(
-    {
-        "edge.stability.certificate": ("XNormCertificate", "read_certificate"),
-        "edge.stability.certify": ("CertifyConfig", "certify_graph", "image_budget"),
-        "edge.stability.fp16_network": ("emulated_agreement",),
-        "edge.stability.islands": ("fp32_nodes",),
-    }
-)
 
 __all__ = [
     "CertifyConfig",
@@ -30,4 +21,4 @@ __all__ = [
     "image_budget",
     "read_certificate",
 ]
-__getattr__ = lazy_exports(__name__, _PUBLIC)
+__getattr__ = lazy_exports(__name__, __file__)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import lazy_exports
+from calib.package_face import lazy_exports
 
 if TYPE_CHECKING:
     from edge.tasks.registry import load_task
     from edge.tasks.task import Task
 
-_PUBLIC = {"Task": "edge.tasks.task", "load_task": "edge.tasks.registry"}
-
 __all__ = ["Task", "load_task"]
-__getattr__ = lazy_exports(__name__, _PUBLIC)
+__getattr__ = lazy_exports(__name__, __file__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import by_name, lazy_exports
+from calib.package_face import lazy_exports
 
 if TYPE_CHECKING:
     from engines.build_folder.authenticate import check_runs_here, read_authenticated
@@ -14,18 +14,6 @@ if TYPE_CHECKING:
     from engines.build_folder.signature import Signature
     from engines.build_folder.signing import check_signature, sign
     from engines.build_folder.verify import FolderCheck, examine_folder, verify_folder
-
-_PUBLIC = by_name(
-    {
-        "engines.build_folder.authenticate": ("check_runs_here", "read_authenticated"),
-        "engines.build_folder.bundle_format": ("Bundle", "open_bundle", "verify_bundle", "write_bundle"),
-        "engines.build_folder.folder": ("BuildFolder",),
-        "engines.build_folder.manifest": ("EngineManifest", "write_manifest"),
-        "engines.build_folder.signature": ("Signature",),
-        "engines.build_folder.signing": ("check_signature", "sign"),
-        "engines.build_folder.verify": ("FolderCheck", "examine_folder", "verify_folder"),
-    }
-)
 
 __all__ = [
     "BuildFolder",
@@ -44,4 +32,4 @@ __all__ = [
     "write_bundle",
     "write_manifest",
 ]
-__getattr__ = lazy_exports(__name__, _PUBLIC)
+__getattr__ = lazy_exports(__name__, __file__)

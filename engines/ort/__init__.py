@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import lazy_exports
+from calib.package_face import lazy_exports
 
 if TYPE_CHECKING:
     from engines.ort.backend import build_optimized, pair_per_reader
     from engines.ort.graph import optimized_evidence
 
-_PUBLIC = {
-    "build_optimized": "engines.ort.backend",
-    "optimized_evidence": "engines.ort.graph",
-    "pair_per_reader": "engines.ort.backend",
-}
-
 __all__ = ["build_optimized", "optimized_evidence", "pair_per_reader"]
-__getattr__ = lazy_exports(__name__, _PUBLIC)
+__getattr__ = lazy_exports(__name__, __file__)

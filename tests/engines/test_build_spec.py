@@ -240,10 +240,7 @@ def test_receipt_arithmetic():
         make_receipt((), EngineEvidence(), "int8")
 
 
-def test_public_names():
-    assert sorted(engines.__all__) == sorted(engines._PUBLIC)
-    for name in engines.__all__:
-        assert name.isupper() or getattr(engines, name).__module__ == engines._PUBLIC[name]
+def test_an_unknown_public_name_is_refused():
     with pytest.raises(AttributeError):
         _ = engines.nothing
 

@@ -1,4 +1,4 @@
-"""Who imports whom, read from the source: statements wherever they stand, `import_module`, `__import__`, lazy names.
+"""Who imports whom, read from the source: statements wherever they stand, `import_module`, `__import__`.
 
 Everything works on {dotted name: source}, so that a test can plant a module that no file has.
 """
@@ -10,7 +10,6 @@ from pathlib import Path
 
 PACKAGES = ("calib", "engines", "edge")
 DYNAMIC = ("import_module", "__import__")
-LAZY = "lazy_exports"
 
 
 @dataclass(frozen=True)
@@ -60,12 +59,9 @@ def _called(node: ast.Call) -> str:
 
 
 def _looked_up(tree: ast.Module) -> set[str]:
-    """The strings of a source that imports by a name which it looks up, or hands a table of names to `lazy_exports`."""
+    """The strings of a source that imports by a name which it looks up."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    looks_up = any(
-        _called(call) == LAZY or (_called(call) in DYNAMIC and call.args and not isinstance(call.args[0], ast.Constant))
-        for call in calls
-    )
+    looks_up = any(_called(call) in DYNAMIC and call.args and not isinstance(call.args[0], ast.Constant) for call in calls)
     if not looks_up:
         return set()
     strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import lazy_exports
+from calib.package_face import lazy_exports
 
 if TYPE_CHECKING:
     from edge.camera.sources.registry import open_source, redact_source
 
-_PUBLIC = {"open_source": "edge.camera.sources.registry", "redact_source": "edge.camera.sources.registry"}
-
 __all__ = ["open_source", "redact_source"]
-__getattr__ = lazy_exports(__name__, _PUBLIC)
+__getattr__ = lazy_exports(__name__, __file__)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import lazy_exports
+from calib.package_face import lazy_exports
 
 if TYPE_CHECKING:
     from edge.camera.web.bind_address import parse_address
     from edge.camera.web.dashboard import Dashboard
 
-_PUBLIC = {"Dashboard": "edge.camera.web.dashboard", "parse_address": "edge.camera.web.bind_address"}
-
 __all__ = ["Dashboard", "parse_address"]
-__getattr__ = lazy_exports(__name__, _PUBLIC)
+__getattr__ = lazy_exports(__name__, __file__)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calib.lazy_exports import by_name, lazy_exports
+from calib.package_face import lazy_exports
 
 if TYPE_CHECKING:
     from edge.stability.finders.xnorm import Eps, XNormSite, find_sites
 
-_PUBLIC = by_name({"edge.stability.finders.xnorm": ("Eps", "XNormSite", "find_sites")})
-
 __all__ = ["Eps", "XNormSite", "find_sites"]
-__getattr__ = lazy_exports(__name__, _PUBLIC)
+__getattr__ = lazy_exports(__name__, __file__)
