@@ -7,13 +7,11 @@ import errno
 import json
 import os
 import signal
-import subprocess
 import sys
-import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
+from kill_at_rename import exit_codes
 from tiny_project import LABELS, build, command, forget, leftovers, make_project, read, sha256
 
 from calib.files import atomic_path
@@ -224,36 +222,16 @@ def test_full_disk_in_a_step_ends_with_4(project, monkeypatch, step, capsys):
     assert not (project / "out/anything").exists()
 
 
-DRIVER = textwrap.dedent("""
-    import os, signal, sys
-    from pathlib import Path
-    sys.path[:0] = {roots!r}
-    from edge.model.sizes import SIZES
-    from tiny_network import TINY
-    SIZES[TINY.name] = TINY
-    renames, replace = [], Path.replace
-    def replace_or_die(self, target):
-        renames.append(target)
-        if len(renames) == {nth}:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return replace(self, target)
-    Path.replace = replace_or_die
-    from edge.cli import run
-    sys.exit(run(sys.argv[1:]))
-""")
+REGISTER_TINY = "from tiny_network import TINY; from edge.model.sizes import SIZES; SIZES[TINY.name] = TINY"
 
 
 @pytest.mark.slow
 def test_killed_again_and_again_it_still_ends_the_same(built, project):
     """SIGKILL at the first rename, then at the second of what is left, and so on: the last run finishes."""
-    root = Path(__file__).resolve().parents[3]
-    roots = [str(root / "tests" / "support"), str(root)]
-    arguments = command(project, out=project / "killed")
     codes = []
-    for nth in range(1, 20):
-        program = [sys.executable, "-c", DRIVER.format(roots=roots, nth=nth), *arguments]
-        codes.append(subprocess.run(program, check=False, capture_output=True).returncode)
-        if codes[-1] != -signal.SIGKILL:
+    for code in exit_codes(command(project, out=project / "killed"), prepare=REGISTER_TINY):
+        codes.append(code)
+        if code != -signal.SIGKILL:
             break
     assert codes[-1] == 0
     assert codes.count(-signal.SIGKILL) >= 4

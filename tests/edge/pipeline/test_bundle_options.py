@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import venv
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from bundle_contents import (
     refused,
     refused_to_pack,
 )
+from kill_at_rename import exit_codes
 from tiny_project import command, sha256
 
 from calib.errors import MissingError
@@ -169,40 +169,20 @@ def test_float_builds_go_the_same_way(project, without_a_gpu, precision):
     assert found == source
 
 
-KILLED = textwrap.dedent("""
-    import os, signal, sys
-    from pathlib import Path
-    sys.path[:0] = {roots!r}
-    import onnx
-    from edge.runtime.ort_runner import emulated_runner
-    from bundle_contents import Injected
-    import edge.pipeline.build_from_bundle
-    graph = emulated_runner(onnx.load({graph!r}), Path("graph"))
-    edge.pipeline.build_from_bundle.open_engine = lambda _folder: Injected(graph)
-    renames, replace = [], Path.replace
-    def replace_or_die(self, target):
-        renames.append(target)
-        if len(renames) == {nth}:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return replace(self, target)
-    Path.replace = replace_or_die
-    from edge.cli import run
-    sys.exit(run(sys.argv[1:]))
-""")
-
-
 @pytest.mark.slow
 def test_killed_again_and_again_it_still_ends_the_same(project, on_a_gpu):
     """SIGKILL at the first rename, then at the second of what is left, and so on: the last run finishes."""
     on_a_gpu()
     assert device(project, out="whole") == 0
     arguments = ["build", "--bundle", str(project / "b.ufovit"), "--target", "rtx", "--out", str(project / "device")]
+    answer_on_the_cpu = (
+        "import edge.pipeline.build_from_bundle, onnx; from bundle_contents import Injected; "
+        "from edge.runtime.ort_runner import emulated_runner; edge.pipeline.build_from_bundle.open_engine = "
+        f"lambda _folder: Injected(emulated_runner(onnx.load({str(project / 'rtx' / GRAPH)!r}), Path('graph')))"
+    )
     codes = []
-    for nth in range(1, 20):
-        text = KILLED.format(
-            roots=[str(SUPPORT), str(ROOT), str(Path(__file__).parent)], graph=str(project / "rtx" / GRAPH), nth=nth
-        )
-        codes.append(subprocess.run([sys.executable, "-c", text, *arguments], check=False, capture_output=True).returncode)
+    for code in exit_codes(arguments, prepare=answer_on_the_cpu):
+        codes.append(code)
         verdict = files(project / "device") & VERDICT_FILES if (project / "device").exists() else set()
         assert not verdict or (project / "device/engine.engine").exists(), "no verdict about an engine that is not there"
         if codes[-1] != -signal.SIGKILL:
