@@ -1,5 +1,6 @@
 """A small network with every parameter away from its initial value, and its exported graph."""
 
+import hashlib
 import shutil
 from dataclasses import replace
 
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 from run_once import make_once
 from tiny_network import TINY
-from tiny_project import build, make_project
+from tiny_project import build, command, make_project
 
+from edge.cli import run
 from edge.model.sizes import SIZES
 
 
@@ -41,6 +43,29 @@ def make_network():
     return make
 
 
+@pytest.fixture(scope="session", autouse=True)
+def exported_once(tmp_path_factory):
+    """Builds export equal networks once in a test run: torch's exporter takes most of the time of a tiny build.
+
+    Tests of the exporter import it from its module and get the original.
+    """
+    import onnx
+
+    from edge.model import export
+
+    original = export.to_onnx
+
+    def to_onnx(network):
+        weights = ((name, tensor.numpy().tobytes()) for name, tensor in network.state_dict().items())
+        digest = hashlib.sha256(repr((network.cfg, *weights)).encode()).hexdigest()
+        make = lambda folder: onnx.save(original(network), folder / "model.onnx")  # noqa: E731
+        return onnx.load(make_once(tmp_path_factory, f"exported-{digest[:16]}", make) / "model.onnx")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "to_onnx", to_onnx)
+        yield
+
+
 @pytest.fixture
 def tiny_size(monkeypatch):
     """The tiny shape as a known size, so that its checkpoints can be read."""
@@ -55,17 +80,12 @@ def tiny_images():
 
 
 @pytest.fixture(scope="session")
-def tiny_graph(tmp_path_factory, make_network):
+def tiny_graph(make_network):
     """The exporter's graph of the folded network of seed 0, before simplification. Copy it before changing it."""
-    import onnx
-
-    from edge.model.export import to_onnx
+    from edge.model import export
     from edge.model.export_foldings import fold
 
-    folder = make_once(
-        tmp_path_factory, "tiny-graph", lambda folder: onnx.save(to_onnx(fold(make_network(0))), folder / "model.onnx")
-    )
-    return onnx.load(folder / "model.onnx")
+    return export.to_onnx(fold(make_network(0)))
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +98,29 @@ def built(tmp_path_factory, make_network):
             assert build(make_project(folder, make_network(0), TINY)) == 0
 
     return make_once(tmp_path_factory, "tiny-project", make)
+
+
+@pytest.fixture(scope="session")
+def rtx_built(built, tmp_path_factory):
+    """rtx_built(precision) -> the finished build of the same project for `rtx`, batch 1 to 4; copy it before changing it."""
+
+    def finished(precision):
+        pytest.importorskip("tensorrt_rtx", reason="pip install 'ufovit-edge[rtx]'", exc_type=ImportError)
+        options = {
+            "precision": precision,
+            "target": "rtx",
+            "batch": "1,2,4",
+            "int8_floor": 0.5 if precision == "int8" else None,
+        }
+
+        def make(folder):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setitem(SIZES, TINY.name, TINY)
+                assert run(command(built, out=folder / "build", **options)) == 0
+
+        return make_once(tmp_path_factory, f"tiny-rtx-{precision}", make) / "build"
+
+    return finished
 
 
 @pytest.fixture

@@ -9,12 +9,14 @@ from attribution_graphs import FILE, MEAN, edited, kinds, scaled, with_judged
 from run_once import make_once
 
 from calib.collect import CollectConfig, collect_table
+from calib.ort_session import GraphSession
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.quantize import quantize_graph
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_MODEL, TEST_IMAGES
 from edge.attribution import float_fallback
 from edge.attribution.attribute import attribute_graphs
 from edge.attribution.build_graphs import BuildGraphs, LoadedGraph, load_graphs
+from edge.attribution.paired_images import PairedImages
 from edge.cli import run as run_command
 from edge.images.labelled_images import open_images
 from edge.model.metadata import read_graph_info
@@ -39,23 +41,29 @@ def shipped(tmp_path_factory):
 
 
 @pytest.fixture
-def quickly(monkeypatch):
-    """Costs on one image: what is named does not hang on them."""
-    monkeypatch.setattr("edge.attribution.float_fallback.ISOLATED_IMAGES", 1)
+def without_costs(monkeypatch):
+    """No group of layers is measured in isolation or tried in float: the faults are found before, and do not depend on it."""
+    monkeypatch.setattr("edge.attribution.float_fallback.find_groups", lambda _judged, _spans: ())
+
+
+@pytest.fixture(scope="module")
+def with_costs(shipped):
+    """32 of the images, and their attribution with the costs of all groups."""
+    graphs, images = shipped
+    return images[::3], attribute_graphs(graphs, images[::3])
 
 
 @pytest.mark.slow
-def test_shipped_honest(shipped, quickly):
+def test_shipped_honest(shipped, without_costs):
     graphs, images = shipped
     for part in range(3):
         assert attribute_graphs(graphs, images[part::3]).culprits == ()
 
 
 @pytest.mark.slow
-def test_shipped_costliest_groups(shipped):
+def test_shipped_costliest_groups(with_costs):
     """The layers after the stem's first two, and the head, cost most; the head in float gains for certain."""
-    graphs, images = shipped
-    found = attribute_graphs(graphs, images)
+    _images, found = with_costs
     *alone, together = found.costliest
     assert {"stem.6/Conv", "stem.9/Conv", "head/Gemm"} <= set(together.layers)
     assert "head/Gemm" in {layer for trial in alone if trial.confirmed for layer in trial.layers}
@@ -64,13 +72,17 @@ def test_shipped_costliest_groups(shipped):
 
 
 @pytest.mark.slow
-def test_shipped_costs_add_up_to_what_is_seen(shipped):
+def test_shipped_costs_add_up_to_what_is_seen(shipped, with_costs):
     """Layers disturb the logits nearly independently: the noise of each alone sums to the noise of all, on the same images."""
-    graphs, images = shipped
-    found = attribute_graphs(graphs, images[::6])
-    assert len(images[::6]) == float_fallback.ISOLATED_IMAGES
+    graphs, (images, found) = shipped[0], with_costs
+    few = PairedImages(images, images).take(float_fallback.ISOLATED_IMAGES).reference
+    reference, judged = (
+        GraphSession(graph.model, threads=0)({"image": few})[graph.model.graph.output[0].name].astype(np.float64)
+        for graph in (graphs.base, graphs.judged)
+    )
+    seen = ((judged - reference) ** 2).sum() / (reference**2).sum()
     total = sum(10 ** (-isolated / 10) for isolated, _share in groups_of(found))
-    assert -10 * np.log10(total) == pytest.approx(found.logits_db, abs=2)
+    assert 10 * np.log10(total / seen) == pytest.approx(0, abs=2)
 
 
 def groups_of(found):
@@ -81,14 +93,14 @@ def groups_of(found):
 @pytest.mark.slow
 @pytest.mark.parametrize("tensor", ["blocks.7.norm1/LayerNormalization_output", "blocks.13.ffn.1/Gelu_output"])
 @pytest.mark.parametrize(("factor", "kind"), [(2, "scale_too_large"), (0.5, "scale_too_small")])
-def test_shipped_wrong_scale(shipped, quickly, tensor, factor, kind):
+def test_shipped_wrong_scale(shipped, without_costs, tensor, factor, kind):
     graphs, images = shipped
     found = attribute_graphs(with_judged(graphs, scaled(graphs.judged.model, tensor, factor)), images[:32])
     assert [(c.kind, c.where) for c in found.culprits] == [(kind, tensor)]
 
 
 @pytest.mark.slow
-def test_shipped_zeroed_channel_and_other_weights(shipped, quickly):
+def test_shipped_zeroed_channel_and_other_weights(shipped, without_costs):
     graphs, images = shipped
 
     def zero(values):
@@ -112,7 +124,7 @@ def test_shipped_zeroed_channel_and_other_weights(shipped, quickly):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", [0, 500])
-def test_shipped_calibrated_on_four_images(shipped, quickly, tmp_path, start):
+def test_shipped_calibrated_on_four_images(shipped, without_costs, tmp_path, start):
     graphs, images = shipped
     path = tmp_path / "float.onnx"
     onnx.save(graphs.base.model, path)
@@ -128,7 +140,7 @@ def test_shipped_calibrated_on_four_images(shipped, quickly, tmp_path, start):
 
 
 @pytest.mark.slow
-def test_shipped_overflow_and_preprocessing(shipped, quickly):
+def test_shipped_overflow_and_preprocessing(shipped, without_costs):
     graphs, images = shipped
     names = ("blocks.4.attn.k/MatMul.weight/folded", "blocks.4.attn.k.bias/folded")
     reference = LoadedGraph(FILE, edited(graphs.base.model, names, lambda v: v * 256))

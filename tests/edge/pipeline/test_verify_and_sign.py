@@ -12,6 +12,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+from run_once import make_once
 from tiny_network import TINY
 from tiny_project import build, make_project, sha256
 
@@ -33,28 +34,12 @@ needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="need
 needs_cryptography = pytest.mark.skipif(find_spec("cryptography") is None, reason="pip install 'ufovit-edge[sign]'")
 
 
-@pytest.fixture(scope="module")
-def builds(built, tmp_path_factory):
-    """Target -> a finished INT8 build. Copy it before changing it."""
-    folder = tmp_path_factory.mktemp("builds")
-    shutil.copytree(built, folder, dirs_exist_ok=True)
-    done = {"cpu": folder / "out"}
-    if find_spec("tensorrt_rtx") is not None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(SIZES, TINY.name, TINY)
-            assert build(folder, "--target", "rtx", out="rtx") == 0
-        done["rtx"] = folder / "rtx"
-    return done
-
-
 @pytest.fixture
-def copy(builds, tmp_path):
+def copy(built, rtx_built, tmp_path):
     """copy(target) -> a build folder that may be changed."""
 
     def make(target, name="build"):
-        if target not in builds:
-            pytest.skip("needs TensorRT-RTX")
-        return shutil.copytree(builds[target], tmp_path / name)
+        return shutil.copytree(built / "out" if target == "cpu" else rtx_built("int8"), tmp_path / name)
 
     return make
 
@@ -164,11 +149,13 @@ def test_an_added_artifact_is_refused(copy, verify, name):
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory, make_network):
     """A finished build of another checkpoint."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, TINY.name, TINY)
-        folder = make_project(tmp_path_factory.mktemp("stranger"), make_network(7), TINY, seed=1)
-        assert build(folder) == 0
-    return folder / "out"
+
+    def make(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(SIZES, TINY.name, TINY)
+            assert build(make_project(folder, make_network(7), TINY, seed=1)) == 0
+
+    return make_once(tmp_path_factory, "stranger", make) / "out"
 
 
 @pytest.mark.parametrize("name", ["drift.json", "xnorm.json", "calibration.json", "export.json", "engine.onnx"])

@@ -14,13 +14,11 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
-from tiny_network import TINY
-from tiny_project import command, sha256
+from tiny_project import sha256
 
 from calib.errors import InputError, MissingError, VerdictError
 from edge.cli import run
 from edge.images.golden_pair import GOLDEN_ARTIFACT, GoldenPair, write_golden
-from edge.model.sizes import SIZES
 from edge.runtime import open_build as module
 from edge.runtime.engine_runner import EngineDevice
 from edge.runtime.ort_runner import OrtRunner, emulated_runner
@@ -46,24 +44,10 @@ needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="pip i
 needs_cryptography = pytest.mark.skipif(find_spec("cryptography") is None, reason="pip install 'ufovit-edge[sign]'")
 
 
-@pytest.fixture(scope="module")
-def gpu_builds(built, tmp_path_factory):
-    """A project with builds for `rtx`: int8, fp16, fp32. Copy one before changing it."""
-    pytest.importorskip("tensorrt_rtx", reason="pip install 'ufovit-edge[rtx]'")
-    folder = tmp_path_factory.mktemp("gpu")
-    shutil.copytree(built, folder, dirs_exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, TINY.name, TINY)
-        for precision in ("int8", "fp16", "fp32"):
-            options = {"precision": precision, "target": "rtx", "out": folder / precision, "batch": "1,2,4"}
-            assert run(command(folder, **options, int8_floor=0.5 if precision == "int8" else None)) == 0
-    return folder
-
-
 @pytest.fixture
-def copy(gpu_builds, tmp_path):
+def copy(rtx_built, tmp_path):
     """copy(precision) -> a writable build for `rtx`."""
-    return lambda precision: Path(shutil.copytree(gpu_builds / precision, tmp_path / precision))
+    return lambda precision: Path(shutil.copytree(rtx_built(precision), tmp_path / precision))
 
 
 @pytest.fixture
@@ -155,20 +139,20 @@ def test_names_and_numbers(built):
 
 
 @pytest.mark.parametrize("runner", ["auto", "trt"])
-def test_with_its_gpu_the_engine_runs(gpu_builds, gpu, runner):
-    opened = open_runner(gpu_builds / "int8", runner)
+def test_with_its_gpu_the_engine_runs(rtx_built, gpu, runner):
+    opened = open_runner(rtx_built("int8"), runner)
     assert (opened.name, opened.ran_on) == ("trt", "Fake GPU: the engine itself")
     assert opened.batch == BatchRange(1, 2, 4)
     assert opened.notes == ("no graphs here",)
     assert opened.itself
-    assert gpu.loaded == [sha256(gpu_builds / "int8" / "engine.engine")]
+    assert gpu.loaded == [sha256(rtx_built("int8") / "engine.engine")]
 
 
 @needs_openvino
-def test_without_one_its_graph_by_openvino(gpu_builds, no_gpu):
-    opened = open_runner(gpu_builds / "int8", threads=1)
+def test_without_one_its_graph_by_openvino(rtx_built, no_gpu):
+    opened = open_runner(rtx_built("int8"), threads=1)
     with opened.runner:
-        wanted = OrtRunner(gpu_builds / "int8/model.int8.onnx")(X)
+        wanted = OrtRunner(rtx_built("int8") / "model.int8.onnx")(X)
         assert np.abs(opened.runner(X) - wanted).max() < 0.1 * np.abs(wanted).max()
     assert opened.name == "openvino"
     assert opened.ran_on.endswith("before it was typed for FP16, not the engine itself")
@@ -176,10 +160,10 @@ def test_without_one_its_graph_by_openvino(gpu_builds, no_gpu):
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
-def test_without_openvino_the_typed_graph_with_its_roundings(gpu_builds, no_gpu, monkeypatch, precision):
+def test_without_openvino_the_typed_graph_with_its_roundings(rtx_built, no_gpu, monkeypatch, precision):
     without(monkeypatch, "openvino")
-    opened = open_runner(gpu_builds / precision)
-    path = gpu_builds / precision / "model.typed.onnx"
+    opened = open_runner(rtx_built(precision))
+    path = rtx_built(precision) / "model.typed.onnx"
     np.testing.assert_array_equal(opened.runner(X), emulated_runner(onnx.load(path), path)(X))
     assert opened.name == "ort"
     assert "FP16 roundings emulated" in opened.ran_on
@@ -187,46 +171,46 @@ def test_without_openvino_the_typed_graph_with_its_roundings(gpu_builds, no_gpu,
     assert any("these times are not the engine's" in note for note in opened.notes)
 
 
-def test_an_fp32_graph_is_run_as_it_is(gpu_builds, no_gpu):
-    opened = open_runner(gpu_builds / "fp32")
-    np.testing.assert_array_equal(opened.runner(X), OrtRunner(gpu_builds / "fp32/model.onnx")(X))
+def test_an_fp32_graph_is_run_as_it_is(rtx_built, no_gpu):
+    opened = open_runner(rtx_built("fp32"))
+    np.testing.assert_array_equal(opened.runner(X), OrtRunner(rtx_built("fp32") / "model.onnx")(X))
     assert opened.ran_on == "ONNX Runtime, CPU: the graph that the engine was built from, not the engine itself"
 
 
-def test_openvino_would_leave_fp16_out(gpu_builds, no_gpu):
+def test_openvino_would_leave_fp16_out(rtx_built, no_gpu):
     with pytest.raises(InputError, match=r"runner openvino(.|\n)*in FP32(.|\n)*next: --runner ort"):
-        open_runner(gpu_builds / "fp16", "openvino")
+        open_runner(rtx_built("fp16"), "openvino")
 
 
-def test_an_engine_that_cannot_run_is_refused_in_one_sentence(gpu_builds, no_gpu):
+def test_an_engine_that_cannot_run_is_refused_in_one_sentence(rtx_built, no_gpu):
     with pytest.raises(MissingError) as refused:
-        open_runner(gpu_builds / "int8", "trt")
+        open_runner(rtx_built("int8"), "trt")
     lines = str(refused.value).splitlines()
     assert lines[0] == "runner trt: the engine cannot run here"
     assert lines[2] == "  found: this machine has no NVIDIA GPU, or its driver shows none"
     assert lines[-1].startswith("  next: --runner ort or --runner openvino")
 
 
-def test_a_gpu_of_another_kind_is_told_of(gpu_builds, gpu):
+def test_a_gpu_of_another_kind_is_told_of(rtx_built, gpu):
     gpu.refusal = MissingError("the engine was built for another GPU", found="compute capability 9.0", next_command="build")
     with pytest.raises(MissingError, match=r"found: the engine was built for another GPU found: compute capability 9\.0"):
-        open_runner(gpu_builds / "int8", "trt")
-    opened = open_runner(gpu_builds / "int8", "ort")
+        open_runner(rtx_built("int8"), "trt")
+    opened = open_runner(rtx_built("int8"), "ort")
     assert opened.name == "ort"
-    assert any("another GPU" in note for note in open_runner(gpu_builds / "fp32").notes)
+    assert any("another GPU" in note for note in open_runner(rtx_built("fp32")).notes)
 
 
-def test_a_device_without_any_runtime_says_both(gpu_builds, no_gpu, monkeypatch):
+def test_a_device_without_any_runtime_says_both(rtx_built, no_gpu, monkeypatch):
     without(monkeypatch, "openvino", "onnxruntime", "onnx")
     with pytest.raises(MissingError) as refused:
-        open_runner(gpu_builds / "int8")
+        open_runner(rtx_built("int8"))
     text = str(refused.value)
     assert text.startswith("neither the engine nor its graph can run here")
     assert "no NVIDIA GPU" in text
     assert "is not installed" in text
     for runner, extra in (("ort", "build"), ("openvino", "openvino")):
         with pytest.raises(MissingError, match=rf"next: pip install 'ufovit-edge\[{extra}\]'"):
-            open_runner(gpu_builds / "int8", runner)
+            open_runner(rtx_built("int8"), runner)
 
 
 def test_a_device_folder_needs_four_files(copy, gpu, no_gpu, monkeypatch):
