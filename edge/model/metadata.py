@@ -144,12 +144,7 @@ def parse_info(metadata: dict[str, Any], path: Path) -> CheckpointInfo:
     if not isinstance(metadata, dict) or metadata.get("schema_version") != SCHEMA_VERSION:
         raise ArtifactError("unknown checkpoint schema version", where=path, found=str(metadata)[:60], allowed=SCHEMA_VERSION)
     _check_fields(metadata, path)
-    cfg = config(
-        metadata["model"],
-        image_size=metadata["image_size"],
-        classes=metadata["classes"],
-        kv_axis=metadata["kv_axis"],
-    )
+    cfg = config(metadata["model"], image_size=metadata["image_size"], classes=metadata["classes"], kv_axis=metadata["kv_axis"])
     labels = tuple(str(name) for name in metadata["labels"])
     preprocess = Preprocess.from_json(metadata["preprocess"])
     if len(labels) != cfg.classes or len(set(labels)) != len(labels):
@@ -191,11 +186,7 @@ def _check_fields(metadata: dict[str, Any], path: Path) -> None:
 
 
 def graph_preprocess(
-    model: onnx.ModelProto,
-    path: Path,
-    info: CheckpointInfo | None,
-    normalisation: Normalisation | None,
-    command: str,
+    model: onnx.ModelProto, path: Path, info: CheckpointInfo | None, normalisation: Normalisation | None, command: str
 ) -> Preprocess:
     """The graph's own preprocessing, or the given mean and deviation at the graph's input size. Raises InputError."""
     if normalisation is None:

@@ -35,8 +35,5 @@ def open_device(device: int = 0, library: Library | None = None, *, zero_copy: b
             refusals[name] = error
     if len(refusals) == 1:
         raise next(iter(refusals.values()))
-    raise MissingError("no CUDA device can be used", found="".join(f"\n  {n}: {_indented(e)}" for n, e in refusals.items()))
-
-
-def _indented(error: MissingError) -> str:
-    return str(error).replace("\n", "\n  ")
+    reasons = "".join(f"\n{name}: {error}" for name, error in refusals.items())
+    raise MissingError("no CUDA device can be used", found=reasons.replace("\n", "\n  "))
