@@ -95,20 +95,17 @@ def read_info(path: Path) -> CheckpointInfo:
         raise UsageError("checkpoint not found", where=path)
     try:
         with safetensors.safe_open(path, framework="numpy") as stream:
-            text = (stream.metadata() or {}).get(METADATA_KEY)
-    except (safetensors.SafetensorError, OSError) as error:
+            stored = stream.metadata() or {}
+        metadata = json.loads(stored[METADATA_KEY]) if METADATA_KEY in stored else None
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise unreadable_error(path, error) from error
-    if text is None:
+    if metadata is None:
         raise ArtifactError(
             "checkpoint does not name its model, labels and preprocessing",
             where=path,
             found=f"no metadata key {METADATA_KEY!r}",
             next_command="write it with edge.model.checkpoint.save_checkpoint",
         )
-    try:
-        metadata = json.loads(text)
-    except ValueError as error:
-        raise unreadable_error(path, error) from error
     return parse_info(metadata, path)
 
 
