@@ -49,7 +49,7 @@ class BatchResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What every report says of its measurement; `threads` 0 is every core."""
+    """The circumstances of a measurement, part of every report; `threads` 0 is every core."""
 
     created: str
     machine: Machine
