@@ -17,7 +17,7 @@ from edge.bench.latency import FEW, Clock, Latency, Plan, summarize, time_runs
 from edge.bench.machine import Machine, this_machine
 from edge.bench.memory import Resident, measure_memory
 from edge.bench.power import PowerMonitor
-from edge.bench.results import IMAGE, BatchResult, BenchReport, ComparisonReport, PairResult, measured_build
+from edge.bench.results import BatchResult, BenchReport, ComparisonReport, PairResult, measured_build
 from edge.progress import Progress
 from edge.runtime.open_build import OpenedBuild
 from edge.runtime.trt_runner import TrtRunner
@@ -52,12 +52,9 @@ def choose_batches(requested: Sequence[int] | None, *ranges: BatchRange) -> tupl
         raise UsageError("the builds have no batch size in common", found=", ".join(f"{r.min} to {r.max}" for r in ranges))
     for batch in requested or ():
         if not low <= batch <= high:
-            raise UsageError(
-                "the build does not support this batch size",
-                found=batch,
-                allowed=f"{low} to {high}",
-                next_command="choose another --batch; an engine's range is that of ufovit build --batch MIN,OPT,MAX",
-            )
+            remedy = "choose another --batch; an engine's range is that of ufovit build --batch MIN,OPT,MAX"
+            allowed = f"{low} to {high}"
+            raise UsageError("the build does not support this batch size", found=batch, allowed=allowed, next_command=remedy)
     return tuple(requested or (b for b in DEFAULT_BATCHES if low <= b <= high)) or (low,)
 
 
@@ -87,7 +84,6 @@ def measure_build(
         created=_now(),
         build=measured_build(opened),
         machine=machine,
-        image=IMAGE,
         threads=conditions.threads,
         warm_up=plan.warm_up,
         results=tuple(results),
@@ -120,7 +116,6 @@ def compare(
         first=measured_build(first),
         second=measured_build(second),
         machine=machine,
-        image=IMAGE,
         threads=conditions.threads,
         warm_up=plan.warm_up,
         results=tuple(results),

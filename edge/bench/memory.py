@@ -56,7 +56,5 @@ def _bytes(text: str) -> int | None:
 def measure_memory(before: Resident, runner: Runner, status: Path = STATUS) -> Memory:
     """Memory now and before the runner was opened."""
     after = resident(status)
-    if not isinstance(runner, TrtRunner):
-        return Memory(before.now_bytes, after.now_bytes, after.peak_bytes)
-    device = runner.memory
-    return Memory(before.now_bytes, after.now_bytes, after.peak_bytes, device.bytes_in_use(), device.total_bytes)
+    device = (runner.memory.bytes_in_use(), runner.memory.total_bytes) if isinstance(runner, TrtRunner) else ()
+    return Memory(before.now_bytes, after.now_bytes, after.peak_bytes, *device)

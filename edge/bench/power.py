@@ -116,7 +116,7 @@ def find_channels(sysfs: Path = SYSFS) -> tuple[Channel, ...]:
         for number in _CHANNELS:
             rail = _text(folder / f"in{number}_label")
             channel = Channel(rail, folder / f"in{number}_input", folder / f"curr{number}_input")
-            if rail and rail != _UNCONNECTED and _responds(channel):
+            if rail and rail != _UNCONNECTED and SysfsMonitor((channel,)).read():
                 channels.append(channel)
     return tuple(channels)
 
@@ -140,11 +140,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
-
-
-def _responds(channel: Channel) -> bool:
-    try:
-        channel.watts()
-    except (OSError, ValueError):
-        return False
-    return True

@@ -11,7 +11,6 @@ from edge.bench.machine import Machine
 from edge.bench.memory import Memory
 from edge.runtime.open_build import OpenedBuild
 
-IMAGE = "the golden image of the build, repeated"
 REMAKE = "ufovit bench BUILD --json FILE"
 
 
@@ -48,20 +47,26 @@ class BatchResult:
     energy: Energy | None
 
 
-@dataclass(frozen=True)
-class BenchReport:
-    """`ufovit bench BUILD`; `power` names the monitor or the reason for none, `threads` 0 is every core."""
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """The circumstances of a measurement, part of every report; `threads` 0 is every core."""
 
     created: str
-    build: MeasuredBuild
     machine: Machine
-    image: str
+    image: str = "the golden image of the build, repeated"
     threads: int
     warm_up: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchReport(Measurement):
+    """`ufovit bench BUILD`; `power` names the monitor or the reason for none."""
+
+    build: MeasuredBuild
     results: tuple[BatchResult, ...]
     memory: Memory
     power: str
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,19 +79,13 @@ class PairResult:
     second: Latency
 
 
-@dataclass(frozen=True)
-class ComparisonReport:
+@dataclass(frozen=True, kw_only=True)
+class ComparisonReport(Measurement):
     """`ufovit bench BUILD --against OTHER`: `first` is BUILD, `second` OTHER."""
 
-    created: str
     first: MeasuredBuild
     second: MeasuredBuild
-    machine: Machine
-    image: str
-    threads: int
-    warm_up: int
     results: tuple[PairResult, ...]
-    notes: tuple[str, ...] = ()
 
 
 def measured_build(opened: OpenedBuild) -> MeasuredBuild:

@@ -100,14 +100,8 @@ def from_array(path: Path, labels: Path | None = None) -> GraphImages:
             found=f"{classes.dtype} {classes.shape}",
             allowed=f"integers ({len(array)},)",
         )
-    return GraphImages(
-        str(path),
-        sha256_file(path),
-        "",
-        lambda positions: np.asarray(array[positions]),
-        np.arange(len(array)),
-        None if classes is None else classes.astype(np.int64),
-    )
+    known = None if classes is None else classes.astype(np.int64)
+    return GraphImages(str(path), sha256_file(path), "", lambda at: np.asarray(array[at]), np.arange(len(array)), known)
 
 
 def made_up(count: int, shape: tuple[int, ...], seed: int = 0) -> GraphImages:

@@ -17,17 +17,10 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def parse_npz(data: bytes, names: tuple[str, ...], path: Path, *, refusal: str, remake: str, optional: str = "") -> Arrays:
-    """The arrays that bytes hold, by name.
+    """The arrays `names` of an archive, and `optional` if it is there.
 
-    Args:
-        data: of the file.
-        names: that must be there.
-        path: what errors name.
-        refusal: message for a file that cannot be read this way.
-        remake: the command that writes such a file.
-        optional: one more name, left out where the archive lacks it.
-
-    Raises ArtifactError for bytes that are not an archive of such arrays.
+    Raises ArtifactError for bytes that are not an archive of such arrays: message `refusal`, about `path`, with the command
+    `remake` that writes such a file.
     """
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:

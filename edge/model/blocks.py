@@ -72,8 +72,8 @@ class LocalPatchInteraction(nn.Module):
 class FeedForward(nn.Sequential):
     """Linear, GELU, Linear with expansion 4: (B, N, C) -> (B, N, C)."""
 
-    def __init__(self, dim: int, expansion: int = 4) -> None:
-        super().__init__(nn.Linear(dim, expansion * dim), nn.GELU(), nn.Linear(expansion * dim, dim))
+    def __init__(self, dim: int) -> None:
+        super().__init__(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
 
 class Block(nn.Module):

@@ -61,13 +61,7 @@ def export_onnx(model: UfoVit, path: Path, images: Float32, info: CheckpointInfo
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
         parity = check_parity(model, temporary, images)  # before the file gets its name: no graph that failed is left behind
-    return ExportRecord(
-        onnx_sha256=sha256_file(path),
-        opset=OPSET,
-        foldings=FOLDINGS,
-        simplification=simplification,
-        parity=parity,
-    )
+    return ExportRecord(sha256_file(path), OPSET, FOLDINGS, simplification, parity)
 
 
 def to_onnx(model: UfoVit) -> onnx.ModelProto:

@@ -95,20 +95,17 @@ def read_info(path: Path) -> CheckpointInfo:
         raise UsageError("checkpoint not found", where=path)
     try:
         with safetensors.safe_open(path, framework="numpy") as stream:
-            text = (stream.metadata() or {}).get(METADATA_KEY)
-    except (safetensors.SafetensorError, OSError) as error:
+            stored = stream.metadata() or {}
+        metadata = json.loads(stored[METADATA_KEY]) if METADATA_KEY in stored else None
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise unreadable_error(path, error) from error
-    if text is None:
+    if metadata is None:
         raise ArtifactError(
             "checkpoint does not name its model, labels and preprocessing",
             where=path,
             found=f"no metadata key {METADATA_KEY!r}",
             next_command="write it with edge.model.checkpoint.save_checkpoint",
         )
-    try:
-        metadata = json.loads(text)
-    except ValueError as error:
-        raise unreadable_error(path, error) from error
     return parse_info(metadata, path)
 
 
@@ -144,12 +141,7 @@ def parse_info(metadata: dict[str, Any], path: Path) -> CheckpointInfo:
     if not isinstance(metadata, dict) or metadata.get("schema_version") != SCHEMA_VERSION:
         raise ArtifactError("unknown checkpoint schema version", where=path, found=str(metadata)[:60], allowed=SCHEMA_VERSION)
     _check_fields(metadata, path)
-    cfg = config(
-        metadata["model"],
-        image_size=metadata["image_size"],
-        classes=metadata["classes"],
-        kv_axis=metadata["kv_axis"],
-    )
+    cfg = config(metadata["model"], image_size=metadata["image_size"], classes=metadata["classes"], kv_axis=metadata["kv_axis"])
     labels = tuple(str(name) for name in metadata["labels"])
     preprocess = Preprocess.from_json(metadata["preprocess"])
     if len(labels) != cfg.classes or len(set(labels)) != len(labels):
@@ -191,11 +183,7 @@ def _check_fields(metadata: dict[str, Any], path: Path) -> None:
 
 
 def graph_preprocess(
-    model: onnx.ModelProto,
-    path: Path,
-    info: CheckpointInfo | None,
-    normalisation: Normalisation | None,
-    command: str,
+    model: onnx.ModelProto, path: Path, info: CheckpointInfo | None, normalisation: Normalisation | None, command: str
 ) -> Preprocess:
     """The graph's own preprocessing, or the given mean and deviation at the graph's input size. Raises InputError."""
     if normalisation is None:

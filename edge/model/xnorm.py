@@ -12,14 +12,14 @@ A clamp, unlike an added eps, leaves XN(s*a) = XN(a) exact for every s > 0 for w
 """
 
 
-def l2_normalize(a: Tensor, dim: int, eps: float = XNORM_EPS) -> Tensor:
-    """Normalize along `dim`: a / max(||a||_2, eps). Shape and dtype of `a` are kept; a zero vector stays zero."""
+def l2_normalize(a: Tensor, dim: int) -> Tensor:
+    """Normalize along `dim`: a / max(||a||_2, XNORM_EPS). Shape and dtype of `a` are kept; a zero vector stays zero."""
     norm: Tensor = torch.linalg.vector_norm(a, ord=2, dim=dim, keepdim=True)
-    return a / norm.clamp_min(eps)
+    return a / norm.clamp_min(XNORM_EPS)
 
 
 class XNorm(nn.Module):
-    """gamma * a / max(||a||_2, eps) with one learnable gamma per head.
+    """gamma * a / max(||a||_2, XNORM_EPS) with one learnable gamma per head.
 
     Input and output (B, H, *, *); `gamma` has shape (1, H, 1, 1) and starts at 1. It is None once `edge.model.export` has
     folded it into the output projection.
@@ -27,13 +27,12 @@ class XNorm(nn.Module):
 
     gamma: nn.Parameter | None
 
-    def __init__(self, heads: int, dim: int, eps: float = XNORM_EPS) -> None:
+    def __init__(self, heads: int, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.eps = eps
         self.gamma = nn.Parameter(torch.ones(1, heads, 1, 1))
 
     def forward(self, a: Tensor) -> Tensor:
         """(B, H, *, *) -> the same shape."""
-        unit = l2_normalize(a, self.dim, self.eps)
+        unit = l2_normalize(a, self.dim)
         return unit if self.gamma is None else self.gamma * unit

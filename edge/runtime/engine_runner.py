@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from calib.errors import ArtifactError
+from edge.runtime.device_memory import DeviceMemory
+from edge.runtime.open_device import open_device
+from edge.runtime.trt_runner import TrtRunner
+from engines.build_folder.authenticate import check_runs_here
+from engines.build_folder.folder import BuildFolder
+from engines.build_folder.manifest import EngineManifest
 from engines.targets import TARGETS
-
-if TYPE_CHECKING:
-    from edge.runtime.device_memory import DeviceMemory
-    from edge.runtime.trt_runner import TrtRunner
-    from engines.build_folder.folder import BuildFolder
-    from engines.build_folder.manifest import EngineManifest
-    from engines.trt.api import Flavour
+from engines.trt.api import Flavour, version
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,6 @@ class EngineDevice:
 
     def load(self, engine: bytes) -> TrtRunner:
         """Deserialize an engine: pass only bytes that `BuildFolder.engine` or `read_authenticated` returned."""
-        from edge.runtime.trt_runner import TrtRunner
-
         return TrtRunner(self.flavour, engine, self.memory, version_compatible=self.version_compatible)
 
 
@@ -48,10 +45,6 @@ def engine_device(manifest: EngineManifest | None) -> EngineDevice:
     Raises ArtifactError for an engine of a CPU; MissingError without the library or a GPU, and where the engine was built by
     another release or for another GPU.
     """
-    from edge.runtime.open_device import open_device
-    from engines.build_folder.authenticate import check_runs_here
-    from engines.trt.api import version
-
     flavour, memory = engine_flavour(manifest), open_device()
     if manifest is None:
         return EngineDevice(flavour, memory, version_compatible=False)

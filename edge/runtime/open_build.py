@@ -147,31 +147,26 @@ class _Opener:
     def _engine(self) -> OpenedBuild:
         device = engine_device(self.build.manifest)
         runner = device.load(self.build.engine())
-        ran_on, batch = f"{device.memory.name}: the engine itself", BatchRange(*runner.batches)
-        return self.opened(runner, "trt", ran_on, batch, tuple(runner.notes), itself=True)
+        ran_on = f"{device.memory.name}: the engine itself"
+        return self.opened(runner, "trt", ran_on, BatchRange(*runner.batches), tuple(runner.notes), itself=True)
 
     def ort(self) -> OpenedBuild:
         manifest = self.build.manifest
+        file = manifest.engine.file if self.for_cpu else source_graph(manifest).file
+        path, data = self.build.path / file, self.build.data(file)
         if self.for_cpu:
-            engine = self._ort_runner(manifest.engine.file)
+            engine = OrtRunner(path, self.threads, data=data)
             return self.opened(engine, "ort", "ONNX Runtime, CPU: the engine itself", itself=True)
-        file, what = source_graph(manifest).file, f"the graph that the engine was built from, {_NOT_ITSELF}"
+        what = f"the graph that the engine was built from, {_NOT_ITSELF}"
         if manifest.typed_onnx is None:
-            return self.opened(self._ort_runner(file), "ort", f"ONNX Runtime, CPU: {what}")
-        note = "FP16 rounding is emulated, which is slow: these times are not the engine's"
-        ran_on = f"ONNX Runtime, CPU, its FP16 roundings emulated: {what}"
-        return self.opened(self._emulated_runner(file), "ort", ran_on, notes=(note,))
-
-    def _ort_runner(self, file: str) -> Runner:
-        return OrtRunner(self.build.path / file, self.threads, data=self.build.data(file))
-
-    def _emulated_runner(self, file: str) -> Runner:
+            return self.opened(OrtRunner(path, self.threads, data=data), "ort", f"ONNX Runtime, CPU: {what}")
         try:
             import onnx
         except ImportError as error:
             raise MissingError("onnx is not installed", next_command="pip install 'ufovit-edge[build]'") from error
-        typed = onnx.load_model_from_string(self.build.data(file))
-        return emulated_runner(typed, self.build.path / file, self.threads)
+        emulated = emulated_runner(onnx.load_model_from_string(data), path, self.threads)
+        note = "FP16 rounding is emulated, which is slow: these times are not the engine's"
+        return self.opened(emulated, "ort", f"ONNX Runtime, CPU, its FP16 roundings emulated: {what}", notes=(note,))
 
     def openvino(self) -> OpenedBuild:
         from edge.runtime.openvino_runner import OpenVinoRunner

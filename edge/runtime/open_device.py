@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Protocol
-
 from calib.errors import MissingError, UsageError
+from edge.runtime import cuda_python_memory, pycuda_memory
 from edge.runtime.device_memory import DeviceMemory, Library
 
-_MODULES: dict[str, str] = {
-    "pycuda": "edge.runtime.pycuda_memory",
-    "cuda-python": "edge.runtime.cuda_python_memory",
-}
-"""Library -> the module whose `open_memory(device, zero_copy)` opens a device with it, in the order of trial."""
-
-
-class CudaLibrary(Protocol):
-    """The interface of the modules in `_MODULES`."""
-
-    def open_memory(self, device: int, zero_copy: bool | None) -> DeviceMemory:
-        """As `open_device`, with this library. Raises MissingError naming what is absent: library, driver or device."""
+_LIBRARIES = {"pycuda": pycuda_memory.open_memory, "cuda-python": cuda_python_memory.open_memory}
+"""In the order of trial."""
 
 
 def open_device(device: int = 0, library: Library | None = None, *, zero_copy: bool | None = None) -> DeviceMemory:
@@ -37,19 +25,15 @@ def open_device(device: int = 0, library: Library | None = None, *, zero_copy: b
     """
     if device < 0:
         raise UsageError("no such CUDA device", found=device, allowed="0 or more")
-    if library is not None and library not in _MODULES:
-        raise UsageError("no such CUDA library", found=library, allowed=", ".join(_MODULES))
+    if library is not None and library not in _LIBRARIES:
+        raise UsageError("no such CUDA library", found=library, allowed=", ".join(_LIBRARIES))
     refusals: dict[str, MissingError] = {}
-    for name in [library] if library else _MODULES:
-        opener: CudaLibrary = importlib.import_module(_MODULES[name])
+    for name in [library] if library else _LIBRARIES:
         try:
-            return opener.open_memory(device, zero_copy)
+            return _LIBRARIES[name](device, zero_copy)
         except MissingError as error:
             refusals[name] = error
     if len(refusals) == 1:
         raise next(iter(refusals.values()))
-    raise MissingError("no CUDA device can be used", found="".join(f"\n  {n}: {_indented(e)}" for n, e in refusals.items()))
-
-
-def _indented(error: MissingError) -> str:
-    return str(error).replace("\n", "\n  ")
+    reasons = "".join(f"\n{name}: {error}" for name, error in refusals.items())
+    raise MissingError("no CUDA device can be used", found=reasons.replace("\n", "\n  "))

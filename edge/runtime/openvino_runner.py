@@ -77,9 +77,8 @@ class OpenVinoRunner(Runner):
         try:
             request.infer([images], share_inputs=True)
         except Exception as error:  # as above
-            raise DataError(
-                "the graph does not take these images", where=self._path, found=f"{images.shape}: {_message(error)}"
-            ) from error
+            found = f"{images.shape}: {_message(error)}"
+            raise DataError("the graph does not take these images", where=self._path, found=found) from error
         return np.array(request.get_output_tensor(0).data, np.float32)  # a copy: the request's own is overwritten
 
     def close(self) -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from calib.errors import DataError, GraphError, InputError, MissingError
 from calib.parallel import ordered_map, shared_cores
-from edge.runtime.runner import Runner
+from edge.runtime.runner import Images, Logits, Runner
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -58,17 +57,15 @@ class OrtRunner(Runner):
             raise GraphError("ONNX Runtime cannot load the graph", where=path, found=" ".join(str(error).split())) from error
         self._input = self._session.get_inputs()[0].name
 
-    def __call__(self, images: npt.NDArray[np.float32], /) -> npt.NDArray[np.float32]:
+    def __call__(self, images: Images, /) -> Logits:
         """Logits (B, classes) of preprocessed images (B, 3, S, S)."""
         if self._session is None:
             raise InputError("the runner is closed", where=self._path)
         try:
             (logits,) = self._session.run(None, {self._input: images})
         except Exception as error:  # its exceptions share no public base class
-            message = " ".join(str(error).split())
-            raise DataError(
-                "the graph does not take these images", where=self._path, found=f"{images.shape}: {message}"
-            ) from error
+            found = f"{images.shape}: {' '.join(str(error).split())}"
+            raise DataError("the graph does not take these images", where=self._path, found=found) from error
         return np.asarray(logits, dtype=np.float32)
 
     def close(self) -> None:
@@ -84,11 +81,9 @@ def emulated_runner(typed: ModelProto, where: Path, threads: int = 0, *, through
     return OrtRunner(where, threads, data=serialize(emulated_graph(typed)), throughput=throughput)
 
 
-def run_all(
-    runner: Runner, batches: Iterable[npt.NDArray[np.float32]], done: Callable[[int], None] = lambda _images: None
-) -> npt.NDArray[np.float32]:
+def run_all(runner: Runner, batches: Iterable[Images], done: Callable[[int], None] = lambda _images: None) -> Logits:
     """Output of a graph on all batches, (n, ...); `done` is called with the number of images after each."""
-    outputs: list[npt.NDArray[np.float32]] = []
+    outputs: list[Logits] = []
     images = 0
     for count, logits in ordered_map(lambda batch: (len(batch), runner(batch)), batches, runner.at_once):
         outputs.append(logits)

@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import importlib
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn
 
 import numpy as np
-import numpy.typing as npt
 
 from calib.errors import BackendError, MissingError
-from edge.runtime.device_memory import Depth, DeviceMemory, Library, Stream, check_size
+from edge.runtime.device_memory import Bytes, Depth, DeviceMemory, Stream, Timer
 
 _INSTALL = "pip install 'ufovit-edge[pycuda]'"
 _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING of cuda.h; pycuda has no name for it."""
-
-Current = Callable[[], AbstractContextManager[None]]
 
 
 def open_memory(device: int, zero_copy: bool | None) -> DeviceMemory:
@@ -60,10 +57,10 @@ def _errors(driver: Any) -> Iterator[None]:
         raise BackendError("CUDA failed", found=error) from error
 
 
-class PycudaMemory:
+class PycudaMemory(DeviceMemory):
     """A `DeviceMemory`; `open_memory` opens it."""
 
-    library: Library = "pycuda"
+    library = "pycuda"
     can_capture = False
 
     def __init__(self, driver: Any, device: int, zero_copy: bool | None) -> None:
@@ -76,7 +73,7 @@ class PycudaMemory:
             self.total_bytes = int(opened.total_memory())
             self.integrated = bool(opened.get_attribute(driver.device_attribute.INTEGRATED))
             mappable = bool(opened.get_attribute(driver.device_attribute.CAN_MAP_HOST_MEMORY))
-            self._mapped = mappable and (self.integrated if zero_copy is None else zero_copy)
+            self.mapped = mappable and (self.integrated if zero_copy is None else zero_copy)
             self._context = opened.retain_primary_context()
         weakref.finalize(self, self._context.detach)  # left to its destructor, pycuda would not release a primary context
 
@@ -95,22 +92,14 @@ class PycudaMemory:
                     self._context.pop()
 
     def make_stream(self) -> PycudaStream:
-        """See `DeviceMemory`."""
         with self.current():
-            return PycudaStream(self._driver.Stream(_NON_BLOCKING), self.current)
-
-    def allocate(self, nbytes: int) -> PycudaBuffer:
-        """See `DeviceMemory`."""
-        with self.current():
-            return PycudaBuffer(self._driver, nbytes, self._mapped, self.current)
+            return PycudaStream(self._driver.Stream(_NON_BLOCKING), self)
 
     def make_timer(self) -> PycudaTimer:
-        """See `DeviceMemory`."""
         with self.current():
-            return PycudaTimer(self._driver, self.current)
+            return PycudaTimer(self._driver, self)
 
     def bytes_in_use(self) -> int:
-        """See `DeviceMemory`."""
         with self.current():
             free, total = self._driver.mem_get_info()
             return int(total) - int(free)
@@ -120,13 +109,30 @@ class PycudaMemory:
 
     begin_capture = end_capture = launch = _refuse_graphs
 
+    def allocate_pair(self, nbytes: int, owned: ExitStack) -> tuple[Bytes, int]:
+        flags = self._driver.host_alloc_flags.DEVICEMAP if self.mapped else 0
+        host: Bytes = self._driver.pagelocked_empty(nbytes, np.uint8, mem_flags=flags)
+        pinned: Any = host.base  # the allocation; pycuda makes it the array's base
+        owned.callback(pinned.free)
+        if self.mapped:
+            return host, int(pinned.get_device_pointer())
+        device = self._driver.mem_alloc(nbytes)
+        owned.callback(device.free)
+        return host, int(device)
 
-class PycudaStream:
+    def copy_to_device(self, pointer: int, host: Bytes, stream: Stream) -> None:
+        self._driver.memcpy_htod_async(pointer, host, _native(stream))
+
+    def copy_to_host(self, host: Bytes, pointer: int, stream: Stream) -> None:
+        self._driver.memcpy_dtoh_async(host, pointer, _native(stream))
+
+
+class PycudaStream(Stream):
     """A `Stream`."""
 
-    def __init__(self, stream: Any, current: Current) -> None:
+    def __init__(self, stream: Any, memory: PycudaMemory) -> None:
         self._stream = stream
-        self._current = current
+        self._memory = memory
         self.handle = int(stream.handle)
 
     @property
@@ -137,86 +143,33 @@ class PycudaStream:
         return self._stream
 
     def synchronize(self) -> None:
-        """See `Stream`."""
-        with self._current():
+        with self._memory.current():
             self.native.synchronize()
 
     def destroy(self) -> None:
-        """See `Stream`."""
-        with self._current():
+        with self._memory.current():
             self._stream = None  # the last reference: pycuda destroys it, and needs its context for that
 
 
-class PycudaTimer:
+class PycudaTimer(Timer):
     """A `Timer`."""
 
-    def __init__(self, driver: Any, current: Current) -> None:
-        self._current = current
+    def __init__(self, driver: Any, memory: PycudaMemory) -> None:
+        self._memory = memory
         self._first: Any = driver.Event()
         self._second: Any = driver.Event()
 
-    def start(self, stream: Stream) -> None:
-        """See `Timer`."""
-        with self._current():
-            self._first.record(_native(stream))
-
-    def stop(self, stream: Stream) -> None:
-        """See `Timer`."""
-        with self._current():
-            self._second.record(_native(stream))
+    def _record(self, event: int, stream: Stream) -> None:
+        with self._memory.current():
+            (self._first, self._second)[event].record(_native(stream))
 
     def elapsed_ms(self) -> float:
-        """See `Timer`."""
-        with self._current():
+        with self._memory.current():
             return float(self._second.time_since(self._first))
 
     def destroy(self) -> None:
-        """See `Timer`."""
-        with self._current():
-            self._first = self._second = None  # the last references: pycuda destroys them, and needs its context for that
-
-
-class PycudaBuffer:
-    """A `HostDeviceBuffer`."""
-
-    def __init__(self, driver: Any, nbytes: int, mapped: bool, current: Current) -> None:
-        flags = driver.host_alloc_flags.DEVICEMAP if mapped else 0
-        self._driver = driver
-        self._current = current
-        self.mapped = mapped
-        self.host: npt.NDArray[np.uint8] = driver.pagelocked_empty(nbytes, np.uint8, mem_flags=flags)
-        self._pinned: Any = self.host.base  # the allocation; pycuda makes it the array's base
-        self._device: Any = None
-        try:
-            self._device = None if mapped else driver.mem_alloc(nbytes)
-            self.device_pointer = int(self._pinned.get_device_pointer() if mapped else self._device)
-        except driver.Error:
-            self.free()
-            raise
-
-    def to_device(self, nbytes: int, stream: Stream) -> None:
-        """See `HostDeviceBuffer`."""
-        check_size(nbytes, self.host)
-        if not self.mapped:
-            with self._current():
-                self._driver.memcpy_htod_async(self._device, self.host[:nbytes], _native(stream))
-
-    def to_host(self, nbytes: int, stream: Stream) -> None:
-        """See `HostDeviceBuffer`."""
-        check_size(nbytes, self.host)
-        if not self.mapped:
-            with self._current():
-                self._driver.memcpy_dtoh_async(self.host[:nbytes], self._device, _native(stream))
-
-    def free(self) -> None:
-        """See `HostDeviceBuffer`."""
-        pinned, device, self._pinned, self._device = self._pinned, self._device, None, None
-        self.host = np.empty(0, np.uint8)
-        with self._current():
-            if device is not None:
-                device.free()
-            if pinned is not None:
-                pinned.free()
+        with self._memory.current():
+            self._first = self._second = None  # the last references, as of a stream
 
 
 def _native(stream: Stream) -> Any:

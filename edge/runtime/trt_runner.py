@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ class TrtRunner(Runner):
         version_compatible: the engine was built to run with later releases and carries a runtime.
 
     Attributes:
+        memory: the device.
         image_shape: (3, S, S).
         batches: (smallest, optimal, largest) batch of the engine's optimization profile 0. More images than the largest are
             run in several batches; fewer than the smallest are refused.
@@ -80,15 +82,15 @@ class TrtRunner(Runner):
         if loaded is None:
             raise _closed_error()
         other = TrtRunner.__new__(TrtRunner)
-        with self._memory.current():
-            other._start(loaded, self._memory, self._graphs_wanted)
+        with self.memory.current():
+            other._start(loaded, self.memory, self._graphs_wanted)
         return other
 
     def _start(self, loaded: _Loaded, memory: DeviceMemory, graphs: bool) -> None:
         """Allocate the resources of one runner; release them if a step fails."""
         self._loaded: _Loaded | None = loaded
         self._runtime, self._io = loaded.runtime, loaded.io
-        self._memory = memory
+        self.memory = memory
         self._graphs_wanted = graphs
         self._thread = threading.current_thread()
         self._busy = threading.Lock()
@@ -136,8 +138,8 @@ class TrtRunner(Runner):
 
     def _can_capture(self) -> bool:
         """Whether the CUDA library and the context support capture; if not, `notes` says why."""
-        if not self._memory.can_capture:
-            self.notes.append(f"{self._memory.library} has no CUDA graphs: every layer is launched by itself")
+        if not self.memory.can_capture:
+            self.notes.append(f"{self.memory.library} has no CUDA graphs: every layer is launched by itself")
             return False
         checkable = hasattr(self._context, "is_stream_capturable")
         if checkable and not self._context.is_stream_capturable(self._stream.handle):
@@ -151,9 +153,9 @@ class TrtRunner(Runner):
         """Allocate buffers for the largest batch, at fixed addresses."""
         io, largest = self._io, self.batches[2]
         self._set_batch(largest)
-        self._input = self._memory.allocate(_nbytes(largest, io.image_shape))
+        self._input = self.memory.allocate(_nbytes(largest, io.image_shape))
         started.callback(self._input.free)
-        self._output = self._memory.allocate(_nbytes(largest, self._output_shape))
+        self._output = self.memory.allocate(_nbytes(largest, self._output_shape))
         started.callback(self._output.free)
         self._images = self._input.host.view(np.float32).reshape(largest, *io.image_shape)
         self._logits = self._output.host.view(np.float32).reshape(largest, *self._output_shape)
@@ -163,33 +165,34 @@ class TrtRunner(Runner):
 
     def __call__(self, images: Images, /) -> Logits:
         """See `Runner`. Also raises InputError in another thread than the one that opened the runner."""
-        self._check_thread()
-        check_images(images, self.image_shape)
-        sizes = split(len(images), self.batches[0], self.batches[2])
-        with self._busy:
-            if self._loaded is None:
-                raise _closed_error()
+        with self._in_use():
+            check_images(images, self.image_shape)
+            sizes = split(len(images), self.batches[0], self.batches[2])
             logits = np.empty((len(images), *self._output_shape), np.float32)
-            with self._memory.current():
-                start = 0
-                for size in sizes:
-                    self._run(images[start : start + size], logits[start : start + size])
-                    start += size
+            start = 0
+            for size in sizes:
+                self._run(images[start : start + size], logits[start : start + size])
+                start += size
         return logits
 
     def compute_times_ms(self, runs: int) -> tuple[float, ...]:
         """Times of the engine alone on the device for a batch as in the last call, copies excluded; raises as a call does."""
-        self._check_thread()
-        with self._busy:
-            if self._loaded is None or not self._warm:
-                raise _closed_error() if self._loaded is None else InputError("nothing to time: no batch has run yet")
-            with self._memory.current():
-                return device_times_ms(self._memory, self._stream, self._execute, runs, as_graph=self._graph is not None)
+        with self._in_use():
+            if not self._warm:
+                raise InputError("nothing to time: no batch has run yet")
+            return device_times_ms(self.memory, self._stream, self._execute, runs, as_graph=self._graph is not None)
 
-    def _check_thread(self) -> None:
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """The device is current and nobody closes the runner. Raises InputError if it is closed, or of another thread."""
         if threading.current_thread() is not self._thread:
             found, allowed = threading.current_thread().name, f"{self._thread.name}; clone() makes a runner for this one"
             raise InputError("the runner belongs to another thread", found=found, allowed=allowed)
+        with self._busy:
+            if self._loaded is None:
+                raise _closed_error()
+            with self.memory.current():
+                yield
 
     def _run(self, images: Images, logits: Logits) -> None:
         batch = len(images)
@@ -202,7 +205,7 @@ class TrtRunner(Runner):
             if self._graph is None:
                 self._enqueue()
             else:
-                self._memory.launch(self._graph, self._stream)
+                self.memory.launch(self._graph, self._stream)
         except BaseException:  # a Ctrl-C too: nothing may still use the buffers when the next batch is written
             with contextlib.suppress(BackendError):
                 self._stream.synchronize()
@@ -240,7 +243,7 @@ class TrtRunner(Runner):
     def _capture(self) -> None:
         """Record `_enqueue` as a graph; if that fails, note it and continue without."""
         try:
-            self._graph = record_graph(self._memory, self._stream, self._enqueue)
+            self._graph = record_graph(self.memory, self._stream, self._enqueue)
         except BackendError as error:
             self._capture_wanted = False
             reason = " ".join(str(error).split())
@@ -252,11 +255,6 @@ class TrtRunner(Runner):
             graph.destroy()
 
     @property
-    def memory(self) -> DeviceMemory:
-        """The device."""
-        return self._memory
-
-    @property
     def uses_graph(self) -> bool:
         """Whether a next batch of the same size is one launch of a CUDA graph; for TensorRT-RTX, whether that was requested."""
         return self._captures_itself or self._graph is not None
@@ -266,7 +264,7 @@ class TrtRunner(Runner):
         with self._busy:
             if self._loaded is None:
                 return
-            with self._memory.current():
+            with self.memory.current():
                 try:
                     self._drop_graph()
                     del self._images, self._logits  # views of what is freed now

@@ -26,9 +26,7 @@ def device_times_ms(
             graph = record_graph(memory, stream, work)
             resources.callback(graph.destroy)
             launch = partial(memory.launch, graph, stream)
-        resources.callback(
-            stream.synchronize
-        )  # first, whatever happens: events and graph are not in use when they are destroyed
+        resources.callback(stream.synchronize)  # first, so that timer and graph are not in use when they are destroyed
         times = []
         for _ in range(runs):
             timer.start(stream)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.runtime import cuda_python_memory, cuda_python_timer
+from edge.runtime import cuda_python_memory
 
 POISON = 0xFF
 N = 1000
@@ -503,5 +503,4 @@ def source_of(module):
 
 
 def cuda_python_source():
-    """Of both modules that call it."""
-    return source_of(cuda_python_memory) + source_of(cuda_python_timer)
+    return source_of(cuda_python_memory)

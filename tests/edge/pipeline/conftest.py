@@ -71,4 +71,4 @@ def without_a_gpu(monkeypatch):
     def refuse(*_arguments, **_options):
         raise MissingError("no CUDA device can be used")
 
-    monkeypatch.setattr("edge.runtime.open_device.open_device", refuse)
+    monkeypatch.setattr("edge.runtime.engine_runner.open_device", refuse)

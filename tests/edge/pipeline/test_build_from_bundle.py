@@ -153,6 +153,6 @@ def test_a_verdict_does_not_outlive_the_gpu_that_gave_it(project, on_a_gpu, monk
         assert device(project) == 0
     monkeypatch.undo()
     monkeypatch.setitem(SIZES, TINY.name, TINY)
-    monkeypatch.setattr("edge.runtime.open_device.open_device", lambda *_a, **_k: (_ for _ in ()).throw(MissingError("none")))
+    monkeypatch.setattr("edge.runtime.engine_runner.open_device", lambda *_a, **_k: (_ for _ in ()).throw(MissingError("none")))
     assert device(project, "--force") == 3
     assert files(project / "device") == DEVICE_FILES

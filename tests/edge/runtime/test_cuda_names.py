@@ -40,13 +40,13 @@ def missing_runtime_names(runtime, names):
 
 
 def calls_made(source):
-    """CUDA function -> number of arguments, of `_call(..., "name", ...)` and `runtime.name(...)`."""
+    """CUDA function -> number of arguments, of `call("name", ...)` and `runtime.name(...)`."""
     found = {}
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
         strings = [i for i, a in enumerate(node.args) if isinstance(a, ast.Constant) and str(a.value).startswith("cuda")]
-        if getattr(node.func, "attr", getattr(node.func, "id", "")) == "_call" and strings:
+        if getattr(node.func, "attr", getattr(node.func, "id", "")) == "call" and strings:
             found[node.args[strings[0]].value] = len(node.args) - strings[0] - 1
         elif isinstance(node.func, ast.Attribute) and re.fullmatch(r"cuda[A-Z]\w+", node.func.attr):
             found[node.func.attr] = len(node.args)

@@ -83,7 +83,7 @@ def gpu(monkeypatch):
             pass
 
     monkeypatch.setattr(module, "engine_device", engine_device)
-    monkeypatch.setattr("edge.runtime.trt_runner.TrtRunner", Engine)
+    monkeypatch.setattr("edge.runtime.engine_runner.TrtRunner", Engine)
     monkeypatch.setattr(module, "gpus", lambda: ("one",))
     return state
 
