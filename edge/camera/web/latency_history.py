@@ -46,7 +46,7 @@ class LatencyHistory:
         percentiles = self._stats.percentiles(now_s - WINDOW_S)
         for name in FIELDS:
             part = percentiles.get(name)
-            row += [None, None] if part is None else [_rounded(part.p50_ms), _rounded(part.p95_ms)]
+            row += [None, None] if part is None else [finite(part.p50_ms, 3), finite(part.p95_ms, 3)]
         self.rows.append(row)
         return row
 
@@ -60,5 +60,6 @@ class LatencyHistory:
         return round((count - before) / (now_s - start_s), 2)
 
 
-def _rounded(value: float) -> float | None:
-    return round(value, 3) if math.isfinite(value) else None
+def finite(value: float, digits: int) -> float | None:
+    """A number with so many decimal places, None for NaN and infinities, which JSON cannot represent."""
+    return round(value, digits) if math.isfinite(value) else None

@@ -75,8 +75,7 @@ class SecurityMiddleware:
 
 def refusal(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
     """A short response in plain text; 401 also names the scheme of authentication."""
-    extra = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-    return PlainTextResponse(text + "\n", status, {**extra, **(headers or {})})
+    return PlainTextResponse(text + "\n", status, {"WWW-Authenticate": "Bearer"} if status == 401 else headers)
 
 
 def client_address(scope: Scope) -> str:

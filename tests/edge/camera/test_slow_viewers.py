@@ -68,10 +68,10 @@ def test_viewers_that_never_read_cost_no_memory() -> None:
             for _ in range(20):
                 deaf.enter_context(closing(deaf_viewer(port, path)))
         flow(page, 1.0)
-        before, encoded = resident_bytes(), page.encoded
+        before, encoded = resident_bytes(), page.broadcast.encoded
         flow(page, 3.0, first=1000)
-        grown, made = resident_bytes() - before, page.encoded - encoded
-        assert page.viewers == 20
+        grown, made = resident_bytes() - before, page.broadcast.encoded - encoded
+        assert page.broadcast.viewers == 20
     queued = made * 20 * 200_000
     assert queued > 200e6, "the control: a queue per viewer would have held so much"
     assert grown < 30e6
@@ -150,6 +150,6 @@ def test_a_viewer_that_goes_is_forgotten() -> None:
             with stream(port, "/figures") as figures:
                 figures.readline()
         end = time.monotonic() + 5
-        while page.viewers and time.monotonic() < end:
+        while page.broadcast.viewers and time.monotonic() < end:
             time.sleep(0.02)
-        assert page.viewers == 0
+        assert page.broadcast.viewers == 0
