@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 from calib.lazy_exports import by_name, lazy_exports
 
 if TYPE_CHECKING:
-    from edge.camera.camera_request import CameraRequest, Limits, Page
+    from edge.camera.camera_request import CameraRequest, Limits
     from edge.camera.frame import Frame, Result, Sink
     from edge.camera.loop import Summary
     from edge.camera.session import Outcome, View, run_camera
 
 _PUBLIC = by_name(
     {
-        "edge.camera.camera_request": ("CameraRequest", "Limits", "Page"),
+        "edge.camera.camera_request": ("CameraRequest", "Limits"),
         "edge.camera.frame": ("Frame", "Result", "Sink"),
         "edge.camera.loop": ("Summary",),
         "edge.camera.session": ("Outcome", "View", "run_camera"),
     }
 )
 
-__all__ = ["CameraRequest", "Frame", "Limits", "Outcome", "Page", "Result", "Sink", "Summary", "View", "run_camera"]
+__all__ = ["CameraRequest", "Frame", "Limits", "Outcome", "Result", "Sink", "Summary", "View", "run_camera"]
 __getattr__ = lazy_exports(__name__, _PUBLIC)

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from calib.artifact import SCHEMA_VERSION
-from calib.errors import ArtifactError, MissingError, UfovitError, UsageError
+from calib.errors import ArtifactError, MissingError, UfovitError
 from calib.files import atomic_path, write_json
 from edge.camera.background_sink import BackgroundSink, Worker
 from edge.camera.frame import Notify, Result, ignore
@@ -47,55 +47,53 @@ class AuditStatus:
         )
 
 
-@dataclass(frozen=True)
-class AuditContext:
-    """What an audit compares with: the FP32 reference and its preprocessing; manifest and source name for the records."""
-
-    reference: Runner
-    preprocess: Preprocess
-    manifest: EngineManifest
-    source: str
-
-
 class AuditWorker(Worker):
-    """Compares, and saves disagreements in `folder`, which is created for the first one."""
+    """Compares with `reference`, and saves disagreements in `folder`, which is created for the first one."""
 
-    def __init__(self, context: AuditContext, folder: Path, notify: Notify = ignore, max_saved: int = MAX_SAVED) -> None:
-        self._context, self._folder, self._notify, self._max_saved = context, folder, notify, max_saved
-        self._task = task_of(context.manifest)
-        self._saving = True
+    def __init__(
+        self,
+        reference: Runner,
+        preprocess: Preprocess,
+        manifest: EngineManifest,
+        source: str,
+        folder: Path,
+        notify: Notify = ignore,
+        max_saved: int = MAX_SAVED,
+    ) -> None:
+        self._reference, self._preprocess, self._manifest, self._source = reference, preprocess, manifest, source
+        self._folder, self._notify, self._max_saved = folder, notify, max_saved
+        self._task = task_of(manifest)
         self.compared = self.agreed = self.saved = 0
 
     def process(self, result: Result) -> None:
         """See `Worker`."""
-        reference: Outputs = (self._context.reference(self._context.preprocess(result.frame.pixels)[None]),)
+        reference: Outputs = (self._reference(self._preprocess(result.frame.pixels)[None]),)
         agrees = self._task.agree(reference, result.outputs)
         self.compared += 1
         self.agreed += agrees
-        if not agrees and self._saving and self.saved < self._max_saved:
+        if not agrees and self.saved < self._max_saved:
             try:
                 self._save(result, reference)
             except UfovitError as error:
-                self._saving = False
+                self._max_saved = 0
                 self._notify(f"audit: {error}\n  disagreeing frames are counted, but no longer saved")
 
     def close(self) -> None:
         """See `Worker`."""
-        self._context.reference.close()
+        self._reference.close()
 
     def _save(self, result: Result, reference: Outputs) -> None:
         """Write a picture of the frame, and beside it a record with both answers as the task describes them."""
-        context = self._context
         stem = f"frame-{result.frame.number:09d}"
         write_png(self._folder / f"{stem}.png", result.frame.pixels)
         record = {
             "schema_version": SCHEMA_VERSION,
             "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-            "source": context.source,
+            "source": self._source,
             "frame": result.frame.number,
             "picture": f"{stem}.png",
-            "engine_sha256": context.manifest.engine.sha256,
-            "reference_sha256": context.manifest.onnx.sha256,
+            "engine_sha256": self._manifest.engine.sha256,
+            "reference_sha256": self._manifest.onnx.sha256,
             **self._task.disagreement(reference, result.outputs),
         }
         write_json(self._folder / f"{stem}.json", record)
@@ -106,8 +104,6 @@ class Audit(BackgroundSink):
     """A sink that passes every Nth result to the audit's own thread."""
 
     def __init__(self, worker: AuditWorker, every: int, notify: Notify = ignore, capacity: int = 4) -> None:
-        if every < 1:
-            raise UsageError("--audit must be 1 or more", where="--audit", found=every, allowed="1 or more: every Nth result")
         self._audited, self._every = worker, every
         super().__init__("audit", worker, capacity=capacity, notify=notify, close_timeout_s=5.0)
 

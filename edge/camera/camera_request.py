@@ -21,15 +21,6 @@ LIVE_RECONNECT_S = 60.0
 
 
 @dataclass(frozen=True)
-class Page:
-    """Where the page is served, and the token that viewers need; None: chosen by the dashboard."""
-
-    host: str
-    port: int
-    token: str | None = None
-
-
-@dataclass(frozen=True)
 class Limits:
     """When the loop ends, and its maximum rate; None: no limit. Raises UsageError for a value that is not above 0.
 
@@ -113,14 +104,14 @@ class CameraRequest(CameraOptions):
         self.reconnect(live=False)
         if self.record is not None:
             check_target(self.record)
-        _ = self.page  # refuses an address that it does not understand
+        _ = self.page_address  # refuses an address that it does not understand
 
     @property
-    def page(self) -> Page | None:
-        """Where to serve the page; None for no page. Raises InputError for an address that is not understood."""
+    def page_address(self) -> tuple[str, int] | None:
+        """(host, port) of the page; None for no page. Raises InputError for an address that is not understood."""
         from edge.camera.web.bind_address import parse_address
 
-        return None if self.serve is None else Page(*parse_address(self.serve), self.token)
+        return None if self.serve is None else parse_address(self.serve)
 
     def check_source(self, *, live: bool) -> None:
         """Raise UsageError for options that a live source does not support."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Protocol
 
-from edge.camera.capture import MAX_BAD_FRAMES, Capture, CaptureContext, too_many_bad_frames_error
+from edge.camera.capture import MAX_BAD_FRAMES, Capture, too_many_bad_frames_error
 from edge.camera.forced_exit import THREAD_PREFIX
 from edge.camera.frame import Clock, Frame
 from edge.camera.frame_source import BadFrame, Source, SourceLost, check_frame
@@ -45,26 +46,24 @@ class LatestFrameFeed:
     """A thread reads the source as fast as it delivers; `next` gives the newest frame and never an older one.
 
     Args:
-        context: opener, receiver of frames, policy, clock.
+        capture: copied for every thread.
         source: opened.
         stall_s: a read that hangs for so long is left to its thread, and the source is opened again.
     """
 
-    def __init__(self, context: CaptureContext, source: Source, stall_s: float = STALL_S) -> None:
-        self._context = context
-        self._stall_s = stall_s
-        self._name = source.name
-        self.stats = context.stats
-        self._start(Capture(context, source))
+    def __init__(self, capture: Capture, source: Source, stall_s: float = STALL_S) -> None:
+        self._latest, self._stall_s, self._name = capture.latest, stall_s, source.name
+        self.stats = capture.stats
+        self._start(replace(capture, source=source))
 
     @property
     def ended(self) -> bool:
         """See `FrameFeed`."""
-        return self._context.latest.ended
+        return self._latest.ended
 
     def next(self, wait_s: float) -> Frame | None:
         """See `FrameFeed`."""
-        frame = self._context.latest.take(wait_s)
+        frame = self._latest.take(wait_s)
         if frame is None:
             self._check_stall()
         return frame
@@ -72,7 +71,7 @@ class LatestFrameFeed:
     def stop(self) -> None:
         """See `FrameFeed`."""
         self._capture.stop()
-        self._context.latest.end()
+        self._latest.end()
         self._thread.join(_JOIN_S)
 
     def _start(self, capture: Capture) -> None:
@@ -81,16 +80,16 @@ class LatestFrameFeed:
         self._thread.start()
 
     def _check_stall(self) -> None:
-        context, since = self._context, self._capture.reading_since
-        if context.lost_at is not None and context.clock() - context.lost_at > context.reconnect.for_s + _OPENING_S:
-            self._capture.stop()
-            context.latest.end(SourceLost("the source is lost, and opening it again hangs", where=self._name))
-        if since is None or context.clock() - since < self._stall_s:
-            return
-        error = SourceLost(f"the source stalled: no frame for {self._stall_s:g} s", where=self._name)
-        self._capture.stop()  # its thread may be inside the driver; nothing waits for it
-        context.note_loss(error)
-        self._start(Capture(context, None, error=error))
+        capture, lost_at, since = self._capture, self.stats.lost_at, self._capture.reading_since
+        now = capture.clock()
+        if lost_at is not None and now - lost_at > capture.reconnect.for_s + _OPENING_S:
+            capture.stop()
+            self._latest.end(SourceLost("the source is lost, and opening it again hangs", where=self._name))
+        if since is not None and now - since >= self._stall_s:
+            error = SourceLost(f"the source stalled: no frame for {self._stall_s:g} s", where=self._name)
+            capture.stop()  # its thread may be inside the driver; nothing waits for it
+            capture.note_loss(error)
+            self._start(replace(capture, source=None, error=error))
 
 
 class EveryFrameFeed:

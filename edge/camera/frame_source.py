@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from calib.errors import MissingError
-from edge.camera.frame import Notify, ignore
 from edge.images.preprocess import Uint8
 
 MAX_ASPECT_RATIO = 16
@@ -48,21 +46,6 @@ class Source(Protocol):
 
 Opener = Callable[[], Source]
 """Opens a source; called again after every loss."""
-
-
-@dataclass(frozen=True)
-class PlaybackOptions:
-    """How sources are opened.
-
-    Attributes:
-        loop: start over at the end, for sources that have one.
-        timeout_s: how long a stream may take to open, and to deliver its next frame.
-        notify: receives messages for a person about what ends nothing.
-    """
-
-    loop: bool = False
-    timeout_s: float = 5.0
-    notify: Notify = ignore
 
 
 def check_frame(pixels: Uint8) -> Uint8:

@@ -18,6 +18,7 @@ class FeedStats:
         dropped: frames that a newer one replaced before they were taken.
         bad: unusable frames.
         lost, reconnected: how often the source went away and came back.
+        lost_at: clock time since when no frames arrive; None while they do.
         dequeued_s: clock time at which the last frame was taken for the network.
     """
 
@@ -26,6 +27,7 @@ class FeedStats:
     bad: int = 0
     lost: int = 0
     reconnected: int = 0
+    lost_at: float | None = None
     dequeued_s: float = 0.0
 
 

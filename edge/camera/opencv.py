@@ -1,4 +1,7 @@
-"""The only import of OpenCV for sources and recordings: loaded when needed, silenced; BGR is converted to RGB here only."""
+"""The only import of OpenCV for sources and recordings: loaded when needed, silenced; BGR is converted to RGB here only.
+
+`CaptureDevice` is the common part of V4L2, GStreamer and FFmpeg.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from calib.errors import MissingError
-from edge.camera.frame_source import BadFrame
+from edge.camera.frame_source import BadFrame, SourceLost
 from edge.images.preprocess import Uint8
 
 
@@ -72,3 +75,37 @@ def to_bgr(pixels: Uint8) -> Uint8:
     """RGB -> BGR, which OpenCV draws on and writes. A copy."""
     bgr: Uint8 = load_cv2().cvtColor(pixels, load_cv2().COLOR_RGB2BGR)
     return bgr
+
+
+class CaptureDevice:
+    """A live source. `lost` is the message, and `next_command` the next step, for when frames stop."""
+
+    live = True
+
+    def __init__(self, name: str, capture: Any, fps: float | None, *, lost: str, next_command: str) -> None:
+        self.name = name
+        self.fps = fps
+        self._capture = capture
+        self._lost, self._next_command = lost, next_command
+        self._closed = False
+
+    def read(self) -> Uint8 | None:
+        """See `Source`; a device has no clean end."""
+        try:
+            success, picture = self._capture.read()
+        except load_cv2().error as error:  # raised by a driver whose device is unplugged
+            raise SourceLost(self._lost, where=self.name, found=" ".join(str(error).split())) from error
+        if not success:
+            raise SourceLost(self._lost, where=self.name, next_command=self._next_command)
+        return to_rgb(picture)
+
+    def close(self) -> None:
+        """See `Source`."""
+        if not self._closed:
+            self._closed = True
+            self._capture.release()
+
+
+def known_fps(value: float) -> float | None:
+    """A frame rate as reported by OpenCV; None for the values that mean "unknown"."""
+    return value if 0.1 <= value <= 1000.0 else None

@@ -5,8 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from calib.errors import MissingError, UsageError
-from edge.camera.opencv import load_cv2
-from edge.camera.sources.capture_device import CaptureDevice, known_fps
+from edge.camera.opencv import CaptureDevice, known_fps, load_cv2
 
 
 class NetworkStream(CaptureDevice):

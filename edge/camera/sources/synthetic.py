@@ -38,8 +38,8 @@ class Synthetic:
             raise UsageError("invalid synthetic source", where="--source", found=host, allowed="synthetic://?size=...")
         parameters = parse_parameters(query, ("size", "fps", *_COUNTS))
         self.name = f"synthetic://?{query}" if query else "synthetic://"
-        self._size = parse_size(parameters, (640, 480))
-        self.fps: float | None = parse_fps(parameters, 30.0)
+        self._size = parse_size(parameters) or (640, 480)
+        self.fps: float | None = parse_fps(parameters) or 30.0
         self._counts = {name: parse_count(parameters, name) for name in _COUNTS}
         self._loop = loop
         rng = np.random.default_rng(self._counts["seed"])

@@ -11,8 +11,7 @@ import struct
 from pathlib import Path
 
 from calib.errors import InputError, MissingError, UsageError
-from edge.camera.opencv import load_cv2
-from edge.camera.sources.capture_device import CaptureDevice, known_fps
+from edge.camera.opencv import CaptureDevice, known_fps, load_cv2
 from edge.camera.sources.source_options import parse_fps, parse_parameters, parse_size
 
 DEVICES = Path("/dev")
@@ -29,7 +28,7 @@ def open_v4l2(text: str) -> CaptureDevice:
     """
     device, _, query = text.partition("?")
     options = parse_parameters(query, ("size", "fps", "format"))
-    size, fps, pixel_format = parse_size(options, None), parse_fps(options, None), options.get("format", "")
+    size, fps, pixel_format = parse_size(options), parse_fps(options), options.get("format", "")
     if pixel_format and (len(pixel_format) != 4 or not pixel_format.isascii()):
         raise UsageError("invalid pixel format", where="--source", found=pixel_format, allowed="such as MJPG, YUYV")
     path = DEVICES / device.removeprefix("/dev/") if device.startswith("/dev/") else DEVICES / f"video{int(device)}"

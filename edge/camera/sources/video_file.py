@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from calib.errors import DataError, MissingError
-from edge.camera.frame_source import BadFrame, PlaybackOptions
-from edge.camera.opencv import load_cv2, to_rgb
-from edge.camera.sources.capture_device import known_fps
+from edge.camera.frame import Notify
+from edge.camera.frame_source import BadFrame
+from edge.camera.opencv import known_fps, load_cv2, to_rgb
 from edge.images.preprocess import Uint8
 
 DEFAULT_FPS = 25.0
@@ -25,9 +25,9 @@ class VideoFile:
 
     live = False
 
-    def __init__(self, path: Path, options: PlaybackOptions) -> None:
+    def __init__(self, path: Path, *, loop: bool, notify: Notify) -> None:
         self.name = str(path)
-        self._path, self._options = path, options
+        self._path, self._loop, self._notify = path, loop, notify
         if path.stat().st_size == 0:
             raise DataError("the video is empty", where=path, found="0 bytes", next_command="copy or record it again")
         self._capture = self._open()
@@ -52,7 +52,7 @@ class VideoFile:
             pixels = self._decode()
         if pixels is None:
             self._check_end()
-            if self._options.loop:
+            if self._loop:
                 self.close()
                 self._capture, self._frames = self._open(), 0
                 pixels = self._decode()
@@ -93,11 +93,11 @@ class VideoFile:
             allowed=f"about {self._stated_frames}, as its container states",
             next_command="copy or record it again",
         )
-        if not self._options.loop:
+        if not self._loop:
             raise error
         if not self._reported:
             self._reported = True
-            self._options.notify(f"{error}\n  it is played up to there")
+            self._notify(f"{error}\n  it is played up to there")
 
     def _undecodable_error(self, reason: str) -> DataError:
         return DataError(

@@ -19,10 +19,10 @@ import pytest
 from camera_fakes import ListSource, gone, loaded_cv2, picture, read_all
 from stream_server import mjpeg, server
 
-from edge.camera import forced_exit, session
+from edge.camera import forced_exit, opencv, session
 from edge.camera.frame_feed import LatestFrameFeed
 from edge.camera.sinks import recorder
-from edge.camera.sources import capture_device, v4l2
+from edge.camera.sources import v4l2
 from edge.camera.sources.registry import open_source
 from edge.cli import run
 from edge.images.preprocess import Preprocess
@@ -200,7 +200,7 @@ def plugged(monkeypatch):
     def plug(*sources):
         left = iter(sources)
 
-        def opener(_text, _playing=None):
+        def opener(_text, **_playing):
             source = next(left)
             if isinstance(source, BaseException):
                 raise source
@@ -502,7 +502,7 @@ def test_a_device_that_is_closed_twice_is_released_once():
         def release(self):
             released.append(1)
 
-    device = capture_device.CaptureDevice("a", Capture(), None, lost="", next_command="")
+    device = opencv.CaptureDevice("a", Capture(), None, lost="", next_command="")
     device.close()
     device.close()
     assert released == [1]

@@ -24,7 +24,7 @@ from rich.console import Console
 from calib.errors import InputError
 from calib.files import atomic_path
 from edge.camera import audit
-from edge.camera.audit import AuditContext, AuditWorker
+from edge.camera.audit import AuditWorker
 from edge.camera.frame import Frame, Latency, Result
 from edge.camera.frame_feed import EveryFrameFeed
 from edge.camera.loop import Loop, Network
@@ -277,7 +277,7 @@ def test_the_camera_answers_draws_and_tells(tmp_path: Path) -> None:
 def test_the_audit_asks_the_task_whether_two_answers_agree(tmp_path: Path) -> None:
     manifest = BuildFolder(depth_build(tmp_path / "build")).manifest
     reference = FakeRunner((3, 12, 12), 3, answer=lambda images: np.ones((len(images), *SHAPE), np.float32))
-    work = AuditWorker(AuditContext(reference, PREPROCESS, manifest, "here"), tmp_path / "audit")
+    work = AuditWorker(reference, PREPROCESS, manifest, "here", tmp_path / "audit")
     for number, depth in enumerate((1.0, 3.0)):
         outputs = (np.full((1, *SHAPE), depth, np.float32),)
         frame = Frame(banded(0), number, 0.0, 1.0)
