@@ -1,8 +1,6 @@
-"""`--audit N`: does the engine still answer like the FP32 network, on the frames of this camera?
+"""`--audit N`: every Nth result again by the build's FP32 `model.onnx`, on one CPU thread outside the loop.
 
-Every Nth result is recomputed by `model.onnx`, the FP32 reference of the build, on one CPU thread outside the loop. Agreement
-is the share of equal answers with its Wilson interval (`edge.tasks.interval`). Frames that disagree are saved as a
-picture and a record with both answers. An audit that falls behind skips results; it never slows the camera.
+Agreement is the share of equal answers with its Wilson interval (`edge.tasks.interval`).
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ MAX_SAVED = 100
 
 @dataclass(frozen=True)
 class AuditStatus:
-    """Counts of an audit: frames compared, of these equal, skipped because it was late, and saved."""
+    """Frames compared, of these equal, skipped because the audit was late, and saved."""
 
     compared: int = 0
     agreed: int = 0
@@ -120,16 +118,13 @@ class Audit(BackgroundSink):
 
 
 def open_reference(build: BuildFolder) -> Runner:
-    """The FP32 graph of a build on one CPU thread; the bytes that run are the bytes that were hashed.
-
-    Raises ArtifactError for a build without it or with another one, MissingError without ONNX Runtime.
-    """
+    """The FP32 graph of a build on one CPU thread; the bytes that run are the bytes that were hashed."""
     from edge.runtime.ort_runner import OrtRunner
 
     manifest = build.manifest
     path = build.path / manifest.onnx.file
     if not build.has(manifest.onnx.file):
-        why = "a build from a bundle has no FP32 graph" if manifest.bundle is not None else "the FP32 graph is missing"
+        why = "the FP32 graph is missing" if manifest.bundle is None else "a build from a bundle has no FP32 graph"
         raise ArtifactError(
             f"nothing to audit against: {why}",
             where=path,
@@ -149,5 +144,5 @@ def write_png(path: Path, pixels: Uint8) -> None:
 
 
 def audit_folder(parent: Path, now: datetime) -> Path:
-    """Where a run saves its disagreements: one folder per run, so that runs do not overwrite each other."""
+    """Where a run saves its disagreements: one folder per run."""
     return parent / now.strftime("%Y%m%dT%H%M%SZ")

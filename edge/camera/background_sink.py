@@ -26,17 +26,10 @@ class Worker(ABC):
 
 
 class BackgroundSink:
-    """A sink that runs a worker in its own thread.
+    """A sink that runs a worker in its own thread; inference continues without one that fails.
 
-    A result that does not fit into the queue is skipped and counted; with `block` the caller waits for room instead.
-
-    Args:
-        name: of the worker, for messages.
-        worker: processes the results.
-        capacity: of the queue, results.
-        block: whether the caller waits while the queue is full.
-        notify: told when the worker fails; inference continues without it.
-        close_timeout_s: how long `close` waits until the queue has been processed.
+    A result that does not fit into the queue of `capacity` is skipped and counted; with `block` the caller waits for room
+    instead. `close` waits for at most `close_timeout_s` until the queue has been processed.
     """
 
     def __init__(
@@ -79,7 +72,11 @@ class BackgroundSink:
 
     def _run(self) -> None:
         try:
-            while (result := self._next()) is not None:
+            while not (self._closing.is_set() and self._queue.empty()):
+                try:
+                    result = self._queue.get(timeout=_POLL_S)
+                except queue.Empty:
+                    continue
                 self._worker.process(result)
         except Exception as error:  # noqa: BLE001  # whatever a disk or a codec does, inference continues
             self._fail(error)
@@ -87,15 +84,6 @@ class BackgroundSink:
             self._worker.close()
         except Exception as error:  # noqa: BLE001  # likewise
             self._fail(error)
-
-    def _next(self) -> Result | None:
-        """The next result; None when the queue is empty and the sink is closed."""
-        while True:
-            try:
-                return self._queue.get(timeout=_POLL_S)
-            except queue.Empty:
-                if self._closing.is_set():
-                    return None
 
     def _fail(self, error: Exception) -> None:
         first = self.failure is None

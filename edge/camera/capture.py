@@ -6,8 +6,7 @@ import threading
 from dataclasses import dataclass
 
 from calib.errors import UfovitError
-from edge.camera.frame import Clock, Notify, ignore
-from edge.camera.frame_source import BadFrame, Opener, Source, SourceLost, check_frame
+from edge.camera.frame import BadFrame, Clock, Notify, Opener, Source, SourceLost, check_frame, ignore
 from edge.camera.latest_frame import LatestFrame
 from edge.camera.reconnect import Pacer, Reconnect, Sleep
 
@@ -57,7 +56,7 @@ class Capture:
             self._close()
 
     def stop(self) -> None:
-        """No further frame. A read that hangs continues in its own thread, which closes the source when the read returns."""
+        """No further frame. A read that hangs continues in its thread, which closes the source when it returns."""
         self._stopped.set()
 
     def step(self) -> bool:
@@ -118,7 +117,14 @@ class Capture:
             self.stats.lost_at = self.clock()
         remaining_s = self.stats.lost_at + self.reconnect.for_s - self.clock()
         if remaining_s <= 0:
-            self._give_up()
+            error = self.error or SourceLost("the source is lost")
+            if self.reconnect.for_s:
+                error = SourceLost(
+                    f"the source did not come back within {self.reconnect.for_s:g} s",
+                    found=" ".join(str(error).split("\n")),
+                    next_command="connect it again, or wait longer with --reconnect-for",
+                )
+            self.latest.end(error)
             return False
         self._wait(min(remaining_s, self.reconnect.wait_s(self._attempt)))
         self._attempt += 1
@@ -132,17 +138,6 @@ class Capture:
         self._pacer = self._new_pacer()
         self._bad_in_row = 0
         return True
-
-    def _give_up(self) -> None:
-        """End the run: the source did not come back after `error`."""
-        error, for_s = self.error or SourceLost("the source is lost"), self.reconnect.for_s
-        if for_s:
-            error = SourceLost(
-                f"the source did not come back within {for_s:g} s",
-                found=" ".join(str(error).split("\n")),
-                next_command="connect it again, or wait longer with --reconnect-for",
-            )
-        self.latest.end(error)
 
     def _new_pacer(self) -> Pacer | None:
         source = self.source

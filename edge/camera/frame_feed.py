@@ -9,8 +9,7 @@ from typing import Protocol
 
 from edge.camera.capture import MAX_BAD_FRAMES, Capture, too_many_bad_frames_error
 from edge.camera.forced_exit import THREAD_PREFIX
-from edge.camera.frame import Clock, Frame
-from edge.camera.frame_source import BadFrame, Source, SourceLost, check_frame
+from edge.camera.frame import BadFrame, Clock, Frame, Source, SourceLost, check_frame
 from edge.camera.latest_frame import FeedStats
 
 STALL_S = 5.0
@@ -24,19 +23,14 @@ _OPENING_S = 30.0
 class FrameFeed(Protocol):
     """Frames for the loop."""
 
-    @property
-    def stats(self) -> FeedStats:
-        """What happened to the source."""
+    stats: FeedStats
 
     @property
     def ended(self) -> bool:
         """Whether no frame follows."""
 
     def next(self, wait_s: float) -> Frame | None:
-        """The next frame for the network; None if there is none within about `wait_s` seconds, or none any more.
-
-        Raises what ended the source: SourceLost for one that is gone for good, InputError for one that is damaged.
-        """
+        """The next frame; None if there is none within about `wait_s` seconds. Raises what ended the source."""
 
     def stop(self) -> None:
         """Release the source, at once; a second call does nothing."""

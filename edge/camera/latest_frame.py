@@ -14,9 +14,8 @@ class FeedStats:
     """What happened to a source so far.
 
     Attributes:
-        captured: frames that the source delivered.
+        captured, bad: frames that the source delivered, and unusable ones.
         dropped: frames that a newer one replaced before they were taken.
-        bad: unusable frames.
         lost, reconnected: how often the source went away and came back.
         lost_at: clock time since when no frames arrive; None while they do.
         dequeued_s: clock time at which the last frame was taken for the network.

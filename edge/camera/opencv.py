@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from calib.errors import MissingError
-from edge.camera.frame_source import BadFrame, SourceLost
+from edge.camera.frame import BadFrame, SourceLost
 from edge.images.preprocess import Uint8
 
 
@@ -56,10 +56,7 @@ def load_with_gstreamer(where: object = None) -> Any:
 
 
 def to_rgb(picture: Any) -> Uint8:
-    """A frame decoded by OpenCV, uint8 (H, W, 3) BGR or (H, W) grey -> (H, W, 3) RGB.
-
-    Raises BadFrame for anything else.
-    """
+    """A frame decoded by OpenCV, uint8 (H, W, 3) BGR or (H, W) grey -> (H, W, 3) RGB. Raises BadFrame for anything else."""
     pixels = np.asarray(picture)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]

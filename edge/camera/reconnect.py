@@ -17,9 +17,7 @@ Sleep = Callable[[float], None]
 class Reconnect:
     """Exponential back-off for opening a lost source again: after 0.5, 1, 2, 4, 8, 10, 10 ... seconds.
 
-    Attributes:
-        for_s: give up after so long without a frame; 0: at once. Raises InputError for a negative or infinite time.
-        first_s, max_s: the first and the longest wait; each wait is twice the one before.
+    `for_s`: give up after so long without a frame; 0: at once. Raises UsageError for a negative or infinite time.
     """
 
     for_s: float

@@ -14,9 +14,8 @@ from edge.camera.audit import Audit, AuditStatus, AuditWorker, audit_folder, ope
 from edge.camera.background_sink import BackgroundSink
 from edge.camera.camera_request import CameraRequest
 from edge.camera.capture import Capture
-from edge.camera.frame import Notify, Sink
+from edge.camera.frame import Notify, Sink, Source
 from edge.camera.frame_feed import EveryFrameFeed, FrameFeed, LatestFrameFeed
-from edge.camera.frame_source import Source
 from edge.camera.latest_frame import LatestFrame
 from edge.camera.loop import Loop, Network, Summary
 from edge.camera.sinks.recorder import Recorder, recording_fps
@@ -38,7 +37,6 @@ class View:
     """How results reach the user of the command.
 
     Attributes:
-        notify: shows a message to a person.
         sink: title, further rows, whether to block -> the sink that shows results.
         stop: a reason to end, None to continue.
         started: receives what runs, before the first result.
@@ -114,7 +112,13 @@ class _Session:
         self._add_page()
         network = Network(opened.runner, opened.preprocess, task_of(opened.manifest), opened.batch.min, request.top_k)
         title = f"{opened.manifest.model} {opened.manifest.precision}, {opened.ran_on}, {redact_source(request.source)}"
-        feed = self._feed(source)
+        feed: FrameFeed
+        if request.every_frame:
+            feed = EveryFrameFeed(source)
+        else:
+            reconnect = request.reconnect(live=source.live)
+            capture = Capture(self._open_source, LatestFrame(time.monotonic), reconnect, time.monotonic, self.view.notify)
+            feed = LatestFrameFeed(capture, source)
         source_stack.pop_all()  # the feed closes the source in the thread that reads it
         self.stack.callback(feed.stop)
         self.view.started(start_fields(request, opened))
@@ -166,13 +170,6 @@ class _Session:
 
     def _open_source(self) -> Source:
         return open_source(self.request.source, loop=self.request.loop, notify=self.view.notify)
-
-    def _feed(self, source: Source) -> FrameFeed:
-        if self.request.every_frame:
-            return EveryFrameFeed(source)
-        reconnect = self.request.reconnect(live=source.live)
-        capture = Capture(self._open_source, LatestFrame(time.monotonic), reconnect, time.monotonic, self.view.notify)
-        return LatestFrameFeed(capture, source)
 
 
 def warm_up(opened: OpenedBuild) -> None:

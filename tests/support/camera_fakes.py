@@ -9,8 +9,7 @@ import pytest
 
 from edge.camera import opencv
 from edge.camera.capture import Capture
-from edge.camera.frame import Frame, Latency, Result
-from edge.camera.frame_source import SourceLost
+from edge.camera.frame import Frame, Latency, Result, SourceLost
 from edge.camera.latest_frame import LatestFrame
 from edge.camera.loop import Network
 from edge.camera.reconnect import Reconnect

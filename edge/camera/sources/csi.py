@@ -35,10 +35,7 @@ def csi_pipeline(sensor: int, size: tuple[int, int] = SIZE, fps: float = FPS, fl
 
 
 def open_csi(rest: str) -> CaptureDevice:
-    """The camera of `csi://N?size=1280x720&fps=30&flip=0`; `rest` is what follows `csi://`.
-
-    Raises MissingError if OpenCV lacks GStreamer or the camera does not start, UsageError for other numbers.
-    """
+    """The camera of `csi://N?size=1280x720&fps=30&flip=0`; `rest` is what follows `csi://`."""
     number, _, query = rest.partition("?")
     options = parse_parameters(query, ("size", "fps", "flip"))
     size, fps, flip = parse_size(options) or SIZE, parse_fps(options) or FPS, parse_count(options, "flip")

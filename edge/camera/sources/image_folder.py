@@ -7,19 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from calib.errors import DataError, InputError
-from edge.camera.frame import Notify
-from edge.camera.frame_source import BadFrame
+from edge.camera.frame import BadFrame, Notify
 from edge.images.labelled_images import IMAGE_SUFFIXES, decode
 from edge.images.preprocess import Uint8
 
-FPS = 5.0
-"""Images of a folder have no rate of their own; at this one a person can follow."""
+FPS = 5.0  # images have no rate of their own; at this one a person can follow
 
 
 class ImageFolder:
     """Every image file below a folder, or one image file, through the decoder of all other steps (EXIF rotation and so on).
 
-    Raises DataError for a folder without images. An image that cannot be decoded is a BadFrame; if all are, DataError.
+    An image that cannot be decoded is a BadFrame; if all are, DataError.
     """
 
     live = False

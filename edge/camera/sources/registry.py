@@ -1,14 +1,4 @@
-"""The registry of frame sources, one file per kind: `open_source` tells them apart.
-
-    /dev/video0, 0, /dev/v4l/...     V4L2 camera                      `v4l2`
-    csi://0                          CSI camera of a Jetson           `csi`
-    rtsp://, rtsps://, http(s)://    network stream                   `rtsp`
-    synthetic://?size=640x480        a drawn moving picture           `synthetic`
-    holiday.mp4                      video file                       `video_file`
-    photos/, photo.jpg               image folder, image file         `image_folder`
-
-OpenCV is loaded by the kinds that need it, when they are opened.
-"""
+"""The registry of frame sources, one file per kind, loaded when opened: `open_source` tells them apart."""
 
 from __future__ import annotations
 
@@ -16,8 +6,7 @@ import re
 from pathlib import Path
 
 from calib.errors import DataError, UsageError
-from edge.camera.frame import Notify, ignore
-from edge.camera.frame_source import Source
+from edge.camera.frame import Notify, Source, ignore
 
 STREAMS = ("rtsp", "rtsps", "http", "https")
 _ALLOWED = (
@@ -28,13 +17,9 @@ _ALLOWED = (
 def open_source(text: str, *, loop: bool = False, timeout_s: float = 5.0, notify: Notify = ignore) -> Source:
     """Open the source that `text` names.
 
-    Args:
-        loop: start over at the end, for sources that have one.
-        timeout_s: how long a stream may take to open, and to deliver its next frame.
-        notify: receives messages for a person about what ends nothing.
-
-    Raises InputError for anything that is not a source or cannot be decoded, MissingError for a device that is absent, in use
-    or forbidden, and for a missing library.
+    `loop`: start over at the end, if there is one. `timeout_s`: how long a stream may take to open, and to deliver its next
+    frame. Raises InputError for anything that is not a source or cannot be decoded, MissingError for a device that is absent,
+    in use or forbidden, and for a missing library.
     """
     scheme, separator, rest = text.partition("://")
     kind = scheme.lower() if separator else ""

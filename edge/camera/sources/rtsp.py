@@ -9,10 +9,7 @@ from edge.camera.opencv import CaptureDevice, known_fps, load_cv2
 
 
 class NetworkStream(CaptureDevice):
-    """A stream read by FFmpeg, RTSP over TCP. A pause of more than `timeout_s` seconds is a loss.
-
-    Raises UsageError for a malformed address, MissingError if no video arrives in time or OpenCV lacks FFmpeg.
-    """
+    """A stream read by FFmpeg, RTSP over TCP. A pause of more than `timeout_s` seconds is a loss."""
 
     def __init__(self, address: str, timeout_s: float) -> None:
         name = redact_address(address)

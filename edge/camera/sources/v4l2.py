@@ -23,8 +23,7 @@ _NO_CAPTURE_BUFFERS = struct.pack("IIIIB3x", 0, 1, 1, 0, 0)  # count, type, memo
 def open_v4l2(text: str) -> CaptureDevice:
     """The camera of `/dev/video0`, `0`, `/dev/v4l/by-id/NAME` or `/dev/video0?size=1280x720&fps=30&format=MJPG`.
 
-    Size, rate and pixel format are requests: a camera uses the nearest that it supports. Raises MissingError for a camera that
-    is absent, in use or forbidden, UsageError for anything else.
+    Size, rate and pixel format are requests: a camera uses the nearest that it supports.
     """
     device, _, query = text.partition("?")
     options = parse_parameters(query, ("size", "fps", "format"))
@@ -61,7 +60,7 @@ def open_v4l2(text: str) -> CaptureDevice:
 
 
 def check_available(path: Path) -> None:
-    """Ask the driver for the capture queue and return it at once. Raises as `open_v4l2` does.
+    """Ask the driver for the capture queue and return it at once.
 
     A busy camera can be opened; the driver refuses, with EBUSY, a second owner of its queue (VIDIOC_REQBUFS).
     """

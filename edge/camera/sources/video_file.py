@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from calib.errors import DataError, MissingError
-from edge.camera.frame import Notify
-from edge.camera.frame_source import BadFrame
+from edge.camera.frame import BadFrame, Notify
 from edge.camera.opencv import known_fps, load_cv2, to_rgb
 from edge.images.preprocess import Uint8
 
@@ -18,9 +18,8 @@ _COMPLETE = 0.9
 
 
 class VideoFile:
-    """A video file. Raises DataError for one that is empty or cannot be decoded, MissingError without a decoder.
-
-    One that ends long before the end stated by its container raises DataError there; when looped, this is reported once.
+    """A video file. One that ends long before the end stated by its container raises DataError there; when looped, this is
+    reported once.
     """
 
     live = False
@@ -35,12 +34,10 @@ class VideoFile:
         self.fps: float | None = known_fps(self._capture.get(cv2.CAP_PROP_FPS)) or DEFAULT_FPS
         stated = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self._stated_frames = int(stated) if 0 < stated < 1e9 else 0
-        self._frames = 0
-        self._reported = False
-        try:
+        self._frames, self._reported = 0, False
+        self._first: Uint8 | None = None
+        with contextlib.suppress(BadFrame):
             self._first = self._decode()
-        except BadFrame:
-            self._first = None
         if self._first is None:
             self.close()
             raise self._undecodable_error("none of its frames can be decoded")

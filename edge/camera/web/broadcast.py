@@ -1,8 +1,7 @@
 """Broadcasts results to the viewers of the page: each picture is encoded once, each figure written once, nothing is queued.
 
 A viewer waits for the next tick and sends the newest result; one that is still sending skips the ticks in between. So a slow
-viewer costs no memory, and all viewers together cost one JPEG per tick. There are at most RATE ticks a second, fewer when so
-many view the page that sending would take processor time from the network, and no JPEG is encoded without viewers.
+viewer costs no memory. Ticks come less often when so many view the page that sending would take time from the network.
 """
 
 from __future__ import annotations
@@ -18,11 +17,10 @@ from edge.camera.web.jpeg import Encode
 from edge.camera.web.latency_history import KEPT_S, PARTS, LatencyHistory, finite
 from edge.tasks.frame_answer import PanelLayout
 
-RATE = 12.0
-"""Pictures and answers a second."""
+RATE, SLOWEST_RATE = 12.0, 2.0
+"""Ticks a second: pictures and answers."""
 SENDS_PER_S = 400.0
 """Of all viewers together, roughly: beyond it ticks come less often."""
-SLOWEST_RATE = 2.0
 STALE_S = 2.0
 """The picture is marked stale without a new result for so long, or for three usual intervals if that is longer."""
 BOUNDARY = b"--frame\r\n"

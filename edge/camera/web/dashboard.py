@@ -24,13 +24,11 @@ class Dashboard:
     Args:
         identity: rows that say what runs. The row "verdict" also gives the page its badge: green if it begins with "pass", red
             with "fail"; a row "weights" is shown as a warning.
-        layout: of the answers, from the task.
+        layout: of the task's answers.
         host, port: as `parse_address` gives them; port 0 is any free one.
         token: what viewers must give. None on loopback: nothing; None elsewhere: one is made.
         notes: further rows that change, such as the audit's agreement.
-        clock: seconds, the same clock as that of the frames.
-
-    Raises UsageError for an unsuitable token and MissingError without starlette, uvicorn or a JPEG encoder.
+        clock: that of the frames.
     """
 
     def __init__(

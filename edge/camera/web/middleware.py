@@ -30,8 +30,7 @@ HEADERS = {
 class SecurityMiddleware:
     """ASGI middleware. Every response, refusals included, carries HEADERS.
 
-    starlette's TrustedHostMiddleware knows names and `*.domain` only; here any IP address and `name.*` are accepted
-    (`host_check`).
+    starlette's TrustedHostMiddleware cannot allow "any IP address" and `name.*`, as `host_check` does.
     """
 
     def __init__(self, app: ASGIApp, auth: TokenAuth, known_host: Callable[[str], bool]) -> None:

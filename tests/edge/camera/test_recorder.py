@@ -12,8 +12,7 @@ from camera_fakes import loaded_cv2, picture, read_all, result
 from calib.errors import InputError, MissingError
 from edge.camera.background_sink import BackgroundSink
 from edge.camera.sinks import recorder
-from edge.camera.sinks.overlay import ascii_only, drawn
-from edge.camera.sinks.recorder import RESERVE_BYTES, Recorder, recording_fps, room_for
+from edge.camera.sinks.recorder import RESERVE_BYTES, Recorder, ascii_only, drawn, recording_fps, room_for
 from edge.camera.sources.registry import open_source
 
 loaded_cv2()

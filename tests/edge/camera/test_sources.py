@@ -13,7 +13,7 @@ import pytest
 from camera_fakes import read_all
 
 from calib.errors import InputError, MissingError
-from edge.camera.frame_source import BadFrame, SourceLost, check_frame
+from edge.camera.frame import BadFrame, SourceLost, check_frame
 from edge.camera.opencv import has_gstreamer, to_bgr, to_rgb
 from edge.camera.sources import v4l2
 from edge.camera.sources.csi import csi_pipeline

@@ -11,7 +11,7 @@ import pytest
 from camera_fakes import FakeClock, capturing, loaded_cv2, read_all
 
 from calib.errors import InputError
-from edge.camera.frame_source import BadFrame
+from edge.camera.frame import BadFrame
 from edge.camera.sources.registry import open_source
 from edge.camera.sources.video_file import DEFAULT_FPS
 

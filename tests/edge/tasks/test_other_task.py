@@ -29,7 +29,7 @@ from edge.camera.frame import Frame, Latency, Result
 from edge.camera.frame_feed import EveryFrameFeed
 from edge.camera.loop import Loop, Network
 from edge.camera.sinks.json_lines import result_fields
-from edge.camera.sinks.overlay import drawn
+from edge.camera.sinks.recorder import drawn
 from edge.camera.sinks.terminal import answers_table, counts_line
 from edge.camera.web.broadcast import Broadcast
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport, Subject, judge_sides, write_drift
