@@ -125,17 +125,16 @@ class Recorder(Worker):
 
     def _fit(self, picture: Uint8) -> Uint8:
         """The picture in the size of the video; one of another size (the source changed it) is scaled and padded with black."""
-        cv2 = load_cv2()
         width, height = self._size
         if picture.shape[0] - height in (0, 1) and picture.shape[1] - width in (0, 1):
-            cropped: Uint8 = picture[:height, :width]
-            return cropped
+            return picture[:height, :width]
         scale = min(width / picture.shape[1], height / picture.shape[0])
         inner = (max(1, min(width, round(picture.shape[1] * scale))), max(1, min(height, round(picture.shape[0] * scale))))
         left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
-        right, bottom = width - inner[0] - left, height - inner[1] - top
-        scaled = cv2.resize(picture, inner, interpolation=cv2.INTER_AREA)
-        padded: Uint8 = cv2.copyMakeBorder(scaled, top, bottom, left, right, cv2.BORDER_CONSTANT)
+        padded = np.zeros((height, width, 3), np.uint8)
+        padded[top : top + inner[1], left : left + inner[0]] = load_cv2().resize(
+            picture, inner, interpolation=load_cv2().INTER_AREA
+        )
         return padded
 
     def _check_room(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import astuple
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -98,8 +99,7 @@ def latency_table(percentiles: dict[str, Percentiles]) -> Table:
     """Percentiles of every part of the latency."""
     table = Table("ms", "p50", "p95", "p99", "max")
     for part, values in percentiles.items():
-        cells = (values.p50_ms, values.p95_ms, values.p99_ms, values.max_ms)
-        table.add_row(_TITLES.get(part, part.removesuffix("_ms")), *(f"{value:.2f}" for value in cells))
+        table.add_row(_TITLES.get(part, part.removesuffix("_ms")), *(f"{value:.2f}" for value in astuple(values)))
     return table
 
 

@@ -58,12 +58,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError) as error:
+        allowed = "an address of this machine"
         raise UsageError(
-            "unknown host for the page",
-            where="--serve",
-            found=host,
-            allowed="an address of this machine",
-            next_command=f"--serve {port}, or --serve 0.0.0.0:{port} for every network",
+            "unknown host for the page", where="--serve", found=host, allowed=allowed, next_command=_other_hosts(port)
         ) from error
     server = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -115,21 +112,17 @@ def _outbound_address(version: int) -> str | None:
 def _listen_error(host: str, port: int, error: OSError) -> UsageError | MissingError:
     where = f"{host}:{port}"
     if error.errno == errno.EADDRINUSE:
-        other = port + 1 if port < 65535 else port - 1
-        return UsageError(
-            f"port {port} is in use by another program",
-            where=where,
-            allowed="a free port",
-            next_command=f"--serve {other}, or --serve 0 for any free port",
-        )
+        command = f"--serve {port + 1 if port < 65535 else port - 1}, or --serve 0 for any free port"
+        what = f"port {port} is in use by another program"
+        return UsageError(what, where=where, allowed="a free port", next_command=command)
     if error.errno == errno.EACCES:
         return MissingError(f"no permission to use port {port}", where=where, next_command="--serve 8080, or any from 1024")
     if error.errno == errno.EADDRNOTAVAIL:
-        return UsageError(
-            "the host for the page is not an address of this machine",
-            where=where,
-            next_command=f"--serve {port}, or --serve 0.0.0.0:{port} for every network",
-        )
-    return MissingError(
-        "the page cannot be served at this address", where=where, found=error.strerror, next_command="--serve 8080"
-    )
+        what = "the host for the page is not an address of this machine"
+        return UsageError(what, where=where, next_command=_other_hosts(port))
+    what = "the page cannot be served at this address"
+    return MissingError(what, where=where, found=error.strerror, next_command="--serve 8080")
+
+
+def _other_hosts(port: int) -> str:
+    return f"--serve {port}, or --serve 0.0.0.0:{port} for every network"

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 from edge.camera.frame import Clock, Result
+from edge.camera.latency_stats import KEPT_S, PARTS, LatencyHistory, finite
 from edge.camera.web.jpeg import Encode
-from edge.camera.web.latency_history import KEPT_S, PARTS, LatencyHistory, finite
 from edge.tasks.frame_answer import PanelLayout
 
 RATE, SLOWEST_RATE = 12.0, 2.0
@@ -142,13 +142,10 @@ class Broadcast:
         return head.encode() + jpeg + b"\r\n" + BOUNDARY
 
     def _about(self) -> dict[str, Any]:
-        layout = self._layout
         return {
             "identity": list(self._identity.items()),
-            "caption": layout.caption,
-            "longest": layout.longest,
-            "bars": layout.bars,
-            "parts": PARTS,
+            **vars(self._layout),
+            "parts": [part.removesuffix("_ms") for part in PARTS],
             "kept_s": KEPT_S,
             **self._state(),
         }
