@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 from abc import ABC, abstractmethod
@@ -88,9 +87,8 @@ class BackgroundSink:
     def _fail(self, error: Exception) -> None:
         first = self.failure is None
         self.failure = self.failure or error
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._queue.get_nowait()
+        while not self._queue.empty():  # no other thread takes from it
+            self._queue.get_nowait()
         if first and not isinstance(error, BrokenPipeError):  # the output has no reader left
             text = str(error) if isinstance(error, UfovitError) else f"{type(error).__name__}: {error}"
             self._notify(f"{self._name}: {text}\n  inference continues without it")

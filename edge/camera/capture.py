@@ -96,7 +96,7 @@ class Capture:
             self._bad_in_row += 1
             if self._bad_in_row >= MAX_BAD_FRAMES:
                 raise too_many_bad_frames_error(source, bad) from bad
-            return not self._stopped.is_set()
+            return True
         finally:
             self.reading_since = None
         if self._stopped.is_set():

@@ -131,10 +131,8 @@ class Recorder(Worker):
         scale = min(width / picture.shape[1], height / picture.shape[0])
         inner = (max(1, min(width, round(picture.shape[1] * scale))), max(1, min(height, round(picture.shape[0] * scale))))
         left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
-        padded = np.zeros((height, width, 3), np.uint8)
-        padded[top : top + inner[1], left : left + inner[0]] = load_cv2().resize(
-            picture, inner, interpolation=load_cv2().INTER_AREA
-        )
+        padded, cv2 = np.zeros((height, width, 3), np.uint8), load_cv2()
+        padded[top : top + inner[1], left : left + inner[0]] = cv2.resize(picture, inner, interpolation=cv2.INTER_AREA)
         return padded
 
     def _check_room(self) -> None:

@@ -41,10 +41,10 @@ def with_opencv(pixels: Uint8) -> bytes:
     """See `Encode`."""
     cv2 = load_cv2()
     height, width = size_on_page(*pixels.shape[:2])
-    picture = to_bgr(np.ascontiguousarray(pixels))
+    picture = np.ascontiguousarray(pixels)
     if (height, width) != picture.shape[:2]:
         picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-    success, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    success, data = cv2.imencode(".jpg", to_bgr(picture), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     if not success:
         raise ValueError(f"OpenCV wrote no JPEG of {pixels.shape}")
     return bytes(data)
