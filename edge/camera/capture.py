@@ -68,7 +68,7 @@ class Capture:
         if self._pacer is not None:
             self._pacer.wait()
         try:
-            return self._read(self.source)
+            return self.read(self.source)
         except SourceLost as error:
             self._close()
             if self._stopped.is_set():
@@ -85,7 +85,8 @@ class Capture:
             if self.reconnect.for_s:  # otherwise the end of the run reports it
                 self.notify(f"{error}\n  trying again for {self.reconnect.for_s:g} s")
 
-    def _read(self, source: Source) -> bool:
+    def read(self, source: Source) -> bool:
+        """Read one frame and count it. False at the end. Raises SourceLost, also after MAX_BAD_FRAMES bad ones in a row."""
         started = self.reading_since = self.clock()
         try:
             pixels = source.read()
@@ -95,7 +96,7 @@ class Capture:
             self.stats.bad += 1
             self._bad_in_row += 1
             if self._bad_in_row >= MAX_BAD_FRAMES:
-                raise too_many_bad_frames_error(source, bad) from bad
+                raise SourceLost(f"{MAX_BAD_FRAMES} unusable frames in a row", where=source.name, found=bad) from bad
             return True
         finally:
             self.reading_since = None
@@ -155,8 +156,3 @@ class Capture:
         source, self.source = self.source, None
         if source is not None:
             source.close()
-
-
-def too_many_bad_frames_error(source: Source, last: BadFrame | None) -> SourceLost:
-    """For a source of MAX_BAD_FRAMES unusable frames in a row."""
-    return SourceLost(f"{MAX_BAD_FRAMES} unusable frames in a row", where=source.name, found=last)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Protocol
 
-from edge.camera.capture import MAX_BAD_FRAMES, Capture, too_many_bad_frames_error
+from edge.camera.capture import Capture
 from edge.camera.forced_exit import THREAD_PREFIX
-from edge.camera.frame import BadFrame, Clock, Frame, Source, SourceLost, check_frame
-from edge.camera.latest_frame import FeedStats
+from edge.camera.frame import Clock, Frame, Source, SourceLost
+from edge.camera.latest_frame import LatestFrame
+from edge.camera.reconnect import Reconnect
 
 STALL_S = 5.0
 """A read that takes longer counts as a loss: the slowest cameras deliver one frame a second."""
@@ -20,23 +21,27 @@ _OPENING_S = 30.0
 """Beyond the time for reconnecting, after which an attempt that hangs inside a driver or a name server is abandoned."""
 
 
-class FrameFeed(Protocol):
-    """Frames for the loop."""
+class FrameFeed(ABC):
+    """Frames for the loop, handed over by `latest`."""
 
-    stats: FeedStats
+    def __init__(self, latest: LatestFrame) -> None:
+        self._latest, self.stats = latest, latest.stats
 
     @property
     def ended(self) -> bool:
         """Whether no frame follows."""
+        return self._latest.ended
 
+    @abstractmethod
     def next(self, wait_s: float) -> Frame | None:
         """The next frame; None if there is none within about `wait_s` seconds. Raises what ended the source."""
 
+    @abstractmethod
     def stop(self) -> None:
         """Release the source, at once; a second call does nothing."""
 
 
-class LatestFrameFeed:
+class LatestFrameFeed(FrameFeed):
     """A thread reads the source as fast as it delivers; `next` gives the newest frame and never an older one.
 
     Args:
@@ -46,14 +51,9 @@ class LatestFrameFeed:
     """
 
     def __init__(self, capture: Capture, source: Source, stall_s: float = STALL_S) -> None:
-        self._latest, self._stall_s, self._name = capture.latest, stall_s, source.name
-        self.stats = capture.stats
+        super().__init__(capture.latest)
+        self._stall_s, self._name = stall_s, source.name
         self._start(replace(capture, source=source))
-
-    @property
-    def ended(self) -> bool:
-        """See `FrameFeed`."""
-        return self._latest.ended
 
     def next(self, wait_s: float) -> Frame | None:
         """See `FrameFeed`."""
@@ -86,40 +86,24 @@ class LatestFrameFeed:
             self._start(replace(capture, source=None, error=error))
 
 
-class EveryFrameFeed:
+class EveryFrameFeed(FrameFeed):
     """Every frame of a source that waits to be read, as fast as the network takes them: none is dropped."""
 
     def __init__(self, source: Source, clock: Clock = time.monotonic) -> None:
-        self._source = source
-        self._clock = clock
-        self.stats = FeedStats()
-        self.ended = False
+        super().__init__(LatestFrame(clock))
+        self._source, self._capture = source, Capture(lambda: source, self._latest, Reconnect(0.0), clock)
 
     def next(self, wait_s: float) -> Frame | None:  # noqa: ARG002  # a file delivers at once
         """See `FrameFeed`."""
-        stats = self.stats
-        bad: BadFrame | None = None
-        for _ in range(MAX_BAD_FRAMES):
-            if self.ended:
-                return None
-            started = self._clock()
+        while (frame := self._latest.take()) is None and not self.ended:
             try:
-                pixels = self._source.read()
-                if pixels is None:
-                    self.ended = True
-                    return None
-                check_frame(pixels)
-            except BadFrame as error:
-                stats.bad += 1
-                bad = error
-                continue
-            stats.dequeued_s = self._clock()
-            stats.captured += 1
-            return Frame(pixels, stats.captured - 1, stats.dequeued_s, 1000.0 * (stats.dequeued_s - started))
-        self.ended = True
-        raise too_many_bad_frames_error(self._source, bad)
+                self._capture.read(self._source)
+            except SourceLost:
+                self._latest.end()
+                raise
+        return frame
 
     def stop(self) -> None:
         """See `FrameFeed`."""
-        self.ended = True
+        self._latest.end()
         self._source.close()
