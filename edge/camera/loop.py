@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge.camera.camera_request import NO_LIMITS, Limits
+from edge.camera.capture import FrameFeed
 from edge.camera.frame import Clock, Frame, Latency, Result, Sink
-from edge.camera.frame_feed import FrameFeed
 from edge.camera.latency_stats import LatencyStats, Percentiles, Rate
 from edge.camera.reconnect import Pacer, Sleep
 from edge.images.preprocess import Preprocess

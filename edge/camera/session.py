@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 from edge.camera.audit import Audit, AuditStatus, AuditWorker, audit_folder, open_reference
 from edge.camera.background_sink import BackgroundSink
 from edge.camera.camera_request import CameraRequest
-from edge.camera.capture import Capture
+from edge.camera.capture import Capture, EveryFrameFeed, FrameFeed, LatestFrameFeed
 from edge.camera.frame import Notify, Sink, Source
-from edge.camera.frame_feed import EveryFrameFeed, FrameFeed, LatestFrameFeed
 from edge.camera.latest_frame import LatestFrame
 from edge.camera.loop import Loop, Network, Summary
 from edge.camera.sinks.recorder import Recorder, recording_fps

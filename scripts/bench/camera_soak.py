@@ -28,9 +28,8 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from edge.camera.camera_request import Limits
-from edge.camera.capture import Capture
+from edge.camera.capture import Capture, LatestFrameFeed
 from edge.camera.frame import Frame, Result
-from edge.camera.frame_feed import LatestFrameFeed
 from edge.camera.latest_frame import LatestFrame
 from edge.camera.loop import Loop, Network, Summary
 from edge.camera.reconnect import Reconnect

@@ -20,7 +20,7 @@ from camera_fakes import ListSource, gone, loaded_cv2, picture, read_all
 from stream_server import mjpeg, server
 
 from edge.camera import forced_exit, opencv, session
-from edge.camera.frame_feed import LatestFrameFeed
+from edge.camera.capture import LatestFrameFeed
 from edge.camera.sinks import recorder
 from edge.camera.sources import v4l2
 from edge.camera.sources.registry import open_source

@@ -9,9 +9,8 @@ import pytest
 from camera_fakes import FakeClock, ListSource, capturing, gone, picture
 
 from calib.errors import InputError, MissingError
-from edge.camera.capture import MAX_BAD_FRAMES
+from edge.camera.capture import MAX_BAD_FRAMES, EveryFrameFeed, LatestFrameFeed
 from edge.camera.frame import BadFrame, SourceLost
-from edge.camera.frame_feed import EveryFrameFeed, LatestFrameFeed
 from edge.camera.latest_frame import LatestFrame
 from edge.camera.reconnect import Pacer, Reconnect
 

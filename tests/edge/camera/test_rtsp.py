@@ -9,9 +9,8 @@ from camera_fakes import loaded_cv2, read_all
 from stream_server import mjpeg, server, silent
 
 from calib.errors import MissingError
-from edge.camera.capture import Capture
+from edge.camera.capture import Capture, LatestFrameFeed
 from edge.camera.frame import SourceLost
-from edge.camera.frame_feed import LatestFrameFeed
 from edge.camera.latest_frame import LatestFrame
 from edge.camera.reconnect import Reconnect
 from edge.camera.sources.registry import open_source

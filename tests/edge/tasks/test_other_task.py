@@ -25,8 +25,8 @@ from calib.errors import InputError
 from calib.files import atomic_path
 from edge.camera import audit
 from edge.camera.audit import AuditWorker
+from edge.camera.capture import EveryFrameFeed
 from edge.camera.frame import Frame, Latency, Result
-from edge.camera.frame_feed import EveryFrameFeed
 from edge.camera.loop import Loop, Network
 from edge.camera.sinks.json_lines import result_fields
 from edge.camera.sinks.recorder import drawn
