@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from calib.errors import UsageError
+from edge.camera.web.bind_address import parse_address
 
 if TYPE_CHECKING:
     from edge.camera.reconnect import Reconnect
@@ -109,8 +110,6 @@ class CameraRequest(CameraOptions):
     @property
     def page_address(self) -> tuple[str, int] | None:
         """(host, port) of the page; None for no page. Raises InputError for an address that is not understood."""
-        from edge.camera.web.bind_address import parse_address
-
         return None if self.serve is None else parse_address(self.serve)
 
     def check_source(self, *, live: bool) -> None:

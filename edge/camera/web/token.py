@@ -40,29 +40,52 @@ def check_token(token: str) -> str:
     return token
 
 
-class GuessLimiter:
-    """Counts wrong tokens, per address (per /64 network of IPv6, which one person holds) and together; in bounded memory.
+class TokenAuth:
+    """Decides on one request. With `token` None everyone who reaches the page may view it.
 
-    A token bucket of n guesses, refilled by one every T seconds, is kept as the time f at which it is full again: a guess sets
+    A browser gives the token once, in a form, and from then on a cookie. Every process generates a new cookie, and its name
+    holds the port, because browsers send one host's cookies to every port. Programs send `Authorization: Bearer TOKEN`.
+
+    Wrong tokens are limited per address (per /64 network of IPv6, which one person holds) and together, in bounded memory. A
+    token bucket of n guesses, refilled by one every T seconds, is kept as the time f at which it is full again: a guess sets
     f = max(f, now) + T, and one is left once now >= f - (n - 1) T.
     """
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, token: str | None, port: int, clock: Clock) -> None:
+        self.needed = token is not None
+        self._token, self._clock = token or "", clock
+        self._session = secrets.token_urlsafe(32)
+        self._cookie = f"ufovit_page_{port}"
+        self.set_cookie = f"{self._cookie}={self._session}; Path=/; HttpOnly; SameSite=Strict"
         self._all_full_at = -math.inf
         self._full_at: OrderedDict[str, float] = OrderedDict()
 
+    def has_cookie(self, header: str) -> bool:
+        """Whether a Cookie header holds the session."""
+        try:
+            morsel = SimpleCookie(header).get(self._cookie)
+        except CookieError:
+            return False
+        return morsel is not None and _equal_in_constant_time(morsel.value, self._session)
+
     def wait_s(self, address: str) -> float:
-        """Seconds until a token from this address is checked again; 0.0: now."""
+        """Seconds until this address may send a token; 0.0: now."""
         own_s = self._remembered(_network(address)) - (GUESSES - 1) * GUESS_EVERY_S
         all_s = self._all_full_at - (ALL_GUESSES - 1) * ALL_EVERY_S
         return max(0.0, max(own_s, all_s) - self._clock())
 
-    def count_wrong(self, address: str) -> None:
-        """Count a wrong token from this address."""
+    def accepts(self, token: str, address: str) -> bool:
+        """Whether this is the token; a wrong one is counted. While `wait_s` is positive no token is checked."""
+        if not self.needed:
+            return True
+        if self.wait_s(address) > 0:
+            return False
+        if _equal_in_constant_time(token, self._token):
+            return True
         network, now_s = _network(address), self._clock()
         self._full_at[network] = max(self._remembered(network), now_s) + GUESS_EVERY_S
         self._all_full_at = max(self._all_full_at, now_s) + ALL_EVERY_S
+        return False
 
     def _remembered(self, network: str) -> float:
         full_at = self._full_at.setdefault(network, -math.inf)
@@ -78,45 +101,6 @@ def _network(address: str) -> str:
     except ValueError:
         return address[:64]
     return str(ipaddress.ip_network((parsed, 64), strict=False)) if parsed.version == 6 else str(parsed)
-
-
-class TokenAuth:
-    """Decides on one request. With `token` None everyone who reaches the page may view it.
-
-    A browser gives the token once, in a form, and from then on a cookie. Every process generates a new cookie, and its name
-    holds the port, because browsers send one host's cookies to every port. Programs send `Authorization: Bearer TOKEN`.
-    """
-
-    def __init__(self, token: str | None, port: int, clock: Clock) -> None:
-        self.needed = token is not None
-        self._token = token or ""
-        self._session = secrets.token_urlsafe(32)
-        self._cookie = f"ufovit_page_{port}"
-        self._guesses = GuessLimiter(clock)
-        self.set_cookie = f"{self._cookie}={self._session}; Path=/; HttpOnly; SameSite=Strict"
-
-    def has_cookie(self, header: str) -> bool:
-        """Whether a Cookie header holds the session."""
-        try:
-            morsel = SimpleCookie(header).get(self._cookie)
-        except CookieError:
-            return False
-        return morsel is not None and _equal_in_constant_time(morsel.value, self._session)
-
-    def wait_s(self, address: str) -> float:
-        """Seconds until this address may send a token; 0.0: now."""
-        return self._guesses.wait_s(address)
-
-    def accepts(self, token: str, address: str) -> bool:
-        """Whether this is the token; a wrong one is counted. While `wait_s` is positive no token is checked."""
-        if not self.needed:
-            return True
-        if self.wait_s(address) > 0:
-            return False
-        if _equal_in_constant_time(token, self._token):
-            return True
-        self._guesses.count_wrong(address)
-        return False
 
 
 def _equal_in_constant_time(left: str, right: str) -> bool:
