@@ -18,9 +18,7 @@ _COMPLETE = 0.9
 
 
 class VideoFile:
-    """A video file. One that ends long before the end stated by its container raises DataError there; when looped, this is
-    reported once.
-    """
+    """A video file. An end long before the one stated by its container is a DataError; when looped, it is reported once."""
 
     live = False
 
