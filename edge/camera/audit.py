@@ -1,7 +1,4 @@
-"""`--audit N`: every Nth result again by the build's FP32 `model.onnx`, on one CPU thread outside the loop.
-
-Agreement is the share of equal answers with its Wilson interval (`edge.tasks.interval`).
-"""
+"""`--audit N`: every Nth result again by the build's FP32 `model.onnx`, on one CPU thread outside the loop."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ MAX_SAVED = 100
 
 @dataclass(frozen=True)
 class AuditStatus:
-    """Frames compared, of these equal, skipped because the audit was late, and saved."""
+    """Frames compared, of these equal (shown with the Wilson interval), skipped because the audit was late, and saved."""
 
     compared: int = 0
     agreed: int = 0

@@ -81,10 +81,7 @@ class CameraOptions:
 
 @dataclass(frozen=True)
 class CameraRequest(CameraOptions):
-    """One run: the options, checked, the folder of the build, and a source, see `edge.camera.sources.registry`.
-
-    Raises InputError for options that are out of range or conflict.
-    """
+    """One run: the options, checked, the folder of the build, and a source, see `edge.camera.sources.registry`."""
 
     build: Path
     source: str

@@ -31,10 +31,6 @@ class Capture:
     """Reads a source, in one thread. A copy by `dataclasses.replace` reads for the same `latest`, with a state of its own.
 
     Attributes:
-        opener: opens the source again after a loss.
-        latest: receives the frames.
-        reconnect: the back-off policy.
-        notify: receives messages about losses and returns.
         source: opened; None: to be opened.
         sleep: waits, and returns at once after `stop`; None: a wait that `stop` interrupts.
         error: why there is no source.
@@ -193,10 +189,7 @@ class FrameFeed(ABC):
 class LatestFrameFeed(FrameFeed):
     """A thread reads the source as fast as it delivers; `next` gives the newest frame and never an older one.
 
-    Args:
-        capture: copied for every thread.
-        source: opened.
-        stall_s: a read that hangs for so long is left to its thread, and the source is opened again.
+    A read that hangs for `stall_s` is left to its thread, and a copy of `capture` opens the source again.
     """
 
     def __init__(self, capture: Capture, source: Source, stall_s: float = STALL_S) -> None:

@@ -45,12 +45,10 @@ class Summary:
     """The totals of a run; see `FeedStats`.
 
     Attributes:
-        ended: why it ended, in a phrase.
         given: frames of the source.
         not_finite: frames for which the network output NaN or infinity; they are not counted as results.
         fps: results per second, over the whole run.
         latency: field of `Latency` -> percentiles of the last results.
-        error: what ended the source, if it did not end cleanly.
     """
 
     ended: str

@@ -1,7 +1,4 @@
-"""The only import of OpenCV for sources and recordings: loaded when needed, silenced; BGR is converted to RGB here only.
-
-`CaptureDevice` is the common part of V4L2, GStreamer and FFmpeg.
-"""
+"""The only import of OpenCV: loaded when needed, silenced; BGR is converted to RGB here only."""
 
 from __future__ import annotations
 
@@ -75,7 +72,7 @@ def to_bgr(pixels: Uint8) -> Uint8:
 
 
 class CaptureDevice:
-    """A live source. `lost` is the message, and `next_command` the next step, for when frames stop."""
+    """A live source read by V4L2, GStreamer or FFmpeg; `lost` and `next_command` are for when frames stop."""
 
     live = True
 

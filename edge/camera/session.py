@@ -24,7 +24,6 @@ from edge.tasks.registry import task_of
 from engines.build_folder.folder import BuildFolder
 
 if TYPE_CHECKING:
-    from edge.camera.web.dashboard import Dashboard
     from edge.runtime.open_build import OpenedBuild
 
 _WARM_UPS = 2
@@ -82,9 +81,8 @@ class _Session:
     opened: OpenedBuild
     stack: ExitStack
     sinks: list[Sink] = field(default_factory=list)
+    rows: list[Callable[[], tuple[str, str]]] = field(default_factory=list)
     audit: Audit | None = None
-    page: tuple[Dashboard, str] | None = None
-    recorder: tuple[Recorder, BackgroundSink] | None = None
 
     def add_audit(self) -> None:
         request, opened, notify = self.request, self.opened, self.view.notify
@@ -98,10 +96,7 @@ class _Session:
         self._add(self.audit)
 
     def run(self) -> Summary:
-        """Open the source, the remaining sinks, and run the loop.
-
-        The view is closed first, so that the final messages of other sinks stay on the terminal.
-        """
+        """Open the source, the remaining sinks, and run the loop."""
         request, opened = self.request, self.opened
         source_stack = self.stack.enter_context(ExitStack())
         source = self._open_source()
@@ -121,20 +116,13 @@ class _Session:
         source_stack.pop_all()  # the feed closes the source in the thread that reads it
         self.stack.callback(feed.stop)
         self.view.started(start_fields(request, opened))
+        # last, so that it is closed first, and the final messages of other sinks stay on the terminal
         self._add(self.view.sink(title, self.notes, request.every_frame))
         return Loop(network, feed, self.sinks, request.limits).run(self.view.stop)
 
     def notes(self) -> list[tuple[str, str]]:
         """Rows of audit, recording and page, as of now."""
-        rows = list(self._audit_notes().items())
-        if self.recorder is not None:
-            recorder, background = self.recorder
-            state = f"{recorder.frames} frames in {self.request.record}, {background.skipped} results skipped"
-            rows.append(("recording", state if background.failure is None else "ended early, see above"))
-        if self.page is not None:
-            dashboard, url = self.page
-            rows.append(("page", f"{url}, {dashboard.broadcast.viewers} viewers"))
-        return rows
+        return [*self._audit_notes().items(), *(row() for row in self.rows)]
 
     def _audit_notes(self) -> dict[str, str]:
         return {} if self.audit is None else {"audit": str(self.audit.status)}
@@ -146,8 +134,13 @@ class _Session:
         fps = recording_fps(source.fps, request.limits.max_fps)
         recorder = Recorder(request.record, fps, each=request.every_frame, notify=notify)
         background = BackgroundSink("recording", recorder, block=request.every_frame, notify=notify)
-        self.recorder = recorder, background
         self._add(background)
+
+        def row() -> tuple[str, str]:
+            state = f"{recorder.frames} frames in {request.record}, {background.skipped} results skipped"
+            return "recording", state if background.failure is None else "ended early, see above"
+
+        self.rows.append(row)
 
     def _add_page(self) -> None:
         request, opened = self.request, self.opened
@@ -158,10 +151,9 @@ class _Session:
         rows, layout = identity_rows(request, opened), task_of(opened.manifest).panel_layout()
         dashboard = Dashboard(rows, layout, *request.page_address, request.token, notes=self._audit_notes)
         self._add(dashboard)
-        self.page = dashboard, dashboard.start()
-        self.view.notify(
-            f"page: {self.page[1]}" + (f"\ntoken: {dashboard.token}" if dashboard.token and request.token is None else "")
-        )
+        url = dashboard.start()
+        self.rows.append(lambda: ("page", f"{url}, {dashboard.broadcast.viewers} viewers"))
+        self.view.notify(f"page: {url}" + (f"\ntoken: {dashboard.token}" if dashboard.token and request.token is None else ""))
 
     def _add(self, sink: Sink) -> None:
         self.sinks.append(sink)

@@ -24,11 +24,9 @@ class Dashboard:
     Args:
         identity: rows that say what runs. The row "verdict" also gives the page its badge: green if it begins with "pass", red
             with "fail"; a row "weights" is shown as a warning.
-        layout: of the task's answers.
         host, port: as `parse_address` gives them; port 0 is any free one.
         token: what viewers must give. None on loopback: nothing; None elsewhere: one is made.
         notes: further rows that change, such as the audit's agreement.
-        clock: that of the frames.
     """
 
     def __init__(
