@@ -83,12 +83,12 @@ def test_a_viewer_that_never_reads_is_cut_off_and_a_slow_one_is_not(monkeypatch:
     with served() as (page, port), closing(deaf_viewer(port, "/figures")), stream(port, "/figures") as slow:
         with closing(deaf_viewer(port, "/picture")), closing(deaf_viewer(port, "/picture")):
             flow(page, 0.3)
-            assert page._broadcast._viewers["picture"] == 2
+            assert page.broadcast._viewers["picture"] == 2
             end = time.monotonic() + 15
-            while page._broadcast._viewers["picture"] and time.monotonic() < end:
+            while page.broadcast._viewers["picture"] and time.monotonic() < end:
                 flow(page, 0.1)
                 slow.readline()
-            assert page._broadcast._viewers["picture"] == 0
+            assert page.broadcast._viewers["picture"] == 0
         assert slow.readline(), "who reads, however slowly, stays"
 
 
