@@ -9,7 +9,7 @@ from pathlib import Path
 from calib.artifact import SCHEMA_VERSION
 from calib.errors import ArtifactError, MissingError, UfovitError
 from calib.files import atomic_path, write_json
-from edge.camera.background_sink import BackgroundSink, Worker
+from edge.camera.background_sink import BackgroundSink
 from edge.camera.frame import Notify, Result, ignore
 from edge.images.preprocess import Preprocess, Uint8
 from edge.runtime.runner import Runner
@@ -42,7 +42,7 @@ class AuditStatus:
         )
 
 
-class AuditWorker(Worker):
+class AuditWorker:
     """Compares with `reference`, and saves disagreements in `folder`, which is created for the first one."""
 
     def __init__(
@@ -61,7 +61,7 @@ class AuditWorker(Worker):
         self.compared = self.agreed = self.saved = 0
 
     def process(self, result: Result) -> None:
-        """See `Worker`."""
+        """Compare one result."""
         reference: Outputs = (self._reference(self._preprocess(result.frame.pixels)[None]),)
         agrees = self._task.agree(reference, result.outputs)
         self.compared += 1
@@ -74,7 +74,7 @@ class AuditWorker(Worker):
                 self._notify(f"audit: {error}\n  disagreeing frames are counted, but no longer saved")
 
     def close(self) -> None:
-        """See `Worker`."""
+        """Release the reference."""
         self._reference.close()
 
     def _save(self, result: Result, reference: Outputs) -> None:
@@ -100,7 +100,7 @@ class Audit(BackgroundSink):
 
     def __init__(self, worker: AuditWorker, every: int, notify: Notify = ignore, capacity: int = 4) -> None:
         self._audited, self._every = worker, every
-        super().__init__("audit", worker, capacity=capacity, notify=notify, close_timeout_s=5.0)
+        super().__init__("audit", worker.process, worker.close, capacity=capacity, notify=notify, close_timeout_s=5.0)
 
     def __call__(self, result: Result, /) -> None:
         """See `Sink`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from calib.errors import UfovitError
 from edge.camera.forced_exit import THREAD_PREFIX
@@ -13,19 +13,8 @@ from edge.camera.frame import Notify, Result, ignore
 _POLL_S = 0.1
 
 
-class Worker(ABC):
-    """What a `BackgroundSink` does with results; both methods are called in its thread."""
-
-    @abstractmethod
-    def process(self, result: Result) -> None:
-        """Process one result. An exception ends this worker, not the inference loop."""
-
-    def close(self) -> None:  # noqa: B027  # optional
-        """Called last, also after a failure."""
-
-
 class BackgroundSink:
-    """A sink that runs a worker in its own thread; inference continues without one that fails.
+    """A sink that calls `process` with results, and `finish` last, in its own thread; inference continues if these fail.
 
     A result that does not fit into the queue of `capacity` is skipped and counted; with `block` the caller waits for room
     instead. `close` waits for at most `close_timeout_s` until the queue has been processed.
@@ -34,14 +23,15 @@ class BackgroundSink:
     def __init__(
         self,
         name: str,
-        worker: Worker,
+        process: Callable[[Result], None],
+        finish: Callable[[], None] = lambda: None,
         *,
         capacity: int = 8,
         block: bool = False,
         notify: Notify = ignore,
         close_timeout_s: float = 10.0,
     ) -> None:
-        self._name, self._worker, self._notify = name, worker, notify
+        self._name, self._process, self._finish, self._notify = name, process, finish, notify
         self._block, self._close_timeout_s = block, close_timeout_s
         self._queue: queue.Queue[Result] = queue.Queue(capacity)
         self._closing = threading.Event()
@@ -76,11 +66,11 @@ class BackgroundSink:
                     result = self._queue.get(timeout=_POLL_S)
                 except queue.Empty:
                     continue
-                self._worker.process(result)
+                self._process(result)
         except Exception as error:  # noqa: BLE001  # whatever a disk or a codec does, inference continues
             self._fail(error)
         try:
-            self._worker.close()
+            self._finish()
         except Exception as error:  # noqa: BLE001  # likewise
             self._fail(error)
 

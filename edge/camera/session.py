@@ -133,7 +133,7 @@ class _Session:
             return
         fps = recording_fps(source.fps, request.limits.max_fps)
         recorder = Recorder(request.record, fps, each=request.every_frame, notify=notify)
-        background = BackgroundSink("recording", recorder, block=request.every_frame, notify=notify)
+        background = BackgroundSink("recording", recorder.process, recorder.close, block=request.every_frame, notify=notify)
         self._add(background)
 
         def row() -> tuple[str, str]:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from calib.errors import MissingError, UsageError
-from edge.camera.background_sink import Worker
 from edge.camera.frame import Clock, Notify, Result, ignore
 from edge.camera.opencv import load_cv2, to_bgr
 from edge.images.preprocess import Uint8
@@ -33,7 +32,7 @@ _MAX_GAP_S = 5.0
 _SMALLEST = 64  # pixels: a picture smaller than this has no room for letters
 
 
-class Recorder(Worker):
+class Recorder:
     """Writes a video. Raises UsageError at once for an unsuitable path, MissingError for a disk without room.
 
     Frames are repeated or left out to keep real time; with `each` there is one per result, whatever the time.
@@ -62,7 +61,7 @@ class Recorder(Worker):
         self._begun_s = self._checked_s = 0.0
 
     def process(self, result: Result) -> None:
-        """See `Worker`."""
+        """Write the picture of one result, and repeat the one before until then."""
         taken_s = result.frame.taken_s
         picture = drawn(result)
         if self._writer is None:
@@ -80,7 +79,7 @@ class Recorder(Worker):
             self._last = fitted
 
     def close(self) -> None:
-        """See `Worker`: close the video, check it, rename it."""
+        """Close the video, check it, rename it."""
         if self._writer is None:
             return
         self._writer.release()

@@ -11,7 +11,6 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from edge.camera.background_sink import Worker
 from edge.camera.frame import Clock, Notify, Result
 from edge.camera.latency_stats import LatencyStats, Percentiles
 from edge.camera.loop import Summary
@@ -60,7 +59,7 @@ class LiveView:
         return grid
 
 
-class PlainLines(Worker):
+class PlainLines:
     """Writes a line every two seconds."""
 
     def __init__(self, write: Notify, notes: Notes = list, clock: Clock = time.monotonic) -> None:
@@ -68,7 +67,7 @@ class PlainLines(Worker):
         self._next: float | None = None
 
     def process(self, result: Result) -> None:
-        """See `Worker`."""
+        """Write the line of one result, if it is due."""
         now = self._clock()
         if self._next is not None and now < self._next:
             return
