@@ -49,6 +49,7 @@ class Capture:
         self.stats = self.latest.stats
         self.reading_since: float | None = None
         self._stopped = threading.Event()
+        self._wait: Sleep = self.sleep or self._stopped.wait
         self._attempt = self._bad_in_row = 0
         self._pacer = self._new_pacer()
 
@@ -153,12 +154,6 @@ class Capture:
         if source is None or source.live or source.fps is None:
             return None
         return Pacer(source.fps, self.clock, self._wait)
-
-    def _wait(self, seconds: float) -> None:
-        if self.sleep is None:
-            self._stopped.wait(seconds)
-        else:
-            self.sleep(seconds)
 
     def _close(self) -> None:
         source, self.source = self.source, None

@@ -34,15 +34,10 @@ def load_cv2() -> Any:
     return cv2
 
 
-def has_gstreamer(build_information: str) -> bool:
-    """Whether `cv2.getBuildInformation()` lists GStreamer."""
-    return re.search(r"^\s*GStreamer:\s*YES", build_information, re.MULTILINE) is not None
-
-
 def load_with_gstreamer(where: object = None) -> Any:
     """The module cv2 with GStreamer. Raises MissingError, which names `where`, without either."""
     cv2 = load_cv2()
-    if not has_gstreamer(cv2.getBuildInformation()):
+    if not re.search(r"^\s*GStreamer:\s*YES", cv2.getBuildInformation(), re.MULTILINE):
         raise MissingError(
             "a CSI camera needs an OpenCV built with GStreamer",
             where=where,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from calib.errors import UsageError
 from edge.camera.frame import Clock
 
-Sleep = Callable[[float], None]
+Sleep = Callable[[float], object]
 """Waits so many seconds, or less when interrupted."""
 
 

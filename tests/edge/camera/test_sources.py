@@ -14,7 +14,7 @@ from camera_fakes import read_all
 
 from calib.errors import InputError, MissingError
 from edge.camera.frame import BadFrame, SourceLost, check_frame
-from edge.camera.opencv import has_gstreamer, to_bgr, to_rgb
+from edge.camera.opencv import load_with_gstreamer, to_bgr, to_rgb
 from edge.camera.sources import v4l2
 from edge.camera.sources.csi import csi_pipeline
 from edge.camera.sources.registry import open_source
@@ -274,10 +274,14 @@ def test_a_csi_camera_is_opened_by_its_pipeline(opencv):
         open_source("csi://0")
 
 
-def test_gstreamer_is_read_from_the_build_information():
-    assert has_gstreamer("    FFMPEG:  NO\n    GStreamer:                   YES (1.20.3)\n")
-    assert not has_gstreamer("    FFMPEG:  YES\n    GStreamer:                   NO\n    v4l/v4l2:  YES\n")
-    assert not has_gstreamer("no word of it")
+def test_gstreamer_is_read_from_the_build_information(opencv):
+    fake = opencv()
+    fake.getBuildInformation = lambda: "    FFMPEG:  NO\n    GStreamer:                   YES (1.20.3)\n"
+    assert load_with_gstreamer() is fake
+    for lacks in ("    FFMPEG:  YES\n    GStreamer:                   NO\n    v4l/v4l2:  YES\n", "no word of it"):
+        fake.getBuildInformation = lambda lacks=lacks: lacks
+        with pytest.raises(MissingError):
+            load_with_gstreamer()
 
 
 @pytest.mark.parametrize(
