@@ -74,8 +74,7 @@ class Capture:
             return False
         if self.source is None:
             return self._open_again()
-        if self._pacer is not None:
-            self._pacer.wait()
+        self._pacer.wait()
         try:
             return self.read(self.source)
         except SourceLost as error:
@@ -149,11 +148,9 @@ class Capture:
         self._bad_in_row = 0
         return True
 
-    def _new_pacer(self) -> Pacer | None:
+    def _new_pacer(self) -> Pacer:
         source = self.source
-        if source is None or source.live or source.fps is None:
-            return None
-        return Pacer(source.fps, self.clock, self._wait)
+        return Pacer(None if source is None or source.live else source.fps, self.clock, self._wait)
 
     def _close(self) -> None:
         source, self.source = self.source, None

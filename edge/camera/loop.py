@@ -80,7 +80,7 @@ class Loop:
     ) -> None:
         self._network, self._feed, self._sinks = network, feed, tuple(sinks)
         self._limits, self._clock, self._sleep = limits, clock, sleep
-        self._pacer = Pacer(limits.max_fps, clock, sleep) if limits.max_fps is not None else None
+        self._pacer = Pacer(limits.max_fps, clock, sleep)
         self._latency_stats, self._rate = LatencyStats(), Rate()
         self._results = self._not_finite = 0
 
@@ -131,12 +131,12 @@ class Loop:
         wait_s = _POLL_S
         if self._limits.duration_s is not None:
             wait_s = min(wait_s, max(0.0, started + self._limits.duration_s - self._clock()))
-        if self._pacer is not None and (early_s := self._pacer.remaining_s()) > 0:
+        if (early_s := self._pacer.remaining_s()) > 0:
             self._sleep(min(early_s, wait_s))
             if early_s > wait_s:
                 return None
         frame = self._feed.next(wait_s)
-        if frame is not None and self._pacer is not None:
+        if frame is not None:
             self._pacer.advance()
         return frame
 

@@ -39,10 +39,10 @@ class Reconnect:
 
 
 class Pacer:
-    """Paces calls to `fps`; after a delay of more than an interval it resumes at the normal rate instead of catching up."""
+    """Paces calls to `fps`, None: never waits. After a delay it resumes at the normal rate instead of catching up."""
 
-    def __init__(self, fps: float, clock: Clock, sleep: Sleep) -> None:
-        self._interval_s = 1.0 / fps
+    def __init__(self, fps: float | None, clock: Clock, sleep: Sleep) -> None:
+        self._interval_s = 0.0 if fps is None else 1.0 / fps
         self._clock, self._sleep = clock, sleep
         self._due_s = -math.inf
 

@@ -32,7 +32,7 @@ class VideoFile:
         self.fps: float | None = known_fps(self._capture.get(cv2.CAP_PROP_FPS)) or DEFAULT_FPS
         stated = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self._stated_frames = int(stated) if 0 < stated < 1e9 else 0
-        self._frames, self._reported = 0, False
+        self._frames = 0
         self._first: Uint8 | None = None
         with contextlib.suppress(BadFrame):
             self._first = self._decode()
@@ -90,9 +90,8 @@ class VideoFile:
         )
         if not self._loop:
             raise error
-        if not self._reported:
-            self._reported = True
-            self._notify(f"{error}\n  it is played up to there")
+        self._stated_frames = 0  # reported once
+        self._notify(f"{error}\n  it is played up to there")
 
     def _undecodable_error(self, reason: str) -> DataError:
         return DataError(
