@@ -1,4 +1,4 @@
-"""The registry of frame sources, one file per kind, loaded when opened: `open_source` tells them apart."""
+"""The registry of frame sources, one file per kind: `open_source` tells them apart."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from pathlib import Path
 
 from calib.errors import DataError, UsageError
 from edge.camera.frame import Notify, Source, ignore
+from edge.camera.sources.csi import open_csi
+from edge.camera.sources.image_folder import ImageFolder
+from edge.camera.sources.rtsp import NetworkStream, redact_address
+from edge.camera.sources.synthetic import Synthetic
+from edge.camera.sources.v4l2 import open_v4l2
+from edge.camera.sources.video_file import VideoFile
+from edge.images.labelled_images import IMAGE_SUFFIXES
 
 STREAMS = ("rtsp", "rtsps", "http", "https")
 _ALLOWED = (
@@ -24,31 +31,20 @@ def open_source(text: str, *, loop: bool = False, timeout_s: float = 5.0, notify
     scheme, separator, rest = text.partition("://")
     kind = scheme.lower() if separator else ""
     if kind in STREAMS:
-        from edge.camera.sources.rtsp import NetworkStream
-
         return NetworkStream(text, timeout_s)
     if kind == "csi":
-        from edge.camera.sources.csi import open_csi
-
         return open_csi(rest)
     if kind == "synthetic":
-        from edge.camera.sources.synthetic import Synthetic
-
         return Synthetic(rest, loop=loop)
     if kind:
         raise UsageError("unknown kind of source", where="--source", found=f"{scheme}://", allowed=_ALLOWED)
     if re.fullmatch(r"((/dev/video)?\d+|/dev/v4l/[^?]+)(\?.*)?", text):
-        from edge.camera.sources.v4l2 import open_v4l2
-
         return open_v4l2(text)
     return _open_path(text, loop=loop, notify=notify)
 
 
 def _open_path(text: str, *, loop: bool, notify: Notify) -> Source:
     """A file or a folder."""
-    from edge.camera.sources.image_folder import ImageFolder
-    from edge.images.labelled_images import IMAGE_SUFFIXES
-
     path = Path(text)
     if not text or not path.exists():
         raise UsageError("source not found", where="--source", found=text or "nothing", allowed=_ALLOWED)
@@ -56,13 +52,9 @@ def _open_path(text: str, *, loop: bool, notify: Notify) -> Source:
         return ImageFolder(path, loop=loop, notify=notify)
     if not path.is_file():
         raise DataError("source is neither a file nor a folder", where=path, allowed=_ALLOWED)
-    from edge.camera.sources.video_file import VideoFile
-
     return VideoFile(path, loop=loop, notify=notify)
 
 
 def redact_source(text: str) -> str:
     """The source for messages and logs: the address of a stream without its passwords."""
-    from edge.camera.sources.rtsp import redact_address
-
     return redact_address(text) if text.partition("://")[0].lower() in STREAMS else text
