@@ -12,6 +12,7 @@ from calib.files import atomic_path, write_json
 from edge.camera.background_sink import BackgroundSink
 from edge.camera.frame import Notify, Result, ignore
 from edge.images.preprocess import Preprocess, Uint8
+from edge.runtime.ort_runner import OrtRunner
 from edge.runtime.runner import Runner
 from edge.tasks.interval import share_interval
 from edge.tasks.registry import task_of
@@ -116,8 +117,6 @@ class Audit(BackgroundSink):
 
 def open_reference(build: BuildFolder) -> Runner:
     """The FP32 graph of a build on one CPU thread; the bytes that run are the bytes that were hashed."""
-    from edge.runtime.ort_runner import OrtRunner
-
     manifest = build.manifest
     path = build.path / manifest.onnx.file
     if not build.has(manifest.onnx.file):

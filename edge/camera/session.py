@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edge.camera.audit import Audit, AuditStatus, AuditWorker, audit_folder, open_reference
 from edge.camera.background_sink import BackgroundSink
@@ -19,12 +18,11 @@ from edge.camera.latest_frame import LatestFrame
 from edge.camera.loop import Loop, Network, Summary
 from edge.camera.sinks.recorder import Recorder, recording_fps
 from edge.camera.sources.registry import open_source, redact_source
+from edge.camera.web.dashboard import Dashboard
 from edge.drift.drift_report import DRIFT_ARTIFACT
+from edge.runtime.open_build import OpenedBuild, open_runner
 from edge.tasks.registry import task_of
 from engines.build_folder.folder import BuildFolder
-
-if TYPE_CHECKING:
-    from edge.runtime.open_build import OpenedBuild
 
 _WARM_UPS = 2
 RANDOM = "RANDOM: no answer here means anything"
@@ -57,8 +55,6 @@ class Outcome:
 
 def run_camera(request: CameraRequest, view: View) -> Outcome:
     """Open, run, close. Raises UfovitError for what cannot be opened; later failures of the source are in the summary."""
-    from edge.runtime.open_build import open_runner
-
     build = BuildFolder(request.build, require_signature=request.public_key)
     opened = open_runner(build, request.runner, threads=request.threads)
     with ExitStack() as stack:
@@ -146,8 +142,6 @@ class _Session:
         request, opened = self.request, self.opened
         if request.page_address is None:
             return
-        from edge.camera.web.dashboard import Dashboard
-
         rows, layout = identity_rows(request, opened), task_of(opened.manifest).panel_layout()
         dashboard = Dashboard(rows, layout, *request.page_address, request.token, notes=self._audit_notes)
         self._add(dashboard)
