@@ -18,8 +18,6 @@ from edge.camera.web.bind_address import parse_address
 if TYPE_CHECKING:
     from edge.camera.reconnect import Reconnect
 
-LIVE_RECONNECT_S = 60.0
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -124,5 +122,5 @@ class CameraRequest(CameraOptions):
         """The policy for a lost source."""
         from edge.camera.reconnect import Reconnect
 
-        default_s = LIVE_RECONNECT_S if live else 0.0
+        default_s = 60.0 if live else 0.0
         return Reconnect(default_s if self.reconnect_s is None else self.reconnect_s)

@@ -23,14 +23,14 @@ def parse_address(text: str) -> tuple[str, int]:
     if match is None or int(match["port"]) > 65535:
         raise UsageError("invalid address for the page", where="--serve", found=text, allowed=_ALLOWED)
     host = (match["host"] or LOOPBACK).strip("[]")
-    if ":" in host and _ip(host) is None:
+    if ":" in host and parse_ip(host) is None:
         raise UsageError("invalid IPv6 address", where="--serve", found=text, allowed=_ALLOWED)
     return host, int(match["port"])
 
 
 def is_loopback(host: str) -> bool:
     """Whether a host is reachable from this machine only: "localhost" or an address of the loopback interface."""
-    address = _ip(host)
+    address = parse_ip(host)
     return host.lower() == "localhost" if address is None else address.is_loopback
 
 
@@ -48,7 +48,7 @@ def host_check(host: str) -> Callable[[str], bool]:
 
     def known(header: str) -> bool:
         name = _name(header)
-        return _ip(name) is not None or name in names or name.partition(".")[0] in names - {"localhost"}
+        return parse_ip(name) is not None or name in names or name.partition(".")[0] in names - {"localhost"}
 
     return known
 
@@ -78,14 +78,15 @@ def listen(host: str, port: int) -> socket.socket:
 
 def url_of(host: str, port: int) -> str:
     """The URL for a browser; for 0.0.0.0 with the address under which other machines reach this one."""
-    address = _ip(host)
+    address = parse_ip(host)
     shown = host
     if address is not None and address.is_unspecified:
         shown = _outbound_address(address.version) or socket.gethostname()
     return f"http://[{shown}]:{port}/" if ":" in shown else f"http://{shown}:{port}/"
 
 
-def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def parse_ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address without its zone; None for a name."""
     try:
         return ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

@@ -11,6 +11,7 @@ from http.cookies import CookieError, SimpleCookie
 
 from calib.errors import UsageError
 from edge.camera.frame import Clock
+from edge.camera.web.bind_address import parse_ip
 
 MIN_TOKEN = 8
 GUESSES = 5
@@ -66,7 +67,7 @@ class TokenAuth:
             morsel = SimpleCookie(header).get(self._cookie)
         except CookieError:
             return False
-        return morsel is not None and _equal_in_constant_time(morsel.value, self._session)
+        return morsel is not None and hmac.compare_digest(morsel.value.encode(), self._session.encode())
 
     def wait_s(self, address: str) -> float:
         """Seconds until this address may send a token; 0.0: now."""
@@ -80,7 +81,7 @@ class TokenAuth:
             return True
         if self.wait_s(address) > 0:
             return False
-        if _equal_in_constant_time(token, self._token):
+        if hmac.compare_digest(token.encode(), self._token.encode()):
             return True
         network, now_s = _network(address), self._clock()
         self._full_at[network] = max(self._remembered(network), now_s) + GUESS_EVERY_S
@@ -96,12 +97,7 @@ class TokenAuth:
 
 
 def _network(address: str) -> str:
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
+    parsed = parse_ip(address)
+    if parsed is None:
         return address[:64]
     return str(ipaddress.ip_network((parsed, 64), strict=False)) if parsed.version == 6 else str(parsed)
-
-
-def _equal_in_constant_time(left: str, right: str) -> bool:
-    return hmac.compare_digest(left.encode(), right.encode())
