@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from calib.package_face import lazy_exports
 
 if TYPE_CHECKING:
-    from edge.camera.camera_request import CameraRequest, Limits, Page
+    from edge.camera.camera_request import CameraRequest, Limits
     from edge.camera.frame import Frame, Result, Sink
     from edge.camera.loop import Summary
     from edge.camera.session import Outcome, View, run_camera
 
-__all__ = ["CameraRequest", "Frame", "Limits", "Outcome", "Page", "Result", "Sink", "Summary", "View", "run_camera"]
+__all__ = ["CameraRequest", "Frame", "Limits", "Outcome", "Result", "Sink", "Summary", "View", "run_camera"]
 __getattr__ = lazy_exports(__name__, __file__)

@@ -1,9 +1,4 @@
-"""`--audit N`: does the engine still answer like the FP32 network, on the frames of this camera?
-
-Every Nth result is recomputed by `model.onnx`, the FP32 reference of the build, on one CPU thread outside the loop. Agreement
-is the share of equal answers with its Wilson interval (`edge.tasks.interval`). Frames that disagree are saved as a
-picture and a record with both answers. An audit that falls behind skips results; it never slows the camera.
-"""
+"""`--audit N`: every Nth result again by the build's FP32 `model.onnx`, on one CPU thread outside the loop."""
 
 from __future__ import annotations
 
@@ -12,11 +7,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from calib.artifact import SCHEMA_VERSION
-from calib.errors import ArtifactError, MissingError, UfovitError, UsageError
+from calib.errors import ArtifactError, MissingError, UfovitError
 from calib.files import atomic_path, write_json
-from edge.camera.background_sink import BackgroundSink, Worker
+from edge.camera.background_sink import BackgroundSink
 from edge.camera.frame import Notify, Result, ignore
 from edge.images.preprocess import Preprocess, Uint8
+from edge.runtime.ort_runner import OrtRunner
 from edge.runtime.runner import Runner
 from edge.tasks.interval import share_interval
 from edge.tasks.registry import task_of
@@ -30,7 +26,7 @@ MAX_SAVED = 100
 
 @dataclass(frozen=True)
 class AuditStatus:
-    """Counts of an audit: frames compared, of these equal, skipped because it was late, and saved."""
+    """Frames compared, of these equal (shown with the Wilson interval), skipped because the audit was late, and saved."""
 
     compared: int = 0
     agreed: int = 0
@@ -47,55 +43,53 @@ class AuditStatus:
         )
 
 
-@dataclass(frozen=True)
-class AuditContext:
-    """What an audit compares with: the FP32 reference and its preprocessing; manifest and source name for the records."""
+class AuditWorker:
+    """Compares with `reference`, and saves disagreements in `folder`, which is created for the first one."""
 
-    reference: Runner
-    preprocess: Preprocess
-    manifest: EngineManifest
-    source: str
-
-
-class AuditWorker(Worker):
-    """Compares, and saves disagreements in `folder`, which is created for the first one."""
-
-    def __init__(self, context: AuditContext, folder: Path, notify: Notify = ignore, max_saved: int = MAX_SAVED) -> None:
-        self._context, self._folder, self._notify, self._max_saved = context, folder, notify, max_saved
-        self._task = task_of(context.manifest)
-        self._saving = True
+    def __init__(
+        self,
+        reference: Runner,
+        preprocess: Preprocess,
+        manifest: EngineManifest,
+        source: str,
+        folder: Path,
+        notify: Notify = ignore,
+        max_saved: int = MAX_SAVED,
+    ) -> None:
+        self._reference, self._preprocess, self._manifest, self._source = reference, preprocess, manifest, source
+        self._folder, self._notify, self._max_saved = folder, notify, max_saved
+        self._task = task_of(manifest)
         self.compared = self.agreed = self.saved = 0
 
     def process(self, result: Result) -> None:
-        """See `Worker`."""
-        reference: Outputs = (self._context.reference(self._context.preprocess(result.frame.pixels)[None]),)
+        """Compare one result."""
+        reference: Outputs = (self._reference(self._preprocess(result.frame.pixels)[None]),)
         agrees = self._task.agree(reference, result.outputs)
         self.compared += 1
         self.agreed += agrees
-        if not agrees and self._saving and self.saved < self._max_saved:
+        if not agrees and self.saved < self._max_saved:
             try:
                 self._save(result, reference)
             except UfovitError as error:
-                self._saving = False
+                self._max_saved = 0
                 self._notify(f"audit: {error}\n  disagreeing frames are counted, but no longer saved")
 
     def close(self) -> None:
-        """See `Worker`."""
-        self._context.reference.close()
+        """Release the reference."""
+        self._reference.close()
 
     def _save(self, result: Result, reference: Outputs) -> None:
         """Write a picture of the frame, and beside it a record with both answers as the task describes them."""
-        context = self._context
         stem = f"frame-{result.frame.number:09d}"
         write_png(self._folder / f"{stem}.png", result.frame.pixels)
         record = {
             "schema_version": SCHEMA_VERSION,
             "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-            "source": context.source,
+            "source": self._source,
             "frame": result.frame.number,
             "picture": f"{stem}.png",
-            "engine_sha256": context.manifest.engine.sha256,
-            "reference_sha256": context.manifest.onnx.sha256,
+            "engine_sha256": self._manifest.engine.sha256,
+            "reference_sha256": self._manifest.onnx.sha256,
             **self._task.disagreement(reference, result.outputs),
         }
         write_json(self._folder / f"{stem}.json", record)
@@ -106,10 +100,8 @@ class Audit(BackgroundSink):
     """A sink that passes every Nth result to the audit's own thread."""
 
     def __init__(self, worker: AuditWorker, every: int, notify: Notify = ignore, capacity: int = 4) -> None:
-        if every < 1:
-            raise UsageError("--audit must be 1 or more", where="--audit", found=every, allowed="1 or more: every Nth result")
         self._audited, self._every = worker, every
-        super().__init__("audit", worker, capacity=capacity, notify=notify, close_timeout_s=5.0)
+        super().__init__("audit", worker.process, worker.close, capacity=capacity, notify=notify, close_timeout_s=5.0)
 
     def __call__(self, result: Result, /) -> None:
         """See `Sink`."""
@@ -124,16 +116,11 @@ class Audit(BackgroundSink):
 
 
 def open_reference(build: BuildFolder) -> Runner:
-    """The FP32 graph of a build on one CPU thread; the bytes that run are the bytes that were hashed.
-
-    Raises ArtifactError for a build without it or with another one, MissingError without ONNX Runtime.
-    """
-    from edge.runtime.ort_runner import OrtRunner
-
+    """The FP32 graph of a build on one CPU thread; the bytes that run are the bytes that were hashed."""
     manifest = build.manifest
     path = build.path / manifest.onnx.file
     if not build.has(manifest.onnx.file):
-        why = "a build from a bundle has no FP32 graph" if manifest.bundle is not None else "the FP32 graph is missing"
+        why = "the FP32 graph is missing" if manifest.bundle is None else "a build from a bundle has no FP32 graph"
         raise ArtifactError(
             f"nothing to audit against: {why}",
             where=path,
@@ -153,5 +140,5 @@ def write_png(path: Path, pixels: Uint8) -> None:
 
 
 def audit_folder(parent: Path, now: datetime) -> Path:
-    """Where a run saves its disagreements: one folder per run, so that runs do not overwrite each other."""
+    """Where a run saves its disagreements: one folder per run."""
     return parent / now.strftime("%Y%m%dT%H%M%SZ")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from calib.errors import UfovitError
 from edge.camera.forced_exit import THREAD_PREFIX
@@ -14,42 +13,25 @@ from edge.camera.frame import Notify, Result, ignore
 _POLL_S = 0.1
 
 
-class Worker(ABC):
-    """What a `BackgroundSink` does with results; both methods are called in its thread."""
-
-    @abstractmethod
-    def process(self, result: Result) -> None:
-        """Process one result. An exception ends this worker, not the inference loop."""
-
-    def close(self) -> None:  # noqa: B027  # optional
-        """Called last, also after a failure."""
-
-
 class BackgroundSink:
-    """A sink that runs a worker in its own thread.
+    """A sink that calls `process` with results, and `finish` last, in its own thread; inference continues if these fail.
 
-    A result that does not fit into the queue is skipped and counted; with `block` the caller waits for room instead.
-
-    Args:
-        name: of the worker, for messages.
-        worker: processes the results.
-        capacity: of the queue, results.
-        block: whether the caller waits while the queue is full.
-        notify: told when the worker fails; inference continues without it.
-        close_timeout_s: how long `close` waits until the queue has been processed.
+    A result that does not fit into the queue of `capacity` is skipped and counted; with `block` the caller waits for room
+    instead. `close` waits for at most `close_timeout_s` until the queue has been processed.
     """
 
     def __init__(
         self,
         name: str,
-        worker: Worker,
+        process: Callable[[Result], None],
+        finish: Callable[[], None] = lambda: None,
         *,
         capacity: int = 8,
         block: bool = False,
         notify: Notify = ignore,
         close_timeout_s: float = 10.0,
     ) -> None:
-        self._name, self._worker, self._notify = name, worker, notify
+        self._name, self._process, self._finish, self._notify = name, process, finish, notify
         self._block, self._close_timeout_s = block, close_timeout_s
         self._queue: queue.Queue[Result] = queue.Queue(capacity)
         self._closing = threading.Event()
@@ -79,30 +61,24 @@ class BackgroundSink:
 
     def _run(self) -> None:
         try:
-            while (result := self._next()) is not None:
-                self._worker.process(result)
+            while not (self._closing.is_set() and self._queue.empty()):
+                try:
+                    result = self._queue.get(timeout=_POLL_S)
+                except queue.Empty:
+                    continue
+                self._process(result)
         except Exception as error:  # noqa: BLE001  # whatever a disk or a codec does, inference continues
             self._fail(error)
         try:
-            self._worker.close()
+            self._finish()
         except Exception as error:  # noqa: BLE001  # likewise
             self._fail(error)
-
-    def _next(self) -> Result | None:
-        """The next result; None when the queue is empty and the sink is closed."""
-        while True:
-            try:
-                return self._queue.get(timeout=_POLL_S)
-            except queue.Empty:
-                if self._closing.is_set():
-                    return None
 
     def _fail(self, error: Exception) -> None:
         first = self.failure is None
         self.failure = self.failure or error
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._queue.get_nowait()
+        while not self._queue.empty():  # no other thread takes from it
+            self._queue.get_nowait()
         if first and not isinstance(error, BrokenPipeError):  # the output has no reader left
             text = str(error) if isinstance(error, UfovitError) else f"{type(error).__name__}: {error}"
             self._notify(f"{self._name}: {text}\n  inference continues without it")

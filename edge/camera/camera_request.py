@@ -13,20 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from calib.errors import UsageError
+from edge.camera.web.bind_address import parse_address
 
 if TYPE_CHECKING:
     from edge.camera.reconnect import Reconnect
-
-LIVE_RECONNECT_S = 60.0
-
-
-@dataclass(frozen=True)
-class Page:
-    """Where the page is served, and the token that viewers need; None: chosen by the dashboard."""
-
-    host: str
-    port: int
-    token: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,10 +79,7 @@ class CameraOptions:
 
 @dataclass(frozen=True)
 class CameraRequest(CameraOptions):
-    """One run: the options, checked, the folder of the build, and a source, see `edge.camera.sources.registry`.
-
-    Raises InputError for options that are out of range or conflict.
-    """
+    """One run: the options, checked, the folder of the build, and a source, see `edge.camera.sources.registry`."""
 
     build: Path
     source: str
@@ -113,14 +100,12 @@ class CameraRequest(CameraOptions):
         self.reconnect(live=False)
         if self.record is not None:
             check_target(self.record)
-        _ = self.page  # refuses an address that it does not understand
+        _ = self.page_address  # refuses an address that it does not understand
 
     @property
-    def page(self) -> Page | None:
-        """Where to serve the page; None for no page. Raises InputError for an address that is not understood."""
-        from edge.camera.web.bind_address import parse_address
-
-        return None if self.serve is None else Page(*parse_address(self.serve), self.token)
+    def page_address(self) -> tuple[str, int] | None:
+        """(host, port) of the page; None for no page. Raises InputError for an address that is not understood."""
+        return None if self.serve is None else parse_address(self.serve)
 
     def check_source(self, *, live: bool) -> None:
         """Raise UsageError for options that a live source does not support."""
@@ -137,5 +122,5 @@ class CameraRequest(CameraOptions):
         """The policy for a lost source."""
         from edge.camera.reconnect import Reconnect
 
-        default_s = LIVE_RECONNECT_S if live else 0.0
+        default_s = 60.0 if live else 0.0
         return Reconnect(default_s if self.reconnect_s is None else self.reconnect_s)

@@ -1,30 +1,39 @@
-"""Reads one source into the `LatestFrame`, step by step, and opens a lost source again. A thread or a test calls `step`."""
+"""Frames for the loop: the newest of a source that sets its own pace, or every one of a source that waits.
+
+`Capture` reads step by step, in a thread or in a test, and opens a lost source again; a `FrameFeed` hands frames over.
+"""
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 
 from calib.errors import UfovitError
-from edge.camera.frame import Clock, Notify, ignore
-from edge.camera.frame_source import BadFrame, Opener, Source, SourceLost, check_frame
-from edge.camera.latest_frame import FeedStats, LatestFrame
+from edge.camera.forced_exit import THREAD_PREFIX
+from edge.camera.frame import BadFrame, Clock, Frame, Notify, Opener, Source, SourceLost, check_frame, ignore
+from edge.camera.latest_frame import LatestFrame
 from edge.camera.reconnect import Pacer, Reconnect, Sleep
 
 MAX_BAD_FRAMES = 100
 """Unusable frames in a row after which a source counts as lost."""
+STALL_S = 5.0
+"""A read that takes longer counts as a loss: the slowest cameras deliver one frame a second."""
+_JOIN_S = 0.5
+"""How long a thread may take to end before it is abandoned; it is a daemon."""
+_OPENING_S = 30.0
+"""Beyond the time for reconnecting, after which an attempt that hangs inside a driver or a name server is abandoned."""
 
 
 @dataclass
-class CaptureContext:
-    """What all captures of one run share.
+class Capture:
+    """Reads a source, in one thread. A copy by `dataclasses.replace` reads for the same `latest`, with a state of its own.
 
     Attributes:
-        opener: opens the source again after a loss.
-        latest: receives the frames.
-        reconnect: the back-off policy.
-        notify: receives messages about losses and returns.
-        lost_at: clock time since when no frames arrive; None while they do.
+        source: opened; None: to be opened.
+        sleep: waits, and returns at once after `stop`; None: a wait that `stop` interrupts.
+        error: why there is no source.
     """
 
     opener: Opener
@@ -32,62 +41,17 @@ class CaptureContext:
     reconnect: Reconnect
     clock: Clock
     notify: Notify = ignore
-    lost_at: float | None = None
+    source: Source | None = None
+    sleep: Sleep | None = None
+    error: UfovitError | None = None
 
-    @property
-    def stats(self) -> FeedStats:
-        """What happened so far."""
-        return self.latest.stats
-
-    def note_loss(self, error: UfovitError) -> None:
-        """Count a loss and report that the source will be opened again; nothing while it is lost already."""
-        if self.lost_at is None:
-            self.lost_at = self.clock()
-            self.stats.lost += 1
-            if self.reconnect.for_s:  # otherwise the end of the run reports it
-                self.notify(f"{error}\n  trying again for {self.reconnect.for_s:g} s")
-
-    def note_frame(self, source_name: str) -> None:
-        """Count the return of a lost source and report it; nothing while frames arrive."""
-        if self.lost_at is not None:
-            self.stats.reconnected += 1
-            self.notify(f"{source_name}: frames again after {self.clock() - self.lost_at:.1f} s")
-            self.lost_at = None
-
-    def give_up(self, error: UfovitError | None) -> None:
-        """End the run: the source did not come back after `error`."""
-        error, for_s = error or SourceLost("the source is lost"), self.reconnect.for_s
-        if for_s:
-            error = SourceLost(
-                f"the source did not come back within {for_s:g} s",
-                found=" ".join(str(error).split("\n")),
-                next_command="connect it again, or wait longer with --reconnect-for",
-            )
-        self.latest.end(error)
-
-
-class Capture:
-    """Reads one source.
-
-    Args:
-        context: shared with earlier captures.
-        source: opened; None: lost, to be opened again.
-        sleep: waits, and returns at once after `stop`; None: a wait that `stop` interrupts.
-        error: why there is no source.
-    """
-
-    def __init__(
-        self, context: CaptureContext, source: Source | None, sleep: Sleep | None = None, error: SourceLost | None = None
-    ) -> None:
-        self._context = context
-        self._source = source
-        self._stopped = threading.Event()
-        self._sleep: Sleep = sleep or self._wait
-        self._pacer = self._new_pacer()
-        self._error: UfovitError | None = error
-        self._attempt = 0
-        self._bad_in_row = 0
+    def __post_init__(self) -> None:
+        self.stats = self.latest.stats
         self.reading_since: float | None = None
+        self._stopped = threading.Event()
+        self._wait: Sleep = self.sleep or self._stopped.wait
+        self._attempt = self._bad_in_row = 0
+        self._pacer = self._new_pacer()
 
     def run(self) -> None:
         """Step until the end. Whoever takes frames receives what is raised."""
@@ -96,93 +60,184 @@ class Capture:
                 pass
         except BaseException as error:  # noqa: BLE001  # raised again by LatestFrame, in the inference thread
             if not self._stopped.is_set():
-                self._context.latest.end(error)
+                self.latest.end(error)
         finally:
             self._close()
 
     def stop(self) -> None:
-        """No further frame. A read that hangs continues in its own thread, which closes the source when the read returns."""
+        """No further frame. A read that hangs continues in its thread, which closes the source when it returns."""
         self._stopped.set()
 
     def step(self) -> bool:
         """Read one frame, or try once to open the source again. False at the end."""
         if self._stopped.is_set():
             return False
-        if self._source is None:
+        if self.source is None:
             return self._open_again()
-        if self._pacer is not None:
-            self._pacer.wait()
+        self._pacer.wait()
         try:
-            return self._read(self._source)
+            return self.read(self.source)
         except SourceLost as error:
             self._close()
             if self._stopped.is_set():
                 return False
-            self._error = error
-            self._context.note_loss(error)
+            self.error = error
+            self.note_loss(error)
             return True
 
-    def _read(self, source: Source) -> bool:
-        context, started = self._context, self._context.clock()
-        self.reading_since = started
+    def note_loss(self, error: UfovitError) -> None:
+        """Count a loss and report that the source will be opened again; nothing while it is lost already."""
+        if self.stats.lost_at is None:
+            self.stats.lost_at = self.clock()
+            self.stats.lost += 1
+            if self.reconnect.for_s:  # otherwise the end of the run reports it
+                self.notify(f"{error}\n  trying again for {self.reconnect.for_s:g} s")
+
+    def read(self, source: Source) -> bool:
+        """Read one frame and count it. False at the end. Raises SourceLost, also after MAX_BAD_FRAMES bad ones in a row."""
+        started = self.reading_since = self.clock()
         try:
             pixels = source.read()
             if pixels is not None:
                 pixels = check_frame(pixels)
         except BadFrame as bad:
-            context.stats.bad += 1
+            self.stats.bad += 1
             self._bad_in_row += 1
             if self._bad_in_row >= MAX_BAD_FRAMES:
-                raise too_many_bad_frames_error(source, bad) from bad
-            return not self._stopped.is_set()
+                raise SourceLost(f"{MAX_BAD_FRAMES} unusable frames in a row", where=source.name, found=bad) from bad
+            return True
         finally:
             self.reading_since = None
         if self._stopped.is_set():
             return False
         if pixels is None:
-            context.latest.end()
+            self.latest.end()
             return False
         self._bad_in_row = self._attempt = 0
-        context.note_frame(source.name)
-        context.latest.put(pixels, 1000.0 * (context.clock() - started))
+        if self.stats.lost_at is not None:
+            self.stats.reconnected += 1
+            self.notify(f"{source.name}: frames again after {self.clock() - self.stats.lost_at:.1f} s")
+            self.stats.lost_at = None
+        self.latest.put(pixels, 1000.0 * (self.clock() - started))
         return True
 
     def _open_again(self) -> bool:
-        context = self._context
-        if context.lost_at is None:
-            context.lost_at = context.clock()
-        remaining_s = context.lost_at + context.reconnect.for_s - context.clock()
+        if self.stats.lost_at is None:
+            self.stats.lost_at = self.clock()
+        remaining_s = self.stats.lost_at + self.reconnect.for_s - self.clock()
         if remaining_s <= 0:
-            context.give_up(self._error)
+            error = self.error or SourceLost("the source is lost")
+            if self.reconnect.for_s:
+                error = SourceLost(
+                    f"the source did not come back within {self.reconnect.for_s:g} s",
+                    found=" ".join(str(error).split("\n")),
+                    next_command="connect it again, or wait longer with --reconnect-for",
+                )
+            self.latest.end(error)
             return False
-        self._sleep(min(remaining_s, context.reconnect.wait_s(self._attempt)))
+        self._wait(min(remaining_s, self.reconnect.wait_s(self._attempt)))
         self._attempt += 1
         if self._stopped.is_set():
             return False
         try:
-            self._source = context.opener()
+            self.source = self.opener()
         except UfovitError as error:  # not back yet, or back in another state: reported if it stays so
-            self._error = error
+            self.error = error
             return True
         self._pacer = self._new_pacer()
         self._bad_in_row = 0
         return True
 
-    def _new_pacer(self) -> Pacer | None:
-        source = self._source
-        if source is None or source.live or source.fps is None:
-            return None
-        return Pacer(source.fps, self._context.clock, self._sleep)
-
-    def _wait(self, seconds: float) -> None:
-        self._stopped.wait(seconds)
+    def _new_pacer(self) -> Pacer:
+        source = self.source
+        return Pacer(None if source is None or source.live else source.fps, self.clock, self._wait)
 
     def _close(self) -> None:
-        source, self._source = self._source, None
+        source, self.source = self.source, None
         if source is not None:
             source.close()
 
 
-def too_many_bad_frames_error(source: Source, last: BadFrame | None) -> SourceLost:
-    """For a source of MAX_BAD_FRAMES unusable frames in a row."""
-    return SourceLost(f"{MAX_BAD_FRAMES} unusable frames in a row", where=source.name, found=last)
+class FrameFeed(ABC):
+    """Frames for the loop, handed over by `latest`."""
+
+    def __init__(self, latest: LatestFrame) -> None:
+        self._latest, self.stats = latest, latest.stats
+
+    @property
+    def ended(self) -> bool:
+        """Whether no frame follows."""
+        return self._latest.ended
+
+    @abstractmethod
+    def next(self, wait_s: float) -> Frame | None:
+        """The next frame; None if there is none within about `wait_s` seconds. Raises what ended the source."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Release the source, at once; a second call does nothing."""
+
+
+class LatestFrameFeed(FrameFeed):
+    """A thread reads the source as fast as it delivers; `next` gives the newest frame and never an older one.
+
+    A read that hangs for `stall_s` is left to its thread, and a copy of `capture` opens the source again.
+    """
+
+    def __init__(self, capture: Capture, source: Source, stall_s: float = STALL_S) -> None:
+        super().__init__(capture.latest)
+        self._stall_s, self._name = stall_s, source.name
+        self._start(replace(capture, source=source))
+
+    def next(self, wait_s: float) -> Frame | None:
+        """See `FrameFeed`."""
+        frame = self._latest.take(wait_s)
+        if frame is None:
+            self._check_stall()
+        return frame
+
+    def stop(self) -> None:
+        """See `FrameFeed`."""
+        self._capture.stop()
+        self._latest.end()
+        self._thread.join(_JOIN_S)
+
+    def _start(self, capture: Capture) -> None:
+        self._capture = capture
+        self._thread = threading.Thread(target=capture.run, name=f"{THREAD_PREFIX}capture", daemon=True)
+        self._thread.start()
+
+    def _check_stall(self) -> None:
+        capture, lost_at, since = self._capture, self.stats.lost_at, self._capture.reading_since
+        now = capture.clock()
+        if lost_at is not None and now - lost_at > capture.reconnect.for_s + _OPENING_S:
+            capture.stop()
+            self._latest.end(SourceLost("the source is lost, and opening it again hangs", where=self._name))
+        if since is not None and now - since >= self._stall_s:
+            error = SourceLost(f"the source stalled: no frame for {self._stall_s:g} s", where=self._name)
+            capture.stop()  # its thread may be inside the driver; nothing waits for it
+            capture.note_loss(error)
+            self._start(replace(capture, source=None, error=error))
+
+
+class EveryFrameFeed(FrameFeed):
+    """Every frame of a source that waits to be read, as fast as the network takes them: none is dropped."""
+
+    def __init__(self, source: Source, clock: Clock = time.monotonic) -> None:
+        super().__init__(LatestFrame(clock))
+        self._source, self._capture = source, Capture(lambda: source, self._latest, Reconnect(0.0), clock)
+
+    def next(self, wait_s: float) -> Frame | None:  # noqa: ARG002  # a file delivers at once
+        """See `FrameFeed`."""
+        while (frame := self._latest.take()) is None and not self.ended:
+            try:
+                self._capture.read(self._source)
+            except SourceLost:
+                self._latest.end()
+                raise
+        return frame
+
+    def stop(self) -> None:
+        """See `FrameFeed`."""
+        self._latest.end()
+        self._source.close()

@@ -1,9 +1,7 @@
 """Ends the process while one of its threads hangs inside a driver, a codec or a pipe that is not read.
 
-Python and the libraries clean up after `main`. A thread that returns from C++ during that ends the process by
-`std::terminate`, with exit code 134, and a thread that does not return may keep the process alive for seconds. So where such a
-thread is left, the process exits at once, with its exit code. Everything that matters, recordings above all, is closed by
-then.
+A thread that returns from C++ while Python cleans up ends the process by `std::terminate`, with exit code 134; one that does
+not return may keep it alive for seconds. So the process exits at once then; recordings are closed by that time.
 """
 
 from __future__ import annotations
@@ -31,14 +29,9 @@ def run_with_forced_exit(run: Callable[[], int]) -> int:
         code = error.exit_code
         raise
     finally:
-        if running_threads():
+        if any(thread.name.startswith(THREAD_PREFIX) for thread in threading.enumerate()):
             atexit.register(exit_now, code)
     return code
-
-
-def running_threads() -> list[str]:
-    """Names of this package's threads that still run."""
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith(THREAD_PREFIX)]
 
 
 def exit_now(code: int) -> None:

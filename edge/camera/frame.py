@@ -1,4 +1,4 @@
-"""A frame with its capture time, and the result that the network gives for it. numpy only."""
+"""A frame and its result, and the protocols of what delivers frames and of what receives results. numpy only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from calib.errors import MissingError
 from edge.images.preprocess import Uint8
 from edge.tasks.frame_answer import FrameAnswer
 from edge.tasks.task import Outputs
@@ -16,6 +17,9 @@ Clock = Callable[[], float]
 Notify = Callable[[str], None]
 """Shows a message to a person."""
 
+MAX_ASPECT_RATIO = 16
+"""Longer side over shorter side: resizing a narrower picture to the network's size takes memory without bound."""
+
 
 def ignore(_text: str) -> None:
     """The `Notify` that shows nothing."""
@@ -23,13 +27,10 @@ def ignore(_text: str) -> None:
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of a source.
+    """One frame of a source, uint8 (H, W, 3) RGB, read-only by convention.
 
-    Attributes:
-        pixels: uint8 (H, W, 3) RGB; read-only by convention.
-        number: how many frames the source delivered before this one, dropped ones included.
-        taken_s: clock time at which the source delivered it.
-        capture_ms: how long the source took to read and decode it.
+    `number` counts the frames before it, dropped ones included; `taken_s` is the clock time at which the source delivered it,
+    after `capture_ms` of reading and decoding.
     """
 
     pixels: Uint8
@@ -54,10 +55,7 @@ class Result:
     """The network's result for one frame.
 
     Attributes:
-        frame: the frame.
         outputs: of the network, (1, ...) each.
-        answer: what they mean.
-        latency: of this frame.
         number: how many results came before this one.
         dropped: frames so far that a newer one replaced before the network was free.
         fps: results per second over the last seconds.
@@ -80,3 +78,47 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Finish and release everything; a second call does nothing."""
+
+
+class SourceLost(MissingError):  # noqa: N818  # names the event
+    """The source stopped delivering frames: unplugged, stalled, closed by its peer. Opening it again may help."""
+
+
+class BadFrame(Exception):  # noqa: N818  # ends nothing: the frame is counted, and the next one is read
+    """One frame that cannot be used; the source goes on. Its text says why."""
+
+
+class Source(Protocol):
+    """Delivers frames one by one.
+
+    Attributes:
+        name: for messages; without passwords.
+        live: a frame that is not read in time is lost: a camera, a stream.
+        fps: frames per second, if known; a source that is not live is played at this rate.
+    """
+
+    name: str
+    live: bool
+    fps: float | None
+
+    def read(self) -> Uint8 | None:
+        """The next frame, uint8 (H, W, 3) RGB, owned by the caller; None at a clean end.
+
+        Raises SourceLost, BadFrame, and InputError for damaged data.
+        """
+
+    def close(self) -> None:
+        """Release the device; a second call does nothing."""
+
+
+Opener = Callable[[], Source]
+"""Opens a source; called again after every loss."""
+
+
+def check_frame(pixels: Uint8) -> Uint8:
+    """Return `pixels`. Raises BadFrame unless they are uint8 (H, W, 3), not empty, and within MAX_ASPECT_RATIO."""
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape or pixels.dtype != "uint8":
+        raise BadFrame(f"not a picture: {pixels.dtype} {pixels.shape}")
+    if max(pixels.shape[:2]) > MAX_ASPECT_RATIO * min(pixels.shape[:2]):
+        raise BadFrame(f"picture too narrow: {pixels.shape[1]}x{pixels.shape[0]}")
+    return pixels

@@ -14,10 +14,10 @@ class FeedStats:
     """What happened to a source so far.
 
     Attributes:
-        captured: frames that the source delivered.
+        captured, bad: frames that the source delivered, and unusable ones.
         dropped: frames that a newer one replaced before they were taken.
-        bad: unusable frames.
         lost, reconnected: how often the source went away and came back.
+        lost_at: clock time since when no frames arrive; None while they do.
         dequeued_s: clock time at which the last frame was taken for the network.
     """
 
@@ -26,6 +26,7 @@ class FeedStats:
     bad: int = 0
     lost: int = 0
     reconnected: int = 0
+    lost_at: float | None = None
     dequeued_s: float = 0.0
 
 

@@ -1,9 +1,8 @@
 """The inference loop: frame, preprocessing, network, the task's answer, sinks.
 
-The age of an answer. Let d be the time from taking a frame until its answer is complete, and i the frame interval of the
-source. The frame taken is the newest of all (`latest_frame`), so it is not older than i, and nothing waits between taking and
-answering: `--max-fps` waits before a frame is taken, and sinks return at once. Hence age <= i + d. `preprocess_ms` starts when
-the frame is taken, so that the parts of d and the wait for the network add up to the age.
+The frame taken is the newest (`latest_frame`), so not older than the frame interval i of the source, and nothing waits between
+taking and answering, which lasts d: `--max-fps` waits before, and sinks return at once. Hence age <= i + d. `preprocess_ms`
+starts when the frame is taken, so that the parts of d and the wait for the network add up to the age.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge.camera.camera_request import Limits
+from edge.camera.camera_request import NO_LIMITS, Limits
+from edge.camera.capture import FrameFeed
 from edge.camera.frame import Clock, Frame, Latency, Result, Sink
-from edge.camera.frame_feed import FrameFeed
 from edge.camera.latency_stats import LatencyStats, Percentiles, Rate
 from edge.camera.reconnect import Pacer, Sleep
 from edge.images.preprocess import Preprocess
@@ -29,14 +28,9 @@ _POLL_S = 0.25
 
 @dataclass(frozen=True)
 class Network:
-    """The network, with what turns a frame into its input and its output into an answer.
+    """The network, (B, 3, S, S) -> (B, ...), with what turns a frame into its input and its output into an answer.
 
-    Attributes:
-        runner: (B, 3, S, S) -> (B, ...).
-        preprocess: of the manifest.
-        task: what the outputs mean.
-        batch_min: smallest batch of the engine; copies of the frame fill it.
-        top_k: parts of an answer that a result lists at most.
+    Copies of a frame fill the smallest batch of the engine, `batch_min`; a result lists at most `top_k` parts of an answer.
     """
 
     runner: Runner
@@ -48,18 +42,13 @@ class Network:
 
 @dataclass(frozen=True)
 class Summary:
-    """The totals of a run.
+    """The totals of a run; see `FeedStats`.
 
     Attributes:
-        ended: why it ended, in a phrase.
-        seconds: its duration on the clock.
-        given, results, dropped: frames of the source, answers, frames that a newer one replaced.
-        bad: unusable frames.
+        given: frames of the source.
         not_finite: frames for which the network output NaN or infinity; they are not counted as results.
-        lost, reconnected: how often the source went away and came back.
         fps: results per second, over the whole run.
         latency: field of `Latency` -> percentiles of the last results.
-        error: what ended the source, if it did not end cleanly.
     """
 
     ended: str
@@ -77,38 +66,28 @@ class Summary:
 
 
 class Loop:
-    """One run.
-
-    Args:
-        network: computes the answers.
-        feed: delivers frames; the caller stops it.
-        sinks: receive every result, in the thread that calls `run`; the caller closes them.
-        limits: when the run ends.
-        clock, sleep: injected by tests.
-    """
+    """One run. `sinks` receive every result, in the thread that calls `run`; the caller closes them and stops the feed."""
 
     def __init__(
         self,
         network: Network,
         feed: FrameFeed,
         sinks: Iterable[Sink] = (),
-        limits: Limits | None = None,
+        limits: Limits = NO_LIMITS,
         *,
         clock: Clock = time.monotonic,
         sleep: Sleep = time.sleep,
     ) -> None:
         self._network, self._feed, self._sinks = network, feed, tuple(sinks)
-        self._limits = limits or Limits()
-        self._clock, self._sleep = clock, sleep
-        self._pacer = Pacer(self._limits.max_fps, clock, sleep) if self._limits.max_fps is not None else None
+        self._limits, self._clock, self._sleep = limits, clock, sleep
+        self._pacer = Pacer(limits.max_fps, clock, sleep)
         self._latency_stats, self._rate = LatencyStats(), Rate()
         self._results = self._not_finite = 0
 
     def run(self, stop: Callable[[], str | None] = lambda: None) -> Summary:
         """Run until the source ends, a limit is reached, `stop` returns a reason, or Ctrl-C: all of these are clean ends.
 
-        A failure of the source is returned in the summary, so that the totals until then are shown too. Raises UfovitError for
-        what the runner refuses.
+        A failure of the source is returned in the summary, so that the totals until then are shown too.
         """
         started = self._clock()
         error: Exception | None = None
@@ -123,7 +102,21 @@ class Loop:
                     self._answer(frame)
         except KeyboardInterrupt:
             ended = "interrupted"
-        return self._summary(ended, self._clock() - started, error)
+        seconds, stats = self._clock() - started, self._feed.stats
+        return Summary(
+            ended=ended,
+            seconds=seconds,
+            given=stats.captured,
+            results=self._results,
+            dropped=stats.dropped,
+            bad=stats.bad,
+            not_finite=self._not_finite,
+            lost=stats.lost,
+            reconnected=stats.reconnected,
+            fps=self._results / seconds if seconds > 0 else 0.0,
+            latency=self._latency_stats.percentiles(),
+            error=error,
+        )
 
     def _end_reason(self, started: float, stop: Callable[[], str | None]) -> str | None:
         limits = self._limits
@@ -138,12 +131,12 @@ class Loop:
         wait_s = _POLL_S
         if self._limits.duration_s is not None:
             wait_s = min(wait_s, max(0.0, started + self._limits.duration_s - self._clock()))
-        if self._pacer is not None and (early_s := self._pacer.remaining_s()) > 0:
+        if (early_s := self._pacer.remaining_s()) > 0:
             self._sleep(min(early_s, wait_s))
             if early_s > wait_s:
                 return None
         frame = self._feed.next(wait_s)
-        if frame is not None and self._pacer is not None:
+        if frame is not None:
             self._pacer.advance()
         return frame
 
@@ -171,20 +164,3 @@ class Loop:
         self._results += 1
         for sink in self._sinks:
             sink(result)
-
-    def _summary(self, ended: str, seconds: float, error: Exception | None) -> Summary:
-        stats = self._feed.stats
-        return Summary(
-            ended=ended,
-            seconds=seconds,
-            given=stats.captured,
-            results=self._results,
-            dropped=stats.dropped,
-            bad=stats.bad,
-            not_finite=self._not_finite,
-            lost=stats.lost,
-            reconnected=stats.reconnected,
-            fps=self._results / seconds if seconds > 0 else 0.0,
-            latency=self._latency_stats.percentiles(),
-            error=error,
-        )

@@ -1,4 +1,4 @@
-"""The only import of OpenCV for sources and recordings: loaded when needed, silenced; BGR is converted to RGB here only."""
+"""The only import of OpenCV: loaded when needed, silenced; BGR is converted to RGB here only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from calib.errors import MissingError
-from edge.camera.frame_source import BadFrame
+from edge.camera.frame import BadFrame, SourceLost
 from edge.images.preprocess import Uint8
 
 
@@ -34,15 +34,10 @@ def load_cv2() -> Any:
     return cv2
 
 
-def has_gstreamer(build_information: str) -> bool:
-    """Whether `cv2.getBuildInformation()` lists GStreamer."""
-    return re.search(r"^\s*GStreamer:\s*YES", build_information, re.MULTILINE) is not None
-
-
 def load_with_gstreamer(where: object = None) -> Any:
     """The module cv2 with GStreamer. Raises MissingError, which names `where`, without either."""
     cv2 = load_cv2()
-    if not has_gstreamer(cv2.getBuildInformation()):
+    if not re.search(r"^\s*GStreamer:\s*YES", cv2.getBuildInformation(), re.MULTILINE):
         raise MissingError(
             "a CSI camera needs an OpenCV built with GStreamer",
             where=where,
@@ -53,10 +48,7 @@ def load_with_gstreamer(where: object = None) -> Any:
 
 
 def to_rgb(picture: Any) -> Uint8:
-    """A frame decoded by OpenCV, uint8 (H, W, 3) BGR or (H, W) grey -> (H, W, 3) RGB.
-
-    Raises BadFrame for anything else.
-    """
+    """A frame decoded by OpenCV, uint8 (H, W, 3) BGR or (H, W) grey -> (H, W, 3) RGB. Raises BadFrame for anything else."""
     pixels = np.asarray(picture)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
@@ -72,3 +64,37 @@ def to_bgr(pixels: Uint8) -> Uint8:
     """RGB -> BGR, which OpenCV draws on and writes. A copy."""
     bgr: Uint8 = load_cv2().cvtColor(pixels, load_cv2().COLOR_RGB2BGR)
     return bgr
+
+
+class CaptureDevice:
+    """A live source read by V4L2, GStreamer or FFmpeg; `lost` and `next_command` are for when frames stop."""
+
+    live = True
+
+    def __init__(self, name: str, capture: Any, fps: float | None, *, lost: str, next_command: str) -> None:
+        self.name = name
+        self.fps = fps
+        self._capture = capture
+        self._lost, self._next_command = lost, next_command
+        self._closed = False
+
+    def read(self) -> Uint8 | None:
+        """See `Source`; a device has no clean end."""
+        try:
+            success, picture = self._capture.read()
+        except load_cv2().error as error:  # raised by a driver whose device is unplugged
+            raise SourceLost(self._lost, where=self.name, found=" ".join(str(error).split())) from error
+        if not success:
+            raise SourceLost(self._lost, where=self.name, next_command=self._next_command)
+        return to_rgb(picture)
+
+    def close(self) -> None:
+        """See `Source`."""
+        if not self._closed:
+            self._closed = True
+            self._capture.release()
+
+
+def known_fps(value: float) -> float | None:
+    """A frame rate as reported by OpenCV; None for the values that mean "unknown"."""
+    return value if 0.1 <= value <= 1000.0 else None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from calib.errors import UsageError
 from edge.camera.frame import Clock
 
-Sleep = Callable[[float], None]
+Sleep = Callable[[float], object]
 """Waits so many seconds, or less when interrupted."""
 
 
@@ -17,9 +17,7 @@ Sleep = Callable[[float], None]
 class Reconnect:
     """Exponential back-off for opening a lost source again: after 0.5, 1, 2, 4, 8, 10, 10 ... seconds.
 
-    Attributes:
-        for_s: give up after so long without a frame; 0: at once. Raises InputError for a negative or infinite time.
-        first_s, max_s: the first and the longest wait; each wait is twice the one before.
+    `for_s`: give up after so long without a frame; 0: at once. Raises UsageError for a negative or infinite time.
     """
 
     for_s: float
@@ -41,10 +39,10 @@ class Reconnect:
 
 
 class Pacer:
-    """Paces calls to `fps`; after a delay of more than an interval it resumes at the normal rate instead of catching up."""
+    """Paces calls to `fps`, None: never waits. After a delay it resumes at the normal rate instead of catching up."""
 
-    def __init__(self, fps: float, clock: Clock, sleep: Sleep) -> None:
-        self._interval_s = 1.0 / fps
+    def __init__(self, fps: float | None, clock: Clock, sleep: Sleep) -> None:
+        self._interval_s = 0.0 if fps is None else 1.0 / fps
         self._clock, self._sleep = clock, sleep
         self._due_s = -math.inf
 

@@ -140,7 +140,7 @@ class _Output:
         else:
             worker = PlainLines(lambda line: print(line, flush=True), notes)
         capacity, block = (_LAST_LINES, wait) if self._json else (1, False)
-        self._lines = BackgroundSink("output", worker, capacity=capacity, block=block, notify=self.say)
+        self._lines = BackgroundSink("output", worker.process, capacity=capacity, block=block, notify=self.say)
         return self._lines
 
     def gone(self) -> bool:

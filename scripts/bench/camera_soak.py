@@ -28,10 +28,8 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from edge.camera.camera_request import Limits
-from edge.camera.capture import CaptureContext
+from edge.camera.capture import Capture, LatestFrameFeed
 from edge.camera.frame import Frame, Result
-from edge.camera.frame_feed import LatestFrameFeed
-from edge.camera.frame_source import PlaybackOptions
 from edge.camera.latest_frame import LatestFrame
 from edge.camera.loop import Loop, Network, Summary
 from edge.camera.reconnect import Reconnect
@@ -119,10 +117,10 @@ def rss_mb() -> float:
 
 def soak(opened: OpenedBuild, video: str, frames: int, source_fps: float) -> tuple[Summary, Watch]:
     """Run one video."""
-    source = open_source(video, PlaybackOptions(loop=True))
+    source = open_source(video, loop=True)
     source.fps = source_fps
     slot = TimedSlot()
-    about = CaptureContext(lambda: source, slot, Reconnect(0.0), time.monotonic)
+    about = Capture(lambda: source, slot, Reconnect(0.0), time.monotonic)
     network = Network(opened.runner, opened.preprocess, task_of(opened.manifest), opened.batch.min)
     watch, feed = Watch(slot, frames), LatestFrameFeed(about, source)
     try:

@@ -2,14 +2,14 @@
 
 import heapq
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from edge.camera import opencv
-from edge.camera.capture import Capture, CaptureContext
-from edge.camera.frame import Frame, Latency, Result
-from edge.camera.frame_source import SourceLost
+from edge.camera.capture import Capture
+from edge.camera.frame import Frame, Latency, Result, SourceLost
 from edge.camera.latest_frame import LatestFrame
 from edge.camera.loop import Network
 from edge.camera.reconnect import Reconnect
@@ -107,7 +107,7 @@ def slow_runner(clock, seconds):
 
 
 def capturing(opener, clock, for_s=60.0, said=None):
-    return CaptureContext(opener, LatestFrame(clock), Reconnect(for_s), clock, [].append if said is None else said.append)
+    return Capture(opener, LatestFrame(clock), Reconnect(for_s), clock, [].append if said is None else said.append)
 
 
 class ClockedCamera:
@@ -116,7 +116,8 @@ class ClockedCamera:
     def __init__(self, clock, times):
         self._clock = clock
         self.about = capturing(lambda: None, clock)
-        self._capture = Capture(self.about, ListSource([picture(i % 250) for i in range(len(times))]), clock.sleep)
+        source = ListSource([picture(i % 250) for i in range(len(times))])
+        self._capture = replace(self.about, source=source, sleep=clock.sleep)
         self.stats = self.about.stats
         for when in times:
             clock.at(when, self._capture.step)

@@ -22,7 +22,6 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import IO, Any
 
-from edge.camera.background_sink import Worker
 from edge.camera.frame import Result
 from edge.camera.loop import Summary
 
@@ -56,14 +55,14 @@ def summary_fields(summary: Summary, audit: dict[str, int] | None) -> dict[str, 
     return {"type": "summary", **fields, **rounded, "latency_ms": latency, "error": error, "audit": audit}
 
 
-class JsonLines(Worker):
+class JsonLines:
     """Writes each result to a stream. Raises BrokenPipeError when its reader is gone."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 
     def process(self, result: Result) -> None:
-        """See `Worker`."""
+        """Write one result."""
         self.write(result_fields(result, datetime.now(timezone.utc)))
 
     def write(self, fields: dict[str, Any]) -> None:

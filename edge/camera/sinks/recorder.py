@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import resource
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,8 @@ from typing import Any
 import numpy as np
 
 from calib.errors import MissingError, UsageError
-from edge.camera.background_sink import Worker
 from edge.camera.frame import Clock, Notify, Result, ignore
-from edge.camera.opencv import load_cv2
-from edge.camera.sinks.overlay import drawn
+from edge.camera.opencv import load_cv2, to_bgr
 from edge.images.preprocess import Uint8
 
 CODECS = {".mp4": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
@@ -30,17 +29,13 @@ DEFAULT_FPS, MAX_FPS = 25.0, 60.0
 _INDEX_BYTES = 64  # per frame, at most: written last by the container
 _DISK_CHECK_S = 0.5
 _MAX_GAP_S = 5.0
+_SMALLEST = 64  # pixels: a picture smaller than this has no room for letters
 
 
-class Recorder(Worker):
+class Recorder:
     """Writes a video. Raises UsageError at once for an unsuitable path, MissingError for a disk without room.
 
-    Args:
-        path: of the video; its suffix selects the container.
-        fps: of the video; frames are repeated or left out to keep real time.
-        each: one frame per result, whatever the time: for `--every-frame`.
-        notify: told the size of the finished file.
-        free_bytes: space left for a file; injected by tests.
+    Frames are repeated or left out to keep real time; with `each` there is one per result, whatever the time.
     """
 
     def __init__(
@@ -66,7 +61,7 @@ class Recorder(Worker):
         self._begun_s = self._checked_s = 0.0
 
     def process(self, result: Result) -> None:
-        """See `Worker`."""
+        """Write the picture of one result, and repeat the one before until then."""
         taken_s = result.frame.taken_s
         picture = drawn(result)
         if self._writer is None:
@@ -84,7 +79,7 @@ class Recorder(Worker):
             self._last = fitted
 
     def close(self) -> None:
-        """See `Worker`: close the video, check it, rename it."""
+        """Close the video, check it, rename it."""
         if self._writer is None:
             return
         self._writer.release()
@@ -129,17 +124,14 @@ class Recorder(Worker):
 
     def _fit(self, picture: Uint8) -> Uint8:
         """The picture in the size of the video; one of another size (the source changed it) is scaled and padded with black."""
-        cv2 = load_cv2()
         width, height = self._size
         if picture.shape[0] - height in (0, 1) and picture.shape[1] - width in (0, 1):
-            cropped: Uint8 = picture[:height, :width]
-            return cropped
+            return picture[:height, :width]
         scale = min(width / picture.shape[1], height / picture.shape[0])
         inner = (max(1, min(width, round(picture.shape[1] * scale))), max(1, min(height, round(picture.shape[0] * scale))))
         left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
-        right, bottom = width - inner[0] - left, height - inner[1] - top
-        scaled = cv2.resize(picture, inner, interpolation=cv2.INTER_AREA)
-        padded: Uint8 = cv2.copyMakeBorder(scaled, top, bottom, left, right, cv2.BORDER_CONSTANT)
+        padded, cv2 = np.zeros((height, width, 3), np.uint8), load_cv2()
+        padded[top : top + inner[1], left : left + inner[0]] = cv2.resize(picture, inner, interpolation=cv2.INTER_AREA)
         return padded
 
     def _check_room(self) -> None:
@@ -166,7 +158,7 @@ def room_for(path: Path) -> int:
 
 
 def check_target(path: Path) -> None:
-    """Raise UsageError unless a recording can be given this name, MissingError for a folder that is not writable."""
+    """Refuse a name that no recording can be given."""
     if path.suffix.lower() not in CODECS:
         allowed = "a name that ends in " + " ".join(CODECS)
         raise UsageError("unknown container for the recording", where="--record", found=path.name, allowed=allowed)
@@ -191,3 +183,33 @@ def decodes(path: Path) -> bool:
 def recording_fps(source_fps: float | None, max_fps: float | None) -> float:
     """The rate of the video: that of the source, at most `max_fps` and 60 per second."""
     return min(source_fps or DEFAULT_FPS, max_fps or MAX_FPS, MAX_FPS)
+
+
+def drawn(result: Result) -> Uint8:
+    """A copy of the frame as BGR, with what the task draws, its lines with their bars, and rate and age below."""
+    cv2 = load_cv2()
+    picture = to_bgr(result.frame.pixels)
+    height, width = picture.shape[:2]
+    if min(height, width) < _SMALLEST:
+        return picture
+    scale = max(0.35, min(height, width) / 800.0)
+    line, thickness = max(12, round(34 * scale)), max(1, round(2 * scale))
+    latency = result.latency
+    result.answer.draw(picture)
+    lines = [(f"{line.name} {line.short}".rstrip(), line.share or 0.0) for line in result.answer.lines()]
+    lines.append((f"{result.fps:.0f}/s, age {latency.age_ms:.0f} ms", 0.0))
+    for row, (text, share) in enumerate(lines):
+        top = row * line
+        if top + line > height:
+            break
+        picture[top : top + line] = picture[top : top + line] // 3
+        picture[top + 1 : top + line - 1, : round(share * width)] += 60  # at most 85 before: no overflow
+        at = (line // 4, top + round(0.75 * line))
+        cv2.putText(picture, ascii_only(text), at, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), thickness, cv2.LINE_AA)
+    return picture
+
+
+def ascii_only(text: str) -> str:
+    """Text in the characters of OpenCV's font: accents are dropped, other characters become `?`."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return plain.encode("ascii", "replace").decode("ascii")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import astuple
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from edge.camera.background_sink import Worker
 from edge.camera.frame import Clock, Notify, Result
 from edge.camera.latency_stats import LatencyStats, Percentiles
 from edge.camera.loop import Summary
@@ -59,7 +59,7 @@ class LiveView:
         return grid
 
 
-class PlainLines(Worker):
+class PlainLines:
     """Writes a line every two seconds."""
 
     def __init__(self, write: Notify, notes: Notes = list, clock: Clock = time.monotonic) -> None:
@@ -67,7 +67,7 @@ class PlainLines(Worker):
         self._next: float | None = None
 
     def process(self, result: Result) -> None:
-        """See `Worker`."""
+        """Write the line of one result, if it is due."""
         now = self._clock()
         if self._next is not None and now < self._next:
             return
@@ -98,8 +98,7 @@ def latency_table(percentiles: dict[str, Percentiles]) -> Table:
     """Percentiles of every part of the latency."""
     table = Table("ms", "p50", "p95", "p99", "max")
     for part, values in percentiles.items():
-        cells = (values.p50_ms, values.p95_ms, values.p99_ms, values.max_ms)
-        table.add_row(_TITLES.get(part, part.removesuffix("_ms")), *(f"{value:.2f}" for value in cells))
+        table.add_row(_TITLES.get(part, part.removesuffix("_ms")), *(f"{value:.2f}" for value in astuple(values)))
     return table
 
 

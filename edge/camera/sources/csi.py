@@ -5,8 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from calib.errors import MissingError, UsageError
-from edge.camera.opencv import load_with_gstreamer
-from edge.camera.sources.capture_device import CaptureDevice
+from edge.camera.opencv import CaptureDevice, load_with_gstreamer
 from edge.camera.sources.source_options import parse_count, parse_fps, parse_parameters, parse_size
 
 SIZE, FPS = (1280, 720), 30.0
@@ -36,13 +35,10 @@ def csi_pipeline(sensor: int, size: tuple[int, int] = SIZE, fps: float = FPS, fl
 
 
 def open_csi(rest: str) -> CaptureDevice:
-    """The camera of `csi://N?size=1280x720&fps=30&flip=0`; `rest` is what follows `csi://`.
-
-    Raises MissingError if OpenCV lacks GStreamer or the camera does not start, UsageError for other numbers.
-    """
+    """The camera of `csi://N?size=1280x720&fps=30&flip=0`; `rest` is what follows `csi://`."""
     number, _, query = rest.partition("?")
     options = parse_parameters(query, ("size", "fps", "flip"))
-    size, fps, flip = parse_size(options, SIZE), parse_fps(options, FPS), parse_count(options, "flip")
+    size, fps, flip = parse_size(options) or SIZE, parse_fps(options) or FPS, parse_count(options, "flip")
     if not (number.isascii() and number.isdecimal()) or int(number) >= MAX_SENSORS or flip >= FLIPS:
         allowed = f"csi://0 to csi://{MAX_SENSORS - 1}, flip 0 to {FLIPS - 1}"
         raise UsageError("invalid CSI camera", where="--source", found=f"csi://{rest}", allowed=allowed)

@@ -1,14 +1,4 @@
-"""The registry of frame sources, one file per kind: `open_source` tells them apart.
-
-    /dev/video0, 0, /dev/v4l/...     V4L2 camera                      `v4l2`
-    csi://0                          CSI camera of a Jetson           `csi`
-    rtsp://, rtsps://, http(s)://    network stream                   `rtsp`
-    synthetic://?size=640x480        a drawn moving picture           `synthetic`
-    holiday.mp4                      video file                       `video_file`
-    photos/, photo.jpg               image folder, image file         `image_folder`
-
-OpenCV is loaded by the kinds that need it, when they are opened.
-"""
+"""The registry of frame sources, one file per kind: `open_source` tells them apart."""
 
 from __future__ import annotations
 
@@ -16,7 +6,14 @@ import re
 from pathlib import Path
 
 from calib.errors import DataError, UsageError
-from edge.camera.frame_source import PlaybackOptions, Source
+from edge.camera.frame import Notify, Source, ignore
+from edge.camera.sources.csi import open_csi
+from edge.camera.sources.image_folder import ImageFolder
+from edge.camera.sources.rtsp import NetworkStream, redact_address
+from edge.camera.sources.synthetic import Synthetic
+from edge.camera.sources.v4l2 import open_v4l2
+from edge.camera.sources.video_file import VideoFile
+from edge.images.labelled_images import IMAGE_SUFFIXES
 
 STREAMS = ("rtsp", "rtsps", "http", "https")
 _ALLOWED = (
@@ -24,55 +21,40 @@ _ALLOWED = (
 )
 
 
-def open_source(text: str, options: PlaybackOptions | None = None) -> Source:
+def open_source(text: str, *, loop: bool = False, timeout_s: float = 5.0, notify: Notify = ignore) -> Source:
     """Open the source that `text` names.
 
-    Raises InputError for anything that is not a source or cannot be decoded, MissingError for a device that is absent, in use
-    or forbidden, and for a missing library.
+    `loop`: start over at the end, if there is one. `timeout_s`: how long a stream may take to open, and to deliver its next
+    frame. Raises InputError for anything that is not a source or cannot be decoded, MissingError for a device that is absent,
+    in use or forbidden, and for a missing library.
     """
-    options = options or PlaybackOptions()
     scheme, separator, rest = text.partition("://")
     kind = scheme.lower() if separator else ""
     if kind in STREAMS:
-        from edge.camera.sources.rtsp import NetworkStream
-
-        return NetworkStream(text, options.timeout_s)
+        return NetworkStream(text, timeout_s)
     if kind == "csi":
-        from edge.camera.sources.csi import open_csi
-
         return open_csi(rest)
     if kind == "synthetic":
-        from edge.camera.sources.synthetic import Synthetic
-
-        return Synthetic(rest, loop=options.loop)
+        return Synthetic(rest, loop=loop)
     if kind:
         raise UsageError("unknown kind of source", where="--source", found=f"{scheme}://", allowed=_ALLOWED)
     if re.fullmatch(r"((/dev/video)?\d+|/dev/v4l/[^?]+)(\?.*)?", text):
-        from edge.camera.sources.v4l2 import open_v4l2
-
         return open_v4l2(text)
-    return _open_path(text, options)
+    return _open_path(text, loop=loop, notify=notify)
 
 
-def _open_path(text: str, options: PlaybackOptions) -> Source:
+def _open_path(text: str, *, loop: bool, notify: Notify) -> Source:
     """A file or a folder."""
-    from edge.camera.sources.image_folder import ImageFolder
-    from edge.images.labelled_images import IMAGE_SUFFIXES
-
     path = Path(text)
     if not text or not path.exists():
         raise UsageError("source not found", where="--source", found=text or "nothing", allowed=_ALLOWED)
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
-        return ImageFolder(path, options)
+        return ImageFolder(path, loop=loop, notify=notify)
     if not path.is_file():
         raise DataError("source is neither a file nor a folder", where=path, allowed=_ALLOWED)
-    from edge.camera.sources.video_file import VideoFile
-
-    return VideoFile(path, options)
+    return VideoFile(path, loop=loop, notify=notify)
 
 
 def redact_source(text: str) -> str:
     """The source for messages and logs: the address of a stream without its passwords."""
-    from edge.camera.sources.rtsp import redact_address
-
     return redact_address(text) if text.partition("://")[0].lower() in STREAMS else text

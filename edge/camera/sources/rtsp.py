@@ -5,15 +5,11 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from calib.errors import MissingError, UsageError
-from edge.camera.opencv import load_cv2
-from edge.camera.sources.capture_device import CaptureDevice, known_fps
+from edge.camera.opencv import CaptureDevice, known_fps, load_cv2
 
 
 class NetworkStream(CaptureDevice):
-    """A stream read by FFmpeg, RTSP over TCP. A pause of more than `timeout_s` seconds is a loss.
-
-    Raises UsageError for a malformed address, MissingError if no video arrives in time or OpenCV lacks FFmpeg.
-    """
+    """A stream read by FFmpeg, RTSP over TCP. A pause of more than `timeout_s` seconds is a loss."""
 
     def __init__(self, address: str, timeout_s: float) -> None:
         name = redact_address(address)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import TypeVar
 from urllib.parse import parse_qsl
 
 from calib.errors import UsageError
 
 MAX_SIDE = 16384
 MAX_FPS = 1000.0
-_Default = TypeVar("_Default")
 
 
 def parse_parameters(query: str, known: tuple[str, ...]) -> dict[str, str]:
@@ -29,11 +27,11 @@ def parse_parameters(query: str, known: tuple[str, ...]) -> dict[str, str]:
     return parameters
 
 
-def parse_size(parameters: Mapping[str, str], default: tuple[int, int] | _Default) -> tuple[int, int] | _Default:
-    """(width, height) of `size=WIDTHxHEIGHT`, pixels. Raises UsageError."""
+def parse_size(parameters: Mapping[str, str]) -> tuple[int, int] | None:
+    """(width, height) of `size=WIDTHxHEIGHT`, pixels; None if it is not given. Raises UsageError."""
     text = parameters.get("size")
     if text is None:
-        return default
+        return None
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     width, height = (int(part) for part in match.groups()) if match else (0, 0)
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
@@ -41,11 +39,11 @@ def parse_size(parameters: Mapping[str, str], default: tuple[int, int] | _Defaul
     return width, height
 
 
-def parse_fps(parameters: Mapping[str, str], default: float | _Default) -> float | _Default:
-    """Frames per second of `fps=`. Raises UsageError."""
+def parse_fps(parameters: Mapping[str, str]) -> float | None:
+    """Frames per second of `fps=`; None if it is not given. Raises UsageError."""
     text = parameters.get("fps")
     if text is None:
-        return default
+        return None
     try:
         fps = float(text)
     except ValueError:
@@ -55,9 +53,9 @@ def parse_fps(parameters: Mapping[str, str], default: float | _Default) -> float
     return fps
 
 
-def parse_count(parameters: Mapping[str, str], name: str, default: int = 0) -> int:
-    """A whole number, 0 or more. Raises UsageError."""
-    text = parameters.get(name, str(default))
+def parse_count(parameters: Mapping[str, str], name: str) -> int:
+    """A whole number, 0 or more; 0 if it is not given. Raises UsageError."""
+    text = parameters.get(name, "0")
     if not re.fullmatch(r"\d{1,9}", text):
         raise _option_error(f"option {name} of the source is not a whole number", text, "0 or more")
     return int(text)

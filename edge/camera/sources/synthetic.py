@@ -1,12 +1,8 @@
 """synthetic://: a moving picture that needs neither camera nor OpenCV, with a camera's faults on request.
 
-    size=640x480    of the picture
-    fps=30          rate at which it is played
-    frames=0        clean end after so many; 0: none
-    seed=0          of colours and path
-
-Faults, each 0 for none: `empty=N` every Nth frame has no pixels, `resize=N` the size changes to half and back every N frames,
-`lose=N` the source is lost at frame N (and starts over when opened again), `hang=N` the read of frame N never returns.
+It ends after `frames=N`; `seed=N` is that of colours and path. Faults: `empty=N` every Nth frame has no pixels, `resize=N` the
+size changes to half and back every N frames, `lose=N` the source is lost at frame N (and starts over when opened again),
+`hang=N` the read of frame N never returns. 0: never.
 """
 
 from __future__ import annotations
@@ -17,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from calib.errors import UsageError
-from edge.camera.frame_source import SourceLost
+from edge.camera.frame import SourceLost
 from edge.camera.sources.source_options import parse_count, parse_fps, parse_parameters, parse_size
 from edge.images.preprocess import Uint8
 
@@ -25,10 +21,7 @@ _COUNTS = ("frames", "seed", "empty", "resize", "lose", "hang")
 
 
 class Synthetic:
-    """A bright square moving over a gradient: the same pixels for the same parameters and frame number, always.
-
-    `rest` is what follows `synthetic://`. Raises UsageError for unknown parameters.
-    """
+    """A bright square moving over a gradient: the same pixels for the same parameters and frame number, always."""
 
     live = False
 
@@ -38,8 +31,8 @@ class Synthetic:
             raise UsageError("invalid synthetic source", where="--source", found=host, allowed="synthetic://?size=...")
         parameters = parse_parameters(query, ("size", "fps", *_COUNTS))
         self.name = f"synthetic://?{query}" if query else "synthetic://"
-        self._size = parse_size(parameters, (640, 480))
-        self.fps: float | None = parse_fps(parameters, 30.0)
+        self._size = parse_size(parameters) or (640, 480)
+        self.fps: float | None = parse_fps(parameters) or 30.0
         self._counts = {name: parse_count(parameters, name) for name in _COUNTS}
         self._loop = loop
         rng = np.random.default_rng(self._counts["seed"])

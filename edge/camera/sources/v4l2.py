@@ -11,8 +11,7 @@ import struct
 from pathlib import Path
 
 from calib.errors import InputError, MissingError, UsageError
-from edge.camera.opencv import load_cv2
-from edge.camera.sources.capture_device import CaptureDevice, known_fps
+from edge.camera.opencv import CaptureDevice, known_fps, load_cv2
 from edge.camera.sources.source_options import parse_fps, parse_parameters, parse_size
 
 DEVICES = Path("/dev")
@@ -24,12 +23,11 @@ _NO_CAPTURE_BUFFERS = struct.pack("IIIIB3x", 0, 1, 1, 0, 0)  # count, type, memo
 def open_v4l2(text: str) -> CaptureDevice:
     """The camera of `/dev/video0`, `0`, `/dev/v4l/by-id/NAME` or `/dev/video0?size=1280x720&fps=30&format=MJPG`.
 
-    Size, rate and pixel format are requests: a camera uses the nearest that it supports. Raises MissingError for a camera that
-    is absent, in use or forbidden, UsageError for anything else.
+    Size, rate and pixel format are requests: a camera uses the nearest that it supports.
     """
     device, _, query = text.partition("?")
     options = parse_parameters(query, ("size", "fps", "format"))
-    size, fps, pixel_format = parse_size(options, None), parse_fps(options, None), options.get("format", "")
+    size, fps, pixel_format = parse_size(options), parse_fps(options), options.get("format", "")
     if pixel_format and (len(pixel_format) != 4 or not pixel_format.isascii()):
         raise UsageError("invalid pixel format", where="--source", found=pixel_format, allowed="such as MJPG, YUYV")
     path = DEVICES / device.removeprefix("/dev/") if device.startswith("/dev/") else DEVICES / f"video{int(device)}"
@@ -62,7 +60,7 @@ def open_v4l2(text: str) -> CaptureDevice:
 
 
 def check_available(path: Path) -> None:
-    """Ask the driver for the capture queue and return it at once. Raises as `open_v4l2` does.
+    """Ask the driver for the capture queue and return it at once.
 
     A busy camera can be opened; the driver refuses, with EBUSY, a second owner of its queue (VIDIOC_REQBUFS).
     """

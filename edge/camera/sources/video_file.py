@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from calib.errors import DataError, MissingError
-from edge.camera.frame_source import BadFrame, PlaybackOptions
-from edge.camera.opencv import load_cv2, to_rgb
-from edge.camera.sources.capture_device import known_fps
+from edge.camera.frame import BadFrame, Notify
+from edge.camera.opencv import known_fps, load_cv2, to_rgb
 from edge.images.preprocess import Uint8
 
 DEFAULT_FPS = 25.0
@@ -18,16 +18,13 @@ _COMPLETE = 0.9
 
 
 class VideoFile:
-    """A video file. Raises DataError for one that is empty or cannot be decoded, MissingError without a decoder.
-
-    One that ends long before the end stated by its container raises DataError there; when looped, this is reported once.
-    """
+    """A video file. An end long before the one stated by its container is a DataError; when looped, it is reported once."""
 
     live = False
 
-    def __init__(self, path: Path, options: PlaybackOptions) -> None:
+    def __init__(self, path: Path, *, loop: bool, notify: Notify) -> None:
         self.name = str(path)
-        self._path, self._options = path, options
+        self._path, self._loop, self._notify = path, loop, notify
         if path.stat().st_size == 0:
             raise DataError("the video is empty", where=path, found="0 bytes", next_command="copy or record it again")
         self._capture = self._open()
@@ -36,11 +33,9 @@ class VideoFile:
         stated = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self._stated_frames = int(stated) if 0 < stated < 1e9 else 0
         self._frames = 0
-        self._reported = False
-        try:
+        self._first: Uint8 | None = None
+        with contextlib.suppress(BadFrame):
             self._first = self._decode()
-        except BadFrame:
-            self._first = None
         if self._first is None:
             self.close()
             raise self._undecodable_error("none of its frames can be decoded")
@@ -52,7 +47,7 @@ class VideoFile:
             pixels = self._decode()
         if pixels is None:
             self._check_end()
-            if self._options.loop:
+            if self._loop:
                 self.close()
                 self._capture, self._frames = self._open(), 0
                 pixels = self._decode()
@@ -93,11 +88,10 @@ class VideoFile:
             allowed=f"about {self._stated_frames}, as its container states",
             next_command="copy or record it again",
         )
-        if not self._options.loop:
+        if not self._loop:
             raise error
-        if not self._reported:
-            self._reported = True
-            self._options.notify(f"{error}\n  it is played up to there")
+        self._stated_frames = 0  # reported once
+        self._notify(f"{error}\n  it is played up to there")
 
     def _undecodable_error(self, reason: str) -> DataError:
         return DataError(

@@ -23,14 +23,14 @@ def parse_address(text: str) -> tuple[str, int]:
     if match is None or int(match["port"]) > 65535:
         raise UsageError("invalid address for the page", where="--serve", found=text, allowed=_ALLOWED)
     host = (match["host"] or LOOPBACK).strip("[]")
-    if ":" in host and _ip(host) is None:
+    if ":" in host and parse_ip(host) is None:
         raise UsageError("invalid IPv6 address", where="--serve", found=text, allowed=_ALLOWED)
     return host, int(match["port"])
 
 
 def is_loopback(host: str) -> bool:
     """Whether a host is reachable from this machine only: "localhost" or an address of the loopback interface."""
-    address = _ip(host)
+    address = parse_ip(host)
     return host.lower() == "localhost" if address is None else address.is_loopback
 
 
@@ -48,7 +48,7 @@ def host_check(host: str) -> Callable[[str], bool]:
 
     def known(header: str) -> bool:
         name = _name(header)
-        return _ip(name) is not None or name in names or name.partition(".")[0] in names - {"localhost"}
+        return parse_ip(name) is not None or name in names or name.partition(".")[0] in names - {"localhost"}
 
     return known
 
@@ -58,12 +58,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError) as error:
+        allowed = "an address of this machine"
         raise UsageError(
-            "unknown host for the page",
-            where="--serve",
-            found=host,
-            allowed="an address of this machine",
-            next_command=f"--serve {port}, or --serve 0.0.0.0:{port} for every network",
+            "unknown host for the page", where="--serve", found=host, allowed=allowed, next_command=_other_hosts(port)
         ) from error
     server = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -81,14 +78,15 @@ def listen(host: str, port: int) -> socket.socket:
 
 def url_of(host: str, port: int) -> str:
     """The URL for a browser; for 0.0.0.0 with the address under which other machines reach this one."""
-    address = _ip(host)
+    address = parse_ip(host)
     shown = host
     if address is not None and address.is_unspecified:
         shown = _outbound_address(address.version) or socket.gethostname()
     return f"http://[{shown}]:{port}/" if ":" in shown else f"http://{shown}:{port}/"
 
 
-def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def parse_ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address without its zone; None for a name."""
     try:
         return ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -115,21 +113,17 @@ def _outbound_address(version: int) -> str | None:
 def _listen_error(host: str, port: int, error: OSError) -> UsageError | MissingError:
     where = f"{host}:{port}"
     if error.errno == errno.EADDRINUSE:
-        other = port + 1 if port < 65535 else port - 1
-        return UsageError(
-            f"port {port} is in use by another program",
-            where=where,
-            allowed="a free port",
-            next_command=f"--serve {other}, or --serve 0 for any free port",
-        )
+        command = f"--serve {port + 1 if port < 65535 else port - 1}, or --serve 0 for any free port"
+        what = f"port {port} is in use by another program"
+        return UsageError(what, where=where, allowed="a free port", next_command=command)
     if error.errno == errno.EACCES:
         return MissingError(f"no permission to use port {port}", where=where, next_command="--serve 8080, or any from 1024")
     if error.errno == errno.EADDRNOTAVAIL:
-        return UsageError(
-            "the host for the page is not an address of this machine",
-            where=where,
-            next_command=f"--serve {port}, or --serve 0.0.0.0:{port} for every network",
-        )
-    return MissingError(
-        "the page cannot be served at this address", where=where, found=error.strerror, next_command="--serve 8080"
-    )
+        what = "the host for the page is not an address of this machine"
+        return UsageError(what, where=where, next_command=_other_hosts(port))
+    what = "the page cannot be served at this address"
+    return MissingError(what, where=where, found=error.strerror, next_command="--serve 8080")
+
+
+def _other_hosts(port: int) -> str:
+    return f"--serve {port}, or --serve 0.0.0.0:{port} for every network"

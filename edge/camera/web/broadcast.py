@@ -1,8 +1,7 @@
 """Broadcasts results to the viewers of the page: each picture is encoded once, each figure written once, nothing is queued.
 
 A viewer waits for the next tick and sends the newest result; one that is still sending skips the ticks in between. So a slow
-viewer costs no memory, and all viewers together cost one JPEG per tick. There are at most RATE ticks a second, fewer when so
-many view the page that sending would take processor time from the network, and no JPEG is encoded without viewers.
+viewer costs no memory. Ticks come less often when so many view the page that sending would take time from the network.
 """
 
 from __future__ import annotations
@@ -10,21 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import math
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from edge.camera.frame import Clock, Result
+from edge.camera.latency_stats import KEPT_S, PARTS, LatencyHistory, finite
 from edge.camera.web.jpeg import Encode
-from edge.camera.web.latency_history import KEPT_S, PARTS, LatencyHistory
 from edge.tasks.frame_answer import PanelLayout
 
-RATE = 12.0
-"""Pictures and answers a second."""
+RATE, SLOWEST_RATE = 12.0, 2.0
+"""Ticks a second: pictures and answers."""
 SENDS_PER_S = 400.0
 """Of all viewers together, roughly: beyond it ticks come less often."""
-SLOWEST_RATE = 2.0
 STALE_S = 2.0
 """The picture is marked stale without a new result for so long, or for three usual intervals if that is longer."""
 BOUNDARY = b"--frame\r\n"
@@ -33,28 +29,17 @@ Notes = Callable[[], Mapping[str, str]]
 """Rows that change while the camera runs; called once a second in the page's thread."""
 
 
-@dataclass(frozen=True)
-class PageContent:
-    """What the page shows about the build.
+class Broadcast:
+    """The newest result, and the streams made from it. `publish` may be called in any one thread; all else in the page's.
 
-    Attributes:
-        identity: rows; the one called "verdict" also gives the page its badge.
-        layout: of the answers.
-        notes: further rows that change.
+    `identity` are the page's rows about the build, `layout` that of the task's answers.
     """
 
-    identity: Mapping[str, str]
-    layout: PanelLayout
-    notes: Notes = field(default=dict)
-
-
-class Broadcast:
-    """The newest result, and the streams made from it. `publish` may be called in any one thread; all else in the page's."""
-
-    def __init__(self, content: PageContent, encode: Encode, clock: Clock) -> None:
-        self._content = content
-        self._encode = encode
-        self._clock = clock
+    def __init__(
+        self, identity: Mapping[str, str], layout: PanelLayout, encode: Encode, clock: Clock, notes: Notes = dict
+    ) -> None:
+        self._identity, self._layout, self._changing_rows = dict(identity), layout, notes
+        self._encode, self._clock = encode, clock
         self._newest: tuple[Result, float] | None = None
         self._history = LatencyHistory(clock)
         self._tick = asyncio.Event()
@@ -157,13 +142,10 @@ class Broadcast:
         return head.encode() + jpeg + b"\r\n" + BOUNDARY
 
     def _about(self) -> dict[str, Any]:
-        layout = self._content.layout
         return {
-            "identity": list(self._content.identity.items()),
-            "caption": layout.caption,
-            "longest": layout.longest,
-            "bars": layout.bars,
-            "parts": PARTS,
+            "identity": list(self._identity.items()),
+            **vars(self._layout),
+            "parts": [part.removesuffix("_ms") for part in PARTS],
             "kept_s": KEPT_S,
             **self._state(),
         }
@@ -182,7 +164,7 @@ class Broadcast:
 
     def _notes(self) -> dict[str, str]:
         try:
-            notes = {str(name): str(text) for name, text in self._content.notes().items()}
+            notes = {str(name): str(text) for name, text in self._changing_rows().items()}
         except Exception as error:  # noqa: BLE001  # a failing note must not end the page
             notes = {"notes": f"not available: {' '.join(str(error).split())[:200]}"}
         return {**notes, "picture": self._fault} if self._fault else notes
@@ -193,17 +175,12 @@ class Broadcast:
             "number": result.number,
             "frame": result.frame.number,
             "dropped": result.dropped,
-            "fps": finite(result.fps),
+            "fps": finite(result.fps, 5),
             "title": panel.title,
             "figure": panel.figure,
-            "bars": [[bar.name, None if bar.share is None else finite(bar.share), bar.text] for bar in panel.bars],
+            "bars": [[bar.name, None if bar.share is None else finite(bar.share, 5), bar.text] for bar in panel.bars],
             "leader": panel.leader,
         }
-
-
-def finite(value: float) -> float | None:
-    """A number with five decimal places, None for NaN and infinities, which JSON cannot represent."""
-    return round(value, 5) if math.isfinite(value) else None
 
 
 def event(name: str, value: object) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from calib.errors import MissingError
+from edge.camera.opencv import load_cv2, to_bgr
 from edge.images.preprocess import Uint8
 
 MAX_SIDE = 640
@@ -38,16 +39,15 @@ def size_on_page(height: int, width: int) -> tuple[int, int]:
 
 def with_opencv(pixels: Uint8) -> bytes:
     """See `Encode`."""
-    import cv2
-
+    cv2 = load_cv2()
     height, width = size_on_page(*pixels.shape[:2])
-    picture: cv2.typing.MatLike = np.ascontiguousarray(pixels)
+    picture = np.ascontiguousarray(pixels)
     if (height, width) != picture.shape[:2]:
         picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-    success, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    success, data = cv2.imencode(".jpg", to_bgr(picture), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     if not success:
         raise ValueError(f"OpenCV wrote no JPEG of {pixels.shape}")
-    return data.tobytes()
+    return bytes(data)
 
 
 def with_pillow(pixels: Uint8) -> bytes:

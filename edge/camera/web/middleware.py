@@ -30,8 +30,7 @@ HEADERS = {
 class SecurityMiddleware:
     """ASGI middleware. Every response, refusals included, carries HEADERS.
 
-    starlette's TrustedHostMiddleware knows names and `*.domain` only; here any IP address and `name.*` are accepted
-    (`host_check`).
+    starlette's TrustedHostMiddleware cannot allow "any IP address" and `name.*`, as `host_check` does.
     """
 
     def __init__(self, app: ASGIApp, auth: TokenAuth, known_host: Callable[[str], bool]) -> None:
@@ -75,8 +74,7 @@ class SecurityMiddleware:
 
 def refusal(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
     """A short response in plain text; 401 also names the scheme of authentication."""
-    extra = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-    return PlainTextResponse(text + "\n", status, {**extra, **(headers or {})})
+    return PlainTextResponse(text + "\n", status, {"WWW-Authenticate": "Bearer"} if status == 401 else headers)
 
 
 def client_address(scope: Scope) -> str:

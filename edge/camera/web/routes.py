@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from urllib.parse import parse_qs
 
@@ -36,12 +37,12 @@ def create_app(broadcast: Broadcast, auth: TokenAuth, known_host: Callable[[str]
     """The ASGI application: the page, its files, its two streams and the login form, after the security checks."""
     login = _Login(auth)
     routes = [
-        Route("/", _file_endpoint("index.html", HTML), methods=["GET"]),
-        Route("/login", login.show, methods=["GET"]),
+        Route("/", partial(_send_file, _read_file("index.html"), HTML)),
+        Route("/login", login.show),
         Route("/login", login.submit, methods=["POST"]),
+        *(Route(f"/{name}", partial(_send_stream, broadcast, name)) for name in _STREAMS),
+        *(Route(f"/static/{name}", partial(_send_file, _read_file(name), media)) for name, media in FILES.items()),
     ]
-    routes += [Route(f"/{name}", _stream_endpoint(broadcast, name), methods=["GET"]) for name in _STREAMS]
-    routes += [Route(f"/static/{name}", _file_endpoint(name, media), methods=["GET"]) for name, media in FILES.items()]
     app = Starlette(routes=routes)
     app.router.redirect_slashes = False
     return SecurityMiddleware(app, auth, known_host)
@@ -110,22 +111,14 @@ async def _read_body(request: Request) -> bytes | None:
     return body
 
 
-def _stream_endpoint(broadcast: Broadcast, name: str) -> Callable[[Request], Response]:
-    async def endpoint(request: Request) -> Response:
-        if request.method != "GET":  # starlette adds HEAD to GET; a stream has no end to describe
-            return Response("Method Not Allowed", 405, {"Allow": "GET"})
-        return _ViewerStream(broadcast, name)
-
-    return endpoint  # type: ignore[return-value]  # starlette accepts both kinds of functions
+async def _send_stream(broadcast: Broadcast, name: str, request: Request) -> Response:
+    if request.method != "GET":  # starlette adds HEAD to GET; a stream has no end to describe
+        return Response("Method Not Allowed", 405, {"Allow": "GET"})
+    return _ViewerStream(broadcast, name)
 
 
-def _file_endpoint(name: str, media_type: str) -> Callable[[Request], Response]:
-    data = _read_file(name)
-
-    async def endpoint(_request: Request) -> Response:
-        return Response(data, media_type=media_type)
-
-    return endpoint  # type: ignore[return-value]  # starlette accepts both kinds of functions
+async def _send_file(data: bytes, media_type: str, _request: Request) -> Response:
+    return Response(data, media_type=media_type)
 
 
 def _read_file(name: str) -> bytes:

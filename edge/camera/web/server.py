@@ -1,8 +1,4 @@
-"""uvicorn in a thread of its own: no signal handlers, no log, bounded connections, and an end within a second.
-
-uvicorn leaves to a proxy what slow and idle peers may take. Here the listening socket keeps track of the connections that it
-accepts: `BoundedListener` refuses too many, and shuts down those that take too long to send a request or to read a response.
-"""
+"""uvicorn in a thread of its own: no signal handlers, no log, an end within a second, and bounds on slow and idle peers."""
 
 from __future__ import annotations
 
@@ -110,18 +106,29 @@ class BoundedListener(socket.socket):
 
 
 class WebServer:
-    """Serves an ASGI application on a listening socket, and runs a broadcast as long.
-
-    Args:
-        app: the application.
-        broadcast: what its streams send; `run` and `end` are called on the server's thread.
-        listening: the socket; the server closes it.
-    """
+    """Serves an application on a listening socket, which it closes, and runs the broadcast as long, in its own thread."""
 
     def __init__(self, app: ASGIApp, broadcast: Broadcast, listening: socket.socket) -> None:
         self._listener = BoundedListener(listening)
         self._broadcast = broadcast
-        self._server = uvicorn.Server(_config(self._listener.with_deadlines(app)))
+        config = uvicorn.Config(
+            self._listener.with_deadlines(app),
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,  # who claims to speak for another address is not believed
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=0,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        )
+        self._server = uvicorn.Server(config)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="ufovit-page", daemon=True)
         self._failure: BaseException | None = None
@@ -161,33 +168,11 @@ class WebServer:
             await self._server.serve(sockets=[self._listener])
         finally:
             broadcast.cancel()
-            await self._disconnect_all()
+            for _ in range(_CLOSE_TURNS):
+                connections = self._listener.connections()
+                if not connections:
+                    break
+                for connection in connections:
+                    connection.shut_down()
+                await asyncio.sleep(0.01)  # the transports see it and close
             await asyncio.gather(broadcast, return_exceptions=True)
-
-    async def _disconnect_all(self) -> None:
-        for _ in range(_CLOSE_TURNS):
-            if not (connections := self._listener.connections()):
-                return
-            for connection in connections:
-                connection.shut_down()
-            await asyncio.sleep(0.01)  # the transports see it and close
-
-
-def _config(app: ASGIApp) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        loop="asyncio",
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="critical",
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,  # who claims to speak for another address is not believed
-        limit_concurrency=MAX_CONNECTIONS,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=0,
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-    )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import math
 import secrets
 from collections import OrderedDict
 from http.cookies import CookieError, SimpleCookie
 
 from calib.errors import UsageError
 from edge.camera.frame import Clock
+from edge.camera.web.bind_address import parse_ip
 
 MIN_TOKEN = 8
 GUESSES = 5
@@ -39,89 +41,25 @@ def check_token(token: str) -> str:
     return token
 
 
-def equal_in_constant_time(left: str, right: str) -> bool:
-    """Whether two texts are equal, in a time that does not depend on where they differ."""
-    return hmac.compare_digest(left.encode(), right.encode())
-
-
-class _Bucket:
-    """A token bucket: `size` guesses at once, one more every `every_s`."""
-
-    def __init__(self, size: int, every_s: float, now_s: float) -> None:
-        self._left, self._size, self._every_s, self._updated_s = float(size), size, every_s, now_s
-
-    def wait_s(self, now_s: float) -> float:
-        """Seconds until a guess is left."""
-        self._refill(now_s)
-        return max(0.0, (1 - self._left) * self._every_s)
-
-    def remove_one(self, now_s: float) -> None:
-        """Use up a guess."""
-        self._refill(now_s)
-        self._left -= 1
-
-    def _refill(self, now_s: float) -> None:
-        self._left = min(float(self._size), self._left + (now_s - self._updated_s) / self._every_s)
-        self._updated_s = now_s
-
-
-class GuessLimiter:
-    """Counts wrong tokens, per address (per /64 network of IPv6, which one person holds) and together; in bounded memory."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._all = _Bucket(ALL_GUESSES, ALL_EVERY_S, clock())
-        self._by_address: OrderedDict[str, _Bucket] = OrderedDict()
-
-    def wait_s(self, address: str) -> float:
-        """Seconds until a token from this address is checked again; 0.0: now."""
-        now_s = self._clock()
-        return max(self._bucket(address).wait_s(now_s), self._all.wait_s(now_s))
-
-    def count_wrong(self, address: str) -> None:
-        """Count a wrong token from this address."""
-        for bucket in (self._bucket(address), self._all):
-            bucket.remove_one(self._clock())
-
-    def _bucket(self, address: str) -> _Bucket:
-        network = _network(address)
-        bucket = self._by_address.setdefault(network, _Bucket(GUESSES, GUESS_EVERY_S, self._clock()))
-        self._by_address.move_to_end(network)
-        while len(self._by_address) > MAX_ADDRESSES:
-            self._by_address.popitem(last=False)
-        return bucket
-
-
-def _network(address: str) -> str:
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address[:64]
-    return str(ipaddress.ip_network((parsed, 64), strict=False)) if parsed.version == 6 else str(parsed)
-
-
 class TokenAuth:
     """Decides on one request. With `token` None everyone who reaches the page may view it.
 
     A browser gives the token once, in a form, and from then on a cookie. Every process generates a new cookie, and its name
     holds the port, because browsers send one host's cookies to every port. Programs send `Authorization: Bearer TOKEN`.
+
+    Wrong tokens are limited per address (per /64 network of IPv6, which one person holds) and together, in bounded memory. A
+    token bucket of n guesses, refilled by one every T seconds, is kept as the time f at which it is full again: a guess sets
+    f = max(f, now) + T, and one is left once now >= f - (n - 1) T.
     """
 
     def __init__(self, token: str | None, port: int, clock: Clock) -> None:
-        self._token = token
+        self.needed = token is not None
+        self._token, self._clock = token or "", clock
         self._session = secrets.token_urlsafe(32)
         self._cookie = f"ufovit_page_{port}"
-        self._guesses = GuessLimiter(clock)
-
-    @property
-    def needed(self) -> bool:
-        """Whether a token is required at all."""
-        return self._token is not None
-
-    @property
-    def set_cookie(self) -> str:
-        """The header that gives a browser its cookie, inaccessible to scripts and to other sites."""
-        return f"{self._cookie}={self._session}; Path=/; HttpOnly; SameSite=Strict"
+        self.set_cookie = f"{self._cookie}={self._session}; Path=/; HttpOnly; SameSite=Strict"
+        self._all_full_at = -math.inf
+        self._full_at: OrderedDict[str, float] = OrderedDict()
 
     def has_cookie(self, header: str) -> bool:
         """Whether a Cookie header holds the session."""
@@ -129,19 +67,37 @@ class TokenAuth:
             morsel = SimpleCookie(header).get(self._cookie)
         except CookieError:
             return False
-        return morsel is not None and equal_in_constant_time(morsel.value, self._session)
+        return morsel is not None and hmac.compare_digest(morsel.value.encode(), self._session.encode())
 
     def wait_s(self, address: str) -> float:
         """Seconds until this address may send a token; 0.0: now."""
-        return self._guesses.wait_s(address)
+        own_s = self._remembered(_network(address)) - (GUESSES - 1) * GUESS_EVERY_S
+        all_s = self._all_full_at - (ALL_GUESSES - 1) * ALL_EVERY_S
+        return max(0.0, max(own_s, all_s) - self._clock())
 
     def accepts(self, token: str, address: str) -> bool:
         """Whether this is the token; a wrong one is counted. While `wait_s` is positive no token is checked."""
-        if self._token is None:
+        if not self.needed:
             return True
         if self.wait_s(address) > 0:
             return False
-        if equal_in_constant_time(token, self._token):
+        if hmac.compare_digest(token.encode(), self._token.encode()):
             return True
-        self._guesses.count_wrong(address)
+        network, now_s = _network(address), self._clock()
+        self._full_at[network] = max(self._remembered(network), now_s) + GUESS_EVERY_S
+        self._all_full_at = max(self._all_full_at, now_s) + ALL_EVERY_S
         return False
+
+    def _remembered(self, network: str) -> float:
+        full_at = self._full_at.setdefault(network, -math.inf)
+        self._full_at.move_to_end(network)
+        while len(self._full_at) > MAX_ADDRESSES:
+            self._full_at.popitem(last=False)
+        return full_at
+
+
+def _network(address: str) -> str:
+    parsed = parse_ip(address)
+    if parsed is None:
+        return address[:64]
+    return str(ipaddress.ip_network((parsed, 64), strict=False)) if parsed.version == 6 else str(parsed)

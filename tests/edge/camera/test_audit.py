@@ -12,7 +12,7 @@ from camera_fakes import LABELS, PREPROCESS, banded, picture, result
 
 from calib.errors import InputError, MissingError
 from edge.camera import audit as audit_module
-from edge.camera.audit import Audit, AuditContext, AuditStatus, AuditWorker, audit_folder, open_reference
+from edge.camera.audit import Audit, AuditStatus, AuditWorker, audit_folder, open_reference
 from edge.runtime.runner import FakeRunner
 from edge.tasks.interval import share_interval
 from engines.build_folder.folder import BuildFolder
@@ -26,15 +26,15 @@ def manifest(built):
 
 @pytest.fixture
 def about(manifest):
-    return AuditContext(FakeRunner((3, 12, 12), 3), PREPROCESS, manifest, "rtsp://camera.lan/a")
+    return FakeRunner((3, 12, 12), 3), PREPROCESS, manifest, "rtsp://camera.lan/a"
 
 
 def logits(row):
     return tuple(float(i == row) for i in range(3))
 
 
-def test_answers_are_compared_and_those_that_differ_are_kept(tmp_path, about):
-    work = AuditWorker(about, tmp_path / "audit")
+def test_answers_are_compared_and_those_that_differ_are_kept(tmp_path, about, manifest):
+    work = AuditWorker(*about, tmp_path / "audit")
     answers = [(0, 0), (1, 1), (2, 0), (1, 1), (0, 2)]  # what the picture shows, what the engine says
     for number, (shown, said) in enumerate(answers):
         work.process(result(banded(shown), number, logits=logits(said)))
@@ -46,25 +46,25 @@ def test_answers_are_compared_and_those_that_differ_are_kept(tmp_path, about):
     record = json.loads((tmp_path / "audit" / "frame-000000002.json").read_text())
     assert (record["engine_answer"], record["reference_answer"], record["frame"]) == ("top", "bottom", 2)
     assert record["source"] == "rtsp://camera.lan/a"
-    assert record["engine_sha256"] == about.manifest.engine.sha256
-    assert record["reference_sha256"] == about.manifest.onnx.sha256
+    assert record["engine_sha256"] == manifest.engine.sha256
+    assert record["reference_sha256"] == manifest.onnx.sha256
     np.testing.assert_allclose(record["reference_logits"], FakeRunner((3, 12, 12), 3)(PREPROCESS(banded(2))[None])[0])
     exact = np.exp(record["reference_logits"]) / np.exp(record["reference_logits"]).sum()
     assert record["reference_probability"] == pytest.approx(exact[2], rel=1e-6)
     from PIL import Image
 
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "audit" / record["picture"])), banded(2))
-    assert about.reference.closed
+    assert about[0].closed
 
 
 def test_an_audit_that_agrees_leaves_nothing_behind(tmp_path, about):
-    work = AuditWorker(about, tmp_path / "audit")
+    work = AuditWorker(*about, tmp_path / "audit")
     work.process(result(banded(0), logits=logits(0)))
     assert not (tmp_path / "audit").exists()
 
 
 def test_the_number_kept_is_bounded(tmp_path, about):
-    work = AuditWorker(about, tmp_path / "audit", max_saved=3)
+    work = AuditWorker(*about, tmp_path / "audit", max_saved=3)
     for number in range(10):
         work.process(result(banded(0), number, logits=logits(1)))
     assert (work.compared, work.agreed, work.saved) == (10, 0, 3)
@@ -77,7 +77,7 @@ def test_a_full_disk_ends_the_keeping_and_not_the_comparing(tmp_path, about, mon
 
     monkeypatch.setattr(audit_module, "write_png", full)
     said = []
-    work = AuditWorker(about, tmp_path / "audit", said.append)
+    work = AuditWorker(*about, tmp_path / "audit", said.append)
     for number in range(5):
         work.process(result(banded(0), number, logits=logits(1)))
     assert (work.compared, work.saved) == (5, 0)
@@ -86,13 +86,11 @@ def test_a_full_disk_ends_the_keeping_and_not_the_comparing(tmp_path, about, mon
 
 
 def test_every_nth_result_is_compared(tmp_path, about):
-    audit = Audit(AuditWorker(about, tmp_path), 3, capacity=100)
+    audit = Audit(AuditWorker(*about, tmp_path), 3, capacity=100)
     for number in range(10):
         audit(result(banded(1), number, logits=logits(1)))
     audit.close()
     assert audit.status == AuditStatus(compared=4, agreed=4)
-    with pytest.raises(InputError, match="--audit"):
-        Audit(AuditWorker(about, tmp_path), 0)
 
 
 def test_an_audit_that_is_behind_skips_and_holds_nobody_up(tmp_path, about):
@@ -102,7 +100,7 @@ def test_an_audit_that_is_behind_skips_and_holds_nobody_up(tmp_path, about):
         go.wait(60)
         return np.zeros((len(images), 3), np.float32)
 
-    audit = Audit(AuditWorker(replace(about, reference=FakeRunner((3, 12, 12), 3, answer=slow)), tmp_path), 1)
+    audit = Audit(AuditWorker(FakeRunner((3, 12, 12), 3, answer=slow), *about[1:], tmp_path), 1)
     for number in range(50):
         audit(result(picture(), number, logits=logits(0)))
     assert audit.status.skipped >= 45
@@ -156,7 +154,7 @@ def test_runs_have_folders_of_their_own(tmp_path):
 
 
 def test_records_are_plain_json(tmp_path, about):
-    work = AuditWorker(about, tmp_path / "audit")
+    work = AuditWorker(*about, tmp_path / "audit")
     work.process(result(banded(0), 7, logits=logits(1)))
     fields = json.loads((tmp_path / "audit" / "frame-000000007.json").read_text())
     assert fields["schema_version"] == 1

@@ -12,7 +12,7 @@ import pytest
 from page_results import IDENTITY, LABELS, LAYOUT, result
 
 from edge.camera.web import broadcast as module
-from edge.camera.web.broadcast import BOUNDARY, Broadcast, PageContent, event
+from edge.camera.web.broadcast import BOUNDARY, Broadcast, event
 from edge.tasks.classification import Classification
 from edge.tasks.classification.top_k import ALL_CLASSES
 
@@ -30,7 +30,7 @@ def encode(pixels: np.ndarray) -> bytes:
 
 
 def make_broadcast(clock: Clock, notes: Callable[[], dict[str, str]] = dict) -> Broadcast:
-    return Broadcast(PageContent(IDENTITY, LAYOUT, notes), encode, clock)
+    return Broadcast(IDENTITY, LAYOUT, encode, clock, notes)
 
 
 async def events(stream: AsyncIterator[bytes], count: int) -> list[tuple[str, dict]]:
@@ -168,7 +168,7 @@ def test_the_figures_say_what_the_result_says() -> None:
 
 def test_many_classes_show_the_top_only() -> None:
     task = Classification(tuple(f"c{n}" for n in range(ALL_CLASSES + 1)))
-    feed = Broadcast(PageContent({}, task.panel_layout()), encode, Clock())
+    feed = Broadcast({}, task.panel_layout(), encode, Clock())
     assert feed._about()["bars"] == 0
     logits = np.zeros((1, ALL_CLASSES + 1), np.float32)
     logits[0, 12], logits[0, 3] = 5, 4
@@ -212,7 +212,7 @@ def test_a_picture_that_cannot_be_drawn_is_told_and_the_figures_go_on() -> None:
         raise ValueError("no such\npicture")
 
     clock = Clock()
-    feed = Broadcast(PageContent(IDENTITY, LAYOUT), refuse, clock)
+    feed = Broadcast(IDENTITY, LAYOUT, refuse, clock)
     with feed.viewer("picture"), feed.viewer("figures"):
         feed.publish(result(0))
         feed._update()

@@ -19,14 +19,13 @@ import pytest
 from camera_fakes import ListSource, gone, loaded_cv2, picture, read_all
 from stream_server import mjpeg, server
 
-from edge.camera import forced_exit, session
-from edge.camera.frame_feed import LatestFrameFeed
+from edge.camera import forced_exit, opencv, session
+from edge.camera.capture import LatestFrameFeed
 from edge.camera.sinks import recorder
-from edge.camera.sources import capture_device, v4l2
+from edge.camera.sources import v4l2
 from edge.camera.sources.registry import open_source
 from edge.cli import run
 from edge.images.preprocess import Preprocess
-from edge.runtime import open_build as opened_module
 from edge.runtime.runner import FakeRunner
 from engines.build_folder.folder import BuildFolder
 
@@ -117,13 +116,13 @@ def test_what_runs_is_said_first(camera, built):
 
 
 def test_drawn_weights_and_failed_builds_are_stamped(camera, monkeypatch):
-    genuine = opened_module.open_runner
+    genuine = session.open_runner
 
     def drawn(*arguments, **options):
         found = genuine(*arguments, **options)
         return replace(found, manifest=replace(found.manifest, random_weights=True))
 
-    monkeypatch.setattr(opened_module, "open_runner", drawn)
+    monkeypatch.setattr(session, "open_runner", drawn)
     monkeypatch.setattr(session, "_verdict", lambda _folder: "fail: 9 points lost")
     _, out, err = camera(f"{PART}&frames=2", "--every-frame", "--json")
     assert json.loads(out.splitlines()[0])["random_weights"] is True
@@ -200,7 +199,7 @@ def plugged(monkeypatch):
     def plug(*sources):
         left = iter(sources)
 
-        def opener(_text, _playing=None):
+        def opener(_text, **_playing):
             source = next(left)
             if isinstance(source, BaseException):
                 raise source
@@ -330,13 +329,13 @@ def test_fault_disk_full_from_the_start(camera, tmp_path, monkeypatch):
 
 
 def test_fault_a_network_that_answers_nan(camera, monkeypatch):
-    genuine = opened_module.open_runner
+    genuine = session.open_runner
 
     def broken(*arguments, **options):
         found = genuine(*arguments, **options)
         return replace(found, runner=FakeRunner((3, 32, 32), 5, answer=lambda images: np.full((len(images), 5), np.nan)))
 
-    monkeypatch.setattr(opened_module, "open_runner", broken)
+    monkeypatch.setattr(session, "open_runner", broken)
     code, _, err = camera(f"{PART}&frames=4", "--every-frame")
     assert code == 1
     assert "4 of 4 frames" in err
@@ -381,13 +380,13 @@ def test_a_camera_has_no_end_to_start_over_from(camera, plugged, option):
 
 
 def test_disagreements_are_kept(camera, tmp_path, monkeypatch):
-    genuine = opened_module.open_runner
+    genuine = session.open_runner
 
     def inverted(*arguments, **options):
         found = genuine(*arguments, **options)
         return replace(found, runner=FakeRunner((3, 32, 32), 5, answer=lambda images: -found.runner(images)))
 
-    monkeypatch.setattr(opened_module, "open_runner", inverted)
+    monkeypatch.setattr(session, "open_runner", inverted)
     code, out, _ = camera(f"{PART}&frames=4", "--every-frame", "--json", "--audit", 1, "--audit-dir", tmp_path / "kept")
     assert code == 0
     (summary,) = lines_of(out)[1]
@@ -502,7 +501,7 @@ def test_a_device_that_is_closed_twice_is_released_once():
         def release(self):
             released.append(1)
 
-    device = capture_device.CaptureDevice("a", Capture(), None, lost="", next_command="")
+    device = opencv.CaptureDevice("a", Capture(), None, lost="", next_command="")
     device.close()
     device.close()
     assert released == [1]

@@ -2,15 +2,15 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from camera_fakes import FakeClock, ListSource, capturing, gone, picture
 
 from calib.errors import InputError, MissingError
-from edge.camera.capture import MAX_BAD_FRAMES, Capture
-from edge.camera.frame_feed import EveryFrameFeed, LatestFrameFeed
-from edge.camera.frame_source import BadFrame, SourceLost
+from edge.camera.capture import MAX_BAD_FRAMES, EveryFrameFeed, LatestFrameFeed
+from edge.camera.frame import BadFrame, SourceLost
 from edge.camera.latest_frame import LatestFrame
 from edge.camera.reconnect import Pacer, Reconnect
 
@@ -71,7 +71,7 @@ def test_a_taker_is_woken_by_a_frame_and_by_the_end():
 def test_capture_reads_times_and_ends_cleanly(clock):
     source = ListSource([picture(7), picture(8)])
     about = capturing(lambda: source, clock)
-    capture = Capture(about, source, clock.sleep)
+    capture = replace(about, source=source, sleep=clock.sleep)
     assert capture.step()
     assert about.latest.take().pixels[0, 0, 0] == 7
     assert capture.step()
@@ -87,7 +87,7 @@ def test_reading_is_timed(clock):
             return super().read()
 
     about = capturing(lambda: None, clock)
-    Capture(about, Slow([picture()]), clock.sleep).step()
+    replace(about, source=Slow([picture()]), sleep=clock.sleep).step()
     assert about.latest.take().capture_ms == pytest.approx(20.0)
 
 
@@ -100,7 +100,7 @@ def test_unusable_pictures_are_counted_and_skipped(clock):
         picture(9),
     ]
     about = capturing(lambda: None, clock)
-    assert steps(Capture(about, ListSource(bad), clock.sleep)) == 5
+    assert steps(replace(about, source=ListSource(bad), sleep=clock.sleep)) == 5
     assert about.stats.bad == 4
     assert about.latest.take().number == 0
 
@@ -108,12 +108,12 @@ def test_unusable_pictures_are_counted_and_skipped(clock):
 def test_too_many_unusable_pictures_are_a_loss(clock):
     empty = np.zeros((0, 640, 3), np.uint8)
     about = capturing(lambda: None, clock, for_s=0)
-    steps(Capture(about, ListSource([picture()] + [empty] * MAX_BAD_FRAMES), clock.sleep))
+    steps(replace(about, source=ListSource([picture()] + [empty] * MAX_BAD_FRAMES), sleep=clock.sleep))
     about.latest.take()
     with pytest.raises(SourceLost, match=f"{MAX_BAD_FRAMES} unusable frames in a row"):
         about.latest.take()
     fewer = capturing(lambda: None, clock, for_s=0)
-    steps(Capture(fewer, ListSource(([empty] * (MAX_BAD_FRAMES - 1) + [picture()]) * 3), clock.sleep))
+    steps(replace(fewer, source=ListSource(([empty] * (MAX_BAD_FRAMES - 1) + [picture()]) * 3), sleep=clock.sleep))
     assert fewer.stats.lost == 0
     assert fewer.stats.captured == 3
 
@@ -130,7 +130,7 @@ def test_a_lost_source_is_opened_again_with_growing_waits(clock):
     source = ListSource([picture(1), gone()])
     about = capturing(opener, clock, said=said)
     lost_at = clock.now
-    steps(Capture(about, source, clock.sleep))
+    steps(replace(about, source=source, sleep=clock.sleep))
     assert clock.slept == [0.5, 1, 2, 4, 8, 10, 10]
     assert [round(t - lost_at, 6) for t in attempts] == [0.5, 1.5, 3.5, 7.5, 15.5, 25.5, 35.5]
     assert source.closed
@@ -145,14 +145,14 @@ def test_a_lost_source_is_opened_again_with_growing_waits(clock):
 def test_waits_begin_anew_after_a_picture(clock):
     sources = iter([ListSource([picture(), gone()]), ListSource([picture(), None])])
     about = capturing(lambda: next(sources), clock)
-    steps(Capture(about, ListSource([gone()]), clock.sleep))
+    steps(replace(about, source=ListSource([gone()]), sleep=clock.sleep))
     assert clock.slept == [0.5, 0.5]
     assert (about.stats.lost, about.stats.reconnected) == (2, 2)
 
 
 def test_a_source_that_opens_and_gives_nothing_is_waited_for_ever_longer(clock):
     about = capturing(lambda: ListSource([gone()]), clock, for_s=20)
-    steps(Capture(about, ListSource([gone()]), clock.sleep))
+    steps(replace(about, source=ListSource([gone()]), sleep=clock.sleep))
     assert clock.slept == [0.5, 1, 2, 4, 8, 4.5]
     assert about.stats.lost == 1
 
@@ -163,7 +163,7 @@ def test_a_source_that_stays_away_is_given_up_in_time(clock):
 
     about = capturing(opener, clock, for_s=60)
     start = clock.now
-    steps(Capture(about, ListSource([gone()]), clock.sleep))
+    steps(replace(about, source=ListSource([gone()]), sleep=clock.sleep))
     assert clock.now - start == pytest.approx(60)
     with pytest.raises(SourceLost, match=r"did not come back within 60 s\n  found: no such camera") as raised:
         about.latest.take()
@@ -172,7 +172,7 @@ def test_a_source_that_stays_away_is_given_up_in_time(clock):
 
 def test_without_reconnecting_the_loss_itself_is_told(clock):
     about = capturing(lambda: pytest.fail("opened again"), clock, for_s=0)
-    steps(Capture(about, ListSource([gone()]), clock.sleep))
+    steps(replace(about, source=ListSource([gone()]), sleep=clock.sleep))
     with pytest.raises(SourceLost, match="unplugged"):
         about.latest.take()
     assert clock.slept == []
@@ -180,7 +180,7 @@ def test_without_reconnecting_the_loss_itself_is_told(clock):
 
 def test_a_fault_of_the_program_reaches_the_taker(clock):
     about = capturing(lambda: None, clock)
-    Capture(about, ListSource([ZeroDivisionError("a fault")]), clock.sleep).run()
+    replace(about, source=ListSource([ZeroDivisionError("a fault")]), sleep=clock.sleep).run()
     with pytest.raises(ZeroDivisionError):
         about.latest.take()
 
@@ -188,7 +188,7 @@ def test_a_fault_of_the_program_reaches_the_taker(clock):
 def test_damage_is_told_and_not_waited_for(clock):
     source = ListSource([picture(), InputError("the video ended early")])
     about = capturing(lambda: pytest.fail("opened again"), clock)
-    Capture(about, source, clock.sleep).run()
+    replace(about, source=source, sleep=clock.sleep).run()
     about.latest.take()
     with pytest.raises(InputError, match="ended early"):
         about.latest.take()
@@ -203,10 +203,10 @@ def test_a_file_is_played_at_its_own_rate_and_a_camera_is_not_held_back(clock):
             times.append(clock.now)
             return super().read()
 
-    steps(Capture(capturing(lambda: None, clock), Told([picture()] * 4, live=False, fps=25.0), clock.sleep))
+    steps(replace(capturing(lambda: None, clock), source=Told([picture()] * 4, live=False, fps=25.0), sleep=clock.sleep))
     assert np.diff(times) == pytest.approx([0.04] * 4)
     clock.slept.clear()
-    steps(Capture(capturing(lambda: None, clock), Told([picture()] * 4, live=True, fps=25.0), clock.sleep))
+    steps(replace(capturing(lambda: None, clock), source=Told([picture()] * 4, live=True, fps=25.0), sleep=clock.sleep))
     assert clock.slept == []
 
 
@@ -288,7 +288,7 @@ def test_stopping_ends_the_wait_for_a_lost_source():
     about = capturing(lambda: pytest.fail("opened again"), time.monotonic, for_s=600)
     about.reconnect = Reconnect(600, first_s=300, max_s=300)
     frames = LatestFrameFeed(about, ListSource([gone()]))
-    while about.lost_at is None:
+    while about.stats.lost_at is None:
         time.sleep(0.001)
     started = time.monotonic()
     frames.stop()
@@ -306,7 +306,7 @@ def test_opening_that_hangs_is_given_up(clock):
     about = capturing(opener, clock, for_s=10)
     about.reconnect = Reconnect(10, first_s=0.001)
     frames = LatestFrameFeed(about, ListSource([gone()]))
-    while about.lost_at is None:
+    while about.stats.lost_at is None:
         time.sleep(0.001)
     clock.advance(41)
     with pytest.raises(SourceLost, match="opening it again hangs"):

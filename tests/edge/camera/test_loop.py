@@ -25,9 +25,8 @@ from hypothesis import strategies as st
 
 from calib.errors import InputError
 from edge.camera.camera_request import Limits
-from edge.camera.frame import Latency
-from edge.camera.frame_feed import EveryFrameFeed, LatestFrameFeed
-from edge.camera.frame_source import SourceLost
+from edge.camera.capture import EveryFrameFeed, LatestFrameFeed
+from edge.camera.frame import Latency, SourceLost
 from edge.camera.latency_stats import LatencyStats, Rate
 from edge.camera.loop import Loop
 from edge.runtime.runner import FakeRunner

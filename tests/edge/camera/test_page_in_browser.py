@@ -140,12 +140,12 @@ def test_pause_holds_the_picture_and_costs_the_camera_nothing(open_tab: Tabs) ->
         says(tab, "#state", "^Paused$")
         assert tab.get_by_role("button", name="Resume").get_attribute("aria-pressed") == "true"
         running.grey, running.winner = 220, 2
-        wait_for(lambda: running.page._broadcast._viewers["picture"] == 0, "the stream ends")
-        encoded = running.page.encoded
+        wait_for(lambda: running.page.broadcast._viewers["picture"] == 0, "the stream ends")
+        encoded = running.page.broadcast.encoded
         time.sleep(1.5)
         assert abs(grey_of(tab) - 40) < 6
         says(tab, "#label", "^bolt$")
-        assert running.page.encoded == encoded
+        assert running.page.broadcast.encoded == encoded
         tab.keyboard.press("Space")
         wait_for(lambda: abs(grey_of(tab) - 220) < 6, "the picture moves on")
         says(tab, "#label", "^washer$")
@@ -159,7 +159,7 @@ def test_a_tab_that_nobody_sees_asks_for_nothing(open_tab: Tabs) -> None:
         hide = "hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
         hide += "document.dispatchEvent(new Event('visibilitychange')); }"
         tab.evaluate(hide, True)
-        wait_for(lambda: running.page._broadcast._viewers == {"picture": 0, "figures": 0}, "both streams end")
+        wait_for(lambda: running.page.broadcast._viewers == {"picture": 0, "figures": 0}, "both streams end")
         tab.evaluate(hide, False)
         says(tab, "#state", "^Live$")
 

@@ -12,8 +12,7 @@ from camera_fakes import loaded_cv2, picture, read_all, result
 from calib.errors import InputError, MissingError
 from edge.camera.background_sink import BackgroundSink
 from edge.camera.sinks import recorder
-from edge.camera.sinks.overlay import ascii_only, drawn
-from edge.camera.sinks.recorder import RESERVE_BYTES, Recorder, recording_fps, room_for
+from edge.camera.sinks.recorder import RESERVE_BYTES, Recorder, ascii_only, drawn, recording_fps, room_for
 from edge.camera.sources.registry import open_source
 
 loaded_cv2()
@@ -129,7 +128,7 @@ def test_a_disk_that_fills_ends_the_recording_and_leaves_it_playable(tmp_path):
         return left
 
     recorder = Recorder(tmp_path / "a.mp4", 10.0, each=True, notify=said.append, clock=lambda: next(seconds), free_bytes=free)
-    sink = BackgroundSink("recording", recorder, block=True, notify=said.append)
+    sink = BackgroundSink("recording", recorder.process, recorder.close, block=True, notify=said.append)
     for i in range(40):
         sink(result(noise(i), i))
     assert done.wait(30)
@@ -162,7 +161,7 @@ def test_the_largest_file_that_is_allowed_is_room_too(tmp_path):
         tmp_path,
         RESERVE_BYTES + 400_000,
         "recorder = Recorder(path, 10.0, each=True, clock=iter(range(10**6)).__next__)\n"
-        "sink = BackgroundSink('recording', recorder, block=True, notify=print)\n"
+        "sink = BackgroundSink('recording', recorder.process, recorder.close, block=True, notify=print)\n"
         "for i in range(60): sink(result(noise(i, (240, 320)), i))\n"
         "sink.close()",
     )
@@ -176,7 +175,7 @@ def test_what_could_not_be_written_is_no_recording(tmp_path):
         tmp_path,
         100_000,
         "recorder = Recorder(path, 10.0, each=True, free_bytes=lambda _path: 10**12)\n"
-        "sink = BackgroundSink('recording', recorder, block=True, notify=print)\n"
+        "sink = BackgroundSink('recording', recorder.process, recorder.close, block=True, notify=print)\n"
         "for i in range(60): sink(result(noise(i, (240, 320)), i))\n"
         "sink.close()",
     )
@@ -225,7 +224,7 @@ class Work:
 
 def test_slow_work_is_skipped_and_never_waited_for():
     work = Work()
-    sink = BackgroundSink("slow", work, capacity=2)
+    sink = BackgroundSink("slow", work.process, work.close, capacity=2)
     for i in range(100):
         sink(result(picture(), i))
     assert sink.skipped >= 97
@@ -238,7 +237,7 @@ def test_slow_work_is_skipped_and_never_waited_for():
 def test_work_that_each_result_is_for_is_waited_for():
     work = Work()
     work.go.set()
-    sink = BackgroundSink("each", work, capacity=1, block=True)
+    sink = BackgroundSink("each", work.process, work.close, capacity=1, block=True)
     for i in range(50):
         sink(result(picture(), i))
     sink.close()
@@ -249,7 +248,7 @@ def test_work_that_each_result_is_for_is_waited_for():
 def test_work_that_fails_is_told_once_and_left():
     said, work = [], Work(fails=True)
     work.go.set()
-    sink = BackgroundSink("work", work, block=True, notify=said.append)
+    sink = BackgroundSink("work", work.process, work.close, block=True, notify=said.append)
     for i in range(20):
         sink(result(picture(), i))
     sink.close()
@@ -259,7 +258,7 @@ def test_work_that_fails_is_told_once_and_left():
 
 def test_work_that_hangs_does_not_hold_up_the_end():
     said, work = [], Work()
-    sink = BackgroundSink("work", work, notify=said.append, close_timeout_s=0.05)
+    sink = BackgroundSink("work", work.process, work.close, notify=said.append, close_timeout_s=0.05)
     sink(result(picture()))
     sink.close()
     assert "did not finish within 0.05 s" in said[0]

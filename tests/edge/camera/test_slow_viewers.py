@@ -68,10 +68,10 @@ def test_viewers_that_never_read_cost_no_memory() -> None:
             for _ in range(20):
                 deaf.enter_context(closing(deaf_viewer(port, path)))
         flow(page, 1.0)
-        before, encoded = resident_bytes(), page.encoded
+        before, encoded = resident_bytes(), page.broadcast.encoded
         flow(page, 3.0, first=1000)
-        grown, made = resident_bytes() - before, page.encoded - encoded
-        assert page.viewers == 20
+        grown, made = resident_bytes() - before, page.broadcast.encoded - encoded
+        assert page.broadcast.viewers == 20
     queued = made * 20 * 200_000
     assert queued > 200e6, "the control: a queue per viewer would have held so much"
     assert grown < 30e6
@@ -83,12 +83,12 @@ def test_a_viewer_that_never_reads_is_cut_off_and_a_slow_one_is_not(monkeypatch:
     with served() as (page, port), closing(deaf_viewer(port, "/figures")), stream(port, "/figures") as slow:
         with closing(deaf_viewer(port, "/picture")), closing(deaf_viewer(port, "/picture")):
             flow(page, 0.3)
-            assert page._broadcast._viewers["picture"] == 2
+            assert page.broadcast._viewers["picture"] == 2
             end = time.monotonic() + 15
-            while page._broadcast._viewers["picture"] and time.monotonic() < end:
+            while page.broadcast._viewers["picture"] and time.monotonic() < end:
                 flow(page, 0.1)
                 slow.readline()
-            assert page._broadcast._viewers["picture"] == 0
+            assert page.broadcast._viewers["picture"] == 0
         assert slow.readline(), "who reads, however slowly, stays"
 
 
@@ -150,6 +150,6 @@ def test_a_viewer_that_goes_is_forgotten() -> None:
             with stream(port, "/figures") as figures:
                 figures.readline()
         end = time.monotonic() + 5
-        while page.viewers and time.monotonic() < end:
+        while page.broadcast.viewers and time.monotonic() < end:
             time.sleep(0.02)
-        assert page.viewers == 0
+        assert page.broadcast.viewers == 0

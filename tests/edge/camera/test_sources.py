@@ -13,8 +13,8 @@ import pytest
 from camera_fakes import read_all
 
 from calib.errors import InputError, MissingError
-from edge.camera.frame_source import BadFrame, PlaybackOptions, SourceLost, check_frame
-from edge.camera.opencv import has_gstreamer, to_bgr, to_rgb
+from edge.camera.frame import BadFrame, SourceLost, check_frame
+from edge.camera.opencv import load_with_gstreamer, to_bgr, to_rgb
 from edge.camera.sources import v4l2
 from edge.camera.sources.csi import csi_pipeline
 from edge.camera.sources.registry import open_source
@@ -54,15 +54,15 @@ def test_what_is_no_source_is_refused_with_what_is(text, message):
 
 def test_parameters():
     values = parse_parameters("size=1280x720&fps=29.97&frames=12", ("size", "fps", "frames"))
-    assert (parse_size(values, None), parse_fps(values, None), parse_count(values, "frames")) == ((1280, 720), 29.97, 12)
-    assert (parse_size({}, (1, 2)), parse_fps({}, None), parse_count({}, "x", 3)) == ((1, 2), None, 3)
+    assert (parse_size(values), parse_fps(values), parse_count(values, "frames")) == ((1280, 720), 29.97, 12)
+    assert (parse_size({}), parse_fps({}), parse_count({}, "x")) == (None, None, 0)
     assert parse_parameters("", ("size",)) == {}
     for query in ("fps=1&fps=2", "fps=", "fps", "&", "depth=1"):
         with pytest.raises(InputError, match="invalid options"):
             parse_parameters(query, ("fps",))
     for fps in ("0", "-1", "nan", "inf", "1001"):
         with pytest.raises(InputError, match="frame rate"):
-            parse_fps({"fps": fps}, None)
+            parse_fps({"fps": fps})
 
 
 @pytest.fixture
@@ -274,10 +274,14 @@ def test_a_csi_camera_is_opened_by_its_pipeline(opencv):
         open_source("csi://0")
 
 
-def test_gstreamer_is_read_from_the_build_information():
-    assert has_gstreamer("    FFMPEG:  NO\n    GStreamer:                   YES (1.20.3)\n")
-    assert not has_gstreamer("    FFMPEG:  YES\n    GStreamer:                   NO\n    v4l/v4l2:  YES\n")
-    assert not has_gstreamer("no word of it")
+def test_gstreamer_is_read_from_the_build_information(opencv):
+    fake = opencv()
+    fake.getBuildInformation = lambda: "    FFMPEG:  NO\n    GStreamer:                   YES (1.20.3)\n"
+    assert load_with_gstreamer() is fake
+    for lacks in ("    FFMPEG:  YES\n    GStreamer:                   NO\n    v4l/v4l2:  YES\n", "no word of it"):
+        fake.getBuildInformation = lambda lacks=lacks: lacks
+        with pytest.raises(MissingError):
+            load_with_gstreamer()
 
 
 @pytest.mark.parametrize(
@@ -396,5 +400,5 @@ def test_opening_a_folder_passes_on_how_it_is_played(tmp_path):
     from PIL import Image
 
     Image.new("RGB", (4, 3), (1, 2, 3)).save(tmp_path / "a.png")
-    source = open_source(str(tmp_path), PlaybackOptions(loop=True))
+    source = open_source(str(tmp_path), loop=True)
     assert [source.read()[0, 0].tolist() for _ in range(3)] == [[1, 2, 3]] * 3

@@ -85,7 +85,7 @@ def test_one_ipv6_network_is_one_guesser(access: TokenAuth) -> None:
 def test_addresses_are_not_remembered_without_end(access: TokenAuth) -> None:
     for n in range(3 * MAX_ADDRESSES):
         access.wait_s(f"10.2.{n // 256}.{n % 256}")
-    assert len(access._guesses._by_address) == MAX_ADDRESSES
+    assert len(access._full_at) == MAX_ADDRESSES
 
 
 def test_the_cookie_is_out_of_reach_and_proves_the_session(access: TokenAuth) -> None:

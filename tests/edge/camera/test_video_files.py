@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,7 @@ import pytest
 from camera_fakes import FakeClock, capturing, loaded_cv2, read_all
 
 from calib.errors import InputError
-from edge.camera.capture import Capture
-from edge.camera.frame_source import BadFrame, PlaybackOptions
+from edge.camera.frame import BadFrame
 from edge.camera.sources.registry import open_source
 from edge.camera.sources.video_file import DEFAULT_FPS
 
@@ -48,7 +48,7 @@ def test_a_video_comes_out_as_it_was_written(tmp_path, name, fourcc):
 
 
 def test_a_video_is_looped(tmp_path):
-    source = open_source(str(write_video(tmp_path / "a.avi", count=5)), PlaybackOptions(loop=True))
+    source = open_source(str(write_video(tmp_path / "a.avi", count=5)), loop=True)
     frames = read_all(source, most=13)
     assert len(frames) == 13
     np.testing.assert_array_equal(frames[2], frames[7])
@@ -123,7 +123,7 @@ def test_a_truncated_video_is_read_as_far_as_it_goes_and_then_told(truncated):
 
 def test_a_truncated_video_that_is_looped_says_so_once(truncated):
     said = []
-    source = open_source(str(truncated), PlaybackOptions(loop=True, notify=said.append))
+    source = open_source(str(truncated), loop=True, notify=said.append)
     assert len(read_all(source, most=200)) == 200
     assert len(said) == 1
     assert "ended early" in said[0]
@@ -141,7 +141,7 @@ def test_colours_reach_the_loop_as_red_green_blue(tmp_path):
     clock = FakeClock()
     source = open_source(str(write_video(tmp_path / "a.avi", count=1)))
     about = capturing(lambda: None, clock)
-    Capture(about, source, clock.sleep).step()
+    replace(about, source=source, sleep=clock.sleep).step()
     np.testing.assert_allclose(about.latest.take().pixels[24, 60], RED_RGB, atol=8)
 
 
@@ -181,7 +181,7 @@ def test_a_damaged_image_is_skipped_and_named(tmp_path):
     Image.new("RGB", (5, 4)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     Image.new("RGB", (5, 4)).save(tmp_path / "c.png")
-    source = open_source(str(tmp_path), PlaybackOptions(notify=said.append))
+    source = open_source(str(tmp_path), notify=said.append)
     source.read()
     with pytest.raises(BadFrame, match=r"b\.png"):
         source.read()
@@ -195,7 +195,7 @@ def test_a_folder_without_a_picture_that_can_be_decoded(tmp_path):
     with pytest.raises(InputError, match="no images in the folder"):
         open_source(str(tmp_path))
     (tmp_path / "a.png").write_bytes(b"no picture")
-    source = open_source(str(tmp_path), PlaybackOptions(loop=True))
+    source = open_source(str(tmp_path), loop=True)
     with pytest.raises(BadFrame):
         source.read()
     with pytest.raises(InputError, match="none of the images can be decoded"):

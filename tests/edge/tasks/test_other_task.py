@@ -24,14 +24,14 @@ from rich.console import Console
 from calib.errors import InputError
 from calib.files import atomic_path
 from edge.camera import audit
-from edge.camera.audit import AuditContext, AuditWorker
+from edge.camera.audit import AuditWorker
+from edge.camera.capture import EveryFrameFeed
 from edge.camera.frame import Frame, Latency, Result
-from edge.camera.frame_feed import EveryFrameFeed
 from edge.camera.loop import Loop, Network
 from edge.camera.sinks.json_lines import result_fields
-from edge.camera.sinks.overlay import drawn
+from edge.camera.sinks.recorder import drawn
 from edge.camera.sinks.terminal import answers_table, counts_line
-from edge.camera.web.broadcast import Broadcast, PageContent
+from edge.camera.web.broadcast import Broadcast
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport, Subject, judge_sides, write_drift
 from edge.drift.recompute_check import check_stated
 from edge.drift.stored_reference import read_stored
@@ -268,7 +268,7 @@ def test_the_camera_answers_draws_and_tells(tmp_path: Path) -> None:
     assert (shown[120:, :, :2] == 0).all()
     assert answers_table(result).columns[0]._cells[0].plain == "nearest 2.5 m"
     assert "results/s" in counts_line(result)
-    feed = Broadcast(PageContent({}, task.panel_layout()), lambda _pixels: b"", lambda: 0.0)
+    feed = Broadcast({}, task.panel_layout(), lambda _pixels: b"", lambda: 0.0)
     assert feed._about()["caption"] == "nearest"
     assert feed._figures(result)["title"] == "depth"
     assert feed._figures(result)["bars"][1] == ["plane 1", 2.5, "2.50 m"]
@@ -277,7 +277,7 @@ def test_the_camera_answers_draws_and_tells(tmp_path: Path) -> None:
 def test_the_audit_asks_the_task_whether_two_answers_agree(tmp_path: Path) -> None:
     manifest = BuildFolder(depth_build(tmp_path / "build")).manifest
     reference = FakeRunner((3, 12, 12), 3, answer=lambda images: np.ones((len(images), *SHAPE), np.float32))
-    work = AuditWorker(AuditContext(reference, PREPROCESS, manifest, "here"), tmp_path / "audit")
+    work = AuditWorker(reference, PREPROCESS, manifest, "here", tmp_path / "audit")
     for number, depth in enumerate((1.0, 3.0)):
         outputs = (np.full((1, *SHAPE), depth, np.float32),)
         frame = Frame(banded(0), number, 0.0, 1.0)
