@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -112,18 +112,10 @@ class Axis:
         return 100 * math.log(factor) / math.log(self.high / self.low)
 
 
-def block_rows(title: str, tensors: tuple[str, ...], table: CalibrationTable, axis: Axis) -> list[dict[str, Any]]:
-    """One row per tensor: its name inside the block, amax, scale, and the length of its bar in percent of the axis."""
+def name_in_block(tensor: str, title: str) -> str:
+    """A tensor's name inside the block that its table has as title."""
     block = title.removesuffix(", continued")
-    return [
-        {
-            "name": shorten(tensor.removeprefix(block).lstrip("./").removesuffix("_output"), LONGEST_NAME),
-            "amax": table.tensors[tensor].amax,
-            "scale": table.tensors[tensor].scale,
-            "bar": axis.percent(table.tensors[tensor].amax / axis.low),
-        }
-        for tensor in tensors
-    ]
+    return shorten(tensor.removeprefix(block).lstrip("./").removesuffix("_output"), LONGEST_NAME)
 
 
 def _floor(amax: npt.NDArray[np.float64]) -> float:
