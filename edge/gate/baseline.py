@@ -115,7 +115,7 @@ class LatencyRatio:
 
 
 @dataclass(frozen=True)
-class Measured:
+class BaselineFigures:
     """The figures of a build.
 
     Attributes:
@@ -142,14 +142,14 @@ class Baseline:
 
     identity: Identity
     origin: Origin
-    measured: Measured
+    measured: BaselineFigures
     tolerances: dict[str, Tolerance]
     seal: str
     reviewed_by: str = ""
     note: str = ""
 
 
-def seal(identity: Identity, origin: Origin, measured: Measured) -> str:
+def seal(identity: Identity, origin: Origin, measured: BaselineFigures) -> str:
     """Digest of everything but the tolerances."""
     return sha256_bytes(canonical_json([asdict(identity), asdict(origin), asdict(measured)]))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.recompute_check import check_stated
-from edge.gate.baseline import Identity, Margin, Measured, Origin, XNormMargins
+from edge.gate.baseline import BaselineFigures, Identity, Margin, Origin, XNormMargins
 from edge.gate.scale_changes import read_scales
 from edge.stability.certificate import CERTIFICATE_ARTIFACT
 from edge.tasks.registry import read_answers, task_of
@@ -22,7 +22,7 @@ from engines.hardware import versions
 
 
 @dataclass(frozen=True)
-class Build:
+class BuildFigures:
     """A verified build: what a baseline would record of it (a folder holds no latency), its drift and its answers.
 
     `fallbacks` names the layers that do not run in the build's precision.
@@ -31,14 +31,14 @@ class Build:
     folder: Path
     identity: Identity
     origin: Origin
-    measured: Measured
+    measured: BaselineFigures
     drift: DriftReport
     task: Task
     sides: Sides
     fallbacks: tuple[str, ...]
 
 
-def read_build(folder: BuildFolder) -> Build:
+def read_build(folder: BuildFolder) -> BuildFigures:
     """Verify a build folder and read its figures. Raises ArtifactError for one that is altered or incomplete."""
     manifest, drift = folder.manifest, folder.read(DRIFT_ARTIFACT)
     task = task_of(manifest)
@@ -49,7 +49,7 @@ def read_build(folder: BuildFolder) -> Build:
     verify_folder(folder)
     sites = certificate.sites if certificate else ()
     margins = {site.name: Margin(site.fp16_headroom_bits, site.fp16_floor_bits) for site in sites}
-    measured = Measured(
+    measured = BaselineFigures(
         answers=task.record(drift.comparison, sides),
         share=manifest.receipt.actual.get(manifest.precision, 0.0),
         engine_bytes=(folder.path / manifest.engine.file).stat().st_size,
@@ -71,7 +71,7 @@ def read_build(folder: BuildFolder) -> Build:
         judged=drift.engine.file,
     )
     fallbacks = tuple(fallback.layer for fallback in manifest.receipt.fallbacks)
-    return Build(folder.path, identity, _origin(manifest, drift), measured, drift, task, sides, fallbacks)
+    return BuildFigures(folder.path, identity, _origin(manifest, drift), measured, drift, task, sides, fallbacks)
 
 
 def _origin(manifest: EngineManifest, drift: DriftReport) -> Origin:

@@ -15,8 +15,8 @@ from typing import Literal
 
 from calib.errors import ArtifactError
 from edge.gate.baseline import REMAKE, Baseline, Identity, LatencyRatio, read_baseline
-from edge.gate.build_figures import Build, read_build
-from edge.gate.checks import Rows, own_verdict
+from edge.gate.build_figures import BuildFigures, read_build
+from edge.gate.checks import common_rows
 from edge.images.labelled_images import even_subset
 from edge.tasks.gate_row import Row
 from edge.tasks.registry import load_task
@@ -55,7 +55,7 @@ def gate(build: BuildFolder, baseline_path: Path, latency: LatencyRatio | None =
     return compare_builds(read_build(build), baseline, baseline_path, latency)
 
 
-def compare_builds(build: Build, baseline: Baseline, path: Path, latency: LatencyRatio | None = None) -> GateReport:
+def compare_builds(build: BuildFigures, baseline: Baseline, path: Path, latency: LatencyRatio | None = None) -> GateReport:
     """Compare a build with a baseline read from `path`. Raises ArtifactError when their identities differ."""
     request = GateRequest(
         before=baseline.measured.answers,
@@ -69,7 +69,9 @@ def compare_builds(build: Build, baseline: Baseline, path: Path, latency: Latenc
     if changed := build.task.truth_changed(request):
         figure, found, allowed = changed
         raise _foreign_error("the images are labelled otherwise", figure, (found, allowed), path)
-    rows = tuple(_rows(build, baseline, request, latency))
+    why = "The accuracy budget is absolute: a baseline may not soften it."
+    own = Row("verdict", build.drift.verdict, "", build.drift.verdict, "pass", None, None, why, build.drift.reason)
+    rows = (own, *build.task.gate_rows(request), *common_rows(baseline, build, latency))
     verdict = verdict_of(rows)
     named = [f"{row.quantity}: {row.detail}" for row in rows if row.result == verdict]
     reason = "every quantity is within its tolerance" if verdict == "pass" else "; ".join(named)
@@ -108,18 +110,7 @@ def _foreign_error(difference: str, field: str, values: tuple[object, object], p
     return ArtifactError(what, where=f"{path}, {field}", found=values[0], allowed=values[1], next_command=remake)
 
 
-def _rows(build: Build, baseline: Baseline, request: GateRequest, latency: LatencyRatio | None) -> Iterator[Row]:
-    before, now, rows = baseline.measured, build.measured, Rows(baseline)
-    yield own_verdict(build.drift)
-    yield from build.task.gate_rows(request)
-    yield from rows.scales(before.scales, now.scales)
-    yield from rows.xnorm(before.xnorm, now.xnorm)
-    yield rows.share(now.share, build.fallbacks)
-    yield rows.size(now.engine_bytes)
-    yield rows.latency(latency)
-
-
-def _notes(build: Build, baseline: Baseline) -> Iterator[str]:
+def _notes(build: BuildFigures, baseline: Baseline) -> Iterator[str]:
     """Differences that are not judged, and what a reader of the verdict must know about the baseline."""
     was, now = baseline.origin, build.origin
     if was.verdict != "pass":
