@@ -35,14 +35,14 @@ def render(build: BuildFolder, advance: Callable[[float], None]) -> str:
     answers = inputs.task.report(drift, inputs.sides, None if pictures is None else pictures.indices, judged)
     advance(0.5)
     context = {**vars(inputs), "answers": answers, "shown_pictures": gallery.shown_pictures(pictures)}
-    text = _environment().get_template("template.html").render(context)
+    text = _environment().get_template("report/template.html").render(context)
     advance(1.0)
     return text
 
 
 def _environment() -> jinja2.Environment:
     """Names and reasons come from files: everything is escaped except the figures made here."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    loader = jinja2.FileSystemLoader(Path(__file__).parents[1])  # `edge`, whose tasks have templates too
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -70,13 +70,6 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
-class Heading:
-    """A heading inside a section."""
-
-    text: str
-
-
-@dataclass(frozen=True)
 class Drawing:
     """A drawing.
 
@@ -85,7 +78,6 @@ class Drawing:
         size: width and height in inches of 96 CSS pixels.
         alt: description for people who cannot see it.
         paint: draws on an empty matplotlib figure, in the colours of this module.
-        wide: whether it needs the full width of the page.
     """
 
     name: str
@@ -93,37 +85,17 @@ class Drawing:
     alt: str
     paint: Callable[[Canvas], None]
     caption: Text = ()
-    wide: bool = False
 
 
 @dataclass(frozen=True)
-class Table:
-    """A collapsed table; the first column names the rows. `name` is its CSS class."""
+class Fragment:
+    """HTML from a jinja2 template of the task: its path in `edge/`, and the values that it reads as `shown`."""
 
-    name: str
-    summary: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str | Value, ...], ...]
+    template: str
+    values: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Card:
-    """Judged image number `index` and its answers: how it turned (None: unknown), and rows (term, text, figure or "")."""
-
-    index: int
-    alt: str
-    turn: Span | None
-    rows: tuple[tuple[str, str, str], ...]
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Cards of images whose pictures were kept."""
-
-    cards: tuple[Card, ...]
-
-
-Block = Paragraph | Heading | Drawing | Table | Gallery
+Block = Paragraph | Drawing | Fragment
 
 
 @dataclass(frozen=True)
