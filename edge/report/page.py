@@ -16,7 +16,7 @@ from edge.report import certificate_plot, certificate_text, gallery, plots, rang
 from edge.report.inputs import gather
 from edge.report.svg import draw
 from edge.stability.float_formats import FP16
-from edge.tasks.report_parts import Block, Span, Value
+from edge.tasks.report_parts import Block, Value
 from engines.build_folder import file_names
 from engines.build_folder.folder import BuildFolder
 
@@ -51,7 +51,7 @@ def _environment() -> jinja2.Environment:
     environment.globals |= {"draw": draw, "fp16": FP16}
     environment.filters["file_name"] = lambda path: PurePath(path).name
     tests: dict[str, Any] = environment.tests
-    for kind in (Value, Span, *get_args(Block)):
+    for kind in (Value, *get_args(Block)):
         tests[kind.__name__.lower()] = partial(_is_a, kind)
     return environment
 

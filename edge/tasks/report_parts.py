@@ -29,16 +29,8 @@ class Value:
     text: str
 
 
-@dataclass(frozen=True)
-class Span:
-    """Words with a colour, "good" or "bad", or an HTML id."""
-
-    text: str
-    tint: str = ""
-    id: str = ""
-
-
-Text = tuple[str | Value | Span, ...]
+Text = tuple[str | Value, ...]
+"""Words, `Markup` among them, and numbers."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +55,9 @@ class NumberRow:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph, with an HTML id or ""."""
+    """A paragraph."""
 
     text: Text
-    id: str = ""
 
 
 @dataclass(frozen=True)

@@ -73,10 +73,8 @@ def margin_histogram(margins: Float64, changed: Bools) -> parts.Drawing:
 
 def confusion_change(drift: Judged) -> Int64 | None:
     """Confusion counts int64 (classes, classes) as [label][answer], engine minus reference; None without labels."""
-    labelled = drift.comparison.labelled
-    if labelled is None:
-        return None
-    return np.asarray(np.array(labelled.confusion_engine, np.int64) - np.array(labelled.confusion_reference, np.int64))
+    before, after = drift.comparison.confusion_reference, drift.comparison.confusion_engine
+    return None if before is None else np.asarray(np.array(after, np.int64) - np.array(before, np.int64))
 
 
 def confusion(change: Int64, labels: tuple[str, ...]) -> parts.Drawing:

@@ -13,7 +13,7 @@ from calib.files import canonical_json, sha256_bytes
 from edge.images.labelled_images import ImageSet, open_images
 from edge.numeric_tolerances import RECOMPUTED
 from edge.tasks.classification import gate_tolerances
-from edge.tasks.classification.compare import JudgedBy, Labelled, LogitComparison, compare, judge
+from edge.tasks.classification.compare import JudgedBy, LogitComparison, compare, judge
 from edge.tasks.classification.flips import worst_flips
 from edge.tasks.classification.gate_rows import baseline_answers, gate_rows
 from edge.tasks.classification.logits import Logits, answers, pack_answers, parse_logits, write_logits
@@ -92,13 +92,13 @@ class Classification(Task):
         return "top1", f"{top1:.4f} with this build's labels", f"{before:.4f}"
 
     def summary(self, drift: Judged, precision: str) -> dict[str, str]:
-        comparison, rows = drift.comparison, {}
-        labelled: Labelled | None = comparison.labelled
-        if labelled is not None and not drift.random_weights:
-            rows["top-1"] = f"{labelled.top1_reference:.2%} FP32 reference, {labelled.top1_engine:.2%} {precision}"
-            ends = f"[{labelled.interval.low_points:+.2f}, {labelled.interval.high_points:+.2f}]"
-            change = f"{labelled.drop_points:+.2f} points {ends} at {labelled.interval.level:.0%}"
-            rows["drop"] = f"{change}, budget {drift.budget_points:g}"
+        comparison: LogitComparison = drift.comparison
+        rows = {}
+        if comparison.with_truth and not drift.random_weights:
+            rows["top-1"] = f"{comparison.top1_reference:.2%} FP32 reference, {comparison.top1_engine:.2%} {precision}"
+            points, interval = comparison.budgeted
+            ends = f"[{interval.low_points:+.2f}, {interval.high_points:+.2f}]"
+            rows["drop"] = f"{points:+.2f} points {ends} at {interval.level:.0%}, budget {drift.budget_points:g}"
         shares = f"{comparison.agreement:.2%} of {comparison.images} images"
         rows["agreement"] = f"{shares}, SQNR of the logits {comparison.sqnr_db:.1f} dB"
         return rows
