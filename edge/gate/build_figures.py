@@ -16,7 +16,6 @@ from edge.stability.certificate import CERTIFICATE_ARTIFACT
 from edge.tasks.registry import read_answers, task_of
 from edge.tasks.task import Sides, Task
 from engines.build_folder.folder import BuildFolder
-from engines.build_folder.manifest import EngineManifest
 from engines.build_folder.verify import verify_folder
 from engines.hardware import versions
 
@@ -70,13 +69,8 @@ def read_build(folder: BuildFolder) -> BuildFigures:
         preprocess_sha256=drift.preprocess_sha256,
         judged=drift.engine.file,
     )
-    fallbacks = tuple(fallback.layer for fallback in manifest.receipt.fallbacks)
-    return BuildFigures(folder.path, identity, _origin(manifest, drift), measured, drift, task, sides, fallbacks)
-
-
-def _origin(manifest: EngineManifest, drift: DriftReport) -> Origin:
     (toolkit,) = versions("ufovit-edge").values()
-    return Origin(
+    origin = Origin(
         created=manifest.created,
         toolkit=toolkit or "unknown",  # run from a checkout that was never installed
         backend=manifest.engine.backend,
@@ -86,3 +80,5 @@ def _origin(manifest: EngineManifest, drift: DriftReport) -> Origin:
         calibration_data_sha256=manifest.calibration.data_sha256 if manifest.calibration else None,
         verdict=drift.verdict,
     )
+    fallbacks = tuple(fallback.layer for fallback in manifest.receipt.fallbacks)
+    return BuildFigures(folder.path, identity, origin, measured, drift, task, sides, fallbacks)

@@ -59,3 +59,9 @@ class Description:
 def size_text(count: int) -> str:
     """A readable size: 54,285,252 bytes (54.3 MB)."""
     return f"{count:,} bytes" + (f" ({count / 1e6:.1f} MB)" if count >= 100_000 else "")
+
+
+def cut_text(value: object, longest: int) -> str:
+    """A value on one line, cut to `longest` characters."""
+    line = " ".join(str(value).split())
+    return line if len(line) <= longest else f"{line[:longest]}..."

@@ -6,7 +6,6 @@ The template calls the functions of this room for the figures and sentences of e
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, get_args
 
@@ -52,9 +51,5 @@ def _environment() -> jinja2.Environment:
     environment.filters["file_name"] = lambda path: PurePath(path).name
     tests: dict[str, Any] = environment.tests
     for kind in (Value, *get_args(Block)):
-        tests[kind.__name__.lower()] = partial(_is_a, kind)
+        tests[kind.__name__.lower()] = lambda part, kind=kind: isinstance(part, kind)
     return environment
-
-
-def _is_a(kind: type, part: object) -> bool:
-    return isinstance(part, kind)

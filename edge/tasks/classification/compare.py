@@ -66,7 +66,7 @@ class LogitComparison(Comparison):
     @property
     def with_truth(self) -> bool:
         """Whether the images have labels."""
-        return self.interval is not None
+        return all(getattr(self, name) is not None for name in _LABELLED)
 
     @property
     def budgeted(self) -> tuple[float, Interval]:
@@ -76,10 +76,11 @@ class LogitComparison(Comparison):
         return self.drop_points, self.interval
 
 
-_NEED_LABELS = (
-    "top1_reference", "top1_engine", "top5_reference", "top5_engine", "drop_points", "interval", "flips", "mcnemar_p",
-    "reliability_reference", "reliability_engine", "confusion_reference", "confusion_engine",
+_LABELLED = (
+    "top1_reference", "top1_engine", "drop_points", "interval", "flips", "mcnemar_p", "confusion_reference", "confusion_engine",
 )  # fmt: skip
+"""The figures that are set if and only if the images have labels."""
+_LABELLED_OR_NONE = ("top5_reference", "top5_engine", "reliability_reference", "reliability_engine")
 
 
 def compare(reference: Floats, engine: Floats, labels: Int64 | None) -> LogitComparison:
@@ -129,7 +130,7 @@ def _check(reference: Floats, engine: Floats, labels: Int64 | None) -> None:
 
 def _labelled_figures(reference: Floats, engine: Floats, labels: Int64 | None, answer_engine: Int64) -> dict[str, Any]:
     """The fields of a comparison that need labels; all None without."""
-    figures: dict[str, Any] = dict.fromkeys(_NEED_LABELS)
+    figures: dict[str, Any] = dict.fromkeys(_LABELLED + _LABELLED_OR_NONE)
     if labels is None:
         return figures
     finite, answer_reference, classes = answer_engine >= 0, reference.argmax(1), reference.shape[1]

@@ -123,7 +123,7 @@ def _figures(drift: Judged) -> tuple[parts.Figure, ...]:
     budget = parts.Value("budget_points", drift.budget_points, f"{drift.budget_points:g} points")
     allowed = figure("Budget", (budget,), "largest drop allowed")
     accuracy: tuple[parts.Figure, ...] = ()
-    if drift.judged_by == "accuracy":
+    if drift.judged_by == "accuracy" and comparison.with_truth:
         top1 = value("top1_reference", "{:.2%}"), value("top1_engine", "{:.2%}")
         ends = value("interval.low_points", "{:+.2f}"), value("interval.high_points", "{:+.2f} points")
         flips = value("flips.right_to_wrong", "{:,} to wrong"), value("flips.wrong_to_right", "{:,} to right")
@@ -154,7 +154,7 @@ def _all_figures(drift: Judged) -> Iterator[parts.NumberRow]:
     """Every figure that `drift.json` holds of this comparison; random weights have none of accuracy."""
     comparison: LogitComparison = drift.comparison
     interval, value, row = comparison.changed_interval, partial(_value, comparison), parts.NumberRow
-    if drift.judged_by == "accuracy":
+    if drift.judged_by == "accuracy" and comparison.with_truth:
         yield from _accuracy_rows(comparison)
     changed = f"{100 * (1 - comparison.agreement):.2f} [{interval.low_points:.2f}, {interval.high_points:.2f}]"
     sqnr = value("sqnr_db", "identical" if comparison.sqnr_db >= SQNR_CAP_DB else "{:.2f} dB")
