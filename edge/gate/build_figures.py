@@ -1,7 +1,4 @@
-"""Read the figures that the gate compares from a verified build folder.
-
-The figures of `drift.json` are recomputed from the stored answers: a figure that does not follow from them is refused.
-"""
+"""Read the figures that the gate compares from a verified build folder."""
 
 from __future__ import annotations
 

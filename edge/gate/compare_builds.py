@@ -1,9 +1,7 @@
 """The regression gate: compare a build with its baseline, one row per quantity, one verdict.
 
-Answers to the same images are compared by the task; every other quantity is compared with its limit. Each skipped row gives its
-reason; what is missing or not finite fails. The build's own verdict counts whatever the baseline's. Reasons of the tolerances:
-`gate_tolerances`, here and of the task. A build judged on an even subset of the baseline's images (`ufovit build
---eval-images`) is compared on these.
+Answers to the same images, or to an even subset of them (`ufovit build --eval-images`), are compared by the task, every other
+quantity by `checks`. What is missing or not finite fails.
 """
 
 from __future__ import annotations

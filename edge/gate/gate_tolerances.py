@@ -1,7 +1,6 @@
 """Default tolerances of `ufovit gate --update` for the quantities that every task has, each with its reason.
 
-Answers are a sample; their tolerances belong to the task (its own `gate_tolerances`). The other quantities are functions of
-their inputs, so that a tolerance covers only what other inputs of the same kind change.
+They are functions of their inputs: a tolerance covers only what other inputs of the same kind change.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def overview(table: CalibrationTable, order: tuple[str, ...]) -> Markup:
 
 @dataclass(frozen=True)
 class Axis:
-    """The logarithmic axis that the bars of all blocks share; `low`, a power of ten, is where the bars start."""
+    """The logarithmic axis of all bars, which start at `low`, a power of ten."""
 
     low: float
     high: float

@@ -1,9 +1,7 @@
 """Compare the logits of an engine with those of the FP32 reference on the same images, and judge the difference.
 
-Labelled images are judged by the drop in top-1 and its interval, images without labels by the share of changed answers, which
-bounds the drop, random weights by the numbers alone. Statistics: `drop_interval`; measures: `logit_metrics`. A row of the
-engine that holds NaN or infinity is a wrong answer that agrees with nothing, and fails; what could therefore not be compared
-is listed in `not_compared`. numpy alone: this also runs on a device.
+A row of the engine that holds NaN or infinity is a wrong answer that agrees with nothing, and fails. Statistics:
+`drop_interval`; measures: `logit_metrics`. numpy alone: this also runs on a device.
 """
 
 from __future__ import annotations
@@ -33,11 +31,9 @@ class LogitComparison(Comparison):
     Figures that need labels are None without them.
 
     Attributes:
-        top1_reference, top1_engine: accuracy.
         top5_reference, top5_engine: share whose label is among the five largest logits; None with five classes or fewer.
         drop_points: drop in top-1, positive is worse, and its `interval`.
         flips: answers that changed between right and wrong.
-        mcnemar_p: exact two-sided p-value that flips are equally likely in both directions.
         agreement: share with the same answer on both sides; `changed_interval` is that of the share of changed answers.
         cosine_min: smallest over the images, logits centred over the classes.
         distance: other distances between the logits; None where no row of the engine is finite.

@@ -1,8 +1,4 @@
-"""Gate rows of a classification: answers are compared with the baseline's, image by image.
-
-A share of right answers is judged by the confidence interval of the loss: the row fails when the whole interval lies beyond
-the tolerance, passes when all of it lies within, and is inconclusive otherwise.
-"""
+"""Gate rows of a classification: answers are compared with the baseline's, image by image."""
 
 from __future__ import annotations
 
@@ -73,7 +69,7 @@ class _Rows:
         return self.paired("agreement", self.before("engine") == self.before("reference"), now, "agreement")
 
     def paired(self, quantity: str, before: Bools, now: Bools, figure: str) -> Row:
-        """Compare two shares of right answers, bool (n,), image by image."""
+        """Judge the change of a share of right answers, bool (n,), by the confidence interval of what was lost."""
         stated = self.request.now.figures[figure]
         if not is_number(stated):
             return missing_row(quantity, f"the build states {stated}")
