@@ -148,10 +148,9 @@ class Baseline:
     reviewed_by: str = ""
     note: str = ""
 
-
-def seal(identity: Identity, origin: Origin, measured: BaselineFigures) -> str:
-    """Digest of everything but the tolerances."""
-    return sha256_bytes(canonical_json([asdict(identity), asdict(origin), asdict(measured)]))
+    def digest(self) -> str:
+        """What `seal` must be: the digest of everything but the tolerances."""
+        return sha256_bytes(canonical_json([asdict(self.identity), asdict(self.origin), asdict(self.measured)]))
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -159,7 +158,7 @@ def read_baseline(path: Path) -> Baseline:
     remake = REMAKE.format(path)
     baseline = read_artifact(path, Baseline, remake=remake)
     try:
-        sealed = seal(baseline.identity, baseline.origin, baseline.measured)
+        sealed = baseline.digest()
     except ValueError as error:
         raise ArtifactError("the baseline holds NaN or infinity", where=path, found=error, next_command=remake) from error
     if sealed != baseline.seal:

@@ -70,16 +70,11 @@ def compare_builds(build: BuildFigures, baseline: Baseline, path: Path, latency:
     why = "The accuracy budget is absolute: a baseline may not soften it."
     own = Row("verdict", build.drift.verdict, "", build.drift.verdict, "pass", None, None, why, build.drift.reason)
     rows = (own, *build.task.gate_rows(request), *common_rows(baseline, build, latency))
-    verdict = verdict_of(rows)
+    results = {row.result for row in rows}
+    verdict: GateVerdict = "fail" if "fail" in results else "inconclusive" if "inconclusive" in results else "pass"
     named = [f"{row.quantity}: {row.detail}" for row in rows if row.result == verdict]
     reason = "every quantity is within its tolerance" if verdict == "pass" else "; ".join(named)
     return GateReport(str(build.folder), str(path), verdict, reason, rows, tuple(_notes(build, baseline)))
-
-
-def verdict_of(rows: tuple[Row, ...]) -> GateVerdict:
-    """Return "fail" if any row fails, else "inconclusive" if any is, else "pass"."""
-    results = {row.result for row in rows}
-    return "fail" if "fail" in results else "inconclusive" if "inconclusive" in results else "pass"
 
 
 def shared_images(build: Identity, baseline: Identity, path: Path) -> Int64:

@@ -10,7 +10,7 @@ from typing import Any
 
 from calib.artifact import write_artifact
 from calib.errors import ArtifactError, InputError, VerdictError
-from edge.gate.baseline import Baseline, BaselineFigures, Identity, LatencyRatio, Origin, read_baseline, seal
+from edge.gate.baseline import Baseline, BaselineFigures, Identity, LatencyRatio, Origin, read_baseline
 from edge.gate.build_figures import BuildFigures, read_build
 from edge.gate.gate_tolerances import common_tolerances
 from edge.tasks.gate_row import Recorded, Tolerance
@@ -28,8 +28,8 @@ def make_baseline(build: BuildFigures, latency: LatencyRatio | None = None, revi
     """Make a baseline with the default tolerances."""
     measured = replace(build.measured, latency=latency)
     tolerances = default_tolerances(build.identity, build.origin, measured)
-    sealed = seal(build.identity, build.origin, measured)
-    return Baseline(build.identity, build.origin, measured, tolerances, sealed, reviewed_by, note)
+    baseline = Baseline(build.identity, build.origin, measured, tolerances, "", reviewed_by, note)
+    return replace(baseline, seal=baseline.digest())
 
 
 def update_baseline(

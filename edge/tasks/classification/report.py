@@ -34,8 +34,9 @@ def task_report(drift: Judged, logits: Logits, kept: Int64 | None, judged: str, 
     shown: list[parts.Section | None] = [answers_section(drift, logits, kept, labels)]
     if not drift.random_weights:
         shown += [classes_section(logits, labels), confidence_section(drift)]
+    headline = _NOT_FINITE if comparison.not_finite else _HEADLINES[drift.judged_by, drift.verdict]
     return parts.TaskReport(
-        headline=_headline(drift, judged),
+        headline=headline.format(judged),
         advice=_advice(drift),
         budgeted=None if drift.judged_by == "numbers" else parts.Budgeted(*comparison.budgeted, what),
         basis=_basis(drift),
@@ -48,6 +49,7 @@ def task_report(drift: Judged, logits: Logits, kept: Int64 | None, judged: str, 
     )
 
 
+_NOT_FINITE = "The {} gives NaN or infinity as outputs."
 _HEADLINES = {
     ("numbers", "pass"): "The {} computes nearly the same numbers as the FP32 network; accuracy could not be judged.",
     ("numbers", "fail"): "The {} does not compute what the FP32 network computes.",
@@ -59,14 +61,7 @@ _HEADLINES = {
     ("accuracy", "fail"): "The {} loses more accuracy than the budget allows.",
     ("accuracy", "inconclusive"): "These images are too few to say whether the {} keeps within the accuracy budget.",
 }
-"""Basis of the verdict, verdict -> headline."""
-
-
-def _headline(drift: Judged, engine: str) -> str:
-    """What the verdict means, in one plain sentence."""
-    if drift.comparison.not_finite:
-        return f"The {engine} gives NaN or infinity as outputs."
-    return _HEADLINES[drift.judged_by, drift.verdict].format(engine)
+"""Basis of the verdict, verdict -> headline, for what was judged."""
 
 
 def _advice(drift: Judged) -> str:

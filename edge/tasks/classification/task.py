@@ -15,7 +15,7 @@ from edge.numeric_tolerances import RECOMPUTED
 from edge.tasks.classification import gate_tolerances
 from edge.tasks.classification.compare import JudgedBy, LogitComparison, compare, judge
 from edge.tasks.classification.flips import worst_flips
-from edge.tasks.classification.gate_rows import baseline_answers, gate_rows
+from edge.tasks.classification.gate_rows import AnswerRows, baseline_answers
 from edge.tasks.classification.logits import Logits, answers, pack_answers, parse_logits, write_logits
 from edge.tasks.classification.top_k import ALL_CLASSES, TopK, softmax
 from edge.tasks.frame_answer import FrameAnswer, PanelLayout
@@ -76,7 +76,8 @@ class Classification(Task):
         return gate_tolerances.default_tolerances(recorded.figures["agreement"] or 0.0, images)
 
     def gate_rows(self, request: GateRequest) -> Iterator[Row]:
-        return gate_rows(request, Logits.of(request.sides))
+        rows = AnswerRows(request, Logits.of(request.sides))
+        return iter((rows.reference(), rows.accuracy(), rows.agreement(), rows.sqnr()))
 
     def truth_changed(self, request: GateRequest) -> tuple[str, str, str] | None:
         """Compare the accuracy that the baseline states with that of its answers by the build's labels.
