@@ -1,4 +1,4 @@
-"""A task's part of a report as plain data: figures, rows, and sections of text, drawings, tables and cards.
+"""A task's part of a report as plain data: figures, rows, and sections of text, drawings and templates.
 
 Colours of drawings are placeholders, which the report replaces by those of the page's theme. matplotlib is not imported here.
 """
@@ -80,7 +80,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Fragment:
-    """HTML from a jinja2 template of the task: its path in `edge/`, and the values that it reads as `shown`."""
+    """HTML from a jinja2 template of the task, by its path in `edge/`; it reads `values` as `shown`, beside `drift` and `draw`."""
 
     template: str
     values: dict[str, Any]
