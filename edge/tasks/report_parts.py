@@ -80,7 +80,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Fragment:
-    """HTML from a jinja2 template of the task, by its path in `edge/`; it reads `values` as `shown`, beside `drift` and `draw`."""
+    """HTML from a jinja2 template of the task, by its path in `edge/`; it reads `values` as `shown`, and `drift`."""
 
     template: str
     values: dict[str, Any]
