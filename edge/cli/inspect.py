@@ -24,7 +24,7 @@ def inspect(
         from edge.inspect.describe_engine_layers import describe_layers
 
         described = describe_layers(file, public_key=require_signature, unsafe_no_manifest=unsafe_no_manifest)
-        Console(soft_wrap=True).print(described.renderable())
+        Console(soft_wrap=True).print(described)
         return 0
     if require_signature is not None or unsafe_no_manifest:
         raise UsageError(

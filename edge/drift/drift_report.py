@@ -1,7 +1,4 @@
-"""`drift.json`: what was compared on which images, the task's figures, and the verdict.
-
-The figures of the task are fields of the file like the others. numpy alone: this also runs on a device.
-"""
+"""`drift.json`: what was compared on which images, the task's figures, and the verdict. numpy alone: a device writes it too."""
 
 from __future__ import annotations
 

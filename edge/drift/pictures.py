@@ -4,8 +4,7 @@
     shapes    int64 (k, 2)   height and width of each picture, 64 at most
     pixels    uint8          the pictures (h, w, 3), concatenated
 
-The task chooses the images; their answers are in the file of answers alone. 24 pictures take 295 kB before compression. numpy
-alone: a device writes it too.
+24 pictures take 295 kB before compression. numpy alone: a device writes it too.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from calib.artifact import Artifact
 from calib.errors import ArtifactError
 from calib.files import atomic_path
 from edge.images.npz import parse_npz
+from edge.tasks.task import Int64
 from engines.build_folder.file_names import PICTURES
 from engines.build_folder.safe_files import REMAKE
 
-Int64 = npt.NDArray[np.int64]
 Uint8 = npt.NDArray[np.uint8]
 KEPT = 24
 SIDE = 64

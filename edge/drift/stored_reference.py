@@ -1,8 +1,4 @@
-"""Stored answers of the FP32 reference, from another folder: with them, a machine can judge without running the reference.
-
-Three files of a build folder suffice: `drift.json`, the file of answers, and `steps.json`, which holds their digests and a
-seal.
-"""
+"""Stored answers of the FP32 reference, from another folder: with them, a machine can judge without running the reference."""
 
 from __future__ import annotations
 
@@ -21,13 +17,7 @@ REMAKE = "ufovit drift BUILD, where the FP32 graph is"
 
 @dataclass(frozen=True)
 class StoredAnswers:
-    """Outputs of a reference.
-
-    Attributes:
-        folder: that holds them.
-        data_sha256: of the images, right answers included; `preprocess_sha256`: of their preprocessing.
-        sha256: of the file of answers.
-    """
+    """Outputs of a reference in a folder; `data_sha256`: of images and right answers, `sha256`: of the file of answers."""
 
     folder: Path
     reference: Source
@@ -38,7 +28,10 @@ class StoredAnswers:
 
 
 def read_stored(folder: Path) -> StoredAnswers:
-    """Read the answers in a build folder or a copy of its three files. Raises ArtifactError for files other than recorded."""
+    """Read the answers in a build folder, or in a copy of its drift.json, answers and steps.json, which records both.
+
+    Raises ArtifactError for files other than recorded.
+    """
     build = BuildFolder(folder)
     recorded = {file for step in build.steps.values() for file in step.writes}
     for file in (DRIFT, ANSWERS):

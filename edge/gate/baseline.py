@@ -115,7 +115,7 @@ class LatencyRatio:
 
 
 @dataclass(frozen=True)
-class Measured:
+class BaselineFigures:
     """The figures of a build.
 
     Attributes:
@@ -142,16 +142,15 @@ class Baseline:
 
     identity: Identity
     origin: Origin
-    measured: Measured
+    measured: BaselineFigures
     tolerances: dict[str, Tolerance]
     seal: str
     reviewed_by: str = ""
     note: str = ""
 
-
-def seal(identity: Identity, origin: Origin, measured: Measured) -> str:
-    """Digest of everything but the tolerances."""
-    return sha256_bytes(canonical_json([asdict(identity), asdict(origin), asdict(measured)]))
+    def digest(self) -> str:
+        """What `seal` must be: the digest of everything but the tolerances."""
+        return sha256_bytes(canonical_json([asdict(self.identity), asdict(self.origin), asdict(self.measured)]))
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -159,7 +158,7 @@ def read_baseline(path: Path) -> Baseline:
     remake = REMAKE.format(path)
     baseline = read_artifact(path, Baseline, remake=remake)
     try:
-        sealed = seal(baseline.identity, baseline.origin, baseline.measured)
+        sealed = baseline.digest()
     except ValueError as error:
         raise ArtifactError("the baseline holds NaN or infinity", where=path, found=error, next_command=remake) from error
     if sealed != baseline.seal:

@@ -1,7 +1,4 @@
-"""Read the figures that the gate compares from a verified build folder.
-
-The figures of `drift.json` are recomputed from the stored answers: a figure that does not follow from them is refused.
-"""
+"""Read the figures that the gate compares from a verified build folder."""
 
 from __future__ import annotations
 
@@ -10,19 +7,18 @@ from pathlib import Path
 
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.recompute_check import check_stated
-from edge.gate.baseline import Identity, Margin, Measured, Origin, XNormMargins
+from edge.gate.baseline import BaselineFigures, Identity, Margin, Origin, XNormMargins
 from edge.gate.scale_changes import read_scales
 from edge.stability.certificate import CERTIFICATE_ARTIFACT
 from edge.tasks.registry import read_answers, task_of
 from edge.tasks.task import Sides, Task
 from engines.build_folder.folder import BuildFolder
-from engines.build_folder.manifest import EngineManifest
 from engines.build_folder.verify import verify_folder
 from engines.hardware import versions
 
 
 @dataclass(frozen=True)
-class Build:
+class BuildFigures:
     """A verified build: what a baseline would record of it (a folder holds no latency), its drift and its answers.
 
     `fallbacks` names the layers that do not run in the build's precision.
@@ -31,14 +27,14 @@ class Build:
     folder: Path
     identity: Identity
     origin: Origin
-    measured: Measured
+    measured: BaselineFigures
     drift: DriftReport
     task: Task
     sides: Sides
     fallbacks: tuple[str, ...]
 
 
-def read_build(folder: BuildFolder) -> Build:
+def read_build(folder: BuildFolder) -> BuildFigures:
     """Verify a build folder and read its figures. Raises ArtifactError for one that is altered or incomplete."""
     manifest, drift = folder.manifest, folder.read(DRIFT_ARTIFACT)
     task = task_of(manifest)
@@ -49,7 +45,7 @@ def read_build(folder: BuildFolder) -> Build:
     verify_folder(folder)
     sites = certificate.sites if certificate else ()
     margins = {site.name: Margin(site.fp16_headroom_bits, site.fp16_floor_bits) for site in sites}
-    measured = Measured(
+    measured = BaselineFigures(
         answers=task.record(drift.comparison, sides),
         share=manifest.receipt.actual.get(manifest.precision, 0.0),
         engine_bytes=(folder.path / manifest.engine.file).stat().st_size,
@@ -70,13 +66,8 @@ def read_build(folder: BuildFolder) -> Build:
         preprocess_sha256=drift.preprocess_sha256,
         judged=drift.engine.file,
     )
-    fallbacks = tuple(fallback.layer for fallback in manifest.receipt.fallbacks)
-    return Build(folder.path, identity, _origin(manifest, drift), measured, drift, task, sides, fallbacks)
-
-
-def _origin(manifest: EngineManifest, drift: DriftReport) -> Origin:
     (toolkit,) = versions("ufovit-edge").values()
-    return Origin(
+    origin = Origin(
         created=manifest.created,
         toolkit=toolkit or "unknown",  # run from a checkout that was never installed
         backend=manifest.engine.backend,
@@ -86,3 +77,5 @@ def _origin(manifest: EngineManifest, drift: DriftReport) -> Origin:
         calibration_data_sha256=manifest.calibration.data_sha256 if manifest.calibration else None,
         verdict=drift.verdict,
     )
+    fallbacks = tuple(fallback.layer for fallback in manifest.receipt.fallbacks)
+    return BuildFigures(folder.path, identity, origin, measured, drift, task, sides, fallbacks)

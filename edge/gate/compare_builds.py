@@ -1,9 +1,7 @@
 """The regression gate: compare a build with its baseline, one row per quantity, one verdict.
 
-Answers to the same images are compared by the task; every other quantity is compared with its limit. Each skipped row gives its
-reason; what is missing or not finite fails. The build's own verdict counts whatever the baseline's. Reasons of the tolerances:
-`gate_tolerances`, here and of the task. A build judged on an even subset of the baseline's images (`ufovit build
---eval-images`) is compared on these.
+Answers to the same images, or to an even subset of them (`ufovit build --eval-images`), are compared by the task, every other
+quantity by `checks`. What is missing or not finite fails.
 """
 
 from __future__ import annotations
@@ -15,8 +13,8 @@ from typing import Literal
 
 from calib.errors import ArtifactError
 from edge.gate.baseline import REMAKE, Baseline, Identity, LatencyRatio, read_baseline
-from edge.gate.build_figures import Build, read_build
-from edge.gate.checks import Rows, own_verdict
+from edge.gate.build_figures import BuildFigures, read_build
+from edge.gate.checks import common_rows
 from edge.images.labelled_images import even_subset
 from edge.tasks.gate_row import Row
 from edge.tasks.registry import load_task
@@ -55,7 +53,7 @@ def gate(build: BuildFolder, baseline_path: Path, latency: LatencyRatio | None =
     return compare_builds(read_build(build), baseline, baseline_path, latency)
 
 
-def compare_builds(build: Build, baseline: Baseline, path: Path, latency: LatencyRatio | None = None) -> GateReport:
+def compare_builds(build: BuildFigures, baseline: Baseline, path: Path, latency: LatencyRatio | None = None) -> GateReport:
     """Compare a build with a baseline read from `path`. Raises ArtifactError when their identities differ."""
     request = GateRequest(
         before=baseline.measured.answers,
@@ -69,17 +67,14 @@ def compare_builds(build: Build, baseline: Baseline, path: Path, latency: Latenc
     if changed := build.task.truth_changed(request):
         figure, found, allowed = changed
         raise _foreign_error("the images are labelled otherwise", figure, (found, allowed), path)
-    rows = tuple(_rows(build, baseline, request, latency))
-    verdict = verdict_of(rows)
+    why = "The accuracy budget is absolute: a baseline may not soften it."
+    own = Row("verdict", build.drift.verdict, "", build.drift.verdict, "pass", None, None, why, build.drift.reason)
+    rows = (own, *build.task.gate_rows(request), *common_rows(baseline, build, latency))
+    results = {row.result for row in rows}
+    verdict: GateVerdict = "fail" if "fail" in results else "inconclusive" if "inconclusive" in results else "pass"
     named = [f"{row.quantity}: {row.detail}" for row in rows if row.result == verdict]
     reason = "every quantity is within its tolerance" if verdict == "pass" else "; ".join(named)
     return GateReport(str(build.folder), str(path), verdict, reason, rows, tuple(_notes(build, baseline)))
-
-
-def verdict_of(rows: tuple[Row, ...]) -> GateVerdict:
-    """Return "fail" if any row fails, else "inconclusive" if any is, else "pass"."""
-    results = {row.result for row in rows}
-    return "fail" if "fail" in results else "inconclusive" if "inconclusive" in results else "pass"
 
 
 def shared_images(build: Identity, baseline: Identity, path: Path) -> Int64:
@@ -108,18 +103,7 @@ def _foreign_error(difference: str, field: str, values: tuple[object, object], p
     return ArtifactError(what, where=f"{path}, {field}", found=values[0], allowed=values[1], next_command=remake)
 
 
-def _rows(build: Build, baseline: Baseline, request: GateRequest, latency: LatencyRatio | None) -> Iterator[Row]:
-    before, now, rows = baseline.measured, build.measured, Rows(baseline)
-    yield own_verdict(build.drift)
-    yield from build.task.gate_rows(request)
-    yield from rows.scales(before.scales, now.scales)
-    yield from rows.xnorm(before.xnorm, now.xnorm)
-    yield rows.share(now.share, build.fallbacks)
-    yield rows.size(now.engine_bytes)
-    yield rows.latency(latency)
-
-
-def _notes(build: Build, baseline: Baseline) -> Iterator[str]:
+def _notes(build: BuildFigures, baseline: Baseline) -> Iterator[str]:
     """Differences that are not judged, and what a reader of the verdict must know about the baseline."""
     was, now = baseline.origin, build.origin
     if was.verdict != "pass":

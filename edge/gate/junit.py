@@ -1,8 +1,4 @@
-"""Write the gate's result as JUnit XML, for a test report.
-
-The standard library is enough for a suite with a case per quantity and one element per result, and the gate also runs on
-devices, where few packages are installed.
-"""
+"""Write the gate's result as JUnit XML, for a test report: with the standard library alone, as the gate runs on devices too."""
 
 from __future__ import annotations
 

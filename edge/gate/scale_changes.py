@@ -1,8 +1,4 @@
-"""Read the quantization scales of a build from its graph, and compare them with a baseline's.
-
-Answers are a coarse measure: the doubled scale of one activation costs one bit of one tensor, which the rest of a network may
-hide, and so may calibration on too few images. The scales themselves show both.
-"""
+"""Read the quantization scales of a build from its graph, and compare them with a baseline's; why: `docs/gate.md`."""
 
 from __future__ import annotations
 

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from calib.artifact import write_artifact
 from calib.errors import ArtifactError, InputError, VerdictError
-from edge.gate.baseline import Baseline, Identity, LatencyRatio, Measured, Origin, read_baseline, seal
-from edge.gate.build_figures import Build, read_build
+from edge.gate.baseline import Baseline, BaselineFigures, Identity, LatencyRatio, Origin, read_baseline
+from edge.gate.build_figures import BuildFigures, read_build
 from edge.gate.gate_tolerances import common_tolerances
 from edge.tasks.gate_row import Recorded, Tolerance
 from edge.tasks.registry import load_task
 from engines.build_folder.folder import BuildFolder
 
 
-def default_tolerances(identity: Identity, origin: Origin, measured: Measured) -> dict[str, Tolerance]:
+def default_tolerances(identity: Identity, origin: Origin, measured: BaselineFigures) -> dict[str, Tolerance]:
     """The default tolerances of a baseline, the task's included."""
     answers = load_task(identity.task).default_tolerances(measured.answers, identity.images)
     return answers | common_tolerances(origin.backend)
 
 
-def make_baseline(build: Build, latency: LatencyRatio | None = None, reviewed_by: str = "", note: str = "") -> Baseline:
+def make_baseline(build: BuildFigures, latency: LatencyRatio | None = None, reviewed_by: str = "", note: str = "") -> Baseline:
     """Make a baseline with the default tolerances."""
     measured = replace(build.measured, latency=latency)
     tolerances = default_tolerances(build.identity, build.origin, measured)
-    sealed = seal(build.identity, build.origin, measured)
-    return Baseline(build.identity, build.origin, measured, tolerances, sealed, reviewed_by, note)
+    baseline = Baseline(build.identity, build.origin, measured, tolerances, "", reviewed_by, note)
+    return replace(baseline, seal=baseline.digest())
 
 
 def update_baseline(
@@ -82,18 +83,12 @@ def _changes(old: Baseline, new: Baseline) -> Iterator[str]:
     yield from (f"tolerance of {name}: {entry.tolerance:g}, edited, kept" for name, entry in sorted(_edited(old).items()))
 
 
-def _flat(part: Identity | Origin | Measured) -> dict[str, object]:
+def _flat(part: Identity | Origin | BaselineFigures) -> dict[str, Any]:
     """The fields of a part of a baseline, including those of the task."""
-    flat: dict[str, object] = {}
-    for field in fields(part):
-        value = getattr(part, field.name)
-        if isinstance(value, Recorded):
-            flat |= value.figures | {f"{side}_answers": packed for side, packed in value.answers.items()}
-        elif field.name == "meaning":
-            flat |= value
-        else:
-            flat[field.name] = value
-    return flat
+    flat: dict[str, Any] = {**vars(part)}
+    recorded: Recorded = flat.pop("answers", Recorded())
+    packed = {f"{side}_answers": answers for side, answers in recorded.answers.items()}
+    return {**flat.pop("meaning", {}), **recorded.figures, **packed, **flat}
 
 
 def _short(value: object) -> str:

@@ -12,7 +12,7 @@ from calib.errors import ArtifactError, GraphError, InputError
 from calib.files import sha256_file
 from edge.inspect.describe_dataclass import value_text
 from edge.inspect.describe_json import RANDOM_STAMP, describe_manifest
-from edge.inspect.description import Description, Listing, size_text
+from edge.inspect.description import Description, Listing, cut_text, size_text
 from engines.build_folder.file_names import MANIFEST
 from engines.build_folder.folder import BuildFolder
 
@@ -47,7 +47,7 @@ def describe_onnx(path: Path) -> Description:
         "multiply-accumulates": _macs(model),
         "Q/DQ": _quantized(model),
     }
-    facts |= {f"metadata {p.key}": _cut(p.value) for p in model.metadata_props if p.value}
+    facts |= {f"metadata {p.key}": cut_text(p.value, _LONGEST_PROPERTY) for p in model.metadata_props if p.value}
     synthetic = any(p.key == "calib.synthetic" for p in model.metadata_props)
     warnings = ("SYNTHETIC IMAGES: the scales were not calibrated on real images",) if synthetic else ()
     return Description("ONNX graph", facts, _findings(model), warnings)
@@ -75,7 +75,7 @@ def describe_checkpoint(path: Path) -> Description:
         "types": ", ".join(f"{dtype} {n:,}" for dtype, n in numbers.most_common()),
     }
     if METADATA_KEY not in metadata:
-        facts |= {f"metadata {key}": _cut(value) for key, value in sorted(metadata.items())}
+        facts |= {f"metadata {key}": cut_text(value, _LONGEST_PROPERTY) for key, value in sorted(metadata.items())}
         return Description("safetensors file, not a checkpoint of this toolkit", facts)
     try:
         info = parse_info(json.loads(metadata[METADATA_KEY]), path)
@@ -85,7 +85,7 @@ def describe_checkpoint(path: Path) -> Description:
         "model": f"{info.config.name}, {info.config.image_size} px, {info.config.classes} classes",
         "labels": value_text("labels", info.labels),
         "preprocess": ", ".join(f"{name} {value}" for name, value in sorted(info.preprocess.as_json().items())),
-        **{f"training {name}": _cut(_plain(value)) for name, value in sorted(info.training.items())},
+        **{f"training {name}": cut_text(_plain(value), _LONGEST_PROPERTY) for name, value in sorted(info.training.items())},
     }
     return Description("Checkpoint", facts, warnings=(RANDOM_STAMP,) if info.random_weights else ())
 
@@ -172,8 +172,3 @@ def _findings(model: onnx.ModelProto) -> tuple[Listing, ...]:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _cut(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _LONGEST_PROPERTY else f"{line[:_LONGEST_PROPERTY]}..."

@@ -8,7 +8,7 @@ from typing import Any
 
 from calib.errors import InputError
 from edge.inspect.describe_json import describe_manifest
-from edge.inspect.description import Description, Listing
+from edge.inspect.description import Description, Listing, cut_text
 
 _LONGEST = 60
 
@@ -46,16 +46,11 @@ def layer_rows(text: str) -> tuple[tuple[str, ...], ...]:
 
     return tuple(
         (
-            _cut(layer.get("Name", "?")),
+            cut_text(layer.get("Name", "?"), _LONGEST),
             str(layer.get("LayerType", "?")),
             types(layer.get("Inputs", [])),
             types(layer.get("Outputs", [])),
-            _cut(layer.get("TacticName", "")),
+            cut_text(layer.get("TacticName", ""), _LONGEST),
         )
         for layer in inspected_layers(text)
     )
-
-
-def _cut(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from calib.calibration_table import CalibrationTable
-from edge.attribution.attribution_record import Attribution
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.pictures import KeptPictures
 from edge.images.golden_pair import GoldenPair
 from edge.inspect.describe_dataclass import describe_fields, limited, value_text
 from edge.inspect.description import Description, Listing, size_text
-from edge.model.export_record import ExportRecord
 from engines.build_folder.file_names import ARTIFACTS, DRIFT
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import CalibrationRecord, EngineManifest, FileRecord
@@ -20,6 +19,9 @@ from engines.build_folder.step_record import StepRecord
 from engines.build_folder.verify import verify_recorded
 
 RANDOM_STAMP = "RANDOM WEIGHTS: nothing here says anything about accuracy"
+
+describe_attribution = partial(describe_fields, "Drift by layer")
+describe_export = partial(describe_fields, "Export record")
 
 
 def describe_manifest(manifest: EngineManifest) -> Description:
@@ -40,11 +42,22 @@ def describe_manifest(manifest: EngineManifest) -> Description:
         "does": f"{shares_text(receipt.actual)} of the multiply-accumulates, read from the engine",
     }
     facts |= {f"note {i}": note for i, note in enumerate(manifest.notes, start=1)}
-    files = [(name, record.file, record.sha256) for name, record in file_records(manifest).items()]
-    listings = [Listing("Made from", ("what", "file", "sha256"), tuple(files))]
+    made_from: dict[str, FileRecord | CalibrationRecord | None] = {
+        "checkpoint": manifest.checkpoint,
+        "FP32 graph": manifest.onnx,
+        "XNorm certificate": manifest.xnorm,
+        "folded graph": manifest.folded_onnx,
+        "refined graph": manifest.refined_onnx,
+        "quantized graph": manifest.qdq_onnx,
+        "typed graph": manifest.typed_onnx,
+        "calibration": manifest.calibration,
+    }
+    files = tuple((role, record.file, record.sha256) for role, record in made_from.items() if record is not None)
+    listings = [Listing("Made from", ("what", "file", "sha256"), files)]
     if receipt.fallbacks:
+        columns = ("layer", "asked for", "does", "share", "why")
         rows = [(f.layer, f.requested, f.actual, f"{f.mac_fraction:.2%}", f.reason) for f in receipt.fallbacks]
-        listings.append(limited(f"{len(rows)} layers do not run in {manifest.precision}", _FALLBACK_COLUMNS, rows))
+        listings.append(limited(f"{len(rows)} layers do not run in {manifest.precision}", columns, rows))
     warnings = (RANDOM_STAMP,) if manifest.random_weights else ()
     return Description("Engine manifest", facts, tuple(listings), warnings)
 
@@ -71,11 +84,6 @@ def describe_drift(drift: DriftReport) -> Description:
     return replace(described, facts=facts | describe_fields("", drift.comparison).facts | described.facts)
 
 
-def describe_export(record: ExportRecord) -> Description:
-    """export.json."""
-    return describe_fields("Export record", record)
-
-
 def describe_flips(flips: KeptPictures) -> Description:
     """flips.npz."""
     rows = tuple((str(i), f"{p.shape[1]} x {p.shape[0]}") for i, p in zip(flips.indices, flips.pictures, strict=True))
@@ -93,28 +101,19 @@ def describe_golden(pair: GoldenPair) -> Description:
     return Description("Golden pair: what preprocessing must make of an image", facts)
 
 
-def describe_attribution(attribution: Attribution) -> Description:
-    """attribution.json."""
-    return describe_fields("Drift by layer", attribution)
-
-
 def describe_steps(record: dict[str, StepRecord]) -> Description:
     """steps.json."""
-    order = {file: i for i, file in enumerate(ARTIFACTS)}
-    steps = sorted(
-        record.items(),
-        key=lambda item: min((order.get(file, len(order)) for file in item[1].writes), default=len(order)),
-    )
-    rows = [
+
+    def position(name: str) -> int:
+        return min((ARTIFACTS.index(file) for file in record[name].writes if file in ARTIFACTS), default=len(ARTIFACTS))
+
+    steps = sorted(record, key=position)
+    rows = tuple(
         (name if i == 0 else "", file, sha256)
-        for name, step in steps
-        for i, (file, sha256) in enumerate(sorted(step.writes.items()))
-    ]
-    return Description(
-        "Steps of a build",
-        {"done": ", ".join(name for name, _ in steps)},
-        (Listing("Written", ("step", "file", "sha256"), tuple(rows)),),
+        for name in steps
+        for i, (file, sha256) in enumerate(sorted(record[name].writes.items()))
     )
+    return Description("Steps of a build", {"done": ", ".join(steps)}, (Listing("Written", ("step", "file", "sha256"), rows),))
 
 
 def describe_folder(folder: Path) -> Description:
@@ -131,24 +130,6 @@ def describe_folder(folder: Path) -> Description:
     return Description(f"Build folder {folder}", facts, (listing, *described.listings[1:]), described.warnings)
 
 
-def file_records(manifest: EngineManifest) -> dict[str, FileRecord | CalibrationRecord]:
-    """Role -> file record of a manifest."""
-    records = {
-        "checkpoint": manifest.checkpoint,
-        "FP32 graph": manifest.onnx,
-        "XNorm certificate": manifest.xnorm,
-        "folded graph": manifest.folded_onnx,
-        "refined graph": manifest.refined_onnx,
-        "quantized graph": manifest.qdq_onnx,
-        "typed graph": manifest.typed_onnx,
-        "calibration": manifest.calibration,
-    }
-    return {role: record for role, record in records.items() if record is not None}
-
-
 def shares_text(shares: dict[str, float]) -> str:
     """Shares by precision, largest first: 97.1% int8, 2.9% fp16."""
     return ", ".join(f"{share:.1%} {name}" for name, share in sorted(shares.items(), key=lambda item: (-item[1], item[0])))
-
-
-_FALLBACK_COLUMNS = ("layer", "asked for", "does", "share", "why")

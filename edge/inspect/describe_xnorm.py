@@ -54,12 +54,10 @@ def describe_certificate(certificate: XNormCertificate) -> Description:
         "images' digest": f"sha256 {certificate.data_sha256}",
     }
     rows = [_line(old, new, precisions) for old, new in _worst_first(certificate)]
-    listing = limited("XNorms, smallest headroom first", _COLUMNS, rows)
+    columns = ("XNorm", "operand", "verdict", "why", "sum a^2 observed", "for any input", "headroom", "repair")
+    listing = limited("XNorms, smallest headroom first", columns, rows)
     broken = f"UNSTABLE: {precision_list(precisions)} cannot compute this network"
     return Description("XNorm certificate", facts, (listing,), (broken,) if certificate.verdict == "unstable" else ())
-
-
-_COLUMNS = ("XNorm", "operand", "verdict", "why", "sum a^2 observed", "for any input", "headroom", "repair")
 
 
 def _line(old: SiteCertificate, new: SiteCertificate, precisions: tuple[str, ...]) -> tuple[str, ...]:
@@ -72,14 +70,12 @@ def _line(old: SiteCertificate, new: SiteCertificate, precisions: tuple[str, ...
 
 def _worst_first(certificate: XNormCertificate) -> list[tuple[SiteCertificate, SiteCertificate]]:
     """Sites before and after the repair, by verdict, then by headroom below FP16's largest number."""
-    pairs = zip(certificate.before or certificate.sites, certificate.sites, strict=True)
-    return sorted(
-        pairs,
-        key=lambda pair: (
-            -STABILITIES.index(judgement(pair[1], certificate.precisions).verdict),
-            pair[1].fp16_headroom_bits,
-        ),
-    )
+
+    def badness(pair: tuple[SiteCertificate, SiteCertificate]) -> tuple[int, float]:
+        verdict = judgement(pair[1], certificate.precisions).verdict
+        return -STABILITIES.index(verdict), pair[1].fp16_headroom_bits
+
+    return sorted(zip(certificate.before or certificate.sites, certificate.sites, strict=True), key=badness)
 
 
 def _folded(sites: tuple[SiteCertificate, ...]) -> str:
@@ -112,8 +108,9 @@ def _worst_error(sites: tuple[SiteCertificate, ...], key: str) -> str:
     return f"{error:.2g} at worst, {where}"
 
 
-def _check_verdicts(path: Path, certificate: XNormCertificate) -> None:
-    """Raise ArtifactError unless there are sites, all with a verdict in all precisions, and as many before as after."""
+def _parse(data: bytes, path: Path) -> XNormCertificate:
+    """Raises ArtifactError unless there are sites, all with a verdict in all precisions, and as many before as after."""
+    certificate = CERTIFICATE_ARTIFACT.parse(data, path)
     sites, before = certificate.sites, certificate.before
     known = {"fp16", "bf16", "int8"}
     whole = all(known <= site.verdicts.keys() for site in (*sites, *before)) and known >= set(certificate.precisions)
@@ -124,11 +121,6 @@ def _check_verdicts(path: Path, certificate: XNormCertificate) -> None:
             found=f"{len(sites)} sites, {len(before)} before, precisions {', '.join(certificate.precisions)}",
             next_command=REMAKE,
         )
-
-
-def _parse(data: bytes, path: Path) -> XNormCertificate:
-    certificate = CERTIFICATE_ARTIFACT.parse(data, path)
-    _check_verdicts(path, certificate)
     return certificate
 
 

@@ -1,21 +1,15 @@
-"""Describe any artifact for the terminal: the file name decides which function describes it.
-
-Descriptions are plain text (`Description`) and become rich renderables at the end; text from a file is never parsed as markup.
-"""
+"""Describe any artifact for the terminal: the file name decides which function describes it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from calib.errors import UsageError
 from edge.inspect.description import Description, size_text
 from engines.build_folder.safe_files import read_contained
-
-if TYPE_CHECKING:
-    from rich.console import Group
 
 BY_NAME = {
     "manifest.json": ("engines.build_folder.manifest.MANIFEST_ARTIFACT", "describe_json.describe_manifest"),
@@ -38,7 +32,7 @@ BY_SUFFIX = {
 """Suffix of a file name -> the function that describes the file."""
 
 
-def describe_file(path: Path) -> Group:
+def describe_file(path: Path) -> Description:
     """Describe a file or build folder.
 
     Args:
@@ -47,10 +41,6 @@ def describe_file(path: Path) -> Group:
 
     Raises InputError for a missing or malformed file; UsageError for one of an unknown kind, listing the known ones.
     """
-    return _described(path).renderable()
-
-
-def _described(path: Path) -> Description:
     if not path.exists():
         raise UsageError("file or folder not found", where=path, allowed="an existing file or folder")
     if path.name in BY_NAME and not path.is_dir():

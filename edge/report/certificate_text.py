@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from edge.stability.certificate import Int8Loss, SiteCertificate, XNormCertificate
 from edge.stability.verdict import STABILITIES, Judgement, Stability
@@ -11,35 +10,23 @@ from edge.stability.verdict import STABILITIES, Judgement, Stability
 _FLOATS = ("fp16", "bf16")
 
 
-@dataclass(frozen=True)
-class SiteRow:
-    """One XNorm before and after the repair ("": none), with the worst verdict in any requested precision.
-
-    `island`: whether it computes in FP32.
-    """
-
-    name: str
-    operand: str
-    before: Judgement
-    after: Judgement
-    repair: str
-    island: bool
-
-
 def judgement(site: SiteCertificate, precisions: tuple[str, ...]) -> Judgement:
     """The worst verdict on a site in some precisions, the first of equally bad ones."""
     return max((site.verdicts[name] for name in precisions), key=lambda judged: STABILITIES.index(judged.verdict))
 
 
-def site_rows(certificate: XNormCertificate) -> tuple[SiteRow, ...]:
-    """Every XNorm that was repaired or is not stable, the worst first, then in graph order."""
+def site_rows(certificate: XNormCertificate) -> list[tuple[SiteCertificate, Judgement, Judgement, str]]:
+    """Every XNorm that was repaired or is not stable, the worst first, then in graph order.
+
+    Each with its worst verdict in any requested precision, before and after the repair, and the repair ("": none).
+    """
     rows = []
     for old, new in zip(certificate.before or certificate.sites, certificate.sites, strict=True):
         before, after = judgement(old, certificate.precisions), judgement(new, certificate.precisions)
-        row = SiteRow(new.name, new.operand, before, after, repair_text(old, new), new.island)
-        if row.repair or after.verdict != "stable":
-            rows.append(row)
-    return tuple(sorted(rows, key=lambda row: -STABILITIES.index(row.after.verdict)))
+        repair = repair_text(old, new)
+        if repair or after.verdict != "stable":
+            rows.append((new, before, after, repair))
+    return sorted(rows, key=lambda row: -STABILITIES.index(row[2].verdict))
 
 
 def headline(certificate: XNormCertificate) -> str:

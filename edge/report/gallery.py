@@ -34,9 +34,9 @@ def shown_pictures(kept: KeptPictures | None) -> dict[int, ShownPicture]:
 def _shown(picture: Uint8) -> ShownPicture:
     height, width = picture.shape[:2]
     times = SHOWN_PIXELS / max(height, width)
-    if times >= 2:
-        return ShownPicture(_data_uri(picture), width * int(times), height * int(times), coarse=True)
-    return ShownPicture(_data_uri(picture), max(1, round(width * times)), max(1, round(height * times)), coarse=False)
+    coarse = times >= 2
+    scale = int(times) if coarse else times
+    return ShownPicture(_data_uri(picture), max(1, round(width * scale)), max(1, round(height * scale)), coarse)
 
 
 def _data_uri(picture: Uint8) -> Markup:

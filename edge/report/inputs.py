@@ -24,7 +24,7 @@ from engines.build_folder.verify import verify_recorded
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ReportInputs:
     """The artifacts of one build; None where the build has none.
 
     Attributes:
@@ -45,7 +45,7 @@ class Evidence:
     attribution: Attribution | None = None
 
 
-def gather(build: BuildFolder) -> Evidence:
+def gather(build: BuildFolder) -> ReportInputs:
     """Read a build and check the recorded digests. Raises ArtifactError unless its files belong together."""
     manifest, drift, export = build.manifest, build.read(DRIFT_ARTIFACT), build.read(EXPORT_ARTIFACT)
     task = task_of(manifest)
@@ -58,7 +58,7 @@ def gather(build: BuildFolder) -> Evidence:
         _check_pictures(build.path, drift, pictures, set(task.worst(sides).tolist()))
     order = _network_order(build, table) if table else ()
     verify_recorded(build)
-    return Evidence(build, manifest, drift, export, task, sides, table, order, certificate, pictures, attribution)
+    return ReportInputs(build, manifest, drift, export, task, sides, table, order, certificate, pictures, attribution)
 
 
 def _check_pictures(folder: Path, drift: DriftReport, pictures: KeptPictures, changed: set[int]) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.ticker import NullFormatter
 
 from edge.report.svg import draw
@@ -38,19 +37,13 @@ def block_of(tensor: str) -> str:
     return ".".join(parts[: 2 if numbered else 1]) or "other"
 
 
-def block_starts(names: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Positions at which a block begins, and those of them that an axis names."""
+def name_blocks(axes: Axes, names: Sequence[str]) -> None:
+    """Name the blocks of the network below the bars, at most NAMED_BLOCKS, and separate them by lines in every panel."""
     starts = [i for i, name in enumerate(names) if i == 0 or block_of(name) != block_of(names[i - 1])]
     named: list[int] = []
     for start in starts:
         if not named or start - named[-1] >= len(names) / NAMED_BLOCKS:
             named.append(start)
-    return starts, named
-
-
-def name_blocks(axes: Axes, names: Sequence[str]) -> None:
-    """Name the blocks of the network below the bars, and separate them by lines in every panel."""
-    starts, named = block_starts(names)
     axes.set_xticks(named, [shorten(block_of(names[i]), 16) for i in named], rotation=90, ha="center")
     for panel in axes.figure.axes:
         for start in starts[1:]:
@@ -75,19 +68,16 @@ def groups(order: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
 def overview(table: CalibrationTable, order: tuple[str, ...]) -> Markup:
     """amax of every tensor in network order, on a logarithmic axis, with the blocks marked."""
     amax = np.array([table.tensors[name].amax for name in order])
-    low = _floor(amax)
-    starts, named = block_starts(order)
+    axis = Axis.of(table)
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.vlines(range(len(order)), low, amax, color=ACCENT, linewidth=max(0.8, min(6.0, 380 / len(order) * 0.7)))
-        for start in starts:
-            axes.axvline(start - 0.5, color=LINE, linewidth=0.5)
-        axes.set_xticks(named, [shorten(block_of(order[i])) for i in named], rotation=90, ha="left")
-        axes.set(xlim=(-1, len(order)), ylim=(low, float(amax.max()) * 1.3), ylabel="amax")
+        axes.vlines(range(len(order)), axis.low, amax, color=ACCENT, linewidth=max(0.8, min(6.0, 380 / len(order) * 0.7)))
+        name_blocks(axes, order)
+        axes.set(xlim=(-1, len(order)), ylim=(axis.low, axis.high), ylabel="amax")
         axes.grid(axis="y")
         axes.tick_params(length=0)
 
@@ -96,7 +86,7 @@ def overview(table: CalibrationTable, order: tuple[str, ...]) -> Markup:
 
 @dataclass(frozen=True)
 class Axis:
-    """The logarithmic axis that the bars of all blocks share; `low`, a power of ten, is where the bars start."""
+    """The logarithmic axis of all bars, which start at `low`, a power of ten."""
 
     low: float
     high: float
@@ -105,27 +95,14 @@ class Axis:
     def of(cls, table: CalibrationTable) -> Axis:
         """The axis that holds every amax of a table."""
         amax = np.array([scale.amax for scale in table.tensors.values()])
-        return cls(_floor(amax), float(amax.max()) * 1.3)
+        return cls(10.0 ** math.floor(math.log10(amax.min()) - 0.05), float(amax.max()) * 1.3)
 
     def percent(self, factor: float) -> float:
         """Length of a factor in percent of the axis."""
         return 100 * math.log(factor) / math.log(self.high / self.low)
 
 
-def block_rows(title: str, tensors: tuple[str, ...], table: CalibrationTable, axis: Axis) -> list[dict[str, Any]]:
-    """One row per tensor: its name inside the block, amax, scale, and the length of its bar in percent of the axis."""
+def name_in_block(tensor: str, title: str) -> str:
+    """A tensor's name inside the block that its table has as title."""
     block = title.removesuffix(", continued")
-    return [
-        {
-            "name": shorten(tensor.removeprefix(block).lstrip("./").removesuffix("_output"), LONGEST_NAME),
-            "amax": table.tensors[tensor].amax,
-            "scale": table.tensors[tensor].scale,
-            "bar": axis.percent(table.tensors[tensor].amax / axis.low),
-        }
-        for tensor in tensors
-    ]
-
-
-def _floor(amax: npt.NDArray[np.float64]) -> float:
-    """The power of ten at which the bars start."""
-    return float(10.0 ** math.floor(math.log10(float(amax.min())) - 0.05))
+    return shorten(tensor.removeprefix(block).lstrip("./").removesuffix("_output"), LONGEST_NAME)

@@ -1,4 +1,4 @@
-"""A task's part of a report as plain data: figures, rows, and sections of text, drawings, tables and cards.
+"""A task's part of a report as plain data: figures, rows, and sections of text, drawings and templates.
 
 Colours of drawings are placeholders, which the report replaces by those of the page's theme. matplotlib is not imported here.
 """
@@ -29,16 +29,8 @@ class Value:
     text: str
 
 
-@dataclass(frozen=True)
-class Span:
-    """Words with a colour, "good" or "bad", or an HTML id."""
-
-    text: str
-    tint: str = ""
-    id: str = ""
-
-
-Text = tuple[str | Value | Span, ...]
+Text = tuple[str | Value, ...]
+"""Words, `Markup` among them, and numbers."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +55,9 @@ class NumberRow:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph, with an HTML id or ""."""
+    """A paragraph."""
 
     text: Text
-    id: str = ""
-
-
-@dataclass(frozen=True)
-class Heading:
-    """A heading inside a section."""
-
-    text: str
 
 
 @dataclass(frozen=True)
@@ -85,7 +69,6 @@ class Drawing:
         size: width and height in inches of 96 CSS pixels.
         alt: description for people who cannot see it.
         paint: draws on an empty matplotlib figure, in the colours of this module.
-        wide: whether it needs the full width of the page.
     """
 
     name: str
@@ -93,37 +76,17 @@ class Drawing:
     alt: str
     paint: Callable[[Canvas], None]
     caption: Text = ()
-    wide: bool = False
 
 
 @dataclass(frozen=True)
-class Table:
-    """A collapsed table; the first column names the rows. `name` is its CSS class."""
+class Fragment:
+    """HTML from a jinja2 template of the task, by its path in `edge/`; it reads `values` as `shown`, and `drift`."""
 
-    name: str
-    summary: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str | Value, ...], ...]
+    template: str
+    values: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Card:
-    """Judged image number `index` and its answers: how it turned (None: unknown), and rows (term, text, figure or "")."""
-
-    index: int
-    alt: str
-    turn: Span | None
-    rows: tuple[tuple[str, str, str], ...]
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Cards of images whose pictures were kept."""
-
-    cards: tuple[Card, ...]
-
-
-Block = Paragraph | Heading | Drawing | Table | Gallery
+Block = Paragraph | Drawing | Fragment
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Sides:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(ABC):
     """The figures of every comparison; a task adds its own. Field names are those of `drift.json`.
 
     `not_finite` counts images for which the engine gave NaN or infinity; `not_compared` holds what is missing and why, one
@@ -50,9 +50,9 @@ class Comparison:
     not_compared: tuple[str, ...]
 
     @property
+    @abstractmethod
     def with_truth(self) -> bool:
         """Whether the images have right answers."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from calib.artifact import write_artifact
 from calib.files import sha256_file
 from edge.drift.drift_report import DRIFT_ARTIFACT, Source, Subject, judge_sides
 from edge.gate import build_figures, compare_builds, update
-from edge.gate.baseline import Identity, Margin, Measured, Origin, XNormMargins
-from edge.gate.build_figures import Build
+from edge.gate.baseline import BaselineFigures, Identity, Margin, Origin, XNormMargins
+from edge.gate.build_figures import BuildFigures
 from edge.tasks.classification.logits import Logits, write_logits
 from edge.tasks.registry import load_task
 from engines.build_folder.file_names import ARTIFACTS
@@ -130,4 +130,4 @@ def memory_build(reference, engine, labels, identity=None, **measured):
         "answers": task.record(drift.comparison, sides), "scales": None, "share": 0.98, "engine_bytes": 1000, "xnorm": sites,
         "latency": None,
     }  # fmt: skip
-    return Build(Path("build"), identity, origin, Measured(**(values | measured)), drift, task, sides, ())
+    return BuildFigures(Path("build"), identity, origin, BaselineFigures(**(values | measured)), drift, task, sides, ())

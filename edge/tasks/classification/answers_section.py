@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,65 +22,34 @@ CONFUSION_CLASSES = 24
 
 def answers_section(drift: Judged, logits: Logits, kept: Int64 | None, labels: tuple[str, ...]) -> parts.Section:
     """Changed answers and flips; for random weights only the note that their answers mean nothing."""
-    if drift.random_weights:
-        text = "The answers of an untrained network mean nothing, so they are not compared by class."
-        return parts.Section("Which answers changed?", (parts.Paragraph((text,)),))
-    blocks = [*_changes(drift, logits, labels), parts.Heading("The images themselves"), *_flips(kept, logits, labels)]
-    return parts.Section("Which answers changed?", tuple(blocks))
+    before = answers(logits.reference)
+    changed = np.asarray(before != answers(logits.engine))
+    margins, change = margin(logits.reference.astype(np.float64), before), confusion_change(drift)
+    values = {
+        "labelled": logits.labels is not None,
+        "images": len(changed),
+        "changed": int(changed.sum()),
+        "near": int((changed & (margins <= np.quantile(margins, 0.1))).sum()),
+        "margins": margin_histogram(margins, changed),
+        "confusion": confusion(change, labels) if change is not None and change.any() else None,
+        "classes": len(labels),
+        "most_classes": CONFUSION_CLASSES,
+        "flips": int(flipped(logits.reference, logits.engine, logits.labels).sum()),
+        "cards": None if kept is None else cards(logits, labels, kept),
+    }
+    return parts.Section("Which answers changed?", (parts.Fragment("tasks/classification/answers_section.html", values),))
 
 
-def _changes(drift: Judged, logits: Logits, labels: tuple[str, ...]) -> list[parts.Block]:
-    changed, images = np.asarray(answers(logits.reference) != answers(logits.engine)), len(logits.reference)
-    if not changed.any():
-        return [parts.Paragraph((f"Not one of {images:,} answers changed.",))]
-    margins = margin(logits.reference.astype(np.float64), answers(logits.reference))
-    near = int((changed & (margins <= np.quantile(margins, 0.1))).sum())
-    text = (
-        f"{int(changed.sum()):,} of {images:,} answers changed; {near:,} of these {'was' if near == 1 else 'were'} among the "
-        "tenth of images of which the FP32 model itself was least sure. Changes there are near ties; many changes elsewhere "
-        "point to a broken layer."
-    )
-    blocks: list[parts.Block] = [parts.Paragraph((text,)), margin_histogram(margins, changed)]
-    change = confusion_change(drift)
-    if change is not None and change.any():
-        blocks.append(confusion(change, labels, not_finite=bool(drift.comparison.not_finite)))
-    elif change is not None:
-        blocks.append(parts.Paragraph(("The confusion counts did not change.",)))
-    return blocks
-
-
-def _flips(kept: Int64 | None, logits: Logits, labels: tuple[str, ...]) -> list[parts.Block]:
-    labelled = logits.labels is not None
-    count = int(flipped(logits.reference, logits.engine, logits.labels).sum())
-    if not count:
-        what = "image changed between a right and a wrong answer" if labelled else "answer changed"
-        return [parts.Paragraph((f"No {what}, so there is no image to show.",), "no-flips")]
-    if kept is None:
-        text = f"{count:,} answers flipped, but no pictures of these images were kept with this build."
-        return [parts.Paragraph((text,), "no-pictures")]
-    images, right = f"{count:,} image{'s' if count != 1 else ''}", "right" if labelled else "earlier"
-    change = "changed between a right and a wrong answer." if labelled else "got another answer; which one is right is unknown."
-    lost = f"that lost most confidence in the {right} answer"
-    order = f"Shown are the {len(kept)} {lost}, the worst first." if count > len(kept) else f"Those {lost} come first."
-    paragraph = parts.Paragraph((f"{images} {change} {order} Would you have known?",), "flips-shown")
-    return [paragraph, parts.Gallery(cards(logits, labels, kept))]
-
-
-def cards(logits: Logits, labels: tuple[str, ...], kept: Int64) -> tuple[parts.Card, ...]:
-    """A card for each flip whose picture was kept, in that order: both answers, each with its softmax confidence."""
+def cards(logits: Logits, labels: tuple[str, ...], kept: Int64) -> list[dict[str, Any]]:
+    """Each flip whose picture was kept, in that order: both answers, each with its softmax confidence."""
     right, shown = truth(logits.reference, logits.labels), []
     sides = [(answers(side), confidences(side).max(axis=1)) for side in (logits.reference, logits.engine)]
     for i in kept.tolist():
         (before, sure_before), (after, sure_after) = ((int(answer[i]), float(sure[i])) for answer, sure in sides)
-        rows = [("before", labels[before], f"{100 * sure_before:.1f} %")]
-        rows.append(("after", labels[after], f"{100 * sure_after:.1f} %") if after >= 0 else ("after", "no answer", ""))
-        turn = None
-        if logits.labels is not None:
-            turn = parts.Span("wrong → right", "good") if after == right[i] else parts.Span("right → wrong", "bad")
-            rows.insert(0, ("is", labels[right[i]], ""))
-        alt = f"image {i}" + (f": {labels[right[i]]}" if logits.labels is not None else "")
-        shown.append(parts.Card(i, alt, turn, tuple(rows)))
-    return tuple(shown)
+        card = {"index": i, "label": labels[right[i]], "better": after == right[i]}
+        card |= {"before": labels[before], "sure_before": sure_before}
+        shown.append(card | {"after": labels[after] if after >= 0 else None, "sure_after": sure_after})
+    return shown
 
 
 def margin_histogram(margins: Float64, changed: Bools) -> parts.Drawing:
@@ -99,19 +68,16 @@ def margin_histogram(margins: Float64, changed: Bools) -> parts.Drawing:
         rows[1].set_xlabel("lead of the FP32 model's answer over its second choice (logits)")
 
     alt = "how sure the FP32 model was, for all images and for changed answers"
-    caption = ("How sure the FP32 model was: above for all images, below for those whose answer changed.",)
-    return parts.Drawing("margins", (5.4, 2.3), alt, paint, caption)
+    return parts.Drawing("margins", (5.4, 2.3), alt, paint)
 
 
 def confusion_change(drift: Judged) -> Int64 | None:
     """Confusion counts int64 (classes, classes) as [label][answer], engine minus reference; None without labels."""
-    labelled = drift.comparison.labelled
-    if labelled is None:
-        return None
-    return np.asarray(np.array(labelled.confusion_engine, np.int64) - np.array(labelled.confusion_reference, np.int64))
+    before, after = drift.comparison.confusion_reference, drift.comparison.confusion_engine
+    return None if before is None else np.asarray(np.array(after, np.int64) - np.array(before, np.int64))
 
 
-def confusion(change: Int64, labels: tuple[str, ...], *, not_finite: bool) -> parts.Drawing:
+def confusion(change: Int64, labels: tuple[str, ...]) -> parts.Drawing:
     """Heatmap of `confusion_change`: all classes, or the CONFUSION_CLASSES whose rows and columns changed most."""
     from matplotlib.patches import Rectangle
 
@@ -131,19 +97,8 @@ def confusion(change: Int64, labels: tuple[str, ...], *, not_finite: bool) -> pa
                 axes.text(column, row, f"{value:+d}", ha="center", va="center", fontsize=8 if n <= 12 else 6)
         _matrix_axes(axes, names)
 
-    caption: parts.Text = (
-        "Engine minus FP32 model, in images. ",
-        parts.Span("Blue", "good"),
-        " is better (more right answers on the diagonal, fewer mistakes beside it), ",
-        parts.Span("orange", "bad"),
-        " is worse.",
-    )
-    if n < len(labels):
-        caption += (f" The {n} of {len(labels)} classes that changed most.",)
-    if not_finite:
-        caption += (" Outputs with NaN or Inf are in no column.",)
     side = min(7.0, 2.2 + 0.32 * n)
-    return parts.Drawing("confusion", (side, side), f"change of the confusion counts between {n} classes", paint, caption)
+    return parts.Drawing("confusion", (side, side), f"change of the confusion counts between {n} classes", paint)
 
 
 def _matrix_axes(axes: Axes, names: list[str]) -> None:

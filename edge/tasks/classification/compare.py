@@ -1,15 +1,13 @@
 """Compare the logits of an engine with those of the FP32 reference on the same images, and judge the difference.
 
-Labelled images are judged by the drop in top-1 and its interval, images without labels by the share of changed answers, which
-bounds the drop, random weights by the numbers alone. Statistics: `drop_interval`; measures: `logit_metrics`. A row of the
-engine that holds NaN or infinity is a wrong answer that agrees with nothing, and fails; what could therefore not be compared
-is listed in `not_compared`. numpy alone: this also runs on a device.
+A row of the engine that holds NaN or infinity is a wrong answer that agrees with nothing, and fails. Statistics:
+`drop_interval`; measures: `logit_metrics`. numpy alone: this also runs on a device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -33,11 +31,9 @@ class LogitComparison(Comparison):
     Figures that need labels are None without them.
 
     Attributes:
-        top1_reference, top1_engine: accuracy.
         top5_reference, top5_engine: share whose label is among the five largest logits; None with five classes or fewer.
         drop_points: drop in top-1, positive is worse, and its `interval`.
         flips: answers that changed between right and wrong.
-        mcnemar_p: exact two-sided p-value that flips are equally likely in both directions.
         agreement: share with the same answer on both sides; `changed_interval` is that of the share of changed answers.
         cosine_min: smallest over the images, logits centred over the classes.
         distance: other distances between the logits; None where no row of the engine is finite.
@@ -64,29 +60,23 @@ class LogitComparison(Comparison):
     confusion_engine: tuple[tuple[int, ...], ...] | None
 
     @property
-    def labelled(self) -> Labelled | None:
-        """The figures that need labels; None without labels."""
-        values = [getattr(self, f.name) for f in fields(Labelled)]
-        return None if any(value is None for value in values) else Labelled(*values)
-
-    @property
     def with_truth(self) -> bool:
         """Whether the images have labels."""
-        return self.labelled is not None
+        return all(getattr(self, name) is not None for name in _LABELLED)
+
+    @property
+    def budgeted(self) -> tuple[float, Interval]:
+        """What the budget is on, in points: the drop, or without labels the share of changed answers, which bounds it."""
+        if self.drop_points is None or self.interval is None:
+            return 100 * (1 - self.agreement), self.changed_interval
+        return self.drop_points, self.interval
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """The fields of `LogitComparison` that are set if and only if the images have labels."""
-
-    top1_reference: float
-    top1_engine: float
-    drop_points: float
-    interval: Interval
-    flips: Flips
-    mcnemar_p: float
-    confusion_reference: tuple[tuple[int, ...], ...]
-    confusion_engine: tuple[tuple[int, ...], ...]
+_LABELLED = (
+    "top1_reference", "top1_engine", "drop_points", "interval", "flips", "mcnemar_p", "confusion_reference", "confusion_engine",
+)  # fmt: skip
+"""The figures that are set if and only if the images have labels."""
+_LABELLED_OR_NONE = ("top5_reference", "top5_engine", "reliability_reference", "reliability_engine")
 
 
 def compare(reference: Floats, engine: Floats, labels: Int64 | None) -> LogitComparison:
@@ -136,8 +126,7 @@ def _check(reference: Floats, engine: Floats, labels: Int64 | None) -> None:
 
 def _labelled_figures(reference: Floats, engine: Floats, labels: Int64 | None, answer_engine: Int64) -> dict[str, Any]:
     """The fields of a comparison that need labels; all None without."""
-    figures: dict[str, Any] = dict.fromkeys(f.name for f in fields(Labelled))
-    figures |= dict.fromkeys(("top5_reference", "top5_engine", "reliability_reference", "reliability_engine"))
+    figures: dict[str, Any] = dict.fromkeys(_LABELLED + _LABELLED_OR_NONE)
     if labels is None:
         return figures
     finite, answer_reference, classes = answer_engine >= 0, reference.argmax(1), reference.shape[1]
@@ -174,17 +163,15 @@ def centred_cosine(a: Floats, b: Floats) -> Float64:
 
 def judge(comparison: LogitComparison, budget_points: float, *, random_weights: bool) -> tuple[JudgedBy, Verdict, str]:
     """Return the basis of the verdict, the verdict, and its reason in one sentence."""
-    judged_by: JudgedBy = "numbers" if random_weights else "accuracy" if comparison.interval is not None else "agreement"
+    judged_by: JudgedBy = "numbers" if random_weights else "accuracy" if comparison.with_truth else "agreement"
     if comparison.not_finite:
         return judged_by, "fail", f"{comparison.not_finite} of {comparison.images} engine outputs hold NaN or Inf"
     if random_weights:
         cosine, needed = comparison.cosine_min, RANDOM_WEIGHTS_COSINE
         sentence = f"random weights have no accuracy to lose; smallest cosine of the logits {cosine:.4f}, {needed:g} needed"
         return judged_by, ("pass" if cosine >= needed else "fail"), sentence
-    labelled = comparison.labelled
-    what = "changed answers, which bound the drop," if labelled is None else "drop"
-    points = 100 * (1 - comparison.agreement) if labelled is None else labelled.drop_points
-    interval = comparison.changed_interval if labelled is None else labelled.interval
+    what = "drop" if comparison.with_truth else "changed answers, which bound the drop,"
+    points, interval = comparison.budgeted
     ends = f"[{interval.low_points:+.2f}, {interval.high_points:+.2f}]"
     sentence = f"{what} {points:+.2f} points, {interval.level:.0%} interval {ends}, budget {budget_points:g}"
     verdict = decide(interval, budget_points)
@@ -194,11 +181,10 @@ def judge(comparison: LogitComparison, budget_points: float, *, random_weights: 
 
 
 def _images_needed(comparison: LogitComparison, budget_points: float) -> str:
-    labelled = comparison.labelled
-    if labelled is None:
+    if comparison.top1_reference is None or comparison.flips is None:
         return "more images would, or labelled ones"
-    right = round(labelled.top1_reference * comparison.images)
-    lost, won = labelled.flips.right_to_wrong, labelled.flips.wrong_to_right
+    right = round(comparison.top1_reference * comparison.images)
+    lost, won = comparison.flips.right_to_wrong, comparison.flips.wrong_to_right
     paired = Paired(right - lost, lost, won, comparison.images - right - won)
     images = images_to_decide(paired, budget_points)
     return "and no number of images would: the drop equals the budget" if images is None else f"about {images:,} would"

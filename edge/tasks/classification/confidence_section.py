@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge.tasks import report_parts as parts
-from edge.tasks.classification.logit_metrics import Bin, Reliability
+from edge.tasks.classification.logit_metrics import Reliability
 from edge.tasks.task import Judged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_COLUMNS = ("Confidence", "Images before", "mean confidence", "right", "Images after", "mean confidence", "right")
 
 
 def confidence_section(drift: Judged) -> parts.Section | None:
@@ -22,30 +20,9 @@ def confidence_section(drift: Judged) -> parts.Section | None:
     before, after = drift.comparison.reliability_reference, drift.comparison.reliability_engine
     if drift.judged_by != "accuracy" or before is None or after is None:
         return None
-    sides = {"reference": before, "engine": after}
-    eces = [parts.Value(f"reliability_{name}.ece", side.ece, f"{100 * side.ece:.2f} %") for name, side in sides.items()]
-    text: parts.Text = (
-        "A network says how sure it is of each answer. It is honest if, of all answers that it is 80 % sure of, 80 % are "
-        "right. The calibration error (ECE) is how far confidence and share right are apart, on average over all images: ",
-        eces[0],
-        " before, ",
-        eces[1],
-        " after. This does not count for the verdict, but matters if you act only on answers that the network is sure of. "
-        "(“Calibration” here has nothing to do with that of INT8 ranges below.)",
-    )
-    n = len(before.bins)
-    rows = tuple(
-        (f"{100 * i / n:.0f} to {100 * (i + 1) / n:.0f} %", *_cells(old), *_cells(new))
-        for i, (old, new) in enumerate(zip(before.bins, after.bins, strict=True))
-        if old.images or new.images
-    )
-    table = parts.Table("bins", "The groups, in numbers", _COLUMNS, rows)
-    return parts.Section("Is its confidence still honest?", (parts.Paragraph(text), reliability_drawing(before, after), table))
-
-
-def _cells(side: Bin) -> tuple[str, str, str]:
-    shares = (f"{100 * side.confidence:.2f} %", f"{100 * side.accuracy:.2f} %") if side.images else ("", "")
-    return f"{side.images:,}", *shares
+    values = {"drawing": reliability_drawing(before, after), "few": parts.FEW}
+    fragment = parts.Fragment("tasks/classification/confidence_section.html", values)
+    return parts.Section("Is its confidence still honest?", (fragment,))
 
 
 def reliability_drawing(before: Reliability, after: Reliability) -> parts.Drawing:
@@ -69,15 +46,7 @@ def reliability_drawing(before: Reliability, after: Reliability) -> parts.Drawin
         filled = [b for b in side.bins if b.images]
         bins = ", ".join(f"{b.confidence:.0%} sure and {b.accuracy:.0%} right in {b.images:,} images" for b in filled)
         descriptions.append(f"{title}, off by {100 * side.ece:.2f} points on average: {bins}")
-    caption: parts.Text = (
-        "Images grouped by confidence. A bar is the share of them answered rightly, the line across it their mean confidence: ",
-        parts.Span("orange", "bad"),
-        " above the bar means too sure, ",
-        parts.Span("blue", "good"),
-        f" below its top not sure enough. Below: how many images a group has; with fewer than {parts.FEW} it is pale, for it "
-        "says little.",
-    )
-    return parts.Drawing("reliability", (6.4, 3.3), "; ".join(descriptions), paint, caption, wide=True)
+    return parts.Drawing("reliability", (6.4, 3.3), "; ".join(descriptions), paint)
 
 
 def _shares(axes: Axes, side: Reliability, column: int) -> None:

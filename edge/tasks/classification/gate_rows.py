@@ -1,13 +1,8 @@
-"""Gate rows of a classification: answers are compared with the baseline's, image by image.
-
-A share of right answers is judged by the confidence interval of the loss: the row fails when the whole interval lies beyond
-the tolerance, passes when all of it lies within, and is inconclusive otherwise.
-"""
+"""Gate rows of a classification: answers are compared with the baseline's, image by image."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,29 +22,22 @@ from edge.tasks.interval import decide
 from edge.tasks.task import GateRequest
 
 
-def gate_rows(request: GateRequest, logits: Logits) -> Iterator[Row]:
-    """Rows for FP32 answers, accuracy, agreement and SQNR."""
-    rows = _Rows(request, logits)
-    yield rows.reference()
-    yield rows.accuracy()
-    yield rows.agreement()
-    yield rows.sqnr()
-
-
 def baseline_answers(request: GateRequest, classes: int, side: str) -> Int64:
     """Answers of one side ("reference", "engine") to all images of the baseline. Raises ArtifactError if unreadable."""
     return unpack_answers(request.before.answers[side], classes, request.before_images)
 
 
 @dataclass(frozen=True)
-class _Rows:
+class AnswerRows:
+    """Compares the answers of a request, whose outputs are these logits, with the baseline's."""
+
     request: GateRequest
     logits: Logits
 
     def reference(self) -> Row:
         """The FP32 answers themselves: an engine may agree with an FP32 graph that was exported wrongly."""
         tolerance, images = self.request.tolerances["reference"], len(self.request.chosen)
-        changed = int((self.before("reference") != answers(self.logits.reference)).sum())
+        changed = int((self._before("reference") != answers(self.logits.reference)).sum())
         most = max(REFERENCE_IMAGES, math.floor(tolerance.tolerance / 100 * images)) if tolerance.tolerance else 0
         texts = "", str(changed), f"{most} changed"
         detail = f"{changed} of {images} FP32 answers are not the baseline's"
@@ -65,21 +53,21 @@ class _Rows:
         if self.request.random_weights:
             return skipped_row("accuracy", "random weights have no accuracy to lose")
         now = _right(answers(self.logits.engine), labels)
-        return self.paired("accuracy", self.before("engine") == labels, now, "top1")
+        return self._paired("accuracy", self._before("engine") == labels, now, "top1")
 
     def agreement(self) -> Row:
         """Share of answers equal to those of the FP32 reference."""
         now = _right(answers(self.logits.engine), answers(self.logits.reference))
-        return self.paired("agreement", self.before("engine") == self.before("reference"), now, "agreement")
+        return self._paired("agreement", self._before("engine") == self._before("reference"), now, "agreement")
 
-    def paired(self, quantity: str, before: Bools, now: Bools, figure: str) -> Row:
-        """Compare two shares of right answers, bool (n,), image by image."""
+    def _paired(self, quantity: str, before: Bools, now: Bools, figure: str) -> Row:
+        """Judge the change of a share of right answers, bool (n,), by the confidence interval of what was lost."""
         stated = self.request.now.figures[figure]
         if not is_number(stated):
             return missing_row(quantity, f"the build states {stated}")
         paired, tolerance = Paired.of(before, now), self.request.tolerances[quantity]
         interval, flips = drop_interval(paired), paired.flips
-        allowed = tolerance.tolerance * self.sampling_factor()
+        allowed = tolerance.tolerance * self._sampling_factor()
         lost, won = flips.right_to_wrong, flips.wrong_to_right
         loss = 100 * (lost - won) / paired.images
         ends = f"{interval.level:.0%} interval [{interval.low_points:+.2f}, {interval.high_points:+.2f}]"
@@ -89,7 +77,7 @@ class _Rows:
 
     def sqnr(self) -> Row:
         """SQNR of the logits (n, classes); on a subset of the images its sampling deviation is allowed too."""
-        before, now, tolerance = self.figure("sqnr_db"), self.request.now.figures["sqnr_db"], self.request.tolerances["sqnr"]
+        before, now, tolerance = self._figure("sqnr_db"), self.request.now.figures["sqnr_db"], self.request.tolerances["sqnr"]
         if now is None or not math.isfinite(now):
             return missing_row("sqnr", f"the build states {now}")
         reference, engine, allowed = self.logits.reference, self.logits.engine, tolerance.tolerance
@@ -100,16 +88,16 @@ class _Rows:
         texts = f"{before:.1f} dB", f"{now:.1f} dB", f"{allowed:.1f} dB lost"
         return row("sqnr", tolerance, Measurement(loss <= allowed, texts, loss, f"{loss:+.2f} dB lost", allowed))
 
-    def sampling_factor(self) -> float:
+    def _sampling_factor(self) -> float:
         """Factor by which tolerances of samples are wider on the images chosen than on all images of the baseline."""
         of = self.request.before_images
-        changed = round((1 - self.figure("agreement")) * of)
+        changed = round((1 - self._figure("agreement")) * of)
         return noise_points(len(self.request.chosen), changed, of) / noise_points(of, changed, of)
 
-    def before(self, side: str) -> Int64:
+    def _before(self, side: str) -> Int64:
         return baseline_answers(self.request, self.logits.reference.shape[1], side)[self.request.chosen]
 
-    def figure(self, name: str) -> float:
+    def _figure(self, name: str) -> float:
         value = self.request.before.figures[name]
         return math.nan if value is None else value
 

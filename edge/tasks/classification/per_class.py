@@ -52,19 +52,10 @@ def classes_section(logits: Logits, labels: tuple[str, ...]) -> parts.Section | 
     if not rows:
         return None
     shown = rows
-    blocks: tuple[parts.Block, ...] = ()
     if len(rows) > LISTED:
         shown = tuple(sorted(rows, key=lambda row: (-abs(row.won - row.lost), -abs(row.change_points)))[:LISTED])
-        blocks = (parts.Paragraph((f"The {LISTED} of {len(rows)} classes that changed most.",)),)
-    columns = ("Class", "Images", "Before", "After", "Change, points", "95 % interval")
-    table = parts.Table("classes", "Accuracy per class, in numbers", columns, tuple(map(_cells, shown)))
-    return parts.Section("Did some classes suffer more?", (*blocks, change_drawing(shown), table))
-
-
-def _cells(row: ClassRow) -> tuple[str | parts.Value, ...]:
-    before, after = (parts.Value("", share, f"{100 * share:.2f} %") for share in (row.before, row.after))
-    change = f"{row.change_points:+.2f}" if row.change_points else "0"
-    return row.name, str(row.images), before, after, change, f"{row.low_points:+.2f} to {row.high_points:+.2f}"
+    values = {"rows": shown, "classes": len(rows), "drawing": change_drawing(shown), "few": parts.FEW}
+    return parts.Section("Did some classes suffer more?", (parts.Fragment("tasks/classification/per_class.html", values),))
 
 
 def class_rows(logits: Logits, labels: tuple[str, ...]) -> tuple[ClassRow, ...]:
@@ -108,13 +99,4 @@ def change_drawing(rows: tuple[ClassRow, ...]) -> parts.Drawing:
 
     changes = (f"{r.name} {r.change_points:+.2f} points, from {r.low_points:+.2f} to {r.high_points:+.2f}" for r in rows)
     alt = "change by class: " + "; ".join(changes)
-    caption: parts.Text = (
-        "Change per class, with its 95 % interval; in brackets how many images the class has. ",
-        parts.Span("Orange", "bad"),
-        ": the whole interval says worse, ",
-        parts.Span("blue", "good"),
-        ": better, grey: these images cannot tell. Even where nothing changed, up to one class in twenty is coloured by "
-        f"chance. A class with few images has a wide bar; with fewer than {parts.FEW} it is pale and its dot hollow: it is "
-        "weak evidence.",
-    )
-    return parts.Drawing("classes", (6.4, 0.8 + 0.22 * len(rows)), alt, paint, caption)
+    return parts.Drawing("classes", (6.4, 0.8 + 0.22 * len(rows)), alt, paint)

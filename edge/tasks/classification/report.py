@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial, reduce
+
+from markupsafe import Markup
+
 from edge.numeric_tolerances import SQNR_CAP_DB
 from edge.tasks import report_parts as parts
 from edge.tasks.classification.answers_section import answers_section
-from edge.tasks.classification.compare import Labelled, LogitComparison
+from edge.tasks.classification.compare import LogitComparison
 from edge.tasks.classification.confidence_section import confidence_section
-from edge.tasks.classification.logit_metrics import Distance
 from edge.tasks.classification.logits import Logits
 from edge.tasks.classification.per_class import classes_section
-from edge.tasks.interval import Interval
 from edge.tasks.task import Int64, Judged
 
 WORDS = {
@@ -27,23 +30,26 @@ WORDS = {
 def task_report(drift: Judged, logits: Logits, kept: Int64 | None, judged: str, labels: tuple[str, ...]) -> parts.TaskReport:
     """The classification's part of the report; equal inputs give equal text."""
     comparison: LogitComparison = drift.comparison
+    what = "drop in top-1, percentage points" if comparison.with_truth else "changed answers, percent of the images"
     shown: list[parts.Section | None] = [answers_section(drift, logits, kept, labels)]
     if not drift.random_weights:
         shown += [classes_section(logits, labels), confidence_section(drift)]
+    headline = _NOT_FINITE if comparison.not_finite else _HEADLINES[drift.judged_by, drift.verdict]
     return parts.TaskReport(
-        headline=_headline(drift, judged),
+        headline=headline.format(judged),
         advice=_advice(drift),
-        budgeted=None if drift.judged_by == "numbers" else _budgeted(comparison),
+        budgeted=None if drift.judged_by == "numbers" else parts.Budgeted(*comparison.budgeted, what),
         basis=_basis(drift),
         figures=_figures(drift),
-        truth="without labels" if comparison.labelled is None else "labelled",
-        numbers=_all_figures(drift),
+        truth="labelled" if comparison.with_truth else "without labels",
+        numbers=tuple(_all_figures(drift)),
         sections=tuple(section for section in shown if section is not None),
         words=WORDS,
         outputs="logits",
     )
 
 
+_NOT_FINITE = "The {} gives NaN or infinity as outputs."
 _HEADLINES = {
     ("numbers", "pass"): "The {} computes nearly the same numbers as the FP32 network; accuracy could not be judged.",
     ("numbers", "fail"): "The {} does not compute what the FP32 network computes.",
@@ -55,14 +61,7 @@ _HEADLINES = {
     ("accuracy", "fail"): "The {} loses more accuracy than the budget allows.",
     ("accuracy", "inconclusive"): "These images are too few to say whether the {} keeps within the accuracy budget.",
 }
-"""Basis of the verdict, verdict -> headline."""
-
-
-def _headline(drift: Judged, engine: str) -> str:
-    """What the verdict means, in one plain sentence."""
-    if drift.comparison.not_finite:
-        return f"The {engine} gives NaN or infinity as outputs."
-    return _HEADLINES[drift.judged_by, drift.verdict].format(engine)
+"""Basis of the verdict, verdict -> headline, for what was judged."""
 
 
 def _advice(drift: Judged) -> str:
@@ -81,15 +80,6 @@ def _advice(drift: Judged) -> str:
     return "Do not deploy this engine. See below which classes, layers and ranges stand out; compare with FP16."
 
 
-def _budgeted(comparison: LogitComparison) -> parts.Budgeted:
-    """The drop, or without labels the changed answers."""
-    labelled = comparison.labelled
-    if labelled is None:
-        points = 100 * (1 - comparison.agreement)
-        return parts.Budgeted(points, comparison.changed_interval, "changed answers, percent of the images")
-    return parts.Budgeted(labelled.drop_points, labelled.interval, "drop in top-1, percentage points")
-
-
 def _basis(drift: Judged) -> parts.Text:
     comparison: LogitComparison = drift.comparison
     if drift.judged_by == "numbers":
@@ -97,133 +87,107 @@ def _basis(drift: Judged) -> parts.Text:
             "Random weights have no accuracy to lose, so the numbers themselves were compared: the smallest cosine "
             "between the logits of the FP32 network and of what was judged.",
         )
-    interval = comparison.interval or comparison.changed_interval
-    what, short = ("drop", "drop") if comparison.interval else ("share of changed answers", "share")
+    _, interval = comparison.budgeted
+    what, short = ("drop", "drop") if comparison.with_truth else ("share of changed answers", "share")
     start = (
         f"The dot is the measured {what}, the bar the {100 * interval.level:g} % interval: where the true {short} lies, "
         f"judged from {comparison.images:,} images."
     )
-    caution = parts.Span(
-        "These images have no labels, so that it is unknown which answers are right. But accuracy cannot drop by more than the "
-        "share of answers that changed.",
-        id="unlabelled",
+    caution = Markup(
+        '<span id="unlabelled">These images have no labels, so that it is unknown which answers are right. But accuracy cannot '
+        "drop by more than the share of answers that changed.</span>"
     )
     end = (
         " It passes if the whole bar lies left of the budget, fails if the whole bar lies right of it; otherwise the images "
         "do not decide."
     )
-    return (start, end) if comparison.interval else (f"{start} ", caution, end)
+    return (start, end) if comparison.with_truth else (f"{start} ", caution, end)
+
+
+def _value(comparison: LogitComparison, key: str, text: str) -> parts.Value:
+    """The figure at a dotted key of the comparison, in the format `text`."""
+    raw = reduce(getattr, key.split("."), comparison)
+    return parts.Value(key, raw, text.format(raw))
 
 
 def _figures(drift: Judged) -> tuple[parts.Figure, ...]:
     """The figures at the top of the report; random weights have none of accuracy."""
     comparison: LogitComparison = drift.comparison
+    value, figure = partial(_value, comparison), parts.Figure
+    _, interval = comparison.budgeted
     budget = parts.Value("budget_points", drift.budget_points, f"{drift.budget_points:g} points")
-    allowed = parts.Figure("Budget", (budget,), "largest drop allowed")
+    allowed = figure("Budget", (budget,), "largest drop allowed")
     accuracy: tuple[parts.Figure, ...] = ()
-    if drift.judged_by == "accuracy" and comparison.labelled is not None:
-        accuracy = _accuracy_figures(comparison.labelled, allowed)
+    if drift.judged_by == "accuracy" and comparison.with_truth:
+        top1 = value("top1_reference", "{:.2%}"), value("top1_engine", "{:.2%}")
+        ends = value("interval.low_points", "{:+.2f}"), value("interval.high_points", "{:+.2f} points")
+        flips = value("flips.right_to_wrong", "{:,} to wrong"), value("flips.wrong_to_right", "{:,} to right")
+        right = "share of images answered rightly by the FP32 model and by what was judged"
+        drop, title = value("drop_points", "{:+.2f} points"), f"{interval.level:.0%} interval of the drop"
+        accuracy = (
+            figure("Top-1 accuracy, before and after", top1, right),
+            figure("Drop", (drop,), "percentage points lost; negative means better answers than before"),
+            figure(title, ends, "where the true drop lies, given this many images", " to "),
+            allowed,
+            figure("Answers that flipped", flips, "images whose answer turned wrong, and turned right", ", "),
+        )
     elif drift.judged_by == "agreement":
-        interval = comparison.changed_interval
+        ends = value("changed_interval.low_points", "{:.2f}"), value("changed_interval.high_points", "{:.2f} points")
         meaning = "where the true share of changed answers lies; no more accuracy than that can be lost"
-        title = f"{interval.level:.0%} interval of the changed answers"
-        accuracy = parts.Figure(title, _ends("changed_interval", interval, ""), meaning, " to "), allowed
-    agreement, sqnr = _percent("agreement", comparison.agreement), _sqnr(comparison.sqnr_db, 1)
-    cosine = parts.Value("cosine_min", comparison.cosine_min, f"{comparison.cosine_min:.4f}")
+        accuracy = figure(f"{interval.level:.0%} interval of the changed answers", ends, meaning, " to "), allowed
+    agreement, cosine = value("agreement", "{:.2%}"), value("cosine_min", "{:.4f}")
+    sqnr = value("sqnr_db", "identical" if comparison.sqnr_db >= SQNR_CAP_DB else "{:.1f} dB")
     return (
         *accuracy,
-        parts.Figure("Agreement", (agreement,), "share of images with the same answer before and after"),
-        parts.Figure("SQNR of the logits", (sqnr,), "signal to quantization noise; 6 dB more halve the error"),
-        parts.Figure("Smallest cosine", (cosine,), "the image whose logits turned most; 1 is the same direction"),
+        figure("Agreement", (agreement,), "share of images with the same answer before and after"),
+        figure("SQNR of the logits", (sqnr,), "signal to quantization noise; 6 dB more halve the error"),
+        figure("Smallest cosine", (cosine,), "the image whose logits turned most; 1 is the same direction"),
     )
 
 
-def _accuracy_figures(labelled: Labelled, allowed: parts.Figure) -> tuple[parts.Figure, ...]:
-    top1 = _percent("top1_reference", labelled.top1_reference), _percent("top1_engine", labelled.top1_engine)
-    drop = parts.Value("drop_points", labelled.drop_points, f"{labelled.drop_points:+.2f} points")
-    lost, won = labelled.flips.right_to_wrong, labelled.flips.wrong_to_right
-    flips = (
-        parts.Value("flips.right_to_wrong", lost, f"{lost:,} to wrong"),
-        parts.Value("flips.wrong_to_right", won, f"{won:,} to right"),
-    )
-    right = "share of images answered rightly by the FP32 model and by what was judged"
-    ends, title = _ends("interval", labelled.interval, "+"), f"{labelled.interval.level:.0%} interval of the drop"
-    return (
-        parts.Figure("Top-1 accuracy, before and after", top1, right),
-        parts.Figure("Drop", (drop,), "percentage points lost; negative means better answers than before"),
-        parts.Figure(title, ends, "where the true drop lies, given this many images", " to "),
-        allowed,
-        parts.Figure("Answers that flipped", flips, "images whose answer turned wrong, and turned right", ", "),
-    )
-
-
-def _ends(field: str, interval: Interval, sign: str) -> tuple[parts.Value, parts.Value]:
-    low, high = (f"{points:{sign}.2f}" for points in (interval.low_points, interval.high_points))
-    return (
-        parts.Value(f"{field}.low_points", interval.low_points, low),
-        parts.Value(f"{field}.high_points", interval.high_points, f"{high} points"),
-    )
-
-
-def _all_figures(drift: Judged) -> tuple[parts.NumberRow, ...]:
+def _all_figures(drift: Judged) -> Iterator[parts.NumberRow]:
     """Every figure that `drift.json` holds of this comparison; random weights have none of accuracy."""
     comparison: LogitComparison = drift.comparison
-    labelled, interval = comparison.labelled, comparison.changed_interval
-    accuracy = _accuracy_rows(comparison, labelled) if drift.judged_by == "accuracy" and labelled is not None else []
+    interval, value, row = comparison.changed_interval, partial(_value, comparison), parts.NumberRow
+    if drift.judged_by == "accuracy" and comparison.with_truth:
+        yield from _accuracy_rows(comparison)
     changed = f"{100 * (1 - comparison.agreement):.2f} [{interval.low_points:.2f}, {interval.high_points:.2f}]"
-    agreement, sqnr = _percent("agreement", comparison.agreement), _sqnr(comparison.sqnr_db, 2)
-    cosine = parts.Value("cosine_min", comparison.cosine_min, f"{comparison.cosine_min:.6f}")
-    return (
-        *accuracy,
-        parts.NumberRow("agreement", None, agreement, "share of images with the same answer"),
-        parts.NumberRow("changed answers", None, changed, f"percent of the images, and its {interval.level:.0%} interval"),
-        parts.NumberRow("SQNR of the logits", None, sqnr, "energy of the logits over the energy of their change"),
-        parts.NumberRow("smallest cosine", None, cosine, "of one image"),
-        *(_distance_rows(comparison.distance) if comparison.distance is not None else ()),
-    )
+    sqnr = value("sqnr_db", "identical" if comparison.sqnr_db >= SQNR_CAP_DB else "{:.2f} dB")
+    yield row("agreement", None, value("agreement", "{:.2%}"), "share of images with the same answer")
+    yield row("changed answers", None, changed, f"percent of the images, and its {interval.level:.0%} interval")
+    yield row("SQNR of the logits", None, sqnr, "energy of the logits over the energy of their change")
+    yield row("smallest cosine", None, value("cosine_min", "{:.6f}"), "of one image")
+    if comparison.distance is None:
+        return
+    for name, key, text, meaning in _DISTANCES:
+        yield row(name, None, value(f"distance.{key}", text), meaning)
+    confidence = value("distance.confidence_reference", "{:.2%}"), value("distance.confidence_engine", "{:.2%}")
+    yield row("mean confidence", *confidence, "probability that each side gives its own answer")
 
 
-def _accuracy_rows(comparison: LogitComparison, labelled: Labelled) -> list[parts.NumberRow]:
-    def sides(key: str, before: float, after: float, field: str = "") -> tuple[parts.Value, parts.Value]:
-        return _percent(f"{key}_reference{field}", before), _percent(f"{key}_engine{field}", after)
+def _accuracy_rows(comparison: LogitComparison) -> Iterator[parts.NumberRow]:
+    def sides(key: str, field: str = "") -> tuple[parts.Value, parts.Value]:
+        before, after = (_value(comparison, f"{key}_{side}{field}", "{:.2%}") for side in ("reference", "engine"))
+        return before, after
 
-    top1 = sides("top1", labelled.top1_reference, labelled.top1_engine)
-    rows = [parts.NumberRow("top-1", *top1, "share of images answered rightly")]
-    if comparison.top5_reference is not None and comparison.top5_engine is not None:
-        top5 = sides("top5", comparison.top5_reference, comparison.top5_engine)
-        rows.append(parts.NumberRow("top-5", *top5, "share of images whose right class is among the five largest outputs"))
-    if comparison.reliability_reference is not None and comparison.reliability_engine is not None:
-        ece = sides("reliability", comparison.reliability_reference.ece, comparison.reliability_engine.ece, ".ece")
+    row = parts.NumberRow
+    yield row("top-1", *sides("top1"), "share of images answered rightly")
+    if comparison.top5_reference is not None:
+        yield row("top-5", *sides("top5"), "share of images whose right class is among the five largest outputs")
+    if comparison.reliability_reference is not None:
         meaning = "calibration error (ECE): how far confidence and share right are apart, on average over the images"
-        rows.append(parts.NumberRow("ECE", *ece, meaning))
-    p = parts.Value("mcnemar_p", labelled.mcnemar_p, f"{labelled.mcnemar_p:.3g}")
+        yield row("ECE", *sides("reliability", ".ece"), meaning)
     meaning = (
         "McNemar's exact test: how likely flips so unequal would be if both directions were equally likely. "
         "Below 0.05 there is a drop or a gain; it does not say whether that is too much"
     )
-    return [*rows, parts.NumberRow("p of the flips", None, p, meaning)]
+    yield row("p of the flips", None, _value(comparison, "mcnemar_p", "{:.3g}"), meaning)
 
 
-def _distance_rows(distance: Distance) -> tuple[parts.NumberRow, ...]:
-    def row(name: str, field: str, text: str, meaning: str) -> parts.NumberRow:
-        return parts.NumberRow(name, None, parts.Value(f"distance.{field}", getattr(distance, field), text), meaning)
-
-    before = _percent("distance.confidence_reference", distance.confidence_reference)
-    after = _percent("distance.confidence_engine", distance.confidence_engine)
-    shift = f"{distance.margin_shift_mean:+.4f}"
-    return (
-        row("mean cosine", "cosine_mean", f"{distance.cosine_mean:.6f}", "over the images; 1 is the same direction"),
-        row("largest difference", "max_abs", f"{distance.max_abs:.4g}", "of any two logits of the same image and class"),
-        row("mean KL divergence", "kl_mean", f"{distance.kl_mean:.3g}", "nats: change of the probabilities; 0 is unchanged"),
-        row("largest KL divergence", "kl_max", f"{distance.kl_max:.3g}", "nats, of one image"),
-        row("shift of the lead", "margin_shift_mean", shift, "of the FP32 model's answer over the next class, logits, mean"),
-        parts.NumberRow("mean confidence", before, after, "probability that each side gives its own answer"),
-    )
-
-
-def _sqnr(sqnr_db: float, digits: int) -> parts.Value:
-    return parts.Value("sqnr_db", sqnr_db, "identical" if sqnr_db >= SQNR_CAP_DB else f"{sqnr_db:.{digits}f} dB")
-
-
-def _percent(key: str, share: float) -> parts.Value:
-    return parts.Value(key, share, f"{share:.2%}")
+_DISTANCES = (
+    ("mean cosine", "cosine_mean", "{:.6f}", "over the images; 1 is the same direction"),
+    ("largest difference", "max_abs", "{:.4g}", "of any two logits of the same image and class"),
+    ("mean KL divergence", "kl_mean", "{:.3g}", "nats: change of the probabilities; 0 is unchanged"),
+    ("largest KL divergence", "kl_max", "{:.3g}", "nats, of one image"),
+    ("shift of the lead", "margin_shift_mean", "{:+.4f}", "of the FP32 model's answer over the next class, logits, mean"),
+)

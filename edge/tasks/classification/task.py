@@ -13,9 +13,9 @@ from calib.files import canonical_json, sha256_bytes
 from edge.images.labelled_images import ImageSet, open_images
 from edge.numeric_tolerances import RECOMPUTED
 from edge.tasks.classification import gate_tolerances
-from edge.tasks.classification.compare import JudgedBy, Labelled, LogitComparison, compare, judge
+from edge.tasks.classification.compare import JudgedBy, LogitComparison, compare, judge
 from edge.tasks.classification.flips import worst_flips
-from edge.tasks.classification.gate_rows import baseline_answers, gate_rows
+from edge.tasks.classification.gate_rows import AnswerRows, baseline_answers
 from edge.tasks.classification.logits import Logits, answers, pack_answers, parse_logits, write_logits
 from edge.tasks.classification.top_k import ALL_CLASSES, TopK, softmax
 from edge.tasks.frame_answer import FrameAnswer, PanelLayout
@@ -76,7 +76,8 @@ class Classification(Task):
         return gate_tolerances.default_tolerances(recorded.figures["agreement"] or 0.0, images)
 
     def gate_rows(self, request: GateRequest) -> Iterator[Row]:
-        return gate_rows(request, Logits.of(request.sides))
+        rows = AnswerRows(request, Logits.of(request.sides))
+        return iter((rows.reference(), rows.accuracy(), rows.agreement(), rows.sqnr()))
 
     def truth_changed(self, request: GateRequest) -> tuple[str, str, str] | None:
         """Compare the accuracy that the baseline states with that of its answers by the build's labels.
@@ -92,13 +93,13 @@ class Classification(Task):
         return "top1", f"{top1:.4f} with this build's labels", f"{before:.4f}"
 
     def summary(self, drift: Judged, precision: str) -> dict[str, str]:
-        comparison, rows = drift.comparison, {}
-        labelled: Labelled | None = comparison.labelled
-        if labelled is not None and not drift.random_weights:
-            rows["top-1"] = f"{labelled.top1_reference:.2%} FP32 reference, {labelled.top1_engine:.2%} {precision}"
-            ends = f"[{labelled.interval.low_points:+.2f}, {labelled.interval.high_points:+.2f}]"
-            change = f"{labelled.drop_points:+.2f} points {ends} at {labelled.interval.level:.0%}"
-            rows["drop"] = f"{change}, budget {drift.budget_points:g}"
+        comparison: LogitComparison = drift.comparison
+        rows = {}
+        if comparison.with_truth and not drift.random_weights:
+            rows["top-1"] = f"{comparison.top1_reference:.2%} FP32 reference, {comparison.top1_engine:.2%} {precision}"
+            points, interval = comparison.budgeted
+            ends = f"[{interval.low_points:+.2f}, {interval.high_points:+.2f}]"
+            rows["drop"] = f"{points:+.2f} points {ends} at {interval.level:.0%}, budget {drift.budget_points:g}"
         shares = f"{comparison.agreement:.2%} of {comparison.images} images"
         rows["agreement"] = f"{shares}, SQNR of the logits {comparison.sqnr_db:.1f} dB"
         return rows

@@ -273,8 +273,8 @@ def test_images_without_labels_are_judged_by_changed_answers(pair):
     reference, engine, labels = pair
     found = compare(reference, engine, None)
     known = compare(reference, engine, labels)
-    assert found.labelled is None
-    assert known.labelled is not None
+    assert not found.with_truth
+    assert known.with_truth
     assert (found.agreement, found.sqnr_db, found.distance) == (known.agreement, known.sqnr_db, known.distance)
     assert any("no labels" in sentence for sentence in found.not_compared)
     changed = 100 * (1 - found.agreement)
