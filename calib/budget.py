@@ -90,7 +90,7 @@ def fit_budget(
     """Find the largest INT8 share of the MACs whose drop is at most `budget`.
 
     Args:
-        groups_ranked: nodes of each group, most costly first, see `calib.sensitivity.Sensitivity.ranked`.
+        groups_ranked: nodes of each group, most costly first, see `calib.sensitivity.rank_groups`.
         evaluate: nodes in float, groups in the order of the ranking -> drop in points on held-out images; called once for each
             set of groups, with () first.
         macs: node -> MACs of the whole network, nodes that are never quantized included, see `calib.macs.count_macs`.

@@ -14,7 +14,7 @@ tensors at one cut are kept in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -35,8 +35,10 @@ State = Mapping[str, NDArray[Any]]
 """Tensors passed from one segment to the next: the cut, and what shapes need."""
 States = list[dict[str, NDArray[Any]]]
 """The state of every batch."""
-Exchange = Callable[[onnx.ModelProto], onnx.ModelProto]
-"""Graph of a segment -> a graph with the same inputs and outputs that runs in its place."""
+Group = tuple[str, ...]
+"""Names of its nodes, in graph order."""
+Exchange = Callable[[Group, onnx.ModelProto], onnx.ModelProto]
+"""A group, and the graph of its segment -> a graph with the same inputs and outputs that runs in its place."""
 
 
 @dataclass(frozen=True)
@@ -149,55 +151,53 @@ def declare(name: str, types: Mapping[str, TensorType]) -> onnx.ValueInfoProto:
 
 
 class SegmentRuns:
-    """A float graph with one input in ONNX Runtime, segment by segment; its first output is returned.
+    """A float graph with one input in ONNX Runtime, segment by segment; its first output is returned, (n, ...) of all batches.
 
     Args:
         groups: node names of each group, see `split`.
         batches: arrays (B, ...) as the graph takes them.
-
-    `segments` are in graph order, `start` are the states before the first.
     """
 
-    def __init__(
-        self, model: onnx.ModelProto, groups: Sequence[Sequence[str]], batches: Iterable[NDArray[Any]], threads: int
-    ) -> None:
+    def __init__(self, model: onnx.ModelProto, groups: Sequence[Group], batches: Iterable[NDArray[Any]], threads: int) -> None:
         self._model, self._output, self._threads = model, model.graph.output[0].name, threads
         self.segments = split(model, self._output, groups)
-        self._segment_of = {name: at for at, segment in enumerate(self.segments) for name in segment.nodes}
+        segment_of = {name: at for at, segment in enumerate(self.segments) for name in segment.nodes}
+        self._spans = {group: sorted({segment_of[name] for name in group}) for group in groups}
         self._sessions: dict[int, GraphSession] = {}
         (source,) = (value.name for value in self.segments[0].model.graph.input)
-        self.start: States = [{source: batch} for batch in batches]
+        self._start: States = [{source: batch} for batch in batches]
 
-    def first_segment(self, group: Sequence[str]) -> int:
-        """The segment in which the nodes of a group begin."""
-        return min(self._segment_of[name] for name in group)
+    def output(self) -> NDArray[Any]:
+        """The output of the unchanged graph."""
+        return self._finish(0, self._start)
 
-    def step(self, at: int, states: States, exchange: Exchange | None = None) -> States:
-        """The states after segment `at`, which runs unchanged or exchanged."""
-        segment = self.segments[at]
-        if exchange is not None:
-            return self._advance(segment, states, exchange, at)
-        if at not in self._sessions:
-            self._sessions[at] = GraphSession(segment.model, threads=self._threads, where=f"segment {at}")
-        return [segment.advance(state, self._sessions[at]) for state in states]
+    def exchanged(self, exchange: Exchange) -> Iterator[tuple[Group, NDArray[Any]]]:
+        """Each group, in the order of their first segments, and the output with `exchange` applied to that group alone."""
+        at, states = 0, self._start
+        for group, span in sorted(self._spans.items(), key=lambda item: item[1][0]):
+            while at < span[0]:
+                at, states = at + 1, self._step(at, states)
+            inside_one = len(span) == 1  # else another group needs a cut inside this one: run all that follows
+            segment = self.segments[at] if inside_one else split(self._model, self._output, [group])[-1]
+            session = self._open(exchange(group, segment.model), at)
+            after = [segment.advance(state, session) for state in states]
+            yield group, self._finish(at + 1 if inside_one else len(self.segments), after)
 
-    def finish(self, at: int, states: States) -> NDArray[Any]:
-        """The output (n, ...) of all batches, from the states before segment `at`."""
+    def _finish(self, at: int, states: States) -> NDArray[Any]:
+        """The output, from the states before segment `at`."""
         for following in range(at, len(self.segments)):
-            states = self.step(following, states)
+            states = self._step(following, states)
         return np.concatenate([state[self._output] for state in states])
 
-    def finish_exchanged(self, group: Sequence[str], states: States, exchange: Exchange) -> NDArray[Any]:
-        """The output with `exchange` applied where `group` is computed, from the states before its first segment."""
-        at = self.first_segment(group)
-        if at == max(self._segment_of[name] for name in group):
-            return self.finish(at + 1, self.step(at, states, exchange))
-        rest = split(self._model, self._output, [group])[-1]  # another group needs a cut inside this one: run all that follows
-        return np.concatenate([state[self._output] for state in self._advance(rest, states, exchange, at)])
+    def _step(self, at: int, states: States) -> States:
+        """The states after segment `at`, unchanged."""
+        segment = self.segments[at]
+        if at not in self._sessions:
+            self._sessions[at] = self._open(segment.model, at)
+        return [segment.advance(state, self._sessions[at]) for state in states]
 
-    def _advance(self, segment: Segment, states: States, exchange: Exchange, at: int) -> States:
-        session = GraphSession(exchange(segment.model), threads=self._threads, where=f"segment {at}")
-        return [segment.advance(state, session) for state in states]
+    def _open(self, model: onnx.ModelProto, at: int) -> GraphSession:
+        return GraphSession(model, threads=self._threads, where=f"segment {at}")
 
 
 class _Lifetimes:
