@@ -17,7 +17,7 @@ def lint_graph(model: onnx.ModelProto) -> tuple[LintFinding, ...]:
     Raises GraphError when shape inference fails on the graph.
     """
     index = index_graph(model)
-    findings = lint_graph_level(model, index.names)
+    findings = list(lint_graph_level(model, index.names))
     types = infer_types(model)
     for name, node in index.nodes.items():
         findings += lint_parameters(name, node, index, types, opset_version(model))
