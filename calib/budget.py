@@ -19,8 +19,8 @@ longer prefix than needed, and groups that could return may be tried at the wron
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -44,20 +44,11 @@ class FloatGroup:
 
 
 @dataclass(frozen=True)
-class BudgetTrial:
-    """One evaluation: names of the groups in float in the order of the ranking, INT8 share of the MACs, drop in points."""
-
-    float_groups: tuple[str, ...]
-    int8_share: float
-    drop: float
-
-
-@dataclass(frozen=True)
 class BudgetResult:
-    """The best trial, and all of them.
+    """The best trial.
 
     Attributes:
-        met: whether its drop is within the budget, the largest drop allowed in points.
+        met: whether its drop is within the budget.
         float_groups: in the order of the ranking.
         int8_share: of the network's MACs.
         drop: in points; the smallest of all trials if none met the budget.
@@ -65,12 +56,10 @@ class BudgetResult:
     """
 
     met: bool
-    budget: float
     float_groups: tuple[FloatGroup, ...]
     int8_share: float
     drop: float
     evaluations: int
-    trials: tuple[BudgetTrial, ...]
 
     @property
     def float_nodes(self) -> tuple[str, ...]:
@@ -133,21 +122,16 @@ def drop_points(reference_logits: ArrayLike, logits: ArrayLike, labels: ArrayLik
     return 100.0 * float(correct[0] - correct[1]) / len(truth)
 
 
+@dataclass
 class _Search:
     """Trials by the set of groups in float, given as ascending positions in the ranking."""
 
-    def __init__(
-        self,
-        groups: Sequence[tuple[str, ...]],
-        evaluate: Evaluate,
-        macs: Mapping[str, int],
-        budget: float,
-        evaluations: int,
-    ) -> None:
-        self.groups, self.evaluate, self.budget, self.limit = groups, evaluate, budget, evaluations
-        self.total = sum(macs.values())
-        self.weights = [sum(macs[node] for node in nodes) for nodes in groups]
-        self.drops: dict[tuple[int, ...], float] = {}
+    groups: Sequence[tuple[str, ...]]
+    evaluate: Evaluate
+    macs: Mapping[str, int]
+    budget: float
+    limit: int
+    drops: dict[tuple[int, ...], float] = field(default_factory=dict)
 
     def meets(self, chosen: tuple[int, ...]) -> bool:
         """Whether a set meets the budget; False for a new set once the evaluations are used up."""
@@ -180,7 +164,7 @@ class _Search:
         chosen, before = self.best(), None
         while chosen != before:
             before = chosen
-            for i in sorted(chosen, key=lambda i: -self.weights[i]):
+            for i in sorted(chosen, key=lambda i: -self.float_macs((i,))):
                 fewer = tuple(j for j in chosen if j != i)
                 if self.meets(fewer):
                     chosen = fewer
@@ -191,25 +175,18 @@ class _Search:
             return min(met, key=lambda chosen: (self.float_macs(chosen), self.drops[chosen]))
         return min(self.drops, key=lambda chosen: (self.drops[chosen], self.float_macs(chosen)))
 
-    def float_macs(self, chosen: tuple[int, ...]) -> int:
-        return sum(self.weights[i] for i in chosen)
-
-    def int8_share(self, chosen: tuple[int, ...]) -> float:
-        return (sum(self.weights) - self.float_macs(chosen)) / self.total
+    def float_macs(self, chosen: Iterable[int]) -> int:
+        return sum(self.macs[node] for i in chosen for node in self.groups[i])
 
     def result(self) -> BudgetResult:
-        best, groups = self.best(), self.groups
+        best, total = self.best(), sum(self.macs.values())
+        in_groups = self.float_macs(range(len(self.groups)))
         return BudgetResult(
             met=self.drops[best] <= self.budget,
-            budget=self.budget,
-            float_groups=tuple(FloatGroup(groups[i][0], groups[i], self.weights[i] / self.total) for i in best),
-            int8_share=self.int8_share(best),
+            float_groups=tuple(FloatGroup(self.groups[i][0], self.groups[i], self.float_macs((i,)) / total) for i in best),
+            int8_share=(in_groups - self.float_macs(best)) / total,
             drop=self.drops[best],
             evaluations=len(self.drops),
-            trials=tuple(
-                BudgetTrial(tuple(groups[i][0] for i in trial), self.int8_share(trial), drop)
-                for trial, drop in self.drops.items()
-            ),
         )
 
 

@@ -31,20 +31,10 @@ _FIRST_PER_AXIS_OPSET = 13
 class QuantScheme:
     """What to quantize: INT8, symmetric, zero-point 0, range [-127, 127].
 
-    Attributes:
-        exclude: glob patterns on node names; matching nodes stay in float. A pattern that matches no candidate is refused.
-        op_types: the operators to quantize, out of QUANTIZABLE_OPS.
-        activation_matmul: whether the product of two activations is quantized.
+    `exclude` are glob patterns on node names; matching nodes stay in float. A pattern that matches no candidate is refused.
     """
 
     exclude: tuple[str, ...] = ()
-    op_types: tuple[str, ...] = QUANTIZABLE_OPS
-    activation_matmul: bool = True
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.op_types) - set(QUANTIZABLE_OPS))
-        if unknown:
-            raise UsageError("operators cannot be lowered to INT8", found=unknown, allowed=", ".join(QUANTIZABLE_OPS))
 
 
 @dataclass(frozen=True)
@@ -113,7 +103,7 @@ def plan_quantization(model: onnx.ModelProto, scheme: QuantScheme | None = None)
     points: list[QuantPoint] = []
     skipped: list[Skipped] = []
     for name, node in candidates:
-        decision = _excluded(name, node, scheme) or _decide(name, node, index, types, scheme)
+        decision = _excluded(name, node, scheme) or _decide(name, node, index, types)
         if isinstance(decision, str):
             skipped.append(Skipped(name, node.op_type, decision))
         else:
@@ -145,13 +135,11 @@ def _excluded(name: str, node: onnx.NodeProto, scheme: QuantScheme) -> str | Non
     for pattern in scheme.exclude:
         if fnmatchcase(name, pattern):
             return f"excluded by {pattern!r}"
-    if node.op_type not in QUANTIZABLE_OPS:
-        return f"{node.op_type} is not quantized by this toolkit"
-    return None if node.op_type in scheme.op_types else f"{node.op_type} is left out by the scheme"
+    return None if node.op_type in QUANTIZABLE_OPS else f"{node.op_type} is not quantized by this toolkit"
 
 
 def _decide(
-    name: str, node: onnx.NodeProto, index: GraphIndex, types: Mapping[str, TensorType], scheme: QuantScheme
+    name: str, node: onnx.NodeProto, index: GraphIndex, types: Mapping[str, TensorType]
 ) -> str | tuple[QuantPoint, ...]:
     """The quantized inputs of a node, or the reason why it has none."""
     data, weight = node.input[0], node.input[1]
@@ -165,15 +153,11 @@ def _decide(
     if weight in index.constants:
         axis = _output_channel_axis(node, len(index.constants[weight].dims))
         return axis if isinstance(axis, str) else (activation, QuantPoint(name, 1, weight, "weight", axis))
-    return _float_operand_reason(node, index, scheme) or (activation, QuantPoint(name, 1, weight, "activation"))
-
-
-def _float_operand_reason(node: onnx.NodeProto, index: GraphIndex, scheme: QuantScheme) -> str | None:
-    if node.input[1] in index.constant_like:
+    if weight in index.constant_like:
         return "its weight is computed from constants: fold them first, for example with onnxsim"
     if node.op_type != "MatMul":
         return f"the weight of this {node.op_type} is computed from the input"
-    return None if scheme.activation_matmul else "products of two activations are left out by the scheme"
+    return activation, QuantPoint(name, 1, weight, "activation")
 
 
 def _output_channel_axis(node: onnx.NodeProto, rank: int) -> int | str:
