@@ -48,7 +48,7 @@ class BudgetResult:
     """The best trial.
 
     Attributes:
-        met: whether its drop is within the budget.
+        met: whether its drop is within the budget, the largest drop allowed in points.
         float_groups: in the order of the ranking.
         int8_share: of the network's MACs.
         drop: in points; the smallest of all trials if none met the budget.
@@ -56,6 +56,7 @@ class BudgetResult:
     """
 
     met: bool
+    budget: float
     float_groups: tuple[FloatGroup, ...]
     int8_share: float
     drop: float
@@ -183,6 +184,7 @@ class _Search:
         in_groups = self.float_macs(range(len(self.groups)))
         return BudgetResult(
             met=self.drops[best] <= self.budget,
+            budget=self.budget,
             float_groups=tuple(FloatGroup(self.groups[i][0], self.groups[i], self.float_macs((i,)) / total) for i in best),
             int8_share=(in_groups - self.float_macs(best)) / total,
             drop=self.drops[best],

@@ -57,7 +57,7 @@ def _lint_pair(node: onnx.NodeProto, name: str, index: GraphIndex) -> Iterator[L
     if node.op_type != DEQUANTIZE or quantize is None or quantize.op_type != QUANTIZE:
         return
     scales = [to_array(index.constants[n.input[1]]) for n in (quantize, node) if n.input[1:] and n.input[1] in index.constants]
-    if len(scales) == 2 and not np.array_equal(*scales, equal_nan=True):
+    if len(scales) == 2 and not np.array_equal(scales[0], scales[1], equal_nan=True):
         yield make_finding("unlike-pair", name, f"QuantizeLinear {index.names[index.producers[node.input[0]]]}")
 
 
