@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
-from calib.errors import DataError, InputError, UsageError
+from calib.errors import DataError, InputError
 from calib.metrics import top1_agreement
 
 EVALUATIONS = 24
@@ -80,7 +80,7 @@ def fit_budget(
     """Find the largest INT8 share of the MACs whose drop is at most `budget`.
 
     Args:
-        groups_ranked: nodes of each group, most costly first, see `calib.sensitivity.rank_groups`.
+        groups_ranked: nodes of each group, without overlaps, most costly first, see `calib.sensitivity.rank_groups`.
         evaluate: nodes in float, groups in the order of the ranking -> drop in points on held-out images; called once for each
             set of groups, with () first.
         macs: node -> MACs of the whole network, nodes that are never quantized included, see `calib.macs.count_macs`.
@@ -91,9 +91,8 @@ def fit_budget(
     If not even the `largest` most costly groups in float meet the budget, half as many are tried, and so on, since measured
     drops need not be monotone; if no trial meets it, the one with the smallest drop is returned with met = False.
 
-    Raises UsageError for no or overlapping groups, nodes without MACs and limits that allow nothing, InputError for a NaN drop.
+    Raises InputError for a NaN drop.
     """
-    _check(groups_ranked, macs, budget, largest, evaluations)
     search = _Search(groups_ranked, evaluate, macs, budget, evaluations)
     most = len(groups_ranked) if largest is None else min(largest, len(groups_ranked))
     if not search.meets(()) and search.shorten(most):
@@ -189,22 +188,4 @@ class _Search:
             int8_share=(in_groups - self.float_macs(best)) / total,
             drop=self.drops[best],
             evaluations=len(self.drops),
-        )
-
-
-def _check(
-    groups: Sequence[tuple[str, ...]], macs: Mapping[str, int], budget: float, largest: int | None, evaluations: int
-) -> None:
-    nodes = [node for group in groups for node in group]
-    if not nodes or not all(groups) or len(set(nodes)) != len(nodes):
-        raise UsageError("groups must not be empty and must not overlap", found=f"{len(groups)} groups, {len(nodes)} nodes")
-    unknown = [node for node in nodes if node not in macs]
-    if unknown or sum(macs.values()) <= 0:
-        what = "multiply-accumulates of nodes are unknown"
-        raise UsageError(what, found=", ".join(unknown[:4]) or "none", allowed="all of the graph's")
-    if math.isnan(budget) or evaluations < 1 or (largest is not None and largest < 0):
-        raise UsageError(
-            "budget search is not possible with these limits",
-            found=f"budget {budget}, {evaluations} evaluations, {largest} groups in float",
-            allowed="a number, at least 1, at least 0",
         )

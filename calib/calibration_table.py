@@ -120,19 +120,17 @@ def check_table(
     data_sha256: str | None = None,
     preprocess_sha256: str | None = None,
     remake: str = REMAKE,
-    refined: str = REFINED,
 ) -> None:
     """Refuse a stale table: ArtifactError unless it was made from this graph and, where given, these images and preprocessing.
 
-    `data_sha256` and `preprocess_sha256` None accept any. `remake` is the command that writes such a table, `refined` the file
-    of the refined graph, named when the table belongs to that graph and `onnx_sha256` to its source.
+    `data_sha256` and `preprocess_sha256` None accept any. `remake` is the command that writes such a table.
     """
     if table.source_sha256 and table.source_sha256 == onnx_sha256 != table.onnx_sha256:
         raise ArtifactError(
             "calibration table belongs to the refined graph that was made from this graph",
             found=f"sha256 {onnx_sha256}; refined by {', '.join(table.refinements) or 'unnamed steps'}",
             allowed=f"sha256 {table.onnx_sha256}",
-            next_command=f"pass {refined}, which was written with the table",
+            next_command=f"pass {REFINED}, which was written with the table",
         )
     checks = (
         ("belongs to another graph, or to one with other weights", table.onnx_sha256, onnx_sha256),

@@ -143,13 +143,6 @@ def part(
     return onnx.ModelProto(ir_version=version, opset_import=model.opset_import, functions=model.functions, graph=graph)
 
 
-def declare(name: str, types: Mapping[str, TensorType]) -> onnx.ValueInfoProto:
-    """A graph input of the inferred type; float32 of any shape where none was inferred."""
-    known = types.get(name, TensorType(onnx.TensorProto.FLOAT, None))
-    kind = known.dtype or onnx.TensorProto.FLOAT
-    return helper.make_tensor_value_info(name, kind, None if known.shape is None else list(known.shape))
-
-
 class SegmentRuns:
     """A float graph with one input in ONNX Runtime, segment by segment; its first output is returned, (n, ...) of all batches.
 
@@ -245,10 +238,16 @@ class _Lifetimes:
             self.model,
             (self.model.graph.node[i] for i in inside),
             [name for name in kept if self.born[name] > first],
-            [declare(name, types) for name in known if name in read],
+            [_declared(name, types) for name in known if name in read],
         )
         passed = tuple(name for name in kept if self.born[name] <= first)
         return Segment(model, tuple(self.names[i] for i in inside), passed)
+
+
+def _declared(name: str, types: Mapping[str, TensorType]) -> onnx.ValueInfoProto:
+    """A graph input of the inferred type; float32 of any shape where none was inferred."""
+    known = types.get(name, TensorType(onnx.TensorProto.FLOAT, None))
+    return helper.make_tensor_value_info(name, known.dtype or onnx.TensorProto.FLOAT, known.shape)
 
 
 def _with_unique_names(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calib.errors import DataError, UsageError
+from calib.errors import DataError
 
 BINS = 4096
 SMALLEST_EXPONENT = -126  # 2^126, the factor that maps |x| to bins, is still finite in float32
@@ -77,9 +77,7 @@ class Histogram:
             self.counts += np.bincount(scaled.astype(np.intp), minlength=BINS)
 
     def merge(self, other: Histogram) -> None:
-        """Add the values of another histogram. Raises UsageError for one of another tensor."""
-        if other.tensor != self.tensor:
-            raise UsageError("histograms of different tensors", found=other.tensor, allowed=self.tensor)
+        """Add the values of another histogram."""
         self._widen_for(other.amax)
         self.counts += _coarsened(other.counts, self.exponent - other.exponent)
 

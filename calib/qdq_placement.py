@@ -61,7 +61,6 @@ class Skipped:
     """A candidate that stays in float, and the reason."""
 
     node: str
-    op_type: str
     reason: str
 
 
@@ -105,7 +104,7 @@ def plan_quantization(model: onnx.ModelProto, scheme: QuantScheme | None = None)
     for name, node in candidates:
         decision = _excluded(name, node, scheme) or _decide(name, node, index, types)
         if isinstance(decision, str):
-            skipped.append(Skipped(name, node.op_type, decision))
+            skipped.append(Skipped(name, decision))
         else:
             points.extend(decision)
     if not points:

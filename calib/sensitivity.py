@@ -19,12 +19,12 @@ from calib.errors import DataError
 from calib.graph_segments import Group, SegmentRuns
 from calib.macs import count_macs
 from calib.metrics import capped_sqnr_db
-from calib.ort_session import check_batch
+from calib.ort_session import checked_batches
 from calib.qdq_placement import QuantPlan
 from calib.qdq_writer import check_plan, insert_qdq
 
 IMAGES = 32
-"""Largest number of images that are used: the tensors of all of them at one cut are kept in memory."""
+"""Images that settle the ranking; the tensors of all of them at one cut are kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,14 @@ def measure_sensitivity(
     batches: Iterable[NDArray[Any]],
     *,
     threads: int,
-    images: int = IMAGES,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[GroupNoise, ...]:
     """Measure every group of a plan, in graph order, on the first output of a float graph with one input.
 
     Args:
         table: scales of the plan's activations.
-        batches: arrays (B, ...) float32 as the graph takes them.
+        batches: arrays (B, ...) float32 as the graph takes them, of about IMAGES images.
         threads: threads of ONNX Runtime.
-        images: largest number of images; the first ones are used.
         progress: called after each group with the number of groups done, and their total.
 
     Raises DataError for no images and for NaN or infinities in the logits, GraphError for a graph with several inputs and for
@@ -88,8 +86,11 @@ def measure_sensitivity(
     def quantized(nodes: Group, segment: onnx.ModelProto) -> onnx.ModelProto:
         return insert_qdq(segment, table, QuantPlan(tuple(p for p in plan.points if p.node in nodes), ()))
 
+    images = [batch for batch in checked_batches(batches) if len(batch)]
+    if not images:
+        raise DataError("no images to measure on", allowed="at least one image")
     groups, macs = group_nodes(plan), count_macs(model)
-    runs = SegmentRuns(model, groups, _first(batches, images), threads)
+    runs = SegmentRuns(model, groups, images, threads)
     reference = _rows(runs.output())
     measured: list[GroupNoise] = []
     for nodes, logits in runs.exchanged(quantized):
@@ -103,21 +104,6 @@ def rank_groups(groups: Sequence[GroupNoise]) -> tuple[Group, ...]:
     """Nodes of each group, highest noise-to-signal ratio per MAC first; ties keep their order."""
     costly_first = sorted(groups, key=lambda group: -(10 ** (-group.isolated_db / 10)) / max(group.macs, 1))
     return tuple(group.nodes for group in costly_first)
-
-
-def _first(batches: Iterable[NDArray[Any]], images: int) -> list[NDArray[Any]]:
-    first: list[NDArray[Any]] = []
-    count = 0
-    for batch in batches:
-        if count >= images:
-            break
-        check_batch(batch, count)
-        first.append(batch[: images - count])
-        count += len(first[-1])
-    if not count:
-        found = f"{len(first)} batches, at most {images} images"
-        raise DataError("no images to measure on", found=found, allowed="at least one image")
-    return first
 
 
 def _rows(logits: NDArray[Any]) -> NDArray[Any]:

@@ -136,11 +136,8 @@ class _Trial:
 
     def error(self, candidate: _Candidate) -> float:
         """Mean squared error of the outputs around their mean error, relative to the outputs' mean square."""
-        if candidate not in self._errors:  # candidates without factors and zero are tried twice
-            self._errors[candidate] = self._measure(candidate)
-        return self._errors[candidate]
-
-    def _measure(self, candidate: _Candidate) -> float:
+        if candidate in self._errors:  # candidates without factors and zero are tried twice
+            return self._errors[candidate]
         factors = self.factors(candidate.alpha)
         step = (factors / candidate.scale).astype(np.float32)[self._channels]
         levels = self.sample.patches * step
@@ -151,7 +148,8 @@ class _Trial:
         errors = product(levels, self._quantized(candidate.alpha, factors))
         errors *= np.float32(candidate.scale)
         errors -= self._exact
-        return float(np.mean(np.var(errors, axis=0, dtype=np.float64))) / self._power
+        self._errors[candidate] = float(np.mean(np.var(errors, axis=0, dtype=np.float64))) / self._power
+        return self._errors[candidate]
 
     def _quantized(self, alpha: float, factors: NDArray[np.float64]) -> Float32:
         """The weights divided by the factors and rounded to 8 bits per output channel."""
