@@ -88,10 +88,8 @@ def collect_table(
     Args:
         onnx_path: float graph with one input, the one that `plan` was made for.
         batches: arrays (B, ...) float32 as the graph takes them; B may vary.
-        plan: which tensors need a scale.
         data_sha256: digest of the images, for the table.
         bounds: tensor -> largest magnitude on any image, where that is proven; amax never exceeds it.
-        config: method, fewest images.
         progress: called after each batch with the number of images done so far.
 
     Raises DataError for fewer than `min_images` images, for arrays that the graph does not take, for NaN or infinities in any

@@ -42,23 +42,14 @@ class GroupNoise:
 
 def group_nodes(plan: QuantPlan) -> tuple[Group, ...]:
     """The groups of a plan: nodes that are connected through shared quantized activations, in graph order."""
-    leader: dict[str, str] = {node: node for node in plan.nodes}
     order = {node: i for i, node in enumerate(plan.nodes)}
-
-    def find(node: str) -> str:
-        while leader[node] != node:
-            node = leader[node]
-        return node
-
-    first_reader: dict[str, str] = {}
-    for point in plan.points:
-        if point.kind == "activation":
-            roots = (find(first_reader.setdefault(point.tensor, point.node)), find(point.node))
-            leader[max(roots, key=order.__getitem__)] = min(roots, key=order.__getitem__)
-    groups: dict[str, list[str]] = {}
-    for node in plan.nodes:
-        groups.setdefault(find(node), []).append(node)
-    return tuple(tuple(nodes) for nodes in groups.values())
+    group_of = {node: {node} for node in plan.nodes}
+    for tensor in plan.activations:
+        readers = [p.node for p in plan.points if p.kind == "activation" and p.tensor == tensor]
+        joined = set().union(*(group_of[node] for node in readers))
+        group_of.update(dict.fromkeys(joined, joined))
+    groups = {tuple(sorted(group, key=order.__getitem__)) for group in group_of.values()}
+    return tuple(sorted(groups, key=lambda group: order[group[0]]))
 
 
 def measure_sensitivity(
@@ -75,11 +66,9 @@ def measure_sensitivity(
     Args:
         table: scales of the plan's activations.
         batches: arrays (B, ...) float32 as the graph takes them, of about IMAGES images.
-        threads: threads of ONNX Runtime.
         progress: called after each group with the number of groups done, and their total.
 
-    Raises DataError for no images and for NaN or infinities in the logits, GraphError for a graph with several inputs and for
-    groups that the first output does not depend on, ArtifactError for a planned tensor without a scale.
+    Raises DataError for no images and for NaN or infinities in the logits; for others see `SegmentRuns` and `check_plan`.
     """
     check_plan(model, table, plan)
 

@@ -65,13 +65,10 @@ def refine_graph(
     """Refine a float graph with one input for its quantization; `model` is not changed.
 
     Args:
-        scheme: what is to be quantized.
         batches: the calibration images, arrays (B, ...) float32 as the graph takes them; about
             `calib.refine.paired_forward.IMAGES` of them are used, and kept in memory.
         images: number of calibration images.
         progress: called with the fraction done.
-
-    Raises GraphError or DataError for a graph or arrays that do not match, see `calib.ort_session`.
     """
     if not effort.names:
         return Refined(model, {}, {})

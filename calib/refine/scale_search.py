@@ -55,14 +55,12 @@ class ScaleChoice:
         factors: a, (C,); all 1 without migration.
         zero: z, in steps; 0 without a shift.
         error: mean squared error of the outputs, relative to their mean square, with factors made from half of the images.
-        plain_error: the same for the best scale without factors and zero.
     """
 
     scale: float
     factors: NDArray[np.float64]
     zero: float
     error: float
-    plain_error: float
 
     @property
     def plain(self) -> bool:
@@ -93,16 +91,15 @@ def search_scale(
     if not np.any(sample.high > sample.low):
         return None
     trial = _Trial(sample, matrix, channels)
-    plain_error, candidate = trial.best(_candidates(trial, AllowedChanges()))
-    error = plain_error
+    error, candidate = trial.best(_candidates(trial, AllowedChanges()))
     if allowed.factors or allowed.zero:
         changed_error, changed = trial.best(_candidates(trial, allowed))
         if allowed.zero:
             shifted = (replace(changed, zero=changed.zero + part) for part in (0.0, *_QUARTERS))
             changed_error, changed = trial.best(shifted)
-        if changed_error < allowed.gain * plain_error:
+        if changed_error < allowed.gain * error:
             error, candidate = changed_error, changed
-    return ScaleChoice(candidate.scale, trial.factors(candidate.alpha, final=True), candidate.zero, error, plain_error)
+    return ScaleChoice(candidate.scale, trial.factors(candidate.alpha, final=True), candidate.zero, error)
 
 
 class _Trial:

@@ -66,7 +66,6 @@ def test_no_method_has_a_better_scale(kind, seed):
     found = brute_error(values, weight(), choice.scale)
     assert found <= 1.08 * min(errors.values()), errors
     assert choice.error == pytest.approx(found, rel=0.02)
-    assert choice.error == choice.plain_error
     assert choice.plain
     assert choice.shift == 0
 
@@ -97,7 +96,6 @@ def test_a_range_not_centred_on_zero_is_shifted():
     assert found == pytest.approx(choice.error, rel=0.02)
     # the weights' own rounding is in both errors and cannot be shifted away
     assert found < 0.5 * brute_error(values, weight(), plain.scale)
-    assert choice.plain_error == plain.error
 
 
 def test_a_range_centred_on_zero_is_not_shifted():
@@ -211,7 +209,7 @@ def test_a_change_must_reach_the_required_gain():
     """The same tensor: factors are found, and left alone where the gain that is asked for is larger than theirs."""
     values = wide_channel()
     free = search_scale(sample_of(values), weight(), ONE, AllowedChanges(factors=True))
-    share = free.error / free.plain_error
+    share = free.error / search_scale(sample_of(values), weight(), ONE, AllowedChanges()).error
     assert search_scale(sample_of(values), weight(), ONE, AllowedChanges(factors=True, gain=1.01 * share)).factors.max() > 1
     assert search_scale(sample_of(values), weight(), ONE, AllowedChanges(factors=True, gain=0.99 * share)).plain
 

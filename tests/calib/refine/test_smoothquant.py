@@ -35,7 +35,7 @@ def run(model, values=None):
 
 
 def choice(factors=None, zero=0.0):
-    return ScaleChoice(SHIFTED, np.ones(6) if factors is None else np.asarray(factors, float), zero, 0.0, 0.0)
+    return ScaleChoice(SHIFTED, np.ones(6) if factors is None else np.asarray(factors, float), zero, 0.0)
 
 
 def moved(model, choices):
