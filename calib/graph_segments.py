@@ -79,8 +79,7 @@ def split(model: onnx.ModelProto, output: str, groups: Sequence[Sequence[str]]) 
     cuts = graph.cuts()
     starts = {max((c for c in cuts if c < min(position[n] for n in group)), default=-1) for group in groups}
     bounds = [*sorted({-1, *starts}), len(graph.names) - 1]
-    types = infer_types(graph.model)
-    return tuple(graph.segment(first, last, types) for first, last in pairwise(bounds))
+    return tuple(graph.segment(first, last) for first, last in pairwise(bounds))
 
 
 def split_at(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, Segment]:
@@ -93,10 +92,9 @@ def split_at(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, Segmen
     The result is in the order in which the graph computes the tensors. Raises GraphError for several inputs.
     """
     graph = _Lifetimes(_with_unique_names(model), tensors[-1])
-    types = infer_types(graph.model)
     ordered = sorted(tensors, key=lambda name: graph.born[name])
     bounds = [-1, *(graph.born[name] for name in ordered)]
-    return {name: graph.segment(first, last, types) for name, (first, last) in zip(ordered, pairwise(bounds), strict=True)}
+    return {name: graph.segment(first, last) for name, (first, last) in zip(ordered, pairwise(bounds), strict=True)}
 
 
 def needed_nodes(index: GraphIndex, ends: Iterable[str], stops: Collection[str] = ()) -> list[int]:
@@ -208,7 +206,7 @@ class _Lifetimes:
             self.born.pop(name, None)
         self.dies = {name: i for i, read in enumerate(self.index.reads) for name in read if name in self.born}
         self.dies[output] = len(self.names)
-        self.source = inputs[0]
+        self.source, self.types = inputs[0], infer_types(model)
         self.of_shapes: set[str] = set()  # tensors computed from shapes and constants alone
         for node, read in zip(model.graph.node, self.index.reads, strict=True):
             if node.op_type in SHAPE_OPS or all(name in self.of_shapes or name not in self.born for name in read):
@@ -228,7 +226,7 @@ class _Lifetimes:
         alive = list(accumulate(change))  # alive[i + 1]: after node i
         return tuple(i for i in range(ends.get(self.source, 0), len(self.names) - 1) if alive[i + 1] == 1)
 
-    def segment(self, first: int, last: int, types: Mapping[str, TensorType]) -> Segment:
+    def segment(self, first: int, last: int) -> Segment:
         """The nodes after `first` up to `last`."""
         inside = [i for i in range(first + 1, last + 1) if self.model.graph.node[i].op_type != "Constant"]
         read = frozenset().union(*(self.index.reads[i] for i in inside))
@@ -238,16 +236,15 @@ class _Lifetimes:
             self.model,
             (self.model.graph.node[i] for i in inside),
             [name for name in kept if self.born[name] > first],
-            [_declared(name, types) for name in known if name in read],
+            [self._declared(name) for name in known if name in read],
         )
         passed = tuple(name for name in kept if self.born[name] <= first)
         return Segment(model, tuple(self.names[i] for i in inside), passed)
 
-
-def _declared(name: str, types: Mapping[str, TensorType]) -> onnx.ValueInfoProto:
-    """A graph input of the inferred type; float32 of any shape where none was inferred."""
-    known = types.get(name, TensorType(onnx.TensorProto.FLOAT, None))
-    return helper.make_tensor_value_info(name, known.dtype or onnx.TensorProto.FLOAT, known.shape)
+    def _declared(self, name: str) -> onnx.ValueInfoProto:
+        """A graph input of the inferred type; float32 of any shape where none was inferred."""
+        known = self.types.get(name, TensorType(onnx.TensorProto.FLOAT, None))
+        return helper.make_tensor_value_info(name, known.dtype or onnx.TensorProto.FLOAT, known.shape)
 
 
 def _with_unique_names(model: onnx.ModelProto) -> onnx.ModelProto:

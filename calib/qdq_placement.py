@@ -148,20 +148,15 @@ def _decide(
             return f"{tensor} is {kind}: quantize the FP32 graph, lower the rest to FP16 afterwards"
     if data in index.constant_like:
         return "its first operand is a constant: this toolkit quantizes weights as the second operand"
-    activation = QuantPoint(name, 0, data, "activation")
+    axis = None
     if weight in index.constants:
-        axis = _output_channel_axis(node, len(index.constants[weight].dims))
-        return axis if isinstance(axis, str) else (activation, QuantPoint(name, 1, weight, "weight", axis))
-    if weight in index.constant_like:
+        rank = len(index.constants[weight].dims)
+        if node.op_type != "Conv" and rank != 2:
+            return f"its constant operand has rank {rank}: this toolkit quantizes weights (K, N)"
+        axis = 0 if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB", 0)) else 1
+    elif weight in index.constant_like:
         return "its weight is computed from constants: fold them first, for example with onnxsim"
-    if node.op_type != "MatMul":
+    elif node.op_type != "MatMul":
         return f"the weight of this {node.op_type} is computed from the input"
-    return activation, QuantPoint(name, 1, weight, "activation")
-
-
-def _output_channel_axis(node: onnx.NodeProto, rank: int) -> int | str:
-    if node.op_type == "Conv":
-        return 0
-    if rank != 2:
-        return f"its constant operand has rank {rank}: this toolkit quantizes weights (K, N)"
-    return 0 if node.op_type == "Gemm" and attribute(node, "transB", 0) else 1
+    second = QuantPoint(name, 1, weight, "activation" if axis is None else "weight", axis)
+    return QuantPoint(name, 0, data, "activation"), second

@@ -18,7 +18,7 @@ from calib.calibration_table import CalibrationTable
 from calib.errors import DataError
 from calib.graph_segments import Group, SegmentRuns
 from calib.macs import count_macs
-from calib.metrics import capped_sqnr_db
+from calib.metrics import SQNR_CAP_DB, sqnr_db
 from calib.ort_session import checked_batches
 from calib.qdq_placement import QuantPlan
 from calib.qdq_writer import check_plan, insert_qdq
@@ -83,8 +83,8 @@ def measure_sensitivity(
     reference = _rows(runs.output())
     measured: list[GroupNoise] = []
     for nodes, logits in runs.exchanged(quantized):
-        noise_db = capped_sqnr_db(reference, _rows(logits))
-        measured.append(GroupNoise(nodes, sum(macs[name] for name in nodes), noise_db))
+        isolated_db = max(-SQNR_CAP_DB, min(sqnr_db(reference, _rows(logits)), SQNR_CAP_DB))
+        measured.append(GroupNoise(nodes, sum(macs[name] for name in nodes), isolated_db))
         progress(len(measured), len(groups))
     return tuple(measured)
 
