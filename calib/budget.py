@@ -45,14 +45,9 @@ class FloatGroup:
 
 @dataclass(frozen=True)
 class BudgetResult:
-    """The best trial.
+    """The best of all trials, their number `evaluations`; that with the smallest drop if none met the budget.
 
-    Attributes:
-        met: whether its drop is within the budget, the largest drop allowed in points.
-        float_groups: in the order of the ranking.
-        int8_share: of the network's MACs.
-        drop: in points; the smallest of all trials if none met the budget.
-        evaluations: number of trials.
+    Budget and drop are in points, the INT8 share is of the network's MACs, groups are in the order of the ranking.
     """
 
     met: bool
@@ -86,12 +81,10 @@ def fit_budget(
         macs: node -> MACs of the whole network, nodes that are never quantized included, see `calib.macs.count_macs`.
         budget: largest drop allowed, in points.
         largest: largest number of groups in float; None for all.
-        evaluations: largest number of evaluations.
 
     If not even the `largest` most costly groups in float meet the budget, half as many are tried, and so on, since measured
     drops need not be monotone; if no trial meets it, the one with the smallest drop is returned with met = False.
-
-    Raises InputError for a NaN drop.
+    A NaN drop raises InputError.
     """
     search = _Search(groups_ranked, evaluate, macs, budget, evaluations)
     most = len(groups_ranked) if largest is None else min(largest, len(groups_ranked))

@@ -144,9 +144,7 @@ def part(
 class SegmentRuns:
     """A float graph with one input in ONNX Runtime, segment by segment; its first output is returned, (n, ...) of all batches.
 
-    Args:
-        groups: node names of each group, see `split`.
-        batches: arrays (B, ...) as the graph takes them.
+    `groups` see `split`; `batches` are arrays (B, ...) as the graph takes them.
     """
 
     def __init__(self, model: onnx.ModelProto, groups: Sequence[Group], batches: Iterable[NDArray[Any]], threads: int) -> None:

@@ -27,10 +27,7 @@ CHUNK = 1 << 15  # elements binned at a time: scratch space that stays in the ca
 
 
 class Histogram:
-    """Streaming histogram of |x| and exact max|x| of one tensor.
-
-    Args:
-        tensor: its name, for errors.
+    """Streaming histogram of |x| and exact max|x| of one tensor, whose name errors state.
 
     Attributes:
         counts: (BINS,) int64.

@@ -39,14 +39,9 @@ class QuantScheme:
 
 @dataclass(frozen=True)
 class QuantPoint:
-    """One quantized input of one node.
+    """One quantized input of one node, under its unique name, see `calib.graph.node_names`.
 
-    Attributes:
-        node: unique node name, see `calib.graph.node_names`.
-        input_index: position among the node's inputs.
-        tensor: the float tensor at that position.
-        kind: "activation", quantized per tensor, or "weight", a constant quantized per channel.
-        axis: output-channel axis of a weight, None for an activation.
+    An activation is quantized per tensor, a weight, which is a constant, per channel: `axis` is that of its output channels.
     """
 
     node: str

@@ -134,16 +134,11 @@ def quantize_weight(weight: NDArray[Any], axis: int, tensor: str) -> tuple[NDArr
     """
     others = tuple(a for a in range(weight.ndim) if a != axis)
     scales = weight_scales(np.abs(weight).max(axis=others), tensor)
-    quantized = np.clip(np.rint(weight.astype(np.float32) / scales.reshape(_along(axis, weight.ndim))), -QMAX, QMAX)
+    quantized = np.clip(np.rint(weight.astype(np.float32) / np.expand_dims(scales, others)), -QMAX, QMAX)
     return quantized.astype(np.int8), scales
 
 
 def fake_quantize_weight(weight: NDArray[Any], axis: int, tensor: str) -> NDArray[np.float32]:
     """The weight after `quantize_weight` and dequantization: values * scales along `axis`, exact in float32."""
     values, scales = quantize_weight(weight, axis, tensor)
-    return np.asarray(values * scales.reshape(_along(axis, values.ndim)))
-
-
-def _along(axis: int, ndim: int) -> list[int]:
-    """Shape that broadcasts one number per channel along an axis."""
-    return [-1 if a == axis else 1 for a in range(ndim)]
+    return np.asarray(values * np.expand_dims(scales, tuple(a for a in range(values.ndim) if a != axis)))

@@ -62,8 +62,7 @@ def calibrate_graph(
         source: float graph with one input.
         refined: output path of the refined float graph; an effort without refinements writes the bytes of the source.
         batches: returns all images at each call: arrays (B, ...) float32 as the graph takes them.
-        images: their number.
-        data_sha256: digest of the images, for the table.
+        images: their number; `data_sha256` is their digest, for the table.
         progress: called with the fraction done.
 
     The same batches in the same order give the same bytes; without refinements the order does not matter either.

@@ -80,10 +80,10 @@ def measure_sensitivity(
         raise DataError("no images to measure on", allowed="at least one image")
     groups, macs = group_nodes(plan), count_macs(model)
     runs = SegmentRuns(model, groups, images, threads)
-    reference = _rows(runs.output())
+    reference = runs.output()
     measured: list[GroupNoise] = []
     for nodes, logits in runs.exchanged(quantized):
-        isolated_db = max(-SQNR_CAP_DB, min(sqnr_db(reference, _rows(logits)), SQNR_CAP_DB))
+        isolated_db = max(-SQNR_CAP_DB, min(sqnr_db(reference, logits), SQNR_CAP_DB))
         measured.append(GroupNoise(nodes, sum(macs[name] for name in nodes), isolated_db))
         progress(len(measured), len(groups))
     return tuple(measured)
@@ -93,7 +93,3 @@ def rank_groups(groups: Sequence[GroupNoise]) -> tuple[Group, ...]:
     """Nodes of each group, highest noise-to-signal ratio per MAC first; ties keep their order."""
     costly_first = sorted(groups, key=lambda group: -(10 ** (-group.isolated_db / 10)) / max(group.macs, 1))
     return tuple(group.nodes for group in costly_first)
-
-
-def _rows(logits: NDArray[Any]) -> NDArray[Any]:
-    return logits.reshape(-1, logits.shape[-1])

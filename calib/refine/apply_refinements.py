@@ -40,12 +40,7 @@ from calib.refine.smoothquant import Migration
 
 @dataclass(frozen=True)
 class Refined:
-    """A refined float graph.
-
-    Attributes:
-        scales: activation tensor -> scale chosen by the search.
-        choices: result of the search for each tensor of the original graph.
-    """
+    """A refined float graph, the scales that the search chose for its tensors, and the choice for each original tensor."""
 
     model: onnx.ModelProto
     scales: Mapping[str, float]
