@@ -76,11 +76,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.close(descriptor)
         Path(name).chmod(0o644)
         yield Path(name)
-        descriptor = os.open(name, os.O_RDWR)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with Path(name).open("r+b") as stream:
+            os.fsync(stream.fileno())
         Path(name).replace(path)
     except OSError as error:
         _explain(error, path)

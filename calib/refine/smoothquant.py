@@ -107,24 +107,22 @@ class Migration:
 
     def _change_producer(self, name: str, factors: NDArray[np.float64], shift: float) -> None:
         """Scale the output of a node by the factors and add the shift, in its constants."""
-        editor = self._editor
-        op_type = editor.node(name).op_type
+        editor, op_type = self._editor, self._editor.node(name).op_type
         if op_type == "Clip":
             for at in (1, 2):
                 self._set(name, at, editor.constant(name, at) + np.float64(shift))
-            conv = editor.index.names[editor.index.producers[editor.node(name).input[0]]]
-            add_channels(editor, conv, np.full(len(factors), shift, np.float32), _SUFFIX)
-            return
-        if op_type == "Conv":
+            name = editor.index.names[editor.index.producers[editor.node(name).input[0]]]
+        elif op_type == "Conv":
             weight = editor.constant(name, 1)
             self._set(name, 1, weight * factors.reshape(-1, *[1] * (weight.ndim - 1)))
             if editor.is_constant(name, 2):
                 self._set(name, 2, editor.constant(name, 2) * factors)
-            if shift:
-                add_channels(editor, name, np.full(len(factors), shift, np.float32), _SUFFIX)
+        else:
+            self._set(name, 1, editor.constant(name, 1) * factors)
+            self._set(name, 2, editor.constant(name, 2) * factors + shift)
             return
-        self._set(name, 1, editor.constant(name, 1) * factors)
-        self._set(name, 2, editor.constant(name, 2) * factors + shift)
+        if shift:  # into the Conv, for a Clip the one before it
+            add_channels(editor, name, np.full(len(factors), shift, np.float32), _SUFFIX)
 
     def _set(self, name: str, at: int, values: NDArray[np.float64]) -> None:
         self._editor.set_constant(name, at, values.astype(np.float32), _SUFFIX)
