@@ -35,24 +35,16 @@ Evaluate = Callable[[tuple[str, ...]], float]
 
 
 @dataclass(frozen=True)
-class FloatGroup:
-    """A group that stays in float, named after its first node, and its share of the network's MACs."""
-
-    name: str
-    nodes: tuple[str, ...]
-    share: float
-
-
-@dataclass(frozen=True)
 class BudgetResult:
     """The best of all trials, their number `evaluations`; that with the smallest drop if none met the budget.
 
-    Budget and drop are in points, the INT8 share is of the network's MACs, groups are in the order of the ranking.
+    Budget and drop are in points. `float_groups` maps the nodes of each group that stays in float to its share of the network's
+    MACs, in the order of the ranking; the INT8 share is of these MACs, too.
     """
 
     met: bool
     budget: float
-    float_groups: tuple[FloatGroup, ...]
+    float_groups: Mapping[tuple[str, ...], float]
     int8_share: float
     drop: float
     evaluations: int
@@ -60,7 +52,7 @@ class BudgetResult:
     @property
     def float_nodes(self) -> tuple[str, ...]:
         """Nodes that stay in float."""
-        return tuple(node for group in self.float_groups for node in group.nodes)
+        return tuple(node for group in self.float_groups for node in group)
 
 
 def fit_budget(
@@ -177,7 +169,7 @@ class _Search:
         return BudgetResult(
             met=self.drops[best] <= self.budget,
             budget=self.budget,
-            float_groups=tuple(FloatGroup(self.groups[i][0], self.groups[i], self.float_macs((i,)) / total) for i in best),
+            float_groups={self.groups[i]: self.float_macs((i,)) / total for i in best},
             int8_share=(in_groups - self.float_macs(best)) / total,
             drop=self.drops[best],
             evaluations=len(self.drops),

@@ -13,7 +13,7 @@ pair feeds only the quantized consumers of a tensor.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -52,19 +52,11 @@ class QuantPoint:
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """A candidate that stays in float, and the reason."""
-
-    node: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class QuantPlan:
-    """The inputs that get Q/DQ, in graph order, and the candidates that do not."""
+    """The inputs that get Q/DQ, in graph order, and the nodes that stay in float, each with the reason."""
 
     points: tuple[QuantPoint, ...]
-    skipped: tuple[Skipped, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def activations(self) -> tuple[str, ...]:
@@ -95,16 +87,17 @@ def plan_quantization(model: onnx.ModelProto, scheme: QuantScheme | None = None)
                 allowed=f"globs on {len(candidates)} node names such as {', '.join(name for name, _ in candidates[:4])}",
             )
     points: list[QuantPoint] = []
-    skipped: list[Skipped] = []
+    skipped: dict[str, str] = {}
     for name, node in candidates:
         decision = _excluded(name, node, scheme) or _decide(name, node, index, types)
         if isinstance(decision, str):
-            skipped.append(Skipped(name, decision))
+            skipped[name] = decision
         else:
             points.extend(decision)
     if not points:
-        raise GraphError("nothing to quantize", found="; ".join(f"{s.node}: {s.reason}" for s in skipped[:8]) or "no candidate")
-    return QuantPlan(tuple(points), tuple(skipped))
+        reasons = [f"{node}: {reason}" for node, reason in skipped.items()]
+        raise GraphError("nothing to quantize", found="; ".join(reasons[:8]) or "no candidate")
+    return QuantPlan(tuple(points), skipped)
 
 
 def _check_float_graph(model: onnx.ModelProto) -> None:

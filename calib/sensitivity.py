@@ -73,7 +73,7 @@ def measure_sensitivity(
     check_plan(model, table, plan)
 
     def quantized(nodes: Group, segment: onnx.ModelProto) -> onnx.ModelProto:
-        return insert_qdq(segment, table, QuantPlan(tuple(p for p in plan.points if p.node in nodes), ()))
+        return insert_qdq(segment, table, QuantPlan(tuple(p for p in plan.points if p.node in nodes)))
 
     images = [batch for batch in checked_batches(batches) if len(batch)]
     if not images:

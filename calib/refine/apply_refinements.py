@@ -95,8 +95,7 @@ def _search(
     effort: Effort,
 ) -> ScaleChoice | None:
     tensor, geometry = readers[0].tensor, readers[0].geometry
-    weights = [to_array(constants[r.weight]) for r in readers]
-    matrix = np.concatenate([r.matrix(w) for r, w in zip(readers, weights, strict=True)], axis=2)
+    matrix = np.concatenate([r.matrix(to_array(constants[r.weight])) for r in readers], axis=2)
     free = migration.producer(tensor, shifted=False) is not None
     free_shift = migration.producer(tensor, shifted=True) is not None and not geometry.padded
     allowed = AllowedChanges(
@@ -147,7 +146,7 @@ def _compensate(
         for name in updated:
             updates[name].apply(part, name)
         points = tuple(replace(p, tensor=part.node(p.node).input[p.input_index]) for p in plan.points if p.node in updated)
-        return insert_qdq(part.finish(), table, QuantPlan(points, ()))
+        return insert_qdq(part.finish(), table, QuantPlan(points))
 
     for done, (tensor, pairs) in enumerate(walk(model, tuple(readers), batches, quantize, threads), start=1):
         moments = measure_moments(readers[tensor][0].geometry, scales[tensor], pairs)

@@ -115,7 +115,7 @@ def find_groups(judged: onnx.ModelProto, spans: Sequence[LayerSpan]) -> tuple[Gr
                 points.append(QuantPoint(name, at, tensor, "activation"))
     if not points:
         return tuple((span,) for span in layers.values())
-    return tuple(tuple(layers[name] for name in group) for group in group_nodes(QuantPlan(tuple(points), ())))
+    return tuple(tuple(layers[name] for name in group) for group in group_nodes(QuantPlan(tuple(points))))
 
 
 def isolated_noise(

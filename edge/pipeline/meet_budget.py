@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,7 @@ def _report(result: BudgetResult, images: int, progress: Progress) -> None:
         f"budget       {'met' if result.met else 'NOT MET'}: drop {result.drop:+.2f} points of {result.budget:g} with "
         f"{result.int8_share:.1%} of the multiply-accumulates in INT8, {trials}; one image is {100 / images:.2g} points"
     )
-    for group in result.float_groups[:_LISTED]:
-        progress.say(f"  in float   {group.name}: {group.share:.2%} of the multiply-accumulates")
+    for nodes, share in islice(result.float_groups.items(), _LISTED):
+        progress.say(f"  in float   {nodes[0]}: {share:.2%} of the multiply-accumulates")
     if len(result.float_groups) > _LISTED:
         progress.say(f"  and {len(result.float_groups) - _LISTED} more, in calibration.json")

@@ -67,10 +67,9 @@ def check(result, evaluate, ranked, macs, budget):
     assert result.met == (result.drop <= budget)
     assert result.drop == evaluate(result.float_nodes)
     assert result.int8_share == pytest.approx(share(ranked, macs, result.float_nodes), abs=1e-12)
-    for group in result.float_groups:
-        assert group.nodes in ranked
-        assert group.name == group.nodes[0]
-        assert group.share == pytest.approx(sum(macs[n] for n in group.nodes) / sum(macs.values()), abs=1e-12)
+    for nodes, part in result.float_groups.items():
+        assert nodes in ranked
+        assert part == pytest.approx(sum(macs[n] for n in nodes) / sum(macs.values()), abs=1e-12)
     assert result.evaluations == len(asked) == len(set(asked))
     good = [nodes for nodes in asked if evaluate(nodes) <= budget]
     assert result.met == bool(good)
@@ -94,9 +93,9 @@ def test_additive_costs(seed, order):
     if order == "density" and prefix:
         last = macs[ranked[prefix - 1][0]] / sum(macs.values())
         assert result.int8_share >= best - last - 1e-12
-    for i in range(len(result.float_groups)):
-        fewer = result.float_groups[:i] + result.float_groups[i + 1 :]
-        assert evaluate(tuple(n for g in fewer for n in g.nodes)) > budget, "no group can go back"
+    for group in result.float_groups:
+        fewer = [nodes for nodes in result.float_groups if nodes != group]
+        assert evaluate(sum(fewer, ())) > budget, "no group can go back"
 
 
 @for_all(seed=range(20))
@@ -123,15 +122,15 @@ def test_the_local_search_improves_on_the_prefix():
     ranked = [(name,) for name in costs]
     result = fit_budget(ranked, Additive(costs), macs, 3.2)
     assert shortest_prefix(ranked, Additive(costs), 3.2) == 2
-    assert [g.name for g in result.float_groups] == ["a", "b"], "c alone would leave 5.1 - 2.0"
+    assert [*result.float_groups] == [("a",), ("b",)], "c alone would leave 5.1 - 2.0"
     result = fit_budget([ranked[1], ranked[0], *ranked[2:]], Additive(costs), macs, 5.1)
-    assert [g.name for g in result.float_groups] == ["a"], "the first of the ranking goes back once the second is in float"
+    assert [*result.float_groups] == [("a",)], "the first of the ranking goes back once the second is in float"
 
 
 def test_nothing_needs_to_be_in_float():
     ranked, evaluate, macs, _ = case(0)
     result = fit_budget(ranked, evaluate, macs, 1e9)
-    assert (result.met, result.float_groups, result.evaluations) == (True, (), 1)
+    assert (result.met, result.float_groups, result.evaluations) == (True, {}, 1)
     assert evaluate.asked == [()]
     assert result.int8_share == pytest.approx(0.9, abs=0.01)
 
@@ -210,7 +209,7 @@ def test_groups_of_several_nodes_go_together():
     macs = {"q": 1, "k": 1, "v": 1, "proj": 2, "ffn": 5, "never": 10}
     result = fit_budget(ranked, Additive({"q": 1.0, "k": 1.0, "v": 1.0, "proj": 0.5, "ffn": 0.1}), macs, 0.7)
     assert result.float_nodes == ("q", "k", "v")
-    assert result.float_groups[0].share == 3 / 20
+    assert result.float_groups == {("q", "k", "v"): 3 / 20}
     assert result.int8_share == 7 / 20
 
 

@@ -159,7 +159,7 @@ def test_a_plan_of_another_graph_is_refused(tiny, table):
         QuantPoint("attn.k/MatMul", 9, "ln", "activation"),
     ):
         with pytest.raises(GraphError, match="another graph"):
-            insert_qdq(tiny, table, QuantPlan((point,), ()))
+            insert_qdq(tiny, table, QuantPlan((point,)))
 
 
 def test_synthetic_tables_stamp_the_graph(tiny, table, plan, quantized):

@@ -116,7 +116,7 @@ def logits(model, images, output="logits"):
 
 
 def restricted(plan, nodes):
-    return QuantPlan(tuple(p for p in plan.points if p.node in nodes), ())
+    return QuantPlan(tuple(p for p in plan.points if p.node in nodes))
 
 
 def brute_force(model, table, plan, nodes, images):
@@ -443,7 +443,7 @@ def test_a_table_without_a_scale_and_a_foreign_plan_are_refused(make_model, few)
     with pytest.raises(ArtifactError, match="no scale"):
         measure_sensitivity(model, table, plan, [few], threads=1)
     other = network(make_model, skip=True)
-    foreign = QuantPlan(tuple(p for p in plan.points if p.node != "head"), ())
+    foreign = QuantPlan(tuple(p for p in plan.points if p.node != "head"))
     other.graph.node[next(i for i, n in enumerate(other.graph.node) if n.name == "b1/q")].name = "renamed"
     with pytest.raises(GraphError, match="another graph"):
         measure_sensitivity(other, table_of(model, plan, few), foreign, [few], threads=1)

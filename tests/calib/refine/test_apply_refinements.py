@@ -333,7 +333,7 @@ def corrected_blindly(scales):
         def uncorrected(segment):
             if quantize(segment) is None:
                 return None
-            return insert_qdq(segment.model, table, QuantPlan(tuple(p for p in plan.points if p.node in segment.nodes), ()))
+            return insert_qdq(segment.model, table, QuantPlan(tuple(p for p in plan.points if p.node in segment.nodes)))
 
         return walk(exact, tensors, batches, uncorrected, threads)
 
