@@ -34,7 +34,7 @@ from calib.refine.gptq_rounding import refit, round_matrix
 from calib.refine.input_moments import Moments, measure_moments
 from calib.refine.linear_consumers import Reader, find_readers
 from calib.refine.paired_forward import select_batches, walk
-from calib.refine.scale_search import FOLDED_GAIN, INSERTED_GAIN, AllowedChanges, ScaleChoice, search_scale
+from calib.refine.scale_search import FOLDED_GAIN, INSERTED_GAIN, ScaleChoice, search_scale
 from calib.refine.smoothquant import Migration
 
 
@@ -98,12 +98,14 @@ def _search(
     matrix = np.concatenate([r.matrix(to_array(constants[r.weight])) for r in readers], axis=2)
     free = migration.producer(tensor, shifted=False) is not None
     free_shift = migration.producer(tensor, shifted=True) is not None and not geometry.padded
-    allowed = AllowedChanges(
+    return search_scale(
+        sample,
+        np.asarray(matrix, np.float32),
+        geometry.channels(len(sample.low)),
         factors=((effort.smooth and free) or effort.insert) and not migration.clipped(tensor),
         zero=effort.shift and (free_shift or effort.insert) and migration.can_shift(tensor),
         gain=FOLDED_GAIN if free or free_shift else INSERTED_GAIN,
     )
-    return search_scale(sample, np.asarray(matrix, np.float32), geometry.channels(len(sample.low)), allowed)
 
 
 @dataclass(frozen=True)

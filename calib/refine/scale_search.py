@@ -38,15 +38,6 @@ FOLDED_GAIN, INSERTED_GAIN = 0.95, 0.8
 
 
 @dataclass(frozen=True)
-class AllowedChanges:
-    """Whether a tensor may get factors and a zero, and the error ratio that they must reach."""
-
-    factors: bool = False
-    zero: bool = False
-    gain: float = FOLDED_GAIN
-
-
-@dataclass(frozen=True)
 class ScaleChoice:
     """The quantization chosen for one tensor.
 
@@ -81,23 +72,29 @@ class _Candidate:
 
 
 def search_scale(
-    sample: ActivationSample, matrix: NDArray[np.float32], channels: NDArray[np.intp], allowed: AllowedChanges
+    sample: ActivationSample,
+    matrix: NDArray[np.float32],
+    channels: NDArray[np.intp],
+    *,
+    factors: bool = False,
+    zero: bool = False,
+    gain: float = FOLDED_GAIN,
 ) -> ScaleChoice | None:
     """The quantization of a tensor with the least output error; None for a tensor that is constant over the sample.
 
     `matrix` (G, K, N) holds the weights of all readers, concatenated along N; `channels` (G, K) is the channel of each element
-    of a patch.
+    of a patch. `factors` and `zero` allow these, where they reach the error ratio `gain`.
     """
     if not np.any(sample.high > sample.low):
         return None
     trial = _Trial(sample, matrix, channels)
-    error, candidate = trial.best(_candidates(trial, AllowedChanges()))
-    if allowed.factors or allowed.zero:
-        changed_error, changed = trial.best(_candidates(trial, allowed))
-        if allowed.zero:
+    error, candidate = trial.best(_candidates(trial, factors=False, zero=False))
+    if factors or zero:
+        changed_error, changed = trial.best(_candidates(trial, factors=factors, zero=zero))
+        if zero:
             shifted = (replace(changed, zero=changed.zero + part) for part in (0.0, *_QUARTERS))
             changed_error, changed = trial.best(shifted)
-        if changed_error < allowed.gain * error:
+        if changed_error < gain * error:
             error, candidate = changed_error, changed
     return ScaleChoice(candidate.scale, trial.factors(candidate.alpha, final=True), candidate.zero, error)
 
@@ -157,25 +154,26 @@ class _Trial:
         return self._weights[alpha]
 
 
-def _candidates(trial: _Trial, allowed: AllowedChanges) -> Iterator[_Candidate]:
+def _candidates(trial: _Trial, *, factors: bool, zero: bool) -> Iterator[_Candidate]:
     """The best coarse candidate and finer steps around it."""
-    coarse = trial.best(_coarse(trial, allowed))[1]
+    coarse = trial.best(_coarse(trial, factors, zero))[1]
     yield coarse
     for factor in _FINE:
         scale = _scale(coarse.scale * factor * QMAX)
         yield _Candidate(coarse.alpha, scale, float(round(coarse.zero * coarse.scale / scale)))
 
 
-def _coarse(trial: _Trial, allowed: AllowedChanges) -> Iterator[_Candidate]:
+def _coarse(trial: _Trial, factors: bool, zero: bool) -> Iterator[_Candidate]:
     """Symmetric ranges; where a zero is allowed, also ranges from the shorter end to a share of the longer one, with zero."""
-    for alpha in ALPHAS if allowed.factors else ALPHAS[:1]:
-        factors = trial.factors(alpha, final=True)
-        largest = float(np.max(trial.range * factors))
+    for alpha in ALPHAS if factors else ALPHAS[:1]:
+        by_channel = trial.factors(alpha, final=True)
+        largest = float(np.max(trial.range * by_channel))
         for share in _COARSE:
             yield _Candidate(alpha, _scale(largest * share), 0.0)
-        if not allowed.zero:
+        if not zero:
             continue
-        low, high = min(float(np.min(trial.sample.low * factors)), 0.0), max(float(np.max(trial.sample.high * factors)), 0.0)
+        low = min(float(np.min(trial.sample.low * by_channel)), 0.0)
+        high = max(float(np.max(trial.sample.high * by_channel)), 0.0)
         for share in _COARSE:
             bottom, top = (low, high * share) if high >= -low else (low * share, high)
             scale = _scale((top - bottom) / 2)
