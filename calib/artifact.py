@@ -44,7 +44,7 @@ def write_artifact(path: Path, artifact: Any) -> None:
     """Write a dataclass instance with `schema_version`, atomically; NaN and infinities raise InputError."""
     try:
         fields = artifact.to_json() if hasattr(artifact, "to_json") else dataclasses.asdict(artifact)
-        write_json(path, {"schema_version": schema_version(type(artifact)), **fields})
+        write_json(path, {"schema_version": getattr(type(artifact), "schema_version", SCHEMA_VERSION), **fields})
     except ValueError as error:
         raise InputError("artifact holds a value that is not a finite number", where=path, found=error) from error
 
@@ -60,19 +60,13 @@ def parse_artifact(data: bytes, path: Path, cls: type[T], *, remake: str) -> T:
 
 
 def _from_json(fields: dict[str, Any], path: Path, cls: type[T], remake: str) -> T:
-    version, allowed = fields.pop("schema_version", None), schema_version(cls)
+    version, allowed = fields.pop("schema_version", None), getattr(cls, "schema_version", SCHEMA_VERSION)
     if version != allowed:
         raise ArtifactError("unknown schema version", where=path, found=version, allowed=allowed, next_command=remake)
     try:
         return from_fields(cls, fields)
     except (TypeError, ValueError) as error:
         raise ArtifactError("malformed artifact", where=path, found=error, next_command=remake) from error
-
-
-def schema_version(cls: type) -> int:
-    """Schema version of the files of a class."""
-    version: int = getattr(cls, "schema_version", SCHEMA_VERSION)
-    return version
 
 
 def from_fields(cls: type[T], fields: Any, where: str = "") -> T:

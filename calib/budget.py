@@ -19,13 +19,13 @@ longer prefix than needed, and groups that could return may be tried at the wron
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from calib.errors import DataError, InputError, UsageError
+from calib.errors import DataError, InputError
 from calib.metrics import top1_agreement
 
 EVALUATIONS = 24
@@ -35,47 +35,24 @@ Evaluate = Callable[[tuple[str, ...]], float]
 
 
 @dataclass(frozen=True)
-class FloatGroup:
-    """A group that stays in float, named after its first node, and its share of the network's MACs."""
-
-    name: str
-    nodes: tuple[str, ...]
-    share: float
-
-
-@dataclass(frozen=True)
-class BudgetTrial:
-    """One evaluation: names of the groups in float in the order of the ranking, INT8 share of the MACs, drop in points."""
-
-    float_groups: tuple[str, ...]
-    int8_share: float
-    drop: float
-
-
-@dataclass(frozen=True)
 class BudgetResult:
-    """The best trial, and all of them.
+    """The best of all trials, their number `evaluations`; that with the smallest drop if none met the budget.
 
-    Attributes:
-        met: whether its drop is within the budget, the largest drop allowed in points.
-        float_groups: in the order of the ranking.
-        int8_share: of the network's MACs.
-        drop: in points; the smallest of all trials if none met the budget.
-        evaluations: number of trials.
+    Budget and drop are in points. `float_groups` maps the nodes of each group that stays in float to its share of the network's
+    MACs, in the order of the ranking; the INT8 share is of these MACs, too.
     """
 
     met: bool
     budget: float
-    float_groups: tuple[FloatGroup, ...]
+    float_groups: Mapping[tuple[str, ...], float]
     int8_share: float
     drop: float
     evaluations: int
-    trials: tuple[BudgetTrial, ...]
 
     @property
     def float_nodes(self) -> tuple[str, ...]:
         """Nodes that stay in float."""
-        return tuple(node for group in self.float_groups for node in group.nodes)
+        return tuple(node for group in self.float_groups for node in group)
 
 
 def fit_budget(
@@ -90,20 +67,17 @@ def fit_budget(
     """Find the largest INT8 share of the MACs whose drop is at most `budget`.
 
     Args:
-        groups_ranked: nodes of each group, most costly first, see `calib.sensitivity.Sensitivity.ranked`.
+        groups_ranked: nodes of each group, without overlaps, most costly first, see `calib.sensitivity.rank_groups`.
         evaluate: nodes in float, groups in the order of the ranking -> drop in points on held-out images; called once for each
             set of groups, with () first.
         macs: node -> MACs of the whole network, nodes that are never quantized included, see `calib.macs.count_macs`.
         budget: largest drop allowed, in points.
         largest: largest number of groups in float; None for all.
-        evaluations: largest number of evaluations.
 
     If not even the `largest` most costly groups in float meet the budget, half as many are tried, and so on, since measured
     drops need not be monotone; if no trial meets it, the one with the smallest drop is returned with met = False.
-
-    Raises UsageError for no or overlapping groups, nodes without MACs and limits that allow nothing, InputError for a NaN drop.
+    A NaN drop raises InputError.
     """
-    _check(groups_ranked, macs, budget, largest, evaluations)
     search = _Search(groups_ranked, evaluate, macs, budget, evaluations)
     most = len(groups_ranked) if largest is None else min(largest, len(groups_ranked))
     if not search.meets(()) and search.shorten(most):
@@ -133,21 +107,16 @@ def drop_points(reference_logits: ArrayLike, logits: ArrayLike, labels: ArrayLik
     return 100.0 * float(correct[0] - correct[1]) / len(truth)
 
 
+@dataclass
 class _Search:
     """Trials by the set of groups in float, given as ascending positions in the ranking."""
 
-    def __init__(
-        self,
-        groups: Sequence[tuple[str, ...]],
-        evaluate: Evaluate,
-        macs: Mapping[str, int],
-        budget: float,
-        evaluations: int,
-    ) -> None:
-        self.groups, self.evaluate, self.budget, self.limit = groups, evaluate, budget, evaluations
-        self.total = sum(macs.values())
-        self.weights = [sum(macs[node] for node in nodes) for nodes in groups]
-        self.drops: dict[tuple[int, ...], float] = {}
+    groups: Sequence[tuple[str, ...]]
+    evaluate: Evaluate
+    macs: Mapping[str, int]
+    budget: float
+    limit: int
+    drops: dict[tuple[int, ...], float] = field(default_factory=dict)
 
     def meets(self, chosen: tuple[int, ...]) -> bool:
         """Whether a set meets the budget; False for a new set once the evaluations are used up."""
@@ -180,7 +149,7 @@ class _Search:
         chosen, before = self.best(), None
         while chosen != before:
             before = chosen
-            for i in sorted(chosen, key=lambda i: -self.weights[i]):
+            for i in sorted(chosen, key=lambda i: -self.float_macs((i,))):
                 fewer = tuple(j for j in chosen if j != i)
                 if self.meets(fewer):
                     chosen = fewer
@@ -191,41 +160,17 @@ class _Search:
             return min(met, key=lambda chosen: (self.float_macs(chosen), self.drops[chosen]))
         return min(self.drops, key=lambda chosen: (self.drops[chosen], self.float_macs(chosen)))
 
-    def float_macs(self, chosen: tuple[int, ...]) -> int:
-        return sum(self.weights[i] for i in chosen)
-
-    def int8_share(self, chosen: tuple[int, ...]) -> float:
-        return (sum(self.weights) - self.float_macs(chosen)) / self.total
+    def float_macs(self, chosen: Iterable[int]) -> int:
+        return sum(self.macs[node] for i in chosen for node in self.groups[i])
 
     def result(self) -> BudgetResult:
-        best, groups = self.best(), self.groups
+        best, total = self.best(), sum(self.macs.values())
+        in_groups = self.float_macs(range(len(self.groups)))
         return BudgetResult(
             met=self.drops[best] <= self.budget,
             budget=self.budget,
-            float_groups=tuple(FloatGroup(groups[i][0], groups[i], self.weights[i] / self.total) for i in best),
-            int8_share=self.int8_share(best),
+            float_groups={self.groups[i]: self.float_macs((i,)) / total for i in best},
+            int8_share=(in_groups - self.float_macs(best)) / total,
             drop=self.drops[best],
             evaluations=len(self.drops),
-            trials=tuple(
-                BudgetTrial(tuple(groups[i][0] for i in trial), self.int8_share(trial), drop)
-                for trial, drop in self.drops.items()
-            ),
-        )
-
-
-def _check(
-    groups: Sequence[tuple[str, ...]], macs: Mapping[str, int], budget: float, largest: int | None, evaluations: int
-) -> None:
-    nodes = [node for group in groups for node in group]
-    if not nodes or not all(groups) or len(set(nodes)) != len(nodes):
-        raise UsageError("groups must not be empty and must not overlap", found=f"{len(groups)} groups, {len(nodes)} nodes")
-    unknown = [node for node in nodes if node not in macs]
-    if unknown or sum(macs.values()) <= 0:
-        what = "multiply-accumulates of nodes are unknown"
-        raise UsageError(what, found=", ".join(unknown[:4]) or "none", allowed="all of the graph's")
-    if math.isnan(budget) or evaluations < 1 or (largest is not None and largest < 0):
-        raise UsageError(
-            "budget search is not possible with these limits",
-            found=f"budget {budget}, {evaluations} evaluations, {largest} groups in float",
-            allowed="a number, at least 1, at least 0",
         )

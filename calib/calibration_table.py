@@ -28,7 +28,6 @@ class TensorScale:
     Attributes:
         amax: largest magnitude that INT8 represents.
         scale: amax / 127 rounded up to FP16, see `calib.scales`; any other scale is refused.
-        method: calibration method that gave amax.
         source: "proof" when a bound proven for every image was at most the amax of the calibration images, else "data".
         bound: that bound, None where none is known.
     """
@@ -77,9 +76,7 @@ class CalibrationTable:
         onnx_sha256: float graph that was calibrated.
         data_sha256: calibration images, as the caller defines their digest.
         images: their number.
-        method: calibration method, see `calib.calibrators`.
-        tensors: activation tensor -> its scale.
-        synthetic: true when the images are synthetic; everything built from such a table is stamped.
+        synthetic: whether the images are; everything built from such a table is stamped.
         preprocess_sha256: preprocessing from images to the graph's input; "" where arrays were passed as they are.
         source_sha256: float graph of the user, where refinements produced the calibrated one from it; else "".
         refinements: applied to that graph, in order.
@@ -109,7 +106,7 @@ TABLE_ARTIFACT = json_artifact("calibration.json", CalibrationTable, remake=REMA
 
 
 def load_table(path: Path, *, remake: str = REMAKE) -> CalibrationTable:
-    """Read `calibration.json`. Raises ArtifactError, naming `remake`, for a missing, malformed or foreign file."""
+    """Read `calibration.json`; errors name `remake`."""
     return read_artifact(path, CalibrationTable, remake=remake)
 
 
@@ -120,19 +117,17 @@ def check_table(
     data_sha256: str | None = None,
     preprocess_sha256: str | None = None,
     remake: str = REMAKE,
-    refined: str = REFINED,
 ) -> None:
     """Refuse a stale table: ArtifactError unless it was made from this graph and, where given, these images and preprocessing.
 
-    `data_sha256` and `preprocess_sha256` None accept any. `remake` is the command that writes such a table, `refined` the file
-    of the refined graph, named when the table belongs to that graph and `onnx_sha256` to its source.
+    `data_sha256` and `preprocess_sha256` None accept any. `remake` is the command that writes such a table.
     """
     if table.source_sha256 and table.source_sha256 == onnx_sha256 != table.onnx_sha256:
         raise ArtifactError(
             "calibration table belongs to the refined graph that was made from this graph",
             found=f"sha256 {onnx_sha256}; refined by {', '.join(table.refinements) or 'unnamed steps'}",
             allowed=f"sha256 {table.onnx_sha256}",
-            next_command=f"pass {refined}, which was written with the table",
+            next_command=f"pass {REFINED}, which was written with the table",
         )
     checks = (
         ("belongs to another graph, or to one with other weights", table.onnx_sha256, onnx_sha256),

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calib.errors import UsageError
-from calib.histogram import Histogram
+from calib.histogram import BINS, Histogram
 from calib.scales import QMAX
 
 DEFAULT_PERCENTILE = 99.99
@@ -39,7 +39,7 @@ def minmax(histogram: Histogram) -> float:
 def percentile(histogram: Histogram, percent: float = DEFAULT_PERCENTILE) -> float:
     """Upper edge of the first bin at which `percent` of all values are covered, at most max|x|.
 
-    Within one bin width, at most 2 max|x| / bins, of the exact percentile.
+    Within one bin width, at most 2 max|x| / BINS, of the exact percentile.
     """
     covered = np.cumsum(histogram.counts)
     rank = math.ceil(percent / 100 * int(covered[-1]))
@@ -50,20 +50,17 @@ def percentile(histogram: Histogram, percent: float = DEFAULT_PERCENTILE) -> flo
 def entropy(histogram: Histogram) -> float:
     """KL-optimal amax over 2048 bins, candidates 16 bins apart, as in TensorRT's entropy calibrator.
 
-    In a histogram of fewer bins, candidates are the same fraction of its range apart.
-
     For a threshold of i bins: P is the histogram up to i with everything beyond added to its last bin, Q is the histogram up
     to i averaged over 128 equal levels, on its non-empty bins only. The bin at zero takes its neighbour's count, since
     exact zeros and tiny values have no rounding error worth a level. Ties go to the larger amax.
     """
-    bins = min(_ENTROPY_BINS, histogram.bins)
-    counts = histogram.counts.reshape(bins, -1).sum(axis=1).astype(np.float64)
+    counts = histogram.counts.reshape(_ENTROPY_BINS, -1).sum(axis=1).astype(np.float64)
     counts[0] = counts[1]
-    width = histogram.width * (histogram.bins // bins)
+    width = histogram.width * (BINS // _ENTROPY_BINS)
     last = int(histogram.amax / width) + 1  # bins up to and including that of max|x|
     if last <= _LEVELS or not counts.any():
         return histogram.amax
-    thresholds = np.arange(last, _LEVELS - 1, -max(1, _ENTROPY_STRIDE * bins // _ENTROPY_BINS))
+    thresholds = np.arange(last, _LEVELS - 1, -_ENTROPY_STRIDE)
     best = int(thresholds[np.argmin(_divergences(counts[:last], thresholds))])
     return min(best * width, histogram.amax)
 
@@ -78,7 +75,7 @@ def mse(histogram: Histogram) -> float:
 
     Ties go to the larger amax.
     """
-    last = min(histogram.bins, int(histogram.amax / histogram.width) + 1)
+    last = min(BINS, int(histogram.amax / histogram.width) + 1)
     edges = np.arange(last + 1, dtype=np.float64)  # in units of the bin width
     edges[-1] = max(edges[-2] + 1e-9, histogram.amax / histogram.width)
     density = histogram.counts[:last] / np.diff(edges)

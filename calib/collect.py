@@ -81,17 +81,15 @@ def collect_table(
     data_sha256: str,
     bounds: Mapping[str, float] | None = None,
     config: CollectConfig | None = None,
-    progress: Progress | None = None,
+    progress: Progress = lambda _images: None,
 ) -> CalibrationTable:
     """Calibrate the activations of a plan.
 
     Args:
         onnx_path: float graph with one input, the one that `plan` was made for.
         batches: arrays (B, ...) float32 as the graph takes them; B may vary.
-        plan: which tensors need a scale.
         data_sha256: digest of the images, for the table.
         bounds: tensor -> largest magnitude on any image, where that is proven; amax never exceeds it.
-        config: method, fewest images.
         progress: called after each batch with the number of images done so far.
 
     Raises DataError for fewer than `min_images` images, for arrays that the graph does not take, for NaN or infinities in any
@@ -136,7 +134,7 @@ def range_shift_warning(table: CalibrationTable) -> str | None:
 
 
 def observe(
-    onnx_path: Path, batches: Batches, plan: QuantPlan, config: CollectConfig, progress: Progress | None = None
+    onnx_path: Path, batches: Batches, plan: QuantPlan, config: CollectConfig, progress: Progress = lambda _images: None
 ) -> tuple[Halves, str]:
     """Histograms of the planned activations by halves of the images, and the SHA-256 of the graph that was run."""
     model, data = load_graph(onnx_path)
@@ -148,6 +146,5 @@ def observe(
     for batch, tensors in runs:
         halves.update(batch, tensors)
         del tensors  # freed before waiting for the next ones
-        if progress is not None:
-            progress(sum(halves.images))
+        progress(sum(halves.images))
     return halves, onnx_sha256

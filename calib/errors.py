@@ -26,8 +26,6 @@ class UfovitError(Exception):
     Args:
         what: one sentence, no trailing dot.
         where: file, tensor, node or option concerned.
-        found: the offending value.
-        allowed: what would have been accepted.
         next_command: the command or the step that resolves it.
         log: messages of the library that refused, in order; not part of the text.
     """

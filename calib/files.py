@@ -69,20 +69,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The data are flushed to disk before the rename, so that a kill or a power cut leaves either the old file or the new one.
     Raises MissingError when the folder cannot be written or the disk is full.
     """
-    descriptor, name = -1, ""
+    name = ""
     try:
-        with _write_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-            os.close(descriptor)
-            Path(name).chmod(0o644)
-            yield Path(name)
-            descriptor = os.open(name, os.O_RDWR)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            Path(name).replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(descriptor)
+        Path(name).chmod(0o644)
+        yield Path(name)
+        with Path(name).open("r+b") as stream:
+            os.fsync(stream.fileno())
+        Path(name).replace(path)
+    except OSError as error:
+        _explain(error, path)
+        raise
     finally:
         if name:
             Path(name).unlink(missing_ok=True)
@@ -99,19 +98,14 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, canonical_json(value))
 
 
-@contextlib.contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MissingError(
-                "disk full, nothing was written", where=path, next_command="free space, then run the same command again"
-            ) from error
-        refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
-        in_proc = error.errno == errno.ENOENT and str(error.filename).startswith(f"{path.parent}/.{path.name}.")
-        if refused or in_proc or not path.parent.is_dir():
-            raise MissingError(
-                "folder cannot be written", where=path.parent, found=error.strerror, next_command="choose another --out"
-            ) from error
-        raise
+def _explain(error: OSError, path: Path) -> None:
+    """Raises MissingError for a full disk and for a folder that cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = "disk full, nothing was written"
+        raise MissingError(what, where=path, next_command="free space, then run the same command again") from error
+    refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+    in_proc = error.errno == errno.ENOENT and str(error.filename).startswith(f"{path.parent}/.{path.name}.")
+    if refused or in_proc or not path.parent.is_dir():
+        raise MissingError(
+            "folder cannot be written", where=path.parent, found=error.strerror, next_command="choose another --out"
+        ) from error

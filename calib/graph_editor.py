@@ -16,12 +16,9 @@ from calib.graph import attribute, index_graph, tensors_read, tensors_read_by_su
 class GraphEditor:
     """Edits a copy of a graph: constants per reader, nodes between others. Tensors keep their names.
 
-    Args:
-        model: the graph; it is copied.
-        separator: between a name that is taken and the number that makes the new one unique.
+    `separator` stands between a name that is taken and the number that makes the new one unique.
 
     Attributes:
-        model: the copy.
         index: of the unchanged graph; its nodes are those of the copy.
         read_elsewhere: tensors that others than nodes of the main graph read: graph outputs, and what subgraphs read.
     """

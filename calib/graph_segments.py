@@ -14,7 +14,7 @@ tensors at one cut are kept in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -35,8 +35,10 @@ State = Mapping[str, NDArray[Any]]
 """Tensors passed from one segment to the next: the cut, and what shapes need."""
 States = list[dict[str, NDArray[Any]]]
 """The state of every batch."""
-Exchange = Callable[[onnx.ModelProto], onnx.ModelProto]
-"""Graph of a segment -> a graph with the same inputs and outputs that runs in its place."""
+Group = tuple[str, ...]
+"""Names of its nodes, in graph order."""
+Exchange = Callable[[Group, onnx.ModelProto], onnx.ModelProto]
+"""A group, and the graph of its segment -> a graph with the same inputs and outputs that runs in its place."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,7 @@ def split(model: onnx.ModelProto, output: str, groups: Sequence[Sequence[str]]) 
     cuts = graph.cuts()
     starts = {max((c for c in cuts if c < min(position[n] for n in group)), default=-1) for group in groups}
     bounds = [*sorted({-1, *starts}), len(graph.names) - 1]
-    types = infer_types(graph.model)
-    return tuple(graph.segment(first, last, types) for first, last in pairwise(bounds))
+    return tuple(graph.segment(first, last) for first, last in pairwise(bounds))
 
 
 def split_at(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, Segment]:
@@ -91,10 +92,9 @@ def split_at(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, Segmen
     The result is in the order in which the graph computes the tensors. Raises GraphError for several inputs.
     """
     graph = _Lifetimes(_with_unique_names(model), tensors[-1])
-    types = infer_types(graph.model)
     ordered = sorted(tensors, key=lambda name: graph.born[name])
     bounds = [-1, *(graph.born[name] for name in ordered)]
-    return {name: graph.segment(first, last, types) for name, (first, last) in zip(ordered, pairwise(bounds), strict=True)}
+    return {name: graph.segment(first, last) for name, (first, last) in zip(ordered, pairwise(bounds), strict=True)}
 
 
 def needed_nodes(index: GraphIndex, ends: Iterable[str], stops: Collection[str] = ()) -> list[int]:
@@ -141,63 +141,52 @@ def part(
     return onnx.ModelProto(ir_version=version, opset_import=model.opset_import, functions=model.functions, graph=graph)
 
 
-def declare(name: str, types: Mapping[str, TensorType]) -> onnx.ValueInfoProto:
-    """A graph input of the inferred type; float32 of any shape where none was inferred."""
-    known = types.get(name, TensorType(onnx.TensorProto.FLOAT, None))
-    kind = known.dtype or onnx.TensorProto.FLOAT
-    return helper.make_tensor_value_info(name, kind, None if known.shape is None else list(known.shape))
-
-
 class SegmentRuns:
-    """A float graph with one input in ONNX Runtime, segment by segment; its first output is returned.
+    """A float graph with one input in ONNX Runtime, segment by segment; its first output is returned, (n, ...) of all batches.
 
-    Args:
-        groups: node names of each group, see `split`.
-        batches: arrays (B, ...) as the graph takes them.
-
-    `segments` are in graph order, `start` are the states before the first.
+    `groups` see `split`; `batches` are arrays (B, ...) as the graph takes them.
     """
 
-    def __init__(
-        self, model: onnx.ModelProto, groups: Sequence[Sequence[str]], batches: Iterable[NDArray[Any]], threads: int
-    ) -> None:
+    def __init__(self, model: onnx.ModelProto, groups: Sequence[Group], batches: Iterable[NDArray[Any]], threads: int) -> None:
         self._model, self._output, self._threads = model, model.graph.output[0].name, threads
         self.segments = split(model, self._output, groups)
-        self._segment_of = {name: at for at, segment in enumerate(self.segments) for name in segment.nodes}
+        segment_of = {name: at for at, segment in enumerate(self.segments) for name in segment.nodes}
+        self._spans = {group: sorted({segment_of[name] for name in group}) for group in groups}
         self._sessions: dict[int, GraphSession] = {}
         (source,) = (value.name for value in self.segments[0].model.graph.input)
-        self.start: States = [{source: batch} for batch in batches]
+        self._start: States = [{source: batch} for batch in batches]
 
-    def first_segment(self, group: Sequence[str]) -> int:
-        """The segment in which the nodes of a group begin."""
-        return min(self._segment_of[name] for name in group)
+    def output(self) -> NDArray[Any]:
+        """The output of the unchanged graph."""
+        return self._finish(0, self._start)
 
-    def step(self, at: int, states: States, exchange: Exchange | None = None) -> States:
-        """The states after segment `at`, which runs unchanged or exchanged."""
-        segment = self.segments[at]
-        if exchange is not None:
-            return self._advance(segment, states, exchange, at)
-        if at not in self._sessions:
-            self._sessions[at] = GraphSession(segment.model, threads=self._threads, where=f"segment {at}")
-        return [segment.advance(state, self._sessions[at]) for state in states]
+    def exchanged(self, exchange: Exchange) -> Iterator[tuple[Group, NDArray[Any]]]:
+        """Each group, in the order of their first segments, and the output with `exchange` applied to that group alone."""
+        at, states = 0, self._start
+        for group, span in sorted(self._spans.items(), key=lambda item: item[1][0]):
+            while at < span[0]:
+                at, states = at + 1, self._step(at, states)
+            inside_one = len(span) == 1  # else another group needs a cut inside this one: run all that follows
+            segment = self.segments[at] if inside_one else split(self._model, self._output, [group])[-1]
+            session = self._open(exchange(group, segment.model), at)
+            after = [segment.advance(state, session) for state in states]
+            yield group, self._finish(at + 1 if inside_one else len(self.segments), after)
 
-    def finish(self, at: int, states: States) -> NDArray[Any]:
-        """The output (n, ...) of all batches, from the states before segment `at`."""
+    def _finish(self, at: int, states: States) -> NDArray[Any]:
+        """The output, from the states before segment `at`."""
         for following in range(at, len(self.segments)):
-            states = self.step(following, states)
+            states = self._step(following, states)
         return np.concatenate([state[self._output] for state in states])
 
-    def finish_exchanged(self, group: Sequence[str], states: States, exchange: Exchange) -> NDArray[Any]:
-        """The output with `exchange` applied where `group` is computed, from the states before its first segment."""
-        at = self.first_segment(group)
-        if at == max(self._segment_of[name] for name in group):
-            return self.finish(at + 1, self.step(at, states, exchange))
-        rest = split(self._model, self._output, [group])[-1]  # another group needs a cut inside this one: run all that follows
-        return np.concatenate([state[self._output] for state in self._advance(rest, states, exchange, at)])
+    def _step(self, at: int, states: States) -> States:
+        """The states after segment `at`, unchanged."""
+        segment = self.segments[at]
+        if at not in self._sessions:
+            self._sessions[at] = self._open(segment.model, at)
+        return [segment.advance(state, self._sessions[at]) for state in states]
 
-    def _advance(self, segment: Segment, states: States, exchange: Exchange, at: int) -> States:
-        session = GraphSession(exchange(segment.model), threads=self._threads, where=f"segment {at}")
-        return [segment.advance(state, session) for state in states]
+    def _open(self, model: onnx.ModelProto, at: int) -> GraphSession:
+        return GraphSession(model, threads=self._threads, where=f"segment {at}")
 
 
 class _Lifetimes:
@@ -215,7 +204,7 @@ class _Lifetimes:
             self.born.pop(name, None)
         self.dies = {name: i for i, read in enumerate(self.index.reads) for name in read if name in self.born}
         self.dies[output] = len(self.names)
-        self.source = inputs[0]
+        self.source, self.types = inputs[0], infer_types(model)
         self.of_shapes: set[str] = set()  # tensors computed from shapes and constants alone
         for node, read in zip(model.graph.node, self.index.reads, strict=True):
             if node.op_type in SHAPE_OPS or all(name in self.of_shapes or name not in self.born for name in read):
@@ -235,7 +224,7 @@ class _Lifetimes:
         alive = list(accumulate(change))  # alive[i + 1]: after node i
         return tuple(i for i in range(ends.get(self.source, 0), len(self.names) - 1) if alive[i + 1] == 1)
 
-    def segment(self, first: int, last: int, types: Mapping[str, TensorType]) -> Segment:
+    def segment(self, first: int, last: int) -> Segment:
         """The nodes after `first` up to `last`."""
         inside = [i for i in range(first + 1, last + 1) if self.model.graph.node[i].op_type != "Constant"]
         read = frozenset().union(*(self.index.reads[i] for i in inside))
@@ -245,10 +234,15 @@ class _Lifetimes:
             self.model,
             (self.model.graph.node[i] for i in inside),
             [name for name in kept if self.born[name] > first],
-            [declare(name, types) for name in known if name in read],
+            [self._declared(name) for name in known if name in read],
         )
         passed = tuple(name for name in kept if self.born[name] <= first)
         return Segment(model, tuple(self.names[i] for i in inside), passed)
+
+    def _declared(self, name: str) -> onnx.ValueInfoProto:
+        """A graph input of the inferred type; float32 of any shape where none was inferred."""
+        known = self.types.get(name, TensorType(onnx.TensorProto.FLOAT, None))
+        return helper.make_tensor_value_info(name, known.dtype or onnx.TensorProto.FLOAT, known.shape)
 
 
 def _with_unique_names(model: onnx.ModelProto) -> onnx.ModelProto:

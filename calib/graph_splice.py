@@ -37,7 +37,9 @@ class Splicer:
                 computed. None replaces the layers unconditionally, and nodes that are no longer needed are dropped.
         """
         spliced = deepcopy(target)
-        stops = self._stops | self._available(spliced)
+        # a part of a graph gets as inputs what depends on shapes alone, and lacks the tensors whose shapes these are
+        shapes = self._shapes & {name for node in target.graph.node for name in node.output}
+        stops = self._stops | shapes | {value.name for value in target.graph.input}
         nodes: list[onnx.NodeProto] = []
         switches: dict[str, None] = {}
         for node in list(spliced.graph.node):
@@ -55,14 +57,6 @@ class Splicer:
         spliced.graph.node.extend(nodes)
         spliced.graph.input.extend(helper.make_tensor_value_info(name, onnx.TensorProto.BOOL, []) for name in switches)
         return spliced if switch else prefix(spliced, tuple(value.name for value in spliced.graph.output))
-
-    def _available(self, target: onnx.ModelProto) -> set[str]:
-        """Tensors, besides ends and the graph's input, that `target` has under the same names as the source.
-
-        A part of a graph gets as inputs what depends on shapes alone, and lacks the tensors whose shapes these are.
-        """
-        shapes = self._shapes & {name for node in target.graph.node for name in node.output}
-        return shapes | {value.name for value in target.graph.input}
 
     def _layer(self, end: str, result: str, stops: Collection[str], target: onnx.ModelProto) -> list[onnx.NodeProto]:
         """The source's nodes of one layer, under unique new names; their constants are added to `target`."""

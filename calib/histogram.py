@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calib.errors import DataError, UsageError
+from calib.errors import DataError
 
 BINS = 4096
 SMALLEST_EXPONENT = -126  # 2^126, the factor that maps |x| to bins, is still finite in float32
@@ -27,24 +27,17 @@ CHUNK = 1 << 15  # elements binned at a time: scratch space that stays in the ca
 
 
 class Histogram:
-    """Streaming histogram of |x| and exact max|x| of one tensor.
-
-    Args:
-        tensor: its name, for errors.
-        bins: a power of two, at least 2.
+    """Streaming histogram of |x| and exact max|x| of one tensor, whose name errors state.
 
     Attributes:
-        counts: (bins,) int64.
+        counts: (BINS,) int64.
         exponent: e of the bin width 2^e.
         amax: exact max|x| so far, 0.0 before any data.
     """
 
-    def __init__(self, tensor: str, bins: int = BINS) -> None:
-        if bins < 2 or bins & (bins - 1):
-            raise UsageError("number of bins must be a power of two, at least 2", where=f"tensor {tensor}", found=bins)
+    def __init__(self, tensor: str) -> None:
         self.tensor = tensor
-        self.bins = bins
-        self.counts: NDArray[np.int64] = np.zeros(bins, dtype=np.int64)
+        self.counts: NDArray[np.int64] = np.zeros(BINS, dtype=np.int64)
         self.exponent = SMALLEST_EXPONENT
         self.amax = 0.0
 
@@ -78,20 +71,16 @@ class Histogram:
         for start in range(0, flat.size, CHUNK):
             scaled = np.abs(flat[start : start + CHUNK], dtype=np.float32)
             scaled *= to_bins
-            self.counts += np.bincount(scaled.astype(np.intp), minlength=self.bins)
+            self.counts += np.bincount(scaled.astype(np.intp), minlength=BINS)
 
     def merge(self, other: Histogram) -> None:
-        """Add the values of another histogram. Raises UsageError for one of another tensor or resolution."""
-        if other.tensor != self.tensor:
-            raise UsageError("histograms of different tensors", found=other.tensor, allowed=self.tensor)
-        if other.bins != self.bins:
-            raise UsageError("histograms of different resolution", found=f"{other.bins} bins", allowed=f"{self.bins} bins")
+        """Add the values of another histogram."""
         self._widen_for(other.amax)
         self.counts += _coarsened(other.counts, self.exponent - other.exponent)
 
     def _widen_for(self, largest: float) -> None:
         self.amax = max(self.amax, largest)
-        exponent = math.frexp(self.amax)[1] - (self.bins.bit_length() - 1)  # the smallest e with amax < bins * 2^e
+        exponent = math.frexp(self.amax)[1] - (BINS.bit_length() - 1)  # the smallest e with amax < BINS * 2^e
         if self.amax > 0 and exponent > self.exponent:
             self.counts = _coarsened(self.counts, exponent - self.exponent)
             self.exponent = exponent
@@ -99,7 +88,7 @@ class Histogram:
 
 def _coarsened(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
     """The histogram with bins 2^doublings as wide."""
-    group = min(1 << min(doublings, 62), counts.size)
+    group = min(1 << min(doublings, 62), BINS)
     coarse = np.zeros_like(counts)
-    coarse[: counts.size // group] = counts.reshape(-1, group).sum(axis=1)
+    coarse[: BINS // group] = counts.reshape(-1, group).sum(axis=1)
     return coarse

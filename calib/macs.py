@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import onnx
 
 from calib.errors import GraphError
-from calib.graph import TensorType, attribute, infer_types, node_names
+from calib.graph import TensorType, attribute, index_graph, infer_types
 
 MAC_OPS = ("Conv", "Gemm", "MatMul")
 
@@ -26,10 +26,9 @@ def count_macs(model: onnx.ModelProto, batch: int = 1) -> dict[str, int]:
     Returns unique node name, see `calib.graph.node_names` -> MACs. Raises GraphError when a needed shape cannot be inferred.
     """
     types = infer_types(model, batch)
-    nodes = model.graph.node
     return {
         name: _node_macs(name, node, types)
-        for name, node in zip(node_names(nodes), nodes, strict=True)
+        for name, node in index_graph(model).nodes.items()
         if node.op_type in MAC_OPS and node.domain in ("", "ai.onnx")
     }
 

@@ -41,11 +41,6 @@ def sqnr_db(reference: ArrayLike, test: ArrayLike) -> float:
     return power_ratio_db(float(np.sum(a**2)), float(np.sum((a - b) ** 2)), cap_db=float("inf"))
 
 
-def capped_sqnr_db(reference: ArrayLike, test: ArrayLike) -> float:
-    """`sqnr_db` within +-SQNR_CAP_DB, which stand for infinities."""
-    return float(np.clip(sqnr_db(reference, test), -SQNR_CAP_DB, SQNR_CAP_DB))
-
-
 def kl(reference: ArrayLike, test: ArrayLike) -> float:
     """Kullback-Leibler divergence of the predicted distributions, in nats, averaged over rows of logits (B, classes).
 

@@ -18,7 +18,6 @@ class TappedGraph:
     """A graph with one input, whose named tensors can be read.
 
     Args:
-        model: the graph; it is copied.
         taps: names of the tensors to read; the graph's input and its outputs are allowed.
         threads: threads of ONNX Runtime; 0 uses every core.
         where: named in errors, usually the file.

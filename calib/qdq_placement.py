@@ -13,7 +13,7 @@ pair feeds only the quantized consumers of a tensor.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -31,32 +31,17 @@ _FIRST_PER_AXIS_OPSET = 13
 class QuantScheme:
     """What to quantize: INT8, symmetric, zero-point 0, range [-127, 127].
 
-    Attributes:
-        exclude: glob patterns on node names; matching nodes stay in float. A pattern that matches no candidate is refused.
-        op_types: the operators to quantize, out of QUANTIZABLE_OPS.
-        activation_matmul: whether the product of two activations is quantized.
+    `exclude` are glob patterns on node names; matching nodes stay in float. A pattern that matches no candidate is refused.
     """
 
     exclude: tuple[str, ...] = ()
-    op_types: tuple[str, ...] = QUANTIZABLE_OPS
-    activation_matmul: bool = True
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.op_types) - set(QUANTIZABLE_OPS))
-        if unknown:
-            raise UsageError("operators cannot be lowered to INT8", found=unknown, allowed=", ".join(QUANTIZABLE_OPS))
 
 
 @dataclass(frozen=True)
 class QuantPoint:
-    """One quantized input of one node.
+    """One quantized input of one node, under its unique name, see `calib.graph.node_names`.
 
-    Attributes:
-        node: unique node name, see `calib.graph.node_names`.
-        input_index: position among the node's inputs.
-        tensor: the float tensor at that position.
-        kind: "activation", quantized per tensor, or "weight", a constant quantized per channel.
-        axis: output-channel axis of a weight, None for an activation.
+    An activation is quantized per tensor, a weight, which is a constant, per channel: `axis` is that of its output channels.
     """
 
     node: str
@@ -67,20 +52,11 @@ class QuantPoint:
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """A candidate that stays in float, and the reason."""
-
-    node: str
-    op_type: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class QuantPlan:
-    """The inputs that get Q/DQ, in graph order, and the candidates that do not."""
+    """The inputs that get Q/DQ, in graph order, and the nodes that stay in float, each with the reason."""
 
     points: tuple[QuantPoint, ...]
-    skipped: tuple[Skipped, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def activations(self) -> tuple[str, ...]:
@@ -111,16 +87,17 @@ def plan_quantization(model: onnx.ModelProto, scheme: QuantScheme | None = None)
                 allowed=f"globs on {len(candidates)} node names such as {', '.join(name for name, _ in candidates[:4])}",
             )
     points: list[QuantPoint] = []
-    skipped: list[Skipped] = []
+    skipped: dict[str, str] = {}
     for name, node in candidates:
-        decision = _excluded(name, node, scheme) or _decide(name, node, index, types, scheme)
+        decision = _excluded(name, node, scheme) or _decide(name, node, index, types)
         if isinstance(decision, str):
-            skipped.append(Skipped(name, node.op_type, decision))
+            skipped[name] = decision
         else:
             points.extend(decision)
     if not points:
-        raise GraphError("nothing to quantize", found="; ".join(f"{s.node}: {s.reason}" for s in skipped[:8]) or "no candidate")
-    return QuantPlan(tuple(points), tuple(skipped))
+        reasons = [f"{node}: {reason}" for node, reason in skipped.items()]
+        raise GraphError("nothing to quantize", found="; ".join(reasons[:8]) or "no candidate")
+    return QuantPlan(tuple(points), skipped)
 
 
 def _check_float_graph(model: onnx.ModelProto) -> None:
@@ -145,13 +122,11 @@ def _excluded(name: str, node: onnx.NodeProto, scheme: QuantScheme) -> str | Non
     for pattern in scheme.exclude:
         if fnmatchcase(name, pattern):
             return f"excluded by {pattern!r}"
-    if node.op_type not in QUANTIZABLE_OPS:
-        return f"{node.op_type} is not quantized by this toolkit"
-    return None if node.op_type in scheme.op_types else f"{node.op_type} is left out by the scheme"
+    return None if node.op_type in QUANTIZABLE_OPS else f"{node.op_type} is not quantized by this toolkit"
 
 
 def _decide(
-    name: str, node: onnx.NodeProto, index: GraphIndex, types: Mapping[str, TensorType], scheme: QuantScheme
+    name: str, node: onnx.NodeProto, index: GraphIndex, types: Mapping[str, TensorType]
 ) -> str | tuple[QuantPoint, ...]:
     """The quantized inputs of a node, or the reason why it has none."""
     data, weight = node.input[0], node.input[1]
@@ -161,24 +136,15 @@ def _decide(
             return f"{tensor} is {kind}: quantize the FP32 graph, lower the rest to FP16 afterwards"
     if data in index.constant_like:
         return "its first operand is a constant: this toolkit quantizes weights as the second operand"
-    activation = QuantPoint(name, 0, data, "activation")
+    axis = None
     if weight in index.constants:
-        axis = _output_channel_axis(node, len(index.constants[weight].dims))
-        return axis if isinstance(axis, str) else (activation, QuantPoint(name, 1, weight, "weight", axis))
-    return _float_operand_reason(node, index, scheme) or (activation, QuantPoint(name, 1, weight, "activation"))
-
-
-def _float_operand_reason(node: onnx.NodeProto, index: GraphIndex, scheme: QuantScheme) -> str | None:
-    if node.input[1] in index.constant_like:
+        rank = len(index.constants[weight].dims)
+        if node.op_type != "Conv" and rank != 2:
+            return f"its constant operand has rank {rank}: this toolkit quantizes weights (K, N)"
+        axis = 0 if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB", 0)) else 1
+    elif weight in index.constant_like:
         return "its weight is computed from constants: fold them first, for example with onnxsim"
-    if node.op_type != "MatMul":
+    elif node.op_type != "MatMul":
         return f"the weight of this {node.op_type} is computed from the input"
-    return None if scheme.activation_matmul else "products of two activations are left out by the scheme"
-
-
-def _output_channel_axis(node: onnx.NodeProto, rank: int) -> int | str:
-    if node.op_type == "Conv":
-        return 0
-    if rank != 2:
-        return f"its constant operand has rank {rank}: this toolkit quantizes weights (K, N)"
-    return 0 if node.op_type == "Gemm" and attribute(node, "transB", 0) else 1
+    second = QuantPoint(name, 1, weight, "activation" if axis is None else "weight", axis)
+    return QuantPoint(name, 0, data, "activation"), second

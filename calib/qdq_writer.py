@@ -18,7 +18,7 @@ from onnx import helper
 
 from calib.calibration_table import REMAKE, CalibrationTable
 from calib.errors import ArtifactError, GraphError
-from calib.graph import GraphIndex, attribute, index_graph, to_array
+from calib.graph import index_graph, to_array
 from calib.graph_editor import GraphEditor
 from calib.qdq_placement import QuantPlan, QuantPoint
 from calib.scales import QMAX, weight_scales
@@ -28,19 +28,10 @@ QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 @dataclass(frozen=True)
 class QdqInfo:
-    """How a tensor is quantized in a graph.
-
-    Attributes:
-        kind: "activation" for a Q/DQ pair, "weight" for a DequantizeLinear on a constant.
-        scale: one number per tensor, or one per channel.
-        axis: channel axis where there is more than one scale.
-        dtype: ONNX name of the quantized type, for example "INT8".
-    """
+    """An activation has a Q/DQ pair, a weight a DequantizeLinear on a constant; a scale, or one per channel."""
 
     kind: Literal["activation", "weight"]
     scale: tuple[float, ...]
-    axis: int | None
-    dtype: str
 
 
 def insert_qdq(model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan) -> onnx.ModelProto:
@@ -125,13 +116,7 @@ def read_qdq(model: onnx.ModelProto) -> dict[str, QdqInfo]:
         if node.input[1] not in index.constants:
             raise GraphError("scale is not a constant", where=f"node {name}", found=node.input[1])
         scale = np.atleast_1d(to_array(index.constants[node.input[1]]).astype(np.float64))
-        code = index.constants[node.input[0]].data_type if on_constant else _zero_point_type(node, index)
-        quantized[node.input[0]] = QdqInfo(
-            kind="weight" if on_constant else "activation",
-            scale=tuple(float(s) for s in scale),
-            axis=int(attribute(node, "axis", 1)) if scale.size > 1 else None,
-            dtype=onnx.TensorProto.DataType.Name(code),
-        )
+        quantized[node.input[0]] = QdqInfo("weight" if on_constant else "activation", tuple(scale.tolist()))
     return quantized
 
 
@@ -149,22 +134,11 @@ def quantize_weight(weight: NDArray[Any], axis: int, tensor: str) -> tuple[NDArr
     """
     others = tuple(a for a in range(weight.ndim) if a != axis)
     scales = weight_scales(np.abs(weight).max(axis=others), tensor)
-    quantized = np.clip(np.rint(weight.astype(np.float32) / scales.reshape(_along(axis, weight.ndim))), -QMAX, QMAX)
+    quantized = np.clip(np.rint(weight.astype(np.float32) / np.expand_dims(scales, others)), -QMAX, QMAX)
     return quantized.astype(np.int8), scales
 
 
 def fake_quantize_weight(weight: NDArray[Any], axis: int, tensor: str) -> NDArray[np.float32]:
     """The weight after `quantize_weight` and dequantization: values * scales along `axis`, exact in float32."""
     values, scales = quantize_weight(weight, axis, tensor)
-    return np.asarray(values * scales.reshape(_along(axis, values.ndim)))
-
-
-def _along(axis: int, ndim: int) -> list[int]:
-    """Shape that broadcasts one number per channel along an axis."""
-    return [-1 if a == axis else 1 for a in range(ndim)]
-
-
-def _zero_point_type(node: onnx.NodeProto, index: GraphIndex) -> int:
-    if len(node.input) > 2 and node.input[2] in index.constants:
-        return index.constants[node.input[2]].data_type
-    return int(attribute(node, "output_dtype", 0)) or int(onnx.TensorProto.UINT8)
+    return np.asarray(values * np.expand_dims(scales, tuple(a for a in range(values.ndim) if a != axis)))

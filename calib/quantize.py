@@ -32,8 +32,6 @@ class CalibrateConfig:
 
     Attributes:
         effort: name in `calib.refine.effort.EFFORTS`, or a set of refinements.
-        scheme: what is quantized.
-        collect: method, fewest images.
         refine_threads: threads of ONNX Runtime while refining.
         bounds: refined graph -> (tensor -> largest magnitude on any image, where that is proven).
     """
@@ -64,13 +62,10 @@ def calibrate_graph(
         source: float graph with one input.
         refined: output path of the refined float graph; an effort without refinements writes the bytes of the source.
         batches: returns all images at each call: arrays (B, ...) float32 as the graph takes them.
-        images: their number.
-        data_sha256: digest of the images, for the table.
-        config: effort, scheme, method.
+        images: their number; `data_sha256` is their digest, for the table.
         progress: called with the fraction done.
 
-    Raises what `calib.collect.collect_table` and `calib.refine.apply_refinements.refine_graph` raise. The same batches in the
-    same order give the same bytes; without refinements the order does not matter either.
+    The same batches in the same order give the same bytes; without refinements the order does not matter either.
     """
     model, data = load_graph(source)
     effort = resolve_effort(config.effort)

@@ -28,7 +28,7 @@ ROOMS = {
         "errors", "package_face", "files", "artifact", "parallel", "metrics", "graph", "graph_editor", "ort_session",
         "graph_segments", "graph_splice", "macs", "histogram", "scales", "calibrators", "calibration_table",
         "split_half",
-        "qdq_placement", "collect", "qdq_writer", "lint", "layer_noise", "sensitivity", "budget", "refine", "quantize",
+        "qdq_placement", "collect", "qdq_writer", "lint", "sensitivity", "budget", "refine", "quantize",
         "trt_calibration_cache",
     ),
     "engines": (

@@ -7,7 +7,7 @@ for Relu or Pad, nor for Concat of different scales).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import onnx
@@ -37,16 +37,15 @@ class _DequantizeSource:
     axis: int | None
 
 
-def lint_placement(name: str, node: onnx.NodeProto, index: GraphIndex) -> list[LintFinding]:
+def lint_placement(name: str, node: onnx.NodeProto, index: GraphIndex) -> Iterator[LintFinding]:
     """Findings on one product, norm or addition; none for any other node."""
-    if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-        return _product_findings(node, name, index)
-    if node.op_type in _NORMALIZATIONS + _REDUCTIONS and _dequantized(node.input[0], index):
-        return [make_finding("norm-input", name, f"Q/DQ before {node.op_type}")]
     streams = [n for n in node.input if n not in index.constant_like]
-    if node.op_type == "Add" and len(streams) == 2 and any(_dequantized(n, index) for n in streams):
-        return [make_finding("residual-add", name, "Q/DQ before an addition of two activations")]
-    return []
+    if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        yield from _lint_product(node, name, index)
+    elif node.op_type in _NORMALIZATIONS + _REDUCTIONS and _dequantized(node.input[0], index):
+        yield make_finding("norm-input", name, f"Q/DQ before {node.op_type}")
+    elif node.op_type == "Add" and len(streams) == 2 and any(_dequantized(n, index) for n in streams):
+        yield make_finding("residual-add", name, "Q/DQ before an addition of two activations")
 
 
 def _dequantized(tensor: str, index: GraphIndex) -> bool:
@@ -54,28 +53,24 @@ def _dequantized(tensor: str, index: GraphIndex) -> bool:
     return producer is not None and producer.op_type == DEQUANTIZE
 
 
-def _product_findings(node: onnx.NodeProto, name: str, index: GraphIndex) -> list[LintFinding]:
+def _lint_product(node: onnx.NodeProto, name: str, index: GraphIndex) -> Iterator[LintFinding]:
     sources = [_trace(tensor, index) for tensor in node.input[:2]]
-    constant = [tensor in index.constant_like for tensor in node.input[:2]]
-    findings = []
     for position, source in enumerate(sources):
         if source is None or len(source.scales) < 2:
             continue
         if not source.weight:
-            findings.append(
-                make_finding("activation-per-channel", name, f"per-channel scale on input {position} of {node.op_type}")
-            )
-        elif _along_sum(node, position, source, len(_dims(node.input[position], index))):
-            findings.append(make_finding("weight-axis", name, f"{node.op_type} weight has its scales on axis {source.axis}"))
-    if sum(source is not None for source in sources) == 1:
-        present = 0 if sources[0] is not None else 1
-        one_sided = "weight-only" if constant[present] else "one-sided-matmul"
-        rule = "activation-only" if constant[1 - present] else one_sided
-        findings.append(make_finding(rule, name, f"{node.op_type} with Q/DQ on input {present} alone"))
-    return findings
+            yield make_finding("activation-per-channel", name, f"per-channel scale on input {position} of {node.op_type}")
+        elif _along_sum(node, position, source, index):
+            yield make_finding("weight-axis", name, f"{node.op_type} weight has its scales on axis {source.axis}")
+    quantized = [position for position, source in enumerate(sources) if source is not None]
+    if len(quantized) == 1:
+        (present,) = quantized
+        one_sided = "weight-only" if node.input[present] in index.constant_like else "one-sided-matmul"
+        rule = "activation-only" if node.input[1 - present] in index.constant_like else one_sided
+        yield make_finding(rule, name, f"{node.op_type} with Q/DQ on input {present} alone")
 
 
-def _along_sum(node: onnx.NodeProto, position: int, source: _DequantizeSource, rank: int) -> bool:
+def _along_sum(node: onnx.NodeProto, position: int, source: _DequantizeSource, index: GraphIndex) -> bool:
     """Whether the scales of a weight vary along an axis that is summed over (for Conv: any but the output channels)."""
     if source.axis is None:
         return False
@@ -85,14 +80,11 @@ def _along_sum(node: onnx.NodeProto, position: int, source: _DequantizeSource, r
         return source.axis != 1
     if node.op_type == "Gemm":
         return source.axis == int(bool(attribute(node, ("transA", "transB")[position], 0))) ^ (position == 0)
-    return source.axis == (rank - 1 if position == 0 else rank - 2)
-
-
-def _dims(tensor: str, index: GraphIndex) -> Sequence[int]:
-    """Shape of the constant at the root of a chain of single-input nodes; only its length is used."""
+    tensor = node.input[position]  # a MatMul: the rank is that of the constant at the root of a chain of single-input nodes
     while tensor not in index.constants and (producer := index.producer(tensor)) is not None:
         tensor = producer.input[0]
-    return index.constants[tensor].dims if tensor in index.constants else ()
+    rank = len(index.constants[tensor].dims) if tensor in index.constants else 0
+    return source.axis == (rank - 1 if position == 0 else rank - 2)
 
 
 def _trace(tensor: str, index: GraphIndex) -> _DequantizeSource | None:
@@ -117,8 +109,7 @@ def _trace(tensor: str, index: GraphIndex) -> _DequantizeSource | None:
 def _source(node: onnx.NodeProto, index: GraphIndex) -> _DequantizeSource:
     constant = index.constants.get(node.input[1]) if len(node.input) > 1 else None
     scales = tuple(float(s) for s in to_array(constant).ravel()) if constant is not None else ()
-    rank = len(index.constants[node.input[0]].dims) if node.input[0] in index.constants else None
-    axis: int | None = int(attribute(node, "axis", 1))
+    axis = int(attribute(node, "axis", 1)) if len(scales) > 1 else None
     if axis is not None and axis < 0:
-        axis = axis + rank if rank is not None else None
-    return _DequantizeSource(node.input[0] in index.constant_like, scales, axis if len(scales) > 1 else None)
+        axis = axis + len(index.constants[node.input[0]].dims) if node.input[0] in index.constants else None
+    return _DequantizeSource(node.input[0] in index.constant_like, scales, axis)

@@ -14,10 +14,9 @@ def lint_graph(model: onnx.ModelProto) -> tuple[LintFinding, ...]:
     """All findings, graph-wide ones first, then in graph order; empty for a graph that becomes INT8 wherever it has Q/DQ.
 
     A float graph without any Q/DQ gets one finding. Nodes without Q/DQ on any input are float by request: no finding.
-    Raises GraphError when shape inference fails on the graph.
     """
     index = index_graph(model)
-    findings = lint_graph_level(model, index.names)
+    findings = list(lint_graph_level(model, index.names))
     types = infer_types(model)
     for name, node in index.nodes.items():
         findings += lint_parameters(name, node, index, types, opset_version(model))

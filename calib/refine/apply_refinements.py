@@ -34,26 +34,17 @@ from calib.refine.gptq_rounding import refit, round_matrix
 from calib.refine.input_moments import Moments, measure_moments
 from calib.refine.linear_consumers import Reader, find_readers
 from calib.refine.paired_forward import select_batches, walk
-from calib.refine.scale_search import FOLDED_GAIN, INSERTED_GAIN, AllowedChanges, ScaleChoice, search_scale
+from calib.refine.scale_search import FOLDED_GAIN, INSERTED_GAIN, ScaleChoice, search_scale
 from calib.refine.smoothquant import Migration
 
 
 @dataclass(frozen=True)
 class Refined:
-    """A refined float graph.
-
-    Attributes:
-        scales: activation tensor -> scale chosen by the search.
-        choices: result of the search for each tensor of the original graph.
-        inserted: tensors after which nodes were inserted.
-        rounded: linear layers whose weights were rounded to second order.
-    """
+    """A refined float graph, the scales that the search chose for its tensors, and the choice for each original tensor."""
 
     model: onnx.ModelProto
     scales: Mapping[str, float]
     choices: Mapping[str, ScaleChoice]
-    inserted: tuple[str, ...] = ()
-    rounded: tuple[str, ...] = ()
 
 
 def refine_graph(
@@ -69,13 +60,10 @@ def refine_graph(
     """Refine a float graph with one input for its quantization; `model` is not changed.
 
     Args:
-        scheme: what is to be quantized.
         batches: the calibration images, arrays (B, ...) float32 as the graph takes them; about
             `calib.refine.paired_forward.IMAGES` of them are used, and kept in memory.
         images: number of calibration images.
         progress: called with the fraction done.
-
-    Raises GraphError or DataError for a graph or arrays that do not match, see `calib.ort_session`.
     """
     if not effort.names:
         return Refined(model, {}, {})
@@ -87,20 +75,16 @@ def refine_graph(
     constants = index_graph(model).constants
     choices: dict[str, ScaleChoice] = {}
     scales: dict[str, float] = {}
-    inserted = []
     for done, (tensor, sample) in enumerate(samples.items(), start=1):
         choice = _search(constants, readers[tensor], sample, migration, effort)
         progress(0.2 + 0.5 * done / len(samples))
-        if choice is None:
-            continue
-        moved = tensor if choice.plain else migration.move(tensor, choice)
-        choices[tensor], scales[moved] = choice, choice.scale
-        inserted += [tensor] if moved != tensor else []
-    migrated = migration.finish()
-    if not (effort.rounding or effort.bias):
-        return Refined(migrated, scales, choices, tuple(inserted))
-    final, rounded = _compensate(migrated, scheme, scales, selected, effort, threads, lambda done: progress(0.7 + 0.3 * done))
-    return Refined(final, scales, choices, tuple(inserted), tuple(rounded))
+        if choice is not None:
+            moved = tensor if choice.plain else migration.move(tensor, choice)
+            choices[tensor], scales[moved] = choice, choice.scale
+    refined = migration.finish()
+    if effort.rounding or effort.bias:
+        refined = _compensate(refined, scheme, scales, selected, effort, threads, lambda done: progress(0.7 + 0.3 * done))
+    return Refined(refined, scales, choices)
 
 
 def _search(
@@ -111,16 +95,17 @@ def _search(
     effort: Effort,
 ) -> ScaleChoice | None:
     tensor, geometry = readers[0].tensor, readers[0].geometry
-    weights = [to_array(constants[r.weight]) for r in readers]
-    matrix = np.concatenate([r.matrix(w) for r, w in zip(readers, weights, strict=True)], axis=2)
+    matrix = np.concatenate([r.matrix(to_array(constants[r.weight])) for r in readers], axis=2)
     free = migration.producer(tensor, shifted=False) is not None
     free_shift = migration.producer(tensor, shifted=True) is not None and not geometry.padded
-    allowed = AllowedChanges(
+    return search_scale(
+        sample,
+        np.asarray(matrix, np.float32),
+        geometry.channels(len(sample.low)),
         factors=((effort.smooth and free) or effort.insert) and not migration.clipped(tensor),
         zero=effort.shift and (free_shift or effort.insert) and migration.can_shift(tensor),
         gain=FOLDED_GAIN if free or free_shift else INSERTED_GAIN,
     )
-    return search_scale(sample, np.asarray(matrix, np.float32), geometry.channels(len(sample.low)), allowed)
 
 
 @dataclass(frozen=True)
@@ -145,19 +130,25 @@ def _compensate(
     effort: Effort,
     threads: int,
     progress: Callable[[float], None],
-) -> tuple[onnx.ModelProto, list[str]]:
+) -> onnx.ModelProto:
     """Round weights and correct biases from the input to the output, each layer on the quantized outputs of those before."""
     plan = plan_quantization(model, scheme)
     readers = {t: r for t, r in find_readers(model, plan).items() if t in scales}
     if not readers:
-        return model, []
+        return model
     table = CalibrationTable("", "", 0, "", {t: TensorScale.from_search(s) for t, s in scales.items()})
     editor = GraphEditor(model)
     updates: dict[str, _LayerUpdate] = {}
 
     def quantize(segment: Segment) -> onnx.ModelProto | None:
-        nodes = [name for name in segment.nodes if name in updates]
-        return _quantized_segment(segment.model, {n: updates[n] for n in nodes}, plan, table) if nodes else None
+        updated = [name for name in segment.nodes if name in updates]
+        if not updated:
+            return None
+        part = GraphEditor(segment.model)
+        for name in updated:
+            updates[name].apply(part, name)
+        points = tuple(replace(p, tensor=part.node(p.node).input[p.input_index]) for p in plan.points if p.node in updated)
+        return insert_qdq(part.finish(), table, QuantPlan(points))
 
     for done, (tensor, pairs) in enumerate(walk(model, tuple(readers), batches, quantize, threads), start=1):
         moments = measure_moments(readers[tensor][0].geometry, scales[tensor], pairs)
@@ -165,19 +156,7 @@ def _compensate(
             updates[reader.node] = _layer_update(editor.constant(reader.node, 1), reader, moments, effort)
             updates[reader.node].apply(editor, reader.node)
         progress(done / len(readers))
-    return editor.finish(), [name for name, update in updates.items() if update.weight is not None]
-
-
-def _quantized_segment(
-    model: onnx.ModelProto, updates: Mapping[str, _LayerUpdate], plan: QuantPlan, table: CalibrationTable
-) -> onnx.ModelProto:
-    """A segment with these layers updated and quantized."""
-    editor = GraphEditor(model)
-    for node, update in updates.items():
-        update.apply(editor, node)
-    inputs = {node: editor.node(node).input for node in updates}
-    points = tuple(replace(p, tensor=inputs[p.node][p.input_index]) for p in plan.points if p.node in updates)
-    return insert_qdq(editor.finish(), table, QuantPlan(points, ()))
+    return editor.finish()
 
 
 def _layer_update(original: NDArray[np.float32], reader: Reader, moments: Moments, effort: Effort) -> _LayerUpdate:

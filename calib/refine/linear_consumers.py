@@ -28,12 +28,10 @@ class Geometry:
     """How patches are extracted from an activation (im2col): equal for readers that can share them.
 
     Attributes:
-        op_type: "Conv", or "MatMul" for Gemm too.
         groups: G.
-        kernel, strides, pads, dilations: of a 2-D Conv, pads in ONNX order; empty otherwise.
+        kernel, strides, pads, dilations: of a 2-D Conv, pads in ONNX order; empty for MatMul and Gemm.
     """
 
-    op_type: str
     groups: int = 1
     kernel: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
@@ -52,13 +50,13 @@ class Geometry:
 
     def length(self, values: NDArray[Any]) -> int:
         """K of the patches of an activation."""
-        if self.op_type != "Conv":
+        if not self.kernel:
             return int(values.shape[-1])
         return int(values.shape[1]) // self.groups * int(np.prod(self.kernel, dtype=np.intp))
 
     def patches(self, values: NDArray[Any], count: int, random: np.random.Generator) -> Float32:
         """At most `count` patches (n, G, K) of an activation, at positions sampled without replacement."""
-        if self.op_type != "Conv":
+        if not self.kernel:
             vectors = values.reshape(-1, values.shape[-1])
             return np.ascontiguousarray(vectors[_sample(len(vectors), count, random)], np.float32)[:, None, :]
         images, _, height, width = values.shape
@@ -95,18 +93,18 @@ class Reader:
     @property
     def axis(self) -> int:
         """Axis of the output channels in the weight as stored in the graph."""
-        return 0 if self.geometry.op_type == "Conv" or self.transposed else 1
+        return 0 if self.geometry.kernel or self.transposed else 1
 
     def matrix(self, weight: NDArray[Any]) -> NDArray[Any]:
         """(G, K, N) of a weight as stored in the graph."""
-        if self.geometry.op_type == "Conv":
+        if self.geometry.kernel:
             by_group = weight.reshape(self.geometry.groups, weight.shape[0] // self.geometry.groups, -1)
             return np.asarray(by_group.transpose(0, 2, 1))
         return np.asarray((weight.T if self.transposed else weight)[None])
 
     def weight_of(self, matrix: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
         """The weight in the shape stored in the graph, of a matrix (G, K, N)."""
-        if self.geometry.op_type == "Conv":
+        if self.geometry.kernel:
             return np.ascontiguousarray(matrix.transpose(0, 2, 1)).reshape(shape)
         return np.ascontiguousarray(matrix[0].T if self.transposed else matrix[0])
 
@@ -133,12 +131,11 @@ def _reader(node: onnx.NodeProto, name: str, weight: str, index: GraphIndex) -> 
     if node.op_type != "Conv":
         if attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1.0:
             return None
-        return Reader(name, node.input[0], weight, Geometry("MatMul"), bool(attribute(node, "transB", 0)))
+        return Reader(name, node.input[0], weight, Geometry(), bool(attribute(node, "transB", 0)))
     shape = to_array(index.constants[weight]).shape
     if len(shape) != 4 or attribute(node, "auto_pad", "NOTSET") != "NOTSET":
         return None
     geometry = Geometry(
-        "Conv",
         groups=int(attribute(node, "group", 1)),
         kernel=tuple(shape[2:]),
         strides=tuple(attribute(node, "strides", (1, 1))),

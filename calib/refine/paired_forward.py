@@ -37,8 +37,6 @@ def walk(
 
     `batches` are arrays (B, ...) float32 as the graph takes them; some are dropped where memory is short. `quantize` is called
     for each segment. `model` is a float graph with one input.
-
-    Raises GraphError or DataError for a graph or arrays that do not match, see `calib.ort_session`.
     """
     segments = split_at(model, tensors)
     (source,) = index_graph(model).inputs

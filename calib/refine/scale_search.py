@@ -38,15 +38,6 @@ FOLDED_GAIN, INSERTED_GAIN = 0.95, 0.8
 
 
 @dataclass(frozen=True)
-class AllowedChanges:
-    """Whether a tensor may get factors and a zero, and the error ratio that they must reach."""
-
-    factors: bool = False
-    zero: bool = False
-    gain: float = FOLDED_GAIN
-
-
-@dataclass(frozen=True)
 class ScaleChoice:
     """The quantization chosen for one tensor.
 
@@ -55,14 +46,12 @@ class ScaleChoice:
         factors: a, (C,); all 1 without migration.
         zero: z, in steps; 0 without a shift.
         error: mean squared error of the outputs, relative to their mean square, with factors made from half of the images.
-        plain_error: the same for the best scale without factors and zero.
     """
 
     scale: float
     factors: NDArray[np.float64]
     zero: float
     error: float
-    plain_error: float
 
     @property
     def plain(self) -> bool:
@@ -83,26 +72,31 @@ class _Candidate:
 
 
 def search_scale(
-    sample: ActivationSample, matrix: NDArray[np.float32], channels: NDArray[np.intp], allowed: AllowedChanges
+    sample: ActivationSample,
+    matrix: NDArray[np.float32],
+    channels: NDArray[np.intp],
+    *,
+    factors: bool = False,
+    zero: bool = False,
+    gain: float = FOLDED_GAIN,
 ) -> ScaleChoice | None:
     """The quantization of a tensor with the least output error; None for a tensor that is constant over the sample.
 
     `matrix` (G, K, N) holds the weights of all readers, concatenated along N; `channels` (G, K) is the channel of each element
-    of a patch.
+    of a patch. `factors` and `zero` allow these, where they reach the error ratio `gain`.
     """
     if not np.any(sample.high > sample.low):
         return None
     trial = _Trial(sample, matrix, channels)
-    plain_error, candidate = trial.best(_candidates(trial, AllowedChanges()))
-    error = plain_error
-    if allowed.factors or allowed.zero:
-        changed_error, changed = trial.best(_candidates(trial, allowed))
-        if allowed.zero:
+    error, candidate = trial.best(_candidates(trial, factors=False, zero=False))
+    if factors or zero:
+        changed_error, changed = trial.best(_candidates(trial, factors=factors, zero=zero))
+        if zero:
             shifted = (replace(changed, zero=changed.zero + part) for part in (0.0, *_QUARTERS))
             changed_error, changed = trial.best(shifted)
-        if changed_error < allowed.gain * plain_error:
+        if changed_error < gain * error:
             error, candidate = changed_error, changed
-    return ScaleChoice(candidate.scale, trial.factors(candidate.alpha, final=True), candidate.zero, error, plain_error)
+    return ScaleChoice(candidate.scale, trial.factors(candidate.alpha, final=True), candidate.zero, error)
 
 
 class _Trial:
@@ -136,11 +130,8 @@ class _Trial:
 
     def error(self, candidate: _Candidate) -> float:
         """Mean squared error of the outputs around their mean error, relative to the outputs' mean square."""
-        if candidate not in self._errors:  # candidates without factors and zero are tried twice
-            self._errors[candidate] = self._measure(candidate)
-        return self._errors[candidate]
-
-    def _measure(self, candidate: _Candidate) -> float:
+        if candidate in self._errors:  # candidates without factors and zero are tried twice
+            return self._errors[candidate]
         factors = self.factors(candidate.alpha)
         step = (factors / candidate.scale).astype(np.float32)[self._channels]
         levels = self.sample.patches * step
@@ -151,7 +142,8 @@ class _Trial:
         errors = product(levels, self._quantized(candidate.alpha, factors))
         errors *= np.float32(candidate.scale)
         errors -= self._exact
-        return float(np.mean(np.var(errors, axis=0, dtype=np.float64))) / self._power
+        self._errors[candidate] = float(np.mean(np.var(errors, axis=0, dtype=np.float64))) / self._power
+        return self._errors[candidate]
 
     def _quantized(self, alpha: float, factors: NDArray[np.float64]) -> Float32:
         """The weights divided by the factors and rounded to 8 bits per output channel."""
@@ -162,25 +154,26 @@ class _Trial:
         return self._weights[alpha]
 
 
-def _candidates(trial: _Trial, allowed: AllowedChanges) -> Iterator[_Candidate]:
+def _candidates(trial: _Trial, *, factors: bool, zero: bool) -> Iterator[_Candidate]:
     """The best coarse candidate and finer steps around it."""
-    coarse = trial.best(_coarse(trial, allowed))[1]
+    coarse = trial.best(_coarse(trial, factors, zero))[1]
     yield coarse
     for factor in _FINE:
         scale = _scale(coarse.scale * factor * QMAX)
         yield _Candidate(coarse.alpha, scale, float(round(coarse.zero * coarse.scale / scale)))
 
 
-def _coarse(trial: _Trial, allowed: AllowedChanges) -> Iterator[_Candidate]:
+def _coarse(trial: _Trial, factors: bool, zero: bool) -> Iterator[_Candidate]:
     """Symmetric ranges; where a zero is allowed, also ranges from the shorter end to a share of the longer one, with zero."""
-    for alpha in ALPHAS if allowed.factors else ALPHAS[:1]:
-        factors = trial.factors(alpha, final=True)
-        largest = float(np.max(trial.range * factors))
+    for alpha in ALPHAS if factors else ALPHAS[:1]:
+        by_channel = trial.factors(alpha, final=True)
+        largest = float(np.max(trial.range * by_channel))
         for share in _COARSE:
             yield _Candidate(alpha, _scale(largest * share), 0.0)
-        if not allowed.zero:
+        if not zero:
             continue
-        low, high = min(float(np.min(trial.sample.low * factors)), 0.0), max(float(np.max(trial.sample.high * factors)), 0.0)
+        low = min(float(np.min(trial.sample.low * by_channel)), 0.0)
+        high = max(float(np.max(trial.sample.high * by_channel)), 0.0)
         for share in _COARSE:
             bottom, top = (low, high * share) if high >= -low else (low * share, high)
             scale = _scale((top - bottom) / 2)

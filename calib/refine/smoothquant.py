@@ -44,26 +44,22 @@ class Migration:
         """Name of the preceding node whose constants can absorb factors (and a shift); None when there is none."""
         index, editor = self._editor.index, self._editor
         read_by = {index.names[i] for i in index.consumers.get(tensor, ())}
-        if (
-            tensor in editor.read_elsewhere
-            or read_by != {r.node for r in self._readers[tensor]}
-            or tensor not in index.producers
-        ):
+        others_read = tensor in editor.read_elsewhere or read_by != {r.node for r in self._readers[tensor]}
+        if others_read or tensor not in index.producers:
             return None
         name = index.names[index.producers[tensor]]
         node = editor.node(name)
         by_channel = bool(self._readers[tensor][0].geometry.kernel)
+        constants = all(editor.is_constant(name, at) for at in (1, 2))
         if node.op_type == "LayerNormalization":
-            last = not by_channel and int(attribute(node, "axis", -1)) == -1
-            return name if last and all(editor.is_constant(name, at) for at in (1, 2)) else None
+            return name if constants and not by_channel and int(attribute(node, "axis", -1)) == -1 else None
+        if not by_channel:
+            return None
         if node.op_type == "BatchNormalization":
-            return name if by_channel and all(editor.is_constant(name, at) for at in (1, 2)) else None
-        if node.op_type == "Relu" and by_channel and not shifted:
-            return self._producing_conv(node.input[0])
+            return name if constants else None
         if node.op_type == "Clip":
-            bounded = all(editor.is_constant(name, at) for at in (1, 2))
-            return name if by_channel and shifted and bounded and self._producing_conv(node.input[0], mapped=True) else None
-        return self._producing_conv(tensor) if by_channel else None
+            return name if constants and shifted and self._producing_conv(node.input[0], mapped=True) else None
+        return self._producing_conv(node.input[0] if node.op_type == "Relu" and not shifted else tensor)
 
     def clipped(self, tensor: str) -> bool:
         """Whether a tensor is the output of a Clip: any channel may reach the same bounds on some image."""
@@ -111,24 +107,22 @@ class Migration:
 
     def _change_producer(self, name: str, factors: NDArray[np.float64], shift: float) -> None:
         """Scale the output of a node by the factors and add the shift, in its constants."""
-        editor = self._editor
-        op_type = editor.node(name).op_type
+        editor, op_type = self._editor, self._editor.node(name).op_type
         if op_type == "Clip":
             for at in (1, 2):
                 self._set(name, at, editor.constant(name, at) + np.float64(shift))
-            conv = editor.index.names[editor.index.producers[editor.node(name).input[0]]]
-            add_channels(editor, conv, np.full(len(factors), shift, np.float32), _SUFFIX)
-            return
-        if op_type == "Conv":
+            name = editor.index.names[editor.index.producers[editor.node(name).input[0]]]
+        elif op_type == "Conv":
             weight = editor.constant(name, 1)
             self._set(name, 1, weight * factors.reshape(-1, *[1] * (weight.ndim - 1)))
             if editor.is_constant(name, 2):
                 self._set(name, 2, editor.constant(name, 2) * factors)
-            if shift:
-                add_channels(editor, name, np.full(len(factors), shift, np.float32), _SUFFIX)
+        else:
+            self._set(name, 1, editor.constant(name, 1) * factors)
+            self._set(name, 2, editor.constant(name, 2) * factors + shift)
             return
-        self._set(name, 1, editor.constant(name, 1) * factors)
-        self._set(name, 2, editor.constant(name, 2) * factors + shift)
+        if shift:  # into the Conv, for a Clip the one before it
+            add_channels(editor, name, np.full(len(factors), shift, np.float32), _SUFFIX)
 
     def _set(self, name: str, at: int, values: NDArray[np.float64]) -> None:
         self._editor.set_constant(name, at, values.astype(np.float32), _SUFFIX)

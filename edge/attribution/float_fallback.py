@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import onnx
@@ -116,7 +115,7 @@ def find_groups(judged: onnx.ModelProto, spans: Sequence[LayerSpan]) -> tuple[Gr
                 points.append(QuantPoint(name, at, tensor, "activation"))
     if not points:
         return tuple((span,) for span in layers.values())
-    return tuple(tuple(layers[name] for name in group) for group in group_nodes(QuantPlan(tuple(points), ())))
+    return tuple(tuple(layers[name] for name in group) for group in group_nodes(QuantPlan(tuple(points))))
 
 
 def isolated_noise(
@@ -136,18 +135,17 @@ def isolated_noise(
 
     Returns: name of the group's first layer -> noise, infinite where the judged layers compute NaN or infinity; signal.
     """
-    nodes = {group: sum((span.nodes for span in group), ()) for group in groups}
-    runs = SegmentRuns(base, list(nodes.values()), [images], threads=0)
-    reference = runs.finish(0, runs.start)
+    by_nodes = {sum((span.nodes for span in group), ()): group for group in groups}
     judged = Splicer(variants.as_run, ends)
+
+    def as_judged(nodes: tuple[str, ...], segment: onnx.ModelProto) -> onnx.ModelProto:
+        return judged.into(segment, [span.output for span in by_nodes[nodes]])
+
+    runs = SegmentRuns(base, list(by_nodes), [images], threads=0)
+    reference = runs.output()
     noise: dict[str, float] = {}
-    states, at = runs.start, 0
-    for count, group in enumerate(sorted(groups, key=lambda group: runs.first_segment(nodes[group])), start=1):
-        while at < runs.first_segment(nodes[group]):
-            states, at = runs.step(at, states), at + 1
-        exchange = partial(judged.into, ends=[span.output for span in group])
-        logits = runs.finish_exchanged(nodes[group], states, exchange)
-        noise[group[0].name] = float(_squared_errors(reference, logits).sum())
+    for count, (nodes, logits) in enumerate(runs.exchanged(as_judged), start=1):
+        noise[by_nodes[nodes][0].name] = float(_squared_errors(reference, logits).sum())
         done(count)
     return noise, float((reference.astype(np.float64) ** 2).sum())
 

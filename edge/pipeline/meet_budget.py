@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from calib.macs import count_macs
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.qdq_writer import serialize
 from calib.quantize import quantize_graph
-from calib.sensitivity import IMAGES, measure_sensitivity
+from calib.sensitivity import IMAGES, measure_sensitivity, rank_groups
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def fit(
     plan = plan_quantization(model, scheme)
     with progress.task("sensitivity of every group") as advance:
         few = images.take(IMAGES)
-        costs = measure_sensitivity(
+        groups = measure_sensitivity(
             model, table, plan, few.batches(BATCH), threads=2, progress=lambda done, total: advance(done / total)
         )
     macs = count_macs(model, batch=1)
@@ -54,7 +55,7 @@ def fit(
         progress.say(f"    {len(float_nodes)} of {len(plan.nodes)} layers in float: drop {drop:+.2f} points")
         return drop
 
-    ranked = costs.ranked(per_mac=True)
+    ranked = rank_groups(groups)
     with progress.task(f"search for {budget:g} points on {len(images)} images"):
         result = fit_budget(ranked, evaluate, macs, budget, largest=len(ranked) - 1)
     _report(result, len(images), progress)
@@ -67,7 +68,7 @@ def _report(result: BudgetResult, images: int, progress: Progress) -> None:
         f"budget       {'met' if result.met else 'NOT MET'}: drop {result.drop:+.2f} points of {result.budget:g} with "
         f"{result.int8_share:.1%} of the multiply-accumulates in INT8, {trials}; one image is {100 / images:.2g} points"
     )
-    for group in result.float_groups[:_LISTED]:
-        progress.say(f"  in float   {group.name}: {group.share:.2%} of the multiply-accumulates")
+    for nodes, share in islice(result.float_groups.items(), _LISTED):
+        progress.say(f"  in float   {nodes[0]}: {share:.2%} of the multiply-accumulates")
     if len(result.float_groups) > _LISTED:
         progress.say(f"  and {len(result.float_groups) - _LISTED} more, in calibration.json")

@@ -225,7 +225,7 @@ def test_arrays_that_the_graph_does_not_take_are_refused(tiny, tiny_path, images
 
 
 def test_a_foreign_plan_is_refused(tiny_path, images):
-    plan = QuantPlan((QuantPoint("n", 0, "elsewhere", "activation"),), ())
+    plan = QuantPlan((QuantPoint("n", 0, "elsewhere", "activation"),))
     with pytest.raises(GraphError, match=r"another graph[\s\S]*elsewhere"):
         collect_table(tiny_path, [images], plan, data_sha256="d", config=MINMAX)
 

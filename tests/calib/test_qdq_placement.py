@@ -39,29 +39,25 @@ BY_HAND = (
 def test_the_plan_is_the_one_by_hand(tiny):
     plan = plan_quantization(tiny)
     assert plan.points == BY_HAND
-    assert plan.skipped == ()
+    assert plan.skipped == {}
     assert plan.activations == ("image", "g0", "ln", "kt", "v1", "xn", "pooled")
     assert plan == plan_quantization(tiny)
 
 
-def test_exclusions_and_switches_are_listed_with_their_reason(tiny):
-    plan = plan_quantization(tiny, QuantScheme(exclude=("stem/*", "logits"), activation_matmul=False))
-    assert {s.node: s.reason for s in plan.skipped} == {
+def test_exclusions_are_listed_with_their_reason(tiny):
+    plan = plan_quantization(tiny, QuantScheme(exclude=("stem/*", "logits", "attn/*")))
+    assert plan.skipped == {
         "stem/Conv": "excluded by 'stem/*'",
-        "attn/kv/MatMul": "products of two activations are left out by the scheme",
-        "attn/out/MatMul": "products of two activations are left out by the scheme",
+        "attn/kv/MatMul": "excluded by 'attn/*'",
+        "attn/out/MatMul": "excluded by 'attn/*'",
         "logits": "excluded by 'logits'",
     }
     assert plan.nodes == ("lpi/Conv", "attn.k/MatMul", "attn.v/MatMul")
-    convs = plan_quantization(tiny, QuantScheme(op_types=("Conv",)))
-    assert convs.nodes == ("stem/Conv", "lpi/Conv")
 
 
 def test_typos_do_not_pass(tiny):
     with pytest.raises(UsageError, match=r"matches no node[\s\S]*'stm/\*'[\s\S]*stem/Conv"):
         plan_quantization(tiny, QuantScheme(exclude=("stm/*",)))
-    with pytest.raises(UsageError, match="Conv, Gemm, MatMul"):
-        QuantScheme(op_types=("Matmul",))
     with pytest.raises(GraphError, match="nothing to quantize"):
         plan_quantization(tiny, QuantScheme(exclude=("*",)))
 
@@ -105,14 +101,14 @@ def one_node(make_model, node, constants, extra=(), x=(4, 6, 8)):
 )
 def test_unsupported_candidates_are_listed_with_their_reason(make_model, node, constants, extra, reason):
     plan = plan_quantization(one_node(make_model, node, constants, extra))
-    assert [s.node for s in plan.skipped] == ["y"]
-    assert reason in plan.skipped[0].reason
+    assert [*plan.skipped] == ["y"]
+    assert reason in plan.skipped["y"]
     assert plan.nodes == ("ok",)
 
 
 def test_a_gemm_of_two_activations_is_not_taken_for_a_linear_layer(make_model):
     plan = plan_quantization(one_node(make_model, h.make_node("Gemm", ["x", "z"], ["y"]), {}, x=(4, 8)))
-    assert "computed from the input" in plan.skipped[0].reason
+    assert "computed from the input" in "".join(plan.skipped.values())
 
 
 def test_the_axis_of_gemm_follows_its_transposition(make_model):

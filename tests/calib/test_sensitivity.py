@@ -9,22 +9,18 @@ import onnx
 import pytest
 from onnx import TensorProto as T
 from onnx import helper as h
-from onnx.reference import ReferenceEvaluator
 
-from calib import TensorScale, insert_qdq, kl, plan_quantization, sqnr_db
-from calib.artifact import read_artifact, write_artifact
+from calib import TensorScale, insert_qdq, plan_quantization, sqnr_db
 from calib.calibration_table import CalibrationTable
 from calib.errors import ArtifactError, GraphError, InputError
 from calib.graph import index_graph
 from calib.graph_segments import SegmentRuns, split_at
 from calib.ort_session import TappedGraph
 from calib.qdq_placement import QuantPlan
-from calib.qdq_writer import quantize_weight
-from calib.sensitivity import Sensitivity, group_nodes, measure_sensitivity
+from calib.sensitivity import group_nodes, measure_sensitivity, rank_groups
 
 C, TOKENS, BLOCKS = 8, 16, 3
 TOLERANCE_DB = 0.01  # kernels add in another order, and a few values on the edge of a step round the other way
-TOLERANCE_KL = 2e-3  # relative; 1e-9 besides, for the logits' own rounding in FP32
 
 
 def block(i, x):
@@ -120,16 +116,15 @@ def logits(model, images, output="logits"):
 
 
 def restricted(plan, nodes):
-    return QuantPlan(tuple(p for p in plan.points if p.node in nodes), ())
+    return QuantPlan(tuple(p for p in plan.points if p.node in nodes))
 
 
 def brute_force(model, table, plan, nodes, images):
-    wanted, found = logits(model, images), logits(insert_qdq(model, table, restricted(plan, nodes)), images)
-    return sqnr_db(wanted, found), kl(wanted, found)
+    return sqnr_db(logits(model, images), logits(insert_qdq(model, table, restricted(plan, nodes)), images))
 
 
 def agrees(found, wanted):
-    return abs(found[0] - wanted[0]) <= TOLERANCE_DB and abs(found[1] - wanted[1]) <= TOLERANCE_KL * wanted[1] + 1e-9
+    return abs(found - wanted) <= TOLERANCE_DB
 
 
 @pytest.fixture
@@ -145,16 +140,17 @@ def measured(make_model, few):
     return model, plan, table, measure_sensitivity(model, table, plan, [few], threads=1)
 
 
-def check_against_brute_force(model, plan, table, result, images):
-    before = ()
-    for group in result.groups:
-        before += group.nodes
-        assert agrees((group.isolated_db, group.isolated_kl), brute_force(model, table, plan, group.nodes, images)), group.name
-        assert agrees((group.cumulative_db, group.cumulative_kl), brute_force(model, table, plan, before, images)), group.name
-    assert sorted(before) == sorted(plan.nodes)
+def segments_of(model, images):
+    return len(SegmentRuns(model, group_nodes(plan_quantization(model)), [images], 1).segments)
 
 
-def test_isolated_and_cumulative_noise_equal_that_of_whole_networks(measured, few):
+def check_against_brute_force(model, plan, table, groups, images):
+    for group in groups:
+        assert agrees(group.isolated_db, brute_force(model, table, plan, group.nodes, images)), group.nodes
+    assert sorted(name for group in groups for name in group.nodes) == sorted(plan.nodes)
+
+
+def test_isolated_noise_equals_that_of_whole_networks(measured, few):
     check_against_brute_force(*measured, few)
 
 
@@ -167,23 +163,17 @@ def test_other_weights_agree_too(make_model, few, seed):
 
 
 def test_the_comparison_fails_for_another_group_and_other_scales(measured, few):
-    model, plan, table, result = measured
-    one = (result.groups[0].isolated_db, result.groups[0].isolated_kl)
-    assert agrees(one, brute_force(model, table, plan, result.groups[0].nodes, few))
-    for group in result.groups[1:]:
+    model, plan, table, groups = measured
+    one = groups[0].isolated_db
+    assert agrees(one, brute_force(model, table, plan, groups[0].nodes, few))
+    for group in groups[1:]:
         assert not agrees(one, brute_force(model, table, plan, group.nodes, few))
     for factor in (0.5, 2.0):
         other = table_of(model, plan, few, shrink=0.9 * factor)
-        assert not agrees(one, brute_force(model, other, plan, result.groups[0].nodes, few))
+        assert not agrees(one, brute_force(model, other, plan, groups[0].nodes, few))
 
 
-def test_fewer_macs_are_run_than_one_forward_per_group(measured):
-    _, _, _, result = measured
-    assert result.segments > 2 * BLOCKS
-    assert result.forwards_equivalent < len(result.groups) < result.brute_forwards == 2 * len(result.groups)
-
-
-def test_executed_macs_are_counted(make_model, few, monkeypatch):
+def test_fewer_macs_are_run_than_one_forward_per_group(make_model, few, monkeypatch):
     """MACs by the sessions that were called, counted from the outside."""
     from calib.macs import count_macs
     from calib.ort_session import GraphSession
@@ -205,8 +195,9 @@ def test_executed_macs_are_counted(make_model, few, monkeypatch):
 
     monkeypatch.setattr(GraphSession, "__init__", init)
     monkeypatch.setattr(GraphSession, "__call__", counted)
-    result = measure_sensitivity(model, table, plan, [few], threads=1)
-    assert result.forwards_equivalent == pytest.approx(run / sum(macs.values()), rel=1e-12)
+    groups = measure_sensitivity(model, table, plan, [few], threads=1)
+    assert segments_of(model, few) > 2 * BLOCKS
+    assert 1 < run / sum(macs.values()) < len(groups)
 
 
 def test_without_a_cut_one_long_segment_gives_the_same(make_model, few):
@@ -214,7 +205,7 @@ def test_without_a_cut_one_long_segment_gives_the_same(make_model, few):
     plan = plan_quantization(model)
     table = table_of(model, plan, few)
     result = measure_sensitivity(model, table, plan, [few], threads=1)
-    assert result.segments == 4, "the two convolutions, all that the long way round spans, the head"
+    assert segments_of(model, few) == 4, "the two convolutions, all that the long way round spans, the head"
     check_against_brute_force(model, plan, table, result, few)
 
 
@@ -241,7 +232,7 @@ def test_shapes_are_not_a_path(make_model, few, tensor, after):
     plan = plan_quantization(model)
     table = table_of(model, plan, few)
     result = measure_sensitivity(model, table, plan, [few], threads=1)
-    assert result.segments > 2 * BLOCKS
+    assert segments_of(model, few) > 2 * BLOCKS
     check_against_brute_force(model, plan, table, result, few)
 
 
@@ -262,7 +253,7 @@ def test_constants_may_be_nodes(make_model, few):
     plan = plan_quantization(model)
     table = table_of(model, plan, few)
     result = measure_sensitivity(model, table, plan, [few], threads=1)
-    assert result.segments > 2 * BLOCKS
+    assert segments_of(model, few) > 2 * BLOCKS
     check_against_brute_force(model, plan, table, result, few)
 
 
@@ -271,8 +262,7 @@ def test_the_segments_chain_up_to_the_whole_graph(make_model, few):
     runs = SegmentRuns(model, group_nodes(plan_quantization(model)), [few], 1)
     named = [name for s in runs.segments for name in s.nodes]
     assert named == list(index_graph(model).names)
-    found = runs.finish(0, runs.start)
-    np.testing.assert_allclose(found, logits(model, few), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(runs.output(), logits(model, few), rtol=1e-4, atol=1e-5)
 
 
 ORDERED = ("image", "c0", "g0", "t1", "x", "b0.ln", "b0.k", "b0.kv", "b0.a", "b1.x1", "b1.x2", "b2.gt", "pooled")
@@ -366,11 +356,11 @@ def test_several_inputs_cannot_be_cut_anywhere(make_model):
 
 
 def test_groups_share_activations(measured):
-    _, plan, _, result = measured
-    assert group_nodes(plan) == tuple(g.nodes for g in result.groups)
-    assert [g.name for g in result.groups[:5]] == ["stem/conv1", "c1", "b0/q", "b0/kv", "b0/qkv"]
-    assert result.groups[2].nodes == ("b0/q", "b0/k", "b0/v")
-    assert result.groups[2].macs == 3 * 17 * C * C
+    _, plan, _, groups = measured
+    assert group_nodes(plan) == tuple(g.nodes for g in groups)
+    assert [g.nodes[0] for g in groups[:5]] == ["stem/conv1", "c1", "b0/q", "b0/kv", "b0/qkv"]
+    assert groups[2].nodes == ("b0/q", "b0/k", "b0/v")
+    assert groups[2].macs == 3 * 17 * C * C
 
 
 def test_groups_are_joined_through_both_operands(make_model):
@@ -388,123 +378,31 @@ def test_groups_are_joined_through_both_operands(make_model):
     assert group_nodes(plan_quantization(model)) == (("a",), ("b", "c", "d"))
 
 
-def local_oracle(model, plan, table, images, nodes):
-    """Weights, activations, rounding, clipping: float64 through onnx's reference evaluator."""
-    index = index_graph(model)
-    values = {"image": images, **TappedGraph(model, plan.activations)(images)}
-    squares = np.zeros(5)
-    for name in nodes:
-        node = model.graph.node[index.names.index(name)]
-        points = [p for p in plan.points if p.node == name]
-        feeds = [{} for _ in range(5)]
-        for i, tensor in enumerate(node.input):
-            constant = tensor in index.constants
-            x = np.asarray(onnx.numpy_helper.to_array(index.constants[tensor]) if constant else values[tensor], np.float64)
-            for feed in feeds:
-                feed[tensor] = x
-            point = next((p for p in points if p.input_index == i), None)
-            if point is None:
-                continue
-            if point.kind == "weight":
-                q, scales = quantize_weight(x.astype(np.float32), point.axis, tensor)
-                feeds[1][tensor] = q * np.moveaxis(
-                    np.broadcast_to(scales.astype(float), (*x.shape[:0], *[1] * (x.ndim - 1), len(scales))), -1, point.axis
-                )
-            else:
-                s = table.tensors[tensor].scale
-                clipped = np.clip(x, -128 * s, 127 * s)
-                whole = np.clip(np.rint((x.astype(np.float32) / np.float32(s)).astype(float)), -128, 127) * s
-                feeds[2][tensor], feeds[3][tensor], feeds[4][tensor] = whole, x + whole - clipped, clipped
-        outputs = [run_node(node, feed) for feed in feeds]
-        squares[0] += (outputs[0] ** 2).sum()
-        squares[1:] += [((o - outputs[0]) ** 2).sum() for o in outputs[1:]]
-    with np.errstate(divide="ignore"):
-        return np.minimum(10 * np.log10(squares[0] / squares[1:]), 300)
-
-
-def run_node(node, feed):
-    graph = h.make_graph(
-        [node],
-        "one",
-        [h.make_tensor_value_info(k, T.DOUBLE, None) for k in feed],
-        [h.make_tensor_value_info(node.output[0], T.DOUBLE, None)],
-    )
-    return ReferenceEvaluator(h.make_model(graph, opset_imports=[h.make_opsetid("", 20)], ir_version=10)).run(None, feed)[0]
-
-
-def test_local_noise_equals_a_float64_computation(measured, few):
-    model, plan, table, result = measured
-    for group in result.groups:
-        found = [group.weight_db, group.activation_db, group.rounding_db, group.clipping_db]
-        wanted = local_oracle(model, plan, table, few, group.nodes)
-        np.testing.assert_allclose(found, wanted, atol=TOLERANCE_DB, err_msg=group.name)
-    assert {g.name for g in result.groups if g.weight_db == 300} == {f"b{i}/{n}" for i in range(BLOCKS) for n in ("kv", "qkv")}
-
-
-@pytest.mark.parametrize(("shrink", "clips"), [(0.3, True), (1.0, False), (4.0, False)])
-def test_clipping_comes_from_ranges_that_are_too_small(make_model, few, shrink, clips):
-    model = network(make_model)
-    plan = plan_quantization(model)
-    result = measure_sensitivity(model, table_of(model, plan, few, shrink), plan, [few], threads=1)
-    for group in result.groups:
-        if clips:
-            assert group.clipping_db < group.rounding_db
-        else:
-            assert group.clipping_db == 300
-            assert group.rounding_db == pytest.approx(group.activation_db, abs=TOLERANCE_DB)
-
-
-def test_nodes_are_isolated_even_when_one_reads_another(make_model):
-    """b and c share r, and c reads what b makes: its local noise must not hold b's."""
-    n = h.make_node
-    nodes = [
-        n("Relu", ["image"], ["r"], name="r"),
-        n("MatMul", ["r", "w"], ["b"], name="b"),
-        n("MatMul", ["r", "b"], ["logits"], name="c"),
-    ]
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(4, 4)).astype(np.float32)
-    w = rng.normal(size=(4, 4)).astype(np.float32)
-    model = make_model(nodes, {"w": w}, [("image", T.FLOAT, [4, 4])], [("logits", T.FLOAT, [4, 4])])
-    plan = plan_quantization(model)
-    table = table_of(model, plan, images)
-    (group,) = measure_sensitivity(model, table, plan, [images], threads=1).groups
-    assert group.nodes == ("b", "c")
-    found = [group.weight_db, group.activation_db, group.rounding_db, group.clipping_db]
-    np.testing.assert_allclose(found, local_oracle(model, plan, table, images, group.nodes), atol=TOLERANCE_DB)
-
-
-def test_batches_of_any_size_and_no_more_images_than_asked(make_model, few):
+def test_batches_of_any_size(make_model, few):
     model = network(make_model)
     plan = plan_quantization(model)
     table = table_of(model, plan, few)
     one = measure_sensitivity(model, table, plan, [few[:5]], threads=1)
-    many = measure_sensitivity(model, table, plan, iter([few[:2], few[2:4], few[4:]]), threads=1, images=5)
-    assert one.images == many.images == 5
-    for a, b in zip(one.groups, many.groups, strict=True):
-        assert agrees((a.isolated_db, a.isolated_kl), (b.isolated_db, b.isolated_kl))
-        assert agrees((a.cumulative_db, a.cumulative_kl), (b.cumulative_db, b.cumulative_kl))
+    many = measure_sensitivity(model, table, plan, iter([few[:2], few[2:4], few[4:5]]), threads=1)
+    for a, b in zip(one, many, strict=True):
+        assert agrees(a.isolated_db, b.isolated_db)
 
 
-def test_the_result_is_an_artifact_and_repeats(measured, few, tmp_path):
-    model, plan, table, result = measured
-    write_artifact(tmp_path / "s.json", result)
-    assert read_artifact(tmp_path / "s.json", Sensitivity, remake="x") == result
+def test_the_result_repeats(measured, few):
+    model, plan, table, groups = measured
     done = []
     again = measure_sensitivity(model, table, plan, [few], threads=1, progress=lambda *count: done.append(count))
-    assert again == result
-    assert done == [(i + 1, len(result.groups)) for i in range(len(result.groups))]
+    assert again == groups
+    assert done == [(i + 1, len(groups)) for i in range(len(groups))]
 
 
 def test_ranking(measured):
-    _, _, _, result = measured
-    cost = {g.nodes: g for g in result.groups}
-    by_noise, by_mac = result.ranked(), result.ranked(per_mac=True)
-    assert sorted(by_noise) == sorted(by_mac) == sorted(cost)
-    assert [cost[n].isolated_db for n in by_noise] == sorted(g.isolated_db for g in result.groups)
-    per_mac = [10 ** (-cost[n].isolated_db / 10) / cost[n].macs for n in by_mac]
+    _, _, _, groups = measured
+    cost = {g.nodes: g for g in groups}
+    ranked = rank_groups(groups)
+    assert sorted(ranked) == sorted(cost)
+    per_mac = [10 ** (-cost[n].isolated_db / 10) / cost[n].macs for n in ranked]
     assert per_mac == sorted(per_mac, reverse=True)
-    assert by_noise != by_mac
 
 
 def two_outputs(make_model, few):
@@ -545,7 +443,7 @@ def test_a_table_without_a_scale_and_a_foreign_plan_are_refused(make_model, few)
     with pytest.raises(ArtifactError, match="no scale"):
         measure_sensitivity(model, table, plan, [few], threads=1)
     other = network(make_model, skip=True)
-    foreign = QuantPlan(tuple(p for p in plan.points if p.node != "head"), ())
+    foreign = QuantPlan(tuple(p for p in plan.points if p.node != "head"))
     other.graph.node[next(i for i, n in enumerate(other.graph.node) if n.name == "b1/q")].name = "renamed"
     with pytest.raises(GraphError, match="another graph"):
         measure_sensitivity(other, table_of(model, plan, few), foreign, [few], threads=1)

@@ -100,6 +100,11 @@ def quantized(refined, tmp_path, scheme=SCHEME):
     return insert_qdq(refined.model, CalibrationTable("g", "d", 256, "mse", {**table.tensors, **settled}), plan)
 
 
+def rounded(refined):
+    """Layers whose weights were rounded to second order."""
+    return {name for name, node in index_graph(refined.model).nodes.items() if node.input[1:] and "/rounded" in node.input[1]}
+
+
 def quality(model, used, tmp_path, images=None):
     images = pictures(2) if images is None else images
     return sqnr_db(
@@ -141,7 +146,7 @@ def test_fast_leaves_the_graph_alone(make_model):
     model = network(make_model)
     refined = refine_graph(model, SCHEME, unread(), resolve_effort("fast"), images=256)
     assert refined.model is model
-    assert (refined.scales, refined.choices, refined.inserted, refined.rounded) == ({}, {}, (), ())
+    assert (refined.scales, refined.choices) == ({}, {})
 
 
 @pytest.mark.parametrize("name", ["balanced", "best"])
@@ -169,10 +174,11 @@ def test_the_interface_and_the_names_stay(make_model, tmp_path, name):
     old, new = ({o for n in m.graph.node for o in n.output} for m in (model, refined.model))
     assert old <= new
     assert lint_graph(quantized(refined, tmp_path)) == ()
-    assert refined.rounded == plan_quantization(model).nodes
-    assert (name == "best") == bool(refined.inserted)
+    assert rounded(refined) == set(plan_quantization(model).nodes)
+    inserted = set(refined.choices) - set(refined.scales)
+    assert (name == "best") == bool(inserted)
     extra = len(new) - len(old)
-    assert extra == 1 if name == "balanced" else extra > len(refined.inserted), "the bias of the layer that had none"
+    assert extra == 1 if name == "balanced" else extra > len(inserted), "the bias of the layer that had none"
 
 
 @pytest.mark.parametrize("name", ["balanced", "best"])
@@ -327,7 +333,7 @@ def corrected_blindly(scales):
         def uncorrected(segment):
             if quantize(segment) is None:
                 return None
-            return insert_qdq(segment.model, table, QuantPlan(tuple(p for p in plan.points if p.node in segment.nodes), ()))
+            return insert_qdq(segment.model, table, QuantPlan(tuple(p for p in plan.points if p.node in segment.nodes)))
 
         return walk(exact, tensors, batches, uncorrected, threads)
 
@@ -414,7 +420,7 @@ def test_after_a_clip_there_are_shifts_and_no_factors(make_model, tmp_path, name
     assert choices["t0"].zero > 60, "from 0 to 6: the negative levels would lie idle"
     assert (choices["t1"].zero == 0) == (name == "balanced"), "a padded Conv would need a map"
     assert "t0" in refined.scales, "shifted where it stands"
-    assert not {"t0", "t1"} & set(refined.inserted)
+    assert {"t0", "t1"} <= set(refined.scales), "no node was inserted after them"
     assert lint_graph(quantized(refined, tmp_path)) == ()
     unshifted = replace(resolve_effort("balanced"), shift=False)
     assert quality(model, resolve_effort(name), tmp_path) > quality(model, unshifted, tmp_path) + 1
@@ -436,7 +442,7 @@ def test_what_is_excluded_stays_in_float(make_model, tmp_path):
     for name, weight in (("depthwise", "w1"), ("m3", "w3")):
         scheme = QuantScheme(exclude=(name,))
         refined = refine_graph(model, scheme, batches(), resolve_effort("balanced"), images=256)
-        assert name not in refined.rounded
+        assert name not in rounded(refined)
         made = quantized(refined, tmp_path, scheme)
         assert lint_graph(made) == ()
         index = index_graph(made)

@@ -212,8 +212,8 @@ def test_without_an_error_there_is_nothing_to_refit():
 
 
 CASES = {
-    "rows": (Geometry("MatMul"), (16, 3, 6)),
-    "images": (Geometry("Conv", 2, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), (16, 4, 5, 5)),
+    "rows": (Geometry(), (16, 3, 6)),
+    "images": (Geometry(2, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), (16, 4, 5, 5)),
 }
 
 
@@ -262,7 +262,7 @@ def test_patches_longer_than_memory_allows_keep_their_means_only(monkeypatch):
 @pytest.mark.parametrize(("length", "per_image"), [(6, 32), (50, 50), (300, 128)])
 def test_longer_patches_need_more_of_them(length, per_image):
     values = draw(3, 200, length).astype(np.float32)
-    moments = measure_moments(Geometry("MatMul"), 0.0234375, [(values, values)])
+    moments = measure_moments(Geometry(), 0.0234375, [(values, values)])
     assert moments.count == 3 * per_image
 
 
@@ -271,8 +271,8 @@ def test_both_activations_are_cut_at_the_same_positions():
     values = draw(4, 500, 6).astype(np.float32)
     step = 2.0**-4  # nothing is clipped
     assert np.abs(values).max() < 127 * step
-    alike = measure_moments(Geometry("MatMul"), step, [(values, values)])
-    apart = measure_moments(Geometry("MatMul"), step, [(values, np.roll(values, 1, axis=1))])
+    alike = measure_moments(Geometry(), step, [(values, values)])
+    apart = measure_moments(Geometry(), step, [(values, np.roll(values, 1, axis=1))])
     assert np.abs(alike.mean - alike.quantized_mean).max() <= step / 2
     assert np.abs(alike.cross).max() < 0.01
     assert np.abs(apart.cross).max() > 0.5, "the control"

@@ -9,7 +9,7 @@ from onnx import helper as h
 from onnx import numpy_helper
 
 from calib.graph import index_graph
-from calib.qdq_placement import QuantScheme, plan_quantization
+from calib.qdq_placement import plan_quantization
 from calib.refine import smoothquant
 from calib.refine.linear_consumers import find_readers
 from calib.refine.scale_search import ScaleChoice
@@ -35,12 +35,12 @@ def run(model, values=None):
 
 
 def choice(factors=None, zero=0.0):
-    return ScaleChoice(SHIFTED, np.ones(6) if factors is None else np.asarray(factors, float), zero, 0.0, 0.0)
+    return ScaleChoice(SHIFTED, np.ones(6) if factors is None else np.asarray(factors, float), zero, 0.0)
 
 
 def moved(model, choices):
     """The graph after these moves, and the tensors that are quantized in the end."""
-    migration = Migration(model, find_readers(model, plan_quantization(model, QuantScheme(activation_matmul=False))))
+    migration = Migration(model, find_readers(model, plan_quantization(model)))
     ends = {tensor: migration.move(tensor, made) for tensor, made in choices.items()}
     return migration.finish(), ends
 

@@ -130,7 +130,7 @@ def in_float(graphs, built, names, *, but=False):
     table = load_table(built / "out" / "calibration.json")
     base = graphs.base.model
     plan = plan_quantization(base, QuantScheme(exclude=("stem.0/Conv", "stem.3/Conv")))
-    return insert_qdq(base, table, QuantPlan(tuple(p for p in plan.points if (p.node in names) == but), ()))
+    return insert_qdq(base, table, QuantPlan(tuple(p for p in plan.points if (p.node in names) == but)))
 
 
 @pytest.mark.slow
