@@ -112,10 +112,8 @@ class _Emulation:
 
     def _is_int8_layer(self, node: onnx.NodeProto) -> bool:
         """Whether both operands come from DequantizeLinear: the products are then summed in INT32."""
-        producers = [self.index.producers.get(name) for name in node.input[:2]]
-        return node.op_type in MAC_OPS and all(
-            i is not None and self.model.graph.node[i].op_type == "DequantizeLinear" for i in producers
-        )
+        producers = [self.index.producer(name) for name in node.input[:2]]
+        return node.op_type in MAC_OPS and all(p is not None and p.op_type == "DequantizeLinear" for p in producers)
 
     def _is_activation_product(self, node: onnx.NodeProto) -> bool:
         return node.op_type == "MatMul" and not set(node.input) & self.index.constant_like and not self._is_int8_layer(node)

@@ -19,7 +19,6 @@ protobuf: with onnx-ir it takes longer by more than a third and the bytes differ
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -28,9 +27,6 @@ from onnx import TensorProto, helper, numpy_helper
 from calib.errors import GraphError, UsageError
 from calib.graph import index_graph, opset_version
 from engines.fp16 import Rounding, round_scale, round_weights
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _FLOAT, _HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
 _SUFFIX = {_FLOAT: "fp32", _HALF: "fp16"}
@@ -75,7 +71,7 @@ def type_graph(model: onnx.ModelProto, *, keep_fp32: frozenset[str] = frozenset(
     typed = onnx.ModelProto()
     typed.CopyFrom(model)
     _lower_clips_to_max(typed.graph)
-    graph = _Typing(typed, _element_types(inferred.graph), keep_fp32)
+    graph = _Typing(typed, _float_tensors(inferred.graph), keep_fp32)
     graph.rewrite()
     facts = TypingFacts(graph.casts, graph.rounding.flushed, graph.rounding.subnormal)
     for field, value in asdict(facts).items():
@@ -110,10 +106,9 @@ def _check(model: onnx.ModelProto, keep_fp32: frozenset[str]) -> None:
         raise UsageError("keep_fp32 names nodes that are not in the graph", found=", ".join(unknown[:8]))
 
 
-def _element_types(graph: onnx.GraphProto) -> dict[str, int]:
-    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
-    types.update({i.name: i.data_type for i in graph.initializer})
-    return types
+def _float_tensors(graph: onnx.GraphProto) -> set[str]:
+    tensors = {v.name for v in (*graph.input, *graph.value_info, *graph.output) if v.type.tensor_type.elem_type == _FLOAT}
+    return tensors | {i.name for i in graph.initializer if i.data_type == _FLOAT}
 
 
 def _lower_clips_to_max(graph: onnx.GraphProto) -> None:
@@ -130,11 +125,11 @@ def _lower_clips_to_max(graph: onnx.GraphProto) -> None:
 class _Typing:
     """Rewrite one graph: first node types, then edges; a tensor read in another type than its producer's gets a Cast."""
 
-    def __init__(self, model: onnx.ModelProto, element_types: Mapping[str, int], keep_fp32: frozenset[str]) -> None:
+    def __init__(self, model: onnx.ModelProto, float_tensors: set[str], keep_fp32: frozenset[str]) -> None:
         self.graph = model.graph
         self.index = index_graph(model)
         self.weights = {i.name: i for i in model.graph.initializer}
-        self.is_float = {name for name, kind in element_types.items() if kind == _FLOAT}
+        self.is_float = float_tensors
         self.rounding = Rounding()
         self.casts = 0
         self._kinds = self._node_kinds(keep_fp32)

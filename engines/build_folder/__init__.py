@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from engines.build_folder.manifest import EngineManifest, write_manifest
     from engines.build_folder.signature import Signature
     from engines.build_folder.signing import check_signature, sign
-    from engines.build_folder.verify import FolderCheck, examine_folder, verify_folder
+    from engines.build_folder.verify import examine_folder, verify_folder
 
 _PUBLIC = by_name(
     {
@@ -23,7 +23,7 @@ _PUBLIC = by_name(
         "engines.build_folder.manifest": ("EngineManifest", "write_manifest"),
         "engines.build_folder.signature": ("Signature",),
         "engines.build_folder.signing": ("check_signature", "sign"),
-        "engines.build_folder.verify": ("FolderCheck", "examine_folder", "verify_folder"),
+        "engines.build_folder.verify": ("examine_folder", "verify_folder"),
     }
 )
 
@@ -31,7 +31,6 @@ __all__ = [
     "BuildFolder",
     "Bundle",
     "EngineManifest",
-    "FolderCheck",
     "Signature",
     "check_runs_here",
     "check_signature",

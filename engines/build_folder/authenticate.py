@@ -18,7 +18,6 @@ from engines.build_folder.safe_files import REMAKE, is_there, read_contained
 from engines.build_folder.signature import check_listed, read_signature, signature_path
 
 UNSAFE = "--unsafe-no-manifest"
-CPU_BACKENDS = ("ort",)
 _AMPERE = (8, 0)
 
 
@@ -103,7 +102,7 @@ def check_runs_here(manifest: EngineManifest, *, backend_version: str, compute_c
     on every one of compute capability 8.0 or newer (ibid., "Hardware Compatibility").
     """
     engine = manifest.engine
-    if engine.backend in CPU_BACKENDS:
+    if engine.backend == "ort":
         return
     rebuild = f"ufovit build {manifest.model} {manifest.precision} --target {manifest.target}, on this machine"
     if not _loads_in(engine, backend_version):
@@ -115,13 +114,18 @@ def check_runs_here(manifest: EngineManifest, *, backend_version: str, compute_c
             allowed=f"{engine.backend} {engine.backend_version}{later}",
             next_command=f"install that release, or {rebuild}",
         )
-    if not _runs_on(engine, compute_capability):
+    if engine.hardware_compatibility == "ampere_plus":
+        runs_here, supported = _numbers(compute_capability) >= _AMPERE, "8.0 or newer"
+    else:
+        runs_here = compute_capability in engine.compute_capabilities
+        supported = ", ".join(engine.compute_capabilities) or "none: the manifest lists no GPU"
+    if not runs_here:
         built_on = f", built on {engine.device}" if engine.device else ""
         raise MissingError(
             "the engine was built for another GPU",
             where=engine.file,
             found=f"compute capability {compute_capability}" if compute_capability else "no GPU here",
-            allowed=_supported_gpus(engine) + built_on,
+            allowed=f"compute capability {supported}{built_on}",
             next_command=rebuild,
         )
 
@@ -131,18 +135,6 @@ def _loads_in(engine: EngineRecord, version: str) -> bool:
         return True
     here, built = _numbers(version), _numbers(engine.backend_version)
     return engine.version_compatible and bool(here and built) and here[0] == built[0] and here >= built
-
-
-def _runs_on(engine: EngineRecord, capability: str) -> bool:
-    if engine.hardware_compatibility == "ampere_plus":
-        return _numbers(capability) >= _AMPERE
-    return capability in engine.compute_capabilities
-
-
-def _supported_gpus(engine: EngineRecord) -> str:
-    if engine.hardware_compatibility == "ampere_plus":
-        return "compute capability 8.0 or newer"
-    return f"compute capability {', '.join(engine.compute_capabilities) or 'none: the manifest lists no GPU'}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

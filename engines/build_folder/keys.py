@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +39,8 @@ def load_private_key(path: Path, passphrase_file: Path | None = None) -> Ed25519
         passphrase = _secret(passphrase_file, "write the passphrase into it, and chmod 600").partition(b"\n")[0].rstrip(b"\r")
     if b"PUBLIC KEY-----" in data:
         raise UsageError("a public key cannot sign", where=path, allowed="the private key", next_command=MAKE_PRIVATE)
-    key = _parsed(path, lambda: serialization.load_pem_private_key(data, passphrase), MAKE_PRIVATE)
-    if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise _key_type_error(path, key)
-    private: Ed25519PrivateKey = key
+    load = partial(serialization.load_pem_private_key, data, passphrase)
+    private: Ed25519PrivateKey = _parsed(path, load, ed25519.Ed25519PrivateKey, MAKE_PRIVATE)
     return private
 
 
@@ -59,10 +58,8 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
             allowed="its public key",
             next_command=MAKE_PUBLIC,
         )
-    key = _parsed(path, lambda: serialization.load_pem_public_key(data), MAKE_PUBLIC)
-    if not isinstance(key, ed25519.Ed25519PublicKey):
-        raise _key_type_error(path, key)
-    public: Ed25519PublicKey = key
+    load = partial(serialization.load_pem_public_key, data)
+    public: Ed25519PublicKey = _parsed(path, load, ed25519.Ed25519PublicKey, MAKE_PUBLIC)
     return public
 
 
@@ -107,12 +104,12 @@ def _read(path: Path, make: str) -> tuple[bytes, int]:
         raise UsageError("file cannot be read", where=path, found=error.strerror, next_command=make) from error
 
 
-def _parsed(path: Path, load: Callable[[], Any], make: str) -> Any:
-    """The result of `load` on a PEM file; its errors as UsageError."""
+def _parsed(path: Path, load: Callable[[], Any], kind: type, make: str) -> Any:
+    """The key that `load` reads from a PEM file. Raises UsageError for its errors and for a key of another type than `kind`."""
     from cryptography.exceptions import UnsupportedAlgorithm
 
     try:
-        return load()
+        key = load()
     except TypeError as error:  # a passphrase for a plain key, or none for an encrypted one
         hint = "pass --passphrase-file for an encrypted key, and for no other"
         raise UsageError("the passphrase does not match the key", where=path, found=error, next_command=hint) from error
@@ -120,8 +117,7 @@ def _parsed(path: Path, load: Callable[[], Any], make: str) -> Any:
         raise UsageError(
             "not a PEM key as openssl writes it, or the wrong passphrase", where=path, found=error, next_command=make
         ) from error
-
-
-def _key_type_error(path: Path, key: object) -> UsageError:
-    found = type(key).__name__.strip("_").replace("PrivateKey", "").replace("PublicKey", "")
-    return UsageError("not an Ed25519 key", where=path, found=f"{found} key", allowed="Ed25519", next_command=MAKE_PRIVATE)
+    if not isinstance(key, kind):
+        found = type(key).__name__.strip("_").replace("PrivateKey", "").replace("PublicKey", "")
+        raise UsageError("not an Ed25519 key", where=path, found=f"{found} key", allowed="Ed25519", next_command=MAKE_PRIVATE)
+    return key
