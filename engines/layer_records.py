@@ -96,11 +96,9 @@ def common_type(types: Sequence[str]) -> str:
 
 def merge_evidence(products: Iterable[tuple[str, str, str]]) -> dict[str, LayerEvidence]:
     """Node -> evidence of all kernels that may compute its product, from the (node, type, source) of each."""
-    by_node: dict[str, list[tuple[str, str]]] = {}
+    by_node: dict[str, tuple[list[str], list[str]]] = {}
     for node, actual, source in products:
-        by_node.setdefault(node, []).append((actual, source))
-    evidence = {}
-    for node, parts in by_node.items():
-        types, sources = zip(*parts, strict=True)
-        evidence[node] = LayerEvidence(common_type(types), "; ".join(dict.fromkeys(sources)))
-    return evidence
+        types, sources = by_node.setdefault(node, ([], []))
+        types.append(actual)
+        sources.append(source)
+    return {node: LayerEvidence(common_type(types), "; ".join(dict.fromkeys(s))) for node, (types, s) in by_node.items()}

@@ -5,6 +5,7 @@ Sources:
     memory               the modules' data sheets; the smallest of several sizes, because an engine must fit all of them
     TensorRT             JetPack release notes: 5.1 has 8.5, 6.0 has 8.6, 6.1 and 6.2 have 10.3, 7.0 and 7.1 have 10.13 (Thor),
                          7.2 has 10.16 (Orin, Thor)
+    precisions           TensorRT support matrix: INT8, FP16 and BF16 tensor cores from 8.0 on, FP8 from 8.9 on
     TensorRT-RTX         its `ComputeCapability` enumeration, 7.5 to 12.1, without 8.7, 9.0 and 11.0
 
 A Jetson shares its memory between CPU and GPU, so the builder workspace is a quarter of it.
