@@ -34,9 +34,9 @@ def build(spec: BuildSpec, progress: Advance = lambda _share: None) -> BuiltEngi
     """Build an engine in memory and check its receipt against the INT8 floor of the spec. Writes no files.
 
     Raises:
-        GraphError: the graph is missing, invalid, or does not request the precision of the spec.
+        GraphError: the graph is missing, invalid, or does not request the precision of the spec; a BackendError that holds the
+            library's log if the backend rejects it.
         UsageError: the backend is unknown, or does not support the precision or an option.
-        BackendError: the backend rejects the graph (a GraphError that holds the library's log).
         VerdictError: less than `spec.floor` of the MACs runs in INT8.
         MissingError: the backend's library is not installed.
     """

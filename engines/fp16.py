@@ -19,12 +19,7 @@ _SCALE_TOLERANCE = 2.0**-7
 
 @dataclass
 class Rounding:
-    """Running counts of values that lost precision in rounding.
-
-    Attributes:
-        flushed: nonzero values that became zero.
-        subnormal: nonzero values that became subnormal, with fewer significant bits.
-    """
+    """Running counts of nonzero values that became zero, or subnormal, with fewer significant bits."""
 
     flushed: int = 0
     subnormal: int = 0

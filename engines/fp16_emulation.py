@@ -23,6 +23,7 @@ third (docs/engines.md).
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, Literal
 
 import numpy as np
@@ -56,9 +57,7 @@ def emulated_graph(typed: onnx.ModelProto, *, accumulate: Accumulate = "fp16") -
 
     Raises GraphError if the axes of a reduction are not constant, or the length of a summed axis is not fixed in the graph.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(typed)
-    return _Emulation(model, accumulate).rewrite()
+    return _Emulation(deepcopy(typed), accumulate).rewrite()
 
 
 class _Emulation:

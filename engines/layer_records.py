@@ -16,7 +16,6 @@ class Layer:
 
     Attributes:
         name: unique node name.
-        op_type: Conv, Gemm or MatMul.
         macs: multiply-accumulates for one image.
         requested: precision that the graph requests; "uint8" for codes that TensorRT does not support.
         problem: reason why it may run in float, or give wrong results in INT8; "" if there is none.
@@ -45,8 +44,6 @@ class GraphFacts:
     Attributes:
         layers: every Conv, MatMul and Gemm, in graph order.
         traceable: names of the layers that can be identified in an engine, because no other node has the same name.
-        input: the graph's input.
-        output: the graph's output.
     """
 
     layers: tuple[Layer, ...]
@@ -57,12 +54,7 @@ class GraphFacts:
 
 @dataclass(frozen=True)
 class LayerEvidence:
-    """The precision of one layer in an engine.
-
-    Attributes:
-        actual: "int8", "fp16", "fp32", "bf16", or "unknown" if the engine does not report it.
-        source: what in the engine shows it, one phrase.
-    """
+    """The precision of one layer in an engine, "unknown" if not reported, and what in the engine shows it, one phrase."""
 
     actual: str
     source: str

@@ -27,10 +27,8 @@ class Fallback:
     """A layer that does not run in the precision of the build.
 
     Attributes:
-        layer: node name.
         requested: precision that the graph requests.
         actual: precision in the engine; "unknown" if the engine does not report it.
-        reason: cause of the difference, one sentence.
         mac_fraction: the layer's share of the network's MACs, in [0, 1].
     """
 
@@ -43,15 +41,13 @@ class Fallback:
 
 @dataclass(frozen=True)
 class Receipt:
-    """Shares of the network's MACs by precision.
+    """Shares of the network's MACs by precision: `int8_mac_fraction` runs in INT8.
 
     Attributes:
-        int8_mac_fraction: share that runs in INT8.
         requested: precision -> share requested by the graph.
         actual: precision -> share in the engine.
         fallbacks: every layer whose actual precision is not that of the build, most MACs first.
-        kernels: number of kernels of one inference; None if the engine does not report it.
-        reformats: number of those that only change a tensor's layout or type; None likewise.
+        kernels: as in EngineEvidence, likewise `reformats`.
     """
 
     int8_mac_fraction: float

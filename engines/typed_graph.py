@@ -38,13 +38,7 @@ _CONSTANT_OPS = ("Constant", "ConstantOfShape")
 
 @dataclass(frozen=True)
 class TypingFacts:
-    """Counts of Casts and of weights that lost precision in FP16.
-
-    Attributes:
-        casts: Cast nodes added.
-        flushed: nonzero weights that became zero.
-        subnormal: nonzero weights that became subnormal, |w| < 2^-14, with fewer significant bits.
-    """
+    """Counts of added Casts and of weights that lost precision in FP16: flushed to zero, or subnormal, |w| < 2^-14."""
 
     casts: int
     flushed: int

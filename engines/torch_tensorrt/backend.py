@@ -51,18 +51,17 @@ class Environment:
     Attributes:
         python: its interpreter.
         flavour: "rtx" for torch-tensorrt-rtx, "trt" for torch-tensorrt.
-        versions: distribution -> version, of torch-tensorrt, its TensorRT and torch.
+        tensorrt: version of its TensorRT.
     """
 
     python: Path
     flavour: str
-    versions: dict[str, str]
+    tensorrt: str
 
 
 def version() -> str:
     """Version of the TensorRT that torch-tensorrt uses. Raises MissingError with the command that installs it."""
-    environment = find_environment()
-    return environment.versions["tensorrt_rtx" if environment.flavour == "rtx" else "tensorrt"]
+    return find_environment().tensorrt
 
 
 def find_environment() -> Environment:
@@ -72,7 +71,7 @@ def find_environment() -> Environment:
     installed = {d.name.lower().replace("-", "_"): d.version for d in importlib.metadata.distributions(path=folders) if d.name}
     for name, flavour, library in (("torch_tensorrt_rtx", "rtx", "tensorrt_rtx"), ("torch_tensorrt", "trt", "tensorrt")):
         if python.exists() and {name, library, "torch"} <= installed.keys():
-            return Environment(python, flavour, {k: installed[k] for k in (name, library, "torch")})
+            return Environment(python, flavour, installed[library])
     raise MissingError("torch-tensorrt is not installed", where=ENVIRONMENT, next_command=INSTALL)
 
 

@@ -66,10 +66,7 @@ class NodeReader:
 
 
 def torch_function(node: onnx.NodeProto, initializers: Mapping[str, onnx.TensorProto]) -> Compute:
-    """The function that computes a node's first output from its inputs; integer tensors are Python integers.
-
-    Raises GraphError for an unsupported operator, attribute or input.
-    """
+    """The function that computes a node's first output; integer tensors are Python integers. Raises GraphError for others."""
     reader = NodeReader(node, initializers)
     convert = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if convert is None:

@@ -37,7 +37,6 @@ class Program:
         steps: submodule name, without "steps." -> node name; nodes without a name are left out.
         shapes: shapes of the input: (min, opt, max), or one fixed shape.
         input: name of the graph's input; in the program it is "image".
-        output: name of the graph's output.
     """
 
     data: bytes
