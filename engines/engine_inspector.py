@@ -30,8 +30,6 @@ from engines.layer_records import UNKNOWN, EngineEvidence, LayerEvidence, common
 
 _METADATA_NODE = re.compile(r"\[ONNX Layer: ([^\]\n]+)\]")
 _PRODUCT = re.compile(r"gemm|conv|matrixmultiply|matmul|fusion|fully_?connected|corr", re.IGNORECASE)
-_REFORMAT = re.compile(r"reformat", re.IGNORECASE)
-_FUSION = re.compile(r"fusion", re.IGNORECASE)
 _INT8_TACTIC = re.compile(r"i8i32|imma|(?<![a-z0-9])int8(?![a-z0-9])", re.IGNORECASE)
 _FLOAT_TACTIC = re.compile(  # "sm80_xmma_gemm_f16f16_f16f32_f32", "ampere_h16816gemm", "ampere_fp16_s16816gemm_fp16"
     r"f16f|f32f32|bf16bf16|tf32|e4m3|e5m2|hmma|(?<![a-z0-9])[hs](?:gemm|884|1688|16816)", re.IGNORECASE
@@ -64,7 +62,7 @@ def read_inspector(text: str, nodes: frozenset[str]) -> EngineEvidence:
     evidence = merge_evidence(products)
     for node, source in mentioned.items():
         evidence.setdefault(node, LayerEvidence(UNKNOWN, source))
-    reformats = sum(bool(_REFORMAT.search(str(layer.get("LayerType", "")))) for layer in layers)
+    reformats = sum("reformat" in str(layer.get("LayerType", "")).lower() for layer in layers)
     return EngineEvidence(evidence, kernels=len(layers), reformats=reformats)
 
 
@@ -98,7 +96,7 @@ def _read_product(layer: dict[str, Any], kind: str) -> tuple[str, str]:
     if isinstance(weights, dict) and "Type" in weights:  # a convolution: a second input is a residual
         operands = [*types[:1], _parse_type(str(weights["Type"]))]
     source = f"{kind} on {' x '.join(operands) or 'nothing'}, tactic {tactic or 'not reported'}"
-    return _product_type(operands, types, tactic, is_fusion=_FUSION.search(kind) is not None), source
+    return _product_type(operands, types, tactic, is_fusion="fusion" in kind.lower()), source
 
 
 def _product_type(operands: list[str], types: list[str], tactic: str, *, is_fusion: bool) -> str:

@@ -24,12 +24,9 @@ _NO_EVIDENCE = LayerEvidence(UNKNOWN, "the engine does not name this layer")
 
 @dataclass(frozen=True)
 class Fallback:
-    """A layer that does not run in the precision of the build.
+    """A layer that does not run in the precision of the build; `actual` is "unknown" if the engine does not report it.
 
-    Attributes:
-        requested: precision that the graph requests.
-        actual: precision in the engine; "unknown" if the engine does not report it.
-        mac_fraction: the layer's share of the network's MACs, in [0, 1].
+    `mac_fraction` is the layer's share of the network's MACs, in [0, 1].
     """
 
     layer: str

@@ -30,11 +30,9 @@ class Target:
     Attributes:
         name: value of --target.
         backend: key of `engines.backends.BACKENDS`.
-        description: one line for the user.
         compute_capabilities: compute capabilities that the engine runs on, "major.minor"; empty for a CPU and for "desktop",
             whose engine is for the GPU of the build machine.
         float_type: type of the float layers of an INT8 build.
-        engine_suffix: suffix of the engine file.
         int8_floor: default minimum share of the MACs in INT8; an INT8 build below it fails.
         built_on: "any" machine, or only the "device" itself.
         memory_bytes: memory of the smallest module of the family, shared with the CPU on a Jetson; None if not limited here.

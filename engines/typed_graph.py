@@ -52,10 +52,8 @@ def type_graph(model: onnx.ModelProto, *, keep_fp32: frozenset[str] = frozenset(
         model: an ONNX graph of opset >= 19 (FP16 scales of Q/DQ) without subgraphs or functions.
         keep_fp32: names of the nodes that compute in FP32, e.g. those of every XNorm and the K^T V that feeds it.
 
-    Raises:
-        GraphError: a weight overflows FP16 or is not finite (names it), FP16 cannot represent a scale, the graph is typed
-            already or its types cannot be inferred.
-        UsageError: the graph has no node of a name in `keep_fp32`.
+    Raises GraphError if a weight overflows FP16 or is not finite (names it), FP16 cannot represent a scale, the graph is typed
+    already or its types cannot be inferred; UsageError if it has no node of a name in `keep_fp32`.
     """
     _check(model, keep_fp32)
     try:

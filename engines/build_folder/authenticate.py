@@ -93,7 +93,6 @@ def check_runs_here(manifest: EngineManifest, *, backend_version: str, compute_c
     """Raise MissingError for an engine that this machine cannot load. An engine for the CPU always passes.
 
     Args:
-        manifest: of the engine.
         backend_version: of the library that would load it.
         compute_capability: "major.minor" of the GPU that would run it, "" without one.
 

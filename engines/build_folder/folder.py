@@ -32,7 +32,6 @@ class BuildFolder:
     """The reader of a build folder.
 
     Args:
-        path: of the folder.
         require_signature: PEM file of the public key that must have signed every file that is read; None if not required.
 
     Attributes:

@@ -74,7 +74,6 @@ class EngineManifest:
         int8_floor: share of the MACs that had to run in INT8, None for the target's own.
         bundle: the bundle that the engine was built from, which holds the graphs that this folder lacks; None elsewhere.
         random_weights: the weights are random, not trained: such an engine shows speed, never accuracy.
-        notes: remarks for the user.
     """
 
     schema_version: ClassVar[int] = 2  # 2: with `task`

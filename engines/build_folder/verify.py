@@ -35,7 +35,6 @@ def verify_folder(build: BuildFolder, *, complete: bool = True, ignore: Collecti
     """Check a build folder, file by file: steps.json, then the flow. Raises ArtifactError naming the first that is refused.
 
     Args:
-        build: the build folder.
         complete: whether every file that a step wrote must exist. If not, only the engine and its manifest must; other files
             are checked if present. (Graphs that the manifest names and no step of this folder wrote are in the bundle that it
             was built from.)

@@ -46,13 +46,7 @@ _SHOWN_LINES = 12
 
 @dataclass(frozen=True)
 class Environment:
-    """The Python environment in which torch-tensorrt is installed.
-
-    Attributes:
-        python: its interpreter.
-        flavour: "rtx" for torch-tensorrt-rtx, "trt" for torch-tensorrt.
-        tensorrt: version of its TensorRT.
-    """
+    """The Python environment of torch-tensorrt: interpreter and version of its TensorRT. "rtx" is torch-tensorrt-rtx."""
 
     python: Path
     flavour: str

@@ -99,8 +99,7 @@ def export_program(model: onnx.ModelProto, batch: BatchRange) -> Program:
         model: a flat graph whose input has a fixed shape except for the batch.
         batch: sizes of a symbolic batch; if min equals max, the program has that fixed batch.
 
-    Raises:
-        GraphError: a node has no torch equivalent (names it), or a dimension other than the batch is symbolic.
+    Raises GraphError naming a node without torch equivalent, and for a symbolic dimension other than the batch.
     """
     weights = {i.name for i in model.graph.initializer}
     image = next(v for v in model.graph.input if v.name not in weights)

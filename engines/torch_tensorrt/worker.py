@@ -66,11 +66,7 @@ def main(request_path: str) -> int:
 
 
 class Library:
-    """torch-tensorrt, loaded, with converters for the two Q/DQ operators; raises any Exception if it does not load.
-
-    Attributes:
-        trt: the TensorRT module that torch-tensorrt uses.
-    """
+    """torch-tensorrt, loaded, with converters for the two Q/DQ operators; raises any Exception if it does not load."""
 
     def __init__(self, torch: Any) -> None:
         self._torch = torch

@@ -54,13 +54,7 @@ def version(flavour: Flavour) -> str:
 
 
 class _Library:
-    """A loaded TensorRT and its log.
-
-    Attributes:
-        module: the TensorRT module.
-        name: name of the library.
-        log: its messages as "SEVERITY: text", in order, without verbose ones.
-    """
+    """A loaded TensorRT and its log: messages as "SEVERITY: text", in order, without verbose ones."""
 
     def __init__(self, flavour: Flavour) -> None:
         self.module = load(flavour)
