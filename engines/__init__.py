@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engines.precision_receipt import Fallback, Receipt
     from engines.select_target import Resolution, resolve_target
     from engines.targets import TARGETS, Target
-    from engines.typed_graph import TypingFacts, type_graph, typing_facts
+    from engines.typed_graph import type_graph
 
 _PUBLIC = {
     "BACKENDS": "engines.backends",
@@ -44,13 +44,11 @@ _PUBLIC = {
     "Resolution": "engines.select_target",
     "Target": "engines.targets",
     "TensorInfo": "engines.layer_records",
-    "TypingFacts": "engines.typed_graph",
     "parse_batch": "engines.build_spec",
     "probe_backend": "engines.backends",
     "probe_backends": "engines.backends",
     "resolve_target": "engines.select_target",
     "type_graph": "engines.typed_graph",
-    "typing_facts": "engines.typed_graph",
     "write_manifest": "engines.build_folder.manifest",
 }
 
@@ -74,13 +72,11 @@ __all__ = [
     "Resolution",
     "Target",
     "TensorInfo",
-    "TypingFacts",
     "parse_batch",
     "probe_backend",
     "probe_backends",
     "resolve_target",
     "type_graph",
-    "typing_facts",
     "write_manifest",
 ]
 __getattr__ = lazy_exports(__name__, _PUBLIC)

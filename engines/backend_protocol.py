@@ -19,7 +19,7 @@ Advance = Callable[[float], None]
 
 @dataclass(frozen=True)
 class BackendResult:
-    """What a backend returns: the bytes of the engine file, and the version and messages of its library.
+    """What a backend returns: the bytes of the engine file and the version of its library.
 
     Attributes:
         compute_capabilities: compute capabilities that the engine runs on, "major.minor"; empty for a CPU.
@@ -32,7 +32,6 @@ class BackendResult:
     compute_capabilities: tuple[str, ...] = ()
     device: str = ""
     timing_cache: bytes | None = None
-    log: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

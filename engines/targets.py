@@ -42,7 +42,6 @@ class Target:
 
     name: str
     backend: BackendName
-    description: str
     compute_capabilities: tuple[str, ...] = ()
     float_type: FloatType = "fp16"
     engine_suffix: str = ".engine"
@@ -59,35 +58,21 @@ class Target:
 
 
 def _jetson(name: str, module: str, capability: str, gib: int) -> Target:
-    return Target(
-        name,
-        "trt",
-        f"Jetson {module}, with the TensorRT of its JetPack; built on the device, from a bundle",
-        (capability,),
-        built_on="device",
-        memory_bytes=gib * _GIB,
-        jetson=module,
-    )
+    return Target(name, "trt", (capability,), built_on="device", memory_bytes=gib * _GIB, jetson=module)
 
 
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
-        Target("cpu", "ort", "any CPU, with ONNX Runtime", float_type="fp32", engine_suffix=".onnx", int8_floor=0.85),
-        Target(
-            "rtx",
-            "trt_rtx",
-            "desktop and data-centre GPUs of Ampere, Ada and Blackwell, with TensorRT-RTX; builds without a GPU",
-            ("8.0", "8.6", "8.9", "12.0", "12.1"),
-        ),
-        Target("desktop", "trt", "this machine's NVIDIA GPU, with TensorRT", built_on="device"),
+        Target("cpu", "ort", float_type="fp32", engine_suffix=".onnx", int8_floor=0.85),
+        Target("rtx", "trt_rtx", ("8.0", "8.6", "8.9", "12.0", "12.1")),
+        Target("desktop", "trt", built_on="device"),
         _jetson("orin-nano", "Orin Nano", "8.7", 4),
         _jetson("orin-nx", "Orin NX", "8.7", 8),
         _jetson("agx-orin", "AGX Orin", "8.7", 32),
         _jetson("thor", "Thor", "11.0", 64),
         replace(
             _jetson("xavier-nx", "Xavier NX", "7.2", 8),
-            description="Jetson Xavier NX: not supported",
             refusal="its last JetPack, 5.1, has TensorRT 8.5, which does not support strongly typed networks",
         ),
     )

@@ -12,13 +12,14 @@
 * A Clip with a lower bound alone becomes a Max.
 
 LayerNormalization stays one node: its `stash_type` computes the statistics in FP32, where a decomposed one would not.
-Equal inputs give equal bytes. The counts are stored in the model's metadata, see `typing_facts`. The graph is edited as a
+Equal inputs give equal bytes. The model's metadata holds how many Casts were added and how many weights lost precision in FP16:
+"ufovit.typed.casts", "ufovit.typed.flushed" (to zero) and "ufovit.typed.subnormal" (|w| < 2^-14). The graph is edited as a
 protobuf: with onnx-ir it takes longer by more than a third and the bytes differ (docs/engines.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -26,23 +27,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calib.errors import GraphError, UsageError
 from calib.graph import index_graph, opset_version
-from engines.fp16 import Rounding, round_scale, round_weights
+from engines.fp16 import round_scale, round_weights
 
 _FLOAT, _HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
 _SUFFIX = {_FLOAT: "fp32", _HALF: "fp16"}
-_FACTS_PREFIX = "ufovit.typed."
 _OLDEST_OPSET = 19
 _CONSTANT_OPS = ("Constant", "ConstantOfShape")
 """Operators whose output type is set by the attribute `value`; FLOAT without it."""
-
-
-@dataclass(frozen=True)
-class TypingFacts:
-    """Counts of added Casts and of weights that lost precision in FP16: flushed to zero, or subnormal, |w| < 2^-14."""
-
-    casts: int
-    flushed: int
-    subnormal: int
 
 
 def type_graph(model: onnx.ModelProto, *, keep_fp32: frozenset[str] = frozenset()) -> onnx.ModelProto:
@@ -65,9 +56,8 @@ def type_graph(model: onnx.ModelProto, *, keep_fp32: frozenset[str] = frozenset(
     _lower_clips_to_max(typed.graph)
     graph = _Typing(typed, _float_tensors(inferred.graph), keep_fp32)
     graph.rewrite()
-    facts = TypingFacts(graph.casts, graph.rounding.flushed, graph.rounding.subnormal)
-    for field, value in asdict(facts).items():
-        typed.metadata_props.add(key=_FACTS_PREFIX + field, value=str(value))
+    for name, count in graph.counts.items():
+        typed.metadata_props.add(key=f"ufovit.typed.{name}", value=str(count))
     del typed.graph.value_info[:]
     try:
         typed = onnx.shape_inference.infer_shapes(typed, check_type=True, strict_mode=True)
@@ -75,12 +65,6 @@ def type_graph(model: onnx.ModelProto, *, keep_fp32: frozenset[str] = frozenset(
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         raise GraphError("the graph cannot be typed consistently in FP16", found=error) from error
     return typed
-
-
-def typing_facts(model: onnx.ModelProto) -> TypingFacts | None:
-    """Read the counts that `type_graph` stored in a model; None for any other graph."""
-    counts = {p.key.removeprefix(_FACTS_PREFIX): p.value for p in model.metadata_props if p.key.startswith(_FACTS_PREFIX)}
-    return TypingFacts(**{name: int(value) for name, value in counts.items()}) if counts else None
 
 
 def _check(model: onnx.ModelProto, keep_fp32: frozenset[str]) -> None:
@@ -122,8 +106,7 @@ class _Typing:
         self.index = index_graph(model)
         self.weights = {i.name: i for i in model.graph.initializer}
         self.is_float = float_tensors
-        self.rounding = Rounding()
-        self.casts = 0
+        self.counts = Counter(casts=0, flushed=0, subnormal=0)
         self._kinds = self._node_kinds(keep_fp32)
         self._tensor_kind = {out: self._kinds[i] for out, i in self.index.producers.items()}
         self._tensor_kind.update({v.name: _FLOAT for v in model.graph.input})
@@ -152,7 +135,7 @@ class _Typing:
             for i, name in enumerate(node.input):
                 if name in self.is_float and _is_retyped(node, i):
                     node.input[i] = self._tensor_as(name, kind, nodes, is_scale=i == scale_input)
-            _retype_attributes(node, kind, self.rounding)
+            _retype_attributes(node, kind, self.counts)
             nodes.append(node)
             for i, name in enumerate(node.output):
                 if name in outputs and name in self.is_float and kind == _HALF:
@@ -186,7 +169,7 @@ class _Typing:
         if is_scale:
             values = round_scale(values, name)
         elif kind == _HALF:
-            values = round_weights(values, name, self.rounding)
+            values = round_weights(values, name, self.counts)
         else:
             return name
         copy = f"{name}/{_SUFFIX[kind]}"
@@ -194,7 +177,7 @@ class _Typing:
         return copy
 
     def _cast(self, source: str, target: str, kind: int) -> onnx.NodeProto:
-        self.casts += 1
+        self.counts["casts"] += 1
         return helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=kind)
 
 
@@ -218,7 +201,7 @@ def _is_retyped(node: onnx.NodeProto, position: int) -> bool:
     return not declared.startswith("tensor(")
 
 
-def _retype_attributes(node: onnx.NodeProto, kind: int, counts: Rounding) -> None:
+def _retype_attributes(node: onnx.NodeProto, kind: int, counts: Counter[str]) -> None:
     """Change Casts to FLOAT, and float constants in attributes, to the node's type."""
     for attribute in node.attribute:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == _FLOAT:

@@ -60,8 +60,17 @@ def read_authenticated(
 
 
 def _undescribed(path: Path, public_key: Path | None, allowed: bool, say: Callable[[str], None]) -> bytes:
-    """Bytes of an engine without a manifest, if `allowed`."""
-    file = _only_engine(path) if path.is_dir() else path
+    """Bytes of an engine without a manifest, if `allowed`; in a folder, of its only engine."""
+    files = [path / name for name in ENGINES if is_there(path / name)] if path.is_dir() else [path]
+    if len(files) != 1:
+        raise ArtifactError(
+            "the folder holds no engine" if not files else "the folder holds several engines",
+            where=path,
+            found=f"no {MANIFEST}",
+            allowed="a build folder, or an engine file",
+            next_command=REMAKE,
+        )
+    file = files[0]
     if not allowed:
         raise ArtifactError(
             "refusing to load an engine without a manifest: engine files are executable code",
@@ -74,19 +83,6 @@ def _undescribed(path: Path, public_key: Path | None, allowed: bool, say: Callab
         check_listed(read_signature(file, public_key), signature_path(file), {file.name: sha256_bytes(engine)})
     say(f"UNSAFE: {file} has no manifest. Its origin is unknown, and loading it executes the code that it holds ({UNSAFE})")
     return engine
-
-
-def _only_engine(folder: Path) -> Path:
-    engines = [folder / name for name in ENGINES if is_there(folder / name)]
-    if len(engines) != 1:
-        raise ArtifactError(
-            "the folder holds no engine" if not engines else "the folder holds several engines",
-            where=folder,
-            found=f"no {MANIFEST}",
-            allowed="a build folder, or an engine file",
-            next_command=REMAKE,
-        )
-    return engines[0]
 
 
 def check_runs_here(manifest: EngineManifest, *, backend_version: str, compute_capability: str) -> None:

@@ -78,7 +78,7 @@ def pair_per_reader(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes = list(separate.graph.node)
     producers = {out: n for n in nodes for out in n.output}
     consumers: dict[str, int] = {v.name: 1 for v in separate.graph.output}
-    result = []
+    result: list[onnx.NodeProto] = []
     for node in nodes:
         for i, tensor in enumerate(node.input):
             dequantize = producers.get(tensor)
@@ -89,22 +89,17 @@ def pair_per_reader(model: onnx.ModelProto) -> onnx.ModelProto:
                 continue
             consumers[tensor] = consumers.get(tensor, 0) + 1
             if consumers[tensor] > 1:
-                pair = _copy_pair(quantize, dequantize, consumers[tensor])
-                node.input[i] = pair[1].output[0]
-                result += pair
+                own_pair = deepcopy(quantize), deepcopy(dequantize)
+                for copied in own_pair:
+                    copied.name = f"{copied.name}/reader{consumers[tensor]}"
+                    copied.output[0] = f"{copied.output[0]}/reader{consumers[tensor]}"
+                own_pair[1].input[0] = own_pair[0].output[0]
+                node.input[i] = own_pair[1].output[0]
+                result += own_pair
         result.append(node)
     del separate.graph.node[:]
     separate.graph.node.extend(result)
     return separate
-
-
-def _copy_pair(quantize: onnx.NodeProto, dequantize: onnx.NodeProto, number: int) -> list[onnx.NodeProto]:
-    q, dq = deepcopy(quantize), deepcopy(dequantize)
-    for node in (q, dq):
-        node.name = f"{node.name}/reader{number}"
-        node.output[0] = f"{node.output[0]}/reader{number}"
-    dq.input[0] = q.output[0]
-    return [q, dq]
 
 
 def _load() -> Any:

@@ -85,11 +85,10 @@ def build_engine(spec: BuildSpec, graph: bytes, advance: Advance) -> BackendResu
         folder = Path(name)
         request = _write_program(spec, graph, folder)
         advance(_EXPORTED)
-        facts, lines = _run_worker(environment, request, folder, lambda share: advance(_EXPORTED + (1 - _EXPORTED) * share))
+        facts = _run_worker(environment, request, folder, lambda share: advance(_EXPORTED + (1 - _EXPORTED) * share))
         data = (folder / "engine").read_bytes()
     advance(1.0)
-    log = (f"INFO: {facts['libraries']}", *dict.fromkeys(lines))
-    return BackendResult(data, facts["tensorrt"], capabilities, device, log=log)
+    return BackendResult(data, facts["tensorrt"], capabilities, device)
 
 
 def engine_evidence(data: bytes, _graph: bytes, facts: GraphFacts) -> EngineEvidence:
@@ -101,7 +100,7 @@ def engine_evidence(data: bytes, _graph: bytes, facts: GraphFacts) -> EngineEvid
     with tempfile.TemporaryDirectory(prefix="ufovit-torch-trt-") as name:
         folder = Path(name)
         write_bytes(folder / "engine", data)
-        result, _log = _run_worker(environment, {"inspect": str(folder / "engine")}, folder, lambda _share: None)
+        result = _run_worker(environment, {"inspect": str(folder / "engine")}, folder, lambda _share: None)
     return read_inspector(result["inspector"], nodes)
 
 
@@ -142,10 +141,8 @@ def _write_program(spec: BuildSpec, graph: bytes, folder: Path) -> dict[str, Any
     }
 
 
-def _run_worker(
-    environment: Environment, request: dict[str, Any], folder: Path, advance: Advance
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Run the worker on a request; returns its facts and the lines of its stderr. Kills it if the wait is interrupted."""
+def _run_worker(environment: Environment, request: dict[str, Any], folder: Path, advance: Advance) -> dict[str, Any]:
+    """Run the worker on a request and return its facts. Kills it if the wait is interrupted."""
     write_json(folder / "request.json", {**request, "facts": str(folder / "facts.json")})
     command = [str(environment.python), "-I", "-W", "ignore", str(WORKER), str(folder / "request.json")]
     with (
@@ -166,10 +163,9 @@ def _run_worker(
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
-    log = tuple((folder / "stderr").read_text(errors="replace").splitlines())
     if code:
-        raise _worker_error(code, log)
-    return read_json(folder / "facts.json"), log
+        raise _worker_error(code, tuple((folder / "stderr").read_text(errors="replace").splitlines()))
+    return read_json(folder / "facts.json")
 
 
 def _worker_error(code: int, log: tuple[str, ...]) -> Exception:

@@ -6,7 +6,7 @@
                    "compute_capabilities": ["8.6", ...], empty for this machine's GPU, "optimization_level": int | null,
                    "engine": output path, "facts": output path}
                   or {"inspect": an engine, "facts": output path}
-    facts         {"tensorrt": its version, "libraries": the others} or {"inspector": the engine's layers, as JSON text}
+    facts         {"tensorrt": its version} or {"inspector": the engine's layers, as JSON text}
     stdout        lines "share 0.5": progress
     stderr        warnings and errors of the libraries, the cause of a failure last
     exit code     0 done, 2 the program is rejected, 4 the libraries do not load, 5 the disk is full
@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -83,7 +82,7 @@ class Library:
         self._keep_int8_weights()
 
     def convert(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Build and write the engine of a request; returns the versions it was built with."""
+        """Build and write the engine of a request; returns the version of TensorRT."""
         torch, image = self._torch, request["input"]
         self._configure_network(request)
         if request["compute_capabilities"]:
@@ -100,11 +99,7 @@ class Library:
             **({} if level is None else {"optimization_level": level}),
         )
         Path(request["engine"]).write_bytes(engine)
-        names = ("torch-tensorrt-rtx", "torch-tensorrt", "torch")
-        return {
-            "tensorrt": self.trt.__version__,
-            "libraries": ", ".join(f"{name} {v}" for name in names if (v := _version(name))),
-        }
+        return {"tensorrt": self.trt.__version__}
 
     def inspect(self, request: dict[str, Any]) -> dict[str, Any]:
         """Read the layer information of an engine from TensorRT's engine inspector, on the GPU that it is built for."""
@@ -245,13 +240,6 @@ def _make_monitor(trt: Any) -> Any:
             pass
 
     return Monitor()
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _report_progress(share: float) -> None:
