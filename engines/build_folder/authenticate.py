@@ -6,7 +6,6 @@ Engine files are executable code. Standard library only; a signature needs `cryp
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from calib.errors import ArtifactError, MissingError
@@ -22,11 +21,7 @@ _AMPERE = (8, 0)
 
 
 def read_authenticated(
-    path: Path,
-    *,
-    public_key: Path | None = None,
-    unsafe_no_manifest: bool = False,
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+    path: Path, *, public_key: Path | None = None, unsafe_no_manifest: bool = False
 ) -> tuple[EngineManifest | None, bytes]:
     """The manifest of an engine and the engine's bytes, hashed as read: deserialize these bytes and no others.
 
@@ -34,9 +29,8 @@ def read_authenticated(
         path: a build folder, or an engine file in it.
         public_key: a PEM file; the manifest and the engine must be among the files that its owner signed. Other files of the
             build are not read and may be missing.
-        unsafe_no_manifest: accept an engine without a manifest, with a warning. An engine that contradicts its manifest is
-            still refused. With `public_key`, the signature must then be the file's own, FILE.sig.
-        say: prints the warning, one line.
+        unsafe_no_manifest: accept an engine without a manifest, with a warning on stderr. An engine that contradicts its
+            manifest is still refused. With `public_key`, the signature must then be the file's own, FILE.sig.
 
     Raises:
         ArtifactError: no manifest, or an engine or a signature that does not match.
@@ -46,7 +40,7 @@ def read_authenticated(
         raise ArtifactError("no such build folder or engine", where=path, next_command=REMAKE)
     folder = path if path.is_dir() else path.parent
     if not is_there(folder / MANIFEST):
-        return None, _undescribed(path, public_key, unsafe_no_manifest, say)
+        return None, _undescribed(path, public_key, unsafe_no_manifest)
     build = BuildFolder(folder, require_signature=public_key)
     manifest = build.manifest
     if path != folder and path.name != manifest.engine.file:
@@ -59,7 +53,7 @@ def read_authenticated(
     return manifest, build.engine()
 
 
-def _undescribed(path: Path, public_key: Path | None, allowed: bool, say: Callable[[str], None]) -> bytes:
+def _undescribed(path: Path, public_key: Path | None, allowed: bool) -> bytes:
     """Bytes of an engine without a manifest, if `allowed`; in a folder, of its only engine."""
     files = [path / name for name in ENGINES if is_there(path / name)] if path.is_dir() else [path]
     if len(files) != 1:
@@ -81,7 +75,8 @@ def _undescribed(path: Path, public_key: Path | None, allowed: bool, say: Callab
     engine = read_contained(file)
     if public_key is not None:
         check_listed(read_signature(file, public_key), signature_path(file), {file.name: sha256_bytes(engine)})
-    say(f"UNSAFE: {file} has no manifest. Its origin is unknown, and loading it executes the code that it holds ({UNSAFE})")
+    warning = f"{file} has no manifest. Its origin is unknown, and loading it executes the code that it holds ({UNSAFE})"
+    print(f"UNSAFE: {warning}", file=sys.stderr)
     return engine
 
 
