@@ -41,10 +41,10 @@ MMA_DEPTH = 16
 
 _FLOAT, _HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
 _EXACT_OPS = frozenset({
-    "Abs", "Clip", "Concat", "Expand", "Flatten", "Gather", "Identity", "Max", "MaxPool", "Min", "Neg", "Pad", "Relu",
-    "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
+    "Abs", "Clip", "Concat", "Constant", "Expand", "Flatten", "Gather", "Identity", "Max", "MaxPool", "Min", "Neg", "Pad",
+    "Relu", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
-"""Operators whose outputs are input values, up to sign: no rounding is needed."""
+"""Operators whose outputs are input values, up to sign, or a constant: no rounding is needed."""
 _REDUCTIONS = frozenset({"ReduceL2", "ReduceSum", "ReduceSumSquare"})
 
 
@@ -99,14 +99,12 @@ class _Emulation:
         for item in node.attribute:
             if item.name == "value" and item.t.data_type == _HALF:
                 item.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item.t).astype(np.float32)))
-        if not half or node.op_type in _EXACT_OPS or node.op_type == "Constant":
-            self.nodes.append(node)
-            return
+        rounded = [] if node.op_type in _EXACT_OPS else half
         for i, name in enumerate(node.output):
-            if name in half:
+            if name in rounded:
                 node.output[i] = f"{name}/exact"
         self.nodes.append(node)
-        for name in half:
+        for name in rounded:
             self._round(f"{name}/exact", name)
 
     def _is_int8_layer(self, node: onnx.NodeProto) -> bool:

@@ -22,7 +22,6 @@ from calib.graph import GraphIndex, TensorType, attribute, index_graph, infer_ty
 from calib.macs import count_macs
 from engines.layer_records import GraphFacts, Layer, TensorInfo
 
-DEQUANTIZE = "DequantizeLinear"
 TYPE_NAMES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "fp32",
     onnx.TensorProto.FLOAT16: "fp16",
@@ -89,7 +88,7 @@ def _request(node: onnx.NodeProto, index: GraphIndex, types: dict[str, TensorTyp
         return types[tensor].dtype if tensor in types else 0
 
     producers = {side: index.producer(tensor) for side, tensor in zip("AB", node.input, strict=False)}
-    sources = {side: source for side, source in producers.items() if source is not None and source.op_type == DEQUANTIZE}
+    sources = {side: source for side, source in producers.items() if source and source.op_type == "DequantizeLinear"}
     if len(sources) < len(producers):
         missing = " and ".join(f"operand {side}" for side in producers if side not in sources)
         return TYPE_NAMES.get(dtype(node.input[0]), "unknown"), f"the graph has no Q/DQ on {missing}"

@@ -35,7 +35,7 @@ class Target:
         float_type: type of the float layers of an INT8 build.
         int8_floor: default minimum share of the MACs in INT8; an INT8 build below it fails.
         built_on: "any" machine, or only the "device" itself.
-        memory_bytes: memory of the smallest module of the family, shared with the CPU on a Jetson; None if not limited here.
+        workspace_bytes: limit on the scratch memory of a kernel; None for the library's default.
         jetson: name of the module in the device tree, "" unless a Jetson.
         refusal: why the target is not supported, "" if it is.
     """
@@ -47,25 +47,21 @@ class Target:
     engine_suffix: str = ".engine"
     int8_floor: float = 0.95
     built_on: Literal["any", "device"] = "any"
-    memory_bytes: int | None = None
+    workspace_bytes: int | None = None
     jetson: str = ""
     refusal: str = ""
 
-    @property
-    def workspace_bytes(self) -> int | None:
-        """Limit on the scratch memory of a kernel; None for the library's default."""
-        return None if self.memory_bytes is None else self.memory_bytes // _WORKSPACE_SHARE
 
-
-def _jetson(name: str, module: str, capability: str, gib: int) -> Target:
-    return Target(name, "trt", (capability,), built_on="device", memory_bytes=gib * _GIB, jetson=module)
+def _jetson(name: str, module: str, capability: str, memory_gib: int) -> Target:
+    workspace = memory_gib * _GIB // _WORKSPACE_SHARE
+    return Target(name, "trt", (capability,), built_on="device", workspace_bytes=workspace, jetson=module)
 
 
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
         Target("cpu", "ort", float_type="fp32", engine_suffix=".onnx", int8_floor=0.85),
-        Target("rtx", "trt_rtx", ("8.0", "8.6", "8.9", "12.0", "12.1")),
+        Target("rtx", "trt_rtx", ("8.0", "8.6", "8.9", "12.0", "12.1")),  # Ampere, Ada and Blackwell; builds without a GPU
         Target("desktop", "trt", built_on="device"),
         _jetson("orin-nano", "Orin Nano", "8.7", 4),
         _jetson("orin-nx", "Orin NX", "8.7", 8),

@@ -33,10 +33,11 @@ def load_private_key(path: Path, passphrase_file: Path | None = None) -> Ed25519
         MissingError: `cryptography` is not installed.
     """
     ed25519, serialization = _cryptography()
-    data = _secret(path, f"{MAKE_PRIVATE} && {MAKE_PUBLIC}")
+    data = _read(path, f"{MAKE_PRIVATE} && {MAKE_PUBLIC}", secret=True)
     passphrase = None
     if passphrase_file is not None:
-        passphrase = _secret(passphrase_file, "write the passphrase into it, and chmod 600").partition(b"\n")[0].rstrip(b"\r")
+        text = _read(passphrase_file, "write the passphrase into it, and chmod 600", secret=True)
+        passphrase = text.partition(b"\n")[0].rstrip(b"\r")
     if b"PUBLIC KEY-----" in data:
         raise UsageError("a public key cannot sign", where=path, allowed="the private key", next_command=MAKE_PRIVATE)
     load = partial(serialization.load_pem_private_key, data, passphrase)
@@ -50,7 +51,7 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
     Raises UsageError for a file that is missing or does not hold an Ed25519 public key, MissingError without `cryptography`.
     """
     ed25519, serialization = _cryptography()
-    data, _ = _read(path, MAKE_PUBLIC)
+    data = _read(path, MAKE_PUBLIC, secret=False)
     if b"PRIVATE KEY-----" in data:
         raise UsageError(
             "expected a public key, found a private key: keep it with the signer",
@@ -82,10 +83,14 @@ def _cryptography() -> tuple[Any, Any]:
     return ed25519, serialization
 
 
-def _secret(path: Path, make: str) -> bytes:
-    """Content of a file that only its owner may read; the permissions are those of the opened file."""
-    data, mode = _read(path, make)
-    if mode & _OTHERS:
+def _read(path: Path, make: str, *, secret: bool) -> bytes:
+    """Content of a file; only its owner may read a secret one. The permissions are those of the opened file."""
+    try:
+        with path.open("rb") as stream:
+            data, mode = stream.read(), os.fstat(stream.fileno()).st_mode
+    except OSError as error:
+        raise UsageError("file cannot be read", where=path, found=error.strerror, next_command=make) from error
+    if secret and mode & _OTHERS:
         raise UsageError(
             "other users can read this secret",
             where=path,
@@ -94,14 +99,6 @@ def _secret(path: Path, make: str) -> bytes:
             next_command=f"chmod 600 {path}",
         )
     return data
-
-
-def _read(path: Path, make: str) -> tuple[bytes, int]:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(), os.fstat(stream.fileno()).st_mode
-    except OSError as error:
-        raise UsageError("file cannot be read", where=path, found=error.strerror, next_command=make) from error
 
 
 def _parsed(path: Path, load: Callable[[], Any], kind: type, make: str) -> Any:
