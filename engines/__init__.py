@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engines.precision_receipt import Fallback, Receipt
     from engines.select_target import Resolution, resolve_target
     from engines.targets import TARGETS, Target
-    from engines.typed_graph import TypingFacts, type_graph, typing_facts
+    from engines.typed_graph import type_graph
 
 __all__ = [
     "BACKENDS",
@@ -44,13 +44,11 @@ __all__ = [
     "Resolution",
     "Target",
     "TensorInfo",
-    "TypingFacts",
     "parse_batch",
     "probe_backend",
     "probe_backends",
     "resolve_target",
     "type_graph",
-    "typing_facts",
     "write_manifest",
 ]
 __getattr__ = lazy_exports(__name__, __file__)

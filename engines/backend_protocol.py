@@ -19,15 +19,12 @@ Advance = Callable[[float], None]
 
 @dataclass(frozen=True)
 class BackendResult:
-    """What a backend returns.
+    """What a backend returns: the bytes of the engine file and the version of its library.
 
     Attributes:
-        data: bytes of the engine file.
-        version: version of the backend's library.
         compute_capabilities: compute capabilities that the engine runs on, "major.minor"; empty for a CPU.
         device: name of the GPU that the engine was built on, "" for a build without a GPU.
         timing_cache: serialized timing cache after the build, None for a backend without one.
-        log: messages of the library, in order.
     """
 
     data: bytes
@@ -35,7 +32,6 @@ class BackendResult:
     compute_capabilities: tuple[str, ...] = ()
     device: str = ""
     timing_cache: bytes | None = None
-    log: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

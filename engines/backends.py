@@ -14,12 +14,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BackendEntry:
-    """One backend in the registry.
+    """One backend in the registry, the command that installs it, and what it does then, one sentence.
 
-    Attributes:
-        module: dotted module name, loaded on first use; it defines BACKEND and `version()`, which raises MissingError.
-        install: the command that installs it.
-        capability: one sentence on what it does once installed.
+    `module` is a dotted name, loaded on first use; it defines BACKEND and `version()`, which raises MissingError.
     """
 
     module: str
@@ -49,14 +46,9 @@ BACKENDS: dict[str, BackendEntry] = {
 
 @dataclass(frozen=True)
 class BackendProbe:
-    """Whether a backend works on this machine.
+    """Whether a backend, a key of BACKENDS, can build on this machine, and why, one sentence.
 
-    Attributes:
-        backend: its key in BACKENDS.
-        works: whether it can build here.
-        version: version of its library, "" if it is missing.
-        why: reason, one sentence.
-        install: the command that installs it, None if it works.
+    `version` is "" if its library is missing; `install`, the command that installs it, is None if it works.
     """
 
     backend: str

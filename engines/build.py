@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,30 +22,21 @@ _FLOAT_MAJORITY = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltEngine(BackendResult):
-    """The output of the backend and the receipt read from it.
-
-    Attributes:
-        receipt: precision receipt, read from `data`.
-        backend: key of BACKENDS.
-        input: the graph's input; a symbolic batch is -1.
-        output: the graph's output; a symbolic batch is -1.
-        seconds: duration of the build, receipt included.
-    """
+    """The output of the backend, a key of BACKENDS; the receipt read from it; input and output of the graph."""
 
     receipt: Receipt
     backend: str
     input: TensorInfo
     output: TensorInfo
-    seconds: float
 
 
 def build(spec: BuildSpec, progress: Advance = lambda _share: None) -> BuiltEngine:
     """Build an engine in memory and check its receipt against the INT8 floor of the spec. Writes no files.
 
     Raises:
-        GraphError: the graph is missing, invalid, or does not request the precision of the spec.
+        GraphError: the graph is missing, invalid, or does not request the precision of the spec; a BackendError that holds the
+            library's log if the backend rejects it.
         UsageError: the backend is unknown, or does not support the precision or an option.
-        BackendError: the backend rejects the graph (a GraphError that holds the library's log).
         VerdictError: less than `spec.floor` of the MACs runs in INT8.
         MissingError: the backend's library is not installed.
     """
@@ -59,18 +49,10 @@ def build_graph(spec: BuildSpec, graph: bytes, facts: GraphFacts, progress: Adva
     """Like `build`, from the bytes and facts of a graph; does not import onnx unless the backend does."""
     backend = load_backend(spec.target.backend)
     _check_request(spec, facts.layers)
-    start = time.monotonic()
     built = backend.build(spec, graph, progress)
     receipt = make_receipt(facts.layers, backend.evidence(built.data, graph, facts), spec.precision)
     check_receipt(receipt, spec.floor)
-    return BuiltEngine(
-        **vars(built),
-        receipt=receipt,
-        backend=spec.target.backend,
-        input=facts.input,
-        output=facts.output,
-        seconds=time.monotonic() - start,
-    )
+    return BuiltEngine(**vars(built), receipt=receipt, backend=spec.target.backend, input=facts.input, output=facts.output)
 
 
 def _check_request(spec: BuildSpec, layers: tuple[Layer, ...]) -> None:

@@ -95,7 +95,6 @@ class BuildSpec:
 
     Attributes:
         onnx: the input graph: strongly typed for "fp16" and for INT8 on a GPU, with Q/DQ for "int8".
-        target: the device family to build for.
         precision: the requested precision, with which the receipt is compared.
         batch: batch sizes of the engine; ignored if the graph has a fixed batch.
         int8_floor: share of the MACs in [0, 1] that must run in INT8, None for the default of the target; "int8" only.

@@ -30,8 +30,6 @@ from engines.layer_records import UNKNOWN, EngineEvidence, LayerEvidence, common
 
 _METADATA_NODE = re.compile(r"\[ONNX Layer: ([^\]\n]+)\]")
 _PRODUCT = re.compile(r"gemm|conv|matrixmultiply|matmul|fusion|fully_?connected|corr", re.IGNORECASE)
-_REFORMAT = re.compile(r"reformat", re.IGNORECASE)
-_FUSION = re.compile(r"fusion", re.IGNORECASE)
 _INT8_TACTIC = re.compile(r"i8i32|imma|(?<![a-z0-9])int8(?![a-z0-9])", re.IGNORECASE)
 _FLOAT_TACTIC = re.compile(  # "sm80_xmma_gemm_f16f16_f16f32_f32", "ampere_h16816gemm", "ampere_fp16_s16816gemm_fp16"
     r"f16f|f32f32|bf16bf16|tf32|e4m3|e5m2|hmma|(?<![a-z0-9])[hs](?:gemm|884|1688|16816)", re.IGNORECASE
@@ -55,16 +53,16 @@ def read_inspector(text: str, nodes: frozenset[str]) -> EngineEvidence:
     products: list[tuple[str, str, str]] = []
     mentioned: dict[str, str] = {}
     for layer in layers:
-        kind, actual, source = _classify_layer(layer)
+        kind = str(layer.get("LayerType", "?"))
         for node in _layer_nodes(layer, nodes):
-            if kind == "product":
-                products.append((node, actual, source))
+            if _PRODUCT.search(kind):
+                products.append((node, *_read_product(layer, kind)))
             else:
-                mentioned.setdefault(node, source)
+                mentioned.setdefault(node, f"computed in a layer of type {kind}, whose precision is not reported")
     evidence = merge_evidence(products)
     for node, source in mentioned.items():
-        evidence.setdefault(node, LayerEvidence(UNKNOWN, f"{source}, whose precision is not reported"))
-    reformats = sum(bool(_REFORMAT.search(str(layer.get("LayerType", "")))) for layer in layers)
+        evidence.setdefault(node, LayerEvidence(UNKNOWN, source))
+    reformats = sum("reformat" in str(layer.get("LayerType", "")).lower() for layer in layers)
     return EngineEvidence(evidence, kernels=len(layers), reformats=reformats)
 
 
@@ -90,18 +88,15 @@ def _layer_nodes(layer: dict[str, Any], nodes: frozenset[str]) -> list[str]:
     return [part for part in dict.fromkeys(parts) if part in nodes]
 
 
-def _classify_layer(layer: dict[str, Any]) -> tuple[str, str, str]:
-    """(kind, type, source) of a layer; the kind is "product" for a matrix product or convolution, else "other"."""
-    kind = str(layer.get("LayerType", "?"))
-    if not _PRODUCT.search(kind):
-        return "other", UNKNOWN, f"computed in a layer of type {kind}"
+def _read_product(layer: dict[str, Any], kind: str) -> tuple[str, str]:
+    """(type, source) of a layer that computes a matrix product or a convolution."""
     inputs, weights, tactic = layer.get("Inputs"), layer.get("Weights"), str(layer.get("TacticName", ""))
     types = [type_of_tensor(tensor) for tensor in inputs] if isinstance(inputs, list) else []
     operands = types[:2]
     if isinstance(weights, dict) and "Type" in weights:  # a convolution: a second input is a residual
         operands = [*types[:1], _parse_type(str(weights["Type"]))]
     source = f"{kind} on {' x '.join(operands) or 'nothing'}, tactic {tactic or 'not reported'}"
-    return "product", _product_type(operands, types, tactic, is_fusion=_FUSION.search(kind) is not None), source
+    return _product_type(operands, types, tactic, is_fusion="fusion" in kind.lower()), source
 
 
 def _product_type(operands: list[str], types: list[str], tactic: str, *, is_fusion: bool) -> str:

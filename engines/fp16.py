@@ -5,7 +5,7 @@ FP16: largest 65504, smallest normal 2^-14, smallest subnormal 2^-24 (IEEE 754 b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,21 +17,11 @@ SMALLEST_NORMAL = 2.0**-14
 _SCALE_TOLERANCE = 2.0**-7
 
 
-@dataclass
-class Rounding:
-    """Running counts of values that lost precision in rounding.
+def round_weights(values: NDArray[np.generic], name: str, counts: Counter[str]) -> NDArray[np.float16]:
+    """Round FLOAT to FLOAT16, any shape. Raises GraphError naming the tensor for NaN, infinity and |value| > 65504.
 
-    Attributes:
-        flushed: nonzero values that became zero.
-        subnormal: nonzero values that became subnormal, with fewer significant bits.
+    Adds to `counts` the nonzero values that became zero, "flushed", or "subnormal", with fewer significant bits.
     """
-
-    flushed: int = 0
-    subnormal: int = 0
-
-
-def round_weights(values: NDArray[np.generic], name: str, counts: Rounding) -> NDArray[np.float16]:
-    """Round FLOAT to FLOAT16, any shape. Raises GraphError naming the tensor for NaN, infinity and |value| > 65504."""
     source = np.asarray(values, dtype=np.float32)
     if not np.isfinite(source).all():
         raise GraphError("weights contain NaN or infinity", where=name, allowed="finite numbers")
@@ -46,8 +36,8 @@ def round_weights(values: NDArray[np.generic], name: str, counts: Rounding) -> N
             next_command="keep the node that consumes it in FP32",
         )
     magnitude = np.abs(rounded.astype(np.float32))
-    counts.flushed += int(((magnitude == 0) & (source != 0)).sum())
-    counts.subnormal += int(((magnitude > 0) & (magnitude < SMALLEST_NORMAL)).sum())
+    counts["flushed"] += int(((magnitude == 0) & (source != 0)).sum())
+    counts["subnormal"] += int(((magnitude > 0) & (magnitude < SMALLEST_NORMAL)).sum())
     return rounded
 
 

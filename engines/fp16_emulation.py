@@ -23,6 +23,7 @@ third (docs/engines.md).
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, Literal
 
 import numpy as np
@@ -40,10 +41,10 @@ MMA_DEPTH = 16
 
 _FLOAT, _HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
 _EXACT_OPS = frozenset({
-    "Abs", "Clip", "Concat", "Expand", "Flatten", "Gather", "Identity", "Max", "MaxPool", "Min", "Neg", "Pad", "Relu",
-    "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
+    "Abs", "Clip", "Concat", "Constant", "Expand", "Flatten", "Gather", "Identity", "Max", "MaxPool", "Min", "Neg", "Pad",
+    "Relu", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
-"""Operators whose outputs are input values, up to sign: no rounding is needed."""
+"""Operators whose outputs are input values, up to sign, or a constant: no rounding is needed."""
 _REDUCTIONS = frozenset({"ReduceL2", "ReduceSum", "ReduceSumSquare"})
 
 
@@ -56,9 +57,7 @@ def emulated_graph(typed: onnx.ModelProto, *, accumulate: Accumulate = "fp16") -
 
     Raises GraphError if the axes of a reduction are not constant, or the length of a summed axis is not fixed in the graph.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(typed)
-    return _Emulation(model, accumulate).rewrite()
+    return _Emulation(deepcopy(typed), accumulate).rewrite()
 
 
 class _Emulation:
@@ -100,22 +99,18 @@ class _Emulation:
         for item in node.attribute:
             if item.name == "value" and item.t.data_type == _HALF:
                 item.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item.t).astype(np.float32)))
-        if not half or node.op_type in _EXACT_OPS or node.op_type == "Constant":
-            self.nodes.append(node)
-            return
+        rounded = [] if node.op_type in _EXACT_OPS else half
         for i, name in enumerate(node.output):
-            if name in half:
+            if name in rounded:
                 node.output[i] = f"{name}/exact"
         self.nodes.append(node)
-        for name in half:
+        for name in rounded:
             self._round(f"{name}/exact", name)
 
     def _is_int8_layer(self, node: onnx.NodeProto) -> bool:
         """Whether both operands come from DequantizeLinear: the products are then summed in INT32."""
-        producers = [self.index.producers.get(name) for name in node.input[:2]]
-        return node.op_type in MAC_OPS and all(
-            i is not None and self.model.graph.node[i].op_type == "DequantizeLinear" for i in producers
-        )
+        producers = [self.index.producer(name) for name in node.input[:2]]
+        return node.op_type in MAC_OPS and all(p is not None and p.op_type == "DequantizeLinear" for p in producers)
 
     def _is_activation_product(self, node: onnx.NodeProto) -> bool:
         return node.op_type == "MatMul" and not set(node.input) & self.index.constant_like and not self._is_int8_layer(node)

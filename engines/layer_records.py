@@ -16,7 +16,6 @@ class Layer:
 
     Attributes:
         name: unique node name.
-        op_type: Conv, Gemm or MatMul.
         macs: multiply-accumulates for one image.
         requested: precision that the graph requests; "uint8" for codes that TensorRT does not support.
         problem: reason why it may run in float, or give wrong results in INT8; "" if there is none.
@@ -45,8 +44,6 @@ class GraphFacts:
     Attributes:
         layers: every Conv, MatMul and Gemm, in graph order.
         traceable: names of the layers that can be identified in an engine, because no other node has the same name.
-        input: the graph's input.
-        output: the graph's output.
     """
 
     layers: tuple[Layer, ...]
@@ -57,12 +54,7 @@ class GraphFacts:
 
 @dataclass(frozen=True)
 class LayerEvidence:
-    """The precision of one layer in an engine.
-
-    Attributes:
-        actual: "int8", "fp16", "fp32", "bf16", or "unknown" if the engine does not report it.
-        source: what in the engine shows it, one phrase.
-    """
+    """The precision of one layer in an engine, "unknown" if not reported, and what in the engine shows it, one phrase."""
 
     actual: str
     source: str
@@ -96,11 +88,9 @@ def common_type(types: Sequence[str]) -> str:
 
 def merge_evidence(products: Iterable[tuple[str, str, str]]) -> dict[str, LayerEvidence]:
     """Node -> evidence of all kernels that may compute its product, from the (node, type, source) of each."""
-    by_node: dict[str, list[tuple[str, str]]] = {}
+    by_node: dict[str, tuple[list[str], list[str]]] = {}
     for node, actual, source in products:
-        by_node.setdefault(node, []).append((actual, source))
-    evidence = {}
-    for node, parts in by_node.items():
-        types, sources = zip(*parts, strict=True)
-        evidence[node] = LayerEvidence(common_type(types), "; ".join(dict.fromkeys(sources)))
-    return evidence
+        types, sources = by_node.setdefault(node, ([], []))
+        types.append(actual)
+        sources.append(source)
+    return {node: LayerEvidence(common_type(types), "; ".join(dict.fromkeys(s))) for node, (types, s) in by_node.items()}

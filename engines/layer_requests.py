@@ -22,7 +22,6 @@ from calib.graph import GraphIndex, TensorType, attribute, index_graph, infer_ty
 from calib.macs import count_macs
 from engines.layer_records import GraphFacts, Layer, TensorInfo
 
-DEQUANTIZE = "DequantizeLinear"
 TYPE_NAMES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "fp32",
     onnx.TensorProto.FLOAT16: "fp16",
@@ -53,14 +52,14 @@ def parse_graph(data: bytes, path: Path) -> tuple[bytes, GraphFacts]:
 
 def graph_facts(model: onnx.ModelProto) -> GraphFacts:
     """Facts that a build needs of a graph. Raises GraphError unless it has one input and one output, both tensors."""
-    layers, unique = read_layers(model), frozenset(unique_names(model))
+    layers, names = read_layers(model), Counter(node.name for node in model.graph.node)
     weights = {i.name for i in model.graph.initializer}
     inputs = [v for v in model.graph.input if v.name not in weights]
     are_tensors = all(v.type.tensor_type.elem_type for v in (*inputs, *model.graph.output))
     if len(inputs) != 1 or len(model.graph.output) != 1 or not are_tensors:
         found = f"{len(inputs)} inputs, {len(model.graph.output)} outputs" + ("" if are_tensors else ", not all tensors")
         raise GraphError("unsupported graph inputs or outputs", found=found, allowed="one input tensor, one output tensor")
-    traceable = tuple(layer.name for layer in layers if layer.name in unique)
+    traceable = tuple(layer.name for layer in layers if names[layer.name] == 1)  # others do not identify a node in an engine
     return GraphFacts(layers, traceable, _tensor_info(inputs[0]), _tensor_info(model.graph.output[0]))
 
 
@@ -77,45 +76,29 @@ def read_layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
     layers = []
     for name, node in zip(index.names, model.graph.node, strict=True):
         if name in macs:
-            requested, problem = _request(node, index, types, model)
+            requested, problem = _request(node, index, types)
             layers.append(Layer(name, node.op_type, macs[name], requested, problem))
     return tuple(layers)
 
 
-def unique_names(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names that belong to exactly one node: only these identify a node in an engine."""
-    counts = Counter(n.name for n in model.graph.node)
-    return tuple(n.name for n in model.graph.node if n.name and counts[n.name] == 1)
+def _request(node: onnx.NodeProto, index: GraphIndex, types: dict[str, TensorType]) -> tuple[str, str]:
+    """(requested precision, problem) of a node whose operands are called A and B."""
+
+    def dtype(tensor: str) -> int:
+        return types[tensor].dtype if tensor in types else 0
+
+    producers = {side: index.producer(tensor) for side, tensor in zip("AB", node.input, strict=False)}
+    sources = {side: source for side, source in producers.items() if source and source.op_type == "DequantizeLinear"}
+    if len(sources) < len(producers):
+        missing = " and ".join(f"operand {side}" for side in producers if side not in sources)
+        return TYPE_NAMES.get(dtype(node.input[0]), "unknown"), f"the graph has no Q/DQ on {missing}"
+    problems = [_operand_problem(node, side, source, index) for side, source in sources.items()]
+    unsigned = [side for side, source in sources.items() if dtype(source.input[0]) == onnx.TensorProto.UINT8]
+    problems += [f"operand {side} is quantized to uint8, which TensorRT reads as int8" for side in unsigned]
+    return "uint8" if unsigned else "int8", "; ".join(p for p in problems if p)
 
 
-def _request(node: onnx.NodeProto, index: GraphIndex, types: dict[str, TensorType], model: onnx.ModelProto) -> tuple[str, str]:
-    sources = [_dequantizer(tensor, index, model) for tensor in node.input[:2]]
-    if all(sources):
-        problems = [_operand_problem(node, i, s, index) for i, s in enumerate(sources) if s is not None]
-        unsigned = [side for side, s in zip("AB", sources, strict=False) if s is not None and _is_unsigned(s, index, types)]
-        problems += [f"operand {side} is quantized to uint8, which TensorRT reads as int8" for side in unsigned]
-        return "uint8" if unsigned else "int8", "; ".join(p for p in problems if p)
-    dtype = types[node.input[0]].dtype if node.input[0] in types else 0
-    missing = " and ".join(f"operand {'AB'[i]}" for i, s in enumerate(sources) if s is None)
-    return TYPE_NAMES.get(dtype, "unknown"), f"the graph has no Q/DQ on {missing}"
-
-
-def _dequantizer(tensor: str, index: GraphIndex, model: onnx.ModelProto) -> onnx.NodeProto | None:
-    position = index.producers.get(tensor)
-    node = None if position is None else model.graph.node[position]
-    return node if node is not None and node.op_type == DEQUANTIZE else None
-
-
-def _is_unsigned(dequantize: onnx.NodeProto, index: GraphIndex, types: dict[str, TensorType]) -> bool:
-    codes = dequantize.input[0]
-    constant = index.constants.get(codes)
-    if constant is not None:
-        return constant.data_type == onnx.TensorProto.UINT8
-    return codes in types and types[codes].dtype == onnx.TensorProto.UINT8
-
-
-def _operand_problem(node: onnx.NodeProto, operand: int, dequantize: onnx.NodeProto, index: GraphIndex) -> str:
-    side = "AB"[operand]
+def _operand_problem(node: onnx.NodeProto, side: str, dequantize: onnx.NodeProto, index: GraphIndex) -> str:
     scale = index.constants.get(dequantize.input[1])
     if scale is None:
         return f"the scale of operand {side} is not a constant"
@@ -125,7 +108,7 @@ def _operand_problem(node: onnx.NodeProto, operand: int, dequantize: onnx.NodePr
             return f"the zero-point of operand {side} is not 0"
     if int(np.prod(scale.dims)) <= 1:
         return ""
-    if operand == 0 or dequantize.output[0] not in index.constant_like:
+    if side == "A" or dequantize.output[0] not in index.constant_like:
         return f"operand {side} is an activation with per-channel scales"
     output_axis = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
     axis = int(attribute(dequantize, "axis", 1))

@@ -8,7 +8,7 @@ graph. A layer without evidence counts as not INT8 and is listed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,14 +24,9 @@ _NO_EVIDENCE = LayerEvidence(UNKNOWN, "the engine does not name this layer")
 
 @dataclass(frozen=True)
 class Fallback:
-    """A layer that does not run in the precision of the build.
+    """A layer that does not run in the precision of the build; `actual` is "unknown" if the engine does not report it.
 
-    Attributes:
-        layer: node name.
-        requested: precision that the graph requests.
-        actual: precision in the engine; "unknown" if the engine does not report it.
-        reason: cause of the difference, one sentence.
-        mac_fraction: the layer's share of the network's MACs, in [0, 1].
+    `mac_fraction` is the layer's share of the network's MACs, in [0, 1].
     """
 
     layer: str
@@ -43,15 +38,13 @@ class Fallback:
 
 @dataclass(frozen=True)
 class Receipt:
-    """Shares of the network's MACs by precision.
+    """Shares of the network's MACs by precision: `int8_mac_fraction` runs in INT8.
 
     Attributes:
-        int8_mac_fraction: share that runs in INT8.
         requested: precision -> share requested by the graph.
         actual: precision -> share in the engine.
         fallbacks: every layer whose actual precision is not that of the build, most MACs first.
-        kernels: number of kernels of one inference; None if the engine does not report it.
-        reformats: number of those that only change a tensor's layout or type; None likewise.
+        kernels: as in EngineEvidence, likewise `reformats`.
     """
 
     int8_mac_fraction: float
@@ -67,35 +60,26 @@ def make_receipt(layers: tuple[Layer, ...], evidence: EngineEvidence, precision:
     total = sum(layer.macs for layer in layers)
     if not total:
         raise GraphError("the graph has no Conv, MatMul or Gemm", allowed="a network")
-    sources = {layer.name: evidence.layers.get(layer.name, _NO_EVIDENCE) for layer in layers}
-    actual = {layer.name: _actual_precision(layer, sources[layer.name]) for layer in layers}
-    fallbacks = [
-        Fallback(
-            layer.name, layer.requested, actual[layer.name], _reason(layer, sources[layer.name], precision), layer.macs / total
-        )
-        for layer in layers
-        if actual[layer.name] != precision
-    ]
-    shares = _shares((actual[layer.name], layer.macs) for layer in layers)
+    actual, fallbacks = [], []
+    for layer in layers:
+        found = evidence.layers.get(layer.name, _NO_EVIDENCE)
+        # INT8 arithmetic on uint8 codes does not count as INT8: its results are wrong.
+        used = "uint8" if (layer.requested, found.actual) == ("uint8", "int8") else found.actual
+        actual.append(used)
+        if used != precision:
+            request = "" if layer.requested == precision else f"the graph requests {layer.requested}"
+            cause = layer.problem if precision == "int8" else request
+            reason = f"{cause}; {found.source}" if cause else found.source
+            fallbacks.append(Fallback(layer.name, layer.requested, used, reason, layer.macs / total))
+    shares = _shares(layers, actual)
     return Receipt(
         int8_mac_fraction=shares.get("int8", 0.0),
-        requested=_shares((layer.requested, layer.macs) for layer in layers),
+        requested=_shares(layers, [layer.requested for layer in layers]),
         actual=shares,
         fallbacks=tuple(sorted(fallbacks, key=lambda f: (-f.mac_fraction, f.layer))),
         kernels=evidence.kernels,
         reformats=evidence.reformats,
     )
-
-
-def _actual_precision(layer: Layer, evidence: LayerEvidence) -> str:
-    """The precision of a layer in the engine. INT8 arithmetic on uint8 codes does not count as INT8: its results are wrong."""
-    return layer.requested if (layer.requested, evidence.actual) == ("uint8", "int8") else evidence.actual
-
-
-def _reason(layer: Layer, evidence: LayerEvidence, precision: str) -> str:
-    request = "" if layer.requested == precision else f"the graph requests {layer.requested}"
-    cause = layer.problem if precision == "int8" else request
-    return f"{cause}; {evidence.source}" if cause else evidence.source
 
 
 def check_receipt(receipt: Receipt, floor: float) -> None:
@@ -112,9 +96,8 @@ def check_receipt(receipt: Receipt, floor: float) -> None:
     )
 
 
-def _shares(parts: Iterable[tuple[str, int]]) -> dict[str, float]:
-    sums: dict[str, int] = {}
-    for name, macs in parts:
-        sums[name] = sums.get(name, 0) + macs
-    total = sum(sums.values())
-    return {name: macs / total for name, macs in sorted(sums.items())}
+def _shares(layers: tuple[Layer, ...], precisions: list[str]) -> dict[str, float]:
+    macs = Counter[str]()
+    for layer, precision in zip(layers, precisions, strict=True):
+        macs[precision] += layer.macs
+    return {precision: part / macs.total() for precision, part in sorted(macs.items())}

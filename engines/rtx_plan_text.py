@@ -30,8 +30,8 @@ _TENSOR = re.compile(rb'tensor=\{[^\n]*? name="([^"\n]+)"[^\n]*? type=(\w+) \}')
 _STEP = re.compile(rb'\n +(fully_connected|corrltn)=\{ name="([^"\n]+)" output=\{[^}\n]*\} input=\{([^}\n]*)\}')
 _QUOTED = re.compile(rb'"([^"\n]+)"')
 _METADATA_NODE = re.compile(rb"\[ONNX Layer: ([^\]\n]+)\]")
-_TYPES = {"int8": "int8", "half": "fp16", "float": "fp32", "bfloat16": "bf16", "bfloat": "bf16"}
-_KINDS = {"fully_connected": "matrix product", "corrltn": "convolution"}
+_TYPES = {b"half": "fp16", b"float": "fp32", b"bfloat16": "bf16", b"bfloat": "bf16"}
+_KINDS = {b"fully_connected": "matrix product", b"corrltn": "convolution"}
 _KERNEL = re.compile(rb"\n +(fully_connected|corrltn|function)=\{ name=")
 
 
@@ -48,30 +48,18 @@ def read_plan(plan: bytes, nodes: frozenset[str]) -> EngineEvidence:
 def _products(plan: bytes, nodes: frozenset[str]) -> Iterator[tuple[str, str, str]]:
     """(node, operand type, source) of every matrix product and convolution."""
     types = _tensor_types(plan)
-    for kind, label, operands in _steps(plan):
-        kinds = [types.get(name, UNKNOWN) for name in operands[:2]]
-        for node in _step_nodes(label, nodes):
-            yield node, common_type(kinds), f"{kind} on {' x '.join(kinds)}"
+    for step in _STEP.finditer(plan):
+        kind, label = _KINDS[step[1]], step[2].decode(errors="replace")
+        operands = [types.get(name, UNKNOWN) for name in _QUOTED.findall(step[3])[:2]]
+        for node in [label] if label in nodes else label.split("+"):  # several nodes if the step fuses them
+            if node in nodes:
+                yield node, common_type(operands), f"{kind} on {' x '.join(operands)}"
 
 
-def _tensor_types(plan: bytes) -> dict[str, str]:
+def _tensor_types(plan: bytes) -> dict[bytes, str]:
     """Name -> type of every declared tensor; "unknown" for a name declared with two types."""
-    types: dict[str, str] = {}
-    for match in _TENSOR.finditer(plan):
-        name, kind = match[1].decode(errors="replace"), match[2].decode()
-        kind = _TYPES.get(kind, kind)
+    types: dict[bytes, str] = {}
+    for name, declared in _TENSOR.findall(plan):
+        kind = _TYPES.get(declared, declared.decode())
         types[name] = kind if types.get(name, kind) == kind else UNKNOWN
     return types
-
-
-def _steps(plan: bytes) -> Iterator[tuple[str, str, list[str]]]:
-    for match in _STEP.finditer(plan):
-        operands = [name.decode(errors="replace") for name in _QUOTED.findall(match[3])]
-        yield _KINDS[match[1].decode()], match[2].decode(errors="replace"), operands
-
-
-def _step_nodes(label: str, nodes: frozenset[str]) -> list[str]:
-    """The nodes of a step: one name, or several joined by "+" if the step fuses them."""
-    if label in nodes:
-        return [label]
-    return [part for part in label.split("+") if part in nodes]

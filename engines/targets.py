@@ -13,7 +13,7 @@ A Jetson shares its memory between CPU and GPU, so the builder workspace is a qu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 BackendName = Literal["ort", "trt", "trt_rtx", "torch_trt"]
@@ -21,7 +21,6 @@ FloatType = Literal["fp32", "fp16"]
 
 _GIB = 1 << 30
 _WORKSPACE_SHARE = 4
-_AMPERE = ("int8", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -31,102 +30,45 @@ class Target:
     Attributes:
         name: value of --target.
         backend: key of `engines.backends.BACKENDS`.
-        float_type: type of the float layers of an INT8 build.
         compute_capabilities: compute capabilities that the engine runs on, "major.minor"; empty for a CPU and for "desktop",
             whose engine is for the GPU of the build machine.
-        engine_suffix: suffix of the engine file.
+        float_type: type of the float layers of an INT8 build.
         int8_floor: default minimum share of the MACs in INT8; an INT8 build below it fails.
-        description: one line for the user.
         built_on: "any" machine, or only the "device" itself.
-        precisions: precisions of its tensor cores, besides FP32.
-        memory_bytes: memory of the smallest module of the family, shared with the CPU on a Jetson; None if not limited here.
-        releases: (JetPack, its TensorRT) for every supported JetPack.
+        workspace_bytes: limit on the scratch memory of a kernel; None for the library's default.
         jetson: name of the module in the device tree, "" unless a Jetson.
         refusal: why the target is not supported, "" if it is.
     """
 
     name: str
     backend: BackendName
-    float_type: FloatType
-    compute_capabilities: tuple[str, ...]
-    engine_suffix: str
-    int8_floor: float
-    description: str
+    compute_capabilities: tuple[str, ...] = ()
+    float_type: FloatType = "fp16"
+    engine_suffix: str = ".engine"
+    int8_floor: float = 0.95
     built_on: Literal["any", "device"] = "any"
-    precisions: tuple[str, ...] = ()
-    memory_bytes: int | None = None
-    releases: tuple[tuple[str, str], ...] = ()
+    workspace_bytes: int | None = None
     jetson: str = ""
     refusal: str = ""
 
-    @property
-    def workspace_bytes(self) -> int | None:
-        """Limit on the scratch memory of a kernel; None for the library's default."""
-        return None if self.memory_bytes is None else self.memory_bytes // _WORKSPACE_SHARE
 
+def _jetson(name: str, module: str, capability: str, memory_gib: int) -> Target:
+    workspace = memory_gib * _GIB // _WORKSPACE_SHARE
+    return Target(name, "trt", (capability,), built_on="device", workspace_bytes=workspace, jetson=module)
 
-def _jetson(name: str, module: str, capability: str, gib: int, releases: tuple[tuple[str, str], ...]) -> Target:
-    precisions = _AMPERE if capability == "8.7" else (*_AMPERE, "fp8")
-    return Target(
-        name=name,
-        backend="trt",
-        float_type="fp16",
-        compute_capabilities=(capability,),
-        engine_suffix=".engine",
-        int8_floor=0.95,
-        description=f"Jetson {module}, with the TensorRT of its JetPack; built on the device, from a bundle",
-        built_on="device",
-        precisions=precisions,
-        memory_bytes=gib * _GIB,
-        releases=releases,
-        jetson=module,
-    )
-
-
-_ORIN = (("6.1", "10.3"), ("6.2", "10.3"), ("7.2", "10.16"))
-_THOR = (("7.0", "10.13"), ("7.1", "10.13"), ("7.2", "10.16"))
 
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
-        Target("cpu", "ort", "fp32", (), ".onnx", 0.85, "any CPU, with ONNX Runtime", precisions=("int8",)),
-        Target(
-            "rtx",
-            "trt_rtx",
-            "fp16",
-            ("8.0", "8.6", "8.9", "12.0", "12.1"),
-            ".engine",
-            0.95,
-            "desktop and data-centre GPUs of Ampere, Ada and Blackwell, with TensorRT-RTX; builds without a GPU",
-            precisions=_AMPERE,
-        ),
-        Target(
-            "desktop",
-            "trt",
-            "fp16",
-            (),
-            ".engine",
-            0.95,
-            "this machine's NVIDIA GPU, with TensorRT",
-            built_on="device",
-            precisions=_AMPERE,
-        ),
-        _jetson("orin-nano", "Orin Nano", "8.7", 4, _ORIN),
-        _jetson("orin-nx", "Orin NX", "8.7", 8, _ORIN),
-        _jetson("agx-orin", "AGX Orin", "8.7", 32, _ORIN),
-        _jetson("thor", "Thor", "11.0", 64, _THOR),
-        Target(
-            "xavier-nx",
-            "trt",
-            "fp16",
-            ("7.2",),
-            ".engine",
-            0.95,
-            "Jetson Xavier NX: not supported",
-            built_on="device",
-            precisions=("int8", "fp16"),
-            memory_bytes=8 * _GIB,
-            jetson="Xavier NX",
+        Target("cpu", "ort", float_type="fp32", engine_suffix=".onnx", int8_floor=0.85),
+        Target("rtx", "trt_rtx", ("8.0", "8.6", "8.9", "12.0", "12.1")),  # Ampere, Ada and Blackwell; builds without a GPU
+        Target("desktop", "trt", built_on="device"),
+        _jetson("orin-nano", "Orin Nano", "8.7", 4),
+        _jetson("orin-nx", "Orin NX", "8.7", 8),
+        _jetson("agx-orin", "AGX Orin", "8.7", 32),
+        _jetson("thor", "Thor", "11.0", 64),
+        replace(
+            _jetson("xavier-nx", "Xavier NX", "7.2", 8),
             refusal="its last JetPack, 5.1, has TensorRT 8.5, which does not support strongly typed networks",
         ),
     )

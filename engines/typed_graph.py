@@ -12,14 +12,14 @@
 * A Clip with a lower bound alone becomes a Max.
 
 LayerNormalization stays one node: its `stash_type` computes the statistics in FP32, where a decomposed one would not.
-Equal inputs give equal bytes. The counts are stored in the model's metadata, see `typing_facts`. The graph is edited as a
+Equal inputs give equal bytes. The model's metadata holds how many Casts were added and how many weights lost precision in FP16:
+"ufovit.typed.casts", "ufovit.typed.flushed" (to zero) and "ufovit.typed.subnormal" (|w| < 2^-14). The graph is edited as a
 protobuf: with onnx-ir it takes longer by more than a third and the bytes differ (docs/engines.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -27,32 +27,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calib.errors import GraphError, UsageError
 from calib.graph import index_graph, opset_version
-from engines.fp16 import Rounding, round_scale, round_weights
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from engines.fp16 import round_scale, round_weights
 
 _FLOAT, _HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
 _SUFFIX = {_FLOAT: "fp32", _HALF: "fp16"}
-_FACTS_PREFIX = "ufovit.typed."
 _OLDEST_OPSET = 19
 _CONSTANT_OPS = ("Constant", "ConstantOfShape")
 """Operators whose output type is set by the attribute `value`; FLOAT without it."""
-
-
-@dataclass(frozen=True)
-class TypingFacts:
-    """Counts of Casts and of weights that lost precision in FP16.
-
-    Attributes:
-        casts: Cast nodes added.
-        flushed: nonzero weights that became zero.
-        subnormal: nonzero weights that became subnormal, |w| < 2^-14, with fewer significant bits.
-    """
-
-    casts: int
-    flushed: int
-    subnormal: int
 
 
 def type_graph(model: onnx.ModelProto, *, keep_fp32: frozenset[str] = frozenset()) -> onnx.ModelProto:
@@ -62,10 +43,8 @@ def type_graph(model: onnx.ModelProto, *, keep_fp32: frozenset[str] = frozenset(
         model: an ONNX graph of opset >= 19 (FP16 scales of Q/DQ) without subgraphs or functions.
         keep_fp32: names of the nodes that compute in FP32, e.g. those of every XNorm and the K^T V that feeds it.
 
-    Raises:
-        GraphError: a weight overflows FP16 or is not finite (names it), FP16 cannot represent a scale, the graph is typed
-            already or its types cannot be inferred.
-        UsageError: the graph has no node of a name in `keep_fp32`.
+    Raises GraphError if a weight overflows FP16 or is not finite (names it), FP16 cannot represent a scale, the graph is typed
+    already or its types cannot be inferred; UsageError if it has no node of a name in `keep_fp32`.
     """
     _check(model, keep_fp32)
     try:
@@ -75,11 +54,10 @@ def type_graph(model: onnx.ModelProto, *, keep_fp32: frozenset[str] = frozenset(
     typed = onnx.ModelProto()
     typed.CopyFrom(model)
     _lower_clips_to_max(typed.graph)
-    graph = _Typing(typed, _element_types(inferred.graph), keep_fp32)
+    graph = _Typing(typed, _float_tensors(inferred.graph), keep_fp32)
     graph.rewrite()
-    facts = TypingFacts(graph.casts, graph.rounding.flushed, graph.rounding.subnormal)
-    for field, value in asdict(facts).items():
-        typed.metadata_props.add(key=_FACTS_PREFIX + field, value=str(value))
+    for name, count in graph.counts.items():
+        typed.metadata_props.add(key=f"ufovit.typed.{name}", value=str(count))
     del typed.graph.value_info[:]
     try:
         typed = onnx.shape_inference.infer_shapes(typed, check_type=True, strict_mode=True)
@@ -87,12 +65,6 @@ def type_graph(model: onnx.ModelProto, *, keep_fp32: frozenset[str] = frozenset(
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         raise GraphError("the graph cannot be typed consistently in FP16", found=error) from error
     return typed
-
-
-def typing_facts(model: onnx.ModelProto) -> TypingFacts | None:
-    """Read the counts that `type_graph` stored in a model; None for any other graph."""
-    counts = {p.key.removeprefix(_FACTS_PREFIX): p.value for p in model.metadata_props if p.key.startswith(_FACTS_PREFIX)}
-    return TypingFacts(**{name: int(value) for name, value in counts.items()}) if counts else None
 
 
 def _check(model: onnx.ModelProto, keep_fp32: frozenset[str]) -> None:
@@ -110,10 +82,9 @@ def _check(model: onnx.ModelProto, keep_fp32: frozenset[str]) -> None:
         raise UsageError("keep_fp32 names nodes that are not in the graph", found=", ".join(unknown[:8]))
 
 
-def _element_types(graph: onnx.GraphProto) -> dict[str, int]:
-    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
-    types.update({i.name: i.data_type for i in graph.initializer})
-    return types
+def _float_tensors(graph: onnx.GraphProto) -> set[str]:
+    tensors = {v.name for v in (*graph.input, *graph.value_info, *graph.output) if v.type.tensor_type.elem_type == _FLOAT}
+    return tensors | {i.name for i in graph.initializer if i.data_type == _FLOAT}
 
 
 def _lower_clips_to_max(graph: onnx.GraphProto) -> None:
@@ -130,13 +101,12 @@ def _lower_clips_to_max(graph: onnx.GraphProto) -> None:
 class _Typing:
     """Rewrite one graph: first node types, then edges; a tensor read in another type than its producer's gets a Cast."""
 
-    def __init__(self, model: onnx.ModelProto, element_types: Mapping[str, int], keep_fp32: frozenset[str]) -> None:
+    def __init__(self, model: onnx.ModelProto, float_tensors: set[str], keep_fp32: frozenset[str]) -> None:
         self.graph = model.graph
         self.index = index_graph(model)
         self.weights = {i.name: i for i in model.graph.initializer}
-        self.is_float = {name for name, kind in element_types.items() if kind == _FLOAT}
-        self.rounding = Rounding()
-        self.casts = 0
+        self.is_float = float_tensors
+        self.counts = Counter(casts=0, flushed=0, subnormal=0)
         self._kinds = self._node_kinds(keep_fp32)
         self._tensor_kind = {out: self._kinds[i] for out, i in self.index.producers.items()}
         self._tensor_kind.update({v.name: _FLOAT for v in model.graph.input})
@@ -165,7 +135,7 @@ class _Typing:
             for i, name in enumerate(node.input):
                 if name in self.is_float and _is_retyped(node, i):
                     node.input[i] = self._tensor_as(name, kind, nodes, is_scale=i == scale_input)
-            _retype_attributes(node, kind, self.rounding)
+            _retype_attributes(node, kind, self.counts)
             nodes.append(node)
             for i, name in enumerate(node.output):
                 if name in outputs and name in self.is_float and kind == _HALF:
@@ -199,7 +169,7 @@ class _Typing:
         if is_scale:
             values = round_scale(values, name)
         elif kind == _HALF:
-            values = round_weights(values, name, self.rounding)
+            values = round_weights(values, name, self.counts)
         else:
             return name
         copy = f"{name}/{_SUFFIX[kind]}"
@@ -207,7 +177,7 @@ class _Typing:
         return copy
 
     def _cast(self, source: str, target: str, kind: int) -> onnx.NodeProto:
-        self.casts += 1
+        self.counts["casts"] += 1
         return helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=kind)
 
 
@@ -231,7 +201,7 @@ def _is_retyped(node: onnx.NodeProto, position: int) -> bool:
     return not declared.startswith("tensor(")
 
 
-def _retype_attributes(node: onnx.NodeProto, kind: int, counts: Rounding) -> None:
+def _retype_attributes(node: onnx.NodeProto, kind: int, counts: Counter[str]) -> None:
     """Change Casts to FLOAT, and float constants in attributes, to the node's type."""
     for attribute in node.attribute:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == _FLOAT:

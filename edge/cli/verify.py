@@ -30,7 +30,7 @@ def verify(path: Path, /, *, require_signature: Path | None = None, partial: boo
 
     console = Console(soft_wrap=True)
     build = BuildFolder(path) if path.is_dir() else None
-    files = _members(path) if build is None else examine_folder(build, complete=not partial).files
+    files = _members(path) if build is None else examine_folder(build, complete=not partial)
     _print_files(console, files)
     signature = None
     if require_signature is not None and build is not None:
@@ -46,12 +46,12 @@ def verify(path: Path, /, *, require_signature: Path | None = None, partial: boo
 
 def _members(path: Path) -> tuple[CheckedFile, ...]:
     """The bundle, which ends with the digest of all its bytes, then its members, checked."""
-    from engines.build_folder.bundle_format import BUNDLE, verify_bundle
+    from engines.build_folder.bundle_format import verify_bundle
     from engines.build_folder.verify import CheckedFile
 
-    bundle, _ = verify_bundle(path)
-    members = (CheckedFile(name, record.sha256, (BUNDLE,)) for name, record in bundle.info.members.items())
-    return (CheckedFile(path.name, bundle.sha256, (path.name,)), *members)
+    bundle = verify_bundle(path)
+    members = (CheckedFile(name, record.sha256) for name, record in bundle.info.members.items())
+    return (CheckedFile(path.name, bundle.sha256), *members)
 
 
 def _print_files(console: Console, files: tuple[CheckedFile, ...]) -> None:

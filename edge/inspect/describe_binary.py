@@ -118,7 +118,7 @@ def describe_bundle(path: Path) -> Description:
     """A bundle, with every member checked."""
     from engines.build_folder.bundle_format import verify_bundle
 
-    bundle, _ = verify_bundle(path)
+    bundle = verify_bundle(path)
     info = bundle.info
     facts = {
         "file": f"{size_text(path.stat().st_size)}, sha256 {bundle.sha256}",

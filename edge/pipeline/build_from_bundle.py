@@ -74,7 +74,7 @@ def build_on_device(request: DeviceRequest, progress: Progress) -> BuildOutcome:
 
     Raises EvidenceError where no GPU can run the engine: engine and receipt are written, but the drift is unknown.
     """
-    bundle, _ = verify_bundle(request.bundle)
+    bundle = verify_bundle(request.bundle)
     if request.public_key is not None:
         from engines.build_folder.signature import check_listed, read_signature, signature_path
 

@@ -13,13 +13,12 @@ if TYPE_CHECKING:
     from engines.build_folder.manifest import EngineManifest, write_manifest
     from engines.build_folder.signature import Signature
     from engines.build_folder.signing import check_signature, sign
-    from engines.build_folder.verify import FolderCheck, examine_folder, verify_folder
+    from engines.build_folder.verify import examine_folder, verify_folder
 
 __all__ = [
     "BuildFolder",
     "Bundle",
     "EngineManifest",
-    "FolderCheck",
     "Signature",
     "check_runs_here",
     "check_signature",

@@ -6,7 +6,6 @@ Engine files are executable code. Standard library only; a signature needs `cryp
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from calib.errors import ArtifactError, MissingError
@@ -18,16 +17,11 @@ from engines.build_folder.safe_files import REMAKE, is_there, read_contained
 from engines.build_folder.signature import check_listed, read_signature, signature_path
 
 UNSAFE = "--unsafe-no-manifest"
-CPU_BACKENDS = ("ort",)
 _AMPERE = (8, 0)
 
 
 def read_authenticated(
-    path: Path,
-    *,
-    public_key: Path | None = None,
-    unsafe_no_manifest: bool = False,
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+    path: Path, *, public_key: Path | None = None, unsafe_no_manifest: bool = False
 ) -> tuple[EngineManifest | None, bytes]:
     """The manifest of an engine and the engine's bytes, hashed as read: deserialize these bytes and no others.
 
@@ -35,9 +29,8 @@ def read_authenticated(
         path: a build folder, or an engine file in it.
         public_key: a PEM file; the manifest and the engine must be among the files that its owner signed. Other files of the
             build are not read and may be missing.
-        unsafe_no_manifest: accept an engine without a manifest, with a warning. An engine that contradicts its manifest is
-            still refused. With `public_key`, the signature must then be the file's own, FILE.sig.
-        say: prints the warning, one line.
+        unsafe_no_manifest: accept an engine without a manifest, with a warning on stderr. An engine that contradicts its
+            manifest is still refused. With `public_key`, the signature must then be the file's own, FILE.sig.
 
     Raises:
         ArtifactError: no manifest, or an engine or a signature that does not match.
@@ -47,7 +40,7 @@ def read_authenticated(
         raise ArtifactError("no such build folder or engine", where=path, next_command=REMAKE)
     folder = path if path.is_dir() else path.parent
     if not is_there(folder / MANIFEST):
-        return None, _undescribed(path, public_key, unsafe_no_manifest, say)
+        return None, _undescribed(path, public_key, unsafe_no_manifest)
     build = BuildFolder(folder, require_signature=public_key)
     manifest = build.manifest
     if path != folder and path.name != manifest.engine.file:
@@ -60,9 +53,18 @@ def read_authenticated(
     return manifest, build.engine()
 
 
-def _undescribed(path: Path, public_key: Path | None, allowed: bool, say: Callable[[str], None]) -> bytes:
-    """Bytes of an engine without a manifest, if `allowed`."""
-    file = _only_engine(path) if path.is_dir() else path
+def _undescribed(path: Path, public_key: Path | None, allowed: bool) -> bytes:
+    """Bytes of an engine without a manifest, if `allowed`; in a folder, of its only engine."""
+    files = [path / name for name in ENGINES if is_there(path / name)] if path.is_dir() else [path]
+    if len(files) != 1:
+        raise ArtifactError(
+            "the folder holds no engine" if not files else "the folder holds several engines",
+            where=path,
+            found=f"no {MANIFEST}",
+            allowed="a build folder, or an engine file",
+            next_command=REMAKE,
+        )
+    file = files[0]
     if not allowed:
         raise ArtifactError(
             "refusing to load an engine without a manifest: engine files are executable code",
@@ -73,28 +75,15 @@ def _undescribed(path: Path, public_key: Path | None, allowed: bool, say: Callab
     engine = read_contained(file)
     if public_key is not None:
         check_listed(read_signature(file, public_key), signature_path(file), {file.name: sha256_bytes(engine)})
-    say(f"UNSAFE: {file} has no manifest. Its origin is unknown, and loading it executes the code that it holds ({UNSAFE})")
+    warning = f"{file} has no manifest. Its origin is unknown, and loading it executes the code that it holds ({UNSAFE})"
+    print(f"UNSAFE: {warning}", file=sys.stderr)
     return engine
-
-
-def _only_engine(folder: Path) -> Path:
-    engines = [folder / name for name in ENGINES if is_there(folder / name)]
-    if len(engines) != 1:
-        raise ArtifactError(
-            "the folder holds no engine" if not engines else "the folder holds several engines",
-            where=folder,
-            found=f"no {MANIFEST}",
-            allowed="a build folder, or an engine file",
-            next_command=REMAKE,
-        )
-    return engines[0]
 
 
 def check_runs_here(manifest: EngineManifest, *, backend_version: str, compute_capability: str) -> None:
     """Raise MissingError for an engine that this machine cannot load. An engine for the CPU always passes.
 
     Args:
-        manifest: of the engine.
         backend_version: of the library that would load it.
         compute_capability: "major.minor" of the GPU that would run it, "" without one.
 
@@ -103,7 +92,7 @@ def check_runs_here(manifest: EngineManifest, *, backend_version: str, compute_c
     on every one of compute capability 8.0 or newer (ibid., "Hardware Compatibility").
     """
     engine = manifest.engine
-    if engine.backend in CPU_BACKENDS:
+    if engine.backend == "ort":
         return
     rebuild = f"ufovit build {manifest.model} {manifest.precision} --target {manifest.target}, on this machine"
     if not _loads_in(engine, backend_version):
@@ -115,13 +104,18 @@ def check_runs_here(manifest: EngineManifest, *, backend_version: str, compute_c
             allowed=f"{engine.backend} {engine.backend_version}{later}",
             next_command=f"install that release, or {rebuild}",
         )
-    if not _runs_on(engine, compute_capability):
+    if engine.hardware_compatibility == "ampere_plus":
+        runs_here, supported = _numbers(compute_capability) >= _AMPERE, "8.0 or newer"
+    else:
+        runs_here = compute_capability in engine.compute_capabilities
+        supported = ", ".join(engine.compute_capabilities) or "none: the manifest lists no GPU"
+    if not runs_here:
         built_on = f", built on {engine.device}" if engine.device else ""
         raise MissingError(
             "the engine was built for another GPU",
             where=engine.file,
             found=f"compute capability {compute_capability}" if compute_capability else "no GPU here",
-            allowed=_supported_gpus(engine) + built_on,
+            allowed=f"compute capability {supported}{built_on}",
             next_command=rebuild,
         )
 
@@ -131,18 +125,6 @@ def _loads_in(engine: EngineRecord, version: str) -> bool:
         return True
     here, built = _numbers(version), _numbers(engine.backend_version)
     return engine.version_compatible and bool(here and built) and here[0] == built[0] and here >= built
-
-
-def _runs_on(engine: EngineRecord, capability: str) -> bool:
-    if engine.hardware_compatibility == "ampere_plus":
-        return _numbers(capability) >= _AMPERE
-    return capability in engine.compute_capabilities
-
-
-def _supported_gpus(engine: EngineRecord) -> str:
-    if engine.hardware_compatibility == "ampere_plus":
-        return "compute capability 8.0 or newer"
-    return f"compute capability {', '.join(engine.compute_capabilities) or 'none: the manifest lists no GPU'}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

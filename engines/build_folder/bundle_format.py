@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import struct
 import zipfile
 import zlib
@@ -30,11 +29,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from calib.artifact import SCHEMA_VERSION, from_fields
+from calib.artifact import SCHEMA_VERSION, parse_artifact
 from calib.errors import ArtifactError
 from calib.files import atomic_path, canonical_json, sha256_bytes, sha256_file
 from engines.build_folder.file_names import CALIBRATION, MANIFEST, MODEL, TYPED, XNORM
 from engines.build_folder.manifest import FileRecord
+from engines.build_folder.safe_files import check_digest
 from engines.layer_records import GraphFacts
 
 BUNDLE = "bundle.json"
@@ -108,8 +108,7 @@ class Bundle:
             )
         record = self.info.members[name]
         data = _read_member(self.path, name, record.bytes)
-        if sha256_bytes(data) != record.sha256:
-            raise _digest_error(self.path, name, sha256_bytes(data), record.sha256)
+        check_digest(_member_path(self.path, name), sha256_bytes(data), record.sha256, BUNDLE, remake=REMAKE)
         return data
 
 
@@ -145,7 +144,7 @@ def open_bundle(path: Path) -> Bundle:
             entries, comment = archive.infolist(), archive.comment
         intact = _body_sha256(path).encode() == comment
         _check_entries(path, entries)
-        info = _read_info(path)
+        info = parse_artifact(_read_member(path, BUNDLE, None), _member_path(path, BUNDLE), BundleInfo, remake=REMAKE)
         _check_names(path, info, [entry.filename for entry in entries])
     except FileNotFoundError as error:
         raise ArtifactError("bundle not found", where=path, next_command=REMAKE) from error
@@ -161,27 +160,17 @@ def open_bundle(path: Path) -> Bundle:
     return bundle
 
 
-def verify_bundle(path: Path) -> tuple[Bundle, tuple[str, ...]]:
-    """Open a bundle and check every member: the bundle and the names that were checked.
-
-    Raises ArtifactError naming the first member that differs.
-    """
+def verify_bundle(path: Path) -> Bundle:
+    """Open a bundle and check every member. Raises ArtifactError naming the first member that differs."""
     bundle = open_bundle(path)
     for name in bundle.info.members:
         bundle.read(name)
-    return bundle, (BUNDLE, *bundle.info.members)
+    return bundle
 
 
-def _read_info(path: Path) -> BundleInfo:
-    header = _read_member(path, BUNDLE, None)
-    try:
-        fields = json.loads(header)
-        version = fields.pop("schema_version", None)
-        if version != SCHEMA_VERSION:
-            raise ArtifactError("unknown schema version", where=f"{path}: {BUNDLE}", found=version, allowed=SCHEMA_VERSION)
-        return from_fields(BundleInfo, fields)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ArtifactError("malformed bundle", where=f"{path}: {BUNDLE}", found=error, next_command=REMAKE) from error
+def _member_path(path: Path, name: str) -> Path:
+    """A member as errors name it."""
+    return Path(f"{path}: {name}")
 
 
 def _read_member(path: Path, name: str, size: int | None) -> bytes:
@@ -194,11 +183,13 @@ def _read_member(path: Path, name: str, size: int | None) -> bytes:
     except KeyError as error:
         raise ArtifactError("the bundle lacks a member", where=path, found=name, next_command=REMAKE) from error
     except (*_DAMAGE, OSError, zlib.error) as error:
-        raise ArtifactError("member cannot be read", where=f"{path}: {name}", found=error, next_command=REMAKE) from error
+        raise ArtifactError(
+            "member cannot be read", where=_member_path(path, name), found=error, next_command=REMAKE
+        ) from error
     if rest or len(data) > limit or (size is not None and len(data) != size):
         found = f"{len(data)} bytes or more" if len(data) > limit else f"{len(data)} bytes"
         raise ArtifactError(
-            "member has an unexpected size", where=f"{path}: {name}", found=found, allowed=limit, next_command=REMAKE
+            "member has an unexpected size", where=_member_path(path, name), found=found, allowed=limit, next_command=REMAKE
         )
     return data
 
@@ -208,10 +199,8 @@ def _check_entries(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
     for entry in entries:
         if (entry.compress_type, entry.external_attr, entry.flag_bits) != (zipfile.ZIP_DEFLATED, _MODE, 0):
             found = f"method {entry.compress_type}, attributes {entry.external_attr:#x}, flags {entry.flag_bits:#x}"
-            where = f"{path}: {entry.filename}"
-            raise ArtifactError(
-                "member has an unexpected ZIP entry format", where=where, found=found, allowed="as `ufovit bundle` writes it"
-            )
+            where, allowed = _member_path(path, entry.filename), "as `ufovit bundle` writes it"
+            raise ArtifactError("member has an unexpected ZIP entry format", where=where, found=found, allowed=allowed)
 
 
 def _check_names(path: Path, info: BundleInfo, names: Sequence[str]) -> None:
@@ -243,13 +232,3 @@ def _body_sha256(path: Path) -> str:
             digest.update(chunk)
             left -= len(chunk)
     return digest.hexdigest()
-
-
-def _digest_error(path: Path, name: str, found: str, recorded: str) -> ArtifactError:
-    return ArtifactError(
-        "member does not match its recorded digest",
-        where=f"{path}: {name}",
-        found=f"sha256 {found[:16]}...",
-        allowed=f"sha256 {recorded[:16]}... of {BUNDLE}",
-        next_command=REMAKE,
-    )

@@ -11,17 +11,16 @@ read before is not hashed again. Standard library only.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from calib.artifact import Artifact
 from calib.errors import ArtifactError, InputError
-from calib.files import parse_json, sha256_bytes
+from calib.files import sha256_bytes
 from engines.build_folder.file_names import MANIFEST, RECORD
-from engines.build_folder.manifest import MANIFEST_ARTIFACT, EngineManifest, no_manifest_error, recorded_files
-from engines.build_folder.references import check_reference, references
+from engines.build_folder.manifest import MANIFEST_ARTIFACT, EngineManifest, recorded_files
+from engines.build_folder.references import check_references
 from engines.build_folder.safe_files import REMAKE, check_digest, inside, is_there, read_contained, sha256_contained
 from engines.build_folder.signature import Signature, check_listed, read_signature, signature_path
 from engines.build_folder.step_record import StepRecord, parse_record
@@ -33,7 +32,6 @@ class BuildFolder:
     """The reader of a build folder.
 
     Args:
-        path: of the folder.
         require_signature: PEM file of the public key that must have signed every file that is read; None if not required.
 
     Attributes:
@@ -58,13 +56,13 @@ class BuildFolder:
         self.problems: dict[str, InputError] = {}
         self._json: dict[str, bytes] = {}
         self._values: dict[Artifact[Any], Any] = {}
-        self._steps: dict[str, StepRecord] | None = None
+        self._steps: dict[str, StepRecord] = {}
         self._manifest: EngineManifest | None = None
-        if self.has(RECORD):
-            with self._keep_problem(RECORD):
-                self._steps = self._read_steps()
-        with self._keep_problem(MANIFEST):
-            self._manifest = self._read_manifest()
+        for file, read in ((RECORD, self._read_steps), (MANIFEST, self._read_manifest)):
+            try:
+                read()
+            except InputError as error:
+                self.problems[file] = error
 
     @property
     def manifest(self) -> EngineManifest:
@@ -76,7 +74,7 @@ class BuildFolder:
     def steps(self) -> dict[str, StepRecord]:
         """steps.json. Raises ArtifactError when it is missing, malformed or does not match its seal."""
         self.check(RECORD)
-        return cast("dict[str, StepRecord]", self._steps)
+        return self._steps
 
     def has(self, file: str) -> bool:
         """Whether anything of this name is in the folder, a dangling link included."""
@@ -123,29 +121,23 @@ class BuildFolder:
             if file in self.problems:
                 raise self.problems[file]
 
-    @contextlib.contextmanager
-    def _keep_problem(self, file: str) -> Iterator[None]:
-        """Keep an error that is raised in the block as this file's problem."""
-        try:
-            yield
-        except InputError as error:
-            self.problems[file] = error
-
-    def _read_steps(self) -> dict[str, StepRecord]:
+    def _read_steps(self) -> None:
+        if not self.has(RECORD):
+            return
         steps = parse_record(self._load(RECORD), self.path / RECORD)
         self._note(RECORD, ((file, sha256) for step in steps.values() for file, sha256 in step.writes.items()))
         self._compare(RECORD)
-        return steps
+        self._steps = steps
 
-    def _read_manifest(self) -> EngineManifest:
+    def _read_manifest(self) -> None:
         path = self.path / MANIFEST
         if not self.has(MANIFEST):
-            raise no_manifest_error(path)
+            raise ArtifactError("no manifest: the folder does not hold a finished build", where=path, next_command=REMAKE)
         data = self._load(MANIFEST)
         self._compare(MANIFEST)
         manifest = MANIFEST_ARTIFACT.parse(data, path)
         self._note(MANIFEST, recorded_files(manifest))
-        return manifest
+        self._manifest = manifest
 
     def _note(self, recorder: str, digests: Iterable[tuple[str, str]]) -> None:
         """Store an artifact's digests. Raises ArtifactError for a file outside the folder, and for two digests of one file."""
@@ -171,7 +163,4 @@ class BuildFolder:
         if self.signature is not None:
             check_listed(self.signature, signature_path(self.path), {file: sha256})
         if self._manifest is not None and file in self._json:
-            stated = [reference for reference in references(self._manifest) if reference.file == file]
-            fields = parse_json(self._json[file], path, remake=REMAKE) if stated else {}
-            for reference in stated:
-                check_reference(reference, fields, path)
+            check_references(self._manifest, path, self._json[file])

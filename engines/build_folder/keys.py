@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,16 +33,15 @@ def load_private_key(path: Path, passphrase_file: Path | None = None) -> Ed25519
         MissingError: `cryptography` is not installed.
     """
     ed25519, serialization = _cryptography()
-    data = _secret(path, f"{MAKE_PRIVATE} && {MAKE_PUBLIC}")
+    data = _read(path, f"{MAKE_PRIVATE} && {MAKE_PUBLIC}", secret=True)
     passphrase = None
     if passphrase_file is not None:
-        passphrase = _secret(passphrase_file, "write the passphrase into it, and chmod 600").partition(b"\n")[0].rstrip(b"\r")
+        text = _read(passphrase_file, "write the passphrase into it, and chmod 600", secret=True)
+        passphrase = text.partition(b"\n")[0].rstrip(b"\r")
     if b"PUBLIC KEY-----" in data:
         raise UsageError("a public key cannot sign", where=path, allowed="the private key", next_command=MAKE_PRIVATE)
-    key = _parsed(path, lambda: serialization.load_pem_private_key(data, passphrase), MAKE_PRIVATE)
-    if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise _key_type_error(path, key)
-    private: Ed25519PrivateKey = key
+    load = partial(serialization.load_pem_private_key, data, passphrase)
+    private: Ed25519PrivateKey = _parsed(path, load, ed25519.Ed25519PrivateKey, MAKE_PRIVATE)
     return private
 
 
@@ -51,7 +51,7 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
     Raises UsageError for a file that is missing or does not hold an Ed25519 public key, MissingError without `cryptography`.
     """
     ed25519, serialization = _cryptography()
-    data, _ = _read(path, MAKE_PUBLIC)
+    data = _read(path, MAKE_PUBLIC, secret=False)
     if b"PRIVATE KEY-----" in data:
         raise UsageError(
             "expected a public key, found a private key: keep it with the signer",
@@ -59,10 +59,8 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
             allowed="its public key",
             next_command=MAKE_PUBLIC,
         )
-    key = _parsed(path, lambda: serialization.load_pem_public_key(data), MAKE_PUBLIC)
-    if not isinstance(key, ed25519.Ed25519PublicKey):
-        raise _key_type_error(path, key)
-    public: Ed25519PublicKey = key
+    load = partial(serialization.load_pem_public_key, data)
+    public: Ed25519PublicKey = _parsed(path, load, ed25519.Ed25519PublicKey, MAKE_PUBLIC)
     return public
 
 
@@ -85,10 +83,14 @@ def _cryptography() -> tuple[Any, Any]:
     return ed25519, serialization
 
 
-def _secret(path: Path, make: str) -> bytes:
-    """Content of a file that only its owner may read; the permissions are those of the opened file."""
-    data, mode = _read(path, make)
-    if mode & _OTHERS:
+def _read(path: Path, make: str, *, secret: bool) -> bytes:
+    """Content of a file; only its owner may read a secret one. The permissions are those of the opened file."""
+    try:
+        with path.open("rb") as stream:
+            data, mode = stream.read(), os.fstat(stream.fileno()).st_mode
+    except OSError as error:
+        raise UsageError("file cannot be read", where=path, found=error.strerror, next_command=make) from error
+    if secret and mode & _OTHERS:
         raise UsageError(
             "other users can read this secret",
             where=path,
@@ -99,20 +101,12 @@ def _secret(path: Path, make: str) -> bytes:
     return data
 
 
-def _read(path: Path, make: str) -> tuple[bytes, int]:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(), os.fstat(stream.fileno()).st_mode
-    except OSError as error:
-        raise UsageError("file cannot be read", where=path, found=error.strerror, next_command=make) from error
-
-
-def _parsed(path: Path, load: Callable[[], Any], make: str) -> Any:
-    """The result of `load` on a PEM file; its errors as UsageError."""
+def _parsed(path: Path, load: Callable[[], Any], kind: type, make: str) -> Any:
+    """The key that `load` reads from a PEM file. Raises UsageError for its errors and for a key of another type than `kind`."""
     from cryptography.exceptions import UnsupportedAlgorithm
 
     try:
-        return load()
+        key = load()
     except TypeError as error:  # a passphrase for a plain key, or none for an encrypted one
         hint = "pass --passphrase-file for an encrypted key, and for no other"
         raise UsageError("the passphrase does not match the key", where=path, found=error, next_command=hint) from error
@@ -120,8 +114,7 @@ def _parsed(path: Path, load: Callable[[], Any], make: str) -> Any:
         raise UsageError(
             "not a PEM key as openssl writes it, or the wrong passphrase", where=path, found=error, next_command=make
         ) from error
-
-
-def _key_type_error(path: Path, key: object) -> UsageError:
-    found = type(key).__name__.strip("_").replace("PrivateKey", "").replace("PublicKey", "")
-    return UsageError("not an Ed25519 key", where=path, found=f"{found} key", allowed="Ed25519", next_command=MAKE_PRIVATE)
+    if not isinstance(key, kind):
+        found = type(key).__name__.strip("_").replace("PrivateKey", "").replace("PublicKey", "")
+        raise UsageError("not an Ed25519 key", where=path, found=f"{found} key", allowed="Ed25519", next_command=MAKE_PRIVATE)
+    return key

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from calib.artifact import json_artifact, write_artifact
-from calib.errors import ArtifactError
 from engines.build_folder.file_names import MANIFEST
 from engines.build_folder.safe_files import REMAKE
 from engines.build_spec import HardwareCompatibility
@@ -25,17 +24,15 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
-class CalibrationRecord:
+class CalibrationRecord(FileRecord):
     """The calibration table, and the number and digest of its images."""
 
-    file: str
-    sha256: str
     images: int
     data_sha256: str
 
 
 @dataclass(frozen=True)
-class EngineRecord:
+class EngineRecord(FileRecord):
     """The engine file and how it was built.
 
     Attributes:
@@ -49,8 +46,6 @@ class EngineRecord:
         device: name of the GPU that it was built on, "" where it was built without one.
     """
 
-    file: str
-    sha256: str
     bytes: int
     backend: str
     backend_version: str
@@ -79,7 +74,6 @@ class EngineManifest:
         int8_floor: share of the MACs that had to run in INT8, None for the target's own.
         bundle: the bundle that the engine was built from, which holds the graphs that this folder lacks; None elsewhere.
         random_weights: the weights are random, not trained: such an engine shows speed, never accuracy.
-        notes: remarks for the user.
     """
 
     schema_version: ClassVar[int] = 2  # 2: with `task`
@@ -107,7 +101,7 @@ class EngineManifest:
     int8_floor: float | None = None
     bundle: FileRecord | None = None
     random_weights: bool = False
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def write_manifest(folder: Path, manifest: EngineManifest) -> None:
@@ -116,11 +110,6 @@ def write_manifest(folder: Path, manifest: EngineManifest) -> None:
 
 
 MANIFEST_ARTIFACT = json_artifact(MANIFEST, EngineManifest, remake=REMAKE)
-
-
-def no_manifest_error(path: Path) -> ArtifactError:
-    """The error for a missing manifest."""
-    return ArtifactError("no manifest: the folder does not hold a finished build", where=path, next_command=REMAKE)
 
 
 def recorded_files(manifest: EngineManifest) -> Iterator[tuple[str, str]]:

@@ -34,36 +34,36 @@ def is_there(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def opened(path: Path, *, remake: str = REMAKE) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BinaryIO]:
     """A regular file, open for reading. Raises ArtifactError when it is missing, a link, not a regular file, or unreadable."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ArtifactError("not a regular file", where=path, next_command=remake)
+                raise ArtifactError("not a regular file", where=path, next_command=REMAKE)
             with os.fdopen(descriptor, "rb", closefd=False) as stream:
                 yield stream
         finally:
             os.close(descriptor)
     except FileNotFoundError as error:
-        raise ArtifactError("file is missing", where=path, next_command=remake) from error
+        raise ArtifactError("file is missing", where=path, next_command=REMAKE) from error
     except OSError as error:
         if error.errno == errno.ELOOP:
             what, found = "expected a regular file, found a symbolic link", f"a link to {path.readlink()}"
-            raise ArtifactError(what, where=path, found=found, next_command=remake) from error
-        raise ArtifactError("file cannot be read", where=path, found=error.strerror, next_command=remake) from error
+            raise ArtifactError(what, where=path, found=found, next_command=REMAKE) from error
+        raise ArtifactError("file cannot be read", where=path, found=error.strerror, next_command=REMAKE) from error
 
 
-def read_contained(path: Path, *, remake: str = REMAKE) -> bytes:
+def read_contained(path: Path) -> bytes:
     """Bytes of a regular file. Raises ArtifactError like `opened`."""
-    with opened(path, remake=remake) as stream:
+    with opened(path) as stream:
         return stream.read()
 
 
-def sha256_contained(path: Path, *, remake: str = REMAKE) -> str:
+def sha256_contained(path: Path) -> str:
     """Hex SHA-256 of a regular file of any size. Raises ArtifactError like `opened`."""
     digest = hashlib.sha256()
-    with opened(path, remake=remake) as stream:
+    with opened(path) as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

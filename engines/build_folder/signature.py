@@ -14,7 +14,6 @@ same key still passes: `signed` is its date; replay of an old build is not detec
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ class Signature:
     @property
     def message(self) -> bytes:
         """The bytes that are signed."""
-        fields = signature_fields(self)
+        fields = _fields(self)
         del fields["signature"]
         return DOMAIN + canonical_json(fields)
 
@@ -108,8 +107,8 @@ def _parse(data: bytes, path: Path, remake: str) -> tuple[Signature, bytes]:
     signature = parse_artifact(data, path, Signature, remake=remake)
     try:
         raw = base64.b64decode(signature.signature, validate=True)
-        exact = base64.b64encode(raw).decode() == signature.signature and canonical_json(signature_fields(signature)) == data
-    except (binascii.Error, ValueError):
+        exact = base64.b64encode(raw).decode() == signature.signature and canonical_json(_fields(signature)) == data
+    except ValueError:  # binascii.Error is one
         exact = False
     if not exact or signature.algorithm != ALGORITHM:
         raise ArtifactError(
@@ -118,8 +117,7 @@ def _parse(data: bytes, path: Path, remake: str) -> tuple[Signature, bytes]:
     return signature, raw
 
 
-def signature_fields(signature: Signature) -> dict[str, object]:
-    """The content of a signature file."""
+def _fields(signature: Signature) -> dict[str, object]:
     return {"schema_version": SCHEMA_VERSION, **asdict(signature)}
 
 

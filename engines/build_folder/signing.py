@@ -7,8 +7,8 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from calib.artifact import write_artifact
 from calib.errors import ArtifactError
-from calib.files import write_json
 from engines.build_folder.bundle_format import SUFFIX as BUNDLE_SUFFIX
 from engines.build_folder.bundle_format import verify_bundle
 from engines.build_folder.file_names import ARTIFACTS, RECORD, SIGNATURE
@@ -21,7 +21,6 @@ from engines.build_folder.signature import (
     check_listed,
     read_signature,
     sign_command,
-    signature_fields,
     signature_path,
 )
 from engines.build_folder.verify import verify_folder
@@ -35,17 +34,16 @@ def sign(path: Path, key_path: Path, *, passphrase_file: Path | None = None) -> 
     """
     private = load_private_key(key_path, passphrase_file)
     if path.is_dir():
-        verified = verify_folder(BuildFolder(path)).files
+        verified = verify_folder(BuildFolder(path))
         files = {checked.file: checked.sha256 for checked in verified if checked.file in (RECORD, *ARTIFACTS)}
     elif path.suffix == BUNDLE_SUFFIX:
-        bundle, _ = verify_bundle(path)
-        files = {path.name: bundle.sha256}
+        files = {path.name: verify_bundle(path).sha256}
     else:
         files = {path.name: sha256_contained(path)}
     public_key, now = fingerprint(private.public_key()), datetime.now(timezone.utc).isoformat(timespec="seconds")
     unsigned = Signature(ALGORITHM, public_key, now, files, "")
     signed = replace(unsigned, signature=base64.b64encode(private.sign(unsigned.message)).decode())
-    write_json(signature_path(path), signature_fields(signed))
+    write_artifact(signature_path(path), signed)
     return signed
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
 from calib.errors import ArtifactError, InputError
 from engines.build_folder.file_names import ARTIFACTS, MANIFEST, RECORD, SIGNATURE
@@ -20,17 +19,10 @@ from engines.build_folder.safe_files import REMAKE
 
 @dataclass(frozen=True)
 class CheckedFile:
-    """One file of a build folder.
-
-    Attributes:
-        sha256: actual digest, "" where nothing can be read.
-        recorded_by: artifacts that state its digest; steps.json states its own.
-        problem: why it is refused, None if it matches.
-    """
+    """A file of a build folder: its actual digest, "" where nothing can be read, and why it is refused, None if it matches."""
 
     file: str
     sha256: str
-    recorded_by: tuple[str, ...]
     problem: InputError | None = None
 
     @property
@@ -39,38 +31,25 @@ class CheckedFile:
         return "ok" if self.problem is None else str(self.problem).splitlines()[0]
 
 
-@dataclass(frozen=True)
-class FolderCheck:
-    """A build folder, file by file: steps.json, then the flow."""
-
-    folder: Path
-    files: tuple[CheckedFile, ...]
-
-    @property
-    def problem(self) -> InputError | None:
-        """The first of the files' problems."""
-        return next((file.problem for file in self.files if file.problem is not None), None)
-
-
-def verify_folder(build: BuildFolder, *, complete: bool = True, ignore: Collection[str] = ()) -> FolderCheck:
-    """Check a build folder and return the checked files. Raises ArtifactError naming the first file that is refused.
+def verify_folder(build: BuildFolder, *, complete: bool = True, ignore: Collection[str] = ()) -> tuple[CheckedFile, ...]:
+    """Check a build folder, file by file: steps.json, then the flow. Raises ArtifactError naming the first that is refused.
 
     Args:
-        build: the build folder.
         complete: whether every file that a step wrote must exist. If not, only the engine and its manifest must; other files
             are checked if present. (Graphs that the manifest names and no step of this folder wrote are in the bundle that it
             was built from.)
         ignore: files that are about to be replaced; they are not read.
     """
     checked = examine_folder(build, complete=complete, ignore=ignore)
-    if checked.problem is not None:
-        raise checked.problem
+    for file in checked:
+        if file.problem is not None:
+            raise file.problem
     return checked
 
 
-def examine_folder(build: BuildFolder, *, complete: bool = True, ignore: Collection[str] = ()) -> FolderCheck:
+def examine_folder(build: BuildFolder, *, complete: bool = True, ignore: Collection[str] = ()) -> tuple[CheckedFile, ...]:
     """The same, with problems returned rather than raised."""
-    needed, problems = {MANIFEST}, {}
+    needed, problems = {MANIFEST}, dict[str, InputError]()
     if not build.problems:
         needed.add(build.manifest.engine.file)
     if complete:
@@ -83,11 +62,16 @@ def examine_folder(build: BuildFolder, *, complete: bool = True, ignore: Collect
             except InputError as error:
                 problems[file] = error
     if not problems.keys() & {RECORD, MANIFEST}:  # else it is unknown which files belong here
-        unrecorded = {*ARTIFACTS} - known - {SIGNATURE, *ignore}
-        problems |= {file: _unrecorded_error(build.path / file) for file in unrecorded if build.has(file)}
+        for file in filter(build.has, {*ARTIFACTS} - known - {SIGNATURE, *ignore}):
+            problems[file] = ArtifactError(
+                "unexpected file: not listed in steps.json or manifest.json",
+                where=build.path / file,
+                allowed=f"files that {RECORD} or {MANIFEST} records",
+                next_command=f"{REMAKE}, or move the file away",
+            )
     order = dict.fromkeys((RECORD, *ARTIFACTS, *sorted(build.recorded)))
     examined = [file for file in order if file in problems or (file in known and file in build.digests)]
-    return FolderCheck(build.path, tuple(_checked(build, file, problems.get(file)) for file in examined))
+    return tuple(CheckedFile(file, build.digests.get(file, ""), problems.get(file)) for file in examined)
 
 
 def verify_recorded(build: BuildFolder, *, complete: bool = True) -> None:
@@ -100,17 +84,3 @@ def verify_recorded(build: BuildFolder, *, complete: bool = True) -> None:
         is_checkpoint = manifest.checkpoint is not None and file == manifest.checkpoint.file
         if file == manifest.engine.file or build.has(file) or (complete and not is_checkpoint):
             build.check(file)
-
-
-def _checked(build: BuildFolder, file: str, problem: InputError | None) -> CheckedFile:
-    recorders = set(build.recorded.get(file, ())) | ({RECORD} if file == RECORD and problem is None else set())
-    return CheckedFile(file, build.digests.get(file, ""), tuple(sorted(recorders)), problem)
-
-
-def _unrecorded_error(path: Path) -> ArtifactError:
-    return ArtifactError(
-        "unexpected file: not listed in steps.json or manifest.json",
-        where=path,
-        allowed=f"files that {RECORD} or {MANIFEST} records",
-        next_command=f"{REMAKE}, or move the file away",
-    )

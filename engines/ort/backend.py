@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -62,57 +63,43 @@ def build_optimized(spec: BuildSpec, graph: bytes, advance: Advance) -> BackendR
             )
             engine = path.read_bytes()
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
-            raise _build_error(spec, error) from error
+            text = str(error)
+            disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if disk_full or "No space left" in text:
+                raise disk_full_error() from error
+            raise BackendError("ONNX Runtime rejects the graph", where=spec.onnx, found=text, log=(text,)) from error
     advance(1.0)
     return BackendResult(engine, version())
 
 
 def pair_per_reader(model: onnx.ModelProto) -> onnx.ModelProto:
     """Copy a model so that every consumer of a Q/DQ pair on an activation has its own pair. Values do not change."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    nodes = list(copy.graph.node)
+    separate = deepcopy(model)
+    nodes = list(separate.graph.node)
     producers = {out: n for n in nodes for out in n.output}
-    consumers: dict[str, int] = {v.name: 1 for v in copy.graph.output}
-    result = []
+    consumers: dict[str, int] = {v.name: 1 for v in separate.graph.output}
+    result: list[onnx.NodeProto] = []
     for node in nodes:
         for i, tensor in enumerate(node.input):
             dequantize = producers.get(tensor)
-            quantize = producers.get(dequantize.input[0]) if dequantize is not None else None
-            if dequantize is None or quantize is None or not _is_pair(quantize, dequantize):
+            if dequantize is None or dequantize.op_type != "DequantizeLinear":
+                continue
+            quantize = producers.get(dequantize.input[0])
+            if quantize is None or quantize.op_type != "QuantizeLinear":
                 continue
             consumers[tensor] = consumers.get(tensor, 0) + 1
             if consumers[tensor] > 1:
-                pair = _copy_pair(quantize, dequantize, consumers[tensor])
-                node.input[i] = pair[1].output[0]
-                result += pair
+                own_pair = deepcopy(quantize), deepcopy(dequantize)
+                for copied in own_pair:
+                    copied.name = f"{copied.name}/reader{consumers[tensor]}"
+                    copied.output[0] = f"{copied.output[0]}/reader{consumers[tensor]}"
+                own_pair[1].input[0] = own_pair[0].output[0]
+                node.input[i] = own_pair[1].output[0]
+                result += own_pair
         result.append(node)
-    del copy.graph.node[:]
-    copy.graph.node.extend(result)
-    return copy
-
-
-def _is_pair(quantize: onnx.NodeProto, dequantize: onnx.NodeProto) -> bool:
-    return quantize.op_type == "QuantizeLinear" and dequantize.op_type == "DequantizeLinear"
-
-
-def _copy_pair(quantize: onnx.NodeProto, dequantize: onnx.NodeProto, number: int) -> list[onnx.NodeProto]:
-    q, dq = onnx.NodeProto(), onnx.NodeProto()
-    q.CopyFrom(quantize)
-    dq.CopyFrom(dequantize)
-    for node in (q, dq):
-        node.name = f"{node.name}/reader{number}"
-        node.output[0] = f"{node.output[0]}/reader{number}"
-    dq.input[0] = q.output[0]
-    return [q, dq]
-
-
-def _build_error(spec: BuildSpec, error: Exception) -> Exception:
-    text = str(error)
-    disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if disk_full or "No space left" in text:
-        return disk_full_error()
-    return BackendError("ONNX Runtime rejects the graph", where=spec.onnx, found=text, log=(text,))
+    del separate.graph.node[:]
+    separate.graph.node.extend(result)
+    return separate
 
 
 def _load() -> Any:

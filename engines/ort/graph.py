@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx
 
-from calib.graph import infer_types
+from calib.graph import attribute, infer_types
 from engines.layer_records import EngineEvidence, GraphFacts, LayerEvidence
 from engines.layer_requests import TYPE_NAMES
 
@@ -39,8 +39,5 @@ def optimized_evidence(data: bytes, graph: bytes, facts: GraphFacts) -> EngineEv
 def _float_types(optimized: onnx.ModelProto, model: onnx.ModelProto) -> dict[str, str]:
     """Tensor -> type name. ONNX Runtime's own operators have no type inference: the original graph supplies missing types."""
     types = {name: t.dtype for name, t in infer_types(model).items()}
-    for node in optimized.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to":
-                types[node.output[0]] = attribute.i
+    types |= {node.output[0]: attribute(node, "to", 0) for node in optimized.graph.node if node.op_type == "Cast"}
     return {name: TYPE_NAMES.get(kind, "unknown") for name, kind in types.items()}

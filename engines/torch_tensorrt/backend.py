@@ -46,23 +46,16 @@ _SHOWN_LINES = 12
 
 @dataclass(frozen=True)
 class Environment:
-    """The Python environment in which torch-tensorrt is installed.
-
-    Attributes:
-        python: its interpreter.
-        flavour: "rtx" for torch-tensorrt-rtx, "trt" for torch-tensorrt.
-        versions: distribution -> version, of torch-tensorrt, its TensorRT and torch.
-    """
+    """The Python environment of torch-tensorrt: interpreter and version of its TensorRT. "rtx" is torch-tensorrt-rtx."""
 
     python: Path
     flavour: str
-    versions: dict[str, str]
+    tensorrt: str
 
 
 def version() -> str:
     """Version of the TensorRT that torch-tensorrt uses. Raises MissingError with the command that installs it."""
-    environment = find_environment()
-    return environment.versions["tensorrt_rtx" if environment.flavour == "rtx" else "tensorrt"]
+    return find_environment().tensorrt
 
 
 def find_environment() -> Environment:
@@ -72,7 +65,7 @@ def find_environment() -> Environment:
     installed = {d.name.lower().replace("-", "_"): d.version for d in importlib.metadata.distributions(path=folders) if d.name}
     for name, flavour, library in (("torch_tensorrt_rtx", "rtx", "tensorrt_rtx"), ("torch_tensorrt", "trt", "tensorrt")):
         if python.exists() and {name, library, "torch"} <= installed.keys():
-            return Environment(python, flavour, {k: installed[k] for k in (name, library, "torch")})
+            return Environment(python, flavour, installed[library])
     raise MissingError("torch-tensorrt is not installed", where=ENVIRONMENT, next_command=INSTALL)
 
 
@@ -92,11 +85,10 @@ def build_engine(spec: BuildSpec, graph: bytes, advance: Advance) -> BackendResu
         folder = Path(name)
         request = _write_program(spec, graph, folder)
         advance(_EXPORTED)
-        facts, lines = _run_worker(environment, request, folder, lambda share: advance(_EXPORTED + (1 - _EXPORTED) * share))
+        facts = _run_worker(environment, request, folder, lambda share: advance(_EXPORTED + (1 - _EXPORTED) * share))
         data = (folder / "engine").read_bytes()
     advance(1.0)
-    log = (f"INFO: {facts['libraries']}", *dict.fromkeys(lines))
-    return BackendResult(data, facts["tensorrt"], capabilities, device, log=log)
+    return BackendResult(data, facts["tensorrt"], capabilities, device)
 
 
 def engine_evidence(data: bytes, _graph: bytes, facts: GraphFacts) -> EngineEvidence:
@@ -108,7 +100,7 @@ def engine_evidence(data: bytes, _graph: bytes, facts: GraphFacts) -> EngineEvid
     with tempfile.TemporaryDirectory(prefix="ufovit-torch-trt-") as name:
         folder = Path(name)
         write_bytes(folder / "engine", data)
-        result, _log = _run_worker(environment, {"inspect": str(folder / "engine")}, folder, lambda _share: None)
+        result = _run_worker(environment, {"inspect": str(folder / "engine")}, folder, lambda _share: None)
     return read_inspector(result["inspector"], nodes)
 
 
@@ -149,10 +141,8 @@ def _write_program(spec: BuildSpec, graph: bytes, folder: Path) -> dict[str, Any
     }
 
 
-def _run_worker(
-    environment: Environment, request: dict[str, Any], folder: Path, advance: Advance
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Run the worker on a request; returns its facts and the lines of its stderr. Kills it if the wait is interrupted."""
+def _run_worker(environment: Environment, request: dict[str, Any], folder: Path, advance: Advance) -> dict[str, Any]:
+    """Run the worker on a request and return its facts. Kills it if the wait is interrupted."""
     write_json(folder / "request.json", {**request, "facts": str(folder / "facts.json")})
     command = [str(environment.python), "-I", "-W", "ignore", str(WORKER), str(folder / "request.json")]
     with (
@@ -173,10 +163,9 @@ def _run_worker(
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
-    log = tuple((folder / "stderr").read_text(errors="replace").splitlines())
     if code:
-        raise _worker_error(code, log)
-    return read_json(folder / "facts.json"), log
+        raise _worker_error(code, tuple((folder / "stderr").read_text(errors="replace").splitlines()))
+    return read_json(folder / "facts.json")
 
 
 def _worker_error(code: int, log: tuple[str, ...]) -> Exception:

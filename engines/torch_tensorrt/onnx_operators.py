@@ -7,9 +7,9 @@ sums its squares in FP32, like TensorRT's ONNX parser; LayerNormalization's stat
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Mapping
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -66,10 +66,7 @@ class NodeReader:
 
 
 def torch_function(node: onnx.NodeProto, initializers: Mapping[str, onnx.TensorProto]) -> Compute:
-    """The function that computes a node's first output from its inputs; integer tensors are Python integers.
-
-    Raises GraphError for an unsupported operator, attribute or input.
-    """
+    """The function that computes a node's first output; integer tensors are Python integers. Raises GraphError for others."""
     reader = NodeReader(node, initializers)
     convert = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if convert is None:
@@ -79,9 +76,9 @@ def torch_function(node: onnx.NodeProto, initializers: Mapping[str, onnx.TensorP
     return compute
 
 
-def _plain(function: Compute) -> Callable[[NodeReader], Compute]:
-    """An operator without attributes that is the same in ONNX and torch."""
-    return lambda _node: function
+def _plain(function: Compute, _node: NodeReader) -> Compute:
+    """An operator without attributes."""
+    return function
 
 
 def _shape(node: NodeReader) -> Compute:
@@ -94,12 +91,9 @@ def _concat(node: NodeReader) -> Compute:
     return lambda *parts: list(itertools.chain(*parts)) if isinstance(parts[0], list) else torch.cat(parts, axis)
 
 
-def _expand(_node: NodeReader) -> Compute:
-    def expand(x: torch.Tensor, shape: list[int]) -> torch.Tensor:
-        sizes = [1] * (len(shape) - x.dim()) + list(x.shape)
-        return x.expand([own if size == 1 else size for own, size in zip(sizes, shape, strict=True)])
-
-    return expand
+def _expand(x: torch.Tensor, shape: list[int]) -> torch.Tensor:
+    sizes = [1] * (len(shape) - x.dim()) + list(x.shape)
+    return x.expand([own if size == 1 else size for own, size in zip(sizes, shape, strict=True)])
 
 
 def _slice(node: NodeReader) -> Compute:
@@ -168,23 +162,17 @@ def _gelu(node: NodeReader) -> Compute:
     return lambda x: F.gelu(x, approximate=kind)
 
 
-def _reduce(function: Compute) -> Callable[[NodeReader], Compute]:
-    def convert(node: NodeReader) -> Compute:
-        node.expect("noop_with_empty_axes", 0)
-        keep = bool(node.pop("keepdims", 1))
-        if node.constant(1) is None:
-            raise node.node_error("missing or computed axes", "constant axes")
-        return lambda x, axes: function(x.float(), axes, keep).to(x.dtype)
-
-    return convert
+def _reduce(function: Compute, node: NodeReader) -> Compute:
+    node.expect("noop_with_empty_axes", 0)
+    keep = bool(node.pop("keepdims", 1))
+    if node.constant(1) is None:
+        raise node.node_error("missing or computed axes", "constant axes")
+    return lambda x, axes: function(x.float(), axes, keep).to(x.dtype)
 
 
-def _clip(_node: NodeReader) -> Compute:
-    def clip(x: torch.Tensor, low: torch.Tensor | None = None, high: torch.Tensor | None = None) -> torch.Tensor:
-        x = x if low is None else torch.maximum(x, low)
-        return x if high is None else torch.minimum(x, high)
-
-    return clip
+def _clip(x: torch.Tensor, low: torch.Tensor | None = None, high: torch.Tensor | None = None) -> torch.Tensor:
+    x = x if low is None else torch.maximum(x, low)
+    return x if high is None else torch.minimum(x, high)
 
 
 def _cast(node: NodeReader) -> Compute:
@@ -195,44 +183,40 @@ def _cast(node: NodeReader) -> Compute:
     return lambda x: x.to(FLOATS[to])
 
 
-def _qdq(name: str) -> Callable[[NodeReader], Compute]:
-    def convert(node: NodeReader) -> Compute:
-        node.expect("block_size", 0)
-        node.expect("saturate", 1)
-        node.expect("output_dtype", 0)
-        axis, scale, zero = node.pop("axis", 1), node.constant(1), node.constant(2)
-        if scale is None or zero is None or zero.dtype != np.int8 or zero.any():
-            raise node.node_error("an unsupported scale or zero-point", "a constant scale and an INT8 zero-point of 0")
-        operator = getattr(torch.ops.ufovit, name)
-        return lambda x, scale, _zero: operator(x, scale, axis)
-
-    return convert
+def _qdq(name: str, node: NodeReader) -> Compute:
+    for attribute, value in (("block_size", 0), ("saturate", 1), ("output_dtype", 0)):
+        node.expect(attribute, value)
+    axis, scale, zero = node.pop("axis", 1), node.constant(1), node.constant(2)
+    if scale is None or zero is None or zero.dtype != np.int8 or zero.any():
+        raise node.node_error("an unsupported scale or zero-point", "a constant scale and an INT8 zero-point of 0")
+    operator = getattr(torch.ops.ufovit, name)
+    return lambda x, scale, _zero: operator(x, scale, axis)
 
 
 OPERATORS: dict[str, Callable[[NodeReader], Compute]] = {
-    "Add": _plain(torch.add),
+    "Add": partial(_plain, torch.add),
     "BatchNormalization": _batch_norm,
     "Cast": _cast,
-    "Clip": _clip,
+    "Clip": partial(_plain, _clip),
     "Concat": _concat,
     "Conv": _conv,
-    "DequantizeLinear": _qdq("dequantize"),
-    "Div": _plain(torch.div),
-    "Expand": _expand,
+    "DequantizeLinear": partial(_qdq, "dequantize"),
+    "Div": partial(_plain, torch.div),
+    "Expand": partial(_plain, _expand),
     "Gather": _gather,
     "Gelu": _gelu,
     "Gemm": _gemm,
     "LayerNormalization": _layer_norm,
-    "MatMul": _plain(torch.matmul),
-    "Max": _plain(lambda *parts: functools.reduce(torch.maximum, parts)),
-    "Mul": _plain(torch.mul),
-    "QuantizeLinear": _qdq("quantize"),
-    "ReduceL2": _reduce(lambda x, axes, keep: x.square().sum(axes, keep).sqrt()),
-    "ReduceMean": _reduce(torch.mean),
+    "MatMul": partial(_plain, torch.matmul),
+    "Max": partial(_plain, lambda *parts: reduce(torch.maximum, parts)),
+    "Mul": partial(_plain, torch.mul),
+    "QuantizeLinear": partial(_qdq, "quantize"),
+    "ReduceL2": partial(_reduce, lambda x, axes, keep: x.square().sum(axes, keep).sqrt()),
+    "ReduceMean": partial(_reduce, torch.mean),
     "Reshape": _reshape,
     "Shape": _shape,
     "Slice": _slice,
-    "Sub": _plain(torch.sub),
+    "Sub": partial(_plain, torch.sub),
     "Transpose": _transpose,
 }
 """ONNX operator -> its conversion to a torch function, for every operator in this toolkit's graphs."""

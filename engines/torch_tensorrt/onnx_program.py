@@ -37,7 +37,6 @@ class Program:
         steps: submodule name, without "steps." -> node name; nodes without a name are left out.
         shapes: shapes of the input: (min, opt, max), or one fixed shape.
         input: name of the graph's input; in the program it is "image".
-        output: name of the graph's output.
     """
 
     data: bytes
@@ -100,8 +99,7 @@ def export_program(model: onnx.ModelProto, batch: BatchRange) -> Program:
         model: a flat graph whose input has a fixed shape except for the batch.
         batch: sizes of a symbolic batch; if min equals max, the program has that fixed batch.
 
-    Raises:
-        GraphError: a node has no torch equivalent (names it), or a dimension other than the batch is symbolic.
+    Raises GraphError naming a node without torch equivalent, and for a symbolic dimension other than the batch.
     """
     weights = {i.name for i in model.graph.initializer}
     image = next(v for v in model.graph.input if v.name not in weights)

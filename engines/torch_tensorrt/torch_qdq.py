@@ -31,21 +31,17 @@ def dequantize(q: torch.Tensor, scale: torch.Tensor, axis: int) -> torch.Tensor:
 def register() -> None:
     """Register `torch.ops.ufovit.quantize` and `.dequantize`; call once per process."""
     for function, fake, schema in (
-        (quantize, _quantized_like, "(Tensor x, Tensor scale, int axis) -> Tensor"),
-        (dequantize, _dequantized_like, "(Tensor q, Tensor scale, int axis) -> Tensor"),
+        (quantize, lambda x, *_: torch.empty_like(x, dtype=torch.int8), "(Tensor x, Tensor scale, int axis) -> Tensor"),
+        (
+            dequantize,
+            lambda q, scale, _: torch.empty_like(q, dtype=scale.dtype),
+            "(Tensor q, Tensor scale, int axis) -> Tensor",
+        ),
     ):
         name = f"{NAMESPACE}::{function.__name__}"
         torch.library.define(name, schema)
         torch.library.impl(name, "CompositeExplicitAutograd", function)
         torch.library.register_fake(name, fake)
-
-
-def _quantized_like(x: torch.Tensor, scale: torch.Tensor, axis: int) -> torch.Tensor:  # noqa: ARG001  # the operator's signature
-    return torch.empty_like(x, dtype=torch.int8)
-
-
-def _dequantized_like(q: torch.Tensor, scale: torch.Tensor, axis: int) -> torch.Tensor:  # noqa: ARG001  # as above
-    return torch.empty_like(q, dtype=scale.dtype)
 
 
 def _broadcast(scale: torch.Tensor, dims: int, axis: int) -> torch.Tensor:

@@ -6,7 +6,7 @@
                    "compute_capabilities": ["8.6", ...], empty for this machine's GPU, "optimization_level": int | null,
                    "engine": output path, "facts": output path}
                   or {"inspect": an engine, "facts": output path}
-    facts         {"tensorrt": its version, "libraries": the others} or {"inspector": the engine's layers, as JSON text}
+    facts         {"tensorrt": its version} or {"inspector": the engine's layers, as JSON text}
     stdout        lines "share 0.5": progress
     stderr        warnings and errors of the libraries, the cause of a failure last
     exit code     0 done, 2 the program is rejected, 4 the libraries do not load, 5 the disk is full
@@ -21,8 +21,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
-import importlib.metadata
-import importlib.util
 import json
 import logging
 import os
@@ -67,11 +65,7 @@ def main(request_path: str) -> int:
 
 
 class Library:
-    """torch-tensorrt, loaded, with converters for the two Q/DQ operators; raises any Exception if it does not load.
-
-    Attributes:
-        trt: the TensorRT module that torch-tensorrt uses.
-    """
+    """torch-tensorrt, loaded, with converters for the two Q/DQ operators; raises any Exception if it does not load."""
 
     def __init__(self, torch: Any) -> None:
         self._torch = torch
@@ -82,34 +76,30 @@ class Library:
             self._torch_tensorrt = importlib.import_module("torch_tensorrt")
         self._interpreter = importlib.import_module("torch_tensorrt.dynamo.conversion._TRTInterpreter")
         self.trt = self._interpreter.trt
-        _load_sibling("torch_qdq").register()
+        sys.path.append(str(Path(__file__).parent))
+        importlib.import_module("torch_qdq").register()
         self._add_converters()
         self._keep_int8_weights()
 
     def convert(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Build and write the engine of a request; returns the versions it was built with."""
+        """Build and write the engine of a request; returns the version of TensorRT."""
         torch, image = self._torch, request["input"]
         self._configure_network(request)
         if request["compute_capabilities"]:
             self.trt.Runtime = _PassThroughRuntime
-        program = torch.export.load(request["program"])
         shapes = [tuple(shape) for shape in image["shapes"]]
         range_keys = ("min_shape", "opt_shape", "max_shape")
         sizes = dict(zip(("shape",) if len(shapes) == 1 else range_keys, shapes, strict=True))
         level = request["optimization_level"]
         engine = self._torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
-            program,
+            torch.export.load(request["program"]),
             inputs=[self._torch_tensorrt.Input(**sizes, dtype=torch.float32)],
             device=self._torch_tensorrt.Device(gpu_id=0),
             disable_tf32=True,  # FP32 means FP32
             **({} if level is None else {"optimization_level": level}),
         )
         Path(request["engine"]).write_bytes(engine)
-        names = ("torch-tensorrt-rtx", "torch-tensorrt", "torch")
-        return {
-            "tensorrt": self.trt.__version__,
-            "libraries": ", ".join(f"{name} {v}" for name in names if (v := _version(name))),
-        }
+        return {"tensorrt": self.trt.__version__}
 
     def inspect(self, request: dict[str, Any]) -> dict[str, Any]:
         """Read the layer information of an engine from TensorRT's engine inspector, on the GPU that it is built for."""
@@ -122,22 +112,25 @@ class Library:
 
     def _add_converters(self) -> None:
         """Convert `ufovit::quantize` and `ufovit::dequantize` to TensorRT's Quantize and Dequantize layers."""
-        add = importlib.import_module("torch_tensorrt.dynamo.conversion").dynamo_tensorrt_converter
-        operators, trt, torch = self._torch.ops.ufovit, self.trt, self._torch
-        floats = {torch.float32: trt.float32, torch.float16: trt.float16}
+        register = importlib.import_module("torch_tensorrt.dynamo.conversion").dynamo_tensorrt_converter
+        trt, torch = self.trt, self._torch
+        types = {torch.float32: trt.float32, torch.float16: trt.float16}
 
-        def quantize(ctx: Any, _target: Any, args: Any, _kwargs: Any, name: str) -> Any:
-            x, scale, axis = args
-            inputs = self._tensor(ctx, x, f"{name}_x"), self._tensor(ctx, scale, f"{name}_scale")
-            return _set_axis(ctx.net.add_quantize(*inputs, trt.int8), scale, axis, name)
+        def add_converter(operator: str, operand: str) -> None:
+            def convert(ctx: Any, _target: Any, args: Any, _kwargs: Any, name: str) -> Any:
+                value, scale, axis = args
+                inputs = self._tensor(ctx, value, f"{name}_{operand}"), self._tensor(ctx, scale, f"{name}_scale")
+                output_type = trt.int8 if operator == "quantize" else types[scale.dtype]
+                layer = getattr(ctx.net, f"add_{operator}")(*inputs, output_type)
+                layer.name = name
+                if len(scale.shape):
+                    layer.axis = axis
+                return layer.get_output(0)
 
-        def dequantize(ctx: Any, _target: Any, args: Any, _kwargs: Any, name: str) -> Any:
-            q, scale, axis = args
-            inputs = self._tensor(ctx, q, f"{name}_q"), self._tensor(ctx, scale, f"{name}_scale")
-            return _set_axis(ctx.net.add_dequantize(*inputs, floats[scale.dtype]), scale, axis, name)
+            register(getattr(torch.ops.ufovit, operator).default, supports_dynamic_shapes=True)(convert)
 
-        for operator, converter in ((operators.quantize, quantize), (operators.dequantize, dequantize)):
-            add(operator.default, supports_dynamic_shapes=True)(converter)
+        add_converter("quantize", "x")
+        add_converter("dequantize", "q")
 
     def _tensor(self, ctx: Any, value: Any, name: str) -> Any:
         """Convert a value to a TensorRT tensor; a constant becomes a constant layer, whose memory `ctx` owns."""
@@ -171,11 +164,10 @@ class Library:
                 interpreter.optimization_profiles[:] = [profile]
             config = original(interpreter, *args, **kwargs)
             config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-            capabilities = [getattr(trt.ComputeCapability, f"SM{c.replace('.', '')}") for c in request["compute_capabilities"]]
-            if capabilities:
+            if capabilities := request["compute_capabilities"]:
                 config.num_compute_capabilities = len(capabilities)
             for i, capability in enumerate(capabilities):
-                config.set_compute_capability(capability, i)
+                config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), i)
             _report_progress(CONVERSION_SHARE)
             config.progress_monitor = _make_monitor(trt)
             return config
@@ -221,21 +213,12 @@ def _no_native_library(path: Any, real: Callable[[Any], bool] = os.path.isfile) 
 
 
 def _name_layers(network: Any, steps: dict[str, str]) -> None:
-    for i in range(network.num_layers):
-        layer = network.get_layer(i)
+    for layer in map(network.get_layer, range(network.num_layers)):
         match = _STEP.search(layer.name)
-        node = steps.get(match[1]) if match else None
-        if node is not None:
+        if match and (node := steps.get(match[1])):
             layer.metadata = f"[ONNX Layer: {node}]"
             if layer.type.name in _RENAMED_TYPES:
                 layer.name = node
-
-
-def _set_axis(layer: Any, scale: Any, axis: int, name: str) -> Any:
-    layer.name = name
-    if len(scale.shape):
-        layer.axis = axis
-    return layer.get_output(0)
 
 
 def _make_monitor(trt: Any) -> Any:
@@ -257,22 +240,6 @@ def _make_monitor(trt: Any) -> Any:
             pass
 
     return Monitor()
-
-
-def _load_sibling(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    if spec is None or spec.loader is None:
-        raise ImportError(name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _report_progress(share: float) -> None:

@@ -54,13 +54,7 @@ def version(flavour: Flavour) -> str:
 
 
 class _Library:
-    """A loaded TensorRT and its log.
-
-    Attributes:
-        module: the TensorRT module.
-        name: name of the library.
-        log: its messages as "SEVERITY: text", in order, without verbose ones.
-    """
+    """A loaded TensorRT and its log: messages as "SEVERITY: text", in order, without verbose ones."""
 
     def __init__(self, flavour: Flavour) -> None:
         self.module = load(flavour)
@@ -75,6 +69,12 @@ class _Library:
         """The error with the library's reasons, by default the warnings and errors in its log."""
         lines = (self._warnings() if reasons is None else reasons)[:_SHOWN_LINES]
         return BackendError(what, found="\n    ".join(lines) or "no reason given", log=tuple(self.log))
+
+    def _returned(self, value: T | None, failure: str) -> T:
+        """What a call of the library returned; None is its failure."""
+        if value is None:
+            raise self._error(f"{self.name} {failure}")
+        return value
 
     def _construct(self, constructor: Callable[[], T], what: str) -> T:
         """Construct an object of the library. Its constructor raises TypeError on failure, for example without a driver."""
@@ -96,9 +96,7 @@ class Builder(_Library):
     def parse(self, onnx_bytes: bytes) -> Any:
         """Parse an ONNX model to a strongly typed network. Raises BackendError naming the nodes that the parser rejects."""
         strongly_typed = 1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        network = self._builder.create_network(strongly_typed)
-        if network is None:
-            raise self._error(f"{self.name} could not create a network")
+        network = self._returned(self._builder.create_network(strongly_typed), "could not create a network")
         parser = self.module.OnnxParser(network, self._logger)
         # In a thread, because the library discards exceptions raised in its callbacks, a KeyboardInterrupt included.
         if not run_interruptible(lambda: parser.parse(onnx_bytes)):
@@ -112,9 +110,7 @@ class Builder(_Library):
 
         Raises UsageError for an option that this release does not have.
         """
-        config = self._builder.create_builder_config()
-        if config is None:
-            raise self._error(f"{self.name} could not create a builder configuration")
+        config = self._returned(self._builder.create_builder_config(), "could not create a builder configuration")
         config.profiling_verbosity = self.module.ProfilingVerbosity.DETAILED
         if hasattr(self.module.BuilderFlag, "TF32"):
             config.clear_flag(self.module.BuilderFlag.TF32)
@@ -152,10 +148,7 @@ class Builder(_Library):
     def timing_cache(self, config: Any) -> bytes:
         """Serialize the timing cache after a build. Raises BackendError if the library returns none."""
         cache = config.get_timing_cache()
-        serialized = None if cache is None else cache.serialize()
-        if serialized is None:
-            raise self._error(f"{self.name} returned no timing cache")
-        return bytes(serialized)
+        return bytes(self._returned(None if cache is None else cache.serialize(), "returned no timing cache"))
 
     def _member(self, enumeration: str, name: str) -> Any:
         known = getattr(self.module, enumeration)
@@ -197,9 +190,7 @@ class Builder(_Library):
             plan = run_interruptible(lambda: self._builder.build_serialized_network(network, config), cancelled)
         except RuntimeError as error:
             raise self._error(f"{self.name} built no engine", [str(error), *self._warnings()]) from error
-        if plan is None:
-            raise self._error(f"{self.name} built no engine")
-        return bytes(plan)
+        return bytes(self._returned(plan, "built no engine"))
 
 
 class Runtime(_Library):
@@ -216,10 +207,7 @@ class Runtime(_Library):
         """
         if version_compatible:
             self._runtime.engine_host_code_allowed = True  # such an engine contains the runtime of its own release
-        loaded = self._runtime.deserialize_cuda_engine(engine)
-        if loaded is None:
-            raise self._error(f"{self.name} does not load the engine")
-        return loaded
+        return self._returned(self._runtime.deserialize_cuda_engine(engine), "does not load the engine")
 
     def inspect(self, engine: Any) -> str:
         """Layer information of a loaded engine, as JSON; see `engines.engine_inspector`.

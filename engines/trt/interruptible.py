@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -29,34 +30,29 @@ def run_interruptible(call: Callable[[], T], cancelled: threading.Event | None =
         call: the call. It must own every object that the library still needs after the wait was interrupted.
         cancelled: set when the wait is interrupted. Without it the call cannot be cancelled: an interrupt waits for its end.
     """
-    done = threading.Event()
-    results: list[T] = []
-    errors: list[BaseException] = []
+    future = Future[T]()
 
     def body() -> None:
         _running.add(threading.get_ident())
         try:
-            results.append(call())
+            future.set_result(call())
         except BaseException as error:  # noqa: BLE001  # the waiting thread raises it again
-            errors.append(error)
+            future.set_exception(error)
         finally:
             _running.discard(threading.get_ident())
-            done.set()
             park_if_exiting()
 
     threading.Thread(target=body, name="engine-build", daemon=True).start()
     try:
-        while not done.wait(_POLL_SECONDS):
-            pass
+        while not future.done():
+            wait([future], _POLL_SECONDS)
     except BaseException:
         if cancelled is None:
-            done.wait()
+            wait([future])
         else:
             cancelled.set()
         raise
-    if errors:
-        raise errors[0]
-    return results[0]
+    return future.result()
 
 
 def park_if_exiting() -> None:

@@ -31,7 +31,7 @@ def build_plan(spec: BuildSpec, graph: bytes, advance: Advance) -> BackendResult
     network, config = define_network(builder, graph, spec)
     builder.set_compute_capabilities(config, spec.target.compute_capabilities)
     data = builder.build(network, config, advance)
-    return BackendResult(data, version(), spec.target.compute_capabilities, log=tuple(builder.log))
+    return BackendResult(data, version(), spec.target.compute_capabilities)
 
 
 def plan_evidence(data: bytes, _graph: bytes, facts: GraphFacts) -> EngineEvidence:

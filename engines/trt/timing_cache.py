@@ -16,12 +16,7 @@ from engines.build_spec import BuilderOptions
 
 @dataclass(frozen=True)
 class TimingCache:
-    """A timing cache file.
-
-    Attributes:
-        path: the file; it must exist if it is pinned.
-        pinned: whether a build may neither time other kernels nor write the file.
-    """
+    """A timing cache file. If pinned, it must exist, and a build may neither time other kernels nor write it."""
 
     path: Path
     pinned: bool = False
@@ -54,10 +49,8 @@ class TimingCache:
 def check_pin(options: BuilderOptions, measured: bytes | None, *, enforced: bool) -> None:
     """Raise BackendError for an engine for which a kernel was timed despite the pinned cache.
 
-    Args:
-        options: options of the build.
-        measured: the timing cache after the build.
-        enforced: whether this release of TensorRT itself fails on a cache miss; then nothing is checked here.
+    `measured` is the timing cache after the build. With `enforced` this release of TensorRT itself fails on a cache miss, and
+    nothing is checked here.
     """
     if not options.pin_timing_cache or enforced or measured == options.timing_cache:
         return

@@ -49,7 +49,7 @@ def build_engine(spec: BuildSpec, graph: bytes, advance: Advance) -> BackendResu
     measured = builder.timing_cache(config) if options.timing_cache is not None else None
     check_pin(options, measured, enforced=builder.refuses_new_timings)
     cache = options.timing_cache if options.pin_timing_cache else measured
-    return BackendResult(data, library_version("trt"), (capability,), device, cache, tuple(builder.log))
+    return BackendResult(data, library_version("trt"), (capability,), device, cache)
 
 
 def this_gpu(spec: BuildSpec) -> tuple[str, str]:

@@ -62,10 +62,10 @@ def test_a_fault_comes_out_as_the_table_expects(bench, name):
 
 
 def test_a_planted_build_is_whole_and_the_honest_one_untouched(bench):
-    before = verify_folder(BuildFolder(bench.honest)).files
+    before = verify_folder(BuildFolder(bench.honest))
     planted = planted_faults.larger_scale(bench, "twice", 2, "stem.8/Gelu_output")
-    assert verify_folder(BuildFolder(bench.honest)).files == before
-    assert verify_folder(BuildFolder(planted.folder)).problem is None
+    assert verify_folder(BuildFolder(bench.honest)) == before
+    verify_folder(BuildFolder(planted.folder))
     was, now = (load_table(folder / CALIBRATION).tensors for folder in (bench.honest, planted.folder))
     assert {name for name in was if was[name] != now[name]} == {"stem.8/Gelu_output"}
     assert now["stem.8/Gelu_output"].amax == 2 * was["stem.8/Gelu_output"].amax

