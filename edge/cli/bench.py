@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cyclopts import Parameter
 
+from calib.artifact import write_artifact
 from calib.errors import UsageError
+from edge.cli.console import TerminalProgress, terminal_progress
+from engines.build_folder.folder import BuildFolder
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from edge.bench.measure import Conditions
     from edge.bench.results import BenchReport, ComparisonReport
     from edge.runtime.open_build import OpenedBuild
@@ -59,7 +59,6 @@ class BenchOptions:
     def open(self, folder: Path, runner: str) -> OpenedBuild:
         """Open a build for a measurement."""
         from edge.runtime.open_build import open_runner
-        from engines.build_folder.folder import BuildFolder
 
         build = BuildFolder(folder, require_signature=self.require_signature)
         return open_runner(build, runner, threads=self.threads)
@@ -85,12 +84,8 @@ def bench(folder: Path, /, *, options: BenchOptions = _DEFAULT) -> int:
     Args:
         folder: A build folder
     """
-    from rich.console import Console
-
-    from calib.artifact import write_artifact
-
     measure = _alone if options.against is None else _in_turn
-    report = measure(Console(soft_wrap=True), folder, options)
+    report = measure(terminal_progress(), folder, options)
     if options.json is not None:
         write_artifact(options.json, report)
     return 0
@@ -106,21 +101,18 @@ def parse_batches(text: str | None) -> tuple[int, ...] | None:
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
-def _alone(console: Console, folder: Path, options: BenchOptions) -> BenchReport:
+def _alone(progress: TerminalProgress, folder: Path, options: BenchOptions) -> BenchReport:
     from edge.bench.measure import choose_batches, measure_build
     from edge.bench.memory import resident
     from edge.bench.power import find_monitor
     from edge.cli.bench_tables import print_bench
-    from edge.cli.console import TerminalProgress
 
     conditions, requested, before = options.conditions(), parse_batches(options.batch), resident()
     opened = options.open(folder, options.runner)
     with opened.runner:
         batches = choose_batches(requested, opened.batch)
-        report = measure_build(
-            opened, batches, conditions, monitor=find_monitor(), before=before, progress=TerminalProgress(console)
-        )
-    print_bench(console, report)
+        report = measure_build(opened, batches, conditions, monitor=find_monitor(), before=before, progress=progress)
+    print_bench(progress, report)
     return report
 
 
@@ -144,29 +136,21 @@ def _check_for_gate(build: OpenedBuild, other: OpenedBuild) -> None:
         )
 
 
-def _in_turn(console: Console, folder: Path, options: BenchOptions) -> ComparisonReport:
-    from calib.artifact import write_artifact
+def _in_turn(progress: TerminalProgress, folder: Path, options: BenchOptions) -> ComparisonReport:
     from edge.bench.measure import choose_batches, compare
     from edge.cli.bench_tables import print_comparison
-    from edge.cli.console import TerminalProgress
     from edge.gate.baseline import LatencyRatio
 
     conditions, requested = options.conditions(), parse_batches(options.batch)
-    with ExitStack() as opened:
-        builds = []
-        for path, runner in (
-            (folder, options.runner),
-            (options.against or folder, options.against_runner or options.runner),
-        ):
-            build = options.open(path, runner)
-            opened.enter_context(build.runner)
-            builds.append(build)
-        if options.latency is not None:
-            _check_for_gate(*builds)
-        batches = choose_batches(requested, *(build.batch for build in builds))
-        batches = batches if requested else batches[:1]
-        report = compare(builds[0], builds[1], batches, conditions, TerminalProgress(console))
-    print_comparison(console, report)
+    first = options.open(folder, options.runner)
+    with first.runner:
+        second = options.open(options.against or folder, options.against_runner or options.runner)
+        with second.runner:
+            if options.latency is not None:
+                _check_for_gate(first, second)
+            batches = choose_batches(requested, first.batch, second.batch)
+            report = compare(first, second, batches if requested else batches[:1], conditions, progress)
+    print_comparison(progress, report)
     if options.latency is not None:
         ratio = report.results[0].ratio
         write_artifact(options.latency, LatencyRatio(ratio.ratio, ratio.low, ratio.high, ratio.runs))

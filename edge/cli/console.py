@@ -1,13 +1,14 @@
-"""Progress and messages on the terminal; plain lines when the output is a file or a pipe."""
+"""Progress, messages and tables on the terminal; plain lines when the output is a file or a pipe."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from edge.progress import Advance
 
@@ -19,11 +20,6 @@ def terminal_progress() -> TerminalProgress:
     return TerminalProgress(Console(soft_wrap=True))
 
 
-def wide(console: Console, width: int) -> Console:
-    """The console to print a table on: a terminal as it is; a file or a pipe, which has no width, with this one."""
-    return console if console.is_terminal else Console(file=console.file, width=width)
-
-
 class TerminalProgress:
     """Bars on a terminal, a line at the start, each quarter and the end of a step elsewhere."""
 
@@ -33,6 +29,21 @@ class TerminalProgress:
     def say(self, text: str) -> None:
         """Print a line."""
         self.console.print(text, highlight=False, markup=False)
+
+    def table(
+        self, columns: dict[str, JustifyMethod], rows: Iterable[Sequence[str]], *, width: int = 160, fold: bool = True
+    ) -> None:
+        """Print rows of markup without lines between them; long cells are folded, else cut.
+
+        `columns`: heading -> justification. `width` is that of a file or a pipe, which has none.
+        """
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for heading, justify in columns.items():
+            table.add_column(heading, justify=justify, no_wrap=not fold, overflow="fold" if fold else "ellipsis")
+        for row in rows:
+            table.add_row(*row)
+        console = self.console if self.console.is_terminal else Console(file=self.console.file, width=width)
+        console.print(table, highlight=False)
 
     @contextlib.contextmanager
     def task(self, title: str) -> Iterator[Advance]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edge.pipeline.build_request import BuildRequest
     from edge.pipeline.calibrate import calibrate_file
     from edge.pipeline.calibrate_request import CalibrateRequest
-    from edge.pipeline.judge_request import JudgeRequest
+    from edge.pipeline.judge_options import JudgeOptions
     from edge.pipeline.pack_bundle import make_bundle
     from edge.pipeline.rejudge import redraw, rejudge_build
     from edge.pipeline.step import BuildOutcome
@@ -23,7 +23,7 @@ _PUBLIC = by_name(
         "edge.pipeline.build_request": ("BuildRequest",),
         "edge.pipeline.calibrate_request": ("CalibrateRequest",),
         "edge.pipeline.build_from_bundle": ("DeviceRequest", "build_on_device"),
-        "edge.pipeline.judge_request": ("JudgeRequest",),
+        "edge.pipeline.judge_options": ("JudgeOptions",),
         "edge.pipeline.build": ("build_model",),
         "edge.pipeline.calibrate": ("calibrate_file",),
         "edge.pipeline.pack_bundle": ("make_bundle",),
@@ -36,7 +36,7 @@ __all__ = [
     "BuildRequest",
     "CalibrateRequest",
     "DeviceRequest",
-    "JudgeRequest",
+    "JudgeOptions",
     "build_model",
     "build_on_device",
     "calibrate_file",

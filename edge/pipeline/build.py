@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edge.drift.drift_report import DRIFT_ARTIFACT
 from edge.pipeline.build_inputs import BuildInputs, resolve_inputs
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.preflight import check_inputs
-from edge.pipeline.step import RANDOM_WEIGHTS_NOTICE, BuildOutcome, Step, run_step
+from edge.pipeline.step import RANDOM_WEIGHTS_NOTICE, BuildOutcome, Step, outcome_of, run_step
 from edge.pipeline.steps.calibrate import calibrate_step
 from edge.pipeline.steps.certify import certify_step
 from edge.pipeline.steps.drift import Question, drift_step
@@ -47,8 +46,7 @@ def build_model(request: BuildRequest, progress: Progress) -> BuildOutcome:
     with opened as workspace:
         for step in _steps(request, inputs, workspace):
             run_step(workspace, progress, step)
-        verdict = BuildFolder(request.out).read(DRIFT_ARTIFACT).verdict
-        return BuildOutcome(request.out, verdict, tuple(workspace.ran), tuple(workspace.reused))
+        return outcome_of(workspace)
 
 
 def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> Iterator[Step]:

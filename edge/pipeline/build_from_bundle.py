@@ -61,7 +61,7 @@ class DeviceRequest:
                 found=f"target {self.target.name}",
                 allowed="a target that TensorRT builds for",
             )
-        self.builder.check(self.target, self.folder)
+        self.builder.options(self.target, self.folder)
 
     @property
     def folder(self) -> Path:

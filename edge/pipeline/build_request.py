@@ -120,7 +120,7 @@ class BuildRequest(BuildOptions):
         check_counts(calib_images=self.calib_images, eval_images=self.eval_images)
         check_quantization(self.method, self.effort)
         check_floor(self.int8_floor)
-        self.builder.check(self.target, self.out)
+        self.builder.options(self.target, self.out)
 
     @property
     def certified_precisions(self) -> tuple[str, ...]:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge.drift.drift_report import DRIFT_ARTIFACT
 from edge.pipeline.workspace import Workspace
 from edge.progress import Advance, Progress
 from edge.tasks.interval import Verdict
+from engines.build_folder.folder import BuildFolder
 
 RANDOM_WEIGHTS_NOTICE = "RANDOM WEIGHTS: nothing below says anything about accuracy; every artifact is stamped"
 
@@ -34,7 +36,13 @@ class Step:
     name: str
     reads: dict[str, Any]
     writes: tuple[str, ...]
-    run: Callable[[Advance], None]
+    run: Callable[[Advance], object]
+
+
+def outcome_of(workspace: Workspace) -> BuildOutcome:
+    """The outcome of the steps that ran in a workspace, drift among them."""
+    verdict = BuildFolder(workspace.folder).read(DRIFT_ARTIFACT).verdict
+    return BuildOutcome(workspace.folder, verdict, tuple(workspace.ran), tuple(workspace.reused))
 
 
 def run_step(workspace: Workspace, progress: Progress, step: Step) -> None:

@@ -16,7 +16,8 @@ from edge.images.labelled_images import ImageSet
 from edge.images.preprocess import Float32, read_preprocess
 from edge.pipeline.step import Step
 from edge.progress import Advance
-from edge.runtime.ort_runner import BATCH
+from edge.runtime.engine_runner import open_engine
+from edge.runtime.ort_runner import BATCH, OrtRunner, emulated_runner
 from edge.runtime.runner import Runner
 from edge.tasks.registry import task_of
 from edge.tasks.task import Outputs, Sides
@@ -26,16 +27,13 @@ from engines.build_folder.manifest import EngineManifest
 from engines.build_spec import BatchRange
 from engines.hardware import versions
 
-REFERENCE_ON = "ONNX Runtime, CPU"
-THIS_GPU = "this machine's GPU"
-
 
 @dataclass(frozen=True)
 class Question:
     """What a build is judged on.
 
     Attributes:
-        labelled: whether they have labels; without, the task judges by the share of changed answers.
+        labelled: whether the images have labels; without, the task judges by the share of changed answers.
         stored: the reference's answers, None to compute them here.
     """
 
@@ -86,7 +84,7 @@ def judge_build(build: BuildFolder, question: Question, judged: str, advance: Ad
     sizes = BatchRange(*manifest.batch) if is_engine else BatchRange(1, 1, BATCH)
     runner = _judged_runner(build, judged, is_engine=is_engine) if opened is None else opened
     subject = Subject(
-        reference=question.stored.reference if question.stored else Source(MODEL, manifest.onnx.sha256, REFERENCE_ON),
+        reference=question.stored.reference if question.stored else Source(MODEL, manifest.onnx.sha256, "ONNX Runtime, CPU"),
         engine=Source(judged, build.sha256(judged), _judged_on(manifest, judged)),
         data=images.source,
         data_sha256=images.sha256,
@@ -127,21 +125,15 @@ def answer(runner: Callable[[Float32], Float32], images: Float32, smallest: int)
 def _judged_runner(build: BuildFolder, judged: str, *, is_engine: bool) -> Runner:
     """The runner of the judged file: the engine, or a graph on the CPU."""
     if is_engine:
-        from edge.runtime.engine_runner import open_engine
-
         return open_engine(build)
     if judged != TYPED:
         return _ort_runner(build, judged, throughput=True)
     import onnx
 
-    from edge.runtime.ort_runner import emulated_runner
-
     return emulated_runner(onnx.load_model_from_string(build.data(judged)), build.path / judged, throughput=True)
 
 
 def _ort_runner(build: BuildFolder, file: str, *, throughput: bool) -> Runner:
-    from edge.runtime.ort_runner import OrtRunner
-
     return OrtRunner(build.path / file, data=build.data(file), throughput=throughput)
 
 
@@ -160,6 +152,6 @@ def judged_on(*, on_cpu: bool, here: bool, emulated: bool) -> str:
     place has FP16 roundings, which are emulated.
     """
     if here:
-        return "ONNX Runtime, CPU: the engine itself" if on_cpu else f"{THIS_GPU}: the engine itself"
+        return "ONNX Runtime, CPU: the engine itself" if on_cpu else "this machine's GPU: the engine itself"
     how = ", its FP16 roundings emulated" if emulated else ""
     return f"ONNX Runtime, CPU{how}: the graph that the engine was built from, not the engine itself"
