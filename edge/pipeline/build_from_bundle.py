@@ -13,25 +13,27 @@ from pathlib import Path
 
 from calib.errors import EvidenceError, MissingError, UsageError
 from calib.files import write_bytes
-from edge.drift.drift_report import DRIFT_ARTIFACT, Source
+from edge.drift.drift_report import Source
 from edge.drift.stored_reference import StoredAnswers
 from edge.images.golden_pair import check_golden, write_golden
 from edge.images.labelled_images import ImageSet
 from edge.images.preprocess import read_preprocess
 from edge.pipeline.builder_options import DEFAULT_BUILDER, BuilderRequest
 from edge.pipeline.pack_bundle import BundledImages, packed_digests, read_bundled_images, read_source
-from edge.pipeline.step import RANDOM_WEIGHTS_NOTICE, BuildOutcome, Step, run_step
+from edge.pipeline.step import RANDOM_WEIGHTS_NOTICE, BuildOutcome, Step, outcome_of, run_step
 from edge.pipeline.steps.drift import Question, drift_step, judge_build
 from edge.pipeline.steps.engine import RANDOM_NOTE, write_engine
 from edge.pipeline.workspace import Workspace
 from edge.progress import Advance, Progress
 from edge.runtime.engine_runner import open_engine
 from engines.backends import require_backend
+from engines.build import build_graph
 from engines.build_folder.bundle_format import GOLDEN as GOLDEN_MEMBER
 from engines.build_folder.bundle_format import Bundle, verify_bundle
 from engines.build_folder.file_names import ARTIFACTS, GOLDEN, MANIFEST
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import EngineManifest, FileRecord, write_manifest
+from engines.build_folder.signature import check_listed, read_signature, signature_path
 from engines.build_spec import BatchRange, BuildSpec, Precision
 from engines.hardware import gpus, versions
 from engines.targets import Target
@@ -76,34 +78,27 @@ def build_on_device(request: DeviceRequest, progress: Progress) -> BuildOutcome:
     """
     bundle, _ = verify_bundle(request.bundle)
     if request.public_key is not None:
-        from engines.build_folder.signature import check_listed, read_signature, signature_path
-
         signature = read_signature(request.bundle, request.public_key)
         check_listed(signature, signature_path(request.bundle), {request.bundle.name: bundle.sha256})
     source = read_source(bundle)
     preprocess, images = read_preprocess(source), read_bundled_images(bundle, len(source.labels))
-    check_golden(images.golden_pair, preprocess, f"{GOLDEN_MEMBER}: the first test image")
-    spec = _engine_spec(request, bundle)
-    if bundle.info.random_weights:
+    check_golden(images.golden, preprocess, f"{GOLDEN_MEMBER}: the first test image")
+    info, out = bundle.info, request.folder
+    precision: Precision = info.precision  # type: ignore[assignment]  # BuildSpec refuses any other
+    spec = BuildSpec(out / info.graph, request.target, precision, BatchRange(*info.batch), info.int8_floor)
+    if info.random_weights:
         progress.say(RANDOM_WEIGHTS_NOTICE)
 
     def preflight(first_step: str) -> None:
         if first_step != "drift":
             require_backend(request.target.backend)
 
-    out = request.folder
     opened = Workspace.open(out, ARTIFACTS, force=request.force, on_wait=progress.say, before_change=preflight)
     with opened as workspace:
         run_step(workspace, progress, _unpack_step(out, bundle, source, images))
         run_step(workspace, progress, _engine_step(request, bundle, source, spec))
         run_step(workspace, progress, _drift_step(BuildFolder(out), bundle, source, images))
-        return BuildOutcome(out, BuildFolder(out).read(DRIFT_ARTIFACT).verdict, tuple(workspace.ran), tuple(workspace.reused))
-
-
-def _engine_spec(request: DeviceRequest, bundle: Bundle) -> BuildSpec:
-    info = bundle.info
-    precision: Precision = info.precision  # type: ignore[assignment]  # BuildSpec refuses any other
-    return BuildSpec(request.folder / info.graph, request.target, precision, BatchRange(*info.batch), info.int8_floor)
+        return outcome_of(workspace)
 
 
 def _unpack_step(out: Path, bundle: Bundle, source: EngineManifest, images: BundledImages) -> Step:
@@ -113,7 +108,7 @@ def _unpack_step(out: Path, bundle: Bundle, source: EngineManifest, images: Bund
         for done, file in enumerate(files, start=1):
             write_bytes(out / file, bundle.read(file))
             advance(done / len(files))
-        write_golden(out / GOLDEN, images.golden_pair)
+        write_golden(out / GOLDEN, images.golden)
 
     return Step("unpack", {"bundle": bundle.sha256}, (*files, GOLDEN), unpack)
 
@@ -128,8 +123,6 @@ def _engine_step(request: DeviceRequest, bundle: Bundle, source: EngineManifest,
     }
 
     def build_engine(advance: Advance) -> None:
-        from engines.build import build_graph
-
         options = request.builder.options(target, out)
         built = build_graph(replace(spec, options=options), spec.onnx.read_bytes(), bundle.info.facts, advance)
         record = write_engine(out, file, built, options)

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from calib.artifact import write_artifact
+from calib.calibration_table import CalibrationTable
 from calib.collect import CollectConfig, range_shift_warning
 from calib.errors import ArtifactError, DataError, GraphError
 from calib.files import atomic_path
@@ -22,21 +22,17 @@ from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
 from calib.qdq_writer import serialize
 from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
 from calib.trt_calibration_cache import format_cache
-from edge.images.graph_input import first_not_finite, input_shape
+from edge.images.graph_input import GraphImages, first_not_finite, input_shape
 from edge.pipeline.calibrate_inputs import WRITTEN, CalibrateInputs, resolve
 from edge.pipeline.calibrate_request import CalibrateRequest
 from edge.pipeline.meet_budget import fit
+from edge.progress import Progress
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all, tapped_batch
 from edge.tasks.classification.compare import holdout_lines
 from engines.build_folder.file_names import CACHE, CALIBRATION, QUANTIZED, REFINED
 from engines.layer_records import EngineEvidence
 from engines.layer_requests import read_layers
 from engines.precision_receipt import make_receipt
-
-if TYPE_CHECKING:
-    from calib.calibration_table import CalibrationTable
-    from edge.images.graph_input import GraphImages
-    from edge.progress import Progress
 
 
 def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:

@@ -10,15 +10,13 @@ import onnx
 from calib.errors import ArtifactError, UsageError
 from calib.files import sha256_bytes
 from calib.graph import load_graph
-from edge.assets import CALIBRATION_IMAGES
 from edge.images.graph_input import Normalisation
 from edge.images.labelled_images import ImageSet, open_unlabelled
 from edge.images.preprocess import Preprocess
 from edge.model.metadata import CheckpointInfo, graph_preprocess, read_graph_info
-from edge.pipeline.build_inputs import shipped_images_fit
+from edge.pipeline.build_inputs import shipped_calibration_images
 from edge.pipeline.request_checks import CALIB_IMAGES
 from edge.stability.certify import image_budget
-from edge.tasks.registry import CLASSIFICATION, load_task
 from engines.build_folder.file_names import MODEL
 
 
@@ -50,15 +48,14 @@ def resolve(source: Path, data: Path | None, count: int | None, normalisation: N
     info = read_graph_info(model, path)
     remake = f"ufovit certify {source} --data DIR"
     preprocess = graph_preprocess(model, path, info, normalisation, remake)
+    data = data or shipped_calibration_images(info)
     if data is None:
-        if info is None or not shipped_images_fit(load_task(CLASSIFICATION, info.labels)):
-            raise UsageError(
-                "certifying needs images like those that the camera will see",
-                where=path,
-                found="no --data, and the shipped images have other labels",
-                next_command=remake,
-            )
-        data = CALIBRATION_IMAGES
+        raise UsageError(
+            "certifying needs images like those that the camera will see",
+            where=path,
+            found="no --data, and the shipped images have other labels",
+            next_command=remake,
+        )
     images = open_unlabelled(data)
     chosen = images.take(count or image_budget(model, min(len(images), CALIB_IMAGES)))
     return CertifyInputs(model, sha256_bytes(data_bytes), info, preprocess, chosen)

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
 
 from calib.budget import BudgetResult, drop_points, fit_budget
+from calib.calibration_table import CalibrationTable
 from calib.macs import count_macs
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.qdq_writer import serialize
 from calib.quantize import quantize_graph
 from calib.sensitivity import IMAGES, measure_sensitivity
+from edge.images.graph_input import GraphImages
+from edge.progress import Progress
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
-
-if TYPE_CHECKING:
-    import numpy as np
-    import onnx
-    from numpy.typing import NDArray
-
-    from calib.calibration_table import CalibrationTable
-    from edge.images.graph_input import GraphImages
-    from edge.progress import Progress
 
 _LISTED = 12
 

@@ -41,18 +41,13 @@ class BundledImages:
         pixels: one uint8 array (H, W, C) per image.
         labels: int64 (n,), indices into the manifest's labels.
         answers: float32 (n, classes), those of the FP32 reference.
-        golden: float32 (3, S, S), the first image as the network sees it.
+        golden: the first image, and float32 (3, S, S) as the network sees it.
     """
 
     pixels: tuple[Uint8, ...]
     labels: npt.NDArray[np.int64]
     answers: Float32
-    golden: Float32
-
-    @property
-    def golden_pair(self) -> GoldenPair:
-        """The first image and its tensor."""
-        return GoldenPair(self.pixels[0], self.golden)
+    golden: GoldenPair
 
 
 def make_bundle(build: BuildFolder, images: ImageSet, path: Path, advance: Advance) -> BundleInfo:
@@ -157,7 +152,7 @@ def read_bundled_images(bundle: Bundle, classes: int) -> BundledImages:
         )
     parts = np.split(flat, np.cumsum(sizes)[:-1])
     pixels = tuple(part.reshape(shape) for part, shape in zip(parts, shapes.tolist(), strict=True))
-    return BundledImages(pixels, labels, answers, _array(bundle, GOLDEN, np.float32, 3))
+    return BundledImages(pixels, labels, answers, GoldenPair(pixels[0], _array(bundle, GOLDEN, np.float32, 3)))
 
 
 def _check_packable(folder: Path, manifest: EngineManifest) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from calib.files import sha256_bytes, sha256_file, write_bytes
 from edge.pipeline.build_inputs import BuildInputs
@@ -15,13 +13,11 @@ from edge.pipeline.step import Step
 from edge.pipeline.steps.drift import judged_on
 from edge.pipeline.workspace import Workspace
 from edge.progress import Advance
+from engines.build import BuiltEngine, build
 from engines.build_folder.file_names import CALIBRATION, EXPORT, FOLDED, MANIFEST, MODEL, QUANTIZED, REFINED, TYPED, XNORM
+from engines.build_folder.manifest import CalibrationRecord, EngineManifest, EngineRecord, FileRecord, write_manifest
+from engines.build_spec import BuilderOptions, BuildSpec
 from engines.hardware import versions
-
-if TYPE_CHECKING:
-    from engines.build import BuiltEngine
-    from engines.build_folder.manifest import EngineManifest, EngineRecord
-    from engines.build_spec import BuilderOptions
 
 RANDOM_NOTE = "RANDOM WEIGHTS: this engine shows size and numbers, never accuracy"
 
@@ -45,10 +41,6 @@ def engine_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace
 
 def build_engine(request: BuildRequest, inputs: BuildInputs, graph_path: Path, advance: Advance) -> None:
     """Graph -> engine and manifest. Raises VerdictError when the receipt is below its floor; then neither is written."""
-    from engines.build import build
-    from engines.build_folder.manifest import write_manifest
-    from engines.build_spec import BuildSpec
-
     options = request.builder.options(request.target, request.out)
     spec = BuildSpec(graph_path, request.target, request.precision, request.batch, request.int8_floor, options)
     built = build(spec, advance)
@@ -59,8 +51,6 @@ def build_engine(request: BuildRequest, inputs: BuildInputs, graph_path: Path, a
 
 def write_engine(out: Path, file: str, built: BuiltEngine, options: BuilderOptions) -> EngineRecord:
     """Write an engine's bytes, atomically, and return its record."""
-    from engines.build_folder.manifest import EngineRecord
-
     write_bytes(out / file, built.data)
     return EngineRecord(
         file=file,
@@ -80,7 +70,6 @@ def describe(
     request: BuildRequest, inputs: BuildInputs, graph_path: Path, built: BuiltEngine, record: EngineRecord
 ) -> EngineManifest:
     """The manifest of a built engine."""
-    from engines.build_folder.manifest import CalibrationRecord, EngineManifest, FileRecord
 
     def recorded(file: str) -> FileRecord:
         return FileRecord(file, sha256_file(request.out / file))
@@ -88,9 +77,9 @@ def describe(
     info, images = inputs.info, inputs.calib_images
     int8 = request.precision == "int8"
     typed = graph_path.name == TYPED
-    calibration = (
-        CalibrationRecord(**asdict(recorded(CALIBRATION)), images=len(images), data_sha256=images.sha256) if int8 else None
-    )
+    calibration = None
+    if int8:
+        calibration = CalibrationRecord(**vars(recorded(CALIBRATION)), images=len(images), data_sha256=images.sha256)
     judged = judged_on(on_cpu=request.target.backend == "ort", here=request.engine_runs_here, emulated=typed)
     return EngineManifest(
         model=info.config.name,
