@@ -66,7 +66,6 @@ def make_bundle(build: BuildFolder, images: ImageSet, path: Path, advance: Advan
     manifest, drift = build.manifest, build.read(DRIFT_ARTIFACT)
     _check_packable(build.path, manifest)
     preprocess = read_preprocess(manifest)
-    graph = source_graph(manifest)
     runner = OrtRunner(build.path / manifest.onnx.file, data=build.data(manifest.onnx.file), throughput=True)
     pixels = tuple(shrunk(images.pixels(i), preprocess) for i in range(len(images)))
     starts = range(0, len(pixels), BATCH)
@@ -80,16 +79,11 @@ def make_bundle(build: BuildFolder, images: ImageSet, path: Path, advance: Advan
         ANSWERS: _npy(answers),
         GOLDEN: _npy(preprocess(pixels[0])),
     }
+    graph = source_graph(manifest).file
     info = BundleInfo(
-        model=manifest.model,
-        precision=manifest.precision,
-        graph=graph.file,
-        facts=parse_graph(members[graph.file], build.path / graph.file)[1],
-        batch=manifest.batch,
-        int8_floor=manifest.int8_floor,
+        **_stated(manifest),
+        facts=parse_graph(members[graph], build.path / graph)[1],
         budget_points=drift.budget_points,
-        random_weights=manifest.random_weights,
-        reference=FileRecord(manifest.onnx.file, manifest.onnx.sha256),
         reference_ran_on=f"{drift.reference.ran_on}, when the bundle was made",
         data=images.source,
         data_sha256=images.sha256,
@@ -105,6 +99,19 @@ def packed_digests(manifest: EngineManifest) -> dict[str, str]:
     return {record.file: record.sha256 for record in records if record is not None}
 
 
+def _stated(manifest: EngineManifest) -> dict[str, Any]:
+    """Fields of `BundleInfo` that repeat the manifest of the build."""
+    return {
+        "model": manifest.model,
+        "precision": manifest.precision,
+        "graph": source_graph(manifest).file,
+        "batch": manifest.batch,
+        "int8_floor": manifest.int8_floor,
+        "random_weights": manifest.random_weights,
+        "reference": FileRecord(manifest.onnx.file, manifest.onnx.sha256),
+    }
+
+
 def read_source(bundle: Bundle) -> EngineManifest:
     """The manifest of the build that a bundle was made from.
 
@@ -112,17 +119,7 @@ def read_source(bundle: Bundle) -> EngineManifest:
     """
     info, where = bundle.info, Path(f"{bundle.path}: {MANIFEST}")
     manifest = MANIFEST_ARTIFACT.parse(bundle.read(MANIFEST), where)
-    reference = FileRecord(manifest.onnx.file, manifest.onnx.sha256)
-    graph = source_graph(manifest).file
-    pairs = {
-        "model": (info.model, manifest.model),
-        "precision": (info.precision, manifest.precision),
-        "graph": (info.graph, graph),
-        "batch": (info.batch, manifest.batch),
-        "int8_floor": (info.int8_floor, manifest.int8_floor),
-        "random_weights": (info.random_weights, manifest.random_weights),
-        "reference": (info.reference, reference),
-    }
+    pairs = {name: (getattr(info, name), value) for name, value in _stated(manifest).items()}
     digests = packed_digests(manifest)
     for file in sorted({*digests, *(info.members.keys() - {MANIFEST, *_ARRAYS})}):
         pairs[file] = (info.members[file].sha256 if file in info.members else None, digests.get(file))

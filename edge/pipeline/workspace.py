@@ -79,8 +79,11 @@ class Workspace:
             raise MissingError(
                 "output folder cannot be written", where=folder, found=error.strerror, next_command="choose another --out"
             ) from error
-        with _held(descriptor, folder, on_wait):
-            _remove_leftovers(folder, artifacts)
+        with os.fdopen(descriptor):  # closing it also releases the lock
+            _lock(descriptor, folder, on_wait)
+            for name in (*artifacts, RECORD):
+                for leftover in folder.glob(f".{name}.*.tmp"):  # of a killed build, as `calib.files.atomic_path` names them
+                    leftover.unlink(missing_ok=True)
             yield cls(folder, artifacts, force, before_change)
 
     def step(self, name: str, reads: dict[str, Any], writes: tuple[str, ...], run: Callable[[], None]) -> bool:
@@ -150,18 +153,9 @@ def locked(folder: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
         descriptor = os.open(folder / _LOCK, os.O_RDWR)
     except OSError as error:
         raise MissingError("build folder cannot be locked", where=folder, found=error.strerror) from error
-    with _held(descriptor, folder, on_wait):
-        yield
-
-
-@contextlib.contextmanager
-def _held(descriptor: int, folder: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Lock an open lock file until the end of the block, and close it."""
-    try:
+    with os.fdopen(descriptor):
         _lock(descriptor, folder, on_wait)
         yield
-    finally:
-        os.close(descriptor)  # also releases the lock
 
 
 def _lock(descriptor: int, folder: Path, on_wait: Callable[[str], None]) -> None:
@@ -188,10 +182,3 @@ def _refuse_foreign(folder: Path, artifacts: tuple[str, ...]) -> None:
             allowed="a new folder, or one of an earlier build",
             next_command="choose another --out, or move these files away",
         )
-
-
-def _remove_leftovers(folder: Path, artifacts: tuple[str, ...]) -> None:
-    """Remove temporary files that a killed build left behind; the caller holds the folder's lock."""
-    for name in (*artifacts, RECORD):
-        for leftover in folder.glob(f".{name}.*.tmp"):  # as `calib.files.atomic_path` names them
-            leftover.unlink(missing_ok=True)
