@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -18,6 +20,11 @@ _PLAIN_EVERY = 0.25  # a plain line at each quarter of a step
 def terminal_progress() -> TerminalProgress:
     """Progress and messages on stdout; long lines are left to the terminal to wrap, so that they can be copied."""
     return TerminalProgress(Console(soft_wrap=True))
+
+
+def discard_stdout() -> None:
+    """Redirect stdout to nowhere, after its reader closed it: else Python reports the closed pipe when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class TerminalProgress:

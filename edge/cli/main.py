@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 import cyclopts
 
 from calib.errors import InputError, MissingError, UfovitError, UsageError
+from edge.cli.console import discard_stdout
 
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
@@ -112,8 +113,8 @@ def run(arguments: list[str]) -> int:
         kept = ": finished steps are kept; the same command goes on from there" if arguments[:1] == ["build"] else ""
         print(f"interrupted{kept}", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader closed the output; else Python would report it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader closed the output
+        discard_stdout()
         return 1
     except Exception as error:  # noqa: BLE001  # the last line of defence: a user gets a sentence, never a traceback
         if debug:
