@@ -19,7 +19,7 @@ from engines.targets import TARGETS
 
 if TYPE_CHECKING:
     from edge.pipeline.build_from_bundle import DeviceRequest
-    from edge.pipeline.step import BuildOutcome
+    from edge.pipeline.workspace import BuildOutcome
 
 _WITH_A_BUNDLE = ("--target", "--out", "--bundle", "--require-signature", "--force", *map(builder_flag, vars(DEFAULT_BUILDER)))
 """Options that apply to a build from a bundle; the bundle determines all others."""

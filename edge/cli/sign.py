@@ -6,7 +6,6 @@ import contextlib
 from pathlib import Path
 
 from edge.cli.console import terminal_progress
-from edge.pipeline.workspace import locked
 from engines.build_folder.signature import signature_path
 from engines.build_folder.signing import sign as sign_files
 
@@ -23,6 +22,8 @@ def sign(path: Path, /, *, key: Path, passphrase_file: Path | None = None) -> in
         key: PEM file of an Ed25519 private key (openssl genpkey -algorithm ed25519) that only you can read
         passphrase_file: File whose first line is the passphrase of an encrypted key
     """
+    from edge.pipeline.workspace import locked
+
     say = terminal_progress().say
     with locked(path, say) if path.is_dir() else contextlib.nullcontext():
         signature = sign_files(path, key, passphrase_file=passphrase_file)

@@ -11,7 +11,7 @@ from rich.table import Table
 from edge.attribution.attribution_record import ATTRIBUTION_ARTIFACT, Attribution
 from edge.cli.console import TerminalProgress
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
-from edge.pipeline.step import BuildOutcome
+from edge.pipeline.workspace import BuildOutcome
 from edge.report.certificate_text import headline, island_cost
 from edge.stability.certificate import CERTIFICATE_ARTIFACT, XNormCertificate
 from edge.tasks.registry import task_of

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from edge.pipeline.judge_options import JudgeOptions
     from edge.pipeline.pack_bundle import make_bundle
     from edge.pipeline.rejudge import redraw, rejudge_build
-    from edge.pipeline.step import BuildOutcome
+    from edge.pipeline.workspace import BuildOutcome
 
 _PUBLIC = by_name(
     {
-        "edge.pipeline.step": ("BuildOutcome",),
+        "edge.pipeline.workspace": ("BuildOutcome",),
         "edge.pipeline.build_request": ("BuildRequest",),
         "edge.pipeline.calibrate_request": ("CalibrateRequest",),
         "edge.pipeline.build_from_bundle": ("DeviceRequest", "build_on_device"),

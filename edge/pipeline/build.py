@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from edge.pipeline.build_inputs import BuildInputs, resolve_inputs
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.preflight import check_inputs
-from edge.pipeline.step import RANDOM_WEIGHTS_NOTICE, BuildOutcome, Step, outcome_of, run_step
 from edge.pipeline.steps.calibrate import calibrate_step
 from edge.pipeline.steps.certify import certify_step
 from edge.pipeline.steps.drift import Question, drift_step
@@ -26,7 +25,7 @@ from edge.pipeline.steps.export import export_step
 from edge.pipeline.steps.quantize import quantize_step
 from edge.pipeline.steps.report import report_step
 from edge.pipeline.steps.type_fp16 import type_fp16_step
-from edge.pipeline.workspace import Workspace
+from edge.pipeline.workspace import RANDOM_WEIGHTS_NOTICE, BuildOutcome, Step, Workspace
 from edge.progress import Progress
 from engines.build_folder.file_names import ARTIFACTS, FOLDED, MODEL, QUANTIZED, TYPED
 from engines.build_folder.folder import BuildFolder
@@ -45,8 +44,8 @@ def build_model(request: BuildRequest, progress: Progress) -> BuildOutcome:
     opened = Workspace.open(request.out, ARTIFACTS, force=request.force, on_wait=progress.say, before_change=preflight)
     with opened as workspace:
         for step in _steps(request, inputs, workspace):
-            run_step(workspace, progress, step)
-        return outcome_of(workspace)
+            workspace.run(step, progress)
+        return workspace.outcome()
 
 
 def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> Iterator[Step]:

@@ -20,10 +20,9 @@ from edge.images.labelled_images import ImageSet
 from edge.images.preprocess import read_preprocess
 from edge.pipeline.builder_options import DEFAULT_BUILDER, BuilderRequest
 from edge.pipeline.pack_bundle import BundledImages, packed_digests, read_bundled_images, read_source
-from edge.pipeline.step import RANDOM_WEIGHTS_NOTICE, BuildOutcome, Step, outcome_of, run_step
 from edge.pipeline.steps.drift import Question, drift_step, judge_build
 from edge.pipeline.steps.engine import RANDOM_NOTE, write_engine
-from edge.pipeline.workspace import Workspace
+from edge.pipeline.workspace import RANDOM_WEIGHTS_NOTICE, BuildOutcome, Step, Workspace
 from edge.progress import Advance, Progress
 from edge.runtime.engine_runner import open_engine
 from engines.backends import require_backend
@@ -95,10 +94,10 @@ def build_on_device(request: DeviceRequest, progress: Progress) -> BuildOutcome:
 
     opened = Workspace.open(out, ARTIFACTS, force=request.force, on_wait=progress.say, before_change=preflight)
     with opened as workspace:
-        run_step(workspace, progress, _unpack_step(out, bundle, source, images))
-        run_step(workspace, progress, _engine_step(request, bundle, source, spec))
-        run_step(workspace, progress, _drift_step(BuildFolder(out), bundle, source, images))
-        return outcome_of(workspace)
+        workspace.run(_unpack_step(out, bundle, source, images), progress)
+        workspace.run(_engine_step(request, bundle, source, spec), progress)
+        workspace.run(_drift_step(BuildFolder(out), bundle, source, images), progress)
+        return workspace.outcome()
 
 
 def _unpack_step(out: Path, bundle: Bundle, source: EngineManifest, images: BundledImages) -> Step:

@@ -21,10 +21,9 @@ from edge.images.labelled_images import ImageSet, open_unlabelled
 from edge.pipeline.build_inputs import SHIPPED_TEST, judging_images
 from edge.pipeline.build_request import MAX_DROP_POINTS
 from edge.pipeline.judge_options import JudgeOptions
-from edge.pipeline.step import BuildOutcome, Step, outcome_of, run_step
 from edge.pipeline.steps.drift import Question, drift_step
 from edge.pipeline.steps.report import report_step
-from edge.pipeline.workspace import Workspace, locked
+from edge.pipeline.workspace import BuildOutcome, Step, Workspace, locked
 from edge.progress import Progress
 from edge.tasks.registry import task_of
 from engines.build_folder.file_names import ANSWERS, ARTIFACTS, ATTRIBUTION, DRIFT, MANIFEST, MODEL, PICTURES, REPORT
@@ -62,10 +61,10 @@ def rejudge_build(folder: Path, options: JudgeOptions, progress: Progress) -> Bu
 
         workspace = _reopened(build, {"report", *(step.name for step in steps)}, preflight)
         for step in steps:
-            run_step(workspace, progress, step)
+            workspace.run(step, progress)
         if manifest.bundle is None:
-            run_step(workspace, progress, report_step(workspace))
-        return outcome_of(workspace)
+            workspace.run(report_step(workspace), progress)
+        return workspace.outcome()
 
 
 def redraw(folder: Path, progress: Progress) -> bool:
@@ -93,7 +92,7 @@ def redraw(folder: Path, progress: Progress) -> bool:
             from edge.report import render  # noqa: F401  # a missing library is reported before anything is removed
 
         workspace = _reopened(build, {"report"}, preflight)
-        run_step(workspace, progress, report_step(workspace, build))
+        workspace.run(report_step(workspace, build), progress)
         return bool(workspace.ran)
 
 

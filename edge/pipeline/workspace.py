@@ -1,5 +1,7 @@
 """The build folder that is being written: one writer at a time, steps that run only when something they read has changed.
 
+Shared by builds on a workstation and on a device.
+
 `steps.json` (`engines.build_folder.step_record`) records, for every step, the digest of what it read (inputs, parameters,
 versions, the toolkit's own source) and of each file it wrote. A step whose record still holds is reused; a record whose
 seal does not match counts as none. A step that must run first removes its own outputs, those of every later step and
@@ -19,10 +21,38 @@ from typing import Any
 
 from calib.errors import InputError, MissingError, UsageError
 from calib.files import canonical_json, sha256_bytes, sha256_file
+from edge.drift.drift_report import DRIFT_ARTIFACT
+from edge.progress import Advance, Progress
+from edge.tasks.interval import Verdict
 from engines.build_folder.file_names import RECORD as RECORD  # noqa: PLC0414  # the repeated name marks a re-export
+from engines.build_folder.folder import BuildFolder
 from engines.build_folder.step_record import StepRecord, read_record, write_record
 
+RANDOM_WEIGHTS_NOTICE = "RANDOM WEIGHTS: nothing below says anything about accuracy; every artifact is stamped"
 _LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a build: `run` writes the files named in `writes` into the build folder, each atomically.
+
+    `reads` holds the digests, parameters and versions that decide what it writes, as plain JSON values.
+    """
+
+    name: str
+    reads: dict[str, Any]
+    writes: tuple[str, ...]
+    run: Callable[[Advance], object]
+
+
+@dataclass(frozen=True)
+class BuildOutcome:
+    """A finished build: its folder, the verdict on accuracy, the steps that ran and those that were reused."""
+
+    folder: Path
+    verdict: Verdict
+    ran: tuple[str, ...]
+    reused: tuple[str, ...]
 
 
 @lru_cache(maxsize=1)
@@ -86,28 +116,32 @@ class Workspace:
                     leftover.unlink(missing_ok=True)
             yield cls(folder, artifacts, force, before_change)
 
-    def step(self, name: str, reads: dict[str, Any], writes: tuple[str, ...], run: Callable[[], None]) -> bool:
-        """Run a step, or reuse what it wrote earlier. True when it ran.
-
-        Arguments are the fields of `edge.pipeline.step.Step`; `writes` names files out of `artifacts`.
-        """
+    def run(self, step: Step, progress: Progress) -> bool:
+        """Run a step, or reuse what it wrote earlier, files out of `artifacts`. True when it ran."""
         record = self._record()
-        digest = sha256_bytes(canonical_json({**reads, "toolkit": toolkit_sha256()}))
-        if not self.force and self._holds(record.get(name), digest, writes):
-            self.reused.append(name)
+        digest = sha256_bytes(canonical_json({**step.reads, "toolkit": toolkit_sha256()}))
+        if not self.force and self._holds(record.get(step.name), digest, step.writes):
+            self.reused.append(step.name)
+            progress.say(f"  {step.name}: unchanged, reused")
             return False
         if not self.ran:
-            self.before_change(name)
+            self.before_change(step.name)
         self._invalidate(record)
         try:
-            run()
+            with progress.task(step.name) as advance:
+                step.run(advance)
         except BaseException:  # Ctrl-C too: the files of an unfinished step do not stay beside those of finished ones
-            self._remove(writes)
+            self._remove(step.writes)
             raise
-        record[name] = StepRecord(digest, {file: sha256_file(self.folder / file) for file in writes})
+        record[step.name] = StepRecord(digest, {file: sha256_file(self.folder / file) for file in step.writes})
         write_record(self.folder, record)
-        self.ran.append(name)
+        self.ran.append(step.name)
         return True
+
+    def outcome(self) -> BuildOutcome:
+        """The outcome of the steps so far, drift among them."""
+        verdict = BuildFolder(self.folder).read(DRIFT_ARTIFACT).verdict
+        return BuildOutcome(self.folder, verdict, tuple(self.ran), tuple(self.reused))
 
     def sha256(self, file: str) -> str:
         """Digest of a file that a step of this run wrote or reused."""

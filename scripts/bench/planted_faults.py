@@ -37,8 +37,8 @@ from edge.pipeline import rejudge
 from edge.pipeline.build_inputs import judging_images, resolve_inputs
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.judge_options import JudgeOptions
-from edge.pipeline.step import Step
 from edge.pipeline.steps import calibrate, drift
+from edge.pipeline.workspace import Step
 from edge.progress import Silent
 from edge.tasks.registry import load_task
 from engines.build_folder.file_names import CALIBRATION, DRIFT, FOLDED, MANIFEST, QUANTIZED, REFINED, TYPED

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
-from edge.pipeline.step import Step
-from edge.pipeline.workspace import Workspace
+from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
 from edge.runtime.ort_runner import tapped_batch
 from engines.build_folder.file_names import CALIBRATION, FOLDED, REFINED

@@ -11,8 +11,7 @@ from calib.files import sha256_file, write_bytes
 from edge.images.labelled_images import data_digest
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
-from edge.pipeline.step import Step
-from edge.pipeline.workspace import Workspace
+from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
 from edge.runtime.ort_runner import tapped_batch
 from engines.build_folder.file_names import FOLDED, MODEL, XNORM

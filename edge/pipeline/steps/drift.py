@@ -14,7 +14,7 @@ from edge.drift.stored_reference import StoredAnswers, check_stored
 from edge.images.golden_pair import check_build_golden, require_golden
 from edge.images.labelled_images import ImageSet
 from edge.images.preprocess import Float32, read_preprocess
-from edge.pipeline.step import Step
+from edge.pipeline.workspace import Step
 from edge.progress import Advance
 from edge.runtime.engine_runner import open_engine
 from edge.runtime.ort_runner import BATCH, OrtRunner, emulated_runner

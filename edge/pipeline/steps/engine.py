@@ -9,9 +9,8 @@ from pathlib import Path
 from calib.files import sha256_bytes, sha256_file, write_bytes
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
-from edge.pipeline.step import Step
 from edge.pipeline.steps.drift import judged_on
-from edge.pipeline.workspace import Workspace
+from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
 from engines.build import BuiltEngine, build
 from engines.build_folder.file_names import CALIBRATION, EXPORT, FOLDED, MANIFEST, MODEL, QUANTIZED, REFINED, TYPED, XNORM

@@ -10,7 +10,7 @@ from calib.artifact import write_artifact
 from calib.errors import DataError
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
-from edge.pipeline.step import Step
+from edge.pipeline.workspace import Step
 from edge.progress import Advance
 from engines.build_folder.file_names import EXPORT, GOLDEN, MODEL
 from engines.hardware import versions

@@ -8,8 +8,7 @@ from pathlib import Path
 from calib.errors import VerdictError
 from calib.files import sha256_file, write_bytes
 from edge.pipeline.build_request import BuildRequest
-from edge.pipeline.step import Step
-from edge.pipeline.workspace import Workspace
+from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
 from engines.build_folder.file_names import CALIBRATION, QUANTIZED, REFINED
 

@@ -12,9 +12,8 @@ from calib.files import write_bytes
 from edge.numeric_tolerances import TYPED_FP16_SQNR_DB, TYPED_INT8_LOSS_DB
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
-from edge.pipeline.step import Step
 from edge.pipeline.steps.export import CHECK_IMAGES
-from edge.pipeline.workspace import Workspace
+from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
 from engines.build_folder.file_names import REFINED, TYPED, XNORM
 
