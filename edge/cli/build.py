@@ -75,8 +75,8 @@ def build(
 
         _refuse_ignored_options(tokens, MODEL=model, PRECISION=precision)
         progress.say(f"{bundle} for target {target.name}: {resolution.reason}")
-        device_request = DeviceRequest(bundle, target, destination.out, options.builder, require_signature, options.force)
-        outcome = _from_bundle(device_request, progress)
+        out = destination.out or Path("build") / f"{bundle.stem}-{target.name}"
+        outcome = _from_bundle(DeviceRequest(bundle, target, out, options.builder, require_signature, options.force), progress)
     else:
         if model is None or precision is None:
             raise UsageError("MODEL and PRECISION are missing", allowed="ufovit build MODEL PRECISION, or --bundle FILE")
@@ -101,7 +101,7 @@ def _from_bundle(request: DeviceRequest, progress: TerminalProgress) -> BuildOut
     try:
         return build_on_device(request, progress)
     except EvidenceError:
-        print_summary(progress.console, request.folder)  # what is known without running the engine
+        print_summary(progress.console, request.out)  # what is known without running the engine
         raise
 
 

@@ -72,7 +72,12 @@ def gate(folder: Path, /, *, baseline: Path, options: GateOptions = _DEFAULT) ->
 
     progress = terminal_progress()
     if options.update:
-        _write_baseline(progress, folder, baseline, options)
+        from edge.gate.update import update_baseline
+
+        ratio, by, note = _latency_ratio(options), options.reviewed_by or "", options.note or ""
+        for line in update_baseline(BuildFolder(folder), baseline, force=options.force, latency=ratio, by=by, note=note):
+            progress.say(line)
+        progress.say(f"baseline  {baseline}: review it before you commit it")
         return 0
     try:
         report = compare(BuildFolder(folder), baseline, _latency_ratio(options))
@@ -90,15 +95,6 @@ def _latency_ratio(options: GateOptions) -> LatencyRatio | None:
     from edge.gate.baseline import LatencyRatio
 
     return read_artifact(options.latency, LatencyRatio, remake="measure engine and FP32 in turn")
-
-
-def _write_baseline(progress: TerminalProgress, folder: Path, baseline: Path, options: GateOptions) -> None:
-    from edge.gate.update import update_baseline
-
-    ratio, by, note = _latency_ratio(options), options.reviewed_by or "", options.note or ""
-    for line in update_baseline(BuildFolder(folder), baseline, force=options.force, latency=ratio, by=by, note=note):
-        progress.say(line)
-    progress.say(f"baseline  {baseline}: review it before you commit it")
 
 
 def _write(report: GateReport, options: GateOptions) -> None:

@@ -69,29 +69,23 @@ def _version() -> str:
         return "not installed"
 
 
-def make_app(commands: Sequence[str] = COMMANDS) -> cyclopts.App:
-    """The application with these commands; each is imported when it is called, or its help shown."""
-    application = cyclopts.App(
-        name="ufovit",
-        help="From a trained UFO-ViT to a verified INT8 TensorRT engine.",
-        help_flags="--help",
-        help_format="markdown",
-        version=_version,
-        result_action="return_value",
-        default_parameter=cyclopts.Parameter(
-            negative=(),
-            allow_repeating=True,
-            converter=_convert,
-            name_transform=_option_name,
-            show_default=_default_text,
-        ),
-    )
-    for command in commands:
-        application.command(f"edge.cli.{command}:{command}", name=command)
-    return application
-
-
-app = make_app()
+app = cyclopts.App(
+    name="ufovit",
+    help="From a trained UFO-ViT to a verified INT8 TensorRT engine.",
+    help_flags="--help",
+    help_format="markdown",
+    version=_version,
+    result_action="return_value",
+    default_parameter=cyclopts.Parameter(
+        negative=(),
+        allow_repeating=True,
+        converter=_convert,
+        name_transform=_option_name,
+        show_default=_default_text,
+    ),
+)
+for _command in COMMANDS:  # each is imported when it is called, or its help shown
+    app.command(f"edge.cli.{_command}:{_command}", name=_command)
 
 
 def main() -> NoReturn:

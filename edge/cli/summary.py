@@ -13,7 +13,7 @@ from edge.cli.console import TerminalProgress
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.pipeline.workspace import BuildOutcome
 from edge.report.certificate_text import headline, island_cost
-from edge.stability.certificate import CERTIFICATE_ARTIFACT, XNormCertificate
+from edge.stability.certificate import CERTIFICATE_ARTIFACT
 from edge.tasks.registry import task_of
 from engines.build_folder.file_names import REPORT
 from engines.build_folder.folder import BuildFolder
@@ -36,7 +36,9 @@ def print_summary(console: Console, folder: Path) -> None:
     rows = _drift_rows(drift, manifest) if drift is not None else {}
     rows |= {"engine": escape(_engine(manifest)), "receipt": escape(_receipt(manifest))}
     if manifest.xnorm is not None:
-        rows["xnorm"] = escape(_xnorm(build.read(CERTIFICATE_ARTIFACT)))
+        certificate = build.read(CERTIFICATE_ARTIFACT)
+        islands = f"\n{island_cost(certificate)}" if certificate.islands.sites else ""
+        rows["xnorm"] = escape(headline(certificate) + islands)
     if attribution is not None:
         rows["layers"] = escape(_layers(attribution))
     if manifest.random_weights:
@@ -73,10 +75,6 @@ def _engine(manifest: EngineManifest) -> str:
     return f"{engine.file}, {engine.bytes / 1e6:.1f} MB, {engine.backend} {engine.backend_version}" + (
         f", compute capability {serves}" if serves else ""
     )
-
-
-def _xnorm(certificate: XNormCertificate) -> str:
-    return headline(certificate) + (f"\n{island_cost(certificate)}" if certificate.islands.sites else "")
 
 
 def _receipt(manifest: EngineManifest) -> str:

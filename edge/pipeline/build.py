@@ -29,6 +29,7 @@ from edge.pipeline.workspace import RANDOM_WEIGHTS_NOTICE, BuildOutcome, Step, W
 from edge.progress import Progress
 from engines.build_folder.file_names import ARTIFACTS, FOLDED, MODEL, QUANTIZED, TYPED
 from engines.build_folder.folder import BuildFolder
+from engines.select_target import judged_here
 
 
 def build_model(request: BuildRequest, progress: Progress) -> BuildOutcome:
@@ -64,5 +65,5 @@ def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> 
         graph = TYPED
     yield engine_step(request, inputs, workspace, graph)
     question = Question(inputs.eval_images, labelled=True, budget_points=request.max_drop_points)
-    yield drift_step(BuildFolder(request.out), question, here=request.engine_runs_here)
+    yield drift_step(BuildFolder(request.out), question, here=judged_here(request.target))
     yield report_step(workspace)

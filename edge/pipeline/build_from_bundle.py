@@ -43,14 +43,13 @@ class DeviceRequest:
     """A build from a bundle. Raises UsageError for a target that TensorRT or TensorRT-RTX does not build for.
 
     Attributes:
-        out: the build folder; None for build/BUNDLE-TARGET, BUNDLE being the file's name.
         public_key: PEM file of the key that must have signed the bundle; None if a signature is not required.
         force: run every step, whatever an earlier build left.
     """
 
     bundle: Path
     target: Target
-    out: Path | None = None
+    out: Path
     builder: BuilderRequest = DEFAULT_BUILDER
     public_key: Path | None = None
     force: bool = False
@@ -62,12 +61,7 @@ class DeviceRequest:
                 found=f"target {self.target.name}",
                 allowed="a target that TensorRT builds for",
             )
-        self.builder.options(self.target, self.folder)
-
-    @property
-    def folder(self) -> Path:
-        """The build folder."""
-        return self.out or Path("build") / f"{self.bundle.stem}-{self.target.name}"
+        self.builder.options(self.target, self.out)
 
 
 def build_on_device(request: DeviceRequest, progress: Progress) -> BuildOutcome:
@@ -82,7 +76,7 @@ def build_on_device(request: DeviceRequest, progress: Progress) -> BuildOutcome:
     source = read_source(bundle)
     preprocess, images = read_preprocess(source), read_bundled_images(bundle, len(source.labels))
     check_golden(images.golden, preprocess, f"{GOLDEN_MEMBER}: the first test image")
-    info, out = bundle.info, request.folder
+    info, out = bundle.info, request.out
     precision: Precision = info.precision  # type: ignore[assignment]  # BuildSpec refuses any other
     spec = BuildSpec(out / info.graph, request.target, precision, BatchRange(*info.batch), info.int8_floor)
     if info.random_weights:
@@ -113,7 +107,7 @@ def _unpack_step(out: Path, bundle: Bundle, source: EngineManifest, images: Bund
 
 
 def _engine_step(request: DeviceRequest, bundle: Bundle, source: EngineManifest, spec: BuildSpec) -> Step:
-    out, target, file = request.folder, request.target, f"engine{request.target.engine_suffix}"
+    out, target, file = request.out, request.target, f"engine{request.target.engine_suffix}"
     reads = {
         "bundle": bundle.sha256,
         "target": target.name,
@@ -124,8 +118,7 @@ def _engine_step(request: DeviceRequest, bundle: Bundle, source: EngineManifest,
     def build_engine(advance: Advance) -> None:
         options = request.builder.options(target, out)
         built = build_graph(replace(spec, options=options), spec.onnx.read_bytes(), bundle.info.facts, advance)
-        record = write_engine(out, file, built, options)
-        request.builder.cache(target, out).write(built.timing_cache)
+        record = write_engine(out, file, built, request.builder, target)
         where = f" on {record.device}" if record.device else ""
         manifest = replace(
             source,

@@ -84,7 +84,10 @@ def resolve(request: CalibrateRequest) -> CalibrateInputs:
     rest = everything.without(count)
     judging = holdout or rest or images
     for image_set in (images, judging):
-        _check_shape(image_set, shape, request.graph)
+        found = image_set.read(image_set.chosen[:1]).shape[1:]
+        if found != shape:
+            what, allowed = "the graph does not take these images", f"{shape}, as {request.graph} says"
+            raise DataError(what, where=image_set.source, found=found, allowed=allowed)
     images, judging = (replace(image_set, largest_batch=batch) for image_set in (images, judging))
     return CalibrateInputs(model, images, judging, bool(holdout or rest), table)
 
@@ -117,14 +120,6 @@ def _check_signature(model: onnx.ModelProto, path: Path) -> None:
         raise GraphError("the graph's input is not float32", where=path, found=found, next_command="pass the FP32 graph")
     if len(model.graph.output) != 1:
         raise GraphError("the graph must have one output", where=path, found=", ".join(v.name for v in model.graph.output))
-
-
-def _check_shape(images: GraphImages, shape: tuple[int, ...], graph: Path) -> None:
-    found = images.read(images.chosen[:1]).shape[1:]
-    if found != shape:
-        raise DataError(
-            "the graph does not take these images", where=images.source, found=found, allowed=f"{shape}, as {graph} says"
-        )
 
 
 def _images(request: CalibrateRequest, info: CheckpointInfo | None) -> Path:

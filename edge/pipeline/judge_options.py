@@ -37,5 +37,4 @@ class JudgeOptions:
         if self.data is not None and self.unlabelled is not None:
             raise UsageError("--data and --unlabelled exclude each other", found=f"{self.data}, {self.unlabelled}")
         check_counts(images=self.images)
-        if self.max_drop_points is not None:
-            check_budget(self.max_drop_points)
+        check_budget(self.max_drop_points)
