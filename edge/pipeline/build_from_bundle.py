@@ -15,8 +15,7 @@ from calib.errors import EvidenceError, MissingError, UsageError
 from calib.files import write_bytes
 from edge.drift.drift_report import Source
 from edge.drift.stored_reference import StoredAnswers
-from edge.images.golden_pair import check_golden, write_golden
-from edge.images.labelled_images import ImageSet
+from edge.images.golden_pair import GoldenPair, check_golden, write_golden
 from edge.images.preprocess import read_preprocess
 from edge.pipeline.builder_options import DEFAULT_BUILDER, BuilderRequest
 from edge.pipeline.pack_bundle import BundledImages, packed_digests, read_bundled_images, read_source
@@ -74,8 +73,8 @@ def build_on_device(request: DeviceRequest, progress: Progress) -> BuildOutcome:
         signature = read_signature(request.bundle, request.public_key)
         check_listed(signature, signature_path(request.bundle), {request.bundle.name: bundle.sha256})
     source = read_source(bundle)
-    preprocess, images = read_preprocess(source), read_bundled_images(bundle, len(source.labels))
-    check_golden(images.golden, preprocess, f"{GOLDEN_MEMBER}: the first test image")
+    preprocess, bundled = read_preprocess(source), read_bundled_images(bundle, len(source.labels))
+    check_golden(bundled.golden, preprocess, f"{GOLDEN_MEMBER}: the first test image")
     info, out = bundle.info, request.out
     precision: Precision = info.precision  # type: ignore[assignment]  # BuildSpec refuses any other
     spec = BuildSpec(out / info.graph, request.target, precision, BatchRange(*info.batch), info.int8_floor)
@@ -88,20 +87,20 @@ def build_on_device(request: DeviceRequest, progress: Progress) -> BuildOutcome:
 
     opened = Workspace.open(out, ARTIFACTS, force=request.force, on_wait=progress.say, before_change=preflight)
     with opened as workspace:
-        workspace.run(_unpack_step(out, bundle, source, images), progress)
+        workspace.run(_unpack_step(out, bundle, source, bundled.golden), progress)
         workspace.run(_engine_step(request, bundle, source, spec), progress)
-        workspace.run(_drift_step(BuildFolder(out), bundle, source, images), progress)
+        workspace.run(_drift_step(BuildFolder(out), bundle, source, bundled), progress)
         return workspace.outcome()
 
 
-def _unpack_step(out: Path, bundle: Bundle, source: EngineManifest, images: BundledImages) -> Step:
+def _unpack_step(out: Path, bundle: Bundle, source: EngineManifest, golden: GoldenPair) -> Step:
     files = packed_digests(source)
 
     def unpack(advance: Advance) -> None:
         for done, file in enumerate(files, start=1):
             write_bytes(out / file, bundle.read(file))
             advance(done / len(files))
-        write_golden(out / GOLDEN, images.golden)
+        write_golden(out / GOLDEN, golden)
 
     return Step("unpack", {"bundle": bundle.sha256}, (*files, GOLDEN), unpack)
 
@@ -134,17 +133,14 @@ def _engine_step(request: DeviceRequest, bundle: Bundle, source: EngineManifest,
     return Step("engine", reads, (file, MANIFEST), build_engine)
 
 
-def _drift_step(build: BuildFolder, bundle: Bundle, source: EngineManifest, images: BundledImages) -> Step:
+def _drift_step(build: BuildFolder, bundle: Bundle, source: EngineManifest, bundled: BundledImages) -> Step:
     """`steps.drift` with the bundle's images and answers; runs again when the GPUs of this machine change."""
     info = bundle.info
     reference = Source(info.reference.file, info.reference.sha256, info.reference_ran_on)
     stored = StoredAnswers(
-        bundle.path, reference, info.data_sha256, str(source.preprocess["sha256"]), (images.answers,), bundle.sha256
+        bundle.path, reference, info.data_sha256, str(source.preprocess["sha256"]), (bundled.answers,), bundle.sha256
     )
-    text = f"{len(images.pixels)} images of {info.data}, in {bundle.path.name}"
-    names = tuple(str(i) for i in range(len(images.pixels)))
-    shown = ImageSet(text, names, images.labels, info.data_sha256, images.pixels.__getitem__)
-    question = Question(shown, labelled=True, budget_points=info.budget_points, stored=stored)
+    question = Question(bundled.images, labelled=True, budget_points=info.budget_points, stored=stored)
     step = drift_step(build, question, here=True)
 
     def judge(advance: Advance) -> None:

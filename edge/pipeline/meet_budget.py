@@ -54,17 +54,13 @@ def fit(
     ranked = costs.ranked(per_mac=True)
     with progress.task(f"search for {budget:g} points on {len(images)} images"):
         result = fit_budget(ranked, evaluate, macs, budget, largest=len(ranked) - 1)
-    _report(result, len(images), progress)
-    return result
-
-
-def _report(result: BudgetResult, images: int, progress: Progress) -> None:
     trials = f"{result.evaluations} trial{'s' * (result.evaluations > 1)}"
     progress.say(
         f"budget       {'met' if result.met else 'NOT MET'}: drop {result.drop:+.2f} points of {result.budget:g} with "
-        f"{result.int8_share:.1%} of the multiply-accumulates in INT8, {trials}; one image is {100 / images:.2g} points"
+        f"{result.int8_share:.1%} of the multiply-accumulates in INT8, {trials}; one image is {100 / len(images):.2g} points"
     )
     for group in result.float_groups[:_LISTED]:
         progress.say(f"  in float   {group.name}: {group.share:.2%} of the multiply-accumulates")
     if len(result.float_groups) > _LISTED:
         progress.say(f"  and {len(result.float_groups) - _LISTED} more, in calibration.json")
+    return result

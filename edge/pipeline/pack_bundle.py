@@ -16,7 +16,7 @@ from calib.errors import ArtifactError
 from edge.drift.drift_report import DRIFT_ARTIFACT
 from edge.images.golden_pair import GoldenPair, shrunk
 from edge.images.labelled_images import ImageSet
-from edge.images.preprocess import Float32, Uint8, read_preprocess
+from edge.images.preprocess import Float32, read_preprocess
 from edge.progress import Advance
 from engines.build_folder.bundle_format import ANSWERS, GOLDEN, LABELS, PIXELS, REMAKE, SHAPES, Bundle, BundleInfo, write_bundle
 from engines.build_folder.file_names import MANIFEST
@@ -35,17 +35,9 @@ _HEADER = re.compile(
 
 @dataclass(frozen=True)
 class BundledImages:
-    """The images of a bundle.
+    """The images of a bundle, the FP32 reference's answers (n, classes), and the first image as the network sees it."""
 
-    Attributes:
-        pixels: one uint8 array (H, W, C) per image.
-        labels: int64 (n,), indices into the manifest's labels.
-        answers: float32 (n, classes), those of the FP32 reference.
-        golden: the first image, and float32 (3, S, S) as the network sees it.
-    """
-
-    pixels: tuple[Uint8, ...]
-    labels: npt.NDArray[np.int64]
+    images: ImageSet
     answers: Float32
     golden: GoldenPair
 
@@ -149,7 +141,10 @@ def read_bundled_images(bundle: Bundle, classes: int) -> BundledImages:
         )
     parts = np.split(flat, np.cumsum(sizes)[:-1])
     pixels = tuple(part.reshape(shape) for part, shape in zip(parts, shapes.tolist(), strict=True))
-    return BundledImages(pixels, labels, answers, GoldenPair(pixels[0], _array(bundle, GOLDEN, np.float32, 3)))
+    info, names = bundle.info, tuple(map(str, range(count)))
+    source = f"{count} images of {info.data}, in {bundle.path.name}"
+    images = ImageSet(source, names, labels, info.data_sha256, pixels.__getitem__)
+    return BundledImages(images, answers, GoldenPair(pixels[0], _array(bundle, GOLDEN, np.float32, 3)))
 
 
 def _check_packable(folder: Path, manifest: EngineManifest) -> None:

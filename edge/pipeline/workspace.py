@@ -1,7 +1,5 @@
 """The build folder that is being written: one writer at a time, steps that run only when something they read has changed.
 
-Shared by builds on a workstation and on a device.
-
 `steps.json` (`engines.build_folder.step_record`) records, for every step, the digest of what it read (inputs, parameters,
 versions, the toolkit's own source) and of each file it wrote. A step whose record still holds is reused; a record whose
 seal does not match counts as none. A step that must run first removes its own outputs, those of every later step and

@@ -1,5 +1,4 @@
-"""certify (fp16, int8): model.onnx + calibration images -> xnorm.json, the certificate of every XNorm; model.folded.onnx, the
-graph folded so that FP16 can compute it."""
+"""certify (fp16, int8): model.onnx + calibration images -> xnorm.json, model.folded.onnx, which FP16 can compute."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""export: checkpoint -> model.onnx, checked against torch; export.json; golden.npz, the first calibration image before and
-after preprocessing."""
+"""export: checkpoint -> model.onnx, checked against torch; export.json; golden.npz, the first calibration image."""
 
 from __future__ import annotations
 

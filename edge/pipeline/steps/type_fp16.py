@@ -1,5 +1,4 @@
-"""type (fp16, and int8 for a GPU): the last graph + xnorm.json -> model.typed.onnx, strongly typed: FP16, and FP32 where the
-certificate asks for it."""
+"""type (fp16, and int8 for a GPU): the last graph + xnorm.json -> model.typed.onnx, strongly typed."""
 
 from __future__ import annotations
 
