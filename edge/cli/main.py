@@ -151,12 +151,11 @@ def _explain(error: Exception) -> int:
     """Print the error on stderr and return its exit code."""
     from edge.pipeline.preflight import BUILD_LIBRARIES, missing_library
 
+    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in BUILD_LIBRARIES:
+        error = missing_library(str(error.name))
     if isinstance(error, UfovitError):
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in BUILD_LIBRARIES:
-        print(f"error: {missing_library(str(error.name))}", file=sys.stderr)
-        return MissingError.exit_code
     if isinstance(error, OSError) and error.errno in _LACKING:
         print(f"error: {error.strerror}\n  where: {error.filename}", file=sys.stderr)
         return MissingError.exit_code

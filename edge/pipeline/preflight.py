@@ -19,9 +19,6 @@ from engines.build_folder.file_names import MODEL
 BUILD_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "PIL", "jinja2", "matplotlib")
 """Import names of the libraries of the extra `build` that a build needs."""
 
-_EXPORT_LIBRARIES = ("torch", "onnxscript")
-_LATER_LIBRARIES = ("onnx", "onnxruntime", "jinja2", "matplotlib")
-
 
 def check_inputs(request: BuildRequest, inputs: BuildInputs, first_step: str, advance: Advance) -> None:
     """Check everything that the steps from `first_step` on need.
@@ -33,7 +30,8 @@ def check_inputs(request: BuildRequest, inputs: BuildInputs, first_step: str, ad
     """
     if first_step == "report":
         return
-    for library in _LATER_LIBRARIES + (_EXPORT_LIBRARIES if first_step == "export" else ()):
+    libraries = ("onnx", "onnxruntime", "jinja2", "matplotlib")
+    for library in (*libraries, "torch", "onnxscript") if first_step == "export" else libraries:
         try:
             import_module(library)
         except ImportError as error:

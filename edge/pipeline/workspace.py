@@ -99,7 +99,15 @@ class Workspace:
         Raises MissingError when the folder cannot be written, or cannot be locked (some network file systems); UsageError
         when it contains files with a build's names that no build wrote: they would be lost.
         """
-        _refuse_foreign(folder, artifacts)
+        foreign = [] if (folder / _LOCK).exists() else [file for file in artifacts if (folder / file).exists()]
+        if foreign:  # a build's lock file always stays
+            raise UsageError(
+                "the folder contains files that no build wrote and that this build would replace",
+                where=folder,
+                found=", ".join(foreign),
+                allowed="a new folder, or one of an earlier build",
+                next_command="choose another --out, or move these files away",
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -201,16 +209,3 @@ def _lock(descriptor: int, folder: Path, on_wait: Callable[[str], None]) -> None
         raise MissingError(
             "output folder cannot be locked", where=folder, found=error.strerror, next_command="choose an --out on a local disk"
         ) from error
-
-
-def _refuse_foreign(folder: Path, artifacts: tuple[str, ...]) -> None:
-    """Raise UsageError for a folder with files of a build's names but without a build's lock file, which always stays."""
-    found = [] if (folder / _LOCK).exists() else [file for file in artifacts if (folder / file).exists()]
-    if found:
-        raise UsageError(
-            "the folder contains files that no build wrote and that this build would replace",
-            where=folder,
-            found=", ".join(found),
-            allowed="a new folder, or one of an earlier build",
-            next_command="choose another --out, or move these files away",
-        )
