@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from rich.console import JustifyMethod
-
 from edge.bench.latency import Latency
 from edge.bench.machine import Machine
 from edge.bench.memory import Memory
@@ -12,6 +10,8 @@ from edge.cli.console import TerminalProgress
 
 _MIB = 1 << 20
 _FIGURES = ("p50 ms", "p90 ms", "p95 ms", "p99 ms", "mean ms", "CV")
+_LEFT = ("batch", "build")
+_WIDTH = 132
 
 
 def print_bench(progress: TerminalProgress, report: BenchReport) -> None:
@@ -27,7 +27,7 @@ def print_bench(progress: TerminalProgress, report: BenchReport) -> None:
         row += _compute(result.compute) if compute else []
         row += _energy(result) if energy else []
         rows.append(row)
-    _print_table(progress, columns, rows)
+    progress.table(columns, rows, left=_LEFT, width=_WIDTH, fold=False)
     facts = _build_facts("build", report.build) | _machine_facts(report.machine, report.threads)
     facts["input"] = f"{report.image}; {report.warm_up} warm-up runs of every batch size"
     facts["memory"] = _memory(report.memory)
@@ -44,7 +44,8 @@ def print_comparison(progress: TerminalProgress, report: ComparisonReport) -> No
         text = f"{ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
         rows.append([str(result.batch), "BUILD", *_figures(result.first), text])
         rows.append(["", "OTHER", *_figures(result.second), "1"])
-    _print_table(progress, ["batch", "build", *_FIGURES, "ratio of medians"], rows)
+    columns = ("batch", "build", *_FIGURES, "ratio of medians")
+    progress.table(columns, rows, left=_LEFT, width=_WIDTH, fold=False)
     facts = _build_facts("BUILD", report.first) | _build_facts("OTHER", report.second)
     facts |= _machine_facts(report.machine, report.threads)
     pairs = ", ".join(dict.fromkeys(str(result.ratio.runs) for result in report.results))
@@ -55,11 +56,6 @@ def print_comparison(progress: TerminalProgress, report: ComparisonReport) -> No
         known = not ratio.low <= 1 <= ratio.high
         facts[f"batch {result.batch}"] = f"{faster} is {factor:.2f} times as fast" if known else "no measurable difference"
     _print_facts(progress, facts, report.notes)
-
-
-def _print_table(progress: TerminalProgress, columns: list[str], rows: list[list[str]]) -> None:
-    justified: dict[str, JustifyMethod] = {name: "left" if name in ("batch", "build") else "right" for name in columns}
-    progress.table(justified, rows, width=132, fold=False)
 
 
 def _figures(latency: Latency) -> list[str]:

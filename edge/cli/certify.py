@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
-from rich.console import JustifyMethod
 
 from calib.artifact import write_artifact
 from calib.errors import InputError, UsageError
@@ -138,11 +137,10 @@ def _print_certificate(progress: TerminalProgress, certificate: XNormCertificate
     """A row per XNorm, then the verdict."""
     from edge.report.certificate_text import certified_count
 
-    columns: dict[str, JustifyMethod] = {"XNorm": "left", "operand": "left"}
-    columns |= dict.fromkeys(("sum a² observed", "for any input", "headroom", "floor"), "right")
-    columns |= {"fp16": "left", "bf16": "left", "int8": "left", "2^-p": "right"}
+    columns = ("XNorm", "operand", "sum a² observed", "for any input", "headroom", "floor", "fp16", "bf16", "int8", "2^-p")
     before = {site.name: site for site in certificate.before}
-    progress.table(columns, (_row(before.get(site.name, site), site) for site in certificate.sites))
+    rows = [_row(before.get(site.name, site), site) for site in certificate.sites]
+    progress.table(columns, rows, left=("XNorm", "operand", "fp16", "bf16", "int8"))
     verdict, worst = certificate.verdict, certificate.verdict_before
     precisions = ", ".join(certificate.precisions)
     was = f" (before the repair: {worst})" if certificate.before and worst != verdict else ""

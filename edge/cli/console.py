@@ -38,15 +38,16 @@ class TerminalProgress:
         self.console.print(text, highlight=False, markup=False)
 
     def table(
-        self, columns: dict[str, JustifyMethod], rows: Iterable[Sequence[str]], *, width: int = 160, fold: bool = True
+        self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: Sequence[str], width: int = 160, fold: bool = True
     ) -> None:
-        """Print rows of markup without lines between them; long cells are folded, else cut.
+        """Print rows of markup without lines between them; the columns not named in `left` are justified to the right.
 
-        `columns`: heading -> justification. `width` is that of a file or a pipe, which has none.
+        `width` is that of a file or a pipe, which has none. Long cells are folded, else cut.
         """
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for heading, justify in columns.items():
-            table.add_column(heading, justify=justify, no_wrap=not fold, overflow="fold" if fold else "ellipsis")
+        for name in columns:
+            justify: JustifyMethod = "left" if name in left else "right"
+            table.add_column(name, justify=justify, no_wrap=not fold, overflow="fold" if fold else "ellipsis")
         for row in rows:
             table.add_row(*row)
         console = self.console if self.console.is_terminal else Console(file=self.console.file, width=width)

@@ -115,7 +115,8 @@ def _print(progress: TerminalProgress, report: GateReport) -> None:
     for row in report.rows:
         result = f"[{_STYLE[row.result]}]{row.result}[/]"
         rows.append([row.quantity, result, *map(escape, (row.baseline, row.measured, row.allowed, row.detail))])
-    progress.table(dict.fromkeys(("quantity", "result", "baseline", "now", "allowed", "found"), "left"), rows)
+    columns = ("quantity", "result", "baseline", "now", "allowed", "found")
+    progress.table(columns, rows, left=columns)
     for note in report.notes:
         progress.say(f"note     {note}")
     verdict = f"[{_STYLE[report.verdict]}]{report.verdict.upper()}[/]"
