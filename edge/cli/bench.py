@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cyclopts import Parameter
 
+from calib.artifact import write_artifact
 from calib.errors import UsageError
+from edge.cli.console import terminal_progress
+from engines.build_folder.folder import BuildFolder
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from edge.bench.measure import Conditions
     from edge.bench.results import BenchReport, ComparisonReport
     from edge.runtime.open_build import OpenedBuild
 
@@ -59,17 +58,9 @@ class BenchOptions:
     def open(self, folder: Path, runner: str) -> OpenedBuild:
         """Open a build for a measurement."""
         from edge.runtime.open_build import open_runner
-        from engines.build_folder.folder import BuildFolder
 
         build = BuildFolder(folder, require_signature=self.require_signature)
         return open_runner(build, runner, threads=self.threads)
-
-    def conditions(self) -> Conditions:
-        """The measuring conditions. Raises UsageError for numbers out of range."""
-        from edge.bench.latency import Plan
-        from edge.bench.measure import Conditions
-
-        return Conditions(Plan(self.warm_up, self.runs, self.duration), self.threads)
 
 
 _DEFAULT = BenchOptions()
@@ -85,12 +76,32 @@ def bench(folder: Path, /, *, options: BenchOptions = _DEFAULT) -> int:
     Args:
         folder: A build folder
     """
-    from rich.console import Console
+    from edge.bench.latency import Plan
+    from edge.bench.measure import Conditions, choose_batches, compare, measure_build
+    from edge.bench.memory import resident
+    from edge.bench.power import find_monitor
+    from edge.cli.bench_tables import print_bench, print_comparison
 
-    from calib.artifact import write_artifact
-
-    measure = _alone if options.against is None else _in_turn
-    report = measure(Console(soft_wrap=True), folder, options)
+    progress, before = terminal_progress(), resident()
+    conditions = Conditions(Plan(options.warm_up, options.runs, options.duration), options.threads)
+    requested = parse_batches(options.batch)
+    first = options.open(folder, options.runner)
+    report: BenchReport | ComparisonReport
+    with first.runner:
+        if options.against is None:
+            batches = choose_batches(requested, first.batch)
+            report = measure_build(first, batches, conditions, monitor=find_monitor(), before=before, progress=progress)
+            print_bench(progress, report)
+        else:
+            second = options.open(options.against, options.against_runner or options.runner)
+            with second.runner:
+                if options.latency is not None:
+                    _check_for_gate(first, second)
+                batches = choose_batches(requested, first.batch, second.batch)
+                report = compare(first, second, batches if requested else batches[:1], conditions, progress)
+            print_comparison(progress, report)
+            if options.latency is not None:
+                _write_ratio(options.latency, report)
     if options.json is not None:
         write_artifact(options.json, report)
     return 0
@@ -104,24 +115,6 @@ def parse_batches(text: str | None) -> tuple[int, ...] | None:
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts) or len(parts) > _MOST_BATCHES:
         raise UsageError("--batch must be a list of batch sizes", found=repr(text), allowed="positive integers such as 1,2,4,8")
     return tuple(dict.fromkeys(int(part) for part in parts))
-
-
-def _alone(console: Console, folder: Path, options: BenchOptions) -> BenchReport:
-    from edge.bench.measure import choose_batches, measure_build
-    from edge.bench.memory import resident
-    from edge.bench.power import find_monitor
-    from edge.cli.bench_tables import print_bench
-    from edge.cli.console import TerminalProgress
-
-    conditions, requested, before = options.conditions(), parse_batches(options.batch), resident()
-    opened = options.open(folder, options.runner)
-    with opened.runner:
-        batches = choose_batches(requested, opened.batch)
-        report = measure_build(
-            opened, batches, conditions, monitor=find_monitor(), before=before, progress=TerminalProgress(console)
-        )
-    print_bench(console, report)
-    return report
 
 
 def _check_for_gate(build: OpenedBuild, other: OpenedBuild) -> None:
@@ -144,30 +137,8 @@ def _check_for_gate(build: OpenedBuild, other: OpenedBuild) -> None:
         )
 
 
-def _in_turn(console: Console, folder: Path, options: BenchOptions) -> ComparisonReport:
-    from calib.artifact import write_artifact
-    from edge.bench.measure import choose_batches, compare
-    from edge.cli.bench_tables import print_comparison
-    from edge.cli.console import TerminalProgress
+def _write_ratio(path: Path, report: ComparisonReport) -> None:
     from edge.gate.baseline import LatencyRatio
 
-    conditions, requested = options.conditions(), parse_batches(options.batch)
-    with ExitStack() as opened:
-        builds = []
-        for path, runner in (
-            (folder, options.runner),
-            (options.against or folder, options.against_runner or options.runner),
-        ):
-            build = options.open(path, runner)
-            opened.enter_context(build.runner)
-            builds.append(build)
-        if options.latency is not None:
-            _check_for_gate(*builds)
-        batches = choose_batches(requested, *(build.batch for build in builds))
-        batches = batches if requested else batches[:1]
-        report = compare(builds[0], builds[1], batches, conditions, TerminalProgress(console))
-    print_comparison(console, report)
-    if options.latency is not None:
-        ratio = report.results[0].ratio
-        write_artifact(options.latency, LatencyRatio(ratio.ratio, ratio.low, ratio.high, ratio.runs))
-    return report
+    ratio = report.results[0].ratio
+    write_artifact(path, LatencyRatio(ratio.ratio, ratio.low, ratio.high, ratio.runs))

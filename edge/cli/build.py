@@ -9,21 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from calib.errors import EvidenceError, UsageError
+from edge.cli.console import TerminalProgress, terminal_progress
 from edge.model.sizes import SIZES
 from edge.pipeline.build_request import BuildOptions, BuildRequest
+from edge.pipeline.builder_options import DEFAULT_BUILDER, builder_flag
 from engines.build_spec import Precision
-from engines.select_target import AUTO, Resolution, resolve_target, with_backend
+from engines.select_target import AUTO, resolve_target, with_backend
 from engines.targets import TARGETS
 
 if TYPE_CHECKING:
-    from edge.cli.console import TerminalProgress
-    from edge.pipeline.step import BuildOutcome
+    from edge.pipeline.build_from_bundle import DeviceRequest
+    from edge.pipeline.workspace import BuildOutcome
 
-EXIT_BY_VERDICT = {"pass": 0, "fail": 1, "inconclusive": 3}
-_WITH_A_BUNDLE = frozenset({
-    *("--target", "--out", "--bundle", "--require-signature", "--force", "--optimization-level", "--workspace"),
-    *("--version-compatible", "--hardware-compatibility", "--timing-cache", "--pin-timing-cache"),
-})  # fmt: skip
+_WITH_A_BUNDLE = ("--target", "--out", "--bundle", "--require-signature", "--force", *map(builder_flag, vars(DEFAULT_BUILDER)))
 """Options that apply to a build from a bundle; the bundle determines all others."""
 
 
@@ -41,11 +39,6 @@ class Destination:
     target: Annotated[str, Parameter(help="Device that the engine is for: " + ", ".join((AUTO, *TARGETS)))] = AUTO
     backend: str | None = None
     out: Path | None = None
-
-    def resolve(self) -> Resolution:
-        """The target with the backend. Raises UsageError and MissingError."""
-        resolution = resolve_target(self.target)
-        return Resolution(with_backend(resolution.target, self.backend), resolution.reason)
 
 
 _BUILD = BuildOptions()
@@ -72,14 +65,18 @@ def build(
         bundle: On a device: build from a file of `ufovit bundle`, without MODEL and PRECISION
         require_signature: PEM file of the public key that must have signed the bundle
     """
-    from edge.cli.console import terminal_progress
-    from edge.cli.summary import print_summary
+    from edge.cli.summary import conclude
 
     progress = terminal_progress()
-    resolution = destination.resolve()
+    resolution = resolve_target(destination.target)
+    target = with_backend(resolution.target, destination.backend)
     if bundle is not None:
+        from edge.pipeline.build_from_bundle import DeviceRequest
+
         _refuse_ignored_options(tokens, MODEL=model, PRECISION=precision)
-        outcome = _from_bundle(bundle, require_signature, resolution, destination.out, options, progress)
+        progress.say(f"{bundle} for target {target.name}: {resolution.reason}")
+        out = destination.out or Path("build") / f"{bundle.stem}-{target.name}"
+        outcome = _from_bundle(DeviceRequest(bundle, target, out, options.builder, require_signature, options.force), progress)
     else:
         if model is None or precision is None:
             raise UsageError("MODEL and PRECISION are missing", allowed="ufovit build MODEL PRECISION, or --bundle FILE")
@@ -87,34 +84,24 @@ def build(
             raise UsageError("--require-signature applies to a bundle only", allowed="with --bundle FILE")
         from edge.pipeline.build import build_model
 
-        name = f"{model}-{precision}-{resolution.target.name}" + ("-random" if options.random_weights else "")
+        name = f"{model}-{precision}-{target.name}" + ("-random" if options.random_weights else "")
         name += f"-{destination.backend}" if destination.backend else ""
         patterns = tuple(filter(None, options.keep_float))  # one empty pattern means no pattern
         settings = {**vars(options), "keep_float": patterns}
-        request = BuildRequest(model, precision, resolution.target, destination.out or Path("build") / name, **settings)
-        progress.say(f"{model} {precision} for target {resolution.target.name}: {resolution.reason}")
+        request = BuildRequest(model, precision, target, destination.out or Path("build") / name, **settings)
+        progress.say(f"{model} {precision} for target {target.name}: {resolution.reason}")
         outcome = build_model(request, progress)
-    print_summary(progress.console, outcome.folder)
-    return EXIT_BY_VERDICT[outcome.verdict]
+    return conclude(progress, outcome)
 
 
-def _from_bundle(
-    bundle: Path,
-    public_key: Path | None,
-    resolution: Resolution,
-    out: Path | None,
-    options: BuildOptions,
-    progress: TerminalProgress,
-) -> BuildOutcome:
+def _from_bundle(request: DeviceRequest, progress: TerminalProgress) -> BuildOutcome:
     from edge.cli.summary import print_summary
-    from edge.pipeline.build_from_bundle import DeviceRequest, build_on_device
+    from edge.pipeline.build_from_bundle import build_on_device
 
-    progress.say(f"{bundle} for target {resolution.target.name}: {resolution.reason}")
-    request = DeviceRequest(bundle, resolution.target, out, options.builder, public_key, options.force)
     try:
         return build_on_device(request, progress)
     except EvidenceError:
-        print_summary(progress.console, request.folder)  # what is known without running the engine
+        print_summary(progress.console, request.out)  # what is known without running the engine
         raise
 
 

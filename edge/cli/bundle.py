@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from calib.errors import UsageError
+from edge.cli.console import terminal_progress
 from edge.pipeline.request_checks import check_counts
+from engines.build_folder.bundle_format import SUFFIX
+from engines.build_folder.folder import BuildFolder
 
 IMAGES = 2000
 """At the shipped network's flip rate an engine without any drop passes a budget of half a point with 87 % of such samples."""
@@ -23,12 +26,9 @@ def bundle(build: Path, /, *, data: Path | None = None, images: int = IMAGES, ou
         images: Number of images to pack, spread evenly over the data
         out: Bundle file. Default: BUILD.ufovit
     """
-    from edge.cli.console import terminal_progress
     from edge.pipeline.build_inputs import judging_images
     from edge.pipeline.pack_bundle import make_bundle
     from edge.tasks.registry import task_of
-    from engines.build_folder.bundle_format import SUFFIX
-    from engines.build_folder.folder import BuildFolder
 
     check_counts(images=images)
     folder = BuildFolder(build)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edge.cli.console import terminal_progress
 from edge.pipeline.calibrate_request import CalibrateOptions, CalibrateRequest
 
 _DEFAULT = CalibrateOptions()
@@ -20,7 +21,6 @@ def calibrate(graph: Path, /, *, options: CalibrateOptions = _DEFAULT, out: Path
         graph: An ONNX file (FP32) with one input
         out: Output folder. Default: build/calibrate/GRAPH
     """
-    from edge.cli.console import terminal_progress
     from edge.pipeline.calibrate import calibrate_file
 
     settings = {**vars(options), "keep_float": tuple(filter(None, options.keep_float))}

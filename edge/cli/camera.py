@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from calib.errors import MissingError, VerdictError
 from edge.camera.camera_request import CameraOptions, CameraRequest
+from edge.cli.console import discard_stdout
 
 if TYPE_CHECKING:
     from edge.camera.background_sink import BackgroundSink
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
 
 _LAST_LINES = 1024
 """Lines that are queued for a program that reads slowly, before some are dropped."""
-
-
 _DEFAULT = CameraOptions()
 
 
@@ -73,8 +73,6 @@ class _Output:
     """Prints results and messages: a live view, plain lines, or JSON for programs."""
 
     def __init__(self, *, as_json: bool) -> None:
-        from rich.console import Console
-
         self._json = as_json
         self._out = Console(soft_wrap=True)
         self._live = not as_json and self._out.is_terminal
@@ -86,33 +84,25 @@ class _Output:
         """For `run_camera`."""
         from edge.camera.session import View
 
-        return View(self.say, self._sink, self._stop, self._started)
+        closed = "the output was closed by its reader"
+        return View(self.say, self._sink, lambda: closed if self.gone() else None, self._started)
 
     def conclude(self, outcome: Outcome) -> None:
         """Print the summary, unless the reader closed the output."""
-        try:
-            if not self.gone():
-                self._print(outcome)
-        except (BrokenPipeError, SystemExit):  # the latter is rich's answer to the former
-            self._devnull()
-        if self.gone():
-            self._devnull()
-
-    def _print(self, outcome: Outcome) -> None:
         from edge.camera.sinks.json_lines import JsonLines, summary_fields
         from edge.camera.sinks.terminal import print_summary
 
-        if self._json:
-            audit = vars(outcome.audit) if outcome.audit is not None else None
-            JsonLines(sys.stdout).write(summary_fields(outcome.summary, audit))
-        print_summary(self._messages if self._json else self._out, outcome.summary, outcome.notes)
-        sys.stdout.flush()
-
-    def _devnull(self) -> None:
-        """Redirect stdout to nowhere: else Python reports the closed pipe when it exits."""
-        descriptor = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(descriptor, sys.stdout.fileno())
-        os.close(descriptor)
+        if self.gone():
+            discard_stdout()
+            return
+        try:
+            if self._json:
+                audit = vars(outcome.audit) if outcome.audit is not None else None
+                JsonLines(sys.stdout).write(summary_fields(outcome.summary, audit))
+            print_summary(self._messages if self._json else self._out, outcome.summary, outcome.notes)
+            sys.stdout.flush()
+        except (BrokenPipeError, SystemExit):  # the latter is rich's answer to the former
+            discard_stdout()
 
     def say(self, text: str) -> None:
         """Print a message."""
@@ -146,6 +136,3 @@ class _Output:
     def gone(self) -> bool:
         """Whether the output was closed by its reader."""
         return self._broken or (self._lines is not None and isinstance(self._lines.failure, BrokenPipeError))
-
-    def _stop(self) -> str | None:
-        return "the output was closed by its reader" if self.gone() else None

@@ -2,24 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge.pipeline.certify_request import CertifyOptions, CertifyRequest
+from cyclopts import Parameter
+
+from calib.artifact import write_artifact
+from calib.errors import InputError, UsageError
+from calib.files import write_bytes
+from edge.cli.console import TerminalProgress, terminal_progress
+from edge.pipeline.request_checks import check_counts
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-    from rich.console import Console
 
-    from edge.cli.console import TerminalProgress
     from edge.pipeline.certify_inputs import CertifyInputs
     from edge.stability.certificate import SiteCertificate, XNormCertificate
     from edge.stability.certify import Certification, CertifyConfig
 
-_WIDTH = 160
-_DEFAULT = CertifyOptions()
 _STYLE = {"stable": "green", "at risk": "yellow", "unstable": "bold red"}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class CertifyOptions:
+    """How a graph is certified. Raises UsageError for numbers out of range.
+
+    Attributes:
+        data: Images to measure on: a folder, an image, an IDX file. Default: the shipped ones
+        images: Number of images. Default: as many as take about half a minute, 512 at most
+        precision: Precision that the verdict covers, repeatable. Default: fp16 bf16 int8
+        repair: Fold powers of two into the weights where needed; write the graph here
+        out: Write the certificate here, as JSON
+        emulate: Run this many images with every FP16 rounding emulated, and compare with FP32
+        mean: Mean R,G,B on the [0, 1] scale, for a graph that does not record it
+        std: Standard deviation R,G,B, likewise
+    """
+
+    data: Path | None = None
+    images: int | None = None
+    precision: tuple[str, ...] = ()
+    repair: Path | None = None
+    out: Path | None = None
+    emulate: int = 0
+    mean: str | None = None
+    std: str | None = None
+
+    def __post_init__(self) -> None:
+        check_counts(images=self.images)
+        if self.emulate < 0:
+            raise UsageError("--emulate must be a non-negative number of images", found=self.emulate, allowed="0 or more")
+
+
+_DEFAULT = CertifyOptions()
 
 
 def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
@@ -31,72 +67,64 @@ def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
     Args:
         source: An ONNX file (FP32), or a build folder
     """
-    from edge.cli.console import terminal_progress
+    from edge.images.graph_input import parse_normalisation
     from edge.images.labelled_images import data_digest
     from edge.pipeline.certify_inputs import resolve
     from edge.runtime.ort_runner import tapped_batch
     from edge.stability.certify import certify_graph
 
     progress = terminal_progress()
-    request = CertifyRequest(source, **vars(options))
-    inputs = resolve(request)
+    inputs = resolve(source, options.data, options.images, parse_normalisation(options.mean, options.std))
     with progress.task(f"{len(inputs.images)} images") as advance:
         done = certify_graph(
             inputs.model,
             inputs.images.batches(inputs.preprocess, tapped_batch(inputs.preprocess.image_size)),
             data_sha256=data_digest(inputs.images, inputs.preprocess),
             onnx_sha256=inputs.sha256,
-            config=_config(request, inputs),
+            config=_config(options, inputs),
             progress=lambda count: advance(count / len(inputs.images)),
         )
-    print_certificate(progress.console, done.certificate)
-    _write(request, done, progress)
-    if request.emulate:
-        _emulate(request, inputs, done, progress)
+    _print_certificate(progress, done.certificate)
+    _write(source, options, done, progress)
+    if options.emulate:
+        (batch,) = inputs.images.take(options.emulate).batches(inputs.preprocess, options.emulate)
+        progress.say(f"FP16 emulated, as it is: {_emulated(inputs.model, inputs.model, None, batch)}")
+        if options.repair is not None:
+            progress.say(f"FP16 emulated, repaired: {_emulated(inputs.model, done.model, done.certificate, batch)}")
     return 1 if done.certificate.verdict == "unstable" else 0
 
 
-def _config(request: CertifyRequest, inputs: CertifyInputs) -> CertifyConfig:
+def _config(options: CertifyOptions, inputs: CertifyInputs) -> CertifyConfig:
     from edge.stability.certify import CertifyConfig
 
-    config = CertifyConfig(repair=request.repair is not None)
-    if request.precision:
-        config = replace(config, precisions=request.precision)
+    config = CertifyConfig(repair=options.repair is not None)
+    if options.precision:
+        config = replace(config, precisions=options.precision)
     if inputs.info is not None:
         network = inputs.info.config
         config = replace(config, expected_sites=network.xnorm_sites, kv_axis=network.xnorm_kv_axis)
     return config
 
 
-def _write(request: CertifyRequest, done: Certification, progress: TerminalProgress) -> None:
+def _write(source: Path, options: CertifyOptions, done: Certification, progress: TerminalProgress) -> None:
     """Write the files that the options name."""
-    from calib.artifact import write_artifact
-    from calib.files import write_bytes
     from calib.qdq_writer import serialize
 
-    verdict, repair = done.certificate.verdict, request.repair
+    verdict, repair = done.certificate.verdict, options.repair
     if repair is not None and verdict == "unstable":
         progress.say(f"graph        not written: {repair} would be unstable too")
     elif repair is not None:
         write_bytes(repair, serialize(done.model))
         progress.say(f"graph        {repair}")
     elif verdict != "stable":
-        progress.say(f"next         ufovit certify {request.source} --repair folded.onnx")
-    if request.out is not None:
-        write_artifact(request.out, done.certificate)
-        progress.say(f"certificate  {request.out}")
-
-
-def _emulate(request: CertifyRequest, inputs: CertifyInputs, done: Certification, progress: TerminalProgress) -> None:
-    (batch,) = inputs.images.take(request.emulate).batches(inputs.preprocess, request.emulate)
-    progress.say(f"FP16 emulated, as it is: {_emulated(inputs.model, inputs.model, None, batch)}")
-    if request.repair is not None:
-        progress.say(f"FP16 emulated, repaired: {_emulated(inputs.model, done.model, done.certificate, batch)}")
+        progress.say(f"next         ufovit certify {source} --repair folded.onnx")
+    if options.out is not None:
+        write_artifact(options.out, done.certificate)
+        progress.say(f"certificate  {options.out}")
 
 
 def _emulated(reference: ModelProto, graph: ModelProto, certificate: XNormCertificate | None, images: Any) -> str:
     """FP16 compared with FP32 as a sentence; for a graph that cannot be converted to FP16, the reason."""
-    from calib.errors import InputError
     from edge.stability.fp16_network import emulated_agreement
 
     try:
@@ -105,33 +133,33 @@ def _emulated(reference: ModelProto, graph: ModelProto, certificate: XNormCertif
         return " ".join(str(error).split())
 
 
-def print_certificate(console: Console, certificate: XNormCertificate) -> None:
+def _print_certificate(progress: TerminalProgress, certificate: XNormCertificate) -> None:
     """A row per XNorm, then the verdict."""
-    from rich.table import Table
+    from edge.report.certificate_text import certified_count
 
-    from edge.cli.console import wide
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("XNorm", "operand", "sum a² observed", "for any input", "headroom", "floor", "fp16", "bf16", "int8", "2^-p"):
-        table.add_column(
-            column, overflow="fold", justify="left" if column in ("XNorm", "operand", "fp16", "bf16", "int8") else "right"
-        )
+    columns = ("XNorm", "operand", "sum a² observed", "for any input", "headroom", "floor", "fp16", "bf16", "int8", "2^-p")
     before = {site.name: site for site in certificate.before}
-    for site in certificate.sites:
-        table.add_row(*_row(before.get(site.name, site), site))
-    wide(console, _WIDTH).print(table, highlight=False)
+    rows = [_row(before.get(site.name, site), site) for site in certificate.sites]
+    progress.table(columns, rows, left=("XNorm", "operand", "fp16", "bf16", "int8"))
     verdict, worst = certificate.verdict, certificate.verdict_before
     precisions = ", ".join(certificate.precisions)
     was = f" (before the repair: {worst})" if certificate.before and worst != verdict else ""
-    console.print(f"verdict      [{_STYLE[verdict]}]{verdict.upper()}[/] in {precisions}{was}", highlight=False)
-    console.print(f"based on     {_evidence(certificate)}; {certificate.images} images", highlight=False)
-    for reason in _reasons(certificate)[:5]:
-        console.print(f"             {reason}", markup=False, highlight=False)
+    progress.console.print(f"verdict      [{_STYLE[verdict]}]{verdict.upper()}[/] in {precisions}{was}", highlight=False)
+    certified = f"certified maxima at {certified_count(certificate.sites)} of {len(certificate.sites)} XNorms"
+    progress.say(f"based on     {certified}, observed ones elsewhere; observed minima; {certificate.images} images")
+    reasons = [
+        f"{site.name}, {name}: {site.verdicts[name].verdict}: {site.verdicts[name].reason}"
+        for site in certificate.sites
+        for name in certificate.precisions
+        if site.verdicts[name].verdict != "stable"
+    ]
+    for reason in reasons[:5]:
+        progress.say(f"             {reason}")
     if certificate.checks is not None:
-        console.print(f"checked      FP32 logits before and after are bit-identical on {certificate.checks.images} images")
-    if certificate.islands.sites:
-        cost = certificate.islands
-        console.print(
+        progress.say(f"checked      FP32 logits before and after are bit-identical on {certificate.checks.images} images")
+    cost = certificate.islands
+    if cost.sites:
+        progress.say(
             f"islands      {cost.sites} XNorms in FP32: {cost.casts} Casts, {cost.values_per_image:,} values per image cross"
         )
 
@@ -152,18 +180,4 @@ def _row(before: SiteCertificate, site: SiteCertificate) -> list[str]:
         "-" if before.fp16_floor_bits is None else f"{before.fp16_floor_bits:.1f}",
         *verdicts,
         "FP32" if site.island else str(site.fold_exponent) if site.fold else "",
-    ]
-
-
-def _evidence(certificate: XNormCertificate) -> str:
-    certified = sum(site.bound_sum_sq is not None for site in certificate.sites)
-    return f"certified maxima at {certified} of {len(certificate.sites)} XNorms, observed ones elsewhere; observed minima"
-
-
-def _reasons(certificate: XNormCertificate) -> list[str]:
-    return [
-        f"{site.name}, {name}: {site.verdicts[name].verdict}: {site.verdicts[name].reason}"
-        for site in certificate.sites
-        for name in certificate.precisions
-        if site.verdicts[name].verdict != "stable"
     ]

@@ -1,13 +1,16 @@
-"""Progress and messages on the terminal; plain lines when the output is a file or a pipe."""
+"""Progress, messages and tables on the terminal; plain lines when the output is a file or a pipe."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from edge.progress import Advance
 
@@ -19,9 +22,9 @@ def terminal_progress() -> TerminalProgress:
     return TerminalProgress(Console(soft_wrap=True))
 
 
-def wide(console: Console, width: int) -> Console:
-    """The console to print a table on: a terminal as it is; a file or a pipe, which has no width, with this one."""
-    return console if console.is_terminal else Console(file=console.file, width=width)
+def discard_stdout() -> None:
+    """Redirect stdout to nowhere, after its reader closed it: else Python reports the closed pipe when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class TerminalProgress:
@@ -33,6 +36,22 @@ class TerminalProgress:
     def say(self, text: str) -> None:
         """Print a line."""
         self.console.print(text, highlight=False, markup=False)
+
+    def table(
+        self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: Sequence[str], width: int = 160, fold: bool = True
+    ) -> None:
+        """Print rows of markup without lines between them; the columns not named in `left` are justified to the right.
+
+        `width` is that of a file or a pipe, which has none. Long cells are folded, else cut.
+        """
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for name in columns:
+            justify: JustifyMethod = "left" if name in left else "right"
+            table.add_column(name, justify=justify, no_wrap=not fold, overflow="fold" if fold else "ellipsis")
+        for row in rows:
+            table.add_row(*row)
+        console = self.console if self.console.is_terminal else Console(file=self.console.file, width=width)
+        console.print(table, highlight=False)
 
     @contextlib.contextmanager
     def task(self, title: str) -> Iterator[Advance]:

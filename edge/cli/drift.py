@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge.pipeline.judge_request import JudgeOptions, JudgeRequest
+from edge.cli.console import terminal_progress
+from edge.pipeline.judge_options import JudgeOptions
 
 _DEFAULT = JudgeOptions()
 
@@ -17,12 +18,8 @@ def drift(build: Path, /, *, options: JudgeOptions = _DEFAULT) -> int:
     Args:
         build: A build folder
     """
-    from edge.cli.build import EXIT_BY_VERDICT
-    from edge.cli.console import terminal_progress
-    from edge.cli.summary import print_summary
+    from edge.cli.summary import conclude
     from edge.pipeline.rejudge import rejudge_build
 
     progress = terminal_progress()
-    outcome = rejudge_build(JudgeRequest(build, **vars(options)), progress)
-    print_summary(progress.console, outcome.folder)
-    return EXIT_BY_VERDICT[outcome.verdict]
+    return conclude(progress, rejudge_build(build, options, progress))

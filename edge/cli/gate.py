@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cyclopts import Parameter
+from rich.markup import escape
 
+from calib.artifact import read_artifact, write_artifact
 from calib.errors import UfovitError, UsageError
+from calib.files import write_bytes
+from edge.cli.console import TerminalProgress, terminal_progress
+from engines.build_folder.folder import BuildFolder
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from edge.gate.baseline import LatencyRatio
     from edge.gate.compare_builds import GateReport
 
@@ -64,49 +67,38 @@ def gate(folder: Path, /, *, baseline: Path, options: GateOptions = _DEFAULT) ->
         folder: A build folder
         baseline: Baseline, a JSON file to keep under version control
     """
-    from rich.console import Console
-
     from edge.gate.compare_builds import EXIT_CODES, GateReport
     from edge.gate.compare_builds import gate as compare
-    from engines.build_folder.folder import BuildFolder
 
-    console = Console(soft_wrap=True)
+    progress = terminal_progress()
     if options.update:
-        _write_baseline(console, folder, baseline, options)
+        from edge.gate.update import update_baseline
+
+        ratio, by, note = _latency_ratio(options), options.reviewed_by or "", options.note or ""
+        for line in update_baseline(BuildFolder(folder), baseline, force=options.force, latency=ratio, by=by, note=note):
+            progress.say(line)
+        progress.say(f"baseline  {baseline}: review it before you commit it")
         return 0
     try:
         report = compare(BuildFolder(folder), baseline, _latency_ratio(options))
     except UfovitError as error:
         _write(GateReport(str(folder), str(baseline), "refused", str(error)), options)
         raise
-    _print(console, report)
+    _print(progress, report)
     _write(report, options)
     return EXIT_CODES[report.verdict]
 
 
 def _latency_ratio(options: GateOptions) -> LatencyRatio | None:
-    from calib.artifact import read_artifact
-    from edge.gate.baseline import LatencyRatio
-
     if options.latency is None:
         return None
+    from edge.gate.baseline import LatencyRatio
+
     return read_artifact(options.latency, LatencyRatio, remake="measure engine and FP32 in turn")
-
-
-def _write_baseline(console: Console, folder: Path, baseline: Path, options: GateOptions) -> None:
-    from edge.gate.update import update_baseline
-    from engines.build_folder.folder import BuildFolder
-
-    ratio, by, note = _latency_ratio(options), options.reviewed_by or "", options.note or ""
-    for line in update_baseline(BuildFolder(folder), baseline, force=options.force, latency=ratio, by=by, note=note):
-        console.print(line, markup=False, highlight=False)
-    console.print(f"baseline  {baseline}: review it before you commit it", markup=False, highlight=False)
 
 
 def _write(report: GateReport, options: GateOptions) -> None:
     """Write the files that the options name."""
-    from calib.artifact import write_artifact
-    from calib.files import write_bytes
     from edge.gate.junit import junit_xml
     from edge.gate.markdown import markdown_summary
 
@@ -118,19 +110,14 @@ def _write(report: GateReport, options: GateOptions) -> None:
         write_artifact(options.json, report)
 
 
-def _print(console: Console, report: GateReport) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from edge.cli.console import wide
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("quantity", "result", "baseline", "now", "allowed", "found"):
-        table.add_column(column, overflow="fold")
+def _print(progress: TerminalProgress, report: GateReport) -> None:
+    rows = []
     for row in report.rows:
         result = f"[{_STYLE[row.result]}]{row.result}[/]"
-        table.add_row(row.quantity, result, *map(escape, (row.baseline, row.measured, row.allowed, row.detail)))
-    wide(console, 160).print(table, highlight=False)
+        rows.append([row.quantity, result, *map(escape, (row.baseline, row.measured, row.allowed, row.detail))])
+    columns = ("quantity", "result", "baseline", "now", "allowed", "found")
+    progress.table(columns, rows, left=columns)
     for note in report.notes:
-        console.print(f"note     {note}", markup=False, highlight=False)
-    console.print(f"verdict  [{_STYLE[report.verdict]}]{report.verdict.upper()}[/] {escape(report.reason)}", highlight=False)
+        progress.say(f"note     {note}")
+    verdict = f"[{_STYLE[report.verdict]}]{report.verdict.upper()}[/]"
+    progress.console.print(f"verdict  {verdict} {escape(report.reason)}", highlight=False)

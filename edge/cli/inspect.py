@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
+
 from calib.errors import UsageError
 
 
@@ -18,8 +20,6 @@ def inspect(
         require_signature: With --layers: PEM file of the public key that must have signed it
         unsafe_no_manifest: With --layers: load an engine that no manifest describes
     """
-    from rich.console import Console
-
     if layers:
         from edge.inspect.describe_engine_layers import describe_layers
 

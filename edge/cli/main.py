@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 import cyclopts
 
 from calib.errors import InputError, MissingError, UfovitError, UsageError
+from edge.cli.console import discard_stdout
 
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
@@ -68,29 +69,23 @@ def _version() -> str:
         return "not installed"
 
 
-def make_app(commands: Sequence[str] = COMMANDS) -> cyclopts.App:
-    """The application with these commands; each is imported when it is called, or its help shown."""
-    application = cyclopts.App(
-        name="ufovit",
-        help="From a trained UFO-ViT to a verified INT8 TensorRT engine.",
-        help_flags="--help",
-        help_format="markdown",
-        version=_version,
-        result_action="return_value",
-        default_parameter=cyclopts.Parameter(
-            negative=(),
-            allow_repeating=True,
-            converter=_convert,
-            name_transform=_option_name,
-            show_default=_default_text,
-        ),
-    )
-    for command in commands:
-        application.command(f"edge.cli.{command}:{command}", name=command)
-    return application
-
-
-app = make_app()
+app = cyclopts.App(
+    name="ufovit",
+    help="From a trained UFO-ViT to a verified INT8 TensorRT engine.",
+    help_flags="--help",
+    help_format="markdown",
+    version=_version,
+    result_action="return_value",
+    default_parameter=cyclopts.Parameter(
+        negative=(),
+        allow_repeating=True,
+        converter=_convert,
+        name_transform=_option_name,
+        show_default=_default_text,
+    ),
+)
+for _command in COMMANDS:  # each is imported when it is called, or its help shown
+    app.command(f"edge.cli.{_command}:{_command}", name=_command)
 
 
 def main() -> NoReturn:
@@ -112,8 +107,8 @@ def run(arguments: list[str]) -> int:
         kept = ": finished steps are kept; the same command goes on from there" if arguments[:1] == ["build"] else ""
         print(f"interrupted{kept}", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader closed the output; else Python would report it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader closed the output
+        discard_stdout()
         return 1
     except Exception as error:  # noqa: BLE001  # the last line of defence: a user gets a sentence, never a traceback
         if debug:
@@ -156,12 +151,11 @@ def _explain(error: Exception) -> int:
     """Print the error on stderr and return its exit code."""
     from edge.pipeline.preflight import BUILD_LIBRARIES, missing_library
 
+    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in BUILD_LIBRARIES:
+        error = missing_library(str(error.name))
     if isinstance(error, UfovitError):
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in BUILD_LIBRARIES:
-        print(f"error: {missing_library(str(error.name))}", file=sys.stderr)
-        return MissingError.exit_code
     if isinstance(error, OSError) and error.errno in _LACKING:
         print(f"error: {error.strerror}\n  where: {error.filename}", file=sys.stderr)
         return MissingError.exit_code

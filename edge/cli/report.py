@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edge.cli.console import terminal_progress
+from engines.build_folder.file_names import REPORT
+
 
 def report(build: Path, /) -> int:
     """Render report.html again from the other files of a build folder, after checking them. The folder may be a copy.
@@ -15,9 +18,7 @@ def report(build: Path, /) -> int:
     Args:
         build: A build folder of `ufovit build`
     """
-    from edge.cli.console import terminal_progress
     from edge.pipeline.rejudge import redraw
-    from engines.build_folder.file_names import REPORT
 
     progress = terminal_progress()
     redraw(build, progress)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from edge.cli.console import terminal_progress
+from engines.build_folder.signature import signature_path
+from engines.build_folder.signing import sign as sign_files
+
 
 def sign(path: Path, /, *, key: Path, passphrase_file: Path | None = None) -> int:
     """Sign a build: signature.json in its folder, FILE.sig beside a single file. Folders and bundles are verified first.
@@ -18,10 +22,7 @@ def sign(path: Path, /, *, key: Path, passphrase_file: Path | None = None) -> in
         key: PEM file of an Ed25519 private key (openssl genpkey -algorithm ed25519) that only you can read
         passphrase_file: File whose first line is the passphrase of an encrypted key
     """
-    from edge.cli.console import terminal_progress
     from edge.pipeline.workspace import locked
-    from engines.build_folder.signature import signature_path
-    from engines.build_folder.signing import sign as sign_files
 
     say = terminal_progress().say
     with locked(path, say) if path.is_dir() else contextlib.nullcontext():

@@ -9,9 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from edge.attribution.attribution_record import ATTRIBUTION_ARTIFACT, Attribution
+from edge.cli.console import TerminalProgress
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
+from edge.pipeline.workspace import BuildOutcome
 from edge.report.certificate_text import headline, island_cost
-from edge.stability.certificate import CERTIFICATE_ARTIFACT, XNormCertificate
+from edge.stability.certificate import CERTIFICATE_ARTIFACT
 from edge.tasks.registry import task_of
 from engines.build_folder.file_names import REPORT
 from engines.build_folder.folder import BuildFolder
@@ -21,21 +23,29 @@ _STYLE = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow
 _LISTED = 5
 
 
+def conclude(progress: TerminalProgress, outcome: BuildOutcome) -> int:
+    """Print the result of a build; returns the exit code of its verdict."""
+    print_summary(progress.console, outcome.folder)
+    return {"pass": 0, "fail": 1, "inconclusive": 3}[outcome.verdict]
+
+
 def print_summary(console: Console, folder: Path) -> None:
     """Print the verdict, if there is one, and its figures."""
     build = BuildFolder(folder)
     manifest, drift, attribution = build.manifest, build.find(DRIFT_ARTIFACT), build.find(ATTRIBUTION_ARTIFACT)
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column()
-    table.add_column(overflow="fold")
     rows = _drift_rows(drift, manifest) if drift is not None else {}
     rows |= {"engine": escape(_engine(manifest)), "receipt": escape(_receipt(manifest))}
     if manifest.xnorm is not None:
-        rows["xnorm"] = escape(_xnorm(build.read(CERTIFICATE_ARTIFACT)))
+        certificate = build.read(CERTIFICATE_ARTIFACT)
+        islands = f"\n{island_cost(certificate)}" if certificate.islands.sites else ""
+        rows["xnorm"] = escape(headline(certificate) + islands)
     if attribution is not None:
         rows["layers"] = escape(_layers(attribution))
     if manifest.random_weights:
         rows = {"weights": "[bold red]RANDOM: no figure here says anything about accuracy[/]", **rows}
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, text in rows.items():
         table.add_row(name, text)
     console.print(table, highlight=False)
@@ -65,10 +75,6 @@ def _engine(manifest: EngineManifest) -> str:
     return f"{engine.file}, {engine.bytes / 1e6:.1f} MB, {engine.backend} {engine.backend_version}" + (
         f", compute capability {serves}" if serves else ""
     )
-
-
-def _xnorm(certificate: XNormCertificate) -> str:
-    return "\n".join([headline(certificate), *([island_cost(certificate)] if certificate.islands.sites else [])])
 
 
 def _receipt(manifest: EngineManifest) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-    from engines.build_folder.signature import Signature
-    from engines.build_folder.verify import CheckedFile
+from edge.cli.console import terminal_progress
+from engines.build_folder.bundle_format import verify_bundle
+from engines.build_folder.file_names import DRIFT
+from engines.build_folder.folder import BuildFolder
+from engines.build_folder.safe_files import is_there
+from engines.build_folder.signature import Signature, signature_path
+from engines.build_folder.signing import check_folder_signature, check_signature
+from engines.build_folder.verify import CheckedFile, examine_folder
 
 
 def verify(path: Path, /, *, require_signature: Path | None = None, partial: bool = False) -> int:
@@ -22,16 +27,14 @@ def verify(path: Path, /, *, require_signature: Path | None = None, partial: boo
         require_signature: PEM file of a public key: refuse files that its owner did not sign
         partial: Require only the engine and its manifest of a folder; check the other files that are present
     """
-    from rich.console import Console
-
-    from engines.build_folder.folder import BuildFolder
-    from engines.build_folder.signing import check_folder_signature, check_signature
-    from engines.build_folder.verify import examine_folder
-
-    console = Console(soft_wrap=True)
+    progress = terminal_progress()
     build = BuildFolder(path) if path.is_dir() else None
     files = _members(path) if build is None else examine_folder(build, complete=not partial)
-    _print_files(console, files)
+    table = Table("file", "sha256", "status")
+    for file in files:
+        style = "green" if file.problem is None else "bold red"
+        table.add_row(escape(file.file), file.sha256[:16], f"[{style}]{escape(file.status)}[/]")
+    progress.console.print(table, highlight=False)
     signature = None
     if require_signature is not None and build is not None:
         signature = check_folder_signature(build, require_signature)
@@ -40,36 +43,18 @@ def verify(path: Path, /, *, require_signature: Path | None = None, partial: boo
     for file in files:
         if file.problem is not None:
             raise file.problem
-    console.print(_sentence(path, files, signature), markup=False, highlight=False)
+    progress.say(_sentence(path, files, signature))
     return 0
 
 
 def _members(path: Path) -> tuple[CheckedFile, ...]:
     """The bundle, which ends with the digest of all its bytes, then its members, checked."""
-    from engines.build_folder.bundle_format import verify_bundle
-    from engines.build_folder.verify import CheckedFile
-
     bundle = verify_bundle(path)
     members = (CheckedFile(name, record.sha256) for name, record in bundle.info.members.items())
     return (CheckedFile(path.name, bundle.sha256), *members)
 
 
-def _print_files(console: Console, files: tuple[CheckedFile, ...]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("file", "sha256", "status")
-    for file in files:
-        style = "green" if file.problem is None else "bold red"
-        table.add_row(escape(file.file), file.sha256[:16], f"[{style}]{escape(file.status)}[/]")
-    console.print(table, highlight=False)
-
-
 def _sentence(path: Path, files: tuple[CheckedFile, ...], signature: Signature | None) -> str:
-    from engines.build_folder.file_names import DRIFT
-    from engines.build_folder.safe_files import is_there
-    from engines.build_folder.signature import signature_path
-
     whole = f"{path}: {len(files)} files match their recorded digests and belong to one build"
     if path.is_dir() and DRIFT not in (file.file for file in files):
         whole += f"; no verdict on accuracy: no {DRIFT}"

@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from edge.pipeline.build_request import BuildRequest
     from edge.pipeline.calibrate import calibrate_file
     from edge.pipeline.calibrate_request import CalibrateRequest
-    from edge.pipeline.judge_request import JudgeRequest
+    from edge.pipeline.judge_options import JudgeOptions
     from edge.pipeline.pack_bundle import make_bundle
     from edge.pipeline.rejudge import redraw, rejudge_build
-    from edge.pipeline.step import BuildOutcome
+    from edge.pipeline.workspace import BuildOutcome
 
 __all__ = [
     "BuildOutcome",
     "BuildRequest",
     "CalibrateRequest",
     "DeviceRequest",
-    "JudgeRequest",
+    "JudgeOptions",
     "build_model",
     "build_on_device",
     "calibrate_file",

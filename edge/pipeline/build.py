@@ -14,11 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edge.drift.drift_report import DRIFT_ARTIFACT
 from edge.pipeline.build_inputs import BuildInputs, resolve_inputs
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.preflight import check_inputs
-from edge.pipeline.step import RANDOM_WEIGHTS_NOTICE, BuildOutcome, Step, run_step
 from edge.pipeline.steps.calibrate import calibrate_step
 from edge.pipeline.steps.certify import certify_step
 from edge.pipeline.steps.drift import Question, drift_step
@@ -27,10 +25,11 @@ from edge.pipeline.steps.export import export_step
 from edge.pipeline.steps.quantize import quantize_step
 from edge.pipeline.steps.report import report_step
 from edge.pipeline.steps.type_fp16 import type_fp16_step
-from edge.pipeline.workspace import Workspace
+from edge.pipeline.workspace import RANDOM_WEIGHTS_NOTICE, BuildOutcome, Step, Workspace
 from edge.progress import Progress
 from engines.build_folder.file_names import ARTIFACTS, FOLDED, MODEL, QUANTIZED, TYPED
 from engines.build_folder.folder import BuildFolder
+from engines.select_target import judged_here
 
 
 def build_model(request: BuildRequest, progress: Progress) -> BuildOutcome:
@@ -46,9 +45,8 @@ def build_model(request: BuildRequest, progress: Progress) -> BuildOutcome:
     opened = Workspace.open(request.out, ARTIFACTS, force=request.force, on_wait=progress.say, before_change=preflight)
     with opened as workspace:
         for step in _steps(request, inputs, workspace):
-            run_step(workspace, progress, step)
-        verdict = BuildFolder(request.out).read(DRIFT_ARTIFACT).verdict
-        return BuildOutcome(request.out, verdict, tuple(workspace.ran), tuple(workspace.reused))
+            workspace.run(step, progress)
+        return workspace.outcome()
 
 
 def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> Iterator[Step]:
@@ -67,5 +65,5 @@ def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> 
         graph = TYPED
     yield engine_step(request, inputs, workspace, graph)
     question = Question(inputs.eval_images, labelled=True, budget_points=request.max_drop_points)
-    yield drift_step(BuildFolder(request.out), question, here=request.engine_runs_here)
+    yield drift_step(BuildFolder(request.out), question, here=judged_here(request.target))
     yield report_step(workspace)

@@ -13,25 +13,25 @@ from pathlib import Path
 
 from calib.errors import EvidenceError, MissingError, UsageError
 from calib.files import write_bytes
-from edge.drift.drift_report import DRIFT_ARTIFACT, Source
+from edge.drift.drift_report import Source
 from edge.drift.stored_reference import StoredAnswers
-from edge.images.golden_pair import check_golden, write_golden
-from edge.images.labelled_images import ImageSet
+from edge.images.golden_pair import GoldenPair, check_golden, write_golden
 from edge.images.preprocess import read_preprocess
 from edge.pipeline.builder_options import DEFAULT_BUILDER, BuilderRequest
 from edge.pipeline.pack_bundle import BundledImages, packed_digests, read_bundled_images, read_source
-from edge.pipeline.step import RANDOM_WEIGHTS_NOTICE, BuildOutcome, Step, run_step
 from edge.pipeline.steps.drift import Question, drift_step, judge_build
 from edge.pipeline.steps.engine import RANDOM_NOTE, write_engine
-from edge.pipeline.workspace import Workspace
+from edge.pipeline.workspace import RANDOM_WEIGHTS_NOTICE, BuildOutcome, Step, Workspace
 from edge.progress import Advance, Progress
 from edge.runtime.engine_runner import open_engine
 from engines.backends import require_backend
+from engines.build import build_graph
 from engines.build_folder.bundle_format import GOLDEN as GOLDEN_MEMBER
 from engines.build_folder.bundle_format import Bundle, verify_bundle
 from engines.build_folder.file_names import ARTIFACTS, GOLDEN, MANIFEST
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import EngineManifest, FileRecord, write_manifest
+from engines.build_folder.signature import check_listed, read_signature, signature_path
 from engines.build_spec import BatchRange, BuildSpec, Precision
 from engines.hardware import gpus, versions
 from engines.targets import Target
@@ -42,14 +42,13 @@ class DeviceRequest:
     """A build from a bundle. Raises UsageError for a target that TensorRT or TensorRT-RTX does not build for.
 
     Attributes:
-        out: the build folder; None for build/BUNDLE-TARGET, BUNDLE being the file's name.
         public_key: PEM file of the key that must have signed the bundle; None if a signature is not required.
         force: run every step, whatever an earlier build left.
     """
 
     bundle: Path
     target: Target
-    out: Path | None = None
+    out: Path
     builder: BuilderRequest = DEFAULT_BUILDER
     public_key: Path | None = None
     force: bool = False
@@ -61,12 +60,7 @@ class DeviceRequest:
                 found=f"target {self.target.name}",
                 allowed="a target that TensorRT builds for",
             )
-        self.builder.check(self.target, self.folder)
-
-    @property
-    def folder(self) -> Path:
-        """The build folder."""
-        return self.out or Path("build") / f"{self.bundle.stem}-{self.target.name}"
+        self.builder.options(self.target, self.out)
 
 
 def build_on_device(request: DeviceRequest, progress: Progress) -> BuildOutcome:
@@ -76,50 +70,43 @@ def build_on_device(request: DeviceRequest, progress: Progress) -> BuildOutcome:
     """
     bundle = verify_bundle(request.bundle)
     if request.public_key is not None:
-        from engines.build_folder.signature import check_listed, read_signature, signature_path
-
         signature = read_signature(request.bundle, request.public_key)
         check_listed(signature, signature_path(request.bundle), {request.bundle.name: bundle.sha256})
     source = read_source(bundle)
-    preprocess, images = read_preprocess(source), read_bundled_images(bundle, len(source.labels))
-    check_golden(images.golden_pair, preprocess, f"{GOLDEN_MEMBER}: the first test image")
-    spec = _engine_spec(request, bundle)
-    if bundle.info.random_weights:
+    preprocess, bundled = read_preprocess(source), read_bundled_images(bundle, len(source.labels))
+    check_golden(bundled.golden, preprocess, f"{GOLDEN_MEMBER}: the first test image")
+    info, out = bundle.info, request.out
+    precision: Precision = info.precision  # type: ignore[assignment]  # BuildSpec refuses any other
+    spec = BuildSpec(out / info.graph, request.target, precision, BatchRange(*info.batch), info.int8_floor)
+    if info.random_weights:
         progress.say(RANDOM_WEIGHTS_NOTICE)
 
     def preflight(first_step: str) -> None:
         if first_step != "drift":
             require_backend(request.target.backend)
 
-    out = request.folder
     opened = Workspace.open(out, ARTIFACTS, force=request.force, on_wait=progress.say, before_change=preflight)
     with opened as workspace:
-        run_step(workspace, progress, _unpack_step(out, bundle, source, images))
-        run_step(workspace, progress, _engine_step(request, bundle, source, spec))
-        run_step(workspace, progress, _drift_step(BuildFolder(out), bundle, source, images))
-        return BuildOutcome(out, BuildFolder(out).read(DRIFT_ARTIFACT).verdict, tuple(workspace.ran), tuple(workspace.reused))
+        workspace.run(_unpack_step(out, bundle, source, bundled.golden), progress)
+        workspace.run(_engine_step(request, bundle, source, spec), progress)
+        workspace.run(_drift_step(BuildFolder(out), bundle, source, bundled), progress)
+        return workspace.outcome()
 
 
-def _engine_spec(request: DeviceRequest, bundle: Bundle) -> BuildSpec:
-    info = bundle.info
-    precision: Precision = info.precision  # type: ignore[assignment]  # BuildSpec refuses any other
-    return BuildSpec(request.folder / info.graph, request.target, precision, BatchRange(*info.batch), info.int8_floor)
-
-
-def _unpack_step(out: Path, bundle: Bundle, source: EngineManifest, images: BundledImages) -> Step:
+def _unpack_step(out: Path, bundle: Bundle, source: EngineManifest, golden: GoldenPair) -> Step:
     files = packed_digests(source)
 
     def unpack(advance: Advance) -> None:
         for done, file in enumerate(files, start=1):
             write_bytes(out / file, bundle.read(file))
             advance(done / len(files))
-        write_golden(out / GOLDEN, images.golden_pair)
+        write_golden(out / GOLDEN, golden)
 
     return Step("unpack", {"bundle": bundle.sha256}, (*files, GOLDEN), unpack)
 
 
 def _engine_step(request: DeviceRequest, bundle: Bundle, source: EngineManifest, spec: BuildSpec) -> Step:
-    out, target, file = request.folder, request.target, f"engine{request.target.engine_suffix}"
+    out, target, file = request.out, request.target, f"engine{request.target.engine_suffix}"
     reads = {
         "bundle": bundle.sha256,
         "target": target.name,
@@ -128,12 +115,9 @@ def _engine_step(request: DeviceRequest, bundle: Bundle, source: EngineManifest,
     }
 
     def build_engine(advance: Advance) -> None:
-        from engines.build import build_graph
-
         options = request.builder.options(target, out)
         built = build_graph(replace(spec, options=options), spec.onnx.read_bytes(), bundle.info.facts, advance)
-        record = write_engine(out, file, built, options)
-        request.builder.cache(target, out).write(built.timing_cache)
+        record = write_engine(out, file, built, request.builder, target)
         where = f" on {record.device}" if record.device else ""
         manifest = replace(
             source,
@@ -149,17 +133,14 @@ def _engine_step(request: DeviceRequest, bundle: Bundle, source: EngineManifest,
     return Step("engine", reads, (file, MANIFEST), build_engine)
 
 
-def _drift_step(build: BuildFolder, bundle: Bundle, source: EngineManifest, images: BundledImages) -> Step:
+def _drift_step(build: BuildFolder, bundle: Bundle, source: EngineManifest, bundled: BundledImages) -> Step:
     """`steps.drift` with the bundle's images and answers; runs again when the GPUs of this machine change."""
     info = bundle.info
     reference = Source(info.reference.file, info.reference.sha256, info.reference_ran_on)
     stored = StoredAnswers(
-        bundle.path, reference, info.data_sha256, str(source.preprocess["sha256"]), (images.answers,), bundle.sha256
+        bundle.path, reference, info.data_sha256, str(source.preprocess["sha256"]), (bundled.answers,), bundle.sha256
     )
-    text = f"{len(images.pixels)} images of {info.data}, in {bundle.path.name}"
-    names = tuple(str(i) for i in range(len(images.pixels)))
-    shown = ImageSet(text, names, images.labels, info.data_sha256, images.pixels.__getitem__)
-    question = Question(shown, labelled=True, budget_points=info.budget_points, stored=stored)
+    question = Question(bundled.images, labelled=True, budget_points=info.budget_points, stored=stored)
     step = drift_step(build, question, here=True)
 
     def judge(advance: Advance) -> None:

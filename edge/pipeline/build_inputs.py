@@ -76,6 +76,12 @@ def shipped_images_fit(task: Task) -> bool:
     return SHIPPED_CHECKPOINT.exists() and load_task(CLASSIFICATION, read_info(SHIPPED_CHECKPOINT).labels) == task
 
 
+def shipped_calibration_images(info: CheckpointInfo | None) -> Path | None:
+    """The shipped calibration images, for a graph with this metadata; None where they are of another task."""
+    fit = info is not None and shipped_images_fit(load_task(CLASSIFICATION, info.labels))
+    return CALIBRATION_IMAGES if fit else None
+
+
 def _resolve_info(request: BuildRequest) -> CheckpointInfo:
     """Metadata of the requested checkpoint, or of the random weights."""
     if request.random_weights:

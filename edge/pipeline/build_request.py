@@ -18,7 +18,6 @@ from edge.model.sizes import SIZES
 from edge.pipeline.builder_options import DEFAULT_BUILDER, BuilderRequest
 from edge.pipeline.request_checks import check_budget, check_counts, check_quantization
 from engines.build_spec import PRECISIONS, BatchRange, Precision, check_floor, parse_batch
-from engines.select_target import judged_here
 from engines.targets import Target
 
 DEFAULT_BATCH = BatchRange(1, 1, 8)
@@ -120,7 +119,7 @@ class BuildRequest(BuildOptions):
         check_counts(calib_images=self.calib_images, eval_images=self.eval_images)
         check_quantization(self.method, self.effort)
         check_floor(self.int8_floor)
-        self.builder.check(self.target, self.out)
+        self.builder.options(self.target, self.out)
 
     @property
     def certified_precisions(self) -> tuple[str, ...]:
@@ -131,8 +130,3 @@ class BuildRequest(BuildOptions):
     def engine_file(self) -> str:
         """Name of the engine in the build folder."""
         return f"engine{self.target.engine_suffix}"
-
-    @property
-    def engine_runs_here(self) -> bool:
-        """Whether this machine can run and judge the engine; otherwise its source graph is judged, on the CPU."""
-        return judged_here(self.target)

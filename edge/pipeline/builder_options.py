@@ -13,16 +13,8 @@ from engines.targets import Target
 from engines.trt.timing_cache import TimingCache
 
 _MIB = 1 << 20
-_FLAGS = {
-    "optimization_level": "--optimization-level",
-    "workspace_mib": "--workspace",
-    "version_compatible": "--version-compatible",
-    "hardware_compatibility": "--hardware-compatibility",
-    "timing_cache": "--timing-cache",
-    "pin_timing_cache": "--pin-timing-cache",
-}
-_SUPPORTED = {"trt": tuple(_FLAGS), "trt_rtx": ("optimization_level",), "torch_trt": ("optimization_level",)}
-"""Backend -> the options that it supports; other backends support none."""
+_SUPPORTED = {"trt_rtx": ("optimization_level",), "torch_trt": ("optimization_level",)}
+"""Backend -> the options that it supports; "trt" supports all, other backends none."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +40,22 @@ class BuilderRequest:
     def __post_init__(self) -> None:
         self._options(b"pinned" if self.pin_timing_cache else None)  # refuses values out of range
 
-    def check(self, target: Target, out: Path) -> None:
-        """Raise InputError for an option that the target does not support, and for a timing cache that cannot be used."""
-        self.options(target, out)
-
     def options(self, target: Target, out: Path) -> BuilderOptions:
-        """The options with the timing cache's bytes. Raises InputError like `check`."""
+        """The options with the timing cache's bytes.
+
+        Raises InputError for an option that the target does not support, and for a timing cache that cannot be used.
+        """
+        if target.backend == "trt":
+            return self._options(self.cache(target, out).read())
         supported = _SUPPORTED.get(target.backend, ())
         refused = [f.name for f in fields(self) if getattr(self, f.name) != f.default and f.name not in supported]
         if refused:
             raise UsageError(
                 f"target {target.name} does not support this builder option",
-                found=", ".join(_FLAGS[name] for name in refused),
-                allowed=", ".join(_FLAGS[name] for name in supported) or "none: only targets built with TensorRT support them",
+                found=", ".join(map(builder_flag, refused)),
+                allowed=", ".join(map(builder_flag, supported)) or "none: only targets built with TensorRT support them",
             )
-        return self._options(self.cache(target, out).read() if target.backend == "trt" else None)
+        return self._options(None)
 
     def cache(self, target: Target, out: Path) -> TimingCache:
         """The timing cache that builds for a target share."""
@@ -82,6 +75,11 @@ class BuilderRequest:
             timing_cache=cache,
             pin_timing_cache=self.pin_timing_cache,
         )
+
+
+def builder_flag(field: str) -> str:
+    """The option of the command line that sets a field of `BuilderRequest`."""
+    return "--" + field.removesuffix("_mib").replace("_", "-")
 
 
 DEFAULT_BUILDER = BuilderRequest()

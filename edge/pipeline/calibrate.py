@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from calib.artifact import write_artifact
+from calib.calibration_table import CalibrationTable
 from calib.collect import CollectConfig, range_shift_warning
 from calib.errors import ArtifactError, DataError, GraphError
 from calib.files import atomic_path
@@ -22,21 +21,17 @@ from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
 from calib.qdq_writer import serialize
 from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
 from calib.trt_calibration_cache import format_cache
-from edge.images.graph_input import first_not_finite, input_shape
+from edge.images.graph_input import GraphImages, first_not_finite, input_shape
 from edge.pipeline.calibrate_inputs import WRITTEN, CalibrateInputs, resolve
 from edge.pipeline.calibrate_request import CalibrateRequest
 from edge.pipeline.meet_budget import fit
+from edge.progress import Progress
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all, tapped_batch
 from edge.tasks.classification.compare import holdout_lines
 from engines.build_folder.file_names import CACHE, CALIBRATION, QUANTIZED, REFINED
 from engines.layer_records import EngineEvidence
 from engines.layer_requests import read_layers
 from engines.precision_receipt import make_receipt
-
-if TYPE_CHECKING:
-    from calib.calibration_table import CalibrationTable
-    from edge.images.graph_input import GraphImages
-    from edge.progress import Progress
 
 
 def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
@@ -60,10 +55,17 @@ def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
     quantized = quantize_graph(model, table, scheme, request.out / QUANTIZED)
     int8 = OrtRunner(request.out / QUANTIZED, data=serialize(quantized), throughput=True)
     answers = _answers(int8, "the INT8 graph", inputs.holdout, progress)
-    summary = list(_summary(inputs, table, quantized, reference, answers))
+    judges = f"{len(answers)} {'held-out' if inputs.held_out else 'calibration'} images"
+    figures = list(holdout_lines(reference, answers, inputs.holdout.labels, judges))
+    share = make_receipt(read_layers(quantized), EngineEvidence(), "int8").requested.get("int8", 0.0)
     _write(request.out, data, table, quantized)
-    for line in (*summary, f"written      {request.out}: {' '.join(WRITTEN)}"):
+    progress.say(f"INT8         {share:.1%} of the multiply-accumulates, {len(table.tensors)} activations")
+    for line in figures:
         progress.say(line)
+    warning = range_shift_warning(table)
+    if warning is not None:
+        progress.say(f"warning      {warning}")
+    progress.say(f"written      {request.out}: {' '.join(WRITTEN)}")
     return exit_code
 
 
@@ -118,12 +120,8 @@ def _calibrate(
 ) -> CalibrationTable:
     images = inputs.images
     size = tapped_batch(max(input_shape(inputs.model, request.graph)))
-    collect = CollectConfig(
-        method=request.method,
-        at_once=2,
-        synthetic=images.synthetic,
-        preprocess_sha256=images.preprocess_sha256,
-    )
+    digest = images.preprocess_sha256
+    collect = CollectConfig(request.method, at_once=2, synthetic=images.synthetic, preprocess_sha256=digest)
     config = CalibrateConfig(request.effort, scheme, collect, refine_threads=2)
     with progress.task(f"calibrate on {len(images)} images, effort {request.effort}") as advance:
         return calibrate_graph(
@@ -149,20 +147,3 @@ def _write(out: Path, refined: bytes, table: CalibrationTable, quantized: onnx.M
         write_artifact(calibration, table)
         graph.write_bytes(refined)
         (out / QUANTIZED).unlink(missing_ok=True)  # a kill between two renames: no graph beside the table of another
-
-
-def _summary(
-    inputs: CalibrateInputs,
-    table: CalibrationTable,
-    quantized: onnx.ModelProto,
-    reference: NDArray[np.float32],
-    answers: NDArray[np.float32],
-) -> Iterator[str]:
-    """Lines on the INT8 share and the accuracy cost, measured on the held-out images where there are any."""
-    share = make_receipt(read_layers(quantized), EngineEvidence(), "int8").requested.get("int8", 0.0)
-    yield f"INT8         {share:.1%} of the multiply-accumulates, {len(table.tensors)} activations"
-    judges = f"{len(answers)} {'held-out' if inputs.held_out else 'calibration'} images"
-    yield from holdout_lines(reference, answers, inputs.holdout.labels, judges)
-    warning = range_shift_warning(table)
-    if warning is not None:
-        yield f"warning      {warning}"

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx
 
@@ -14,25 +13,13 @@ from calib.calibration_table import CalibrationTable, check_table, load_table
 from calib.errors import DataError, GraphError, MissingError, UsageError
 from calib.files import sha256_bytes
 from calib.graph import load_graph
-from edge.assets import CALIBRATION_IMAGES
-from edge.images.graph_input import (
-    GraphImages,
-    fixed_batch,
-    input_shape,
-    made_up,
-    open_graph_images,
-    parse_normalisation,
-)
-from edge.model.metadata import graph_preprocess, read_graph_info
-from edge.pipeline.build_inputs import shipped_images_fit
+from edge.images.graph_input import GraphImages, fixed_batch, input_shape, made_up, open_graph_images, parse_normalisation
+from edge.images.preprocess import Preprocess
+from edge.model.metadata import CheckpointInfo, graph_preprocess, read_graph_info
+from edge.pipeline.build_inputs import shipped_calibration_images
 from edge.pipeline.calibrate_request import CalibrateRequest
 from edge.pipeline.request_checks import check_calibration_images
-from edge.tasks.registry import CLASSIFICATION, load_task
 from engines.build_folder.file_names import CACHE, CALIBRATION, QUANTIZED, REFINED
-
-if TYPE_CHECKING:
-    from edge.images.preprocess import Preprocess
-    from edge.model.metadata import CheckpointInfo
 
 COMMAND = "ufovit calibrate"
 WRITTEN = (QUANTIZED, CALIBRATION, REFINED, CACHE)
@@ -44,14 +31,13 @@ class CalibrateInputs:
     """The checked inputs.
 
     Attributes:
-        model: float graph; `sha256` is the digest of its file.
+        model: float graph.
         images: that calibrate; with a stored table, those of --images, or else those that judge.
         holdout: that judge; `held_out` if they are other images than those that calibrate.
         table: the stored table, None to calibrate.
     """
 
     model: onnx.ModelProto
-    sha256: str
     images: GraphImages
     holdout: GraphImages
     held_out: bool
@@ -63,7 +49,7 @@ def resolve(request: CalibrateRequest) -> CalibrateInputs:
     normalisation = parse_normalisation(request.mean, request.std)
     _check_out(request)
     model, data = load_graph(request.graph)
-    sha256, shape = sha256_bytes(data), input_shape(model, request.graph)
+    shape = input_shape(model, request.graph)
     _check_signature(model, request.graph)
     info, batch = read_graph_info(model, request.graph), fixed_batch(model, request.graph)
     remake = f"{COMMAND} {request.graph} --images DIR"
@@ -85,7 +71,7 @@ def resolve(request: CalibrateRequest) -> CalibrateInputs:
         same_images = request.images is not None
         check_table(
             table,
-            onnx_sha256=sha256,
+            onnx_sha256=sha256_bytes(data),
             data_sha256=images.sha256 if same_images else None,
             preprocess_sha256=images.preprocess_sha256 if same_images else None,
             remake=remake,
@@ -98,9 +84,12 @@ def resolve(request: CalibrateRequest) -> CalibrateInputs:
     rest = everything.without(count)
     judging = holdout or rest or images
     for image_set in (images, judging):
-        _check_shape(image_set, shape, request.graph)
+        found = image_set.read(image_set.chosen[:1]).shape[1:]
+        if found != shape:
+            what, allowed = "the graph does not take these images", f"{shape}, as {request.graph} says"
+            raise DataError(what, where=image_set.source, found=found, allowed=allowed)
     images, judging = (replace(image_set, largest_batch=batch) for image_set in (images, judging))
-    return CalibrateInputs(model, sha256, images, judging, bool(holdout or rest), table)
+    return CalibrateInputs(model, images, judging, bool(holdout or rest), table)
 
 
 def _check_out(request: CalibrateRequest) -> None:
@@ -133,19 +122,10 @@ def _check_signature(model: onnx.ModelProto, path: Path) -> None:
         raise GraphError("the graph must have one output", where=path, found=", ".join(v.name for v in model.graph.output))
 
 
-def _check_shape(images: GraphImages, shape: tuple[int, ...], graph: Path) -> None:
-    found = images.read(images.chosen[:1]).shape[1:]
-    if found != shape:
-        raise DataError(
-            "the graph does not take these images", where=images.source, found=found, allowed=f"{shape}, as {graph} says"
-        )
-
-
 def _images(request: CalibrateRequest, info: CheckpointInfo | None) -> Path:
-    if request.images is not None:
-        return request.images
-    if info is not None and shipped_images_fit(load_task(CLASSIFICATION, info.labels)):
-        return CALIBRATION_IMAGES
+    images = request.images or shipped_calibration_images(info)
+    if images is not None:
+        return images
     if request.table is not None:
         raise UsageError(
             "--table needs images on which its accuracy cost is measured",

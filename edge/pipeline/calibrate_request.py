@@ -60,5 +60,4 @@ class CalibrateRequest(CalibrateOptions):
             raise UsageError("--random excludes --images and --table")
         if self.holdout_labels is not None and (self.holdout is None or self.holdout.suffix != ".npy"):
             raise UsageError("--holdout-labels belongs to a --holdout that is a .npy file", found=self.holdout)
-        if self.max_drop_points is not None:
-            check_budget(self.max_drop_points)
+        check_budget(self.max_drop_points)

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+
+import onnx
 
 from calib.errors import ArtifactError, UsageError
 from calib.files import sha256_bytes
 from calib.graph import load_graph
-from edge.assets import CALIBRATION_IMAGES
-from edge.images.graph_input import parse_normalisation
+from edge.images.graph_input import Normalisation
 from edge.images.labelled_images import ImageSet, open_unlabelled
 from edge.images.preprocess import Preprocess
 from edge.model.metadata import CheckpointInfo, graph_preprocess, read_graph_info
-from edge.pipeline.build_inputs import shipped_images_fit
-from edge.pipeline.certify_request import CertifyRequest
+from edge.pipeline.build_inputs import shipped_calibration_images
 from edge.pipeline.request_checks import CALIB_IMAGES
 from edge.stability.certify import image_budget
-from edge.tasks.registry import CLASSIFICATION, load_task
 from engines.build_folder.file_names import MODEL
-
-if TYPE_CHECKING:
-    import onnx
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,6 @@ class CertifyInputs:
     Attributes:
         model: the FP32 graph; `sha256` is the digest of its file.
         info: metadata of the network in the graph, None for a graph of another origin.
-        images: to measure on.
     """
 
     model: onnx.ModelProto
@@ -41,26 +36,26 @@ class CertifyInputs:
     images: ImageSet
 
 
-def resolve(request: CertifyRequest) -> CertifyInputs:
-    """Open and check graph and images. Raises InputError; touches nothing."""
-    normalisation = parse_normalisation(request.mean, request.std)
-    path = request.source / MODEL if request.source.is_dir() else request.source
-    if request.source.is_dir() and not path.is_file():
-        raise ArtifactError("not a build folder", where=request.source, found=f"no {MODEL}", next_command="ufovit build")
+def resolve(source: Path, data: Path | None, count: int | None, normalisation: Normalisation | None) -> CertifyInputs:
+    """Open and check a graph, or that of a build folder, and `count` images to measure on. Raises InputError; touches nothing.
+
+    Without `data` the shipped images are taken, without `count` as many as a run has time for.
+    """
+    path = source / MODEL if source.is_dir() else source
+    if source.is_dir() and not path.is_file():
+        raise ArtifactError("not a build folder", where=source, found=f"no {MODEL}", next_command="ufovit build")
     model, data_bytes = load_graph(path)
     info = read_graph_info(model, path)
-    remake = f"ufovit certify {request.source} --data DIR"
+    remake = f"ufovit certify {source} --data DIR"
     preprocess = graph_preprocess(model, path, info, normalisation, remake)
-    data = request.data
+    data = data or shipped_calibration_images(info)
     if data is None:
-        if info is None or not shipped_images_fit(load_task(CLASSIFICATION, info.labels)):
-            raise UsageError(
-                "certifying needs images like those that the camera will see",
-                where=path,
-                found="no --data, and the shipped images have other labels",
-                next_command=remake,
-            )
-        data = CALIBRATION_IMAGES
+        raise UsageError(
+            "certifying needs images like those that the camera will see",
+            where=path,
+            found="no --data, and the shipped images have other labels",
+            next_command=remake,
+        )
     images = open_unlabelled(data)
-    count = request.images or image_budget(model, min(len(images), CALIB_IMAGES))
-    return CertifyInputs(model, sha256_bytes(data_bytes), info, preprocess, images.take(count))
+    chosen = images.take(count or image_budget(model, min(len(images), CALIB_IMAGES)))
+    return CertifyInputs(model, sha256_bytes(data_bytes), info, preprocess, chosen)

@@ -5,24 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
 
 from calib.budget import BudgetResult, drop_points, fit_budget
+from calib.calibration_table import CalibrationTable
 from calib.macs import count_macs
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.qdq_writer import serialize
 from calib.quantize import quantize_graph
 from calib.sensitivity import IMAGES, measure_sensitivity, rank_groups
+from edge.images.graph_input import GraphImages
+from edge.progress import Progress
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
-
-if TYPE_CHECKING:
-    import numpy as np
-    import onnx
-    from numpy.typing import NDArray
-
-    from calib.calibration_table import CalibrationTable
-    from edge.images.graph_input import GraphImages
-    from edge.progress import Progress
 
 _LISTED = 12
 
@@ -58,17 +55,13 @@ def fit(
     ranked = rank_groups(groups)
     with progress.task(f"search for {budget:g} points on {len(images)} images"):
         result = fit_budget(ranked, evaluate, macs, budget, largest=len(ranked) - 1)
-    _report(result, len(images), progress)
-    return result
-
-
-def _report(result: BudgetResult, images: int, progress: Progress) -> None:
     trials = f"{result.evaluations} trial{'s' * (result.evaluations > 1)}"
     progress.say(
         f"budget       {'met' if result.met else 'NOT MET'}: drop {result.drop:+.2f} points of {result.budget:g} with "
-        f"{result.int8_share:.1%} of the multiply-accumulates in INT8, {trials}; one image is {100 / images:.2g} points"
+        f"{result.int8_share:.1%} of the multiply-accumulates in INT8, {trials}; one image is {100 / len(images):.2g} points"
     )
     for nodes, share in islice(result.float_groups.items(), _LISTED):
         progress.say(f"  in float   {nodes[0]}: {share:.2%} of the multiply-accumulates")
     if len(result.float_groups) > _LISTED:
         progress.say(f"  and {len(result.float_groups) - _LISTED} more, in calibration.json")
+    return result

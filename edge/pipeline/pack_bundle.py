@@ -16,7 +16,7 @@ from calib.errors import ArtifactError
 from edge.drift.drift_report import DRIFT_ARTIFACT
 from edge.images.golden_pair import GoldenPair, shrunk
 from edge.images.labelled_images import ImageSet
-from edge.images.preprocess import Float32, Uint8, read_preprocess
+from edge.images.preprocess import Float32, read_preprocess
 from edge.progress import Advance
 from engines.build_folder.bundle_format import ANSWERS, GOLDEN, LABELS, PIXELS, REMAKE, SHAPES, Bundle, BundleInfo, write_bundle
 from engines.build_folder.file_names import MANIFEST
@@ -35,24 +35,11 @@ _HEADER = re.compile(
 
 @dataclass(frozen=True)
 class BundledImages:
-    """The images of a bundle.
+    """The images of a bundle, the FP32 reference's answers (n, classes), and the first image as the network sees it."""
 
-    Attributes:
-        pixels: one uint8 array (H, W, C) per image.
-        labels: int64 (n,), indices into the manifest's labels.
-        answers: float32 (n, classes), those of the FP32 reference.
-        golden: float32 (3, S, S), the first image as the network sees it.
-    """
-
-    pixels: tuple[Uint8, ...]
-    labels: npt.NDArray[np.int64]
+    images: ImageSet
     answers: Float32
-    golden: Float32
-
-    @property
-    def golden_pair(self) -> GoldenPair:
-        """The first image and its tensor."""
-        return GoldenPair(self.pixels[0], self.golden)
+    golden: GoldenPair
 
 
 def make_bundle(build: BuildFolder, images: ImageSet, path: Path, advance: Advance) -> BundleInfo:
@@ -71,7 +58,6 @@ def make_bundle(build: BuildFolder, images: ImageSet, path: Path, advance: Advan
     manifest, drift = build.manifest, build.read(DRIFT_ARTIFACT)
     _check_packable(build.path, manifest)
     preprocess = read_preprocess(manifest)
-    graph = source_graph(manifest)
     runner = OrtRunner(build.path / manifest.onnx.file, data=build.data(manifest.onnx.file), throughput=True)
     pixels = tuple(shrunk(images.pixels(i), preprocess) for i in range(len(images)))
     starts = range(0, len(pixels), BATCH)
@@ -85,16 +71,11 @@ def make_bundle(build: BuildFolder, images: ImageSet, path: Path, advance: Advan
         ANSWERS: _npy(answers),
         GOLDEN: _npy(preprocess(pixels[0])),
     }
+    graph = source_graph(manifest).file
     info = BundleInfo(
-        model=manifest.model,
-        precision=manifest.precision,
-        graph=graph.file,
-        facts=parse_graph(members[graph.file], build.path / graph.file)[1],
-        batch=manifest.batch,
-        int8_floor=manifest.int8_floor,
+        **_stated(manifest),
+        facts=parse_graph(members[graph], build.path / graph)[1],
         budget_points=drift.budget_points,
-        random_weights=manifest.random_weights,
-        reference=FileRecord(manifest.onnx.file, manifest.onnx.sha256),
         reference_ran_on=f"{drift.reference.ran_on}, when the bundle was made",
         data=images.source,
         data_sha256=images.sha256,
@@ -110,6 +91,19 @@ def packed_digests(manifest: EngineManifest) -> dict[str, str]:
     return {record.file: record.sha256 for record in records if record is not None}
 
 
+def _stated(manifest: EngineManifest) -> dict[str, Any]:
+    """Fields of `BundleInfo` that repeat the manifest of the build."""
+    return {
+        "model": manifest.model,
+        "precision": manifest.precision,
+        "graph": source_graph(manifest).file,
+        "batch": manifest.batch,
+        "int8_floor": manifest.int8_floor,
+        "random_weights": manifest.random_weights,
+        "reference": FileRecord(manifest.onnx.file, manifest.onnx.sha256),
+    }
+
+
 def read_source(bundle: Bundle) -> EngineManifest:
     """The manifest of the build that a bundle was made from.
 
@@ -117,17 +111,7 @@ def read_source(bundle: Bundle) -> EngineManifest:
     """
     info, where = bundle.info, Path(f"{bundle.path}: {MANIFEST}")
     manifest = MANIFEST_ARTIFACT.parse(bundle.read(MANIFEST), where)
-    reference = FileRecord(manifest.onnx.file, manifest.onnx.sha256)
-    graph = source_graph(manifest).file
-    pairs = {
-        "model": (info.model, manifest.model),
-        "precision": (info.precision, manifest.precision),
-        "graph": (info.graph, graph),
-        "batch": (info.batch, manifest.batch),
-        "int8_floor": (info.int8_floor, manifest.int8_floor),
-        "random_weights": (info.random_weights, manifest.random_weights),
-        "reference": (info.reference, reference),
-    }
+    pairs = {name: (getattr(info, name), value) for name, value in _stated(manifest).items()}
     digests = packed_digests(manifest)
     for file in sorted({*digests, *(info.members.keys() - {MANIFEST, *_ARRAYS})}):
         pairs[file] = (info.members[file].sha256 if file in info.members else None, digests.get(file))
@@ -157,7 +141,10 @@ def read_bundled_images(bundle: Bundle, classes: int) -> BundledImages:
         )
     parts = np.split(flat, np.cumsum(sizes)[:-1])
     pixels = tuple(part.reshape(shape) for part, shape in zip(parts, shapes.tolist(), strict=True))
-    return BundledImages(pixels, labels, answers, _array(bundle, GOLDEN, np.float32, 3))
+    info, names = bundle.info, tuple(map(str, range(count)))
+    source = f"{count} images of {info.data}, in {bundle.path.name}"
+    images = ImageSet(source, names, labels, info.data_sha256, pixels.__getitem__)
+    return BundledImages(images, answers, GoldenPair(pixels[0], _array(bundle, GOLDEN, np.float32, 3)))
 
 
 def _check_packable(folder: Path, manifest: EngineManifest) -> None:

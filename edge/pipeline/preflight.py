@@ -12,16 +12,12 @@ from pathlib import Path
 from calib.errors import MissingError
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
-from edge.pipeline.steps.calibrate import quantization_scheme
 from edge.progress import Advance
 from engines.backends import require_backend
 from engines.build_folder.file_names import MODEL
 
 BUILD_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "PIL", "jinja2", "matplotlib")
 """Import names of the libraries of the extra `build` that a build needs."""
-
-_EXPORT_LIBRARIES = ("torch", "onnxscript")
-_LATER_LIBRARIES = ("onnx", "onnxruntime", "jinja2", "matplotlib")
 
 
 def check_inputs(request: BuildRequest, inputs: BuildInputs, first_step: str, advance: Advance) -> None:
@@ -32,36 +28,31 @@ def check_inputs(request: BuildRequest, inputs: BuildInputs, first_step: str, ad
         InputError: weights that do not fit the model, an image that cannot be decoded, a pattern of layers that matches none;
             each named.
     """
-    info, images = inputs.info, (inputs.calib_images, inputs.eval_images)
     if first_step == "report":
         return
-    _require_libraries(_LATER_LIBRARIES + (_EXPORT_LIBRARIES if first_step == "export" else ()))
+    libraries = ("onnx", "onnxruntime", "jinja2", "matplotlib")
+    for library in (*libraries, "torch", "onnxscript") if first_step == "export" else libraries:
+        try:
+            import_module(library)
+        except ImportError as error:
+            raise missing_library(library) from error
+    info = inputs.info
     if first_step != "drift":
         require_backend(request.target.backend)
     if first_step in ("certify", "calibrate") and request.precision == "int8":
         import onnx
 
-        from calib.qdq_placement import plan_quantization
+        from calib.qdq_placement import QuantScheme, plan_quantization
 
-        plan_quantization(onnx.load(request.out / MODEL), quantization_scheme(request))  # refuses a pattern that matches none
+        plan_quantization(onnx.load(request.out / MODEL), QuantScheme(exclude=request.keep_float))  # refuses a wrong pattern
     if first_step == "export" and info.file:
         from edge.model.checkpoint import load_checkpoint
 
         load_checkpoint(Path(info.file), model=info.config.name, image_size=info.config.image_size)
-    total, done = sum(map(len, images)), 0
-    for image_set in images:
-        for i in range(len(image_set)):
-            image_set.pixels(i)
-            done += 1
-            advance(done / total)
-
-
-def _require_libraries(names: tuple[str, ...]) -> None:
-    for name in names:
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise missing_library(name) from error
+    images = [(image_set, i) for image_set in (inputs.calib_images, inputs.eval_images) for i in range(len(image_set))]
+    for done, (image_set, i) in enumerate(images, start=1):
+        image_set.pixels(i)
+        advance(done / len(images))
 
 
 def missing_library(name: str) -> MissingError:

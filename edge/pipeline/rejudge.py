@@ -11,6 +11,7 @@ removed. A signature is removed with the files that it covered.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from calib.errors import ArtifactError, DataError, InputError
@@ -19,16 +20,14 @@ from edge.drift.stored_reference import StoredAnswers, read_stored
 from edge.images.labelled_images import ImageSet, open_unlabelled
 from edge.pipeline.build_inputs import SHIPPED_TEST, judging_images
 from edge.pipeline.build_request import MAX_DROP_POINTS
-from edge.pipeline.judge_request import JudgeRequest
-from edge.pipeline.step import BuildOutcome, Step, run_step
+from edge.pipeline.judge_options import JudgeOptions
 from edge.pipeline.steps.drift import Question, drift_step
 from edge.pipeline.steps.report import report_step
-from edge.pipeline.workspace import Workspace, locked
-from edge.progress import Advance, Progress
+from edge.pipeline.workspace import BuildOutcome, Step, Workspace, locked
+from edge.progress import Progress
 from edge.tasks.registry import task_of
 from engines.build_folder.file_names import ANSWERS, ARTIFACTS, ATTRIBUTION, DRIFT, MANIFEST, MODEL, PICTURES, REPORT
 from engines.build_folder.folder import BuildFolder
-from engines.build_folder.manifest import EngineManifest
 from engines.build_folder.verify import verify_folder
 from engines.hardware import versions
 from engines.select_target import judged_here
@@ -38,37 +37,34 @@ _JUDGED = (DRIFT, ANSWERS, PICTURES, ATTRIBUTION, REPORT)
 """Files that these steps write: damage to one is not a reason to refuse."""
 
 
-def rejudge_build(request: JudgeRequest, progress: Progress) -> BuildOutcome:
+def rejudge_build(folder: Path, options: JudgeOptions, progress: Progress) -> BuildOutcome:
     """Judge a finished build, and attribute its drift if asked to. Files whose reasons have not changed are left as they are.
 
     Raises InputError for a folder with changed files, for images that are not available, for stored answers of another build or
     other images, and for an attribution without graphs; MissingError when the folder cannot be written or the FP32 graph cannot
     be run.
     """
-    folder = request.folder
     with locked(folder, progress.say):
         build = BuildFolder(folder)
         verify_folder(build, ignore=_JUDGED)
-        manifest, last = build.manifest, _last_drift(build)
-        question = _question(request, manifest, last)
+        manifest = build.manifest
+        question = _question(build, options)
         target = TARGETS.get(manifest.target)
         here = manifest.bundle is not None or target is None or judged_here(target)
-        drift = drift_step(build, question, here=here)
-        again = {"drift", "report"} | ({"attribute"} if request.attribute else set())
-        attribute = _attribute_step(build, question.images) if request.attribute else None
+        steps = [drift_step(build, question, here=here)]
+        if options.attribute:
+            steps.append(_attribute_step(build, question.images))
 
-        def preflight() -> None:
-            if question.stored is None or attribute is not None:
+        def preflight(_step: str) -> None:
+            if question.stored is None or options.attribute:
                 import onnxruntime  # noqa: F401  # a missing library is reported before anything is removed
 
-        workspace = _reopened(build, again, preflight)
-        run_step(workspace, progress, drift)
-        if attribute is not None:
-            run_step(workspace, progress, attribute)
+        workspace = _reopened(build, {"report", *(step.name for step in steps)}, preflight)
+        for step in steps:
+            workspace.run(step, progress)
         if manifest.bundle is None:
-            run_step(workspace, progress, report_step(workspace))
-        verdict = BuildFolder(folder).read(DRIFT_ARTIFACT).verdict
-        return BuildOutcome(folder, verdict, tuple(workspace.ran), tuple(workspace.reused))
+            workspace.run(report_step(workspace), progress)
+        return workspace.outcome()
 
 
 def redraw(folder: Path, progress: Progress) -> bool:
@@ -92,12 +88,18 @@ def redraw(folder: Path, progress: Progress) -> bool:
         gather(build)
         verify_folder(build, ignore=(REPORT,))
 
-        def preflight() -> None:
+        def preflight(_step: str) -> None:
             from edge.report import render  # noqa: F401  # a missing library is reported before anything is removed
 
         workspace = _reopened(build, {"report"}, preflight)
-        run_step(workspace, progress, report_step(workspace, build))
+        workspace.run(report_step(workspace, build), progress)
         return bool(workspace.ran)
+
+
+def _reopened(build: BuildFolder, again: set[str], preflight: Callable[[str], None]) -> Workspace:
+    """The folder's workspace with all steps done but those named in `again`."""
+    done = [name for name in build.steps if name not in again]
+    return Workspace(build.path, ARTIFACTS, before_change=preflight, reused=done)
 
 
 def _attribute_step(build: BuildFolder, images: ImageSet) -> Step:
@@ -110,11 +112,15 @@ def _attribute_step(build: BuildFolder, images: ImageSet) -> Step:
         "images": images.take(TRIAL_IMAGES).sha256,
         "versions": versions("onnx", "onnxruntime", "numpy"),
     }
+    return Step("attribute", reads, (ATTRIBUTION,), partial(attribute_build, build, images))
 
-    def run(advance: Advance) -> None:
-        attribute_build(build, images, advance)
 
-    return Step("attribute", reads, (ATTRIBUTION,), run)
+def _question(build: BuildFolder, options: JudgeOptions) -> Question:
+    """What to judge on: by default the images and the budget of the previous verdict."""
+    stored, last = _stored(build, options), _last_drift(build)
+    images, labelled = _images(build, options, last)
+    budget = MAX_DROP_POINTS if last is None else last.budget_points
+    return Question(images, labelled, budget if options.max_drop_points is None else options.max_drop_points, stored)
 
 
 def _last_drift(build: BuildFolder) -> DriftReport | None:
@@ -126,43 +132,28 @@ def _last_drift(build: BuildFolder) -> DriftReport | None:
     return build.read(DRIFT_ARTIFACT) if DRIFT in build.recorded else None
 
 
-def _reopened(build: BuildFolder, again: set[str], preflight: Callable[[], None]) -> Workspace:
-    """The folder's workspace with all steps done but those named in `again`."""
-    done = [name for name in build.steps if name not in again]
-    return Workspace(build.path, ARTIFACTS, before_change=lambda _step: preflight(), reused=done)
-
-
-def _question(request: JudgeRequest, manifest: EngineManifest, last: DriftReport | None) -> Question:
-    stored = _stored(request, manifest)
-    images, labelled = _images(request, manifest, last)
-    budget = request.max_drop_points
-    if budget is None:
-        budget = MAX_DROP_POINTS if last is None else last.budget_points
-    return Question(images, labelled, budget, stored)
-
-
-def _stored(request: JudgeRequest, manifest: EngineManifest) -> StoredAnswers | None:
-    if request.reference is not None:
-        return read_stored(request.reference)
-    if manifest.bundle is not None:
+def _stored(build: BuildFolder, options: JudgeOptions) -> StoredAnswers | None:
+    if options.reference is not None:
+        return read_stored(options.reference)
+    if build.manifest.bundle is not None:
         raise ArtifactError(
             "the folder holds no FP32 graph: it was built from a bundle",
-            where=request.folder / MODEL,
+            where=build.path / MODEL,
             allowed="--reference FOLDER, with the graph's answers to the same images",
             next_command="ufovit drift BUILD --data DIR where the bundle was made; copy its drift.json, logits.npz, steps.json",
         )
     return None
 
 
-def _images(request: JudgeRequest, manifest: EngineManifest, last: DriftReport | None) -> tuple[ImageSet, bool]:
+def _images(build: BuildFolder, options: JudgeOptions, last: DriftReport | None) -> tuple[ImageSet, bool]:
     """The requested images, by default those of the previous verdict, and whether they have labels."""
-    if request.unlabelled is not None:
-        images = open_unlabelled(request.unlabelled)
-        return images.take(request.images or len(images)), False
-    task = task_of(manifest)
-    if request.data is not None or last is None:
-        images = judging_images(request.data, task)
-        return images.take(request.images or len(images)), True
+    count, task = options.images, task_of(build.manifest)
+    if options.unlabelled is not None:
+        images = open_unlabelled(options.unlabelled)
+        return images.take(count or len(images)), False
+    if options.data is not None or last is None:
+        images = judging_images(options.data, task)
+        return images.take(count or len(images)), True
     labelled: bool = last.comparison.with_truth
     try:
         if last.data == SHIPPED_TEST:
@@ -171,17 +162,17 @@ def _images(request: JudgeRequest, manifest: EngineManifest, last: DriftReport |
             path = Path(last.data)
             images = task.open_images(path) if labelled else open_unlabelled(path)
     except InputError as error:
-        raise _unavailable_images_error(request, last, "they cannot be opened") from error
+        raise _unavailable_images_error(build, last, "they cannot be opened") from error
     if images.take(last.images).sha256 != last.data_sha256:
-        raise _unavailable_images_error(request, last, "they have changed since")
-    return images.take(request.images or last.images), labelled
+        raise _unavailable_images_error(build, last, "they have changed since")
+    return images.take(count or last.images), labelled
 
 
-def _unavailable_images_error(request: JudgeRequest, last: DriftReport, found: str) -> DataError:
+def _unavailable_images_error(build: BuildFolder, last: DriftReport, found: str) -> DataError:
     return DataError(
         "the images used for the previous verdict are no longer available",
         where=last.data,
         found=found,
         allowed="--data or --unlabelled with images",
-        next_command=f"ufovit drift {request.folder} --data DIR",
+        next_command=f"ufovit drift {build.path} --data DIR",
     )

@@ -10,9 +10,9 @@ CALIB_IMAGES = 512
 """Default number of calibration images, and the number that an error about too few recommends."""
 
 
-def check_budget(max_drop_points: float) -> None:
-    """Raise UsageError unless an accuracy budget is a non-negative number of percentage points."""
-    if not 0 <= max_drop_points < math.inf:  # NaN, too
+def check_budget(max_drop_points: float | None) -> None:
+    """Raise UsageError unless an accuracy budget is a non-negative number of percentage points, or not given."""
+    if max_drop_points is not None and not 0 <= max_drop_points < math.inf:  # NaN, too
         what = "--max-drop must be a non-negative number of percentage points"
         raise UsageError(what, found=max_drop_points, allowed="0 or more")
 

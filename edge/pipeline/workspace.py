@@ -19,10 +19,38 @@ from typing import Any
 
 from calib.errors import InputError, MissingError, UsageError
 from calib.files import canonical_json, sha256_bytes, sha256_file
+from edge.drift.drift_report import DRIFT_ARTIFACT
+from edge.progress import Advance, Progress
+from edge.tasks.interval import Verdict
 from engines.build_folder.file_names import RECORD as RECORD  # noqa: PLC0414  # the repeated name marks a re-export
+from engines.build_folder.folder import BuildFolder
 from engines.build_folder.step_record import StepRecord, read_record, write_record
 
+RANDOM_WEIGHTS_NOTICE = "RANDOM WEIGHTS: nothing below says anything about accuracy; every artifact is stamped"
 _LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a build: `run` writes the files named in `writes` into the build folder, each atomically.
+
+    `reads` holds the digests, parameters and versions that decide what it writes, as plain JSON values.
+    """
+
+    name: str
+    reads: dict[str, Any]
+    writes: tuple[str, ...]
+    run: Callable[[Advance], object]
+
+
+@dataclass(frozen=True)
+class BuildOutcome:
+    """A finished build: its folder, the verdict on accuracy, the steps that ran and those that were reused."""
+
+    folder: Path
+    verdict: Verdict
+    ran: tuple[str, ...]
+    reused: tuple[str, ...]
 
 
 @lru_cache(maxsize=1)
@@ -71,7 +99,15 @@ class Workspace:
         Raises MissingError when the folder cannot be written, or cannot be locked (some network file systems); UsageError
         when it contains files with a build's names that no build wrote: they would be lost.
         """
-        _refuse_foreign(folder, artifacts)
+        foreign = [] if (folder / _LOCK).exists() else [file for file in artifacts if (folder / file).exists()]
+        if foreign:  # a build's lock file always stays
+            raise UsageError(
+                "the folder contains files that no build wrote and that this build would replace",
+                where=folder,
+                found=", ".join(foreign),
+                allowed="a new folder, or one of an earlier build",
+                next_command="choose another --out, or move these files away",
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -79,32 +115,39 @@ class Workspace:
             raise MissingError(
                 "output folder cannot be written", where=folder, found=error.strerror, next_command="choose another --out"
             ) from error
-        with _held(descriptor, folder, on_wait):
-            _remove_leftovers(folder, artifacts)
+        with os.fdopen(descriptor):  # closing it also releases the lock
+            _lock(descriptor, folder, on_wait)
+            for name in (*artifacts, RECORD):
+                for leftover in folder.glob(f".{name}.*.tmp"):  # of a killed build, as `calib.files.atomic_path` names them
+                    leftover.unlink(missing_ok=True)
             yield cls(folder, artifacts, force, before_change)
 
-    def step(self, name: str, reads: dict[str, Any], writes: tuple[str, ...], run: Callable[[], None]) -> bool:
-        """Run a step, or reuse what it wrote earlier. True when it ran.
-
-        Arguments are the fields of `edge.pipeline.step.Step`; `writes` names files out of `artifacts`.
-        """
+    def run(self, step: Step, progress: Progress) -> bool:
+        """Run a step, or reuse what it wrote earlier, files out of `artifacts`. True when it ran."""
         record = self._record()
-        digest = sha256_bytes(canonical_json({**reads, "toolkit": toolkit_sha256()}))
-        if not self.force and self._holds(record.get(name), digest, writes):
-            self.reused.append(name)
+        digest = sha256_bytes(canonical_json({**step.reads, "toolkit": toolkit_sha256()}))
+        if not self.force and self._holds(record.get(step.name), digest, step.writes):
+            self.reused.append(step.name)
+            progress.say(f"  {step.name}: unchanged, reused")
             return False
         if not self.ran:
-            self.before_change(name)
+            self.before_change(step.name)
         self._invalidate(record)
         try:
-            run()
+            with progress.task(step.name) as advance:
+                step.run(advance)
         except BaseException:  # Ctrl-C too: the files of an unfinished step do not stay beside those of finished ones
-            self._remove(writes)
+            self._remove(step.writes)
             raise
-        record[name] = StepRecord(digest, {file: sha256_file(self.folder / file) for file in writes})
+        record[step.name] = StepRecord(digest, {file: sha256_file(self.folder / file) for file in step.writes})
         write_record(self.folder, record)
-        self.ran.append(name)
+        self.ran.append(step.name)
         return True
+
+    def outcome(self) -> BuildOutcome:
+        """The outcome of the steps so far, drift among them."""
+        verdict = BuildFolder(self.folder).read(DRIFT_ARTIFACT).verdict
+        return BuildOutcome(self.folder, verdict, tuple(self.ran), tuple(self.reused))
 
     def sha256(self, file: str) -> str:
         """Digest of a file that a step of this run wrote or reused."""
@@ -150,18 +193,9 @@ def locked(folder: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
         descriptor = os.open(folder / _LOCK, os.O_RDWR)
     except OSError as error:
         raise MissingError("build folder cannot be locked", where=folder, found=error.strerror) from error
-    with _held(descriptor, folder, on_wait):
-        yield
-
-
-@contextlib.contextmanager
-def _held(descriptor: int, folder: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Lock an open lock file until the end of the block, and close it."""
-    try:
+    with os.fdopen(descriptor):
         _lock(descriptor, folder, on_wait)
         yield
-    finally:
-        os.close(descriptor)  # also releases the lock
 
 
 def _lock(descriptor: int, folder: Path, on_wait: Callable[[str], None]) -> None:
@@ -175,23 +209,3 @@ def _lock(descriptor: int, folder: Path, on_wait: Callable[[str], None]) -> None
         raise MissingError(
             "output folder cannot be locked", where=folder, found=error.strerror, next_command="choose an --out on a local disk"
         ) from error
-
-
-def _refuse_foreign(folder: Path, artifacts: tuple[str, ...]) -> None:
-    """Raise UsageError for a folder with files of a build's names but without a build's lock file, which always stays."""
-    found = [] if (folder / _LOCK).exists() else [file for file in artifacts if (folder / file).exists()]
-    if found:
-        raise UsageError(
-            "the folder contains files that no build wrote and that this build would replace",
-            where=folder,
-            found=", ".join(found),
-            allowed="a new folder, or one of an earlier build",
-            next_command="choose another --out, or move these files away",
-        )
-
-
-def _remove_leftovers(folder: Path, artifacts: tuple[str, ...]) -> None:
-    """Remove temporary files that a killed build left behind; the caller holds the folder's lock."""
-    for name in (*artifacts, RECORD):
-        for leftover in folder.glob(f".{name}.*.tmp"):  # as `calib.files.atomic_path` names them
-            leftover.unlink(missing_ok=True)

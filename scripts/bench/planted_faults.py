@@ -36,9 +36,9 @@ from edge.pipeline import build as pipeline
 from edge.pipeline import rejudge
 from edge.pipeline.build_inputs import judging_images, resolve_inputs
 from edge.pipeline.build_request import BuildRequest
-from edge.pipeline.judge_request import JudgeRequest
-from edge.pipeline.step import Step
+from edge.pipeline.judge_options import JudgeOptions
 from edge.pipeline.steps import calibrate, drift
+from edge.pipeline.workspace import Step
 from edge.progress import Silent
 from edge.tasks.registry import load_task
 from engines.build_folder.file_names import CALIBRATION, DRIFT, FOLDED, MANIFEST, QUANTIZED, REFINED, TYPED
@@ -118,9 +118,9 @@ def build(request: BuildRequest) -> str:
 
 def rejudged(bench: Bench, folder: Path, data: Path | None = None) -> None:
     """Evaluate a build again, with the budget of the honest one."""
-    request = JudgeRequest(folder, data=data, max_drop_points=bench.request.max_drop_points)
+    options = JudgeOptions(data=data, max_drop_points=bench.request.max_drop_points)
     with quietly():
-        rejudge.rejudge_build(request, Silent())
+        rejudge.rejudge_build(folder, options, Silent())
 
 
 def larger_scale(bench: Bench, name: str, factor: float, tensor: str = COSTLIEST) -> Planted:

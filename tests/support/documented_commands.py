@@ -4,7 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
-from edge.cli.main import COMMANDS, make_app
+from edge.cli.main import COMMANDS, app
 from edge.model.sizes import SIZES
 from engines.build_spec import PRECISIONS
 
@@ -28,7 +28,6 @@ def options_of(command):
     """Option names of a command of `ufovit`, None when there is no such command."""
     if command not in COMMANDS:
         return None
-    app = make_app((command,))
     arguments = app[command].assemble_argument_collection(default_parameter=app.default_parameter)
     return {"--help", *(name for argument in arguments if argument.parse for name in argument.names if name.startswith("--"))}
 

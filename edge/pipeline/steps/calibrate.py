@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
-from edge.pipeline.step import Step
-from edge.pipeline.workspace import Workspace
+from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
 from edge.runtime.ort_runner import tapped_batch
 from engines.build_folder.file_names import CALIBRATION, FOLDED, REFINED
@@ -17,8 +16,6 @@ from engines.hardware import versions
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-    from calib.qdq_placement import QuantScheme
 
 
 def calibrate_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> Step:
@@ -43,6 +40,7 @@ def calibrate_model(
     """Float graph and calibration images -> refined float graph, calibration table."""
     from calib.calibration_table import save_table
     from calib.collect import CollectConfig
+    from calib.qdq_placement import QuantScheme
     from calib.quantize import CalibrateConfig, calibrate_graph
 
     images, preprocess = inputs.calib_images, inputs.info.preprocess
@@ -55,7 +53,7 @@ def calibrate_model(
         data_sha256=images.sha256,
         config=CalibrateConfig(
             effort=request.effort,
-            scheme=quantization_scheme(request),
+            scheme=QuantScheme(exclude=request.keep_float),
             collect=CollectConfig(method=request.method, at_once=2, preprocess_sha256=preprocess.sha256),
             refine_threads=2,
             bounds=_proven_bounds,
@@ -63,13 +61,6 @@ def calibrate_model(
         progress=advance,
     )
     save_table(table_path, table)
-
-
-def quantization_scheme(request: BuildRequest) -> QuantScheme:
-    """The quantization scheme of a build."""
-    from calib.qdq_placement import QuantScheme
-
-    return QuantScheme(exclude=request.keep_float)
 
 
 def _proven_bounds(model: ModelProto) -> dict[str, float]:

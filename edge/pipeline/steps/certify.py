@@ -1,5 +1,4 @@
-"""certify (fp16, int8): model.onnx + calibration images -> xnorm.json, the certificate of every XNorm; model.folded.onnx, the
-graph folded so that FP16 can compute it."""
+"""certify (fp16, int8): model.onnx + calibration images -> xnorm.json, model.folded.onnx, which FP16 can compute."""
 
 from __future__ import annotations
 
@@ -11,8 +10,7 @@ from calib.files import sha256_file, write_bytes
 from edge.images.labelled_images import data_digest
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
-from edge.pipeline.step import Step
-from edge.pipeline.workspace import Workspace
+from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
 from edge.runtime.ort_runner import tapped_batch
 from engines.build_folder.file_names import FOLDED, MODEL, XNORM

@@ -14,19 +14,18 @@ from edge.drift.stored_reference import StoredAnswers, check_stored
 from edge.images.golden_pair import check_build_golden, require_golden
 from edge.images.labelled_images import ImageSet
 from edge.images.preprocess import Float32, read_preprocess
-from edge.pipeline.step import Step
+from edge.pipeline.workspace import Step
 from edge.progress import Advance
-from edge.runtime.ort_runner import BATCH
+from edge.runtime.engine_runner import open_engine
+from edge.runtime.ort_runner import BATCH, OrtRunner, emulated_runner
 from edge.runtime.runner import Runner
 from edge.tasks.registry import task_of
 from edge.tasks.task import Outputs, Sides
 from engines.build_folder.file_names import ANSWERS, DRIFT, GOLDEN, MANIFEST, MODEL, PICTURES, TYPED
 from engines.build_folder.folder import BuildFolder
-from engines.build_folder.manifest import EngineManifest
 from engines.build_spec import BatchRange
 from engines.hardware import versions
 
-REFERENCE_ON = "ONNX Runtime, CPU"
 THIS_GPU = "this machine's GPU"
 
 
@@ -35,7 +34,7 @@ class Question:
     """What a build is judged on.
 
     Attributes:
-        labelled: whether they have labels; without, the task judges by the share of changed answers.
+        labelled: whether the images have labels; without, the task judges by the share of changed answers.
         stored: the reference's answers, None to compute them here.
     """
 
@@ -84,10 +83,17 @@ def judge_build(build: BuildFolder, question: Question, judged: str, advance: Ad
     check_build_golden(build, preprocess)
     is_engine = judged == manifest.engine.file and manifest.engine.backend != "ort"
     sizes = BatchRange(*manifest.batch) if is_engine else BatchRange(1, 1, BATCH)
+    size = max(sizes.min, min(BATCH, sizes.max))
     runner = _judged_runner(build, judged, is_engine=is_engine) if opened is None else opened
+    ran_on = judged_on(
+        on_cpu=manifest.engine.backend == "ort",
+        here=judged == manifest.engine.file,
+        emulated=judged == TYPED,
+        gpu=manifest.engine.device or THIS_GPU,
+    )
     subject = Subject(
-        reference=question.stored.reference if question.stored else Source(MODEL, manifest.onnx.sha256, REFERENCE_ON),
-        engine=Source(judged, build.sha256(judged), _judged_on(manifest, judged)),
+        reference=question.stored.reference if question.stored else Source(MODEL, manifest.onnx.sha256, "ONNX Runtime, CPU"),
+        engine=Source(judged, build.sha256(judged), ran_on),
         data=images.source,
         data_sha256=images.sha256,
         preprocess_sha256=preprocess.sha256,
@@ -99,23 +105,16 @@ def judge_build(build: BuildFolder, question: Question, judged: str, advance: Ad
         def both(batch: Float32) -> tuple[Float32, Float32 | None]:
             return answer(runner, batch, sizes.min), None if reference is None else reference(batch)
 
-        for judged_outputs, reference_outputs in ordered_map(
-            both, images.batches(preprocess, batch_size(sizes)), runner.at_once
-        ):
+        for judged_outputs, reference_outputs in ordered_map(both, images.batches(preprocess, size), runner.at_once):
             outputs.append(judged_outputs)
             if reference_outputs is not None:
                 expected.append(reference_outputs)
-            advance(min(1.0, len(outputs) * batch_size(sizes) / len(images)))
+            advance(min(1.0, len(outputs) * size / len(images)))
     answers: Outputs = question.stored.outputs if question.stored else (np.concatenate(expected),)
     sides = Sides(answers, (np.concatenate(outputs),), images.labels if question.labelled else None)
     task = task_of(manifest)
     report = judge_sides(task, subject, sides, question.budget_points, random_weights=manifest.random_weights)
     write_drift(build.path, task, report, sides, images.pixels)
-
-
-def batch_size(batch: BatchRange) -> int:
-    """Images per run of an engine with these batch sizes."""
-    return max(batch.min, min(BATCH, batch.max))
 
 
 def answer(runner: Callable[[Float32], Float32], images: Float32, smallest: int) -> Float32:
@@ -127,39 +126,25 @@ def answer(runner: Callable[[Float32], Float32], images: Float32, smallest: int)
 def _judged_runner(build: BuildFolder, judged: str, *, is_engine: bool) -> Runner:
     """The runner of the judged file: the engine, or a graph on the CPU."""
     if is_engine:
-        from edge.runtime.engine_runner import open_engine
-
         return open_engine(build)
     if judged != TYPED:
         return _ort_runner(build, judged, throughput=True)
     import onnx
 
-    from edge.runtime.ort_runner import emulated_runner
-
     return emulated_runner(onnx.load_model_from_string(build.data(judged)), build.path / judged, throughput=True)
 
 
 def _ort_runner(build: BuildFolder, file: str, *, throughput: bool) -> Runner:
-    from edge.runtime.ort_runner import OrtRunner
-
     return OrtRunner(build.path / file, data=build.data(file), throughput=throughput)
 
 
-def _judged_on(manifest: EngineManifest, judged: str) -> str:
-    """What runs the file `judged` of a build, in words."""
-    here = judged == manifest.engine.file
-    if here and manifest.engine.device:
-        return f"{manifest.engine.device}: the engine itself"
-    return judged_on(on_cpu=manifest.engine.backend == "ort", here=here, emulated=judged == TYPED)
-
-
-def judged_on(*, on_cpu: bool, here: bool, emulated: bool) -> str:
+def judged_on(*, on_cpu: bool, here: bool, emulated: bool, gpu: str = THIS_GPU) -> str:
     """What runs the judged side, in words that say so where it is not the engine itself.
 
     `on_cpu`: the engine is for a CPU. `here`: this machine can run the engine. `emulated`: the graph that is judged in its
     place has FP16 roundings, which are emulated.
     """
     if here:
-        return "ONNX Runtime, CPU: the engine itself" if on_cpu else f"{THIS_GPU}: the engine itself"
+        return "ONNX Runtime, CPU: the engine itself" if on_cpu else f"{gpu}: the engine itself"
     how = ", its FP16 roundings emulated" if emulated else ""
     return f"ONNX Runtime, CPU{how}: the graph that the engine was built from, not the engine itself"

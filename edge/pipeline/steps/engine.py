@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from calib.files import sha256_bytes, sha256_file, write_bytes
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
-from edge.pipeline.step import Step
+from edge.pipeline.builder_options import BuilderRequest
 from edge.pipeline.steps.drift import judged_on
-from edge.pipeline.workspace import Workspace
+from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
+from engines.build import BuiltEngine, build
 from engines.build_folder.file_names import CALIBRATION, EXPORT, FOLDED, MANIFEST, MODEL, QUANTIZED, REFINED, TYPED, XNORM
+from engines.build_folder.manifest import CalibrationRecord, EngineManifest, EngineRecord, FileRecord, write_manifest
+from engines.build_spec import BuildSpec
 from engines.hardware import versions
-
-if TYPE_CHECKING:
-    from engines.build import BuiltEngine
-    from engines.build_folder.manifest import EngineManifest, EngineRecord
-    from engines.build_spec import BuilderOptions
+from engines.select_target import judged_here
+from engines.targets import Target
 
 RANDOM_NOTE = "RANDOM WEIGHTS: this engine shows size and numbers, never accuracy"
 
@@ -45,57 +43,25 @@ def engine_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace
 
 def build_engine(request: BuildRequest, inputs: BuildInputs, graph_path: Path, advance: Advance) -> None:
     """Graph -> engine and manifest. Raises VerdictError when the receipt is below its floor; then neither is written."""
-    from engines.build import build
-    from engines.build_folder.manifest import write_manifest
-    from engines.build_spec import BuildSpec
-
-    options = request.builder.options(request.target, request.out)
-    spec = BuildSpec(graph_path, request.target, request.precision, request.batch, request.int8_floor, options)
-    built = build(spec, advance)
-    record = write_engine(request.out, request.engine_file, built, options)
-    request.builder.cache(request.target, request.out).write(built.timing_cache)
-    write_manifest(request.out, describe(request, inputs, graph_path, built, record))
-
-
-def write_engine(out: Path, file: str, built: BuiltEngine, options: BuilderOptions) -> EngineRecord:
-    """Write an engine's bytes, atomically, and return its record."""
-    from engines.build_folder.manifest import EngineRecord
-
-    write_bytes(out / file, built.data)
-    return EngineRecord(
-        file=file,
-        sha256=sha256_bytes(built.data),
-        bytes=len(built.data),
-        backend=built.backend,
-        backend_version=built.version,
-        compute_capabilities=built.compute_capabilities,
-        version_compatible=options.version_compatible,
-        hardware_compatibility=options.hardware_compatibility,
-        timing_cache_sha256=None if built.timing_cache is None else sha256_bytes(built.timing_cache),
-        device=built.device,
-    )
-
-
-def describe(
-    request: BuildRequest, inputs: BuildInputs, graph_path: Path, built: BuiltEngine, record: EngineRecord
-) -> EngineManifest:
-    """The manifest of a built engine."""
-    from engines.build_folder.manifest import CalibrationRecord, EngineManifest, FileRecord
+    target, out = request.target, request.out
+    options = request.builder.options(target, out)
+    built = build(BuildSpec(graph_path, target, request.precision, request.batch, request.int8_floor, options), advance)
+    record = write_engine(out, request.engine_file, built, request.builder, target)
 
     def recorded(file: str) -> FileRecord:
-        return FileRecord(file, sha256_file(request.out / file))
+        return FileRecord(file, sha256_file(out / file))
 
     info, images = inputs.info, inputs.calib_images
     int8 = request.precision == "int8"
     typed = graph_path.name == TYPED
-    calibration = (
-        CalibrationRecord(**asdict(recorded(CALIBRATION)), images=len(images), data_sha256=images.sha256) if int8 else None
-    )
-    judged = judged_on(on_cpu=request.target.backend == "ort", here=request.engine_runs_here, emulated=typed)
-    return EngineManifest(
+    calibration = None
+    if int8:
+        calibration = CalibrationRecord(**vars(recorded(CALIBRATION)), images=len(images), data_sha256=images.sha256)
+    judged = judged_on(on_cpu=target.backend == "ort", here=judged_here(target), emulated=typed)
+    manifest = EngineManifest(
         model=info.config.name,
         precision=request.precision,
-        target=request.target.name,
+        target=target.name,
         task=request.task,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         checkpoint=FileRecord(Path(info.file).name, info.sha256) if info.file else None,
@@ -116,4 +82,23 @@ def describe(
         int8_floor=request.int8_floor,
         random_weights=info.random_weights,
         notes=(RANDOM_NOTE, judged) if info.random_weights else (judged,),
+    )
+    write_manifest(out, manifest)
+
+
+def write_engine(out: Path, file: str, built: BuiltEngine, builder: BuilderRequest, target: Target) -> EngineRecord:
+    """Write an engine's bytes and its timing cache, each atomically, and return the engine's record."""
+    write_bytes(out / file, built.data)
+    builder.cache(target, out).write(built.timing_cache)
+    return EngineRecord(
+        file=file,
+        sha256=sha256_bytes(built.data),
+        bytes=len(built.data),
+        backend=built.backend,
+        backend_version=built.version,
+        compute_capabilities=built.compute_capabilities,
+        version_compatible=builder.version_compatible,
+        hardware_compatibility=builder.hardware_compatibility,
+        timing_cache_sha256=None if built.timing_cache is None else sha256_bytes(built.timing_cache),
+        device=built.device,
     )

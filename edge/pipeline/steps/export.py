@@ -1,5 +1,4 @@
-"""export: checkpoint -> model.onnx, checked against torch; export.json; golden.npz, the first calibration image before and
-after preprocessing."""
+"""export: checkpoint -> model.onnx, checked against torch; export.json; golden.npz, the first calibration image."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from calib.artifact import write_artifact
 from calib.errors import DataError
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
-from edge.pipeline.step import Step
+from edge.pipeline.workspace import Step
 from edge.progress import Advance
 from engines.build_folder.file_names import EXPORT, GOLDEN, MODEL
 from engines.hardware import versions

@@ -8,9 +8,7 @@ from pathlib import Path
 from calib.errors import VerdictError
 from calib.files import sha256_file, write_bytes
 from edge.pipeline.build_request import BuildRequest
-from edge.pipeline.step import Step
-from edge.pipeline.steps.calibrate import quantization_scheme
-from edge.pipeline.workspace import Workspace
+from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
 from engines.build_folder.file_names import CALIBRATION, QUANTIZED, REFINED
 
@@ -34,6 +32,7 @@ def quantize_model(request: BuildRequest, model_path: Path, table_path: Path, qu
     import onnx
 
     from calib.calibration_table import check_table, load_table
+    from calib.qdq_placement import QuantScheme
     from calib.qdq_writer import serialize
     from calib.quantize import quantize_graph
     from edge.stability.finders.xnorm import find_sites
@@ -42,7 +41,7 @@ def quantize_model(request: BuildRequest, model_path: Path, table_path: Path, qu
     model, table = onnx.load(model_path), load_table(table_path)
     check_table(table, onnx_sha256=sha256_file(model_path))
     advance(0.2)
-    quantized = quantize_graph(model, table, quantization_scheme(request), quantized_path)
+    quantized = quantize_graph(model, table, QuantScheme(exclude=request.keep_float), quantized_path)
     before_norm = quantized_before_norm(quantized, find_sites(quantized))
     if before_norm:
         raise VerdictError(

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from calib.files import write_bytes
-from edge.pipeline.step import Step
-from edge.pipeline.workspace import Workspace
+from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
 from engines.build_folder.file_names import ANSWERS, ATTRIBUTION, DRIFT, EXPORT, MANIFEST, PICTURES, REPORT, XNORM
 from engines.build_folder.folder import BuildFolder

@@ -1,5 +1,4 @@
-"""type (fp16, and int8 for a GPU): the last graph + xnorm.json -> model.typed.onnx, strongly typed: FP16, and FP32 where the
-certificate asks for it."""
+"""type (fp16, and int8 for a GPU): the last graph + xnorm.json -> model.typed.onnx, strongly typed."""
 
 from __future__ import annotations
 
@@ -12,9 +11,8 @@ from calib.files import write_bytes
 from edge.numeric_tolerances import TYPED_FP16_SQNR_DB, TYPED_INT8_LOSS_DB
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
-from edge.pipeline.step import Step
 from edge.pipeline.steps.export import CHECK_IMAGES
-from edge.pipeline.workspace import Workspace
+from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
 from engines.build_folder.file_names import REFINED, TYPED, XNORM
 

@@ -441,7 +441,7 @@ class Command:
 def ufovit_bench(tmp_path, monkeypatch):
     calls = []
 
-    monkeypatch.setattr("engines.build_folder.folder.BuildFolder", lambda path, require_signature: (path, require_signature))
+    monkeypatch.setattr("edge.cli.bench.BuildFolder", lambda path, require_signature: (path, require_signature))
 
     def open_runner(build, runner, *, threads):
         folder, public_key = build

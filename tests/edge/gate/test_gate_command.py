@@ -10,9 +10,7 @@ from tiny_project import command
 
 from calib.artifact import read_artifact
 from edge.assets import TEST_IMAGES
-from edge.cli import main as application
 from edge.cli import run
-from edge.cli.main import make_app
 from edge.gate.baseline import read_baseline
 from edge.gate.compare_builds import GateReport
 from edge.images.labelled_images import open_images
@@ -20,12 +18,6 @@ from edge.tasks.classification.logits import unpack_answers
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "ufovit_t-int8-rtx.json"
-
-
-@pytest.fixture(autouse=True)
-def only_the_gate(monkeypatch):
-    """`ufovit` with the commands that are needed here."""
-    monkeypatch.setattr(application, "app", make_app(("gate", "build")))
 
 
 @pytest.fixture

@@ -68,18 +68,17 @@ def test_only_targets_that_know_an_option_take_it(out, name):
     torch = replace(RTX, backend="torch_trt")
     refusing = [CPU] if name == "optimization_level" else [CPU, RTX, torch, replace(DESKTOP, backend="torch_trt")]
     for target in refusing:
-        for call in (request.check, request.options):
-            with pytest.raises(InputError, match=rf"(?s)target {target.name} does not support.*found: {FLAGS[name]}") as caught:
-                call(target, out)
+        with pytest.raises(InputError, match=rf"(?s)target {target.name} does not support.*found: {FLAGS[name]}") as caught:
+            request.options(target, out)
         assert ("allowed: --optimization-level" in str(caught.value)) == (target is not CPU)
     for target in {RTX.name: RTX, "torch": torch, ORIN.name: ORIN, DESKTOP.name: DESKTOP}.values():
         if target not in refusing and name != "pin_timing_cache":
-            request.check(target, out)
+            request.options(target, out)
 
 
 def test_all_that_a_target_does_not_have_is_named(out):
     with pytest.raises(InputError) as caught:
-        BuilderRequest(**EVERYTHING).check(CPU, out)
+        BuilderRequest(**EVERYTHING).options(CPU, out)
     assert [flag for flag in FLAGS.values() if flag not in str(caught.value)] == []
 
 
@@ -107,7 +106,7 @@ def test_a_backend_without_a_cache_leaves_none(out):
 def test_a_pinned_cache_is_there_and_stays_as_it_is(out):
     pinned = BuilderRequest(pin_timing_cache=True)
     with pytest.raises(InputError, match=r"(?s)no timing cache to pin.*timing-desktop\.cache.*once without --pin-timing-cache"):
-        pinned.check(DESKTOP, out)
+        pinned.options(DESKTOP, out)
     DEFAULT_BUILDER.cache(DESKTOP, out).write(b"measured")
     options = pinned.options(DESKTOP, out)
     assert (options.timing_cache, options.pin_timing_cache) == (b"measured", True)
@@ -115,7 +114,7 @@ def test_a_pinned_cache_is_there_and_stays_as_it_is(out):
     assert pinned.cache(DESKTOP, out).path.read_bytes() == b"measured"
     pinned.cache(DESKTOP, out).path.write_bytes(b"")
     with pytest.raises(InputError, match="no timing cache to pin"):
-        pinned.check(DESKTOP, out)
+        pinned.options(DESKTOP, out)
 
 
 def test_a_cache_that_cannot_be_read_or_written(out, monkeypatch):
@@ -129,7 +128,7 @@ def test_a_cache_that_cannot_be_read_or_written(out, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", deny)
         with pytest.raises(InputError, match=r"(?s)timing cache cannot be read.*Permission denied"):
-            DEFAULT_BUILDER.check(DESKTOP, out)
+            DEFAULT_BUILDER.options(DESKTOP, out)
 
     def fill(_path, _data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -144,7 +143,7 @@ def test_a_cache_that_cannot_be_read_or_written(out, monkeypatch):
 
 def test_a_folder_for_a_cache_is_refused(out):
     with pytest.raises(InputError, match="the timing cache must be a file"):
-        BuilderRequest(timing_cache=out.parent.parent).check(DESKTOP, out)
+        BuilderRequest(timing_cache=out.parent.parent).options(DESKTOP, out)
 
 
 @pytest.mark.parametrize("name", [name for name in EVERYTHING if name != "timing_cache"])

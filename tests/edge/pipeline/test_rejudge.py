@@ -18,7 +18,7 @@ from edge.cli.console import TerminalProgress
 from edge.images.idx import read_idx, write_idx
 from edge.images.labelled_images import open_images, open_unlabelled
 from edge.images.preprocess import Preprocess
-from edge.pipeline.judge_request import JudgeRequest
+from edge.pipeline.judge_options import JudgeOptions
 from edge.pipeline.rejudge import rejudge_build
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.step_record import read_record
@@ -30,7 +30,7 @@ THREE = ("drift.json", "logits.npz", "steps.json")
 
 
 def judged(folder, **changes):
-    return rejudge_build(JudgeRequest(folder / "out", **changes), TerminalProgress(Console(quiet=True)))
+    return rejudge_build(folder / "out", JudgeOptions(**changes), TerminalProgress(Console(quiet=True)))
 
 
 def digests(folder):

@@ -11,7 +11,8 @@ import pytest
 
 from calib.errors import InputError, MissingError
 from edge.pipeline import workspace as module
-from edge.pipeline.workspace import RECORD, Workspace, locked
+from edge.pipeline.workspace import RECORD, Step, Workspace, locked
+from edge.progress import Silent
 
 FLOW = ("export", "calibrate", "engine", "drift")  # alphabetical order would be another one
 SIGNATURE = "signature.json"
@@ -30,7 +31,7 @@ def flow(folder, *, reads=None, force=False, fail_at=None, steps=FLOW, log=None)
         for name in steps:
             value = (reads or {}).get(name, 0)
 
-            def run(name=name, value=value):
+            def run(_advance, name=name, value=value):
                 if log is not None:
                     log.append((name, sorted(p.name for p in folder.glob("*.out"))))
                 if name == fail_at:
@@ -38,7 +39,7 @@ def flow(folder, *, reads=None, force=False, fail_at=None, steps=FLOW, log=None)
                     raise InputError("step failed")
                 (folder / f"{name}.out").write_text(f"{name} of {value}")
 
-            workspace.step(name, {"value": value}, (f"{name}.out",), run)
+            workspace.run(Step(name, {"value": value}, (f"{name}.out",), run), Silent())
         assert sorted([*workspace.ran, *workspace.reused]) == sorted(steps)
         return workspace.ran
 
@@ -126,12 +127,12 @@ def test_a_failing_step_leaves_nothing_of_itself_and_of_later_ones(tmp_path, err
 
 
 def test_ctrl_c_in_a_step_is_a_failure_like_any_other(tmp_path):
-    def interrupted():
+    def interrupted(_advance):
         (tmp_path / "x.out").write_text("half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), Workspace.open(tmp_path, ARTIFACTS, force=False, on_wait=no_wait) as workspace:
-        workspace.step("x", {}, ("x.out",), interrupted)
+        workspace.run(Step("x", {}, ("x.out",), interrupted), Silent())
     assert outputs(tmp_path) == []
     assert flow(tmp_path) == list(FLOW), "the folder is unlocked"
 
@@ -156,8 +157,8 @@ def test_steps_of_another_flow_are_forgotten_when_something_changes(tmp_path):
 def test_other_outputs_of_a_step_are_another_step(tmp_path):
     for writes, expected in ((("a.out",), True), (("a.out",), False), (("b.out",), True), (("a.out", "b.out"), True)):
         with Workspace.open(tmp_path, ARTIFACTS, force=False, on_wait=no_wait) as workspace:
-            ran = workspace.step("s", {}, writes, lambda writes=writes: [(tmp_path / w).write_text("x") for w in writes])
-            assert ran == expected
+            step = Step("s", {}, writes, lambda _advance, writes=writes: [(tmp_path / w).write_text("x") for w in writes])
+            assert workspace.run(step, Silent()) == expected
 
 
 @pytest.mark.parametrize(
@@ -311,12 +312,14 @@ def hold(folder, held, release):
     with Workspace.open(folder, ARTIFACTS, force=False, on_wait=no_wait) as workspace:
         held.set()
         assert release.wait(TIMEOUT)
-        workspace.step("export", {}, ("export.out",), lambda: (folder / "export.out").write_text("first"))
+        step = Step("export", {}, ("export.out",), lambda _advance: (folder / "export.out").write_text("first"))
+        workspace.run(step, Silent())
 
 
 def wait_for_it(folder, waiting, result):
     with Workspace.open(folder, ARTIFACTS, force=False, on_wait=lambda _text: waiting.set()) as workspace:
-        ran = workspace.step("export", {}, ("export.out",), lambda: (folder / "export.out").write_text("second"))
+        step = Step("export", {}, ("export.out",), lambda _advance: (folder / "export.out").write_text("second"))
+        ran = workspace.run(step, Silent())
         result.put((waiting.is_set(), ran, (folder / "export.out").read_text()))
 
 
@@ -343,15 +346,15 @@ def test_a_second_build_waits_for_the_first_and_reuses_its_work(tmp_path):
 
 
 def die_in_the_middle(folder, reached):
-    def run():
+    def run(_advance):
         (folder / "calibrate.out").write_text("half")
         (folder / ".calibrate.out.x.tmp").write_text("half")
         reached.set()
         os.kill(os.getpid(), signal.SIGKILL)
 
     with Workspace.open(folder, ARTIFACTS, force=False, on_wait=no_wait) as workspace:
-        workspace.step("export", {"value": 0}, ("export.out",), lambda: None)
-        workspace.step("calibrate", {"value": 1}, ("calibrate.out",), run)
+        workspace.run(Step("export", {"value": 0}, ("export.out",), lambda _advance: None), Silent())
+        workspace.run(Step("calibrate", {"value": 1}, ("calibrate.out",), run), Silent())
 
 
 def test_a_build_that_was_killed_can_be_run_again(tmp_path):

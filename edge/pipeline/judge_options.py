@@ -1,4 +1,4 @@
-"""The options of `ufovit drift`. Each field of `JudgeOptions` is an option of the command."""
+"""The options of `ufovit drift`. Each field is an option of the command, its line in the docstring the help text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edge.pipeline.request_checks import check_budget, check_counts
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
-    """How a finished build is judged.
+    """How a finished build is judged. Raises UsageError for options that contradict each other.
 
     Attributes:
         data: Labelled images, in the formats of `ufovit build --data`. Default: those of the previous verdict
@@ -33,16 +33,8 @@ class JudgeOptions:
     max_drop_points: float | None = None
     attribute: bool = False
 
-
-@dataclass(frozen=True)
-class JudgeRequest(JudgeOptions):
-    """The checked options and the build folder. Raises UsageError for options that contradict each other."""
-
-    folder: Path
-
     def __post_init__(self) -> None:
         if self.data is not None and self.unlabelled is not None:
             raise UsageError("--data and --unlabelled exclude each other", found=f"{self.data}, {self.unlabelled}")
         check_counts(images=self.images)
-        if self.max_drop_points is not None:
-            check_budget(self.max_drop_points)
+        check_budget(self.max_drop_points)
