@@ -3,8 +3,6 @@
 Public names are loaded when first used, so that `import calib` needs the standard library alone.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

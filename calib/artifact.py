@@ -7,8 +7,6 @@ A class may define its own `schema_version` (default 1) and its own JSON layout:
 `from_json(cls, fields)` the instance; it raises TypeError or ValueError for fields that do not fit.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import types
 from collections.abc import Callable

@@ -16,8 +16,6 @@ first, where ten light ones after it would have been enough. Where evaluate is n
 longer prefix than needed, and groups that could return may be tried at the wrong time; the result still meets the budget.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -9,8 +9,6 @@
 To add a method: a function Histogram -> float, an entry in METHODS, a test with an oracle.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

@@ -9,8 +9,6 @@ order whatever the batch. On both graphs of scripts/bench/peers.sh they do, in e
 over some hundred tokens adds in another order in a batch of one image, or of fewer images than threads.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass

@@ -15,8 +15,6 @@ Raise the most specific class: callers tell failures apart by it. Every message 
 found, what is allowed, and what to run next.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 

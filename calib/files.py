@@ -1,7 +1,5 @@
 """Files that are either complete or absent: SHA-256 digests, canonical JSON, atomic writes. Standard library only."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

@@ -4,8 +4,6 @@ Protobuf is indexed here, and edited in `calib.graph_editor`, directly: with onn
 give other bytes, by which calibration tables and manifests identify a graph (docs/calibration-benchmarks.md).
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

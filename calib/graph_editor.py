@@ -1,7 +1,5 @@
 """Edit a copy of an ONNX graph: change constants for one reader only, insert nodes, add to biases and outputs."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from copy import deepcopy
 from typing import Any

@@ -12,8 +12,6 @@ taken from another graph; the segments after it are unchanged, and their session
 tensors at one cut are kept in memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass

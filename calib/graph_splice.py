@@ -4,8 +4,6 @@ Both graphs share tensors of the same names, the ends of their layers. A layer i
 it; whatever either graph has in between, such as Q/DQ or Casts, belongs to it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from copy import deepcopy
 

@@ -1,7 +1,5 @@
 """Multiply-accumulates (MACs) per node: the unit of a network's INT8 share."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -4,8 +4,6 @@ What cannot be compared is refused, never skipped: every function raises DataErr
 infinities. A metric that drops the values it cannot handle reports the best figure on the worst results.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

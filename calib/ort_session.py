@@ -1,7 +1,5 @@
 """Run ONNX graphs on the CPU in ONNX Runtime, and read their inner tensors: a copy in memory gets them as extra outputs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any

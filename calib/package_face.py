@@ -1,7 +1,5 @@
 """The public names of a package, loaded when first used: importing the package loads no heavy library."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Callable
 from functools import cache

@@ -4,8 +4,6 @@ ONNX Runtime computes outside the interpreter's lock. Two runs on one thread eac
 threads, whose parts wait for each other at every operator; and the caller uses a result while the next one is computed.
 """
 
-from __future__ import annotations
-
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

@@ -10,8 +10,6 @@ TensorRT then silently computes in float. LayerNorm inputs, residual additions a
 pair feeds only the quantized consumers of a tensor.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase

@@ -6,8 +6,6 @@
 INT8 symmetric, zero-point 0, range [-127, 127]; scales are FP32 numbers that FP16 represents exactly. Biases stay in float.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 

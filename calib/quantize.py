@@ -1,7 +1,5 @@
 """Quantize a float ONNX graph to INT8 with calibration images: refined float graph, calibration table, Q/DQ graph."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from glob import escape

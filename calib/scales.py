@@ -8,8 +8,6 @@ subnormal ones down to 2^-19, which GPUs and CPUs convert without loss. Below th
 No weight, and no activation within its range, becomes -128: a symmetric range needs no correction term.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

@@ -5,8 +5,6 @@ cannot return from INT8 to float alone while its neighbours keep the Q/DQ pair t
 of the graph before its group, see `calib.graph_segments`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ The parity of the CRC-32 of an image's bytes decides its half, so that neither t
 a half. Histograms merge exactly: both halves together are the histograms of all images.
 """
 
-from __future__ import annotations
-
 import statistics
 import zlib
 from collections.abc import Callable, Mapping, Sequence

@@ -7,8 +7,6 @@ A line per tensor: the scale, amax / 127, as the eight hexadecimal digits of a b
 version and the calibrator's algorithm; TensorRT accepts a cache only from the calibrator class that it names.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Mapping
 

@@ -5,8 +5,6 @@ only the standard library. Import `build` from its module, `engines.build`: a pa
 the module.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

@@ -1,7 +1,5 @@
 """The specification of a build: graph, target, precision, batch sizes and builder options."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args

@@ -19,8 +19,6 @@ The second is needed where the layer lists one operand only, since constants are
 Generated kernels ("kgen") do not report the precision of a product: a node that only they mention is "unknown".
 """
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any

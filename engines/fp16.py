@@ -3,8 +3,6 @@
 FP16: largest 65504, smallest normal 2^-14, smallest subnormal 2^-24 (IEEE 754 binary16); round to nearest, ties to even.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np

@@ -21,8 +21,6 @@ FP32 nodes of the typed graph are not changed. The graph is edited as a protobuf
 third (docs/engines.md).
 """
 
-from __future__ import annotations
-
 from copy import deepcopy
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """Detect the hardware of this machine: processor, load, GPUs, Jetson module, installed libraries. Never raises."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

@@ -4,8 +4,6 @@
 `engines.ort.graph` read the evidence from an engine. A device reads the requests from its bundle, without onnx.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 

@@ -7,8 +7,6 @@
 A "problem" is a property of the graph that makes TensorRT compute the layer in float, or wrongly, without an error.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

@@ -19,8 +19,6 @@ are compiled on the GPU when the plan is loaded, nor the speed. The format is un
 every layer is "unknown", so the receipt fails and never passes wrongly.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

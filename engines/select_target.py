@@ -1,7 +1,5 @@
 """Select the target to build for: by name, or from the hardware of this machine."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from calib.errors import MissingError, UsageError

@@ -11,8 +11,6 @@ Sources:
 A Jetson shares its memory between CPU and GPU, so the builder workspace is a quarter of it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Literal
 

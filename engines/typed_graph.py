@@ -17,8 +17,6 @@ Equal inputs give equal bytes. The model's metadata holds how many Casts were ad
 protobuf: with onnx-ir it takes longer by more than a third and the bytes differ (docs/engines.md).
 """
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np

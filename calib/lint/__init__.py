@@ -3,8 +3,6 @@
 The rules were checked against the parser and the built engines of TensorRT-RTX 1.7; FP16 scales against ONNX Runtime too.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

@@ -1,7 +1,5 @@
 """The table of all lint rules, and the finding that a rule reports."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 

@@ -1,7 +1,5 @@
 """Lint rules on the parameters of Q/DQ nodes: scales, zero-points, types, opset."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np

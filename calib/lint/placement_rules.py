@@ -5,8 +5,6 @@ or retype values, so the operand still counts as INT8 (observed in engines of Te
 for Relu or Pad, nor for Concat of different scales).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Run all lint rules on one graph."""
 
-from __future__ import annotations
-
 import onnx
 
 from calib.graph import index_graph, infer_types, opset_version

@@ -3,8 +3,6 @@
 `effort` lists which of them an effort uses, `apply_refinements` runs them.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

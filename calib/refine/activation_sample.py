@@ -1,7 +1,5 @@
 """Sample the inputs of linear layers on calibration images: patches, and the range of every channel."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

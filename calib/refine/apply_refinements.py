@@ -11,8 +11,6 @@ The last three go from the input to the output (`paired_forward`), since a layer
 result is a float graph to be quantized, and the scales of the search; the calibration method gives the others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -6,8 +6,6 @@
 those of the calibration images.)
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,7 +1,5 @@
 """Efforts of calibration (fast, balanced, best) and the refinements that each of them uses."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from calib.errors import UsageError

@@ -14,8 +14,6 @@ The result is a float weight on the grid of its own per-channel scale, so that q
 largest element of each output channel is rounded to exactly 127 steps, except where the scale is the smallest allowed.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

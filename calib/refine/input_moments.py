@@ -1,7 +1,5 @@
 """Streaming first and second moments of a linear layer's inputs, in the float graph and in the graph quantized so far."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

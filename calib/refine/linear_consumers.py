@@ -8,8 +8,6 @@ Every Conv, Gemm and MatMul with constant weights is, at each output position, a
     Conv            G groups, K = C/G * kernel size, N = output channels per group, n every output position; padding is 0
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

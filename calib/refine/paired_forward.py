@@ -5,8 +5,6 @@ tensor (`calib.graph_segments.split_at`), and the activations of all images are 
 image and graph, with everything quantized so far before it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 

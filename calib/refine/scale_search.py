@@ -15,8 +15,6 @@ output is left out, since the bias compensates it. Three things are tried, each 
                    first, so that zero stays exact; quarters are tried for tensors whose most frequent value is another
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 

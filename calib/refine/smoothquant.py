@@ -14,8 +14,6 @@ A reader of x gets a x + b instead, with a > 0 and b per channel. Then
 With powers of two for a and no b, nothing is rounded: the outputs are the same to the last bit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What is shipped, so that the first command does something true: a trained ufovit_t, its test and calibration images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 __all__ = ["ASSETS", "CALIBRATION_IMAGES", "SHIPPED_CHECKPOINT", "SHIPPED_MODEL", "TEST_IMAGES"]

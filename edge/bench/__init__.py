@@ -1,7 +1,5 @@
 """How fast a build answers on this machine: latency, throughput, memory, power, and against another build."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

@@ -9,8 +9,6 @@ narrow: blocks of pairs are drawn instead, about n^(1/3) long, on a circle (Poli
 that the same times give the same interval.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

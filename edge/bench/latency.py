@@ -1,7 +1,5 @@
 """Time repeated runs and summarize their latency. numpy alone, so that a device can measure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Describe the machine that a figure was measured on."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from calib.parallel import usable_cores

@@ -1,7 +1,5 @@
 """Measure an opened build, alone or alternately with another one."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

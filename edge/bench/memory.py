@@ -1,7 +1,5 @@
 """Measure the memory of this process (from Linux) and of the device (from CUDA)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -6,8 +6,6 @@ same as "VDD_IN 5704mW/5704mW": the present power, then its average since the st
 ones omit the unit. The first number is used.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

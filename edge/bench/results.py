@@ -1,7 +1,5 @@
 """The JSON reports of `ufovit bench`: one build, or two compared."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from edge.bench.compare_builds import Ratio

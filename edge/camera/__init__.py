@@ -1,7 +1,5 @@
 """On-device inference: a source of frames, the newest through an engine, results to terminal, page, programs and video."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

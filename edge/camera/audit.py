@@ -1,7 +1,5 @@
 """`--audit N`: every Nth result again by the build's FP32 `model.onnx`, on one CPU thread outside the loop."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A sink that processes results in a thread of its own, fed by a bounded queue."""
 
-from __future__ import annotations
-
 import queue
 import threading
 from collections.abc import Callable

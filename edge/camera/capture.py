@@ -3,8 +3,6 @@
 `Capture` reads step by step, in a thread or in a test, and opens a lost source again; a `FrameFeed` hands frames over.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from abc import ABC, abstractmethod

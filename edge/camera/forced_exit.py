@@ -4,8 +4,6 @@ A thread that returns from C++ while Python cleans up ends the process by `std::
 not return may keep it alive for seconds. So the process exits at once then; recordings are closed by that time.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import os

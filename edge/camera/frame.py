@@ -1,7 +1,5 @@
 """A frame and its result, and the protocols of what delivers frames and of what receives results. numpy only."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol

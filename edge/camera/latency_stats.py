@@ -1,7 +1,5 @@
 """Latency percentiles and rate over the last results, and a row of them per second for the page, all in bounded memory."""
 
-from __future__ import annotations
-
 import math
 import threading
 from collections import deque

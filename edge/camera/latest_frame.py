@@ -1,7 +1,5 @@
 """Hands the newest frame from the capture thread to the inference thread."""
 
-from __future__ import annotations
-
 import threading
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ taking and answering, which lasts d: `--max-fps` waits before, and sinks return 
 starts when the frame is taken, so that the parts of d and the wait for the network add up to the age.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

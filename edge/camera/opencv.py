@@ -1,7 +1,5 @@
 """The only import of OpenCV: loaded when needed, silenced; BGR is converted to RGB here only."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import re

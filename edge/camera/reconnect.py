@@ -1,7 +1,5 @@
 """Waiting: back-off before a lost source is opened again, and pacing to a rate. Clock and sleep are the caller's."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """One run of `ufovit camera`: opens everything in order, runs the loop, and closes everything again, whatever happens."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from contextlib import ExitStack

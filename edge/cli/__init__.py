@@ -1,7 +1,5 @@
 """The command line, `ufovit COMMAND`: one file per command, `edge.cli.main` calls them."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

@@ -1,7 +1,5 @@
 """The results of `ufovit bench` as tables on the terminal."""
 
-from __future__ import annotations
-
 from edge.bench.latency import Latency
 from edge.bench.machine import Machine
 from edge.bench.memory import Memory

@@ -1,7 +1,5 @@
 """`ufovit bundle`: pack everything a device needs to build and check its own engine into one file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from calib.errors import UsageError

@@ -1,7 +1,5 @@
 """`ufovit calibrate`: INT8 scales and a TensorRT-legal Q/DQ graph for any ONNX file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from edge.cli.console import terminal_progress

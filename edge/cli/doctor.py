@@ -1,7 +1,5 @@
 """`ufovit doctor`: check which backends and libraries work on this machine."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any

@@ -1,7 +1,5 @@
 """`ufovit drift`: judge a finished build again, and attribute its drift to layers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from edge.cli.console import terminal_progress

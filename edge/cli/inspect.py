@@ -1,7 +1,5 @@
 """`ufovit inspect`: show any artifact in readable form."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rich.console import Console

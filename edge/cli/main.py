@@ -12,8 +12,6 @@ A command is a function; its parameters and the fields of the frozen dataclasses
 their docstrings the help, as cyclopts reads them. A unit at the end of a field's name is left out of the option's.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import signal

@@ -1,7 +1,5 @@
 """`ufovit report`: render the report of a build again."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from edge.cli.console import terminal_progress

@@ -1,7 +1,5 @@
 """`ufovit sign`: sign a build folder or a bundle."""
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 

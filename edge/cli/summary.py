@@ -1,7 +1,5 @@
 """The result of a build as a table on the terminal: read from the artifacts, so that a reused build prints the same."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rich.console import Console

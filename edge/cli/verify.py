@@ -1,7 +1,5 @@
 """`ufovit verify`: check every file of a build or a bundle against its recorded digest, and the signature."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rich.markup import escape

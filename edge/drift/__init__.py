@@ -1,7 +1,5 @@
 """Drift: how far an engine's outputs are from those of its FP32 reference, and whether that is within the budget."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

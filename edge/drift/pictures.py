@@ -7,8 +7,6 @@
 24 pictures take 295 kB before compression. numpy alone: a device writes it too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

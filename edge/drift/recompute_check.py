@@ -1,7 +1,5 @@
 """Recompute the figures of `drift.json` from the stored answers: gate and report refuse figures that do not follow."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Stored answers of the FP32 reference, from another folder: with them, a machine can judge without running the reference."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

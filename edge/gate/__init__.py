@@ -1,7 +1,5 @@
 """The regression gate: compares a build with a reviewed baseline."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

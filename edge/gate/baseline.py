@@ -10,8 +10,6 @@
 Paths, file names and dates differ between machines and are not part of the identity.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path

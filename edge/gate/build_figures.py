@@ -1,7 +1,5 @@
 """Read the figures that the gate compares from a verified build folder."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

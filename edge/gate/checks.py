@@ -1,7 +1,5 @@
 """Compare the quantities that every task has with their baseline, one gate row each."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 

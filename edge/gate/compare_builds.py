@@ -4,8 +4,6 @@ Answers to the same images, or to an even subset of them (`ufovit build --eval-i
 quantity by `checks`. What is missing or not finite fails.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path

@@ -3,8 +3,6 @@
 They are functions of their inputs: a tolerance covers only what other inputs of the same kind change.
 """
 
-from __future__ import annotations
-
 from edge.tasks.gate_row import Tolerance
 
 QUANTITIES = frozenset(("scale_largest", "scale_mean", "xnorm_headroom", "xnorm_floor", "share", "size", "latency"))

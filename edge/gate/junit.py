@@ -1,7 +1,5 @@
 """Write the gate's result as JUnit XML, for a test report: with the standard library alone, as the gate runs on devices too."""
 
-from __future__ import annotations
-
 import re
 from xml.etree import ElementTree as ET
 

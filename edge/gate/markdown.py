@@ -1,7 +1,5 @@
 """Write the gate's result as Markdown, for a pull request."""
 
-from __future__ import annotations
-
 from html import escape
 
 from edge.gate.compare_builds import GateReport

@@ -1,7 +1,5 @@
 """Read the quantization scales of a build from its graph, and compare them with a baseline's; why: `docs/gate.md`."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 
 import numpy as np

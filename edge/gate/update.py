@@ -1,7 +1,5 @@
 """Write a baseline from a build that passed: keep tolerances that were edited by hand, and list what changed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import replace

@@ -7,8 +7,6 @@ Everything that preprocesses images for the build later (drift, camera, bench; o
 and compares it with the stored one. Needs numpy alone, except for shrinking a large image.
 """
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """IDX files of unsigned bytes, the format of MNIST and Fashion-MNIST, plain or gzip."""
 
-from __future__ import annotations
-
 import gzip
 import math
 import struct

@@ -1,7 +1,5 @@
 """Arrays by name out of a `.npz`, never as pickles. numpy alone: a device reads its answers and golden pair so."""
 
-from __future__ import annotations
-
 import io
 import zipfile
 import zlib

@@ -1,7 +1,5 @@
 """Describe any artifact in readable form."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

@@ -1,7 +1,5 @@
 """Describe any artifact that is a dataclass: a row for every field, a table for every field of several records."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """List the layers of an engine with TensorRT's engine inspector, after authenticating and loading it on this machine's GPU."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

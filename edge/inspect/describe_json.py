@@ -1,7 +1,5 @@
 """Describe the JSON and NPZ artifacts of a build, and the build folder."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from pathlib import Path

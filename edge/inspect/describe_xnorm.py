@@ -1,7 +1,5 @@
 """Describe xnorm.json, the certificate of every XNorm."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from calib.artifact import Artifact

@@ -1,7 +1,5 @@
 """Describe any artifact for the terminal: the file name decides which function describes it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path

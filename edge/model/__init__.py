@@ -1,7 +1,5 @@
 """The network in torch: attention, blocks, sizes, checkpoints."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

@@ -15,8 +15,6 @@ Every output is gamma_q * gamma_kv * cos(q_i, k_j), hence |A(x)| <= |gamma_q * g
 (Cauchy-Schwarz). There is no softmax and no 1/sqrt(D).
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from edge.model.sizes import KvAxis

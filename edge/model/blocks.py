@@ -5,8 +5,6 @@ interaction, pre-LayerNorm with eps 1e-6, LayerScale. The class-attention block 
 token alone is updated, from itself and all patch tokens.
 """
 
-from __future__ import annotations
-
 import itertools
 
 import torch

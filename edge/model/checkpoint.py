@@ -3,8 +3,6 @@
 Weights may be stored in FP16; the network is always their FP32 expansion.
 """
 
-from __future__ import annotations
-
 import json
 import pickle
 from pathlib import Path

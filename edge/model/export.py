@@ -4,8 +4,6 @@ Opset 20 is the newest that the parsers of TensorRT 10.0 and later all read; it 
 nodes and FP16 scales for Q/DQ.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import gc

@@ -10,8 +10,6 @@ does not reach the padding, so that folding it forward would be wrong at the bor
 All products are taken in float64 and rounded once to float32.
 """
 
-from __future__ import annotations
-
 import copy
 
 import torch

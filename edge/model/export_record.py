@@ -1,7 +1,5 @@
 """What `edge.model.export` records of its work; read without torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from calib.artifact import json_artifact

@@ -1,7 +1,5 @@
 """The sizes of UFO-ViT and what may be varied. Needs no torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 

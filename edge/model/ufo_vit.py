@@ -5,8 +5,6 @@ image (B, 3, S, S) -> stem -> patch tokens (B, N, C), N = (S/16)^2 -> + position
 -> 2 x class attention -> LayerNorm(class token) -> logits (B, classes)
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

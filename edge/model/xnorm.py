@@ -1,7 +1,5 @@
 """XNorm, the norm of UFO-ViT (arXiv 2109.14382): XN(a) = gamma * a / max(||a||_2, eps)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

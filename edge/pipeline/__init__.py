@@ -1,7 +1,5 @@
 """Build a model into a build folder; judge, report, bundle and calibrate it."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

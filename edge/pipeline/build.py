@@ -10,8 +10,6 @@ drift      engine, or its graph on the CPU, against model.onnx on images -> drif
 report     everything above -> report.html
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from edge.pipeline.build_inputs import BuildInputs, resolve_inputs

@@ -5,8 +5,6 @@ engine   graph -> engine, manifest.json: the source build's, with the engine, re
 drift    engine on the bundle's images against the stored FP32 answers -> drift.json, logits.npz, flips.npz
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Open and check the checkpoint and the images of a build before anything is written."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Each field of `BuildOptions` and `BuilderRequest` is an option of the command, i
 are checked here; `build_inputs` opens the files that the options name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

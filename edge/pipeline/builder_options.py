@@ -1,7 +1,5 @@
 """The TensorRT builder options of `ufovit build`."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`ufovit calibrate`: calibrate a graph, meet an accuracy budget, write the Q/DQ graph, report its cost."""
 
-from __future__ import annotations
-
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace

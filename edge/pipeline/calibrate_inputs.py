@@ -1,7 +1,5 @@
 """Open and check the graph and the images of `ufovit calibrate` before anything is measured."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace

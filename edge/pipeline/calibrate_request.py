@@ -1,7 +1,5 @@
 """The options of `ufovit calibrate`. Each field of `CalibrateOptions` is an option of the command."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Open and check the graph and the images of `ufovit certify` before anything is measured."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The options of `ufovit drift`. Each field is an option of the command, its line in the docstring the help text."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Meet an accuracy budget by leaving layers in float: ranked by quantization error per MAC, tried on held-out images."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path

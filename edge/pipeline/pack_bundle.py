@@ -1,7 +1,5 @@
 """Pack a build folder and labelled images into a bundle; read the test images and FP32 answers of one."""
 
-from __future__ import annotations
-
 import io
 import math
 import re

@@ -4,8 +4,6 @@ Names, numbers, labels and metadata are checked by `edge.pipeline.build_request`
 longer and run only when some step has to run.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from pathlib import Path
 

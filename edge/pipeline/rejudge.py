@@ -8,8 +8,6 @@ The folder may have been moved or copied. Its other files are compared with thei
 removed. A signature is removed with the files that it covered.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checks of options that several commands share, made before any file is opened."""
 
-from __future__ import annotations
-
 import math
 
 from calib.errors import DataError, UsageError

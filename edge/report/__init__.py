@@ -1,7 +1,5 @@
 """The report of a build: one HTML file that opens offline."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

@@ -1,7 +1,5 @@
 """The XNorm certificate in words: for the summary of a build, its report and the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from edge.stability.certificate import Int8Loss, SiteCertificate, XNormCertificate

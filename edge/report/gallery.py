@@ -1,7 +1,5 @@
 """Pictures of the flipped images, embedded in the page."""
 
-from __future__ import annotations
-
 import base64
 import io
 from dataclasses import dataclass

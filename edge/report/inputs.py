@@ -1,7 +1,5 @@
 """Read the artifacts of one build folder that a report is made from, and refuse files that do not belong together."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 The template calls the functions of this room for the figures and sentences of each section.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Any, get_args

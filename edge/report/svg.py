@@ -4,8 +4,6 @@ matplotlib knows no CSS, so each themed colour is drawn as a placeholder and rep
 figures give equal bytes: fixed hash salt, no date, default settings whatever the user's matplotlibrc.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import warnings

@@ -1,7 +1,5 @@
 """Run an engine or its graph: the `Runner` protocol and one file per runtime."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

@@ -1,7 +1,5 @@
 """Load an engine: compare its manifest with this machine, then deserialize the authenticated bytes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from calib.errors import ArtifactError

@@ -7,8 +7,6 @@ auto      the engine itself where this machine can run it; else its graph: with 
           installed, else with ONNX Runtime
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Open a CUDA device with the first library that works on this machine."""
 
-from __future__ import annotations
-
 from calib.errors import MissingError, UsageError
 from edge.runtime import cuda_python_memory, pycuda_memory
 from edge.runtime.device_memory import DeviceMemory, Library

@@ -7,8 +7,6 @@ On CPUs with bfloat16 arithmetic OpenVINO computes FP32 graphs in bfloat16 by de
 from it, and OpenVINO falls back to its own stub: nothing is sent.
 """
 
-from __future__ import annotations
-
 import importlib
 import io
 import sys

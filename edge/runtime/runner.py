@@ -1,7 +1,5 @@
 """The `Runner` protocol, images in and logits out, and a fake runner for tests."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Protocol, TypeVar

@@ -1,7 +1,5 @@
 """Read input, output and batch sizes of a TensorRT engine, and split images into batches that it takes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Time an engine alone on the device, without copies and without the host's waiting."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """Tasks: what the outputs of a network mean, one task per folder. Drift, gate, report, camera and bundle ask the task."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

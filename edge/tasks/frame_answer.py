@@ -1,7 +1,5 @@
 """The answer to one frame, in the form that the camera shows: JSON, terminal lines, video overlay, web page. numpy alone."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any

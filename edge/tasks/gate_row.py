@@ -1,7 +1,5 @@
 """Rows of the regression gate: one quantity of a build compared with its baseline, and its tolerance."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Literal

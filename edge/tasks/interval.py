@@ -8,8 +8,6 @@ whose true loss is the budget or more pass, and about 2.5 % at most of those wit
 that answers better than its reference is correct. numpy and the standard library alone: this also runs on a device.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal

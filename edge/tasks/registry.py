@@ -1,7 +1,5 @@
 """Registry of tasks by the name that a build request and a manifest hold."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from importlib import import_module
 

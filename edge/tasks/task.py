@@ -6,8 +6,6 @@ right answers (`truth`) is known to the task alone: for classification int64 (n,
 answers to frames) needs numpy alone; a report may load more, inside `report`.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Read, verify and sign a build folder; read and write a bundle."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

@@ -3,8 +3,6 @@
 Engine files are executable code. Standard library only; a signature needs `cryptography`.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -17,8 +17,6 @@ another name, one that bundle.json does not list, a listed one that is missing, 
 Standard library only: a device reads it with numpy, TensorRT and pycuda alone.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import struct

@@ -1,7 +1,5 @@
 """Names of the files in a build folder, in the order of the flow. Standard library only: a device verifies folders too."""
 
-from __future__ import annotations
-
 from engines.targets import TARGETS
 
 MODEL, EXPORT, GOLDEN = "model.onnx", "export.json", "golden.npz"

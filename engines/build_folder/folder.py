@@ -9,8 +9,6 @@ The returned bytes are the bytes that were hashed. `engines.build_folder.verify`
 read before is not hashed again. Standard library only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, cast

@@ -1,7 +1,5 @@
 """manifest.json: the engine and every file that it was built from, with digests. Standard library only: a device reads it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Check the digests and settings that the JSON artifacts of a build state of other files. Standard library only."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ A link could be redirected between check and use, reading a pipe would block, an
 build folder: all three are refused.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

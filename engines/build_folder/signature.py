@@ -11,8 +11,6 @@ same key still passes: `signed` is its date; replay of an old build is not detec
 `cryptography`.
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

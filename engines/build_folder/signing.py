@@ -1,7 +1,5 @@
 """Sign a build folder or a file, and check a signature with every file that it lists; see `engines.build_folder.signature`."""
 
-from __future__ import annotations
-
 import base64
 from dataclasses import replace
 from datetime import datetime, timezone

@@ -6,8 +6,6 @@ S is the SHA-256 of the canonical JSON of the same object without `seal`, and th
 the seal. A seal detects damage; a signature (`signature`) proves who wrote the record.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path

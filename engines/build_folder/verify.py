@@ -5,8 +5,6 @@ refused. This finds damage, mixtures of builds and accidental edits. An attacker
 consistent again: `engines.build_folder.signature` protects against that.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """ONNX Runtime backend: the engine file is the optimized ONNX model."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

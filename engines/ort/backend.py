@@ -12,8 +12,6 @@ The graph is edited as a protobuf: with onnx-ir it takes ten times as long and t
 On x86 without VNNI instructions, INT8 kernels may saturate intermediate sums: evaluate an engine on its target machine.
 """
 
-from __future__ import annotations
-
 import errno
 import tempfile
 from copy import deepcopy

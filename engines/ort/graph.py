@@ -5,8 +5,6 @@ fused forms. ONNX Runtime keeps the name, or at least the output, of a node that
 left out and so counts as not INT8.
 """
 
-from __future__ import annotations
-
 import onnx
 
 from calib.graph import attribute, infer_types

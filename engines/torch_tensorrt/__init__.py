@@ -1,7 +1,5 @@
 """torch-tensorrt backend: the ONNX graph as a torch program, compiled in a separate Python environment."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

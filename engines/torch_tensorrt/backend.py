@@ -12,8 +12,6 @@ torch-tensorrt N requires torch N and its own TensorRT, so it is installed in a 
   engine inspector, in that environment, because no other release of TensorRT loads the engine.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import os

@@ -5,8 +5,6 @@ sums its squares in FP32, like TensorRT's ONNX parser; LayerNormalization's stat
 `stash_type` 1.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Mapping
 from functools import partial, reduce

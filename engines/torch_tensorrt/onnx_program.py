@@ -11,8 +11,6 @@ FP32 islands, and folded and refined weights.
 Operators: `engines.torch_tensorrt.onnx_operators`.
 """
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass
 from typing import Any

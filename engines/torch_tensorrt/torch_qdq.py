@@ -10,8 +10,6 @@ not take INT8 weights; torch's `quantized_decomposed` multiplies by 1 / s, which
 Imports torch only: it is also loaded, by path, in torch-tensorrt's environment.
 """
 
-from __future__ import annotations
-
 import torch
 
 NAMESPACE = "ufovit"

@@ -16,8 +16,6 @@ queries, and none of the answers enters an engine. Only the standard library, to
 to this file are imported.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import importlib

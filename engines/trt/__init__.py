@@ -1,7 +1,5 @@
 """TensorRT and TensorRT-RTX backends, and the only module that imports their Python API."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

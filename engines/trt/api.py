@@ -5,8 +5,6 @@ The only module that imports TensorRT. Flavours: "rtx" is the module `tensorrt_r
 never by version: 11 has strongly typed networks only and dropped all precision flags, so those are never used.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import importlib

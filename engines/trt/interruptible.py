@@ -6,8 +6,6 @@ interpreter that is shutting down (that aborts the process), so every callback s
 returns.
 """
 
-from __future__ import annotations
-
 import atexit
 import threading
 from collections.abc import Callable

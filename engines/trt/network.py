@@ -1,7 +1,5 @@
 """Define the TensorRT network and builder configuration of a typed ONNX graph, for TensorRT and TensorRT-RTX."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from calib.errors import GraphError

@@ -4,8 +4,6 @@ The plan contains one program for all compute capabilities; the kernels of its m
 when the plan is first loaded on a GPU. So there is no timing cache, and the only builder option is the optimization level.
 """
 
-from __future__ import annotations
-
 from engines.backend_protocol import Advance, Backend, BackendResult
 from engines.build_spec import BuildSpec
 from engines.layer_records import EngineEvidence, GraphFacts

@@ -4,8 +4,6 @@ A build reads the cache and adds to it, so that a later build times only new ker
 that would time a kernel fails, so that builds are reproducible.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

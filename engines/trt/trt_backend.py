@@ -5,8 +5,6 @@ TensorRT selects kernels by timing them, so two builds may differ; with a pinned
 read from the engine inspector (`engines.engine_inspector`).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from calib.errors import MissingError

@@ -15,8 +15,6 @@ summary   ended, seconds, given, results, dropped, bad, not_finite, lost, reconn
           audit                   {compared, agreed, skipped, saved}, null without --audit
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from datetime import datetime, timezone

@@ -5,8 +5,6 @@ of that name that plays, or none. OpenCV's FFmpeg does not report a full disk, s
 and a reserve is kept that the index of the file fits into.
 """
 
-from __future__ import annotations
-
 import os
 import resource
 import time

@@ -1,7 +1,5 @@
 """Terminal output: a live view, plain lines where stdout is not a terminal, and the summary."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import astuple

@@ -1,7 +1,5 @@
 """Frame sources: cameras, streams, video files, folders, one file per kind."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

@@ -1,7 +1,5 @@
 """csi://N: a camera on the CSI connector of a Jetson, through NVIDIA's GStreamer source."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 
 from calib.errors import MissingError, UsageError

@@ -1,7 +1,5 @@
 """The images of a folder, by name, as if a camera had captured them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

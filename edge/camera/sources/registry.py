@@ -1,7 +1,5 @@
 """The registry of frame sources, one file per kind: `open_source` tells them apart."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """rtsp:// and http://: a network stream. Passwords in its address are never shown."""
 
-from __future__ import annotations
-
 from urllib.parse import urlsplit
 
 from calib.errors import MissingError, UsageError

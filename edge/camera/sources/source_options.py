@@ -1,7 +1,5 @@
 """Options after the `?` of a source: size=1280x720&fps=30."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

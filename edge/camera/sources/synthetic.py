@@ -5,8 +5,6 @@ size changes to half and back every N frames, `lose=N` the source is lost at fra
 `hang=N` the read of frame N never returns. 0: never.
 """
 
-from __future__ import annotations
-
 import threading
 from functools import lru_cache
 

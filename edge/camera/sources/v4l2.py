@@ -1,7 +1,5 @@
 """/dev/videoN or a bare number: a Video4Linux camera, after asking the driver why it would refuse."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

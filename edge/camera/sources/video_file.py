@@ -1,7 +1,5 @@
 """A video file, at its own rate."""
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 from typing import Any

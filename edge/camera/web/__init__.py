@@ -1,7 +1,5 @@
 """The page in the browser: `Dashboard` serves it."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

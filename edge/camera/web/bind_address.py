@@ -1,7 +1,5 @@
 """Where the page is served: `--serve [HOST:]PORT`, the listening socket, the accepted Host headers. Stdlib only."""
 
-from __future__ import annotations
-
 import errno
 import ipaddress
 import re

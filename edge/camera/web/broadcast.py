@@ -4,8 +4,6 @@ A viewer waits for the next tick and sends the newest result; one that is still 
 viewer costs no memory. Ticks come less often when so many view the page that sending would take time from the network.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """Encodes pictures as JPEG for the page: with OpenCV if it is installed, else with Pillow."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import io

@@ -1,7 +1,5 @@
 """Checks on every request to the page: its Host header, which site's page sent it, and whether it has the token."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders

@@ -1,7 +1,5 @@
 """The page's routes: a fixed table, so that no path of the disk is reachable."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from functools import partial

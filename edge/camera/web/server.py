@@ -1,7 +1,5 @@
 """uvicorn in a thread of its own: no signal handlers, no log, an end within a second, and bounds on slow and idle peers."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import socket

@@ -1,7 +1,5 @@
 """Who may view the page: a token, a cookie for browsers that gave it, and a limit on wrong guesses. Stdlib only."""
 
-from __future__ import annotations
-
 import hmac
 import ipaddress
 import math

@@ -1,7 +1,5 @@
 """certify (fp16, int8): model.onnx + calibration images -> xnorm.json, model.folded.onnx, which FP16 can compute."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from calib.artifact import write_artifact

@@ -1,7 +1,5 @@
 """drift: the engine, or its graph on the CPU, against model.onnx on images -> drift.json, logits.npz, flips.npz."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """engine: the last graph -> engine, manifest.json, the record of what the engine is and what it was built from."""
 
-from __future__ import annotations
-
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path

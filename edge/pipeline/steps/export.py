@@ -1,7 +1,5 @@
 """export: checkpoint -> model.onnx, checked against torch; export.json; golden.npz, the first calibration image."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """quantize (int8): model.refined.onnx + calibration.json -> model.int8.onnx, with Q/DQ where TensorRT lowers it, linted."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """report: everything in the folder -> report.html."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """type (fp16, and int8 for a GPU): the last graph + xnorm.json -> model.typed.onnx, strongly typed."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Classification: one class per image."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

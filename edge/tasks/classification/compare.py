@@ -4,8 +4,6 @@ A row of the engine that holds NaN or infinity is a wrong answer that agrees wit
 `drop_interval`; measures: `logit_metrics`. numpy alone: this also runs on a device.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal

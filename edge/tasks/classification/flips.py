@@ -1,7 +1,5 @@
 """Flips: images whose answer changed between right and wrong, or, without labels, changed at all. numpy alone."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from edge.tasks.classification.logit_metrics import Bools, Floats, Int64, confidences

@@ -1,7 +1,5 @@
 """Gate rows of a classification: answers are compared with the baseline's, image by image."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

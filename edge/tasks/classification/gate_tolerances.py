@@ -13,8 +13,6 @@ sums the probabilities). A loss beyond it fails, a loss near it is inconclusive.
 tolerance grows as the noise does. Answers are a coarse measure; the SQNR row detects errors that change few of them.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

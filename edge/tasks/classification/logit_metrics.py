@@ -11,8 +11,6 @@
 Computed in float64. numpy alone: this also runs on a device.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

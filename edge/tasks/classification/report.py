@@ -1,7 +1,5 @@
 """Report of a classification: verdict in words, key figures, all figures, and the sections on answers, classes, confidence."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial, reduce
 

@@ -1,7 +1,5 @@
 """Classification: one class per image, the largest of the logits (n, classes). numpy alone, but for `report`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
