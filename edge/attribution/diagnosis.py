@@ -229,13 +229,13 @@ def _grouped(values: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
     return groups
 
 
-def summarize(findings: tuple[DriftFinding, ...], logits_db: float, shares: Mapping[tuple[str, ...], float]) -> str:
+def summarize(findings: tuple[DriftFinding, ...], logits_db: float, shares: Mapping[str, float]) -> str:
     """The result as one sentence.
 
     Args:
         findings: of `diagnose`.
         logits_db: of the judged graph against the reference.
-        shares: layers of a group -> its share of the noise of the logits, costliest first.
+        shares: first layer of a group -> its share of the noise of the logits, costliest first.
     """
     if findings:
         more = f" (and {len(findings) - _LISTED} more)" if len(findings) > _LISTED else ""
@@ -246,8 +246,8 @@ def summarize(findings: tuple[DriftFinding, ...], logits_db: float, shares: Mapp
     if not shares:
         return f"{text}."
     top = list(shares.items())[:TOP]
-    together = sum(share for _group, share in top)
-    names = ", ".join(f"{group[0]} {share:.0%}" for group, share in top[:_LISTED])
+    together = sum(share for _layer, share in top)
+    names = ", ".join(f"{layer} {share:.0%}" for layer, share in top[:_LISTED])
     if together <= 2 * TOP / len(shares):
         return f"{text}, spread evenly over {len(shares)} groups of layers, at most {top[0][1]:.0%} each."
     return f"{text}; {len(top)} of {len(shares)} groups of layers make {together:.0%} of that noise: {names} ..."

@@ -13,7 +13,7 @@ The error of a span on the float network's own inputs, x its output there, is th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -32,17 +32,6 @@ _FLOAT, _HALF = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
 
 
 @dataclass(frozen=True)
-class GraphVariants:
-    """See the module's docstring; `typed` says whether the judged graph is a typed FP16 one."""
-
-    typed: bool
-    as_run: onnx.ModelProto
-    exact: onnx.ModelProto
-    clipped: onnx.ModelProto
-    unquantized: onnx.ModelProto
-
-
-@dataclass(frozen=True)
 class Activation:
     """A quantized activation of the judged graph: its tensor, its one scale and the codes it saturates at."""
 
@@ -52,12 +41,33 @@ class Activation:
     high: int
 
 
+@dataclass(frozen=True)
+class GraphVariants:
+    """See the module's docstring.
+
+    Attributes:
+        typed: whether the judged graph is a typed FP16 one.
+        activations: output of the QuantizeLinear of each quantized activation -> the activation, in graph order.
+    """
+
+    typed: bool
+    as_run: onnx.ModelProto
+    exact: onnx.ModelProto
+    clipped: onnx.ModelProto
+    unquantized: onnx.ModelProto
+    activations: Mapping[str, Activation]
+
+
 def make_variants(judged: onnx.ModelProto) -> GraphVariants:
     """The variants of a judged graph. Raises InputError for quantization that is not per tensor with a constant scale."""
     typed = _is_typed(judged)
     as_run = emulated_graph(judged) if typed else judged
     exact = _without_roundings(emulated_graph(judged, accumulate="fp32")) if typed else judged
-    return GraphVariants(typed, as_run, exact, _without_qdq(exact, clip=True), _without_qdq(exact, clip=False))
+    index = index_graph(exact)
+    quantizers = (node for node in exact.graph.node if node.op_type == QUANTIZE and node.input[0] not in index.constant_like)
+    activations = {node.output[0]: _activation(node, index) for node in quantizers}
+    clipped, unquantized = (_without_qdq(exact, activations, clip=clip) for clip in (True, False))
+    return GraphVariants(typed, as_run, exact, clipped, unquantized, activations)
 
 
 def _is_typed(model: onnx.ModelProto) -> bool:
@@ -65,17 +75,6 @@ def _is_typed(model: onnx.ModelProto) -> bool:
     return any(tensor.data_type == _HALF for tensor in model.graph.initializer) or any(
         node.op_type == "Cast" and int(attribute(node, "to", 0)) == _HALF for node in model.graph.node
     )
-
-
-def quantized_activations(model: onnx.ModelProto) -> tuple[Activation, ...]:
-    """The quantized activations of a graph, each once, in graph order. Raises InputError, see `make_variants`."""
-    return tuple(_by_codes(model, index_graph(model)).values())
-
-
-def _by_codes(model: onnx.ModelProto, index: GraphIndex) -> dict[str, Activation]:
-    """Output of the QuantizeLinear of an activation -> the activation."""
-    quantizers = (node for node in model.graph.node if node.op_type == QUANTIZE and node.input[0] not in index.constant_like)
-    return {node.output[0]: _activation(node, index) for node in quantizers}
 
 
 def _activation(node: onnx.NodeProto, index: GraphIndex) -> Activation:
@@ -104,10 +103,9 @@ def _without_roundings(emulated: onnx.ModelProto) -> onnx.ModelProto:
     return emulated
 
 
-def _without_qdq(model: onnx.ModelProto, *, clip: bool) -> onnx.ModelProto:
+def _without_qdq(model: onnx.ModelProto, activations: Mapping[str, Activation], *, clip: bool) -> onnx.ModelProto:
     """A copy in which readers of an activation's Q/DQ pair read the activation itself, or its clipped values."""
     copy = deepcopy(model)
-    activations = _by_codes(model, index_graph(copy))
     nodes = []
     for node in model.graph.node:
         if node.op_type == DEQUANTIZE and node.input[0] in activations:
@@ -122,14 +120,6 @@ def _without_qdq(model: onnx.ModelProto, *, clip: bool) -> onnx.ModelProto:
             nodes.append(node)
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
-    return copy
-
-
-def tapped(model: onnx.ModelProto, tensors: Collection[str]) -> onnx.ModelProto:
-    """The graph with more outputs and nothing else: its own first, then those of `tensors` that are inner ones."""
-    copy = deepcopy(model)
-    own = {value.name for value in model.graph.output}
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in own)
     return copy
 
 
