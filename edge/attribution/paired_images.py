@@ -67,13 +67,11 @@ class PairedImages:
 
 
 def compare_inputs(reference: Float32, judged: Float32) -> InputDrift:
-    """How the judged side's images (n, C, S, S) differ from the reference's. Raises InputError for other shapes.
+    """How the judged side's images (n, C, S, S) differ from the reference's.
 
     Every order of the channels and, per channel c, a_c x + b_c are fitted: another mean or deviation gives a_c and b_c, BGR for
     RGB another order.
     """
-    if reference.shape != judged.shape:
-        raise DataError("the two sides got images of other shapes", found=judged.shape, allowed=reference.shape)
     signal, noise = (float(np.sum(values.astype(np.float64) ** 2)) for values in (reference, judged - reference))
     largest = float(np.abs(judged - reference).max())
     explanation = "" if largest <= PREPROCESS_ABS else _explain(reference, judged)
