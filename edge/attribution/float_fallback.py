@@ -140,13 +140,13 @@ def _float_graph(base: onnx.ModelProto, judged: onnx.ModelProto, variants: Graph
     if not variants.typed or not any(node.op_type == DEQUANTIZE for node in judged.graph.node):
         return base, "fp32"
     types, names = infer_types(judged), set(index_graph(base).names)
-    islands = {
+    islands = frozenset(
         node.name
         for node in judged.graph.node
         if node.name in names and node.output[0] in types and types[node.output[0]].dtype == onnx.TensorProto.FLOAT
-    }
+    )
     try:
-        return emulated_graph(type_graph(base, keep_fp32=frozenset(islands) | fp32_nodes(base, find_sites(base), ()))), "fp16"
+        return emulated_graph(type_graph(base, keep_fp32=islands | fp32_nodes(base, find_sites(base), ()))), "fp16"
     except InputError:  # weights that FP16 cannot hold
         return base, "fp32"
 

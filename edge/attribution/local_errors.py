@@ -175,7 +175,7 @@ class LocalErrors:
                     error.noise[part] += _sum_of_squares(runs[one][end], runs[other][end])
         self._compare_scales({self._source: float_images, **runs["unquantized"], **float_run})
 
-    def add_scales(self, float_images: Float32) -> None:
+    def add_scales(self, float_images: Float32, _judged_images: Float32) -> None:
         """Compare the scales alone on one batch."""
         if self.scales:
             float_run = self._base({self._source: float_images})
@@ -197,17 +197,13 @@ def measure_local_errors(errors: LocalErrors, pairs: PairedImages, count: int, d
     images after each batch. Raises InputError for batches that the graphs do not take.
     """
     images = 0
-    for float_images, judged_images in pairs.take(count).batches():
-        check_batch(float_images, images)
-        check_batch(judged_images, images)
-        errors.add(float_images, judged_images)
-        images += len(float_images)
-        done(images)
-    for float_images, _judged_images in pairs.batches_without(count):
-        check_batch(float_images, images)
-        errors.add_scales(float_images)
-        images += len(float_images)
-        done(images)
+    for part, add in zip(pairs.split(count), (errors.add, errors.add_scales), strict=False):
+        for float_images, judged_images in part.batches():
+            check_batch(float_images, images)
+            check_batch(judged_images, images)
+            add(float_images, judged_images)
+            images += len(float_images)
+            done(images)
 
 
 def _watched(model: onnx.ModelProto, ends: Iterable[str]) -> tuple[str, ...]:

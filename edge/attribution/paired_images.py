@@ -48,22 +48,23 @@ class PairedImages:
     def __len__(self) -> int:
         return len(self.reference)
 
+    def split(self, count: int) -> tuple[PairedImages, ...]:
+        """`count` of the images, spread evenly, and the others; all, and no others, where there are no more."""
+        chosen = spread_evenly(len(self), count)
+        if len(chosen) == len(self):
+            return (self,)
+        others = np.delete(np.arange(len(self)), chosen)
+        return tuple(PairedImages(self.reference[part], self.judged[part]) for part in (chosen, others))
+
     def take(self, count: int) -> PairedImages:
         """`count` of the images, spread evenly, or all."""
-        chosen = spread_evenly(len(self), count)
-        return self if len(chosen) == len(self) else PairedImages(self.reference[chosen], self.judged[chosen])
+        return self.split(count)[0]
 
     def batches(self) -> Iterator[tuple[Float32, Float32]]:
         """The images in order, in batches of either side."""
         size = max(1, _BATCH_PIXELS // (self.reference.shape[2] * self.reference.shape[3]))
         for start in range(0, len(self), size):
             yield self.reference[start : start + size], self.judged[start : start + size]
-
-    def batches_without(self, count: int) -> Iterator[tuple[Float32, Float32]]:
-        """The images that `take(count)` leaves, in batches of either side; none where it leaves none."""
-        rest = np.delete(np.arange(len(self)), spread_evenly(len(self), count))
-        if len(rest):
-            yield from PairedImages(self.reference[rest], self.judged[rest]).batches()
 
 
 def compare_inputs(reference: Float32, judged: Float32) -> InputDrift:
