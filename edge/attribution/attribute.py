@@ -61,20 +61,17 @@ much. At the class token it has one row of values, and the cost of clipping depe
 def attribute_build(build: BuildFolder, images: ImageSet, advance: Advance) -> Attribution:
     """Attribute the drift of a build, and write `attribution.json` into its folder.
 
-    Args:
-        build: of `ufovit build`, with its graphs.
-        images: any; TRIAL_IMAGES of them, spread evenly, are used. They are prepared for the reference as its graph says, for
-            the judged side as the manifest says.
-        advance: called with the share that is done.
-
-    Raises InputError for a folder without graphs or manifest, and for images that cannot be read.
+    TRIAL_IMAGES of the images, spread evenly, are used. They are prepared for the reference as its graph says, for the judged
+    side as the manifest says. `advance` is called with the share that is done. Raises InputError for a folder without graphs
+    or manifest, and for images that cannot be read.
     """
     graphs, preprocess = load_graphs(build), read_preprocess(build.manifest)
     info = read_graph_info(graphs.reference.model, build.path / MODEL)
-    (judged,) = images.take(TRIAL_IMAGES).batches(preprocess, TRIAL_IMAGES)
+    chosen = images.take(TRIAL_IMAGES)
+    (judged,) = chosen.batches(preprocess, TRIAL_IMAGES)
     reference = judged
     if info is not None and info.preprocess != preprocess:
-        (reference,) = images.take(TRIAL_IMAGES).batches(info.preprocess, TRIAL_IMAGES)
+        (reference,) = chosen.batches(info.preprocess, TRIAL_IMAGES)
     attribution = attribute_graphs(graphs, reference, judged, advance)
     write_artifact(build.path / ATTRIBUTION, attribution)
     return attribution
@@ -98,14 +95,14 @@ def attribute_graphs(
     pairs = PairedImages(images, images if judged_images is None else judged_images)
     few = pairs.take(IMAGES)
     base, judged = graphs.base.model, graphs.judged.model
-    variants = make_variants(judged)
+    variants = make_variants(base, judged)
     spans, not_compared = shared_spans(base, judged)
-    errors = LocalErrors(base, variants, [span.output for span in spans], next(few.batches())[1])
+    errors = LocalErrors(variants, [span.output for span in spans], next(few.batches())[1])
     advance(0.1)
     measure_local_errors(errors, pairs, IMAGES, lambda done: advance(0.1 + 0.2 * done / len(pairs)))
     judged_logits = np.concatenate(errors.judged_logits)
     float_graph, logits = check_float_graph(graphs.reference.model, base, spans, (batch for batch, _ in few.batches()))
-    costs = measure_group_costs(base, judged, variants, spans, pairs, lambda share: advance(0.3 + 0.6 * share))
+    costs = measure_group_costs(variants, spans, pairs, lambda share: advance(0.3 + 0.6 * share))
     weights = compare_weights(base, judged, spans)
     refined = next((graph.model for graph in graphs.between if graph.file.file == REFINED), None)
     not_finite = _not_finite_places(judged, spans, errors)
@@ -234,10 +231,7 @@ def _readers(judged: onnx.ModelProto, index: GraphIndex, tensor: str) -> tuple[s
 def _not_finite_places(judged: onnx.ModelProto, spans: Sequence[LayerSpan], errors: LocalErrors) -> tuple[NotFinite, ...]:
     """Where NaN or infinity occurs, in graph order."""
     index = index_graph(judged)
-    layer_of: dict[str, str] = {}
-    for span in spans:
-        for node in span.nodes:
-            layer_of.setdefault(node, span.name)
+    layer_of = {node: span.name for span in reversed(spans) for node in span.nodes}  # of several, the first in graph order
     places = []
     for tensor, count in errors.not_finite.items():
         node = index.names[index.producers[tensor]] if tensor in index.producers else tensor

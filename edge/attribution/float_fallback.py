@@ -31,6 +31,7 @@ from edge.attribution.graph_variants import GraphVariants
 from edge.attribution.layer_spans import LayerSpan
 from edge.attribution.paired_images import PairedImages
 from edge.images.preprocess import Float32
+from edge.progress import Advance
 from edge.stability.finders.xnorm import find_sites
 from edge.stability.islands import fp32_nodes
 from engines.fp16_emulation import emulated_graph
@@ -65,25 +66,20 @@ class GroupCosts:
 
 
 def measure_group_costs(
-    base: onnx.ModelProto,
-    judged: onnx.ModelProto,
-    variants: GraphVariants,
-    spans: Sequence[LayerSpan],
-    images: PairedImages,
-    advance: Callable[[float], None],
+    variants: GraphVariants, spans: Sequence[LayerSpan], images: PairedImages, advance: Advance
 ) -> GroupCosts:
     """Rank all groups on a few of the images, and try the costliest on all."""
-    groups, ends = find_groups(judged, spans), [span.output for span in spans]
+    groups, ends = find_groups(variants.judged, spans), [span.output for span in spans]
     few = images.take(ISOLATED_IMAGES).reference
-    noise, signal = _isolated_noise(base, variants, groups, ends, few, lambda done: advance(0.8 * done / len(groups)))
+    noise, signal = _isolated_noise(variants, groups, ends, few, lambda done: advance(0.8 * done / len(groups)))
     parts = _noise_shares(noise)
     shares = {group: parts[group] for group in sorted(groups, key=lambda group: -parts[group])}
-    source, form = _float_graph(base, judged, variants)
+    source, form = _float_graph(variants)
     isolated_db = {group: power_ratio_db(signal, noise[group]) for group in groups}
     costly = [group for group in shares if noise[group] > 0][:TRIED]
     trials: tuple[FloatTrial, ...] = ()
     if costly:
-        trials = _try_in_float(base, variants, Splicer(source, ends), costly, images, isolated_db, shares)
+        trials = _try_in_float(variants, Splicer(source, ends), costly, images, isolated_db, shares)
     advance(1.0)
     return GroupCosts(isolated_db, shares, trials, form)
 
@@ -107,12 +103,7 @@ def find_groups(judged: onnx.ModelProto, spans: Sequence[LayerSpan]) -> tuple[Gr
 
 
 def _isolated_noise(
-    base: onnx.ModelProto,
-    variants: GraphVariants,
-    groups: Sequence[Group],
-    ends: Sequence[str],
-    images: Float32,
-    done: Callable[[int], None],
+    variants: GraphVariants, groups: Sequence[Group], ends: Sequence[str], images: Float32, done: Callable[[int], None]
 ) -> tuple[dict[Group, float], float]:
     """Squared error of the logits, summed, with one group as judged and all else in float; and the sum of their squares.
 
@@ -120,7 +111,7 @@ def _isolated_noise(
     the number of groups after each.
     """
     nodes = {group: sum((span.nodes for span in group), ()) for group in groups}
-    runs = SegmentRuns(base, list(nodes.values()), [images], threads=0)
+    runs = SegmentRuns(variants.base, list(nodes.values()), [images], threads=0)
     reference = runs.finish(0, runs.start)
     judged = Splicer(variants.as_run, ends)
     noise: dict[Group, float] = {}
@@ -135,8 +126,9 @@ def _isolated_noise(
     return noise, float((reference.astype(np.float64) ** 2).sum())
 
 
-def _float_graph(base: onnx.ModelProto, judged: onnx.ModelProto, variants: GraphVariants) -> tuple[onnx.ModelProto, str]:
+def _float_graph(variants: GraphVariants) -> tuple[onnx.ModelProto, str]:
     """What a layer left in float computes, and its name: FP16 with its roundings in a typed graph that quantizes, else FP32."""
+    base, judged = variants.base, variants.judged
     if not variants.typed or not any(node.op_type == DEQUANTIZE for node in judged.graph.node):
         return base, "fp32"
     types, names = infer_types(judged), set(index_graph(base).names)
@@ -152,7 +144,6 @@ def _float_graph(base: onnx.ModelProto, judged: onnx.ModelProto, variants: Graph
 
 
 def _try_in_float(
-    base: onnx.ModelProto,
     variants: GraphVariants,
     source: Splicer,
     groups: Sequence[Group],
@@ -165,8 +156,8 @@ def _try_in_float(
     All runs are of one graph with a switch per group, so that nothing but the group differs between them. With noise a_i
     before and b_i after on image i, the gain is 10 log10(sum a / sum b) dB.
     """
-    (image,), output = index_graph(base).inputs, base.graph.output[0].name
-    graph = GraphSession(base, threads=0)
+    (image,), output = index_graph(variants.base).inputs, variants.base.graph.output[0].name
+    graph = GraphSession(variants.base, threads=0)
     reference = np.concatenate([graph({image: batch})[output] for batch, _ in images.batches()])
     signal = float((reference.astype(np.float64) ** 2).sum())
     switches = {span.output: f"in_float/{group[0].name}" for group in groups for span in group}

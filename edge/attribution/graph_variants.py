@@ -1,5 +1,6 @@
 """Variants of the judged graph, whose differences are the kinds of error; all are FP32 graphs with the same span ends.
 
+    base         the float graph that the judged one was made from
     as_run       what is judged: a typed graph with every rounding of FP16 emulated, any other graph as it is
     exact        its constants and its Q/DQ, everything between computed in FP32
     clipped      `exact` with each activation's Q/DQ replaced by its clipping alone
@@ -46,10 +47,13 @@ class GraphVariants:
     """See the module's docstring.
 
     Attributes:
+        judged: the graph as it is.
         typed: whether the judged graph is a typed FP16 one.
         activations: output of the QuantizeLinear of each quantized activation -> the activation, in graph order.
     """
 
+    base: onnx.ModelProto
+    judged: onnx.ModelProto
     typed: bool
     as_run: onnx.ModelProto
     exact: onnx.ModelProto
@@ -58,7 +62,7 @@ class GraphVariants:
     activations: Mapping[str, Activation]
 
 
-def make_variants(judged: onnx.ModelProto) -> GraphVariants:
+def make_variants(base: onnx.ModelProto, judged: onnx.ModelProto) -> GraphVariants:
     """The variants of a judged graph. Raises InputError for quantization that is not per tensor with a constant scale."""
     typed = _is_typed(judged)
     as_run = emulated_graph(judged) if typed else judged
@@ -67,7 +71,7 @@ def make_variants(judged: onnx.ModelProto) -> GraphVariants:
     quantizers = (node for node in exact.graph.node if node.op_type == QUANTIZE and node.input[0] not in index.constant_like)
     activations = {node.output[0]: _activation(node, index) for node in quantizers}
     clipped, unquantized = (_without_qdq(exact, activations, clip=clip) for clip in (True, False))
-    return GraphVariants(typed, as_run, exact, clipped, unquantized, activations)
+    return GraphVariants(base, judged, typed, as_run, exact, clipped, unquantized, activations)
 
 
 def _is_typed(model: onnx.ModelProto) -> bool:

@@ -122,7 +122,6 @@ class LocalErrors:
     """The graphs, and the sums over what was added so far.
 
     Args:
-        base: the float graph that the judged one was made from.
         ends: of all spans.
         images: (B, 3, S, S) of the judged side, one batch to check on that reading inner tensors changes nothing.
 
@@ -134,16 +133,16 @@ class LocalErrors:
         taps: the result of that check.
     """
 
-    def __init__(self, base: onnx.ModelProto, variants: GraphVariants, ends: Sequence[str], images: Float32) -> None:
-        (self._source,), self._output = index_graph(base).inputs, base.graph.output[0].name
+    def __init__(self, variants: GraphVariants, ends: Sequence[str], images: Float32) -> None:
+        (self._source,), self._output = index_graph(variants.base).inputs, variants.base.graph.output[0].name
         self.spans = {end: SpanError() for end in ends}
         self.scales = {activation.tensor: ScaleError(activation) for activation in variants.activations.values()}
         self.not_finite = dict.fromkeys(_watched(variants.as_run, ends), 0)
         self._read_judged, self.taps = tap_judged_run(variants.as_run, tuple(self.not_finite), images)
         self.judged_logits: list[Float32] = []
         open_graph = partial(GraphSession, threads=0)
-        self._base = open_graph(tapped(base, ends))
-        self._inherited = open_graph(cut(base, ends))
+        self._base = open_graph(tapped(variants.base, ends))
+        self._inherited = open_graph(cut(variants.base, ends))
         self._pieces = {"as_run": open_graph(cut(variants.as_run, ends))}
         if variants.typed:
             self._pieces["exact"] = open_graph(cut(variants.exact, ends))

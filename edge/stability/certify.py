@@ -40,7 +40,7 @@ class CertifyConfig:
     """How to certify.
 
     Attributes:
-        precisions: what the network's verdict is over: "fp16", "bf16", "int8".
+        precisions: what the network's verdict is over.
         repair: whether to fold; otherwise the graph is only judged.
         expected_sites, kv_axis: what the network must have, see `edge.stability.finders.xnorm.find_sites`;
             None for whatever is found.
@@ -82,12 +82,10 @@ def certify_graph(
             and the repair is checked.
         data_sha256: digest of the images and their preprocessing, for the certificate.
         onnx_sha256: digest of the graph's file; empty for that of its canonical bytes.
-        config: precisions, whether to repair, what the network must have.
         progress: called with the number of images done so far.
 
-    Raises:
-        InputError: no XNorm in the graph, another number of them than expected, weights or tensors that hold NaN or infinity.
-        VerdictError: the repaired graph is not bit-identical, which would be an error of this toolkit.
+    Raises InputError for a graph without XNorms, or with others than expected, and for NaN or infinity in its weights or
+    tensors; VerdictError for a repaired graph that is not bit-identical, which would be an error of this toolkit.
     """
     config = config or CertifyConfig()
     _check_weights(model)
@@ -177,7 +175,6 @@ def image_budget(model: onnx.ModelProto, available: int) -> int:
 
 
 def _check_weights(model: onnx.ModelProto) -> None:
-    """Raise InputError for constants that hold NaN or infinity."""
     for name, tensor in index_graph(model).constants.items():
         if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE):
             values = to_array(tensor)

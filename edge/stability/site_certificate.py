@@ -69,7 +69,7 @@ def int8_loss(tensor: Float32, unit: Float32, axis: int) -> Int8Loss:
     flat = np.linalg.norm(unit, axis=axis, keepdims=True)  # below 1 where an eps was felt
     direction = np.divide(unit, flat, out=np.zeros_like(unit), where=flat > 0)
     error = np.linalg.norm(moved - direction, axis=axis)
-    dead = (length[..., 0] if axis == -1 else length.squeeze(axis)) == 0
+    dead = length.squeeze(axis) == 0
     count = max(int(alive.sum()), 1)
     return Int8Loss(
         dead_fraction=float((dead & alive).sum() / count),

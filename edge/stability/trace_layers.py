@@ -90,8 +90,6 @@ def trace_sites(model: onnx.ModelProto, sites: Iterable[XNormSite]) -> list[Site
 
 
 class _Tracer:
-    """Tracing on one graph."""
-
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model, self.index, self.types = model, index_graph(model), infer_types(model)
 
