@@ -110,20 +110,19 @@ def _without_roundings(emulated: onnx.ModelProto) -> onnx.ModelProto:
 def _without_qdq(model: onnx.ModelProto, activations: Mapping[str, Activation], *, clip: bool) -> onnx.ModelProto:
     """A copy in which readers of an activation's Q/DQ pair read the activation itself, or its clipped values."""
     copy = deepcopy(model)
-    nodes = []
-    for node in model.graph.node:
+    kept = [node for node in copy.graph.node if activations.keys().isdisjoint(node.output)]  # all but the QuantizeLinear
+    for node in kept:
         if node.op_type == DEQUANTIZE and node.input[0] in activations:
             source, target = activations[node.input[0]], node.output[0]
-            bounds = []
-            for name, code in (("low", source.low), ("high", source.high)):
-                bounds.append(f"{target}/{name}")
-                copy.graph.initializer.append(numpy_helper.from_array(np.asarray(code * source.scale, np.float32), bounds[-1]))
-            inputs = [source.tensor, *bounds] if clip else [source.tensor]
-            nodes.append(helper.make_node("Clip" if clip else "Identity", inputs, [target], name=f"{target}/alone"))
-        elif not (node.op_type == QUANTIZE and node.output[0] in activations):
-            nodes.append(node)
+            node.CopyFrom(helper.make_node("Identity", [source.tensor], [target], name=f"{target}/alone"))
+            if clip:
+                node.op_type = "Clip"
+                for name, code in (("low", source.low), ("high", source.high)):
+                    node.input.append(f"{target}/{name}")
+                    limit = np.asarray(code * source.scale, np.float32)
+                    copy.graph.initializer.append(numpy_helper.from_array(limit, node.input[-1]))
     del copy.graph.node[:]
-    copy.graph.node.extend(nodes)
+    copy.graph.node.extend(kept)
     return copy
 
 
