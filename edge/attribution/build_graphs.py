@@ -42,11 +42,7 @@ class LoadedGraph:
 
 @dataclass(frozen=True)
 class BuildGraphs:
-    """The graphs of a build, see `edge.attribution.attribute`.
-
-    Attributes:
-        between: other graphs of the flow from `base` to `judged`, in order, that are shown as stages.
-    """
+    """The graphs of a build, see `edge.attribution.attribute`; stages `between` base and judged are in order."""
 
     reference: LoadedGraph
     base: LoadedGraph

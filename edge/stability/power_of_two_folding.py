@@ -140,8 +140,8 @@ def _weight_rms(layer: Projection) -> Float64:
 
 def _folded_eps(eps: Eps, norms: Float64, total: Int64) -> Eps | None:
     """What an eps becomes when head h, of smallest norm norms[h], is multiplied by 2^-total[h]; None if nothing is exact."""
-    safe = SAFE_EPS if eps.acts_on == "norm" else SAFE_EPS**0.5  # on the norm
-    share = _NEGLIGIBLE if eps.acts_on == "norm" else _NEGLIGIBLE**0.5
+    power = 1 if eps.acts_on == "norm" else 2
+    safe, share = SAFE_EPS ** (1 / power), _NEGLIGIBLE ** (1 / power)  # on the norm
     idle = eps.on_norm < norms if eps.kind == "clamp" else eps.on_norm < share * norms
     moved = norms * np.exp2(-total)
     if idle.all() and (moved > 2 * safe).all():  # no observed vector feels it: any clamp below them does the same
@@ -149,7 +149,7 @@ def _folded_eps(eps: Eps, norms: Float64, total: Int64) -> Eps | None:
         return eps if keeps else replace(eps, value=SAFE_EPS, kind="clamp")
     if len(set(total.tolist())) > 1:
         return None
-    value = math.ldexp(eps.value, -int(total[0]) * (1 if eps.acts_on == "norm" else 2))
+    value = math.ldexp(eps.value, -int(total[0]) * power)
     exact = float(np.float32(value)) == value and abs(value) >= 2.0**-126
     return replace(eps, value=value) if exact else None
 

@@ -91,11 +91,11 @@ def certify_site(case: SiteCase, fold: Fold, traced: SiteLayers, evidence: SiteE
     """Combine everything that was measured and proven of a site; `case` holds its ranges as folded."""
     observed, site = case.observed, case.site
     verdicts = {"fp16": judge(case, FP16), "bf16": judge(case, BF16), "int8": judge_int8(evidence.int8)}
-    quantities = _quantities(case)
-    top = [q.fp16.headroom if q.fp16.certified_headroom is None else q.fp16.certified_headroom for q in quantities]
-    sum_min = float(observed.sum_min.min())
-    eps = min(site.eps, key=lambda e: e.on_norm) if site.eps else None
-    tops, bounds = observed.of_all_heads(), _bounds(case)
+    quantities = {quantity.name: quantity for quantity in _quantities(case)}
+    in_fp16 = [q.fp16 for q in quantities.values()]
+    left = [bits.headroom if bits.certified_headroom is None else bits.certified_headroom for bits in in_fp16]
+    argument, total = quantities["argument"], quantities["sum"]
+    eps = min(site.eps, key=lambda e: e.on_norm, default=None)
     return SiteCertificate(
         name=site.name,
         operand=site.operand,
@@ -107,15 +107,15 @@ def certify_site(case: SiteCase, fold: Fold, traced: SiteLayers, evidence: SiteE
         zero_vectors=int(observed.zero.sum()),
         eps=None if eps is None else eps.on_norm,
         eps_kind="none" if eps is None else eps.kind,
-        max_abs=tops["argument"],
-        sum_sq_max=tops["sum"],
-        sum_sq_min=_finite(sum_min),
-        bound_max_abs=bounds.get("argument"),
-        bound_sum_sq=bounds.get("sum"),
+        max_abs=argument.observed_max,
+        sum_sq_max=total.observed_max,
+        sum_sq_min=total.observed_min,
+        bound_max_abs=argument.certified_max,
+        bound_sum_sq=total.certified_max,
         output_bound=case.output_bound,
-        fp16_headroom_bits=min(t for t in top if t is not None),
-        fp16_floor_bits=_finite(FP16.floor_bits(sum_min)),
-        quantities=quantities,
+        fp16_headroom_bits=min(bits for bits in left if bits is not None),
+        fp16_floor_bits=total.fp16.floor,
+        quantities=tuple(quantities.values()),
         by_head=HeadRanges(
             max_abs=tuple(observed.argument_max.tolist()),
             sum_sq_min=tuple(map(_finite, observed.sum_min.tolist())),
@@ -143,24 +143,17 @@ def network_verdict(sites: tuple[SiteCertificate, ...], precisions: tuple[str, .
 
 
 def _quantities(case: SiteCase) -> tuple[Quantity, ...]:
-    low, tops, bounds = float(case.observed.argument_min.min()), case.observed.of_all_heads(), _bounds(case)
+    low, tops = float(case.observed.argument_min.min()), case.observed.of_all_heads()
+    bounds = {} if case.certified is None else case.certified.of_all_heads()
     minima = {"argument": low, "square": low**2, "sum": float(case.observed.sum_min.min())}
     if case.site.operand == "kv":
         minima |= {"partial": low, "k": np.inf, "v": np.inf}
-    return tuple(
-        Quantity(
-            name,
-            tops[name],
-            _finite(low),
-            bounds.get(name),
-            *(_bits(tops[name], low, bounds.get(name), fmt) for fmt in (FP16, BF16)),
-        )
-        for name, low in minima.items()
-    )
-
-
-def _bounds(case: SiteCase) -> dict[str, float]:
-    return {} if case.certified is None else case.certified.of_all_heads()
+    quantities = []
+    for name, low in minima.items():
+        top, bound = tops[name], bounds.get(name)
+        fp16, bf16 = (_bits(top, low, bound, fmt) for fmt in (FP16, BF16))
+        quantities.append(Quantity(name, top, _finite(low), bound, fp16, bf16))
+    return tuple(quantities)
 
 
 def _bits(top: float, bottom: float, bound: float | None, fmt: FloatFormat) -> Bits:
