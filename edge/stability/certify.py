@@ -22,9 +22,9 @@ from edge.stability.finders.xnorm import XNormSite, find_sites
 from edge.stability.float_formats import Float32
 from edge.stability.input_bounds import bound_site
 from edge.stability.measure_ranges import measure
-from edge.stability.power_of_two_folding import Fold, folded_graph
+from edge.stability.power_of_two_folding import folded_graph
 from edge.stability.repair import check_repair, choose_repair, island_cost, no_fold
-from edge.stability.site_certificate import SiteEvidence, certify_site, gather_evidence, network_verdict
+from edge.stability.site_certificate import certify_site, gather_evidence, network_verdict
 from edge.stability.trace_layers import SiteLayers, trace_sites
 from edge.stability.verdict import SiteCase
 
@@ -104,7 +104,13 @@ def certify_graph(
         tensors, checks = check_repair(model, folded, folds, checked)
     evidence = [gather_evidence(case.site, tensors) for case in repaired]
     after = tuple(map(certify_site, repaired, folds, traced, evidence))
-    before = _certify_before(cases, folds, traced, checked, evidence) if config.repair else ()
+    before: tuple[SiteCertificate, ...] = ()
+    if config.repair:
+        as_it_was = [  # where nothing was folded, what holds after the repair held before
+            gather_evidence(case.site, checked, ("fp16",)) if fold.changes else unchanged
+            for case, fold, unchanged in zip(cases, folds, evidence, strict=True)
+        ]
+        before = tuple(map(certify_site, cases, map(no_fold, cases), traced, as_it_was))
     certificate = XNormCertificate(
         onnx_sha256=onnx_sha256 or sha256_bytes(serialize(model)),
         folded_onnx_sha256=sha256_bytes(serialize(folded)) if config.repair else None,
@@ -151,21 +157,6 @@ def _measure_cases(
         for site, layers, observed in zip(sites, traced, ranges, strict=True)
     ]
     return cases, images, checked
-
-
-def _certify_before(
-    cases: list[SiteCase],
-    folds: list[Fold],
-    traced: list[SiteLayers],
-    checked: dict[str, Float32],
-    evidence: list[SiteEvidence],
-) -> tuple[SiteCertificate, ...]:
-    """The sites as they were; where nothing was folded, the `evidence` after the repair holds for them too."""
-    evidence_before = [
-        gather_evidence(case.site, checked, ("fp16",)) if fold.changes else unchanged
-        for case, fold, unchanged in zip(cases, folds, evidence, strict=True)
-    ]
-    return tuple(map(certify_site, cases, map(no_fold, cases), traced, evidence_before))
 
 
 def image_budget(model: onnx.ModelProto, available: int) -> int:

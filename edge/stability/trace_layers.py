@@ -11,10 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx.reference import ReferenceEvaluator
 
@@ -150,28 +148,24 @@ class _Tracer:
     def _channels(
         self, chain: list[onnx.NodeProto], source: str, target: str, shape: tuple[int | None, ...], token_axis: int
     ) -> tuple[Int64, Int64] | None:
-        """Channel numbers (H, D) and token numbers (B, N) at the end of a chain of rearranging nodes."""
+        """Channel numbers (H, D) and token numbers (B, N) at the end of a chain of rearranging nodes, last first."""
+        if not {t for node in chain for t in node.input[1:] if t} <= self.index.constants.keys():
+            return None
         sides = [1 if side is None else side for side in shape]
-        numbers = np.arange(int(np.prod(sides)), dtype=np.int64).reshape(sides)
-        result = self._run(chain, source, target, numbers) if chain else numbers
-        if result is None or result.ndim not in (3, 4):
+        result = np.arange(int(np.prod(sides)), dtype=np.int64).reshape(sides)
+        if chain:
+            rearranging = part(self.model, chain[::-1], [target], [onnx.ValueInfoProto(name=source)])
+            try:
+                (result,) = ReferenceEvaluator(rearranging).run(None, {source: result})
+            except Exception:  # noqa: BLE001  # the evaluator's errors share no base class; a chain it cannot run is not traced
+                return None
+        if result.ndim not in (3, 4):
             return None
         by_head = np.moveaxis(result if result.ndim == 4 else result[:, None], token_axis, 2)  # (B, H, N, D)
         tokens, channels = np.divmod(by_head, sides[-1])
         first, order = channels[0, :, 0], tokens[:, 0, :, 0]
         same = (channels == first[None, :, None]).all() and (tokens == order[:, None, :, None]).all()
         return (first, order) if same and np.unique(first).size == first.size else None
-
-    def _run(self, chain: list[onnx.NodeProto], source: str, target: str, values: Int64) -> npt.NDArray[Any] | None:
-        """`values` of tensor `source` at `target`, through the nodes of `chain` (last first), by ONNX's reference evaluator."""
-        if not {t for node in chain for t in node.input[1:] if t} <= self.index.constants.keys():
-            return None
-        small = part(self.model, chain[::-1], [target], [onnx.ValueInfoProto(name=source)])
-        try:
-            (result,) = ReferenceEvaluator(small).run(None, {source: values})
-        except Exception:  # noqa: BLE001  # the evaluator's errors share no base class; a chain it cannot run is not traced
-            return None
-        return np.asarray(result)
 
     def _owned(self, path: list[str], tensor: str, readers: Collection[str]) -> bool:
         """Whether all readers on the way to `tensor` compute it, or select other channels of a joint layer."""
