@@ -48,17 +48,18 @@ class PairedImages:
     def __len__(self) -> int:
         return len(self.reference)
 
-    def split(self, count: int) -> tuple[PairedImages, ...]:
-        """`count` of the images, spread evenly, and the others; all, and no others, where there are no more."""
+    def split(self, count: int) -> Iterator[PairedImages]:
+        """`count` of the images, spread evenly, then the others; all, and no others, where there are no more."""
         chosen = spread_evenly(len(self), count)
         if len(chosen) == len(self):
-            return (self,)
-        others = np.delete(np.arange(len(self)), chosen)
-        return tuple(PairedImages(self.reference[part], self.judged[part]) for part in (chosen, others))
+            yield self
+            return
+        for part in (chosen, np.delete(np.arange(len(self)), chosen)):
+            yield PairedImages(self.reference[part], self.judged[part])
 
     def take(self, count: int) -> PairedImages:
         """`count` of the images, spread evenly, or all."""
-        return self.split(count)[0]
+        return next(self.split(count))
 
     def batches(self) -> Iterator[tuple[Float32, Float32]]:
         """The images in order, in batches of either side."""
