@@ -37,7 +37,7 @@ from edge.attribution.diagnosis import DriftEvidence, NotFinite, diagnose, summa
 from edge.attribution.float_fallback import GroupCosts, measure_group_costs
 from edge.attribution.graph_variants import make_variants
 from edge.attribution.layer_spans import LayerSpan, rewired_spans, shared_spans
-from edge.attribution.local_errors import PARTS, LocalErrors, measure_local_errors
+from edge.attribution.local_errors import PARTS, LocalErrors
 from edge.attribution.paired_images import PairedImages, compare_inputs
 from edge.attribution.weight_errors import WeightError, compare_weights, rounded_already
 from edge.images.preprocess import Float32, read_preprocess
@@ -99,7 +99,7 @@ def attribute_graphs(
     spans, not_compared = shared_spans(base, judged)
     errors = LocalErrors(variants, [span.output for span in spans], next(few.batches())[1])
     advance(0.1)
-    measure_local_errors(errors, pairs, IMAGES, lambda done: advance(0.1 + 0.2 * done / len(pairs)))
+    errors.measure(pairs, IMAGES, lambda done: advance(0.1 + 0.2 * done / len(pairs)))
     judged_logits = np.concatenate(errors.judged_logits)
     float_graph, logits = check_float_graph(graphs.reference.model, base, spans, (batch for batch, _ in few.batches()))
     costs = measure_group_costs(variants, spans, pairs, lambda share: advance(0.3 + 0.6 * share))

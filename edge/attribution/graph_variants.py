@@ -64,7 +64,8 @@ class GraphVariants:
 
 def make_variants(base: onnx.ModelProto, judged: onnx.ModelProto) -> GraphVariants:
     """The variants of a judged graph. Raises InputError for quantization that is not per tensor with a constant scale."""
-    typed = _is_typed(judged)
+    half_weights = any(tensor.data_type == _HALF for tensor in judged.graph.initializer)
+    typed = half_weights or any(map(_rounds, judged.graph.node))
     as_run = emulated_graph(judged) if typed else judged
     exact = _without_roundings(emulated_graph(judged, accumulate="fp32")) if typed else judged
     index = index_graph(exact)
@@ -74,11 +75,9 @@ def make_variants(base: onnx.ModelProto, judged: onnx.ModelProto) -> GraphVarian
     return GraphVariants(base, judged, typed, as_run, exact, clipped, unquantized, activations)
 
 
-def _is_typed(model: onnx.ModelProto) -> bool:
-    """Whether a graph is a typed FP16 one: its weights, or outputs of its Casts, are FP16."""
-    return any(tensor.data_type == _HALF for tensor in model.graph.initializer) or any(
-        node.op_type == "Cast" and int(attribute(node, "to", 0)) == _HALF for node in model.graph.node
-    )
+def _rounds(node: onnx.NodeProto) -> bool:
+    """Whether a node is a Cast to FP16."""
+    return node.op_type == "Cast" and int(attribute(node, "to", 0)) == _HALF
 
 
 def _activation(node: onnx.NodeProto, index: GraphIndex) -> Activation:
@@ -99,9 +98,9 @@ def _without_roundings(emulated: onnx.ModelProto) -> onnx.ModelProto:
     """An emulated graph with its roundings to FP16 taken out, in place."""
     rounded: set[str] = set()
     for node in emulated.graph.node:
-        to_half = node.op_type == "Cast" and int(attribute(node, "to", 0)) == _HALF
-        if to_half or (node.op_type == "Cast" and node.input[0] in rounded):
-            rounded.update(node.output if to_half else ())
+        if _rounds(node):
+            rounded.update(node.output)
+        if _rounds(node) or (node.op_type == "Cast" and node.input[0] in rounded):
             node.op_type = "Identity"
             del node.attribute[:]
     return emulated

@@ -151,8 +151,23 @@ class LocalErrors:
             self._pieces["clipped"] = open_graph(cut(variants.clipped, ends))
             self._pieces["unquantized"] = open_graph(cut(variants.unquantized, ends, inner))
 
-    def add(self, float_images: Float32, judged_images: Float32) -> None:
-        """Run everything on one batch. Raises GraphError for a float network that is not finite."""
+    def measure(self, pairs: PairedImages, count: int, done: Callable[[int], None]) -> None:
+        """Measure every span on `count` of the images, and the scales on all of them.
+
+        The cost of clipping depends on few large values, one token per image in some tensors. `done` is called with the number
+        of images after each batch. Raises InputError for batches that the graphs do not take, and for a float network that is
+        not finite.
+        """
+        images = 0
+        for part, add in zip(pairs.split(count), (self._add, self._add_scales), strict=False):
+            for float_images, judged_images in part.batches():
+                check_batch(float_images, images)
+                check_batch(judged_images, images)
+                add(float_images, judged_images)
+                images += len(float_images)
+                done(images)
+
+    def _add(self, float_images: Float32, judged_images: Float32) -> None:
         float_run, judged_run = self._base({self._source: float_images}), self._read_judged(judged_images)
         self.judged_logits.append(np.asarray(judged_run[self._output]))
         for name in self.spans:
@@ -174,8 +189,7 @@ class LocalErrors:
                     error.noise[part] += _sum_of_squares(runs[one][end], runs[other][end])
         self._compare_scales({self._source: float_images, **runs["unquantized"], **float_run})
 
-    def add_scales(self, float_images: Float32, _judged_images: Float32) -> None:
-        """Compare the scales alone on one batch."""
+    def _add_scales(self, float_images: Float32, _judged_images: Float32) -> None:
         if self.scales:
             float_run = self._base({self._source: float_images})
             unquantized = self._pieces["unquantized"](self._inputs(float_images, float_run))
@@ -187,22 +201,6 @@ class LocalErrors:
 
     def _inputs(self, images: Float32, run: Tensors) -> Tensors:
         return {self._source: images, **{f"{name}{FED}": run[name] for name in self.spans}}
-
-
-def measure_local_errors(errors: LocalErrors, pairs: PairedImages, count: int, done: Callable[[int], None]) -> None:
-    """Measure every span on `count` of the images, and the scales on all of them.
-
-    The cost of clipping depends on few large values, one token per image in some tensors. `done` is called with the number of
-    images after each batch. Raises InputError for batches that the graphs do not take.
-    """
-    images = 0
-    for part, add in zip(pairs.split(count), (errors.add, errors.add_scales), strict=False):
-        for float_images, judged_images in part.batches():
-            check_batch(float_images, images)
-            check_batch(judged_images, images)
-            add(float_images, judged_images)
-            images += len(float_images)
-            done(images)
 
 
 def _watched(model: onnx.ModelProto, ends: Iterable[str]) -> tuple[str, ...]:

@@ -156,7 +156,8 @@ class _Tracer:
         if chain:
             rearranging = part(self.model, chain[::-1], [target], [onnx.ValueInfoProto(name=source)])
             try:
-                result = np.asarray(ReferenceEvaluator(rearranging).run(None, {source: result})[0])
+                (rearranged,) = ReferenceEvaluator(rearranging).run(None, {source: result})
+                result = np.asarray(rearranged)
             except Exception:  # noqa: BLE001  # the evaluator's errors share no base class; a chain it cannot run is not traced
                 return None
         if result.ndim not in (3, 4):
