@@ -38,10 +38,7 @@ class TappedGraph:
             raise GraphError("no such tensor: the names were made for another graph", where=where, found=", ".join(unknown[:4]))
         self._session: Any = None
         if self._inner:
-            tapped = deepcopy(model)
-            declared = {v.name for v in tapped.graph.output}
-            tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._inner if name not in declared)
-            self._session = _open_session(tapped, threads, where)
+            self._session = _open_session(tapped(model, self._inner), threads, where)
 
     def __call__(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """The tapped tensors of a batch."""
@@ -82,6 +79,14 @@ class GraphSession:
         except Exception as error:  # ONNX Runtime's exception classes share no public base
             raise DataError("the graph does not take these tensors", where=self._where, found=error) from error
         return dict(zip(self._outputs, values, strict=True))
+
+
+def tapped(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
+    """A copy with more outputs and nothing else: its own first, then those of `tensors` that are inner ones."""
+    copy = deepcopy(model)
+    declared = {v.name for v in model.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in declared)
+    return copy
 
 
 def _open_session(model: onnx.ModelProto, threads: int, where: object, settings: Mapping[str, str] | None = None) -> Any:

@@ -32,18 +32,18 @@ from calib.graph import GraphIndex, index_graph
 from calib.macs import MAC_OPS
 from calib.qdq_writer import DEQUANTIZE, QUANTIZE
 from edge.attribution.attribution_record import ActivationDrift, Attribution, LayerDrift, NotCompared
-from edge.attribution.build_graphs import BuildGraphs, check_float_graph, load_graphs, logits_db, measure_stages, tap_judged_run
+from edge.attribution.build_graphs import BuildGraphs, check_float_graph, load_graphs, logits_db, measure_stages
 from edge.attribution.diagnosis import DriftEvidence, NotFinite, diagnose, summarize
 from edge.attribution.float_fallback import GroupCosts, measure_group_costs
 from edge.attribution.graph_variants import make_variants
 from edge.attribution.layer_spans import LayerSpan, rewired_spans, shared_spans
-from edge.attribution.local_errors import PARTS, LocalErrors, measure_local_errors, watched
+from edge.attribution.local_errors import PARTS, LocalErrors
 from edge.attribution.paired_images import PairedImages, compare_inputs
 from edge.attribution.weight_errors import WeightError, compare_weights, rounded_already
 from edge.images.preprocess import Float32, read_preprocess
 from edge.model.metadata import read_graph_info
 from edge.progress import Advance
-from engines.build_folder.file_names import ATTRIBUTION, MODEL
+from engines.build_folder.file_names import ATTRIBUTION, MODEL, REFINED
 from engines.build_folder.folder import BuildFolder
 from engines.layer_requests import read_layers
 
@@ -61,20 +61,17 @@ much. At the class token it has one row of values, and the cost of clipping depe
 def attribute_build(build: BuildFolder, images: ImageSet, advance: Advance) -> Attribution:
     """Attribute the drift of a build, and write `attribution.json` into its folder.
 
-    Args:
-        build: of `ufovit build`, with its graphs.
-        images: any; TRIAL_IMAGES of them, spread evenly, are used. They are prepared for the reference as its graph says, for
-            the judged side as the manifest says.
-        advance: called with the share that is done.
-
-    Raises InputError for a folder without graphs or manifest, and for images that cannot be read.
+    TRIAL_IMAGES of the images, spread evenly, are used. They are prepared for the reference as its graph says, for the judged
+    side as the manifest says. `advance` is called with the share that is done. Raises InputError for a folder without graphs
+    or manifest, and for images that cannot be read.
     """
     graphs, preprocess = load_graphs(build), read_preprocess(build.manifest)
     info = read_graph_info(graphs.reference.model, build.path / MODEL)
-    (judged,) = images.take(TRIAL_IMAGES).batches(preprocess, TRIAL_IMAGES)
+    chosen = images.take(TRIAL_IMAGES)
+    (judged,) = chosen.batches(preprocess, TRIAL_IMAGES)
     reference = judged
     if info is not None and info.preprocess != preprocess:
-        (reference,) = images.take(TRIAL_IMAGES).batches(info.preprocess, TRIAL_IMAGES)
+        (reference,) = chosen.batches(info.preprocess, TRIAL_IMAGES)
     attribution = attribute_graphs(graphs, reference, judged, advance)
     write_artifact(build.path / ATTRIBUTION, attribution)
     return attribution
@@ -98,32 +95,31 @@ def attribute_graphs(
     pairs = PairedImages(images, images if judged_images is None else judged_images)
     few = pairs.take(IMAGES)
     base, judged = graphs.base.model, graphs.judged.model
-    variants = make_variants(judged)
+    variants = make_variants(base, judged)
     spans, not_compared = shared_spans(base, judged)
-    taps = watched(variants.as_run, [span.output for span in spans])
-    read, tap_check = tap_judged_run(variants.as_run, taps, next(few.batches())[1])
+    errors = LocalErrors(variants, [span.output for span in spans], next(few.batches())[1])
     advance(0.1)
-    errors = measure_local_errors(
-        base, variants, spans, read, pairs, IMAGES, lambda done: advance(0.1 + 0.2 * done / len(pairs))
-    )
+    errors.measure(pairs, IMAGES, lambda done: advance(0.1 + 0.2 * done / len(pairs)))
+    judged_logits = np.concatenate(errors.judged_logits)
     float_graph, logits = check_float_graph(graphs.reference.model, base, spans, (batch for batch, _ in few.batches()))
-    costs = measure_group_costs(base, judged, variants, spans, pairs, lambda share: advance(0.3 + 0.6 * share))
+    costs = measure_group_costs(variants, spans, pairs, lambda share: advance(0.3 + 0.6 * share))
     weights = compare_weights(base, judged, spans)
+    refined = next((graph.model for graph in graphs.between if graph.file.file == REFINED), None)
     not_finite = _not_finite_places(judged, spans, errors)
     evidence = DriftEvidence(
         typed=variants.typed,
-        logits_db=logits_db(logits, errors.judged_logits),
+        logits_db=logits_db(logits, judged_logits),
         input=compare_inputs(few.reference, few.judged),
         float_graph=float_graph,
-        taps=tap_check,
+        taps=errors.taps,
         layers=_layer_rows(judged, spans, errors, weights, costs, not_finite),
         activations=_activation_rows(judged, errors),
         not_finite=not_finite,
         rewired=rewired_spans(spans, judged),
         weights=weights,
-        refined=frozenset() if graphs.refined is None else rounded_already(graphs.refined, judged, spans),
+        refined=frozenset() if refined is None else rounded_already(refined, judged, spans),
     )
-    attribution = _record(graphs, pairs, evidence, costs, (logits, errors.judged_logits), not_compared)
+    attribution = _record(graphs, pairs, evidence, costs, (logits, judged_logits), not_compared)
     advance(1.0)
     return attribution
 
@@ -139,7 +135,7 @@ def _record(
     """What was measured, diagnosed; `logits` of the reference and of the judged graph."""
     few, findings = pairs.take(IMAGES), diagnose(evidence)
     return Attribution(
-        sentence=summarize(findings, evidence.logits_db, costs.ranking),
+        sentence=summarize(findings, evidence.logits_db, {group[0].name: share for group, share in costs.shares.items()}),
         culprits=findings,
         reference=graphs.reference.file,
         base=graphs.base.file,
@@ -176,9 +172,11 @@ def _layer_rows(
     not_finite: Counter[str] = Counter()
     for place in places:
         not_finite[place.layer] += place.count
+    group_of = {span.name: group for group in costs.shares for span in group}
     rows = []
     for span in spans:
-        error, weight, layer = errors.spans[span.name], weights.get(span.name), requested.get(span.name)
+        error, weight, layer = errors.spans[span.output], weights.get(span.name), requested.get(span.name)
+        group = group_of.get(span.name)
         rows.append(
             LayerDrift(
                 name=span.name,
@@ -193,8 +191,8 @@ def _layer_rows(
                 worst_channel=weight.channel if weight else None,
                 worst_channel_db=weight.channel_db if weight else None,
                 not_finite=not_finite[span.name],
-                isolated_db=costs.isolated_db.get(span.name),
-                logits_share=costs.share.get(span.name),
+                isolated_db=costs.isolated_db[group] if group else None,
+                logits_share=costs.shares[group] if group else None,
             )
         )
     return tuple(rows)
@@ -233,12 +231,10 @@ def _readers(judged: onnx.ModelProto, index: GraphIndex, tensor: str) -> tuple[s
 def _not_finite_places(judged: onnx.ModelProto, spans: Sequence[LayerSpan], errors: LocalErrors) -> tuple[NotFinite, ...]:
     """Where NaN or infinity occurs, in graph order."""
     index = index_graph(judged)
-    layer_of: dict[str, str] = {}
-    for span in spans:
-        for node in span.nodes:
-            layer_of.setdefault(node, span.name)
+    layer_of = {node: span.name for span in reversed(spans) for node in span.nodes}  # of several, the first in graph order
     places = []
     for tensor, count in errors.not_finite.items():
         node = index.names[index.producers[tensor]] if tensor in index.producers else tensor
-        places.append(NotFinite(node, layer_of.get(node, ""), count))
+        if count:
+            places.append(NotFinite(node, layer_of.get(node, ""), count))
     return tuple(places)

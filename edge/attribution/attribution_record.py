@@ -13,35 +13,21 @@ from calib.artifact import json_artifact
 from engines.build_folder.file_names import ATTRIBUTION
 
 Kind = Literal[
-    "input",
-    "float_graph",
-    "other_weights",
-    "structure",
-    "overflow",
-    "runtime",
-    "calibration",
-    "scale_too_large",
-    "scale_too_small",
-    "zeroed_channel",
-    "weights",
-    "constants",
-    "outlier",
+    "input",  # the two sides got different images: nothing in the graph is at fault
+    "float_graph",  # the float graph that the build was made from does not compute what the reference computes
+    "other_weights",  # most layers hold weights of another network
+    "structure",  # the judged graph is wired differently
+    "overflow",  # values beyond FP16, or NaN
+    "runtime",  # the runtime computes something else than the graph as it is written
+    "calibration",  # clipping spread over many activations
+    "scale_too_large",  # of one quantized activation: rounding
+    "scale_too_small",  # of one quantized activation: clipping
+    "zeroed_channel",  # an output channel whose weights are all 0
+    "weights",  # the weights of one layer
+    "constants",  # a layer's bias, or the norm before it
+    "outlier",  # a layer with a far larger error than others of its kind, for a reason that none of the above names
 ]
-"""What is wrong.
-
-    input            the two sides got different images: nothing in the graph is at fault
-    float_graph      the float graph that the build was made from does not compute what the reference computes
-    other_weights    most layers hold weights of another network
-    structure        the judged graph is wired differently
-    overflow         values beyond FP16, or NaN
-    runtime          the runtime computes something else than the graph as it is written
-    calibration      clipping spread over many activations
-    scale_too_large, scale_too_small    of one quantized activation: rounding, clipping
-    zeroed_channel   an output channel whose weights are all 0
-    weights          the weights of one layer
-    constants        a layer's bias, or the norm before it
-    outlier          a layer with a far larger error than others of its kind, for a reason that none of the above names
-"""
+"""What is wrong; the rules are those of `edge.attribution.diagnosis`."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +67,7 @@ class FloatDrift:
 
     Attributes:
         logits_db: SQNR of its logits.
-        worst_db: smallest SQNR at the end of a span, after undoing a power of two.
-        worst_layer: where.
+        worst_db, worst_layer: smallest SQNR at the end of a span, after undoing a power of two, and where.
         first_layer: the first that differs by more than FP32's own roundings; empty where none does.
         scaled: ends of spans that differ by a power of two, which folding leaves.
     """
@@ -163,7 +148,6 @@ class ActivationDrift:
     """One quantized activation.
 
     Attributes:
-        tensor: its name.
         readers: the layers that multiply with it.
         scale: in the judged graph.
         excess_db: noise of its Q/DQ over that of the best scale among scale x 2^(k/2), |k| <= 4.
@@ -188,7 +172,6 @@ class DriftFinding:
     """One thing that is wrong.
 
     Attributes:
-        kind: see `Kind`.
         where: layer, node or tensor; empty where it is not a single one.
         layers: the layers concerned.
         found: what was found, one phrase.
@@ -242,15 +225,13 @@ class Attribution:
         culprits: what is wrong, the cause of other things first; empty where every error is what the layer's format explains.
         reference, base, judged: the FP32 reference; the float graph that the judged one was made from, which errors are
             measured against; the judged graph.
-        ran_on: the runtime.
         images, trial_images: how many layers were measured on, and tried in float on.
         images_sha256, judged_images_sha256: digests of the input arrays of either side, trials included.
         logits_db: SQNR of the judged logits against the reference's.
         answers_changed: images whose answer differs.
         input, float_graph, taps: checks around the layers.
         stages: the graphs of the build, in order.
-        layers: in graph order.
-        activations: in graph order.
+        layers, activations: in graph order.
         costliest: what leaving the costliest groups in float gains, each by itself, then all of them.
         float_form: what "in float" meant there.
         not_compared: nodes left out.

@@ -5,28 +5,31 @@ And the checks on whole graphs: reading inner tensors changes nothing, and the f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from calib.errors import ArtifactError, GraphError
 from calib.graph import index_graph, parse_graph
 from calib.metrics import SQNR_CAP_DB, power_ratio_db
-from calib.ort_session import GraphSession, TappedGraph
+from calib.ort_session import GraphSession, TappedGraph, tapped
 from calib.qdq_writer import serialize
 from edge.attribution.attribution_record import FloatDrift, GraphFile, Stage, TapCheck
-from edge.attribution.graph_variants import tapped
 from edge.attribution.layer_spans import LayerSpan
-from edge.attribution.local_errors import ReadTensors
 from edge.attribution.paired_images import PairedImages
 from edge.images.preprocess import Float32
 from edge.numeric_tolerances import EXPORT_SQNR_DB
 from edge.runtime.ort_runner import OrtRunner
 from engines.build_folder.file_names import FOLDED, MODEL, QUANTIZED, REFINED, TYPED
 from engines.build_folder.folder import BuildFolder
+
+ReadTensors = Callable[[Float32], dict[str, NDArray[Any]]]
+"""Images (B, 3, S, S) -> tensors of the judged run by name, the logits among them."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +42,12 @@ class LoadedGraph:
 
 @dataclass(frozen=True)
 class BuildGraphs:
-    """The graphs of a build, see `edge.attribution.attribute`.
-
-    Attributes:
-        between: other graphs of the flow from `base` to `judged`, in order, that are shown as stages.
-    """
+    """The graphs of a build, see `edge.attribution.attribute`; stages `between` base and judged are in order."""
 
     reference: LoadedGraph
     base: LoadedGraph
     judged: LoadedGraph
     between: tuple[LoadedGraph, ...] = ()
-
-    @property
-    def refined(self) -> onnx.ModelProto | None:
-        """The refined float graph, None where there is none between the others."""
-        return next((graph.model for graph in self.between if graph.file.file == REFINED), None)
 
     def check_ports(self) -> None:
         """Raise InputError for graphs that are not of one classifier."""

@@ -193,24 +193,21 @@ def _outliers(evidence: DriftEvidence, scales: tuple[DriftFinding, ...]) -> Iter
     spread = any(finding.kind == "calibration" for finding in scales)
     peers = _grouped((_key(layer), layer.introduced_db) for layer in evidence.layers)
     for layer in evidence.layers:
-        values = peers[_key(layer)]
-        middle = median(values)
-        deviation = 1.4826 * median(abs(value - middle) for value in values)
-        far = middle - max(OUTLIER_DB, OUTLIER_SIGMAS * deviation)
-        low = max(ABSOLUTE_DB, far if len(values) >= PEERS else ABSOLUTE_DB)
+        values, low, usual = peers[_key(layer)], ABSOLUTE_DB, f"{ABSOLUTE_DB:g} dB is the least expected"
+        if len(values) >= PEERS:
+            middle = median(values)
+            deviation = 1.4826 * median(abs(value - middle) for value in values)
+            low = max(low, middle - max(OUTLIER_DB, OUTLIER_SIGMAS * deviation))
+            usual = f"its {len(values)} peers {middle:.1f} dB"
         parts = {
             "rounding": layer.rounding_db, "clipping": layer.clipping_db, "FP16": layer.fp16_db, "constants": layer.weights_db,
         }  # fmt: skip
         part = min(parts, key=parts.__getitem__)
         if layer.introduced_db < low and not (spread and part == "clipping"):
-            several = len(values) >= PEERS
-            usual = f"its {len(values)} peers {middle:.1f} dB" if several else f"{ABSOLUTE_DB:g} dB is the least expected"
             text = f"{layer.name} introduces an error of {layer.introduced_db:.1f} dB ({usual}), by its {part}"
             error = evidence.weights.get(layer.name)
-            by_weights = part == "constants" and error is not None and error.excess_db > WEIGHTS_DB
-            yield DriftFinding(
-                "weights" if by_weights else "outlier", layer.name, (layer.name,), f"{text} ({parts[part]:.1f} dB)"
-            )
+            kind: Kind = "weights" if part == "constants" and error and error.excess_db > WEIGHTS_DB else "outlier"
+            yield DriftFinding(kind, layer.name, (layer.name,), f"{text} ({parts[part]:.1f} dB)")
 
 
 def _key(layer: LayerDrift) -> str:
@@ -229,13 +226,13 @@ def _grouped(values: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
     return groups
 
 
-def summarize(findings: tuple[DriftFinding, ...], logits_db: float, shares: Mapping[tuple[str, ...], float]) -> str:
+def summarize(findings: tuple[DriftFinding, ...], logits_db: float, shares: Mapping[str, float]) -> str:
     """The result as one sentence.
 
     Args:
         findings: of `diagnose`.
         logits_db: of the judged graph against the reference.
-        shares: layers of a group -> its share of the noise of the logits, costliest first.
+        shares: first layer of a group -> its share of the noise of the logits, costliest first.
     """
     if findings:
         more = f" (and {len(findings) - _LISTED} more)" if len(findings) > _LISTED else ""
@@ -246,8 +243,8 @@ def summarize(findings: tuple[DriftFinding, ...], logits_db: float, shares: Mapp
     if not shares:
         return f"{text}."
     top = list(shares.items())[:TOP]
-    together = sum(share for _group, share in top)
-    names = ", ".join(f"{group[0]} {share:.0%}" for group, share in top[:_LISTED])
+    together = sum(share for _layer, share in top)
+    names = ", ".join(f"{layer} {share:.0%}" for layer, share in top[:_LISTED])
     if together <= 2 * TOP / len(shares):
         return f"{text}, spread evenly over {len(shares)} groups of layers, at most {top[0][1]:.0%} each."
     return f"{text}; {len(top)} of {len(shares)} groups of layers make {together:.0%} of that noise: {names} ..."

@@ -1,7 +1,7 @@
 """Which layers would gain most if they were left in float, and whether they do.
 
 A group is the layers that share a quantized activation: they can leave INT8 only together. Its cost is what it does to the
-logits alone: the float network with this one group as judged (`isolated_noise`). The costliest are then tried: the judged graph
+logits alone: the float network with this one group as judged (`isolated_db`). The costliest are then tried: the judged graph
 runs with each of them, and with all of them, computed as the float network does. In a typed INT8 graph that is FP16 with its
 roundings, in any other graph FP32.
 """
@@ -30,6 +30,7 @@ from edge.attribution.graph_variants import GraphVariants
 from edge.attribution.layer_spans import LayerSpan
 from edge.attribution.paired_images import PairedImages
 from edge.images.preprocess import Float32
+from edge.progress import Advance
 from edge.stability.finders.xnorm import find_sites
 from edge.stability.islands import fp32_nodes
 from engines.fp16_emulation import emulated_graph
@@ -51,53 +52,35 @@ class GroupCosts:
     """What every group costs, and what the costliest gain in float.
 
     Attributes:
-        isolated_db: layer -> SQNR of the float network's logits with its group alone as judged.
-        share: layer -> its group's share of the noise of all groups.
-        ranking: layers of a group -> share, costliest first.
+        isolated_db: group -> SQNR of the float network's logits with it alone as judged.
+        shares: group -> its share of the noise of all groups, costliest first.
         trials: the costliest each by itself, then together; empty where nothing costs anything.
         float_form: what a layer in float computed.
     """
 
-    isolated_db: dict[str, float]
-    share: dict[str, float]
-    ranking: dict[tuple[str, ...], float]
+    isolated_db: dict[Group, float]
+    shares: dict[Group, float]
     trials: tuple[FloatTrial, ...]
     float_form: str
 
 
 def measure_group_costs(
-    base: onnx.ModelProto,
-    judged: onnx.ModelProto,
-    variants: GraphVariants,
-    spans: Sequence[LayerSpan],
-    images: PairedImages,
-    advance: Callable[[float], None] = lambda _share: None,
+    variants: GraphVariants, spans: Sequence[LayerSpan], images: PairedImages, advance: Advance
 ) -> GroupCosts:
     """Rank all groups on a few of the images, and try the costliest on all."""
-    groups, ends = find_groups(judged, spans), [span.output for span in spans]
+    groups, ends = find_groups(variants.judged, spans), [span.output for span in spans]
     few = images.take(ISOLATED_IMAGES).reference
-    noise, signal = isolated_noise(base, variants, groups, ends, few, lambda done: advance(0.8 * done / len(groups)))
-    shares = _noise_shares(noise)
-    ranked = sorted(groups, key=lambda group: -shares[group[0].name])
-    costly = [group for group in ranked if noise[group[0].name] > 0][:TRIED]
-    source, form = _float_graph(base, judged, variants)
-    leaders = {span.name: group[0].name for group in groups for span in group}
-    isolated_db = {name: power_ratio_db(signal, noise[leader]) for name, leader in leaders.items()}
+    noise, signal = _isolated_noise(variants, groups, ends, few, lambda done: advance(0.8 * done / len(groups)))
+    parts = _noise_shares(noise)
+    shares = {group: parts[group] for group in sorted(groups, key=lambda group: -parts[group])}
+    source, form = _float_graph(variants)
+    isolated_db = {group: power_ratio_db(signal, noise[group]) for group in groups}
+    costly = [group for group in shares if noise[group] > 0][:TRIED]
     trials: tuple[FloatTrial, ...] = ()
     if costly:
-        power, (before, *after) = _try_in_float(base, variants, Splicer(source, ends), costly, images)
-        sets = [*((group,) for group in costly), tuple(costly)]
-        trials = tuple(
-            _trial(tried, isolated_db, shares, power, (before, errors)) for tried, errors in zip(sets, after, strict=True)
-        )
+        trials = _try_in_float(variants, Splicer(source, ends), costly, images, isolated_db, shares)
     advance(1.0)
-    return GroupCosts(
-        isolated_db=isolated_db,
-        share={name: shares[leader] for name, leader in leaders.items()},
-        ranking={tuple(span.name for span in group): shares[group[0].name] for group in ranked},
-        trials=trials,
-        float_form=form,
-    )
+    return GroupCosts(isolated_db, shares, trials, form)
 
 
 def find_groups(judged: onnx.ModelProto, spans: Sequence[LayerSpan]) -> tuple[Group, ...]:
@@ -118,22 +101,13 @@ def find_groups(judged: onnx.ModelProto, spans: Sequence[LayerSpan]) -> tuple[Gr
     return tuple(tuple(layers[name] for name in group) for group in group_nodes(QuantPlan(tuple(points))))
 
 
-def isolated_noise(
-    base: onnx.ModelProto,
-    variants: GraphVariants,
-    groups: Sequence[Group],
-    ends: Sequence[str],
-    images: Float32,
-    done: Callable[[int], None] = lambda _groups: None,
-) -> tuple[dict[str, float], float]:
+def _isolated_noise(
+    variants: GraphVariants, groups: Sequence[Group], ends: Sequence[str], images: Float32, done: Callable[[int], None]
+) -> tuple[dict[Group, float], float]:
     """Squared error of the logits, summed, with one group as judged and all else in float; and the sum of their squares.
 
-    Args:
-        ends: of all spans.
-        images: (n, 3, S, S), a few.
-        done: called with the number of groups after each.
-
-    Returns: name of the group's first layer -> noise, infinite where the judged layers compute NaN or infinity; signal.
+    The error is infinite where the judged layers compute NaN or infinity. `ends` are those of all spans; `done` is called with
+    the number of groups after each.
     """
     by_nodes = {sum((span.nodes for span in group), ()): group for group in groups}
     judged = Splicer(variants.as_run, ends)
@@ -141,92 +115,89 @@ def isolated_noise(
     def as_judged(nodes: tuple[str, ...], segment: onnx.ModelProto) -> onnx.ModelProto:
         return judged.into(segment, [span.output for span in by_nodes[nodes]])
 
-    runs = SegmentRuns(base, list(by_nodes), [images], threads=0)
+    runs = SegmentRuns(variants.base, list(by_nodes), [images], threads=0)
     reference = runs.output()
-    noise: dict[str, float] = {}
+    noise: dict[Group, float] = {}
     for count, (nodes, logits) in enumerate(runs.exchanged(as_judged), start=1):
-        noise[by_nodes[nodes][0].name] = float(_squared_errors(reference, logits).sum())
+        noise[by_nodes[nodes]] = float(_squared_errors(reference, logits).sum())
         done(count)
     return noise, float((reference.astype(np.float64) ** 2).sum())
 
 
-def _float_graph(base: onnx.ModelProto, judged: onnx.ModelProto, variants: GraphVariants) -> tuple[onnx.ModelProto, str]:
+def _float_graph(variants: GraphVariants) -> tuple[onnx.ModelProto, str]:
     """What a layer left in float computes, and its name: FP16 with its roundings in a typed graph that quantizes, else FP32."""
+    base, judged = variants.base, variants.judged
     if not variants.typed or not any(node.op_type == DEQUANTIZE for node in judged.graph.node):
         return base, "fp32"
     types, names = infer_types(judged), set(index_graph(base).names)
-    islands = {
+    islands = frozenset(
         node.name
         for node in judged.graph.node
         if node.name in names and node.output[0] in types and types[node.output[0]].dtype == onnx.TensorProto.FLOAT
-    }
+    )
     try:
-        return emulated_graph(type_graph(base, keep_fp32=frozenset(islands) | fp32_nodes(base, find_sites(base), ()))), "fp16"
+        return emulated_graph(type_graph(base, keep_fp32=islands | fp32_nodes(base, find_sites(base), ()))), "fp16"
     except InputError:  # weights that FP16 cannot hold
         return base, "fp32"
 
 
 def _try_in_float(
-    base: onnx.ModelProto, variants: GraphVariants, source: Splicer, groups: Sequence[Group], images: PairedImages
-) -> tuple[float, list[NDArray[np.float64]]]:
-    """The sum of squares of the float network's logits, and the squared errors (n,) of each image's logits against them.
+    variants: GraphVariants,
+    source: Splicer,
+    groups: Sequence[Group],
+    images: PairedImages,
+    isolated_db: Mapping[Group, float],
+    shares: Mapping[Group, float],
+) -> tuple[FloatTrial, ...]:
+    """What each of the groups gains in float, then all of them together.
 
-    Errors of the judged graph as it is, with each of the groups in float, with all of them in float. All runs are of one graph
-    with a switch per group, so that nothing but the group differs between them.
+    All runs are of one graph with a switch per group, so that nothing but the group differs between them. With noise a_i
+    before and b_i after on image i, the gain is 10 log10(sum a / sum b) dB.
     """
-    (image,), output = index_graph(base).inputs, base.graph.output[0].name
-    graph = GraphSession(base, threads=0)
+    (image,), output = index_graph(variants.base).inputs, variants.base.graph.output[0].name
+    graph = GraphSession(variants.base, threads=0)
     reference = np.concatenate([graph({image: batch})[output] for batch, _ in images.batches()])
+    signal = float((reference.astype(np.float64) ** 2).sum())
     switches = {span.output: f"in_float/{group[0].name}" for group in groups for span in group}
     graph = GraphSession(source.into(variants.as_run, switches, switches.__getitem__), threads=0)
-    errors = []
-    for on in (set(), *({f"in_float/{group[0].name}"} for group in groups), set(switches.values())):
+
+    def errors(*in_float: Group) -> NDArray[np.float64]:
+        on = {switches[group[0].output] for group in in_float}
         settings = {name: np.array(name in on) for name in switches.values()}
-        logits = np.concatenate([graph({image: batch, **settings})[output] for _, batch in images.batches()])
-        errors.append(_squared_errors(reference, logits))
-    return float((reference.astype(np.float64) ** 2).sum()), errors
+        logits = [graph({image: batch, **settings})[output] for _, batch in images.batches()]
+        return _squared_errors(reference, np.concatenate(logits))
+
+    judged = errors()
+    trials = []
+    for tried in (*((group,) for group in groups), tuple(groups)):
+        noise = errors(*tried)
+        before, after = (power_ratio_db(signal, parts.sum()) for parts in (judged, noise))
+        uncertainty = _uncertainty(judged, noise)
+        trials.append(
+            FloatTrial(
+                layers=tuple(span.name for group in tried for span in group),
+                isolated_db=isolated_db[tried[0]] if len(tried) == 1 else None,
+                share=min(1.0, sum(shares[group] for group in tried)),
+                before_db=before,
+                after_db=after,
+                gain_db=after - before,
+                uncertainty_db=uncertainty,
+                confirmed=after - before > CERTAIN * uncertainty,
+            )
+        )
+    return tuple(trials)
 
 
-def _noise_shares(noise: Mapping[str, float]) -> dict[str, float]:
+def _noise_shares(noise: Mapping[Group, float]) -> dict[Group, float]:
     """Each group's share of the noise of all; among infinite ones where there are any."""
-    infinite = {name: float(np.isinf(value)) for name, value in noise.items()}
+    infinite = {group: float(np.isinf(value)) for group, value in noise.items()}
     parts = infinite if any(infinite.values()) else noise
     total = sum(parts.values())
-    return {name: part / total if total else 0.0 for name, part in parts.items()}
-
-
-def _trial(
-    groups: tuple[Group, ...],
-    isolated_db: Mapping[str, float],
-    shares: Mapping[str, float],
-    signal: float,
-    errors: tuple[NDArray[np.float64], NDArray[np.float64]],
-) -> FloatTrial:
-    """What leaving some groups in float gained.
-
-    With noise a_i before and b_i after on image i, the gain is 10 log10(sum a / sum b) dB and its standard error that of
-    (10 / ln 10) (a_i / sum a - b_i / sum b) summed over the images.
-
-    Args:
-        groups: that were in float together.
-        isolated_db, shares: of each group by its first layer, on the images of `isolated_noise`.
-        signal, errors: of `_try_in_float`, errors before and after.
-    """
-    before, after = (power_ratio_db(signal, noise.sum()) for noise in errors)
-    uncertainty = _uncertainty(*errors)
-    return FloatTrial(
-        layers=tuple(span.name for group in groups for span in group),
-        isolated_db=isolated_db[groups[0][0].name] if len(groups) == 1 else None,
-        share=min(1.0, sum(shares[group[0].name] for group in groups)),
-        before_db=before,
-        after_db=after,
-        gain_db=after - before,
-        uncertainty_db=uncertainty,
-        confirmed=after - before > CERTAIN * uncertainty,
-    )
+    return {group: part / total if total else 0.0 for group, part in parts.items()}
 
 
 def _uncertainty(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
+    """Standard error of the gain: that of (10 / ln 10) (a_i / sum a - b_i / sum b) summed over the images."""
     if not (np.isfinite(before).all() and np.isfinite(after).all() and before.sum() > 0 and after.sum() > 0):
         return 0.0
     parts = 10 / np.log(10) * (before / before.sum() - after / after.sum())

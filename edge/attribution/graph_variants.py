@@ -1,5 +1,6 @@
 """Variants of the judged graph, whose differences are the kinds of error; all are FP32 graphs with the same span ends.
 
+    base         the float graph that the judged one was made from
     as_run       what is judged: a typed graph with every rounding of FP16 emulated, any other graph as it is
     exact        its constants and its Q/DQ, everything between computed in FP32
     clipped      `exact` with each activation's Q/DQ replaced by its clipping alone
@@ -13,7 +14,7 @@ The error of a span on the float network's own inputs, x its output there, is th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -32,17 +33,6 @@ _FLOAT, _HALF = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
 
 
 @dataclass(frozen=True)
-class GraphVariants:
-    """See the module's docstring; `typed` says whether the judged graph is a typed FP16 one."""
-
-    typed: bool
-    as_run: onnx.ModelProto
-    exact: onnx.ModelProto
-    clipped: onnx.ModelProto
-    unquantized: onnx.ModelProto
-
-
-@dataclass(frozen=True)
 class Activation:
     """A quantized activation of the judged graph: its tensor, its one scale and the codes it saturates at."""
 
@@ -52,30 +42,42 @@ class Activation:
     high: int
 
 
-def make_variants(judged: onnx.ModelProto) -> GraphVariants:
+@dataclass(frozen=True)
+class GraphVariants:
+    """See the module's docstring.
+
+    Attributes:
+        judged: the graph as it is.
+        typed: whether the judged graph is a typed FP16 one.
+        activations: output of the QuantizeLinear of each quantized activation -> the activation, in graph order.
+    """
+
+    base: onnx.ModelProto
+    judged: onnx.ModelProto
+    typed: bool
+    as_run: onnx.ModelProto
+    exact: onnx.ModelProto
+    clipped: onnx.ModelProto
+    unquantized: onnx.ModelProto
+    activations: Mapping[str, Activation]
+
+
+def make_variants(base: onnx.ModelProto, judged: onnx.ModelProto) -> GraphVariants:
     """The variants of a judged graph. Raises InputError for quantization that is not per tensor with a constant scale."""
-    typed = _is_typed(judged)
+    half_weights = any(tensor.data_type == _HALF for tensor in judged.graph.initializer)
+    typed = half_weights or any(map(_rounds, judged.graph.node))
     as_run = emulated_graph(judged) if typed else judged
     exact = _without_roundings(emulated_graph(judged, accumulate="fp32")) if typed else judged
-    return GraphVariants(typed, as_run, exact, _without_qdq(exact, clip=True), _without_qdq(exact, clip=False))
+    index = index_graph(exact)
+    quantizers = (node for node in exact.graph.node if node.op_type == QUANTIZE and node.input[0] not in index.constant_like)
+    activations = {node.output[0]: _activation(node, index) for node in quantizers}
+    clipped, unquantized = (_without_qdq(exact, activations, clip=clip) for clip in (True, False))
+    return GraphVariants(base, judged, typed, as_run, exact, clipped, unquantized, activations)
 
 
-def _is_typed(model: onnx.ModelProto) -> bool:
-    """Whether a graph is a typed FP16 one: its weights, or outputs of its Casts, are FP16."""
-    return any(tensor.data_type == _HALF for tensor in model.graph.initializer) or any(
-        node.op_type == "Cast" and int(attribute(node, "to", 0)) == _HALF for node in model.graph.node
-    )
-
-
-def quantized_activations(model: onnx.ModelProto) -> tuple[Activation, ...]:
-    """The quantized activations of a graph, each once, in graph order. Raises InputError, see `make_variants`."""
-    return tuple(_by_codes(model, index_graph(model)).values())
-
-
-def _by_codes(model: onnx.ModelProto, index: GraphIndex) -> dict[str, Activation]:
-    """Output of the QuantizeLinear of an activation -> the activation."""
-    quantizers = (node for node in model.graph.node if node.op_type == QUANTIZE and node.input[0] not in index.constant_like)
-    return {node.output[0]: _activation(node, index) for node in quantizers}
+def _rounds(node: onnx.NodeProto) -> bool:
+    """Whether a node is a Cast to FP16."""
+    return node.op_type == "Cast" and int(attribute(node, "to", 0)) == _HALF
 
 
 def _activation(node: onnx.NodeProto, index: GraphIndex) -> Activation:
@@ -96,40 +98,30 @@ def _without_roundings(emulated: onnx.ModelProto) -> onnx.ModelProto:
     """An emulated graph with its roundings to FP16 taken out, in place."""
     rounded: set[str] = set()
     for node in emulated.graph.node:
-        to_half = node.op_type == "Cast" and int(attribute(node, "to", 0)) == _HALF
-        if to_half or (node.op_type == "Cast" and node.input[0] in rounded):
-            rounded.update(node.output if to_half else ())
+        if _rounds(node):
+            rounded.update(node.output)
+        if _rounds(node) or (node.op_type == "Cast" and node.input[0] in rounded):
             node.op_type = "Identity"
             del node.attribute[:]
     return emulated
 
 
-def _without_qdq(model: onnx.ModelProto, *, clip: bool) -> onnx.ModelProto:
+def _without_qdq(model: onnx.ModelProto, activations: Mapping[str, Activation], *, clip: bool) -> onnx.ModelProto:
     """A copy in which readers of an activation's Q/DQ pair read the activation itself, or its clipped values."""
     copy = deepcopy(model)
-    activations = _by_codes(model, index_graph(copy))
-    nodes = []
-    for node in model.graph.node:
+    kept = [node for node in copy.graph.node if activations.keys().isdisjoint(node.output)]  # all but the QuantizeLinear
+    for node in kept:
         if node.op_type == DEQUANTIZE and node.input[0] in activations:
             source, target = activations[node.input[0]], node.output[0]
-            bounds = []
-            for name, code in (("low", source.low), ("high", source.high)):
-                bounds.append(f"{target}/{name}")
-                copy.graph.initializer.append(numpy_helper.from_array(np.asarray(code * source.scale, np.float32), bounds[-1]))
-            inputs = [source.tensor, *bounds] if clip else [source.tensor]
-            nodes.append(helper.make_node("Clip" if clip else "Identity", inputs, [target], name=f"{target}/alone"))
-        elif not (node.op_type == QUANTIZE and node.output[0] in activations):
-            nodes.append(node)
+            node.CopyFrom(helper.make_node("Identity", [source.tensor], [target], name=f"{target}/alone"))
+            if clip:
+                node.op_type = "Clip"
+                for name, code in (("low", source.low), ("high", source.high)):
+                    node.input.append(f"{target}/{name}")
+                    limit = np.asarray(code * source.scale, np.float32)
+                    copy.graph.initializer.append(numpy_helper.from_array(limit, node.input[-1]))
     del copy.graph.node[:]
-    copy.graph.node.extend(nodes)
-    return copy
-
-
-def tapped(model: onnx.ModelProto, tensors: Collection[str]) -> onnx.ModelProto:
-    """The graph with more outputs and nothing else: its own first, then those of `tensors` that are inner ones."""
-    copy = deepcopy(model)
-    own = {value.name for value in model.graph.output}
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in own)
+    copy.graph.node.extend(kept)
     return copy
 
 

@@ -91,29 +91,25 @@ def _delimited(model: onnx.ModelProto, spans: list[LayerSpan]) -> tuple[LayerSpa
     """The spans with what they read and hold, given that these and no others lie between them."""
     index = index_graph(model)
     stops = {*(span.output for span in spans), *index.inputs}
-    inside = [_inside(model, index, span.output, stops) for span in spans]
-    return tuple(
-        replace(span, reads=reads, nodes=tuple(index.names[at] for at in nodes))
-        for span, (nodes, reads) in zip(spans, inside, strict=True)
-    )
+    delimited = []
+    for span in spans:
+        nodes, reads = _inside(model, index, span.output, stops)
+        delimited.append(replace(span, nodes=nodes, reads=reads))
+    return tuple(delimited)
 
 
-def _inside(
-    model: onnx.ModelProto, index: GraphIndex, end: str, stops: Collection[str]
-) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """What computes a tensor, back to `stops`: nodes that depend on these, ascending, and the stops that they read.
+def _inside(model: onnx.ModelProto, index: GraphIndex, end: str, stops: Collection[str]) -> tuple[tuple[str, ...], ...]:
+    """What computes a tensor, back to `stops`: names of the nodes that depend on these, and the stops that they read.
 
     What depends on shapes and constants alone is left out.
     """
     needed = [at for at in needed_nodes(index, [end], stops) if model.graph.node[at].op_type not in SHAPE_OPS]
     reads = {name for at in needed for name in index.reads[at] if name in stops}
-    depends = set(reads)
-    inside = []
+    depends, inside = set(reads), []
     for at in needed:
-        node = model.graph.node[at]
         if depends & index.reads[at]:
-            depends.update(node.output)
-            inside.append(at)
+            depends.update(model.graph.node[at].output)
+            inside.append(index.names[at])
     return tuple(inside), tuple(sorted(reads))
 
 

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from calib.errors import GraphError
 from calib.graph import index_graph
 from calib.metrics import power_ratio_db
-from calib.ort_session import GraphSession, check_batch
-from edge.attribution.graph_variants import FED, Activation, GraphVariants, cut, quantized_activations, tapped
-from edge.attribution.layer_spans import LayerSpan
+from calib.ort_session import GraphSession, check_batch, tapped
+from edge.attribution.build_graphs import tap_judged_run
+from edge.attribution.graph_variants import FED, Activation, GraphVariants, cut
 from edge.attribution.paired_images import PairedImages
 from edge.images.preprocess import Float32
 
@@ -51,8 +51,6 @@ _CAN_HIDE = {"Div": (1,), "Reciprocal": (0,), "Clip": (0,), "Max": (0, 1), "Min"
 """Operators whose output may hide an infinite input: x / infinity is 0, a clipped infinity is finite."""
 
 Tensors = dict[str, NDArray[Any]]
-ReadTensors = Callable[[Float32], Tensors]
-"""Images (B, 3, S, S) -> tensors of the judged run by name, the logits among them."""
 
 
 @dataclass
@@ -86,6 +84,24 @@ class ScaleError:
     count: int = 0
     largest: float = 0.0
 
+    def add(self, values: NDArray[Any]) -> None:
+        """Add one batch of the activation's float values."""
+        source = self.activation
+        flat = values.ravel()[:: max(1, values.size // _VALUES) | 1].astype(np.float32)  # odd steps do not stay on one channel
+        codes = np.empty_like(flat)
+        for at, factor in enumerate(FACTORS):
+            step = np.float32(source.scale * factor)
+            np.divide(flat, step, out=codes)
+            np.rint(codes, out=codes)
+            np.clip(codes, source.low, source.high, out=codes)
+            np.multiply(codes, step, out=codes)
+            self.noise[at] += _sum_of_squares(codes, flat)
+        low, high = np.float32(source.low * source.scale), np.float32(source.high * source.scale)
+        self.clipped += _sum_of_squares(np.clip(flat, low, high), flat)
+        self.beyond += int(((flat < low) | (flat > high)).sum())
+        self.count += flat.size
+        self.largest = max(self.largest, float(np.abs(flat).max(initial=0.0)))
+
     @property
     def excess_db(self) -> float:
         """Noise at the scale in the graph over that of the best candidate."""
@@ -102,88 +118,59 @@ class ScaleError:
         return self.clipped / float(self.noise[_OWN]) if self.noise[_OWN] else 0.0
 
 
-@dataclass(frozen=True)
 class LocalErrors:
-    """All sums.
-
-    Attributes:
-        spans: name of the span -> its errors.
-        scales: by tensor, in graph order.
-        not_finite: tensor of the judged run -> how many of its values are NaN or infinite, where any are, in graph order.
-        judged_logits: (n, classes).
-    """
-
-    spans: dict[str, SpanError]
-    scales: dict[str, ScaleError]
-    not_finite: dict[str, int]
-    judged_logits: Float32
-
-
-def measure_local_errors(
-    base: onnx.ModelProto,
-    variants: GraphVariants,
-    spans: Sequence[LayerSpan],
-    read: ReadTensors,
-    pairs: PairedImages,
-    count: int,
-    done: Callable[[int], None],
-) -> LocalErrors:
-    """Measure every span.
+    """The graphs, and the sums over what was added so far.
 
     Args:
-        base: the float graph that the judged one was made from.
-        read: returns the tensors of `watched` in the judged run.
-        pairs: the images. The scales are compared on all of them, because the cost of clipping depends on few large values, one
-            token per image in some tensors.
-        count: how many of them the spans are measured on.
-        done: called with the number of images after each batch.
+        ends: of all spans.
+        images: (B, 3, S, S) of the judged side, one batch to check on that reading inner tensors changes nothing.
 
-    Raises InputError for batches that the graphs do not take, and a float network that is not finite.
+    Attributes:
+        spans: end of the span -> its errors.
+        scales: by tensor, in graph order.
+        not_finite: tensor of the judged run -> how many of its values are NaN or infinite, in graph order.
+        judged_logits: (B, classes) of every batch.
+        taps: the result of that check.
     """
-    work = _Measurement(base, variants, spans, read)
-    logits: list[Float32] = []
-    images = 0
-    for float_images, judged_images in pairs.take(count).batches():
-        check_batch(float_images, images)
-        check_batch(judged_images, images)
-        logits.append(work.add(float_images, judged_images))
-        images += len(float_images)
-        done(images)
-    for float_images, _judged_images in pairs.batches_without(count):
-        check_batch(float_images, images)
-        work.add_scales(float_images)
-        images += len(float_images)
-        done(images)
-    not_finite = {tensor: count for tensor, count in work.not_finite.items() if count}
-    return LocalErrors(work.errors, work.scales, not_finite, np.concatenate(logits))
 
-
-class _Measurement:
-    """All graphs, open, and the sums so far."""
-
-    def __init__(self, base: onnx.ModelProto, variants: GraphVariants, spans: Sequence[LayerSpan], read: ReadTensors) -> None:
-        self.spans, self.read_judged = spans, read
-        self.ends = [span.output for span in spans]
-        (self.source,) = index_graph(base).inputs
-        self.output = base.graph.output[0].name
-        self.errors = {span.name: SpanError() for span in spans}
-        self.scales = {a.tensor: ScaleError(a) for a in quantized_activations(variants.exact)}
-        self.not_finite = dict.fromkeys(watched(variants.as_run, self.ends), 0)
+    def __init__(self, variants: GraphVariants, ends: Sequence[str], images: Float32) -> None:
+        (self._source,), self._output = index_graph(variants.base).inputs, variants.base.graph.output[0].name
+        self.spans = {end: SpanError() for end in ends}
+        self.scales = {activation.tensor: ScaleError(activation) for activation in variants.activations.values()}
+        self.not_finite = dict.fromkeys(_watched(variants.as_run, ends), 0)
+        self._read_judged, self.taps = tap_judged_run(variants.as_run, tuple(self.not_finite), images)
+        self.judged_logits: list[Float32] = []
         open_graph = partial(GraphSession, threads=0)
-        self.base = open_graph(tapped(base, self.ends))
-        inner = [tensor for tensor in self.scales if tensor not in self.ends and tensor != self.source]
-        self.inherited = open_graph(cut(base, self.ends))
-        self.pieces = {"as_run": open_graph(cut(variants.as_run, self.ends))}
+        self._base = open_graph(tapped(variants.base, ends))
+        self._inherited = open_graph(cut(variants.base, ends))
+        self._pieces = {"as_run": open_graph(cut(variants.as_run, ends))}
         if variants.typed:
-            self.pieces["exact"] = open_graph(cut(variants.exact, self.ends))
+            self._pieces["exact"] = open_graph(cut(variants.exact, ends))
         if self.scales:
-            self.pieces["clipped"] = open_graph(cut(variants.clipped, self.ends))
-            self.pieces["unquantized"] = open_graph(cut(variants.unquantized, self.ends, inner))
+            inner = [tensor for tensor in self.scales if tensor not in ends and tensor != self._source]
+            self._pieces["clipped"] = open_graph(cut(variants.clipped, ends))
+            self._pieces["unquantized"] = open_graph(cut(variants.unquantized, ends, inner))
 
-    def add(self, float_images: Float32, judged_images: Float32) -> Float32:
-        """Run everything on one batch; the judged logits."""
-        float_run, judged_run = self.base({self.source: float_images}), self.read_judged(judged_images)
-        for name in self.ends:
+    def measure(self, pairs: PairedImages, count: int, done: Callable[[int], None]) -> None:
+        """Measure every span on `count` of the images, and the scales on all of them.
+
+        The cost of clipping depends on few large values, one token per image in some tensors. `done` is called with the number
+        of images after each batch. Raises InputError for batches that the graphs do not take, and for a float network that is
+        not finite.
+        """
+        images = 0
+        for part, add in zip(pairs.split(count), (self._add, self._add_scales), strict=False):
+            for float_images, judged_images in part.batches():
+                check_batch(float_images, images)
+                check_batch(judged_images, images)
+                add(float_images, judged_images)
+                images += len(float_images)
+                done(images)
+
+    def _add(self, float_images: Float32, judged_images: Float32) -> None:
+        float_run, judged_run = self._base({self._source: float_images}), self._read_judged(judged_images)
+        self.judged_logits.append(np.asarray(judged_run[self._output]))
+        for name in self.spans:
             if not np.isfinite(float_run[name]).all():
                 raise GraphError(
                     "the FP32 network itself holds NaN or infinity", where=name, next_command="check the checkpoint"
@@ -191,54 +178,32 @@ class _Measurement:
         for name in self.not_finite:
             self.not_finite[name] += int(np.size(judged_run[name]) - np.count_nonzero(np.isfinite(judged_run[name])))
         inputs = self._inputs(float_images, float_run)
-        runs = {"float": float_run, "judged": judged_run, **{name: piece(inputs) for name, piece in self.pieces.items()}}
-        runs["inherited"] = self.inherited(self._inputs(judged_images, judged_run))
+        runs = {"float": float_run, "judged": judged_run, **{name: piece(inputs) for name, piece in self._pieces.items()}}
+        runs["inherited"] = self._inherited(self._inputs(judged_images, judged_run))
         for variant, same in (("exact", "as_run"), ("clipped", "exact"), ("unquantized", "clipped")):
             runs.setdefault(variant, runs[same])
-        for span in self.spans:
-            error = self.errors[span.name]
-            error.signal += _sum_of_squares(float_run[span.output], np.float32(0))
+        for end, error in self.spans.items():
+            error.signal += _sum_of_squares(float_run[end], np.float32(0))
             for part, (one, other) in PARTS.items():
                 if runs[one] is not runs[other]:
-                    error.noise[part] += _sum_of_squares(runs[one][span.output], runs[other][span.output])
-        self._compare_scales(float_images, runs["unquantized"], float_run)
-        return np.asarray(judged_run[self.output])
+                    error.noise[part] += _sum_of_squares(runs[one][end], runs[other][end])
+        self._compare_scales({self._source: float_images, **runs["unquantized"], **float_run})
 
-    def add_scales(self, float_images: Float32) -> None:
-        """Compare the scales alone on one batch."""
+    def _add_scales(self, float_images: Float32, _judged_images: Float32) -> None:
         if self.scales:
-            float_run = self.base({self.source: float_images})
-            self._compare_scales(float_images, self.pieces["unquantized"](self._inputs(float_images, float_run)), float_run)
+            float_run = self._base({self._source: float_images})
+            unquantized = self._pieces["unquantized"](self._inputs(float_images, float_run))
+            self._compare_scales({self._source: float_images, **unquantized, **float_run})
 
-    def _compare_scales(self, float_images: Float32, unquantized: Tensors, float_run: Tensors) -> None:
-        values = {self.source: float_images, **unquantized, **float_run}
+    def _compare_scales(self, values: Tensors) -> None:
         for tensor, error in self.scales.items():
-            _add_scale_errors(error, values[tensor])
+            error.add(values[tensor])
 
     def _inputs(self, images: Float32, run: Tensors) -> Tensors:
-        return {self.source: images, **{f"{name}{FED}": run[name] for name in self.ends}}
+        return {self._source: images, **{f"{name}{FED}": run[name] for name in self.spans}}
 
 
-def _add_scale_errors(error: ScaleError, values: NDArray[Any]) -> None:
-    """Add one batch of an activation's float values."""
-    source = error.activation
-    flat = values.ravel()[:: max(1, values.size // _VALUES) | 1].astype(np.float32)  # odd steps do not stay on one channel
-    codes = np.empty_like(flat)
-    for at, factor in enumerate(FACTORS):
-        step = np.float32(source.scale * factor)
-        np.divide(flat, step, out=codes)
-        np.rint(codes, out=codes)
-        np.clip(codes, source.low, source.high, out=codes)
-        np.multiply(codes, step, out=codes)
-        error.noise[at] += _sum_of_squares(codes, flat)
-    low, high = np.float32(source.low * source.scale), np.float32(source.high * source.scale)
-    error.clipped += _sum_of_squares(np.clip(flat, low, high), flat)
-    error.beyond += int(((flat < low) | (flat > high)).sum())
-    error.count += flat.size
-    error.largest = max(error.largest, float(np.abs(flat).max(initial=0.0)))
-
-
-def watched(model: onnx.ModelProto, ends: Iterable[str]) -> tuple[str, ...]:
+def _watched(model: onnx.ModelProto, ends: Iterable[str]) -> tuple[str, ...]:
     """The tensors to read, in graph order: `ends`, and inner ones whose infinities may vanish later on (_CAN_HIDE)."""
     index = index_graph(model)
     hiding = [node.input[at] for node in model.graph.node for at in _CAN_HIDE.get(node.op_type, ()) if at < len(node.input)]

@@ -48,10 +48,18 @@ class PairedImages:
     def __len__(self) -> int:
         return len(self.reference)
 
+    def split(self, count: int) -> Iterator[PairedImages]:
+        """`count` of the images, spread evenly, then the others; all, and no others, where there are no more."""
+        chosen = spread_evenly(len(self), count)
+        if len(chosen) == len(self):
+            yield self
+            return
+        for part in (chosen, np.delete(np.arange(len(self)), chosen)):
+            yield PairedImages(self.reference[part], self.judged[part])
+
     def take(self, count: int) -> PairedImages:
         """`count` of the images, spread evenly, or all."""
-        chosen = spread_evenly(len(self), count)
-        return self if len(chosen) == len(self) else PairedImages(self.reference[chosen], self.judged[chosen])
+        return next(self.split(count))
 
     def batches(self) -> Iterator[tuple[Float32, Float32]]:
         """The images in order, in batches of either side."""
@@ -59,21 +67,13 @@ class PairedImages:
         for start in range(0, len(self), size):
             yield self.reference[start : start + size], self.judged[start : start + size]
 
-    def batches_without(self, count: int) -> Iterator[tuple[Float32, Float32]]:
-        """The images that `take(count)` leaves, in batches of either side; none where it leaves none."""
-        rest = np.delete(np.arange(len(self)), spread_evenly(len(self), count))
-        if len(rest):
-            yield from PairedImages(self.reference[rest], self.judged[rest]).batches()
-
 
 def compare_inputs(reference: Float32, judged: Float32) -> InputDrift:
-    """How the judged side's images (n, C, S, S) differ from the reference's. Raises InputError for other shapes.
+    """How the judged side's images (n, C, S, S) differ from the reference's.
 
     Every order of the channels and, per channel c, a_c x + b_c are fitted: another mean or deviation gives a_c and b_c, BGR for
     RGB another order.
     """
-    if reference.shape != judged.shape:
-        raise DataError("the two sides got images of other shapes", found=judged.shape, allowed=reference.shape)
     signal, noise = (float(np.sum(values.astype(np.float64) ** 2)) for values in (reference, judged - reference))
     largest = float(np.abs(judged - reference).max())
     explanation = "" if largest <= PREPROCESS_ABS else _explain(reference, judged)

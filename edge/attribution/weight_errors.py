@@ -36,6 +36,7 @@ _UNCHANGED = 2.0**-9
 """Factors within this of 1 are FP16's rounding of the norm's own."""
 
 Float64 = NDArray[np.float64]
+Gains = tuple[str, Float64]
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class WeightError:
 
 def compare_weights(base: onnx.ModelProto, judged: onnx.ModelProto, spans: Sequence[LayerSpan]) -> dict[str, WeightError]:
     """Name of the span -> its weights' error, for every span with constant weights in both graphs."""
-    comparison = _Comparison(base, judged)
-    errors = {span.name: comparison.error(span) for span in spans if span.op_type in MAC_OPS}
+    indices = index_graph(base), index_graph(judged)
+    errors = {span.name: _layer_error(span.name, *indices) for span in spans if span.op_type in MAC_OPS}
     return {name: error for name, error in errors.items() if error is not None}
 
 
@@ -75,64 +76,60 @@ def rounded_already(refined: onnx.ModelProto, judged: onnx.ModelProto, spans: Se
     return frozenset(name for name, error in errors.items() if error.excess_db < _ON_GRID_DB)
 
 
-class _Comparison:
-    def __init__(self, base: onnx.ModelProto, judged: onnx.ModelProto) -> None:
-        self.base, self.judged = index_graph(base), index_graph(judged)
-
-    def error(self, span: LayerSpan) -> WeightError | None:
-        """Of a span that multiplies; None where the graphs do not both have it with constant weights of one shape."""
-        mine, other = self.base.nodes[span.name], self.judged.nodes.get(span.name)
-        if other is None or other.op_type != span.op_type or mine.input[1] not in self.base.constants:
-            return None
-        weight = to_array(self.base.constants[mine.input[1]]).astype(np.float64)
-        stored = self._stored(other.input[1])
-        if stored is None or stored[0].shape != weight.shape:
-            return None
-        axis = 0 if mine.op_type == "Conv" or attribute(mine, "transB", 0) else weight.ndim - 1
-        factors = self._factors(mine, other, weight.shape)
-        as_stored = _error(weight, stored[0], stored[1], axis)
-        if factors is None:
-            return as_stored
-        undone = _error(weight, stored[0] * factors, stored[1] * factors, axis)
-        # where the norm alone was changed, the weights as stored are right
-        return undone if undone.excess_db <= as_stored.excess_db else as_stored
-
-    def _stored(self, tensor: str) -> tuple[Float64, Float64] | None:
-        """A weight as the judged graph multiplies with it, and the step of its format at each element."""
-        constants = self.judged.constants
-        if tensor in constants:
-            values = to_array(constants[tensor])
-            half = values.dtype == np.float16
-            exact = values.astype(np.float64)
-            return exact, np.maximum(np.abs(exact) * 2.0 ** (-10 if half else -23), 2.0 ** (-24 if half else -149))
-        producer = self.judged.producer(tensor)
-        if producer is None or producer.op_type != DEQUANTIZE or not all(name in constants for name in producer.input if name):
-            return None
-        codes, scale, *zero = (to_array(constants[name]).astype(np.float64) for name in producer.input if name)
-        shape = [1] * codes.ndim
-        if scale.size > 1:
-            shape[int(attribute(producer, "axis", 1))] = -1
-        step = np.broadcast_to(scale.reshape(shape), codes.shape)
-        return (codes - zero[0].reshape(shape) if zero else codes) * step, step
-
-    def _factors(self, mine: onnx.NodeProto, other: onnx.NodeProto, shape: Sequence[int]) -> Float64 | None:
-        """What brings the judged weights back to the float network's, per input channel in a shape that broadcasts; or None."""
-        base, judged = _gains(mine, self.base), _gains(other, self.judged)
-        if judged is None or (base is not None and (base[0] != judged[0] or base[1].shape != judged[1].shape)):
-            return None
-        gains = np.ones_like(judged[1]) if base is None else base[1]
-        known = (gains != 0) & (judged[1] != 0)
-        moved = np.where(known, judged[1] / np.where(known, gains, 1.0), 1.0)
-        if not np.abs(moved - 1).max() > _UNCHANGED:
-            return None
-        if mine.op_type != "Conv":
-            return moved[None] if attribute(mine, "transB", 0) else moved[:, None]
-        groups = int(attribute(mine, "group", 1))
-        by_output = np.repeat(moved.reshape(groups, -1), shape[0] // groups, axis=0)  # (C_out, C_in / groups)
-        return by_output.reshape(*by_output.shape, *[1] * (len(shape) - 2))
+def _layer_error(name: str, base: GraphIndex, judged: GraphIndex) -> WeightError | None:
+    """Of a layer that multiplies; None where the graphs do not both have it with constant weights of one shape."""
+    mine, other = base.nodes[name], judged.nodes.get(name)
+    if other is None or other.op_type != mine.op_type or mine.input[1] not in base.constants:
+        return None
+    weight = to_array(base.constants[mine.input[1]]).astype(np.float64)
+    stored = _stored(other.input[1], judged)
+    if stored is None or stored[0].shape != weight.shape:
+        return None
+    axis = 0 if mine.op_type == "Conv" or attribute(mine, "transB", 0) else weight.ndim - 1
+    factors = _factors(mine, _gains(mine, base), _gains(other, judged), weight.shape)
+    as_stored = _error(weight, stored[0], stored[1], axis)
+    if factors is None:
+        return as_stored
+    undone = _error(weight, stored[0] * factors, stored[1] * factors, axis)
+    # where the norm alone was changed, the weights as stored are right
+    return undone if undone.excess_db <= as_stored.excess_db else as_stored
 
 
-def _gains(node: onnx.NodeProto, index: GraphIndex) -> tuple[str, Float64] | None:
+def _stored(tensor: str, index: GraphIndex) -> tuple[Float64, Float64] | None:
+    """A weight as the judged graph multiplies with it, and the step of its format at each element."""
+    if tensor in index.constants:
+        values = to_array(index.constants[tensor])
+        half = values.dtype == np.float16
+        exact = values.astype(np.float64)
+        return exact, np.maximum(np.abs(exact) * 2.0 ** (-10 if half else -23), 2.0 ** (-24 if half else -149))
+    producer = index.producer(tensor)
+    if producer is None or producer.op_type != DEQUANTIZE or not {*filter(None, producer.input)} <= index.constants.keys():
+        return None
+    codes, scale, *zero = (to_array(index.constants[name]).astype(np.float64) for name in producer.input if name)
+    shape = [1] * codes.ndim
+    if scale.size > 1:
+        shape[int(attribute(producer, "axis", 1))] = -1
+    step = np.broadcast_to(scale.reshape(shape), codes.shape)
+    return (codes - zero[0].reshape(shape) if zero else codes) * step, step
+
+
+def _factors(node: onnx.NodeProto, base: Gains | None, judged: Gains | None, shape: Sequence[int]) -> Float64 | None:
+    """What brings the judged weights back to the float network's, per input channel in a shape that broadcasts; or None."""
+    if judged is None or (base is not None and (base[0] != judged[0] or base[1].shape != judged[1].shape)):
+        return None
+    gains = np.ones_like(judged[1]) if base is None else base[1]
+    known = (gains != 0) & (judged[1] != 0)
+    moved = np.where(known, judged[1] / np.where(known, gains, 1.0), 1.0)
+    if not np.abs(moved - 1).max() > _UNCHANGED:
+        return None
+    if node.op_type != "Conv":
+        return moved[None] if attribute(node, "transB", 0) else moved[:, None]
+    groups = int(attribute(node, "group", 1))
+    by_output = np.repeat(moved.reshape(groups, -1), shape[0] // groups, axis=0)  # (C_out, C_in / groups)
+    return by_output.reshape(*by_output.shape, *[1] * (len(shape) - 2))
+
+
+def _gains(node: onnx.NodeProto, index: GraphIndex) -> Gains | None:
     """Name and factors per channel of the node that scales a layer's activation: a norm, or a multiplication."""
     factors: Float64 = np.ones(())
     tensor, name = node.input[0], ""

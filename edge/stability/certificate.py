@@ -93,8 +93,6 @@ class SiteCertificate:
         output_bound: proven bound on gamma a / ||a|| and on the attention's output.
         fp16_headroom_bits: smallest headroom of any quantity in FP16, certified where possible.
         fp16_floor_bits: distance of the smallest sum a^2 from FP16's smallest normal number, None without nonzero vectors.
-        quantities: all of them.
-        by_head: the ranges by head.
         fold_exponent: p; the argument was multiplied by 2^-p. Where heads differ, that of the largest |p|.
         fold: weight of a linear layer -> its exponent by head.
         island: whether the site is to compute in FP32.
@@ -153,7 +151,6 @@ class Checks:
     """What was verified on the repaired graph.
 
     Attributes:
-        images: on how many.
         logits_bit_identical: FP32 logits before and after are the same to the last bit.
         ranges_as_scaled: the ranges measured after are those before, times powers of two, to the last bit.
     """
@@ -171,7 +168,6 @@ class XNormCertificate:
         onnx_sha256: the FP32 graph that was certified.
         folded_onnx_sha256: the graph that the repair made of it, None when none was asked for.
         data_sha256: images and their preprocessing.
-        images: how many.
         precisions: what the verdict is over.
         sites: every XNorm in graph order: after the repair, where one was asked for.
         before: the same before it; empty when none was asked for.

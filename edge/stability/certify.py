@@ -22,9 +22,9 @@ from edge.stability.finders.xnorm import XNormSite, find_sites
 from edge.stability.float_formats import Float32
 from edge.stability.input_bounds import bound_site
 from edge.stability.measure_ranges import measure
-from edge.stability.power_of_two_folding import Fold, folded_graph
+from edge.stability.power_of_two_folding import folded_graph
 from edge.stability.repair import check_repair, choose_repair, island_cost, no_fold
-from edge.stability.site_certificate import SiteEvidence, certify_site, gather_evidence, network_verdict
+from edge.stability.site_certificate import certify_site, gather_evidence, network_verdict
 from edge.stability.trace_layers import SiteLayers, trace_sites
 from edge.stability.verdict import SiteCase
 
@@ -40,7 +40,7 @@ class CertifyConfig:
     """How to certify.
 
     Attributes:
-        precisions: what the network's verdict is over: "fp16", "bf16", "int8".
+        precisions: what the network's verdict is over.
         repair: whether to fold; otherwise the graph is only judged.
         expected_sites, kv_axis: what the network must have, see `edge.stability.finders.xnorm.find_sites`;
             None for whatever is found.
@@ -82,12 +82,10 @@ def certify_graph(
             and the repair is checked.
         data_sha256: digest of the images and their preprocessing, for the certificate.
         onnx_sha256: digest of the graph's file; empty for that of its canonical bytes.
-        config: precisions, whether to repair, what the network must have.
         progress: called with the number of images done so far.
 
-    Raises:
-        InputError: no XNorm in the graph, another number of them than expected, weights or tensors that hold NaN or infinity.
-        VerdictError: the repaired graph is not bit-identical, which would be an error of this toolkit.
+    Raises InputError for a graph without XNorms, or with others than expected, and for NaN or infinity in its weights or
+    tensors; VerdictError for a repaired graph that is not bit-identical, which would be an error of this toolkit.
     """
     config = config or CertifyConfig()
     _check_weights(model)
@@ -106,7 +104,13 @@ def certify_graph(
         tensors, checks = check_repair(model, folded, folds, checked)
     evidence = [gather_evidence(case.site, tensors) for case in repaired]
     after = tuple(map(certify_site, repaired, folds, traced, evidence))
-    before = _certify_before(cases, folds, traced, checked, evidence) if config.repair else ()
+    before: tuple[SiteCertificate, ...] = ()
+    if config.repair:
+        as_it_was = [  # where nothing was folded, what holds after the repair held before
+            gather_evidence(case.site, checked, ("fp16",)) if fold.changes else unchanged
+            for case, fold, unchanged in zip(cases, folds, evidence, strict=True)
+        ]
+        before = tuple(map(certify_site, cases, map(no_fold, cases), traced, as_it_was))
     certificate = XNormCertificate(
         onnx_sha256=onnx_sha256 or sha256_bytes(serialize(model)),
         folded_onnx_sha256=sha256_bytes(serialize(folded)) if config.repair else None,
@@ -155,21 +159,6 @@ def _measure_cases(
     return cases, images, checked
 
 
-def _certify_before(
-    cases: list[SiteCase],
-    folds: list[Fold],
-    traced: list[SiteLayers],
-    checked: dict[str, Float32],
-    evidence: list[SiteEvidence],
-) -> tuple[SiteCertificate, ...]:
-    """The sites as they were; where nothing was folded, the `evidence` after the repair holds for them too."""
-    evidence_before = [
-        gather_evidence(case.site, checked, ("fp16",)) if fold.changes else unchanged
-        for case, fold, unchanged in zip(cases, folds, evidence, strict=True)
-    ]
-    return tuple(map(certify_site, cases, map(no_fold, cases), traced, evidence_before))
-
-
 def image_budget(model: onnx.ModelProto, available: int) -> int:
     """How many images certify a graph in about half a minute on two cores: by its multiply-accumulates, at least MIN_IMAGES."""
     macs = sum(count_macs(model).values())
@@ -177,7 +166,6 @@ def image_budget(model: onnx.ModelProto, available: int) -> int:
 
 
 def _check_weights(model: onnx.ModelProto) -> None:
-    """Raise InputError for constants that hold NaN or infinity."""
     for name, tensor in index_graph(model).constants.items():
         if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE):
             values = to_array(tensor)

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge.stability.finders.xnorm import XNormSite
-from edge.stability.observed_ranges import CertifiedBounds, Float64
+from edge.stability.observed_ranges import Float64, SiteMaxima
 from edge.stability.trace_layers import Projection, SiteLayers
 
 SLACK = 2.0**-22
@@ -72,17 +72,17 @@ class _Affine:
         return np.asarray(np.minimum(whole, np.linalg.norm(self.largest, axis=1)))
 
 
-def bound_q(layer: Projection) -> CertifiedBounds | None:
+def bound_q(layer: Projection) -> SiteMaxima | None:
     """Bounds of an XNorm over the channels of a linear layer; None when the layer reads no LayerNorm."""
     affine = _affine(layer)
     if affine is None:
         return None
     wide = 1 + SLACK * sum(affine.matrix.shape[1:])
     zeros = np.zeros(len(affine.matrix))
-    return CertifiedBounds(affine.largest.max(axis=1) * wide, affine.length**2 * wide, zeros, np.zeros((2, len(zeros))))
+    return SiteMaxima(affine.largest.max(axis=1) * wide, affine.length**2 * wide, zeros, np.zeros((2, len(zeros))))
 
 
-def bound_kv(key: Projection, value: Projection, tokens: int, axis: int) -> CertifiedBounds | None:
+def bound_kv(key: Projection, value: Projection, tokens: int, axis: int) -> SiteMaxima | None:
     """Bounds of an XNorm over K^T V (H, D, D) along `axis`, -2 (columns) or -1 (rows), summed over `tokens`; None as above."""
     k, v = _affine(key), _affine(value)
     if k is None or v is None or k.radius != v.radius:
@@ -109,10 +109,10 @@ def bound_kv(key: Projection, value: Projection, tokens: int, axis: int) -> Cert
     vectors = np.minimum(vectors, np.linalg.norm(entries, axis=axis))
     largest = entries.max(axis=(1, 2)) * wide
     factors = np.stack([k.largest.max(axis=1), v.largest.max(axis=1)]) * wide
-    return CertifiedBounds(largest, (vectors.max(axis=1) * wide) ** 2, largest, factors)
+    return SiteMaxima(largest, (vectors.max(axis=1) * wide) ** 2, largest, factors)
 
 
-def bound_site(site: XNormSite, traced: SiteLayers) -> CertifiedBounds | None:
+def bound_site(site: XNormSite, traced: SiteLayers) -> SiteMaxima | None:
     """Bounds for every input; None where the site does not lead back to a LayerNorm through linear layers."""
     if not traced.layers:
         return None

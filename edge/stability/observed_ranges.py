@@ -1,4 +1,4 @@
-"""Ranges of the values inside one XNorm: observed on images (`ObservedRanges`), certified for every input (`CertifiedBounds`).
+"""Ranges of the values inside one XNorm: observed on images (`ObservedRanges`), or bounds for every input (`SiteMaxima`).
 
     a       argument of the norm: Q (B, H, N, D), or K^T V (B, H, D, D)
     vector  what one norm is taken over: a token's q_h, or a column of K^T V
@@ -12,10 +12,13 @@ All ranges are kept per head, in float64. Observations merge in any order to the
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -27,29 +30,56 @@ LOWEST_EXPONENT, HIGHEST_EXPONENT = -400, 400
 
 
 @dataclass(frozen=True)
-class ObservedRanges:
+class SiteMaxima:
+    """The largest values per head: observed, or bounds for every input (`edge.stability.input_bounds`).
+
+    Attributes:
+        argument_max, sum_max: (H,) of |a| and sum a^2.
+        partial_max: (H,) of the partial sums of K^T V; zeros for "q".
+        factor_max: (2, H) of |k| and |v|; zeros for "q".
+    """
+
+    argument_max: Float64
+    sum_max: Float64
+    partial_max: Float64
+    factor_max: Float64
+
+    def scaled(self, exponents: Int64) -> Self:
+        """The same after each factor, (1, H) for "q" or (2, H) for "kv", is multiplied by 2^-exponent."""
+        total = exponents.sum(axis=0)
+        return replace(
+            self,
+            argument_max=self.argument_max * np.exp2(-total),
+            sum_max=self.sum_max * np.exp2(-2 * total),
+            partial_max=self.partial_max * np.exp2(-total),
+            factor_max=self.factor_max * np.exp2(-exponents) if len(exponents) == 2 else self.factor_max,
+        )
+
+    def of_all_heads(self) -> dict[str, float]:
+        """The largest of all heads, by the names of `edge.stability.certificate.Quantity`."""
+        argument = float(self.argument_max.max())
+        k, v = (float(side.max()) for side in self.factor_max)
+        total, partial = float(self.sum_max.max()), float(self.partial_max.max())
+        return {"argument": argument, "square": argument**2, "sum": total, "partial": partial, "k": k, "v": v}
+
+
+@dataclass(frozen=True)
+class ObservedRanges(SiteMaxima):
     """Ranges over some images, per head.
 
     Attributes:
         vectors: how many per head.
         zero: (H,) vectors that were exactly zero: FP16 and FP32 treat them alike, so no minimum counts them.
-        argument_max: (H,) largest |a|.
         argument_min: (H,) smallest over nonzero vectors of the vector's largest |a|; inf when there were none.
-        sum_max, sum_min: (H,) largest and smallest nonzero sum a^2; 0 and inf when there were none.
+        sum_min: (H,) smallest nonzero sum a^2; inf when there was none.
         exponents: int64 (H, bins): vectors by floor(log2(sum a^2)), from LOWEST_EXPONENT on, zero vectors left out.
-        partial_max: (H,) largest partial sum; zeros for "q".
-        factor_max: (2, H) largest |k| and |v|; zeros for "q".
     """
 
     vectors: int
     zero: Int64
-    argument_max: Float64
     argument_min: Float64
-    sum_max: Float64
     sum_min: Float64
     exponents: Int64
-    partial_max: Float64
-    factor_max: Float64
 
     def merge(self, other: ObservedRanges) -> ObservedRanges:
         """The ranges over the images of both."""
@@ -65,20 +95,14 @@ class ObservedRanges:
             factor_max=np.maximum(self.factor_max, other.factor_max),
         )
 
-    def scaled(self, exponents: Int64) -> ObservedRanges:
-        """The same images after each factor, (1, H) for "q" or (2, H) for "kv", is multiplied by 2^-exponent."""
+    def scaled(self, exponents: Int64) -> Self:
+        """The same images after each factor is multiplied by 2^-exponent."""
         total = exponents.sum(axis=0)
-        shifted = np.stack([np.roll(row, -2 * int(p)) for row, p in zip(self.exponents, total, strict=True)])
-        factors = self.factor_max * np.exp2(-exponents) if len(exponents) == 2 else self.factor_max
         return replace(
-            self,
-            argument_max=self.argument_max * np.exp2(-total),
+            super().scaled(exponents),
             argument_min=self.argument_min * np.exp2(-total),
-            sum_max=self.sum_max * np.exp2(-2 * total),
             sum_min=self.sum_min * np.exp2(-2 * total),
-            exponents=shifted,
-            partial_max=self.partial_max * np.exp2(-total),
-            factor_max=factors,
+            exponents=np.stack([np.roll(row, -2 * int(p)) for row, p in zip(self.exponents, total, strict=True)]),
         )
 
     def share_from(self, exponent: int) -> Float64:
@@ -121,28 +145,3 @@ def observe_vectors(a: npt.NDArray[np.float32], axis: int, partial_max: Float64,
         partial_max=partial_max,
         factor_max=factor_max,
     )
-
-
-@dataclass(frozen=True)
-class CertifiedBounds:
-    """Bounds for every input, per head; see `edge.stability.input_bounds`.
-
-    Attributes:
-        argument, sum, partial: (H,) bounds on |a|, sum a^2 and the partial sums of K^T V (zeros for "q").
-        factors: (2, H) bounds on |k| and |v|; zeros for "q".
-    """
-
-    argument: Float64
-    sum: Float64
-    partial: Float64
-    factors: Float64
-
-    def scaled(self, exponents: Int64) -> CertifiedBounds:
-        """The bounds after each factor, (1, H) or (2, H), is multiplied by 2^-exponent."""
-        total = exponents.sum(axis=0)
-        return CertifiedBounds(
-            argument=self.argument * np.exp2(-total),
-            sum=self.sum * np.exp2(-2 * total),
-            partial=self.partial * np.exp2(-total),
-            factors=self.factors * np.exp2(-exponents) if len(exponents) == 2 else self.factors,
-        )

@@ -15,7 +15,7 @@ some vector feels shrinks by the same power of two, which is exact for every inp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,6 +39,8 @@ LOSABLE = 2.0**-48
 _SUFFIX = "folded"
 _NEGLIGIBLE = 2.0**-25
 """n + eps = n in FP32 for eps below this share of n."""
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,7 @@ def _split(total: Int64, case: SiteCase, layers: tuple[Projection, ...]) -> Int6
 
 def _limits(case: SiteCase, i: int, layer: Projection) -> tuple[Float64, Float64]:
     """(H,) smallest and largest exponent of a layer: its output must fit FP16, its weights must keep their digits."""
-    sure = case.certified
-    if case.site.operand == "kv":
-        reach = case.observed.factor_max[i] if sure is None else sure.factors[i]
-    else:
-        reach = case.observed.argument_max if sure is None else sure.argument
+    reach = case.expected.factor_max[i] if case.site.operand == "kv" else case.expected.argument_max
     low = np.ceil(np.log2(np.maximum(reach, 1e-300)) - math.log2(FP16.largest) + MARGIN_BITS)
     largest = np.abs(layer.matrix).max(axis=(1, 2))
     low = np.maximum(low, np.ceil(np.log2(np.maximum(largest, 1e-300)) - math.log2(FP16.largest)))
@@ -142,8 +140,8 @@ def _weight_rms(layer: Projection) -> Float64:
 
 def _folded_eps(eps: Eps, norms: Float64, total: Int64) -> Eps | None:
     """What an eps becomes when head h, of smallest norm norms[h], is multiplied by 2^-total[h]; None if nothing is exact."""
-    safe = SAFE_EPS if eps.acts_on == "norm" else SAFE_EPS**0.5  # on the norm
-    share = _NEGLIGIBLE if eps.acts_on == "norm" else _NEGLIGIBLE**0.5
+    power = 1 if eps.acts_on == "norm" else 2
+    safe, share = SAFE_EPS ** (1 / power), _NEGLIGIBLE ** (1 / power)  # on the norm
     idle = eps.on_norm < norms if eps.kind == "clamp" else eps.on_norm < share * norms
     moved = norms * np.exp2(-total)
     if idle.all() and (moved > 2 * safe).all():  # no observed vector feels it: any clamp below them does the same
@@ -151,7 +149,7 @@ def _folded_eps(eps: Eps, norms: Float64, total: Int64) -> Eps | None:
         return eps if keeps else replace(eps, value=SAFE_EPS, kind="clamp")
     if len(set(total.tolist())) > 1:
         return None
-    value = math.ldexp(eps.value, -int(total[0]) * (1 if eps.acts_on == "norm" else 2))
+    value = math.ldexp(eps.value, -int(total[0]) * power)
     exact = float(np.float32(value)) == value and abs(value) >= 2.0**-126
     return replace(eps, value=value) if exact else None
 
@@ -176,32 +174,33 @@ def folded_graph(
 
 def _scale(editor: GraphEditor, layer: Projection, exponents: Int64) -> None:
     """Multiply weight and bias of a layer by 2^-exponents[h] on the channels of head h."""
-    weight_at = editor.position(layer.matmul, layer.weight)
-    weight = editor.constant(layer.matmul, weight_at)  # a joint layer changes head by head
-    factors = np.ones(weight.shape[1], np.float32)
+    factors = np.ones(editor.index.constants[layer.weight].dims[1], np.float32)
     factors[layer.channels] = np.exp2(-exponents.astype(np.float32))[:, None]
-    editor.set_constant(layer.matmul, weight_at, _times(weight, factors, layer.weight), _SUFFIX)
+    _change(editor, layer.matmul, layer.weight, lambda weight: _times(weight, factors, layer.weight))
     if layer.bias:
         readers = (editor.index.names[i] for i in editor.index.consumers[editor.node(layer.matmul).output[0]])
         add = next(name for name in readers if editor.node(name).op_type == "Add")
-        bias_at = editor.position(add, layer.bias)
-        bias = editor.constant(add, bias_at)
-        editor.set_constant(add, bias_at, _times(bias, factors.reshape(bias.shape), layer.bias), _SUFFIX)
+        _change(editor, add, layer.bias, lambda bias: _times(bias, factors.reshape(bias.shape), layer.bias))
+
+
+def _change(editor: GraphEditor, node: str, constant: str, change: Callable[[Array], Array]) -> None:
+    """Let a node read other values of a constant; what was changed before, such as the other heads of a joint layer, stays."""
+    at = editor.position(node, constant)
+    editor.set_constant(node, at, change(editor.constant(node, at)), _SUFFIX)
 
 
 def _set_eps(editor: GraphEditor, old: Eps, new: Eps) -> None:
     """Give an eps another value; an added one may become a clamp."""
     node, value = editor.node(old.node), np.float32(new.value)
     if old.tensor:
-        at = editor.position(old.node, old.tensor)
-        editor.set_constant(old.node, at, np.full_like(editor.constant(old.node, at), value), _SUFFIX)
+        _change(editor, old.node, old.tensor, lambda values: np.full_like(values, value))
     else:
         next(a for a in node.attribute if a.name == "min").f = float(value)
     if new.kind != old.kind:
         node.op_type = "Max"
 
 
-def _times(values: npt.NDArray[Any], factors: npt.NDArray[np.float32], where: str) -> npt.NDArray[Any]:
+def _times(values: Array, factors: npt.NDArray[np.float32], where: str) -> Array:
     """values * factors, without a digit lost that a sum could show. Raises InputError."""
     with np.errstate(over="ignore", under="ignore"):
         new = values * factors

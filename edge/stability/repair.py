@@ -33,7 +33,6 @@ def no_fold(case: SiteCase) -> Fold:
 
 
 def _apply(case: SiteCase, fold: Fold) -> SiteCase:
-    """The case after a folding."""
     eps = tuple(dict(fold.eps).get(eps, eps) for eps in case.site.eps)
     certified = None if case.certified is None else case.certified.scaled(fold.exponents)
     return replace(case, site=replace(case.site, eps=eps), observed=case.observed.scaled(fold.exponents), certified=certified)

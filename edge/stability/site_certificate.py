@@ -69,7 +69,7 @@ def int8_loss(tensor: Float32, unit: Float32, axis: int) -> Int8Loss:
     flat = np.linalg.norm(unit, axis=axis, keepdims=True)  # below 1 where an eps was felt
     direction = np.divide(unit, flat, out=np.zeros_like(unit), where=flat > 0)
     error = np.linalg.norm(moved - direction, axis=axis)
-    dead = (length[..., 0] if axis == -1 else length.squeeze(axis)) == 0
+    dead = length.squeeze(axis) == 0
     count = max(int(alive.sum()), 1)
     return Int8Loss(
         dead_fraction=float((dead & alive).sum() / count),
@@ -89,13 +89,13 @@ def judge_int8(loss: Int8Loss) -> Judgement:
 
 def certify_site(case: SiteCase, fold: Fold, traced: SiteLayers, evidence: SiteEvidence) -> SiteCertificate:
     """Combine everything that was measured and proven of a site; `case` holds its ranges as folded."""
-    observed, certified, site = case.observed, case.certified, case.site
+    observed, site = case.observed, case.site
     verdicts = {"fp16": judge(case, FP16), "bf16": judge(case, BF16), "int8": judge_int8(evidence.int8)}
-    quantities = _quantities(case)
-    top = [q.fp16.headroom if q.fp16.certified_headroom is None else q.fp16.certified_headroom for q in quantities]
-    sum_min = float(observed.sum_min.min())
-    eps = min(site.eps, key=lambda e: e.on_norm) if site.eps else None
-    bounds = [None] * len(observed.sum_max) if certified is None else [float(v) for v in certified.sum]
+    quantities = {quantity.name: quantity for quantity in _quantities(case)}
+    in_fp16 = [q.fp16 for q in quantities.values()]
+    left = [bits.headroom if bits.certified_headroom is None else bits.certified_headroom for bits in in_fp16]
+    argument, total = quantities["argument"], quantities["sum"]
+    eps = min(site.eps, key=lambda e: e.on_norm, default=None)
     return SiteCertificate(
         name=site.name,
         operand=site.operand,
@@ -107,20 +107,20 @@ def certify_site(case: SiteCase, fold: Fold, traced: SiteLayers, evidence: SiteE
         zero_vectors=int(observed.zero.sum()),
         eps=None if eps is None else eps.on_norm,
         eps_kind="none" if eps is None else eps.kind,
-        max_abs=float(observed.argument_max.max()),
-        sum_sq_max=float(observed.sum_max.max()),
-        sum_sq_min=_finite(sum_min),
-        bound_max_abs=case.certified_max("argument"),
-        bound_sum_sq=case.certified_max("sum"),
+        max_abs=argument.observed_max,
+        sum_sq_max=total.observed_max,
+        sum_sq_min=total.observed_min,
+        bound_max_abs=argument.certified_max,
+        bound_sum_sq=total.certified_max,
         output_bound=case.output_bound,
-        fp16_headroom_bits=min(t for t in top if t is not None),
-        fp16_floor_bits=_finite(FP16.floor_bits(sum_min)),
-        quantities=quantities,
+        fp16_headroom_bits=min(bits for bits in left if bits is not None),
+        fp16_floor_bits=total.fp16.floor,
+        quantities=tuple(quantities.values()),
         by_head=HeadRanges(
-            max_abs=tuple(float(v) for v in observed.argument_max),
-            sum_sq_min=tuple(_finite(float(v)) for v in observed.sum_min),
-            sum_sq_max=tuple(float(v) for v in observed.sum_max),
-            bound_sum_sq=tuple(bounds),
+            max_abs=tuple(observed.argument_max.tolist()),
+            sum_sq_min=tuple(map(_finite, observed.sum_min.tolist())),
+            sum_sq_max=tuple(observed.sum_max.tolist()),
+            bound_sum_sq=tuple(case.certified.sum_max.tolist() if case.certified else [None] * len(observed.zero)),
         ),
         fold_exponent=max(fold.exponents.sum(axis=0).tolist(), key=abs, default=0),
         fold={
@@ -143,22 +143,17 @@ def network_verdict(sites: tuple[SiteCertificate, ...], precisions: tuple[str, .
 
 
 def _quantities(case: SiteCase) -> tuple[Quantity, ...]:
-    observed, low = case.observed, float(case.observed.argument_min.min())
-    top, bound = float(observed.argument_max.max()), case.certified_max("argument")
-    rows: dict[str, tuple[float, float, float | None]] = {
-        "argument": (top, low, bound),
-        "square": (top**2, low**2, None if bound is None else bound**2),
-        "sum": (float(observed.sum_max.max()), float(observed.sum_min.min()), case.certified_max("sum")),
-    }
+    low, tops = float(case.observed.argument_min.min()), case.observed.of_all_heads()
+    bounds = {} if case.certified is None else case.certified.of_all_heads()
+    minima = {"argument": low, "square": low**2, "sum": float(case.observed.sum_min.min())}
     if case.site.operand == "kv":
-        rows["partial"] = (float(observed.partial_max.max()), low, case.certified_max("partial"))
-        for i, name in enumerate("kv"):
-            factor = None if case.certified is None else float(case.certified.factors[i].max())
-            rows[name] = (float(observed.factor_max[i].max()), np.inf, factor)
-    return tuple(
-        Quantity(name, top, _finite(bottom), bound, _bits(top, bottom, bound, FP16), _bits(top, bottom, bound, BF16))
-        for name, (top, bottom, bound) in rows.items()
-    )
+        minima |= {"partial": low, "k": np.inf, "v": np.inf}
+    quantities = []
+    for name, low in minima.items():
+        top, bound = tops[name], bounds.get(name)
+        fp16, bf16 = (_bits(top, low, bound, fmt) for fmt in (FP16, BF16))
+        quantities.append(Quantity(name, top, _finite(low), bound, fp16, bf16))
+    return tuple(quantities)
 
 
 def _bits(top: float, bottom: float, bound: float | None, fmt: FloatFormat) -> Bits:

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from calib.graph import attribute, index_graph, infer_types, to_array
+from calib.graph_segments import part
 from edge.stability.finders.xnorm import XNormSite
 from edge.stability.observed_ranges import Float64, Int64
 
@@ -90,8 +88,6 @@ def trace_sites(model: onnx.ModelProto, sites: Iterable[XNormSite]) -> list[Site
 
 
 class _Tracer:
-    """Tracing on one graph."""
-
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model, self.index, self.types = model, index_graph(model), infer_types(model)
 
@@ -120,13 +116,13 @@ class _Tracer:
             return None
         (matmul, weight, bias), (channels, order) = layer, traced
         matrix = to_array(self.index.constants[weight]).astype(np.float64).T[channels]  # (H, D, C)
-        flat = (
-            to_array(self.index.constants[bias]).astype(np.float64).reshape(-1) if bias else np.zeros(int(channels.max()) + 1)
+        offset = (
+            to_array(self.index.constants[bias]).reshape(-1)[channels].astype(np.float64) if bias else np.zeros(channels.shape)
         )
         norm = self._layer_norm(matmul.input[0], matrix.shape[-1])
         name = self.index.names[self.index.producers[matmul.output[0]]]
         owned = self._owned([matmul.output[0], *(node.input[0] for node in chain)], tensor, readers)
-        return Projection(weight, bias, name, channels, matrix, flat[channels], norm, matmul.input[0], order, owned)
+        return Projection(weight, bias, name, channels, matrix, offset, norm, matmul.input[0], order, owned)
 
     def _shape(self, tensor: str) -> tuple[int | None, ...] | None:
         return self.types[tensor].shape if tensor in self.types else None
@@ -152,40 +148,25 @@ class _Tracer:
     def _channels(
         self, chain: list[onnx.NodeProto], source: str, target: str, shape: tuple[int | None, ...], token_axis: int
     ) -> tuple[Int64, Int64] | None:
-        """Channel numbers (H, D) and token numbers (B, N) at the end of a chain of rearranging nodes."""
+        """Channel numbers (H, D) and token numbers (B, N) at the end of a chain of rearranging nodes, last first."""
+        if not {t for node in chain for t in node.input[1:] if t} <= self.index.constants.keys():
+            return None
         sides = [1 if side is None else side for side in shape]
-        numbers = np.arange(int(np.prod(sides)), dtype=np.int64).reshape(sides)
-        result = self._run(chain, source, target, numbers)
-        if result is None or result.ndim not in (3, 4):
+        result = np.arange(int(np.prod(sides)), dtype=np.int64).reshape(sides)
+        if chain:
+            rearranging = part(self.model, chain[::-1], [target], [onnx.ValueInfoProto(name=source)])
+            try:
+                (rearranged,) = ReferenceEvaluator(rearranging).run(None, {source: result})
+                result = np.asarray(rearranged)
+            except Exception:  # noqa: BLE001  # the evaluator's errors share no base class; a chain it cannot run is not traced
+                return None
+        if result.ndim not in (3, 4):
             return None
         by_head = np.moveaxis(result if result.ndim == 4 else result[:, None], token_axis, 2)  # (B, H, N, D)
         tokens, channels = np.divmod(by_head, sides[-1])
         first, order = channels[0, :, 0], tokens[:, 0, :, 0]
         same = (channels == first[None, :, None]).all() and (tokens == order[:, None, :, None]).all()
         return (first, order) if same and np.unique(first).size == first.size else None
-
-    def _run(self, chain: list[onnx.NodeProto], source: str, target: str, values: Int64) -> npt.NDArray[Any] | None:
-        """`values` of tensor `source` at `target`, through the nodes of `chain` (last first), by ONNX's reference evaluator."""
-        if not chain:
-            return values
-        constants = {t for node in chain for t in node.input[1:] if t}
-        if not constants <= self.index.constants.keys():
-            return None
-        initializers = []
-        for name in sorted(constants):
-            tensor = onnx.TensorProto()
-            tensor.CopyFrom(self.index.constants[name])
-            tensor.name = name
-            initializers.append(tensor)
-        ends = [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None) for name in (source, target)]
-        graph = helper.make_graph(chain[::-1], "chain", ends[:1], ends[1:], initializers)
-        opsets = list(self.model.opset_import)
-        small = helper.make_model(graph, opset_imports=opsets, ir_version=self.model.ir_version)
-        try:
-            (result,) = ReferenceEvaluator(small).run(None, {source: values})
-        except Exception:  # noqa: BLE001  # the evaluator's errors share no base class; a chain it cannot run is not traced
-            return None
-        return np.asarray(result)
 
     def _owned(self, path: list[str], tensor: str, readers: Collection[str]) -> bool:
         """Whether all readers on the way to `tensor` compute it, or select other channels of a joint layer."""

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from edge.stability.float_formats import FloatFormat
-from edge.stability.observed_ranges import CertifiedBounds, Float64, ObservedRanges
+from edge.stability.observed_ranges import Float64, ObservedRanges, SiteMaxima
 
 if TYPE_CHECKING:
     from edge.stability.finders.xnorm import XNormSite
@@ -73,13 +73,19 @@ class SiteCase:
     site: XNormSite
     dim: int
     observed: ObservedRanges
-    certified: CertifiedBounds | None
+    certified: SiteMaxima | None
     island: bool = False
     output_bound: float = 1.0
 
-    def certified_max(self, quantity: str) -> float | None:
-        """Over all heads, the bound on a field of CertifiedBounds; None where nothing is certified."""
-        return None if self.certified is None else float(getattr(self.certified, quantity).max())
+    @property
+    def expected(self) -> SiteMaxima:
+        """The maxima to reckon with: certified, or observed."""
+        return self.observed if self.certified is None else self.certified
+
+    @property
+    def margin_bits(self) -> float:
+        """Headroom that these maxima keep."""
+        return UNCERTIFIED_MARGIN_BITS if self.certified is None else MARGIN_BITS
 
 
 def worst(verdicts: list[Stability]) -> Stability:
@@ -104,17 +110,13 @@ def judge(case: SiteCase, fmt: FloatFormat) -> Judgement:
 
 def _maxima(case: SiteCase) -> dict[str, tuple[float, float]]:
     """Quantity -> (observed maximum, maximum to expect) of everything that the format has to hold."""
-    observed, certified, gain = case.observed, case.certified, np.array([case.output_bound])
-    names = ("a", "sum a^2", "k", "v", "partial sums of K^T V", "gamma a / ||a||")
-    tops = (observed.argument_max, observed.sum_max, *observed.factor_max, observed.partial_max, gain)
-    bounds = tops
-    if certified is not None:
-        bounds = (certified.argument, certified.sum, *certified.factors, certified.partial, gain)
-    table = {name: (float(top.max()), float(bound.max())) for name, top, bound in zip(names, tops, bounds, strict=True)}
-    held = ["a", "sum a^2"] if case.site.operand == "q" else [*names[:-1]]
+    observed, expected = case.observed.of_all_heads(), case.expected.of_all_heads()
+    names = {"argument": "a", "sum": "sum a^2", "k": "k", "v": "v", "partial": "partial sums of K^T V"}
+    held = ["argument", "sum"] if case.site.operand == "q" else [*names]
     if case.island:
-        held = ["a"] if case.site.operand == "q" else ["k", "v"]  # K^T V belongs to the island
-    return {name: table[name] for name in (*held, names[-1])}
+        held = ["argument"] if case.site.operand == "q" else ["k", "v"]  # K^T V belongs to the island
+    maxima = {names[quantity]: (observed[quantity], expected[quantity]) for quantity in held}
+    return {**maxima, "gamma a / ||a||": (case.output_bound, case.output_bound)}
 
 
 def _failures(case: SiteCase, fmt: FloatFormat) -> Iterator[Judgement]:
@@ -136,7 +138,7 @@ def _failures(case: SiteCase, fmt: FloatFormat) -> Iterator[Judgement]:
 
 def _risks(case: SiteCase, fmt: FloatFormat) -> Iterator[Judgement]:
     basis: RestsOn = "observed" if case.certified is None else "certified"
-    margin, source = (UNCERTIFIED_MARGIN_BITS, "another image") if case.certified is None else (MARGIN_BITS, "some input")
+    margin, source = case.margin_bits, "another image" if case.certified is None else "some input"
     for name, (observed, expected) in _maxima(case).items():
         if observed > fmt.largest:
             yield Judgement("at risk", "observed", f"{name} reaches {observed:.3g} and overflows")
@@ -170,7 +172,5 @@ def _lost_eps(site: XNormSite, fmt: FloatFormat) -> str:
 
 
 def reckoned_sum(case: SiteCase) -> Float64:
-    """(H,) the largest sum a^2 to expect: certified, or observed with the margin for other images in both factors."""
-    if case.certified is not None:
-        return np.asarray(case.certified.sum * 2.0**MARGIN_BITS)
-    return np.asarray(case.observed.sum_max * 2.0**UNCERTIFIED_MARGIN_BITS)
+    """(H,) the largest sum a^2 to expect, with its margin."""
+    return np.asarray(case.expected.sum_max * 2.0**case.margin_bits)

@@ -79,8 +79,8 @@ class _Norm:
     reducer: onnx.NodeProto
     argument: str
     axes: list[int]
-    nodes: tuple[onnx.NodeProto, ...]
-    eps: tuple[Eps, ...]
+    nodes: tuple[onnx.NodeProto, ...] = ()
+    eps: tuple[Eps, ...] = ()
 
 
 def find_sites(model: onnx.ModelProto, expected: int | None = None, kv_axis: int | None = None) -> tuple[XNormSite, ...]:
@@ -115,8 +115,6 @@ def find_sites(model: onnx.ModelProto, expected: int | None = None, kv_axis: int
 
 
 class _Finder:
-    """Matches the patterns of the module's docstring on one graph."""
-
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model, self.index = model, index_graph(model)
 
@@ -127,8 +125,7 @@ class _Finder:
     def sites(self) -> Iterator[XNormSite]:
         for node in self.index.nodes.values():
             if node.op_type == "LpNormalization" and int(attribute(node, "p", 2)) == 2:
-                axis = int(attribute(node, "axis", -1))
-                yield self._site(node, _Norm(node, node.input[0], [axis], (), ()), ())
+                yield self._site(node, _Norm(node, node.input[0], [int(attribute(node, "axis", -1))]), ())
             for numerator, denominator, between in self._quotients(node):
                 norm = self._norm(denominator)
                 if norm is not None and self._plain(norm.argument) == self._plain(numerator):
@@ -222,7 +219,6 @@ class _Finder:
         return _Norm(reducer, argument, self._axes(reducer), chain, (*eps, *squared))
 
     def _squares(self, node: onnx.NodeProto) -> bool:
-        """Whether a node squares its first input."""
         if node.op_type == "Pow" and node.input[1] in self.index.constants:
             return bool(to_array(self.index.constants[node.input[1]]).ravel().tolist() == [2])
         return node.op_type == "Mul" and bool(node.input[0] == node.input[1])

@@ -252,8 +252,6 @@ def test_the_same_input_needs_no_explanation(tiny_images):
     grey = np.repeat(tiny_images[:, :1], 3, axis=1)
     assert compare_inputs(grey, np.ascontiguousarray(grey[:, ::-1])).explanation == "", "BGR of a grey picture is the same"
     assert "another mean" in compare_inputs(grey, grey + MEAN).explanation
-    with pytest.raises(InputError, match="other shapes"):
-        compare_inputs(tiny_images, tiny_images[:, :2])
 
 
 # ---- rules that no graph here breaks
@@ -312,9 +310,9 @@ def test_weights_that_refinement_rounded_may_err_more(evidence, honest, excess, 
 
 
 def test_sentences(evidence):
-    shares = {(f"layer{i}",): 0.01 for i in range(100)}
+    shares = {f"layer{i}": 0.01 for i in range(100)}
     assert "spread evenly over 100 groups of layers, at most 1% each" in summarize((), 40.0, shares)
-    assert "5 of 100 groups of layers make 54% of that noise: layer0 50%" in summarize((), 40.0, {**shares, ("layer0",): 0.5})
+    assert "5 of 100 groups of layers make 54% of that noise: layer0 50%" in summarize((), 40.0, {**shares, "layer0": 0.5})
     assert summarize((), 300.0, {}) == "No difference: the judged graph gives the reference's logits to the last bit."
     few = diagnose(evidence(rewired={f"layer{i}": "reads nothing" for i in range(5)}))
     assert summarize(few, 10.0, {}).endswith("(and 2 more).")

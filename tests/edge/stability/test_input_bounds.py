@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from edge.stability.input_bounds import bound_kv, bound_q
 from edge.stability.trace_layers import LayerNorm, Projection
 
-QUANTITIES = ("argument", "sum", "partial", "factors")
+QUANTITIES = ("argument_max", "sum_max", "partial_max", "factor_max")
 
 
 def layer(rng, heads=2, dim=4, width=6, scale=1.0, *, offset=1.0, rank=None, source="z", tokens=3):
@@ -40,7 +40,12 @@ def apply(of, u):
 def measured_q(of, u):
     a = apply(of, u)
     zeros = np.zeros((2, len(a)))
-    return {"argument": np.abs(a).max((1, 2)), "sum": (a**2).sum(2).max(1), "partial": zeros[0], "factors": zeros}
+    return {
+        "argument_max": np.abs(a).max((1, 2)),
+        "sum_max": (a**2).sum(2).max(1),
+        "partial_max": zeros[0],
+        "factor_max": zeros,
+    }
 
 
 def measured_kv(key, value, u, axis, other=None):
@@ -50,10 +55,10 @@ def measured_kv(key, value, u, axis, other=None):
     a = products.sum(1)
     partial = np.maximum(np.maximum(products, 0).sum(1), np.maximum(-products, 0).sum(1))  # the worst order of summation
     return {
-        "argument": np.abs(a).max((1, 2)),
-        "sum": (a**2).sum(axis).max(1),
-        "partial": partial.max((1, 2)),
-        "factors": np.stack([np.abs(k).max((1, 2)), np.abs(v).max((1, 2))]),
+        "argument_max": np.abs(a).max((1, 2)),
+        "sum_max": (a**2).sum(axis).max(1),
+        "partial_max": partial.max((1, 2)),
+        "factor_max": np.stack([np.abs(k).max((1, 2)), np.abs(v).max((1, 2))]),
     }
 
 
@@ -117,9 +122,9 @@ def test_q_is_reached_by_the_worst_token(offset):
         attacks += [worst(lambda u, p=project, i=i: p(u)[:, i] ** 2, 6, starts=8) for i in range(4)]
     found = measured_q(of, np.concatenate(attacks))
     assert not exceeded(bound, found)
-    assert (bound.argument / found["argument"]).max() < 1.001, "the largest |a| is reached"
-    assert (bound.sum / found["sum"]).max() < 1.8
-    assert exceeded(scaled(bound, 0.5), found) == {"argument", "sum"}
+    assert (bound.argument_max / found["argument_max"]).max() < 1.001, "the largest |a| is reached"
+    assert (bound.sum_max / found["sum_max"]).max() < 1.8
+    assert exceeded(scaled(bound, 0.5), found) == {"argument_max", "sum_max"}
     if offset:
         forgetful = (replace(of, offset=of.offset * 0), replace(of, norm=LayerNorm(of.norm.gain, of.norm.bias * 0)))
         assert any(exceeded(bound_q(wrong), found) for wrong in forgetful)
@@ -148,13 +153,13 @@ def test_kv_is_reached_by_the_worst_token(axis, offset):
         found += [measured_kv(key, value, np.repeat(u[None], tokens, 0), axis) for u in np.concatenate(attacks)]
     reached = {name: np.max([one[name] for one in found], axis=0) for name in QUANTITIES}
     assert not exceeded(bound, reached)
-    assert (bound.factors / reached["factors"]).max() < 1.001
-    assert (bound.argument / reached["argument"]).max() < (1.001 if offset == 0 else 1.5)
-    assert (bound.sum / reached["sum"]).max() < 2.5
+    assert (bound.factor_max / reached["factor_max"]).max() < 1.001
+    assert (bound.argument_max / reached["argument_max"]).max() < (1.001 if offset == 0 else 1.5)
+    assert (bound.sum_max / reached["sum_max"]).max() < 2.5
     halved = scaled(bound, 0.5)
-    assert {"argument", "partial", "factors"} <= exceeded(halved, reached)
-    assert "sum" in exceeded(scaled(bound, 0.4), reached)
-    assert {"argument", "partial"} <= exceeded(bound_kv(key, value, tokens - 1, axis), reached), "a token is forgotten"
+    assert {"argument_max", "partial_max", "factor_max"} <= exceeded(halved, reached)
+    assert "sum_max" in exceeded(scaled(bound, 0.4), reached)
+    assert {"argument_max", "partial_max"} <= exceeded(bound_kv(key, value, tokens - 1, axis), reached), "a token is forgotten"
     if offset:
         unbiased = replace(key, offset=key.offset * 0, norm=LayerNorm(key.norm.gain, key.norm.bias * 0))
         assert exceeded(bound_kv(unbiased, replace(value, norm=unbiased.norm), tokens, axis), reached), "biases are forgotten"
@@ -165,10 +170,10 @@ def test_the_other_axis_has_keys_and_values_exchanged(axis):
     rng = np.random.default_rng(5)
     key, value = same_norm(layer(rng), layer(rng, scale=3.0))
     one, other = bound_kv(key, value, 4, axis), bound_kv(value, key, 4, -3 - axis)
-    np.testing.assert_allclose(one.sum, other.sum)
-    np.testing.assert_allclose(one.argument, other.argument)
-    np.testing.assert_array_equal(one.factors, other.factors[::-1])
-    assert not np.allclose(one.sum, bound_kv(key, value, 4, -3 - axis).sum), "the axis matters"
+    np.testing.assert_allclose(one.sum_max, other.sum_max)
+    np.testing.assert_allclose(one.argument_max, other.argument_max)
+    np.testing.assert_array_equal(one.factor_max, other.factor_max[::-1])
+    assert not np.allclose(one.sum_max, bound_kv(key, value, 4, -3 - axis).sum_max), "the axis matters"
 
 
 @pytest.mark.parametrize("apart", ["another LayerNorm", "another order of tokens"])
@@ -181,7 +186,9 @@ def test_keys_and_values_of_different_tokens_reach_further(apart):
     changes = {"source": "another"} if apart == "another LayerNorm" else {"order": value.order[:, ::-1]}
     u, w = on_sphere(np.array([[1.0, 0, 0, 0]] * 2)), on_sphere(np.array([[0.0, 1, 0, 0]] * 2))
     found = measured_kv(key, value, u, -2, other=w)
-    assert exceeded(bound_kv(key, value, 2, -2), found) == {"argument", "sum", "partial"}, "it would not hold of them"
+    assert exceeded(bound_kv(key, value, 2, -2), found) == {"argument_max", "sum_max", "partial_max"}, (
+        "it would not hold of them"
+    )
     bound = bound_kv(key, replace(value, **changes), 2, -2)
     assert not exceeded(bound, found)
     assert exceeded(scaled(bound, 0.99), found), "it is reached"
@@ -196,8 +203,8 @@ def test_biases_that_cancel_leave_their_rounding():
     of = replace(of, matrix=matrix, offset=-(matrix @ bias), norm=LayerNorm(np.zeros(64), bias))
     in_fp32 = np.abs(matrix.astype(np.float32) @ bias.astype(np.float32) + of.offset.astype(np.float32))
     assert in_fp32.max() > 1e-4, "the rounding is there"
-    assert (in_fp32.max(1) <= bound_q(of).argument).all()
-    assert bound_q(of).argument.max() < 1e-6 * (np.abs(matrix) @ np.abs(bias)).max() * 64
+    assert (in_fp32.max(1) <= bound_q(of).argument_max).all()
+    assert bound_q(of).argument_max.max() < 1e-6 * (np.abs(matrix) @ np.abs(bias)).max() * 64
 
 
 def test_without_a_layer_norm_nothing_is_certified():

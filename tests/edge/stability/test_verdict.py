@@ -16,7 +16,7 @@ from edge.stability.finders.xnorm import Eps, XNormSite
 from edge.stability.float_formats import BF16, FP16
 from edge.stability.fp16_ops import emulate_xnorm, exact_xnorm
 from edge.stability.measure_ranges import observe
-from edge.stability.observed_ranges import CertifiedBounds
+from edge.stability.observed_ranges import SiteMaxima
 from edge.stability.site_certificate import judge_int8
 from edge.stability.verdict import SiteCase, floor_of_sum, judge, reckoned_sum, worst
 
@@ -35,7 +35,7 @@ def case(sums, *, site=Q, bound=None, island=False, output_bound=1.0, factors=(1
     observed = replace(observed, factor_max=np.array(factors)[:, None], partial_max=np.array([partial]))
     certified = None
     if bound is not None:
-        certified = CertifiedBounds(np.array([bound**0.5]), np.array([bound]), np.array([partial]), np.array(factors)[:, None])
+        certified = SiteMaxima(np.array([bound**0.5]), np.array([bound]), np.array([partial]), np.array(factors)[:, None])
     return SiteCase(site, D, observed, certified, island, output_bound)
 
 
@@ -135,7 +135,7 @@ def vectors(rng, dim, low, high, count=400):
 
 def judged(a, site, slack):
     observed = observe(site, {"a": a})
-    sure = CertifiedBounds(observed.argument_max * slack, observed.sum_max * slack**2, np.zeros(2), np.zeros((2, 2)))
+    sure = SiteMaxima(observed.argument_max * slack, observed.sum_max * slack**2, np.zeros(2), np.zeros((2, 2)))
     return judge(SiteCase(site, a.shape[-1], observed, sure if slack else None), FP16)
 
 
