@@ -1,7 +1,5 @@
 """Where a build drifts from its FP32 reference: which layer, and what is wrong if anything is."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

@@ -4,8 +4,6 @@ SQNRs are in dB within [-300, 300]: 300 for no difference at all, -300 for NaN o
 [0, 1].
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

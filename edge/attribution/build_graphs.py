@@ -3,8 +3,6 @@
 And the checks on whole graphs: reading inner tensors changes nothing, and the float graph is the reference's own function.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

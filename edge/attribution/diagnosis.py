@@ -26,8 +26,6 @@ differ. Clipping outweighs rounding in 0 to 3 of 261 activations after 512 calib
 weights at most 20.5 dB beyond their format, scales at most 2.8 dB off the best one.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ runs with each of them, and with all of them, computed as the float network does
 roundings, in any other graph FP32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 

@@ -12,8 +12,6 @@ The error of a span on the float network's own inputs, x its output there, is th
                       FP16                rounding              clipping                   weights
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass

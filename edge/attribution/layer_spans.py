@@ -10,8 +10,6 @@ and Casts appear. The ends stay the same tensors under the same names, up to pow
 there and nowhere else. Norms are part of the layer that reads them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 

@@ -11,8 +11,6 @@ For each quantized activation x the noise of its Q/DQ, |s clip(round(x / s)) - x
 s 2^(k/2): a wrong scale shows there, whatever else its layer does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial

@@ -9,8 +9,6 @@ norms and undone first. Refinement rounds weights by second-order methods, and s
 layers: that adds excess, up to 20 dB in a layer of the shipped network. The refined float graph holds such weights already.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

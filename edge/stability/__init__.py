@@ -1,7 +1,5 @@
 """XNorm in the exported graph: where it is, and what reduced precision would do to it."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

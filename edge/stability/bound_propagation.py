@@ -8,8 +8,6 @@
 Transposing and reshaping change no bound. Rounding does, by less than ROUNDING.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

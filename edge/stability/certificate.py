@@ -1,7 +1,5 @@
 """`xnorm.json`: the ranges of every XNorm of a network, and whether reduced precision can compute it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

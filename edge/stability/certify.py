@@ -3,8 +3,6 @@
 find sites -> trace, bound -> measure -> judge -> fold, or keep in FP32 -> check to the last bit -> measure and judge again
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 

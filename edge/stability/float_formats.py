@@ -6,8 +6,6 @@
 Rounding is to nearest, ties to even, through subnormal numbers; beyond the largest number it yields infinity, as hardware does.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A whole network with every rounding of FP16 emulated, against FP32."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -10,8 +10,6 @@
 The same for a BF16 accumulator, which hardware does not have for matrix products: it shows the error of a decomposed norm.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import numpy as np

@@ -28,8 +28,6 @@ difference of sums, when the mean of a token is some thousand times its spread. 
 by a few percent at most; the margins of `edge.stability.verdict` account for them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

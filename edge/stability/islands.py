@@ -1,7 +1,5 @@
 """What the rest of a build has to respect around an XNorm: which nodes keep FP32, and no Q/DQ before the norm."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 
 import onnx

@@ -1,7 +1,5 @@
 """Ranges of every XNorm over the images, in memory that does not grow with their number."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import numpy as np

@@ -12,8 +12,6 @@ An eps that no observed vector feels stays a clamp, or becomes one, that FP16 ca
 some vector feels shrinks by the same power of two, which is exact for every input.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The repair of each XNorm: which one is chosen, that it changes nothing in FP32, and what its islands cost."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

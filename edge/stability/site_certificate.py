@@ -1,7 +1,5 @@
 """One XNorm as a SiteCertificate: its ranges and verdicts, the errors of the emulated norm, what INT8 does to its vectors."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

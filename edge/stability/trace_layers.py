@@ -7,8 +7,6 @@ nodes in between are run on the numbers of the layer's outputs. A tensor that ca
 certified bound and cannot be folded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Finders of the places in a graph where 16 bits can fail, one file per kind: find_sites(model) -> sites in graph order."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from calib.package_face import lazy_exports

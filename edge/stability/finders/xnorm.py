@@ -8,8 +8,6 @@
 A LayerNorm does not match: it divides a - mean(a), by a mean of squares.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
