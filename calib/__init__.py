@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from calib.calibration_table import CalibrationTable, TensorScale, load_table, save_table
     from calib.collect import CollectConfig, collect_table
     from calib.lint.run_lint import lint_graph
-    from calib.metrics import kl, sqnr_db
+    from calib.metrics import sqnr_db
     from calib.qdq_placement import QuantScheme, plan_quantization
     from calib.qdq_writer import insert_qdq, read_qdq, serialize
     from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
@@ -25,7 +25,6 @@ __all__ = [
     "calibrate_graph",
     "collect_table",
     "insert_qdq",
-    "kl",
     "lint_graph",
     "load_table",
     "plan_quantization",

@@ -1,4 +1,4 @@
-"""Compare two arrays: SQNR, KL divergence, top-1 agreement. numpy, float64 throughout.
+"""Compare two arrays: SQNR, top-1 agreement. numpy, float64 throughout.
 
 What cannot be compared is refused, never skipped: every function raises DataError for different shapes, empty arrays, NaN and
 infinities. A metric that drops the values it cannot handle reports the best figure on the worst results.
@@ -37,17 +37,6 @@ def sqnr_db(reference: ArrayLike, test: ArrayLike) -> float:
     if peak > 0:  # squares of very large or very small numbers would leave float64; the ratio does not depend on scale
         a, b = a / peak, b / peak
     return power_ratio_db(float(np.sum(a**2)), float(np.sum((a - b) ** 2)), cap_db=float("inf"))
-
-
-def kl(reference: ArrayLike, test: ArrayLike) -> float:
-    """Kullback-Leibler divergence of the predicted distributions, in nats, averaged over rows of logits (B, classes).
-
-        mean_b sum_c p_bc (log p_bc - log q_bc),    p = softmax(reference), q = softmax(test) over the last axis
-
-    At least 0; 0 if and only if the softmaxes are equal.
-    """
-    log_p, log_q = (log_softmax(v) for v in _logits_pair(reference, test))
-    return max(0.0, float(np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=-1))))
 
 
 def top1_agreement(reference: ArrayLike, test: ArrayLike) -> float:

@@ -1,17 +1,12 @@
 """The interface of a backend: `build` and `evidence`. One backend per file; `engines.backends.BACKENDS` lists them."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from calib.errors import MissingError
-
-if TYPE_CHECKING:
-    from engines.build_spec import BuildSpec
-    from engines.layer_records import EngineEvidence, GraphFacts
+from engines.build_spec import BuildSpec
+from engines.layer_records import EngineEvidence, GraphFacts
 
 Advance = Callable[[float], None]
 """Progress callback: called with the completed share, 0 to 1."""

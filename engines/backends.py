@@ -1,15 +1,11 @@
 """The backend registry: list, load and probe the backends of this machine."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from calib.errors import MissingError, UsageError
-
-if TYPE_CHECKING:
-    from engines.backend_protocol import Backend
+from engines.backend_protocol import Backend
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,13 @@
 """Build an engine and its precision receipt from an ONNX graph."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from calib.errors import GraphError
-from engines.backend_protocol import BackendResult
+from engines.backend_protocol import Advance, BackendResult
 from engines.backends import load_backend
+from engines.build_spec import BuildSpec
+from engines.layer_records import GraphFacts, Layer, TensorInfo
 from engines.precision_receipt import Receipt, check_receipt, make_receipt
-
-if TYPE_CHECKING:
-    from engines.backend_protocol import Advance
-    from engines.build_spec import BuildSpec
-    from engines.layer_records import GraphFacts, Layer, TensorInfo
-
 
 _FLOAT_MAJORITY = 0.5
 """A float graph must request the precision for more than this share of its MACs; the rest are islands of another type."""

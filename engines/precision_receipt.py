@@ -6,17 +6,11 @@ Evidence comes from the engine (`engines.rtx_plan_text`, `engines.engine_inspect
 graph. A layer without evidence counts as not INT8 and is listed.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from calib.errors import GraphError, VerdictError
-from engines.layer_records import UNKNOWN, LayerEvidence
-
-if TYPE_CHECKING:
-    from engines.layer_records import EngineEvidence, Layer
+from engines.layer_records import UNKNOWN, EngineEvidence, Layer, LayerEvidence
 
 _SHOWN_FALLBACKS = 12
 _NO_EVIDENCE = LayerEvidence(UNKNOWN, "the engine does not name this layer")

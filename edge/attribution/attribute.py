@@ -17,11 +17,8 @@
 The judged graph is never changed but for further outputs, which do not change its logits: every call checks that.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -40,15 +37,13 @@ from edge.attribution.layer_spans import LayerSpan, rewired_spans, shared_spans
 from edge.attribution.local_errors import PARTS, LocalErrors
 from edge.attribution.paired_images import PairedImages, compare_inputs
 from edge.attribution.weight_errors import WeightError, compare_weights, rounded_already
+from edge.images.labelled_images import ImageSet
 from edge.images.preprocess import Float32, read_preprocess
 from edge.model.metadata import read_graph_info
 from edge.progress import Advance
 from engines.build_folder.file_names import ATTRIBUTION, MODEL, REFINED
 from engines.build_folder.folder import BuildFolder
 from engines.layer_requests import read_layers
-
-if TYPE_CHECKING:
-    from edge.images.labelled_images import ImageSet
 
 IMAGES = 32
 """Images that the errors of layers are summed over. Each has thousands of values at the end of a layer, so that another draw of

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import partial
 
 import numpy as np
@@ -79,7 +78,6 @@ def measure_build(
                 latency, compute = summarize(timed.times_ms), _compute(opened, plan.runs)
                 results.append(BatchResult(batch, latency, compute, timed.per_second(batch), energy))
     return BenchReport(
-        created=_now(),
         build=measured_build(opened),
         machine=machine,
         threads=conditions.threads,
@@ -110,7 +108,6 @@ def compare(
             times = interleave(*works, plan, conditions.clock, conditions.pause)
             results.append(PairResult(batch, median_ratio(*times), summarize(times[0]), summarize(times[1])))
     return ComparisonReport(
-        created=_now(),
         first=measured_build(first),
         second=measured_build(second),
         machine=machine,
@@ -141,7 +138,3 @@ def _notes(machine: Machine, plan: Plan, *builds: OpenedBuild) -> tuple[str, ...
             f"the machine was busy (load {machine.load:.1f} on {machine.cores} cores): compare ratios, not milliseconds"
         )
     return tuple(notes)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,6 +1,7 @@
 """The JSON reports of `ufovit bench`: one build, or two compared."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 
 from edge.bench.compare_builds import Ratio
 from edge.bench.energy import Energy
@@ -49,7 +50,7 @@ class BatchResult:
 class Measurement:
     """The circumstances of a measurement, part of every report; `threads` 0 is every core."""
 
-    created: str
+    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     machine: Machine
     image: str = "the golden image of the build, repeated"
     threads: int

@@ -6,18 +6,7 @@ from calib.artifact import Artifact
 from calib.errors import ArtifactError
 from edge.inspect.describe_dataclass import limited
 from edge.inspect.description import Description
-from edge.report.certificate_text import (
-    certified_count,
-    headline,
-    int8_loss,
-    int8_loss_text,
-    island_cost,
-    judgement,
-    precision_list,
-    repair_text,
-    verdict_counts,
-    xnorm_noun,
-)
+from edge.report import certificate_text as text
 from edge.stability.certificate import CERTIFICATE_ARTIFACT, REMAKE, SiteCertificate, XNormCertificate
 from edge.stability.verdict import STABILITIES
 from engines.build_folder.file_names import XNORM
@@ -29,24 +18,25 @@ def describe_certificate(certificate: XNormCertificate) -> Description:
     was = f" (before the repair: {certificate.verdict_before})" if certificate.before else ""
     facts = {
         "verdict": f"{certificate.verdict.upper()} in {', '.join(precisions)}{was}",
-        "in words": headline(certificate),
+        "in words": text.headline(certificate),
         "images": str(certificate.images),
     }
     for name in (*precisions, *(n for n in ("fp16", "bf16", "int8") if n not in precisions)):
-        before = f" (before: {verdict_counts(certificate.before, name)})" if certificate.before else ""
-        facts[f"XNorms in {name}"] = verdict_counts(sites, name) + before
+        before = f" (before: {text.verdict_counts(certificate.before, name)})" if certificate.before else ""
+        facts[f"XNorms in {name}"] = text.verdict_counts(sites, name) + before
+    certified = text.certified_count(sites)
     facts |= {
-        "based on": f"certified maxima at {certified_count(sites)} of {len(sites)}, observed ones elsewhere; observed minima",
+        "based on": f"certified maxima at {certified} of {len(sites)}, observed ones elsewhere; observed minima",
         "folded": _folded(sites),
-        "islands": island_cost(certificate),
+        "islands": text.island_cost(certificate),
         "repair checked": _checks(certificate),
     }
     for key, meaning in (("fp16", "all of FP16"), ("fp16/fp32", "sums in FP32")):
         before = f" (before: {_worst_error(certificate.before, key)})" if certificate.before else ""
         facts[f"error, {meaning}"] = _worst_error(sites, key) + before
     facts |= {
-        "INT8 after the norm": int8_loss(sites),
-        "INT8 before the norm": int8_loss_text(site.int8_in_front for site in sites),
+        "INT8 after the norm": text.int8_loss(sites),
+        "INT8 before the norm": text.int8_loss_text(site.int8_in_front for site in sites),
         "graph": f"sha256 {certificate.onnx_sha256}",
         "folded graph": f"sha256 {certificate.folded_onnx_sha256}" if certificate.folded_onnx_sha256 else "none",
         "images' digest": f"sha256 {certificate.data_sha256}",
@@ -54,23 +44,32 @@ def describe_certificate(certificate: XNormCertificate) -> Description:
     rows = [_line(old, new, precisions) for old, new in _worst_first(certificate)]
     columns = ("XNorm", "operand", "verdict", "why", "sum a^2 observed", "for any input", "headroom", "repair")
     listing = limited("XNorms, smallest headroom first", columns, rows)
-    broken = f"UNSTABLE: {precision_list(precisions)} cannot compute this network"
+    broken = f"UNSTABLE: {text.precision_list(precisions)} cannot compute this network"
     return Description("XNorm certificate", facts, (listing,), (broken,) if certificate.verdict == "unstable" else ())
 
 
 def _line(old: SiteCertificate, new: SiteCertificate, precisions: tuple[str, ...]) -> tuple[str, ...]:
-    verdict = judgement(new, precisions)
+    verdict = text.judgement(new, precisions)
     low = "-" if new.sum_sq_min is None else f"{new.sum_sq_min:.3g}"
     bound = "-" if new.bound_sum_sq is None else f"{new.bound_sum_sq:.3g}"
     observed, headroom = f"{low} .. {new.sum_sq_max:.3g}", f"{new.fp16_headroom_bits:.1f} bits"
-    return (new.name, new.operand, verdict.verdict, verdict.reason, observed, bound, headroom, repair_text(old, new))
+    return (
+        new.name,
+        new.operand,
+        verdict.verdict,
+        verdict.reason,
+        observed,
+        bound,
+        headroom,
+        text.repair_text(old, new),
+    )
 
 
 def _worst_first(certificate: XNormCertificate) -> list[tuple[SiteCertificate, SiteCertificate]]:
     """Sites before and after the repair, by verdict, then by headroom below FP16's largest number."""
 
     def badness(pair: tuple[SiteCertificate, SiteCertificate]) -> tuple[int, float]:
-        verdict = judgement(pair[1], certificate.precisions).verdict
+        verdict = text.judgement(pair[1], certificate.precisions).verdict
         return -STABILITIES.index(verdict), pair[1].fp16_headroom_bits
 
     return sorted(zip(certificate.before or certificate.sites, certificate.sites, strict=True), key=badness)
@@ -82,7 +81,7 @@ def _folded(sites: tuple[SiteCertificate, ...]) -> str:
         return "none"
     weights = {weight for fold in folds for weight in fold}
     factors = [p for fold in folds for by_head in fold.values() for p in by_head]
-    return f"{len(folds)} {xnorm_noun(len(folds))}, {len(weights)} weights times 2^{-max(factors)} to 2^{-min(factors)}"
+    return f"{len(folds)} {text.xnorm_noun(len(folds))}, {len(weights)} weights times 2^{-max(factors)} to 2^{-min(factors)}"
 
 
 def _checks(certificate: XNormCertificate) -> str:

@@ -162,8 +162,10 @@ def typed_copy(source: str) -> str:
     for node, text in sorted(edits, key=lambda edit: (edit[0].lineno, edit[0].col_offset), reverse=True):
         line = lines[node.lineno - 1]
         lines[node.lineno - 1] = line[: node.col_offset] + text + line[node.end_col_offset :]
-    start = "from __future__ import annotations"
-    return "".join(lines).replace(start, f"{start}; from typing import Any; from {STUB} import {ROOT_CLASS}, T", 1)
+    imports = (node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
+    first = next(node.lineno for node in imports if getattr(node, "module", None) != "__future__") - 1
+    lines[first] = f"from typing import Any; from {STUB} import {ROOT_CLASS}, T; {lines[first]}"
+    return "".join(lines)
 
 
 def unknown(source: str) -> list[str]:

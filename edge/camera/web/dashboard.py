@@ -1,5 +1,7 @@
 """The page: live picture, answer, speed and the build's identity in a browser. See `edge/camera/web/static`."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING

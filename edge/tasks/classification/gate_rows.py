@@ -5,14 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edge.tasks.classification import gate_tolerances as limits
 from edge.tasks.classification.drop_interval import Paired, drop_interval
-from edge.tasks.classification.gate_tolerances import (
-    REFERENCE_IMAGES,
-    SQNR_DEVIATIONS,
-    SQNR_MATTERS_DB,
-    noise_points,
-    sqnr_deviation_db,
-)
 from edge.tasks.classification.logit_metrics import Bools, Int64
 from edge.tasks.classification.logits import Logits, answers, unpack_answers
 from edge.tasks.gate_row import Measurement, Row, is_number, missing_row, row, skipped_row
@@ -36,7 +30,7 @@ class AnswerRows:
         """The FP32 answers themselves: an engine may agree with an FP32 graph that was exported wrongly."""
         tolerance, images = self.request.tolerances["reference"], len(self.request.chosen)
         changed = int((self._before("reference") != answers(self.logits.reference)).sum())
-        most = max(REFERENCE_IMAGES, math.floor(tolerance.tolerance / 100 * images)) if tolerance.tolerance else 0
+        most = max(limits.REFERENCE_IMAGES, math.floor(tolerance.tolerance / 100 * images)) if tolerance.tolerance else 0
         texts = "", str(changed), f"{most} changed"
         detail = f"{changed} of {images} FP32 answers are not the baseline's"
         return row("reference", tolerance, Measurement(changed <= most, texts, 100 * changed / images, detail))
@@ -81,8 +75,8 @@ class AnswerRows:
         reference, engine, allowed = self.logits.reference, self.logits.engine, tolerance.tolerance
         finite = np.isfinite(engine).all(1)
         if len(self.request.chosen) != self.request.before_images and finite.any():
-            allowed += SQNR_DEVIATIONS * sqnr_deviation_db(reference[finite], engine[finite])
-        loss = min(before, SQNR_MATTERS_DB) - min(now, SQNR_MATTERS_DB)
+            allowed += limits.SQNR_DEVIATIONS * limits.sqnr_deviation_db(reference[finite], engine[finite])
+        loss = min(before, limits.SQNR_MATTERS_DB) - min(now, limits.SQNR_MATTERS_DB)
         texts = f"{before:.1f} dB", f"{now:.1f} dB", f"{allowed:.1f} dB lost"
         return row("sqnr", tolerance, Measurement(loss <= allowed, texts, loss, f"{loss:+.2f} dB lost", allowed))
 
@@ -90,7 +84,7 @@ class AnswerRows:
         """Factor by which tolerances of samples are wider on the images chosen than on all images of the baseline."""
         of = self.request.before_images
         changed = round((1 - self._figure("agreement")) * of)
-        return noise_points(len(self.request.chosen), changed, of) / noise_points(of, changed, of)
+        return limits.noise_points(len(self.request.chosen), changed, of) / limits.noise_points(of, changed, of)
 
     def _before(self, side: str) -> Int64:
         return baseline_answers(self.request, self.logits.reference.shape[1], side)[self.request.chosen]

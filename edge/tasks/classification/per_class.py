@@ -4,6 +4,8 @@ The interval of a class is that of the drop (`drop_interval`) on its images alon
 95 %, one in twenty misses the true value.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
