@@ -202,6 +202,7 @@ def installed(*extras):
     return stamp.exists() and {line.split()[1] for line in stamp.read_text().splitlines()} >= set(extras)
 
 
+@pytest.mark.slow
 def test_this_checkout_is_installed_and_stays_so():
     if not installed("build", "rtx"):
         pytest.skip("this environment was not made by scripts/install.sh")

@@ -85,6 +85,7 @@ def equal(a, b):
 # --- the run
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(("save_every", "stop_at"), [(1, 1), (2, 5), (4, 7)])
 def test_a_training_that_was_cut_off_lands_on_the_same_bits(train, save_every, stop_at):

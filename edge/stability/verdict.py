@@ -18,17 +18,21 @@ place, 2^-t with t significant bits, as long as sum a^2 >= d s 2^(t - 2). FP16: 
 An FP32 island takes the sums out of the format: what is left is what is stored on its edge.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edge.stability.finders.xnorm import XNormSite
 from edge.stability.float_formats import FloatFormat
 from edge.stability.observed_ranges import Float64, ObservedRanges, SiteMaxima
+
+if TYPE_CHECKING:
+    from edge.stability.finders.xnorm import XNormSite
 
 Stability = Literal["stable", "at risk", "unstable"]
 RestsOn = Literal["certified", "observed"]

@@ -13,6 +13,8 @@ from tiny_project import LABELS
 from calib.errors import MissingError
 from engines.trt import api
 
+pytestmark = pytest.mark.slow
+
 try:
     api.load("rtx")
 except MissingError as missing:
@@ -41,7 +43,6 @@ def test_another_preprocessing_than_the_golden_tensors_is_a_verdict(project, cap
     refused(project, capsys, 1, "preprocesses images in another way", "golden.npy")
 
 
-@pytest.mark.slow
 def test_bgr_for_rgb_is_a_verdict(project, photos, capsys, on_a_gpu):
     assert pack(project, "--data", str(photos)) == 0
     golden = contents(project / "b.ufovit")["golden.npy"]
@@ -52,7 +53,6 @@ def test_bgr_for_rgb_is_a_verdict(project, photos, capsys, on_a_gpu):
     assert device(project, "--force") in (0, 3), "five images may be too few to say, but they are the right ones"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "code"),
     [
@@ -169,7 +169,6 @@ def test_sizes_that_overflow_64_bits_are_refused(project, capsys):
     refused(project, capsys, 2, "do not match")
 
 
-@pytest.mark.slow
 def test_the_headers_above_are_numpys_own(project, on_a_gpu):
     """Control: `header` with nothing changed is what numpy reads and the device accepts."""
     pixels = contents(project / "b.ufovit")["pixels.npy"]

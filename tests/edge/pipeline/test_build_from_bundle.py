@@ -15,6 +15,8 @@ from engines.build_folder.verify import verify_folder
 from engines.hardware import Gpu
 from engines.trt import api
 
+pytestmark = pytest.mark.slow
+
 try:
     api.load("rtx")
 except MissingError as missing:
@@ -62,7 +64,6 @@ def test_a_device_builds_and_judges(project, on_a_gpu, capsys):
     assert np.array_equal(golden["pixels"].ravel(), packed["pixels.npy"][: golden["pixels"].size])
 
 
-@pytest.mark.slow
 def test_a_second_run_reuses_every_step_and_a_changed_bundle_runs_them_again(project, on_a_gpu, capsys):
     on_a_gpu()
     assert device(project) == 0
@@ -87,7 +88,6 @@ def test_a_second_run_reuses_every_step_and_a_changed_bundle_runs_them_again(pro
     assert "reused" not in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_another_gpu_judges_anew(project, on_a_gpu, monkeypatch, capsys):
     on_a_gpu()
     for gpus, ran in ((("8.6",), 3), (("8.6",), 0), (("8.9",), 1)):
@@ -99,7 +99,6 @@ def test_another_gpu_judges_anew(project, on_a_gpu, monkeypatch, capsys):
         assert capsys.readouterr().out.count("unchanged, reused") == 3 - ran
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -129,7 +128,6 @@ def test_an_engine_is_given_batches_that_it_takes(project, on_a_gpu):
     np.testing.assert_allclose(engine, np.load(project / "device/logits.npz")["reference"], atol=0.5 * np.abs(engine).max())
 
 
-@pytest.mark.slow
 def test_without_a_gpu_the_engine_and_its_receipt_are_there_and_no_verdict(project, without_a_gpu, on_a_gpu, capsys):
     for reused in (0, 2):
         assert device(project) == 3
@@ -146,7 +144,6 @@ def test_without_a_gpu_the_engine_and_its_receipt_are_there_and_no_verdict(proje
     assert files(project / "device") == DEVICE_FILES | VERDICT_FILES
 
 
-@pytest.mark.slow
 def test_a_verdict_does_not_outlive_the_gpu_that_gave_it(project, on_a_gpu, monkeypatch):
     with monkeypatch.context():
         on_a_gpu()

@@ -18,6 +18,8 @@ from calib.errors import MissingError
 from edge.cli import run
 from engines.trt import api
 
+pytestmark = pytest.mark.slow
+
 try:
     api.load("rtx")
 except MissingError as missing:

@@ -35,6 +35,8 @@ from engines.build_folder.folder import BuildFolder
 from engines.build_folder.verify import verify_folder
 from engines.trt import api
 
+pytestmark = pytest.mark.slow
+
 try:
     api.load("rtx")
 except MissingError as missing:
@@ -95,7 +97,6 @@ def test_targets_and_options_that_do_not_fit(project, capsys, monkeypatch, targe
     assert not (project / "device").exists()
 
 
-@pytest.mark.slow
 def test_rtx_knows_one_option(project, on_a_gpu):
     on_a_gpu()
     assert device(project, "--optimization-level", "1") == 0
@@ -110,7 +111,6 @@ def test_a_file_that_is_no_bundle(project, capsys):
         refused(project, capsys, 2, says, bundle=path)
 
 
-@pytest.mark.slow
 def test_an_earlier_device_build_survives_what_is_refused(project, on_a_gpu, monkeypatch, capsys):
     """A library that is missing, a bundle that is damaged, preprocessing that differs: all found before anything is removed."""
     on_a_gpu()
@@ -138,7 +138,6 @@ def test_a_receipt_below_the_declared_share_ends_with_1_and_no_engine(project, c
     assert files(project / "device") == DEVICE_FILES - {"engine.engine", "manifest.json"}
 
 
-@pytest.mark.slow
 def test_random_weights_stay_stamped(project, on_a_gpu, capsys):
     alter(project, random_weights=True, manifest={"random_weights": True})
     on_a_gpu()
@@ -149,7 +148,6 @@ def test_random_weights_stay_stamped(project, on_a_gpu, capsys):
     assert (manifest["random_weights"], drift["random_weights"], drift["judged_by"]) == (True, True, "numbers")
 
 
-@pytest.mark.slow
 def test_a_bundle_of_a_device_build_is_refused(project, on_a_gpu, capsys):
     on_a_gpu()
     assert device(project) == 0
@@ -157,7 +155,6 @@ def test_a_bundle_of_a_device_build_is_refused(project, on_a_gpu, capsys):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.slow
 def test_float_builds_go_the_same_way(project, without_a_gpu, precision):
     assert run(command(project, precision=precision, target="rtx", out=project / precision, int8_floor=None)) == 0
     assert pack(project, source=precision, out=f"{precision}.ufovit") == 0
@@ -169,7 +166,6 @@ def test_float_builds_go_the_same_way(project, without_a_gpu, precision):
     assert found == source
 
 
-@pytest.mark.slow
 def test_killed_again_and_again_it_still_ends_the_same(project, on_a_gpu):
     """SIGKILL at the first rename, then at the second of what is left, and so on: the last run finishes."""
     on_a_gpu()
@@ -238,7 +234,6 @@ def bare_python(tmp_path_factory):
 UFOVIT = "import sys; from edge.cli import run; sys.exit(run(sys.argv[1:]))"
 
 
-@pytest.mark.slow
 def test_a_device_needs_numpy_and_tensorrt_only(rtx, bare_python, tmp_path):
     for name in ABSENT:
         done = bare_python("-c", f"import {name}")

@@ -16,6 +16,8 @@ from calib.qdq_placement import plan_quantization
 from edge.stability.bound_propagation import ROUNDING, propagate_bounds
 from edge.stability.finders.xnorm import find_sites
 
+pytestmark = pytest.mark.slow
+
 HEADS, DIM = 2, 16
 
 

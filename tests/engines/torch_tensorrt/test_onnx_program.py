@@ -143,6 +143,7 @@ def tiny_graphs(tmp_path_factory):
     }, x[:8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SQNR_DB)
 def test_the_program_of_a_network_computes_what_onnx_runtime_computes(tiny_graphs, kind):
     graphs, x = tiny_graphs
@@ -150,11 +151,13 @@ def test_the_program_of_a_network_computes_what_onnx_runtime_computes(tiny_graph
     assert sqnr_db(run(graphs[kind], x), torch_outputs(graphs[kind], x)) >= SQNR_DB[kind]
 
 
+@pytest.mark.slow
 def test_a_float_network_differs_from_its_int8_form(tiny_graphs):
     graphs, x = tiny_graphs
     assert sqnr_db(run(graphs["fp32"], x), torch_outputs(graphs["int8"], x)) < SQNR_DB["int8"]
 
 
+@pytest.mark.slow
 def test_every_layer_is_traceable_in_the_exported_program(tiny_graphs):
     """After torch.export, saving and loading: batch sizes, numbers, and which node an operation came from."""
     from engines.torch_tensorrt.onnx_program import export_program
