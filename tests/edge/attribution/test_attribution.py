@@ -30,6 +30,8 @@ from edge.stability.finders.xnorm import find_sites
 from engines.build_folder.file_names import ATTRIBUTION
 from engines.build_folder.folder import BuildFolder
 
+pytestmark = pytest.mark.slow
+
 # ---- numbers
 
 
@@ -133,7 +135,6 @@ def in_float(graphs, built, names, *, but=False):
     return insert_qdq(base, table, QuantPlan(tuple(p for p in plan.points if (p.node in names) == but)))
 
 
-@pytest.mark.slow
 def test_costs_and_gains_are_those_of_graphs_quantized_otherwise(graphs, built, images, honest):
     few = taken(images, 16)
     reference = run(graphs.base.model, {"image": few})["logits"]
@@ -369,7 +370,6 @@ def test_a_manifest_that_prepares_images_otherwise(project, tiny_size):
     assert "channel 0 is 1.000 x +0.400" in found.sentence
 
 
-@pytest.mark.slow
 def test_an_fp32_build_does_not_differ(project, tiny_size, images):
     shutil.rmtree(project / "out")
     assert build(project, precision="fp32") == 0

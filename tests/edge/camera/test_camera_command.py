@@ -220,6 +220,7 @@ def test_fault_unplugged_for_good(camera, plugged):
     assert source.closed == 1
 
 
+@pytest.mark.slow
 def test_fault_unplugged_and_plugged_in_again(camera, plugged, at_exit):
     plugged(ListSource([picture(), gone()]), gone(), ListSource([picture()] * 3 + [None]))
     code, out, err = camera("0")
@@ -242,6 +243,7 @@ def test_fault_a_camera_that_hangs(camera, plugged, monkeypatch, at_exit):
     assert at_exit == [(forced_exit.exit_now, 4)]
 
 
+@pytest.mark.slow
 def test_fault_a_stream_that_says_nothing(built):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"rtsp://admin:s3cret@127.0.0.1:{listener.getsockname()[1]}/live"
@@ -429,6 +431,7 @@ def test_a_signal_is_a_clean_end(built, tmp_path, which):
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
+@pytest.mark.slow
 def test_a_signal_while_a_stream_stalls_is_a_clean_end(built):
     """The thread is inside FFmpeg then; without care the process ends by std::terminate, or seconds later."""
     loaded_cv2()
@@ -452,6 +455,7 @@ def test_a_signal_before_the_first_picture_is_a_clean_end_too(camera, plugged):
     assert "interrupted before the first frame" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("--json",), ()])
 def test_whoever_reads_may_go(built, options):
     process = start(built, "--source", PART, *options)
@@ -475,6 +479,7 @@ def test_nobody_reads_from_the_start(built):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_view_that_is_redrawn(built):
     primary, secondary = os.openpty()
     process = start(built, "--source", f"{PART}&frames=200", stdout=secondary)

@@ -41,6 +41,7 @@ def test_nobody_listens():
         open_source(f"rtsp://127.0.0.1:{port}/", timeout_s=TIMEOUT_S)
 
 
+@pytest.mark.slow
 def test_a_stream_gives_pictures_and_its_stall_is_a_loss():
     with server(mjpeg(40)) as port:
         source = open_source(f"http://me:s3cret@127.0.0.1:{port}/video", timeout_s=1.0)
@@ -54,6 +55,7 @@ def test_a_stream_gives_pictures_and_its_stall_is_a_loss():
     assert raised.value.exit_code == 4
 
 
+@pytest.mark.slow
 def test_a_stream_that_stalls_mid_run_is_opened_again():
     said = []
     with server(mjpeg(40)) as port:

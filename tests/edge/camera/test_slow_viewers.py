@@ -20,6 +20,8 @@ from page_results import ask, result, served, stream
 from edge.camera.web import broadcast, server
 from edge.camera.web.dashboard import Dashboard
 
+pytestmark = pytest.mark.slow
+
 NOISE = np.random.default_rng(0).integers(0, 256, (4, 480, 640, 3), dtype=np.uint8)
 """Pictures that JPEG cannot make small: about 250 KB each."""
 PROC = Path("/proc/self/status")

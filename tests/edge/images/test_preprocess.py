@@ -24,8 +24,7 @@ def picture(height, width, channels=3, seed=0):
 def pillow(pixels, preprocess, mode):
     """Resized to `resize` on the shorter side and cropped, (S, S, C) on the scale of 0 to 255."""
     height, width = pixels.shape[:2]
-    scale = preprocess.resize / min(height, width)
-    size = (round(width * scale), round(height * scale))
+    size = tuple(round(side * preprocess.resize / min(height, width)) for side in (width, height))
     planes = [Image.fromarray(np.ascontiguousarray(pixels[:, :, c])) for c in range(pixels.shape[2])]
     if mode == "F":
         planes = [plane.convert("F") for plane in planes]

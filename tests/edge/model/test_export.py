@@ -48,6 +48,7 @@ def export_once(make_network, tiny_graph, tiny_images, tmp_path_factory):
     return path, record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2, 3, 6])
 def test_onnx_agrees_with_torch_at_any_batch(make_network, export_once, tiny_images, batch):
     path, _ = export_once

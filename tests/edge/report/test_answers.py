@@ -87,6 +87,7 @@ def flips(arrays: dict[str, np.ndarray]) -> list[int]:
     return sorted(lost, key=lambda i: -lost[i])
 
 
+@pytest.mark.slow
 def test_interval_of_every_class(failed: tuple[dict[str, Any], dict[str, np.ndarray], str]) -> None:
     _, arrays, html = failed
     rows = {row[0]: row for row in Page(html).rows}

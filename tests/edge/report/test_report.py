@@ -56,6 +56,7 @@ def folder(tmp_path: Path) -> Path:
     return make_folder(tmp_path / "build", Recipe())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "verdict"),
     [
@@ -83,6 +84,7 @@ def test_what_was_judged_stands_near_the_verdict(passed: tuple[Path, str]) -> No
     assert "The INT8 engine answers" not in page.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["passed", "failed"])
 def test_every_figure_is_the_one_of_the_json(which: str, request: pytest.FixtureRequest) -> None:
     folder, html = request.getfixturevalue(which)

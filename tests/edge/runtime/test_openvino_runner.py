@@ -104,6 +104,7 @@ def test_fp32_stays_fp32(tmp_path):
         np.testing.assert_array_equal(runner(x), np.full((1, CLASSES), 2.0**-12, np.float32))
 
 
+@pytest.mark.slow
 def test_without_being_told_it_takes_bfloat16_where_the_cpu_has_it(built):
     """The control of the test above, on a network: this is what the hint is for."""
     core = load().Core()

@@ -246,6 +246,7 @@ def test_an_added_artifact_is_refused_by_name(folder, keys):
         (folder / name).unlink()
 
 
+@pytest.mark.slow
 def test_every_flip_in_the_signature_is_refused(folder, keys):
     sign(folder, keys[0][0])
     path = folder / "signature.json"

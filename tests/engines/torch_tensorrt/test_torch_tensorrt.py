@@ -233,6 +233,7 @@ def test_options_that_torch_tensorrt_does_not_take_are_refused(fake):
         build_fake(spec)
 
 
+@pytest.mark.slow
 def test_an_environment_without_torch_tensorrt_ends_as_absent(tmp_path):
     """The worker with this environment's python must report what does not load, without a traceback."""
     request = tmp_path / "request.json"

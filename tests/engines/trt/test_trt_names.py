@@ -12,6 +12,8 @@ from trt_bindings import NEWEST, OLDEST, ROOT, RTX, WHEELS, release
 from trt_names import FILES, asked_of_tensorrt, feature_tests, importers, source
 from trt_typing import ROOT_CLASS, STUB, TYPES, UNTYPED, mypy_errors, stub, typed_copy, unknown
 
+pytestmark = pytest.mark.slow
+
 WITHOUT_OBJECTS = {
     "engines/trt/__init__.py": "exports their names",
     "edge/runtime/engine_runner.py": "asks for the version only",
