@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calib.errors import InputError
 from calib.parallel import shared_cores
-from edge.runtime.ort_runner import BATCH, OrtRunner, run_all, tapped_batch
+from edge.runtime.ort_runner import BATCH, OrtRunner, emulated_runner, run_all, tapped_batch
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,27 @@ def test_many_images_at_once_answer_as_one_by_one(path, images):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert done == [7, 40, 41, 100]
     assert not np.allclose(found[::-1], expected, rtol=1e-4, atol=1e-4), "the control: order is seen"
+
+
+def test_an_emulated_runner_rounds_and_overflows_like_fp16(tmp_path):
+    """(x * 300) / 300 in FP16, where x * 300 is rounded, and infinite from 219 on. Oracle: numpy's float16."""
+    half = TensorProto.FLOAT16
+    nodes = [
+        helper.make_node("Cast", ["image"], ["x"], to=half),
+        helper.make_node("Mul", ["x", "c"], ["y"]),
+        helper.make_node("Div", ["y", "c"], ["z"]),
+        helper.make_node("Cast", ["z"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("image", "logits")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(np.float16(300), "c")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    images = np.array([[0.1, 1.7, 3.3, 1000.0], [-218.0, 219.0, 7.7, -0.3]], np.float32)
+    with np.errstate(over="ignore"):
+        expected = (images.astype(np.float16) * np.float16(300)) / np.float16(300)
+    np.testing.assert_array_equal(emulated_runner(model, tmp_path / "g.onnx")(images), expected.astype(np.float32))
+    assert np.isinf(expected).any()
+    (tmp_path / "g.onnx").write_bytes(model.SerializeToString())
+    assert np.isfinite(OrtRunner(tmp_path / "g.onnx")(images)).all(), "the control: the runtime alone computes in FP32"
 
 
 def test_throughput_shares_out_the_cores_and_the_default_does_not(path, monkeypatch):
