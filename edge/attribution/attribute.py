@@ -19,6 +19,7 @@ The judged graph is never changed but for further outputs, which do not change i
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -53,8 +54,8 @@ TRIAL_IMAGES = 128
 much. At the class token it has one row of values, and the cost of clipping depends on the largest few."""
 
 
-def attribute_build(build: BuildFolder, images: ImageSet, advance: Advance) -> Attribution:
-    """Attribute the drift of a build, and write `attribution.json` into its folder.
+def attribute_build(build: BuildFolder, images: ImageSet, advance: Advance, out: Path | None = None) -> Attribution:
+    """Attribute the drift of a build, and write `attribution.json` into the folder `out`, by default its own.
 
     TRIAL_IMAGES of the images, spread evenly, are used. They are prepared for the reference as its graph says, for the judged
     side as the manifest says. `advance` is called with the share that is done. Raises InputError for a folder without graphs
@@ -68,7 +69,7 @@ def attribute_build(build: BuildFolder, images: ImageSet, advance: Advance) -> A
     if info is not None and info.preprocess != preprocess:
         (reference,) = chosen.batches(info.preprocess, TRIAL_IMAGES)
     attribution = attribute_graphs(graphs, reference, judged, advance)
-    write_artifact(build.path / ATTRIBUTION, attribution)
+    write_artifact((out or build.path) / ATTRIBUTION, attribution)
     return attribution
 
 

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from calib.artifact import write_artifact
 from calib.errors import UsageError
 from edge.cli.console import terminal_progress
+from edge.cli.outputs import check_outputs
 from engines.build_folder.folder import BuildFolder
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def bench(folder: Path, /, *, options: BenchOptions = _DEFAULT) -> int:
     from edge.cli.bench_tables import print_bench, print_comparison
 
     progress, before = terminal_progress(), resident()
+    check_outputs(options.json, options.latency, inputs=(folder, options.against))
     conditions = Conditions(Plan(options.warm_up, options.runs, options.duration), options.threads)
     requested = parse_batches(options.batch)
     first = options.open(folder, options.runner)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from calib.errors import UsageError
 from edge.cli.console import terminal_progress
+from edge.cli.outputs import check_outputs
 from edge.pipeline.request_checks import check_counts
 from engines.build_folder.bundle_format import SUFFIX
 from engines.build_folder.folder import BuildFolder
@@ -34,6 +35,7 @@ def bundle(build: Path, /, *, data: Path | None = None, images: int = IMAGES, ou
     path = out or build.resolve().with_name(build.resolve().name + SUFFIX)
     if path.is_dir():
         raise UsageError("a bundle must be a file", where=path, next_command=f"pass --out {path / build.name}{SUFFIX}")
+    check_outputs(path, inputs=(build, data))
     progress = terminal_progress()
     with progress.task("reference answers") as advance:
         info = make_bundle(folder, chosen, path, advance)

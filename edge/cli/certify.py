@@ -12,6 +12,7 @@ from calib.artifact import write_artifact
 from calib.errors import InputError, UsageError
 from calib.files import write_bytes
 from edge.cli.console import TerminalProgress, terminal_progress
+from edge.cli.outputs import check_outputs
 from edge.pipeline.request_checks import check_counts
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
     from edge.stability.certify import certify_graph
 
     progress = terminal_progress()
+    check_outputs(options.repair, options.out, inputs=(source, options.data))
     inputs = resolve(source, options.data, options.images, parse_normalisation(options.mean, options.std))
     with progress.task(f"{len(inputs.images)} images") as advance:
         done = certify_graph(

@@ -13,6 +13,7 @@ from calib.artifact import read_artifact, write_artifact
 from calib.errors import UfovitError, UsageError
 from calib.files import write_bytes
 from edge.cli.console import TerminalProgress, terminal_progress
+from edge.cli.outputs import check_outputs
 from engines.build_folder.folder import BuildFolder
 
 if TYPE_CHECKING:
@@ -70,15 +71,17 @@ def gate(folder: Path, /, *, baseline: Path, options: GateOptions = _DEFAULT) ->
     from edge.gate.compare_builds import EXIT_CODES, GateReport
     from edge.gate.compare_builds import gate as compare
 
-    progress = terminal_progress()
+    progress, read = terminal_progress(), (folder, options.latency)
     if options.update:
         from edge.gate.update import update_baseline
 
+        check_outputs(baseline, inputs=read)
         ratio, by, note = _latency_ratio(options), options.reviewed_by or "", options.note or ""
         for line in update_baseline(BuildFolder(folder), baseline, force=options.force, latency=ratio, by=by, note=note):
             progress.say(line)
         progress.say(f"baseline  {baseline}: review it before you commit it")
         return 0
+    check_outputs(options.junit, options.markdown, options.json, inputs=(*read, baseline))
     try:
         report = compare(BuildFolder(folder), baseline, _latency_ratio(options))
     except UfovitError as error:

@@ -29,7 +29,7 @@ from edge.cli.console import discard_stdout
 
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
-_LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS)
 _UNITS = ("_points", "_mib", "_s")
 _BUILD_COMMANDS = ("build", "bundle", "calibrate", "certify", "drift", "gate", "report", "verify", "sign")
 COMMANDS = (*_BUILD_COMMANDS, "inspect", "bench", "camera", "doctor")

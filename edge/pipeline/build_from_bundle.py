@@ -85,20 +85,20 @@ def build_on_device(request: DeviceRequest, progress: Progress) -> BuildOutcome:
 
     opened = Workspace.open(out, ARTIFACTS, force=request.force, on_wait=progress.say, before_change=preflight)
     with opened as workspace:
-        workspace.run(_unpack_step(out, bundle, source, bundled.golden), progress)
+        workspace.run(_unpack_step(bundle, source, bundled.golden), progress)
         workspace.run(_engine_step(request, bundle, source, spec), progress)
         workspace.run(_drift_step(BuildFolder(out), bundle, source, bundled), progress)
         return workspace.outcome()
 
 
-def _unpack_step(out: Path, bundle: Bundle, source: EngineManifest, golden: GoldenPair) -> Step:
+def _unpack_step(bundle: Bundle, source: EngineManifest, golden: GoldenPair) -> Step:
     files = packed_digests(source)
 
-    def unpack(advance: Advance) -> None:
+    def unpack(folder: Path, advance: Advance) -> None:
         for done, file in enumerate(files, start=1):
-            write_bytes(out / file, bundle.read(file))
+            write_bytes(folder / file, bundle.read(file))
             advance(done / len(files))
-        write_golden(out / GOLDEN, golden)
+        write_golden(folder / GOLDEN, golden)
 
     return Step("unpack", {"bundle": bundle.sha256}, (*files, GOLDEN), unpack)
 
@@ -112,10 +112,10 @@ def _engine_step(request: DeviceRequest, bundle: Bundle, source: EngineManifest,
         "versions": versions("tensorrt_rtx", "tensorrt"),
     }
 
-    def build_engine(advance: Advance) -> None:
+    def build_engine(folder: Path, advance: Advance) -> None:
         options = request.builder.options(target, out)
         built = build_graph(replace(spec, options=options), spec.onnx.read_bytes(), bundle.info.facts, advance)
-        record = write_engine(out, file, built, request.builder, target)
+        record = write_engine(folder / file, built, request.builder, request.builder.cache(target, out))
         where = f" on {record.device}" if record.device else ""
         manifest = replace(
             source,
@@ -126,7 +126,7 @@ def _engine_step(request: DeviceRequest, bundle: Bundle, source: EngineManifest,
             bundle=FileRecord(request.bundle.name, bundle.sha256),
             notes=(*([RANDOM_NOTE] if bundle.info.random_weights else []), f"built from a bundle{where}"),
         )
-        write_manifest(out, manifest)
+        write_manifest(folder, manifest)
 
     return Step("engine", reads, (file, MANIFEST), build_engine)
 
@@ -141,7 +141,7 @@ def _drift_step(build: BuildFolder, bundle: Bundle, source: EngineManifest, bund
     question = Question(bundled.images, labelled=True, budget_points=info.budget_points, stored=stored)
     step = drift_step(build, question, here=True)
 
-    def judge(advance: Advance) -> None:
+    def judge(folder: Path, advance: Advance) -> None:
         try:
             runner = open_engine(build)
         except MissingError as error:
@@ -151,6 +151,6 @@ def _drift_step(build: BuildFolder, bundle: Bundle, source: EngineManifest, bund
                 found=str(error).splitlines()[0],
                 next_command="ufovit build --bundle on a machine with the target's GPU",
             ) from error
-        judge_build(build, question, build.manifest.engine.file, advance, runner)
+        judge_build(build, question, build.manifest.engine.file, folder, advance, runner)
 
     return replace(step, reads={**step.reads, "gpus": [asdict(gpu) for gpu in gpus()]}, run=judge)

@@ -13,7 +13,7 @@ from calib.artifact import write_artifact
 from calib.calibration_table import CalibrationTable
 from calib.collect import CollectConfig, range_shift_warning
 from calib.errors import ArtifactError, DataError, GraphError
-from calib.files import atomic_path
+from calib.files import atomic_path, write_bytes
 from calib.graph import load_graph
 from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
 from calib.qdq_writer import serialize
@@ -139,9 +139,9 @@ def _write(out: Path, refined: bytes, table: CalibrationTable, quantized: onnx.M
         quantized_file, cache, calibration, graph = (
             files.enter_context(atomic_path(out / name)) for name in (QUANTIZED, CACHE, CALIBRATION, REFINED)
         )
-        quantized_file.write_bytes(serialize(quantized))
+        write_bytes(quantized_file, serialize(quantized))  # flushed to disk, like the others, before anything is renamed
         # sorted as in the JSON: a reused table gives equal bytes
-        cache.write_text(format_cache({name: tensor.scale for name, tensor in sorted(table.tensors.items())}), encoding="utf-8")
+        write_bytes(cache, format_cache({name: tensor.scale for name, tensor in sorted(table.tensors.items())}).encode())
         write_artifact(calibration, table)
-        graph.write_bytes(refined)
+        write_bytes(graph, refined)
         (out / QUANTIZED).unlink(missing_ok=True)  # a kill between two renames: no graph beside the table of another

@@ -1,6 +1,5 @@
 """Open and check the graph and the images of `ufovit calibrate` before anything is measured."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,8 +7,8 @@ from pathlib import Path
 import onnx
 
 from calib.calibration_table import CalibrationTable, check_table, load_table
-from calib.errors import DataError, GraphError, MissingError, UsageError
-from calib.files import sha256_bytes
+from calib.errors import DataError, GraphError, UsageError
+from calib.files import check_output, sha256_bytes
 from calib.graph import load_graph
 from edge.images.graph_input import GraphImages, fixed_batch, input_shape, made_up, open_graph_images, parse_normalisation
 from edge.images.preprocess import Preprocess
@@ -95,10 +94,8 @@ def _check_out(request: CalibrateRequest) -> None:
     out = request.out
     if out.exists() and not out.is_dir():
         raise UsageError("--out is not a folder", where=out, next_command="choose another --out")
-    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        found = "not a folder" if not existing.is_dir() else "no permission to write"
-        raise MissingError("folder cannot be written", where=existing, found=found, next_command="choose another --out")
+    for file in WRITTEN:
+        check_output(out / file)
     written = [(out / file).resolve() for file in WRITTEN]
     if request.table is None and request.graph.resolve() in written:
         raise UsageError(

@@ -37,12 +37,8 @@ def check_inputs(request: BuildRequest, inputs: BuildInputs, first_step: str, ad
     info = inputs.info
     if first_step != "drift":
         require_backend(request.target.backend)
-    if first_step in ("certify", "calibrate") and request.precision == "int8":
-        import onnx
-
-        from calib.qdq_placement import QuantScheme, plan_quantization
-
-        plan_quantization(onnx.load(request.out / MODEL), QuantScheme(exclude=request.keep_float))  # refuses a wrong pattern
+    if first_step in ("certify", "calibrate"):  # an export checks its own graph before it is complete
+        check_patterns(request, request.out / MODEL)
     if first_step == "export" and info.file:
         from edge.model.checkpoint import load_checkpoint
 
@@ -51,6 +47,16 @@ def check_inputs(request: BuildRequest, inputs: BuildInputs, first_step: str, ad
     for done, (image_set, i) in enumerate(images, start=1):
         image_set.pixels(i)
         advance(done / len(images))
+
+
+def check_patterns(request: BuildRequest, graph: Path) -> None:
+    """Raise UsageError for a pattern of --keep-float that matches no layer of the exported graph."""
+    if request.precision == "int8":
+        import onnx
+
+        from calib.qdq_placement import QuantScheme, plan_quantization
+
+        plan_quantization(onnx.load(graph), QuantScheme(exclude=request.keep_float))
 
 
 def missing_library(name: str) -> MissingError:

@@ -4,12 +4,11 @@ drift      engine, or its graph on the CPU, against the FP32 graph or its stored
 attribute  the graphs, layer by layer -> attribution.json
 report     everything in the folder -> report.html
 
-The folder may have been moved or copied. Its other files are compared with their recorded digests before anything is
-removed. A signature is removed with the files that it covered.
+The folder may have been moved or copied. Its other files are compared with their recorded digests first. A signature is
+removed with the files that it covered.
 """
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from calib.errors import ArtifactError, DataError, InputError
@@ -22,7 +21,7 @@ from edge.pipeline.judge_options import JudgeOptions
 from edge.pipeline.steps.drift import Question, drift_step
 from edge.pipeline.steps.report import report_step
 from edge.pipeline.workspace import BuildOutcome, Step, Workspace, locked
-from edge.progress import Progress
+from edge.progress import Advance, Progress
 from edge.tasks.registry import task_of
 from engines.build_folder.file_names import ANSWERS, ARTIFACTS, ATTRIBUTION, DRIFT, MANIFEST, MODEL, PICTURES, REPORT
 from engines.build_folder.folder import BuildFolder
@@ -55,7 +54,7 @@ def rejudge_build(folder: Path, options: JudgeOptions, progress: Progress) -> Bu
 
         def preflight(_step: str) -> None:
             if question.stored is None or options.attribute:
-                import onnxruntime  # noqa: F401  # a missing library is reported before anything is removed
+                import onnxruntime  # noqa: F401  # a missing library is reported at once
 
         workspace = _reopened(build, {"report", *(step.name for step in steps)}, preflight)
         for step in steps:
@@ -68,7 +67,7 @@ def rejudge_build(folder: Path, options: JudgeOptions, progress: Progress) -> Bu
 def redraw(folder: Path, progress: Progress) -> bool:
     """Render the report of a finished build again from its other files. False if the report is up to date.
 
-    Raises ArtifactError, before anything is removed or written, when a file other than the report does not match its record, or
+    Raises ArtifactError, before anything is written, when a file other than the report does not match its record, or
     files that a report needs are missing, as on a device; MissingError when the folder cannot be written.
     """
     from edge.report.inputs import gather
@@ -87,7 +86,7 @@ def redraw(folder: Path, progress: Progress) -> bool:
         verify_folder(build, ignore=(REPORT,))
 
         def preflight(_step: str) -> None:
-            from edge.report import render  # noqa: F401  # a missing library is reported before anything is removed
+            from edge.report import render  # noqa: F401  # a missing library is reported at once
 
         workspace = _reopened(build, {"report"}, preflight)
         workspace.run(report_step(workspace, build), progress)
@@ -110,7 +109,11 @@ def _attribute_step(build: BuildFolder, images: ImageSet) -> Step:
         "images": images.take(TRIAL_IMAGES).sha256,
         "versions": versions("onnx", "onnxruntime", "numpy"),
     }
-    return Step("attribute", reads, (ATTRIBUTION,), partial(attribute_build, build, images))
+
+    def work(out: Path, advance: Advance) -> None:
+        attribute_build(build, images, advance, out)
+
+    return Step("attribute", reads, (ATTRIBUTION,), work)
 
 
 def _question(build: BuildFolder, options: JudgeOptions) -> Question:

@@ -2,8 +2,9 @@
 
 `steps.json` (`engines.build_folder.step_record`) records, for every step, the digest of what it read (inputs, parameters,
 versions, the toolkit's own source) and of each file it wrote. A step whose record still holds is reused; a record whose
-seal does not match counts as none. A step that must run first removes its own outputs, those of every later step and
-the folder's signature: a folder never shows a verdict about files that are gone or replaced, also after a kill.
+seal does not match counts as none. A step that must run writes into a folder of its own (`edge.pipeline.staging`); when all
+its files are complete, they replace the old ones, and those of every later step and the folder's signature are removed. A step
+that fails leaves the folder as it was; a folder never shows a verdict about files that are gone or replaced, also after a kill.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from calib.errors import InputError, MissingError, UsageError
+from calib.errors import InputError, MissingError, UsageError, VerdictError
 from calib.files import canonical_json, sha256_bytes, sha256_file
 from edge.drift.drift_report import DRIFT_ARTIFACT
+from edge.pipeline.staging import deleted_error, settle, staged
 from edge.progress import Advance, Progress
 from edge.tasks.interval import Verdict
+from engines.build_folder.file_names import ARTIFACTS, MANIFEST
 from engines.build_folder.file_names import RECORD as RECORD  # noqa: PLC0414  # the repeated name marks a re-export
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.step_record import StepRecord, read_record, write_record
@@ -32,7 +35,7 @@ _LOCK = ".lock"
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a build: `run` writes the files named in `writes` into the build folder, each atomically.
+    """A step of a build: `run(folder, advance)` writes the files named in `writes` into that folder.
 
     `reads` holds the digests, parameters and versions that decide what it writes, as plain JSON values.
     """
@@ -40,7 +43,7 @@ class Step:
     name: str
     reads: dict[str, Any]
     writes: tuple[str, ...]
-    run: Callable[[Advance], object]
+    run: Callable[[Path, Advance], object]
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,7 @@ class Workspace:
 
     Attributes:
         artifacts: every file that a build can write here, in the order of the flow.
-        before_change: called with the first step that has to run, before anything is removed; an error that it raises leaves
-            the folder unchanged.
+        before_change: called with the first step that has to run, before it runs.
         reused: names of the steps that did not have to run, in order.
         ran: names of the steps that ran, in order.
     """
@@ -117,13 +119,19 @@ class Workspace:
             ) from error
         with os.fdopen(descriptor):  # closing it also releases the lock
             _lock(descriptor, folder, on_wait)
+            settle(folder, artifacts)
             for name in (*artifacts, RECORD):
                 for leftover in folder.glob(f".{name}.*.tmp"):  # of a killed build, as `calib.files.atomic_path` names them
                     leftover.unlink(missing_ok=True)
-            yield cls(folder, artifacts, force, before_change)
+            with _noticing_deletion(folder):
+                yield cls(folder, artifacts, force, before_change)
 
     def run(self, step: Step, progress: Progress) -> bool:
-        """Run a step, or reuse what it wrote earlier, files out of `artifacts`. True when it ran."""
+        """Run a step, or reuse what it wrote earlier, files out of `artifacts`. True when it ran.
+
+        A step that raises leaves the folder as it was. One that fails a check of the build itself (VerdictError before there is
+        a manifest) removes what followed earlier: an engine that was built otherwise does not stand for one that failed.
+        """
         record = self._record()
         digest = sha256_bytes(canonical_json({**step.reads, "toolkit": toolkit_sha256()}))
         if not self.force and self._holds(record.get(step.name), digest, step.writes):
@@ -131,16 +139,23 @@ class Workspace:
             progress.say(f"  {step.name}: unchanged, reused")
             return False
         if not self.ran:
+            self._require_files()
             self.before_change(step.name)
-        self._invalidate(record)
-        try:
-            with progress.task(step.name) as advance:
-                step.run(advance)
-        except BaseException:  # Ctrl-C too: the files of an unfinished step do not stay beside those of finished ones
-            self._remove(step.writes)
-            raise
-        record[step.name] = StepRecord(digest, {file: sha256_file(self.folder / file) for file in step.writes})
-        write_record(self.folder, record)
+        record = {name: entry for name, entry in record.items() if name in (*self.reused, *self.ran)}
+        failed: VerdictError | None = None
+        with staged(self.folder) as staging:
+            try:
+                with progress.task(step.name) as advance:
+                    step.run(staging, advance)
+                record[step.name] = StepRecord(digest, {file: sha256_file(staging / file) for file in step.writes})
+            except VerdictError as error:
+                if any(MANIFEST in entry.writes for entry in record.values()):
+                    raise
+                failed = error
+            write_record(staging, record)
+        settle(self.folder, self.artifacts)
+        if failed is not None:
+            raise failed
         self.ran.append(step.name)
         return True
 
@@ -169,24 +184,22 @@ class Workspace:
         files = all(path.is_file() and not path.is_symlink() for path in paths.values())  # `ufovit verify` refuses a link too
         return files and all(sha256_file(path) == entry.writes[file] for file, path in paths.items())
 
-    def _invalidate(self, record: dict[str, StepRecord]) -> None:
-        """Remove every artifact that is not of a finished step of this run, last in the flow first, and forget its step."""
-        done = {*self.reused, *self.ran}
-        for step in [step for step in record if step not in done]:
-            del record[step]
-        kept = {file for entry in record.values() for file in entry.writes}
-        self._remove(file for file in reversed(self.artifacts) if file not in kept)
-        write_record(self.folder, record)
-
-    def _remove(self, files: Iterable[str]) -> None:
-        for file in files:
-            (self.folder / file).unlink(missing_ok=True)
+    def _require_files(self) -> None:
+        """Raise UsageError for a folder under the name of a file that is written or removed."""
+        for file in (*self.artifacts, RECORD):
+            path = self.folder / file
+            if path.is_dir() and not path.is_symlink():
+                raise UsageError("a folder has the name of a file of the build", where=path, next_command="move it away")
 
 
 @contextlib.contextmanager
 def locked(folder: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of a build folder; a folder without a lock file, a copy, is not locked. Raises MissingError."""
+    """Hold the lock of a build folder, and finish what a kill interrupted. A copy, which has no lock file, is not locked.
+
+    Raises MissingError.
+    """
     if not (folder / _LOCK).exists():
+        settle(folder, ARTIFACTS)
         yield
         return
     try:
@@ -195,7 +208,20 @@ def locked(folder: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
         raise MissingError("build folder cannot be locked", where=folder, found=error.strerror) from error
     with os.fdopen(descriptor):
         _lock(descriptor, folder, on_wait)
+        settle(folder, ARTIFACTS)
+        with _noticing_deletion(folder):
+            yield
+
+
+@contextlib.contextmanager
+def _noticing_deletion(folder: Path) -> Iterator[None]:
+    """Raise MissingError in the place of what follows from the deletion of the folder."""
+    try:
         yield
+    except (OSError, InputError) as error:
+        if (folder / _LOCK).exists():
+            raise
+        raise deleted_error(folder) from error
 
 
 def _lock(descriptor: int, folder: Path, on_wait: Callable[[str], None]) -> None:

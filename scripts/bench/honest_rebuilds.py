@@ -135,7 +135,7 @@ def rejudge_on_others(first: First, folder: Path, number: int, images: int) -> P
         folder, shared.reference, sample.sha256, shared.preprocess_sha256, (reference,), sha256_bytes(reference.tobytes())
     )
     question = Question(sample, True, first.bench.request.max_drop_points, answered)
-    drift_step(BuildFolder(folder), question, here=True).run(lambda _share: None)
+    drift_step(BuildFolder(folder), question, here=True).run(folder, lambda _share: None)
     written = {file: sha256_file(folder / file) for file in (DRIFT, ANSWERS, PICTURES)}
     write_record(folder, {**read_record(folder), "drift": StepRecord("0" * 64, written)})
     whole = read_build(BuildFolder(first.bench.honest))

@@ -80,7 +80,7 @@ class Planted:
 
 def quietly() -> contextlib.AbstractContextManager[None]:
     """Skip the report."""
-    return replaced(pipeline, "report_step", lambda _workspace: Step("report", {}, (), lambda _advance: None))
+    return replaced(pipeline, "report_step", lambda _workspace: Step("report", {}, (), lambda _out, _advance: None))
 
 
 def copied(bench: Bench, name: str, first: str, source: Path | None = None) -> Path:
@@ -165,9 +165,9 @@ def zeroed_channel(bench: Bench, name: str, weight: str = "stem.9.weight", chann
 def other_mean_in_manifest(bench: Bench, name: str) -> Planted:
     """Write another mean to the engine's manifest than to the graph."""
 
-    def work(honest: Work, request: Any, inputs: Any, graph: Path, *, advance: Any) -> None:
+    def work(honest: Work, request: Any, inputs: Any, graph: Path, out: Path, *, advance: Any) -> None:
         other = replace(inputs.info, preprocess=replace(inputs.info.preprocess, mean=OTHER_MEAN))
-        honest(request, replace(inputs, info=other), graph, advance=advance)
+        honest(request, replace(inputs, info=other), graph, out, advance=advance)
 
     return rebuilt(bench, name, MANIFEST, engine=work)
 
@@ -263,9 +263,9 @@ def overflow_before_typing(bench: Bench, name: str) -> Planted:
 def overflow_after_typing(bench: Bench, name: str) -> Planted:
     """The same after the check of the typed graph."""
 
-    def work(honest: Work, request: Any, inputs: Any, graph: str, *, advance: Any) -> None:
-        honest(request, inputs, graph, advance=advance)
-        edit_graph(request.out / TYPED, _of_queries, _longer_queries)
+    def work(honest: Work, request: Any, inputs: Any, graph: str, out: Path, *, advance: Any) -> None:
+        honest(request, inputs, graph, out, advance=advance)
+        edit_graph(out / TYPED, _of_queries, _longer_queries)
 
     return rebuilt(bench, name, TYPED, type_fp16=work)
 

@@ -1,10 +1,12 @@
 """`--record out.mp4`: frames with predictions overlaid, in real time.
 
 The file is written under a hidden name beside the final one and renamed when it is closed and known to play: there is a video
-of that name that plays, or none. OpenCV's FFmpeg does not report a full disk, so the free space is checked before every write,
-and a reserve is kept that the index of the file fits into.
+of that name that plays, or none. The hidden file is locked, so that two recorders cannot write one video. OpenCV's FFmpeg does
+not report a full disk, so the free space is checked before every write, and a reserve is kept that the index of the file fits
+into.
 """
 
+import fcntl
 import os
 import resource
 import time
@@ -31,7 +33,8 @@ _SMALLEST = 64  # pixels: a picture smaller than this has no room for letters
 
 
 class Recorder:
-    """Writes a video. Raises UsageError at once for an unsuitable path, MissingError for a disk without room.
+    """Writes a video. Raises UsageError at once for an unsuitable path, also one that is being recorded to; MissingError for a
+    disk without room.
 
     Frames are repeated or left out to keep real time; with `each` there is one per result, whatever the time.
     """
@@ -53,6 +56,7 @@ class Recorder:
         self.frames = 0
         self._check_room()
         load_cv2()
+        self._lock: int | None = _lock(self._partial, path)
         self._writer: Any = None
         self._size = (0, 0)
         self._last: Uint8 = np.zeros((0, 0, 3), np.uint8)
@@ -78,7 +82,12 @@ class Recorder:
 
     def close(self) -> None:
         """Close the video, check it, rename it."""
+        if self._lock is None:
+            return
+        lock, self._lock = self._lock, None
         if self._writer is None:
+            self._partial.unlink(missing_ok=True)
+            os.close(lock)
             return
         self._writer.release()
         self._writer = None
@@ -90,6 +99,7 @@ class Recorder:
                 self._partial.replace(self._path)
         finally:
             self._partial.unlink(missing_ok=True)
+            os.close(lock)
         if not playable:
             raise MissingError(
                 "the recording is not playable and was removed", where=self._path, next_command="free space on the disk"
@@ -111,7 +121,6 @@ class Recorder:
         codec = CODECS[self._path.suffix.lower()]
         self._writer = cv2.VideoWriter(str(self._partial.resolve()), cv2.VideoWriter.fourcc(*codec), self._fps, self._size)
         if not self._writer.isOpened():
-            self._partial.unlink(missing_ok=True)
             self._writer = None
             raise MissingError(
                 "the recording cannot be started",
@@ -143,6 +152,25 @@ class Recorder:
                 allowed=f"{needed / 1e6:.0f} MB or more",
                 next_command="free space, then record again",
             )
+
+
+def _lock(partial: Path, path: Path) -> int:
+    """Create and lock the hidden file. Raises UsageError when another recorder has locked it, or has just written `path`."""
+    while True:
+        try:
+            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise MissingError("the recording cannot be started", where=path, found=error.strerror) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if partial.exists() and os.path.samestat(os.fstat(descriptor), partial.stat()):
+                return descriptor
+        except BlockingIOError as error:
+            os.close(descriptor)
+            what = "another process is recording to this file"
+            raise UsageError(what, where=path, next_command="choose another name, or end that recording") from error
+        os.close(descriptor)  # of a recording that ended meanwhile
+        check_target(path)
 
 
 def room_for(path: Path) -> int:

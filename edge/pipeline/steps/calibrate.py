@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,8 +28,10 @@ def calibrate_step(request: BuildRequest, inputs: BuildInputs, workspace: Worksp
         "keep_float": list(request.keep_float),
         "versions": versions("onnx", "onnxruntime", "numpy"),
     }
-    out = request.out
-    work = partial(calibrate_model, request, inputs, out / FOLDED, out / REFINED, out / CALIBRATION)
+
+    def work(out: Path, advance: Advance) -> None:
+        calibrate_model(request, inputs, request.out / FOLDED, out / REFINED, out / CALIBRATION, advance)
+
     return Step("calibrate", reads, (REFINED, CALIBRATION), work)
 
 

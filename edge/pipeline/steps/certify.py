@@ -1,6 +1,7 @@
 """certify (fp16, int8): model.onnx + calibration images -> xnorm.json, model.folded.onnx, which FP16 can compute."""
 
 from functools import partial
+from pathlib import Path
 
 from calib.artifact import write_artifact
 from calib.errors import VerdictError
@@ -29,8 +30,8 @@ def certify_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspac
     return Step("certify", reads, (XNORM, FOLDED), partial(certify_model, request, inputs))
 
 
-def certify_model(request: BuildRequest, inputs: BuildInputs, advance: Advance) -> None:
-    """FP32 graph -> certificate and folded graph.
+def certify_model(request: BuildRequest, inputs: BuildInputs, out: Path, advance: Advance) -> None:
+    """FP32 graph -> certificate and folded graph in the folder `out`.
 
     Raises VerdictError when an XNorm stays unstable: an engine of such a graph would overflow or underflow.
     """
@@ -67,5 +68,5 @@ def certify_model(request: BuildRequest, inputs: BuildInputs, advance: Advance) 
             found="; ".join(unstable[:_LISTED_SITES]) + f" ({len(unstable)} in all)",
             next_command=f"ufovit build {request.model} fp32; the checkpoint's weights at these layers are the cause",
         )
-    write_bytes(request.out / FOLDED, serialize(done.model))
-    write_artifact(request.out / XNORM, done.certificate)
+    write_bytes(out / FOLDED, serialize(done.model))
+    write_artifact(out / XNORM, done.certificate)

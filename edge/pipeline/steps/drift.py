@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -71,10 +72,12 @@ def drift_step(build: BuildFolder, question: Question, *, here: bool) -> Step:
     return Step("drift", reads, (DRIFT, ANSWERS, PICTURES), partial(judge_build, build, question, judged))
 
 
-def judge_build(build: BuildFolder, question: Question, judged: str, advance: Advance, opened: Runner | None = None) -> None:
+def judge_build(
+    build: BuildFolder, question: Question, judged: str, out: Path, advance: Advance, opened: Runner | None = None
+) -> None:
     """Run the file `judged` of a build, and the FP32 graph unless its answers are stored, on every image; judge.
 
-    `opened` runs the file, where it was opened already.
+    The verdict is written into the folder `out`. `opened` runs the file, where it was opened already.
     """
     manifest, images = build.manifest, question.images
     preprocess = read_preprocess(manifest)
@@ -112,7 +115,7 @@ def judge_build(build: BuildFolder, question: Question, judged: str, advance: Ad
     sides = Sides(answers, (np.concatenate(outputs),), images.labels if question.labelled else None)
     task = task_of(manifest)
     report = judge_sides(task, subject, sides, question.budget_points, random_weights=manifest.random_weights)
-    write_drift(build.path, task, report, sides, images.pixels)
+    write_drift(out, task, report, sides, images.pixels)
 
 
 def answer(runner: Callable[[Float32], Float32], images: Float32, smallest: int) -> Float32:

@@ -17,7 +17,7 @@ from engines.build_folder.manifest import CalibrationRecord, EngineManifest, Eng
 from engines.build_spec import BuildSpec
 from engines.hardware import versions
 from engines.select_target import judged_here
-from engines.targets import Target
+from engines.trt.timing_cache import TimingCache
 
 RANDOM_NOTE = "RANDOM WEIGHTS: this engine shows size and numbers, never accuracy"
 
@@ -39,15 +39,18 @@ def engine_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace
     return Step("engine", reads, (request.engine_file, MANIFEST), work)
 
 
-def build_engine(request: BuildRequest, inputs: BuildInputs, graph_path: Path, advance: Advance) -> None:
-    """Graph -> engine and manifest. Raises VerdictError when the receipt is below its floor; then neither is written."""
-    target, out = request.target, request.out
-    options = request.builder.options(target, out)
+def build_engine(request: BuildRequest, inputs: BuildInputs, graph_path: Path, out: Path, advance: Advance) -> None:
+    """Graph -> engine and manifest in the folder `out`.
+
+    Raises VerdictError when the receipt is below its floor; then neither is written.
+    """
+    target, folder = request.target, request.out
+    options = request.builder.options(target, folder)
     built = build(BuildSpec(graph_path, target, request.precision, request.batch, request.int8_floor, options), advance)
-    record = write_engine(out, request.engine_file, built, request.builder, target)
+    record = write_engine(out / request.engine_file, built, request.builder, request.builder.cache(target, folder))
 
     def recorded(file: str) -> FileRecord:
-        return FileRecord(file, sha256_file(out / file))
+        return FileRecord(file, sha256_file(folder / file))
 
     info, images = inputs.info, inputs.calib_images
     int8 = request.precision == "int8"
@@ -84,12 +87,12 @@ def build_engine(request: BuildRequest, inputs: BuildInputs, graph_path: Path, a
     write_manifest(out, manifest)
 
 
-def write_engine(out: Path, file: str, built: BuiltEngine, builder: BuilderRequest, target: Target) -> EngineRecord:
+def write_engine(path: Path, built: BuiltEngine, builder: BuilderRequest, cache: TimingCache) -> EngineRecord:
     """Write an engine's bytes and its timing cache, each atomically, and return the engine's record."""
-    write_bytes(out / file, built.data)
-    builder.cache(target, out).write(built.timing_cache)
+    write_bytes(path, built.data)
+    cache.write(built.timing_cache)
     return EngineRecord(
-        file=file,
+        file=path.name,
         sha256=sha256_bytes(built.data),
         bytes=len(built.data),
         backend=built.backend,

@@ -7,6 +7,7 @@ from calib.artifact import write_artifact
 from calib.errors import DataError
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
+from edge.pipeline.preflight import check_patterns
 from edge.pipeline.workspace import Step
 from edge.progress import Advance
 from engines.build_folder.file_names import EXPORT, GOLDEN, MODEL
@@ -27,8 +28,11 @@ def export_step(request: BuildRequest, inputs: BuildInputs) -> Step:
     return Step("export", reads, (MODEL, EXPORT, GOLDEN), partial(export_checkpoint, request, inputs))
 
 
-def export_checkpoint(request: BuildRequest, inputs: BuildInputs, advance: Advance) -> None:
-    """Checkpoint -> ONNX, record of the export, golden pair. Raises DataError when the checkpoint was replaced meanwhile."""
+def export_checkpoint(request: BuildRequest, inputs: BuildInputs, out: Path, advance: Advance) -> None:
+    """Checkpoint -> ONNX, record of the export, golden pair in the folder `out`.
+
+    Raises DataError when the checkpoint was replaced meanwhile; UsageError for a pattern of layers that matches none.
+    """
     from edge.images.golden_pair import make_golden, write_golden
     from edge.model.checkpoint import load_checkpoint, random_network
     from edge.model.export import export_onnx
@@ -46,5 +50,6 @@ def export_checkpoint(request: BuildRequest, inputs: BuildInputs, advance: Advan
             )
     advance(0.1)
     (images,) = inputs.calib_images.take(CHECK_IMAGES).batches(info.preprocess, CHECK_IMAGES)
-    write_artifact(request.out / EXPORT, export_onnx(network, request.out / MODEL, images, info))
-    write_golden(request.out / GOLDEN, make_golden(inputs.calib_images.pixels(0), info.preprocess))
+    write_artifact(out / EXPORT, export_onnx(network, out / MODEL, images, info))
+    check_patterns(request, out / MODEL)
+    write_golden(out / GOLDEN, make_golden(inputs.calib_images.pixels(0), info.preprocess))

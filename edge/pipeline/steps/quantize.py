@@ -1,6 +1,5 @@
 """quantize (int8): model.refined.onnx + calibration.json -> model.int8.onnx, with Q/DQ where TensorRT lowers it, linted."""
 
-from functools import partial
 from pathlib import Path
 
 from calib.errors import VerdictError
@@ -20,8 +19,10 @@ def quantize_step(request: BuildRequest, workspace: Workspace) -> Step:
         "calibration": workspace.sha256(CALIBRATION),
         "keep_float": list(request.keep_float),
     }
-    out = request.out
-    work = partial(quantize_model, request, out / REFINED, out / CALIBRATION, out / QUANTIZED)
+
+    def work(out: Path, advance: Advance) -> None:
+        quantize_model(request, request.out / REFINED, request.out / CALIBRATION, out / QUANTIZED, advance)
+
     return Step("quantize", reads, (QUANTIZED,), work)
 
 
@@ -39,12 +40,12 @@ def quantize_model(request: BuildRequest, model_path: Path, table_path: Path, qu
     model, table = onnx.load(model_path), load_table(table_path)
     check_table(table, onnx_sha256=sha256_file(model_path))
     advance(0.2)
-    quantized = quantize_graph(model, table, QuantScheme(exclude=request.keep_float), quantized_path)
+    quantized = quantize_graph(model, table, QuantScheme(exclude=request.keep_float), request.out / QUANTIZED)
     before_norm = quantized_before_norm(quantized, find_sites(quantized))
     if before_norm:
         raise VerdictError(
             "Q/DQ before an XNorm: one scale for vectors of all lengths",
-            where=quantized_path,
+            where=request.out / QUANTIZED,
             found=", ".join(before_norm[:_LISTED_SITES]),
             allowed="Q/DQ after the norm",
         )

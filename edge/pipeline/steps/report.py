@@ -23,8 +23,8 @@ def report_step(workspace: Workspace, build: BuildFolder | None = None) -> Step:
     return Step("report", reads, (REPORT,), partial(write_report, folder, build))
 
 
-def write_report(folder: Path, build: BuildFolder | None, advance: Advance) -> None:
-    """Everything in the folder -> report.html."""
+def write_report(folder: Path, build: BuildFolder | None, out: Path, advance: Advance) -> None:
+    """Everything in the folder -> report.html in the folder `out`."""
     from edge.report import render
 
-    write_bytes(folder / REPORT, render(build or BuildFolder(folder), advance).encode())
+    write_bytes(out / REPORT, render(build or BuildFolder(folder), advance).encode())

@@ -1,6 +1,7 @@
 """type (fp16, and int8 for a GPU): the last graph + xnorm.json -> model.typed.onnx, strongly typed."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -25,8 +26,8 @@ def type_fp16_step(request: BuildRequest, inputs: BuildInputs, workspace: Worksp
     return Step("type", reads, (TYPED,), partial(type_model, request, inputs, graph))
 
 
-def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, advance: Advance) -> None:
-    """Graph -> strongly typed FP16 graph, FP32 where the certificate asks for it; its roundings emulated on images.
+def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, out: Path, advance: Advance) -> None:
+    """Graph -> strongly typed FP16 graph in the folder `out`, FP32 where the certificate asks for it; roundings emulated.
 
     Raises VerdictError when its outputs differ too much from the graph's. An INT8 graph is compared through its float graph: an
     FP16 rounding moves some codes by one, which is not a fault as long as the error against float does not grow.
@@ -64,4 +65,4 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, advance: 
             allowed=f"at least {allowed:.1f} dB",
             next_command="ufovit build with precision fp32, and compare the layers' ranges in its report",
         )
-    write_bytes(folder / TYPED, serialize(typed))
+    write_bytes(out / TYPED, serialize(typed))

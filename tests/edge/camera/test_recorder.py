@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from camera_fakes import loaded_cv2, picture, read_all, result
 
-from calib.errors import InputError, MissingError
+from calib.errors import InputError, MissingError, UsageError
 from edge.camera.background_sink import BackgroundSink
 from edge.camera.sinks import recorder
 from edge.camera.sinks.recorder import RESERVE_BYTES, Recorder, ascii_only, drawn, recording_fps, room_for
@@ -108,6 +108,24 @@ def test_a_recording_that_is_there_is_kept(tmp_path):
         Recorder(tmp_path / "a.mp4", 10.0)
     with pytest.raises(InputError, match=r"folder of the recording does not exist(.|\n)*mkdir -p"):
         Recorder(tmp_path / "none" / "a.mp4", 10.0)
+
+
+def test_a_second_recorder_of_one_file_is_refused(tmp_path):
+    first, other = Recorder(tmp_path / "a.mp4", 10.0), Recorder(tmp_path / "b.mp4", 10.0)
+    with pytest.raises(UsageError, match=r"another process is recording to this file(.|\n)*choose another name"):
+        Recorder(tmp_path / "a.mp4", 10.0)
+    taken(first, [result(picture(140, SIZE), i, 1000.0 + 0.1 * i) for i in range(5)])
+    assert len(read_all(open_source(str(tmp_path / "a.mp4")))) == 5, "the first goes on"
+    other.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+    with pytest.raises(UsageError, match="exists already"):
+        Recorder(tmp_path / "a.mp4", 10.0)
+
+
+def test_what_a_killed_recorder_left_is_in_nobodys_way(tmp_path):
+    (tmp_path / ".a.partial.mp4").write_bytes(b"half")
+    taken(Recorder(tmp_path / "a.mp4", 10.0), [result(picture(140, SIZE), i, 1000.0 + 0.1 * i) for i in range(3)])
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_a_disk_that_is_full_from_the_start(tmp_path):

@@ -211,7 +211,7 @@ def test_places_that_cannot_be_written(world, calibrate, tmp_path, capsys, monke
         assert "next: choose another --out" in captured.err
         assert "calibrate on" not in captured.out, "refused before the work"
     assert (tmp_path / "file").read_text() == "in the way"
-    monkeypatch.setattr("edge.pipeline.calibrate_inputs.os.access", lambda _path, mode: not mode & os.W_OK)
+    monkeypatch.setattr("calib.files.os.access", lambda _path, mode: not mode & os.W_OK)
     assert calibrate(out=tmp_path / "new") == 4
     assert "no permission to write" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]

@@ -1,25 +1,31 @@
 """`ufovit drift`: a finished build judged again. Oracles: digests of the folder, ONNX Runtime run by hand, `ufovit verify`."""
 
+import errno
 import json
+import os
 import shutil
+import signal
 from importlib import import_module
 
 import numpy as np
 import onnxruntime as ort
 import pytest
+from kill_at_rename import exit_codes
 from PIL import Image
 from rich.console import Console
 from tiny_project import LABELS, build, command, read
 
 from calib.errors import InputError
 from calib.files import sha256_file
-from edge.cli import run
+from edge.cli import INTERRUPTED, run
 from edge.cli.console import TerminalProgress
 from edge.images.idx import read_idx, write_idx
 from edge.images.labelled_images import open_images, open_unlabelled
 from edge.images.preprocess import Preprocess
 from edge.pipeline.judge_options import JudgeOptions
 from edge.pipeline.rejudge import rejudge_build
+from edge.pipeline.workspace import locked
+from engines.build_folder.file_names import SIGNATURE
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.step_record import read_record
 from engines.build_folder.verify import verify_folder
@@ -208,6 +214,65 @@ def test_images_that_have_changed_are_not_those_of_the_last_verdict(project):
     shutil.rmtree(project / "test")
     with pytest.raises(InputError, match="cannot be opened"):
         judged(project)
+
+
+def bad_picture(project, monkeypatch):
+    """Half of a PNG: it opens, and fails when its pixels are decoded."""
+    folder = pictures(project / "camera")
+    whole = (folder / "29.png").read_bytes()
+    (folder / "29.png").write_bytes(whole[: len(whole) // 2])
+    return ["--unlabelled", str(folder)], 2
+
+
+def full_disk(project, monkeypatch):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("edge.drift.drift_report.write_pictures", full)
+    return ["--unlabelled", str(pictures(project / "camera"))], 4
+
+
+def interrupt(project, monkeypatch):
+    def interrupted(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edge.drift.drift_report.write_artifact", interrupted)
+    return ["--unlabelled", str(pictures(project / "camera"))], INTERRUPTED
+
+
+@pytest.mark.parametrize("late", [bad_picture, full_disk, interrupt], ids=lambda f: f.__name__)
+def test_what_fails_late_leaves_every_file_as_it_was(project, late, monkeypatch, capsys):
+    (project / "out" / SIGNATURE).write_text("signed")
+    before = digests(project)
+    with monkeypatch.context() as patch:
+        options, code = late(project, patch)
+        assert run(["drift", str(project / "out"), *options]) == code
+    assert capsys.readouterr().err
+    assert digests(project) == before
+    shutil.rmtree(project / "camera")
+    assert run(["drift", str(project / "out"), "--unlabelled", str(pictures(project / "camera")), "--max-drop", "90"]) == 0
+    assert not (project / "out" / SIGNATURE).exists()
+    assert digests(project)["drift.json"] != before["drift.json"], "control: a good folder of pictures gives another verdict"
+
+
+def test_killed_at_each_rename_it_loses_nothing(project, tmp_path):
+    """SIGKILL at the first rename, then at the second of what is left, and so on: old or new verdict, never neither."""
+    found = pictures(tmp_path / "camera")
+    arguments = ["drift", str(project / "out"), "--unlabelled", str(found), "--max-drop", "90"]
+    shutil.copytree(project, tmp_path / "whole")
+    assert run([*arguments[:1], str(tmp_path / "whole" / "out"), *arguments[2:]]) == 0
+    before, after, codes = digests(project), digests(tmp_path / "whole"), []
+    for code in exit_codes(arguments):
+        codes.append(code)
+        if code != -signal.SIGKILL:
+            break
+        with locked(project / "out", print):
+            pass
+        for file in THREE[:2]:
+            assert digests(project)[file] in (before[file], after[file])
+    assert codes[-1] == 0
+    assert codes.count(-signal.SIGKILL) >= 4
+    assert digests(project) == after
 
 
 def test_attribution_is_an_artifact_of_the_folder(project):

@@ -5,12 +5,16 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import sys
 
 import pytest
 
-from calib.errors import InputError, MissingError
+from calib.errors import InputError, MissingError, UsageError, VerdictError
+from calib.files import write_bytes
 from edge.pipeline import workspace as module
+from edge.pipeline.staging import STAGING, settle
 from edge.pipeline.workspace import RECORD, Step, Workspace, locked
 from edge.progress import Silent
 
@@ -18,6 +22,7 @@ FLOW = ("export", "calibrate", "engine", "drift")  # alphabetical order would be
 SIGNATURE = "signature.json"
 ARTIFACTS = (*(f"{name}.out" for name in FLOW), "x.out", "a.out", "b.out", SIGNATURE)
 TIMEOUT = 60
+FAILED = InputError("step failed")
 spawn = multiprocessing.get_context("spawn")
 
 
@@ -25,23 +30,27 @@ def no_wait(text):
     raise AssertionError(f"nobody else holds the folder: {text}")
 
 
-def flow(folder, *, reads=None, force=False, fail_at=None, steps=FLOW, log=None):
+def flow(folder, *, reads=None, force=False, fail_at=None, error=FAILED, steps=FLOW, log=None):
     """Run steps that each write `<name>.out` from what they read; returns the names of those that ran."""
     with Workspace.open(folder, ARTIFACTS, force=force, on_wait=no_wait) as workspace:
         for name in steps:
             value = (reads or {}).get(name, 0)
 
-            def run(_advance, name=name, value=value):
+            def run(out, _advance, name=name, value=value):
                 if log is not None:
                     log.append((name, sorted(p.name for p in folder.glob("*.out"))))
                 if name == fail_at:
-                    (folder / f"{name}.out").write_text("half of it")
-                    raise InputError("step failed")
-                (folder / f"{name}.out").write_text(f"{name} of {value}")
+                    (out / f"{name}.out").write_text("half of it")
+                    raise error
+                (out / f"{name}.out").write_text(f"{name} of {value}")
 
             workspace.run(Step(name, {"value": value}, (f"{name}.out",), run), Silent())
         assert sorted([*workspace.ran, *workspace.reused]) == sorted(steps)
         return workspace.ran
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
 
 
 def outputs(folder):
@@ -80,8 +89,11 @@ def test_a_damaged_output_is_made_anew(tmp_path, damage):
         path.unlink()
     if damage == "a folder":
         path.mkdir()
-        with pytest.raises(OSError, match=r"engine\.out"):
+        (path / "mine.txt").write_text("the user's")
+        with pytest.raises(UsageError, match=r"name of a file of the build[\s\S]*engine\.out[\s\S]*move it away"):
             flow(tmp_path)
+        assert "drift" in outputs(tmp_path)
+        (path / "mine.txt").unlink()
         path.rmdir()
     if damage == "a link":
         (tmp_path / "elsewhere").write_text("engine of 0")
@@ -91,12 +103,12 @@ def test_a_damaged_output_is_made_anew(tmp_path, damage):
     assert not path.is_symlink()
 
 
-def test_later_files_are_gone_before_a_step_runs(tmp_path):
-    """So that no moment shows a verdict about an engine that is being replaced."""
+def test_later_files_stay_until_a_step_is_complete_and_no_longer(tmp_path):
     flow(tmp_path)
     log = []
     flow(tmp_path, reads={"calibrate": 1}, log=log)
-    assert log[0] == ("calibrate", ["export.out"])
+    assert log[0] == ("calibrate", sorted(f"{name}.out" for name in FLOW))
+    assert log[1] == ("engine", ["calibrate.out", "export.out"])
 
 
 def test_files_are_removed_last_step_first(tmp_path, monkeypatch):
@@ -110,31 +122,43 @@ def test_files_are_removed_last_step_first(tmp_path, monkeypatch):
         real(self, missing_ok)
 
     monkeypatch.setattr(module.Path, "unlink", unlink)
-    with pytest.raises(InputError, match="step failed"):
-        flow(tmp_path, reads={"export": 1}, fail_at="export")
-    assert [name for name in removed if name in FLOW][:4] == list(reversed(FLOW))
+    flow(tmp_path, reads={"export": 1})
+    assert [name for name in removed if name in FLOW][:3] == ["drift", "engine", "calibrate"]
 
 
 @pytest.mark.parametrize("error_at", FLOW)
-def test_a_failing_step_leaves_nothing_of_itself_and_of_later_ones(tmp_path, error_at):
+@pytest.mark.parametrize(
+    "error",
+    [FAILED, KeyboardInterrupt(), OSError(28, "No space left on device"), RuntimeError("boom")],
+    ids=["refusal", "Ctrl-C", "full disk", "fault"],
+)
+def test_a_failing_step_leaves_the_folder_as_it_was(tmp_path, error_at, error):
+    flow(tmp_path)
+    (tmp_path / SIGNATURE).write_text("signed")
+    before = contents(tmp_path)
+    with pytest.raises(type(error)):
+        flow(tmp_path, reads={error_at: 1}, fail_at=error_at, error=error)
+    assert contents(tmp_path) == before
+    assert flow(tmp_path) == [], "and it is unlocked"
+
+
+def test_a_failed_step_keeps_the_finished_ones_before_it(tmp_path):
     flow(tmp_path)
     with pytest.raises(InputError, match="step failed"):
-        flow(tmp_path, reads={error_at: 1}, fail_at=error_at)
-    earlier = FLOW[: FLOW.index(error_at)]
-    assert outputs(tmp_path) == sorted(earlier)
-    assert sorted(record(tmp_path)) == sorted(earlier)
-    assert flow(tmp_path) == list(FLOW[len(earlier) :]), "also with what it read before the failure"
+        flow(tmp_path, reads={"calibrate": 1}, fail_at="engine")
+    assert outputs(tmp_path) == ["calibrate", "export"]
+    assert sorted(record(tmp_path)) == ["calibrate", "export"]
+    assert flow(tmp_path, reads={"calibrate": 1}) == ["engine", "drift"]
 
 
-def test_ctrl_c_in_a_step_is_a_failure_like_any_other(tmp_path):
-    def interrupted(_advance):
-        (tmp_path / "x.out").write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt), Workspace.open(tmp_path, ARTIFACTS, force=False, on_wait=no_wait) as workspace:
-        workspace.run(Step("x", {}, ("x.out",), interrupted), Silent())
-    assert outputs(tmp_path) == []
-    assert flow(tmp_path) == list(FLOW), "the folder is unlocked"
+def test_a_build_that_fails_its_check_leaves_no_earlier_one_in_its_place(tmp_path):
+    flow(tmp_path)
+    (tmp_path / SIGNATURE).write_text("signed")
+    with pytest.raises(VerdictError, match="below its floor"):
+        flow(tmp_path, reads={"engine": 1}, fail_at="engine", error=VerdictError("below its floor"))
+    assert outputs(tmp_path) == ["calibrate", "export"]
+    assert sorted(record(tmp_path)) == ["calibrate", "export"]
+    assert not (tmp_path / SIGNATURE).exists()
 
 
 def test_without_its_record_a_folder_keeps_nothing_that_a_failing_run_did_not_make(tmp_path):
@@ -157,7 +181,7 @@ def test_steps_of_another_flow_are_forgotten_when_something_changes(tmp_path):
 def test_other_outputs_of_a_step_are_another_step(tmp_path):
     for writes, expected in ((("a.out",), True), (("a.out",), False), (("b.out",), True), (("a.out", "b.out"), True)):
         with Workspace.open(tmp_path, ARTIFACTS, force=False, on_wait=no_wait) as workspace:
-            step = Step("s", {}, writes, lambda _advance, writes=writes: [(tmp_path / w).write_text("x") for w in writes])
+            step = Step("s", {}, writes, lambda out, _advance, writes=writes: [(out / w).write_text("x") for w in writes])
             assert workspace.run(step, Silent()) == expected
 
 
@@ -237,7 +261,7 @@ def test_a_signature_goes_as_soon_as_anything_changes_and_not_before(tmp_path):
     assert not (tmp_path / SIGNATURE).exists()
     (tmp_path / SIGNATURE).write_text("signed")
     with pytest.raises(InputError, match="step failed"):
-        flow(tmp_path, force=True, fail_at="export")
+        flow(tmp_path, force=True, fail_at="calibrate")
     assert not (tmp_path / SIGNATURE).exists(), "also when the build that changed it failed"
 
 
@@ -312,13 +336,13 @@ def hold(folder, held, release):
     with Workspace.open(folder, ARTIFACTS, force=False, on_wait=no_wait) as workspace:
         held.set()
         assert release.wait(TIMEOUT)
-        step = Step("export", {}, ("export.out",), lambda _advance: (folder / "export.out").write_text("first"))
+        step = Step("export", {}, ("export.out",), lambda out, _advance: (out / "export.out").write_text("first"))
         workspace.run(step, Silent())
 
 
 def wait_for_it(folder, waiting, result):
     with Workspace.open(folder, ARTIFACTS, force=False, on_wait=lambda _text: waiting.set()) as workspace:
-        step = Step("export", {}, ("export.out",), lambda _advance: (folder / "export.out").write_text("second"))
+        step = Step("export", {}, ("export.out",), lambda out, _advance: (out / "export.out").write_text("second"))
         ran = workspace.run(step, Silent())
         result.put((waiting.is_set(), ran, (folder / "export.out").read_text()))
 
@@ -345,28 +369,127 @@ def test_a_second_build_waits_for_the_first_and_reuses_its_work(tmp_path):
                 process.kill()
 
 
+CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
+
+
+def kill_at_every_change(folder, result):
+    """Fork a run for each change that it makes to the names in the folder, and kill it just before that change."""
+    codes = []
+    for nth in range(1, 100):
+        copy = folder.with_name(f"killed-{nth:02}")
+        shutil.copytree(folder, copy)
+        process = os.fork()
+        if not process:
+            left = iter(range(nth, 0, -1))
+
+            def die(event, _arguments, left=left):
+                if event in CHANGES and next(left) == 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            sys.addaudithook(die)
+            flow(copy, reads={"engine": 1})
+            os._exit(0)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+        if codes[-1] == 0:
+            break
+    result.put(codes)
+
+
+def test_a_kill_at_any_change_loses_nothing(tmp_path):
+    """Oracles: the folder before, and one in which the same run was not killed."""
+    old, result = tmp_path / "old", spawn.Queue()
+    flow(old)
+    (old / SIGNATURE).write_text("signed")
+    shutil.copytree(old, tmp_path / "new")
+    flow(tmp_path / "new", reads={"engine": 1})
+    before, after = contents(old), contents(tmp_path / "new")
+    process = spawn.Process(target=kill_at_every_change, args=(old, result))
+    process.start()
+    codes = result.get(timeout=TIMEOUT)
+    process.join(TIMEOUT)
+    folders = sorted(tmp_path.glob("killed-*"))
+    assert codes == [-signal.SIGKILL] * (len(folders) - 1) + [0]
+    assert len(folders) > 15
+    middle, seen = {name: after[name] for name in after if name not in ("drift.out", RECORD)}, set()
+    for folder in folders:
+        if "drift" in outputs(folder):
+            same = [state for state in (before, after) if state["engine.out"] == (folder / "engine.out").read_bytes()]
+            assert same, "a verdict about an engine that is not there"
+        settle(folder, ARTIFACTS)
+        settled = {name: data for name, data in contents(folder).items() if name != RECORD}
+        states = [{n: d for n, d in state.items() if n != RECORD} for state in (before, middle, after)]
+        assert settled in states, folder
+        seen.add(states.index(settled))
+        ran = flow(folder, reads={"engine": 1})
+        assert ran == [["engine", "drift"], ["drift"], []][states.index(settled)]
+        assert contents(folder) == after
+    assert seen == {0, 1, 2}
+
+
 def die_in_the_middle(folder, reached):
-    def run(_advance):
-        (folder / "calibrate.out").write_text("half")
-        (folder / ".calibrate.out.x.tmp").write_text("half")
+    def run(out, _advance):
+        (out / "calibrate.out").write_text("half")
         reached.set()
         os.kill(os.getpid(), signal.SIGKILL)
 
     with Workspace.open(folder, ARTIFACTS, force=False, on_wait=no_wait) as workspace:
-        workspace.run(Step("export", {"value": 0}, ("export.out",), lambda _advance: None), Silent())
+        workspace.run(Step("export", {"value": 0}, ("export.out",), lambda _out, _advance: None), Silent())
         workspace.run(Step("calibrate", {"value": 1}, ("calibrate.out",), run), Silent())
 
 
 def test_a_build_that_was_killed_can_be_run_again(tmp_path):
     flow(tmp_path)
-    reached = spawn.Event()
+    (tmp_path / SIGNATURE).write_text("signed")
+    before, reached = contents(tmp_path), spawn.Event()
     process = spawn.Process(target=die_in_the_middle, args=(tmp_path, reached))
     process.start()
     process.join(TIMEOUT)
     assert process.exitcode == -signal.SIGKILL
     assert reached.is_set()
-    assert outputs(tmp_path) == ["calibrate", "export"], "the later verdicts are gone"
-    assert sorted(record(tmp_path)) == ["export"]
-    assert flow(tmp_path) == ["calibrate", "engine", "drift"], "half of a file is not taken for the whole"
-    assert (tmp_path / "calibrate.out").read_text() == "calibrate of 0"
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert contents(tmp_path) == before, "as it was"
+    assert flow(tmp_path, reads={"calibrate": 1}) == ["calibrate", "engine", "drift"], "half of a file is not the whole"
+    assert (tmp_path / "calibrate.out").read_text() == "calibrate of 1"
+    assert not (tmp_path / STAGING).exists()
+
+
+@pytest.mark.parametrize("when", ["in a step", "in a step that creates it again", "between two"])
+def test_a_folder_that_is_deleted_under_a_running_build(tmp_path, when):
+    folder = tmp_path / "out"
+
+    def deleting(out, _advance):
+        shutil.rmtree(folder)
+        if "again" in when:
+            write_bytes(out / "export.out", b"whole")
+
+    def run():
+        with Workspace.open(folder, ARTIFACTS, force=False, on_wait=no_wait) as workspace:
+            if when != "between two":
+                workspace.run(Step("export", {}, ("export.out",), deleting), Silent())
+            shutil.rmtree(folder)
+            workspace.sha256("export.out")
+
+    with pytest.raises(MissingError, match=r"was deleted during the run[\s\S]*same command again"):
+        run()
+    assert not folder.exists()
+    assert flow(folder) == list(FLOW)
+
+
+@pytest.mark.parametrize("stray", ["a file", "a link", "a folder", "a forged record"])
+def test_what_stands_in_the_place_of_the_staging_folder_moves_nothing(tmp_path, stray):
+    folder, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    flow(folder)
+    elsewhere.mkdir()
+    (elsewhere / "engine.out").write_text("another")
+    before, staging = contents(folder), folder / STAGING
+    if stray == "a file":
+        staging.write_text("x")
+    elif stray == "a link":
+        staging.symlink_to(elsewhere)
+    else:
+        shutil.copytree(elsewhere, staging)
+    if stray == "a forged record":
+        (staging / RECORD).write_bytes((folder / RECORD).read_bytes().replace(b"engine.out", b"../engine.out"))
+    assert flow(folder) == []
+    assert contents(folder) == before
+    assert not staging.exists()
+    assert (elsewhere / "engine.out").read_text() == "another"
