@@ -25,6 +25,7 @@ from edge.tasks.interval import Verdict
 from engines.build_folder.file_names import RECORD as RECORD  # noqa: PLC0414  # the repeated name marks a re-export
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.step_record import StepRecord, read_record, write_record
+from engines.build_folder.under_construction import finishing, mark_under_construction
 
 RANDOM_WEIGHTS_NOTICE = "RANDOM WEIGHTS: nothing below says anything about accuracy; every artifact is stamped"
 _LOCK = ".lock"
@@ -120,7 +121,8 @@ class Workspace:
             for name in (*artifacts, RECORD):
                 for leftover in folder.glob(f".{name}.*.tmp"):  # of a killed build, as `calib.files.atomic_path` names them
                     leftover.unlink(missing_ok=True)
-            yield cls(folder, artifacts, force, before_change)
+            with finishing(folder):
+                yield cls(folder, artifacts, force, before_change)
 
     def run(self, step: Step, progress: Progress) -> bool:
         """Run a step, or reuse what it wrote earlier, files out of `artifacts`. True when it ran."""
@@ -132,6 +134,7 @@ class Workspace:
             return False
         if not self.ran:
             self.before_change(step.name)
+            mark_under_construction(self.folder)
         self._invalidate(record)
         try:
             with progress.task(step.name) as advance:
@@ -146,7 +149,7 @@ class Workspace:
 
     def outcome(self) -> BuildOutcome:
         """The outcome of the steps so far, drift among them."""
-        verdict = BuildFolder(self.folder).read(DRIFT_ARTIFACT).verdict
+        verdict = BuildFolder(self.folder, building=True).read(DRIFT_ARTIFACT).verdict
         return BuildOutcome(self.folder, verdict, tuple(self.ran), tuple(self.reused))
 
     def sha256(self, file: str) -> str:
@@ -187,7 +190,8 @@ class Workspace:
 def locked(folder: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of a build folder; a folder without a lock file, a copy, is not locked. Raises MissingError."""
     if not (folder / _LOCK).exists():
-        yield
+        with finishing(folder):
+            yield
         return
     try:
         descriptor = os.open(folder / _LOCK, os.O_RDWR)
@@ -195,7 +199,8 @@ def locked(folder: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
         raise MissingError("build folder cannot be locked", where=folder, found=error.strerror) from error
     with os.fdopen(descriptor):
         _lock(descriptor, folder, on_wait)
-        yield
+        with finishing(folder):
+            yield
 
 
 def _lock(descriptor: int, folder: Path, on_wait: Callable[[str], None]) -> None:

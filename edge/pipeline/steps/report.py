@@ -27,4 +27,4 @@ def write_report(folder: Path, build: BuildFolder | None, advance: Advance) -> N
     """Everything in the folder -> report.html."""
     from edge.report import render
 
-    write_bytes(folder / REPORT, render(build or BuildFolder(folder), advance).encode())
+    write_bytes(folder / REPORT, render(build or BuildFolder(folder, building=True), advance).encode())
