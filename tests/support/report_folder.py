@@ -280,7 +280,7 @@ def photo(index: int) -> np.ndarray:
 def filled(cls: type[T], **known: Any) -> T:
     """An object of a dataclass; fields that nobody here cares about are empty, or the decibels of no difference."""
     empty = {"int": 0, "float": 300.0, "str": "", "bool": True}
-    types = {f.name: str(f.type) for f in fields(cls)}  # type: ignore[arg-type]  # only dataclasses come here
+    types = {f.name: getattr(f.type, "__name__", str(f.type)) for f in fields(cls)}  # type: ignore[arg-type]  # only dataclasses come here
     rest = {
         name: None if "None" in kind else () if kind.startswith("tuple") else empty[kind]
         for name, kind in types.items()
