@@ -54,6 +54,7 @@ class Outcome:
 def run_camera(request: CameraRequest, view: View) -> Outcome:
     """Open, run, close. Raises UfovitError for what cannot be opened; later failures of the source are in the summary."""
     build = BuildFolder(request.build, require_signature=request.public_key)
+    build.find(DRIFT_ARTIFACT)  # a contradictory verdict is refused before the engine is loaded
     opened = open_runner(build, request.runner, threads=request.threads)
     with ExitStack() as stack:
         stack.callback(opened.runner.close)

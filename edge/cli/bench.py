@@ -58,9 +58,11 @@ class BenchOptions:
 
     def open(self, folder: Path, runner: str) -> OpenedBuild:
         """Open a build for a measurement."""
+        from edge.drift.drift_report import DRIFT_ARTIFACT
         from edge.runtime.open_build import open_runner
 
         build = BuildFolder(folder, require_signature=self.require_signature)
+        build.find(DRIFT_ARTIFACT)  # a build with a contradictory verdict is refused, although no verdict is shown
         return open_runner(build, runner, threads=self.threads)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from calib.artifact import from_fields, json_artifact, write_artifact
+from calib.artifact import Artifact, from_fields, parse_artifact, write_artifact
+from calib.errors import ArtifactError, InputError
 from edge.drift.pictures import KEPT, Uint8, write_pictures
 from edge.tasks.registry import load_task
 from edge.tasks.task import Judged, Sides, Task
@@ -67,7 +69,35 @@ class DriftReport(Judged, Subject):
         return report
 
 
-DRIFT_ARTIFACT = json_artifact(DRIFT, DriftReport, remake=REMAKE)
+def parse_drift(data: bytes, path: Path) -> DriftReport:
+    """Parse the bytes of drift.json, judge its figures again, and give the reason of that judgement.
+
+    Raises ArtifactError for figures that contradict each other, and for a verdict that does not follow from them.
+    """
+    drift = parse_artifact(data, path, DriftReport, remake=REMAKE)
+    task = load_task(drift.task)
+    try:
+        contradiction = task.contradiction(drift.comparison)
+        if not 0 <= drift.budget_points < math.inf:  # NaN, too
+            contradiction = f"a budget of {drift.budget_points} points"
+        judged = task.judge(drift.comparison, drift.budget_points, random_weights=drift.random_weights)
+    except (ArithmeticError, ValueError, InputError) as error:
+        raise _contradictory_error(path, f"figures that nothing can be judged by: {error}") from error
+    if contradiction:
+        raise _contradictory_error(path, contradiction)
+    judged_by, verdict, reason = judged
+    if (judged_by, verdict) != (drift.judged_by, drift.verdict):
+        found, allowed = f"{drift.verdict} by {drift.judged_by}", f"{verdict} by {judged_by}: {reason}"
+        raise _contradictory_error(path, found, allowed)
+    return replace(drift, reason=reason)
+
+
+def _contradictory_error(path: Path, found: str, allowed: str = "a verdict and figures of one comparison") -> ArtifactError:
+    what = f"{DRIFT} contradicts itself: its verdict does not follow from its figures"
+    return ArtifactError(what, where=path, found=found, allowed=allowed, next_command=f"{REMAKE} --force")
+
+
+DRIFT_ARTIFACT = Artifact(DRIFT, parse_drift)
 
 
 def judge_sides(task: Task, subject: Subject, sides: Sides, budget_points: float, *, random_weights: bool) -> DriftReport:

@@ -31,3 +31,8 @@ def check_stated(folder: Path, task: Task, drift: DriftReport, sides: Sides, *, 
             shown = {} if isinstance(stated, tuple) else {"found": stated, "allowed": expected}
             what, where = f"{DRIFT} does not follow from the {ANSWERS} beside it", f"{folder / DRIFT}, {name}"
             raise ArtifactError(what, where=where, next_command=REMAKE, **shown)
+    judged_by, verdict, reason = task.judge(recomputed, drift.budget_points, random_weights=drift.random_weights)
+    if (judged_by, verdict) != (drift.judged_by, drift.verdict):
+        what = f"the verdict of {DRIFT} does not follow from the {ANSWERS} beside it"
+        found, allowed = f"{drift.verdict} by {drift.judged_by}", f"{verdict} by {judged_by}: {reason}"
+        raise ArtifactError(what, where=folder / DRIFT, found=found, allowed=allowed, next_command=f"{REMAKE} --force")

@@ -40,13 +40,14 @@ def read_build(folder: BuildFolder) -> BuildFigures:
     check_stated(folder.path, task, drift, sides, spare_not_finite=True)  # fails as a row of the gate
     certificate = folder.read(CERTIFICATE_ARTIFACT) if manifest.xnorm else None
     scales = read_scales(folder, certificate)
+    engine_bytes = len(folder.engine())
     verify_folder(folder)
     sites = certificate.sites if certificate else ()
     margins = {site.name: Margin(site.fp16_headroom_bits, site.fp16_floor_bits) for site in sites}
     measured = BaselineFigures(
         answers=task.record(drift.comparison, sides),
         share=manifest.receipt.actual.get(manifest.precision, 0.0),
-        engine_bytes=(folder.path / manifest.engine.file).stat().st_size,
+        engine_bytes=engine_bytes,
         scales=scales,
         xnorm=XNormMargins(certificate.verdict, margins) if certificate else None,
         latency=None,

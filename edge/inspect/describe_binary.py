@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calib.errors import ArtifactError, GraphError, InputError
-from calib.files import sha256_file
+from calib.files import sha256_bytes, sha256_file
 from edge.inspect.describe_dataclass import value_text
 from edge.inspect.describe_json import RANDOM_STAMP, describe_manifest
 from edge.inspect.description import Description, Listing, cut_text, size_text
+from edge.inspect.read_described import read_described
 from engines.build_folder.file_names import MANIFEST
 from engines.build_folder.folder import BuildFolder
 
@@ -28,8 +29,10 @@ def describe_onnx(path: Path) -> Description:
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no type information
 
+    data, recorded = read_described(path)
     try:
-        model = onnx.load(path)
+        model = onnx.load_from_string(data)
+        onnx.load_external_data_for_model(model, str(path.parent))
     except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
         raise GraphError("not an ONNX file", where=path, found=error) from error
     graph = model.graph
@@ -38,7 +41,8 @@ def describe_onnx(path: Path) -> Description:
     constants = {t.name for t in graph.initializer}
     operators = Counter(node.op_type for node in graph.node)
     facts = {
-        "file": f"{size_text(path.stat().st_size)}, sha256 {sha256_file(path)}",
+        "file": f"{size_text(len(data))}, sha256 {sha256_bytes(data)}",
+        **recorded,
         "input": "; ".join(_tensor(v) for v in graph.input if v.name not in constants),
         "output": "; ".join(_tensor(v) for v in graph.output),
         "opset": ", ".join(f"{o.version}{f' of {o.domain}' if o.domain else ''}" for o in model.opset_import),

@@ -14,7 +14,7 @@ from engines.build_folder.file_names import ARTIFACTS, DRIFT
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import CalibrationRecord, EngineManifest, FileRecord
 from engines.build_folder.step_record import StepRecord
-from engines.build_folder.verify import verify_recorded
+from engines.build_folder.verify import verify_folder
 
 RANDOM_STAMP = "RANDOM WEIGHTS: nothing here says anything about accuracy"
 
@@ -118,7 +118,7 @@ def describe_folder(folder: Path) -> Description:
     """A build folder: its files, checked against their recorded digests, and the verdict."""
     build = BuildFolder(folder)
     described, drift = describe_manifest(build.manifest), build.find(DRIFT_ARTIFACT)
-    verify_recorded(build, complete=False)
+    verify_folder(build, complete=False)
     facts = {"digests": "every recorded file in the folder matches its digest"}
     facts |= describe_drift(drift).facts if drift is not None else {"verdict": f"none: no {DRIFT}"}
     chosen = ("model", "created", "engine", "backend", "compute capability", "asked for", "does")

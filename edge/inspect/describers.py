@@ -7,7 +7,7 @@ from typing import Any
 
 from calib.errors import UsageError
 from edge.inspect.description import Description, size_text
-from engines.build_folder.safe_files import read_contained
+from edge.inspect.read_described import read_described
 
 BY_NAME = {
     "manifest.json": ("engines.build_folder.manifest.MANIFEST_ARTIFACT", "describe_json.describe_manifest"),
@@ -34,8 +34,8 @@ def describe_file(path: Path) -> Description:
     """Describe a file or build folder.
 
     Args:
-        path: a build folder, a file of BY_NAME, or a file with a suffix of BY_SUFFIX. A file is described as it is; only
-            the files of a folder are compared with their recorded digests.
+        path: a build folder, a file of BY_NAME, or a file with a suffix of BY_SUFFIX. In a build folder, it must have its
+            recorded digest; elsewhere it is described as it is.
 
     Raises InputError for a missing or malformed file; UsageError for one of an unknown kind, listing the known ones.
     """
@@ -43,9 +43,9 @@ def describe_file(path: Path) -> Description:
         raise UsageError("file or folder not found", where=path, allowed="an existing file or folder")
     if path.name in BY_NAME and not path.is_dir():
         artifact, describe = BY_NAME[path.name]
-        data = read_contained(path.resolve())
+        data, recorded = read_described(path)
         described: Description = _load(f"edge.inspect.{describe}")(_load(artifact).parse(data, path))
-        return replace(described, facts={"file": size_text(len(data)), **described.facts})
+        return replace(described, facts={"file": size_text(len(data)), **recorded, **described.facts})
     describe = "describe_json.describe_folder" if path.is_dir() else BY_SUFFIX.get(path.suffix, "")
     if describe:
         described = _load(f"edge.inspect.{describe}")(path)

@@ -63,5 +63,5 @@ def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> 
         graph = TYPED
     yield engine_step(request, inputs, workspace, graph)
     question = Question(inputs.eval_images, labelled=True, budget_points=request.max_drop_points)
-    yield drift_step(BuildFolder(request.out), question, here=judged_here(request.target))
+    yield drift_step(BuildFolder(request.out, building=True), question, here=judged_here(request.target))
     yield report_step(workspace)

@@ -87,7 +87,7 @@ def build_on_device(request: DeviceRequest, progress: Progress) -> BuildOutcome:
     with opened as workspace:
         workspace.run(_unpack_step(bundle, source, bundled.golden), progress)
         workspace.run(_engine_step(request, bundle, source, spec), progress)
-        workspace.run(_drift_step(BuildFolder(out), bundle, source, bundled), progress)
+        workspace.run(_drift_step(BuildFolder(out, building=True), bundle, source, bundled), progress)
         return workspace.outcome()
 
 

@@ -42,7 +42,7 @@ def rejudge_build(folder: Path, options: JudgeOptions, progress: Progress) -> Bu
     be run.
     """
     with locked(folder, progress.say):
-        build = BuildFolder(folder)
+        build = BuildFolder(folder, building=True)
         verify_folder(build, ignore=_JUDGED)
         manifest = build.manifest
         question = _question(build, options)
@@ -73,7 +73,7 @@ def redraw(folder: Path, progress: Progress) -> bool:
     from edge.report.inputs import gather
 
     with locked(folder, progress.say):
-        build = BuildFolder(folder)
+        build = BuildFolder(folder, building=True)
         if build.manifest.bundle is not None:
             raise ArtifactError(
                 "a build from a bundle has no report: it lacks the graphs that a report describes",

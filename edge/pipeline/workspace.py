@@ -28,6 +28,7 @@ from engines.build_folder.file_names import ARTIFACTS, MANIFEST
 from engines.build_folder.file_names import RECORD as RECORD  # noqa: PLC0414  # the repeated name marks a re-export
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.step_record import StepRecord, read_record, write_record
+from engines.build_folder.under_construction import finishing, mark_under_construction
 
 RANDOM_WEIGHTS_NOTICE = "RANDOM WEIGHTS: nothing below says anything about accuracy; every artifact is stamped"
 _LOCK = ".lock"
@@ -123,7 +124,7 @@ class Workspace:
             for name in (*artifacts, RECORD):
                 for leftover in folder.glob(f".{name}.*.tmp"):  # of a killed build, as `calib.files.atomic_path` names them
                     leftover.unlink(missing_ok=True)
-            with _noticing_deletion(folder):
+            with _noticing_deletion(folder), finishing(folder):
                 yield cls(folder, artifacts, force, before_change)
 
     def run(self, step: Step, progress: Progress) -> bool:
@@ -153,6 +154,7 @@ class Workspace:
                     raise
                 failed = error
             write_record(staging, record)
+        mark_under_construction(self.folder)
         settle(self.folder, self.artifacts)
         if failed is not None:
             raise failed
@@ -161,7 +163,7 @@ class Workspace:
 
     def outcome(self) -> BuildOutcome:
         """The outcome of the steps so far, drift among them."""
-        verdict = BuildFolder(self.folder).read(DRIFT_ARTIFACT).verdict
+        verdict = BuildFolder(self.folder, building=True).read(DRIFT_ARTIFACT).verdict
         return BuildOutcome(self.folder, verdict, tuple(self.ran), tuple(self.reused))
 
     def sha256(self, file: str) -> str:
@@ -200,7 +202,8 @@ def locked(folder: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
     """
     if not (folder / _LOCK).exists():
         settle(folder, ARTIFACTS)
-        yield
+        with finishing(folder):
+            yield
         return
     try:
         descriptor = os.open(folder / _LOCK, os.O_RDWR)
@@ -209,7 +212,7 @@ def locked(folder: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
     with os.fdopen(descriptor):
         _lock(descriptor, folder, on_wait)
         settle(folder, ARTIFACTS)
-        with _noticing_deletion(folder):
+        with _noticing_deletion(folder), finishing(folder):
             yield
 
 

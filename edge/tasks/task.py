@@ -136,6 +136,10 @@ class Task(ABC):
     def judge(self, comparison: Any, budget_points: float, *, random_weights: bool) -> tuple[str, Verdict, str]:
         """Return the basis of the verdict, the verdict, and its reason in one sentence."""
 
+    def contradiction(self, comparison: Any) -> str:  # noqa: ARG002  # for overrides
+        """Why the figures that a verdict rests on cannot be of one comparison; "" when they can. May raise DataError."""
+        return ""
+
     @abstractmethod
     def worst(self, sides: Sides) -> Int64:
         """Indices of the images whose answer changed and whose pictures a report should show, the worst first."""

@@ -22,6 +22,7 @@ from engines.build_folder.references import check_references
 from engines.build_folder.safe_files import REMAKE, check_digest, inside, is_there, read_contained, sha256_contained
 from engines.build_folder.signature import Signature, check_listed, read_signature, signature_path
 from engines.build_folder.step_record import StepRecord, parse_record
+from engines.build_folder.under_construction import check_finished
 
 T = TypeVar("T")
 
@@ -31,6 +32,7 @@ class BuildFolder:
 
     Args:
         require_signature: PEM file of the public key that must have signed every file that is read; None if not required.
+        building: whether the reader is the build itself, which reads what it has written so far.
 
     Attributes:
         signature: the required one, else None.
@@ -38,14 +40,15 @@ class BuildFolder:
         digests: file -> actual digest, of the files that were hashed so far.
         problems: errors of steps.json and manifest.json; no other file of such a folder is read.
 
-    Raises ArtifactError for a missing folder and a missing or invalid signature; MissingError for a signature that cannot be
-    checked on this machine. Errors of a file are raised when it is read.
+    Raises ArtifactError for a missing folder, one under construction, and a missing or invalid signature; MissingError for a
+    signature that cannot be checked on this machine. Errors of a file are raised when it is read.
     """
 
-    def __init__(self, path: Path, *, require_signature: Path | None = None) -> None:
+    def __init__(self, path: Path, *, require_signature: Path | None = None, building: bool = False) -> None:
         if not path.is_dir():
             raise ArtifactError("not a build folder", where=path, next_command=REMAKE)
-        self.path = path
+        self.path, self._building = path, building
+        self.check_finished()
         self.signature: Signature | None = None
         if require_signature is not None:
             self.signature = read_signature(path, require_signature)
@@ -61,6 +64,11 @@ class BuildFolder:
                 read()
             except InputError as error:
                 self.problems[file] = error
+
+    def check_finished(self) -> None:
+        """Raise ArtifactError when a build other than the reader's own has begun to change the folder."""
+        if not self._building:
+            check_finished(self.path)
 
     @property
     def manifest(self) -> EngineManifest:
@@ -92,8 +100,8 @@ class BuildFolder:
         return cast(T, self._values[artifact])
 
     def find(self, artifact: Artifact[T]) -> T | None:
-        """The same, None if the file does not exist."""
-        return self.read(artifact) if self.has(artifact.file) else None
+        """The same, None if the file does not exist; a file that was read before is not looked for again."""
+        return self.read(artifact) if artifact.file in self._json or self.has(artifact.file) else None
 
     def engine(self) -> bytes:
         """The engine's bytes. An engine is executable code: deserialize these bytes and no others. Raises ArtifactError."""

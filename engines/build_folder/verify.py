@@ -46,7 +46,7 @@ def verify_folder(build: BuildFolder, *, complete: bool = True, ignore: Collecti
 
 
 def examine_folder(build: BuildFolder, *, complete: bool = True, ignore: Collection[str] = ()) -> tuple[CheckedFile, ...]:
-    """The same, with problems returned rather than raised."""
+    """The same, with problems returned rather than raised, except for a folder that a build has begun to change."""
     needed, problems = {MANIFEST}, dict[str, InputError]()
     if not build.problems:
         needed.add(build.manifest.engine.file)
@@ -67,6 +67,7 @@ def examine_folder(build: BuildFolder, *, complete: bool = True, ignore: Collect
                 allowed=f"files that {RECORD} or {MANIFEST} records",
                 next_command=f"{REMAKE}, or move the file away",
             )
+    build.check_finished()  # again: files that a build removed meanwhile look like files that were never there
     order = dict.fromkeys((RECORD, *ARTIFACTS, *sorted(build.recorded)))
     examined = [file for file in order if file in problems or (file in known and file in build.digests)]
     return tuple(CheckedFile(file, build.digests.get(file, ""), problems.get(file)) for file in examined)

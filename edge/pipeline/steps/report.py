@@ -27,4 +27,4 @@ def write_report(folder: Path, build: BuildFolder | None, out: Path, advance: Ad
     """Everything in the folder -> report.html in the folder `out`."""
     from edge.report import render
 
-    write_bytes(out / REPORT, render(build or BuildFolder(folder), advance).encode())
+    write_bytes(out / REPORT, render(build or BuildFolder(folder, building=True), advance).encode())

@@ -4,6 +4,7 @@ A row of the engine that holds NaN or infinity is a wrong answer that agrees wit
 `drop_interval`; measures: `logit_metrics`. numpy alone: this also runs on a device.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import numpy as np
 
 from calib.errors import DataError
 from calib.metrics import sqnr_db, top1_agreement
-from edge.numeric_tolerances import RANDOM_WEIGHTS_COSINE, SQNR_CAP_DB
+from edge.numeric_tolerances import RANDOM_WEIGHTS_COSINE, RECOMPUTED, SQNR_CAP_DB
 from edge.tasks.classification.drop_interval import Flips, Paired, drop_interval, images_to_decide, mcnemar_p
 from edge.tasks.classification.logit_metrics import TOP, Distance, Floats, Int64, Reliability, distance, reliability, top_share
 from edge.tasks.classification.logits import answers
@@ -176,6 +177,29 @@ def judge(comparison: LogitComparison, budget_points: float, *, random_weights: 
     if verdict == "inconclusive":
         sentence += f": {comparison.images} images do not decide it, {_images_needed(comparison, budget_points)}"
     return judged_by, verdict, sentence
+
+
+def contradiction(comparison: LogitComparison) -> str:
+    """Why the figures that a verdict rests on cannot be of one comparison; "" when they can.
+
+    Drop and interval are computed again from the counts that they follow from. Raises DataError for impossible counts.
+    """
+    images, flips = comparison.images, comparison.flips
+    present = {getattr(comparison, name) is not None for name in _LABELLED}
+    if images < 1 or not 0 <= comparison.not_finite <= images or len(present) > 1:
+        return f"{images} images, {comparison.not_finite} not finite; figures that need labels: some but not all"
+    if flips is None:
+        changed = round(images * (1 - comparison.agreement))
+        points, interval, counts = 100.0 * changed / images, share_interval(changed, images), f"{changed} changed answers"
+    else:
+        lost, won = flips.right_to_wrong, flips.wrong_to_right
+        points, counts = 100.0 * (lost - won) / images, f"{lost} answers lost, {won} won"
+        interval = drop_interval(Paired(images - lost - won, lost, won, 0))
+    stated_points, stated = comparison.budgeted
+    pairs = ((stated_points, points), *zip(vars(stated).values(), vars(interval).values(), strict=True))
+    if all(math.isclose(*pair, rel_tol=0.0, abs_tol=RECOMPUTED) for pair in pairs):
+        return ""
+    return f"{stated_points:+.2f} points {stated}; {counts} of {images} images give {points:+.2f} points {interval}"
 
 
 def _images_needed(comparison: LogitComparison, budget_points: float) -> str:

@@ -11,7 +11,7 @@ from calib.files import canonical_json, sha256_bytes
 from edge.images.labelled_images import ImageSet, open_images
 from edge.numeric_tolerances import RECOMPUTED
 from edge.tasks.classification import gate_tolerances
-from edge.tasks.classification.compare import JudgedBy, LogitComparison, compare, judge
+from edge.tasks.classification.compare import JudgedBy, LogitComparison, compare, contradiction, judge
 from edge.tasks.classification.flips import worst_flips
 from edge.tasks.classification.gate_rows import AnswerRows, baseline_answers
 from edge.tasks.classification.logits import Logits, answers, pack_answers, parse_logits, write_logits
@@ -57,6 +57,9 @@ class Classification(Task):
 
     def judge(self, comparison: Any, budget_points: float, *, random_weights: bool) -> tuple[str, Verdict, str]:
         return judge(comparison, budget_points, random_weights=random_weights)
+
+    def contradiction(self, comparison: Any) -> str:
+        return contradiction(comparison)
 
     def worst(self, sides: Sides) -> Int64:
         logits = Logits.of(sides)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from gate_builds import record
 from onnx import TensorProto, helper, numpy_helper
 from report_folder import FALLBACK, TENSORS, Recipe, make_folder
 from rich.console import Console
@@ -37,12 +39,17 @@ def facts(text: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("build"), Recipe(flips=100, fallbacks=(FALLBACK,)))
+    return recorded(tmp_path_factory.mktemp("build"), Recipe(flips=100, fallbacks=(FALLBACK,)))
 
 
 @pytest.fixture(scope="module")
 def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("random"), Recipe(random_weights=True))
+    return recorded(tmp_path_factory.mktemp("random"), Recipe(random_weights=True))
+
+
+def recorded(folder: Path, recipe: Recipe) -> Path:
+    record(make_folder(folder, recipe))
+    return folder
 
 
 def test_manifest(folder: Path) -> None:
@@ -136,6 +143,7 @@ def test_islands_and_their_cost(tmp_path: Path) -> None:
 )
 def test_a_certificate_without_all_verdicts_is_refused(tmp_path: Path, spoil: Any) -> None:
     make_folder(tmp_path, Recipe())
+    (tmp_path / "steps.json").unlink()  # the file alone
     written = json.loads((tmp_path / "xnorm.json").read_text())
     spoil(written)
     (tmp_path / "xnorm.json").write_text(json.dumps(written))
@@ -167,8 +175,75 @@ def test_export_and_steps(folder: Path) -> None:
     assert said["simplification"].startswith("used: no, reason: onnxsim took more than 120 s")
     assert "131.38 dB" in said["parity"]
     text = shown(folder / "steps.json")
-    assert facts(text)["done"] == "export"
+    assert facts(text)["done"] == "all"
     assert sha256_file(folder / "model.onnx") in text
+
+
+RECORDED = (
+    "steps.json", "manifest.json", "drift.json", "logits.npz", "flips.npz", "golden.npz", "export.json", "report.html",
+    "xnorm.json", "calibration.json", "model.onnx", "engine.engine",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_folder_with_another_file_than_the_recorded_one_is_refused(tmp_path: Path, name: str) -> None:
+    make_folder(tmp_path, Recipe())
+    for file in ("golden.npz", "report.html"):
+        (tmp_path / file).write_bytes(b"of the build")
+    record(tmp_path)
+    assert "every recorded file" in shown(tmp_path)
+    data = bytearray((tmp_path / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=re.escape(name)):
+        describe_file(tmp_path)
+
+
+STEPS = "with this digest in steps.json"
+RECORDERS = {
+    "drift.json": STEPS,
+    "xnorm.json": f"{STEPS} and manifest.json",
+    "model.int8.onnx": f"{STEPS} and manifest.json",
+    "manifest.json": STEPS,
+}
+
+
+@pytest.mark.parametrize("name", ["drift.json", "xnorm.json", "model.int8.onnx", "steps.json", "manifest.json"])
+def test_a_file_of_a_build_folder_must_be_the_recorded_one(tmp_path: Path, name: str) -> None:
+    record(make_folder(tmp_path / "build", Recipe()))
+    path = tmp_path / "build" / name
+    assert facts(shown(path))["recorded"] == ("nowhere beside it" if name == "steps.json" else RECORDERS[name])
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"0", b"1", 1) if b"0" in data else data + b"\0")
+    with pytest.raises(InputError):
+        describe_file(path)
+    path.write_bytes(data)
+    (tmp_path / "copy").mkdir()
+    if name != "steps.json":
+        (tmp_path / "copy" / name).write_bytes(data)
+        assert facts(shown(tmp_path / "copy" / name))["recorded"] == "not known: no steps.json beside it"
+
+
+def test_without_its_record_a_folder_may_hold_the_engine_and_its_manifest_alone(tmp_path: Path) -> None:
+    record(make_folder(tmp_path, Recipe()))
+    (tmp_path / "steps.json").unlink()
+    with pytest.raises(InputError, match="unexpected file"):
+        describe_file(tmp_path)
+    for path in tmp_path.iterdir():
+        if path.name not in ("manifest.json", "engine.engine"):
+            path.unlink()
+    assert facts(shown(tmp_path))["verdict"] == "none: no drift.json"
+
+
+@pytest.mark.parametrize("name", ["report.html", "flips.npz", "attribution.json"])
+def test_a_folder_with_a_file_that_nothing_records_is_refused(tmp_path: Path, name: str) -> None:
+    make_folder(tmp_path, Recipe())
+    (tmp_path / name).unlink(missing_ok=True)
+    record(tmp_path)
+    shown(tmp_path)
+    (tmp_path / name).write_bytes(b"added")
+    with pytest.raises(InputError, match="unexpected file"):
+        describe_file(tmp_path)
 
 
 def test_folder(folder: Path) -> None:
@@ -183,6 +258,7 @@ def test_folder(folder: Path) -> None:
 def test_folder_without_a_verdict(tmp_path: Path) -> None:
     make_folder(tmp_path, Recipe())
     (tmp_path / "drift.json").unlink()
+    record(tmp_path)
     assert facts(shown(tmp_path))["verdict"] == "none: no drift.json"
 
 
