@@ -38,11 +38,11 @@ def check_inputs(request: BuildRequest, inputs: BuildInputs, first_step: str, ad
     if first_step != "drift":
         require_backend(request.target.backend)
     if first_step in ("certify", "calibrate") and request.precision == "int8":
-        import onnx
-
+        from calib.graph import load_graph
         from calib.qdq_placement import QuantScheme, plan_quantization
 
-        plan_quantization(onnx.load(request.out / MODEL), QuantScheme(exclude=request.keep_float))  # refuses a wrong pattern
+        model, _ = load_graph(request.out / MODEL)
+        plan_quantization(model, QuantScheme(exclude=request.keep_float))  # refuses a wrong pattern
     if first_step == "export" and info.file:
         from edge.model.checkpoint import load_checkpoint
 
