@@ -81,6 +81,8 @@ def _messages_in(message: Any) -> dict[int, Any]:
 
 def check_contents(model: onnx.ModelProto, path: Path) -> None:
     """Raises GraphError, naming the tensor or node, for contents on which a reader would fail."""
+    properties = (text for entry in model.metadata_props for text in (entry.key, entry.value))
+    _check_texts("a property", (*properties, *(entry.domain for entry in model.opset_import)), path)
     opsets = _opsets(model, path)
     for function in model.functions:  # its operators may be of other versions
         for node in function.node:
@@ -88,6 +90,7 @@ def check_contents(model: onnx.ModelProto, path: Path) -> None:
     graphs = [model.graph]
     while graphs:
         graph = graphs.pop()
+        _check_texts("the name of a graph", [graph.name], path)
         _check_texts("a name of a tensor", (v.name for v in (*graph.input, *graph.output, *graph.value_info)), path)
         for sparse in graph.sparse_initializer:
             _check_tensor(sparse.values, path)
@@ -125,6 +128,7 @@ def _check_signature(graph: onnx.GraphProto, path: Path) -> None:
         kind, where = value.type.tensor_type, f"{path}, {value.name[:80]}"
         if kind.elem_type not in onnx.TensorProto.DataType.values():
             raise GraphError("unknown element type", where=where, found=kind.elem_type)
+        _check_texts("a name of a size", (d.dim_param for d in kind.shape.dim), path)
         sizes = [d.dim_value for d in kind.shape.dim if d.HasField("dim_value")]
         if min(sizes, default=1) < smallest or not _is_size(sizes):
             raise GraphError(
