@@ -6,6 +6,7 @@
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -151,7 +152,7 @@ def parse_json(data: bytes | str, where: object, *, remake: str | None = None, s
     try:
         text = _json_text(data)
         value = json.loads(text, parse_int=_integer, **(_STRICT if strict else {}))
-        _check_depth(value)
+        check_nesting(value)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()  # raises for half of a surrogate pair
     except (ValueError, RecursionError) as error:
@@ -202,17 +203,17 @@ def _no_number(text: str) -> NoReturn:
 _STRICT: dict[str, Any] = {"object_pairs_hook": _object, "parse_float": _real, "parse_constant": _no_number}
 
 
-def _check_depth(value: Any) -> None:
-    level, depth = [value], 0
-    while level := [
-        child
-        for item in level
-        if isinstance(item, (dict, list))
-        for child in (item.values() if isinstance(item, dict) else item)
-    ]:
-        depth += 1
+def check_nesting(value: Any, most: int = LARGEST_JSON_BYTES) -> None:
+    """Raises RecursionError for deep nesting, ValueError for more than `most` values, one that is there twice counted twice."""
+    level, depth, count = [value], 0, 1
+    while level:
+        inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list | tuple))
+        level = list(itertools.islice(itertools.chain.from_iterable(inner), most + 1))
+        depth, count = depth + 1, count + len(level)
+        if count > most:
+            raise ValueError(f"more than {most} values")
         if depth > _DEEPEST_JSON:
-            raise RecursionError
+            raise RecursionError("too deeply nested")
 
 
 @contextlib.contextmanager

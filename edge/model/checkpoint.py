@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from calib.errors import ArtifactError, UsageError
-from calib.files import LARGEST_JSON_BYTES, open_regular, write_bytes
+from calib.files import LARGEST_JSON_BYTES, check_nesting, open_regular, write_bytes
 from edge.model.metadata import METADATA_KEY, CheckpointInfo, parse_info, read_info, unreadable_error
 from edge.model.sizes import UfoVitConfig
 from edge.model.ufo_vit import UfoVit, init_weights, resize_position_embedding
 
 _LISTED = 8
+_MOST_VALUES = 200_000
+"""Of the metadata in a pickle, which can hold one list in many places."""
 
 
 def save_checkpoint(model: UfoVit, info: CheckpointInfo, path: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -96,10 +98,11 @@ def _refuse_compression(path: Path) -> None:
 
 def _as_json(metadata: object) -> str:
     """Metadata out of a pickle as the JSON text that a safetensors file holds: nothing else passes, in any size."""
+    check_nesting(metadata, _MOST_VALUES)
     text = StringIO()
-    for part in json.JSONEncoder().iterencode(metadata):  # raises for what JSON cannot hold, and for a circle
+    for part in json.JSONEncoder().iterencode(metadata):
         if text.tell() > LARGEST_JSON_BYTES:
-            raise ValueError("metadata of a pickle that refer to themselves")
+            raise ValueError("metadata that are too large")
         text.write(part)
     return text.getvalue()
 
