@@ -206,7 +206,7 @@ def _is_utf8(text: bytes) -> bool:
 
 @lru_cache(maxsize=1024)
 def _schema(operator: str, version: int, domain: str) -> Any:
-    """What the ONNX standard says of an operator; None for one that it does not know."""
+    """The definition of an operator in the ONNX standard; None for one that it does not know."""
     try:
         return onnx.defs.get_schema(operator, version, domain)
     except onnx.defs.SchemaError:
