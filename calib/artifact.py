@@ -18,6 +18,8 @@ from calib.errors import ArtifactError, InputError
 from calib.files import parse_json, read_json, write_json
 
 SCHEMA_VERSION = 1
+_LONGEST_SHOWN = 200
+"""Characters of a wrong value that an error shows."""
 
 T = TypeVar("T")
 
@@ -60,11 +62,13 @@ def parse_artifact(data: bytes, path: Path, cls: type[T], *, remake: str) -> T:
 def _from_json(fields: dict[str, Any], path: Path, cls: type[T], remake: str) -> T:
     version, allowed = fields.pop("schema_version", None), getattr(cls, "schema_version", SCHEMA_VERSION)
     if version != allowed:
-        raise ArtifactError("unknown schema version", where=path, found=version, allowed=allowed, next_command=remake)
+        found = None if version is None else f"{version!s:.{_LONGEST_SHOWN}}"
+        raise ArtifactError("unknown schema version", where=path, found=found, allowed=allowed, next_command=remake)
     try:
         return from_fields(cls, fields)
-    except (TypeError, ValueError) as error:
-        raise ArtifactError("malformed artifact", where=path, found=error, next_command=remake) from error
+    except (TypeError, ValueError, InputError) as error:
+        found = " ".join(str(error).split())  # a refusal of the class itself does not know the file
+        raise ArtifactError("malformed artifact", where=path, found=found, next_command=remake) from error
 
 
 def from_fields(cls: type[T], fields: Any, where: str = "") -> T:
@@ -82,7 +86,7 @@ def from_fields(cls: type[T], fields: Any, where: str = "") -> T:
         if name not in fields and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     )
     if unknown or missing:
-        raise TypeError(f"{where or cls.__name__}: missing fields {missing}, unknown fields {unknown}")
+        raise TypeError(f"{where or cls.__name__}: missing fields {missing}, unknown fields {unknown!s:.{_LONGEST_SHOWN}}")
     hints = get_type_hints(cls)
     return cls(**{name: _convert(hints[name], value, f"{where}.{name}".lstrip(".")) for name, value in fields.items()})
 
@@ -122,4 +126,4 @@ def _convert_items(origin: Any, args: tuple[Any, ...], value: Any, where: str) -
 
 
 def _mismatch(expected: str, value: Any, where: str) -> NoReturn:
-    raise TypeError(f"{where}: expected {expected}, found {value!r}")
+    raise TypeError(f"{where[:_LONGEST_SHOWN]}: expected {expected}, found {value!r:.{_LONGEST_SHOWN}}")

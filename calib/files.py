@@ -1,19 +1,28 @@
-"""Files that are either complete or absent: SHA-256 digests, canonical JSON, atomic writes. Standard library only."""
+"""Bounded reads of regular files, JSON, SHA-256, and writes that are complete or absent. Standard library only.
+
+`open_regular` opens what a user or an artifact names, `parse_json` is where JSON is parsed: nothing else does either.
+"""
 
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
+import math
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 
-from calib.errors import ArtifactError, MissingError, UsageError
+from calib.errors import ArtifactError, InputError, MissingError, UsageError
 
+LARGEST_JSON_BYTES = 16 << 20
+_DEEPEST_JSON = 64
+_LONGEST_INTEGER = 20
+"""Digits of 2**64: beyond it, a number is of no artifact, and has no float."""
 _CHUNK = 1 << 20
 _LONGEST_PREFIX = 48
 _REFUSED = {stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a disk"}
@@ -21,12 +30,101 @@ _UNWRITABLE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
     *(errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
 )
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+_FOREIGN = (
+    (b"version https://git-lfs.github.com", "a Git LFS pointer: git lfs pull downloads the file itself"),
+    (b"<!doctype html", "an HTML page, not the file that was to be downloaded"),
+    (b"<html", "an HTML page, not the file that was to be downloaded"),
+    (b"<<<<<<< ", "the markers of a merge conflict"),
+)
+"""What stands at the beginning of a file, in lower case -> what the file is."""
+_MARKS = ((b"\xef\xbb\xbf", "UTF-8"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
+
+
+@contextlib.contextmanager
+def open_regular(
+    path: Path,
+    error: type[InputError] = ArtifactError,
+    *,
+    largest: int | None = None,
+    follow_links: bool = True,
+    missing: str = "file not found",
+    remake: str | None = None,
+) -> Iterator[BinaryIO]:
+    """A regular file, open for reading; a folder, pipe, socket or device is neither read nor waited for.
+
+    Args:
+        error: raised, naming `remake`, for all else: a file that does not exist (its text is `missing`), that is not a regular
+            one or a link to one, that has more than `largest` bytes, or that cannot be read.
+        follow_links: if not, a symbolic link is refused, which could be redirected between check and use.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW))
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                found = _KINDS.get(stat.S_IFMT(status.st_mode))
+                raise error("not a regular file", where=path, found=found, next_command=remake)
+            _check_size(path, status.st_size, largest, error, remake)
+            with os.fdopen(descriptor, "rb", closefd=False) as stream:
+                yield stream
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError as cause:
+        raise error(missing, where=path, next_command=remake) from cause
+    except OSError as cause:
+        if cause.errno == errno.ELOOP and not follow_links:
+            what, found = "expected a regular file, found a symbolic link", f"a link to {path.readlink()}"
+            raise error(what, where=path, found=found, next_command=remake) from cause
+        if cause.errno in (errno.EISDIR, errno.ENXIO):  # a folder, or a socket: the system opens neither
+            found = "a folder" if path.is_dir() else "a socket or a device"
+            raise error("not a regular file", where=path, found=found, next_command=remake) from cause
+        raise error("file cannot be read", where=path, found=cause.strerror, next_command=remake) from cause
+
+
+def read_regular(
+    path: Path,
+    error: type[InputError] = ArtifactError,
+    *,
+    largest: int,
+    follow_links: bool = True,
+    missing: str = "file not found",
+    remake: str | None = None,
+) -> bytes:
+    """Bytes of a regular file; arguments and errors as of `open_regular`."""
+    with open_regular(path, error, largest=largest, follow_links=follow_links, missing=missing, remake=remake) as stream:
+        data = stream.read(largest + 1)  # files of /proc state no size
+    _check_size(path, len(data), largest, error, remake)
+    return data
+
+
+def _check_size(path: Path, size: int, largest: int | None, error: type[InputError], remake: str | None) -> None:
+    if largest is not None and size > largest:
+        found, allowed = f"{size} bytes or more", f"up to {largest} bytes"
+        raise error("file is too large", where=path, found=found, allowed=allowed, next_command=remake)
+
+
+def describe_foreign(data: bytes) -> str | None:
+    """What the bytes are that should have been an artifact, where that is easily told; None otherwise."""
+    if not data.strip(b" \t\r\n\0"):
+        return "nothing but blanks or zeros" if data else "an empty file"
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return f"{encoding} text with a byte order mark"
+    start = data[:1024].lstrip().lower()
+    return next((what for beginning, what in _FOREIGN if start.startswith(beginning)), None)
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Hex SHA-256 of a regular file's bytes. Raises ArtifactError like `open_regular`."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -48,24 +146,81 @@ def canonical_json(value: Any) -> bytes:
 
 def read_json(path: Path, *, remake: str | None = None) -> dict[str, Any]:
     """Read a JSON object; raises ArtifactError, naming `remake`, if the file is missing, unreadable or holds something else."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ArtifactError("file not found", where=path, next_command=remake) from error
-    except OSError as error:
-        raise ArtifactError("file cannot be read", where=path, found=error.strerror, next_command=remake) from error
-    return parse_json(data, path, remake=remake)
+    return parse_json(read_regular(path, largest=LARGEST_JSON_BYTES, remake=remake), path, remake=remake)
 
 
-def parse_json(data: bytes, path: Path, *, remake: str | None = None) -> dict[str, Any]:
-    """Parse the bytes of a JSON object; errors name `path`. Raises ArtifactError, naming `remake`."""
+def parse_json(data: bytes | str, where: object, *, remake: str | None = None, strict: bool = True) -> dict[str, Any]:
+    """Parse a JSON object of RFC 8259 in UTF-8; errors name `where`. Raises ArtifactError, naming `remake`.
+
+    Refused too: more than LARGEST_JSON_BYTES, deep nesting, a name twice in one object, NaN, infinities, numbers that have no
+    float, and lone surrogates. So every value can be converted, compared, written and printed. Without `strict`, for the
+    output of a library, names may repeat and numbers be infinite.
+    """
     try:
-        value = json.loads(data.decode())
+        text = _json_text(data)
+        value = json.loads(text, parse_int=_integer, **(_STRICT if strict else {}))
+        check_nesting(value)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # raises for half of a surrogate pair
     except (ValueError, RecursionError) as error:
-        raise ArtifactError("not a JSON file", where=path, found=error, next_command=remake) from error
+        found = "too deeply nested" if isinstance(error, RecursionError) else error
+        raise ArtifactError("not a JSON file", where=where, found=found, next_command=remake) from error
     if not isinstance(value, dict):
-        raise ArtifactError("not a JSON object", where=path, found=type(value).__name__, next_command=remake)
+        raise ArtifactError("not a JSON object", where=where, found=type(value).__name__, next_command=remake)
     return value
+
+
+def _json_text(data: bytes | str) -> str:
+    if len(data) > LARGEST_JSON_BYTES:
+        raise ValueError(f"{len(data)} bytes, up to {LARGEST_JSON_BYTES} are allowed")
+    if isinstance(data, str):
+        return data
+    foreign = describe_foreign(data)
+    if foreign is None and b"\n<<<<<<< " in data and b"\n>>>>>>> " in data:  # no JSON text holds a line break in a string
+        foreign = "the markers of a merge conflict"
+    if foreign is not None:
+        raise ValueError(foreign)
+    return data.decode()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"the name {twice[:40]!r} twice in one object")
+    return fields
+
+
+def _integer(text: str) -> int:
+    if len(text.lstrip("-")) > _LONGEST_INTEGER:
+        raise ValueError(f"a number of {len(text)} characters")
+    return int(text)
+
+
+def _real(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text[:20]}, which is not a finite number")
+
+
+_STRICT: dict[str, Any] = {"object_pairs_hook": _object, "parse_float": _real, "parse_constant": _no_number}
+
+
+def check_nesting(value: Any, most: int = LARGEST_JSON_BYTES) -> None:
+    """Raises RecursionError for deep nesting, ValueError for more than `most` values, one that is there twice counted twice."""
+    level, depth, count = [value], 0, 1
+    while level:
+        inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list | tuple))
+        level = list(itertools.islice(itertools.chain.from_iterable(inner), most + 1))
+        depth, count = depth + 1, count + len(level)
+        if count > most:
+            raise ValueError(f"more than {most} values")
+        if depth > _DEEPEST_JSON:
+            raise RecursionError("too deeply nested")
 
 
 def check_folder(folder: Path) -> None:

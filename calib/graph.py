@@ -4,6 +4,7 @@ Protobuf is indexed here, and edited in `calib.graph_editor`, directly: with onn
 give other bytes, by which calibration tables and manifests identify a graph (docs/calibration-benchmarks.md).
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from calib.errors import GraphError
+from calib.files import describe_foreign, read_regular
+from calib.graph_checks import LARGEST_BYTES, LARGEST_VALUES, check_contents, check_size
 
 _LARGEST_SHAPE_CONSTANT = 1024
 """Elements up to which an initializer's values are kept for shape inference: target shapes, axes, slice bounds."""
@@ -63,25 +66,26 @@ class TensorType:
 def load_graph(path: Path) -> tuple[onnx.ModelProto, bytes]:
     """An ONNX file as a model and as the bytes that were parsed, so that their digest identifies what is used.
 
-    Raises GraphError for a file that is missing, is not ONNX, or keeps its weights in other files.
+    Raises GraphError for a file that is missing, is not ONNX, keeps its weights in other files, or holds what no graph can; see
+    `calib.graph_checks`.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise GraphError("ONNX file cannot be read", where=path, found=error.strerror) from error
+    data = read_regular(path, GraphError, largest=LARGEST_BYTES)
     return parse_graph(data, path), data
 
 
 def parse_graph(data: bytes, path: Path) -> onnx.ModelProto:
     """Parse the bytes of an ONNX file; errors name `path`, see `load_graph`."""
+    foreign = describe_foreign(data)
     try:
+        check_size(data, path)
         model = onnx.load_model_from_string(data)
-    except DecodeError as error:
-        raise GraphError("not an ONNX file, or a truncated one", where=path, found=error) from error
-    if not model.graph.node:
-        raise GraphError("not an ONNX file, or one without a graph", where=path)
-    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
-        raise GraphError("weights are stored outside the ONNX file", where=path, allowed="one file that holds everything")
+    except (DecodeError, GraphError) as error:
+        if foreign is None and isinstance(error, GraphError):
+            raise
+        raise GraphError("not an ONNX file, or a truncated one", where=path, found=foreign or error) from error
+    if not model.graph.node or not model.graph.output:
+        raise GraphError("not an ONNX file, or one without a graph", where=path, found=foreign)
+    check_contents(model, path)
     return model
 
 
@@ -164,7 +168,8 @@ def infer_types(model: onnx.ModelProto, batch: int | None = None) -> dict[str, T
     """Types of all tensors known to ONNX's shape inference, constants included; the model is not changed.
 
     `batch` is the value for a symbolic first dimension of the graph inputs, wherever that symbol occurs.
-    Tensors after an operator unknown to ONNX are absent. Raises GraphError when inference fails on the whole graph.
+    Tensors after an operator unknown to ONNX are absent. Raises GraphError when inference fails on the whole graph, and for a
+    tensor of more values than a machine can hold.
     """
     light = _without_large_constants(model)
     if batch is not None:
@@ -175,6 +180,10 @@ def infer_types(model: onnx.ModelProto, batch: int | None = None) -> dict[str, T
         raise GraphError("shape inference fails on this graph", found=error) from error
     types = {v.name: _tensor_type(v.type.tensor_type) for v in (*graph.value_info, *graph.input, *graph.output)}
     types.update((t.name, TensorType(t.data_type, tuple(t.dims))) for t in graph.initializer)
+    for name, inferred in types.items():
+        if math.prod(size for size in inferred.shape or () if size is not None) > LARGEST_VALUES:
+            allowed = f"up to {LARGEST_VALUES} values"
+            raise GraphError("a tensor of the graph is too large", where=name[:80], found=inferred.shape, allowed=allowed)
     return types
 
 

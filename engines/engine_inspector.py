@@ -19,11 +19,11 @@ The second is needed where the layer lists one operand only, since constants are
 Generated kernels ("kgen") do not report the precision of a product: a node that only they mention is "unknown".
 """
 
-import json
 import re
 from typing import Any
 
 from calib.errors import ArtifactError
+from calib.files import parse_json
 from engines.layer_records import UNKNOWN, EngineEvidence, LayerEvidence, common_type, merge_evidence
 
 _METADATA_NODE = re.compile(r"\[ONNX Layer: ([^\]\n]+)\]")
@@ -67,8 +67,8 @@ def read_inspector(text: str, nodes: frozenset[str]) -> EngineEvidence:
 def inspected_layers(text: str) -> list[dict[str, Any]]:
     """Parse the layers of an inspector's JSON. Raises ArtifactError if it is invalid or contains layer names only."""
     try:
-        layers = json.loads(text)["Layers"]
-    except (ValueError, KeyError, TypeError) as error:
+        layers = parse_json(text, "the engine inspector", strict=False)["Layers"]
+    except (ArtifactError, KeyError) as error:
         raise ArtifactError("the output of the engine inspector cannot be parsed", found=f"{text[:80]!r}") from error
     if not isinstance(layers, list) or not layers or not all(isinstance(layer, dict) for layer in layers):
         raise ArtifactError(

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from calib.errors import GraphError
+from calib.files import read_regular
 from calib.graph import GraphIndex, TensorType, attribute, index_graph, infer_types, to_array
+from calib.graph import parse_graph as parse_model
+from calib.graph_checks import LARGEST_BYTES
 from calib.macs import count_macs
 from engines.layer_records import GraphFacts, Layer, TensorInfo
 
@@ -29,21 +31,15 @@ TYPE_NAMES: dict[int, str] = {
 
 def load_graph(path: Path) -> tuple[bytes, GraphFacts]:
     """Load an ONNX file: its bytes and facts. Raises GraphError if it is missing, invalid, or not one input and one output."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise GraphError("file not found", where=path, next_command="ufovit build") from error
-    except OSError as error:
-        raise GraphError("file cannot be read", where=path, found=error.strerror) from error
-    return parse_graph(data, path)
+    return parse_graph(read_regular(path, GraphError, largest=LARGEST_BYTES, remake="ufovit build"), path)
 
 
 def parse_graph(data: bytes, path: Path) -> tuple[bytes, GraphFacts]:
     """Parse the bytes of an ONNX file like `load_graph`; errors name `path`."""
+    model = parse_model(data, path)
     try:
-        model = onnx.load_model_from_string(data)
         onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError) as error:
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         raise GraphError("not a valid ONNX model", where=path, found=error, next_command="ufovit build") from error
     return model.SerializeToString(deterministic=True), graph_facts(model)
 

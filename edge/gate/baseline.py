@@ -15,15 +15,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from calib.artifact import read_artifact
-from calib.errors import ArtifactError, DataError
-from calib.files import canonical_json, sha256_bytes
+from calib.artifact import parse_artifact
+from calib.errors import ArtifactError, DataError, InputError
+from calib.files import LARGEST_JSON_BYTES, canonical_json, parse_json, read_regular, sha256_bytes
 from edge.gate.gate_tolerances import QUANTITIES
 from edge.stability.verdict import Stability
 from edge.tasks.gate_row import Recorded, Tolerance
 from edge.tasks.registry import load_task
 
 REMAKE = "ufovit gate BUILD --baseline {} --update"
+_LARGEST_LOG2 = 150  # of FP32
+RESTORE = "git restore {}, or another copy of the reviewed file"
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,19 @@ class Scales:
     Attributes:
         made: calibration method and refinements; scales of different methods are not comparable.
         folds_sha256: of the exponents that the certificate folded into weights; others change scales by powers of two.
+
+    Raises DataError for a scale that is not a number of FP32.
     """
 
     made: str
     folds_sha256: str
     activations: dict[str, float]
     weights: dict[str, float]
+
+    def __post_init__(self) -> None:
+        for name, log2 in (*self.activations.items(), *self.weights.items()):
+            if math.isfinite(log2) and abs(log2) > _LARGEST_LOG2:
+                raise DataError("invalid scale", where=name[:80], found=log2, allowed=f"log2 of up to {_LARGEST_LOG2}")
 
 
 @dataclass(frozen=True)
@@ -152,21 +161,29 @@ class Baseline:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read and check a baseline. Raises ArtifactError for an altered or incomplete one, naming `--update`."""
-    remake = REMAKE.format(path)
-    baseline = read_artifact(path, Baseline, remake=remake)
+    """Read and check a baseline. Raises ArtifactError for a missing, damaged or altered one.
+
+    The next command restores a damaged file: `--update` would replace figures and tolerances that somebody reviewed. That is
+    named only for a file that does not exist yet, and for one of an earlier version.
+    """
+    update, restore = REMAKE.format(path), RESTORE.format(path)
+    data = read_regular(path, largest=LARGEST_JSON_BYTES, remake=restore if path.exists() else update)
+    version = parse_json(data, path, remake=restore).get("schema_version")
+    outdated = isinstance(version, int) and version < Baseline.schema_version
+    baseline = parse_artifact(data, path, Baseline, remake=update if outdated else restore)
     try:
-        sealed = baseline.digest()
-    except ValueError as error:
-        raise ArtifactError("the baseline holds NaN or infinity", where=path, found=error, next_command=remake) from error
+        sealed, task = baseline.digest(), load_task(baseline.identity.task)
+    except InputError as error:
+        found = " ".join(str(error).split())
+        raise ArtifactError("malformed artifact", where=path, found=found, next_command=restore) from error
     if sealed != baseline.seal:
         raise ArtifactError(
             "the baseline's figures were edited: they do not match its seal",
             where=path,
             allowed="edit tolerances, reasons, reviewed_by and note; figures come from a build",
-            next_command=remake,
+            next_command=restore,
         )
-    quantities = QUANTITIES | set(load_task(baseline.identity.task).quantities)
+    quantities = QUANTITIES | set(task.quantities)
     if baseline.tolerances.keys() != quantities:
         found, allowed = ", ".join(sorted(baseline.tolerances)), ", ".join(sorted(quantities))
         raise ArtifactError("the baseline's tolerances do not match its quantities", where=path, found=found, allowed=allowed)

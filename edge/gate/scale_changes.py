@@ -25,12 +25,11 @@ def read_scales(build: BuildFolder, certificate: XNormCertificate | None) -> Sca
     table = build.find(TABLE_ARTIFACT)
     if graph is None or table is None or find_spec("onnx") is None:
         return None
-    import onnx
-
+    from calib.graph import parse_graph
     from calib.qdq_writer import read_qdq
 
     by_kind: dict[str, dict[str, float]] = {"activation": {}, "weight": {}}
-    for name, info in read_qdq(onnx.load_from_string(build.data(graph))).items():
+    for name, info in read_qdq(parse_graph(build.data(graph), build.path / graph)).items():
         by_kind[info.kind][name] = round(float(np.log2(info.scale).mean()), DIGITS)
     folds = {site.name: site.fold for site in certificate.sites} if certificate else {}
     method = "; ".join([table.method, *([REFINED + ", ".join(table.refinements)] if table.refinements else [])])

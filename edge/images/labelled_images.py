@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from calib.errors import DataError, MissingError
-from calib.files import sha256_bytes, sha256_file
+from calib.files import read_regular, sha256_bytes, sha256_file
 from edge.images.idx import Int64, read_idx, read_labelled_idx
 from edge.images.preprocess import Float32, Preprocess, Uint8
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+LARGEST_LIST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,10 @@ def open_list(path: Path, labels: tuple[str, ...]) -> ImageSet:
     A first CSV line `file,label` or `path,label` is a header; empty lines and lines that start with # are skipped.
     """
     entries = []
+    data = read_regular(path, DataError, largest=LARGEST_LIST_BYTES)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # spreadsheets write a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
+        lines = data.decode("utf-8-sig").splitlines()  # spreadsheets write a byte order mark
+    except UnicodeDecodeError as error:
         raise DataError("list cannot be read", where=path, found=error, allowed="UTF-8 text") from error
     rows = csv.reader(lines) if path.suffix == ".csv" else (line.rsplit(None, 1) for line in lines)
     for number, row in enumerate(rows, start=1):

@@ -9,7 +9,6 @@ travels with every artifact made through it; but for the order in which the proc
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -25,6 +24,8 @@ from engines.build_folder.manifest import EngineManifest
 
 Float32 = npt.NDArray[np.float32]
 Uint8 = npt.NDArray[np.uint8]
+LARGEST_RESIZE = 8192
+_LARGEST_MEAN, _SMALLEST_STD = 1e6, 1e-6  # of pixels in [0, 1]: beyond, FP32 has no digits left for them
 
 
 @lru_cache(maxsize=64)
@@ -60,15 +61,19 @@ class Preprocess:
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        if not 0 < self.image_size <= self.resize:
+        if not 0 < self.image_size <= self.resize <= LARGEST_RESIZE:
             raise UsageError(
-                "preprocessing cuts more than it resizes",
+                "preprocessing cuts more than it resizes, or resizes to too many pixels",
                 found=f"image_size {self.image_size}, resize {self.resize}",
-                allowed="0 < image_size <= resize",
+                allowed=f"0 < image_size <= resize <= {LARGEST_RESIZE}",
             )
-        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
-        if len(self.mean) != 3 or len(self.std) != 3 or not finite or not all(s > 0 for s in self.std):
-            raise UsageError("mean and std need three finite values each, std positive", found=f"{self.mean}, {self.std}")
+        finite = all(abs(value) <= _LARGEST_MEAN for value in (*self.mean, *self.std))  # false for NaN
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or not all(s >= _SMALLEST_STD for s in self.std):
+            raise UsageError(
+                "mean and std need three finite values each, std positive",
+                found=f"{self.mean}, {self.std}",
+                allowed=f"up to {_LARGEST_MEAN:g}, std from {_SMALLEST_STD:g}",
+            )
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Preprocess:

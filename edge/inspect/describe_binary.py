@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calib.errors import ArtifactError, GraphError, InputError
+from calib.errors import ArtifactError, InputError
 from calib.files import sha256_bytes, sha256_file
 from edge.inspect.describe_dataclass import value_text
 from edge.inspect.describe_json import RANDOM_STAMP, describe_manifest
@@ -26,18 +26,11 @@ _LONGEST_PROPERTY = 100
 
 def describe_onnx(path: Path) -> Description:
     """An ONNX graph: inputs, outputs, operators, Q/DQ, multiply-accumulates, and the lint findings of a quantized graph."""
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no type information
+    from calib.graph import parse_graph
 
     data, recorded = read_described(path)
-    try:
-        model = onnx.load_from_string(data)
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise GraphError("not an ONNX file", where=path, found=error) from error
+    model = parse_graph(data, path)
     graph = model.graph
-    if not graph.node or not graph.output:  # protobuf parses many a foreign file as an empty message
-        raise GraphError("not an ONNX graph", where=path, found=f"{len(graph.node)} nodes, {len(graph.output)} outputs")
     constants = {t.name for t in graph.initializer}
     operators = Counter(node.op_type for node in graph.node)
     facts = {
@@ -59,17 +52,12 @@ def describe_onnx(path: Path) -> Description:
 
 def describe_checkpoint(path: Path) -> Description:
     """A safetensors checkpoint: its tensors and metadata. Needs no torch."""
-    import safetensors
+    from edge.model.metadata import METADATA_KEY, open_safetensors, parse_info
 
-    from edge.model.metadata import METADATA_KEY, parse_info, unreadable_error
-
-    try:
-        with safetensors.safe_open(path, framework="numpy") as stream:
-            metadata = stream.metadata() or {}
-            tensors = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118  # no mapping
-            shapes = {name: (str(t.get_dtype()), tuple(t.get_shape())) for name, t in tensors.items()}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise unreadable_error(path, error) from error
+    with open_safetensors(path) as stream:
+        metadata = stream.metadata() or {}
+        tensors = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118  # no mapping
+        shapes = {name: (str(t.get_dtype()), tuple(t.get_shape())) for name, t in tensors.items()}
     numbers: Counter[str] = Counter()
     for dtype, shape in shapes.values():
         numbers[dtype] += math.prod(shape)
@@ -81,10 +69,7 @@ def describe_checkpoint(path: Path) -> Description:
     if METADATA_KEY not in metadata:
         facts |= {f"metadata {key}": cut_text(value, _LONGEST_PROPERTY) for key, value in sorted(metadata.items())}
         return Description("safetensors file, not a checkpoint of this toolkit", facts)
-    try:
-        info = parse_info(json.loads(metadata[METADATA_KEY]), path)
-    except ValueError as error:
-        raise unreadable_error(path, error) from error
+    info = parse_info(metadata[METADATA_KEY], path)
     facts |= {
         "model": f"{info.config.name}, {info.config.image_size} px, {info.config.classes} classes",
         "labels": value_text("labels", info.labels),

@@ -4,7 +4,8 @@ Weights may be stored in FP16; the network is always their FP32 expansion.
 """
 
 import json
-import pickle
+import zipfile
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor
 
 from calib.errors import ArtifactError, UsageError
-from calib.files import write_bytes
+from calib.files import LARGEST_JSON_BYTES, check_nesting, open_regular, write_bytes
 from edge.model.metadata import METADATA_KEY, CheckpointInfo, parse_info, read_info, unreadable_error
 from edge.model.sizes import UfoVitConfig
 from edge.model.ufo_vit import UfoVit, init_weights, resize_position_embedding
 
 _LISTED = 8
+_MOST_VALUES = 200_000
+"""Of the metadata in a pickle, which can hold one list in many places."""
 
 
 def save_checkpoint(model: UfoVit, info: CheckpointInfo, path: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -65,42 +68,72 @@ def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
         info = read_info(path)
         try:
             return info, safetensors.torch.load_file(path)
-        except (safetensors.SafetensorError, OSError) as error:
+        except Exception as error:  # of types that torch lacks, PyTorch and safetensors raise many kinds
             raise unreadable_error(path, error) from error
-    if not path.is_file():
+    if not path.exists():
         raise UsageError("checkpoint not found", where=path)
     try:
+        _refuse_compression(path)
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        metadata, tensors = content[METADATA_KEY], dict(content["state_dict"])
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
+        metadata, tensors = _as_json(content[METADATA_KEY]), dict(content["state_dict"])
+    except ArtifactError:
+        raise
+    except Exception as error:  # whatever the operations of a damaged pickle provoke
         raise unreadable_error(path, error) from error
-    foreign = sorted(str(name) for name, value in tensors.items() if not isinstance(value, Tensor))
+    unnamed = sorted(f"{name!r:.40}" for name in tensors if not isinstance(name, str) or not name.isprintable())
+    if unnamed:
+        raise ArtifactError("state_dict holds names that are not text", where=path, found=_shorten(unnamed))
+    foreign = sorted(name for name, value in tensors.items() if not isinstance(value, Tensor))
     if foreign:
         raise ArtifactError("state_dict holds more than tensors", where=path, found=_shorten(foreign))
     return parse_info(metadata, path), tensors
 
 
+def _refuse_compression(path: Path) -> None:
+    """Refuse a compressed archive, which torch does not write and which may unpack to any size."""
+    with open_regular(path) as stream:
+        if zipfile.is_zipfile(stream) and any(e.file_size > e.compress_size for e in zipfile.ZipFile(stream).infolist()):
+            raise ValueError("a compressed archive")
+
+
+def _as_json(metadata: object) -> str:
+    """Metadata out of a pickle as the JSON text that a safetensors file holds: nothing else passes, in any size."""
+    check_nesting(metadata, _MOST_VALUES)
+    text = StringIO()
+    for part in json.JSONEncoder().iterencode(metadata):
+        if text.tell() > LARGEST_JSON_BYTES:
+            raise ValueError("metadata that are too large")
+        text.write(part)
+    return text.getvalue()
+
+
 def _check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
-    """Refuse tensors that are missing, unexpected, mis-shaped or not finite, naming each."""
+    """Refuse tensors that are missing, unexpected, not numbers side by side, mis-shaped or not finite, naming each."""
     shared = expected.keys() & found.keys()
+    dense = {n for n in shared if _is_dense(found[n])}
+    fitting = {n for n in dense if found[n].shape == expected[n].shape}
     problems = {
         "missing": sorted(expected.keys() - found.keys()),
         "unexpected": sorted(n for n in found.keys() - expected.keys() if not n.endswith("num_batches_tracked")),
-        "mis-shaped": sorted(
-            f"{n} {tuple(found[n].shape)} instead of {tuple(expected[n].shape)}"
-            for n in shared
-            if found[n].shape != expected[n].shape
+        "not dense numbers of floating point": sorted(
+            f"{n} {found[n].dtype} {found[n].layout}".replace("torch.", "") for n in shared - dense
         ),
-        "not finite": sorted(n for n in shared if not bool(torch.isfinite(found[n]).all())),
+        "mis-shaped": sorted(f"{n} {tuple(found[n].shape)} instead of {tuple(expected[n].shape)}" for n in dense - fitting),
+        "not finite": sorted(n for n in fitting if not bool(torch.isfinite(found[n].float()).all())),
     }
     if any(problems.values()):
         lines = [f"{kind}: {_shorten(names)}" for kind, names in problems.items() if names]
         raise ArtifactError("checkpoint does not fit the model", where=path, found="; ".join(lines))
 
 
+def _is_dense(tensor: Tensor) -> bool:
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+    return plain and tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def _shorten(names: list[str]) -> str:
     rest = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(name[:100] for name in names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _stored(model: UfoVit) -> dict[str, Tensor]:

@@ -5,13 +5,15 @@ The metadata key "ufovit" of the safetensors file holds one JSON object with the
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calib.errors import ArtifactError, GraphError, UsageError
-from calib.files import sha256_file
+from calib.errors import ArtifactError, GraphError, InputError, UsageError
+from calib.files import LARGEST_JSON_BYTES, describe_foreign, open_regular, parse_json, sha256_file
 from edge.images.graph_input import Normalisation, input_shape
 from edge.images.preprocess import Preprocess
 from edge.model.sizes import UfoVitConfig, config
@@ -26,7 +28,7 @@ _REQUIRED = {
     "image_size": (int,),
     "classes": (int,),
     "kv_axis": (str,),
-    "labels": (list, tuple),
+    "labels": (list,),
     "preprocess": (dict,),
 }
 _OPTIONAL = {"random_weights": (bool,), "training": (dict,)}
@@ -87,34 +89,46 @@ class CheckpointInfo:
             )
 
 
-def read_info(path: Path) -> CheckpointInfo:
-    """The metadata of a safetensors checkpoint, without its tensors. Raises InputError."""
+@contextlib.contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """A safetensors file, open for reading with numpy. Raises UsageError if it is missing, ArtifactError for any other file."""
     import safetensors
 
-    if not path.is_file():
+    if not path.exists():
         raise UsageError("checkpoint not found", where=path)
+    with open_regular(path) as stream:
+        header = int.from_bytes(stream.read(8), "little")
+    if header > LARGEST_JSON_BYTES:
+        raise unreadable_error(path, ValueError(f"a header of {header} bytes, up to {LARGEST_JSON_BYTES} are allowed"))
     try:
-        with safetensors.safe_open(path, framework="numpy") as stream:
-            stored = stream.metadata() or {}
-        metadata = json.loads(stored[METADATA_KEY]) if METADATA_KEY in stored else None
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        with safetensors.safe_open(path, framework="numpy") as opened:
+            yield opened
+    except (safetensors.SafetensorError, OSError) as error:
         raise unreadable_error(path, error) from error
-    if metadata is None:
+
+
+def read_info(path: Path) -> CheckpointInfo:
+    """The metadata of a safetensors checkpoint, without its tensors. Raises InputError."""
+    with open_safetensors(path) as stream:
+        stored = stream.metadata() or {}
+    if METADATA_KEY not in stored:
         raise ArtifactError(
             "checkpoint does not name its model, labels and preprocessing",
             where=path,
             found=f"no metadata key {METADATA_KEY!r}",
             next_command="write it with edge.model.checkpoint.save_checkpoint",
         )
-    return parse_info(metadata, path)
+    return parse_info(stored[METADATA_KEY], path)
 
 
 def unreadable_error(path: Path, error: Exception) -> ArtifactError:
     """The error for a file that is not a checkpoint."""
+    with open_regular(path) as stream:
+        foreign = describe_foreign(stream.read(1024))
     return ArtifactError(
         "checkpoint cannot be read: truncated, damaged or of another format",
         where=path,
-        found=(str(error) or type(error).__name__).splitlines()[0],
+        found=foreign or (str(error) or type(error).__name__).splitlines()[0][:200],
         allowed='safetensors, or .pth with {"ufovit": metadata, "state_dict": tensors} of plain tensors',
     )
 
@@ -127,23 +141,22 @@ def write_graph_info(model: onnx.ModelProto, info: CheckpointInfo) -> None:
 
 def read_graph_info(model: onnx.ModelProto, path: Path) -> CheckpointInfo | None:
     """The metadata stored in an ONNX graph; None for a graph that this toolkit did not export. Raises InputError."""
-    for item in model.metadata_props:
-        if item.key == METADATA_KEY:
-            try:
-                return parse_info(json.loads(item.value), path)
-            except ValueError as error:
-                raise ArtifactError("metadata of the graph cannot be read", where=path, found=error) from error
-    return None
+    stored = [item.value for item in model.metadata_props if item.key == METADATA_KEY]
+    return parse_info(stored[0], path) if stored else None
 
 
-def parse_info(metadata: dict[str, Any], path: Path) -> CheckpointInfo:
-    """Validated metadata of the file at `path`."""
-    if not isinstance(metadata, dict) or metadata.get("schema_version") != SCHEMA_VERSION:
-        raise ArtifactError("unknown checkpoint schema version", where=path, found=str(metadata)[:60], allowed=SCHEMA_VERSION)
+def parse_info(text: str, path: Path) -> CheckpointInfo:
+    """Validated metadata, JSON text, of the file at `path`. Raises ArtifactError."""
+    metadata = parse_json(text, f"{path}, metadata {METADATA_KEY!r}")
+    if metadata.get("schema_version") != SCHEMA_VERSION:
+        raise ArtifactError("unknown checkpoint schema version", where=path, found=text[:60], allowed=SCHEMA_VERSION)
     _check_fields(metadata, path)
-    cfg = config(metadata["model"], image_size=metadata["image_size"], classes=metadata["classes"], kv_axis=metadata["kv_axis"])
     labels = tuple(str(name) for name in metadata["labels"])
-    preprocess = Preprocess.from_json(metadata["preprocess"])
+    try:
+        shape = {name: metadata[name] for name in ("image_size", "classes", "kv_axis")}
+        cfg, preprocess = config(metadata["model"], **shape), Preprocess.from_json(metadata["preprocess"])
+    except InputError as error:
+        raise ArtifactError("checkpoint metadata are invalid", where=path, found=" ".join(str(error).split())) from error
     if len(labels) != cfg.classes or len(set(labels)) != len(labels):
         raise ArtifactError(
             "labels do not match the classes",
@@ -162,7 +175,7 @@ def parse_info(metadata: dict[str, Any], path: Path) -> CheckpointInfo:
         labels=labels,
         preprocess=preprocess,
         random_weights=metadata.get("random_weights", False),
-        training=dict(metadata.get("training", {})),
+        training=metadata.get("training", {}),
         file=str(path),
         sha256=sha256_file(path),
     )
@@ -180,6 +193,9 @@ def _check_fields(metadata: dict[str, Any], path: Path) -> None:
                 found=f"{name}: {metadata[name]!r}"[:80],
                 allowed=" or ".join(t.__name__ for t in types),
             )
+    odd = next((name for name in metadata["labels"] if type(name) not in (str, int)), None)
+    if odd is not None:
+        raise ArtifactError("checkpoint metadata are ill-typed", where=path, found=f"labels: {odd!r}"[:80], allowed="texts")
 
 
 def graph_preprocess(

@@ -9,6 +9,7 @@ KvAxis = Literal["contraction", "last"]
 """Which axis of K^T V is normalised: the paper's ("contraction", dim -2) or the one of ports in circulation ("last")."""
 
 STEM_STRIDE = 16
+LARGEST_IMAGE_SIZE = 4096
 CLASS_LAYERS = 2
 
 
@@ -21,7 +22,7 @@ class UfoVitConfig:
         depth: number of self-attention blocks.
         dim: channels C, divisible by 8 (stem widths) and by `heads`.
         heads: heads H.
-        image_size: side S of the square input in pixels, a multiple of the stem's stride of 16.
+        image_size: side S of the square input in pixels, a multiple of the stem's stride of 16, up to LARGEST_IMAGE_SIZE.
         classes: number of logits.
         kv_axis: axis of K^T V that XNorm normalises; see `edge.model.attention`.
         layer_scale: initial LayerScale gain, of interest to training only.
@@ -40,11 +41,11 @@ class UfoVitConfig:
         counts = (self.depth, self.dim, self.heads, self.classes)
         if min(counts) < 1:
             raise UsageError("depth, dim, heads and classes must be positive", found=", ".join(map(str, counts)))
-        if self.image_size < STEM_STRIDE or self.image_size % STEM_STRIDE:
+        if not STEM_STRIDE <= self.image_size <= LARGEST_IMAGE_SIZE or self.image_size % STEM_STRIDE:
             raise UsageError(
                 "image size does not fit the stem",
                 found=f"{self.image_size} px",
-                allowed=f"positive multiples of {STEM_STRIDE} px, the stem's stride",
+                allowed=f"positive multiples of {STEM_STRIDE} px, the stem's stride, up to {LARGEST_IMAGE_SIZE}",
                 next_command="pass --image-size with such a multiple",
             )
         if self.dim % self.heads or self.dim % 8:

@@ -52,11 +52,11 @@ def check_inputs(request: BuildRequest, inputs: BuildInputs, first_step: str, ad
 def check_patterns(request: BuildRequest, graph: Path) -> None:
     """Raise UsageError for a pattern of --keep-float that matches no layer of the exported graph."""
     if request.precision == "int8":
-        import onnx
-
+        from calib.graph import load_graph
         from calib.qdq_placement import QuantScheme, plan_quantization
 
-        plan_quantization(onnx.load(graph), QuantScheme(exclude=request.keep_float))
+        model, _ = load_graph(graph)
+        plan_quantization(model, QuantScheme(exclude=request.keep_float))
 
 
 def missing_library(name: str) -> MissingError:

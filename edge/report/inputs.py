@@ -74,12 +74,11 @@ def _network_order(build: BuildFolder, table: CalibrationTable) -> tuple[str, ..
     return (*first, *sorted(table.tensors.keys() - set(first)))
 
 
-def _activations(data: bytes, _path: Path) -> tuple[str, ...]:
-    import onnx
-
+def _activations(data: bytes, path: Path) -> tuple[str, ...]:
+    from calib.graph import parse_graph
     from calib.qdq_writer import read_qdq
 
-    return tuple(name for name, info in read_qdq(onnx.load_from_string(data)).items() if info.kind == "activation")
+    return tuple(name for name, info in read_qdq(parse_graph(data, path)).items() if info.kind == "activation")
 
 
 QUANTIZED_ACTIVATIONS = Artifact(QUANTIZED, _activations)

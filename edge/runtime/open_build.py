@@ -159,10 +159,10 @@ class _Opener:
         if manifest.typed_onnx is None:
             return self.opened(OrtRunner(path, self.threads, data=data), "ort", f"ONNX Runtime, CPU: {what}")
         try:
-            import onnx
+            from calib.graph import parse_graph
         except ImportError as error:
             raise MissingError("onnx is not installed", next_command="pip install 'ufovit-edge[build]'") from error
-        emulated = emulated_runner(onnx.load_model_from_string(data), path, self.threads)
+        emulated = emulated_runner(parse_graph(data, path), path, self.threads)
         note = "FP16 rounding is emulated, which is slow: these times are not the engine's"
         return self.opened(emulated, "ort", f"ONNX Runtime, CPU, its FP16 roundings emulated: {what}", notes=(note,))
 

@@ -128,4 +128,4 @@ def _loads_in(engine: EngineRecord, version: str) -> bool:
 def _numbers(version: str) -> tuple[int, ...]:
     """(10, 3, 0) of "10.3.0"; empty for anything but numbers and dots."""
     parts = version.split(".")
-    return tuple(map(int, parts)) if all(part.isascii() and part.isdigit() for part in parts) else ()
+    return tuple(map(int, parts)) if all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts) else ()

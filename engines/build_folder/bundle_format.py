@@ -19,6 +19,7 @@ Standard library only: a device reads it with numpy, TensorRT and pycuda alone.
 
 import dataclasses
 import hashlib
+import os
 import struct
 import zipfile
 import zlib
@@ -29,7 +30,7 @@ from pathlib import Path
 
 from calib.artifact import SCHEMA_VERSION, parse_artifact
 from calib.errors import ArtifactError
-from calib.files import atomic_path, canonical_json, sha256_bytes, sha256_file
+from calib.files import atomic_path, canonical_json, open_regular, sha256_bytes, sha256_file
 from engines.build_folder.file_names import CALIBRATION, MANIFEST, MODEL, TYPED, XNORM
 from engines.build_folder.manifest import FileRecord
 from engines.build_folder.safe_files import check_digest
@@ -43,6 +44,8 @@ _ALWAYS = frozenset({MANIFEST, PIXELS, SHAPES, LABELS, ANSWERS, GOLDEN})
 _GRAPHS = (TYPED, MODEL)
 _SOMETIMES = frozenset({CALIBRATION, XNORM})
 _LARGEST_BYTES = 8 << 30
+_ALWAYS_UNPACKED, _LARGEST_RATIO = 64 << 20, 16
+"""A bundle may unpack to 64 MiB, and beyond that to 16 times its size: weights and photographs shrink to half at best."""
 _LARGEST_HEADER_BYTES = 16 << 20
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a ZIP archive holds: equal contents give equal bytes
 _MODE = 0o644 << 16
@@ -124,6 +127,7 @@ def write_bundle(path: Path, info: BundleInfo, members: Mapping[str, bytes]) -> 
                 entry.external_attr = _MODE
                 archive.writestr(entry, data)
             archive.comment = b"0" * 64
+        _check_unpacked(path, filled, temporary.stat().st_size)
         digest = _body_sha256(temporary)
         with temporary.open("r+b") as stream:
             stream.seek(-64, 2)
@@ -135,17 +139,16 @@ def open_bundle(path: Path) -> Bundle:
 
     Raises ArtifactError naming the member that differs, or else the file.
     """
-    if path.exists() and not path.is_file():  # reading a pipe would block
-        raise ArtifactError("a bundle must be a file", where=path, next_command=REMAKE)
     try:
+        with open_regular(path, missing="bundle not found", remake=REMAKE) as stream:
+            size = os.fstat(stream.fileno()).st_size
         with zipfile.ZipFile(path) as archive:
             entries, comment = archive.infolist(), archive.comment
         intact = _body_sha256(path).encode() == comment
         _check_entries(path, entries)
         info = parse_artifact(_read_member(path, BUNDLE, None), _member_path(path, BUNDLE), BundleInfo, remake=REMAKE)
         _check_names(path, info, [entry.filename for entry in entries])
-    except FileNotFoundError as error:
-        raise ArtifactError("bundle not found", where=path, next_command=REMAKE) from error
+        _check_unpacked(path, info, size)
     except OSError as error:
         raise ArtifactError("bundle cannot be read", where=path, found=error.strerror or error) from error
     except _DAMAGE as error:
@@ -216,9 +219,14 @@ def _check_names(path: Path, info: BundleInfo, names: Sequence[str]) -> None:
     if duplicate or unlisted or missing:
         found = f"twice {', '.join(duplicate)}; not listed {', '.join(unlisted)}; missing {', '.join(missing)}"
         raise ArtifactError("the bundle's members do not match bundle.json", where=path, found=found, next_command=REMAKE)
+
+
+def _check_unpacked(path: Path, info: BundleInfo, size: int) -> None:
+    """Refuse a bundle of `size` bytes whose members would fill the memory when they are unpacked."""
     total = sum(record.bytes for record in info.members.values())
-    if total > _LARGEST_BYTES or any(record.bytes < 0 for record in info.members.values()):
-        raise ArtifactError("the bundle is too large when unpacked", where=path, found=f"{total} bytes", allowed=_LARGEST_BYTES)
+    allowed = min(_LARGEST_BYTES, _ALWAYS_UNPACKED + _LARGEST_RATIO * size)
+    if total > allowed or any(record.bytes < 0 for record in info.members.values()):
+        raise ArtifactError("the bundle is too large when unpacked", where=path, found=f"{total} bytes", allowed=allowed)
 
 
 def _body_sha256(path: Path) -> str:

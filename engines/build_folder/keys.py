@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calib.errors import MissingError, UsageError
-from calib.files import sha256_bytes
+from calib.files import open_regular, sha256_bytes
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 MAKE_PRIVATE = "openssl genpkey -algorithm ed25519 -out key.pem && chmod 600 key.pem"
 MAKE_PUBLIC = "openssl pkey -in key.pem -pubout -out key.pub.pem"
+_LARGEST_KEY = 1 << 16
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -85,11 +86,8 @@ def _cryptography() -> tuple[Any, Any]:
 
 def _read(path: Path, make: str, *, secret: bool) -> bytes:
     """Content of a file; only its owner may read a secret one. The permissions are those of the opened file."""
-    try:
-        with path.open("rb") as stream:
-            data, mode = stream.read(), os.fstat(stream.fileno()).st_mode
-    except OSError as error:
-        raise UsageError("file cannot be read", where=path, found=error.strerror, next_command=make) from error
+    with open_regular(path, UsageError, largest=_LARGEST_KEY, remake=make) as stream:
+        data, mode = stream.read(_LARGEST_KEY), os.fstat(stream.fileno()).st_mode
     if secret and mode & _OTHERS:
         raise UsageError(
             "other users can read this secret",

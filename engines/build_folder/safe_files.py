@@ -5,17 +5,16 @@ build folder: all three are refused.
 """
 
 import contextlib
-import errno
 import hashlib
 import os
-import stat
-from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from calib.errors import ArtifactError
+from calib.files import LARGEST_JSON_BYTES, open_regular
 
 REMAKE = "ufovit build"
+JSON_SUFFIXES = (".json", ".sig")
 _CHUNK = 1 << 20
 
 
@@ -31,25 +30,13 @@ def is_there(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """A regular file, open for reading. Raises ArtifactError when it is missing, a link, not a regular file, or unreadable."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ArtifactError("not a regular file", where=path, next_command=REMAKE)
-            with os.fdopen(descriptor, "rb", closefd=False) as stream:
-                yield stream
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError as error:
-        raise ArtifactError("file is missing", where=path, next_command=REMAKE) from error
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            what, found = "expected a regular file, found a symbolic link", f"a link to {path.readlink()}"
-            raise ArtifactError(what, where=path, found=found, next_command=REMAKE) from error
-        raise ArtifactError("file cannot be read", where=path, found=error.strerror, next_command=REMAKE) from error
+def opened(path: Path) -> contextlib.AbstractContextManager[BinaryIO]:
+    """A regular file, open for reading. Raises ArtifactError when it is missing, a link, not a regular file, or unreadable.
+
+    A JSON artifact must be of bounded size; graphs, engines and arrays may have any.
+    """
+    largest = LARGEST_JSON_BYTES if path.suffix in JSON_SUFFIXES else None
+    return open_regular(path, largest=largest, follow_links=False, missing="file is missing", remake=REMAKE)
 
 
 def read_contained(path: Path) -> bytes:

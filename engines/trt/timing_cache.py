@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calib.errors import ArtifactError, BackendError
-from calib.files import sha256_bytes, sha256_file, write_bytes
+from calib.files import read_regular, sha256_bytes, sha256_file, write_bytes
 from engines.build_spec import BuilderOptions
+
+_LARGEST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -21,18 +23,13 @@ class TimingCache:
 
     def read(self) -> bytes:
         """Read the cache, b"" if there is no file yet. Raises ArtifactError for an unreadable or missing pinned file."""
-        if self.path.is_dir():
-            raise ArtifactError("the timing cache must be a file, not a folder", where=self.path)
-        if self.pinned and not self.path.is_file():
+        if self.pinned and not self.path.exists():
             raise ArtifactError(
                 "no timing cache to pin",
                 where=self.path,
                 next_command="build once without --pin-timing-cache, then pin the cache of that build",
             )
-        try:
-            return self.path.read_bytes() if self.path.is_file() else b""
-        except OSError as error:
-            raise ArtifactError("the timing cache cannot be read", where=self.path, found=error.strerror) from error
+        return read_regular(self.path, largest=_LARGEST_BYTES) if self.path.exists() else b""
 
     def write(self, measured: bytes | None) -> None:
         """Write the cache of a build atomically. Does nothing for None or if the cache is pinned."""

@@ -1,150 +1,181 @@
-"""Where outputs go: whole or not at all, into devices and pipes as they are, never over a folder or a socket."""
+"""What `parse_json` and `open_regular` refuse: hostile files are made here; oracles are RFC 8259 and the operating system."""
 
-import errno
+import json
 import os
-import resource
+import random
 import socket
-import stat
-import subprocess
 import sys
-import threading
-from pathlib import Path
+from dataclasses import dataclass
 
 import pytest
 
-from calib.errors import MissingError, UsageError
-from calib.files import atomic_path, check_output, write_bytes
-
-ROOT = Path(__file__).resolve().parents[2]
-DATA = bytes(range(256)) * 5
+from calib.artifact import read_artifact, write_artifact
+from calib.errors import ArtifactError, DataError
+from calib.files import LARGEST_JSON_BYTES, canonical_json, describe_foreign, parse_json, read_json, read_regular, sha256_file
 
 
-def device(path, name):
-    """A device node like that of /dev, or a link to it where none can be made."""
-    try:
-        os.mknod(path, stat.S_IFCHR | 0o666, Path(name).stat().st_rdev)
-        path.open("wb").close()
-    except OSError:
-        path.unlink(missing_ok=True)
-        path.symlink_to(name)
-    return path
+@dataclass(frozen=True)
+class Sample:
+    """A class with one field of every kind."""
+
+    name: str
+    count: int
+    share: float
+    names: tuple[str, ...]
+    by_name: dict[str, float]
+    whether: bool = False
 
 
-def test_a_file_is_replaced_and_a_failed_block_leaves_the_old_one(tmp_path):
-    path = tmp_path / "a.json"
-    write_bytes(path, b"old")
+SAMPLE = Sample("a", 3, 0.5, ("x", "y"), {"z": 1.0})
+FIELDS = {"schema_version": 1, "name": "a", "count": 3, "share": 0.5, "names": ["x", "y"], "by_name": {"z": 1.0}}
+GOOD = canonical_json(FIELDS)
 
-    def fail():
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(b"half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert path.read_bytes() == b"old"
-    write_bytes(path, DATA)
-    assert path.read_bytes() == DATA
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_a_device_stays_a_device(tmp_path):
-    full, null = device(tmp_path / "full", "/dev/full"), device(tmp_path / "null", "/dev/null")
-    with pytest.raises(MissingError, match=r"disk full[\s\S]*full"):
-        write_bytes(full, DATA)
-    write_bytes(null, DATA)
-    for path in (full, null):
-        assert stat.S_ISCHR(path.stat().st_mode)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["full", "null"]
-
-
-def test_a_pipe_gets_the_whole_data(tmp_path):
-    pipe, got = tmp_path / "pipe", []
-    os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
-    reader.start()
-    with atomic_path(pipe) as temporary:  # as a ZIP archive is written: read again, and changed
-        temporary.write_bytes(DATA)
-        with temporary.open("r+b") as stream:
-            stream.seek(-2, 2)
-            stream.write(b"zz")
-    reader.join(10)
-    assert got == [DATA[:-2] + b"zz"]
-    assert stat.S_ISFIFO(pipe.stat().st_mode)
+HOSTILE = {
+    "100,000 levels": (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "too deeply nested"),
+    "900 levels": (b'{"a":' + b"[" * 900 + b"]" * 900 + b"}", "too deeply nested"),
+    "900 levels of objects": (b'{"a":' * 900 + b"1" + b"}" * 900, "too deeply nested"),
+    "10^400 as an integer": (b'{"a": 1' + b"0" * 400 + b"}", "a number of 401 characters"),
+    "5,000 digits": (b'{"a": ' + b"9" * 5000 + b"}", "a number of 5000 characters"),
+    "-5,000 digits": (b'{"a": -' + b"9" * 5000 + b"}", "a number of 5001 characters"),
+    "1e400": (b'{"a": [1e400]}', "1e400, which is not a finite number"),
+    "NaN": (b'{"a": NaN}', "NaN, which is not a finite number"),
+    "Infinity": (b'{"a": {"b": -Infinity}}', "-Infinity, which is not a finite number"),
+    "a name twice": (b'{"a": {"b": 1, "b": 2}}', "the name 'b' twice"),
+    "a byte order mark": (b"\xef\xbb\xbf" + GOOD, "UTF-8 text with a byte order mark"),
+    "UTF-16": (GOOD.decode().encode("utf-16"), "UTF-16 text with a byte order mark"),
+    "UTF-16 without a mark": (GOOD.decode().encode("utf-16-be"), "Expecting"),
+    "Latin-1": ('{"name": "ü"}'.encode("latin-1"), "can't decode byte"),
+    "half of a surrogate pair": (b'{"a": ["\\ud800"]}', "surrogates not allowed"),
+    "half of a pair as a name": (b'{"\\udfff": 1}', "surrogates not allowed"),
+    "empty": (b"", "an empty file"),
+    "zeros": (bytes(4096), "nothing but blanks or zeros"),
+    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git lfs pull"),
+    "a web page": (b"\n<!DOCTYPE html>\n<html><body>404</body></html>", "an HTML page"),
+    "a merge conflict": (b'{\n<<<<<<< HEAD\n"a": 1\n=======\n"a": 2\n>>>>>>> theirs\n}\n', "the markers of a merge conflict"),
+    "too large": (b'{"a": "' + b"x" * LARGEST_JSON_BYTES + b'"}', "file is too large"),
+}
 
 
-@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "link"])
-def test_an_open_file_is_written_where_it_stands(tmp_path, name):
-    """`--json /dev/stdout > FILE`: what was printed before and after stays, and /dev has its link."""
-    (tmp_path / "link").symlink_to("/dev/stdout")
-    program = (
-        f"import os; from pathlib import Path; from calib.files import write_bytes; os.write(1, b'before ')\n"
-        f"write_bytes(Path({str(tmp_path / name)!r}), b'data '); os.write(1, b'after')"
-    )
-    with (tmp_path / "out").open("wb") as out:
-        subprocess.run([sys.executable, "-c", program], stdout=out, check=True, cwd=ROOT)
-    assert (tmp_path / "out").read_bytes() == b"before data after"
-    assert Path("/dev/stdout").is_symlink()
-    assert (tmp_path / "link").is_symlink()
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_json_is_refused_with_the_file_and_the_cause(tmp_path, name):
+    content, says = HOSTILE[name]
+    path = tmp_path / "sample.json"
+    path.write_bytes(content)
+    for read in (lambda: read_json(path, remake="the command"), lambda: read_artifact(path, Sample, remake="the command")):
+        with pytest.raises(ArtifactError) as refused:
+            read()
+        text = str(refused.value)
+        assert says in text
+        assert str(path) in text
+        assert "the command" in text
+        assert len(text) < 1000
+        text.encode()
 
 
-@pytest.mark.parametrize("kind", ["a folder", "a socket", "a link to a folder"])
-def test_folders_and_sockets_are_refused(tmp_path, kind, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # a socket's name is short
-    path = Path("out")
-    if kind == "a socket":
-        server = socket.socket(socket.AF_UNIX)
-        server.bind("out")
-        server.close()
-    elif kind == "a folder":
-        path.mkdir()
-    else:
-        Path("folder").mkdir()
-        path.symlink_to("folder")
-    before = sorted(p.name for p in tmp_path.iterdir())
-    for write in (check_output, lambda path: write_bytes(path, DATA)):
-        with pytest.raises(UsageError, match=rf"cannot be written there[\s\S]*{kind.split()[-1]}[\s\S]*a file, a pipe"):
-            write(path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == before
+def test_good_json_is_read_as_the_standard_library_reads_it(tmp_path):
+    write_artifact(tmp_path / "a.json", SAMPLE)
+    assert read_artifact(tmp_path / "a.json", Sample, remake="") == SAMPLE
+    nested = {"a": 1}
+    for _ in range(30):
+        nested = {"a": [nested] if len(str(nested)) % 2 else nested}
+    for value in (FIELDS, {"t": "\U0001f600 ü \\u", "n": [2**64 - 1, -(2**63), 1e-400, 1.5e300, -0.0]}, nested, {}):
+        for data in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
+            assert parse_json(data.encode(), "a") == parse_json(data, "a") == json.loads(data)
 
 
-@pytest.mark.parametrize("length", [250, 255])
-def test_the_longest_name_is_written(tmp_path, length):
-    write_bytes(tmp_path / ("x" * length), DATA)
-    assert (tmp_path / ("x" * length)).read_bytes() == DATA
-    write_bytes(tmp_path / ("\u732b" * 85), DATA)
-    assert len(list(tmp_path.iterdir())) == 2
+def test_output_of_a_library_may_repeat_names_and_be_infinite():
+    assert parse_json('{"a": 1, "a": Infinity}', "x", strict=False) == {"a": float("inf")}
+    with pytest.raises(ArtifactError, match="deeply"):
+        parse_json("[" * 100_000, "x", strict=False)
 
 
-@pytest.mark.parametrize("name", ["x" * 256, "x" * 256 + "/a", "y/" * 3000 + "a", "loop", "loop/a", "file/a"])
-def test_a_path_that_cannot_be_is_something_this_machine_lacks(tmp_path, name):
-    (tmp_path / "loop").symlink_to("loop")
-    (tmp_path / "file").write_text("x")
-    for write in (lambda path: write_bytes(path, DATA), check_output):
-        with pytest.raises(MissingError, match=r"folder cannot be written"):
-            write(tmp_path / name)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "loop"]
+def test_a_wrong_type_in_every_field_is_refused(tmp_path):
+    """Every field by every kind of value; where Python's types agree, and for the whole number as a float, it is read."""
+    values = (None, True, 3, 0.5, "a", ["x"], [1], [["x"]], {"z": 1.0}, {"z": "a"}, {}, [], 2**64)
+    fits = {
+        "name": lambda v: isinstance(v, str),
+        "count": lambda v: type(v) is int,
+        "share": lambda v: type(v) in (int, float),
+        "names": lambda v: isinstance(v, list) and all(isinstance(x, str) for x in v),
+        "by_name": lambda v: isinstance(v, dict) and all(type(x) is float for x in v.values()),
+        "whether": lambda v: isinstance(v, bool),
+    }
+    path, read = tmp_path / "a.json", 0
+    for field, good in fits.items():
+        for value in values:
+            path.write_bytes(canonical_json({**FIELDS, field: value}))
+            if good(value):
+                read_artifact(path, Sample, remake="")
+                read += 1
+            else:
+                with pytest.raises(ArtifactError, match=f"malformed artifact[\\s\\S]*{field}"):
+                    read_artifact(path, Sample, remake="")
+    assert read == 1 + 2 + 3 + 2 + 2 + 1
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, number):
-    with pytest.raises(MissingError, match=r"disk full, nothing was written[\s\S]*free space"), atomic_path(tmp_path / "a"):
-        raise OSError(number, os.strerror(number))
-    assert list(tmp_path.iterdir()) == []
+def test_bytes_changed_at_random_are_read_or_refused():
+    rng = random.Random(5)
+    tokens = (b"{", b"[", b'"', b"\\ud800", b"1e999", b"NaN", b"\x00", b"\xff", b"9" * 30, b",", b":")
+    outcomes = set()
+    for _ in range(3000):
+        data = bytearray(GOOD)
+        for _ in range(rng.randint(1, 3)):
+            at = rng.randrange(len(data))
+            data[at : at + rng.randint(0, 4)] = rng.choice(tokens)
+        try:
+            parse_json(bytes(data), "a")
+            outcomes.add("read")
+        except ArtifactError as error:
+            str(error).encode()
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
 
 
-def test_the_largest_file_that_is_allowed(tmp_path):
-    """EFBIG by the kernel's own limit, in a process of its own."""
-    program = (
-        "import resource, sys; from pathlib import Path; from calib.files import write_bytes\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, (1000, {resource.getrlimit(resource.RLIMIT_FSIZE)[1]}))\n"
-        f"write_bytes(Path({str(tmp_path / 'a')!r}), bytes(1001))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert "calib.errors.MissingError: disk full" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+def irregular(folder):
+    """Kind -> a path that is not a regular file, or a link to such a one."""
+    (folder / "folder").mkdir()
+    os.mkfifo(folder / "pipe")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(folder / "socket"))
+    listener.close()
+    (folder / "link").symlink_to("/dev/zero")
+    (folder / "loop").symlink_to("loop")
+    return {
+        "/dev/zero": "a device",
+        "/dev/stdin" if sys.stdin is None else "/dev/null": "a device",
+        folder / "folder": "a folder",
+        folder / "pipe": "a pipe",
+        folder / "socket": "a socket",
+        folder / "link": "a device",
+        folder / "loop": "symbolic links",
+        folder / ("n" * 300): "name too long",
+    }
 
 
-def test_a_new_file_in_a_new_folder_is_accepted_and_nothing_is_created(tmp_path):
-    check_output(tmp_path / "new" / "folder" / "a.json")
-    check_output(Path("/dev/stdout"))
-    assert list(tmp_path.iterdir()) == []
+def test_what_is_not_a_regular_file_is_neither_read_nor_waited_for(tmp_path):
+    for path, says in irregular(tmp_path).items():
+        for read in (lambda p: read_regular(p, DataError, largest=9, remake="cmd"), read_json, sha256_file):
+            with pytest.raises((DataError, ArtifactError), match=rf"(?i){says}") as refused:
+                read(type(tmp_path)(path))
+            assert str(path) in str(refused.value)
+
+
+def test_files_of_a_size_and_links_to_them_are_read(tmp_path):
+    path, link = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(b"123456789")
+    link.symlink_to(path)
+    assert read_regular(path, largest=9) == read_regular(link, largest=9) == b"123456789"
+    with pytest.raises(ArtifactError, match="too large"):
+        read_regular(path, largest=8)
+    with pytest.raises(ArtifactError, match="found a symbolic link"):
+        read_regular(link, largest=9, follow_links=False)
+    with pytest.raises(ArtifactError, match="too large"):  # its status says 0 bytes
+        read_regular(type(path)("/proc/self/maps"), largest=100)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(ArtifactError, match="too large"):
+        read_json(path)
+
+
+def test_an_ordinary_file_is_not_called_foreign():
+    for data in (GOOD, b"\x08\x09\x12", b"PK\x03\x04", b"-----BEGIN PUBLIC KEY-----", b'{"a": "<html"}'):
+        assert describe_foreign(data) is None

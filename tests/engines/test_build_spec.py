@@ -181,7 +181,7 @@ def test_bad_files(tmp_path):
         build(spec)
     for junk in (b"", b"not onnx at all", attention().SerializeToString()[:300]):
         spec.onnx.write_bytes(junk)
-        with pytest.raises(GraphError, match="not a valid ONNX model"):
+        with pytest.raises(GraphError, match="not an ONNX file"):
             build(spec)
     g = Graph(4)
     model = g.model(g.node("Neg", ["image"], "neg"), 4)

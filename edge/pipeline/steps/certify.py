@@ -35,13 +35,12 @@ def certify_model(request: BuildRequest, inputs: BuildInputs, out: Path, advance
 
     Raises VerdictError when an XNorm stays unstable: an engine of such a graph would overflow or underflow.
     """
-    import onnx
-
+    from calib.graph import load_graph
     from calib.qdq_writer import serialize
     from edge.stability.certify import CertifyConfig, certify_graph, image_budget
 
     path, info = request.out / MODEL, inputs.info
-    model = onnx.load(path)
+    model, _ = load_graph(path)
     images = inputs.calib_images.take(image_budget(model, len(inputs.calib_images)))
     done = certify_graph(
         model,

@@ -130,9 +130,10 @@ def _judged_runner(build: BuildFolder, judged: str, *, is_engine: bool) -> Runne
         return open_engine(build)
     if judged != TYPED:
         return _ort_runner(build, judged, throughput=True)
-    import onnx
+    from calib.graph import parse_graph
 
-    return emulated_runner(onnx.load_model_from_string(build.data(judged)), build.path / judged, throughput=True)
+    path = build.path / judged
+    return emulated_runner(parse_graph(build.data(judged), path), path, throughput=True)
 
 
 def _ort_runner(build: BuildFolder, file: str, *, throughput: bool) -> Runner:

@@ -28,16 +28,15 @@ def quantize_step(request: BuildRequest, workspace: Workspace) -> Step:
 
 def quantize_model(request: BuildRequest, model_path: Path, table_path: Path, quantized_path: Path, advance: Advance) -> None:
     """Float graph and table -> Q/DQ graph, linted. Raises VerdictError when a layer would not run in INT8."""
-    import onnx
-
     from calib.calibration_table import check_table, load_table
+    from calib.graph import load_graph
     from calib.qdq_placement import QuantScheme
     from calib.qdq_writer import serialize
     from calib.quantize import quantize_graph
     from edge.stability.finders.xnorm import find_sites
     from edge.stability.islands import quantized_before_norm
 
-    model, table = onnx.load(model_path), load_table(table_path)
+    (model, _), table = load_graph(model_path), load_table(table_path)
     check_table(table, onnx_sha256=sha256_file(model_path))
     advance(0.2)
     quantized = quantize_graph(model, table, QuantScheme(exclude=request.keep_float), request.out / QUANTIZED)

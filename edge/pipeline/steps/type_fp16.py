@@ -32,8 +32,7 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, out: Path
     Raises VerdictError when its outputs differ too much from the graph's. An INT8 graph is compared through its float graph: an
     FP16 rounding moves some codes by one, which is not a fault as long as the error against float does not grow.
     """
-    import onnx
-
+    from calib.graph import load_graph
     from calib.metrics import sqnr_db
     from calib.qdq_writer import serialize
     from edge.runtime.ort_runner import OrtRunner, emulated_runner
@@ -43,7 +42,7 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, out: Path
     from engines.typed_graph import type_graph
 
     folder, path = request.out, request.out / graph
-    model = onnx.load(path)
+    model, _ = load_graph(path)
     sites = find_sites(model, inputs.info.config.xnorm_sites, inputs.info.config.xnorm_kv_axis)
     kept = read_certificate(folder / XNORM).island_names
     typed = type_graph(model, keep_fp32=fp32_nodes(model, sites, kept))

@@ -56,9 +56,9 @@ def test_bad_graphs(world, calibrate, earlier, tmp_path, capsys):
         (old_opset, "opset", "opset 20"),
     ]
     cases = [
-        (tmp_path / "absent.onnx", "cannot be read", "absent.onnx"),
+        (tmp_path / "absent.onnx", "not found", "absent.onnx"),
         (tmp_path / "text.onnx", "not an ONNX file", "text.onnx"),
-        (tmp_path, "cannot be read", "directory"),
+        (tmp_path, "not a regular file", "a folder"),
         (earlier / "model.int8.onnx", "already quantized", "float ONNX file"),
         (network(tmp_path / "four.onnx", batch=4), "fixed number of images", "found: 4"),
         *((edited(source, tmp_path / f"{i}.onnx", change), *said) for i, (change, *said) in enumerate(changes)),

@@ -138,7 +138,7 @@ def test_bad_input(project, capsys, tmp_path):
     (project / "broken").mkdir()
     (project / "broken/a.png").write_bytes(b"none")
     cases = [
-        ([project / "absent.onnx"], "cannot be read"),
+        ([project / "absent.onnx"], "file not found"),
         ([project / "text.onnx"], "not an ONNX file"),
         ([project / "empty"], "not a build folder"),
         ([source, "--images", "0"], "must be positive"),

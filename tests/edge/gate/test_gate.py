@@ -90,13 +90,15 @@ WITHOUT_TOLERANCE = {
     "certificate worse": (Planted(xnorm=set_field("verdict", to="at risk")), "xnorm_verdict"),
     "site missing": (Planted(xnorm=without_site), "xnorm_headroom"),
     "floor missing": (Planted(xnorm=set_field("sites", 0, "fp16_floor_bits", to=None)), "xnorm_floor"),
-    "NaN headroom": (Planted(xnorm=set_field("sites", 0, "fp16_headroom_bits", to=float("nan"))), "xnorm_headroom"),
-    "NaN SQNR": (Planted(drift=set_field("sqnr_db", to=float("nan"))), "sqnr"),
-    "NaN agreement": (Planted(drift=set_field("agreement", to=float("nan"))), "agreement"),
-    "NaN top-1": (Planted(drift=set_field("top1_engine", to=float("nan"))), "accuracy"),
-    "NaN share": (Planted(manifest=shares(int8=float("nan"))), "share"),
     "precision missing from the receipt": (Planted(manifest=set_field("receipt", "actual", to={"fp16": 1.0})), "share"),
     "certificate missing": (Planted(manifest=set_field("xnorm", to=None)), "xnorm_headroom"),
+}
+NOT_A_NUMBER = {
+    "NaN headroom": (Planted(xnorm=set_field("sites", 0, "fp16_headroom_bits", to=float("nan"))), "xnorm.json"),
+    "NaN SQNR": (Planted(drift=set_field("sqnr_db", to=float("nan"))), "drift.json"),
+    "NaN agreement": (Planted(drift=set_field("agreement", to=float("nan"))), "drift.json"),
+    "NaN top-1": (Planted(drift=set_field("top1_engine", to=float("nan"))), "drift.json"),
+    "NaN share": (Planted(manifest=shares(int8=float("nan"))), "manifest.json"),
 }
 
 
@@ -127,6 +129,13 @@ def test_a_planted_regression_is_caught_and_named(base, tmp_path, name):
     assert report.verdict == "fail"
     assert results(report)[quantity] == "fail"
     assert quantity in report.reason
+
+
+@pytest.mark.parametrize("name", NOT_A_NUMBER)
+def test_nan_in_an_artifact_is_refused(base, tmp_path, name):
+    planted, file = NOT_A_NUMBER[name]
+    with pytest.raises(InputError, match=rf"not a JSON file[\s\S]*{file}[\s\S]*NaN, which is not a finite number"):
+        gate(plant(tmp_path / "bad", planted), base[1])
 
 
 @pytest.mark.parametrize("name", PLANTED)
@@ -199,12 +208,18 @@ BROKEN = {
     "schema_version": (set_field("schema_version", to=99), "unknown schema version"),
     "edited figure": (set_field("measured", "answers", "figures", "sqnr_db", to=20.0), "figures were edited"),
     "edited identity": (set_field("identity", "data_sha256", to="9" * 64), "figures were edited"),
-    "NaN figure": (set_field("measured", "answers", "figures", "sqnr_db", to=float("nan")), "NaN or infinity"),
+    "NaN figure": (
+        set_field("measured", "answers", "figures", "sqnr_db", to=float("nan")),
+        "NaN, which is not a finite number",
+    ),
     "missing field": (lambda fields: fields["measured"].pop("share"), "malformed artifact"),
     "missing tolerance": (lambda fields: fields["tolerances"].pop("sqnr"), "do not match its quantities"),
     "negative tolerance": (set_field("tolerances", "sqnr", "tolerance", to=-1.0), "invalid tolerance"),
-    "NaN tolerance": (set_field("tolerances", "sqnr", "tolerance", to=float("nan")), "invalid tolerance"),
-    "infinite tolerance": (set_field("tolerances", "sqnr", "tolerance", to=float("inf")), "invalid tolerance"),
+    "NaN tolerance": (set_field("tolerances", "sqnr", "tolerance", to=float("nan")), "NaN, which is not a finite number"),
+    "infinite tolerance": (
+        set_field("tolerances", "sqnr", "tolerance", to=float("inf")),
+        "Infinity, which is not a finite number",
+    ),
     "no reason": (set_field("tolerances", "sqnr", "reason", to=" "), "invalid tolerance"),
 }
 

@@ -363,7 +363,7 @@ def test_a_strangers_safetensors(tmp_path: Path) -> None:
     [
         ("notes.txt", b"hello", "calibration.json"),
         ("model.onnx", b"\xff" * 300, "not an ONNX file"),
-        ("model.onnx", b"", "not an ONNX graph"),
+        ("model.onnx", b"", "an empty file"),
         ("w.safetensors", b"\x00" * 40, "cannot be read"),
         ("manifest.json", b"{}", "schema version"),
         ("drift.json", b"[", "not a JSON file"),

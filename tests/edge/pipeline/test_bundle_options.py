@@ -106,7 +106,7 @@ def test_a_file_that_is_no_bundle(project, capsys):
     for path, says in (
         ("none.ufovit", "bundle not found"),
         ("tiny.safetensors", "not a bundle"),
-        ("rtx", "a bundle must be a file"),
+        ("rtx", "not a regular file"),
     ):
         refused(project, capsys, 2, says, bundle=path)
 

@@ -202,9 +202,9 @@ def test_a_file_that_is_no_archive(tmp_path, content):
 
 def test_what_is_no_file(tmp_path):
     assert "bundle not found" in refusal(tmp_path / "none.ufovit")
-    assert "a bundle must be a file" in refusal(tmp_path)
+    assert "not a regular file" in refusal(tmp_path)
     os.mkfifo(tmp_path / "pipe.ufovit")
-    assert "a bundle must be a file" in refusal(tmp_path / "pipe.ufovit")
+    assert "not a regular file" in refusal(tmp_path / "pipe.ufovit")
 
 
 def test_a_file_that_may_not_be_read(bundle, monkeypatch):
@@ -322,6 +322,19 @@ def test_a_member_that_says_it_has_another_size(tmp_path, size, says):
     record = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": size}
     fields = header(members={**header()["members"], "pixels.npy": record})
     assert says in refusal(forge(tmp_path / "a.ufovit", fields, [("pixels.npy", data)], without=["pixels.npy"]))
+
+
+def test_a_bundle_that_would_fill_the_memory_is_neither_written_nor_read(tmp_path, monkeypatch):
+    """Zeros shrink to a thousandth: what a device could not unpack is refused where it is packed, too."""
+    path, members = tmp_path / "a.ufovit", {**MEMBERS, "pixels.npy": bytes(70 << 20)}
+    with pytest.raises(InputError, match="too large when unpacked"):
+        write_bundle(path, INFO, members)
+    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr("engines.build_folder.bundle_format._ALWAYS_UNPACKED", 80 << 20)
+        write_bundle(path, INFO, members)
+        assert open_bundle(path).info.members["pixels.npy"].bytes == 70 << 20
+    assert "too large when unpacked" in refusal(path)
 
 
 def test_a_header_that_unpacks_to_more_than_any_header(tmp_path):

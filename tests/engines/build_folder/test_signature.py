@@ -434,7 +434,7 @@ def test_an_encrypted_key_opens_with_its_passphrase_file(bundle, keys, tmp_path)
     phrase.chmod(0o644)
     with pytest.raises(InputError, match="chmod 600"):
         sign(bundle, encrypted, passphrase_file=phrase)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="file not found"):
         sign(bundle, encrypted, passphrase_file=tmp_path / "none")
     assert not signature_path(bundle).exists()
 

@@ -31,7 +31,7 @@ def test_a_pinned_cache_must_exist_and_is_never_written(tmp_path):
 
 
 def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(ArtifactError, match="the timing cache must be a file"):
+    with pytest.raises(ArtifactError, match="not a regular file"):
         TimingCache(tmp_path).read()
 
 
