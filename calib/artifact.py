@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Generic, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from calib.errors import ArtifactError, InputError
-from calib.files import parse_json, read_json, write_json
+from calib.files import write_json
+from calib.json_reader import parse_json, read_json
 
 SCHEMA_VERSION = 1
 _LONGEST_SHOWN = 200

@@ -23,7 +23,7 @@ import re
 from typing import Any
 
 from calib.errors import ArtifactError
-from calib.files import parse_json
+from calib.json_reader import parse_json
 from engines.layer_records import UNKNOWN, EngineEvidence, LayerEvidence, common_type, merge_evidence
 
 _METADATA_NODE = re.compile(r"\[ONNX Layer: ([^\]\n]+)\]")

@@ -25,7 +25,7 @@ from import_graph import (
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
     "calib": (
-        "errors", "package_face", "files", "artifact", "parallel", "metrics", "graph_checks", "graph", "graph_editor",
+        "errors", "package_face", "files", "json_reader", "artifact", "parallel", "metrics", "graph_checks", "graph", "graph_editor",
         "ort_session", "graph_segments", "graph_splice", "macs", "histogram", "scales", "calibrators", "calibration_table",
         "split_half",
         "qdq_placement", "collect", "qdq_writer", "lint", "sensitivity", "budget", "refine", "quantize",

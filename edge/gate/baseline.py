@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 
 from calib.artifact import parse_artifact
 from calib.errors import ArtifactError, DataError, InputError
-from calib.files import LARGEST_JSON_BYTES, canonical_json, parse_json, read_regular, sha256_bytes
+from calib.files import canonical_json, read_regular, sha256_bytes
+from calib.json_reader import LARGEST_JSON_BYTES, parse_json
 from edge.gate.gate_tolerances import QUANTITIES
 from edge.stability.verdict import Stability
 from edge.tasks.gate_row import Recorded, Tolerance

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from calib.errors import ArtifactError, UsageError
-from calib.files import LARGEST_JSON_BYTES, check_nesting, open_regular, write_bytes
+from calib.files import open_regular, write_bytes
+from calib.json_reader import LARGEST_JSON_BYTES, check_nesting
 from edge.model.metadata import METADATA_KEY, CheckpointInfo, parse_info, read_info, unreadable_error
 from edge.model.sizes import UfoVitConfig
 from edge.model.ufo_vit import UfoVit, init_weights, resize_position_embedding

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calib.errors import ArtifactError, GraphError, InputError, UsageError
-from calib.files import LARGEST_JSON_BYTES, describe_foreign, open_regular, parse_json, sha256_file
+from calib.files import describe_foreign, open_regular, sha256_file
+from calib.json_reader import LARGEST_JSON_BYTES, parse_json
 from edge.images.graph_input import Normalisation, input_shape
 from edge.images.preprocess import Preprocess
 from edge.model.sizes import UfoVitConfig, config

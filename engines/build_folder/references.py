@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from calib.errors import ArtifactError
-from calib.files import parse_json
+from calib.json_reader import parse_json
 from engines.build_folder.file_names import ATTRIBUTION, DRIFT, EXPORT
 from engines.build_folder.manifest import EngineManifest
 from engines.build_folder.safe_files import REMAKE

@@ -11,7 +11,8 @@ from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from calib.errors import ArtifactError
-from calib.files import LARGEST_JSON_BYTES, open_regular
+from calib.files import open_regular
+from calib.json_reader import LARGEST_JSON_BYTES
 
 REMAKE = "ufovit build"
 JSON_SUFFIXES = (".json", ".sig")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from calib.artifact import SCHEMA_VERSION, Artifact, from_fields
 from calib.errors import ArtifactError
-from calib.files import canonical_json, parse_json, sha256_bytes, write_bytes
+from calib.files import canonical_json, sha256_bytes, write_bytes
+from calib.json_reader import parse_json
 from engines.build_folder.file_names import RECORD
 from engines.build_folder.safe_files import REMAKE, read_contained
 

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from calib.errors import BackendError, MissingError
-from calib.files import read_json, write_bytes, write_json
+from calib.files import write_bytes, write_json
+from calib.json_reader import read_json
 from engines.backend_protocol import Advance, Backend, BackendResult, disk_full_error
 from engines.build_spec import BuildSpec
 from engines.engine_inspector import read_inspector

@@ -22,7 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from calib.files import read_json, sha256_file, write_json
+from calib.files import sha256_file, write_json
+from calib.json_reader import read_json
 from edge.model.sizes import SIZES
 from edge.pipeline.build import build_model
 from edge.pipeline.build_request import BuildRequest

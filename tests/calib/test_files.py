@@ -11,7 +11,8 @@ import pytest
 
 from calib.artifact import read_artifact, write_artifact
 from calib.errors import ArtifactError, DataError
-from calib.files import LARGEST_JSON_BYTES, canonical_json, describe_foreign, parse_json, read_json, read_regular, sha256_file
+from calib.files import canonical_json, describe_foreign, read_regular, sha256_file
+from calib.json_reader import LARGEST_JSON_BYTES, parse_json, read_json
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[2]))
 
 from calib.errors import InputError, UfovitError
-from calib.files import canonical_json, read_json, sha256_bytes, sha256_file, write_json
+from calib.files import canonical_json, sha256_bytes, sha256_file, write_json
 from calib.graph import load_graph
+from calib.json_reader import read_json
 from calib.metrics import sqnr_db, top1_agreement
 from edge.images.preprocess import Float32
 from edge.runtime.ort_runner import BATCH, OrtRunner

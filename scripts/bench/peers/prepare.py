@@ -24,7 +24,8 @@ import numpy.typing as npt
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from calib.files import read_json, sha256_file, write_json
+from calib.files import sha256_file, write_json
+from calib.json_reader import read_json
 from edge.images.preprocess import Float32
 
 FILES = ("fp32.onnx", "calib.npy", "eval.npy", "labels.npy")

@@ -23,7 +23,8 @@ sys.path.insert(0, str(HERE.parents[2]))
 
 from evaluate import result_path
 
-from calib.files import read_json, write_bytes, write_json
+from calib.files import write_bytes, write_json
+from calib.json_reader import read_json
 from calib.parallel import usable_cores
 from engines.hardware import processor
 
