@@ -17,6 +17,7 @@ import numpy.typing as npt
 from calib.errors import ArtifactError
 
 Arrays = dict[str, npt.NDArray[Any]]
+_CHUNK = 1 << 20
 _PACKING = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _SMALL_BYTES = 1 << 28
 _LARGEST_RATIO = 8
@@ -77,7 +78,7 @@ def read_exactly(stream: IO[bytes], size: int) -> npt.NDArray[np.uint8]:
     """All `size` bytes of a stream. Raises EOFError for fewer, ValueError for more."""
     values = np.empty(size, np.uint8)
     view, filled = values.data, 0
-    while count := stream.readinto(view[filled:]):  # type: ignore[attr-defined]  # every binary stream has it, typeshed's IO not
+    while count := stream.readinto(view[filled : filled + _CHUNK]):  # type: ignore[attr-defined]  # every binary stream has it, typeshed's IO not
         filled += count
     if filled < size:
         raise EOFError(f"{filled} of {size} bytes")
