@@ -35,6 +35,11 @@ IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in
 _START_BYTES = 16  # what Pillow tells formats apart by
 _EXIF_BYTES = 1 << 17
 """Larger blocks are refused: the entries of a damaged one can each refer to all of it."""
+_SCANS = 100  # a progressive JPEG has about ten; each takes a pass over the picture
+_STRIP_TAGS = (273, 279, 324, 325)  # offsets and lengths of strips and tiles
+_STRIPS = 1 << 20
+_SLOW_DECODERS = {"ppm", "ppm_plain", "bmp_rle"}  # Pillow's own, in Python: microseconds per sample
+_SLOW_SAMPLES = 1 << 24
 
 
 def is_hidden(path: Path, root: Path) -> bool:
@@ -56,8 +61,10 @@ def decode(path: Path) -> Uint8:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged tags and unusual palettes: the pixels decode, or they raise
+            _check_strips(path)
             with Image.open(path, formats=tuple(FORMATS)) as stored:
                 check_size(stored.height, stored.width, path)
+                _check_effort(stored, path)
                 stored.load()
                 if len(stored.info.get("exif") or b"") > _EXIF_BYTES:
                     raise _undecodable_error(path, "an EXIF block of more than 128 KiB")
@@ -67,6 +74,35 @@ def decode(path: Path) -> Uint8:
     except Exception as error:  # damaged files raise OSError, SyntaxError, ValueError, TypeError and more out of Pillow
         raise _undecodable_error(path, _foreign_format(path) or error or type(error).__name__) from error
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _check_strips(path: Path) -> None:
+    """Raise DataError for a TIFF file of very many strips or tiles: Pillow lists them all before it knows the size."""
+    with path.open("rb") as stream:
+        start = stream.read(_START_BYTES)
+        order = {b"II": "<", b"MM": ">"}.get(start[:2])
+        if order is None:
+            return
+        large = b"+" in start[2:4]  # BigTIFF
+        stream.seek(struct.unpack_from(order + ("Q" if large else "I"), start, 8 if large else 4)[0])
+        (entries,) = struct.unpack(order + ("Q" if large else "H"), stream.read(8 if large else 2))
+        entry = struct.Struct(order + ("HHQ8x" if large else "HHI4x"))
+        for _ in range(min(entries, 1 << 16)):
+            tag, _, count = entry.unpack(stream.read(entry.size))
+            if tag in _STRIP_TAGS and count > _STRIPS:
+                raise _undecodable_error(path, f"a TIFF file of {count:,} strips or tiles")
+
+
+def _check_effort(stored: Image.Image, path: Path) -> None:
+    """Raise DataError for a picture that takes minutes to decode: many scans of a JPEG, or a decoder written in Python."""
+    if stored.format in ("JPEG", "MPO"):
+        scans = path.read_bytes().count(b"\xff\xda")
+        if scans > _SCANS:
+            raise _undecodable_error(path, f"a JPEG file of {scans:,} scans")
+    decoders = {tile[0] for tile in getattr(stored, "tile", ())}
+    samples = stored.height * stored.width * len(stored.getbands())
+    if decoders & _SLOW_DECODERS and max(samples, path.stat().st_size) > _SLOW_SAMPLES:
+        raise _undecodable_error(path, f"a large {stored.format} file of an unusual kind, which takes minutes to decode")
 
 
 def _undecodable_error(path: Path, found: object) -> DataError:

@@ -135,3 +135,46 @@ def test_a_damaged_exif_block_takes_no_memory(tmp_path):
     Image.fromarray(RGB).save(path, exif=block)
     with pytest.raises(InputError, match=r"photo\.png[\s\S]*EXIF"), at_most_mib(16):
         decode(path)
+
+
+def tiff(strips, order):
+    """A TIFF file of 16 x 16 pixels that states any number of strips."""
+    letter = {"<": b"II", ">": b"MM"}[order]
+    tags = {256: 16, 257: 16, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 16, 279: 256}
+    entries = [struct.pack(order + "HHII", t, 4, strips if t in (273, 279) and strips > 1 else 1, v) for t, v in tags.items()]
+    magic = letter + struct.pack(order + "HI", 42, 8)
+    return magic + struct.pack(order + "H", len(entries)) + b"".join(entries) + bytes(4 + 8 * strips)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_file_of_millions_of_strips_takes_no_memory(tmp_path, order):
+    path = tmp_path / "photo.png"
+    path.write_bytes(tiff(2**20 + 1, order))
+    with pytest.raises(InputError, match=r"photo\.png[\s\S]*1,048,577 strips"), at_most_mib(4):
+        decode(path)
+    path.write_bytes(tiff(1, order)[:126].ljust(300, b"\7"))
+    assert decode(path).shape == (16, 16, 1)
+
+
+def test_a_jpeg_of_very_many_scans_is_refused(tmp_path):
+    """The last scan again and again: 700 bytes each, and a pass over all pixels."""
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(RGB).save(path, progressive=True)
+    assert decode(path).shape == RGB.shape
+    whole = path.read_bytes()
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    path.write_bytes(whole[:-2] + 50 * last + whole[-2:])
+    assert decode(path).shape == RGB.shape
+    path.write_bytes(whole[:-2] + 200 * last + whole[-2:])
+    with pytest.raises(InputError, match=r"photo\.jpg[\s\S]*JPEG file of 2\d\d scans"):
+        decode(path)
+
+
+@pytest.mark.parametrize("start", [b"P5\n5000 5000\n200\n", b"P2\n5000 5000\n255\n", b"P6\n3000 3000\n60000\n"])
+def test_what_takes_minutes_is_refused(tmp_path, start):
+    path = tmp_path / "photo.ppm"
+    path.write_bytes(start + b"7 " * 100)
+    with pytest.raises(InputError, match=r"photo\.ppm[\s\S]*unusual kind"):
+        decode(path)
+    path.write_bytes(re.sub(rb"\d000", b"10", start) + b"7 " * 300)
+    assert decode(path).shape[:2] == (10, 10)
