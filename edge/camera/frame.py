@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from calib.errors import MissingError
-from edge.images.preprocess import Uint8
+from calib.errors import DataError, MissingError
+from edge.images.preprocess import Uint8, check_size
 from edge.tasks.frame_answer import FrameAnswer
 from edge.tasks.task import Outputs
 
@@ -14,9 +14,6 @@ Clock = Callable[[], float]
 
 Notify = Callable[[str], None]
 """Shows a message to a person."""
-
-MAX_ASPECT_RATIO = 16
-"""Longer side over shorter side: resizing a narrower picture to the network's size takes memory without bound."""
 
 
 def ignore(_text: str) -> None:
@@ -114,9 +111,11 @@ Opener = Callable[[], Source]
 
 
 def check_frame(pixels: Uint8) -> Uint8:
-    """Return `pixels`. Raises BadFrame unless they are uint8 (H, W, 3), not empty, and within MAX_ASPECT_RATIO."""
+    """Return `pixels`. Raises BadFrame unless they are uint8 (H, W, 3), not empty, and of a size that `check_size` allows."""
     if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape or pixels.dtype != "uint8":
         raise BadFrame(f"not a picture: {pixels.dtype} {pixels.shape}")
-    if max(pixels.shape[:2]) > MAX_ASPECT_RATIO * min(pixels.shape[:2]):
-        raise BadFrame(f"picture too narrow: {pixels.shape[1]}x{pixels.shape[0]}")
+    try:
+        check_size(*pixels.shape[:2])
+    except DataError as error:
+        raise BadFrame(str(error)) from error
     return pixels

@@ -17,7 +17,7 @@ from calib.artifact import Artifact
 from calib.errors import ArtifactError, VerdictError
 from calib.files import write_bytes
 from edge.images.npz import parse_npz
-from edge.images.preprocess import Float32, Preprocess, Uint8
+from edge.images.preprocess import Float32, Preprocess, Uint8, check_size
 from edge.numeric_tolerances import PREPROCESS_ABS
 from engines.build_folder.file_names import GOLDEN
 from engines.build_folder.folder import BuildFolder
@@ -48,14 +48,16 @@ def write_golden(path: Path, pair: GoldenPair) -> None:
 
 
 def parse_golden(data: bytes, path: Path) -> GoldenPair:
-    """The pair that the bytes of `golden.npz` hold; `path` is what errors name. Raises ArtifactError for any other bytes."""
+    """The pair that the bytes of `golden.npz` hold; `path` is what errors name. Raises InputError for any other bytes."""
     arrays = parse_npz(data, ("pixels", "tensor"), path, refusal="not a golden pair", remake=REMAKE)
     pixels, tensor = arrays["pixels"], arrays["tensor"]
     image = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] in (1, 3) and pixels.size
-    if not image or tensor.dtype != np.float32 or tensor.ndim != 3:
+    square = tensor.ndim == 3 and tensor.shape[0] == 3 and tensor.shape[1] == tensor.shape[2]
+    if not image or tensor.dtype != np.float32 or not square:
         found = f"{pixels.dtype} {pixels.shape}, {tensor.dtype} {tensor.shape}"
         allowed = "uint8 (H, W, 1 or 3) and float32 (3, S, S)"
         raise ArtifactError("not an image and its tensor", where=path, found=found, allowed=allowed, next_command=REMAKE)
+    check_size(pixels.shape[0], pixels.shape[1], path)
     return GoldenPair(pixels, tensor)
 
 

@@ -15,6 +15,7 @@ from calib.errors import DataError, GraphError, UsageError
 from calib.files import sha256_bytes, sha256_file
 from edge.images.idx import Int64
 from edge.images.labelled_images import open_images, open_unlabelled, spread_evenly
+from edge.images.npz import read_header
 from edge.images.preprocess import Float32, Preprocess
 
 if TYPE_CHECKING:
@@ -193,8 +194,13 @@ def parse_triple(text: str, option: str) -> tuple[float, float, float]:
 
 def _load(path: Path) -> NDArray[Any]:
     try:
+        if not path.is_file():
+            raise OSError("not a regular file")
+        with path.open("rb") as stream:
+            read_header(stream, path.stat().st_size)
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except OSError as error:
         raise DataError("array cannot be read", where=path, found=error.strerror or error, allowed="a .npy file") from error
-    except (ValueError, EOFError) as error:  # NumPy takes other files for pickles, which are not allowed here
-        raise DataError("not a .npy file of numbers, or a truncated one", where=path, allowed="a .npy file") from error
+    except ValueError as error:
+        what = "not a .npy file of numbers, or a truncated one"
+        raise DataError(what, where=path, found=error, allowed="a .npy file") from error

@@ -8,26 +8,25 @@ image file's bytes with its label, or the IDX files), whatever the folder is cal
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
-import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calib.errors import DataError, MissingError
+from calib.errors import DataError
 from calib.files import read_regular, sha256_bytes, sha256_file
-from edge.images.idx import Int64, read_idx, read_labelled_idx
+from edge.images.idx import MAX_IMAGES, Int64, read_idx_images, read_labelled_idx
+from edge.images.picture_file import IMAGE_SUFFIXES, decode, is_hidden, picture_files
 from edge.images.preprocess import Float32, Preprocess, Uint8
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-
-LARGEST_LIST_BYTES = 64 << 20
+_LIST_BYTES = 1 << 28
+_DIGITS = 9  # of a class index
+_SHOWN = 100  # characters of a hostile cell in a message
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def open_images(path: Path, labels: tuple[str, ...]) -> ImageSet:
     if not path.exists():
         raise DataError("images not found", where=path)
     if path.is_dir():
-        idx = sorted(p for p in path.iterdir() if re.search(r"images-idx3-ubyte(\.gz)?$", p.name))
+        idx = _idx_files(path.iterdir(), r"images-idx3-ubyte(\.gz)?$")
         if len(idx) > 1:
             raise DataError(
                 "several IDX image files in the folder", where=path, found=", ".join(p.name for p in idx), allowed="name one"
@@ -109,13 +108,17 @@ def open_unlabelled(path: Path) -> ImageSet:
     """
     if not path.exists():
         raise DataError("images not found", where=path)
-    idx = sorted(p for p in (path.iterdir() if path.is_dir() else [path]) if re.search(r"idx3-ubyte(\.gz)?$", p.name))
+    idx = _idx_files(path.iterdir() if path.is_dir() else [path], r"idx3-ubyte(\.gz)?$")
     if len(idx) == 1:
-        images = read_idx(idx[0])
-        return _from_idx(path, idx[0], images, np.zeros(len(images), np.int64), sha256_bytes(images.tobytes()))
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    root = path if path.is_dir() else path.parent
-    return _from_files(path, root, [(image, 0) for image in files if image.suffix.lower() in IMAGE_SUFFIXES])
+        images = read_idx_images(idx[0])
+        return _from_idx(path, idx[0], images, np.zeros(len(images), np.int64), hashlib.sha256(images.data).hexdigest())
+    if path.is_dir():
+        return _from_files(path, path, [(image, 0) for image in picture_files(path)])
+    return _from_files(path, path.parent, [(path, 0)] if path.suffix.lower() in IMAGE_SUFFIXES else [])
+
+
+def _idx_files(paths: Iterable[Path], pattern: str) -> list[Path]:
+    return sorted(p for p in paths if re.search(pattern, p.name) and not p.name.startswith("."))
 
 
 def open_idx(path: Path, labels: tuple[str, ...]) -> ImageSet:
@@ -129,7 +132,9 @@ def open_idx(path: Path, labels: tuple[str, ...]) -> ImageSet:
             allowed="...images-idx3-ubyte[.gz] with ...labels-idx1-ubyte[.gz]",
         )
     images, classes = read_labelled_idx(path, label_path, labels)
-    return _from_idx(path, path, images, classes, sha256_bytes(images.tobytes() + classes.tobytes()))
+    digest = hashlib.sha256(images.data)
+    digest.update(classes.data)
+    return _from_idx(path, path, images, classes, digest.hexdigest())
 
 
 def _from_idx(source: Path, file: Path, images: Uint8, classes: Int64, sha256: str) -> ImageSet:
@@ -139,17 +144,12 @@ def _from_idx(source: Path, file: Path, images: Uint8, classes: Int64, sha256: s
 
 def open_folder(path: Path, labels: tuple[str, ...]) -> ImageSet:
     """A folder of class folders. A folder's name is a label, a label with other punctuation, or a class index."""
-    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folders = sorted(p for p in path.iterdir() if p.is_dir() and not is_hidden(p, path))
     if not folders:
         raise DataError(
             "no class folders", where=path, allowed="one folder per class, named as the labels: " + ", ".join(labels)
         )
-    entries = [
-        (image, label_index(folder.name, labels, folder))
-        for folder in folders
-        for image in sorted(folder.rglob("*"))
-        if image.suffix.lower() in IMAGE_SUFFIXES
-    ]
+    entries = [(image, label_index(folder.name, labels, folder)) for folder in folders for image in picture_files(folder)]
     return _from_files(path, path, entries)
 
 
@@ -159,33 +159,54 @@ def open_list(path: Path, labels: tuple[str, ...]) -> ImageSet:
     A first CSV line `file,label` or `path,label` is a header; empty lines and lines that start with # are skipped.
     """
     entries = []
-    data = read_regular(path, DataError, largest=LARGEST_LIST_BYTES)
-    try:
-        lines = data.decode("utf-8-sig").splitlines()  # spreadsheets write a byte order mark
-    except UnicodeDecodeError as error:
-        raise DataError("list cannot be read", where=path, found=error, allowed="UTF-8 text") from error
-    rows = csv.reader(lines) if path.suffix == ".csv" else (line.rsplit(None, 1) for line in lines)
-    for number, row in enumerate(rows, start=1):
+    for number, row in _list_rows(path):
         cells = [cell.strip() for cell in row]
         header = number == 1 and cells[1:] == ["label"]
         if not any(cells) or cells[0].startswith("#") or header:
             continue
         if len(cells) != 2:
-            raise DataError("malformed line", where=f"{path}:{number}", found=row, allowed="an image path and a label")
+            found = str(row)[:_SHOWN]
+            raise DataError("malformed line", where=f"{path}:{number}", found=found, allowed="an image path and a label")
         entries.append((path.parent / cells[0], label_index(cells[1], labels, f"{path}:{number}")))
     return _from_files(path, path.parent, entries)
 
 
+def _list_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The number and the cells of each line of a list. Raises DataError for a file that is too large or not such a text."""
+    number = 0
+    try:
+        text = read_regular(path, DataError, largest=_LIST_BYTES).decode("utf-8-sig")  # spreadsheets write a byte order mark
+        lines = text.splitlines()
+        if len(lines) > 2 * MAX_IMAGES:
+            raise ValueError(f"{len(lines):,} lines")
+        rows = csv.reader(lines) if path.suffix == ".csv" else (line.rsplit(None, 1) for line in lines)
+        for number, row in enumerate(rows, start=1):
+            yield number, row
+    except (OSError, ValueError, csv.Error) as error:
+        where = f"{path}:{number + 1}" if number else path
+        raise DataError(
+            "list cannot be read", where=where, found=error, allowed=f"UTF-8 text, at most {MAX_IMAGES:,} images"
+        ) from error
+
+
 def label_index(name: str, labels: tuple[str, ...], where: object) -> int:
     """Index of a label written exactly, with other punctuation or case (`t-shirt_top` for `T-shirt/top`), or as an index."""
-    if name in labels:
-        return labels.index(name)
+    exact, spellings = _label_positions(labels)
+    index = exact.get(name, spellings.get(_plain(name)))
+    if index is None and name.isdecimal() and len(name) <= _DIGITS and int(name) < len(labels):
+        index = int(name)
+    if index is None:
+        raise DataError("labels do not match the checkpoint", where=where, found=name[:_SHOWN], allowed=", ".join(labels))
+    return index
+
+
+@lru_cache(maxsize=4)
+def _label_positions(labels: tuple[str, ...]) -> tuple[dict[str, int], dict[str, int]]:
+    """Positions of the labels as they are written, and of those whose plain spelling no other label shares."""
     plain = [_plain(label) for label in labels]
-    if plain.count(_plain(name)) == 1:
-        return plain.index(_plain(name))
-    if name.isdecimal() and int(name) < len(labels):
-        return int(name)
-    raise DataError("labels do not match the checkpoint", where=where, found=name, allowed=", ".join(labels))
+    times = Counter(plain)
+    spellings = {spelling: index for index, spelling in enumerate(plain) if times[spelling] == 1}
+    return {label: index for index, label in reversed([*enumerate(labels)])}, spellings
 
 
 def _plain(label: str) -> str:
@@ -195,37 +216,37 @@ def _plain(label: str) -> str:
 def _from_files(source: Path, root: Path, entries: list[tuple[Path, int]]) -> ImageSet:
     if not entries:
         raise DataError("no images", where=source, allowed=" ".join(sorted(IMAGE_SUFFIXES)))
-    missing = [str(image) for image, _ in entries if not image.is_file()]
+    if len(entries) > MAX_IMAGES:
+        raise DataError("too many images", where=source, found=f"{len(entries):,}", allowed=f"at most {MAX_IMAGES:,}")
+    missing = [str(image)[:_SHOWN] for image, _ in entries if not _is_file(image)]
     if missing:
         raise DataError("images not found", where=source, found=", ".join(missing[:5]) + f" ({len(missing)} in all)")
-    content = "".join(f"{sha256_file(image)} {label}\n" for image, label in entries)
     names = tuple(str(image.relative_to(root)) if image.is_relative_to(root) else str(image) for image, _ in entries)
+    unnamed = next((name for name in names if not _is_text(name)), None)
+    if unnamed is not None:
+        raise DataError("the name of an image is not UTF-8", where=source, found=ascii(unnamed), next_command="rename the file")
+    content = hashlib.sha256()
+    for image, label in entries:
+        content.update(f"{_file_digest(image)} {label}\n".encode())
     labels = np.array([label for _, label in entries], dtype=np.int64)
-    return ImageSet(str(source), names, labels, sha256_bytes(content.encode()), lambda i: decode(entries[i][0]))
+    return ImageSet(str(source), names, labels, content.hexdigest(), lambda i: decode(entries[i][0]))
 
 
-def decode(path: Path) -> Uint8:
-    """An image file as uint8 (H, W, C), C = 1 (grey) or 3 (RGB). Raises InputError naming a file that cannot be decoded."""
+def _is_file(path: Path) -> bool:
+    """`Path.is_file`, also false for a name that is too long, holds a NUL, or is in a folder that cannot be searched."""
     try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise MissingError("pillow is not installed", next_command="pip install 'ufovit-edge[build]'") from error
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file name decoded: its undecodable bytes are lone surrogates, which no artifact can hold."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _file_digest(image: Path) -> str:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged tags and unusual palettes: the pixels decode, or they raise
-            with Image.open(path) as stored:
-                pixels = _to_uint8(ImageOps.exif_transpose(stored))
-    except Exception as error:  # damaged files raise OSError, SyntaxError, ValueError, TypeError and more out of Pillow
-        raise DataError(
-            "image cannot be decoded", where=path, found=error, next_command="repair or remove the file, then run again"
-        ) from error
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
-def _to_uint8(image: Image.Image) -> Uint8:
-    if image.mode.startswith("I"):  # 16-bit grey: I;16, I;16B, or I with values up to 65535
-        wide = np.asarray(image, dtype=np.int64)
-        return (wide.clip(0, 65535) // 257).astype(np.uint8)
-    if image.mode not in ("L", "RGB"):
-        image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
-    return np.asarray(image, dtype=np.uint8)
+        return sha256_file(image)
+    except OSError as error:
+        raise DataError("image cannot be read", where=image, found=error.strerror) from error

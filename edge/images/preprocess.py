@@ -24,25 +24,55 @@ from engines.build_folder.manifest import EngineManifest
 
 Float32 = npt.NDArray[np.float32]
 Uint8 = npt.NDArray[np.uint8]
-LARGEST_RESIZE = 8192
 _LARGEST_MEAN, _SMALLEST_STD = 1e6, 1e-6  # of pixels in [0, 1]: beyond, FP32 has no digits left for them
 
 
-@lru_cache(maxsize=64)
+MAX_PIXELS = 1 << 26
+"""Of a picture, 67 megapixels: decoding and resizing one takes a gigabyte."""
+MAX_ASPECT_RATIO = 16
+"""Longer side over shorter side of a picture: of a narrower one the centre square shows next to nothing."""
+MAX_SIZE = 4096
+"""Of `image_size` and `resize`, pixels."""
+_CHUNK_CELLS = 1 << 20
+_KEPT_CELLS = 1 << 20
+
+
+def check_size(height: int, width: int, where: object = None) -> None:
+    """Raise DataError for a picture of too many pixels, or narrower than MAX_ASPECT_RATIO; `where` is what the error names."""
+    found = f"{width}x{height} pixels"
+    if height * width > MAX_PIXELS:
+        raise DataError("picture too large", where=where, found=found, allowed=f"at most {MAX_PIXELS:,} pixels")
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        allowed = f"the longer side at most {MAX_ASPECT_RATIO} times the shorter"
+        raise DataError("picture too narrow", where=where, found=found, allowed=allowed)
+
+
 def resample_matrix(size_in: int, size_out: int) -> Float32:
     """The triangle-filter resampling of one axis as a matrix (size_out, size_in) whose rows sum to 1.
 
     Pixel j covers [j, j + 1); output i is centred at (i + 1/2) * size_in / size_out; the triangle's half-width is one input
     pixel when enlarging and size_in / size_out input pixels when shrinking.
     """
+    return _resample_rows(size_in, size_out, 0, size_out)
+
+
+def _resample_rows(size_in: int, size_out: int, start: int, count: int) -> Float32:
+    """Rows `start` to `start + count` of `resample_matrix`, (count, size_in), without computing the others."""
     ratio = size_in / size_out
     half_width = max(ratio, 1.0)
-    centres = (np.arange(size_out) + 0.5) * ratio
-    distance = np.abs(np.arange(size_in)[None, :] + 0.5 - centres[:, None]) / half_width
-    weights = np.maximum(0.0, 1.0 - distance)
-    matrix: Float32 = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    pixels = np.arange(size_in)[None, :] + 0.5
+    matrix = np.empty((count, size_in), np.float32)
+    step = max(1, _CHUNK_CELLS // size_in)
+    for first in range(0, count, step):
+        centres = (np.arange(start + first, start + min(first + step, count)) + 0.5) * ratio
+        distance = np.abs(pixels - centres[:, None]) / half_width
+        weights = np.maximum(0.0, 1.0 - distance)
+        matrix[first : first + step] = weights / weights.sum(axis=1, keepdims=True)
     matrix.flags.writeable = False
     return matrix
+
+
+_kept_resample_rows = lru_cache(maxsize=64)(_resample_rows)
 
 
 @dataclass(frozen=True)
@@ -61,11 +91,11 @@ class Preprocess:
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        if not 0 < self.image_size <= self.resize <= LARGEST_RESIZE:
+        if not 0 < self.image_size <= self.resize:
             raise UsageError(
-                "preprocessing cuts more than it resizes, or resizes to too many pixels",
+                "preprocessing cuts more than it resizes",
                 found=f"image_size {self.image_size}, resize {self.resize}",
-                allowed=f"0 < image_size <= resize <= {LARGEST_RESIZE}",
+                allowed="0 < image_size <= resize",
             )
         finite = all(abs(value) <= _LARGEST_MEAN for value in (*self.mean, *self.std))  # false for NaN
         if len(self.mean) != 3 or len(self.std) != 3 or not finite or not all(s >= _SMALLEST_STD for s in self.std):
@@ -74,6 +104,9 @@ class Preprocess:
                 found=f"{self.mean}, {self.std}",
                 allowed=f"up to {_LARGEST_MEAN:g}, std from {_SMALLEST_STD:g}",
             )
+        if self.resize > MAX_SIZE:
+            found, allowed = f"image_size {self.image_size}, resize {self.resize}", f"at most {MAX_SIZE}"
+            raise UsageError("preprocessing makes images too large", found=found, allowed=allowed)
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Preprocess:
@@ -83,8 +116,9 @@ class Preprocess:
             if len(fields) != 4 or type(image_size) is not int or type(resize) is not int:
                 raise TypeError("four fields, whole pixels")
             return cls(image_size, resize, _triple(mean), _triple(std))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError("malformed preprocessing", found=fields, allowed="image_size, resize, mean, std") from error
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            found, allowed = f"{fields}"[:200], "image_size, resize, mean, std"
+            raise ArtifactError("malformed preprocessing", found=found, allowed=allowed) from error
 
     def as_json(self) -> dict[str, Any]:
         """Plain fields, as stored in checkpoints and manifests."""
@@ -97,7 +131,8 @@ class Preprocess:
 
     def for_image_size(self, image_size: int) -> Preprocess:
         """The same preprocessing at another input size, with the same crop ratio."""
-        resize = max(image_size, round(self.resize * image_size / self.image_size))
+        usable = min(image_size, MAX_SIZE)  # a larger one is refused, and may not be a float
+        resize = max(image_size, round(self.resize * usable / self.image_size))
         return Preprocess(image_size, resize, self.mean, self.std)
 
     def __call__(self, image: Uint8) -> Float32:
@@ -106,7 +141,7 @@ class Preprocess:
         return np.asarray(tensor)
 
     def batch(self, images: Uint8) -> Float32:
-        """Images of one size, uint8 (B, H, W, C) with C = 1 or 3 -> float32 (B, 3, S, S), C-contiguous."""
+        """Images of one size, uint8 (B, H, W, C) with C = 1 or 3 -> float32 (B, 3, S, S), C-contiguous. Raises DataError."""
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
             raise DataError(
                 "not a batch of images",
@@ -114,6 +149,7 @@ class Preprocess:
                 allowed="uint8 (B, H, W, C) with C 1 or 3 and no empty axis",
             )
         height, width = images.shape[1:3]
+        check_size(height, width)
         rows, columns = self._axis(height, min(height, width)), self._axis(width, min(height, width))
         # (B, C, H, W), always laid out alike: the order in which a product is summed may depend on the strides
         pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
@@ -127,8 +163,8 @@ class Preprocess:
         """Resample and crop one axis of `size` pixels: (S, size)."""
         resized = max(self.image_size, round(size * self.resize / shorter))
         start = (resized - self.image_size) // 2
-        matrix: Float32 = resample_matrix(size, resized)[start : start + self.image_size]
-        return matrix
+        make = _kept_resample_rows if size * self.image_size <= _KEPT_CELLS else _resample_rows
+        return make(size, resized, start, self.image_size)
 
 
 def _triple(values: Any) -> tuple[float, float, float]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from calib.errors import DataError, InputError
 from edge.camera.frame import BadFrame, Notify
-from edge.images.labelled_images import IMAGE_SUFFIXES, decode
+from edge.images.picture_file import IMAGE_SUFFIXES, decode, picture_files
 from edge.images.preprocess import Uint8
 
 FPS = 5.0  # images have no rate of their own; at this one a person can follow
@@ -23,8 +23,7 @@ class ImageFolder:
 
     def __init__(self, path: Path, *, loop: bool, notify: Notify) -> None:
         self.name = str(path)
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        self._files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+        self._files = [file for file in (picture_files(path) if path.is_dir() else [path]) if file.is_file()]
         if not self._files:
             raise DataError("no images in the folder", where=path, allowed=" ".join(sorted(IMAGE_SUFFIXES)))
         self._loop, self._notify = loop, notify

@@ -11,7 +11,7 @@ from edge.camera.sources.rtsp import NetworkStream, redact_address
 from edge.camera.sources.synthetic import Synthetic
 from edge.camera.sources.v4l2 import open_v4l2
 from edge.camera.sources.video_file import VideoFile
-from edge.images.labelled_images import IMAGE_SUFFIXES
+from edge.images.picture_file import IMAGE_SUFFIXES
 
 STREAMS = ("rtsp", "rtsps", "http", "https")
 _ALLOWED = (

@@ -25,6 +25,7 @@ from edge.tasks.task import Sides
 from engines.build_folder.safe_files import REMAKE
 
 NO_ANSWER = -1
+_TYPES = {"reference": np.float32, "engine": np.float32, "labels": np.int64}
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,16 @@ def parse_logits(data: bytes, path: Path) -> Logits:
     logits = Logits(arrays["reference"], arrays["engine"], arrays.get("labels"))
     shape, other = logits.reference.shape, logits.engine.shape
     labelled = shape[:1] if logits.labels is None else logits.labels.shape
-    if len(shape) != 2 or other != shape or labelled != shape[:1]:
+    if len(shape) != 2 or 0 in shape or other != shape or labelled != shape[:1]:
         found = f"{shape}, {other}, {labelled}"
         raise ArtifactError("logits and labels do not match", where=path, found=found, next_command=REMAKE)
+    types = [(name, str(array.dtype)) for name, array in arrays.items() if array.dtype != _TYPES[name]]
+    if types:
+        found, allowed = ", ".join(" ".join(pair) for pair in types), "float32, labels int64"
+        raise ArtifactError("not logits and labels", where=path, found=found, allowed=allowed, next_command=REMAKE)
+    if logits.labels is not None and not 0 <= logits.labels.min() <= logits.labels.max() < shape[1]:
+        found, allowed = f"classes {logits.labels.min()} to {logits.labels.max()}", f"0 to {shape[1] - 1}"
+        raise ArtifactError("a label is out of range", where=path, found=found, allowed=allowed, next_command=REMAKE)
     return logits
 
 

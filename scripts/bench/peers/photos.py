@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from edge.images.picture_file import FORMATS
 from edge.images.preprocess import Float32, Preprocess, Uint8
 
 CROPS = (
@@ -70,7 +71,7 @@ def calibration_photos(wheels: Path, opencv_doc: Path) -> list[Path]:
 
 def read_photo(path: Path) -> Uint8:
     """Pixels of a photo, uint8 (H, W, 3)."""
-    with Image.open(path) as image:
+    with Image.open(path, formats=tuple(FORMATS)) as image:
         return np.asarray(image.convert("RGB"), np.uint8)
 
 

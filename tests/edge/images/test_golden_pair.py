@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from peak_memory import at_most_mib
 from PIL import Image
 from rich.console import Console
 from tiny_project import build, read, sha256
@@ -111,6 +112,9 @@ SPOILED = {
     "four channels": lambda path: np.savez(path, pixels=np.zeros((4, 4, 4), np.uint8), tensor=np.zeros((3, 4, 4), "f4")),
     "no pixel": lambda path: np.savez(path, pixels=np.zeros((0, 4, 3), np.uint8), tensor=np.zeros((3, 4, 4), "f4")),
     "a tensor in float64": lambda path: np.savez(path, pixels=photo(), tensor=np.zeros((3, 4, 4))),
+    "complex pixels": lambda path: np.savez(path, pixels=photo().astype(complex), tensor=np.zeros((3, 4, 4), "f4")),
+    "a tensor with the channels last": lambda path: np.savez(path, pixels=photo(), tensor=np.zeros((4, 4, 3), "f4")),
+    "a tensor that is not square": lambda path: np.savez(path, pixels=photo(), tensor=np.zeros((3, 4, 5), "f4")),
     "objects": lambda path: np.savez(path, pixels=np.array([{}], object), tensor=np.zeros((3, 4, 4), "f4"), allow_pickle=True),
     "cut off": lambda path: path.write_bytes(_whole(path)[:200]),
 }
@@ -125,6 +129,14 @@ def _whole(path):
 def test_a_file_that_is_no_pair_is_refused(tmp_path, what):
     SPOILED[what](tmp_path / "golden.npz")
     with pytest.raises(InputError, match=r"golden\.npz\n(.|\n)*next: ufovit build"):
+        read_golden(tmp_path / "golden.npz")
+
+
+def test_a_pair_of_a_line_is_refused(tmp_path):
+    """Preprocessing 40,000,000 pixels in a row would take tens of gigabytes."""
+    line = np.zeros((1, 40_000_000, 1), np.uint8)
+    np.savez_compressed(tmp_path / "golden.npz", pixels=line, tensor=np.zeros((3, 4, 4), np.float32))
+    with pytest.raises(InputError, match=r"picture too narrow[\s\S]*golden\.npz"), at_most_mib(64):
         read_golden(tmp_path / "golden.npz")
 
 

@@ -4,10 +4,13 @@ Oracles: set arithmetic on positions, the arrays themselves, the formula of the 
 """
 
 import dataclasses
+import os
+import struct
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from peak_memory import at_most_mib
 from PIL import Image
 
 from calib.errors import InputError
@@ -161,7 +164,55 @@ def test_files_that_are_no_arrays(tmp_path, content):
         from_array(tmp_path / "objects.npy")
 
 
-@pytest.mark.parametrize("labels", [np.zeros(8, np.int64), np.zeros(9), np.zeros((9, 1), np.int64)])
+HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }"
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (HEADER.replace("(2, 3)", "(2000000000, 300000)"), "24 bytes for an array of float32"),
+        (HEADER.replace("(2, 3)", "(1" + "0" * 30 + ", 3)"), "24 bytes"),
+        (HEADER.replace("(2, 3)", "(2, 2)"), "24 bytes"),
+        (HEADER.replace("(2, 3)", "(-2, -3)"), "not of real numbers"),
+        (HEADER.replace("(2, 3)", "(2, 3.0)"), "not the header"),
+        (HEADER.replace("<f4", "|O"), "not of real numbers"),
+        (HEADER.replace("(2, 3)", "(3,)").replace("<f4", "<c8"), "not of real numbers"),
+        (HEADER.replace("(2, 3)", "()").replace("<f4", "V24"), "not of real numbers"),
+        (HEADER.replace("(2, 3)", "(6,)").replace("<f4", "<U1"), "not of real numbers"),
+        (HEADER.replace("'<f4'", "[('a', '<f4')]"), "not of real numbers"),
+        (HEADER.replace("(2, 3)", "(" * 3000 + ")" * 3000), "not the header"),
+        (HEADER.replace("(2, 3)", "(\\"), "not the header"),
+        (HEADER.replace("(2, 3)", "('''"), "not the header"),
+        (HEADER[:20], "not the header"),
+    ],
+)
+def test_headers_are_compared_with_the_file(tmp_path, header, message):
+    def write(text):
+        path = tmp_path / "x.npy"
+        path.write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(text) + 1) + text.encode() + b"\n" + bytes(24))
+        return path
+
+    assert len(from_array(write(HEADER))) == 2
+    with pytest.raises(InputError, match=rf"x\.npy[\s\S]*found: .*{message}"), at_most_mib(16):
+        from_array(write(header))
+
+
+def test_arrays_as_other_programs_write_them(tmp_path):
+    values = np.arange(24, dtype=np.float32).reshape(4, 6)
+    for name, stored, version in (("c", values, (1, 0)), ("f", np.asfortranarray(values), (2, 0))):
+        with (tmp_path / f"{name}.npy").open("wb") as stream:
+            np.lib.format.write_array(stream, stored, version)
+        (batch,) = from_array(tmp_path / f"{name}.npy").batches(9)
+        np.testing.assert_array_equal(batch, values)
+
+
+def test_an_array_that_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.npy")
+    with pytest.raises(InputError, match=r"x\.npy[\s\S]*not a regular file"):
+        from_array(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("labels", [np.zeros(9, bool), np.zeros(8, np.int64), np.zeros(9), np.zeros((9, 1), np.int64)])
 def test_labels_that_do_not_fit(tmp_path, labels):
     with pytest.raises(
         InputError, match=r"labels do not fit the images\n  where: .*labels\.npy\n.*\n  allowed: integers \(9,\)"

@@ -1,14 +1,17 @@
 """IDX files written byte by byte must come back as the same arrays, or be refused by name."""
 
 import gzip
+import math
+import os
 import struct
 
 import numpy as np
 import pytest
+from peak_memory import at_most_mib
 
 from calib.errors import InputError
 from edge.images.idx import read_idx
-from edge.images.labelled_images import open_images
+from edge.images.labelled_images import open_images, open_unlabelled
 
 LABELS = ("T-shirt/top", "Trouser", "Ankle boot")
 RNG = np.random.default_rng(0)
@@ -97,6 +100,35 @@ def test_what_is_no_idx_file(tmp_path, data):
         read_idx(path)
 
 
+@pytest.mark.parametrize(
+    ("shape", "count", "message"),
+    [
+        ((2**20, 128, 128), 0, r"IDX file too large[\s\S]*\(1048576, 128, 128\)[\s\S]*1024 MiB[\s\S]*next: gunzip"),
+        ((2**20, 32, 32), 100, r"truncated IDX file"),
+        ((2, 2, 2), 2**26, r"file cannot be read[\s\S]*more than 8 bytes"),
+        ((2**32 - 1, 0, 0), 0, r"IDX file too large[\s\S]*2,097,152 images"),
+        ((2**22, 1, 1), 2**22, r"IDX file too large"),
+        ((1, 1, 9000), 9000, r"picture too narrow[\s\S]*9000x1"),
+        ((1,) * 200, 1, r"200 axes"),
+        ((), 1, r"0 axes"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_what_a_file_states_takes_no_memory(tmp_path, suffix, shape, count, message):
+    path = tmp_path / f"t-images-idx3-ubyte{suffix}"
+    data = struct.pack(f">BBBB{len(shape)}I", 0, 0, 8, len(shape), *shape) + b"\0" * count
+    path.write_bytes(gzip.compress(data) if suffix else data)
+    expected = message if suffix or count == math.prod(shape) else path.name
+    with pytest.raises(InputError, match=expected), at_most_mib(16):
+        open_unlabelled(path)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "t-images-idx3-ubyte")
+    with pytest.raises(InputError, match="not a regular file"):
+        read_idx(tmp_path / "t-images-idx3-ubyte")
+
+
 def test_idx_pairs_that_do_not_match(idx_folder):
     folder, images, _ = idx_folder(labels=np.array([0, 1, 2], np.uint8))
     with pytest.raises(InputError, match=r"do not match[\s\S]*\(4, 6, 5\) and \(3,\)"):
@@ -105,7 +137,7 @@ def test_idx_pairs_that_do_not_match(idx_folder):
     with pytest.raises(InputError, match=r"labels do not match the checkpoint[\s\S]*class 3[\s\S]*0 to 2"):
         open_images(folder, LABELS)
     idx_folder(images=images[:0], labels=np.zeros(0, np.uint8))
-    with pytest.raises(InputError, match="do not match"):
+    with pytest.raises(InputError, match=r"not an IDX file of images[\s\S]*\(0, 6, 5\)"):
         open_images(folder, LABELS)
     (folder / "t-labels-idx1-ubyte").unlink()
     with pytest.raises(InputError, match="no label file beside the images"):

@@ -1,6 +1,8 @@
 """Images written with Pillow from known pixels must come back as those pixels, or be refused by name."""
 
+import os
 import random
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from calib.errors import InputError
-from edge.images.labelled_images import ImageSet, decode, label_index, open_images
+from edge.camera.sources.registry import open_source
+from edge.images.idx import write_idx
+from edge.images.labelled_images import ImageSet, label_index, open_images, open_unlabelled
+from edge.images.picture_file import decode
 from edge.images.preprocess import Preprocess
 
 LABELS = ("T-shirt/top", "Trouser", "Ankle boot")
@@ -93,6 +98,36 @@ def test_folders_without_images(tmp_path):
         open_images(tmp_path, LABELS)
 
 
+def test_hidden_files_and_folders_are_no_images(class_folders, tmp_path):
+    """AppleDouble files, notebook checkpoints and thumbnails, at every depth; a dot elsewhere in a name hides nothing."""
+    hidden = {"._a.png": RGB, ".ipynb_checkpoints/a.png": RGB, "deep/._c.png": RGB, "deep/.cache/more/d.png": RGB}
+    content = {"Trouser": {"a.b.png": RGB, "deep/c.png": RGB}}
+    root = class_folders(content={"Trouser": {**content["Trouser"], **hidden}, ".Trouser": {"x.png": RGB}})
+    plain = class_folders("plain", content)
+    expected = ("Trouser/a.b.png", "Trouser/deep/c.png")
+    for found in (open_images(root, LABELS), open_unlabelled(root)):
+        assert found.names == expected
+    assert open_images(root, LABELS).sha256 == open_images(plain, LABELS).sha256
+    source = open_source(str(root))
+    assert [source.read() is None for _ in range(3)] == [False, False, True]
+    folder = class_folders(".hidden", content)
+    assert open_images(folder, LABELS).names == expected, "the folder that is given may itself be hidden"
+
+
+def test_hidden_idx_files_are_no_images(tmp_path):
+    write_idx(tmp_path / "t-images-idx3-ubyte.gz", np.zeros((1, 2, 2), np.uint8))
+    write_idx(tmp_path / "t-labels-idx1-ubyte.gz", np.zeros(1, np.uint8))
+    (tmp_path / "._t-images-idx3-ubyte.gz").write_bytes(b"\0\5\x16\7")
+    assert len(open_images(tmp_path, LABELS)) == len(open_unlabelled(tmp_path)) == 1
+
+
+def test_a_name_that_no_artifact_can_hold_is_refused(class_folders):
+    root = class_folders()
+    (root / "Trouser/a.png").rename(root / "Trouser/\udcff.png")
+    with pytest.raises(InputError, match=r"not UTF-8[\s\S]*\\udcff\.png[\s\S]*rename"):
+        open_images(root, LABELS)
+
+
 def test_digest_is_of_pixels_and_labels_not_of_names(class_folders):
     content = {"Trouser": {"a.png": RGB}, "Ankle boot": {"b.png": RGB[::-1]}}
     base = open_images(class_folders("one", content), LABELS)
@@ -130,6 +165,15 @@ def test_lists(class_folders, tmp_path, name, text):
         ("l.csv", "file,label\n", r"no images"),
         ("l.txt", "", r"no images"),
         ("l.csv", b"\xff\xfe,1\n", r"l\.csv"),
+        ("l.csv", "img/a.png,0\n" + "x" * 200_000 + ",0\n", r"list cannot be read[\s\S]*l\.csv:2[\s\S]*field limit"),
+        ("l.csv", 'img/a.png,0\n"' + "x,0\n" * 60_000, r"list cannot be read[\s\S]*l\.csv:2"),
+        ("l.csv", "img/a.png,0\n" + "x" * 5000 + ".png,0\n", r"images not found[\s\S]*\(1 in all\)"),
+        ("l.csv", "img/a.png\0,0\n", r"images not found|contains NUL"),
+        ("l.txt", "img/a.png\0 0\n", r"images not found"),
+        ("l.csv", "img/a.png," + "1" * 5000 + "\n", r"labels do not match[\s\S]*found: 1{100}\n"),
+        ("l.csv", "img/a.png,1" + ",1" * 5000 + "\n", r"malformed line[\s\S]{,400}$"),
+        ("l.txt", "img/a.png \ud800\n".encode(errors="surrogatepass"), r"list cannot be read[\s\S]*l\.txt"),
+        ("l.txt", b"\n" * (2**22 + 1), r"list cannot be read[\s\S]*4,194,305 lines"),
     ],
 )
 def test_lists_that_are_refused(class_folders, tmp_path, name, text, message):
@@ -137,6 +181,23 @@ def test_lists_that_are_refused(class_folders, tmp_path, name, text, message):
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=message):
         open_images(tmp_path / name, LABELS)
+
+
+@pytest.mark.parametrize("name", ["l.csv", "l.txt"])
+def test_a_list_that_is_no_file_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=rf"list cannot be read[\s\S]*{name}[\s\S]*not a file"):
+        open_images(tmp_path / name, LABELS)
+
+
+def test_a_list_takes_seconds(class_folders, tmp_path):
+    """Labels in another spelling and as indices, of 5,000 classes."""
+    class_folders(".", {"img": {"a.png": RGB}})
+    labels = tuple(f"class {i}" for i in range(5000))
+    (tmp_path / "l.csv").write_text("img/a.png,CLASS-7\nimg/a.png,998\n" * 5000)
+    started = time.process_time()
+    assert open_images(tmp_path / "l.csv", labels).labels.tolist() == [7, 998] * 5000
+    assert time.process_time() - started < 15, "spelling all labels for each row takes 40 s"
 
 
 GREY = np.arange(35, dtype=np.uint8).reshape(5, 7) * 7

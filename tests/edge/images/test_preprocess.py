@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peak_memory import at_most_mib
 from PIL import Image
 
 from calib.errors import InputError
-from edge.images.preprocess import Preprocess, resample_matrix
+from edge.images.preprocess import Preprocess, _resample_rows, resample_matrix
 
 EIGHT_BIT = 1.02
 """Pillow's 8-bit mode rounds after each of its two passes, by at most 1/2 each: the first error is averaged by the second
@@ -45,7 +46,7 @@ def pillow(pixels, preprocess, mode):
         (300, 48, 32, 40),
         (50, 33, 24, 37),  # odd margins
         (1, 1, 16, 16),
-        (2, 500, 16, 16),
+        (32, 500, 16, 16),
     ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
@@ -58,7 +59,7 @@ def test_resize_is_pillows(height, width, image_size, resize, channels):
     np.testing.assert_allclose(found, pillow(pixels, preprocess, "L") + np.zeros(3), rtol=0, atol=EIGHT_BIT)
 
 
-@given(height=st.integers(2, 60), width=st.integers(2, 60), size=st.integers(1, 40), margin=st.integers(0, 20))
+@given(height=st.integers(4, 60), width=st.integers(4, 60), size=st.integers(1, 40), margin=st.integers(0, 20))
 @settings(max_examples=60, deadline=None)
 def test_resize_is_pillows_at_any_size(height, width, size, margin):
     preprocess = replace(UNIT, image_size=size, resize=size + margin)
@@ -124,6 +125,39 @@ def test_resampling_keeps_constants_and_never_overshoots(size_in, size_out):
     np.testing.assert_allclose(matrix, matrix[::-1, ::-1], atol=1e-5)
 
 
+def test_only_what_is_cut_out_is_computed():
+    """The whole matrix of the longer axis has 4096 rows of 9600 numbers, 300 MiB, of which 224 are used."""
+    preprocess = replace(UNIT, image_size=224, resize=256)
+    with at_most_mib(80):
+        assert preprocess(picture(600, 9600, 1)).shape == (3, 224, 224)
+
+
+@given(size_in=st.integers(1, 90), size_out=st.integers(1, 90), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_rows_are_those_of_the_whole_matrix(size_in, size_out, data):
+    start = data.draw(st.integers(0, size_out - 1))
+    count = data.draw(st.integers(1, size_out - start))
+    rows = _resample_rows(size_in, size_out, start, count)
+    assert rows.tobytes() == resample_matrix(size_in, size_out)[start : start + count].tobytes()
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 4000), (1, 9000), (4000, 3), (2, 33)])
+def test_a_line_is_no_picture(height, width):
+    with pytest.raises(InputError, match=rf"picture too narrow[\s\S]*{width}x{height}[\s\S]*16"), at_most_mib(4):
+        replace(UNIT, image_size=224, resize=224)(picture(height, width))
+    assert UNIT(picture(2, 32)).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("resize", [4097, 10**9, 10**400])
+def test_sizes_that_would_take_gigabytes_are_refused(resize):
+    for fields in ({"resize": resize}, {"image_size": resize, "resize": resize}):
+        with pytest.raises(InputError, match=r"images too large[\s\S]*at most 4096"):
+            Preprocess.from_json(UNIT.as_json() | fields)
+    with pytest.raises(InputError, match="images too large"):
+        UNIT.for_image_size(resize)
+    assert replace(UNIT, resize=4096).resize == 4096
+
+
 @pytest.mark.parametrize(
     "images",
     [
@@ -176,6 +210,7 @@ def test_json_round_trip():
         {"mean": [0, 0]},
         {"mean": 3},
         {"std": [1, 1, "x"]},
+        {"std": [1, 1, 10**400]},
         {"crop": 1},
         "std",
         "resize",
