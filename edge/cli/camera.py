@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from calib.errors import MissingError, VerdictError
+from calib.printable import one_line
 from edge.camera.camera_request import CameraOptions, CameraRequest
-from edge.cli.console import discard_stdout
+from edge.cli.console import SafeConsole, discard_stdout
 
 if TYPE_CHECKING:
     from edge.camera.background_sink import BackgroundSink
@@ -74,9 +73,9 @@ class _Output:
 
     def __init__(self, *, as_json: bool) -> None:
         self._json = as_json
-        self._out = Console(soft_wrap=True)
+        self._out = SafeConsole(soft_wrap=True)
         self._live = not as_json and self._out.is_terminal
-        self._messages = self._out if self._live else Console(stderr=True, soft_wrap=True)
+        self._messages = self._out if self._live else SafeConsole(stderr=True, soft_wrap=True)
         self._lines: BackgroundSink | None = None
         self._broken = False
 
@@ -128,7 +127,7 @@ class _Output:
         if self._json:
             worker: JsonLines | PlainLines = JsonLines(sys.stdout)
         else:
-            worker = PlainLines(lambda line: print(line, flush=True), notes)
+            worker = PlainLines(lambda line: print(one_line(line), flush=True), notes)
         capacity, block = (_LAST_LINES, wait) if self._json else (1, False)
         self._lines = BackgroundSink("output", worker.process, capacity=capacity, block=block, notify=self.say)
         return self._lines

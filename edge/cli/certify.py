@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
+from rich.markup import escape
 
 from calib.artifact import write_artifact
 from calib.errors import InputError, UsageError
@@ -172,7 +173,7 @@ def _row(before: SiteCertificate, site: SiteCertificate) -> list[str]:
         text = f"[{_STYLE[new]}]{new}[/]"
         verdicts.append(text if old == new else f"[{_STYLE[old]}]{old}[/] > {text}")
     return [
-        site.name.rsplit("/", 1)[0],
+        escape(site.name.rsplit("/", 1)[0]),
         site.operand,
         f"{low} .. {before.sum_sq_max:.2g}",
         "-" if before.bound_sum_sq is None else f"{before.bound_sum_sq:.2g}",

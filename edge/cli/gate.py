@@ -114,7 +114,7 @@ def _print(progress: TerminalProgress, report: GateReport) -> None:
     rows = []
     for row in report.rows:
         result = f"[{_STYLE[row.result]}]{row.result}[/]"
-        rows.append([row.quantity, result, *map(escape, (row.baseline, row.measured, row.allowed, row.detail))])
+        rows.append([escape(row.quantity), result, *map(escape, (row.baseline, row.measured, row.allowed, row.detail))])
     columns = ("quantity", "result", "baseline", "now", "allowed", "found")
     progress.table(columns, rows, left=columns)
     for note in report.notes:

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import cyclopts
 
 from calib.errors import InputError, MissingError, UfovitError, UsageError
-from edge.cli.console import discard_stdout
+from edge.cli.console import discard_stdout, print_error, write_any_text
 
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
@@ -89,6 +89,7 @@ for _command in COMMANDS:  # each is imported when it is called, or its help sho
 def main() -> NoReturn:
     """Entry point of `ufovit`: run a command and exit with its code."""
     signal.signal(signal.SIGTERM, _terminate)
+    write_any_text()
     if sys.argv[1:2] in (["camera"], ["bench"]):
         # on a busy core threads would wait for each other at every image; numpy reads this when it is loaded
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -103,7 +104,7 @@ def run(arguments: list[str]) -> int:
         return _call(arguments)
     except KeyboardInterrupt:
         kept = ": finished steps are kept; the same command goes on from there" if arguments[:1] == ["build"] else ""
-        print(f"interrupted{kept}", file=sys.stderr)
+        print_error(f"interrupted{kept}")
         return INTERRUPTED
     except BrokenPipeError:  # the reader closed the output
         discard_stdout()
@@ -152,12 +153,12 @@ def _explain(error: Exception) -> int:
     if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in BUILD_LIBRARIES:
         error = missing_library(str(error.name))
     if isinstance(error, UfovitError):
-        print(f"error: {error}", file=sys.stderr)
+        print_error(f"error: {error}")
         return error.exit_code
     if isinstance(error, OSError) and error.errno in _LACKING:
-        print(f"error: {error.strerror}\n  where: {error.filename}", file=sys.stderr)
+        print_error(f"error: {error.strerror}\n  where: {error.filename}")
         return MissingError.exit_code
-    print(f"internal error: {type(error).__name__}: {error}\n  next: run again with --debug and report it", file=sys.stderr)
+    print_error(f"internal error: {type(error).__name__}: {error}\n  next: run again with --debug and report it")
     return INTERNAL_ERROR
 
 
