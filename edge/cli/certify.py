@@ -10,9 +10,10 @@ from cyclopts import Parameter
 from rich.markup import escape
 
 from calib.artifact import write_artifact
-from calib.errors import InputError, UsageError
+from calib.errors import InputError
 from calib.files import write_bytes
 from edge.cli.console import TerminalProgress, terminal_progress
+from edge.option_bounds import EMULATED_IMAGES, check_bounds
 from edge.pipeline.request_checks import check_counts
 
 if TYPE_CHECKING:
@@ -32,11 +33,11 @@ class CertifyOptions:
 
     Attributes:
         data: Images to measure on: a folder, an image, an IDX file. Default: the shipped ones
-        images: Number of images. Default: as many as take about half a minute, 512 at most
+        images: Number of images, 1 to 1,000,000. Default: as many as take about half a minute, 512 at most
         precision: Precision that the verdict covers, repeatable. Default: fp16 bf16 int8
         repair: Fold powers of two into the weights where needed; write the graph here
         out: Write the certificate here, as JSON
-        emulate: Run this many images with every FP16 rounding emulated, and compare with FP32
+        emulate: Run this many images, 0 to 64, with every FP16 rounding emulated, and compare with FP32
         mean: Mean R,G,B on the [0, 1] scale, for a graph that does not record it
         std: Standard deviation R,G,B, likewise
     """
@@ -52,8 +53,7 @@ class CertifyOptions:
 
     def __post_init__(self) -> None:
         check_counts(images=self.images)
-        if self.emulate < 0:
-            raise UsageError("--emulate must be a non-negative number of images", found=self.emulate, allowed="0 or more")
+        check_bounds("--emulate", self.emulate, EMULATED_IMAGES)
 
 
 _DEFAULT = CertifyOptions()
