@@ -50,7 +50,9 @@ class CameraOptions:
     Attributes:
         runner: auto, ort, openvino, trt
         serve: Serve the page at [HOST:]PORT; 127.0.0.1 without HOST
-        token: What viewers of the page must give. Default: drawn for another HOST than loopback
+        token: What viewers of the page must give; a command line is visible to every user of the machine. Default: that of the
+            environment variable UFOVIT_TOKEN, else drawn for another HOST than loopback
+        token_file: File whose first line is the token, and that only you can read
         record: Write a video with the answers on it: .mp4, .mkv, .avi
         every_frame: Of a file: each frame, as fast as the network takes them
         loop: Of a file: start over at its end
@@ -65,6 +67,7 @@ class CameraOptions:
     runner: str = "auto"
     serve: str | None = None
     token: str | None = None
+    token_file: Path | None = None
     record: Path | None = None
     limits: Annotated[Limits, Parameter(name="*")] = NO_LIMITS
     every_frame: bool = False
@@ -88,9 +91,12 @@ class CameraRequest(CameraOptions):
         from edge.camera.sinks.recorder import check_target
 
         if self.audit_dir is not None and self.audit is None:
-            raise UsageError("--audit-dir is about --audit", found=self.audit_dir, allowed="with --audit N")
-        if self.token is not None and self.serve is None:
-            raise UsageError("--token is about the page", allowed="with --serve [HOST:]PORT")
+            raise UsageError(
+                "--audit-dir is about --audit", where="--audit-dir", found=self.audit_dir, allowed="with --audit N"
+            )
+        for option, value in (("--token-file", self.token_file), ("--token", self.token)):
+            if value is not None and self.serve is None:
+                raise UsageError(f"{option} is about the page", where=option, allowed="with --serve [HOST:]PORT")
         check_bounds("--top", self.top_k, TOP)
         check_bounds("--audit", self.audit, FRAMES)
         check_bounds("--threads", self.threads, THREADS)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MAKE_PRIVATE = "openssl genpkey -algorithm ed25519 -out key.pem && chmod 600 key.pem"
 MAKE_PUBLIC = "openssl pkey -in key.pem -pubout -out key.pub.pem"
+_LARGEST = 1 << 16
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -36,8 +37,7 @@ def load_private_key(path: Path, passphrase_file: Path | None = None) -> Ed25519
     data = _read(path, f"{MAKE_PRIVATE} && {MAKE_PUBLIC}", secret=True)
     passphrase = None
     if passphrase_file is not None:
-        text = _read(passphrase_file, "write the passphrase into it, and chmod 600", secret=True)
-        passphrase = text.partition(b"\n")[0].rstrip(b"\r")
+        passphrase = read_secret_line(passphrase_file, "write the passphrase into it, and chmod 600")
     if b"PUBLIC KEY-----" in data:
         raise UsageError("a public key cannot sign", where=path, allowed="the private key", next_command=MAKE_PRIVATE)
     load = partial(serialization.load_pem_private_key, data, passphrase)
@@ -64,6 +64,11 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
     return public
 
 
+def read_secret_line(path: Path, make: str) -> bytes:
+    """First line of a file that only its owner can read. Raises UsageError, naming the command `make`, as for a private key."""
+    return _read(path, make, secret=True).partition(b"\n")[0].rstrip(b"\r")
+
+
 def fingerprint(key: Ed25519PublicKey) -> str:
     """Hex SHA-256 of the DER SubjectPublicKeyInfo: `openssl pkey -pubin -in key.pub.pem -outform DER | sha256sum`."""
     _, serialization = _cryptography()
@@ -84,12 +89,15 @@ def _cryptography() -> tuple[Any, Any]:
 
 
 def _read(path: Path, make: str, *, secret: bool) -> bytes:
-    """Content of a file; only its owner may read a secret one. The permissions are those of the opened file."""
+    """Content of a small file; only its owner may read a secret one. The permissions are those of the opened file."""
     try:
         with path.open("rb") as stream:
-            data, mode = stream.read(), os.fstat(stream.fileno()).st_mode
+            data, mode = stream.read(_LARGEST + 1), os.fstat(stream.fileno()).st_mode
     except OSError as error:
         raise UsageError("file cannot be read", where=path, found=error.strerror, next_command=make) from error
+    if len(data) > _LARGEST:
+        allowed = f"{_LARGEST:,} bytes at most"
+        raise UsageError("file is too large for a key", where=path, found="more", allowed=allowed, next_command=make)
     if secret and mode & _OTHERS:
         raise UsageError(
             "other users can read this secret",
