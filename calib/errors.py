@@ -17,7 +17,7 @@ found, what is allowed, and what to run next.
 
 from typing import ClassVar
 
-from calib.printable import printable
+from calib.printable import one_line, printable
 
 
 class UfovitError(Exception):
@@ -47,7 +47,7 @@ class UfovitError(Exception):
         details = (("where", where), ("found", found), ("allowed", allowed), ("next", next_command))
         # a further line of a value is indented: it cannot pass for a detail of its own
         lines = (f"  {label}: {value}".replace("\n", "\n    ") for label, value in details if value is not None)
-        super().__init__(printable("\n".join([what, *lines])))
+        super().__init__(printable("\n".join([one_line(what), *lines])))
 
 
 class VerdictError(UfovitError):

@@ -80,6 +80,7 @@ def _exit_code(outcome: Outcome) -> int:
     if summary.not_finite:
         raise VerdictError(
             "the network's output contains NaN or infinity",
+            where="--source",
             found=f"{summary.not_finite} of {summary.not_finite + summary.results} frames",
             next_command="ufovit certify on the build's model.onnx: does FP16 overflow?",
         )

@@ -82,7 +82,7 @@ def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
             inputs.images.batches(inputs.preprocess, tapped_batch(inputs.preprocess.image_size)),
             data_sha256=data_digest(inputs.images, inputs.preprocess),
             onnx_sha256=inputs.sha256,
-            config=_config(options, inputs),
+            config=_config(source, options, inputs),
             progress=lambda count: advance(count / len(inputs.images)),
         )
     _print_certificate(progress, done.certificate)
@@ -95,10 +95,10 @@ def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
     return 1 if done.certificate.verdict == "unstable" else 0
 
 
-def _config(options: CertifyOptions, inputs: CertifyInputs) -> CertifyConfig:
+def _config(source: Path, options: CertifyOptions, inputs: CertifyInputs) -> CertifyConfig:
     from edge.stability.certify import CertifyConfig
 
-    config = CertifyConfig(repair=options.repair is not None)
+    config = CertifyConfig(repair=options.repair is not None, where=source)
     if options.precision:
         config = replace(config, precisions=options.precision)
     if inputs.info is not None:

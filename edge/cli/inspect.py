@@ -26,6 +26,7 @@ def inspect(
     if require_signature is not None or unsafe_no_manifest:
         raise UsageError(
             "--require-signature and --unsafe-no-manifest apply to loading an engine only",
+            where="--layers",
             allowed="with --layers",
             next_command="ufovit verify PATH",
         )

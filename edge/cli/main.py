@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 import cyclopts
 
 from calib.errors import InputError, MissingError, UfovitError, UsageError
+from calib.printable import one_line
 from edge.cli.console import discard_stdout, print_error, write_any_text
 
 INTERRUPTED = 130
@@ -112,7 +113,7 @@ def run(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001  # the last line of defence: a user gets a sentence, never a traceback
         if debug:
             traceback.print_exc()
-        return _explain(error)
+        return _explain(error, arguments)
 
 
 def _call(arguments: list[str]) -> int:
@@ -146,20 +147,27 @@ def _usage_error(error: cyclopts.CycloptsError, arguments: list[str]) -> UsageEr
     return UsageError(what, where=command, allowed=allowed, next_command=f"{command} --help")
 
 
-def _explain(error: Exception) -> int:
-    """Print the error on stderr and return its exit code."""
+def _explain(error: Exception, arguments: list[str]) -> int:
+    """Print the error on stderr and return its exit code. One that names no file and no option happened in this command."""
     from edge.pipeline.preflight import BUILD_LIBRARIES, missing_library
 
     if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in BUILD_LIBRARIES:
         error = missing_library(str(error.name))
     if isinstance(error, UfovitError):
-        print_error(f"error: {error}")
+        what, _, details = str(error).partition("\n")
+        subject = f"  where: {' '.join(['ufovit', arguments[0], *_subject(arguments)])}" if error.where is None else ""
+        print_error("\n".join(filter(None, (f"error: {what}", subject, details))))
         return error.exit_code
     if isinstance(error, OSError) and error.errno in _LACKING:
         print_error(f"error: {error.strerror}\n  where: {error.filename}")
         return MissingError.exit_code
     print_error(f"internal error: {type(error).__name__}: {error}\n  next: run again with --debug and report it")
     return INTERNAL_ERROR
+
+
+def _subject(arguments: list[str]) -> list[str]:
+    """The first argument of a command, without options: an option may hold a secret."""
+    return [one_line(argument) for argument in arguments[1:2] if not argument.startswith("-")]
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -43,6 +43,7 @@ class UfoVitConfig:
         if self.image_size < STEM_STRIDE or self.image_size % STEM_STRIDE:
             raise UsageError(
                 "image size does not fit the stem",
+                where="--image-size",
                 found=f"{self.image_size} px",
                 allowed=f"positive multiples of {STEM_STRIDE} px, the stem's stride",
                 next_command="pass --image-size with such a multiple",
@@ -84,5 +85,5 @@ SIZES: dict[str, UfoVitConfig] = {
 def config(name: str, *, image_size: int = 224, classes: int = 1000, kv_axis: KvAxis = "contraction") -> UfoVitConfig:
     """The configuration of a named size. Raises InputError with the known names for an unknown one."""
     if name not in SIZES:
-        raise UsageError(f"unknown model {name!r}", allowed=", ".join(SIZES))
+        raise UsageError(f"unknown model {name!r}", where="MODEL", allowed=", ".join(SIZES))
     return replace(SIZES[name], image_size=image_size, classes=classes, kv_axis=kv_axis)

@@ -188,7 +188,7 @@ def event(name: str, value: object) -> bytes:
 
 
 def _shown(value: object) -> object:
-    """The same value with every text on one line, hidden characters as escapes: labels and addresses come from files."""
+    """The same value with every text on one line, hidden characters as escapes: names and addresses come from files."""
     if isinstance(value, str):
         return one_line(value)
     if isinstance(value, dict):

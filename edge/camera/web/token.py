@@ -64,8 +64,8 @@ class TokenAuth:
     holds the port, because browsers send one host's cookies to every port. Programs send `Authorization: Bearer TOKEN`.
 
     Wrong tokens are limited per address (per /64 network of IPv6, which one person holds), and those of all guessers together,
-    in bounded memory. The limit of the guessers holds for them alone: an address that sent the token before, or fewer than GUESSES
-    wrong ones, has its own limit only, so that a stranger does not lock the token out. However many addresses guess,
+    in bounded memory. The limit of the guessers holds for them alone: an address that sent the token before, or fewer wrong
+    ones than GUESSES, has its own limit only, so that a stranger does not lock the token out. However many addresses guess,
     no more than MAX_ADDRESSES * GUESSES / REMEMBERED_S + 1 / ALL_EVERY_S tokens are tried per second, about six.
 
     A token bucket of n guesses, refilled by one every T seconds, is kept as the time f at which it is full again: a guess sets

@@ -366,7 +366,7 @@ def test_two_builds_on_one_image():
 def test_builds_of_different_sizes_are_not_compared():
     clock = FakeClock()
     builds = [opened(TimedRunner(clock, lambda *_: 0.01), size=size) for size in (8, 16)]
-    with pytest.raises(InputError, match=r"different sizes\n  found: \(3, 8, 8\) and \(3, 16, 16\)"):
+    with pytest.raises(InputError, match=r"different sizes\n  where: --against\n  found: \(3, 8, 8\) and \(3, 16, 16\)"):
         compare(*builds, (1,), conditions(clock), Silent())
 
 
