@@ -31,6 +31,8 @@ from edge.cli.console import discard_stdout, print_error, write_any_text
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
 _LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_UNUSABLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
+"""What is wrong with a path, not with the machine."""
 _UNITS = ("_points", "_mib", "_s")
 _BUILD_COMMANDS = ("build", "bundle", "calibrate", "certify", "drift", "gate", "report", "verify", "sign")
 COMMANDS = (*_BUILD_COMMANDS, "inspect", "bench", "camera", "doctor")
@@ -153,6 +155,14 @@ def _explain(error: Exception, arguments: list[str]) -> int:
 
     if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in BUILD_LIBRARIES:
         error = missing_library(str(error.name))
+    if isinstance(error, OSError) and error.errno in _UNUSABLE and error.filename is not None:
+        error = InputError(str(error.strerror), where=error.filename, allowed="a path that can be opened")
+    elif isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib, before Python 3.13
+        error = InputError(os.strerror(errno.ELOOP), found=error, allowed="a path that can be opened")
+    elif isinstance(error, MemoryError):
+        error = MissingError(
+            "not enough memory", found=str(error) or None, next_command="a machine with more, or smaller input"
+        )
     if isinstance(error, UfovitError):
         what, _, details = str(error).partition("\n")
         subject = f"  where: {' '.join(['ufovit', arguments[0], *_subject(arguments)])}" if error.where is None else ""

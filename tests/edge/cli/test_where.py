@@ -50,3 +50,24 @@ def test_an_error_that_names_nothing_happened_in_this_command(capsys, monkeypatc
         r"  where: ufovit inspect a\x1b.onnx",
         "  found: 0 times",
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (OSError(36, "File name too long", "x" * 300), 2, "  where: xxx"),
+        (OSError(40, "Too many levels of symbolic links", "loop"), 2, "  where: loop"),
+        (RuntimeError("Symlink loop from '/loop'"), 2, "  found: Symlink loop from '/loop'"),
+        (NotADirectoryError(20, "Not a directory", "a/b"), 2, "  where: a/b"),
+        (MemoryError("Unable to allocate 8 TiB"), 4, "  found: Unable to allocate 8 TiB"),
+        (RuntimeError("a fault"), 70, "internal error: RuntimeError: a fault"),
+        (OSError(5, "Input/output error"), 70, "internal error: OSError"),
+    ],
+)
+def test_a_path_that_cannot_be_opened_and_too_little_memory(capsys, monkeypatch, error, code, says):
+    def fail(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr("edge.inspect.describers.describe_file", fail)
+    assert run(["inspect", "a"]) == code
+    assert says in capsys.readouterr().err
