@@ -156,7 +156,7 @@ def forked(folder: Path, call: Callable[[], int], log: Path, *, bounded: bool = 
                 _bound()
             code = call()
         except BaseException:  # noqa: BLE001  # a fork must not go on with its parent's work
-            traceback.print_exc()
+            os.write(2, traceback.format_exc().encode(errors="replace"))
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
