@@ -99,7 +99,9 @@ def range_method(name: str) -> Method:
             raise UsageError("not a percentage", where=f"calibration method {name!r}", found=argument, allowed="(0, 100]")
         return partial(percentile, percent=percent)
     if name not in METHODS:
-        raise UsageError(f"unknown calibration method {name!r}", allowed=", ".join([*METHODS, "percentile:P"]))
+        raise UsageError(
+            f"unknown calibration method {name!r}", where="--method", allowed=", ".join([*METHODS, "percentile:P"])
+        )
     return METHODS[name]
 
 

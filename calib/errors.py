@@ -17,6 +17,8 @@ found, what is allowed, and what to run next.
 
 from typing import ClassVar
 
+from calib.printable import one_line, printable
+
 
 class UfovitError(Exception):
     """Base of all errors that a user can act on.
@@ -41,8 +43,11 @@ class UfovitError(Exception):
         log: tuple[str, ...] = (),
     ) -> None:
         self.next_command, self.log = next_command, log
+        self.what, self.where = what, where
         details = (("where", where), ("found", found), ("allowed", allowed), ("next", next_command))
-        super().__init__("\n".join([what, *(f"  {label}: {value}" for label, value in details if value is not None)]))
+        # a further line of a value is indented: it cannot pass for a detail of its own
+        lines = (f"  {label}: {value}".replace("\n", "\n    ") for label, value in details if value is not None)
+        super().__init__(printable("\n".join([one_line(what), *lines])))
 
 
 class VerdictError(UfovitError):

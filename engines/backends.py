@@ -57,7 +57,7 @@ class BackendProbe:
 def load_backend(name: str) -> Backend:
     """Load a backend by name. Raises UsageError listing the known names."""
     if name not in BACKENDS:
-        raise UsageError(f"unknown backend {name!r}", allowed=", ".join(BACKENDS))
+        raise UsageError(f"unknown backend {name!r}", where="--backend", allowed=", ".join(BACKENDS))
     backend: Backend = import_module(BACKENDS[name].module).BACKEND
     return backend
 

@@ -10,8 +10,9 @@ from engines.targets import Target
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
-_LARGEST_BATCH = 1024
+LARGEST_BATCH = 1024
 _HIGHEST_LEVEL = 5
+_MOST_DIGITS = 9
 
 
 @dataclass(frozen=True)
@@ -23,27 +24,35 @@ class BatchRange:
     max: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.opt <= self.max <= _LARGEST_BATCH:
+        if not 1 <= self.min <= self.opt <= self.max <= LARGEST_BATCH:
             raise UsageError(
                 "batch sizes are not in increasing order or out of range",
+                where="--batch",
                 found=f"min {self.min}, opt {self.opt}, max {self.max}",
-                allowed=f"1 <= min <= opt <= max <= {_LARGEST_BATCH}",
+                allowed=f"1 <= min <= opt <= max <= {LARGEST_BATCH}",
             )
 
 
 def parse_batch(text: str) -> BatchRange:
     """Parse "MIN,OPT,MAX", or one number for a fixed batch. Raises UsageError."""
-    parts = text.split(",")
-    if len(parts) not in (1, 3) or not all(p.strip().isascii() and p.strip().isdigit() for p in parts):
-        raise UsageError("invalid batch sizes", found=repr(text), allowed="MIN,OPT,MAX such as 1,8,32, or one number")
-    numbers = [int(p) for p in parts]
+    numbers = [size for size in map(batch_size, text.split(",")) if size is not None]
+    if len(numbers) not in (1, 3) or len(numbers) != text.count(",") + 1:
+        allowed = f"MIN,OPT,MAX such as 1,8,32, or one number, 1 to {LARGEST_BATCH:,} each"
+        raise UsageError("invalid batch sizes", where="--batch", found=repr(text), allowed=allowed)
     return BatchRange(*(numbers if len(numbers) == 3 else numbers * 3))
+
+
+def batch_size(text: str) -> int | None:
+    """A number from its digits, nine at most; None for anything else."""
+    digits = text.strip()
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= _MOST_DIGITS else None
 
 
 def check_floor(int8_floor: float | None) -> None:
     """Raise UsageError unless the INT8 floor, a share of MACs, is in [0, 1] or None."""
     if int8_floor is not None and not 0 <= int8_floor <= 1:
-        raise UsageError("the INT8 floor must be a fraction of the MACs", found=int8_floor, allowed="a number from 0 to 1")
+        what = "the INT8 floor must be a fraction of the MACs"
+        raise UsageError(what, where="--int8-floor", found=int8_floor, allowed="a number from 0 to 1")
 
 
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
@@ -72,18 +81,23 @@ class BuilderOptions:
 
     def __post_init__(self) -> None:
         if self.optimization_level is not None and not 0 <= self.optimization_level <= _HIGHEST_LEVEL:
-            raise UsageError("unknown optimization level", found=self.optimization_level, allowed=f"0 to {_HIGHEST_LEVEL}")
+            what, allowed = "unknown optimization level", f"0 to {_HIGHEST_LEVEL}"
+            raise UsageError(what, where="--optimization-level", found=self.optimization_level, allowed=allowed)
         if self.workspace_bytes is not None and self.workspace_bytes < 1:
-            raise UsageError("workspace must be a positive number of bytes", found=self.workspace_bytes)
+            what = "workspace must be a positive number of bytes"
+            raise UsageError(what, where="--workspace", found=self.workspace_bytes, allowed="1 or more")
         if self.hardware_compatibility not in get_args(HardwareCompatibility):
             raise UsageError(
                 "unknown hardware compatibility",
+                where="--hardware-compatibility",
                 found=repr(self.hardware_compatibility),
                 allowed=", ".join(get_args(HardwareCompatibility)),
             )
         if self.pin_timing_cache and not self.timing_cache:
             raise UsageError(
-                "no timing cache to pin", next_command="build once without --pin-timing-cache, then pin the cache of that build"
+                "no timing cache to pin",
+                where="--pin-timing-cache",
+                next_command="build once without --pin-timing-cache, then pin the cache of that build",
             )
 
 
@@ -108,7 +122,7 @@ class BuildSpec:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise UsageError(f"unknown precision {self.precision!r}", allowed=", ".join(PRECISIONS))
+            raise UsageError(f"unknown precision {self.precision!r}", where="PRECISION", allowed=", ".join(PRECISIONS))
         check_floor(self.int8_floor)
 
     def refuse_options(self, library: str, *supported: str) -> None:

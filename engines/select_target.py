@@ -20,10 +20,10 @@ class Resolution:
 def find_target(name: str) -> Target:
     """Look up a target other than "auto". Raises UsageError with the known names, or why it is not supported."""
     if name not in TARGETS:
-        raise UsageError(f"unknown target {name!r}", allowed=", ".join((AUTO, *TARGETS)))
+        raise UsageError(f"unknown target {name!r}", where="--target", allowed=", ".join((AUTO, *TARGETS)))
     target = TARGETS[name]
     if target.refusal:
-        raise UsageError(f"target {name} is not supported", found=target.refusal, next_command=TRTEXEC)
+        raise UsageError(f"target {name} is not supported", where="--target", found=target.refusal, next_command=TRTEXEC)
     return target
 
 
@@ -48,6 +48,7 @@ def resolve_target(name: str) -> Resolution:
     if target.jetson and target.jetson not in (module := hardware.jetson_module()):
         raise MissingError(
             f"an engine for {name} must be built on the {target.jetson} itself",
+            where="--target",
             found=f"this machine is {module}" if module else "this machine is not a Jetson",
             next_command="ufovit build MODEL PRECISION --target rtx; ufovit bundle build/MODEL-PRECISION-rtx; then, on the "
             "device, scripts/build_engine.sh --bundle FILE",
@@ -64,7 +65,8 @@ def with_backend(target: Target, backend: str | None) -> Target:
         return target
     if backend != TORCH_TENSORRT or target.backend not in ("trt", "trt_rtx"):
         allowed = f"{TORCH_TENSORRT}, for a target that is built with TensorRT or TensorRT-RTX"
-        raise UsageError("the backend does not support this target", found=f"{backend} for {target.name}", allowed=allowed)
+        found = f"{backend} for {target.name}"
+        raise UsageError("the backend does not support this target", where="--backend", found=found, allowed=allowed)
     return replace(target, backend="torch_trt")
 
 
@@ -74,7 +76,7 @@ def _select_automatically() -> Resolution:
         target = next((t for t in TARGETS.values() if t.jetson and t.jetson in module), None)
         if target is None:
             allowed = ", ".join(t.jetson for t in TARGETS.values() if t.jetson and not t.refusal)
-            raise UsageError("there is no target for this Jetson module", found=module, allowed=allowed)
+            raise UsageError("there is no target for this Jetson module", where="--target auto", found=module, allowed=allowed)
         return Resolution(find_target(target.name), f"this machine is a {module}")
     gpus, cpu, rtx = hardware.gpu_compute_capabilities(), TARGETS["cpu"], TARGETS["rtx"]
     if gpus and backends.probe_backend("trt").works:

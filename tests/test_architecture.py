@@ -25,8 +25,9 @@ from import_graph import (
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
     "calib": (
-        "errors", "package_face", "files", "json_reader", "artifact", "parallel", "metrics", "graph_checks", "graph", "graph_editor",
-        "ort_session", "graph_segments", "graph_splice", "macs", "histogram", "scales", "calibrators", "calibration_table",
+        "printable", "errors", "package_face", "files", "json_reader", "artifact", "parallel", "metrics", "graph_checks",
+        "graph", "graph_editor", "ort_session", "graph_segments", "graph_splice", "macs", "histogram", "scales", "calibrators",
+        "calibration_table",
         "split_half",
         "qdq_placement", "collect", "qdq_writer", "lint", "sensitivity", "budget", "refine", "quantize",
         "trt_calibration_cache",
@@ -37,7 +38,8 @@ ROOMS = {
         "select_target", "build", "build_folder",
     ),
     "edge": (
-        "progress", "numeric_tolerances", "assets", "images", "model", "onnx_import", "stability", "tasks", "runtime", "drift",
+        "progress", "numeric_tolerances", "option_bounds",
+        "assets", "images", "model", "onnx_import", "stability", "tasks", "runtime", "drift",
         "attribution", "gate", "report", "inspect", "bench", "fleet", "serve", "camera", "pipeline", "cli",
     ),
 }  # fmt: skip

@@ -43,5 +43,5 @@ def resolve_effort(effort: str | Effort) -> Effort:
     if isinstance(effort, Effort):
         return effort
     if effort not in EFFORTS:
-        raise UsageError(f"unknown effort {effort!r}", allowed=", ".join(EFFORTS))
+        raise UsageError(f"unknown effort {effort!r}", where="--effort", allowed=", ".join(EFFORTS))
     return EFFORTS[effort]

@@ -46,12 +46,15 @@ def choose_batches(requested: Sequence[int] | None, *ranges: BatchRange) -> tupl
     """
     low, high = max(r.min for r in ranges), min(r.max for r in ranges)
     if low > high:
-        raise UsageError("the builds have no batch size in common", found=", ".join(f"{r.min} to {r.max}" for r in ranges))
+        raise UsageError(
+            "the builds have no batch size in common", where="--against", found=", ".join(f"{r.min} to {r.max}" for r in ranges)
+        )
     for batch in requested or ():
         if not low <= batch <= high:
             remedy = "choose another --batch; an engine's range is that of ufovit build --batch MIN,OPT,MAX"
             allowed = f"{low} to {high}"
-            raise UsageError("the build does not support this batch size", found=batch, allowed=allowed, next_command=remedy)
+            what = "the build does not support this batch size"
+            raise UsageError(what, where="--batch", found=batch, allowed=allowed, next_command=remedy)
     return tuple(requested or (b for b in DEFAULT_BATCHES if low <= b <= high)) or (low,)
 
 
@@ -97,6 +100,7 @@ def compare(
     if shapes[0] != shapes[1]:
         raise UsageError(
             "the builds take images of different sizes",
+            where="--against",
             found=" and ".join(str(shape) for shape in shapes),
             allowed="two builds of one --image-size",
         )

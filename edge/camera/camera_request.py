@@ -5,7 +5,6 @@ Each field of `CameraOptions` and `Limits` is an option of the command, its line
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,7 @@ from cyclopts import Parameter
 
 from calib.errors import UsageError
 from edge.camera.web.bind_address import parse_address
+from edge.option_bounds import FPS, FRAMES, RECONNECT_S, RUN_S, THREADS, TOP, check_bounds
 
 if TYPE_CHECKING:
     from edge.camera.reconnect import Reconnect
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Limits:
-    """When the loop ends, and its maximum rate; None: no limit. Raises UsageError for a value that is not above 0.
+    """When the loop ends, and its maximum rate; None: no limit. Raises UsageError for a value out of bounds.
 
     Attributes:
-        duration_s: End after so many seconds
-        frames: End after so many frames through the network
-        max_fps: Most frames per second through the network
+        duration_s: End after so many seconds, 0.001 to 31,536,000
+        frames: End after so many frames through the network, 1 to 1,000,000,000
+        max_fps: Most frames per second through the network, 0.001 to 1,000
     """
 
     duration_s: float | None = None
@@ -34,9 +34,9 @@ class Limits:
     max_fps: float | None = None
 
     def __post_init__(self) -> None:
-        for option, value in (("--duration", self.duration_s), ("--frames", self.frames), ("--max-fps", self.max_fps)):
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise UsageError("a limit must be above 0", where=option, found=value, allowed="above 0")
+        check_bounds("--duration", self.duration_s, RUN_S)
+        check_bounds("--frames", self.frames, FRAMES)
+        check_bounds("--max-fps", self.max_fps, FPS)
 
 
 NO_LIMITS = Limits()
@@ -50,21 +50,24 @@ class CameraOptions:
     Attributes:
         runner: auto, ort, openvino, trt
         serve: Serve the page at [HOST:]PORT; 127.0.0.1 without HOST
-        token: What viewers of the page must give. Default: drawn for another HOST than loopback
+        token: What viewers of the page must give; a command line is visible to every user of the machine. Default: that of the
+            environment variable UFOVIT_TOKEN, else drawn for another HOST than loopback
+        token_file: File whose first line is the token, and that only you can read
         record: Write a video with the answers on it: .mp4, .mkv, .avi
         every_frame: Of a file: each frame, as fast as the network takes them
         loop: Of a file: start over at its end
-        reconnect_s: Seconds to wait for a lost source. Default: 60 for cameras and streams, 0 for files
-        audit: Answer every Nth result again in FP32 on the CPU
+        reconnect_s: Seconds to wait for a lost source, 0 to 31,536,000. Default: 60 for cameras and streams, 0 for files
+        audit: Answer every Nth result again in FP32 on the CPU, 1 to 1,000,000,000
         audit_dir: Where frames that disagree go. Default: audit
-        top_k: Classes shown per result
-        threads: Threads of a runner on the CPU; 0: every core
+        top_k: Classes shown per result, 1 to 1,000
+        threads: Threads of a runner on the CPU, 0 to 1,024; 0: every core
         public_key: PEM file of the public key that must have signed the build
     """
 
     runner: str = "auto"
     serve: str | None = None
     token: str | None = None
+    token_file: Path | None = None
     record: Path | None = None
     limits: Annotated[Limits, Parameter(name="*")] = NO_LIMITS
     every_frame: bool = False
@@ -88,16 +91,16 @@ class CameraRequest(CameraOptions):
         from edge.camera.sinks.recorder import check_target
 
         if self.audit_dir is not None and self.audit is None:
-            raise UsageError("--audit-dir is about --audit", found=self.audit_dir, allowed="with --audit N")
-        if self.token is not None and self.serve is None:
-            raise UsageError("--token is about the page", allowed="with --serve [HOST:]PORT")
-        for option, value in (("--top", self.top_k), ("--audit", self.audit)):
-            if value is not None and value < 1:
-                raise UsageError("a count must be 1 or more", where=option, found=value, allowed="1 or more")
-        if self.threads < 0:
-            allowed = "0 for every core, or more"
-            raise UsageError("the number of threads is negative", where="--threads", found=self.threads, allowed=allowed)
-        self.reconnect(live=False)
+            raise UsageError(
+                "--audit-dir is about --audit", where="--audit-dir", found=self.audit_dir, allowed="with --audit N"
+            )
+        for option, value in (("--token-file", self.token_file), ("--token", self.token)):
+            if value is not None and self.serve is None:
+                raise UsageError(f"{option} is about the page", where=option, allowed="with --serve [HOST:]PORT")
+        check_bounds("--top", self.top_k, TOP)
+        check_bounds("--audit", self.audit, FRAMES)
+        check_bounds("--threads", self.threads, THREADS)
+        check_bounds("--reconnect-for", self.reconnect_s, RECONNECT_S)
         if self.record is not None:
             check_target(self.record)
         _ = self.page_address  # refuses an address that it does not understand

@@ -12,7 +12,9 @@ from calib.artifact import write_artifact
 from calib.errors import UsageError
 from edge.cli.console import terminal_progress
 from edge.cli.outputs import check_outputs
+from edge.option_bounds import MEASURED_S, RUNS, THREADS, WARM_UP, check_bounds
 from engines.build_folder.folder import BuildFolder
+from engines.build_spec import LARGEST_BATCH, batch_size
 
 if TYPE_CHECKING:
     from edge.bench.results import BenchReport, ComparisonReport
@@ -28,11 +30,11 @@ class BenchOptions:
 
     Attributes:
         runner: auto, ort, openvino or trt
-        batch: Batch sizes. Default: 1,2,4,8; with --against 1
-        warm_up: Warm-up runs of every batch size, not counted
-        runs: Least number of measured runs of every batch size
-        duration: Least duration of the measurement of every batch size, in seconds
-        threads: Threads of a runner on the CPU; 0 for every core
+        batch: Batch sizes, 1 to 1,024 each. Default: 1,2,4,8; with --against 1
+        warm_up: Warm-up runs of every batch size, 0 to 1,000,000, not counted
+        runs: Least number of measured runs of every batch size, 1 to 1,000,000
+        duration: Least duration of the measurement of every batch size, in seconds, 0 to 86,400
+        threads: Threads of a runner on the CPU, 0 to 1,024; 0 for every core
         against: Another build, run alternately with this one
         against_runner: Runner of the other build. Default: the same as --runner
         json: Write the report here
@@ -53,8 +55,14 @@ class BenchOptions:
     require_signature: Path | None = None
 
     def __post_init__(self) -> None:
+        check_bounds("--warm-up", self.warm_up, WARM_UP)
+        check_bounds("--runs", self.runs, RUNS)
+        check_bounds("--duration", self.duration, MEASURED_S)
+        check_bounds("--threads", self.threads, THREADS)
         if self.against is None and (self.latency is not None or self.against_runner is not None):
-            raise UsageError("--latency and --against-runner require two builds", allowed="with --against OTHER")
+            raise UsageError(
+                "--latency and --against-runner require two builds", where="--against", allowed="with --against OTHER"
+            )
 
     def open(self, folder: Path, runner: str) -> OpenedBuild:
         """Open a build for a measurement."""
@@ -115,10 +123,11 @@ def parse_batches(text: str | None) -> tuple[int, ...] | None:
     """Batch sizes from "1,2,4", each once, in this order; None from None. Raises UsageError."""
     if text is None:
         return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts) or len(parts) > _MOST_BATCHES:
-        raise UsageError("--batch must be a list of batch sizes", found=repr(text), allowed="positive integers such as 1,2,4,8")
-    return tuple(dict.fromkeys(int(part) for part in parts))
+    sizes = [batch_size(part) for part in text.split(",", _MOST_BATCHES)]
+    if not all(size and size <= LARGEST_BATCH for size in sizes) or len(sizes) > _MOST_BATCHES:
+        allowed = f"at most {_MOST_BATCHES} integers from 1 to {LARGEST_BATCH:,} such as 1,2,4,8"
+        raise UsageError("--batch must be a list of batch sizes", where="--batch", found=repr(text), allowed=allowed)
+    return tuple(dict.fromkeys(size for size in sizes if size is not None))
 
 
 def _check_for_gate(build: OpenedBuild, other: OpenedBuild) -> None:
@@ -135,6 +144,7 @@ def _check_for_gate(build: OpenedBuild, other: OpenedBuild) -> None:
     if models[0] != models[1] or other.manifest.precision != "fp32":
         raise UsageError(
             "--latency compares a build with the FP32 build of the same model",
+            where="--against",
             found=f"{models[0]} against {models[1]} {other.manifest.precision}",
             allowed="--against an FP32 build",
             next_command=f"ufovit build {models[0]} fp32 --target {build.manifest.target}",

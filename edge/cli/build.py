@@ -79,9 +79,11 @@ def build(
         outcome = _from_bundle(DeviceRequest(bundle, target, out, options.builder, require_signature, options.force), progress)
     else:
         if model is None or precision is None:
-            raise UsageError("MODEL and PRECISION are missing", allowed="ufovit build MODEL PRECISION, or --bundle FILE")
+            allowed = "ufovit build MODEL PRECISION, or --bundle FILE"
+            raise UsageError("MODEL and PRECISION are missing", where="ufovit build", allowed=allowed)
         if require_signature is not None:
-            raise UsageError("--require-signature applies to a bundle only", allowed="with --bundle FILE")
+            what = "--require-signature applies to a bundle only"
+            raise UsageError(what, where="--require-signature", allowed="with --bundle FILE")
         from edge.pipeline.build import build_model
 
         name = f"{model}-{precision}-{target.name}" + ("-random" if options.random_weights else "")
@@ -112,5 +114,8 @@ def _refuse_ignored_options(tokens: tuple[str, ...], **arguments: str | None) ->
     ignored += [option for option in options if option not in _WITH_A_BUNDLE]
     if ignored:
         raise UsageError(
-            "--bundle cannot be combined with these arguments and options", found=", ".join(ignored), allowed="without these"
+            "--bundle cannot be combined with these arguments and options",
+            where="--bundle",
+            found=", ".join(ignored),
+            allowed="without these",
         )

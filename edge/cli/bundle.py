@@ -22,7 +22,7 @@ def bundle(build: Path, /, *, data: Path | None = None, images: int = IMAGES, ou
         build: Build folder of `ufovit build` for a GPU target
         data: Labelled images that judge the engine on the device, in the formats of `ufovit build --data`. Default: the
             shipped test images, for a build that was judged on them
-        images: Number of images to pack, spread evenly over the data
+        images: Number of images to pack, 1 to 1,000,000, spread evenly over the data
         out: Bundle file. Default: BUILD.ufovit
     """
     from edge.pipeline.build_inputs import judging_images

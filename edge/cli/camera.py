@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from calib.errors import MissingError, VerdictError
+from calib.errors import MissingError, UsageError, VerdictError
+from calib.printable import one_line
 from edge.camera.camera_request import CameraOptions, CameraRequest
-from edge.cli.console import discard_stdout
+from edge.cli.console import SafeConsole, discard_stdout
 
 if TYPE_CHECKING:
     from edge.camera.background_sink import BackgroundSink
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _LAST_LINES = 1024
 """Lines that are queued for a program that reads slowly, before some are dropped."""
+_TOKEN_VARIABLE = "UFOVIT_TOKEN"  # noqa: S105  # the name of a variable
 _DEFAULT = CameraOptions()
 
 
@@ -37,8 +39,25 @@ def camera(build: Path, /, *, source: str, json: bool = False, options: CameraOp
     """
     from edge.camera.forced_exit import run_with_forced_exit
 
-    request = CameraRequest(build, source, **vars(options))
+    request = _with_token(CameraRequest(build, source, **vars(options)))
     return run_with_forced_exit(lambda: _run(request, _Output(as_json=json)))
+
+
+def _with_token(request: CameraRequest) -> CameraRequest:
+    """The request with the token of its file or of the environment, where the page has one. Raises UsageError."""
+    from edge.camera.web.token import check_token
+
+    token, where = request.token, "--token"
+    if request.token_file is not None:
+        from engines.build_folder.keys import read_secret_line
+
+        if token is not None:
+            raise UsageError("--token and --token-file exclude each other", where="--token-file", found=request.token_file)
+        where = str(request.token_file)
+        token = read_secret_line(request.token_file, "write the token into it, and chmod 600").decode(errors="replace")
+    elif token is None and request.serve is not None:
+        token, where = os.environ.get(_TOKEN_VARIABLE) or None, _TOKEN_VARIABLE
+    return request if token is None else replace(request, token=check_token(token, where), token_file=None)
 
 
 def _run(request: CameraRequest, output: _Output) -> int:
@@ -61,6 +80,7 @@ def _exit_code(outcome: Outcome) -> int:
     if summary.not_finite:
         raise VerdictError(
             "the network's output contains NaN or infinity",
+            where="--source",
             found=f"{summary.not_finite} of {summary.not_finite + summary.results} frames",
             next_command="ufovit certify on the build's model.onnx: does FP16 overflow?",
         )
@@ -74,9 +94,9 @@ class _Output:
 
     def __init__(self, *, as_json: bool) -> None:
         self._json = as_json
-        self._out = Console(soft_wrap=True)
+        self._out = SafeConsole(soft_wrap=True)
         self._live = not as_json and self._out.is_terminal
-        self._messages = self._out if self._live else Console(stderr=True, soft_wrap=True)
+        self._messages = self._out if self._live else SafeConsole(stderr=True, soft_wrap=True)
         self._lines: BackgroundSink | None = None
         self._broken = False
 
@@ -128,7 +148,7 @@ class _Output:
         if self._json:
             worker: JsonLines | PlainLines = JsonLines(sys.stdout)
         else:
-            worker = PlainLines(lambda line: print(line, flush=True), notes)
+            worker = PlainLines(lambda line: print(one_line(line), flush=True), notes)
         capacity, block = (_LAST_LINES, wait) if self._json else (1, False)
         self._lines = BackgroundSink("output", worker.process, capacity=capacity, block=block, notify=self.say)
         return self._lines

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
+from rich.markup import escape
 
 from calib.artifact import write_artifact
-from calib.errors import InputError, UsageError
+from calib.errors import InputError
 from calib.files import write_bytes
 from edge.cli.console import TerminalProgress, terminal_progress
 from edge.cli.outputs import check_outputs
+from edge.option_bounds import EMULATED_IMAGES, check_bounds
 from edge.pipeline.request_checks import check_counts
 
 if TYPE_CHECKING:
@@ -32,11 +34,11 @@ class CertifyOptions:
 
     Attributes:
         data: Images to measure on: a folder, an image, an IDX file. Default: the shipped ones
-        images: Number of images. Default: as many as take about half a minute, 512 at most
+        images: Number of images, 1 to 1,000,000. Default: as many as take about half a minute, 512 at most
         precision: Precision that the verdict covers, repeatable. Default: fp16 bf16 int8
         repair: Fold powers of two into the weights where needed; write the graph here
         out: Write the certificate here, as JSON
-        emulate: Run this many images with every FP16 rounding emulated, and compare with FP32
+        emulate: Run this many images, 0 to 64, with every FP16 rounding emulated, and compare with FP32
         mean: Mean R,G,B on the [0, 1] scale, for a graph that does not record it
         std: Standard deviation R,G,B, likewise
     """
@@ -52,8 +54,7 @@ class CertifyOptions:
 
     def __post_init__(self) -> None:
         check_counts(images=self.images)
-        if self.emulate < 0:
-            raise UsageError("--emulate must be a non-negative number of images", found=self.emulate, allowed="0 or more")
+        check_bounds("--emulate", self.emulate, EMULATED_IMAGES)
 
 
 _DEFAULT = CertifyOptions()
@@ -83,7 +84,7 @@ def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
             inputs.images.batches(inputs.preprocess, tapped_batch(inputs.preprocess.image_size)),
             data_sha256=data_digest(inputs.images, inputs.preprocess),
             onnx_sha256=inputs.sha256,
-            config=_config(options, inputs),
+            config=_config(source, options, inputs),
             progress=lambda count: advance(count / len(inputs.images)),
         )
     _print_certificate(progress, done.certificate)
@@ -96,10 +97,10 @@ def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
     return 1 if done.certificate.verdict == "unstable" else 0
 
 
-def _config(options: CertifyOptions, inputs: CertifyInputs) -> CertifyConfig:
+def _config(source: Path, options: CertifyOptions, inputs: CertifyInputs) -> CertifyConfig:
     from edge.stability.certify import CertifyConfig
 
-    config = CertifyConfig(repair=options.repair is not None)
+    config = CertifyConfig(repair=options.repair is not None, where=source)
     if options.precision:
         config = replace(config, precisions=options.precision)
     if inputs.info is not None:
@@ -174,7 +175,7 @@ def _row(before: SiteCertificate, site: SiteCertificate) -> list[str]:
         text = f"[{_STYLE[new]}]{new}[/]"
         verdicts.append(text if old == new else f"[{_STYLE[old]}]{old}[/] > {text}")
     return [
-        site.name.rsplit("/", 1)[0],
+        escape(site.name.rsplit("/", 1)[0]),
         site.operand,
         f"{low} .. {before.sum_sq_max:.2g}",
         "-" if before.bound_sum_sq is None else f"{before.bound_sum_sq:.2g}",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from rich.console import Console, JustifyMethod
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 from rich.table import Table
 
+from calib.printable import printable
 from edge.progress import Advance
 
 _PLAIN_EVERY = 0.25  # a plain line at each quarter of a step
@@ -19,12 +22,33 @@ _PLAIN_EVERY = 0.25  # a plain line at each quarter of a step
 
 def terminal_progress() -> TerminalProgress:
     """Progress and messages on stdout; long lines are left to the terminal to wrap, so that they can be copied."""
-    return TerminalProgress(Console(soft_wrap=True))
+    return TerminalProgress(SafeConsole(soft_wrap=True))
+
+
+def write_any_text() -> None:
+    """Let stdout and stderr write what their encoding lacks as escapes, as in the C locale, instead of raising."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def print_error(text: str) -> None:
+    """Print a message on stderr."""
+    print(printable(text), file=sys.stderr)
 
 
 def discard_stdout() -> None:
     """Redirect stdout to nowhere, after its reader closed it: else Python reports the closed pipe when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class SafeConsole(Console):
+    """A console that shows the escapes of hidden characters and of those that steer a terminal, whatever is printed."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """See `Console`; rich's own control codes are kept."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 class TerminalProgress:
@@ -50,7 +74,7 @@ class TerminalProgress:
             table.add_column(name, justify=justify, no_wrap=not fold, overflow="fold" if fold else "ellipsis")
         for row in rows:
             table.add_row(*row)
-        console = self.console if self.console.is_terminal else Console(file=self.console.file, width=width)
+        console = self.console if self.console.is_terminal else SafeConsole(file=self.console.file, width=width)
         console.print(table, highlight=False)
 
     @contextlib.contextmanager
@@ -63,7 +87,7 @@ class TerminalProgress:
 
     @contextlib.contextmanager
     def _bar(self, title: str) -> Iterator[Advance]:
-        columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        columns = (TextColumn("  {task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task(title, total=1.0)
             yield lambda share: bar.update(task, completed=share)

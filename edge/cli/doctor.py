@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from calib.errors import MissingError
 from calib.parallel import usable_cores
+from edge.cli.console import SafeConsole
 from engines import hardware
 from engines.backends import BackendProbe, probe_backends
 from engines.select_target import AUTO, resolve_target
@@ -17,14 +17,14 @@ from engines.select_target import AUTO, resolve_target
 
 def doctor() -> int:
     """List backends and libraries: which work here, and for each that does not, why and the command that installs it."""
-    console = Console(soft_wrap=True)
+    console = SafeConsole(soft_wrap=True)
     gpus = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in hardware.gpus()) or "none"
-    console.print(f"{hardware.system()}, {usable_cores()} cores: {hardware.processor()}, NVIDIA GPUs: {gpus}")
+    console.print(f"{hardware.system()}, {usable_cores()} cores: {hardware.processor()}, NVIDIA GPUs: {gpus}", markup=False)
     backends = probe_backends()
     _show(console, "backend", backends)
     _show(console, "library", tuple(_probe_libraries()))
     resolution = resolve_target(AUTO)
-    console.print(f"target auto resolves to {resolution.target.name}: {resolution.reason}")
+    console.print(f"target auto resolves to {resolution.target.name}: {resolution.reason}", markup=False)
     return 0 if any(probe.works for probe in backends) else 4
 
 
@@ -61,10 +61,10 @@ def _load_cryptography() -> Any:
         raise MissingError("cryptography is not installed", found=error, next_command=install) from error
 
 
-def _show(console: Console, kind: str, probes: tuple[BackendProbe, ...]) -> None:
+def _show(console: SafeConsole, kind: str, probes: tuple[BackendProbe, ...]) -> None:
     table = Table(kind, "works", "version", "why")
     for probe in probes:
-        table.add_row(probe.backend, "yes" if probe.works else "no", probe.version, escape(probe.why))
+        table.add_row(probe.backend, "yes" if probe.works else "no", escape(probe.version), escape(probe.why))
     console.print(table)
     for probe in probes:
         if probe.install:

@@ -51,9 +51,12 @@ class GateOptions:
     def __post_init__(self) -> None:
         if self.update and any((self.junit, self.markdown, self.json)):
             allowed = "without --junit, --markdown, --json"
-            raise UsageError("--update writes a baseline and compares nothing", found="an output option", allowed=allowed)
+            raise UsageError(
+                "--update writes a baseline and compares nothing", where="--update", found="an output option", allowed=allowed
+            )
         if not self.update and (self.force or self.reviewed_by is not None or self.note is not None):
-            raise UsageError("--force, --reviewed-by and --note apply to writing a baseline only", allowed="with --update")
+            what = "--force, --reviewed-by and --note apply to writing a baseline only"
+            raise UsageError(what, where="--update", allowed="with --update")
 
 
 _DEFAULT = GateOptions()
@@ -117,7 +120,7 @@ def _print(progress: TerminalProgress, report: GateReport) -> None:
     rows = []
     for row in report.rows:
         result = f"[{_STYLE[row.result]}]{row.result}[/]"
-        rows.append([row.quantity, result, *map(escape, (row.baseline, row.measured, row.allowed, row.detail))])
+        rows.append([escape(row.quantity), result, *map(escape, (row.baseline, row.measured, row.allowed, row.detail))])
     columns = ("quantity", "result", "baseline", "now", "allowed", "found")
     progress.table(columns, rows, left=columns)
     for note in report.notes:

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
 from calib.errors import UsageError
+from edge.cli.console import SafeConsole
 
 
 def inspect(
@@ -22,15 +21,16 @@ def inspect(
         from edge.inspect.describe_engine_layers import describe_layers
 
         described = describe_layers(file, public_key=require_signature, unsafe_no_manifest=unsafe_no_manifest)
-        Console(soft_wrap=True).print(described)
+        SafeConsole(soft_wrap=True).print(described)
         return 0
     if require_signature is not None or unsafe_no_manifest:
         raise UsageError(
             "--require-signature and --unsafe-no-manifest apply to loading an engine only",
+            where="--layers",
             allowed="with --layers",
             next_command="ufovit verify PATH",
         )
     from edge.inspect.describers import describe_file
 
-    Console(soft_wrap=True).print(describe_file(file))
+    SafeConsole(soft_wrap=True).print(describe_file(file))
     return 0

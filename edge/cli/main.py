@@ -25,11 +25,14 @@ from typing import Any, NoReturn
 import cyclopts
 
 from calib.errors import InputError, MissingError, UfovitError, UsageError
-from edge.cli.console import discard_stdout
+from calib.printable import one_line
+from edge.cli.console import discard_stdout, print_error, write_any_text
 
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
-_LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS)
+_LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+_UNUSABLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
+"""What is wrong with a path, not with the machine."""
 _UNITS = ("_points", "_mib", "_s")
 _BUILD_COMMANDS = ("build", "bundle", "calibrate", "certify", "drift", "gate", "report", "verify", "sign")
 COMMANDS = (*_BUILD_COMMANDS, "inspect", "bench", "camera", "doctor")
@@ -89,6 +92,7 @@ for _command in COMMANDS:  # each is imported when it is called, or its help sho
 def main() -> NoReturn:
     """Entry point of `ufovit`: run a command and exit with its code."""
     signal.signal(signal.SIGTERM, _terminate)
+    write_any_text()
     if sys.argv[1:2] in (["camera"], ["bench"]):
         # on a busy core threads would wait for each other at every image; numpy reads this when it is loaded
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -103,7 +107,7 @@ def run(arguments: list[str]) -> int:
         return _call(arguments)
     except KeyboardInterrupt:
         kept = ": finished steps are kept; the same command goes on from there" if arguments[:1] == ["build"] else ""
-        print(f"interrupted{kept}", file=sys.stderr)
+        print_error(f"interrupted{kept}")
         return INTERRUPTED
     except BrokenPipeError:  # the reader closed the output
         discard_stdout()
@@ -111,7 +115,7 @@ def run(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001  # the last line of defence: a user gets a sentence, never a traceback
         if debug:
             traceback.print_exc()
-        return _explain(error)
+        return _explain(error, arguments)
 
 
 def _call(arguments: list[str]) -> int:
@@ -145,20 +149,35 @@ def _usage_error(error: cyclopts.CycloptsError, arguments: list[str]) -> UsageEr
     return UsageError(what, where=command, allowed=allowed, next_command=f"{command} --help")
 
 
-def _explain(error: Exception) -> int:
-    """Print the error on stderr and return its exit code."""
+def _explain(error: Exception, arguments: list[str]) -> int:
+    """Print the error on stderr and return its exit code. One that names no file and no option happened in this command."""
     from edge.pipeline.preflight import BUILD_LIBRARIES, missing_library
 
     if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in BUILD_LIBRARIES:
         error = missing_library(str(error.name))
+    if isinstance(error, OSError) and error.errno in _UNUSABLE and error.filename is not None:
+        error = InputError(str(error.strerror), where=error.filename, allowed="a path that can be opened")
+    elif isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib, before Python 3.13
+        error = InputError(os.strerror(errno.ELOOP), found=error, allowed="a path that can be opened")
+    elif isinstance(error, MemoryError):
+        error = MissingError(
+            "not enough memory", found=str(error) or None, next_command="a machine with more, or smaller input"
+        )
     if isinstance(error, UfovitError):
-        print(f"error: {error}", file=sys.stderr)
+        what, _, details = str(error).partition("\n")
+        subject = f"  where: {' '.join(['ufovit', arguments[0], *_subject(arguments)])}" if error.where is None else ""
+        print_error("\n".join(filter(None, (f"error: {what}", subject, details))))
         return error.exit_code
     if isinstance(error, OSError) and error.errno in _LACKING:
-        print(f"error: {error.strerror}\n  where: {error.filename}", file=sys.stderr)
+        print_error(f"error: {error.strerror}\n  where: {error.filename}")
         return MissingError.exit_code
-    print(f"internal error: {type(error).__name__}: {error}\n  next: run again with --debug and report it", file=sys.stderr)
+    print_error(f"internal error: {type(error).__name__}: {error}\n  next: run again with --debug and report it")
     return INTERNAL_ERROR
+
+
+def _subject(arguments: list[str]) -> list[str]:
+    """The first argument of a command, without options: an option may hold a secret."""
+    return [one_line(argument) for argument in arguments[1:2] if not argument.startswith("-")]
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

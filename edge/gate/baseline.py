@@ -119,7 +119,8 @@ class LatencyRatio:
 
     def __post_init__(self) -> None:
         if not (0 < self.low <= self.ratio <= self.high < math.inf and self.runs > 0):
-            raise DataError("invalid latency ratio", found=asdict(self), allowed="0 < low <= ratio <= high, at least one run")
+            allowed = "0 < low <= ratio <= high, at least one run"
+            raise DataError("invalid latency ratio", where="--latency", found=asdict(self), allowed=allowed)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,10 @@
 """Write the gate's result as JUnit XML, for a test report: with the standard library alone, as the gate runs on devices too."""
 
-import re
 from xml.etree import ElementTree as ET
 
+from calib.printable import one_line, printable
 from edge.gate.compare_builds import GateReport
 from edge.tasks.gate_row import Row
-
-_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit_xml(report: GateReport) -> bytes:
@@ -14,17 +12,17 @@ def junit_xml(report: GateReport) -> bytes:
     suite = ET.Element("testsuite", name="ufovit gate")
     counts = {"failure": 0, "error": 0, "skipped": 0}
     for row in report.rows:
-        case = ET.SubElement(suite, "testcase", classname="ufovit.gate", name=row.quantity)
+        case = ET.SubElement(suite, "testcase", classname="ufovit.gate", name=one_line(row.quantity))
         kind = {"fail": "failure", "inconclusive": "error", "skipped": "skipped"}.get(row.result)
         if kind:
             counts[kind] += 1
-            ET.SubElement(case, kind, message=_xml(row.detail)).text = _xml(_explain(row))
+            ET.SubElement(case, kind, message=one_line(row.detail)).text = printable(_explain(row))
         else:
-            ET.SubElement(case, "system-out").text = _xml(_explain(row))
+            ET.SubElement(case, "system-out").text = printable(_explain(row))
     if report.verdict == "refused":
         counts["error"] += 1
         case = ET.SubElement(suite, "testcase", classname="ufovit.gate", name="baseline")
-        ET.SubElement(case, "error", message=_xml(report.reason.splitlines()[0])).text = _xml(report.reason)
+        ET.SubElement(case, "error", message=printable(report.reason.splitlines()[0])).text = printable(report.reason)
     totals = {"tests": len(suite), "failures": counts["failure"], "errors": counts["error"], "skipped": counts["skipped"]}
     for name, value in totals.items():
         suite.set(name, str(value))
@@ -38,8 +36,3 @@ def junit_xml(report: GateReport) -> bytes:
 def _explain(row: Row) -> str:
     parts = {"found": row.detail, "baseline": row.baseline, "now": row.measured, "allowed": row.allowed, "why": row.reason}
     return "\n".join(f"{name}: {text}" for name, text in parts.items() if text)
-
-
-def _xml(text: str) -> str:
-    """Replace the characters that XML 1.0 cannot represent."""
-    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)

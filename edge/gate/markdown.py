@@ -1,7 +1,9 @@
 """Write the gate's result as Markdown, for a pull request."""
 
+import re
 from html import escape
 
+from calib.printable import one_line, printable
 from edge.gate.compare_builds import GateReport
 
 _MARKS = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", "skipped": "➖", "refused": "⛔"}  # noqa: RUF001  # signs, not text
@@ -10,10 +12,11 @@ _MARKS = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", "skipped": "�
 def markdown_summary(report: GateReport) -> str:
     """The reasons of what did not pass, then a table with a row per quantity."""
     lines = [f"### {_MARKS[report.verdict]} Accuracy gate: {report.verdict}", ""]
-    lines += [f"`{report.folder}` against `{report.baseline}`", ""]
+    lines += [f"{_code(report.folder)} against {_code(report.baseline)}", ""]
     if report.verdict == "refused":
-        lines += ["```", report.reason.replace("```", "'''"), "```", ""]
-    lines += [f"- **{row.quantity}**: {_cell(row.detail)}" for row in report.rows if row.result in ("fail", "inconclusive")]
+        lines += ["```", printable(report.reason).replace("```", "'''"), "```", ""]
+    refused = (row for row in report.rows if row.result in ("fail", "inconclusive"))
+    lines += [f"- **{_cell(row.quantity)}**: {_cell(row.detail)}" for row in refused]
     if report.rows:
         if report.verdict != "pass":
             lines.append("")
@@ -28,5 +31,10 @@ def markdown_summary(report: GateReport) -> str:
 
 
 def _cell(text: str) -> str:
-    """Escape text for a table cell."""
-    return " ".join(escape(text, quote=False).replace("|", "\\|").split())
+    """Escape text for a table cell: no tag, link, picture or emphasis of Markdown."""
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", escape(one_line(text), quote=False))
+
+
+def _code(text: str) -> str:
+    """Text as code."""
+    return "`" + one_line(text).replace("`", "'") + "`"

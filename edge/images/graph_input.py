@@ -176,7 +176,7 @@ def fixed_batch(model: onnx.ModelProto, path: Path) -> int | None:
 def parse_normalisation(mean: str | None, std: str | None) -> Normalisation | None:
     """`--mean` and `--std`, both or neither. Raises InputError."""
     if (mean is None) != (std is None):
-        raise UsageError("--mean and --std belong together", found=f"mean {mean}, std {std}")
+        raise UsageError("--mean and --std belong together", where="--mean, --std", found=f"mean {mean}, std {std}")
     return None if mean is None or std is None else (parse_triple(mean, "--mean"), parse_triple(std, "--std"))
 
 

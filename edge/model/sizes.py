@@ -44,6 +44,7 @@ class UfoVitConfig:
         if not STEM_STRIDE <= self.image_size <= LARGEST_IMAGE_SIZE or self.image_size % STEM_STRIDE:
             raise UsageError(
                 "image size does not fit the stem",
+                where="--image-size",
                 found=f"{self.image_size} px",
                 allowed=f"positive multiples of {STEM_STRIDE} px, the stem's stride, up to {LARGEST_IMAGE_SIZE}",
                 next_command="pass --image-size with such a multiple",
@@ -85,5 +86,5 @@ SIZES: dict[str, UfoVitConfig] = {
 def config(name: str, *, image_size: int = 224, classes: int = 1000, kv_axis: KvAxis = "contraction") -> UfoVitConfig:
     """The configuration of a named size. Raises InputError with the known names for an unknown one."""
     if name not in SIZES:
-        raise UsageError(f"unknown model {name!r}", allowed=", ".join(SIZES))
+        raise UsageError(f"unknown model {name!r}", where="MODEL", allowed=", ".join(SIZES))
     return replace(SIZES[name], image_size=image_size, classes=classes, kv_axis=kv_axis)

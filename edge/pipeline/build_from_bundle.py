@@ -55,6 +55,7 @@ class DeviceRequest:
         if self.target.backend not in ("trt", "trt_rtx"):
             raise UsageError(
                 "a bundle can be built for a GPU only",
+                where="--target",
                 found=f"target {self.target.name}",
                 allowed="a target that TensorRT builds for",
             )

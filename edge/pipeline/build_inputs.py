@@ -43,6 +43,7 @@ def resolve_inputs(request: BuildRequest) -> BuildInputs:
         elif request.precision == "int8":
             raise DataError(
                 "calibration needs images like those that the camera will see",
+                where="--calib-data",
                 found="no --calib-data, and the shipped images have other labels",
                 next_command="pass --calib-data DIR with images that are not those of --data",
             )
@@ -63,6 +64,7 @@ def judging_images(data: Path | None, task: Task) -> ImageSet:
     if not shipped_images_fit(task):
         raise DataError(
             "the shipped test images do not have this checkpoint's labels",
+            where="--data",
             found=", ".join(task.names[:5]),
             next_command="pass --data DIR with labelled images",
         )
@@ -95,6 +97,7 @@ def _resolve_info(request: BuildRequest) -> CheckpointInfo:
     if request.checkpoint is None and request.model != SHIPPED_MODEL:
         raise UsageError(
             f"no checkpoint of {request.model} is shipped",
+            where="--checkpoint",
             allowed=f"{SHIPPED_MODEL} without --checkpoint",
             next_command="pass --checkpoint FILE, or --random-weights to try the tools on random weights",
         )

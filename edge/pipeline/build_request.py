@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from calib.errors import UsageError
 from edge.model.sizes import SIZES
+from edge.option_bounds import IMAGE_SIZE, SEED, check_bounds
 from edge.pipeline.builder_options import DEFAULT_BUILDER, BuilderRequest
 from edge.pipeline.request_checks import check_budget, check_counts, check_quantization
 from engines.build_spec import PRECISIONS, BatchRange, Precision, check_floor, parse_batch
@@ -47,16 +48,16 @@ class BuildOptions:
         data: Labelled images that judge the engine: a folder per class, a .csv/.txt list, or IDX files. Default: the shipped
             test images
         calib_data: Calibration images, in the same formats. Default: the shipped calibration images
-        image_size: Input size in pixels. Default: the checkpoint's
-        batch: Batch sizes of the engine: MIN,OPT,MAX
-        max_drop_points: Accuracy budget in percentage points of top-1
-        int8_floor: Least share of the multiply-accumulates that must run in INT8. Default: the target's
+        image_size: Input size in pixels, 16 to 1,024. Default: the checkpoint's
+        batch: Batch sizes of the engine: MIN,OPT,MAX, 1 to 1,024 each
+        max_drop_points: Accuracy budget in percentage points of top-1, 0 to 100
+        int8_floor: Least share of the multiply-accumulates that must run in INT8, 0 to 1. Default: the target's
         method: Calibration method: minmax, percentile, entropy, mse
         effort: Refinements of the INT8 quantization: fast (none), balanced, best
         keep_float: Nodes that stay in float, glob patterns, repeatable, empty for none
-        calib_images: Number of calibration images. Default: 512, 64 with random weights
-        eval_images: Number of images that judge. Default: all, 64 with random weights
-        seed: Seed of --random-weights
+        calib_images: Number of calibration images, 1 to 1,000,000. Default: 512, 64 with random weights
+        eval_images: Number of images that judge, 1 to 1,000,000. Default: all, 64 with random weights
+        seed: Seed of --random-weights, 0 to 4,294,967,295
         force: Run every step, whatever an earlier build left
     """
 
@@ -98,20 +99,23 @@ class BuildRequest(BuildOptions):
         from edge.tasks.registry import check_task
 
         if self.model not in SIZES:
-            raise UsageError(f"unknown model {self.model!r}", allowed=", ".join(SIZES))
+            raise UsageError(f"unknown model {self.model!r}", where="MODEL", allowed=", ".join(SIZES))
         if self.precision not in PRECISIONS:
-            raise UsageError(f"unknown precision {self.precision!r}", allowed=", ".join(PRECISIONS))
+            raise UsageError(f"unknown precision {self.precision!r}", where="PRECISION", allowed=", ".join(PRECISIONS))
         if self.random_weights and self.checkpoint is not None:
-            raise UsageError("--random-weights and --checkpoint exclude each other", found=self.checkpoint)
+            raise UsageError(
+                "--random-weights and --checkpoint exclude each other", where="--checkpoint", found=self.checkpoint
+            )
         if self.precision == "fp16" and self.target.float_type != "fp16":
             raise UsageError(
                 f"target {self.target.name} does not compute in FP16",
+                where="PRECISION",
                 found="fp16",
                 allowed="fp32, int8",
                 next_command=f"ufovit build {self.model} fp32 --target {self.target.name}",
             )
-        if not 0 <= self.seed < 2**32:
-            raise UsageError("--seed is out of range", found=self.seed, allowed="0 to 4294967295")
+        check_bounds("--seed", self.seed, SEED)
+        check_bounds("--image-size", self.image_size, IMAGE_SIZE)
         check_task(self.task)
         check_budget(self.max_drop_points)
         check_counts(calib_images=self.calib_images, eval_images=self.eval_images)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from calib.errors import UsageError
+from edge.option_bounds import WORKSPACE_MIB, check_bounds
 from engines import hardware
 from engines.build_spec import BuilderOptions, HardwareCompatibility
 from engines.targets import Target
@@ -21,7 +22,7 @@ class BuilderRequest:
 
     Attributes:
         optimization_level: Effort of TensorRT's kernel search, 0 to 5. Default: TensorRT's own
-        workspace_mib: Largest workspace of a kernel, MiB. Default: the target's
+        workspace_mib: Largest workspace of a kernel, MiB, 1 to 1,048,576. Default: the target's
         version_compatible: Build an engine that later releases of the same major version load too
         hardware_compatibility: GPUs besides this one that the engine runs on
         timing_cache: TensorRT's timing cache. Default: timing-TARGET.cache beside the build folder
@@ -36,6 +37,7 @@ class BuilderRequest:
     pin_timing_cache: bool = False
 
     def __post_init__(self) -> None:
+        check_bounds("--workspace", self.workspace_mib, WORKSPACE_MIB)
         self._options(b"pinned" if self.pin_timing_cache else None)  # refuses values out of range
 
     def options(self, target: Target, out: Path) -> BuilderOptions:
@@ -50,6 +52,7 @@ class BuilderRequest:
         if refused:
             raise UsageError(
                 f"target {target.name} does not support this builder option",
+                where="--target",
                 found=", ".join(map(builder_flag, refused)),
                 allowed=", ".join(map(builder_flag, supported)) or "none: only targets built with TensorRT support them",
             )

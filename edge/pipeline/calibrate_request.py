@@ -6,6 +6,7 @@ from pathlib import Path
 from cyclopts import Parameter
 
 from calib.errors import UsageError
+from edge.option_bounds import SYNTHETIC_IMAGES, check_bounds
 from edge.pipeline.request_checks import CALIB_IMAGES, check_budget, check_counts, check_quantization
 
 
@@ -17,12 +18,13 @@ class CalibrateOptions:
     Attributes:
         images: Images that calibrate: a folder, an IDX file, or a .npy file of float32 (N, ...), as the graph takes them.
             Default: the shipped ones, for a graph of their classes
-        count: Number of them that calibrate, spread evenly; the others are held out. With --table, the number that it records
-        random: Calibrate on this many synthetic images, to try the tools; the output is stamped
+        count: Number of them that calibrate, 1 to 1,000,000, spread evenly; the others are held out. With --table, the number
+            that it records
+        random: Calibrate on this many synthetic images, 1 to 4,096, to try the tools; the output is stamped
         effort: fast (scales only), balanced (weights refined too) or best (nodes added too)
         method: For scales that the effort does not search: minmax, percentile, percentile:99.9, entropy or mse
         keep_float: Nodes that stay in float: a glob pattern on their names, repeatable
-        max_drop_points: Accuracy budget in points: leave as few layers in float as meet it on the images that judge
+        max_drop_points: Accuracy budget in points, 0 to 100: leave as few layers in float as meet it on the images that judge
         holdout: Images that judge: a folder per class, a list, an IDX file, a .npy file. Default: those of --images left over
         holdout_labels: Classes of a .npy --holdout: a .npy file of integers
         table: Take this calibration table instead of calibrating, with the model.refined.onnx beside it; refused when stale
@@ -53,9 +55,12 @@ class CalibrateRequest(CalibrateOptions):
 
     def __post_init__(self) -> None:
         check_quantization(self.method, self.effort)
-        check_counts(count=self.count, random=self.random)
+        check_counts(count=self.count)
+        check_bounds("--random", self.random, SYNTHETIC_IMAGES)
         if self.random is not None and (self.images is not None or self.table is not None):
-            raise UsageError("--random excludes --images and --table")
+            raise UsageError("--random excludes --images and --table", where="--random", found=self.images or self.table)
         if self.holdout_labels is not None and (self.holdout is None or self.holdout.suffix != ".npy"):
-            raise UsageError("--holdout-labels belongs to a --holdout that is a .npy file", found=self.holdout)
+            raise UsageError(
+                "--holdout-labels belongs to a --holdout that is a .npy file", where="--holdout-labels", found=self.holdout
+            )
         check_budget(self.max_drop_points)

@@ -17,10 +17,10 @@ class JudgeOptions:
     Attributes:
         data: Labelled images, in the formats of `ufovit build --data`. Default: those of the previous verdict
         unlabelled: Images without labels: agreement with FP32 decides, not accuracy
-        images: Number of images, spread evenly. Default: all, or as many as for the previous verdict
+        images: Number of images, 1 to 1,000,000, spread evenly. Default: all, or as many as for the previous verdict
         reference: Folder with drift.json, logits.npz and steps.json of a build that was judged on the same images: its FP32
             outputs are used, and no FP32 graph runs
-        max_drop_points: Accuracy budget in percentage points. Default: that of the previous verdict
+        max_drop_points: Accuracy budget in percentage points, 0 to 100. Default: that of the previous verdict
         attribute: Attribute the drift to layers, and diagnose its cause
     """
 
@@ -33,6 +33,8 @@ class JudgeOptions:
 
     def __post_init__(self) -> None:
         if self.data is not None and self.unlabelled is not None:
-            raise UsageError("--data and --unlabelled exclude each other", found=f"{self.data}, {self.unlabelled}")
+            raise UsageError(
+                "--data and --unlabelled exclude each other", where="--unlabelled", found=f"{self.data}, {self.unlabelled}"
+            )
         check_counts(images=self.images)
         check_budget(self.max_drop_points)

@@ -1,25 +1,21 @@
 """Checks of options that several commands share, made before any file is opened."""
 
-import math
-
-from calib.errors import DataError, UsageError
+from calib.errors import DataError
+from edge.option_bounds import BUDGET, IMAGES, check_bounds
 
 CALIB_IMAGES = 512
 """Default number of calibration images, and the number that an error about too few recommends."""
 
 
 def check_budget(max_drop_points: float | None) -> None:
-    """Raise UsageError unless an accuracy budget is a non-negative number of percentage points, or not given."""
-    if max_drop_points is not None and not 0 <= max_drop_points < math.inf:  # NaN, too
-        what = "--max-drop must be a non-negative number of percentage points"
-        raise UsageError(what, found=max_drop_points, allowed="0 or more")
+    """Raise UsageError unless an accuracy budget is a number of percentage points, or not given."""
+    check_bounds("--max-drop", max_drop_points, BUDGET)
 
 
 def check_counts(**counts: int | None) -> None:
-    """Raise UsageError for a count below 1; keywords are named as the options are, None is an option that was not given."""
+    """Raise UsageError for numbers of images out of bounds; keywords are named as the options are."""
     for name, count in counts.items():
-        if count is not None and count < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be positive", found=count, allowed="1 or more")
+        check_bounds(f"--{name.replace('_', '-')}", count, IMAGES)
 
 
 def check_quantization(method: str, effort: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import jinja2
 
+from calib.printable import printable
 from edge.report import certificate_plot, certificate_text, gallery, plots, range_tables
 from edge.report.inputs import gather
 from edge.report.svg import draw
@@ -38,10 +39,15 @@ def render(build: BuildFolder, advance: Callable[[float], None]) -> str:
 
 
 def _environment() -> jinja2.Environment:
-    """Names and reasons come from files: everything is escaped except the figures made here."""
+    """Names and reasons come from files: everything is escaped except the figures made here, hidden characters in both."""
     loader = jinja2.FileSystemLoader(Path(__file__).parents[1])  # `edge`, whose tasks have templates too
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        finalize=lambda value: type(value)(printable(value)) if isinstance(value, str) else value,  # Markup stays Markup
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     modules = (certificate_plot, certificate_text, file_names, plots, range_tables)
     environment.globals |= {module.__name__.rpartition(".")[2]: module for module in modules}

@@ -17,6 +17,7 @@ import numpy as np
 from calib.errors import ArtifactError, MissingError, UsageError
 from edge.images.golden_pair import GoldenPair, check_build_golden
 from edge.images.preprocess import Preprocess, read_preprocess
+from edge.option_bounds import THREADS, check_bounds
 from edge.runtime.engine_runner import engine_device
 from edge.runtime.ort_runner import BATCH, OrtRunner, emulated_runner
 from edge.runtime.runner import Images, Runner
@@ -78,9 +79,8 @@ def open_runner(build: BuildFolder, runner: str = AUTO, *, threads: int = 0) -> 
         MissingError: the requested runner needs something that this machine lacks; names the command that installs it.
     """
     if runner not in RUNNERS:
-        raise UsageError(f"unknown runner {runner!r}", allowed=", ".join(RUNNERS))
-    if threads < 0:
-        raise UsageError("the number of threads must not be negative", found=threads, allowed="0 for every core, or more")
+        raise UsageError(f"unknown runner {runner!r}", where="--runner", allowed=", ".join(RUNNERS))
+    check_bounds("--threads", threads, THREADS)
     preprocess = read_preprocess(build.manifest)
     golden = check_build_golden(build, preprocess)
     verify_folder(build, complete=False)

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from calib.errors import DataError, GraphError, InputError, MissingError, UsageError
+from calib.errors import DataError, GraphError, InputError, MissingError
+from edge.option_bounds import THREADS, check_bounds
 from edge.runtime.runner import Images, Logits, Runner, check_images
 
 INSTALL = "pip install 'ufovit-edge[openvino]'"
@@ -42,8 +43,7 @@ class OpenVinoRunner(Runner):
     """
 
     def __init__(self, path: Path, threads: int = 0, *, data: bytes | None = None) -> None:
-        if threads < 0:
-            raise UsageError("the number of threads must not be negative", found=threads, allowed="0 for every core, or more")
+        check_bounds("--threads", threads, THREADS)
         self._path = path
         core = load().Core()
         try:

@@ -42,17 +42,20 @@ class CertifyConfig:
         repair: whether to fold; otherwise the graph is only judged.
         expected_sites, kv_axis: what the network must have, see `edge.stability.finders.xnorm.find_sites`;
             None for whatever is found.
+        where: named in errors, usually the file.
     """
 
     precisions: tuple[str, ...] = ("fp16", "bf16", "int8")
     repair: bool = True
     expected_sites: int | None = None
     kv_axis: int | None = None
+    where: object = None
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.precisions) - {"fp16", "bf16", "int8"})
         if unknown or not self.precisions:
-            raise UsageError("unknown precision to certify", found=", ".join(unknown) or "none", allowed="fp16, bf16, int8")
+            found = ", ".join(unknown) or "none"
+            raise UsageError("unknown precision to certify", where="--precision", found=found, allowed="fp16, bf16, int8")
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,8 @@ def certify_graph(
     _check_weights(model)
     sites = find_sites(model, config.expected_sites, config.kv_axis)
     if not sites:
-        raise GraphError(
-            "no XNorm in the graph", allowed="a network that divides by an L2 norm", next_command="ufovit inspect FILE"
-        )
+        allowed, command = "a network that divides by an L2 norm", "ufovit inspect FILE"
+        raise GraphError("no XNorm in the graph", where=config.where, allowed=allowed, next_command=command)
     traced = trace_sites(model, sites)
     cases, images, checked = _measure_cases(model, sites, traced, batches, progress)
     repaired, folded, tensors, checks = cases, model, checked, None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from calib.errors import ArtifactError, MissingError
 from calib.files import sha256_bytes
+from calib.printable import printable
 from engines.build_folder.file_names import ENGINES, MANIFEST
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import EngineManifest, EngineRecord
@@ -74,7 +75,7 @@ def _undescribed(path: Path, public_key: Path | None, allowed: bool) -> bytes:
     if public_key is not None:
         check_listed(read_signature(file, public_key), signature_path(file), {file.name: sha256_bytes(engine)})
     warning = f"{file} has no manifest. Its origin is unknown, and loading it executes the code that it holds ({UNSAFE})"
-    print(f"UNSAFE: {warning}", file=sys.stderr)
+    print(f"UNSAFE: {printable(warning)}", file=sys.stderr)
     return engine
 
 

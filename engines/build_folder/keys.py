@@ -37,8 +37,7 @@ def load_private_key(path: Path, passphrase_file: Path | None = None) -> Ed25519
     data = _read(path, f"{MAKE_PRIVATE} && {MAKE_PUBLIC}", secret=True)
     passphrase = None
     if passphrase_file is not None:
-        text = _read(passphrase_file, "write the passphrase into it, and chmod 600", secret=True)
-        passphrase = text.partition(b"\n")[0].rstrip(b"\r")
+        passphrase = read_secret_line(passphrase_file, "write the passphrase into it, and chmod 600")
     if b"PUBLIC KEY-----" in data:
         raise UsageError("a public key cannot sign", where=path, allowed="the private key", next_command=MAKE_PRIVATE)
     load = partial(serialization.load_pem_private_key, data, passphrase)
@@ -63,6 +62,11 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
     load = partial(serialization.load_pem_public_key, data)
     public: Ed25519PublicKey = _parsed(path, load, ed25519.Ed25519PublicKey, MAKE_PUBLIC)
     return public
+
+
+def read_secret_line(path: Path, make: str) -> bytes:
+    """First line of a file that only its owner can read. Raises UsageError, naming the command `make`, as for a private key."""
+    return _read(path, make, secret=True).partition(b"\n")[0].rstrip(b"\r")
 
 
 def fingerprint(key: Ed25519PublicKey) -> str:

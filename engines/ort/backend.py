@@ -41,6 +41,7 @@ def build_optimized(spec: BuildSpec, graph: bytes, advance: Advance) -> BackendR
     if spec.precision == "fp16":
         raise UsageError(
             "ONNX Runtime computes FP16 graphs in FP32 on a CPU",
+            where="PRECISION",
             found=f"precision fp16 for target {spec.target.name}",
             allowed="fp32, int8, or a GPU target",
         )

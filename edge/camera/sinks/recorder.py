@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from calib.errors import MissingError, UsageError
+from calib.printable import one_line
 from edge.camera.frame import Clock, Notify, Result, ignore
 from edge.camera.opencv import load_cv2, to_bgr
 from edge.images.preprocess import Uint8
@@ -236,6 +237,6 @@ def drawn(result: Result) -> Uint8:
 
 
 def ascii_only(text: str) -> str:
-    """Text in the characters of OpenCV's font: accents are dropped, other characters become `?`."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    """Text in the characters of OpenCV's font: accents are dropped, other characters become `?`, hidden ones their escapes."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", one_line(text)) if not unicodedata.combining(c))
     return plain.encode("ascii", "replace").decode("ascii")

@@ -10,6 +10,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
+from calib.printable import one_line
 from edge.camera.frame import Clock, Result
 from edge.camera.latency_stats import KEPT_S, PARTS, LatencyHistory, finite
 from edge.camera.web.jpeg import Encode
@@ -183,4 +184,13 @@ class Broadcast:
 
 def event(name: str, value: object) -> bytes:
     """A server-sent event whose data is JSON, which contains no line break."""
-    return f"event: {name}\ndata: {json.dumps(value, separators=(',', ':'), allow_nan=False)}\n\n".encode()
+    return f"event: {name}\ndata: {json.dumps(_shown(value), separators=(',', ':'), allow_nan=False)}\n\n".encode()
+
+
+def _shown(value: object) -> object:
+    """The same value with every text on one line, hidden characters as escapes: names and addresses come from files."""
+    if isinstance(value, str):
+        return one_line(value)
+    if isinstance(value, dict):
+        return {key: _shown(item) for key, item in value.items()}
+    return [_shown(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -51,6 +51,7 @@ def certify_model(request: BuildRequest, inputs: BuildInputs, out: Path, advance
             precisions=request.certified_precisions,
             expected_sites=info.config.xnorm_sites,
             kv_axis=info.config.xnorm_kv_axis,
+            where=path,
         ),
         progress=lambda count: advance(0.8 * count / len(images)),
     )

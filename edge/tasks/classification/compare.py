@@ -120,7 +120,13 @@ def _check(reference: Floats, engine: Floats, labels: Int64 | None) -> None:
         found, allowed = f"classes {labels.min()} to {labels.max()}", f"0 to {reference.shape[1] - 1}"
         raise DataError("logits and labels do not match", found=found, allowed=allowed)
     if not np.isfinite(reference).all():
-        raise DataError("the FP32 reference itself holds NaN or Inf", next_command="check the checkpoint and the images")
+        broken = np.flatnonzero(~np.isfinite(reference).all(axis=1))
+        raise DataError(
+            "the FP32 reference itself holds NaN or Inf",
+            where=f"image {broken[0]}",
+            found=f"{len(broken)} of {len(reference)} images",
+            next_command="check the checkpoint and the images",
+        )
 
 
 def _labelled_figures(reference: Floats, engine: Floats, labels: Int64 | None, answer_engine: Int64) -> dict[str, Any]:

@@ -366,7 +366,7 @@ def test_two_builds_on_one_image():
 def test_builds_of_different_sizes_are_not_compared():
     clock = FakeClock()
     builds = [opened(TimedRunner(clock, lambda *_: 0.01), size=size) for size in (8, 16)]
-    with pytest.raises(InputError, match=r"different sizes\n  found: \(3, 8, 8\) and \(3, 16, 16\)"):
+    with pytest.raises(InputError, match=r"different sizes\n  where: --against\n  found: \(3, 8, 8\) and \(3, 16, 16\)"):
         compare(*builds, (1,), conditions(clock), Silent())
 
 
@@ -509,9 +509,9 @@ def test_a_ratio_that_is_none_of_a_gates_is_not_written(ufovit_bench, tmp_path, 
         (["--against-runner", "ort"], "two builds"),
         (["--batch", "3"], "does not support this batch size"),
         (["--batch", "x"], "must be a list of batch sizes"),
-        (["--runs", "0"], "nothing to measure"),
-        (["--warm-up", "-1"], "nothing to measure"),
-        (["--duration", "nan"], "nothing to measure"),
+        (["--runs", "0"], "--runs is out of range"),
+        (["--warm-up", "-1"], "--warm-up is out of range"),
+        (["--duration", "nan"], "--duration is out of range"),
     ],
 )
 def test_bad_options_are_refused(ufovit_bench, options, words):

@@ -205,6 +205,8 @@ def test_values_that_are_no_numbers_reach_the_page_as_null() -> None:
 def test_a_label_cannot_break_out_of_its_event() -> None:
     written = event("x", ["a\n\nevent: end\ndata: {}", "</script>"])
     assert written.count(b"\n") == 3
+    shown = json.loads(event("x", {"a": ("b\u202e\x1b\ud800", 1.5, None)}).partition(b"data: ")[2])
+    assert shown == {"a": [r"b\u202e\x1b\ud800", 1.5, None]}
 
 
 def test_a_picture_that_cannot_be_drawn_is_told_and_the_figures_go_on() -> None:

@@ -54,6 +54,7 @@ def test_the_overlay_shows_names_and_shares():
     tiny = drawn(result(picture(50, (8, 8))))
     np.testing.assert_array_equal(tiny, picture(50, (8, 8)))
     assert ascii_only("Crème brûlée 猫") == "Creme brulee ?"
+    assert ascii_only("a\n\x1b[2J\x00\ud800\u202e") == r"a \x1b[2J\x00\ud800\u202e"
 
 
 def test_a_video_keeps_the_time(tmp_path):

@@ -9,7 +9,17 @@ import pytest
 
 from calib.errors import InputError
 from edge.camera.web import token as module
-from edge.camera.web.token import ALL_GUESSES, GUESS_EVERY_S, GUESSES, MAX_ADDRESSES, TokenAuth, check_token, make_token
+from edge.camera.web.token import (
+    ALL_GUESSES,
+    GUESS_EVERY_S,
+    GUESSES,
+    MAX_ADDRESSES,
+    MAX_OWNERS,
+    REMEMBERED_S,
+    TokenAuth,
+    check_token,
+    make_token,
+)
 
 TOKEN = "correct-horse"
 
@@ -69,10 +79,52 @@ def test_the_right_token_costs_no_guess(access: TokenAuth) -> None:
     assert all(access.accepts(TOKEN, "10.0.0.1") for _ in range(10 * GUESSES))
 
 
-def test_many_addresses_have_a_limit_together(access: TokenAuth) -> None:
-    tried = sum(access.wait_s(f"10.1.{n // 256}.{n % 256}") == 0 and not access.accepts("wrong", f"10.1.{n // 256}.{n % 256}")
-                for n in range(1000))  # fmt: skip
-    assert tried == ALL_GUESSES
+def stranger(n: int) -> str:
+    return f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}"
+
+
+def guess(access: TokenAuth, address: str, times: int = 1) -> int:
+    """How many of so many wrong tokens were looked at."""
+    return sum(access.wait_s(address) == 0 and not access.accepts("wrong", address) for _ in range(times))
+
+
+def test_the_guesses_of_strangers_do_not_lock_the_token_out(access: TokenAuth) -> None:
+    """A thousand addresses use up every limit: the token is accepted where it was sent before, and anywhere else."""
+    assert access.accepts(TOKEN, "192.168.0.7")
+    assert guess(access, "192.168.0.7") == 1, "a slip of the owner's"
+    for n in range(1000):
+        guess(access, stranger(n), 50)
+    assert access.wait_s(stranger(3)) > 60, "they wait"
+    assert access.accepts(TOKEN, "192.168.0.7")
+    assert guess(access, "192.168.0.8", 2) == 2, "a slip at another place"
+    assert access.accepts(TOKEN, "192.168.0.8")
+
+
+def test_however_many_addresses_guess_the_token_stays_with_its_owner(access: TokenAuth) -> None:
+    assert access.accepts(TOKEN, "192.168.0.7")
+    for n in range(2 * MAX_ADDRESSES):
+        guess(access, stranger(n))
+    assert access.accepts(TOKEN, "192.168.0.7")
+
+
+def test_many_addresses_together_guess_slowly(access: TokenAuth, clock: Clock) -> None:
+    """Four hours of guesses from three times as many addresses as are remembered, every address twice an hour."""
+    tried = 0
+    for _hour in range(4):
+        for n in range(6 * MAX_ADDRESSES):
+            tried += guess(access, stranger(n % (3 * MAX_ADDRESSES)))
+            clock.now += REMEMBERED_S / (6 * MAX_ADDRESSES)
+    assert tried / (4 * REMEMBERED_S) < 7
+    assert tried > ALL_GUESSES, "the check is not empty"
+
+
+def test_a_guesser_that_was_quiet_is_forgotten(access: TokenAuth, clock: Clock) -> None:
+    for n in range(GUESSES + ALL_GUESSES):
+        guess(access, stranger(n), GUESSES)
+    assert access.wait_s(stranger(0)) > GUESS_EVERY_S
+    clock.now += 2 * REMEMBERED_S
+    assert access.wait_s(stranger(0)) == 0
+    assert not access._guessers
 
 
 def test_one_ipv6_network_is_one_guesser(access: TokenAuth) -> None:
@@ -84,8 +136,10 @@ def test_one_ipv6_network_is_one_guesser(access: TokenAuth) -> None:
 
 def test_addresses_are_not_remembered_without_end(access: TokenAuth) -> None:
     for n in range(3 * MAX_ADDRESSES):
-        access.wait_s(f"10.2.{n // 256}.{n % 256}")
-    assert len(access._full_at) == MAX_ADDRESSES
+        guess(access, stranger(n))
+        access.accepts(TOKEN, stranger(1 << 20 | n))
+    assert len(access._guessers) <= MAX_ADDRESSES
+    assert len(access._owners) <= MAX_OWNERS
 
 
 def test_the_cookie_is_out_of_reach_and_proves_the_session(access: TokenAuth) -> None:

@@ -141,7 +141,7 @@ def test_bad_input(project, capsys, tmp_path):
         ([project / "absent.onnx"], "file not found"),
         ([project / "text.onnx"], "not an ONNX file"),
         ([project / "empty"], "not a build folder"),
-        ([source, "--images", "0"], "must be positive"),
+        ([source, "--images", "0"], "--images is out of range"),
         ([source, "--mean", "0.5"], "belong together"),
         ([source, "--mean", "a", "--std", "1"], "not numbers"),
         ([source, "--mean", "1,2", "--std", "1"], "not three numbers"),

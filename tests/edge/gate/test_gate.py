@@ -1,6 +1,7 @@
 """The gate: planted regressions are caught and named, and a gate with unlimited tolerance misses them."""
 
 import json
+import re
 from dataclasses import replace
 from xml.etree import ElementTree as ET
 
@@ -328,6 +329,26 @@ def test_junit_and_markdown_say_what_the_report_says(base, tmp_path):
     assert {line.replace("\\|", "").count("|") for line in table} == {8}
     assert "<b>" not in text
     assert "- **accuracy**: 60 images lost" in text
+
+
+def test_no_name_or_note_steers_the_page_or_the_parser(base, tmp_path):
+    """A baseline is a file from a pull request. Oracles: an XML parser, and the syntax of Markdown."""
+    hostile = "![x](http://evil/) **b** `c` <img src=x> \x1b[2J\u202e\x00\ud800\ufffe\r\n- [ ] | # a"
+    report = gate(*base)
+    row = Row(hostile, "fail", *[hostile] * 3, None, None, hostile, hostile)
+    report = replace(report, folder=hostile, baseline=hostile, verdict="fail", rows=(row,), notes=(hostile,))
+    refused = replace(report, verdict="refused", reason=hostile + "\n```\n" + hostile)
+    for written in (report, refused):
+        suites = ET.fromstring(junit_xml(written))
+        texts = [text for element in suites.iter() for text in (element.text or "", *element.attrib.values())]
+        assert any(r"\x1b[2J\u202e\x00\ud800\ufffe" in text for text in texts)
+        markdown = markdown_summary(written)
+        assert markdown.encode()
+        assert not {"\x1b", "\u202e", "\x00", "\r"} & set(markdown)
+        for line in markdown.partition("```")[0].splitlines():
+            bare = re.sub(r"`[^`]*`", "", line.replace("- **\\!", "- \\!"))
+            assert not re.search(r"(?<!\\)(!\[|\]\(|`)|<img", bare), line
+    assert markdown_summary(refused).count("\n```") == 2, "the reason cannot end its block"
 
 
 def test_junit_is_read_by_a_junit_library(base):

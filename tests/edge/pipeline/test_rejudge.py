@@ -314,8 +314,8 @@ def test_the_command(project, capsys):
     ("arguments", "said"),
     [
         (["--data", "a", "--unlabelled", "b"], "exclude each other"),
-        (["--images", "0"], "must be positive"),
-        (["--max-drop", "nan"], "--max-drop must be a non-negative number"),
+        (["--images", "0"], "--images is out of range"),
+        (["--max-drop", "nan"], "--max-drop is out of range"),
         (["--data", "nowhere"], "images not found"),
         (["--unlabelled", "nowhere"], "images not found"),
         (["--reference", "nowhere"], "not a build folder"),

@@ -145,6 +145,13 @@ def test_names_from_files_are_text(failed: tuple[Path, str]) -> None:
         assert any(label in texts for texts in page.figures), "in the heatmap"
 
 
+def test_hidden_characters_in_names_are_shown(tmp_path: Path) -> None:
+    hostile = ("a\x1b[2J", "b\u202egpj.exe", "c\x00", "\u2066d")
+    html = render(make_folder(tmp_path / "build", Recipe(flips=100, labels=hostile)), silent)
+    assert not {"\x1b", "\u202e", "\x00", "\u2066"} & set(html)
+    assert r"b\u202egpj.exe" in html
+
+
 @pytest.mark.slow
 def test_equal_inputs_give_equal_bytes(failed: tuple[Path, str], tmp_path: Path) -> None:
     """Also in another process, with another hash seed and a matplotlibrc of the user's."""
