@@ -52,6 +52,8 @@ GRAPHS = {
 @pytest.mark.parametrize("name", GRAPHS)
 def test_the_program_computes_what_onnx_runtime_computes(name):
     model, kind, shape = GRAPHS[name]
+    if kind == "int8 fp16":
+        require_fp16_rounding()
     x = images(*shape, batch=8)
     assert sqnr_db(run(model, x), torch_outputs(model, x)) >= SQNR_DB[kind]
 
@@ -83,6 +85,8 @@ TIES = np.array([0, 0.5, 1.5, 2.5, -0.5, -1.5, 126.5, 127.5, -128.5, 300, -300, 
 @pytest.mark.parametrize("axis", [None, 0, 1])
 def test_codes_are_those_of_onnx_runtime(axis, dtype):
     """Ties, saturation and every axis, to the last code."""
+    if dtype == np.float16:
+        require_fp16_rounding()
     scale = np.asarray(0.75 if axis is None else np.linspace(0.25, 1.5, 16), dtype)
     along = scale if axis is None else scale.reshape((-1, 1) if axis == 0 else (1, -1))
     x = (np.stack([np.roll(TIES, i) for i in range(16)]) * along).astype(dtype)
@@ -95,6 +99,13 @@ def test_codes_are_those_of_onnx_runtime(axis, dtype):
     assert {-128, 127, 0, 2} <= set(codes.flatten().tolist())
     assert back.numpy().dtype == dtype
     assert (back.numpy() == numbers).all()
+
+
+def require_fp16_rounding():
+    """Skip where ONNX Runtime (1.23, the last for Python 3.10) rounds 1.75 to 1 in QuantizeLinear of FP16: it is no oracle."""
+    codes, _ = quantize_with_onnx_runtime(np.full((1, 1), 1.75, np.float16), np.asarray(1.0, np.float16), {})
+    if codes.item() != 2:
+        pytest.skip("this ONNX Runtime quantizes FP16 by truncation")
 
 
 def quantize_with_onnx_runtime(x, scale, axis):
