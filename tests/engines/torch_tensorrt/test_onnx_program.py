@@ -102,7 +102,7 @@ def test_codes_are_those_of_onnx_runtime(axis, dtype):
 
 
 def require_fp16_rounding():
-    """Skip where ONNX Runtime (1.23, the last for Python 3.10) rounds 1.75 to 1 in QuantizeLinear of FP16: it is no oracle."""
+    """Skip where ONNX Runtime (1.23, the last for Python 3.10) rounds 1.75 to 1 in QuantizeLinear of FP16."""
     codes, _ = quantize_with_onnx_runtime(np.full((1, 1), 1.75, np.float16), np.asarray(1.0, np.float16), {})
     if codes.item() != 2:
         pytest.skip("this ONNX Runtime quantizes FP16 by truncation")
