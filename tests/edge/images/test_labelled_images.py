@@ -186,7 +186,7 @@ def test_lists_that_are_refused(class_folders, tmp_path, name, text, message):
 @pytest.mark.parametrize("name", ["l.csv", "l.txt"])
 def test_a_list_that_is_no_file_is_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(InputError, match=rf"list cannot be read[\s\S]*{name}[\s\S]*not a file"):
+    with pytest.raises(InputError, match=rf"not a regular file[\s\S]*{name}[\s\S]*a pipe"):
         open_images(tmp_path / name, LABELS)
 
 
