@@ -17,6 +17,7 @@ from edge.pipeline import workspace as module
 from edge.pipeline.staging import STAGING, settle
 from edge.pipeline.workspace import RECORD, Step, Workspace, locked
 from edge.progress import Silent
+from engines.build_folder.under_construction import MARK
 
 FLOW = ("export", "calibrate", "engine", "drift")  # alphabetical order would be another one
 SIGNATURE = "signature.json"
