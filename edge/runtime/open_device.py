@@ -34,4 +34,4 @@ def open_device(device: int = 0, library: Library | None = None, *, zero_copy: b
     if len(refusals) == 1:
         raise next(iter(refusals.values()))
     reasons = "".join(f"\n{name}: {error}" for name, error in refusals.items())
-    raise MissingError("no CUDA device can be used", found=reasons.replace("\n", "\n  "))
+    raise MissingError("no CUDA device can be used", found=reasons)

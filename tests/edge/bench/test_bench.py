@@ -437,16 +437,26 @@ class Command:
         return command(*bound.args, **bound.kwargs)
 
 
+@dataclass
+class FakeFolder:
+    """A build folder without a drift.json."""
+
+    path: Path
+    require_signature: Path | None
+
+    def find(self, _artifact):
+        return None
+
+
 @pytest.fixture
 def ufovit_bench(tmp_path, monkeypatch):
     calls = []
 
-    monkeypatch.setattr("edge.cli.bench.BuildFolder", lambda path, require_signature: (path, require_signature))
+    monkeypatch.setattr("edge.cli.bench.BuildFolder", FakeFolder)
 
     def open_runner(build, runner, *, threads):
-        folder, public_key = build
-        calls.append((folder.name, runner, public_key, threads))
-        model, _, precision = folder.name.partition("-")
+        calls.append((build.path.name, runner, build.require_signature, threads))
+        model, _, precision = build.path.name.partition("-")
         build = opened(FakeRunner(SHAPE, CLASSES), batch=(1, 1, 2), model=model, precision=precision or "int8")
         return replace(build, name=runner, itself=runner != "openvino")
 

@@ -66,8 +66,8 @@ def test_a_file_that_others_can_read_is_refused(secret, capsys):
     [
         ({"token": TOKEN, "token_file": "secret"}, "--token and --token-file exclude each other"),
         ({"token_file": "secret", "serve": None}, "--token-file is about the page"),
-        ({"token_file": "missing"}, "file cannot be read"),
-        ({"token_file": "."}, "file cannot be read"),
+        ({"token_file": "missing"}, "file not found"),
+        ({"token_file": "."}, "not a regular file"),
     ],
 )
 def test_options_that_will_not_do(secret, options, says):

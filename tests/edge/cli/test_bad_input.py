@@ -201,7 +201,7 @@ def test_a_checkpoint_that_is_replaced_during_the_build(project, capsys, monkeyp
 
 
 def test_a_folder_is_no_checkpoint(refused, project):
-    refused(2, "checkpoint not found", checkpoint=project / "test")
+    refused(2, "not a regular file", "found: a folder", checkpoint=project / "test")
 
 
 class RunsCode:

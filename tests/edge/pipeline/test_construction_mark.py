@@ -12,16 +12,17 @@ WORDS = "under construction"
 
 
 def build(folder, value=0, *, fail=False, before_change=lambda _step: None):
-    """Two steps; returns whether the folder was refused during each that ran."""
-    refused = []
+    """Two steps; returns those that ran, each with whether a reader was refused during it."""
+    refused = {}
 
     def step(name):
-        def work(_advance):
+        def work(out, _advance):
             try:
                 BuildFolder(folder)
+                refused[name] = False
             except ArtifactError as error:
-                refused.append(WORDS in str(error))
-            (folder / f"{name}.out").write_text(str(value))
+                refused[name] = WORDS in str(error)
+            (out / f"{name}.out").write_text(str(value))
             if fail and name == "second":
                 raise InputError("step failed")
 
@@ -34,8 +35,9 @@ def build(folder, value=0, *, fail=False, before_change=lambda _step: None):
     return refused
 
 
-def test_readers_are_refused_while_steps_run_and_no_longer(tmp_path):
-    assert build(tmp_path) == [True, True]
+def test_readers_are_refused_from_the_first_exchange_of_files_to_the_last(tmp_path):
+    assert build(tmp_path) == {"first": False, "second": True}
+    assert build(tmp_path, 1) == {"first": False, "second": True}, "until then the folder is the old build, complete"
     assert not (tmp_path / MARK).exists()
     assert BuildFolder(tmp_path).steps.keys() == {"first", "second"}
 
@@ -43,7 +45,7 @@ def test_readers_are_refused_while_steps_run_and_no_longer(tmp_path):
 def test_a_build_that_changes_nothing_marks_nothing(tmp_path):
     build(tmp_path)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.iterdir())}
-    assert build(tmp_path) == []
+    assert build(tmp_path) == {}
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.iterdir())} == before
 
 
@@ -63,12 +65,12 @@ def test_a_step_that_fails_leaves_a_folder_that_is_refused_until_it_is_built(tmp
         build(tmp_path, fail=True)
     with pytest.raises(ArtifactError, match=WORDS):
         BuildFolder(tmp_path)
-    assert build(tmp_path) == [True], "the first step is reused"
+    assert build(tmp_path) == {"second": True}, "the first step is reused"
     assert len(BuildFolder(tmp_path).steps) == 2
 
 
 def test_a_build_killed_after_its_last_step_is_finished_by_repeating_it(tmp_path):
     build(tmp_path)
     (tmp_path / MARK).touch()
-    assert build(tmp_path) == [], "nothing is left to do"
+    assert build(tmp_path) == {}, "nothing is left to do"
     assert not (tmp_path / MARK).exists()

@@ -216,10 +216,10 @@ def test_neither_library(modules, monkeypatch):
     assert str(caught.value).splitlines() == [
         "no CUDA device can be used",
         "  found: ",
-        "  pycuda: pycuda is not installed",
-        "    next: pip install 'ufovit-edge[pycuda]'",
-        "  cuda-python: cuda-python is not installed",
-        "    next: pip install 'ufovit-edge[cuda]'",
+        "    pycuda: pycuda is not installed",
+        "      next: pip install 'ufovit-edge[pycuda]'",
+        "    cuda-python: cuda-python is not installed",
+        "      next: pip install 'ufovit-edge[cuda]'",
     ]
 
 
