@@ -170,9 +170,7 @@ def read_baseline(path: Path) -> Baseline:
     """
     update, restore = REMAKE.format(path), RESTORE.format(path)
     data = read_regular(path, largest=LARGEST_JSON_BYTES, remake=restore if path.exists() else update)
-    version = parse_json(data, path, remake=restore).get("schema_version")
-    outdated = isinstance(version, int) and version < Baseline.schema_version
-    baseline = parse_artifact(data, path, Baseline, remake=update if outdated else restore)
+    baseline = parse_artifact(data, path, Baseline, remake=update if _is_outdated(data, path) else restore)
     try:
         sealed, task = baseline.digest(), load_task(baseline.identity.task)
     except InputError as error:
@@ -194,3 +192,13 @@ def read_baseline(path: Path) -> Baseline:
             allowed = "a finite number, 0 or more, and a sentence that gives the reason"
             raise ArtifactError("invalid tolerance", where=f"{path}, {name}", found=asdict(entry), allowed=allowed)
     return baseline
+
+
+def is_outdated(path: Path) -> bool:
+    """Whether a baseline is of an earlier version, which only an update can replace. Raises ArtifactError for no JSON file."""
+    return _is_outdated(read_regular(path, largest=LARGEST_JSON_BYTES, remake=RESTORE.format(path)), path)
+
+
+def _is_outdated(data: bytes, path: Path) -> bool:
+    version = parse_json(data, path, remake=RESTORE.format(path)).get("schema_version")
+    return isinstance(version, int) and version < Baseline.schema_version

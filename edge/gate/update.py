@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from calib.artifact import write_artifact
-from calib.errors import ArtifactError, InputError, VerdictError
-from edge.gate.baseline import Baseline, BaselineFigures, Identity, LatencyRatio, Origin, read_baseline
+from calib.errors import ArtifactError, VerdictError
+from edge.gate.baseline import Baseline, BaselineFigures, Identity, LatencyRatio, Origin, is_outdated, read_baseline
 from edge.gate.build_figures import BuildFigures, read_build
 from edge.gate.gate_tolerances import common_tolerances
 from edge.tasks.gate_row import Recorded, Tolerance
@@ -36,7 +36,8 @@ def update_baseline(
     """Write a baseline of a build folder to `path`, atomically, and return what changed since the previous one.
 
     A tolerance or reason edited in the previous baseline is kept. Raises VerdictError for a build that did not pass, unless
-    forced (the baseline then holds the verdict, and every gate on it reports that); ArtifactError for a damaged build.
+    forced (the baseline then holds the verdict, and every gate on it reports that); ArtifactError for a damaged build, and for
+    a previous baseline that is damaged, whose edited tolerances would be lost.
     """
     build = read_build(folder)
     if build.drift.verdict != "pass" and not force:
@@ -51,14 +52,12 @@ def update_baseline(
         raise ArtifactError("cannot make a baseline of figures that are not finite", where=folder.path, found=figures)
     baseline = make_baseline(build, latency, by, note)
     changes = ["new baseline"]
-    if path.exists():
-        try:
-            old = read_baseline(path)
-        except InputError as error:
-            changes = [f"the previous baseline cannot be read: {str(error).splitlines()[0]}"]
-        else:
-            baseline = replace(baseline, tolerances=baseline.tolerances | _edited(old))
-            changes = list(_changes(old, baseline)) or ["nothing changed"]
+    if path.exists() and is_outdated(path):
+        changes = ["new baseline, of a new version: tolerances of the old one are not kept"]
+    elif path.exists():
+        old = read_baseline(path)
+        baseline = replace(baseline, tolerances=baseline.tolerances | _edited(old))
+        changes = list(_changes(old, baseline)) or ["nothing changed"]
     write_artifact(path, baseline)
     return changes
 

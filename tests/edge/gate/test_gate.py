@@ -10,7 +10,7 @@ import pytest
 from gate_builds import Planted, edit, gate, lose_answers, memory_build, plant, read_build, record, set_field, update_baseline
 from report_folder import LABELS, Recipe
 
-from calib.errors import InputError
+from calib.errors import ArtifactError, InputError
 from edge.gate.baseline import LatencyRatio, read_baseline
 from edge.gate.compare_builds import compare_builds
 from edge.gate.gate_tolerances import QUANTITIES
@@ -368,8 +368,18 @@ def test_update_keeps_edited_tolerances_and_lists_what_changed(base, tmp_path):
     assert "engine_bytes: 300000 -> 360000" in changes
     assert "tolerance of size: 0.5, edited, kept" in changes
     assert read_baseline(path).tolerances["size"] == Tolerance(0.5, "a new head is on its way")
-    edit(path, set_field("schema_version", to=99))
-    assert update_baseline(base[0], path)[0].startswith("the previous baseline cannot be read")
+    edit(path, set_field("schema_version", to=0))
+    assert update_baseline(base[0], path)[0].startswith("new baseline, of a new version")
+
+
+@pytest.mark.parametrize("content", [b"<<<<<<< ours\n{}\n>>>>>>> theirs\n", b'{"schema_version": 99}', b""])
+def test_update_does_not_replace_a_damaged_baseline(base, tmp_path, content):
+    """It may hold tolerances that were edited by hand: a merge conflict is to be resolved."""
+    path = tmp_path / "baseline.json"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"(?s)baseline\.json.*next: git restore"):
+        update_baseline(base[0], path)
+    assert path.read_bytes() == content
 
 
 def test_random_weights_have_no_accuracy_row(tmp_path):
