@@ -9,4 +9,5 @@ if [[ "${1:-}" == "--fast" ]]; then
   shift
 fi
 scripts/check.sh
-exec .venv/bin/pytest -n "$(nproc)" --dist worksteal --durations 15 "${selection[@]}" "$@"
+workers=$(($(nproc) + 1)) # tests of the camera wait for a clock
+exec .venv/bin/pytest -n "$workers" --dist worksteal --durations 15 "${selection[@]}" "$@"

@@ -175,7 +175,7 @@ def test_test_checks_before_it_tests(checkout, given, selected):
     done = sh("scripts/test.sh", *given, cwd=checkout)
     assert done.returncode == 5, "the exit code of the tests"
     workers, count, *options = done.stdout.splitlines()
-    assert (workers, int(count)) == ("-n", len(os.sched_getaffinity(0)))
+    assert (workers, int(count)) == ("-n", len(os.sched_getaffinity(0)) + 1)
     assert options == ["--dist", "worksteal", "--durations", "15", *selected]
     programs = [line.split()[0] for line in (checkout / "calls").read_text().splitlines() if not line.startswith("python")]
     assert programs == ["ruff", "ruff", "mypy", "pytest"]

@@ -6,35 +6,33 @@ import numpy as np
 import onnx
 import pytest
 from attribution_graphs import FILE, MEAN, edited, kinds, scaled, with_judged
-from run_once import make_once
+from shipped_build import make_shipped_build
 
 from calib.collect import CollectConfig, collect_table
 from calib.ort_session import GraphSession
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.quantize import quantize_graph
-from edge.assets import CALIBRATION_IMAGES, SHIPPED_MODEL, TEST_IMAGES
+from edge.assets import CALIBRATION_IMAGES, TEST_IMAGES
 from edge.attribution import float_fallback
 from edge.attribution.attribute import attribute_graphs
 from edge.attribution.build_graphs import BuildGraphs, LoadedGraph, load_graphs
 from edge.attribution.paired_images import PairedImages
-from edge.cli import run as run_command
 from edge.images.labelled_images import open_images
 from edge.model.metadata import read_graph_info
+from engines.build_folder.file_names import QUANTIZED, TYPED
 from engines.build_folder.folder import BuildFolder
 from engines.typed_graph import type_graph
 
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory):
-    """Its INT8 build for the CPU, and 96 of its test images."""
-
-    def build(folder):
-        options = "--target cpu --calib-images 512 --eval-images 64 --max-drop 100"
-        command = ["build", SHIPPED_MODEL, "int8", *options.split(), "--out", str(folder / "out")]
-        assert run_command(command) in (0, 3)
-
-    out = make_once(tmp_path_factory, "shipped-cpu", build) / "out"
+    """Its INT8 build, judged by the graph with Q/DQ, and 96 of its test images."""
+    out = make_shipped_build(tmp_path_factory)
     graphs = load_graphs(BuildFolder(out))
+    if graphs.judged.file.file == TYPED:
+        *between, judged = graphs.between
+        graphs = replace(graphs, judged=judged, between=tuple(between))
+    assert graphs.judged.file.file == QUANTIZED
     info = read_graph_info(graphs.reference.model, out / "model.onnx")
     (images,) = open_images(TEST_IMAGES, info.labels).take(96).batches(info.preprocess, 96)
     return graphs, images
@@ -46,35 +44,26 @@ def without_costs(monkeypatch):
     monkeypatch.setattr("edge.attribution.float_fallback.find_groups", lambda _judged, _spans: ())
 
 
-@pytest.fixture(scope="module")
-def with_costs(shipped):
-    """32 of the images, and their attribution with the costs of all groups."""
-    graphs, images = shipped
-    return images[::3], attribute_graphs(graphs, images[::3])
-
-
 @pytest.mark.slow
 def test_shipped_honest(shipped, without_costs):
     graphs, images = shipped
-    for part in range(2):
-        assert attribute_graphs(graphs, images[part::3]).culprits == ()
+    assert attribute_graphs(graphs, images[1::3]).culprits == ()
 
 
 @pytest.mark.slow
-def test_shipped_costliest_groups(with_costs):
-    """The layers after the stem's first two, and the head, cost most; the head in float gains for certain."""
-    _images, found = with_costs
+def test_shipped_honest_with_the_costs_of_its_layers(shipped):
+    """The layers after the stem's first two, and the head, cost most; the head in float gains for certain.
+
+    Layers disturb the logits nearly independently: the noise of each alone sums to the noise of all, on the same images.
+    """
+    graphs, images = shipped[0], shipped[1][::3]
+    found = attribute_graphs(graphs, images)
+    assert found.culprits == ()
     *alone, together = found.costliest
     assert {"stem.6/Conv", "stem.9/Conv", "head/Gemm"} <= set(together.layers)
     assert "head/Gemm" in {layer for trial in alone if trial.confirmed for layer in trial.layers}
     assert together.share > 0.5
     assert "of 209 groups of layers make" in found.sentence
-
-
-@pytest.mark.slow
-def test_shipped_costs_add_up_to_what_is_seen(shipped, with_costs):
-    """Layers disturb the logits nearly independently: the noise of each alone sums to the noise of all, on the same images."""
-    graphs, (images, found) = shipped[0], with_costs
     few = PairedImages(images, images).take(float_fallback.ISOLATED_IMAGES).reference
     reference, judged = (
         GraphSession(graph.model, threads=0)({"image": few})[graph.model.graph.output[0].name].astype(np.float64)
@@ -91,8 +80,13 @@ def groups_of(found):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tensor", ["blocks.7.norm1/LayerNormalization_output", "blocks.13.ffn.1/Gelu_output"])
-@pytest.mark.parametrize(("factor", "kind"), [(2, "scale_too_large"), (0.5, "scale_too_small")])
+@pytest.mark.parametrize(
+    ("factor", "kind", "tensor"),
+    [
+        (2, "scale_too_large", "blocks.7.norm1/LayerNormalization_output"),
+        (0.5, "scale_too_small", "blocks.13.ffn.1/Gelu_output"),
+    ],
+)
 def test_shipped_wrong_scale(shipped, without_costs, tensor, factor, kind):
     graphs, images = shipped
     found = attribute_graphs(with_judged(graphs, scaled(graphs.judged.model, tensor, factor)), images[:16])
@@ -123,14 +117,13 @@ def test_shipped_zeroed_channel_and_other_weights(shipped, without_costs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", [0, 500])
-def test_shipped_calibrated_on_four_images(shipped, without_costs, tmp_path, start):
+def test_shipped_calibrated_on_four_images(shipped, without_costs, tmp_path):
     graphs, images = shipped
     path = tmp_path / "float.onnx"
     onnx.save(graphs.base.model, path)
     info = read_graph_info(graphs.reference.model, path)
     source = open_images(CALIBRATION_IMAGES, info.labels)
-    batch = np.stack([info.preprocess(source.pixels(start + i)) for i in range(4)])
+    batch = np.stack([info.preprocess(source.pixels(i)) for i in range(4)])
     scheme = QuantScheme(exclude=("stem.0/Conv", "stem.3/Conv"))
     plan = plan_quantization(graphs.base.model, scheme)
     table = collect_table(path, iter([batch]), plan, data_sha256="0", config=CollectConfig(min_images=1))

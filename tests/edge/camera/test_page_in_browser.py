@@ -123,7 +123,7 @@ def test_a_slow_network_is_not_taken_for_a_fault(open_tab: Tabs) -> None:
             window.states = [];
             new MutationObserver(() => window.states.push(state.innerText)).observe(state, { childList: true });
         }""")
-        for number in range(3):
+        for number in range(2):
             given = result(number)
             running.page(type(given)(**{**vars(given), "fps": 0.2}))
             time.sleep(5)
