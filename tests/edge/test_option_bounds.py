@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from rich.console import Console
 
 from edge.cli import run
 from edge.cli.main import COMMANDS, app
@@ -58,7 +59,7 @@ def test_a_number_beyond_the_bounds_is_refused_with_the_bounds(command, option, 
 
 @pytest.mark.parametrize(("command", "option"), [(command, option) for command, option, _ in OPTIONS], ids=lambda value: value)
 def test_the_help_names_the_bounds(command, option, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(app, "_console", Console(width=400))
     assert run([command, "--help"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if re.search(rf"{option}\b", line))
     assert re.search(r"\d to [\d,]+\b", line), line
