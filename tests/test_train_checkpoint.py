@@ -139,9 +139,9 @@ def test_seed_decides(train):
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_it_learns(train, data, capsys):
-    train("--epochs", "20", "--lr", "5e-3", "--smoothing", "0", "--bf16")
+    train("--epochs", "14", "--lr", "5e-3", "--smoothing", "0", "--bf16")
     losses = [float(loss) for loss in re.findall(r"loss (\S+)", capsys.readouterr().out)]
-    assert len(losses) == 20 * 6 // 3
+    assert len(losses) == 14 * 6 // 3
     frequencies = np.bincount(read_idx(data / "train-labels-idx1-ubyte.gz")[:24]) / 24
     blind = -sum(p * np.log(p) for p in frequencies if p)  # the least that one can reach without looking at the images
     assert losses[0] > blind

@@ -1,6 +1,7 @@
 """A small network with every parameter away from its initial value, and its exported graph."""
 
 import hashlib
+import pickle
 import shutil
 from dataclasses import replace
 
@@ -45,24 +46,36 @@ def make_network():
 
 @pytest.fixture(scope="session", autouse=True)
 def exported_once(tmp_path_factory):
-    """Builds export equal networks once in a test run: torch's exporter takes most of the time of a tiny build.
+    """Builds export equal networks once in a test run: torch's exporter and onnxsim take most of the time of a tiny build.
 
-    Tests of the exporter import it from its module and get the original.
+    Tests of either import it from its module and get the original.
     """
     import onnx
 
     from edge.model import export
 
-    original = export.to_onnx
+    to_onnx, simplify = export.to_onnx, export.simplify
 
-    def to_onnx(network):
+    def once(kind, content, make):
+        return make_once(tmp_path_factory, f"{kind}-{hashlib.sha256(content).hexdigest()[:16]}", make)
+
+    def to_onnx_once(network):
         weights = ((name, tensor.numpy().tobytes()) for name, tensor in network.state_dict().items())
-        digest = hashlib.sha256(repr((network.cfg, *weights)).encode()).hexdigest()
-        make = lambda folder: onnx.save(original(network), folder / "model.onnx")  # noqa: E731
-        return onnx.load(make_once(tmp_path_factory, f"exported-{digest[:16]}", make) / "model.onnx")
+        make = lambda folder: onnx.save(to_onnx(network), folder / "model.onnx")  # noqa: E731
+        return onnx.load(once("exported", repr((network.cfg, *weights)).encode(), make) / "model.onnx")
+
+    def simplify_once(proto, images):
+        def make(folder):
+            graph, record = simplify(proto, images)
+            onnx.save(graph, folder / "model.onnx")
+            (folder / "record").write_bytes(pickle.dumps(record))
+
+        folder = once("simplified", proto.SerializeToString(deterministic=True), make)
+        return onnx.load(folder / "model.onnx"), pickle.loads((folder / "record").read_bytes())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "to_onnx", to_onnx)
+        patch.setattr(export, "to_onnx", to_onnx_once)
+        patch.setattr(export, "simplify", simplify_once)
         yield
 
 

@@ -80,17 +80,11 @@ def groups_of(found):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("factor", "kind", "tensor"),
-    [
-        (2, "scale_too_large", "blocks.7.norm1/LayerNormalization_output"),
-        (0.5, "scale_too_small", "blocks.13.ffn.1/Gelu_output"),
-    ],
-)
-def test_shipped_wrong_scale(shipped, without_costs, tensor, factor, kind):
+def test_shipped_wrong_scale(shipped, without_costs):
     graphs, images = shipped
-    found = attribute_graphs(with_judged(graphs, scaled(graphs.judged.model, tensor, factor)), images[:16])
-    assert [(c.kind, c.where) for c in found.culprits] == [(kind, tensor)]
+    tensor = "blocks.7.norm1/LayerNormalization_output"
+    found = attribute_graphs(with_judged(graphs, scaled(graphs.judged.model, tensor, 2)), images[:16])
+    assert [(c.kind, c.where) for c in found.culprits] == [("scale_too_large", tensor)]
 
 
 @pytest.mark.slow
