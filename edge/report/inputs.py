@@ -43,20 +43,37 @@ class ReportInputs:
     attribution: Attribution | None = None
 
 
-def gather(build: BuildFolder) -> ReportInputs:
-    """Read a build and check the recorded digests. Raises ArtifactError unless its files belong together."""
-    manifest, drift, export = build.manifest, build.read(DRIFT_ARTIFACT), build.read(EXPORT_ARTIFACT)
-    task = task_of(manifest)
-    sides = read_answers(build, task)
+@dataclass(frozen=True)
+class BuiltInputs:
+    """What a report shows of the files that are there before a build is judged; the fields are those of `ReportInputs`."""
+
+    export: ExportRecord
+    table: CalibrationTable | None
+    order: tuple[str, ...]
+    certificate: XNormCertificate | None
+
+
+def read_built(build: BuildFolder) -> BuiltInputs:
+    """Read them. Raises ArtifactError for one that is missing, malformed or altered."""
+    export, manifest = build.read(EXPORT_ARTIFACT), build.manifest
     table = build.read(TABLE_ARTIFACT) if manifest.calibration else None
     certificate = build.read(CERTIFICATE_ARTIFACT) if manifest.xnorm else None
+    return BuiltInputs(export, table, _network_order(build, table) if table else (), certificate)
+
+
+def gather(build: BuildFolder) -> ReportInputs:
+    """Read a build and check the recorded digests. Raises ArtifactError unless its files belong together."""
+    built, manifest, drift = read_built(build), build.manifest, build.read(DRIFT_ARTIFACT)
+    task = task_of(manifest)
+    sides = read_answers(build, task)
     attribution, pictures = build.find(ATTRIBUTION_ARTIFACT), build.find(PICTURES_ARTIFACT)
     check_stated(build.path, task, drift, sides)
     if pictures is not None:
         _check_pictures(build.path, drift, pictures, set(task.worst(sides).tolist()))
-    order = _network_order(build, table) if table else ()
     verify_recorded(build)
-    return ReportInputs(build, manifest, drift, export, task, sides, table, order, certificate, pictures, attribution)
+    return ReportInputs(
+        build, manifest, drift, task=task, sides=sides, pictures=pictures, attribution=attribution, **vars(built)
+    )
 
 
 def _check_pictures(folder: Path, drift: DriftReport, pictures: KeptPictures, changed: set[int]) -> None:

@@ -7,7 +7,7 @@
 
 Every command runs on a copy of the small project of `fuzz_project.py`, forked from a process with all libraries loaded.
     kills      After SIGKILL `ufovit verify` accepts the folder, which then is the old or the new build to the byte, or says
-               that it is under construction; the old video, or the new one, is there. The same command then succeeds, its
+               that it is under construction; a video is there and can be played, or none. The same command then succeeds, its
                files are those of a run that was not killed, and no other file is left.
     disks      Too little room, no inodes, a full TMPDIR, a limit on the size of files: exit code 4, nothing that was there is
                gone, and the same command succeeds when there is room.
@@ -44,7 +44,7 @@ from interrupted_runs import (
     DATED,
     NEW,
     OLD,
-    VIDEO,
+    RECORDING,
     Bench,
     differing,
     make_all,
@@ -63,7 +63,7 @@ COMMANDS = {
     "build": NEW,
     "drift": "drift out --data test --images 40",
     "gate": "gate out --baseline baseline.json --update --reviewed-by another --note changed",
-    "recording": VIDEO,
+    "recording": RECORDING,
 }
 ON_A_DISK = {
     **COMMANDS,
@@ -124,14 +124,16 @@ def _killed(bench: Bench, name: str, moment: float, old: dict[str, str], new: di
     found = {file: content for file, content in state(bench.work).items() if "/." not in f"/{file}"}
     if code and UNDER_CONSTRUCTION not in output:
         return f"verify refuses the folder: {output.strip()}"
-    if name == "recording":
-        found |= {"video.mp4": old["video.mp4"]} if playable(bench.work / "video.mp4") else {}
+    video = bench.work / "video.mp4"
+    if name == "recording" and playable(video):
+        found[video.name] = new[video.name]  # its bytes depend on the speed of the run
     if not code and differing(found, old) and differing(found, new):
         return f"neither the old nor the new state: {differing(found, old)} | {differing(found, new)}"
+    video.unlink(missing_ok=True)  # a recording replaces none
     code, output = bench.run(COMMANDS[name])
     after = state(bench.work)
-    if name == "recording" and playable(bench.work / "video.mp4"):
-        after["video.mp4"] = new["video.mp4"]
+    if name == "recording" and playable(video):
+        after[video.name] = new[video.name]
     if code or differing(after, new):
         return f"the same command again ends with {code}, files that differ: {differing(after, new)}; {output[-300:]}"
     return None

@@ -141,7 +141,7 @@ def gated(planted: Planted) -> tuple[int, str]:
 def attributed(planted: Planted, bench: Bench) -> Attribution:
     """Attribute like `ufovit drift --attribute`, on fewer images; the evaluated side gets BGR if the fault swaps channels."""
     assert planted.folder is not None
-    folder = BuildFolder(planted.folder)
+    folder = BuildFolder(planted.folder, building=True)  # a build that was refused is not finished
     graphs, stated = load_graphs(folder), read_preprocess(folder.manifest)
     info = read_graph_info(graphs.reference.model, planted.folder / MODEL)
     images = (planted.images or resolve_inputs(bench.request).eval_images).take(ATTRIBUTION_IMAGES)

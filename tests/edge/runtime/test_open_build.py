@@ -129,7 +129,7 @@ def test_no_gpu_runs_a_cpu_build(built):
 
 
 def test_names_and_numbers(built):
-    with pytest.raises(InputError, match=r"unknown runner 'tensorrt'\n  allowed: auto, ort, openvino, trt"):
+    with pytest.raises(InputError, match=r"unknown runner 'tensorrt'\n  where: --runner\n  allowed: auto, ort, openvino, trt"):
         open_runner(built / "out", "tensorrt")
     with pytest.raises(InputError, match="--threads is out of range"):
         open_runner(built / "out", threads=-1)
