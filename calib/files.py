@@ -93,7 +93,10 @@ def read_regular(
 ) -> bytes:
     """Bytes of a regular file; arguments and errors as of `open_regular`."""
     with open_regular(path, error, largest=largest, follow_links=follow_links, missing=missing, remake=remake) as stream:
-        data = stream.read(largest + 1)  # files of /proc state no size
+        parts = [stream.read(os.fstat(stream.fileno()).st_size)]
+        while sum(map(len, parts)) <= largest and (more := stream.read(_CHUNK)):  # /proc states no size, a file may grow
+            parts.append(more)
+    data = b"".join(parts)
     _check_size(path, len(data), largest, error, remake)
     return data
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from calib.errors import ArtifactError, DataError, InputError
+from edge.attribution.attribution_record import ATTRIBUTION_ARTIFACT
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.stored_reference import StoredAnswers, read_stored
 from edge.images.labelled_images import ImageSet, open_unlabelled
@@ -51,8 +52,8 @@ def rejudge_build(folder: Path, options: JudgeOptions, progress: Progress) -> Bu
         steps = [drift_step(build, question, here=here)]
         if options.attribute:
             steps.append(_attribute_step(build, question.images))
-        if manifest.bundle is None:
-            _check_reported(build, options)
+        else:
+            build.find(ATTRIBUTION_ARTIFACT)  # refused now, not by the report when the verdict is replaced
 
         def preflight(_step: str) -> None:
             if question.stored is None or options.attribute:
@@ -99,16 +100,6 @@ def _reopened(build: BuildFolder, again: set[str], preflight: Callable[[str], No
     """The folder's workspace with all steps done but those named in `again`."""
     done = [name for name in build.steps if name not in again]
     return Workspace(build.path, ARTIFACTS, before_change=preflight, reused=done)
-
-
-def _check_reported(build: BuildFolder, options: JudgeOptions) -> None:
-    """Raise ArtifactError for what the report would refuse after the verdict was replaced."""
-    from edge.attribution.attribution_record import ATTRIBUTION_ARTIFACT
-    from edge.report.inputs import read_built
-
-    read_built(build)
-    if not options.attribute:
-        build.find(ATTRIBUTION_ARTIFACT)
 
 
 def _attribute_step(build: BuildFolder, images: ImageSet) -> Step:

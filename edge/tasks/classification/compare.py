@@ -15,7 +15,17 @@ from calib.errors import DataError
 from calib.metrics import sqnr_db, top1_agreement
 from edge.numeric_tolerances import RANDOM_WEIGHTS_COSINE, RECOMPUTED, SQNR_CAP_DB
 from edge.tasks.classification.drop_interval import Flips, Paired, drop_interval, images_to_decide, mcnemar_p
-from edge.tasks.classification.logit_metrics import TOP, Distance, Floats, Int64, Reliability, distance, reliability, top_share
+from edge.tasks.classification.logit_metrics import (
+    BINS,
+    TOP,
+    Distance,
+    Floats,
+    Int64,
+    Reliability,
+    distance,
+    reliability,
+    top_share,
+)
 from edge.tasks.classification.logits import answers
 from edge.tasks.interval import Float64, Interval, Verdict, decide, share_interval
 from edge.tasks.task import Comparison
@@ -194,6 +204,9 @@ def contradiction(comparison: LogitComparison) -> str:
     present = {getattr(comparison, name) is not None for name in _LABELLED}
     if images < 1 or not 0 <= comparison.not_finite <= images or len(present) > 1:
         return f"{images} images, {comparison.not_finite} not finite; figures that need labels: some but not all"
+    sides = (comparison.reliability_reference, comparison.reliability_engine)
+    if any(side is not None and len(side.bins) != BINS for side in sides):
+        return f"reliability in other than {BINS} bins"
     if flips is None:
         changed = round(images * (1 - comparison.agreement))
         points, interval, counts = 100.0 * changed / images, share_interval(changed, images), f"{changed} changed answers"

@@ -44,6 +44,7 @@ FORGED = {
     "no flips": ("missed", {"verdict": "pass", "flips": None, "interval": PASS, "judged_by": "agreement"}),
     "negative flips": ("missed", {"flips": {"right_to_wrong": -60, "wrong_to_right": 0}}),
     "more flips than images": ("missed", {"flips": {"right_to_wrong": 10**9, "wrong_to_right": 0}}),
+    "no bins": ("missed", {"reliability_engine": {"ece": 0.0, "bins": []}}),
     "no images": ("missed", {"images": 0}),
     "a budget below zero": ("missed", {"budget_points": -1.0}),
     "the word for NaN rows": ("NaN rows", {"verdict": "pass"}),

@@ -14,8 +14,9 @@ import pytest
 from kill_at_rename import exit_codes
 from tiny_project import LABELS, build, command, forget, make_project, read, sha256
 
-from calib.files import atomic_path
+from calib.files import atomic_path, canonical_json
 from edge.cli import INTERRUPTED, run
+from engines.build_folder.step_record import StepRecord, read_record, write_record
 
 INT8_FILES = {
     "model.onnx", "export.json", "golden.npz", "xnorm.json", "model.folded.onnx", "model.refined.onnx", "calibration.json",
@@ -133,6 +134,34 @@ def test_another_checkpoint_in_the_same_folder_leaves_nothing_stale(project, mak
     new = read(project, "manifest.json")
     assert new["checkpoint"]["sha256"] == sha256(project / "tiny.safetensors") != old["checkpoint"]["sha256"]
     assert read(project, "drift.json")["reference"]["sha256"] == new["onnx"]["sha256"] != old["onnx"]["sha256"]
+
+
+def change_recorded(project, file, **fields):
+    """Change fields of a JSON artifact, and make the record fit."""
+    path = project / "out" / file
+    path.write_bytes(canonical_json({**json.loads(path.read_text()), **fields}))
+    steps = read_record(project / "out")
+    step = next(name for name, entry in steps.items() if file in entry.writes)
+    steps[step] = StepRecord(steps[step].reads, {**steps[step].writes, file: sha256(path)})
+    write_record(project / "out", steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "field"), [("xnorm.json", "folded_onnx_sha256"), ("calibration.json", "onnx_sha256")])
+def test_an_artifact_that_speaks_of_another_file_is_made_again(project, file, field):
+    honest = read(project, file)
+    change_recorded(project, file, **{field: "0" * 64})
+    assert build(project) == 0
+    assert read(project, file) == honest
+
+
+@pytest.mark.parametrize("file", ["export.json", "xnorm.json", "calibration.json"])
+def test_what_the_report_would_refuse_is_refused_before_the_verdict_is_replaced(project, file, capsys):
+    change_recorded(project, file, schema_version=99)
+    before = {path.name: sha256(path) for path in (project / "out").iterdir() if path.is_file()}
+    assert run(["drift", str(project / "out"), "--images", "40"]) == 2
+    assert file in capsys.readouterr().err
+    assert {path.name: sha256(path) for path in (project / "out").iterdir() if path.is_file()} == before
 
 
 @pytest.mark.slow
