@@ -9,7 +9,8 @@ The returned bytes are the bytes that were hashed. `engines.build_folder.verify`
 read before is not hashed again. Standard library only.
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -89,8 +90,9 @@ class BuildFolder:
     def data(self, file: str) -> bytes:
         """A file's bytes, hashed as read. Raises ArtifactError unless they match the recorded digests."""
         self._require(RECORD, *([MANIFEST] if self.has(MANIFEST) else []))
-        data = self._load(file)
-        self._compare(file)
+        with self._changing():
+            data = self._load(file)
+            self._compare(file)
         return data
 
     def read(self, artifact: Artifact[T]) -> T:
@@ -110,12 +112,13 @@ class BuildFolder:
     def check(self, file: str) -> None:
         """Raise ArtifactError unless a file exists and matches its recorded digests, without reading it into memory."""
         self._require(file)
-        if file not in self.digests:
-            if file.endswith(".json"):
-                self._load(file)
-            else:
-                self.digests[file] = sha256_contained(self.path / file)
-        self._compare(file)
+        with self._changing():
+            if file not in self.digests:
+                if file.endswith(".json"):
+                    self._load(file)
+                else:
+                    self.digests[file] = sha256_contained(self.path / file)
+            self._compare(file)
 
     def sha256(self, file: str) -> str:
         """Digest of a file, checked; see `check`."""
@@ -125,7 +128,17 @@ class BuildFolder:
     def _require(self, *files: str) -> None:
         for file in files:
             if file in self.problems:
-                raise self.problems[file]
+                with self._changing():
+                    raise self.problems[file]
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """An error of a file that a build has begun to replace since the folder was opened says so."""
+        try:
+            yield
+        except InputError:
+            self.check_finished()
+            raise
 
     def _read_steps(self) -> None:
         if not self.has(RECORD):

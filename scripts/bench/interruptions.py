@@ -38,7 +38,7 @@ if __name__ == "__main__":  # before numpy is loaded: a forked process lacks the
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from fuzz import LIBRARIES, forked
+from fuzz import LIBRARIES, REFUSED, forked
 from fuzz_project import know_the_tiny_size
 from interrupted_runs import (
     DATED,
@@ -47,6 +47,7 @@ from interrupted_runs import (
     RECORDING,
     Bench,
     differing,
+    export_once,
     make_all,
     mounted,
     playable,
@@ -72,7 +73,7 @@ ON_A_DISK = {
     "bundle": "bundle rtx --data test --images 16 --out new.ufovit",
     "sign": "sign out --key key.pem",
 }
-UNDER_CONSTRUCTION, OF_ANOTHER, NO_BUILD = "is under construction", "not of this build", "not a build folder"
+UNDER_CONSTRUCTION = "is under construction"
 MANY = 1 << 30
 
 
@@ -92,6 +93,7 @@ def main() -> None:
         made = forked(bench.good, make_all, bench.log, bounded=False)
         if made.code:
             sys.exit(f"the project cannot be made:\n{bench.log.read_text(errors='replace')[-3000:]}")
+        export_once(bench.good)
         {"kills": kills, "disks": disks, "together": together}[options.campaign](bench, options)
         for name, count in bench.cases.items():
             print(f"{name:<34} {count:>6} cases {bench.failures[name]:>4} failures")
@@ -240,10 +242,11 @@ def together(bench: Bench, options: argparse.Namespace) -> None:
 def _read(bench: Bench, reader: str, seen: set[bytes], outcomes: Counter[str]) -> str | None:
     """What is wrong with the answer of a reader: it is neither that on one of the builds nor a refusal."""
     code, output = bench.run(reader)
-    text = DATED.sub(b"", bench.log.read_bytes())
-    refused = next((why for why in (UNDER_CONSTRUCTION, OF_ANOTHER, NO_BUILD) if why in output), None)
-    outcomes[f"{reader.split(maxsplit=1)[0]}: {refused or 'a whole build'}"] += 1
-    if text in seen or (refused is not None and code in (2, 4)):
+    whole = DATED.sub(b"", bench.log.read_bytes()) in seen
+    error = next((line for line in output.splitlines() if line.startswith("error: ")), "")
+    what = "a whole build" if whole else error.removeprefix("error: ").split(":")[0]
+    outcomes[f"{reader.split()[0]}: {what}"] += 1
+    if whole or (error and code in REFUSED):
         return None
     return f"{reader} answered {code}: {output.strip()[-400:]}"
 
