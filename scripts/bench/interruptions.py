@@ -245,7 +245,7 @@ def _read(bench: Bench, reader: str, seen: set[bytes], outcomes: Counter[str]) -
     whole = DATED.sub(b"", bench.log.read_bytes()) in seen
     error = next((line for line in output.splitlines() if line.startswith("error: ")), "")
     what = "a whole build" if whole else error.removeprefix("error: ").split(":")[0]
-    outcomes[f"{reader.split()[0]}: {what}"] += 1
+    outcomes[f"{reader.split(maxsplit=1)[0]}: {what}"] += 1
     if whole or (error and code in REFUSED):
         return None
     return f"{reader} answered {code}: {output.strip()[-400:]}"
