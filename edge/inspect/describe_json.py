@@ -1,5 +1,6 @@
 """Describe the JSON and NPZ artifacts of a build, and the build folder."""
 
+import contextlib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -118,13 +119,17 @@ def describe_folder(folder: Path) -> Description:
     """A build folder: its files, checked against their recorded digests, and the verdict."""
     build = BuildFolder(folder)
     described, drift = describe_manifest(build.manifest), build.find(DRIFT_ARTIFACT)
-    verify_folder(build, complete=False)
+    sizes = {}
+    for path in sorted(folder.iterdir()):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and not path.name.startswith("."):
+                sizes[path.name] = size_text(path.stat().st_size)
+    verify_folder(build, complete=False)  # at its end it notices a build that has begun meanwhile
     facts = {"digests": "every recorded file in the folder matches its digest"}
     facts |= describe_drift(drift).facts if drift is not None else {"verdict": f"none: no {DRIFT}"}
     chosen = ("model", "created", "engine", "backend", "compute capability", "asked for", "does")
     facts |= {name: described.facts[name] for name in chosen}
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    listing = Listing("Files", ("file", "size"), tuple((p.name, size_text(p.stat().st_size)) for p in files))
+    listing = Listing("Files", ("file", "size"), tuple(sizes.items()))
     return Description(f"Build folder {folder}", facts, (listing, *described.listings[1:]), described.warnings)
 
 

@@ -49,7 +49,8 @@ class BuildFolder:
         if not path.is_dir():
             raise ArtifactError("not a build folder", where=path, next_command=REMAKE)
         self.path, self._building = path, building
-        self.check_finished()
+        if not building:
+            check_finished(path)
         self.signature: Signature | None = None
         if require_signature is not None:
             self.signature = read_signature(path, require_signature)
@@ -60,6 +61,7 @@ class BuildFolder:
         self._values: dict[Artifact[Any], Any] = {}
         self._steps: dict[str, StepRecord] = {}
         self._manifest: EngineManifest | None = None
+        self._opened = self._record_status()
         for file, read in ((RECORD, self._read_steps), (MANIFEST, self._read_manifest)):
             try:
                 read()
@@ -67,9 +69,21 @@ class BuildFolder:
                 self.problems[file] = error
 
     def check_finished(self) -> None:
-        """Raise ArtifactError when a build other than the reader's own has begun to change the folder."""
-        if not self._building:
-            check_finished(self.path)
+        """Raise ArtifactError when a build other than the reader's own has begun to change the folder since it was opened."""
+        if self._building:
+            return
+        check_finished(self.path)
+        if self._record_status() != self._opened:
+            what = "a build has changed the folder while it was read"
+            raise ArtifactError(what, where=self.path, next_command="run the same command again")
+
+    def _record_status(self) -> tuple[int, int] | None:
+        """Inode and time of the record, which each step of a build replaces."""
+        try:
+            status = (self.path / RECORD).lstat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
     @property
     def manifest(self) -> EngineManifest:

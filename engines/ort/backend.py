@@ -13,6 +13,7 @@ On x86 without VNNI instructions, INT8 kernels may saturate intermediate sums: e
 """
 
 import errno
+import shutil
 import tempfile
 from copy import deepcopy
 from pathlib import Path
@@ -63,8 +64,9 @@ def build_optimized(spec: BuildSpec, graph: bytes, advance: Advance) -> BackendR
             engine = path.read_bytes()
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             text = str(error)
-            disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            if disk_full or "No space left" in text:
+            disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            no_room = shutil.disk_usage(folder).free < len(data)  # protobuf does not say why it failed to write
+            if disk_full or no_room or "No space left" in text:
                 raise disk_full_error() from error
             raise BackendError("ONNX Runtime rejects the graph", where=spec.onnx, found=text, log=(text,)) from error
     advance(1.0)

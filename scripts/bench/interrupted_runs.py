@@ -89,8 +89,8 @@ def export_once(folder: Path) -> None:
         folded = fold(network)
         graph = exported[_weights(folded)] = to_onnx(folded)
         simplified[graph.SerializeToString()] = simplify(graph, images)
-    export.to_onnx = lambda model: exported[_weights(model)]
-    export.simplify = lambda graph, _images: simplified[graph.SerializeToString()]  # type: ignore[assignment, misc]
+    export.to_onnx = lambda model: exported.get(_weights(model)) or to_onnx(model)
+    export.simplify = lambda graph, images: simplified.get(graph.SerializeToString()) or simplify(graph, images)  # type: ignore[assignment, misc]
 
 
 def _weights(network: torch.nn.Module) -> str:

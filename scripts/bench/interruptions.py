@@ -157,7 +157,7 @@ def disks(bench: Bench, _options: argparse.Namespace) -> None:
                 _on_a_disk(bench, f"{name}, no inodes", line, disk, partial(remount, disk, "nr_inodes=100000"))
         with mounted(bench.base / "tmp", "size=16k") as full:
             _limited(bench, f"{name}, TMPDIR full", line, partial(use_tmpdir, full))
-        for most in (1 << 10, 30 << 10, 300 << 10):
+        for most in (8 << 10, 64 << 10, 300 << 10):  # what the command prints has to fit too
             limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (most, most))
             _limited(bench, f"{name}, ulimit -f", line, limit)
 

@@ -13,6 +13,7 @@ from edge.camera.session import View, run_camera
 from edge.cli import run
 from engines.build_folder.authenticate import read_authenticated
 from engines.build_folder.folder import BuildFolder
+from engines.build_folder.step_record import read_record, write_record
 from engines.build_folder.under_construction import MARK, finishing, mark_under_construction
 from engines.build_folder.verify import examine_folder
 
@@ -76,6 +77,16 @@ def test_a_build_that_begins_while_a_reader_reads_is_noticed(folder, capsys):
     (folder / MARK).unlink()
     assert run(["inspect", str(folder)]) == 0, "a copy without them"
     assert "none: no drift.json" in capsys.readouterr().out
+
+
+def test_a_build_that_begins_and_ends_while_a_reader_reads_is_noticed(folder):
+    """It leaves no mark, but a new record, here of the same content."""
+    build, own = BuildFolder(folder), BuildFolder(folder, building=True)
+    examine_folder(build)
+    write_record(folder, read_record(folder))
+    with pytest.raises(ArtifactError, match="changed the folder while it was read"):
+        examine_folder(build)
+    examine_folder(own)
 
 
 def test_the_build_itself_reads_what_it_has_written(folder):

@@ -1,5 +1,7 @@
 """Target cpu: the optimized model has the outputs of the graph, and its receipt lists the layers that stay in float."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -101,6 +103,19 @@ def test_full_disk_is_reported(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", full)
     with pytest.raises(MissingError, match="disk full"):
+        built(tmp_path, attention(), "fp32")
+
+
+@pytest.mark.parametrize(("free", "refusal"), [(0, MissingError), (1 << 30, BackendError)])
+def test_a_full_disk_that_the_library_does_not_name(tmp_path, monkeypatch, free, refusal):
+    import onnxruntime
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Protobuf serialization failed.")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=free))
+    with pytest.raises(refusal):
         built(tmp_path, attention(), "fp32")
 
 
