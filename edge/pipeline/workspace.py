@@ -203,7 +203,7 @@ class Workspace:
             }
         except InputError:
             return False
-        return all(digest in (None, recorded.get(file)) for file, digest in stated.items())
+        return all(digest in (None, recorded.get(file, digest)) for file, digest in stated.items())  # a device has no graphs
 
     def _require_files(self) -> None:
         """Raise UsageError for a folder under the name of a file that is written or removed."""
