@@ -80,10 +80,7 @@ def main() -> None:
     parser.add_argument("--category", help="cases of this category only")
     parser.add_argument("--case", type=int, help="this case only, with its output; its folder is kept")
     options = parser.parse_args()
-    for library in LIBRARIES:
-        __import__(library)
-    know_the_tiny_size()
-    write_any_text()
+    load_libraries()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as base:
         good = Path(base) / "good"
         good.mkdir()
@@ -91,6 +88,14 @@ def main() -> None:
         if made.code:
             sys.exit(f"the project cannot be made:\n{(Path(base) / 'log').read_text(errors='replace')[-3000:]}")
         sys.exit(fuzz(options, Path(base), good))
+
+
+def load_libraries() -> None:
+    """Make this process one whose forks run commands at once, as the command line does, and build the tiny network."""
+    for library in LIBRARIES:
+        __import__(library)
+    know_the_tiny_size()
+    write_any_text()
 
 
 def fuzz(options: argparse.Namespace, base: Path, good: Path) -> int:

@@ -38,8 +38,7 @@ if __name__ == "__main__":  # before numpy is loaded: a forked process lacks the
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from fuzz import LIBRARIES, REFUSED, forked
-from fuzz_project import know_the_tiny_size
+from fuzz import REFUSED, forked, load_libraries
 from interrupted_runs import (
     DATED,
     NEW,
@@ -57,8 +56,6 @@ from interrupted_runs import (
     stop,
     use_tmpdir,
 )
-
-from edge.cli.console import write_any_text
 
 COMMANDS = {
     "build": NEW,
@@ -83,10 +80,7 @@ def main() -> None:
     for name, count in (("build", 100), ("drift", 20), ("gate", 20), ("recording", 20), ("rounds", 100), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=count)
     options = parser.parse_args()
-    for library in LIBRARIES:
-        __import__(library)
-    know_the_tiny_size()
-    write_any_text()
+    load_libraries()
     with tempfile.TemporaryDirectory(prefix="interruptions-") as base:
         bench = Bench(Path(base))
         bench.good.mkdir()
