@@ -10,13 +10,21 @@ import json
 import os
 import shutil
 import stat
+import struct
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from calib.errors import ArtifactError, InputError, MissingError, UsageError
 
+ARCHIVE_ERRORS = (
+    *(OSError, ValueError, EOFError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+"""What `zipfile` raises for damaged archives, by release and by the field that is wrong; it documents BadZipFile alone."""
 _CHUNK = 1 << 20
 _LONGEST_PREFIX = 48
 _REFUSED = {stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a disk"}

@@ -7,7 +7,6 @@ against the archive, which could unpack to a thousand times its size.
 import io
 import math
 import zipfile
-import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calib.errors import ArtifactError
+from calib.files import ARCHIVE_ERRORS
 
 Arrays = dict[str, npt.NDArray[Any]]
 _CHUNK = 1 << 20
@@ -41,7 +41,7 @@ def parse_npz(data: bytes, names: tuple[str, ...], path: Path, *, refusal: str, 
             if size > max(_SMALL_BYTES, _LARGEST_RATIO * len(data)):
                 raise ValueError(f"{size} bytes of arrays in an archive of {len(data)}")
             return {name: _member(archive, entries[name]) for name in chosen}
-    except (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except ARCHIVE_ERRORS as error:
         raise ArtifactError(refusal, where=path, found=error, next_command=remake) from error
 
 

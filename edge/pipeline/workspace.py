@@ -20,26 +20,19 @@ from typing import Any
 
 from calib.errors import InputError, MissingError, UsageError, VerdictError
 from calib.files import canonical_json, sha256_bytes, sha256_file
-from calib.json_reader import read_json
 from edge.drift.drift_report import DRIFT_ARTIFACT
 from edge.pipeline.staging import deleted_error, settle, staged
 from edge.progress import Advance, Progress
 from edge.tasks.interval import Verdict
-from engines.build_folder.file_names import ARTIFACTS, CALIBRATION, EXPORT, FOLDED, MANIFEST, MODEL, REFINED, XNORM
+from engines.build_folder.file_names import ARTIFACTS, MANIFEST
 from engines.build_folder.file_names import RECORD as RECORD  # noqa: PLC0414  # the repeated name marks a re-export
 from engines.build_folder.folder import BuildFolder
+from engines.build_folder.references import agree_with_record
 from engines.build_folder.step_record import StepRecord, read_record, write_record
 from engines.build_folder.under_construction import finishing, mark_under_construction
 
 RANDOM_WEIGHTS_NOTICE = "RANDOM WEIGHTS: nothing below says anything about accuracy; every artifact is stamped"
 _LOCK = ".lock"
-_STATED_DIGESTS = (
-    (EXPORT, "onnx_sha256", MODEL),
-    (XNORM, "onnx_sha256", MODEL),
-    (XNORM, "folded_onnx_sha256", FOLDED),
-    (CALIBRATION, "onnx_sha256", REFINED),
-)
-"""Artifact, field of a digest, file."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +136,7 @@ class Workspace:
         """
         record = self._record()
         digest = sha256_bytes(canonical_json({**step.reads, "toolkit": toolkit_sha256()}))
-        if not self.force and self._holds(record.get(step.name), digest, step.writes) and self._agrees(record, step.writes):
+        if not self.force and self._holds(record, step, digest):
             self.reused.append(step.name)
             progress.say(f"  {step.name}: unchanged, reused")
             return False
@@ -187,23 +180,17 @@ class Workspace:
         except InputError:  # no record, a damaged one, or one of another release: every step runs again
             return {}
 
-    def _holds(self, entry: StepRecord | None, digest: str, writes: tuple[str, ...]) -> bool:
-        if entry is None or entry.reads != digest or set(entry.writes) != set(writes):
+    def _holds(self, record: dict[str, StepRecord], step: Step, reads: str) -> bool:
+        """Whether a step was run on the same inputs, and its files are those that it wrote."""
+        entry = record.get(step.name)
+        if entry is None or entry.reads != reads or set(entry.writes) != set(step.writes):
             return False
-        paths = {file: self.folder / file for file in writes}
-        files = all(path.is_file() and not path.is_symlink() for path in paths.values())  # `ufovit verify` refuses a link too
-        return files and all(sha256_file(path) == entry.writes[file] for file, path in paths.items())
-
-    def _agrees(self, record: dict[str, StepRecord], writes: tuple[str, ...]) -> bool:
-        """Whether what these artifacts state of other files is what is recorded of them: a record can be made to fit."""
+        paths = {file: self.folder / file for file in step.writes}
+        if not all(path.is_file() and not path.is_symlink() for path in paths.values()):  # `ufovit verify` refuses a link too
+            return False
         recorded = {file: digest for entry in record.values() for file, digest in entry.writes.items()}
-        try:
-            stated = {
-                other: read_json(self.folder / file).get(field) for file, field, other in _STATED_DIGESTS if file in writes
-            }
-        except InputError:
-            return False
-        return all(digest in (None, recorded.get(file, digest)) for file, digest in stated.items())  # a device has no graphs
+        same = all(sha256_file(path) == entry.writes[file] for file, path in paths.items())
+        return same and agree_with_record(self.folder, step.writes, recorded)
 
     def _require_files(self) -> None:
         """Raise UsageError for a folder under the name of a file that is written or removed."""

@@ -20,9 +20,7 @@ Standard library only: a device reads it with numpy, TensorRT and pycuda alone.
 import dataclasses
 import hashlib
 import os
-import struct
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +28,7 @@ from pathlib import Path
 
 from calib.artifact import SCHEMA_VERSION, parse_artifact
 from calib.errors import ArtifactError
-from calib.files import atomic_path, canonical_json, open_regular, sha256_bytes, sha256_file
+from calib.files import ARCHIVE_ERRORS, atomic_path, canonical_json, open_regular, sha256_bytes, sha256_file
 from engines.build_folder.file_names import CALIBRATION, MANIFEST, MODEL, TYPED, XNORM
 from engines.build_folder.manifest import FileRecord
 from engines.build_folder.safe_files import check_digest
@@ -50,8 +48,6 @@ _LARGEST_HEADER_BYTES = 16 << 20
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a ZIP archive holds: equal contents give equal bytes
 _MODE = 0o644 << 16
 _CHUNK = 1 << 20
-_DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError, struct.error)
-"""What `zipfile` raises, by release and by the field that is wrong."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +147,7 @@ def open_bundle(path: Path) -> Bundle:
         _check_unpacked(path, info, size)
     except OSError as error:
         raise ArtifactError("bundle cannot be read", where=path, found=error.strerror or error) from error
-    except _DAMAGE as error:
+    except ARCHIVE_ERRORS as error:
         raise ArtifactError("not a bundle, or a damaged one", where=path, found=error, next_command=REMAKE) from error
     bundle = Bundle(path, sha256_file(path), info)
     if not intact:
@@ -183,7 +179,7 @@ def _read_member(path: Path, name: str, size: int | None) -> bytes:
             rest = stream.read(1)  # at the end, the archive's own checksum is compared
     except KeyError as error:
         raise ArtifactError("the bundle lacks a member", where=path, found=name, next_command=REMAKE) from error
-    except (*_DAMAGE, OSError, zlib.error) as error:
+    except ARCHIVE_ERRORS as error:
         raise ArtifactError(
             "member cannot be read", where=_member_path(path, name), found=error, next_command=REMAKE
         ) from error

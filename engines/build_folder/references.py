@@ -1,14 +1,22 @@
 """Check the digests and settings that the JSON artifacts of a build state of other files. Standard library only."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from calib.errors import ArtifactError
-from calib.json_reader import parse_json
-from engines.build_folder.file_names import ATTRIBUTION, DRIFT, EXPORT
+from calib.errors import ArtifactError, InputError
+from calib.json_reader import parse_json, read_json
+from engines.build_folder.file_names import ATTRIBUTION, CALIBRATION, DRIFT, EXPORT, FOLDED, MODEL, REFINED, XNORM
 from engines.build_folder.manifest import EngineManifest
 from engines.build_folder.safe_files import REMAKE
+
+_STATED = (
+    (EXPORT, "onnx_sha256", MODEL),
+    (XNORM, "onnx_sha256", MODEL),
+    (XNORM, "folded_onnx_sha256", FOLDED),
+    (CALIBRATION, "onnx_sha256", REFINED),
+)
+"""Artifact, field, the file whose digest it states, before there is a manifest."""
 
 
 def _references(manifest: EngineManifest) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
@@ -51,3 +59,15 @@ def check_references(manifest: EngineManifest, path: Path, data: bytes) -> None:
                 allowed=" or ".join(str(fitting) for fitting in allowed if fitting not in ("", None)),
                 next_command=REMAKE,
             )
+
+
+def agree_with_record(folder: Path, files: tuple[str, ...], recorded: Mapping[str, str]) -> bool:
+    """Whether what the artifacts among `files` state of other files is what is recorded of them (file -> SHA-256).
+
+    A record can be made to fit its files, one by one, and then holds artifacts that speak of others.
+    """
+    try:
+        stated = {other: read_json(folder / file).get(field) for file, field, other in _STATED if file in files}
+    except InputError:
+        return False
+    return all(digest in (None, recorded.get(file, digest)) for file, digest in stated.items())  # a device has no graphs

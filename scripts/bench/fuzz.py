@@ -83,10 +83,7 @@ def main() -> None:
     load_libraries()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as base:
         good = Path(base) / "good"
-        good.mkdir()
-        made = forked(good, make_project, Path(base) / "log", bounded=False)
-        if made.code:
-            sys.exit(f"the project cannot be made:\n{(Path(base) / 'log').read_text(errors='replace')[-3000:]}")
+        make_in_child(good, make_project, Path(base) / "log")
         sys.exit(fuzz(options, Path(base), good))
 
 
@@ -96,6 +93,13 @@ def load_libraries() -> None:
         __import__(library)
     know_the_tiny_size()
     write_any_text()
+
+
+def make_in_child(folder: Path, make: Callable[[], int], log: Path) -> None:
+    """Make a project in a new folder, in a process of its own. Exits with its output when that fails."""
+    folder.mkdir()
+    if forked(folder, make, log, bounded=False).code:
+        sys.exit(f"the project cannot be made:\n{log.read_text(errors='replace')[-3000:]}")
 
 
 def fuzz(options: argparse.Namespace, base: Path, good: Path) -> int:

@@ -38,7 +38,7 @@ if __name__ == "__main__":  # before numpy is loaded: a forked process lacks the
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from fuzz import REFUSED, forked, load_libraries
+from fuzz import REFUSED, load_libraries, make_in_child
 from interrupted_runs import (
     DATED,
     NEW,
@@ -83,10 +83,7 @@ def main() -> None:
     load_libraries()
     with tempfile.TemporaryDirectory(prefix="interruptions-") as base:
         bench = Bench(Path(base))
-        bench.good.mkdir()
-        made = forked(bench.good, make_all, bench.log, bounded=False)
-        if made.code:
-            sys.exit(f"the project cannot be made:\n{bench.log.read_text(errors='replace')[-3000:]}")
+        make_in_child(bench.good, make_all, bench.log)
         export_once(bench.good)
         {"kills": kills, "disks": disks, "together": together}[options.campaign](bench, options)
         for name, count in bench.cases.items():
