@@ -18,15 +18,16 @@ from engines.build_folder.file_names import REFINED, TYPED, XNORM
 
 def type_fp16_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace, graph: str) -> Step:
     """The step as `edge.pipeline.build` runs it on the file `graph`."""
-    reads = {
-        "onnx": workspace.sha256(graph),
-        "certificate": workspace.sha256(XNORM),
-        "images": inputs.calib_images.sha256,
-    }
-    return Step("type", reads, (TYPED,), partial(type_model, request, inputs, graph))
+    certified = workspace.made(XNORM)
+    reads = {"onnx": workspace.sha256(graph), "images": inputs.calib_images.sha256}
+    if certified:
+        reads["certificate"] = workspace.sha256(XNORM)
+    return Step("type", reads, (TYPED,), partial(type_model, request, inputs, graph, certified))
 
 
-def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, out: Path, advance: Advance) -> None:
+def type_model(
+    request: BuildRequest, inputs: BuildInputs, graph: str, certified: bool, out: Path, advance: Advance
+) -> None:
     """Graph -> strongly typed FP16 graph in the folder `out`, FP32 where the certificate asks for it; roundings emulated.
 
     Raises VerdictError when its outputs differ too much from the graph's. An INT8 graph is compared through its float graph: an
@@ -43,11 +44,13 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, out: Path
 
     folder, path = request.out, request.out / graph
     model, _ = load_graph(path)
-    sites = find_sites(model, inputs.info.config.xnorm_sites, inputs.info.config.xnorm_kv_axis)
-    kept = read_certificate(folder / XNORM).island_names
-    typed = type_graph(model, keep_fp32=fp32_nodes(model, sites, kept))
+    islands: frozenset[str] = frozenset()
+    if certified:
+        sites = find_sites(model, inputs.network.xnorm_sites, inputs.network.xnorm_kv_axis)
+        islands = fp32_nodes(model, sites, read_certificate(folder / XNORM).island_names)
+    typed = type_graph(model, keep_fp32=islands)
     advance(0.5)
-    (images,) = inputs.calib_images.take(CHECK_IMAGES).batches(inputs.info.preprocess, CHECK_IMAGES)
+    (images,) = inputs.calib_images.take(CHECK_IMAGES).batches(inputs.network.preprocess, CHECK_IMAGES)
     outputs = emulated_runner(typed, folder / TYPED)(images)
     reference = OrtRunner(path)(images)
     allowed = TYPED_FP16_SQNR_DB

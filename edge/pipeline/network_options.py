@@ -1,0 +1,69 @@
+"""The options that say of a network what its file leaves open: the meaning of its outputs, its input, its preprocessing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cyclopts import Parameter
+
+from calib.errors import UsageError
+from edge.option_bounds import PREPROCESSED_SIZE, check_bounds
+
+TASK_NAMES = {"classify": "classification", "tensors": "tensors"}
+"""Word of the command line -> name in artifacts, a key of `edge.tasks.registry.TASKS`."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """What an .onnx file, or a checkpoint without metadata, does not say of itself. Raises UsageError.
+
+    Attributes:
+        task: What the outputs mean: classify (one output, logits), tensors (any outputs, judged as numbers). Default: that of
+            the network file, else classify
+        network: TOML file with the shape of a UFO-ViT, labels, preprocessing. Default: MODEL with the suffix .toml, if it exists
+        labels: Text file with the name of one class per line. Default: those of the network file, else the indices
+        input_shape: Sizes of an input with free axes, NAME=1x3x224x224, repeatable
+        constant_input: Value of an input other than the image, NAME=NUMBER or NAME=FILE.npy, repeatable
+        mean: Mean R,G,B of the preprocessing, on the [0, 1] scale
+        std: Standard deviation R,G,B, likewise
+        scale: Divisor of the pixels, before mean and deviation. Default: 255
+        resize: Shorter side of a picture in pixels, 1 to 4,096, before the centre is cut out. Default: that of the input
+        fit: How a picture is fitted: crop, stretch, letterbox
+        fill: Grey of the border of a letterbox, 0 to 255
+        colour: Order of the channels: rgb, bgr, grey
+    """
+
+    task: str | None = None
+    network: Path | None = None
+    labels: Path | None = None
+    input_shape: tuple[str, ...] = ()
+    constant_input: tuple[str, ...] = ()
+    mean: str | None = None
+    std: str | None = None
+    scale: float | None = None
+    resize: int | None = None
+    fit: str | None = None
+    fill: int | None = None
+    colour: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.task is not None and self.task not in TASK_NAMES:
+            raise UsageError(f"unknown task {self.task!r}", where="--task", allowed=", ".join(TASK_NAMES))
+        check_bounds("--resize", self.resize, PREPROCESSED_SIZE)
+        for name, allowed in (("fit", ("crop", "stretch", "letterbox")), ("colour", ("rgb", "bgr", "grey"))):
+            if getattr(self, name) not in (None, *allowed):
+                raise UsageError(f"unknown --{name}", where=f"--{name}", found=getattr(self, name), allowed=", ".join(allowed))
+
+    def require_none(self, where: object, but: tuple[str, ...] = ()) -> None:
+        """Raise UsageError for options that a network with metadata of its own would ignore, those named in `but` apart."""
+        given = [name for name, value in vars(self).items() if value not in (None, ()) and name not in but]
+        if given:
+            raise UsageError(
+                "the network says this of itself: the options do not apply",
+                where=where,
+                found=", ".join(f"--{name.replace('_', '-')}" for name in given),
+                allowed="without these",
+            )
+
+
+DEFAULT_NETWORK = NetworkOptions()

@@ -1,0 +1,169 @@
+"""Open the network that a build is of: a size of the family, a checkpoint of any UFO-ViT, or any ONNX file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calib.errors import GraphError, UsageError
+from calib.files import read_regular
+from edge.assets import SHIPPED_CHECKPOINT, SHIPPED_MODEL
+from edge.images.preprocess import Preprocess
+from edge.model.metadata import CheckpointInfo, read_info
+from edge.model.sizes import SIZES, config
+from edge.pipeline.network_options import TASK_NAMES, NetworkOptions
+from edge.tasks.registry import CLASSIFICATION, load_task
+from edge.tasks.task import Task
+
+if TYPE_CHECKING:
+    from edge.model.network_file import NetworkFile
+    from edge.onnx_import import Imported
+    from edge.pipeline.build_request import BuildRequest
+
+ONNX_SUFFIX = ".onnx"
+_LABELS_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the steps of a build need to know of its network.
+
+    Attributes:
+        name: in the manifest: the size, or the name of the file.
+        task: the meaning of the outputs, with the names of the classes.
+        file: path of the checkpoint or ONNX file, empty for random weights; `sha256` is its digest.
+        random_weights: the weights were never trained.
+        info: metadata of a UFO-ViT, None for the network of an ONNX file.
+        imported: the graph of an ONNX file, None for a UFO-ViT.
+    """
+
+    name: str
+    task: Task
+    preprocess: Preprocess
+    file: str = ""
+    sha256: str = ""
+    random_weights: bool = False
+    info: CheckpointInfo | None = None
+    imported: Imported | None = None
+
+    @property
+    def xnorm_sites(self) -> int | None:
+        """Number of XNorms that the graph must have; None where it is not known."""
+        return None if self.info is None else self.info.config.xnorm_sites
+
+    @property
+    def xnorm_kv_axis(self) -> int | None:
+        """Axis that the XNorms of K^T V must have; None where it is not known."""
+        return None if self.info is None else self.info.config.xnorm_kv_axis
+
+
+def open_network(request: BuildRequest) -> Network:
+    """Open and check the network of a request. Raises InputError; touches nothing."""
+    if is_onnx(request.model):
+        return _open_onnx(request, Path(request.model))
+    options = request.network
+    info = _checkpoint_info(request)
+    options.require_none(request.model, but=("task", "network"))
+    task = load_task(TASK_NAMES[options.task or "classify"], info.labels if options.task != "tensors" else ())
+    name = info.config.name
+    return Network(name, task, info.preprocess, info.file, info.sha256, info.random_weights, info=info)
+
+
+def is_onnx(model: str) -> bool:
+    """Whether MODEL names an ONNX file."""
+    return Path(model).suffix.lower() == ONNX_SUFFIX
+
+
+def _checkpoint_info(request: BuildRequest) -> CheckpointInfo:
+    """Metadata of the requested checkpoint, or of the random weights."""
+    if request.random_weights:
+        shipped = read_info(SHIPPED_CHECKPOINT)
+        size = shipped.config.image_size if request.image_size is None else request.image_size
+        return CheckpointInfo(
+            config=config(request.model, image_size=size, classes=len(shipped.labels)),
+            labels=shipped.labels,
+            preprocess=shipped.preprocess.for_image_size(size),
+            random_weights=True,
+            training={"seed": request.seed},
+        )
+    if request.model not in SIZES:
+        return _open_checkpoint(Path(request.model), request)
+    if request.checkpoint is None and request.model != SHIPPED_MODEL:
+        raise UsageError(
+            f"no checkpoint of {request.model} is shipped",
+            where="--checkpoint",
+            allowed=f"{SHIPPED_MODEL} without --checkpoint",
+            next_command="pass --checkpoint FILE, or --random-weights to try the tools on random weights",
+        )
+    info = _open_checkpoint(request.checkpoint or SHIPPED_CHECKPOINT, request)
+    info.require_model(request.model)
+    return info
+
+
+def _open_checkpoint(path: Path, request: BuildRequest) -> CheckpointInfo:
+    if path.suffix.lower() == ".safetensors":
+        return read_info(path).for_image_size(request.image_size)
+    from edge.model.checkpoint import load_checkpoint
+
+    return load_checkpoint(path, image_size=request.image_size)[1]
+
+
+def _open_onnx(request: BuildRequest, path: Path) -> Network:
+    """Import an ONNX file, and complete what it does not say of itself."""
+    from edge.model.network_file import read_network_file
+    from edge.onnx_import import import_onnx
+    from edge.pipeline.onnx_options import import_options, preprocess_of
+
+    options = request.network
+    file = read_network_file(options.network, path)
+    imported = import_onnx(path, import_options(options))
+    name = options.task or file.task or "classify"
+    labels = read_labels(options.labels) if options.labels is not None else file.labels
+    if name == "classify":
+        task = load_task(CLASSIFICATION, class_names(labels, imported, path))
+    elif labels:
+        what, where = "labels belong to a network that classifies", options.labels or f"{path}, --task {name}"
+        raise UsageError(what, where=where, found=f"{len(labels)} labels, task {name}", allowed="--task classify")
+    else:
+        task = load_task(TASK_NAMES[name])
+    preprocess = preprocess_of(imported, options, file.preprocess)
+    return Network(path.stem, task, preprocess, str(path), imported.data_sha256, imported=imported)
+
+
+def class_names(labels: tuple[str, ...], imported: Imported, path: Path) -> tuple[str, ...]:
+    """The labels, or the indices of the classes where there are none. Raises GraphError unless the network classifies."""
+    outputs = imported.model.graph.output
+    sizes = [d.dim_value for d in outputs[0].type.tensor_type.shape.dim]
+    if len(outputs) != 1 or len(sizes) != 2 or sizes[1] < 2:
+        shapes = ", ".join(
+            f"{output.name} ({', '.join(str(d.dim_value or d.dim_param or '?') for d in output.type.tensor_type.shape.dim)})"
+            for output in outputs
+        )
+        raise GraphError(
+            "the network does not classify",
+            where=path,
+            found=shapes,
+            allowed="one output, logits (batch, classes) with two classes or more",
+            next_command="--task tensors judges any outputs as numbers",
+        )
+    if labels and len(labels) != sizes[1]:
+        what = "labels do not match the classes"
+        raise UsageError(what, where=path, found=f"{len(labels)} labels", allowed=f"{sizes[1]}, one per logit")
+    return labels or tuple(map(str, range(sizes[1])))
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Names of classes, one per line of a UTF-8 text. Raises UsageError."""
+    try:
+        lines = read_regular(path, UsageError, largest=_LABELS_BYTES).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UsageError("labels are not UTF-8 text", where=path, found=error.reason) from error
+    labels = tuple(line.strip() for line in lines)
+    while labels and not labels[-1]:
+        labels = labels[:-1]
+    doubled = next((label for i, label in enumerate(labels) if label in labels[:i]), None) if len(labels) < 10**4 else None
+    if not labels or "" in labels or doubled is not None:
+        found = f"{doubled!r} twice" if doubled else f"an empty line {labels.index('') + 1}" if labels else "no line"
+        raise UsageError("not one label per line", where=path, found=found, allowed="different names, none empty")
+    return labels
