@@ -81,9 +81,9 @@ def preprocess_of(imported: Imported, options: NetworkOptions, stated: dict[str,
     fields["resize"] = options.resize or fields.get("resize") or min(height, width)
     normalisation = parse_normalisation(options.mean, options.std)
     if normalisation is not None:
-        fields["mean"], fields["std"] = normalisation
+        fields["mean"], fields["std"] = (values[:channels] for values in normalisation)
     if image.dtype == "uint8":
-        fields = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "scale": 1.0, **fields}
+        fields = {"mean": (0.0,) * channels, "std": (1.0,) * channels, **fields}
     if "mean" not in fields or "std" not in fields:
         raise GraphError(
             "the graph does not say how its images are prepared",

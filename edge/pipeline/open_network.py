@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calib.errors import GraphError, UsageError
-from calib.files import read_regular
 from edge.assets import SHIPPED_CHECKPOINT, SHIPPED_MODEL
 from edge.images.preprocess import Preprocess
 from edge.model.metadata import CheckpointInfo, read_info
@@ -17,12 +16,10 @@ from edge.tasks.registry import CLASSIFICATION, load_task
 from edge.tasks.task import Task
 
 if TYPE_CHECKING:
-    from edge.model.network_file import NetworkFile
     from edge.onnx_import import Imported
     from edge.pipeline.build_request import BuildRequest
 
 ONNX_SUFFIX = ".onnx"
-_LABELS_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -111,14 +108,17 @@ def _open_checkpoint(path: Path, request: BuildRequest) -> CheckpointInfo:
 
 def _open_onnx(request: BuildRequest, path: Path) -> Network:
     """Import an ONNX file, and complete what it does not say of itself."""
-    from edge.model.network_file import read_network_file
+    from edge.model.network_file import NetworkFile, find_network_file, read_labels, read_network_file
     from edge.onnx_import import import_onnx
     from edge.pipeline.onnx_options import import_options, preprocess_of
 
     options = request.network
-    file = read_network_file(options.network, path)
+    network_file = options.network or find_network_file(path)
+    file = NetworkFile() if network_file is None else read_network_file(network_file)
     imported = import_onnx(path, import_options(options))
     name = options.task or file.task or "classify"
+    if name not in TASK_NAMES:
+        raise UsageError(f"unknown task {name!r}", where=file.file, allowed=", ".join(TASK_NAMES))
     labels = read_labels(options.labels) if options.labels is not None else file.labels
     if name == "classify":
         task = load_task(CLASSIFICATION, class_names(labels, imported, path))
@@ -151,19 +151,3 @@ def class_names(labels: tuple[str, ...], imported: Imported, path: Path) -> tupl
         what = "labels do not match the classes"
         raise UsageError(what, where=path, found=f"{len(labels)} labels", allowed=f"{sizes[1]}, one per logit")
     return labels or tuple(map(str, range(sizes[1])))
-
-
-def read_labels(path: Path) -> tuple[str, ...]:
-    """Names of classes, one per line of a UTF-8 text. Raises UsageError."""
-    try:
-        lines = read_regular(path, UsageError, largest=_LABELS_BYTES).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UsageError("labels are not UTF-8 text", where=path, found=error.reason) from error
-    labels = tuple(line.strip() for line in lines)
-    while labels and not labels[-1]:
-        labels = labels[:-1]
-    doubled = next((label for i, label in enumerate(labels) if label in labels[:i]), None) if len(labels) < 10**4 else None
-    if not labels or "" in labels or doubled is not None:
-        found = f"{doubled!r} twice" if doubled else f"an empty line {labels.index('') + 1}" if labels else "no line"
-        raise UsageError("not one label per line", where=path, found=found, allowed="different names, none empty")
-    return labels
