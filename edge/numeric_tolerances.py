@@ -18,6 +18,18 @@ SIMPLIFY_SQNR_DB = 100.0
 """FP32 logits after graph simplification against before, both in ONNX Runtime: only constants are folded, so that what
 differs is the choice of kernels."""
 
+IMPORT_SQNR_DB = 80.0
+"""FP32 outputs of an imported or rewritten graph against the file as given, and of an image alone against the same in a batch.
+Other kernels and orders of summation leave more than 100 dB; a norm with another eps, or GELU by tanh for GELU by erf, shows
+below 70 dB."""
+
+IMPORT_WIDENED_SQNR_DB = 30.0
+"""The same for files that compute in FP16 or BF16 themselves: their own rounding, 66 or 48 dB for one operation, is lost over
+some hundred layers, and the imported graph has none."""
+
+IMPORT_EQUAL_SHARE = 0.999
+"""Of the elements of whole-number outputs, such as classes of pixels: where two of them tie, a last bit decides."""
+
 TYPED_FP16_SQNR_DB = 30.0
 """FP16 graph against the FP32 graph it was typed from, logits. FP16 carries 11 bits (about 66 dB for one rounding), lost in
 part over some hundred layers; an overflow, a lost cast or a wrong island shows below 20 dB."""

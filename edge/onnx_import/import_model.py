@@ -1,13 +1,93 @@
-"""ONNX file -> the graph that the rest of the flow understands: the passes, in order."""
+"""ONNX file -> the graph that the rest of the flow understands: the passes, in order.
 
+read        the file and its external weights; every tensor computed once and before it is read
+inline      local functions
+inputs      defaults and given values become constants, free axes get their sizes
+widen       FP16 and BF16 to FP32
+convert     to opset 20
+batch       free where every image gets the answers that it gets alone, else fixed
+fold        constants, and what depends on shapes alone; an If whose condition is then a constant is replaced by its branch
+narrow      FP64 to FP32, after its constants were computed in FP64
+clean       nodes that return their input, names, shapes of outputs, whatever a machine wrote about itself
+"""
+
+from dataclasses import replace
 from pathlib import Path
 
-from edge.onnx_import.imported import Imported, ImportOptions
+import onnx
 
-OPSET = 20
-"""The newest that the parsers of TensorRT 10.0 and later all read."""
+from calib.graph import opset_version
+from edge.onnx_import.batch_axis import settle_batch
+from edge.onnx_import.constant_folding import fold_constants
+from edge.onnx_import.control_flow import take_branches
+from edge.onnx_import.external_data import read_model
+from edge.onnx_import.graph_edit import all_graphs, prune
+from edge.onnx_import.graph_order import name_nodes, order_nodes
+from edge.onnx_import.imported import Change, ImageInput, Imported, ImportOptions
+from edge.onnx_import.input_shapes import fix_inputs
+from edge.onnx_import.local_functions import inline_functions
+from edge.onnx_import.no_ops import remove_no_ops
+from edge.onnx_import.opset import to_opset_20
+from edge.onnx_import.resize_scales import sizes_to_scales
+from edge.onnx_import.tensor_shapes import declare_shapes
+from edge.onnx_import.widen_to_fp32 import DOUBLE, HALF, other_float_types, widen
+
+_MOST_ROUNDS = 8
+"""Of folding and taking branches: each enters one more level of nested If nodes."""
 
 
 def import_onnx(path: Path, options: ImportOptions) -> Imported:
-    """Read any ONNX file. Raises GraphError, UsageError."""
-    raise NotImplementedError(path, options)
+    """Read an ONNX file of opset 7 or later into an opset 20 FP32 graph with one input.
+
+    Raises GraphError for a file that cannot be used, naming node or tensor, and UsageError for options that do not fit it; see
+    the passes.
+    """
+    model, digest, changes = read_model(path)
+    opset = opset_version(model)
+    changes += order_nodes(model, path)
+    model, inlined = inline_functions(model, path)
+    image, fixed = fix_inputs(model, options, path)
+    changes += [*inlined, *fixed]
+    prune(model)
+    name_nodes(model)
+    dtypes = other_float_types(model)
+    changes += widen(model, HALF)
+    model, converted = to_opset_20(model, path)
+    changes += [*converted, *order_nodes(model, path)]
+    image = _widened(image, ("float16", "bfloat16"))
+    image, batches, settled = settle_batch(model, image, path)
+    changes += [*settled, *_fold(model, image, batches, path), *widen(model, DOUBLE)]
+    image = _widened(image, ("float64",))
+    changes += sizes_to_scales(model, image, batches, path)
+    changes += remove_no_ops(model, image, batches, path)
+    name_nodes(model)
+    changes += declare_shapes(model, image, batches, path)
+    _forget_origin(model)
+    return Imported(model, path, digest, opset, dtypes, tuple(changes), image, options)
+
+
+def _fold(model: onnx.ModelProto, image: ImageInput, batches: tuple[int, ...], path: Path) -> list[Change]:
+    changes: list[Change] = []
+    for _ in range(_MOST_ROUNDS):
+        changes += fold_constants(model, image, batches, path)
+        taken = take_branches(model, path)
+        if not taken:
+            break
+        changes += taken
+    return changes
+
+
+def _widened(image: ImageInput, dtypes: tuple[str, ...]) -> ImageInput:
+    return replace(image, dtype="float32") if image.dtype in dtypes else image
+
+
+def _forget_origin(model: onnx.ModelProto) -> None:
+    """Remove what exporters write about machine and source, by which equal graphs would differ; the model's metadata stay."""
+    model.producer_name = model.producer_version = model.doc_string = model.domain = ""
+    model.ClearField("model_version")
+    for graph in all_graphs(model.graph):
+        graph.doc_string = ""
+        del graph.metadata_props[:], graph.quantization_annotation[:]
+        for item in (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+            item.doc_string = ""
+            del item.metadata_props[:]

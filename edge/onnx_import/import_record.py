@@ -18,21 +18,25 @@ class ImportChange:
 
 @dataclass(frozen=True)
 class RewrittenNode:
-    """A place where operators were replaced by one: the node that it ends in, and the new operator."""
+    """A place that a rewriter recognised; see `edge.onnx_import.rewritten.Rewritten`."""
 
     node: str
     into: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class RewriterResult:
-    """What became of one rewriter: the places that it found, and whether its result was `kept`, with the reason."""
+    """What became of one rewriter: the places that it recognised, and whether its result was `kept`, with the reason.
+
+    `sqnr_db` is the smallest of all outputs against the graph as imported; None where nothing was changed or nothing ran.
+    """
 
     kind: str
     kept: bool
     reason: str
     nodes: tuple[RewrittenNode, ...]
-    sqnr_db: float
+    sqnr_db: float | None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ class ImportOptions:
     """What a file leaves open.
 
     Attributes:
-        input_shapes: input -> sizes of all its axes, the batch first. They fill free axes and must agree with fixed ones; a free
+        input_shapes: input -> sizes of all its axes, the batch first. They fill free axes and agree with fixed ones; a free
             batch stays free, whatever is given for it.
         constant_inputs: input -> its value in every run; a single number fills the input's shape. Only the image varies.
     """
@@ -25,7 +25,7 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that import did: its kind (`opset`, `folded`, `widened` ...), the node, tensor or operator, and what became of it."""
+    """One thing that import did: its kind (`opset`, `folded`, `widened` ...), the node or tensor, and what became of it."""
 
     kind: str
     node: str

@@ -1,0 +1,69 @@
+"""Declare the shapes of outputs, and of inner tensors after operators whose result ONNX's shape inference does not know."""
+
+from pathlib import Path
+
+import onnx
+from onnx import helper
+
+from calib.errors import GraphError
+from calib.graph import TensorType, infer_types
+from edge.onnx_import.control_flow import CONTROL_FLOW
+from edge.onnx_import.graph_edit import DEFAULT_DOMAINS, is_operator
+from edge.onnx_import.imported import Change, ImageInput
+from edge.onnx_import.input_shapes import BATCH
+from edge.onnx_import.measured_run import MeasuredRun, measure
+
+
+def declare_shapes(model: onnx.ModelProto, image: ImageInput, batches: tuple[int, ...], path: Path) -> list[Change]:
+    """Write measured shapes into the model, and name control flow and custom operators, which stay as they are.
+
+    Raises GraphError, naming the node, for control flow and custom operators whose results have no fixed sizes.
+    """
+    graph = model.graph
+    unusual = [node for node in graph.node if is_operator(node, *CONTROL_FLOW) or node.domain not in DEFAULT_DOMAINS]
+    types = infer_types(model, 1)
+    unknown = [name for node in graph.node for name in node.output if name and not _is_known(types.get(name))]
+    runs = measure(model, image, batches, values=(), shapes=unknown, where=path)
+    for value in graph.output:
+        element = helper.np_dtype_to_tensor_dtype(runs[0].outputs[value.name].dtype)
+        shapes = [run.outputs[value.name].shape for run in runs]
+        value.CopyFrom(helper.make_tensor_value_info(value.name, element, _common(shapes, runs)))
+    results = {value.name for value in graph.output}
+    for name in unknown:
+        shape = _common([run.shapes[name] for run in runs], runs)
+        maker = next(node for node in graph.node if name in node.output)
+        if shape is None or (maker in unusual and None in shape):
+            if maker in unusual:
+                what = "the size of what a node returns depends on the image"
+                raise GraphError(what, where=f"{path}, node {maker.name} ({maker.op_type})", next_command="export without it")
+            continue
+        known = types.get(name)
+        if name not in results and known is not None and known.dtype:
+            graph.value_info.append(helper.make_tensor_value_info(name, known.dtype, shape))
+    return [
+        Change(
+            "kept_in_float",
+            node.name or node.output[0],
+            f"{node.domain + '.' if node.domain else ''}{node.op_type} stays as it is",
+        )
+        for node in unusual
+    ]
+
+
+def _is_known(known: TensorType | None) -> bool:
+    return known is not None and known.shape is not None and None not in known.shape
+
+
+def _common(shapes: list[tuple[int, ...]], runs: list[MeasuredRun]) -> list[int | str | None] | None:
+    """Sizes that all runs share, the batch by its name, None for other sizes that vary; None for a rank that varies."""
+    if len({len(shape) for shape in shapes}) != 1:
+        return None
+    sizes: list[int | str | None] = []
+    for axis, size in enumerate(shapes[0]):
+        if all(shape[axis] == size for shape in shapes):
+            sizes.append(size)
+        elif all(shape[axis] == run.batch for shape, run in zip(shapes, runs, strict=True)):
+            sizes.append(BATCH)
+        else:
+            sizes.append(None)
+    return sizes
