@@ -66,7 +66,7 @@ def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> 
         graph = TYPED
     yield engine_step(request, inputs, workspace, graph)
     task = inputs.network.task
-    budget = budget_for(task, request.max_drop_points, request.min_sqnr_db, request.min_cosine)
+    budget = budget_for(task.name, request.max_drop_points, request.min_sqnr_db, request.min_cosine)
     question = Question(inputs.eval_images, labelled=task.labelled, budget=budget)
     yield drift_step(BuildFolder(request.out, building=True), question, here=judged_here(request.target))
     yield report_step(workspace)

@@ -11,8 +11,9 @@ from edge.pipeline.build_request import FLOAT_LAYERS, RANDOM_WEIGHTS_IMAGES, Bui
 from edge.pipeline.open_network import Network, open_network
 from edge.pipeline.request_checks import CALIB_IMAGES, check_calibration_images
 from edge.tasks.budget import budget_for
-from edge.tasks.registry import CLASSIFICATION, load_task
+from edge.tasks.registry import load_task
 from edge.tasks.task import Task
+from edge.tasks.task_names import CLASSIFICATION
 
 SHIPPED_TEST = "the shipped test split"
 """How artifacts name the images that a build without --data is judged on."""
@@ -38,7 +39,7 @@ def resolve_inputs(request: BuildRequest) -> BuildInputs:
     """Open and check network and images. Raises InputError; touches nothing."""
     network = open_network(request)
     task = network.task
-    budget_for(task, request.max_drop_points, request.min_sqnr_db, request.min_cosine)  # refuses one of another task
+    budget_for(task.name, request.max_drop_points, request.min_sqnr_db, request.min_cosine)  # refuses one of another task
     eval_images, calib_data = judging_images(request.data, task), request.calib_data
     if calib_data is None:
         if shipped_images_fit(task):

@@ -7,9 +7,7 @@ from cyclopts import Parameter
 
 from calib.errors import UsageError
 from edge.option_bounds import PREPROCESSED_SIZE, check_bounds
-
-TASK_NAMES = {"classify": "classification", "tensors": "tensors"}
-"""Word of the command line -> name in artifacts, a key of `edge.tasks.registry.TASKS`."""
+from edge.tasks.task_names import task_named
 
 
 @Parameter(name="*")
@@ -47,8 +45,8 @@ class NetworkOptions:
     colour: str | None = None
 
     def __post_init__(self) -> None:
-        if self.task is not None and self.task not in TASK_NAMES:
-            raise UsageError(f"unknown task {self.task!r}", where="--task", allowed=", ".join(TASK_NAMES))
+        if self.task is not None:
+            task_named(self.task)
         check_bounds("--resize", self.resize, PREPROCESSED_SIZE)
         for name, allowed in (("fit", ("crop", "stretch", "letterbox")), ("colour", ("rgb", "bgr", "grey"))):
             if getattr(self, name) not in (None, *allowed):

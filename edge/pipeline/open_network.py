@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calib.errors import GraphError, UsageError
+from calib.errors import UsageError
 from edge.assets import SHIPPED_CHECKPOINT, SHIPPED_MODEL
 from edge.images.preprocess import Preprocess
 from edge.model.metadata import CheckpointInfo, read_info
 from edge.model.sizes import SIZES, config
-from edge.pipeline.network_options import TASK_NAMES, NetworkOptions
-from edge.tasks.registry import CLASSIFICATION, load_task
+from edge.tasks.registry import class_names, load_task
 from edge.tasks.task import Task
+from edge.tasks.task_names import CLASSIFICATION, TENSORS, task_named
 
 if TYPE_CHECKING:
     from edge.onnx_import import Imported
@@ -62,9 +62,13 @@ def open_network(request: BuildRequest) -> Network:
     options = request.network
     info = _checkpoint_info(request)
     options.require_none(request.model, but=("task", "network"))
-    task = load_task(TASK_NAMES[options.task or "classify"], info.labels if options.task != "tensors" else ())
-    name = info.config.name
-    return Network(name, task, info.preprocess, info.file, info.sha256, info.random_weights, info=info)
+    task = load_task(CLASSIFICATION, info.labels) if task_of_option(options.task) == CLASSIFICATION else load_task(TENSORS)
+    return Network(info.config.name, task, info.preprocess, info.file, info.sha256, info.random_weights, info=info)
+
+
+def task_of_option(option: str | None) -> str:
+    """The name of the task of --task; a network classifies where nothing is said. Raises UsageError."""
+    return CLASSIFICATION if option is None else task_named(option)
 
 
 def is_onnx(model: str) -> bool:
@@ -111,43 +115,15 @@ def _open_onnx(request: BuildRequest, path: Path) -> Network:
     from edge.model.network_file import NetworkFile, find_network_file, read_labels, read_network_file
     from edge.onnx_import import import_onnx
     from edge.pipeline.onnx_options import import_options, preprocess_of
+    from engines.layer_requests import tensor_info
 
     options = request.network
     network_file = options.network or find_network_file(path)
     file = NetworkFile() if network_file is None else read_network_file(network_file)
     imported = import_onnx(path, import_options(options))
-    name = options.task or file.task or "classify"
-    if name not in TASK_NAMES:
-        raise UsageError(f"unknown task {name!r}", where=file.file, allowed=", ".join(TASK_NAMES))
+    name = task_of_option(options.task or file.task)
     labels = read_labels(options.labels) if options.labels is not None else file.labels
-    if name == "classify":
-        task = load_task(CLASSIFICATION, class_names(labels, imported, path))
-    elif labels:
-        what, where = "labels belong to a network that classifies", options.labels or f"{path}, --task {name}"
-        raise UsageError(what, where=where, found=f"{len(labels)} labels, task {name}", allowed="--task classify")
-    else:
-        task = load_task(TASK_NAMES[name])
+    outputs = tuple(tensor_info(value) for value in imported.model.graph.output)
+    task = load_task(name, class_names(name, labels, outputs), outputs)
     preprocess = preprocess_of(imported, options, file.preprocess)
     return Network(path.stem, task, preprocess, str(path), imported.data_sha256, imported=imported)
-
-
-def class_names(labels: tuple[str, ...], imported: Imported, path: Path) -> tuple[str, ...]:
-    """The labels, or the indices of the classes where there are none. Raises GraphError unless the network classifies."""
-    outputs = imported.model.graph.output
-    sizes = [d.dim_value for d in outputs[0].type.tensor_type.shape.dim]
-    if len(outputs) != 1 or len(sizes) != 2 or sizes[1] < 2:
-        shapes = ", ".join(
-            f"{output.name} ({', '.join(str(d.dim_value or d.dim_param or '?') for d in output.type.tensor_type.shape.dim)})"
-            for output in outputs
-        )
-        raise GraphError(
-            "the network does not classify",
-            where=path,
-            found=shapes,
-            allowed="one output, logits (batch, classes) with two classes or more",
-            next_command="--task tensors judges any outputs as numbers",
-        )
-    if labels and len(labels) != sizes[1]:
-        what = "labels do not match the classes"
-        raise UsageError(what, where=path, found=f"{len(labels)} labels", allowed=f"{sizes[1]}, one per logit")
-    return labels or tuple(map(str, range(sizes[1])))
