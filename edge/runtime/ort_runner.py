@@ -10,6 +10,7 @@ import numpy as np
 
 from calib.errors import DataError, GraphError, InputError, MissingError
 from calib.parallel import ordered_map, shared_cores
+from edge.images.preprocess import ImageSize
 from edge.runtime.runner import Images, Logits, Runner
 
 if TYPE_CHECKING:
@@ -19,9 +20,10 @@ BATCH = 16
 """Images per run on the CPU: more are no faster, and take more memory."""
 
 
-def tapped_batch(image_size: int) -> int:
+def tapped_batch(image_size: ImageSize) -> int:
     """Images per run whose inner tensors are all held at once: BATCH up to 224 px, fewer in proportion to the pixels above."""
-    return max(1, min(BATCH, BATCH * 224**2 // image_size**2))
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return max(1, min(BATCH, BATCH * 224**2 // (height * width)))
 
 
 class OrtRunner(Runner):
