@@ -54,10 +54,11 @@ def graph_facts(model: onnx.ModelProto) -> GraphFacts:
         found = f"{len(inputs)} inputs, {len(model.graph.output)} outputs" + ("" if are_tensors else ", not all tensors")
         raise GraphError("unsupported graph inputs or outputs", found=found, allowed="one input tensor, one output tensor")
     traceable = tuple(layer.name for layer in layers if names[layer.name] == 1)  # others do not identify a node in an engine
-    return GraphFacts(layers, traceable, _tensor_info(inputs[0]), _tensor_info(model.graph.output[0]))
+    return GraphFacts(layers, traceable, tensor_info(inputs[0]), tensor_info(model.graph.output[0]))
 
 
-def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
+def tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
+    """Name, shape (-1 for a free axis) and numpy's name of the element type."""
     tensor = value.type.tensor_type
     shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
     return TensorInfo(value.name, shape, tensor_dtype_to_np_dtype(tensor.elem_type).name)

@@ -91,7 +91,7 @@ def first_not_finite(values: NDArray[Any]) -> int | None:
 
 def from_array(path: Path, labels: Path | None = None) -> GraphImages:
     """A .npy file of float32 (N, ...), exactly what the graph takes; `labels` a .npy file of N class indices."""
-    array, classes = _load(path), None if labels is None else _load(labels)
+    array, classes = load_array(path), None if labels is None else load_array(labels)
     if array.dtype != np.float32 or array.ndim < 2 or not len(array):
         raise DataError("not an array of images", where=path, found=f"{array.dtype} {array.shape}", allowed="float32 (N, ...)")
     if classes is not None and (classes.shape != (len(array),) or classes.dtype.kind not in "iu"):
@@ -192,7 +192,8 @@ def parse_triple(text: str, option: str) -> tuple[float, float, float]:
     return first, second, third
 
 
-def _load(path: Path) -> NDArray[Any]:
+def load_array(path: Path) -> NDArray[Any]:
+    """A .npy file of numbers, mapped. Raises DataError."""
     try:
         if not path.is_file():
             raise OSError("not a regular file")

@@ -139,7 +139,7 @@ def _drift_step(build: BuildFolder, bundle: Bundle, source: EngineManifest, bund
     stored = StoredAnswers(
         bundle.path, reference, info.data_sha256, str(source.preprocess["sha256"]), (bundled.answers,), bundle.sha256
     )
-    question = Question(bundled.images, labelled=True, budget_points=info.budget_points, stored=stored)
+    question = Question(bundled.images, labelled=True, budget=Budget(info.budget_points), stored=stored)
     step = drift_step(build, question, here=True)
 
     def judge(folder: Path, advance: Advance) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from calib.errors import UsageError
-from edge.model.sizes import SIZES
+from edge.model.sizes import SIZES, ImageSize
 from edge.option_bounds import IMAGE_SIZE, SEED, check_bounds
 from edge.pipeline.builder_options import DEFAULT_BUILDER, BuilderRequest
 from edge.pipeline.network_options import DEFAULT_NETWORK, NetworkOptions
@@ -25,20 +25,19 @@ FLOAT_LAYERS = ("stem.0/*", "stem.3/*")
 """Layers that stay in float in an INT8 build by default: the first two convolutions of the stem, which see the image
 itself. They are 1.7 % of ufovit_t's multiply-accumulates, and in INT8 they cost more of the logits' SQNR than all other layers
 together; figures in edge/README.md."""
-MAX_DROP_POINTS = 0.5
 RANDOM_WEIGHTS_IMAGES = 64
 """Default number of images with random weights: enough to check ranges and numerics; there is no accuracy to measure."""
 
 
-def image_size_option(_type: Any, tokens: Sequence[Any]) -> tuple[int, int]:
-    """--image-size SIZE or HEIGHTxWIDTH: height and width. Raises UsageError."""
+def image_size_option(_type: Any, tokens: Sequence[Any]) -> ImageSize:
+    """--image-size SIZE or HEIGHTxWIDTH. Raises UsageError."""
     text = tokens[0].value
     sides = [batch_size(side) for side in text.lower().split("x")]
     if len(sides) not in (1, 2) or None in sides:
         allowed = "SIZE or HEIGHTxWIDTH in pixels, such as 224 or 192x320"
         raise UsageError("invalid image size", where="--image-size", found=repr(text), allowed=allowed)
-    height, width = sides if len(sides) == 2 else sides * 2
-    return int(height or 0), int(width or 0)
+    height, width = (int(side or 0) for side in (sides if len(sides) == 2 else sides * 2))
+    return height if height == width else (height, width)
 
 
 def batch_option(_type: Any, tokens: Sequence[Any]) -> BatchRange:
@@ -58,8 +57,8 @@ class BuildOptions:
     Attributes:
         checkpoint: Trained weights of a named size, .safetensors or .pth. Default: the shipped ufovit_t
         random_weights: Use random weights, to try the tools. Every artifact is stamped
-        data: Images that judge the engine, labelled for --task classify: a folder per class, a .csv/.tsv/.txt list, or IDX files;
-            for tensors any folder of pictures. Default: the shipped test images
+        data: Images that judge the engine, labelled for --task classify: a folder per class, a .csv/.tsv/.txt list, or IDX
+            files; for tensors any folder of pictures. Default: the shipped test images
         calib_data: Calibration images, in the same formats. Default: the shipped calibration images
         image_size: Input size of a UFO-ViT in pixels, SIZE or HEIGHTxWIDTH, 16 to 1,024. Default: the checkpoint's
         batch: Batch sizes of the engine: MIN,OPT,MAX, 1 to 1,024 each
@@ -80,7 +79,7 @@ class BuildOptions:
     random_weights: bool = False
     data: Path | None = None
     calib_data: Path | None = None
-    image_size: Annotated[tuple[int, int] | None, _IMAGE_SIZE] = None
+    image_size: Annotated[ImageSize | None, _IMAGE_SIZE] = None
     batch: Annotated[BatchRange, _BATCH] = DEFAULT_BATCH
     max_drop_points: float | None = None
     min_sqnr_db: float | None = None
@@ -128,7 +127,7 @@ class BuildRequest(BuildOptions):
                 next_command=f"ufovit build {self.model} fp32 --target {self.target.name}",
             )
         check_bounds("--seed", self.seed, SEED)
-        for side in self.image_size or ():
+        for side in (self.image_size,) if isinstance(self.image_size, int) else self.image_size or ():
             check_bounds("--image-size", side, IMAGE_SIZE)
         check_budget(self.max_drop_points, self.min_sqnr_db, self.min_cosine)
         check_counts(calib_images=self.calib_images, eval_images=self.eval_images)

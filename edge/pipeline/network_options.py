@@ -18,7 +18,7 @@ class NetworkOptions:
     Attributes:
         task: What the outputs mean: classify (one output, logits), tensors (any outputs, judged as numbers). Default: that of
             the network file, else classify
-        network: TOML file with the shape of a UFO-ViT, labels, preprocessing. Default: MODEL with the suffix .toml, if it exists
+        network: TOML file with the shape of a UFO-ViT, labels, preprocessing. Default: MODEL with the suffix .toml
         labels: Text file with the name of one class per line. Default: those of the network file, else the indices
         input_shape: Sizes of an input with free axes, NAME=1x3x224x224, repeatable
         constant_input: Value of an input other than the image, NAME=NUMBER or NAME=FILE.npy, repeatable

@@ -32,7 +32,8 @@ def import_options(options: NetworkOptions) -> ImportOptions:
             raise UsageError("not the shape of an input", where="--input-shape", found=f"{name}={text}"[:80], allowed=allowed)
         shapes[name] = tuple(map(int, re.split("[x,]", text)))
     constants = {
-        name: _constant(text) for name, text in _pairs(options.constant_input, "--constant-input", "NAME=NUMBER or NAME=FILE.npy")
+        name: _constant(text)
+        for name, text in _pairs(options.constant_input, "--constant-input", "NAME=NUMBER or NAME=FILE.npy")
     }
     return ImportOptions(shapes, constants)
 
@@ -76,7 +77,10 @@ def preprocess_of(imported: Imported, options: NetworkOptions, stated: dict[str,
     if channels == 1 and "colour" not in fields:
         fields["colour"] = "grey"
     if (fields.get("colour") == "grey") != (channels == 1):
-        found, allowed = f"colour {fields.get('colour', 'rgb')}, {channels} channels", "grey for one channel, rgb or bgr for three"
+        found, allowed = (
+            f"colour {fields.get('colour', 'rgb')}, {channels} channels",
+            "grey for one channel, rgb or bgr for three",
+        )
         raise UsageError("the colour order does not fit the input", where=f"input {image.name}", found=found, allowed=allowed)
     fields["resize"] = options.resize or fields.get("resize") or min(height, width)
     normalisation = parse_normalisation(options.mean, options.std)

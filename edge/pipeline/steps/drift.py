@@ -1,7 +1,7 @@
 """drift: the engine, or its graph on the CPU, against model.onnx on images -> drift.json, logits.npz, flips.npz."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Question:
 
     images: ImageSet
     labelled: bool
-    budget_points: float
+    budget: Budget
     stored: StoredAnswers | None = None
 
 
@@ -67,7 +67,7 @@ def drift_step(build: BuildFolder, question: Question, *, here: bool) -> Step:
         "reference": stored.sha256 if stored else manifest.onnx.sha256,
         "images": images.sha256,
         "labelled": question.labelled,
-        "budget": question.budget_points,
+        "budget": asdict(question.budget),
         "versions": versions("onnxruntime"),
     }
     return Step("drift", reads, (DRIFT, ANSWERS, PICTURES), partial(judge_build, build, question, judged))
@@ -119,7 +119,7 @@ def judge_build(
     answers: Outputs = question.stored.outputs if question.stored else (np.concatenate(expected),)
     sides = Sides(answers, (np.concatenate(outputs),), images.labels if question.labelled else None)
     task = task_of(manifest)
-    report = judge_sides(task, subject, sides, Budget(question.budget_points), random_weights=manifest.random_weights)
+    report = judge_sides(task, subject, sides, question.budget, random_weights=manifest.random_weights)
     write_drift(out, task, report, sides, images.pixels)
 
 

@@ -12,7 +12,18 @@ from edge.pipeline.steps.drift import judged_on
 from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
 from engines.build import BuiltEngine, build
-from engines.build_folder.file_names import CALIBRATION, EXPORT, FOLDED, IMPORT, MANIFEST, MODEL, QUANTIZED, REFINED, TYPED, XNORM
+from engines.build_folder.file_names import (
+    CALIBRATION,
+    EXPORT,
+    FOLDED,
+    IMPORT,
+    MANIFEST,
+    MODEL,
+    QUANTIZED,
+    REFINED,
+    TYPED,
+    XNORM,
+)
 from engines.build_folder.manifest import CalibrationRecord, EngineManifest, EngineRecord, FileRecord, write_manifest
 from engines.build_spec import BuildSpec
 from engines.hardware import versions

@@ -25,9 +25,7 @@ def type_fp16_step(request: BuildRequest, inputs: BuildInputs, workspace: Worksp
     return Step("type", reads, (TYPED,), partial(type_model, request, inputs, graph, certified))
 
 
-def type_model(
-    request: BuildRequest, inputs: BuildInputs, graph: str, certified: bool, out: Path, advance: Advance
-) -> None:
+def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, certified: bool, out: Path, advance: Advance) -> None:
     """Graph -> strongly typed FP16 graph in the folder `out`, FP32 where the certificate asks for it; roundings emulated.
 
     Raises VerdictError when its outputs differ too much from the graph's. An INT8 graph is compared through its float graph: an
