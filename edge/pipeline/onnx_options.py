@@ -31,21 +31,20 @@ def import_options(options: NetworkOptions) -> ImportOptions:
             allowed = "sizes of all axes, such as 1x3x224x224"
             raise UsageError("not the shape of an input", where="--input-shape", found=f"{name}={text}"[:80], allowed=allowed)
         shapes[name] = tuple(map(int, re.split("[x,]", text)))
-    constants = {
-        name: _constant(text)
-        for name, text in _pairs(options.constant_input, "--constant-input", "NAME=NUMBER or NAME=FILE.npy")
-    }
+    pairs = _pairs(options.constant_input, "--constant-input", "NAME=NUMBER or NAME=FILE.npy")
+    constants = {name: _constant(text) for name, text in pairs}
     return ImportOptions(shapes, constants)
 
 
-def _pairs(values: tuple[str, ...], option: str, allowed: str) -> dict[str, str].items:  # type: ignore[valid-type]
+def _pairs(values: tuple[str, ...], option: str, allowed: str) -> list[tuple[str, str]]:
+    """Name and text of each NAME=TEXT. Raises UsageError."""
     parts = [value.rpartition("=") for value in values]
     wrong = next((value for value, (name, _, text) in zip(values, parts, strict=True) if not name or not text), None)
     names = [name for name, _, _ in parts]
     if wrong is not None or len(set(names)) != len(names):
         found = wrong if wrong is not None else "an input twice"
         raise UsageError("not the name of an input and its value", where=option, found=found, allowed=allowed)
-    return {name: text for name, _, text in parts}.items()
+    return [(name, text) for name, _, text in parts]
 
 
 def _constant(text: str) -> NDArray[Any]:

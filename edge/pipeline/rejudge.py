@@ -124,7 +124,7 @@ def _question(build: BuildFolder, options: JudgeOptions) -> Question:
     stored, last = _stored(build, options), _last_drift(build)
     images, labelled = _images(build, options, last)
     wanted = (options.max_drop_points, options.min_sqnr_db, options.min_cosine)
-    return Question(images, labelled, budget_for(build.manifest.task, *wanted, last and last.budget), stored)
+    return Question(images, labelled, budget_for(build.manifest.task, *wanted, None if last is None else last.budget), stored)
 
 
 def _last_drift(build: BuildFolder) -> DriftReport | None:

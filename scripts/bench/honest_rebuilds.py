@@ -54,6 +54,7 @@ from edge.pipeline.build_inputs import judging_images, resolve_inputs
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.steps.drift import Question, drift_step
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
+from edge.tasks.budget import Budget
 from edge.tasks.classification.logits import Logits, parse_logits, write_logits
 from edge.tasks.registry import task_of
 from engines.build_folder.file_names import ANSWERS, CALIBRATION, DRIFT, MODEL, PICTURES
@@ -92,7 +93,7 @@ class First:
 def first_build(request: BuildRequest, out: Path, seed: int, calibration: Path) -> First:
     """Build it, or reuse that of an earlier run. Stores its logits of all test images next to it."""
     bench = prepare(request, out)
-    manifest, preprocess = BuildFolder(bench.honest).manifest, resolve_inputs(request).info.preprocess
+    manifest, preprocess = BuildFolder(bench.honest).manifest, resolve_inputs(request).network.preprocess
     test = judging_images(request.data, task_of(manifest))
     path = out / f"answers-{manifest.engine.sha256[:16]}.npz"
     if not path.is_file():
@@ -134,7 +135,7 @@ def rejudge_on_others(first: First, folder: Path, number: int, images: int) -> P
     answered = StoredAnswers(
         folder, shared.reference, sample.sha256, shared.preprocess_sha256, (reference,), sha256_bytes(reference.tobytes())
     )
-    question = Question(sample, True, first.bench.request.max_drop_points, answered)
+    question = Question(sample, True, Budget(), answered)
     drift_step(BuildFolder(folder), question, here=True).run(folder, lambda _share: None)
     written = {file: sha256_file(folder / file) for file in (DRIFT, ANSWERS, PICTURES)}
     write_record(folder, {**read_record(folder), "drift": StepRecord("0" * 64, written)})
