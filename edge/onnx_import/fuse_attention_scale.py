@@ -90,7 +90,7 @@ def _leads_to_product(graph: GraphRewriting, tensor: str) -> bool:
         node = graph.producer(tensor, "Add", "Reshape")
         if node is None:
             break
-        sources = [name for name in node.input if graph.array(name) is None]
+        sources = [name for name in node.input if not graph.is_constant(name)]
         tensor = sources[0] if sources else ""
     return _product(graph, tensor) is not None
 
@@ -105,7 +105,7 @@ def _layer(graph: GraphRewriting, tensor: str) -> list[onnx.NodeProto]:
     """The nodes of the linear layer that computes a tensor and nothing else: MatMul, Add after MatMul, or Gemm."""
     nodes: list[onnx.NodeProto] = []
     while graph.is_read_once(tensor) and (node := graph.producer(tensor)) is not None:
-        constants = [name for name in node.input if graph.array(name) is not None]
+        constants = [name for name in node.input if graph.is_constant(name)]
         if node.op_type in ("MatMul", "Gemm"):
             unscaled = float(attribute(node, "alpha", 1.0)) == float(attribute(node, "beta", 1.0)) == 1.0
             return [*nodes, node] if unscaled and len(constants) == len(node.input) - 1 else []
@@ -113,7 +113,7 @@ def _layer(graph: GraphRewriting, tensor: str) -> list[onnx.NodeProto]:
             nodes.append(node)
         elif node.op_type not in _REARRANGING:
             return []
-        tensor = next((name for name in node.input if graph.array(name) is None), "")
+        tensor = next((name for name in node.input if not graph.is_constant(name)), "")
     return []
 
 

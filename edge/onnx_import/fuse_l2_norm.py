@@ -57,7 +57,8 @@ def fuse_l2_norms(model: onnx.ModelProto) -> list[Rewritten]:
             place = _quotient(graph, node, done)
             quotients += [place] if place else []
     graph.finish()
-    return [*norms[::-1], *quotients]
+    remaining = {node.name for node in model.graph.node}
+    return [*(place for place in norms[::-1] if place.into in remaining), *quotients]  # without norms that a quotient took in
 
 
 def _norm_nodes(graph: GraphRewriting, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
@@ -181,7 +182,7 @@ def _divides_by(graph: GraphRewriting, node: onnx.NodeProto, argument: str, norm
 def _is_canonical(graph: GraphRewriting, tensor: str, *, squared: bool) -> bool:
     """Whether a norm is ReduceL2, guarded or not, or a guarded sum of squares, without Expand, Identity and Unsqueeze."""
     while (step := graph.producer(tensor, "Clip", "Max", "Add")) is not None:
-        tensor = next(name for name in step.input if graph.array(name) is None)
+        tensor = next(name for name in step.input if not graph.is_constant(name))
     return graph.producer(tensor, *(("ReduceSum", "ReduceSumSquare") if squared else ("ReduceL2",))) is not None
 
 

@@ -65,14 +65,18 @@ class GraphRewriting:
         node = self.index.producer(tensor)
         return node if node is not None and (not operators or (node.op_type in operators and not node.domain)) else None
 
+    def is_constant(self, tensor: str) -> bool:
+        """Whether a tensor is a constant."""
+        return tensor in self.index.constants
+
     def array(self, tensor: str) -> Array | None:
         """The values of a constant; None for anything else."""
         return to_array(self.index.constants[tensor]) if tensor in self.index.constants else None
 
     def scalar(self, tensor: str) -> float | None:
         """The value of a constant of one element and at most one axis; None for anything else."""
-        values = self.array(tensor)
-        return float(values.reshape(-1)[0]) if values is not None and values.size == 1 and values.ndim <= 1 else None
+        constant = self.index.constants.get(tensor)
+        return float(to_array(constant).reshape(-1)[0]) if constant is not None and list(constant.dims) in ([], [1]) else None
 
     def shape(self, tensor: str) -> tuple[int | None, ...] | None:
         """The inferred shape of a tensor; None for an unknown rank."""

@@ -97,7 +97,7 @@ def bases_of(graph: GraphRewriting, tensor: str) -> list[str]:
     for _ in range(_DEEPEST):
         parts = [_parts(graph, node) for name in level if (node := graph.producer(name)) is not None and not node.domain]
         operands = [operand for part in parts if part is not None for operand, _ in part[1]]
-        level = [name for name in dict.fromkeys(operands) if name not in found and graph.array(name) is None]
+        level = [name for name in dict.fromkeys(operands) if name not in found and not graph.is_constant(name)]
         found += level
     return found
 
