@@ -22,8 +22,8 @@ from edge.tasks.interval import Verdict
 from edge.tasks.report_parts import TaskReport
 
 Int64 = npt.NDArray[np.int64]
-Outputs = tuple[npt.NDArray[np.float32], ...]
-"""One array (n, ...) per output of the network."""
+Outputs = tuple[npt.NDArray[Any], ...]
+"""One array (n, ...) per output of the network, float32 or integers."""
 
 
 @dataclass(frozen=True)
