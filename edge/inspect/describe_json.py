@@ -11,6 +11,7 @@ from edge.drift.pictures import KeptPictures
 from edge.images.golden_pair import GoldenPair
 from edge.inspect.describe_dataclass import describe_fields, limited, value_text
 from edge.inspect.description import Description, Listing, size_text
+from edge.tasks.registry import load_task
 from engines.build_folder.file_names import ARTIFACTS, DRIFT
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import CalibrationRecord, EngineManifest, FileRecord
@@ -76,11 +77,13 @@ def describe_table(table: CalibrationTable) -> Description:
 def describe_drift(drift: DriftReport) -> Description:
     """drift.json: the verdict, then its figures."""
     warnings = (RANDOM_STAMP,) if drift.random_weights else ()
-    first = ("verdict", "reason", "reference", "engine", "comparison")
+    first = ("verdict", "reason", "reference", "engine", "comparison", "budget")
     described = describe_fields("Drift report", drift, skip=first, warnings=warnings)
     facts = {"verdict": f"{drift.verdict.upper()}: {drift.reason}"}
     facts |= {"judged": value_text("engine", drift.engine), "against": value_text("reference", drift.reference)}
-    return replace(described, facts=facts | describe_fields("", drift.comparison).facts | described.facts)
+    figures = describe_fields("", drift.comparison)
+    rest = {"budget": load_task(drift.task).budget_text(drift.budget)} | described.facts
+    return replace(described, facts=facts | figures.facts | rest, listings=figures.listings)
 
 
 def describe_flips(flips: KeptPictures) -> Description:
