@@ -6,7 +6,7 @@ from pathlib import Path
 from calib.errors import DataError, UsageError
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, SHIPPED_MODEL, TEST_IMAGES
 from edge.images.labelled_images import ImageSet
-from edge.model.metadata import CheckpointInfo, read_info
+from edge.model.metadata import CheckpointInfo, is_safetensors, read_info
 from edge.model.sizes import config
 from edge.pipeline.build_request import RANDOM_WEIGHTS_IMAGES, BuildRequest
 from edge.pipeline.request_checks import CALIB_IMAGES, check_calibration_images
@@ -102,7 +102,7 @@ def _resolve_info(request: BuildRequest) -> CheckpointInfo:
             next_command="pass --checkpoint FILE, or --random-weights to try the tools on random weights",
         )
     path = request.checkpoint or SHIPPED_CHECKPOINT
-    if path.suffix in (".pth", ".pt"):
+    if not is_safetensors(path):
         from edge.model.checkpoint import load_checkpoint
 
         return load_checkpoint(path, model=request.model, image_size=request.image_size)[1]
