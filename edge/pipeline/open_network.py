@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from calib.errors import UsageError
 from edge.assets import SHIPPED_CHECKPOINT, SHIPPED_MODEL
 from edge.images.preprocess import Preprocess
-from edge.model.metadata import CheckpointInfo, read_info
+from edge.model.metadata import CheckpointInfo, is_safetensors, read_info
+from edge.model.network_file import NetworkFile, find_network_file, read_labels, read_network_file
 from edge.model.sizes import SIZES, config
+from edge.pipeline.network_options import NetworkOptions
 from edge.tasks.registry import class_names, load_task
 from edge.tasks.task import Task
 from edge.tasks.task_names import CLASSIFICATION, TENSORS, task_named
@@ -103,16 +105,21 @@ def _checkpoint_info(request: BuildRequest) -> CheckpointInfo:
 
 
 def _open_checkpoint(path: Path, request: BuildRequest) -> CheckpointInfo:
-    if path.suffix.lower() == ".safetensors":
-        return read_info(path).for_image_size(request.image_size)
+    stated = stated_network(request.network)
+    if is_safetensors(path):
+        return read_info(path, stated).for_image_size(request.image_size)
     from edge.model.checkpoint import load_checkpoint
 
-    return load_checkpoint(path, image_size=request.image_size)[1]
+    return load_checkpoint(path, image_size=request.image_size, network=stated)[1]
+
+
+def stated_network(options: NetworkOptions) -> NetworkFile | None:
+    """What the file of --network states; None without the option. Raises UsageError."""
+    return None if options.network is None else read_network_file(options.network)
 
 
 def _open_onnx(request: BuildRequest, path: Path) -> Network:
     """Import an ONNX file, and complete what it does not say of itself."""
-    from edge.model.network_file import NetworkFile, find_network_file, read_labels, read_network_file
     from edge.onnx_import import import_onnx
     from edge.pipeline.onnx_options import import_options, preprocess_of
     from engines.layer_requests import tensor_info

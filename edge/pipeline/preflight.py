@@ -10,6 +10,7 @@ from pathlib import Path
 from calib.errors import MissingError
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
+from edge.pipeline.open_network import stated_network
 from edge.progress import Advance
 from engines.backends import require_backend
 from engines.build_folder.file_names import MODEL
@@ -42,7 +43,12 @@ def check_inputs(request: BuildRequest, inputs: BuildInputs, first_step: str, ad
     if first_step == "export" and info is not None and info.file:
         from edge.model.checkpoint import load_checkpoint
 
-        load_checkpoint(Path(info.file), model=info.config.name, image_size=info.config.image_size)
+        load_checkpoint(
+            Path(info.file),
+            model=info.config.name,
+            image_size=info.config.image_size,
+            network=stated_network(request.network),
+        )
     images = [(image_set, i) for image_set in (inputs.calib_images, inputs.eval_images) for i in range(len(image_set))]
     for done, (image_set, i) in enumerate(images, start=1):
         image_set.pixels(i)

@@ -7,6 +7,7 @@ from calib.artifact import write_artifact
 from calib.errors import DataError
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
+from edge.pipeline.open_network import stated_network
 from edge.pipeline.preflight import check_patterns
 from edge.pipeline.workspace import Step
 from edge.progress import Advance
@@ -44,7 +45,12 @@ def export_checkpoint(request: BuildRequest, inputs: BuildInputs, out: Path, adv
     if info.random_weights and not info.file:
         network = random_network(info.config, request.seed)
     else:
-        network, loaded = load_checkpoint(Path(info.file), model=info.config.name, image_size=info.config.image_size)
+        network, loaded = load_checkpoint(
+            Path(info.file),
+            model=info.config.name,
+            image_size=info.config.image_size,
+            network=stated_network(request.network),
+        )
         if loaded.sha256 != info.sha256:  # else the manifest would name a checkpoint with other weights
             raise DataError(
                 "checkpoint changed during the build",
