@@ -41,7 +41,7 @@ def fit(
         groups = measure_sensitivity(
             model, table, plan, few.batches(BATCH), threads=2, progress=lambda done, total: advance(done / total)
         )
-    macs = count_macs(model, batch=1)
+    macs = count_macs(model, measure=True).by_name
 
     def evaluate(float_nodes: tuple[str, ...]) -> float:
         trial = quantize_graph(model, replace(table, float_nodes=float_nodes), scheme, "a trial of the search")
