@@ -1,6 +1,7 @@
 """Decide which tensors get Q/DQ: only inputs of operators that TensorRT lowers to INT8.
 
-    MatMul  (..., M, K) x constant (..., K, N)   activation per tensor, weight per channel, its last axis
+    MatMul  (..., M, K) x constant (K, N)        activation per tensor, weight per channel, axis 1
+    MatMul  (..., M, K) x constant (..., K, N)   both sides per tensor
     MatMul  constant (..., M, K) x (..., K, N)   activation per tensor, weight per channel, its last axis but one
     Gemm    (M, K) x constant, constant x (K, N) activation per tensor, weight per channel: the axis of N or of M
     Conv    depthwise too                        activation per tensor, weight per channel, axis 0
@@ -41,7 +42,8 @@ class QuantScheme:
 class QuantPoint:
     """One quantized input of one node, under its unique name, see `calib.graph.node_names`.
 
-    An activation is quantized per tensor, a weight, which is a constant, per channel: `axis` is that of its output channels.
+    An activation is quantized per tensor, a weight, which is a constant, per channel: `axis` is that of its output channels,
+    None for one scale.
     """
 
     node: str
@@ -173,13 +175,17 @@ _OPERATOR_REASONS = {
 
 def _points(name: str, node: onnx.NodeProto, index: GraphIndex) -> tuple[QuantPoint, QuantPoint]:
     """The quantized inputs of a node that can be quantized."""
-    first, second = (
-        QuantPoint(name, at, tensor, "weight", channel_axis(node, at, len(index.constants[tensor].dims)))
-        if tensor in index.constants
-        else QuantPoint(name, at, tensor, "activation")
-        for at, tensor in enumerate(node.input[:2])
-    )
-    return first, second
+
+    def point(at: int) -> QuantPoint:
+        tensor = node.input[at]
+        if tensor not in index.constants:
+            return QuantPoint(name, at, tensor, "activation")
+        rank = len(index.constants[tensor].dims)
+        # TensorRT takes scales along the last axis of a matrix per head, too; ONNX Runtime's kernel refuses them
+        one_scale = node.op_type == "MatMul" and at == 1 and rank > 2
+        return QuantPoint(name, at, tensor, "weight", None if one_scale else channel_axis(node, at, rank))
+
+    return point(0), point(1)
 
 
 def channel_axis(node: onnx.NodeProto, position: int, rank: int) -> int:
