@@ -10,8 +10,9 @@ from edge.model.metadata import CheckpointInfo, read_info
 from edge.model.sizes import config
 from edge.pipeline.build_request import RANDOM_WEIGHTS_IMAGES, BuildRequest
 from edge.pipeline.request_checks import CALIB_IMAGES, check_calibration_images
-from edge.tasks.registry import CLASSIFICATION, load_task
+from edge.tasks.registry import load_task
 from edge.tasks.task import Task
+from edge.tasks.task_names import CLASSIFICATION
 
 SHIPPED_TEST = "the shipped test split"
 """How artifacts name the images that a build without --data is judged on."""

@@ -73,7 +73,7 @@ def make_bundle(build: BuildFolder, images: ImageSet, path: Path, advance: Advan
     info = BundleInfo(
         **_stated(manifest),
         facts=parse_graph(members[graph], build.path / graph)[1],
-        budget_points=drift.budget_points,
+        budget_points=drift.budget.points,
         reference_ran_on=f"{drift.reference.ran_on}, when the bundle was made",
         data=images.source,
         data_sha256=images.sha256,

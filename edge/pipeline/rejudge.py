@@ -123,7 +123,7 @@ def _question(build: BuildFolder, options: JudgeOptions) -> Question:
     """What to judge on: by default the images and the budget of the previous verdict."""
     stored, last = _stored(build, options), _last_drift(build)
     images, labelled = _images(build, options, last)
-    budget = MAX_DROP_POINTS if last is None else last.budget_points
+    budget = MAX_DROP_POINTS if last is None else last.budget.points
     return Question(images, labelled, budget if options.max_drop_points is None else options.max_drop_points, stored)
 
 

@@ -29,6 +29,7 @@ from edge.report import page
 from edge.stability.certificate import Checks, HeadRanges, Int8Loss, IslandCost, SiteCertificate, XNormCertificate
 from edge.stability.site_certificate import network_verdict
 from edge.stability.verdict import Judgement
+from edge.tasks.budget import Budget
 from edge.tasks.classification.logits import Logits
 from edge.tasks.registry import load_task
 from engines.build_folder.folder import BuildFolder
@@ -265,7 +266,7 @@ def judge_folder(folder: Path, recipe: Recipe) -> None:
         data_sha256="2" * 64,
         preprocess_sha256="3" * 64,
     )
-    report = judge_sides(task, subject, sides, 0.5, random_weights=recipe.random_weights)
+    report = judge_sides(task, subject, sides, Budget(), random_weights=recipe.random_weights)
     write_drift(folder, task, report, sides, photo)
 
 

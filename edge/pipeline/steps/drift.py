@@ -18,6 +18,7 @@ from edge.progress import Advance
 from edge.runtime.engine_runner import open_engine
 from edge.runtime.ort_runner import BATCH, OrtRunner, emulated_runner
 from edge.runtime.runner import Runner
+from edge.tasks.budget import Budget
 from edge.tasks.registry import task_of
 from edge.tasks.task import Outputs, Sides
 from engines.build_folder.file_names import ANSWERS, DRIFT, GOLDEN, MANIFEST, MODEL, PICTURES, TYPED
@@ -118,7 +119,7 @@ def judge_build(
     answers: Outputs = question.stored.outputs if question.stored else (np.concatenate(expected),)
     sides = Sides(answers, (np.concatenate(outputs),), images.labels if question.labelled else None)
     task = task_of(manifest)
-    report = judge_sides(task, subject, sides, question.budget_points, random_weights=manifest.random_weights)
+    report = judge_sides(task, subject, sides, Budget(question.budget_points), random_weights=manifest.random_weights)
     write_drift(out, task, report, sides, images.pixels)
 
 

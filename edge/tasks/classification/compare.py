@@ -26,6 +26,7 @@ from edge.tasks.classification.logit_metrics import (
     top_share,
 )
 from edge.tasks.classification.logits import answers
+from edge.tasks.constant_outputs import why_constant
 from edge.tasks.interval import Float64, Interval, Verdict, decide, share_interval
 from edge.tasks.task import Comparison
 
@@ -43,6 +44,7 @@ class LogitComparison(Comparison):
         drop_points: drop in top-1, positive is worse, and its `interval`.
         flips: answers that changed between right and wrong.
         agreement: share with the same answer on both sides; `changed_interval` is that of the share of changed answers.
+        constant_reference: "zero for every image" or "the same for every image" where the reference's logits are so.
         cosine_min: smallest over the images, logits centred over the classes.
         distance: other distances between the logits; None where no row of the engine is finite.
         reliability_reference, reliability_engine: calibration error of each side's confidence, over the finite rows.
@@ -66,6 +68,7 @@ class LogitComparison(Comparison):
     reliability_engine: Reliability | None
     confusion_reference: tuple[tuple[int, ...], ...] | None
     confusion_engine: tuple[tuple[int, ...], ...] | None
+    constant_reference: str = ""
 
     @property
     def with_truth(self) -> bool:
@@ -101,6 +104,8 @@ def compare(reference: Floats, engine: Floats, labels: Int64 | None) -> LogitCom
     some, n = bool(finite.any()), len(reference)
     cosines = centred_cosine(reference[finite], engine[finite])
     not_finite, missing = int((~finite).sum()), []
+    if constant := why_constant(reference):
+        missing.append(f"SQNR and agreement: the reference's logits are {constant}, so that neither is defined")
     if not_finite:
         missing.append(f"{not_finite} of {n} images: the engine's logits hold NaN or infinity, so that only answers count")
     if labels is None:
@@ -116,6 +121,7 @@ def compare(reference: Floats, engine: Floats, labels: Int64 | None) -> LogitCom
         distance=distance(reference[finite], engine[finite], cosines) if some else None,
         not_finite=not_finite,
         not_compared=tuple(missing),
+        constant_reference=constant,
         **_labelled_figures(reference, engine, labels, answer_engine),
     )
 
@@ -180,6 +186,8 @@ def judge(comparison: LogitComparison, budget_points: float, *, random_weights: 
     judged_by: JudgedBy = "numbers" if random_weights else "accuracy" if comparison.with_truth else "agreement"
     if comparison.not_finite:
         return judged_by, "fail", f"{comparison.not_finite} of {comparison.images} engine outputs hold NaN or Inf"
+    if comparison.constant_reference:
+        return judged_by, "inconclusive", f"the FP32 network cannot be judged: its logits are {comparison.constant_reference}"
     if random_weights:
         cosine, needed = comparison.cosine_min, RANDOM_WEIGHTS_COSINE
         sentence = f"random weights have no accuracy to lose; smallest cosine of the logits {cosine:.4f}, {needed:g} needed"

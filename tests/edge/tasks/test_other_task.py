@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,6 +39,7 @@ from edge.images.labelled_images import ImageSet, open_unlabelled
 from edge.images.npz import parse_npz
 from edge.inspect.describers import describe_file
 from edge.runtime.runner import FakeRunner
+from edge.tasks.budget import Budget
 from edge.tasks.frame_answer import FrameAnswer, Line, Panel, PanelLayout
 from edge.tasks.gate_row import Measurement, Recorded, Row, Tolerance, row
 from edge.tasks.interval import Verdict
@@ -82,10 +83,20 @@ class DepthAnswer(FrameAnswer):
 @dataclass(frozen=True)
 class Depth(Task):
     name: ClassVar[str] = "depth"
+    labelled: ClassVar[bool] = False
     bases: ClassVar[tuple[str, ...]] = ("error",)
     comparison: ClassVar[type[Comparison]] = DepthComparison
     stated: ClassVar[tuple[str, ...]] = ("error_mean", "error_worst", "not_finite")
     quantities: ClassVar[tuple[str, ...]] = ("depth error",)
+
+    def pack_reference(self, outputs: Outputs, truth: Any) -> dict[str, np.ndarray]:
+        return {"depth": outputs[0]}
+
+    def unpack_reference(self, arrays: Mapping[str, np.ndarray], images: int) -> tuple[Outputs, Any]:
+        return (arrays["depth"],), None
+
+    def budget_text(self, budget: Budget) -> str:
+        return f"{budget.points:g} m"
 
     def open_images(self, path: Path) -> ImageSet:
         return open_unlabelled(path)
@@ -108,8 +119,8 @@ class Depth(Task):
         bad = int((~np.isfinite(error)).sum())
         return DepthComparison(len(error), bad, (), float(np.nan_to_num(error).mean()), float(np.nan_to_num(error).max()))
 
-    def judge(self, comparison: Any, budget_points: float, *, random_weights: bool) -> tuple[str, Verdict, str]:
-        worse = comparison.not_finite or comparison.error_mean > budget_points
+    def judge(self, comparison: Any, budget: Budget, *, random_weights: bool) -> tuple[str, Verdict, str]:
+        worse = comparison.not_finite or comparison.error_mean > budget.points
         return "error", "fail" if worse else "pass", f"mean error {comparison.error_mean:.3f} m"
 
     def worst(self, sides: Sides) -> np.ndarray:
@@ -144,7 +155,7 @@ class Depth(Task):
         return TaskReport(
             headline=f"The {judged} sees depth",
             advice="",
-            budgeted=None,
+            evidence=None,
             basis=("Depth has no accuracy to lose.",),
             figures=(Figure("Depth error", (value,), "mean"),),
             truth="without depth",
@@ -187,7 +198,7 @@ def depth_build(folder: Path, off: float = 0.01, budget: float = 1.0) -> Path:
     task, given = load_task("depth"), sides(off)
     old = BuildFolder(folder).read(DRIFT_ARTIFACT)
     subject = Subject(old.reference, old.engine, old.data, old.data_sha256, old.preprocess_sha256)
-    write_drift(folder, task, judge_sides(task, subject, given, budget, random_weights=False), given, photo)
+    write_drift(folder, task, judge_sides(task, subject, given, Budget(budget), random_weights=False), given, photo)
     record(folder)
     return folder
 

@@ -12,6 +12,7 @@ from calib.artifact import read_artifact, write_artifact
 from calib.errors import InputError
 from edge.drift.drift_report import DriftReport, Source, Subject, judge_sides
 from edge.numeric_tolerances import RANDOM_WEIGHTS_COSINE
+from edge.tasks.budget import Budget
 from edge.tasks.classification.compare import centred_cosine, compare, judge
 from edge.tasks.classification.drop_interval import Flips, Paired, drop_interval, images_to_decide, mcnemar_p
 from edge.tasks.classification.logit_metrics import BINS
@@ -196,7 +197,7 @@ def test_random_weights_are_judged_by_numbers(pair, cosine, verdict):
 def test_report_survives_its_file(pair, tmp_path):
     source = Source("model.onnx", "0" * 64, "ONNX Runtime, CPU")
     subject = Subject(source, source, "d", "1", "2")
-    report = judge_sides(load_task("classification"), subject, Logits(*pair).sides, 0.5, random_weights=False)
+    report = judge_sides(load_task("classification"), subject, Logits(*pair).sides, Budget(), random_weights=False)
     write_artifact(tmp_path / "drift.json", report)
     assert read_artifact(tmp_path / "drift.json", DriftReport, remake="x") == report
 
