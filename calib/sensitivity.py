@@ -76,7 +76,7 @@ def measure_sensitivity(
     images = [batch for batch in checked_batches(batches) if len(batch)]
     if not images:
         raise DataError("no images to measure on", allowed="at least one image")
-    groups, macs = group_nodes(plan), count_macs(model)
+    groups, macs = group_nodes(plan), count_macs(model, measure=True).by_name
     runs = SegmentRuns(model, groups, images, threads)
     reference = runs.output()
     measured: list[GroupNoise] = []

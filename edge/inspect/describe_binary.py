@@ -138,7 +138,8 @@ def _macs(model: onnx.ModelProto) -> str:
         macs = count_macs(model)
     except InputError as error:
         return f"cannot be counted: {str(error).splitlines()[0]}"
-    return f"{sum(macs.values()):,} in {len(macs)} layers, for one image"
+    missing = f"; {len(macs.not_counted)} not counted: {', '.join(list(macs.not_counted)[:4])}" if macs.not_counted else ""
+    return f"{macs.total:,} in {len(macs.nodes)} layers, for one image{missing}"
 
 
 def _quantized(model: onnx.ModelProto) -> str:

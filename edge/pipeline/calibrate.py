@@ -20,16 +20,13 @@ from calib.qdq_writer import serialize
 from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
 from calib.trt_calibration_cache import format_cache
 from edge.images.graph_input import GraphImages, first_not_finite, input_shape
+from edge.pipeline.calibrate_figures import int8_share, measure_loss
 from edge.pipeline.calibrate_inputs import WRITTEN, CalibrateInputs, resolve
 from edge.pipeline.calibrate_request import CalibrateRequest
 from edge.pipeline.meet_budget import fit
 from edge.progress import Progress
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all, tapped_batch
-from edge.tasks.classification.compare import holdout_lines
 from engines.build_folder.file_names import CACHE, CALIBRATION, QUANTIZED, REFINED
-from engines.layer_records import EngineEvidence
-from engines.layer_requests import read_layers
-from engines.precision_receipt import make_receipt
 
 
 def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
@@ -48,35 +45,36 @@ def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
         model, data = load_graph(refined if inputs.table is None else request.graph)
     exit_code = 0
     if request.max_drop_points is not None:
-        result = fit(model, table, scheme, inputs.holdout, reference, request.max_drop_points, progress)
+        result = fit(model, table, scheme, inputs.holdout, reference[0], request.max_drop_points, progress)
         table, exit_code = replace(table, float_nodes=result.float_nodes), 0 if result.met else 1
     quantized = quantize_graph(model, table, scheme, request.out / QUANTIZED)
     int8 = OrtRunner(request.out / QUANTIZED, data=serialize(quantized), throughput=True)
     answers = _answers(int8, "the INT8 graph", inputs.holdout, progress)
-    judges = f"{len(answers)} {'held-out' if inputs.held_out else 'calibration'} images"
-    figures = list(holdout_lines(reference, answers, inputs.holdout.labels, judges))
-    share = make_receipt(read_layers(quantized), EngineEvidence(), "int8").requested.get("int8", 0.0)
+    judges = f"{len(inputs.holdout)} {'held-out' if inputs.held_out else 'calibration'} images"
+    names = [value.name for value in quantized.graph.output]
+    loss = measure_loss(names, reference, answers, inputs.holdout.labels, judges)
+    share = int8_share(quantized, plan_quantization(model, scheme), table)
+    floor_code, floor_sentence = share.judge(request.int8_floor)
     _write(request.out, data, table, quantized)
-    progress.say(f"INT8         {share:.1%} of the multiply-accumulates, {len(table.tensors)} activations")
-    for line in figures:
+    for line in (*share.lines, *filter(None, [floor_sentence]), *loss.lines):
         progress.say(line)
     warning = range_shift_warning(table)
     if warning is not None:
         progress.say(f"warning      {warning}")
     progress.say(f"written      {request.out}: {' '.join(WRITTEN)}")
-    return exit_code
+    return exit_code or floor_code or (3 if loss.undefined else 0)
 
 
-def _answers(runner: OrtRunner, what: str, images: GraphImages, progress: Progress) -> NDArray[np.float32]:
+def _answers(runner: OrtRunner, what: str, images: GraphImages, progress: Progress) -> tuple[NDArray[np.float32], ...]:
     with progress.task(f"{what} on {len(images)} images") as advance:
-        return run_all(runner, images.batches(BATCH), lambda done: advance(done / len(images)))
+        return (run_all(runner, images.batches(BATCH), lambda done: advance(done / len(images))),)
 
 
-def _reference(request: CalibrateRequest, inputs: CalibrateInputs, progress: Progress) -> NDArray[np.float32]:
-    """Output of the float graph on the images that judge. Raises InputError where it cannot serve as a reference."""
+def _reference(request: CalibrateRequest, inputs: CalibrateInputs, progress: Progress) -> tuple[NDArray[np.float32], ...]:
+    """Outputs of the float graph on the images that judge. Raises InputError where it cannot serve as a reference."""
     images = inputs.holdout
     outputs = _answers(OrtRunner(request.graph, throughput=True), "the float graph", images, progress)
-    bad = first_not_finite(outputs)
+    bad = next((at for at in map(first_not_finite, outputs) if at is not None), None)
     if bad is not None:
         raise GraphError(
             "the float graph outputs NaN or infinity",
@@ -84,20 +82,21 @@ def _reference(request: CalibrateRequest, inputs: CalibrateInputs, progress: Pro
             found=f"on image {images.chosen[bad]}, counted from 0, of {images.source}",
         )
     judged = request.max_drop_points is not None or images.labels is not None
-    if judged and outputs.ndim != 2:
+    logits = outputs[0]
+    if judged and logits.ndim != 2:
         raise GraphError(
             "accuracy can be measured only on a graph that classifies",
             where=request.graph,
-            found=f"output {outputs.shape}",
+            found=f"output {logits.shape}",
             allowed="(batch, classes)",
             next_command="leave out --max-drop and the labels",
         )
-    if images.labels is not None and not (images.labels.min() >= 0 and images.labels.max() < outputs.shape[1]):
+    if images.labels is not None and not (images.labels.min() >= 0 and images.labels.max() < logits.shape[1]):
         raise DataError(
             "label out of range",
             where=request.holdout_labels or images.source,
             found=f"{images.labels.min()} to {images.labels.max()}",
-            allowed=f"0 to {outputs.shape[1] - 1}",
+            allowed=f"0 to {logits.shape[1] - 1}",
         )
     return outputs
 

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from calib.errors import UsageError
 from edge.option_bounds import SYNTHETIC_IMAGES, check_bounds
 from edge.pipeline.request_checks import CALIB_IMAGES, check_budget, check_counts, check_quantization
+from engines.build_spec import check_floor
 
 
 @Parameter(name="*")
@@ -24,7 +25,9 @@ class CalibrateOptions:
         effort: fast (scales only), balanced (weights refined too) or best (nodes added too)
         method: For scales that the effort does not search: minmax, percentile, percentile:99.9, entropy or mse
         keep_float: Nodes that stay in float: a glob pattern on their names, repeatable
-        max_drop_points: Accuracy budget in points, 0 to 100: leave as few layers in float as meet it on the images that judge
+        max_drop_points: Accuracy budget in points, 0 to 100: leave as few layers in float as meet it on the images that judge,
+            by the first output if there are several
+        int8_floor: Least share of the multiply-accumulates in INT8, 0 to 1; exit code 1 below it. Default: any
         holdout: Images that judge: a folder per class, a list, an IDX file, a .npy file. Default: those of --images left over
         holdout_labels: Classes of a .npy --holdout: a .npy file of integers
         table: Take this calibration table instead of calibrating, with the model.refined.onnx beside it; refused when stale
@@ -39,6 +42,7 @@ class CalibrateOptions:
     method: str = "mse"
     keep_float: tuple[str, ...] = ()
     max_drop_points: float | None = None
+    int8_floor: float | None = None
     holdout: Path | None = None
     holdout_labels: Path | None = None
     table: Path | None = None
@@ -64,3 +68,4 @@ class CalibrateRequest(CalibrateOptions):
                 "--holdout-labels belongs to a --holdout that is a .npy file", where="--holdout-labels", found=self.holdout
             )
         check_budget(self.max_drop_points)
+        check_floor(self.int8_floor)

@@ -1,7 +1,6 @@
 """Meet an accuracy budget by leaving layers in float: ranked by quantization error per MAC, tried on held-out images."""
 
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,6 @@ from edge.images.graph_input import GraphImages
 from edge.progress import Progress
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
 
-_LISTED = 12
-
 
 def fit(
     model: onnx.ModelProto,
@@ -31,7 +28,7 @@ def fit(
     budget: float,
     progress: Progress,
 ) -> BudgetResult:
-    """Find the largest INT8 share of the MACs whose drop on `images` is within `budget` points; report what stays in float.
+    """Find the largest INT8 share of the MACs whose drop on `images` is within `budget` points; report the trials.
 
     Without labels the share of changed answers, which no drop can exceed, stands for the drop.
     """
@@ -41,7 +38,7 @@ def fit(
         groups = measure_sensitivity(
             model, table, plan, few.batches(BATCH), threads=2, progress=lambda done, total: advance(done / total)
         )
-    macs = count_macs(model, batch=1)
+    macs = count_macs(model, measure=True).by_name
 
     def evaluate(float_nodes: tuple[str, ...]) -> float:
         trial = quantize_graph(model, replace(table, float_nodes=float_nodes), scheme, "a trial of the search")
@@ -58,8 +55,4 @@ def fit(
         f"budget       {'met' if result.met else 'NOT MET'}: drop {result.drop:+.2f} points of {result.budget:g} with "
         f"{result.int8_share:.1%} of the multiply-accumulates in INT8, {trials}; one image is {100 / len(images):.2g} points"
     )
-    for nodes, share in islice(result.float_groups.items(), _LISTED):
-        progress.say(f"  in float   {nodes[0]}: {share:.2%} of the multiply-accumulates")
-    if len(result.float_groups) > _LISTED:
-        progress.say(f"  and {len(result.float_groups) - _LISTED} more, in calibration.json")
     return result

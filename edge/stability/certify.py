@@ -161,7 +161,7 @@ def _measure_cases(
 
 def image_budget(model: onnx.ModelProto, available: int) -> int:
     """How many images certify a graph in about half a minute on two cores: by its multiply-accumulates, at least MIN_IMAGES."""
-    macs = sum(count_macs(model).values())
+    macs = count_macs(model, measure=True).total
     return min(available, max(MIN_IMAGES, int(MAC_BUDGET / max(macs, 1))))
 
 

@@ -5,14 +5,13 @@ A row of the engine that holds NaN or infinity is a wrong answer that agrees wit
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from calib.errors import DataError
-from calib.metrics import sqnr_db, top1_agreement
+from calib.metrics import sqnr_db
 from edge.numeric_tolerances import RANDOM_WEIGHTS_COSINE, RECOMPUTED, SQNR_CAP_DB
 from edge.tasks.classification.drop_interval import Flips, Paired, drop_interval, images_to_decide, mcnemar_p
 from edge.tasks.classification.logit_metrics import (
@@ -243,16 +242,3 @@ def _confusion(labels: Int64, answers: Int64, classes: int) -> tuple[tuple[int, 
     """Counts [label][answer]."""
     table = np.bincount(labels * classes + answers, minlength=classes * classes).reshape(classes, classes)
     return tuple(tuple(int(v) for v in row) for row in table)
-
-
-def holdout_lines(reference: Floats, engine: Floats, labels: Int64 | None, images: str) -> Iterator[str]:
-    """Summary of the loss by quantization on held-out `images`, for `ufovit calibrate`, which takes any graph.
-
-    SQNR of outputs (n, ...), for logits (n, classes) also agreement and, with labels (n,), accuracy.
-    """
-    classifies = reference.ndim == 2
-    agreement = f", agreement {top1_agreement(reference, engine):.2%}" if classifies else ""
-    yield f"{'logits' if classifies else 'output'}       SQNR {sqnr_db(reference, engine):.1f} dB{agreement} on {images}"
-    if labels is not None:
-        before, after = (float(np.mean(side.argmax(1) == labels)) for side in (reference, engine))
-        yield f"top-1        {before:.2%} float, {after:.2%} INT8"
