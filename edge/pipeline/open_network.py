@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calib.errors import UsageError
+from calib.errors import GraphError, UsageError
 from edge.assets import SHIPPED_CHECKPOINT, SHIPPED_MODEL
 from edge.images.preprocess import Preprocess
 from edge.model.metadata import CheckpointInfo, is_safetensors, read_info
@@ -45,6 +45,10 @@ class Network:
     random_weights: bool = False
     info: CheckpointInfo | None = None
     imported: Imported | None = None
+
+    def batch(self, largest: int) -> int:
+        """Images per run on the CPU: `largest`, or one for a graph that takes no more."""
+        return largest if self.imported is None or self.imported.image_input.shape[0] is None else 1
 
     @property
     def xnorm_sites(self) -> int | None:
@@ -128,6 +132,14 @@ def _open_onnx(request: BuildRequest, path: Path) -> Network:
     network_file = options.network or find_network_file(path)
     file = NetworkFile() if network_file is None else read_network_file(network_file)
     imported = import_onnx(path, import_options(options))
+    if (imported.image_input.shape[0] or 1) > 1:
+        raise GraphError(
+            "the network takes a fixed number of images at a time, and answers otherwise with another number",
+            where=path,
+            found=imported.image_input.shape[0],
+            allowed="a free batch, or one image",
+            next_command="export it with a free batch, or one image",
+        )
     name = task_of_option(options.task or file.task)
     labels = read_labels(options.labels) if options.labels is not None else file.labels
     outputs = tuple(tensor_info(value) for value in imported.model.graph.output)

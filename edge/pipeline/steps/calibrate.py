@@ -45,7 +45,7 @@ def calibrate_model(
     from calib.quantize import CalibrateConfig, calibrate_graph
 
     images, preprocess = inputs.calib_images, inputs.network.preprocess
-    size = tapped_batch(max(preprocess.height, preprocess.width))
+    size = inputs.network.batch(tapped_batch(preprocess.image_size))
     table = calibrate_graph(
         model_path,
         refined_path,

@@ -55,7 +55,7 @@ def certify_model(request: BuildRequest, inputs: BuildInputs, out: Path, advance
     images = inputs.calib_images.take(image_budget(model, len(inputs.calib_images)))
     done = certify_graph(
         model,
-        images.batches(preprocess, tapped_batch(max(preprocess.height, preprocess.width))),
+        images.batches(preprocess, network.batch(tapped_batch(preprocess.image_size))),
         data_sha256=data_digest(images, preprocess),
         onnx_sha256=sha256_file(path),
         config=CertifyConfig(

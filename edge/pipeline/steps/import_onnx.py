@@ -53,8 +53,7 @@ def import_network(request: BuildRequest, inputs: BuildInputs, out: Path, advanc
     model = onnx.ModelProto()
     model.CopyFrom(imported.model)
     advance(0.1)
-    size = 1 if imported.image_input.shape[0] is not None else BATCH
-    batches = list(inputs.calib_images.take(CHECK_IMAGES).batches(network.preprocess, size))
+    batches = list(inputs.calib_images.take(CHECK_IMAGES).batches(network.preprocess, network.batch(BATCH)))
     record = rewrite(model, batches, imported)
     write_bytes(out / MODEL, serialize(model))
     write_artifact(out / IMPORT, record)
