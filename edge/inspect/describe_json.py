@@ -22,6 +22,7 @@ RANDOM_STAMP = "RANDOM WEIGHTS: nothing here says anything about accuracy"
 
 describe_attribution = partial(describe_fields, "Drift by layer")
 describe_export = partial(describe_fields, "Export record")
+describe_import = partial(describe_fields, "Import record")
 
 
 def describe_manifest(manifest: EngineManifest) -> Description:

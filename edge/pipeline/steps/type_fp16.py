@@ -6,10 +6,10 @@ from pathlib import Path
 from calib.errors import VerdictError
 from calib.files import write_bytes
 from edge.numeric_tolerances import SQNR_CAP_DB, TYPED_FP16_SQNR_DB, TYPED_INT8_LOSS_DB
+from edge.onnx_import.output_agreement import agreement_db
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.steps.export import CHECK_IMAGES
-from edge.onnx_import.output_agreement import agreement_db
 from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
 from edge.tasks.task import Outputs
