@@ -95,7 +95,7 @@ def _open_session(model: onnx.ModelProto, threads: int, where: object, settings:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised, and say the same
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
     try:

@@ -20,34 +20,35 @@ FREE_BATCHES = (1, 2, 3)
 """Batch sizes that a free batch is tried with."""
 
 
-def settle_batch(model: onnx.ModelProto, image: ImageInput, where: object) -> tuple[ImageInput, tuple[int, ...], list[Change]]:
-    """The input with its final batch axis, the batch sizes that it takes, and what was changed, in place.
+def check_batch(model: onnx.ModelProto, image: ImageInput, where: object) -> tuple[ImageInput, tuple[int, ...], list[Change]]:
+    """The input, the batch sizes that it takes, and what was changed in place.
 
-    A free batch that the graph does not allow becomes 1. A fixed batch above 1 becomes free if each image then gets the same
-    answers, and stays otherwise. Raises GraphError when ONNX Runtime cannot run the graph at all.
+    A free batch that the graph does not allow becomes 1. Raises GraphError when ONNX Runtime cannot run the graph at all.
     """
     size = image.shape[0]
-    if size is None:
-        reason = _why_not_free(model, image, where)
-        if reason is None:
-            return image, FREE_BATCHES, []
-        _set_batch(model, 1)
-        measure(model, image, (1,), where=where)
-        return replace(image, shape=(1, *image.shape[1:])), (1,), [Change("batch", image.name, f"fixed to 1: {reason}")]
-    if size > 1:
-        expected = measure(model, image, (size,), where=where)[0]
-        freed = _freed(model, image, size, where)
-        free_image = replace(image, shape=(None, *image.shape[1:]))
-        if _why_not_free(freed, free_image, where, expected) is None:
-            model.CopyFrom(freed)
-            return (
-                free_image,
-                FREE_BATCHES,
-                [Change("batch", image.name, f"of {size} made free: every image gets the same answers")],
-            )
-    else:
+    if size is not None:
         measure(model, image, (size,), where=where)
-    return image, (size,), []
+        return image, (size,), []
+    reason = _why_not_free(model, image, where)
+    if reason is None:
+        return image, FREE_BATCHES, []
+    _set_batch(model, 1)
+    measure(model, image, (1,), where=where)
+    return replace(image, shape=(1, *image.shape[1:])), (1,), [Change("batch", image.name, f"fixed to 1: {reason}")]
+
+
+def free_batch(model: onnx.ModelProto, image: ImageInput, where: object) -> tuple[ImageInput, tuple[int, ...], list[Change]]:
+    """Free a fixed batch above 1, in place, if each image then gets the answers that it got; results as of `check_batch`."""
+    size = image.shape[0]
+    if size is None or size == 1:
+        return image, FREE_BATCHES if size is None else (1,), []
+    expected = measure(model, image, (size,), where=where)[0]
+    freed = _freed(model, image, size, where)
+    free_image = replace(image, shape=(None, *image.shape[1:]))
+    if _why_not_free(freed, free_image, where, expected) is not None:
+        return image, (size,), []
+    model.CopyFrom(freed)
+    return free_image, FREE_BATCHES, [Change("batch", image.name, f"of {size} made free: every image gets the same answers")]
 
 
 def _why_not_free(model: onnx.ModelProto, image: ImageInput, where: object, expected: MeasuredRun | None = None) -> str | None:
@@ -56,7 +57,7 @@ def _why_not_free(model: onnx.ModelProto, image: ImageInput, where: object, expe
     try:
         runs = measure(model, image, batches, where=where)
     except GraphError as error:
-        return str(error).splitlines()[-1].strip() if len(batches) > 1 else str(error)
+        return " ".join(str(error).split())[:300]
     full = expected or runs[-1]
     for run in runs:
         for name, values in run.outputs.items():

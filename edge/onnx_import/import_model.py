@@ -17,7 +17,7 @@ from pathlib import Path
 import onnx
 
 from calib.graph import opset_version
-from edge.onnx_import.batch_axis import settle_batch
+from edge.onnx_import.batch_axis import check_batch, free_batch
 from edge.onnx_import.constant_folding import fold_constants
 from edge.onnx_import.control_flow import take_branches
 from edge.onnx_import.external_data import read_model
@@ -35,6 +35,9 @@ from edge.onnx_import.widen_to_fp32 import DOUBLE, HALF, other_float_types, wide
 _MOST_ROUNDS = 8
 """Of folding and taking branches: each enters one more level of nested If nodes."""
 
+_SOFTMAX_PER_AXIS = 13
+"""Before this opset Softmax runs over all later axes, and its conversion needs ranks, which are known after folding."""
+
 
 def import_onnx(path: Path, options: ImportOptions) -> Imported:
     """Read an ONNX file of opset 7 or later into an opset 20 FP32 graph with one input.
@@ -51,19 +54,30 @@ def import_onnx(path: Path, options: ImportOptions) -> Imported:
     prune(model)
     name_nodes(model)
     dtypes = other_float_types(model)
-    changes += widen(model, HALF)
-    model, converted = to_opset_20(model, path)
-    changes += [*converted, *order_nodes(model, path)]
-    image = _widened(image, ("float16", "bfloat16"))
-    image, batches, settled = settle_batch(model, image, path)
-    changes += [*settled, *_fold(model, image, batches, path), *widen(model, DOUBLE)]
-    image = _widened(image, ("float64",))
-    changes += sizes_to_scales(model, image, batches, path)
+    # FP64 that comes with the image is narrowed at once: ONNX Runtime has few FP64 kernels
+    changes += widen(model, {**HALF, **DOUBLE} if image.dtype == "float64" else HALF)
+    image = replace(image, dtype="float32") if image.dtype in dtypes else image
+    if opset >= _SOFTMAX_PER_AXIS:
+        model = _convert(model, path, changes)
+    image, batches, checked = check_batch(model, image, path)
+    changes += [*checked, *_fold(model, image, batches, path)]
+    if opset < _SOFTMAX_PER_AXIS:
+        model = _convert(model, path, changes)
+        changes += _fold(model, image, batches, path)
+    changes += widen(model, DOUBLE)
+    image, batches, freed = free_batch(model, image, path)
+    changes += [*freed, *sizes_to_scales(model, image, batches, path)]
     changes += remove_no_ops(model, image, batches, path)
     name_nodes(model)
     changes += declare_shapes(model, image, batches, path)
     _forget_origin(model)
     return Imported(model, path, digest, opset, dtypes, tuple(changes), image, options)
+
+
+def _convert(model: onnx.ModelProto, path: Path, changes: list[Change]) -> onnx.ModelProto:
+    converted, done = to_opset_20(model, path)
+    changes += [*done, *order_nodes(converted, path)]
+    return converted
 
 
 def _fold(model: onnx.ModelProto, image: ImageInput, batches: tuple[int, ...], path: Path) -> list[Change]:
@@ -75,10 +89,6 @@ def _fold(model: onnx.ModelProto, image: ImageInput, batches: tuple[int, ...], p
             break
         changes += taken
     return changes
-
-
-def _widened(image: ImageInput, dtypes: tuple[str, ...]) -> ImageInput:
-    return replace(image, dtype="float32") if image.dtype in dtypes else image
 
 
 def _forget_origin(model: onnx.ModelProto) -> None:

@@ -119,31 +119,30 @@ def _needs_newer(node: onnx.NodeProto) -> bool:
 
 
 def _check_known(model: onnx.ModelProto, before: int, path: Path) -> None:
-    """Raises GraphError for a node that uses what opset 20 does not have: an operator, an attribute or an input."""
+    """Raises GraphError for a node that uses what opset 20 does not have: an operator, an input or an attribute."""
     for node in all_nodes(model.graph):
-        if node.domain not in DEFAULT_DOMAINS:
-            continue
-        old, new = _schema_at(node.op_type, OPSET), _schema_at(node.op_type, before)
-        found = None
-        if old is None:
-            found = "an operator that opset 20 does not have"
-        elif len(node.input) > old.max_input or len(node.output) > old.max_output:
-            found = "more inputs or outputs than opset 20 has"
-        else:
-            newer = [item for item in node.attribute if item.name not in old.attributes and new is not None]
-            extra = [item.name for item in newer if new is None or item != new.attributes[item.name].default_value]
-            found = f"attribute {extra[0]}" if extra else None
-            kept = [item for item in node.attribute if item.name in old.attributes]
-            if found is None and newer:
-                replace_items(node.attribute, kept)
+        found = _newer_part(node, before) if node.domain in DEFAULT_DOMAINS else None
         if found is not None:
             where = f"{path}, node {node.name or node.output[0]} ({node.op_type})"
-            raise GraphError(
-                f"a node needs an operator set newer than {OPSET}",
-                where=where,
-                found=found,
-                next_command=f"export at opset {OPSET}",
-            )
+            what = f"a node needs an operator set newer than {OPSET}"
+            raise GraphError(what, where=where, found=found, next_command=f"export at opset {OPSET}")
+
+
+def _newer_part(node: onnx.NodeProto, before: int) -> str | None:
+    """What opset 20 does not have of a node, if anything; newer attributes that say what opset 20 does anyway are removed."""
+    old, new = _schema_at(node.op_type, OPSET), _schema_at(node.op_type, before)
+    if old is None or new is None:
+        return "an operator that opset 20 does not have"
+    if len(node.input) > old.max_input or len(node.output) > old.max_output:
+        return "more inputs or outputs than opset 20 has"
+    newer = [item for item in node.attribute if item.name not in old.attributes]
+    for item in newer:
+        known = new.attributes.get(item.name)
+        if known is None or item != known.default_value:
+            return f"attribute {item.name[:80]}"
+    if newer:
+        replace_items(node.attribute, [item for item in node.attribute if item.name in old.attributes])
+    return None
 
 
 def _schema_at(operator: str, version: int) -> defs.OpSchema | None:
