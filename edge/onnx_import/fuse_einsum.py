@@ -7,10 +7,11 @@ Letters of an equation such as bhid,bhjd->bhij are of four kinds:
     column        in the second and in the result           j
     contracted    in both tensors, not in the result        d: exactly one
 
-    (batch, rows ..., row, contracted) x (batch, ..., contracted, column)  ->  (batch, rows ..., row, column)
+    (outer ..., row, contracted) x (outer ..., contracted, column)  ->  (outer ..., row, column)
 
-Further rows and columns are batch axes that the other tensor lacks: it gets axes of size 1 there. Quantization and TensorRT
-know MatMul; TensorRT reads neither an ellipsis nor broadcasting in Einsum.
+The last row and the last column of the result are those of the matrices; all other letters of the result are outer axes, in
+its order, and an operand that lacks one has size 1 there. Quantization and TensorRT know MatMul; TensorRT reads neither an
+ellipsis nor broadcasting in Einsum.
 """
 
 from collections.abc import Sequence
@@ -104,14 +105,13 @@ def _obstacle(letters: _Letters) -> str:
 
 def _matmul(graph: GraphRewriting, node: onnx.NodeProto, letters: _Letters) -> list[onnx.NodeProto]:
     """The nodes of a product, the last of which gives the result."""
-    (contracted,), batch = letters.contracted, letters.batch
-    *rows, row = letters.rows
-    *columns, column = letters.columns
+    (contracted,), row, column = letters.contracted, letters.rows[-1], letters.columns[-1]
+    outer = [letter for letter in letters.result if letter not in (row, column)]
     nodes: list[onnx.NodeProto] = []
-    first = _arranged(graph, node, 0, letters.first, [*batch, *rows, *columns, row, contracted], nodes)
-    second = _arranged(graph, node, 1, letters.second, [*batch, *rows, *columns, contracted, column], nodes)
+    first = _arranged(graph, node, 0, letters.first, [*outer, row, contracted], nodes)
+    second = _arranged(graph, node, 1, letters.second, [*outer, contracted, column], nodes)
     nodes.append(graph.make_node("MatMul", [first, second], node))
-    made = "".join([*batch, *rows, *columns, row, column])
+    made = "".join([*outer, row, column])
     if made != letters.result:
         order = [made.index(letter) for letter in letters.result]
         nodes.append(graph.make_node("Transpose", [nodes[-1].output[0]], node, perm=order))

@@ -103,7 +103,7 @@ class GraphRewriting:
         return helper.make_node(op_type, inputs, [self._unique(f"{name}_output")], name=name, **attributes)
 
     def copy_node(self, node: onnx.NodeProto, inputs: Sequence[str]) -> onnx.NodeProto:
-        """A node with other inputs and new outputs, under the same name, for the place of a node that nothing reads any more."""
+        """A node with other inputs and new outputs, under the same name, in place of one that nothing reads any more."""
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         copy.name = self.name(node)
