@@ -42,12 +42,14 @@ class GraphFacts:
     Attributes:
         layers: every Conv, MatMul and Gemm, in graph order.
         traceable: names of the layers that can be identified in an engine, because no other node has the same name.
+        input: the images.
+        outputs: in the order of the graph, at least one.
     """
 
     layers: tuple[Layer, ...]
     traceable: tuple[str, ...]
     input: TensorInfo
-    output: TensorInfo
+    outputs: tuple[TensorInfo, ...]
 
 
 @dataclass(frozen=True)

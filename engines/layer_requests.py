@@ -27,10 +27,12 @@ TYPE_NAMES: dict[int, str] = {
     onnx.TensorProto.FLOAT16: "fp16",
     onnx.TensorProto.BFLOAT16: "bf16",
 }
+_NOT_NUMBERS = (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING)
+"""Element types; UNDEFINED is that of a sequence, a map or an optional."""
 
 
 def load_graph(path: Path) -> tuple[bytes, GraphFacts]:
-    """Load an ONNX file: its bytes and facts. Raises GraphError if it is missing, invalid, or not one input and one output."""
+    """Load an ONNX file: its bytes and facts. Raises GraphError if it is missing, invalid, or has not one input."""
     return parse_graph(read_regular(path, GraphError, largest=LARGEST_BYTES, remake="ufovit build"), path)
 
 
@@ -45,16 +47,17 @@ def parse_graph(data: bytes, path: Path) -> tuple[bytes, GraphFacts]:
 
 
 def graph_facts(model: onnx.ModelProto) -> GraphFacts:
-    """Facts that a build needs of a graph. Raises GraphError unless it has one input and one output, both tensors."""
+    """Facts that a build needs of a graph. Raises GraphError unless it has one input, all ports tensors of numbers."""
     layers, names = read_layers(model), Counter(node.name for node in model.graph.node)
     weights = {i.name for i in model.graph.initializer}
     inputs = [v for v in model.graph.input if v.name not in weights]
-    are_tensors = all(v.type.tensor_type.elem_type for v in (*inputs, *model.graph.output))
-    if len(inputs) != 1 or len(model.graph.output) != 1 or not are_tensors:
-        found = f"{len(inputs)} inputs, {len(model.graph.output)} outputs" + ("" if are_tensors else ", not all tensors")
-        raise GraphError("unsupported graph inputs or outputs", found=found, allowed="one input tensor, one output tensor")
+    other = [v.name for v in (*inputs, *model.graph.output) if v.type.tensor_type.elem_type in _NOT_NUMBERS]
+    if len(inputs) != 1 or not model.graph.output or other:
+        found = f"{len(inputs)} inputs, {len(model.graph.output)} outputs"
+        found += f"; not tensors of numbers: {', '.join(other)}" if other else ""
+        raise GraphError("unsupported graph inputs or outputs", found=found, allowed="one input tensor, output tensors")
     traceable = tuple(layer.name for layer in layers if names[layer.name] == 1)  # others do not identify a node in an engine
-    return GraphFacts(layers, traceable, _tensor_info(inputs[0]), _tensor_info(model.graph.output[0]))
+    return GraphFacts(layers, traceable, _tensor_info(inputs[0]), tuple(map(_tensor_info, model.graph.output)))
 
 
 def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:

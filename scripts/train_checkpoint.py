@@ -41,7 +41,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from calib.errors import ArtifactError, DataError, UfovitError, VerdictError
 from calib.files import atomic_path
 from edge.images.idx import read_idx, read_labelled_idx, write_idx
-from edge.images.preprocess import Preprocess, Uint8, resample_matrix
+from edge.images.preprocess import Preprocess, Uint8
+from edge.images.resampling import resample_matrix
 from edge.model.checkpoint import load_checkpoint, random_network, save_checkpoint
 from edge.model.metadata import CheckpointInfo
 from edge.model.sizes import SIZES, UfoVitConfig, config

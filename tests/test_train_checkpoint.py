@@ -15,7 +15,8 @@ import torch
 from calib.errors import InputError, VerdictError
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, SHIPPED_MODEL
 from edge.images.idx import read_idx, write_idx
-from edge.images.preprocess import Preprocess, resample_matrix
+from edge.images.preprocess import Preprocess
+from edge.images.resampling import resample_matrix
 from edge.model.checkpoint import load_checkpoint
 from edge.model.sizes import SIZES
 from scripts import train_checkpoint

@@ -17,6 +17,7 @@ from calib.artifact import Artifact
 from calib.errors import ArtifactError, VerdictError
 from calib.files import write_bytes
 from edge.images.npz import parse_npz
+from edge.images.placement import exact_scale
 from edge.images.preprocess import Float32, Preprocess, Uint8, check_size
 from edge.numeric_tolerances import PREPROCESS_ABS
 from engines.build_folder.file_names import GOLDEN
@@ -104,13 +105,15 @@ def check_build_golden(build: BuildFolder, preprocess: Preprocess) -> GoldenPair
 
 
 def shrunk(image: Uint8, preprocess: Preprocess) -> Uint8:
-    """An image of at most twice the pixels that the network sees along its shorter side, uint8."""
-    shorter = min(image.shape[:2])
-    wanted = _LARGEST_SIDE_RATIO * preprocess.resize
-    if shorter <= wanted:
+    """An image of at most twice the pixels that the network sees along its sides, uint8."""
+    seen = (preprocess.height, preprocess.width)
+    numerator, denominator = exact_scale(image.shape[:2], seen, preprocess.resize, preprocess.fit)
+    if _LARGEST_SIDE_RATIO * numerator >= denominator:
         return image
     from PIL import Image
 
+    shorter = min(image.shape[:2])
+    wanted = max(1, round(shorter * _LARGEST_SIDE_RATIO * numerator / denominator))
     height, width = (round(side * wanted / shorter) for side in image.shape[:2])
     picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     resized = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))

@@ -35,7 +35,7 @@ def describe_manifest(manifest: EngineManifest) -> Description:
         "backend": f"{engine.backend} {engine.backend_version}",
         "compute capability": serves,
         "input": f"{manifest.input.name}: {manifest.input.dtype} {list(manifest.input.shape)}",
-        "output": f"{manifest.output.name}: {manifest.output.dtype} {list(manifest.output.shape)}",
+        "output": "; ".join(f"{port.name}: {port.dtype} {list(port.shape)}" for port in manifest.outputs),
         "labels": f"{len(manifest.labels)}: {value_text('labels', manifest.labels)}",
         "preprocess": ", ".join(f"{name} {value}" for name, value in sorted(manifest.preprocess.items()) if name != "sha256"),
         "asked for": shares_text(receipt.requested),

@@ -124,6 +124,7 @@ def _engine_step(request: DeviceRequest, bundle: Bundle, source: EngineManifest,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             engine=record,
             receipt=built.receipt,
+            batch=(built.batch.min, built.batch.opt, built.batch.max),
             bundle=FileRecord(request.bundle.name, bundle.sha256),
             notes=(*([RANDOM_NOTE] if bundle.info.random_weights else []), f"built from a bundle{where}"),
         )
