@@ -5,7 +5,8 @@
 
 WHEELS: folder with foolbox, scikit-image and scikit-learn; OPENCV_DOC: Debian's package, unpacked. Writes OUT/calib (photos of
 the last two and of OPENCV_DOC) and OUT/eval (foolbox's ImageNet photos). The same files always give the same crops: the squares
-of `photos.CROPS` in that order, one per photo at a time, without those under SMALLEST pixels; larger ones are reduced to LARGEST.
+of `photos.CROPS` in that order, one per photo at a time, without those under SMALLEST pixels;
+larger ones are reduced to LARGEST.
 """
 
 from __future__ import annotations
