@@ -98,7 +98,7 @@ def first_build(request: BuildRequest, out: Path, seed: int, calibration: Path) 
     path = out / f"answers-{manifest.engine.sha256[:16]}.npz"
     if not path.is_file():
         sides = (OrtRunner(bench.honest / file) for file in (MODEL, manifest.engine.file))
-        reference, engine = (run_all(side, test.batches(preprocess, BATCH)) for side in sides)
+        (reference,), (engine,) = (run_all(side, test.batches(preprocess, BATCH)) for side in sides)
         write_logits(path, Logits(reference, engine, test.labels))
     return First(bench, open_images(calibration, manifest.labels), test, parse_logits(path.read_bytes(), path), seed)
 
