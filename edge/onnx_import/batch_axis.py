@@ -35,7 +35,8 @@ class BatchAxis:
 def check_batch(model: onnx.ModelProto, image: ImageInput, where: object) -> BatchAxis:
     """Try the batch axis, with runs that `fold_constants` takes.
 
-    A free batch that the graph does not allow becomes 1, in place. Raises GraphError when ONNX Runtime cannot run the graph at all.
+    A free batch that the graph does not allow becomes 1, in place. Raises GraphError when ONNX Runtime cannot
+    run the graph at all.
     """
     size = image.shape[0]
     if size is not None:
@@ -89,9 +90,8 @@ def _freed(model: onnx.ModelProto, image: ImageInput, size: int, where: object) 
     graph = copy.graph
     constants = {tensor.name: to_array(tensor) for tensor in graph.initializer}
     reshapes = [node for node in graph.node if is_operator(node, "Reshape") and node.input[1] in constants]
-    shapes = measure(model, image, (size,), shapes=sorted({node.input[0] for node in reshapes}), outputs=False, where=where)[
-        0
-    ].shapes
+    reshaped = sorted({node.input[0] for node in reshapes})
+    shapes = measure(model, image, (size,), shapes=reshaped, outputs=False, where=where)[0].shapes
     for node in reshapes:
         target = constants[node.input[1]].copy()
         if target.size == 0 or target[0] <= 0 or target[0] % size:

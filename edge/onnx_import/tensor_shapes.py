@@ -1,6 +1,6 @@
 """Declare the shapes of outputs, and of inner tensors after operators whose result ONNX's shape inference does not know."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,19 +31,14 @@ def declare_shapes(model: onnx.ModelProto, batch: BatchAxis, path: Path) -> list
         element = helper.np_dtype_to_tensor_dtype(np.dtype(np.float32) if dtype == np.float64 else dtype)
         shapes = [run.outputs[value.name].shape for run in batch.runs]
         value.CopyFrom(helper.make_tensor_value_info(value.name, element, _common(shapes, batch.runs)))
-    runs = measure(model, batch.image, batch.batches, shapes=unknown, outputs=False, where=path) if unknown else []
     results = {value.name for value in graph.output}
-    for name in unknown:
-        shape = _common([run.shapes[name] for run in runs], runs)
+    for name, (element, shape) in _measured(model, batch, unknown, types, path).items():
         maker = next(node for node in graph.node if name in node.output)
-        if shape is None or (maker in unusual and None in shape):
-            if maker in unusual:
-                what = "the size of what a node returns depends on the image"
-                raise GraphError(what, where=f"{path}, node {maker.name} ({maker.op_type})", next_command="export without it")
-            continue
-        known = types.get(name)
-        if name not in results and known is not None and known.dtype:
-            graph.value_info.append(helper.make_tensor_value_info(name, known.dtype, shape))
+        if maker in unusual and (shape is None or None in shape):
+            what = "the size of what a node returns depends on the image"
+            raise GraphError(what, where=f"{path}, node {maker.name} ({maker.op_type})", next_command="export without it")
+        if shape is not None and name not in results:
+            graph.value_info.append(helper.make_tensor_value_info(name, element, shape))
     return [
         Change(
             "kept_in_float",
@@ -52,6 +47,22 @@ def declare_shapes(model: onnx.ModelProto, batch: BatchAxis, path: Path) -> list
         )
         for node in unusual
     ]
+
+
+def _measured(
+    model: onnx.ModelProto, batch: BatchAxis, names: list[str], types: Mapping[str, TensorType], where: object
+) -> dict[str, tuple[int, list[int | str | None] | None]]:
+    """Element type and shape of inner tensors, from runs. Tensors without a known type are read as a whole."""
+    untyped = [name for name in names if name not in types or not types[name].dtype]
+    shaped = [name for name in names if name not in untyped]
+    runs = measure(model, batch.image, batch.batches, values=untyped, shapes=shaped, outputs=False, where=where)
+    measured = {name: (types[name].dtype, _common([run.shapes[name] for run in runs], runs)) for name in shaped}
+    for name in untyped:
+        values = [run.values[name] for run in runs]
+        if isinstance(values[0], np.ndarray):  # not a sequence of tensors
+            element = helper.np_dtype_to_tensor_dtype(values[0].dtype)
+            measured[name] = (element, _common([value.shape for value in values], runs))
+    return measured
 
 
 def _is_known(known: TensorType | None) -> bool:
