@@ -30,7 +30,7 @@ def sqnr_db(reference: ArrayLike, test: ArrayLike) -> float:
 
         10 log10( sum reference^2 / sum (reference - test)^2 )
 
-    Equal arrays give +inf, also where both are zero, see `is_constant`; an all-zero reference against another array gives -inf.
+    Equal arrays give +inf, also where both are zero; an all-zero reference against another array gives -inf.
     """
     a, b = _comparable_pair(reference, test)
     peak = max(float(np.abs(a).max()), float(np.abs(b).max()))
@@ -43,15 +43,6 @@ def top1_agreement(reference: ArrayLike, test: ArrayLike) -> float:
     """Fraction of rows of logits (B, classes) whose largest entry has the same index; ties go to the lower index."""
     a, b = _logits_pair(reference, test)
     return float(np.mean(a.argmax(axis=-1) == b.argmax(axis=-1)))
-
-
-def is_constant(outputs: ArrayLike) -> bool:
-    """Whether an output (n, ...) of n images tells nothing apart: zero everywhere, or the same for each of several images.
-
-    SQNR and agreement with such a reference are undefined: nothing can be lost of it.
-    """
-    values = np.asarray(outputs)
-    return not values.any() or (len(values) > 1 and bool((values == values[:1]).all()))
 
 
 def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -75,8 +75,8 @@ def _add_weight(editor: GraphEditor, point: QuantPoint) -> str:
         editor.add_constant(f"{tensor}_zero_point", np.zeros(scales.shape, np.int8)),
     ]
     dequantized = editor.new_name(f"{tensor}_dequantized")
-    name, along = editor.new_name(f"{tensor}/{DEQUANTIZE}"), {} if axis is None else {"axis": axis}
-    editor.insert_before_readers(tensor, helper.make_node(DEQUANTIZE, inputs, [dequantized], name=name, **along))
+    name = editor.new_name(f"{tensor}/{DEQUANTIZE}")
+    editor.insert_before_readers(tensor, helper.make_node(DEQUANTIZE, inputs, [dequantized], name=name, axis=axis))
     return dequantized
 
 

@@ -88,7 +88,7 @@ def _layer(counted: NodeMacs, index: GraphIndex, types: dict[str, TensorType]) -
         data = node.input[0] if node.input else ""
         requested, problem = TYPE_NAMES.get(types[data].dtype if data in types else 0, "unknown"), float_reason(node, index)
     if counted.problem:
-        problem = f"{problem}; not counted: {counted.problem}".removeprefix("; ")
+        problem = f"{problem}: its multiply-accumulates are unknown: {counted.problem}".removeprefix(": ")
     return Layer(counted.name, counted.op_type, counted.macs, requested, problem)
 
 

@@ -5,9 +5,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from calib.artifact import write_artifact
 from calib.calibration_table import CalibrationTable
@@ -26,6 +24,7 @@ from edge.pipeline.calibrate_request import CalibrateRequest
 from edge.pipeline.meet_budget import fit
 from edge.progress import Progress
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all, tapped_batch
+from edge.tasks.task import Outputs
 from engines.build_folder.file_names import CACHE, CALIBRATION, QUANTIZED, REFINED
 
 
@@ -45,7 +44,7 @@ def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
         model, data = load_graph(refined if inputs.table is None else request.graph)
     exit_code = 0
     if request.max_drop_points is not None:
-        result = fit(model, table, scheme, inputs.holdout, reference[0], request.max_drop_points, progress)
+        result = fit(model, table, scheme, inputs.holdout, reference, request.max_drop_points, progress)
         table, exit_code = replace(table, float_nodes=result.float_nodes), 0 if result.met else 1
     quantized = quantize_graph(model, table, scheme, request.out / QUANTIZED)
     int8 = OrtRunner(request.out / QUANTIZED, data=serialize(quantized), throughput=True)
@@ -65,12 +64,12 @@ def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
     return exit_code or floor_code or (3 if loss.undefined else 0)
 
 
-def _answers(runner: OrtRunner, what: str, images: GraphImages, progress: Progress) -> tuple[NDArray[np.float32], ...]:
+def _answers(runner: OrtRunner, what: str, images: GraphImages, progress: Progress) -> Outputs:
     with progress.task(f"{what} on {len(images)} images") as advance:
         return run_all(runner, images.batches(BATCH), lambda done: advance(done / len(images)))
 
 
-def _reference(request: CalibrateRequest, inputs: CalibrateInputs, progress: Progress) -> tuple[NDArray[np.float32], ...]:
+def _reference(request: CalibrateRequest, inputs: CalibrateInputs, progress: Progress) -> Outputs:
     """Outputs of the float graph on the images that judge. Raises InputError where it cannot serve as a reference."""
     images = inputs.holdout
     outputs = _answers(OrtRunner(request.graph, throughput=True), "the float graph", images, progress)

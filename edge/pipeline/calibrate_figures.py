@@ -9,8 +9,10 @@ import onnx
 from numpy.typing import NDArray
 
 from calib.calibration_table import MIN_IMAGES, CalibrationTable
-from calib.metrics import is_constant, sqnr_db, top1_agreement
+from calib.metrics import sqnr_db, top1_agreement
 from calib.qdq_placement import QuantPlan
+from edge.tasks.constant_outputs import why_constant
+from edge.tasks.task import Outputs
 from engines.layer_records import Layer
 from engines.layer_requests import read_layers
 
@@ -83,7 +85,7 @@ class Loss:
 
 
 def measure_loss(
-    names: Sequence[str], reference: Sequence[Array], answers: Sequence[Array], labels: NDArray[np.int64] | None, images: str
+    names: Sequence[str], reference: Outputs, answers: Outputs, labels: NDArray[np.int64] | None, images: str
 ) -> Loss:
     """Compare every output (n, ...) of the INT8 graph with that of the float graph on the same n images.
 
@@ -93,9 +95,9 @@ def measure_loss(
     lines, undefined = [], []
     for name, before, after in zip(names, reference, answers, strict=True):
         label = name if len(names) > 1 else "logits" if before.ndim == 2 else "output"
-        if is_constant(before):
+        if why := why_constant(before):
             undefined.append(name)
-            said = "not judged: the float graph gives the same for every image, so that SQNR and agreement are undefined"
+            said = f"not judged: the float graph's output is {why}: SQNR and agreement are undefined"
         else:
             said = f"{_comparison(before, after)} on {images}"
         lines.append(f"{label:<12} {said}")

@@ -3,9 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from calib.budget import BudgetResult, drop_points, fit_budget
 from calib.calibration_table import CalibrationTable
@@ -17,6 +15,7 @@ from calib.sensitivity import IMAGES, measure_sensitivity, rank_groups
 from edge.images.graph_input import GraphImages
 from edge.progress import Progress
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
+from edge.tasks.task import Outputs
 
 
 def fit(
@@ -24,13 +23,14 @@ def fit(
     table: CalibrationTable,
     scheme: QuantScheme,
     images: GraphImages,
-    reference: NDArray[np.float32],
+    reference: Outputs,
     budget: float,
     progress: Progress,
 ) -> BudgetResult:
     """Find the largest INT8 share of the MACs whose drop on `images` is within `budget` points; report the trials.
 
-    Without labels the share of changed answers, which no drop can exceed, stands for the drop.
+    Judged by the first output, logits (n, classes). Without labels the share of changed answers, which no drop can exceed,
+    stands for the drop.
     """
     plan = plan_quantization(model, scheme)
     with progress.task("sensitivity of every group") as advance:
@@ -43,8 +43,7 @@ def fit(
     def evaluate(float_nodes: tuple[str, ...]) -> float:
         trial = quantize_graph(model, replace(table, float_nodes=float_nodes), scheme, "a trial of the search")
         runner = OrtRunner(Path("a trial of the search"), data=serialize(trial), throughput=True)
-        (answers,) = run_all(runner, images.batches(BATCH))
-        drop = drop_points(reference, answers, images.labels)
+        drop = drop_points(reference[0], run_all(runner, images.batches(BATCH))[0], images.labels)
         progress.say(f"    {len(float_nodes)} of {len(plan.nodes)} layers in float: drop {drop:+.2f} points")
         return drop
 

@@ -49,7 +49,6 @@ def test_bad_graphs(world, calibrate, earlier, tmp_path, capsys):
     source = world / "net.onnx"
     changes = [
         (other_input, "must have one input", "image, other"),
-        (output_of("pooled", (CHANNELS,)), "must have one output", "logits, pooled"),
         (free_size, "no fixed size", "(batch, 3, side, side)"),
         (half, "input is not float32", "FLOAT16"),
         (not_finite, "float graph outputs NaN or infinity", "on image 1, counted from 0"),
@@ -232,7 +231,7 @@ def test_an_interruption_leaves_nothing(world, calibrate, earlier, tmp_path, cap
     places = {
         "refining": "calib.refine.apply_refinements.walk",
         "observing": "calib.split_half.Halves.update",
-        "judging": "edge.tasks.classification.compare.sqnr_db",
+        "judging": "edge.pipeline.calibrate_figures.sqnr_db",
         "searching": "edge.pipeline.meet_budget.drop_points",
     }
     temporary = tmp_path / "temporary"
