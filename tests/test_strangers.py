@@ -1,4 +1,4 @@
-"""The benchmark of other libraries' networks: commands end at their limit, random networks are live, the table hides nothing."""
+"""The benchmark of other libraries' networks: limited commands, live random networks, an honest table."""
 
 import sys
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_random_network_has_neither_zeros_nor_identities():
     enliven(network, list(images.split(4)), seed=0)
     assert not network.training
     assert float(network.gain.detach().min()) >= 0.1
-    assert float(network.temperature) == 1.0
+    assert network.temperature.item() == 1.0
     assert len(set(network.norm.weight.tolist())) == 4
     with torch.inference_mode():
         features = network.conv(images)

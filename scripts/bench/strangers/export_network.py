@@ -45,7 +45,7 @@ def main() -> None:
     start = time.monotonic()
     architecture, path = ARCHITECTURES[name], out / f"{name}.onnx"
     images = load_photos(photos, STATISTICS[0] * STATISTICS[1], architecture)
-    network = create(architecture, list(images.split(STATISTICS[1])))
+    network = create(architecture, split(images, STATISTICS[1]))
     partial = path.with_suffix(".partial")
     partial.mkdir(parents=True, exist_ok=True)
     export(network, architecture, images[:1], partial / path.name)
@@ -69,6 +69,10 @@ def load_photos(folder: Path, count: int, architecture: Architecture) -> Tensor:
             pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR), np.float32)
         tensors.append((torch.from_numpy(pixels.transpose(2, 0, 1) / 255) - mean) / std)
     return torch.stack(tensors)
+
+
+def split(images: Tensor, size: int) -> list[Tensor]:
+    return [images[start : start + size] for start in range(0, len(images), size)]
 
 
 def create(architecture: Architecture, batches: list[Tensor]) -> nn.Module:
@@ -118,7 +122,7 @@ def export(network: nn.Module, architecture: Architecture, image: Tensor, path: 
 def compare(network: nn.Module, images: Tensor, path: Path, architecture: Architecture) -> float:
     """Largest difference of the file's answers to torch's, relative to the largest answer of that output."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    groups = [images] if "batch" in architecture.free else list(images.split(1))
+    groups = [images] if "batch" in architecture.free else split(images, 1)
     largest = 0.0
     for group in groups:
         with torch.inference_mode():

@@ -25,7 +25,8 @@ class Heads(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.backbone, self.head = network.backbone, network.head
+        self.backbone = network.get_submodule("backbone")
+        self.head = network.get_submodule("head")
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images (B, 3, H, W) to scores, boxes and what else the heads give, (B, anchors, ...) each."""
@@ -67,4 +68,5 @@ class UNet(nn.Module):
         skipped.pop()
         for up, join in zip(self.up, self.join, strict=True):
             features = join(torch.cat((up(features), skipped.pop()), dim=1))
-        return self.head(features)
+        maps: Tensor = self.head(features)
+        return maps
