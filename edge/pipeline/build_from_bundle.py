@@ -22,7 +22,6 @@ from edge.pipeline.steps.engine import RANDOM_NOTE, write_engine
 from edge.pipeline.workspace import RANDOM_WEIGHTS_NOTICE, BuildOutcome, Step, Workspace
 from edge.progress import Advance, Progress
 from edge.runtime.engine_runner import open_engine
-from edge.tasks.budget import Budget
 from engines.backends import require_backend
 from engines.build import build_graph
 from engines.build_folder.bundle_format import GOLDEN as GOLDEN_MEMBER

@@ -164,9 +164,7 @@ def zeroed_channel(bench: Bench, name: str, weight: str = "stem.9.weight", chann
 def other_mean_in_manifest(bench: Bench, name: str) -> Planted:
     """Write another mean to the engine's manifest than to the graph."""
 
-    def work(
-        honest: Work, request: Any, inputs: Any, graph: Path, certified: bool, out: Path, *, advance: Any
-    ) -> None:
+    def work(honest: Work, request: Any, inputs: Any, graph: Path, certified: bool, out: Path, *, advance: Any) -> None:
         network = inputs.network
         other = replace(network, preprocess=replace(network.preprocess, mean=OTHER_MEAN))
         honest(request, replace(inputs, network=other), graph, certified, out, advance=advance)

@@ -146,7 +146,9 @@ def test_safetensors_of_somebody_else(tmp_path, network):
 
 def test_pth_of_somebody_else(tmp_path, network, tiny_size):
     torch.save(network.state_dict(), tmp_path / "bare.pth")
-    with pytest.raises(InputError, match=r"no ufovit metadata[\s\S]*next: ufovit checkpoint \S*bare\.pth .*--out \S*bare\.safetensors"):
+    with pytest.raises(
+        InputError, match=r"no ufovit metadata[\s\S]*next: ufovit checkpoint \S*bare\.pth .*--out \S*bare\.safetensors"
+    ):
         load_checkpoint(tmp_path / "bare.pth", model=NAME)
 
 
