@@ -9,31 +9,26 @@ from calib.errors import UsageError
 from edge.option_bounds import PREPROCESSED_SIZE, check_bounds
 from edge.tasks.task_names import task_named
 
+_CHOICES = {"fit": ("crop", "stretch", "letterbox"), "colour": ("rgb", "bgr", "grey")}
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class NetworkOptions:
-    """What an .onnx file, or a checkpoint without metadata, does not say of itself. Raises UsageError.
+class InputOptions:
+    """What an .onnx file does not say of its input. Raises UsageError.
 
     Attributes:
-        task: What the outputs mean: classify (one output, logits), tensors (any outputs, judged as numbers). Default: that of
-            the network file, else classify
-        network: TOML file with the shape of a UFO-ViT, labels, preprocessing. Default: MODEL with the suffix .toml
-        labels: Text file with the name of one class per line. Default: those of the network file, else the indices
         input_shape: Sizes of an input with free axes, NAME=1x3x224x224, repeatable
         constant_input: Value of an input other than the image, NAME=NUMBER or NAME=FILE.npy, repeatable
-        mean: Mean R,G,B of the preprocessing, on the [0, 1] scale
+        mean: Mean R,G,B on the [0, 1] scale, for pictures and a graph that does not record it
         std: Standard deviation R,G,B, likewise
         scale: Divisor of the pixels, before mean and deviation. Default: 255
         resize: Shorter side of a picture in pixels, 1 to 4,096, before the centre is cut out. Default: that of the input
-        fit: How a picture is fitted: crop, stretch, letterbox
-        fill: Grey of the border of a letterbox, 0 to 255
-        colour: Order of the channels: rgb, bgr, grey
+        fit: How a picture is fitted: crop, stretch, letterbox. Default: crop
+        fill: Grey of the border of a letterbox, 0 to 255. Default: 114
+        colour: Order of the channels: rgb, bgr, grey. Default: rgb, grey for one channel
     """
 
-    task: str | None = None
-    network: Path | None = None
-    labels: Path | None = None
     input_shape: tuple[str, ...] = ()
     constant_input: tuple[str, ...] = ()
     mean: str | None = None
@@ -45,10 +40,8 @@ class NetworkOptions:
     colour: str | None = None
 
     def __post_init__(self) -> None:
-        if self.task is not None:
-            task_named(self.task)
         check_bounds("--resize", self.resize, PREPROCESSED_SIZE)
-        for name, allowed in (("fit", ("crop", "stretch", "letterbox")), ("colour", ("rgb", "bgr", "grey"))):
+        for name, allowed in _CHOICES.items():
             if getattr(self, name) not in (None, *allowed):
                 raise UsageError(f"unknown --{name}", where=f"--{name}", found=getattr(self, name), allowed=", ".join(allowed))
 
@@ -64,4 +57,27 @@ class NetworkOptions:
             )
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(InputOptions):
+    """What an .onnx file, or a checkpoint without metadata, does not say of itself. Raises UsageError.
+
+    Attributes:
+        task: What the outputs mean: classify (one output, logits), tensors (any outputs, judged as numbers). Default: that of
+            the network file, else classify
+        network: TOML file with the shape of a UFO-ViT, labels, preprocessing. Default: MODEL with the suffix .toml
+        labels: Text file with the name of one class per line. Default: those of the network file, else the indices
+    """
+
+    task: str | None = None
+    network: Path | None = None
+    labels: Path | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task is not None:
+            task_named(self.task)
+
+
+DEFAULT_INPUT = InputOptions()
 DEFAULT_NETWORK = NetworkOptions()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from calib.errors import GraphError, UsageError
 from edge.images.graph_input import load_array, parse_normalisation
 from edge.images.preprocess import Preprocess
-from edge.pipeline.network_options import NetworkOptions
+from edge.pipeline.network_options import InputOptions
 
 if TYPE_CHECKING:
     from edge.onnx_import import Imported, ImportOptions
@@ -21,7 +21,7 @@ _SHAPE = re.compile(r"[1-9][0-9]{0,8}([x,][1-9][0-9]{0,8})*")
 _PREPROCESS = ("scale", "fit", "fill", "colour")
 
 
-def import_options(options: NetworkOptions) -> ImportOptions:
+def import_options(options: InputOptions) -> ImportOptions:
     """Parse --input-shape and --constant-input. Raises InputError."""
     from edge.onnx_import import ImportOptions
 
@@ -57,7 +57,7 @@ def _constant(text: str) -> NDArray[Any]:
         raise UsageError("not the value of an input", where="--constant-input", found=text[:80], allowed=allowed) from error
 
 
-def preprocess_of(imported: Imported, options: NetworkOptions, stated: dict[str, Any]) -> Preprocess:
+def preprocess_of(imported: Imported, options: InputOptions, stated: dict[str, Any]) -> Preprocess:
     """From pixels to the input of an imported graph: options before the network file before what the input itself says.
 
     Raises GraphError for an input that is not a picture, and where nothing says how pictures are normalised; UsageError for
