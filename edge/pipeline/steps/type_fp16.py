@@ -56,7 +56,7 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, certified
     names = [value.name for value in typed.graph.output]
     for name, *sides in zip(names, unquantized, reference, outputs, strict=True):
         if sides[0].dtype.kind == "f":  # of indices and other integers, no power can be told
-            _check_output(path, name if len(names) > 1 else "the logits", *sides)
+            _check_output(path, name, *sides)
     write_bytes(out / TYPED, serialize(typed))
 
 
@@ -73,7 +73,7 @@ def _check_output(path: Path, name: str, unquantized: Float32, graph: Float32, t
         raise VerdictError(
             "the FP16 graph's outputs differ too much from the FP32 graph's",
             where=path,
-            found=f"SQNR of {name} {measured:.1f} dB, roundings emulated",
+            found=f"SQNR of output {name} {measured:.1f} dB, roundings emulated",
             allowed=f"at least {allowed:.1f} dB",
             next_command="ufovit build with precision fp32, and compare the layers' ranges in its report",
         )
