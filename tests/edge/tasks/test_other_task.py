@@ -304,6 +304,7 @@ ALLOWED = {
     r"labelcolor|(set_|[xy])\w*label\w*|aria-label\w*|</?label": "names of matplotlib and HTML",
     r"at\(\"label\"\)|id=\"label\" class=\"label\"": "the page's element for the title of an answer",
     r"logits\.np[yz]|logits_share|logits_bit_identical": "names in files: of a file, fields of attribution.json and xnorm.json",
+    r"in\S*_label": "a file of the kernel's power sensors",
     r"substitute for softmax|SQNR of the logits|the logits' SQNR": "sentences on XNorm, and on the layers of UFO-ViT",
     r"labels of a classification|\[\{index, label, probability\}\]": "JSON lines are documented where they are written",
 }
