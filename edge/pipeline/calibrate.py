@@ -69,7 +69,8 @@ def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
 
 def _answers(runner: OrtRunner, what: str, images: GraphImages, progress: Progress) -> NDArray[np.float32]:
     with progress.task(f"{what} on {len(images)} images") as advance:
-        return run_all(runner, images.batches(BATCH), lambda done: advance(done / len(images)))
+        (answers,) = run_all(runner, images.batches(BATCH), lambda done: advance(done / len(images)))
+        return answers
 
 
 def _reference(request: CalibrateRequest, inputs: CalibrateInputs, progress: Progress) -> NDArray[np.float32]:

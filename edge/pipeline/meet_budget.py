@@ -46,7 +46,8 @@ def fit(
     def evaluate(float_nodes: tuple[str, ...]) -> float:
         trial = quantize_graph(model, replace(table, float_nodes=float_nodes), scheme, "a trial of the search")
         runner = OrtRunner(Path("a trial of the search"), data=serialize(trial), throughput=True)
-        drop = drop_points(reference, run_all(runner, images.batches(BATCH)), images.labels)
+        (answers,) = run_all(runner, images.batches(BATCH))
+        drop = drop_points(reference, answers, images.labels)
         progress.say(f"    {len(float_nodes)} of {len(plan.nodes)} layers in float: drop {drop:+.2f} points")
         return drop
 
