@@ -105,9 +105,9 @@ def _open_session(model: onnx.ModelProto, threads: int, where: object, settings:
 
 
 def check_batch(batch: NDArray[Any], images: int) -> None:
-    """Raises DataError unless this is a batch of finite float32 numbers; `images` is how many came before it."""
-    if batch.dtype != np.float32 or batch.ndim < 1:
-        raise DataError("not a batch of images", found=f"{batch.dtype} {batch.shape}", allowed="float32 (B, ...)")
+    """Raises DataError unless this is a batch of finite float32 numbers or of integers; `images` is how many came before it."""
+    if (batch.dtype != np.float32 and batch.dtype.kind not in "iu") or batch.ndim < 1:
+        raise DataError("not a batch of images", found=f"{batch.dtype} {batch.shape}", allowed="float32 or integers (B, ...)")
     if not np.isfinite(batch).all():
         raise DataError("NaN or infinity in the images", where=f"batch after image {images}", allowed="finite numbers")
 

@@ -36,6 +36,10 @@ PREPROCESS_ABS = 1e-4
 divided by. Resizing sums a few hundred products of at most 255 in FP32, in an order that differs between processors: about
 1e-5. Another mean, another resize or BGR for RGB shows above 1e-2."""
 
+PREPROCESS_LEVELS_SHARE = 0.01
+"""Share of the pixels of a uint8 image that may differ by one level between machines: those that lie so near to a half that the
+order of summing decides how they are rounded, one in ten thousand. Rounding down instead of to nearest moves half of them."""
+
 SQNR_CAP_DB = metrics.SQNR_CAP_DB
 """Stands for "identical" in artifacts."""
 

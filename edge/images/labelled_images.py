@@ -22,7 +22,7 @@ from calib.errors import DataError
 from calib.files import read_regular, sha256_bytes, sha256_file
 from edge.images.idx import MAX_IMAGES, Int64, read_idx_images, read_labelled_idx
 from edge.images.picture_file import IMAGE_SUFFIXES, decode, is_hidden, picture_files
-from edge.images.preprocess import Float32, Preprocess, Uint8
+from edge.images.preprocess import Preprocess, Tensor, Uint8
 
 _LIST_BYTES = 1 << 28
 _DIGITS = 9  # of a class index
@@ -56,8 +56,8 @@ class ImageSet:
         names, pixels = tuple(self.names[i] for i in chosen), self.pixels
         return replace(self, names=names, labels=self.labels[chosen], sha256=digest, pixels=lambda i: pixels(int(chosen[i])))
 
-    def batches(self, preprocess: Preprocess, size: int) -> Iterator[Float32]:
-        """Preprocessed images in order, float32 (<= size, 3, S, S)."""
+    def batches(self, preprocess: Preprocess, size: int) -> Iterator[Tensor]:
+        """Preprocessed images in order, (<= size, *preprocess.shape)."""
         for start in range(0, len(self), size):
             yield np.stack([preprocess(self.pixels(i)) for i in range(start, min(start + size, len(self)))])
 

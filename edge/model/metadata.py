@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from calib.errors import ArtifactError, GraphError, InputError, UsageError
 from calib.files import describe_foreign, open_regular, sha256_file
 from calib.json_reader import LARGEST_JSON_BYTES, parse_json
-from edge.images.graph_input import Normalisation, input_shape
+from edge.images.graph_input import NO_NORMALISATION, Normalisation, input_dtype, picture_preprocess
 from edge.images.preprocess import Preprocess
 from edge.model.sizes import UfoVitConfig, config
 
@@ -203,18 +203,15 @@ def graph_preprocess(
     model: onnx.ModelProto, path: Path, info: CheckpointInfo | None, normalisation: Normalisation | None, command: str
 ) -> Preprocess:
     """The graph's own preprocessing, or the given mean and deviation at the graph's input size. Raises InputError."""
+    if normalisation is None and info is not None:
+        return info.preprocess
+    if normalisation is None and input_dtype(model, path) == "uint8":
+        normalisation = NO_NORMALISATION
     if normalisation is None:
-        if info is not None:
-            return info.preprocess
         raise GraphError(
             "the graph does not say how its images are prepared",
             where=path,
             found="no metadata of this toolkit",
             next_command=f"{command} --mean R,G,B --std R,G,B (on the [0, 1] scale)",
         )
-    sides = input_shape(model, path)
-    if len(sides) != 3 or sides[0] != 3 or sides[1] != sides[2]:
-        raise GraphError(
-            "the graph does not take square images", where=path, found=sides, allowed="(batch, 3, S, S) with S fixed"
-        )
-    return Preprocess(sides[1], sides[1], *normalisation)
+    return picture_preprocess(model, path, normalisation)

@@ -70,7 +70,7 @@ def _check_output(path: Path, name: str, unquantized: Float32, graph: Float32, t
         raise VerdictError(
             "the FP16 graph's outputs differ too much from the FP32 graph's",
             where=path,
-            found=f"SQNR of {name} {measured:.1f} dB, roundings emulated",
+            found=f"SQNR of output {name} {measured:.1f} dB, roundings emulated",
             allowed=f"at least {allowed:.1f} dB",
             next_command="ufovit build with precision fp32, and compare the layers' ranges in its report",
         )

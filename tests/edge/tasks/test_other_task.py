@@ -262,8 +262,8 @@ def test_the_report_shows_the_section_of_the_task(tmp_path: Path) -> None:
 def test_the_camera_answers_draws_and_tells(tmp_path: Path) -> None:
     task = load_task("depth")
 
-    def depths(images: np.ndarray) -> np.ndarray:
-        return np.full((len(images), *SHAPE), 2.5, np.float32)
+    def depths(images: np.ndarray) -> Outputs:
+        return (np.full((len(images), *SHAPE), 2.5, np.float32),)
 
     results: list[Result] = []
     sink = type("Sink", (), {"__call__": lambda _self, result: results.append(result), "close": lambda _self: None})()
@@ -287,7 +287,7 @@ def test_the_camera_answers_draws_and_tells(tmp_path: Path) -> None:
 
 def test_the_audit_asks_the_task_whether_two_answers_agree(tmp_path: Path) -> None:
     manifest = BuildFolder(depth_build(tmp_path / "build")).manifest
-    reference = FakeRunner((3, 12, 12), 3, answer=lambda images: np.ones((len(images), *SHAPE), np.float32))
+    reference = FakeRunner((3, 12, 12), 3, answer=lambda images: (np.ones((len(images), *SHAPE), np.float32),))
     work = AuditWorker(reference, PREPROCESS, manifest, "here", tmp_path / "audit")
     for number, depth in enumerate((1.0, 3.0)):
         outputs = (np.full((1, *SHAPE), depth, np.float32),)
