@@ -1,7 +1,8 @@
 """Decide whether the batch stays free: every image has to get the answers that it gets alone."""
 
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -10,62 +11,74 @@ from onnx import numpy_helper
 from calib.errors import GraphError
 from calib.graph import to_array
 from edge.numeric_tolerances import IMPORT_SQNR_DB
+from edge.onnx_import.constant_folding import measure_fixed
 from edge.onnx_import.graph_edit import is_operator
 from edge.onnx_import.imported import Change, ImageInput
 from edge.onnx_import.input_shapes import BATCH
 from edge.onnx_import.measured_run import MeasuredRun, measure
 from edge.onnx_import.output_agreement import agreement_db
 
-FREE_BATCHES = (1, 2, 3)
+_FREE_BATCHES = (1, 2)
 """Batch sizes that a free batch is tried with."""
 
 
-def check_batch(model: onnx.ModelProto, image: ImageInput, where: object) -> tuple[ImageInput, tuple[int, ...], list[Change]]:
-    """The input, the batch sizes that it takes, and what was changed in place.
+@dataclass(frozen=True)
+class BatchAxis:
+    """What the batch axis turned out to be: the input, the batch sizes that it takes, a run at each, and what was changed."""
 
-    A free batch that the graph does not allow becomes 1. Raises GraphError when ONNX Runtime cannot run the graph at all.
+    image: ImageInput
+    batches: tuple[int, ...]
+    runs: list[MeasuredRun]
+    changes: tuple[Change, ...] = ()
+
+
+def check_batch(model: onnx.ModelProto, image: ImageInput, where: object) -> BatchAxis:
+    """Try the batch axis, with runs that `fold_constants` takes.
+
+    A free batch that the graph does not allow becomes 1, in place. Raises GraphError when ONNX Runtime cannot
+    run the graph at all.
     """
     size = image.shape[0]
     if size is not None:
-        measure(model, image, (size,), where=where)
-        return image, (size,), []
-    reason = _why_not_free(model, image, where)
-    if reason is None:
-        return image, FREE_BATCHES, []
-    _set_batch(model, 1)
-    measure(model, image, (1,), where=where)
-    return replace(image, shape=(1, *image.shape[1:])), (1,), [Change("batch", image.name, f"fixed to 1: {reason}")]
-
-
-def free_batch(model: onnx.ModelProto, image: ImageInput, where: object) -> tuple[ImageInput, tuple[int, ...], list[Change]]:
-    """Free a fixed batch above 1, in place, if each image then gets the answers that it got; results as of `check_batch`."""
-    size = image.shape[0]
-    if size is None or size == 1:
-        return image, FREE_BATCHES if size is None else (1,), []
-    expected = measure(model, image, (size,), where=where)[0]
-    freed = _freed(model, image, size, where)
-    free_image = replace(image, shape=(None, *image.shape[1:]))
-    if _why_not_free(freed, free_image, where, expected) is not None:
-        return image, (size,), []
-    model.CopyFrom(freed)
-    return free_image, FREE_BATCHES, [Change("batch", image.name, f"of {size} made free: every image gets the same answers")]
-
-
-def _why_not_free(model: onnx.ModelProto, image: ImageInput, where: object, expected: MeasuredRun | None = None) -> str | None:
-    """The reason why the batch cannot be free; None if it can."""
-    batches = FREE_BATCHES if expected is None else (*FREE_BATCHES, expected.batch)
+        return BatchAxis(image, (size,), measure_fixed(model, image, (size,), where, outputs=True))
     try:
-        runs = measure(model, image, batches, where=where)
+        runs = measure_fixed(model, image, _FREE_BATCHES, where, outputs=True)
+        reason = _why_not_free(runs, runs[-1])
     except GraphError as error:
-        return " ".join(str(error).split())[:300]
-    full = expected or runs[-1]
+        reason = " ".join(str(error).split())[:300]
+    if reason is None:
+        return BatchAxis(image, _FREE_BATCHES, runs)
+    _set_batch(model, 1)
+    fixed = replace(image, shape=(1, *image.shape[1:]))
+    runs = measure_fixed(model, fixed, (1,), where, outputs=True)
+    return BatchAxis(fixed, (1,), runs, (Change("batch", image.name, f"fixed to 1: {reason}"),))
+
+
+def free_batch(model: onnx.ModelProto, batch: BatchAxis, where: object) -> BatchAxis:
+    """Free a fixed batch above 1, in place, if each image then gets the answers that it got."""
+    size = batch.image.shape[0]
+    if size is None or size == 1:
+        return batch
+    freed = _freed(model, batch.image, size, where)
+    image = replace(batch.image, shape=(None, *batch.image.shape[1:]))
+    try:
+        runs = measure(freed, image, (*_FREE_BATCHES, size), where=where)
+    except GraphError:
+        return batch
+    if _why_not_free(runs, batch.runs[-1]) is not None:
+        return batch
+    model.CopyFrom(freed)
+    changes = (Change("batch", image.name, f"of {size} made free: every image gets the same answers"),)
+    return BatchAxis(image, _FREE_BATCHES, runs[: len(_FREE_BATCHES)], changes)
+
+
+def _why_not_free(runs: Sequence[MeasuredRun], full: MeasuredRun) -> str | None:
+    """The reason why an image's answers depend on the batch, compared with those in the run `full`; None if they do not."""
     for run in runs:
         for name, values in run.outputs.items():
             rows = full.outputs[name]
             if not isinstance(values, np.ndarray) or not values.shape or len(values) != run.batch or len(rows) != full.batch:
                 return f"output {name} has no batch axis"
-            if expected is not None and run.batch > expected.batch:
-                continue
             if values.shape[1:] != rows.shape[1:] or agreement_db(rows[: run.batch], values) < IMPORT_SQNR_DB:
                 return f"output {name} of an image depends on the batch"
     return None
@@ -77,7 +90,8 @@ def _freed(model: onnx.ModelProto, image: ImageInput, size: int, where: object) 
     graph = copy.graph
     constants = {tensor.name: to_array(tensor) for tensor in graph.initializer}
     reshapes = [node for node in graph.node if is_operator(node, "Reshape") and node.input[1] in constants]
-    shapes = measure(model, image, (size,), shapes=sorted({node.input[0] for node in reshapes}), where=where)[0].shapes
+    reshaped = sorted({node.input[0] for node in reshapes})
+    shapes = measure(model, image, (size,), shapes=reshaped, outputs=False, where=where)[0].shapes
     for node in reshapes:
         target = constants[node.input[1]].copy()
         if target.size == 0 or target[0] <= 0 or target[0] % size:

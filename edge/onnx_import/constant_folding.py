@@ -1,6 +1,6 @@
 """Replace by constants what is computed from constants and from shapes.
 
-What depends on the input's shape alone is computed by running the graph at batch 1, 2 and 3 (at the batch size of a graph whose
+What depends on the input's shape alone is computed by running the graph at batch 1 and 2 (at the batch size of a graph whose
 batch is fixed). A tensor with the same value in every run becomes a constant. Of a Reshape whose target varies with the batch,
 the measured sizes of its output become the target: 0 (as in the input) where both vary together, -1 for one other size.
 """
@@ -34,22 +34,34 @@ _SHAPE_INPUTS = {
 """Operator -> the inputs whose values decide the shape of its output."""
 
 
-def fold_constants(model: onnx.ModelProto, image: ImageInput, batches: Sequence[int], where: object) -> list[Change]:
-    """Fold in place; unread nodes and initializers go. Raises GraphError when ONNX Runtime cannot run the graph."""
-    graph = model.graph
-    fixed = shape_only(graph)
-    computed = [name for node in graph.node for name in node.output if name in fixed]
-    targets = _varying_candidates(graph, fixed)
+def measure_fixed(
+    model: onnx.ModelProto, image: ImageInput, batches: Sequence[int], where: object, *, outputs: bool = False
+) -> list[MeasuredRun]:
+    """Runs that hold what `fold_constants` needs, and the outputs if asked for; none if there is nothing to fold.
+
+    Raises GraphError when ONNX Runtime cannot run the graph.
+    """
+    fixed = shape_only(model.graph)
+    computed = [name for node in model.graph.node for name in node.output if name in fixed]
+    targets = _varying_candidates(model.graph, fixed)
     shapes = sorted({name for node in targets for name in (node.input[0], node.output[0])})
-    if not computed:
+    if not computed and not outputs:
+        return []
+    return measure(model, image, batches, values=computed, shapes=shapes, outputs=outputs, where=where)
+
+
+def fold_constants(model: onnx.ModelProto, runs: Sequence[MeasuredRun]) -> list[Change]:
+    """Fold what was measured into constants, in place; unread nodes and initializers go."""
+    if not runs:
         prune(model)
         return []
-    runs = measure(model, image, batches, values=computed, shapes=shapes, where=where)
+    graph = model.graph
+    targets = [node for node in _varying_candidates(graph, shape_only(graph)) if node.output[0] in runs[0].shapes]
     results = {value.name for value in graph.output}
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer}
     allowed = LARGEST_GROWTH + max(sizes.values(), default=0)
     values = {}
-    for name in computed:
+    for name in runs[0].values:
         first, *others = (run.values[name] for run in runs)
         if name in results or not isinstance(first, np.ndarray) or first.size > allowed:  # a sequence of tensors is a list
             continue

@@ -11,21 +11,23 @@ narrow      FP64 to FP32, after its constants were computed in FP64
 clean       nodes that return their input, names, shapes of outputs, whatever a machine wrote about itself
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
 from calib.graph import opset_version
-from edge.onnx_import.batch_axis import check_batch, free_batch
-from edge.onnx_import.constant_folding import fold_constants
+from edge.onnx_import.batch_axis import BatchAxis, check_batch, free_batch
+from edge.onnx_import.constant_folding import fold_constants, measure_fixed
 from edge.onnx_import.control_flow import take_branches
 from edge.onnx_import.external_data import read_model
 from edge.onnx_import.graph_edit import all_graphs, prune
 from edge.onnx_import.graph_order import name_nodes, order_nodes
-from edge.onnx_import.imported import Change, ImageInput, Imported, ImportOptions
+from edge.onnx_import.imported import Change, Imported, ImportOptions
 from edge.onnx_import.input_shapes import fix_inputs
 from edge.onnx_import.local_functions import inline_functions
+from edge.onnx_import.measured_run import MeasuredRun
 from edge.onnx_import.no_ops import remove_no_ops
 from edge.onnx_import.opset import to_opset_20
 from edge.onnx_import.resize_scales import sizes_to_scales
@@ -59,19 +61,19 @@ def import_onnx(path: Path, options: ImportOptions) -> Imported:
     image = replace(image, dtype="float32") if image.dtype in dtypes else image
     if opset >= _SOFTMAX_PER_AXIS:
         model = _convert(model, path, changes)
-    image, batches, checked = check_batch(model, image, path)
-    changes += [*checked, *_fold(model, image, batches, path)]
+    batch = check_batch(model, image, path)
+    changes += [*batch.changes, *_fold(model, batch, path, batch.runs)]
     if opset < _SOFTMAX_PER_AXIS:
         model = _convert(model, path, changes)
-        changes += _fold(model, image, batches, path)
+        changes += _fold(model, batch, path)
     changes += widen(model, DOUBLE)
-    image, batches, freed = free_batch(model, image, path)
-    changes += [*freed, *sizes_to_scales(model, image, batches, path)]
-    changes += remove_no_ops(model, image, batches, path)
+    fixed_batch, batch = batch, free_batch(model, batch, path)
+    changes += batch.changes if batch is not fixed_batch else ()
+    changes += [*sizes_to_scales(model, batch, path), *remove_no_ops(model)]
     name_nodes(model)
-    changes += declare_shapes(model, image, batches, path)
+    changes += declare_shapes(model, batch, path)
     _forget_origin(model)
-    return Imported(model, path, digest, opset, dtypes, tuple(changes), image, options)
+    return Imported(model, path, digest, opset, dtypes, tuple(changes), batch.image, options)
 
 
 def _convert(model: onnx.ModelProto, path: Path, changes: list[Change]) -> onnx.ModelProto:
@@ -80,14 +82,16 @@ def _convert(model: onnx.ModelProto, path: Path, changes: list[Change]) -> onnx.
     return converted
 
 
-def _fold(model: onnx.ModelProto, image: ImageInput, batches: tuple[int, ...], path: Path) -> list[Change]:
+def _fold(model: onnx.ModelProto, batch: BatchAxis, path: Path, runs: Sequence[MeasuredRun] | None = None) -> list[Change]:
+    """Fold constants and take branches until nothing changes; the first round from `runs`, if there are some."""
     changes: list[Change] = []
     for _ in range(_MOST_ROUNDS):
-        changes += fold_constants(model, image, batches, path)
+        runs = measure_fixed(model, batch.image, batch.batches, path) if runs is None else runs
+        changes += fold_constants(model, runs)
         taken = take_branches(model, path)
         if not taken:
             break
-        changes += taken
+        changes, runs = [*changes, *taken], None
     return changes
 
 

@@ -12,7 +12,7 @@ from onnx import helper
 
 from calib.errors import DataError, GraphError
 from calib.ort_session import GraphSession
-from edge.onnx_import.graph_edit import DEFAULT_DOMAINS, all_nodes
+from edge.onnx_import.graph_edit import DEFAULT_DOMAINS, all_nodes, prune
 from edge.onnx_import.imported import ImageInput
 
 _SHAPE = "//shape_of/"
@@ -44,18 +44,27 @@ def measure(
     *,
     values: Collection[str] = (),
     shapes: Collection[str] = (),
+    outputs: bool = True,
     where: object = None,
 ) -> list[MeasuredRun]:
     """Run `model` once per batch size; a run of fewer images takes the first ones of a larger run.
 
+    Without `outputs` only what `values` and `shapes` need is computed.
+
     Raises GraphError, naming the operators that ONNX does not define if there are some, when ONNX Runtime refuses the graph or
     a batch size.
     """
+    if not (values or shapes or outputs):
+        return [MeasuredRun(batch, {}, {}, {}) for batch in batches]
     copy = deepcopy(model)
+    if not outputs:
+        del copy.graph.output[:]
     declared = [value.name for value in copy.graph.output]
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values if name not in declared)
     copy.graph.node.extend(helper.make_node("Shape", [name], [f"{_SHAPE}{name}"]) for name in shapes)
     copy.graph.output.extend(helper.make_tensor_value_info(f"{_SHAPE}{name}", onnx.TensorProto.INT64, None) for name in shapes)
+    if not outputs:
+        prune(copy)
     session = _open(copy, where)
     images = random_images(image, max(batches))
     runs = []

@@ -12,19 +12,18 @@ from numpy.typing import NDArray
 
 from calib.graph import TensorType, attribute, infer_types, to_array
 from edge.onnx_import.graph_edit import is_operator, prune, replace_readers
-from edge.onnx_import.imported import Change, ImageInput
-from edge.onnx_import.measured_run import measure
+from edge.onnx_import.imported import Change
 
 Constants = Mapping[str, NDArray[np.generic]]
 _MOST_ROUNDS = 4
 """Removing one node may show the next: Cast, then Add of zeros, then Where."""
 
 
-def remove_no_ops(model: onnx.ModelProto, image: ImageInput, batches: tuple[int, ...], where: object) -> list[Change]:
+def remove_no_ops(model: onnx.ModelProto) -> list[Change]:
     """Remove them from the main graph, in place; graph outputs keep their names."""
     changes: list[Change] = []
     for _ in range(_MOST_ROUNDS):
-        removed = _remove(model, image, batches, where)
+        removed = _remove(model)
         if not removed:
             break
         changes += removed
@@ -32,22 +31,31 @@ def remove_no_ops(model: onnx.ModelProto, image: ImageInput, batches: tuple[int,
     return changes
 
 
-def _remove(model: onnx.ModelProto, image: ImageInput, batches: tuple[int, ...], where: object) -> list[Change]:
+def _remove(model: onnx.ModelProto) -> list[Change]:
     graph, changes = model.graph, []
     wanted = {name for node in graph.node if is_operator(node, "Add", "Where", "Dropout") for name in node.input}
     constants = {tensor.name: to_array(tensor) for tensor in graph.initializer if tensor.name in wanted}
     broadcasting = {node.output[0]: source for node in graph.node if (source := _broadcast_source(node, constants))}
-    names = sorted({*broadcasting, *broadcasting.values()} - {tensor.name for tensor in graph.initializer})
-    shapes = [run.shapes for run in measure(model, image, batches, shapes=names, where=where)] if names else []
-    types = infer_types(model, 1)
+    types, larger = infer_types(model, 1), infer_types(model, 2) if broadcasting else {}
     for node in graph.node:
         source = _source(node, types, constants)
         wider = broadcasting.get(node.output[0])
-        if source is None and wider is not None and all(run.get(wider) == run[node.output[0]] for run in shapes):
-            source = wider if wider in node.input else None
+        if (
+            source is None
+            and wider is not None
+            and wider in node.input
+            and all(_same(known, wider, node.output[0]) for known in (types, larger))
+        ):
+            source = wider
         if source is not None and _bypass(graph, node, source):
             changes.append(Change("removed", node.name, f"{node.op_type} that returns its input"))
     return changes
+
+
+def _same(types: Mapping[str, TensorType], first: str, second: str) -> bool:
+    """Whether two tensors have the same known shape."""
+    shapes = [types[name].shape if name in types else None for name in (first, second)]
+    return shapes[0] is not None and None not in shapes[0] and shapes[0] == shapes[1]
 
 
 def _source(node: onnx.NodeProto, types: Mapping[str, TensorType], constants: Constants) -> str | None:

@@ -9,18 +9,19 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from calib.graph import attribute
+from edge.onnx_import.batch_axis import BatchAxis
 from edge.onnx_import.graph_edit import is_operator, prune
-from edge.onnx_import.imported import Change, ImageInput
+from edge.onnx_import.imported import Change
 from edge.onnx_import.measured_run import measure
 
 
-def sizes_to_scales(model: onnx.ModelProto, image: ImageInput, batches: tuple[int, ...], where: object) -> list[Change]:
+def sizes_to_scales(model: onnx.ModelProto, batch: BatchAxis, where: object) -> list[Change]:
     """Replace computed sizes of Resize nodes of the main graph, in place."""
     graph, changes = model.graph, []
     constants = {tensor.name for tensor in graph.initializer}
     computed = [node for node in graph.node if _sizes_are_computed(node, constants)]
     names = sorted({name for node in computed for name in (node.input[0], node.output[0])})
-    runs = measure(model, image, batches, shapes=names, where=where) if computed else []
+    runs = measure(model, batch.image, batch.batches, shapes=names, outputs=False, where=where) if computed else []
     for node in computed:
         scales = [_scales(run.shapes[node.input[0]], run.shapes[node.output[0]]) for run in runs]
         first = scales[0]

@@ -33,7 +33,9 @@ class GraphWriter:
         return self.const(self.rng.standard_normal(shape) / np.sqrt(shape[-2] if len(shape) > 1 else 1))
 
     def conv(self, x, inputs=3, outputs=WIDTH, kernel=4, stride=4):
-        return self.add("Conv", x, self.random(outputs, inputs, kernel, kernel), kernel_shape=[kernel] * 2, strides=[stride] * 2)
+        return self.add(
+            "Conv", x, self.random(outputs, inputs, kernel, kernel), kernel_shape=[kernel] * 2, strides=[stride] * 2
+        )
 
     def pooled(self, x="x"):
         """(n, 3, h, w) -> (n, WIDTH)"""
@@ -129,7 +131,9 @@ def data_if():
     g = GraphWriter()
     features, weight = g.pooled(), g.random(WIDTH, CLASSES)
     then = branch(helper.make_node("MatMul", [features, weight], ["t"]), out="t")
-    other = branch(helper.make_node("Mul", ["m", "two"], ["e"]), out="e", initializers=[numpy_helper.from_array(np.float32(2), "two")])
+    other = branch(
+        helper.make_node("Mul", ["m", "two"], ["e"]), out="e", initializers=[numpy_helper.from_array(np.float32(2), "two")]
+    )
     g.nodes.append(helper.make_node("MatMul", [features, weight], ["m"], name="head"))
     condition = g.add("Greater", g.add("ReduceMean", "x", keepdims=0), g.const(0.0))
     return g.model(g.add("If", condition, then_branch=then, else_branch=other))
@@ -203,7 +207,9 @@ def class_token():
     g = GraphWriter()
     tokens = g.tokens()
     batch = g.add("Unsqueeze", g.add("Gather", g.add("Shape", "x"), g.const(0, np.int64)), g.ints(0))
-    token = g.add("Expand", g.const(g.rng.standard_normal((1, 1, WIDTH))), g.add("Concat", batch, g.ints(-1 % 2, WIDTH), axis=0))
+    token = g.add(
+        "Expand", g.const(g.rng.standard_normal((1, 1, WIDTH))), g.add("Concat", batch, g.ints(-1 % 2, WIDTH), axis=0)
+    )
     joined = g.add("Concat", token, tokens, axis=1)
     return g.model(g.head(g.add("Gather", g.add("Softmax", joined, axis=1), g.const(0, np.int64), axis=1)))
 
