@@ -73,21 +73,29 @@ def _layer(graph: GraphRewriting, tensor: str, channels: int) -> _Layer | None:
         path.append(reshape.input[0])
     add = graph.producer(path[-1], "Add")
     if add is not None:
-        path.append(next((name for name in add.input if graph.producer(name, "MatMul") is not None), ""))
-    operators = ("MatMul",) if len(path) > 1 else ("Conv", "ConvTranspose", "Gemm", "MatMul")
-    node = graph.producer(path[-1], *operators)
+        path.append(next((name for name in add.input if not graph.is_constant(name)), ""))
+    node = graph.producer(path[-1], "MatMul", *(("Conv", "ConvTranspose", "Gemm") if reshape is None else ()))
     weight = graph.array(node.input[1]) if node is not None else None
     if node is None or weight is None or not all(graph.is_read_once(name) for name in path):
         return None
     shapes = [graph.shape(name) or () for name in path]
     if node.op_type == "MatMul" and (len(shapes[0]) != 2 or any(shape[-1:] != (channels,) for shape in shapes)):
         return None
-    names = [name for name in add.input if name != path[-1]] if add is not None else [n for n in node.input[2:] if n]
-    bias = graph.array(names[0]) if names else np.zeros(channels)
-    if bias is None or bias.size not in (1, channels) or bias.shape[-1:] not in ((), (1,), (channels,)):
+    own = [name for name in node.input[2:] if name]
+    added = [name for name in add.input if name != path[-1]] if add is not None else []
+    axis = 1 - weight.ndim if added and node.op_type.startswith("Conv") else -1
+    bias = _along(graph.array((own + added)[0]), axis, channels) if own or added else np.zeros(channels)
+    if bias is None or (own and added):
         return None
-    wide = bias.astype(np.float64).reshape(-1) * float(attribute(node, "beta", 1.0))
-    return _Layer(node, weight, np.broadcast_to(wide, (channels,)), reshape)
+    return _Layer(node, weight, bias * float(attribute(node, "beta", 1.0)), reshape)
+
+
+def _along(bias: Array | None, axis: int, channels: int) -> Array | None:
+    """A bias (channels,) float64 of a constant that varies along one negative axis alone."""
+    along = bias is not None and bias.ndim >= -axis and bias.shape[axis] == bias.size == channels
+    if bias is None or not (along or bias.size == 1):
+        return None
+    return np.broadcast_to(bias.astype(np.float64).reshape(-1), (channels,))
 
 
 def _scale_weight(layer: onnx.NodeProto, weight: Array, scale: Array) -> Array | None:

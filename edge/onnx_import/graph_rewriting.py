@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from calib.graph import TensorType, attribute, index_graph, infer_types, tensors_read, to_array
+from edge.onnx_import.graph_edit import DEFAULT_DOMAINS, is_operator
 
 Array = NDArray[Any]
 
@@ -44,7 +45,7 @@ class GraphRewriting:
         return infer_types(self.model)
 
     def forward(self) -> Iterator[onnx.NodeProto]:
-        """The nodes that are still needed, first to last."""
+        """The nodes of the ONNX standard that are still needed, first to last."""
         return self._needed(self.index.names)
 
     def backward(self) -> Iterator[onnx.NodeProto]:
@@ -53,8 +54,13 @@ class GraphRewriting:
 
     def _needed(self, names: Sequence[str]) -> Iterator[onnx.NodeProto]:
         for name in names:
-            if name not in self._dead and self.index.producers.get(self.index.nodes[name].output[0]) not in self._new:
-                yield self.index.nodes[name]
+            node = self.index.nodes[name]
+            if (
+                node.domain in DEFAULT_DOMAINS
+                and name not in self._dead
+                and self.index.producers.get(node.output[0]) not in self._new
+            ):
+                yield node
 
     def name(self, node: onnx.NodeProto) -> str:
         """The unique name of a node."""
@@ -63,7 +69,7 @@ class GraphRewriting:
     def producer(self, tensor: str, *operators: str) -> onnx.NodeProto | None:
         """The node that computes a tensor, if it is of one of these operators (of any, where none is given)."""
         node = self.index.producer(tensor)
-        return node if node is not None and (not operators or (node.op_type in operators and not node.domain)) else None
+        return node if node is not None and (not operators or is_operator(node, *operators)) else None
 
     def is_constant(self, tensor: str) -> bool:
         """Whether a tensor is a constant."""

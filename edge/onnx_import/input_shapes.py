@@ -40,18 +40,6 @@ def fix_inputs(model: onnx.ModelProto, options: ImportOptions, path: Path) -> tu
     return _describe(image, path), changes
 
 
-def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """`NAME=1x3x224x224` -> name and sizes. Raises UsageError."""
-    name, _, sizes = text.rpartition("=")
-    try:
-        shape = tuple(int(size) for size in sizes.lower().split("x"))
-    except ValueError:
-        shape = ()
-    if not name or not shape or min(shape) < 1:
-        raise UsageError("--input-shape is not understood", found=text[:200], allowed="NAME=1x3x224x224, sizes from 1")
-    return name, shape
-
-
 def _defaults_to_constants(graph: onnx.GraphProto) -> list[Change]:
     """Initializers that are listed as inputs: defaults, which no caller of this flow replaces."""
     stored = {tensor.name for tensor in graph.initializer} | {tensor.values.name for tensor in graph.sparse_initializer}

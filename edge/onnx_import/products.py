@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from calib.graph import attribute
+from edge.onnx_import.graph_edit import DEFAULT_DOMAINS
 from edge.onnx_import.graph_rewriting import Array, GraphRewriting, int_constants
 
 _DEEPEST = 8
@@ -78,7 +79,7 @@ def product_of(graph: GraphRewriting, tensor: str, stop: Collection[str] = ()) -
         name, exponent, depth = pending.pop()
         values = graph.array(name)
         node = graph.producer(name) if name not in stop and depth < _DEEPEST else None
-        parts = _parts(graph, node) if node is not None and not node.domain else None
+        parts = _parts(graph, node) if node is not None else None
         if values is not None:
             _multiply(result, values, exponent)
         elif parts is None or not float(exponent).is_integer():
@@ -95,7 +96,7 @@ def bases_of(graph: GraphRewriting, tensor: str) -> list[str]:
     """The tensors that a product is computed from: itself, what its Mul and Div nodes compute on the way, and its factors."""
     found, level = [tensor], [tensor]
     for _ in range(_DEEPEST):
-        parts = [_parts(graph, node) for name in level if (node := graph.producer(name)) is not None and not node.domain]
+        parts = [_parts(graph, node) for name in level if (node := graph.producer(name)) is not None]
         operands = [operand for part in parts if part is not None for operand, _ in part[1]]
         level = [name for name in dict.fromkeys(operands) if name not in found and not graph.is_constant(name)]
         found += level
@@ -104,6 +105,8 @@ def bases_of(graph: GraphRewriting, tensor: str) -> list[str]:
 
 def _parts(graph: GraphRewriting, node: onnx.NodeProto) -> tuple[float, list[tuple[str, float]]] | None:
     """The sign, and the factors with their exponents, that a node multiplies."""
+    if node.domain not in DEFAULT_DOMAINS:
+        return None
     power = graph.scalar(node.input[1]) if node.op_type == "Pow" else None
     if power in (-1.0, -0.5, 0.5, 2.0, 3.0):
         return 1.0, [(node.input[0], power)]

@@ -28,9 +28,9 @@ def declare_shapes(model: onnx.ModelProto, batch: BatchAxis, path: Path) -> list
     unknown = [name for node in graph.node for name in node.output if name and not _is_known(types.get(name))]
     for value in graph.output:
         dtype = batch.runs[0].outputs[value.name].dtype
-        element = helper.np_dtype_to_tensor_dtype(np.dtype(np.float32) if dtype == np.float64 else dtype)
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(np.float32) if dtype == np.float64 else dtype)
         shapes = [run.outputs[value.name].shape for run in batch.runs]
-        value.CopyFrom(helper.make_tensor_value_info(value.name, element, _common(shapes, batch.runs)))
+        value.CopyFrom(helper.make_tensor_value_info(value.name, kind, _common(shapes, batch.runs)))
     results = {value.name for value in graph.output}
     for name, (element, shape) in _measured(model, batch, unknown, types, path).items():
         maker = next(node for node in graph.node if name in node.output)

@@ -240,6 +240,8 @@ LINEAR = {  # layer, shape of x, weight, operators that remain
     "depthwise": ("l = Conv<group = 6, kernel_shape = [3, 3]>(x, w, b)", (2, 6, 6, 6), (6, 1, 3, 3), ["Conv"]),
     "ConvTranspose": ("l = ConvTranspose<strides = [2, 2]>(x, w, b)", (2, 4, 3, 3), (4, 6, 2, 2), ["ConvTranspose"]),
     "ConvTranspose in groups": ("l = ConvTranspose<group = 2>(x, w, b)", (2, 4, 3, 3), (4, 3, 2, 2), ["ConvTranspose"]),
+    "ConvTranspose and Add": ("m = ConvTranspose(x, w) l = Add(m, planes)", (2, 4, 3, 3), (4, 6, 2, 2), ["ConvTranspose"]),
+    "Conv and Add": ("m = Conv(x, w) l = Add(planes, m)", (2, 4, 6, 6), (6, 4, 3, 3), ["Conv"]),
     "Gemm": ("l = Gemm<alpha = 0.5, beta = 2.0>(x, w, b)", (2, 8), (8, 6), ["Gemm"]),
     "Gemm with its weight transposed": ("l = Gemm<transB = 1>(x, w)", (2, 8), (6, 8), ["Gemm"]),
     "MatMul": ("l = MatMul(x, w)", (2, 8), (8, 6), ["MatMul", "Add"]),
@@ -251,12 +253,15 @@ NOT_LINEAR = {
     "layer read twice": ("l = MatMul(x, w) y2 = Relu(l)", (2, 8), (8, 6)),
     "channels are not the columns": ("l = MatMul(x, w)", (2, 6, 8), (8, 7)),
     "a Reshape that moves channels": ("m = MatMul(x, w) l = Reshape(m, matrix)", (2, 6, 4), (4, 3)),
+    "a bias per row": ("m = MatMul(x, w) l = Add(m, column)", (6, 8), (8, 6)),
+    "a bias per pixel": ("m = Conv(x, w) l = Add(m, b)", (2, 4, 8, 8), (6, 4, 3, 3)),
     "a bias that is not a constant": ("z = ReduceMean(x) m = MatMul(x, w) l = Add(m, z)", (2, 8), (8, 6)),
 }
 
 
 def linear_model(body, shape, weight):
     constants = {"w": draw(weight), "b": RNG.standard_normal(6).astype(np.float32)}
+    constants |= {"planes": draw((1, 6, 1, 1)), "column": draw((6, 1))}
     return text_model(body + NORMALIZE, shape, matrix=np.array([-1, 6], np.int64), **constants, **BATCH_NORM)
 
 
