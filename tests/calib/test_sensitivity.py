@@ -452,7 +452,7 @@ def test_of_several_outputs_the_first_is_measured_and_other_layers_cost_it_nothi
     table = table_of(whole, plan, few)
     measured = {group.nodes: group for group in measure_sensitivity(model, table, plan, [few], threads=1)}
     assert tuple(measured) == group_nodes(plan)
-    produced = {name for name in index_graph(prefix(alone, ("r1",))).names}
+    produced = set(index_graph(prefix(alone, ("r1",))).names)
     late = [nodes for nodes in measured if not produced & set(nodes)]
     early = [nodes for nodes in measured if produced & set(nodes)]
     assert late
