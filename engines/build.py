@@ -49,9 +49,15 @@ def build_graph(spec: BuildSpec, graph: bytes, facts: GraphFacts, progress: Adva
     built = backend.build(spec, graph, progress)
     receipt = make_receipt(facts.layers, backend.evidence(built.data, graph, facts), spec.precision)
     check_receipt(receipt, spec.floor)
-    ports, fixed = {"input": facts.input, "outputs": facts.outputs}, next(iter(facts.input.shape), -1)
-    batch = spec.batch if fixed < 1 else BatchRange(fixed, fixed, fixed)
-    return BuiltEngine(**vars(built), receipt=receipt, backend=spec.target.backend, batch=batch, **ports)
+    fixed = next(iter(facts.input.shape), -1)
+    return BuiltEngine(
+        **vars(built),
+        receipt=receipt,
+        backend=spec.target.backend,
+        input=facts.input,
+        outputs=facts.outputs,
+        batch=spec.batch if fixed < 1 else BatchRange(fixed, fixed, fixed),
+    )
 
 
 def _check_request(spec: BuildSpec, layers: tuple[Layer, ...]) -> None:

@@ -59,10 +59,11 @@ def graph_facts(model: onnx.ModelProto) -> GraphFacts:
         found += f"; not tensors of numbers: {', '.join(other)}" if other else ""
         raise GraphError("unsupported graph inputs or outputs", found=found, allowed="one input tensor, output tensors")
     traceable = tuple(layer.name for layer in layers if names[layer.name] == 1)  # others do not identify a node in an engine
-    return GraphFacts(layers, traceable, _tensor_info(inputs[0]), tuple(map(_tensor_info, model.graph.output)))
+    return GraphFacts(layers, traceable, tensor_info(inputs[0]), tuple(map(tensor_info, model.graph.output)))
 
 
-def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
+def tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
+    """Name, shape (-1 for a free axis) and numpy's name of the element type."""
     tensor = value.type.tensor_type
     shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
     return TensorInfo(value.name, shape, tensor_dtype_to_np_dtype(tensor.elem_type).name)

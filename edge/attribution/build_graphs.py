@@ -121,7 +121,7 @@ def tap_judged_run(as_run: onnx.ModelProto, taps: Sequence[str], images: Float32
     """
     (source,) = index_graph(as_run).inputs
     output = as_run.graph.output[0].name
-    judged = OrtRunner(Path("the judged graph"), data=serialize(as_run))(images)
+    (judged,) = OrtRunner(Path("the judged graph"), data=serialize(as_run))(images)
     names = tuple(dict.fromkeys((*taps, output)))
     fused = TappedGraph(as_run, names, threads=0)
     if np.array_equal(judged, fused(images)[output], equal_nan=True):

@@ -25,6 +25,7 @@ from edge.pipeline.steps.report import report_step
 from edge.pipeline.steps.type_fp16 import type_fp16_step
 from edge.pipeline.workspace import RANDOM_WEIGHTS_NOTICE, BuildOutcome, Step, Workspace
 from edge.progress import Progress
+from edge.tasks.budget import Budget
 from engines.build_folder.file_names import ARTIFACTS, FOLDED, MODEL, QUANTIZED, TYPED
 from engines.build_folder.folder import BuildFolder
 from engines.select_target import judged_here
@@ -62,6 +63,6 @@ def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> 
         yield type_fp16_step(request, inputs, workspace, graph)
         graph = TYPED
     yield engine_step(request, inputs, workspace, graph)
-    question = Question(inputs.eval_images, labelled=True, budget_points=request.max_drop_points)
+    question = Question(inputs.eval_images, labelled=True, budget=Budget(request.max_drop_points))
     yield drift_step(BuildFolder(request.out, building=True), question, here=judged_here(request.target))
     yield report_step(workspace)

@@ -17,12 +17,12 @@ from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.stored_reference import StoredAnswers, read_stored
 from edge.images.labelled_images import ImageSet, open_unlabelled
 from edge.pipeline.build_inputs import SHIPPED_TEST, judging_images
-from edge.pipeline.build_request import MAX_DROP_POINTS
 from edge.pipeline.judge_options import JudgeOptions
 from edge.pipeline.steps.drift import Question, drift_step
 from edge.pipeline.steps.report import report_step
 from edge.pipeline.workspace import BuildOutcome, Step, Workspace, locked
 from edge.progress import Advance, Progress
+from edge.tasks.budget import budget_for
 from edge.tasks.registry import task_of
 from engines.build_folder.file_names import ANSWERS, ARTIFACTS, ATTRIBUTION, DRIFT, MANIFEST, MODEL, PICTURES, REPORT
 from engines.build_folder.folder import BuildFolder
@@ -123,8 +123,12 @@ def _question(build: BuildFolder, options: JudgeOptions) -> Question:
     """What to judge on: by default the images and the budget of the previous verdict."""
     stored, last = _stored(build, options), _last_drift(build)
     images, labelled = _images(build, options, last)
-    budget = MAX_DROP_POINTS if last is None else last.budget.points
-    return Question(images, labelled, budget if options.max_drop_points is None else options.max_drop_points, stored)
+    return Question(
+        images,
+        labelled,
+        budget_for(build.manifest.task, options.max_drop_points, None, None, None if last is None else last.budget),
+        stored,
+    )
 
 
 def _last_drift(build: BuildFolder) -> DriftReport | None:
@@ -157,7 +161,7 @@ def _images(build: BuildFolder, options: JudgeOptions, last: DriftReport | None)
         return images.take(count or len(images)), False
     if options.data is not None or last is None:
         images = judging_images(options.data, task)
-        return images.take(count or len(images)), True
+        return images.take(count or len(images)), task.labelled
     labelled: bool = last.comparison.with_truth
     try:
         if last.data == SHIPPED_TEST:

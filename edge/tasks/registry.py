@@ -50,7 +50,7 @@ def _task_class(where: str) -> type[Task]:
 
 def task_of(manifest: EngineManifest) -> Task:
     """The task of a build. Raises InputError for an unknown task."""
-    return load_task(manifest.task, manifest.labels, (manifest.output,))
+    return load_task(manifest.task, manifest.labels, manifest.outputs)
 
 
 def read_answers(build: BuildFolder, task: Task) -> Sides:

@@ -54,6 +54,7 @@ from edge.pipeline.build_inputs import judging_images, resolve_inputs
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.steps.drift import Question, drift_step
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
+from edge.tasks.budget import Budget
 from edge.tasks.classification.logits import Logits, parse_logits, write_logits
 from edge.tasks.registry import task_of
 from engines.build_folder.file_names import ANSWERS, CALIBRATION, DRIFT, MODEL, PICTURES
@@ -97,7 +98,7 @@ def first_build(request: BuildRequest, out: Path, seed: int, calibration: Path) 
     path = out / f"answers-{manifest.engine.sha256[:16]}.npz"
     if not path.is_file():
         sides = (OrtRunner(bench.honest / file) for file in (MODEL, manifest.engine.file))
-        reference, engine = (run_all(side, test.batches(preprocess, BATCH)) for side in sides)
+        (reference,), (engine,) = (run_all(side, test.batches(preprocess, BATCH)) for side in sides)
         write_logits(path, Logits(reference, engine, test.labels))
     return First(bench, open_images(calibration, manifest.labels), test, parse_logits(path.read_bytes(), path), seed)
 
@@ -134,7 +135,7 @@ def rejudge_on_others(first: First, folder: Path, number: int, images: int) -> P
     answered = StoredAnswers(
         folder, shared.reference, sample.sha256, shared.preprocess_sha256, (reference,), sha256_bytes(reference.tobytes())
     )
-    question = Question(sample, True, first.bench.request.max_drop_points, answered)
+    question = Question(sample, True, Budget(first.bench.request.max_drop_points), answered)
     drift_step(BuildFolder(folder), question, here=True).run(folder, lambda _share: None)
     written = {file: sha256_file(folder / file) for file in (DRIFT, ANSWERS, PICTURES)}
     write_record(folder, {**read_record(folder), "drift": StepRecord("0" * 64, written)})

@@ -348,7 +348,7 @@ def manifest(folder: Path, recipe: Recipe) -> EngineManifest:
         else None,
         engine=EngineRecord("engine.engine", sha256_bytes(data), len(data), "trt_rtx", "1.7.1.116", ("8.9", "12.0")),
         input=TensorInfo("image", (-1, 3, 64, 64), "float32"),
-        output=TensorInfo("logits", (-1, len(recipe.labels)), "float32"),
+        outputs=(TensorInfo("logits", (-1, len(recipe.labels)), "float32"),),
         preprocess={"image_size": 64, "mean": [0.286, 0.286, 0.286], "sha256": "3" * 64},
         labels=recipe.labels,
         receipt=Receipt(actual.get("int8", 0.0), {kind: 1.0}, actual, recipe.fallbacks),

@@ -7,6 +7,7 @@ import numpy as np
 
 from calib.errors import VerdictError
 from calib.files import write_bytes
+from edge.images.preprocess import Float32
 from edge.numeric_tolerances import TYPED_FP16_SQNR_DB, TYPED_INT8_LOSS_DB
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
@@ -33,7 +34,6 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, out: Path
     FP16 rounding moves some codes by one, which is not a fault as long as the error against float does not grow.
     """
     from calib.graph import load_graph
-    from calib.metrics import sqnr_db
     from calib.qdq_writer import serialize
     from edge.runtime.ort_runner import OrtRunner, emulated_runner
     from edge.stability.certificate import read_certificate
@@ -48,20 +48,29 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, out: Path
     typed = type_graph(model, keep_fp32=fp32_nodes(model, sites, kept))
     advance(0.5)
     (images,) = inputs.calib_images.take(CHECK_IMAGES).batches(inputs.info.preprocess, CHECK_IMAGES)
-    outputs = emulated_runner(typed, folder / TYPED)(images)
     reference = OrtRunner(path)(images)
-    allowed = TYPED_FP16_SQNR_DB
-    if request.precision == "int8":
-        unquantized = OrtRunner(folder / REFINED)(images)
-        allowed = min(allowed, sqnr_db(unquantized, reference) - TYPED_INT8_LOSS_DB)
-        reference = unquantized
-    measured = sqnr_db(reference, outputs) if np.isfinite(outputs).all() else float("nan")
+    unquantized = OrtRunner(folder / REFINED)(images) if request.precision == "int8" else reference
+    names = [value.name for value in typed.graph.output]
+    for name, *sides in zip(names, unquantized, reference, emulated_runner(typed, folder / TYPED)(images), strict=True):
+        if sides[0].dtype.kind == "f":  # of indices and other integers, no power can be told
+            _check_output(path, name if len(names) > 1 else "the logits", *sides)
+    write_bytes(out / TYPED, serialize(typed))
+
+
+def _check_output(path: Path, name: str, unquantized: Float32, graph: Float32, typed: Float32) -> None:
+    """Compare one output of the typed graph; `unquantized` is that of the graph before it was quantized, or `graph` itself.
+
+    Raises VerdictError where typing has cost too much.
+    """
+    from calib.metrics import sqnr_db
+
+    allowed = min(TYPED_FP16_SQNR_DB, sqnr_db(unquantized, graph) - TYPED_INT8_LOSS_DB)
+    measured = sqnr_db(unquantized, typed) if np.isfinite(typed).all() else float("nan")
     if not measured >= allowed:
         raise VerdictError(
             "the FP16 graph's outputs differ too much from the FP32 graph's",
             where=path,
-            found=f"SQNR of the logits {measured:.1f} dB, roundings emulated",
+            found=f"SQNR of {name} {measured:.1f} dB, roundings emulated",
             allowed=f"at least {allowed:.1f} dB",
             next_command="ufovit build with precision fp32, and compare the layers' ranges in its report",
         )
-    write_bytes(out / TYPED, serialize(typed))

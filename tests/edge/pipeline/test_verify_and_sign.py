@@ -396,7 +396,7 @@ def bundle(tmp_path):
         model="ufovit_tiny",
         precision="fp32",
         graph="model.onnx",
-        facts=GraphFacts((), (), TensorInfo("image", (-1, 3, 32, 32), "float32"), TensorInfo("logits", (-1, 5), "float32")),
+        facts=GraphFacts((), (), TensorInfo("image", (-1, 3, 32, 32), "float32"), (TensorInfo("logits", (-1, 5), "float32"),)),
         batch=(1, 1, 8),
         int8_floor=None,
         budget_points=0.5,
