@@ -233,5 +233,5 @@ def _fix_batch(graph: onnx.GraphProto, batch: int) -> None:
 def _tensor_type(proto: onnx.TypeProto.Tensor) -> TensorType:
     if not proto.HasField("shape"):
         return TensorType(proto.elem_type, None)
-    dims = tuple(d.dim_value if d.HasField("dim_value") else None for d in proto.shape.dim)
+    dims = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in proto.shape.dim)
     return TensorType(proto.elem_type, dims)

@@ -1,4 +1,4 @@
-"""What `ufovit calibrate` says of its result: INT8 share, what stays in float and why, the loss on the images that judge."""
+"""What `ufovit calibrate` reports: the INT8 share, what stays in float and why, the loss on the images that judge."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`ufovit calibrate` on graphs of other kinds than the one of `calibrate_files`: what it says of INT8, what it does not judge.
+"""`ufovit calibrate` on graphs of other kinds than that of `calibrate_files`: what it reports as INT8, what it does not judge.
 
 Oracles: multiply-accumulates counted by hand, ONNX Runtime with optimizations off, onnx.checker.
 """

@@ -1,4 +1,4 @@
-"""What `ufovit calibrate` says of shares and losses that cannot be measured. Oracle: figures by hand."""
+"""What `ufovit calibrate` reports about shares and losses, also where they cannot be measured. Oracle: figures by hand."""
 
 import numpy as np
 import pytest
