@@ -194,7 +194,7 @@ def read_config(name: str, fields: Mapping[str, Any]) -> UfoVitConfig:
     Raises UsageError for an unknown name without a shape, for a field that contradicts the named size, and for an impossible
     shape.
     """
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     if name not in SIZES:
         if not {"depth", "dim", "heads"} <= values.keys():
             return config(name)
@@ -205,7 +205,8 @@ def read_config(name: str, fields: Mapping[str, Any]) -> UfoVitConfig:
         own = known.widths if field == "stem_widths" else getattr(known, field)
         if field not in free and value != own:
             raise UsageError(f"{field} is not that of {name}", found=f"{value}"[:80], allowed=own)
-    return replace(known, **{field: values[field] for field in free.keys() & values.keys()})
+    changes: dict[str, Any] = {field: values[field] for field in free.keys() & values.keys()}
+    return replace(known, **changes)
 
 
 def name_shape(fields: Mapping[str, Any]) -> str:
