@@ -64,8 +64,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images, labels = read_training_set(args.data, args.batch)
     cfg = network_shape(args)
-    fit: Fit = "crop" if cfg.height == cfg.width else "stretch"
-    preprocess = Preprocess(cfg.image_size, min(cfg.height, cfg.width), (MEAN,) * 3, (STD,) * 3, fit=fit)
+    preprocess = whole_image(cfg)
     model = new_model(cfg, args).to(device)
     averaged = AveragedModel(model, use_buffers=True)
     optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.lr, fused=True)
@@ -127,6 +126,12 @@ def network_shape(args: argparse.Namespace) -> UfoVitConfig:
     fields = {name: getattr(SIZES[args.model], name) if value is None else value for name, value in fields.items()}
     fields |= {"image_size": args.image_size, "classes": len(LABELS)}
     return read_config(name_shape(fields), fields)
+
+
+def whole_image(cfg: UfoVitConfig) -> Preprocess:
+    """Preprocessing that cuts nothing off a square image."""
+    fit: Fit = "crop" if cfg.height == cfg.width else "stretch"
+    return Preprocess(cfg.image_size, min(cfg.height, cfg.width), (MEAN,) * 3, (STD,) * 3, fit=fit)
 
 
 def new_model(cfg: UfoVitConfig, args: argparse.Namespace) -> UfoVit:

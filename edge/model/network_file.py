@@ -124,7 +124,7 @@ def _parse(path: Path) -> dict[str, Any]:
         text = data.decode()
         if _LONG_KEY.search(text):
             raise ValueError("a key of more than 32 parts")
-        content = tomllib.loads(text)
+        content: dict[str, Any] = tomllib.loads(text)
         check_nesting(content)
     except (ValueError, RecursionError) as error:  # of TOML and of UTF-8
         found = "too deeply nested" if isinstance(error, RecursionError) else str(error)[:200]

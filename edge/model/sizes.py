@@ -44,19 +44,24 @@ def _check_count(name: str, value: Any) -> None:
         raise UsageError(f"{name} must be positive and within bounds", where=name, found=found, allowed=allowed)
 
 
+def image_size_text(size: ImageSize) -> str:
+    """ "224", or "320x192" for (height, width)."""
+    return str(size) if isinstance(size, int) else "x".join(map(str, size))
+
+
 def check_image_size(size: ImageSize) -> ImageSize:
     """The size, one number where both sides are equal. Raises UsageError unless the stem can take it."""
-    sides = (size,) if isinstance(size, int) else tuple(size)
+    sides = (size, size) if isinstance(size, int) else tuple(size)
     fits = all(type(s) is int and STEM_STRIDE <= s <= LARGEST_IMAGE_SIZE and s % STEM_STRIDE == 0 for s in sides)
-    if not fits or len(sides) not in (1, 2):
+    if not fits or len(sides) != 2:
         raise UsageError(
             "image size does not fit the stem",
             where="--image-size",
-            found=f"{'x'.join(map(str, sides))[:80]} px",
+            found=f"{image_size_text(size)[:80]} px",
             allowed=f"positive multiples of {STEM_STRIDE} px, the stem's stride, up to {LARGEST_IMAGE_SIZE}",
             next_command="pass --image-size with such a multiple, or HEIGHTxWIDTH with two",
         )
-    return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
+    return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
 
 
 @dataclass(frozen=True)
@@ -194,7 +199,7 @@ def read_config(name: str, fields: Mapping[str, Any]) -> UfoVitConfig:
     Raises UsageError for an unknown name without a shape, for a field that contradicts the named size, and for an impossible
     shape.
     """
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     if name not in SIZES:
         if not {"depth", "dim", "heads"} <= values.keys():
             return config(name)
@@ -205,7 +210,8 @@ def read_config(name: str, fields: Mapping[str, Any]) -> UfoVitConfig:
         own = known.widths if field == "stem_widths" else getattr(known, field)
         if field not in free and value != own:
             raise UsageError(f"{field} is not that of {name}", found=f"{value}"[:80], allowed=own)
-    return replace(known, **{field: values[field] for field in free.keys() & values.keys()})
+    changes: dict[str, Any] = {field: values[field] for field in free.keys() & values.keys()}
+    return replace(known, **changes)
 
 
 def name_shape(fields: Mapping[str, Any]) -> str:
@@ -224,8 +230,3 @@ def parse_image_size(text: str) -> ImageSize:
         allowed = "a number of pixels, or HEIGHTxWIDTH such as 320x192"
         raise UsageError("not an image size", where="--image-size", found=repr(text)[:80], allowed=allowed)
     return check_image_size(int(parts[1]) if parts[2] is None else (int(parts[1]), int(parts[2])))
-
-
-def image_size_text(size: ImageSize) -> str:
-    """ "224", or "320x192" for (height, width)."""
-    return str(size) if isinstance(size, int) else "x".join(map(str, size))
