@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.markup import escape
@@ -15,6 +15,7 @@ from calib.files import write_bytes
 from edge.cli.console import TerminalProgress, terminal_progress
 from edge.cli.outputs import check_outputs
 from edge.option_bounds import EMULATED_IMAGES, check_bounds
+from edge.pipeline.network_options import DEFAULT_INPUT, InputOptions
 from edge.pipeline.request_checks import check_counts
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ class CertifyOptions:
         repair: Fold powers of two into the weights where needed; write the graph here
         out: Write the certificate here, as JSON
         emulate: Run this many images, 0 to 64, with every FP16 rounding emulated, and compare with FP32
-        mean: Mean R,G,B on the [0, 1] scale, for a graph that does not record it
-        std: Standard deviation R,G,B, likewise
     """
 
     data: Path | None = None
@@ -49,8 +48,7 @@ class CertifyOptions:
     repair: Path | None = None
     out: Path | None = None
     emulate: int = 0
-    mean: str | None = None
-    std: str | None = None
+    input: Annotated[InputOptions, Parameter(name="*")] = DEFAULT_INPUT
 
     def __post_init__(self) -> None:
         check_counts(images=self.images)
@@ -69,7 +67,6 @@ def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
     Args:
         source: An ONNX file (FP32), or a build folder
     """
-    from edge.images.graph_input import parse_normalisation
     from edge.images.labelled_images import data_digest
     from edge.pipeline.certify_inputs import resolve
     from edge.runtime.ort_runner import tapped_batch
@@ -77,11 +74,13 @@ def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
 
     progress = terminal_progress()
     check_outputs(options.repair, options.out, inputs=(source, options.data))
-    inputs = resolve(source, options.data, options.images, parse_normalisation(options.mean, options.std))
+    inputs = resolve(source, options.data, options.images, options.input)
+    for line in inputs.rewritten:
+        progress.say(f"import       {line}")
     with progress.task(f"{len(inputs.images)} images") as advance:
         done = certify_graph(
             inputs.model,
-            inputs.images.batches(inputs.preprocess, tapped_batch(inputs.preprocess.image_size)),
+            inputs.images.batches(inputs.preprocess, inputs.batch or tapped_batch(inputs.preprocess.image_size)),
             data_sha256=data_digest(inputs.images, inputs.preprocess),
             onnx_sha256=inputs.sha256,
             config=_config(source, options, inputs),

@@ -32,16 +32,19 @@ def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
     """Calibrate and return the exit code. Raises UfovitError; nothing is written before every result is complete."""
     inputs = resolve(request)
     scheme = QuantScheme(exclude=request.keep_float)
-    plan = plan_quantization(inputs.model, scheme)  # refuses a pattern that matches nothing, and what cannot be quantized
+    plan = plan_quantization(inputs.graph.model, scheme)  # refuses a pattern that matches nothing, and what cannot be quantized
     if inputs.table is not None:
         _check_scales(request, plan, inputs.table)
     if inputs.images.synthetic or (inputs.table is not None and inputs.table.synthetic):
         progress.say("SYNTHETIC IMAGES: the scales below are not calibrated on real images; the table is stamped")
+    for line in inputs.rewritten:
+        progress.say(f"import       {line}")
     reference = _reference(request, inputs, progress)
     with tempfile.TemporaryDirectory(prefix="ufovit-calibrate-") as folder:
-        refined = Path(folder) / REFINED
-        table = inputs.table or _calibrate(request, inputs, scheme, refined, progress)
-        model, data = load_graph(refined if inputs.table is None else request.graph)
+        source, refined = Path(folder) / request.graph.name, Path(folder) / REFINED
+        write_bytes(source, inputs.graph.data)
+        table = inputs.table or _calibrate(request, inputs, scheme, source, refined, progress)
+        model, data = load_graph(refined if inputs.table is None else source)
     exit_code = 0
     if request.max_drop_points is not None:
         result = fit(model, table, scheme, inputs.holdout, reference, request.max_drop_points, progress)
@@ -72,7 +75,7 @@ def _answers(runner: OrtRunner, what: str, images: GraphImages, progress: Progre
 def _reference(request: CalibrateRequest, inputs: CalibrateInputs, progress: Progress) -> Outputs:
     """Outputs of the float graph on the images that judge. Raises InputError where it cannot serve as a reference."""
     images = inputs.holdout
-    outputs = _answers(OrtRunner(request.graph, throughput=True), "the float graph", images, progress)
+    outputs = _answers(OrtRunner(request.graph, data=inputs.graph.data, throughput=True), "the float graph", images, progress)
     bad = next((at for at in map(first_not_finite, outputs) if at is not None), None)
     if bad is not None:
         raise GraphError(

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from calib.errors import UsageError
 from edge.option_bounds import SYNTHETIC_IMAGES, check_bounds
+from edge.pipeline.network_options import DEFAULT_INPUT, InputOptions
 from edge.pipeline.request_checks import CALIB_IMAGES, check_budget, check_counts, check_quantization
 from engines.build_spec import check_floor
 
@@ -31,8 +33,6 @@ class CalibrateOptions:
         holdout: Images that judge: a folder per class, a list, an IDX file, a .npy file. Default: those of --images left over
         holdout_labels: Classes of a .npy --holdout: a .npy file of integers
         table: Take this calibration table instead of calibrating, with the model.refined.onnx beside it; refused when stale
-        mean: Mean R,G,B on the [0, 1] scale, for image files and a graph that does not record it
-        std: Standard deviation R,G,B, likewise
     """
 
     images: Path | None = None
@@ -46,8 +46,7 @@ class CalibrateOptions:
     holdout: Path | None = None
     holdout_labels: Path | None = None
     table: Path | None = None
-    mean: str | None = None
-    std: str | None = None
+    input: Annotated[InputOptions, Parameter(name="*")] = DEFAULT_INPUT
 
 
 @dataclass(frozen=True)
