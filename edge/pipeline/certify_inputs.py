@@ -6,12 +6,9 @@ from pathlib import Path
 import onnx
 
 from calib.errors import ArtifactError, UsageError
-from calib.files import sha256_bytes
-from calib.graph import load_graph
-from edge.images.graph_input import Normalisation
 from edge.images.labelled_images import ImageSet, open_unlabelled
 from edge.images.preprocess import Preprocess
-from edge.model.metadata import CheckpointInfo, graph_preprocess, read_graph_info
+from edge.model.metadata import CheckpointInfo
 from edge.pipeline.build_inputs import shipped_calibration_images
 from edge.pipeline.request_checks import CALIB_IMAGES
 from edge.stability.certify import image_budget
