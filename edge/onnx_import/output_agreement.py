@@ -12,9 +12,9 @@ from edge.numeric_tolerances import IMPORT_ABS, IMPORT_EQUAL_SHARE, SQNR_CAP_DB
 def agreement_db(reference: NDArray[Any], test: NDArray[Any]) -> float:
     """SQNR of an output in dB, within +-SQNR_CAP_DB.
 
-    Values that differ by IMPORT_ABS at most count as equal. Where the reference is not finite, the other has to be the same; not finite where the reference is finite, or of another
-    shape, is the worst figure. Whole numbers and truth values (classes, masks) count as equal when IMPORT_EQUAL_SHARE of them
-    are.
+    Values that differ by IMPORT_ABS at most count as equal. Where the reference is not finite, the other has to be the same;
+    not finite where the reference is finite, or of another shape, is the worst figure. Whole numbers and truth values (classes,
+    masks) count as equal when IMPORT_EQUAL_SHARE of them are.
     """
     if reference.shape != test.shape:
         return -SQNR_CAP_DB

@@ -51,7 +51,8 @@ class OpenedGraph:
     def preprocess(self, options: InputOptions, command: str) -> Preprocess:
         """From pixels to the graph's input; `command` is what an error tells to run with --mean and --std. Raises InputError."""
         if self.imported is None:
-            return graph_preprocess(self.model, self.path, self.info, parse_normalisation(options.mean, options.std), command)
+            normalisation = parse_normalisation(options.mean, options.std)
+            return graph_preprocess(self.model, self.path, self.info, normalisation, command)
         return preprocess_of(self.imported, options, {})
 
 
