@@ -49,7 +49,7 @@ class OpenedGraph:
         return sha256_bytes(self.data)
 
     def preprocess(self, options: InputOptions, command: str) -> Preprocess:
-        """From pixels to the graph's input; `command` is what an error tells to run with --mean and --std. Raises InputError."""
+        """From pixels to the graph's input; an error says to run `command` with --mean and --std. Raises InputError."""
         if self.imported is None:
             normalisation = parse_normalisation(options.mean, options.std)
             return graph_preprocess(self.model, self.path, self.info, normalisation, command)
