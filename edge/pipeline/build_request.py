@@ -58,7 +58,7 @@ class BuildOptions:
         batch: Batch sizes of the engine: MIN,OPT,MAX, 1 to 1,024 each
         max_drop_points: Accuracy budget in percentage points of top-1, 0 to 100. Default: 0.5, for --task classify
         min_sqnr_db: Least SQNR of every output in dB, 0 to 200, for --task tensors. Default: that of the task
-        min_cosine: Least mean cosine of every output, 0 to 1, in the place of --min-sqnr
+        min_cosine: Least mean cosine of every output, 0 to 1, in the place of --min-sqnr or beside it
         int8_floor: Least share of the multiply-accumulates that must run in INT8, 0 to 1. Default: the target's
         method: Calibration method: minmax, percentile, entropy, mse
         effort: Refinements of the INT8 quantization: fast (none), balanced, best
