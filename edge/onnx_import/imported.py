@@ -8,6 +8,9 @@ from typing import Any, Literal
 import onnx
 from numpy.typing import NDArray
 
+CHECK_IMAGES = 8
+"""Images on which rewriters and the finished graph are checked: thousands of values each, for every kind of operator a run."""
+
 
 @dataclass(frozen=True)
 class ImportOptions:

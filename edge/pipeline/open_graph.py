@@ -22,9 +22,6 @@ from edge.pipeline.onnx_options import import_options, preprocess_of
 if TYPE_CHECKING:
     from edge.onnx_import import Imported
 
-CHECK_IMAGES = 8
-"""Images on which the rewriters of an import are checked."""
-
 
 @dataclass(frozen=True)
 class OpenedGraph:
