@@ -13,7 +13,7 @@ MAX_DROP_POINTS = 0.5
 MIN_SQNR_DB = 20.0
 """Default for networks whose outputs are judged as numbers: the error has a tenth of the signal's amplitude and a hundredth of
 its energy, and turns a vector by 0.1 rad (cosine 0.995). Of the networks quantized here those below lose answers, those above
-few. It is no accuracy: a user who knows what the next step of the application needs gives that."""
+few. It does not stand for an accuracy: a user who knows what the next step of the application needs gives that."""
 
 
 @dataclass(frozen=True)

@@ -14,4 +14,5 @@ def why_constant(output: npt.NDArray[np.generic]) -> str:
     """
     if not output.any():
         return ZERO
-    return SAME if len(output) > 1 and (output == output[:1]).all() else ""
+    same = len(output) > 1 and all(np.array_equal(output[0], image) for image in output[1:])  # ends at the first that differs
+    return SAME if same else ""

@@ -106,7 +106,8 @@ def judge(comparison: TensorComparison, budget: Budget) -> tuple[Verdict, str]:
     deciding = [finding for finding in findings if finding.verdict == verdict]
     if verdict == "pass":
         rest = len(findings) - 1
-        more = f"; the {rest} other output{'s are' if rest > 1 else ' is'} further within the budget" if rest else ""
+        others = "the other output is" if rest == 1 else f"the {rest} other outputs are"
+        more = f"; {others} further within the budget" if rest else ""
         return verdict, findings[0].sentence + more
     more = f"; and {len(deciding) - _LISTED} outputs more" if len(deciding) > _LISTED else ""
     return verdict, "; ".join(finding.sentence for finding in deciding[:_LISTED]) + more
