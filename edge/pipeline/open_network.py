@@ -123,7 +123,7 @@ def stated_network(options: NetworkOptions) -> NetworkFile | None:
 
 
 def _open_onnx(request: BuildRequest, path: Path) -> Network:
-    """Import an ONNX file, and complete what it does not say of itself."""
+    """Import an ONNX file, and complete what it does not state."""
     from edge.onnx_import import import_onnx
     from edge.pipeline.onnx_options import import_options, preprocess_of
     from engines.layer_requests import tensor_info
