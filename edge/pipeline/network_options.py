@@ -40,6 +40,10 @@ class InputOptions:
     colour: str | None = None
 
     def __post_init__(self) -> None:
+        if self.mean is not None or self.std is not None:
+            from edge.images.graph_input import parse_normalisation
+
+            parse_normalisation(self.mean, self.std)
         check_bounds("--resize", self.resize, PREPROCESSED_SIZE)
         check_bounds("--scale", self.scale, SCALE)
         check_bounds("--fill", self.fill, PIXEL)
@@ -65,8 +69,8 @@ class NetworkOptions(InputOptions):
     """What an .onnx file, or a checkpoint without metadata, does not state. Raises UsageError.
 
     Attributes:
-        task: What the outputs mean: classify (one output, logits), tensors (any outputs, judged as numbers). Default: that of
-            the network file, else classify
+        task: What the outputs mean: classify (one output, a score per class), tensors (any outputs, judged as numbers). Default:
+            that of the network file, else classify
         network: TOML file with the shape of a UFO-ViT, labels, preprocessing. Default: MODEL with the suffix .toml
         labels: Text file with the name of one class per line. Default: those of the network file, else the indices
     """

@@ -144,5 +144,5 @@ def _open_onnx(request: BuildRequest, path: Path) -> Network:
     labels = read_labels(options.labels) if options.labels is not None else file.labels
     outputs = tuple(tensor_info(value) for value in imported.model.graph.output)
     task = load_task(name, class_names(name, labels, outputs), outputs)
-    preprocess = preprocess_of(imported, options, file.preprocess)
+    preprocess = preprocess_of(imported, options, file.preprocess, f"ufovit build {path} {request.precision}")
     return Network(path.stem, task, preprocess, str(path), imported.data_sha256, imported=imported)
