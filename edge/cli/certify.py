@@ -68,6 +68,7 @@ def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
         source: An ONNX file (FP32), or a build folder
     """
     from edge.images.labelled_images import data_digest
+    from edge.pipeline.build_inputs import say_notes
     from edge.pipeline.certify_inputs import resolve
     from edge.runtime.ort_runner import tapped_batch
     from edge.stability.certify import certify_graph
@@ -75,6 +76,7 @@ def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
     progress = terminal_progress()
     check_outputs(options.repair, options.out, inputs=(source, options.data))
     inputs = resolve(source, options.data, options.images, options.input)
+    say_notes(inputs.images, progress)
     for line in inputs.rewritten:
         progress.say(f"import       {line}")
     with progress.task(f"{len(inputs.images)} images") as advance:
