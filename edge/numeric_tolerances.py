@@ -27,6 +27,10 @@ IMPORT_WIDENED_SQNR_DB = 30.0
 """The same for files that compute in FP16 or BF16 themselves: their own rounding, 66 or 48 dB for one operation, is lost over
 some hundred layers, and the imported graph has none."""
 
+IMPORT_ABS = 1e-6
+"""Difference of outputs that counts as none whatever the signal: a sigmoid of FP32 near zero is a multiple of 2^-24, so that a
+map of probabilities in which nothing was detected (1e-6 everywhere) has no SQNR to speak of."""
+
 IMPORT_EQUAL_SHARE = 0.999
 """Of the elements of whole-number outputs, such as classes of pixels: where two of them tie, a last bit decides."""
 

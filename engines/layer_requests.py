@@ -69,10 +69,13 @@ def tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
     return TensorInfo(value.name, shape, tensor_dtype_to_np_dtype(tensor.elem_type).name)
 
 
-def read_layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
-    """Every node of a graph that multiplies, in graph order, those in bodies and local functions included."""
+def read_layers(model: onnx.ModelProto, *, measure: bool = True) -> tuple[Layer, ...]:
+    """Every node of a graph that multiplies, in graph order, those in bodies and local functions included.
+
+    `measure` as in `calib.macs.count_macs`: the graph may be run where shapes cannot be inferred.
+    """
     index, types = index_graph(model), infer_types(model)
-    return tuple(_layer(counted, index, types) for counted in count_macs(model, measure=True).nodes)
+    return tuple(_layer(counted, index, types) for counted in count_macs(model, measure=measure).nodes)
 
 
 def _layer(counted: NodeMacs, index: GraphIndex, types: dict[str, TensorType]) -> Layer:

@@ -25,7 +25,10 @@ _LONGEST_PROPERTY = 100
 
 
 def describe_onnx(path: Path) -> Description:
-    """An ONNX graph: inputs, outputs, operators, Q/DQ, multiply-accumulates, and the lint findings of a quantized graph."""
+    """An ONNX graph: inputs, outputs, operators, Q/DQ, multiply-accumulates.
+
+    Of a quantized graph the layers left in float and the lint findings, too.
+    """
     from calib.graph import parse_graph
 
     data, recorded = read_described(path)
@@ -47,7 +50,7 @@ def describe_onnx(path: Path) -> Description:
     facts |= {f"metadata {p.key}": cut_text(p.value, _LONGEST_PROPERTY) for p in model.metadata_props if p.value}
     synthetic = any(p.key == "calib.synthetic" for p in model.metadata_props)
     warnings = ("SYNTHETIC IMAGES: the scales were not calibrated on real images",) if synthetic else ()
-    return Description("ONNX graph", facts, _findings(model), warnings)
+    return Description("ONNX graph", facts, (*_float_layers(model), *_findings(model)), warnings)
 
 
 def describe_checkpoint(path: Path) -> Description:
@@ -140,6 +143,22 @@ def _macs(model: onnx.ModelProto) -> str:
         return f"cannot be counted: {str(error).splitlines()[0]}"
     missing = f"; {len(macs.not_counted)} not counted: {', '.join(list(macs.not_counted)[:4])}" if macs.not_counted else ""
     return f"{macs.total:,} in {len(macs.nodes)} layers, for one image{missing}"
+
+
+def _float_layers(model: onnx.ModelProto) -> tuple[Listing, ...]:
+    """Layers of a quantized graph that do not request INT8, most multiply-accumulates first; nothing is run to count them."""
+    from calib.qdq_writer import read_qdq
+    from engines.layer_requests import read_layers
+
+    try:
+        layers = read_layers(model, measure=False) if read_qdq(model) else ()
+    except InputError:  # `_macs` and `_findings` give the reason
+        return ()
+    total = max(sum(layer.macs for layer in layers), 1)
+    left = sorted((layer for layer in layers if layer.requested != "int8"), key=lambda layer: -layer.macs)
+    rows = tuple((layer.name, layer.op_type, layer.requested, f"{layer.macs / total:.2%}", layer.problem) for layer in left)
+    columns = ("layer", "operator", "requested", "share", "reason")
+    return (Listing(f"Layers in float: {len(rows)}", columns, rows[:LISTED_FINDINGS]),) if rows else ()
 
 
 def _quantized(model: onnx.ModelProto) -> str:

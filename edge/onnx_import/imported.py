@@ -1,12 +1,19 @@
 """What import takes and returns."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import onnx
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import onnx
+
+CHECK_IMAGES = 8
+"""Images on which rewriters and the finished graph are checked: thousands of values each, for every kind of operator a run."""
 
 
 @dataclass(frozen=True)

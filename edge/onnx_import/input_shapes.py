@@ -159,12 +159,13 @@ def _pin_axes(image: onnx.ValueInfoProto, pinned: tuple[int, ...] | None, path: 
 
 def _describe(image: onnx.ValueInfoProto, path: Path) -> ImageInput:
     sizes = _sizes(image)
-    if len(sizes) != 4:
+    if len(sizes) < 2:
         found = f"{image.name} {_type_name(image)} {_text(sizes)}"
         raise GraphError(
-            "the input of the graph is not a batch of images", where=path, found=found, allowed="4 axes, the batch first"
+            "the input of the graph is not a batch", where=path, found=found, allowed="2 axes or more, the batch first"
         )
-    layout: Literal["nchw", "nhwc"] = "nhwc" if sizes[3] in _CHANNELS and sizes[1] not in _CHANNELS else "nchw"
+    nhwc = len(sizes) == 4 and sizes[3] in _CHANNELS and sizes[1] not in _CHANNELS
+    layout: Literal["nchw", "nhwc"] = "nhwc" if nhwc else "nchw"
     return ImageInput(image.name, _type_name(image), layout, tuple(sizes))
 
 

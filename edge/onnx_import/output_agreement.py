@@ -6,15 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calib.metrics import sqnr_db
-from edge.numeric_tolerances import IMPORT_EQUAL_SHARE, SQNR_CAP_DB
+from edge.numeric_tolerances import IMPORT_ABS, IMPORT_EQUAL_SHARE, SQNR_CAP_DB
 
 
 def agreement_db(reference: NDArray[Any], test: NDArray[Any]) -> float:
     """SQNR of an output in dB, within +-SQNR_CAP_DB.
 
-    Where the reference is not finite, the other has to be the same; not finite where the reference is finite, or of another
-    shape, is the worst figure. Whole numbers and truth values (classes, masks) count as equal when IMPORT_EQUAL_SHARE of them
-    are.
+    Values that differ by IMPORT_ABS at most count as equal. Where the reference is not finite, the other has to be the same;
+    not finite where the reference is finite, or of another shape, is the worst figure. Whole numbers and truth values (classes,
+    masks) count as equal when IMPORT_EQUAL_SHARE of them are.
     """
     if reference.shape != test.shape:
         return -SQNR_CAP_DB
@@ -25,6 +25,6 @@ def agreement_db(reference: NDArray[Any], test: NDArray[Any]) -> float:
     finite = np.isfinite(reference)
     if not np.isfinite(test[finite]).all() or not np.array_equal(reference[~finite], test[~finite], equal_nan=True):
         return -SQNR_CAP_DB
-    if not finite.any():
+    if not finite.any() or float(np.abs(reference[finite] - test[finite]).max()) <= IMPORT_ABS:
         return SQNR_CAP_DB
     return float(np.clip(sqnr_db(reference[finite], test[finite]), -SQNR_CAP_DB, SQNR_CAP_DB))

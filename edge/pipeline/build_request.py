@@ -12,12 +12,12 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from calib.errors import UsageError
-from edge.model.sizes import SIZES, ImageSize
+from edge.model.sizes import SIZES, ImageSize, parse_image_size
 from edge.option_bounds import IMAGE_SIZE, SEED, check_bounds
 from edge.pipeline.builder_options import DEFAULT_BUILDER, BuilderRequest
 from edge.pipeline.network_options import DEFAULT_NETWORK, NetworkOptions
 from edge.pipeline.request_checks import check_budget, check_counts, check_quantization
-from engines.build_spec import PRECISIONS, BatchRange, Precision, batch_size, check_floor, parse_batch
+from engines.build_spec import PRECISIONS, BatchRange, Precision, check_floor, parse_batch
 from engines.targets import Target
 
 DEFAULT_BATCH = BatchRange(1, 1, 8)
@@ -31,13 +31,7 @@ RANDOM_WEIGHTS_IMAGES = 64
 
 def image_size_option(_type: Any, tokens: Sequence[Any]) -> ImageSize:
     """--image-size SIZE or HEIGHTxWIDTH. Raises UsageError."""
-    text = tokens[0].value
-    sides = [batch_size(side) for side in text.lower().split("x")]
-    if len(sides) not in (1, 2) or None in sides:
-        allowed = "SIZE or HEIGHTxWIDTH in pixels, such as 224 or 192x320"
-        raise UsageError("invalid image size", where="--image-size", found=repr(text), allowed=allowed)
-    height, width = (int(side or 0) for side in (sides if len(sides) == 2 else sides * 2))
-    return height if height == width else (height, width)
+    return parse_image_size(tokens[0].value)
 
 
 def batch_option(_type: Any, tokens: Sequence[Any]) -> BatchRange:
@@ -64,7 +58,7 @@ class BuildOptions:
         batch: Batch sizes of the engine: MIN,OPT,MAX, 1 to 1,024 each
         max_drop_points: Accuracy budget in percentage points of top-1, 0 to 100. Default: 0.5, for --task classify
         min_sqnr_db: Least SQNR of every output in dB, 0 to 200, for --task tensors. Default: that of the task
-        min_cosine: Least mean cosine of every output, 0 to 1, in the place of --min-sqnr
+        min_cosine: Least mean cosine of every output, 0 to 1, in the place of --min-sqnr or beside it
         int8_floor: Least share of the multiply-accumulates that must run in INT8, 0 to 1. Default: the target's
         method: Calibration method: minmax, percentile, entropy, mse
         effort: Refinements of the INT8 quantization: fast (none), balanced, best

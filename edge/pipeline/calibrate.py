@@ -119,16 +119,21 @@ def _check_scales(request: CalibrateRequest, plan: QuantPlan, table: Calibration
 
 
 def _calibrate(
-    request: CalibrateRequest, inputs: CalibrateInputs, scheme: QuantScheme, refined: Path, progress: Progress
+    request: CalibrateRequest,
+    inputs: CalibrateInputs,
+    scheme: QuantScheme,
+    source: Path,
+    refined: Path,
+    progress: Progress,
 ) -> CalibrationTable:
     images = inputs.images
-    size = tapped_batch(max(input_shape(inputs.model, request.graph)))
+    size = tapped_batch(max(input_shape(inputs.graph.model, request.graph)))
     digest = images.preprocess_sha256
     collect = CollectConfig(request.method, at_once=2, synthetic=images.synthetic, preprocess_sha256=digest)
     config = CalibrateConfig(request.effort, scheme, collect, refine_threads=2)
     with progress.task(f"calibrate on {len(images)} images, effort {request.effort}") as advance:
         return calibrate_graph(
-            request.graph,
+            source,
             refined,
             lambda: images.batches(size),
             images=len(images),

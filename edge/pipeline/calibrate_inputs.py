@@ -8,15 +8,15 @@ import onnx
 
 from calib.calibration_table import CalibrationTable, check_table, load_table
 from calib.errors import DataError, GraphError, UsageError
-from calib.files import check_output, sha256_bytes
-from calib.graph import load_graph
-from edge.images.graph_input import GraphImages, fixed_batch, input_shape, made_up, open_graph_images, parse_normalisation
+from calib.files import check_output
+from edge.images.graph_input import GraphImages, fixed_batch, input_shape, made_up, open_graph_images
 from edge.images.labelled_images import has_labels
 from edge.images.preprocess import Preprocess
-from edge.model.metadata import CheckpointInfo, graph_preprocess, read_graph_info
+from edge.model.metadata import CheckpointInfo
+from edge.onnx_import.imported import CHECK_IMAGES
 from edge.pipeline.build_inputs import shipped_calibration_images
 from edge.pipeline.calibrate_request import CalibrateRequest
-from edge.pipeline.open_graph import CHECK_IMAGES, OpenedGraph, open_graph, rewrite_graph
+from edge.pipeline.open_graph import OpenedGraph, open_graph, rewrite_graph
 from edge.pipeline.request_checks import check_calibration_images
 from engines.build_folder.file_names import CACHE, CALIBRATION, QUANTIZED, REFINED
 

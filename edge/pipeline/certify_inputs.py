@@ -6,16 +6,18 @@ from pathlib import Path
 import onnx
 
 from calib.errors import ArtifactError, UsageError
-from calib.files import sha256_bytes
-from calib.graph import load_graph
-from edge.images.graph_input import Normalisation
+from edge.images.graph_input import fixed_batch
 from edge.images.labelled_images import ImageSet, open_unlabelled
-from edge.images.preprocess import Preprocess
-from edge.model.metadata import CheckpointInfo, graph_preprocess, read_graph_info
+from edge.images.preprocess import Preprocess, read_preprocess
+from edge.model.metadata import CheckpointInfo
+from edge.onnx_import.imported import CHECK_IMAGES
 from edge.pipeline.build_inputs import shipped_calibration_images
+from edge.pipeline.network_options import InputOptions
+from edge.pipeline.open_graph import open_graph, rewrite_graph
 from edge.pipeline.request_checks import CALIB_IMAGES
 from edge.stability.certify import image_budget
 from engines.build_folder.file_names import MODEL
+from engines.build_folder.folder import BuildFolder
 
 
 @dataclass(frozen=True)

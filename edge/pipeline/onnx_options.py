@@ -2,59 +2,30 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from calib.errors import GraphError, UsageError
-from edge.images.graph_input import load_array, parse_normalisation
+from edge.images.graph_input import parse_normalisation
 from edge.images.preprocess import Preprocess
 from edge.pipeline.network_options import InputOptions
 
 if TYPE_CHECKING:
     from edge.onnx_import import Imported, ImportOptions
 
-_SHAPE = re.compile(r"[1-9][0-9]{0,8}([x,][1-9][0-9]{0,8})*")
 _PREPROCESS = ("scale", "fit", "fill", "colour")
 
 
 def import_options(options: InputOptions) -> ImportOptions:
     """Parse --input-shape and --constant-input. Raises InputError."""
-    from edge.onnx_import import ImportOptions
+    from edge.onnx_import import ImportOptions, parse_constant_input, parse_input_shape
 
-    shapes = {}
-    for name, text in _pairs(options.input_shape, "--input-shape", "NAME=1x3x224x224"):
-        if not _SHAPE.fullmatch(text):
-            allowed = "sizes of all axes, such as 1x3x224x224"
-            raise UsageError("not the shape of an input", where="--input-shape", found=f"{name}={text}"[:80], allowed=allowed)
-        shapes[name] = tuple(map(int, re.split("[x,]", text)))
-    pairs = _pairs(options.constant_input, "--constant-input", "NAME=NUMBER or NAME=FILE.npy")
-    constants = {name: _constant(text) for name, text in pairs}
-    return ImportOptions(shapes, constants)
-
-
-def _pairs(values: tuple[str, ...], option: str, allowed: str) -> list[tuple[str, str]]:
-    """Name and text of each NAME=TEXT. Raises UsageError."""
-    parts = [value.rpartition("=") for value in values]
-    wrong = next((value for value, (name, _, text) in zip(values, parts, strict=True) if not name or not text), None)
-    names = [name for name, _, _ in parts]
-    if wrong is not None or len(set(names)) != len(names):
-        found = wrong if wrong is not None else "an input twice"
-        raise UsageError("not the name of an input and its value", where=option, found=found, allowed=allowed)
-    return [(name, text) for name, _, text in parts]
-
-
-def _constant(text: str) -> NDArray[Any]:
-    if Path(text).suffix == ".npy":
-        return np.array(load_array(Path(text)))
-    try:
-        return np.asarray(int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else float(text))
-    except ValueError as error:
-        allowed = "a number, or a .npy file"
-        raise UsageError("not the value of an input", where="--constant-input", found=text[:80], allowed=allowed) from error
+    shapes = [parse_input_shape(text) for text in options.input_shape]
+    constants = [parse_constant_input(text) for text in options.constant_input]
+    for option, pairs in (("--input-shape", shapes), ("--constant-input", constants)):
+        names = [str(pair[0]) for pair in pairs]
+        if len(set(names)) < len(names):
+            raise UsageError("an input is given twice", where=option, found=", ".join(names)[:200])
+    return ImportOptions(dict(shapes), dict(constants))
 
 
 def preprocess_of(imported: Imported, options: InputOptions, stated: dict[str, Any]) -> Preprocess:

@@ -22,9 +22,6 @@ from edge.pipeline.onnx_options import import_options, preprocess_of
 if TYPE_CHECKING:
     from edge.onnx_import import Imported
 
-CHECK_IMAGES = 8
-"""Images on which the rewriters of an import are checked."""
-
 
 @dataclass(frozen=True)
 class OpenedGraph:
@@ -49,9 +46,10 @@ class OpenedGraph:
         return sha256_bytes(self.data)
 
     def preprocess(self, options: InputOptions, command: str) -> Preprocess:
-        """From pixels to the graph's input; `command` is what an error tells to run with --mean and --std. Raises InputError."""
+        """From pixels to the graph's input; an error says to run `command` with --mean and --std. Raises InputError."""
         if self.imported is None:
-            return graph_preprocess(self.model, self.path, self.info, parse_normalisation(options.mean, options.std), command)
+            normalisation = parse_normalisation(options.mean, options.std)
+            return graph_preprocess(self.model, self.path, self.info, normalisation, command)
         return preprocess_of(self.imported, options, {})
 
 

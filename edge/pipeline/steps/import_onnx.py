@@ -8,13 +8,12 @@ from pathlib import Path
 from calib.artifact import write_artifact
 from calib.files import canonical_json, sha256_bytes, write_bytes
 from edge.images.golden_pair import make_golden, write_golden
+from edge.onnx_import.imported import CHECK_IMAGES
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.preflight import check_patterns
-from edge.pipeline.steps.export import CHECK_IMAGES
 from edge.pipeline.workspace import Step
 from edge.progress import Advance
-from edge.runtime.ort_runner import BATCH
 from engines.build_folder.file_names import GOLDEN, IMPORT, MODEL
 from engines.hardware import versions
 
@@ -53,7 +52,7 @@ def import_network(request: BuildRequest, inputs: BuildInputs, out: Path, advanc
     model = onnx.ModelProto()
     model.CopyFrom(imported.model)
     advance(0.1)
-    batches = list(inputs.calib_images.take(CHECK_IMAGES).batches(network.preprocess, network.batch(BATCH)))
+    batches = list(inputs.calib_images.take(CHECK_IMAGES).batches(network.preprocess, network.batch(CHECK_IMAGES)))
     record = rewrite(model, batches, imported)
     write_bytes(out / MODEL, serialize(model))
     write_artifact(out / IMPORT, record)

@@ -124,7 +124,7 @@ def test_the_reference_is_the_fp32_graph_of_the_build(built, tiny_images):
     session = onnxruntime.InferenceSession(str(built / "out" / "model.onnx"), providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, {session.get_inputs()[0].name: tiny_images})
     with open_reference(BuildFolder(built / "out")) as reference:
-        np.testing.assert_allclose(reference(tiny_images), expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(reference(tiny_images)[0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_another_graph_is_no_reference(built, tmp_path):

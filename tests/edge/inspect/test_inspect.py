@@ -296,6 +296,7 @@ def test_onnx_graph(folder: Path) -> None:
     assert said["multiply-accumulates"] == "9 in 1 layers, for one image"
     assert said["metadata calib.method"] == "entropy"
     assert "The lint has no findings" in text
+    assert "Layers in float" not in text
 
 
 def test_onnx_with_something_to_find(tmp_path: Path) -> None:
@@ -314,6 +315,9 @@ def test_onnx_with_something_to_find(tmp_path: Path) -> None:
     text = shown(path)
     assert "1 findings of the lint" in text
     assert "product" in text
+    assert "Layers in float: 1" in text
+    assert "100.00%" in text
+    assert "no Q/DQ on operand A" in " ".join(text.split())
     assert facts(text)["multiply-accumulates"].startswith("70 in 1 layers")
 
 
