@@ -66,6 +66,7 @@ def drift_step(build: BuildFolder, question: Question, *, here: bool) -> Step:
         "labelled": question.labelled,
         "budget": asdict(question.budget),
         "versions": versions("onnxruntime"),
+        **({"notes": list(images.notes)} if images.notes else {}),
     }
     return Step("drift", reads, (DRIFT, ANSWERS, PICTURES), partial(judge_build, build, question, judged))
 
