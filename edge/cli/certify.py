@@ -68,6 +68,7 @@ def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
         source: An ONNX file (FP32), or a build folder
     """
     from edge.images.labelled_images import data_digest
+    from edge.pipeline.build_inputs import say_notes
     from edge.pipeline.certify_inputs import resolve
     from edge.runtime.ort_runner import tapped_batch
     from edge.stability.certify import certify_graph
@@ -75,6 +76,7 @@ def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
     progress = terminal_progress()
     check_outputs(options.repair, options.out, inputs=(source, options.data))
     inputs = resolve(source, options.data, options.images, options.input)
+    say_notes(inputs.images, progress)
     for line in inputs.rewritten:
         progress.say(f"import       {line}")
     with progress.task(f"{len(inputs.images)} images") as advance:
@@ -137,7 +139,7 @@ def _emulated(reference: ModelProto, graph: ModelProto, certificate: XNormCertif
 
 def _print_certificate(progress: TerminalProgress, certificate: XNormCertificate) -> None:
     """A row per XNorm, then the verdict."""
-    from edge.report.certificate_text import certified_count
+    from edge.report.certificate_text import certified_count, unjudged_text
 
     columns = ("XNorm", "operand", "sum a² observed", "for any input", "headroom", "floor", "fp16", "bf16", "int8", "2^-p")
     before = {site.name: site for site in certificate.before}
@@ -149,6 +151,8 @@ def _print_certificate(progress: TerminalProgress, certificate: XNormCertificate
     progress.console.print(f"verdict      [{_STYLE[verdict]}]{verdict.upper()}[/] in {precisions}{was}", highlight=False)
     certified = f"certified maxima at {certified_count(certificate.sites)} of {len(certificate.sites)} XNorms"
     progress.say(f"based on     {certified}, observed ones elsewhere; observed minima; {certificate.images} images")
+    if certificate.unjudged:
+        progress.say(f"judged       {len(certificate.sites)} norms; {unjudged_text(certificate)}")
     reasons = [
         f"{site.name}, {name}: {site.verdicts[name].verdict}: {site.verdicts[name].reason}"
         for site in certificate.sites

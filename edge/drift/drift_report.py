@@ -112,9 +112,15 @@ def _contradictory_error(path: Path, found: str, allowed: str = "a verdict and f
 DRIFT_ARTIFACT = Artifact(DRIFT, parse_drift)
 
 
-def judge_sides(task: Task, subject: Subject, sides: Sides, budget: Budget, *, random_weights: bool) -> DriftReport:
-    """Compare the outputs of both sides for the same images, and judge. Raises DataError for outputs that do not match."""
-    comparison = task.compare(sides)
+def judge_sides(
+    task: Task, subject: Subject, sides: Sides, budget: Budget, *, random_weights: bool, notes: tuple[str, ...] = ()
+) -> DriftReport:
+    """Compare the outputs of both sides for the same images, and judge; `notes` say what was left out of the images.
+
+    Raises DataError for outputs that do not match.
+    """
+    compared = task.compare(sides)
+    comparison = replace(compared, not_compared=(*compared.not_compared, *notes))
     judged_by, verdict, reason = task.judge(comparison, budget, random_weights=random_weights)
     return DriftReport(
         **vars(subject),

@@ -39,6 +39,7 @@ class GraphImages:
         chosen: the positions that make up this set.
         labels: int64, one per position of `chosen`, None where there are none.
         synthetic: random numbers, not images.
+        notes: what was left out of the set, a sentence each.
         largest_batch: largest number of images at a time, for a graph of a fixed batch; None for any number.
     """
 
@@ -50,6 +51,7 @@ class GraphImages:
     labels: Int64 | None = None
     synthetic: bool = False
     largest_batch: int | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -134,7 +136,8 @@ def open_graph_images(
         return np.stack([prepare(pictures.pixels(int(i))) for i in positions])
 
     known = None if classes is None else pictures.labels
-    return GraphImages(pictures.source, pictures.sha256, prepare.sha256, read, np.arange(len(pictures)), known)
+    chosen = np.arange(len(pictures))
+    return GraphImages(pictures.source, pictures.sha256, prepare.sha256, read, chosen, known, notes=pictures.notes)
 
 
 def input_shape(model: onnx.ModelProto, path: Path) -> tuple[int, ...]:

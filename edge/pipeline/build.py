@@ -13,7 +13,7 @@ report     everything above -> report.html
 
 from collections.abc import Iterator
 
-from edge.pipeline.build_inputs import BuildInputs, resolve_inputs
+from edge.pipeline.build_inputs import BuildInputs, resolve_inputs, say_notes
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.preflight import check_inputs
 from edge.pipeline.steps.calibrate import calibrate_step
@@ -38,6 +38,8 @@ def build_model(request: BuildRequest, progress: Progress) -> BuildOutcome:
     inputs = resolve_inputs(request)
     if inputs.network.random_weights:
         progress.say(RANDOM_WEIGHTS_NOTICE)
+    for images in (inputs.eval_images, inputs.calib_images):
+        say_notes(images, progress)
 
     def preflight(first_step: str) -> None:
         with progress.task("inputs") as advance:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from calib.errors import DataError
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, TEST_IMAGES
+from edge.images.graph_input import GraphImages
 from edge.images.labelled_images import ImageSet, open_unlabelled
 from edge.model.metadata import CheckpointInfo, read_info
 from edge.pipeline.build_request import FLOAT_LAYERS, RANDOM_WEIGHTS_IMAGES, BuildRequest
 from edge.pipeline.open_network import Network, open_network
 from edge.pipeline.request_checks import CALIB_IMAGES, check_calibration_images
+from edge.progress import Progress
 from edge.tasks.budget import budget_for
 from edge.tasks.registry import load_task
 from edge.tasks.task import Task
@@ -87,6 +89,12 @@ def judging_images(data: Path | None, task: Task) -> ImageSet:
             next_command=f"pass --data DIR with {'labelled ' if task.labelled else ''}images",
         )
     return replace(task.open_images(TEST_IMAGES), source=SHIPPED_TEST)
+
+
+def say_notes(images: ImageSet | GraphImages, progress: Progress) -> None:
+    """Tell what was left out of the images."""
+    for note in images.notes:
+        progress.say(f"images       {images.source}: {note}")
 
 
 def shipped_images_fit(task: Task) -> bool:

@@ -18,6 +18,7 @@ from calib.qdq_writer import serialize
 from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
 from calib.trt_calibration_cache import format_cache
 from edge.images.graph_input import GraphImages, first_not_finite, input_shape
+from edge.pipeline.build_inputs import say_notes
 from edge.pipeline.calibrate_figures import int8_share
 from edge.pipeline.calibrate_inputs import WRITTEN, CalibrateInputs, resolve
 from edge.pipeline.calibrate_request import CalibrateRequest
@@ -38,6 +39,9 @@ def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
         _check_scales(request, plan, inputs.table)
     if inputs.images.synthetic or (inputs.table is not None and inputs.table.synthetic):
         progress.say("SYNTHETIC IMAGES: the scales below are not calibrated on real images; the table is stamped")
+    say_notes(inputs.images, progress)
+    if inputs.held_out and inputs.holdout.source != inputs.images.source:
+        say_notes(inputs.holdout, progress)
     for line in inputs.rewritten:
         progress.say(f"import       {line}")
     reference = _reference(request, inputs, progress)

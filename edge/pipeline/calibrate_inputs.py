@@ -10,6 +10,7 @@ from calib.calibration_table import CalibrationTable, check_table, load_table
 from calib.errors import DataError, GraphError, UsageError
 from calib.files import check_output
 from edge.images.graph_input import GraphImages, fixed_batch, input_shape, made_up, open_graph_images
+from edge.images.labelled_images import has_labels
 from edge.images.preprocess import Preprocess
 from edge.model.metadata import CheckpointInfo
 from edge.onnx_import.imported import CHECK_IMAGES
@@ -135,10 +136,7 @@ def _holdout(
     path = request.holdout
     if path is None:
         return None
-    beside = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
-    labelled = path.suffix != ".npy" and (
-        path.is_dir() or path.suffix in (".csv", ".txt") or (beside != path and beside.is_file())
-    )
+    labelled = path.suffix != ".npy" and has_labels(path)
     classes = None if not labelled else info.labels if info is not None else _classes(model, request.graph)
     return open_graph_images(path, preprocess, classes=classes, labels=request.holdout_labels)
 

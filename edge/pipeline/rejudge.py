@@ -16,7 +16,7 @@ from edge.attribution.attribution_record import ATTRIBUTION_ARTIFACT
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.stored_reference import StoredAnswers, read_stored
 from edge.images.labelled_images import ImageSet, open_unlabelled
-from edge.pipeline.build_inputs import SHIPPED_TEST, judging_images
+from edge.pipeline.build_inputs import SHIPPED_TEST, judging_images, say_notes
 from edge.pipeline.judge_options import JudgeOptions
 from edge.pipeline.steps.drift import Question, drift_step
 from edge.pipeline.steps.report import report_step
@@ -47,6 +47,7 @@ def rejudge_build(folder: Path, options: JudgeOptions, progress: Progress) -> Bu
         verify_folder(build, ignore=_JUDGED)
         manifest = build.manifest
         question = _question(build, options)
+        say_notes(question.images, progress)
         target = TARGETS.get(manifest.target)
         here = manifest.bundle is not None or target is None or judged_here(target)
         steps = [drift_step(build, question, here=here)]

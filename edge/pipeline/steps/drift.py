@@ -66,6 +66,7 @@ def drift_step(build: BuildFolder, question: Question, *, here: bool) -> Step:
         "labelled": question.labelled,
         "budget": asdict(question.budget),
         "versions": versions("onnxruntime"),
+        **({"notes": list(images.notes)} if images.notes else {}),
     }
     return Step("drift", reads, (DRIFT, ANSWERS, PICTURES), partial(judge_build, build, question, judged))
 
@@ -117,7 +118,8 @@ def judge_build(
     answers = question.stored.outputs if question.stored else join_outputs(expected)
     sides = Sides(answers, join_outputs(outputs), images.labels if question.labelled else None)
     task = task_of(manifest)
-    report = judge_sides(task, subject, sides, question.budget, random_weights=manifest.random_weights)
+    stamp = manifest.random_weights
+    report = judge_sides(task, subject, sides, question.budget, random_weights=stamp, notes=images.notes)
     write_drift(out, task, report, sides, images.pixels)
 
 
