@@ -93,8 +93,15 @@ def collect_table(
     Raises DataError for fewer than `min_images` images, for arrays that the graph does not take, for NaN or infinities in any
     tensor (named) and for a tensor without a usable range; InputError for one that exceeds its bound (named).
     """
-    config, bounds = config or CollectConfig(), bounds or {}
+    config = config or CollectConfig()
     halves, onnx_sha256 = observe(onnx_path, batches, plan, config, progress)
+    return make_table(halves, onnx_sha256=onnx_sha256, data_sha256=data_sha256, bounds=bounds or {}, config=config)
+
+
+def make_table(
+    halves: Halves, *, onnx_sha256: str, data_sha256: str, bounds: Mapping[str, float], config: CollectConfig
+) -> CalibrationTable:
+    """The table of histograms that `observe` collected; arguments and errors see `collect_table`."""
     images, histograms = sum(halves.images), halves.total()
     config.check_count(images)
     for name, histogram in histograms.items():
