@@ -22,7 +22,7 @@ from calib.calibrators import range_method
 from calib.errors import DataError, InputError, UsageError
 from calib.files import sha256_bytes
 from calib.graph import load_graph
-from calib.ort_session import TappedGraph, checked_batches
+from calib.ort_session import TappedGraph, checked_batches, in_small_runs
 from calib.parallel import ordered_map
 from calib.qdq_placement import QuantPlan
 from calib.split_half import Halves
@@ -147,7 +147,8 @@ def observe(
     del data
     tapped = TappedGraph(model, plan.activations, threads=config.threads, where=onnx_path)
     halves = Halves(plan.activations)
-    runs = ordered_map(lambda batch: (batch, tapped(batch)), checked_batches(batches), config.at_once)
+    parts = in_small_runs(model, plan.activations, checked_batches(batches))
+    runs = ordered_map(lambda batch: (batch, tapped(batch)), parts, config.at_once)
     for batch, tensors in runs:
         halves.update(batch, tensors)
         del tensors  # freed before waiting for the next ones

@@ -19,7 +19,7 @@ from calib.lint import lint_graph
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.qdq_writer import insert_qdq, serialize
 from calib.refine.effort import Effort, resolve_effort
-from calib.refine.effort_results import Results, Source, plain_methods
+from calib.refine.effort_results import Results, Source
 
 _REFINE_SHARE = 0.8
 _LISTED = 5
@@ -69,7 +69,6 @@ def calibrate_graph(
     model, data = load_graph(source)
     effort, collect = resolve_effort(config.effort), config.collect
     collect.check_count(images)
-    methods = plain_methods(collect.method, effort)
     share = 1 - _REFINE_SHARE if effort.names else 1.0
     held = HeldOut(images, batch_of(model) or BLOCK)
     halves, sha256 = observe(
@@ -82,13 +81,11 @@ def calibrate_graph(
     results = Results(
         Source(model, sha256, halves, data_sha256), config.scheme, collect, config.bounds, held, config.refine_threads
     )
-    results.plain(methods)
+    best = results.keep_best(effort, batches(), lambda done: progress(share + (1 - share) * done))
     if effort.names:
-        results.refined(effort, batches(), lambda done: progress(share + (1 - share) * done))
-    best, comparison = results.finished(), results.comparison()
+        progress(1.0)
     write_bytes(refined, serialize(best.model) if best.table.refinements else data)
-    silent = comparison is None or (not effort.names and best.name == methods[0])
-    return replace(best.table, comparison=None if silent else comparison)
+    return best.table
 
 
 def quantize_graph(model: onnx.ModelProto, table: CalibrationTable, scheme: QuantScheme, where: object) -> onnx.ModelProto:

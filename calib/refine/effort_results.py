@@ -52,7 +52,7 @@ class Result:
 
 
 class Results:
-    """The results of one calibration, made one after the other by `plain` and `refined`; `best` is the one to keep."""
+    """The results of one calibration, and the noise of each on the images that are held out."""
 
     def __init__(
         self, source: Source, scheme: QuantScheme, collect: CollectConfig, bounds: Bounds, held: HeldOut, threads: int
@@ -61,59 +61,77 @@ class Results:
         self._held = held
         self._judge: Judge | None = None
         self._noise: dict[str, Noise] = {}
-        self.best: Result
+        self._best: Result
 
-    def plain(self, methods: Iterable[str]) -> None:
-        """Add the result of each method."""
+    def keep_best(self, effort: Effort, batches: Iterable[NDArray[Any]], progress: Progress) -> Result:
+        """Make all results up to those of an effort, and return the one to keep.
+
+        Without an effort it is the requested method's, or one that is better and not by chance; with one, the best of all.
+        """
+        requested = self._collect.method
+        kept, comparison = self._plain(plain_methods(requested, effort)), None
+        if effort.names and self._comparable:
+            kept = self._refined(kept, effort, batches, progress)
+        if effort.names and not self._comparable:
+            comparison = Comparison(0, {}, kept.name)
+        elif effort.names or kept.name != requested:
+            decibels = {name: noise.decibels for name, noise in self._noise.items()}
+            comparison = Comparison(self._judged.images, decibels, kept.name)
+        bounds = self._bounds(kept.model) if kept.table.refinements else {}
+        tensors = {
+            t: replace(scale, bound=bounds.get(t)) if scale.method == SEARCHED else scale
+            for t, scale in kept.table.tensors.items()
+        }
+        return replace(kept, table=replace(kept.table, tensors=tensors, comparison=comparison))
+
+    def _plain(self, methods: Iterable[str]) -> Result:
+        """Add the result of each method; return that of the first one, or of one that is better and not by chance."""
         bounds = self._bounds(self._source.model)
+        kept: tuple[Result, Noise] | None = None
         for method in methods:
-            config = replace(self._collect, method=method)
             table = make_table(
                 self._source.halves,
                 onnx_sha256=self._source.sha256,
                 data_sha256=self._source.data_sha256,
                 bounds=bounds,
-                config=config,
+                config=replace(self._collect, method=method),
             )
-            self._add(Result(method, self._source.model, table), clearly=True)
+            added = self._add(Result(method, self._source.model, table))
+            if kept is None or added[1].clearly_below(kept[1]):
+                kept = added
+        assert kept is not None
+        return kept[0]
 
-    def refined(self, effort: Effort, batches: Iterable[NDArray[Any]], progress: Progress) -> None:
-        """Add the result of an effort, and of each lesser one, refined on the images that are not held out."""
-        if not self.comparable:
-            return
+    def _refined(self, plain: Result, effort: Effort, batches: Iterable[NDArray[Any]], progress: Progress) -> Result:
+        """Add the result of an effort, and of each lesser one, refined on the images that are not held out; return the best.
+
+        `plain` gives the scales of tensors that are not searched.
+        """
         ladder = lesser_efforts(effort)
         images = self._held.images - self._judged.images
         refiner = Refiner(self._source.model, self._scheme, self._held.others(batches), images=images, threads=self._threads)
-        plain = self.best
+        found, before = None, ""
         for number, (name, step) in enumerate(ladder.items()):
 
             def advance(done: float, before: int = number) -> None:
                 progress((before + done) / len(ladder))
 
-            found = self._start(refiner, plain, step, lambda done, advance=advance: advance(0.4 * done))
+            found, earlier = self._start(refiner, plain, step, lambda done, advance=advance: advance(0.4 * done)), found
+            if earlier is not None and found.scales == earlier.scales and serialize(found.model) == serialize(earlier.model):
+                self._noise[name] = self._noise[before]  # nothing more was moved: the same result
+                advance(1.0)
+                continue
             compensated = refiner.compensate(found, step, lambda done, advance=advance: advance(0.4 + 0.6 * done))
-            result, before = self._result(name, compensated, plain, step), self._result(name, found, plain, searching(step))
-            self._add(result if self._measure(result).decibels > self._measure(before).decibels else before)
+            variants = [compensated, found] if found.searched else [compensated]  # what is not, is the plain result itself
+            self._add(*(self._result(name, v, plain, step if v is compensated else searching(step)) for v in variants))
+            before = name
             advance(1.0)
-
-    def finished(self) -> Result:
-        """The best result, with the bounds of searched tensors, which do not change their scales."""
-        table, bounds = self.best.table, self._bounds(self.best.model) if self.best.table.refinements else {}
-        tensors = {t: replace(s, bound=bounds.get(t)) if s.method == SEARCHED else s for t, s in table.tensors.items()}
-        return replace(self.best, table=replace(table, tensors=tensors))
+        return self._best
 
     @property
-    def comparable(self) -> bool:
+    def _comparable(self) -> bool:
         """Whether enough images are held out for a comparison."""
         return sum(len(batch) for batch in self._held.batches) >= FEWEST
-
-    def comparison(self) -> Comparison | None:
-        """What was compared; None for a single result."""
-        if not self.comparable:
-            return Comparison(0, {}, self.best.name)
-        if len(self._noise) == 1:
-            return None
-        return Comparison(self._judged.images, {name: n.decibels for name, n in self._noise.items()}, self.best.name)
 
     def _start(self, refiner: Refiner, plain: Result, effort: Effort, progress: Progress) -> Refined:
         """The scales, factors and shifts from which rounding and bias correction start."""
@@ -131,6 +149,7 @@ class Results:
     def _result(self, name: str, found: Refined, plain: Result, effort: Effort) -> Result:
         """A refined graph with its table: scales that were not searched are those of plain calibration."""
         scales = found.scales if found.searched else {}
+        effort = effort if found.searched else Effort(rounding=effort.rounding, bias=effort.bias)
         table = replace(
             plain.table,
             onnx_sha256=sha256_bytes(serialize(found.model)),
@@ -143,13 +162,14 @@ class Results:
         )
         return Result(name, found.model, table)
 
-    def _add(self, result: Result, *, clearly: bool = False) -> None:
-        """Keep a result where it is better than the best one so far; `clearly` if the difference must be no chance."""
-        noise = self._measure(result) if self.comparable else Noise(0.0, np.zeros(0))
-        least = self._noise.get(self.best.name) if self._noise else None
-        if least is None or (noise.clearly_below(least) if clearly else noise.decibels > least.decibels):
-            self.best = result
+    def _add(self, *variants: Result) -> tuple[Result, Noise]:
+        """Measure the variants of a result, and record the better one."""
+        noises = [self._measure(variant) if self._comparable else Noise(0.0, np.zeros(0)) for variant in variants]
+        result, noise = max(zip(variants, noises, strict=True), key=lambda pair: pair[1].decibels)
         self._noise[result.name] = noise
+        if len(self._noise) == 1 or noise.decibels > self._noise[self._best.name].decibels:
+            self._best = result
+        return result, noise
 
     def _measure(self, result: Result, centred: bool = False) -> Noise:
         quantized = insert_qdq(result.model, result.table, plan_quantization(result.model, self._scheme))
