@@ -69,8 +69,8 @@ class NetworkOptions(InputOptions):
     """What an .onnx file, or a checkpoint without metadata, does not state. Raises UsageError.
 
     Attributes:
-        task: What the outputs mean: classify (one output, a score per class), tensors (any outputs, judged as numbers). Default:
-            that of the network file, else classify
+        task: What the outputs mean: classify (one output, a score per class), tensors (any outputs, judged as numbers).
+            Default: that of the network file, else classify
         network: TOML file with the shape of a UFO-ViT, labels, preprocessing. Default: MODEL with the suffix .toml
         labels: Text file with the name of one class per line. Default: those of the network file, else the indices
     """
