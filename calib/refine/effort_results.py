@@ -116,12 +116,12 @@ class Results:
             def advance(done: float, before: int = number) -> None:
                 progress((before + done) / len(ladder))
 
-            found, earlier = self._start(refiner, plain, step, lambda done, advance=advance: advance(0.4 * done)), found
+            found, earlier = self._start(refiner, plain, step, _part(advance, 0.0, 0.4)), found
             if earlier is not None and found.scales == earlier.scales and serialize(found.model) == serialize(earlier.model):
                 self._noise[name] = self._noise[before]  # nothing more was moved: the same result
                 advance(1.0)
                 continue
-            compensated = refiner.compensate(found, step, lambda done, advance=advance: advance(0.4 + 0.6 * done))
+            compensated = refiner.compensate(found, step, _part(advance, 0.4, 1.0))
             variants = [compensated, found] if found.searched else [compensated]  # what is not, is the plain result itself
             self._add(*(self._result(name, v, plain, step if v is compensated else searching(step)) for v in variants))
             before = name
@@ -199,3 +199,8 @@ def lesser_efforts(effort: Effort) -> dict[str, Effort]:
     known = {name: known for name, known in EFFORTS.items() if known.names and set(known.names) < set(effort.names)}
     name = next((name for name, known in EFFORTS.items() if known == effort), "+".join(effort.names))
     return {**known, name: effort}
+
+
+def _part(progress: Progress, start: float, end: float) -> Progress:
+    """The progress of a part of the work, from `start` to `end` of the whole."""
+    return lambda done: progress(start + (end - start) * done)
