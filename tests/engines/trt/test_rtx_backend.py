@@ -41,7 +41,7 @@ def test_fully_quantized_attention_is_all_int8(tmp_path):
     assert built.receipt.int8_mac_fraction == 1.0
     assert built.receipt.actual == built.receipt.requested == {"int8": 1.0}
     assert built.receipt.fallbacks == ()
-    assert (built.input.shape, built.input.dtype, built.output.name) == ((-1, 8, 16), "float32", "residual_out")
+    assert (built.input.shape, built.input.dtype, built.outputs[0].name) == ((-1, 8, 16), "float32", "residual_out")
     assert built.compute_capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1")
 
 
