@@ -29,6 +29,8 @@ _AVERAGED = ("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict"
 _AVERAGED_PREFIXES = ("ema.", "model_ema.", "ema_model.", "averaged.")
 _COUNTER = "n_averaged"
 """Of torch's AveragedModel, beside its tensors."""
+_STARTS = (b"PK", b"\x80")
+"""Of an archive, and of the pickle that torch.save wrote before version 1.6."""
 _LISTED = 8
 
 
@@ -68,7 +70,7 @@ def read_weights(path: Path, *, averaged: bool = False) -> WeightsFile:
             raise unreadable_error(path, error) from error
         return _choose(WeightsFile("safetensors", tensors, stored.get(METADATA_KEY)), tensors, averaged, path)
     try:
-        _check_archive(path)
+        _check_start(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         metadata = _as_json(content[METADATA_KEY]) if isinstance(content, dict) and METADATA_KEY in content else None
     except ArtifactError:
@@ -134,9 +136,13 @@ def shorten(names: list[str]) -> str:
     return ", ".join(name[:100] for name in names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _check_archive(path: Path) -> None:
-    """Refuse a TorchScript archive, and a compressed one, which torch does not write and which may unpack to any size."""
+def _check_start(path: Path) -> None:
+    """Refuse what torch.save did not write: other files, a TorchScript archive, and a compressed one, which may unpack to any
+    size.
+    """
     with open_regular(path) as stream:
+        if not stream.read(2).startswith(_STARTS):
+            raise unreadable_error(path, ValueError("neither safetensors nor a file of torch.save"))
         try:
             entries = zipfile.ZipFile(stream).infolist() if zipfile.is_zipfile(stream) else []
         except ARCHIVE_ERRORS as error:

@@ -54,7 +54,7 @@ def network_shape(shapes: Shapes, network: NetworkFile, path: Path) -> dict[str,
             where=path,
             found=f"a position embedding of {tokens} tokens, which is not a square number",
             allowed=f"[network] image_size = [height, width], of height * width = {tokens * STEM_STRIDE**2}",
-            next_command="pass --network FILE.toml with it",
+            next_command=f"ufovit checkpoint {path} --image-size HEIGHTxWIDTH",
         )
     checked = check_image_size(size if isinstance(size, int) else (*size,))
     height, width = (checked, checked) if isinstance(checked, int) else checked

@@ -227,6 +227,8 @@ def test_options_that_do_not_fit(call, tensors, tmp_path, options, says):
 
 def test_what_is_not_a_file(call, tmp_path):
     assert "checkpoint not found" in call(2, tmp_path / "none.pth", *PREPARED)
+    (tmp_path / "a.onnx").write_bytes(b"\x08\x0a\x12\x07pytorch")
+    assert "neither safetensors nor a file of torch.save" in call(2, tmp_path / "a.onnx")
     for folder in (tmp_path, "/", "."):
         assert "not a regular file" in call(2, folder, *PREPARED, "--out", tmp_path / "out")
 
@@ -248,6 +250,7 @@ def test_a_rectangle_needs_its_sides(call, make_network, tmp_path):
     told = call(2, path, *PREPARED, "--out", out)
     assert "do not tell the image size" in told
     assert "height * width = 2560" in told
+    assert f"next: ufovit checkpoint {path} --image-size HEIGHTxWIDTH" in told
     (tmp_path / "a.toml").write_text(
         'labels = ["a", "b", "c", "d", "e"]\n[network]\nimage_size = [32, 80]\nkv_axis = "last"\n'
         '[preprocess]\nmean = [0.5, 0.5, 0.5]\nstd = [0.25, 0.25, 0.25]\nfit = "stretch"\n'
