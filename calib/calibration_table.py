@@ -5,9 +5,9 @@ Weights are not in it: their per-channel scales follow from the float graph, whi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from calib.artifact import json_artifact, read_artifact, write_artifact
 from calib.errors import ArtifactError
@@ -69,6 +69,30 @@ class RangeShift:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """Results of calibration, compared on calibration images that the refinements did not use.
+
+    Attributes:
+        images: number of these images; 0 where there were too few for a comparison, and the least effort was kept.
+        sqnr_db: result -> SQNR against the float graph, of the output where it is lowest; plain methods by their name, refined
+            results by that of their effort.
+        kept: the result that the table is of.
+    """
+
+    images: int
+    sqnr_db: dict[str, float]
+    kept: str
+
+    def __str__(self) -> str:
+        """A sentence for the user."""
+        if not self.images:
+            return f"kept {self.kept}: too few images to hold some out and compare the refinements with it"
+        best = self.sqnr_db[self.kept]
+        others = ", ".join(f"{name} {db:.1f} dB ({db - best:+.1f})" for name, db in self.sqnr_db.items() if name != self.kept)
+        return f"kept {self.kept}, {best:.1f} dB on {self.images} held-out calibration images; {others}"
+
+
+@dataclass(frozen=True)
 class CalibrationTable:
     """`calibration.json`.
 
@@ -82,6 +106,7 @@ class CalibrationTable:
         refinements: applied to that graph, in order.
         float_nodes: nodes that the budget search keeps in float.
         range_shift: difference between halves of the images; None where it was not measured.
+        comparison: of several results; None, and not in the file, where the requested method alone was kept without an effort.
     """
 
     onnx_sha256: str
@@ -95,6 +120,14 @@ class CalibrationTable:
     refinements: tuple[str, ...] = ()
     float_nodes: tuple[str, ...] = ()
     range_shift: RangeShift | None = None
+    comparison: Comparison | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        fields = asdict(self)
+        if self.comparison is None:
+            del fields["comparison"]
+        return fields
 
 
 def save_table(path: Path, table: CalibrationTable) -> None:

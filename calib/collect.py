@@ -22,7 +22,7 @@ from calib.calibrators import range_method
 from calib.errors import DataError, InputError, UsageError
 from calib.files import sha256_bytes
 from calib.graph import load_graph
-from calib.ort_session import TappedGraph, checked_batches
+from calib.ort_session import TappedGraph, checked_batches, in_small_runs
 from calib.parallel import ordered_map
 from calib.qdq_placement import QuantPlan
 from calib.split_half import Halves
@@ -93,8 +93,15 @@ def collect_table(
     Raises DataError for fewer than `min_images` images, for arrays that the graph does not take, for NaN or infinities in any
     tensor (named) and for a tensor without a usable range; InputError for one that exceeds its bound (named).
     """
-    config, bounds = config or CollectConfig(), bounds or {}
+    config = config or CollectConfig()
     halves, onnx_sha256 = observe(onnx_path, batches, plan, config, progress)
+    return make_table(halves, onnx_sha256=onnx_sha256, data_sha256=data_sha256, bounds=bounds or {}, config=config)
+
+
+def make_table(
+    halves: Halves, *, onnx_sha256: str, data_sha256: str, bounds: Mapping[str, float], config: CollectConfig
+) -> CalibrationTable:
+    """The table of histograms that `observe` collected; arguments and errors see `collect_table`."""
     images, histograms = sum(halves.images), halves.total()
     config.check_count(images)
     for name, histogram in histograms.items():
@@ -140,7 +147,8 @@ def observe(
     del data
     tapped = TappedGraph(model, plan.activations, threads=config.threads, where=onnx_path)
     halves = Halves(plan.activations)
-    runs = ordered_map(lambda batch: (batch, tapped(batch)), checked_batches(batches), config.at_once)
+    parts = in_small_runs(model, plan.activations, checked_batches(batches))
+    runs = ordered_map(lambda batch: (batch, tapped(batch)), parts, config.at_once)
     for batch, tensors in runs:
         halves.update(batch, tensors)
         del tensors  # freed before waiting for the next ones

@@ -1,5 +1,6 @@
 """Run ONNX graphs on the CPU in ONNX Runtime, and read their inner tensors: a copy in memory gets them as extra outputs."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -10,7 +11,10 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from calib.errors import DataError, GraphError, MissingError
-from calib.graph import index_graph
+from calib.graph import index_graph, infer_types
+
+RUN_BYTES = 1 << 28
+"""Largest size of the tensors that one run returns, where a batch can be split for it."""
 
 
 class TappedGraph:
@@ -132,6 +136,26 @@ def _open_session(model: onnx.ModelProto, threads: int, where: object, settings:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exception classes share no public base
         raise GraphError("ONNX Runtime refuses the graph", where=where, found=error) from error
+
+
+def in_small_runs(
+    model: onnx.ModelProto, taps: Sequence[str], batches: Iterable[NDArray[Any]], most: int = RUN_BYTES
+) -> Iterator[NDArray[Any]]:
+    """The batches, those whose tapped tensors would take more than `most` bytes in equal parts; a graph's fixed batch is kept.
+
+    Shapes are inferred; a tensor whose shape is not known counts as the largest known one.
+    """
+    types, index = infer_types(model), index_graph(model)
+    shapes = {name: types[name].shape for name in (*taps, *index.inputs) if name in types}
+    fixed = any((shapes.get(name) or (None,))[0] for name in index.inputs)
+    sizes = [4 * math.prod(int(size or 1) for size in shape[1:]) for shape in map(shapes.get, taps) if shape]
+    per_image = sum(sizes) + max(sizes, default=0) * (len(taps) - len(sizes))
+    largest = max(1, most // max(per_image, 1))
+    for batch in batches:
+        if fixed or len(batch) <= largest:
+            yield batch
+        else:
+            yield from np.array_split(batch, -(-len(batch) // largest))
 
 
 def check_batch(batch: NDArray[Any], images: int) -> None:

@@ -9,16 +9,17 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
-from calib.calibration_table import CalibrationTable, TensorScale
-from calib.collect import CollectConfig, collect_table
+from calib.calibration_table import CalibrationTable
+from calib.collect import CollectConfig, observe
 from calib.errors import VerdictError
-from calib.files import sha256_bytes, write_bytes
+from calib.files import write_bytes
 from calib.graph import load_graph
+from calib.held_out import BLOCK, HeldOut, batch_of
 from calib.lint import lint_graph
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.qdq_writer import insert_qdq, serialize
-from calib.refine.apply_refinements import refine_graph
 from calib.refine.effort import Effort, resolve_effort
+from calib.refine.effort_results import Results, Source
 
 _REFINE_SHARE = 0.8
 _LISTED = 5
@@ -54,11 +55,11 @@ def calibrate_graph(
     config: CalibrateConfig,
     progress: Callable[[float], None] = lambda _done: None,
 ) -> CalibrationTable:
-    """Refine a float graph, write it, and calibrate it.
+    """Calibrate a float graph, refine it, and write the graph of the result that is best on held-out images.
 
     Args:
         source: float graph with one input.
-        refined: output path of the refined float graph; an effort without refinements writes the bytes of the source.
+        refined: output path of the refined float graph; the bytes of the source where no refinement was better.
         batches: returns all images at each call: arrays (B, ...) float32 as the graph takes them.
         images: their number; `data_sha256` is their digest, for the table.
         progress: called with the fraction done.
@@ -66,35 +67,25 @@ def calibrate_graph(
     The same batches in the same order give the same bytes; without refinements the order does not matter either.
     """
     model, data = load_graph(source)
-    effort = resolve_effort(config.effort)
-    config.collect.check_count(images)
-    share = _REFINE_SHARE if effort.names else 0.0
-    result = refine_graph(
-        model,
-        config.scheme,
-        batches(),
-        effort,
-        images=images,
-        threads=config.refine_threads,
-        progress=lambda done: progress(share * done),
+    effort, collect = resolve_effort(config.effort), config.collect
+    collect.check_count(images)
+    share = 1 - _REFINE_SHARE if effort.names else 1.0
+    held = HeldOut(images, batch_of(model) or BLOCK)
+    halves, sha256 = observe(
+        source,
+        held.keep(batches()),
+        plan_quantization(model, config.scheme),
+        collect,
+        lambda done: progress(share * done / images),
     )
-    write_bytes(refined, serialize(result.model) if effort.names else data)
-    table = collect_table(
-        refined,
-        batches(),
-        plan_quantization(result.model, config.scheme),
-        data_sha256=data_sha256,
-        bounds=config.bounds(result.model),
-        config=config.collect,
-        progress=lambda done: progress(share + (1 - share) * done / images),
+    results = Results(
+        Source(model, sha256, halves, data_sha256), config.scheme, collect, config.bounds, held, config.refine_threads
     )
-    searched = {t: TensorScale.from_search(s, table.tensors[t].bound) for t, s in result.scales.items()}
-    return replace(
-        table,
-        tensors={**table.tensors, **searched},
-        source_sha256=sha256_bytes(data) if effort.names else "",
-        refinements=effort.names,
-    )
+    best = results.keep_best(effort, batches(), lambda done: progress(share + (1 - share) * done))
+    if effort.names:
+        progress(1.0)
+    write_bytes(refined, serialize(best.model) if best.table.refinements else data)
+    return best.table
 
 
 def quantize_graph(model: onnx.ModelProto, table: CalibrationTable, scheme: QuantScheme, where: object) -> onnx.ModelProto:

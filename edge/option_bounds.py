@@ -31,6 +31,8 @@ SQNR_DB = Bounds(0, 200)
 """dB; FP32 itself carries about 150."""
 COSINE = Bounds(0, 1)
 PREPROCESSED_SIZE = Bounds(1, 4096)
+SCALE = Bounds(1, 65535)
+PIXEL = Bounds(0, 255)
 SEED = Bounds(0, 2**32 - 1)
 WORKSPACE_MIB = Bounds(1, 1 << 20)
 THREADS = Bounds(0, 1024)

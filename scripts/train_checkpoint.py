@@ -11,7 +11,7 @@
 AdamW, linear warm-up and cosine decay, label smoothing; random shift, horizontal flip and erasing. The checkpoint contains the
 exponential moving average of the weights. `--bf16` and `--compile` are faster on a GPU and on a CPU with AMX: together 1.5 to
 2 times. `--depth`, `--dim` and `--heads` train another shape than those of `--model`, `--image-size HEIGHTxWIDTH` one for
-images that are no squares: the images are stretched. `--cuda-graph` is three times faster on a GPU than single launches.
+other images than squares, to which they are stretched. `--cuda-graph` is three times faster on a GPU than single launches.
 `--init` starts from a checkpoint of another image size and resizes its position embedding: on a CPU most epochs are cheaper at
 a small size. The state is saved every `--save-every` steps; the same command resumes from it, other options are refused. The
 order of batches depends on the seed and the data only. The last 1,024 training images are held out: they only show progress,

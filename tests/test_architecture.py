@@ -29,7 +29,7 @@ ROOMS = {
         "graph", "graph_editor", "ort_session", "graph_segments", "graph_splice", "mac_formulas", "macs", "histogram", "scales",
         "calibrators", "calibration_table",
         "split_half",
-        "qdq_placement", "collect", "qdq_writer", "lint", "sensitivity", "budget", "refine", "quantize",
+        "qdq_placement", "collect", "qdq_writer", "lint", "held_out", "sensitivity", "budget", "refine", "quantize",
         "trt_calibration_cache",
     ),
     "engines": (

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calib.ort_session import TappedGraph
+from calib.ort_session import TappedGraph, in_small_runs
 from calib.refine.linear_consumers import Float32, Reader
 
 PATCHES = 512
@@ -42,9 +42,10 @@ def take_samples(
     high: dict[str, Float32] = {}
     early: dict[str, Float32] = {}
     random = np.random.default_rng(0)
-    half = len(batches) // 2
-    share = -(-PATCHES // (len(batches) - half))
-    for number, batch in enumerate(batches):
+    parts = list(in_small_runs(model, tapped.taps, batches))
+    half = len(parts) // 2
+    share = -(-PATCHES // (len(parts) - half))
+    for number, batch in enumerate(parts):
         for tensor, values in tapped(batch).items():
             geometry = readers[tensor][0].geometry
             if number >= half:
@@ -55,4 +56,4 @@ def take_samples(
             high[tensor] = np.maximum(high.get(tensor, largest), largest)
             if number < max(half, 1):
                 early[tensor] = np.maximum(np.abs(low[tensor]), np.abs(high[tensor]))
-    return {t: ActivationSample(np.concatenate(parts), low[t], high[t], early[t]) for t, parts in patches.items()}
+    return {t: ActivationSample(np.concatenate(taken), low[t], high[t], early[t]) for t, taken in patches.items()}

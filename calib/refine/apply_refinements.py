@@ -35,6 +35,12 @@ from calib.refine.paired_forward import select_batches, walk
 from calib.refine.scale_search import FOLDED_GAIN, INSERTED_GAIN, ScaleChoice, search_scale
 from calib.refine.smoothquant import Migration
 
+Progress = Callable[[float], None]
+
+
+def _silent(_done: float) -> None:
+    """Progress that nobody follows."""
+
 
 @dataclass(frozen=True)
 class Refined:
@@ -43,6 +49,54 @@ class Refined:
     model: onnx.ModelProto
     scales: Mapping[str, float]
     choices: Mapping[str, ScaleChoice]
+
+    @property
+    def searched(self) -> bool:
+        """Whether the scales come from the search."""
+        return bool(self.choices)
+
+
+class Refiner:
+    """Refines a float graph with one input for its quantization, with one sample of its activations; `model` is not changed.
+
+    Args:
+        batches: the calibration images, arrays (B, ...) float32 as the graph takes them; about
+            `calib.refine.paired_forward.IMAGES` of them are used, and kept in memory.
+        images: number of calibration images.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, scheme: QuantScheme, batches: Iterable[NDArray[Any]], *, images: int, threads: int = 1
+    ) -> None:
+        self._model, self._scheme, self._threads = model, scheme, threads
+        self._readers = find_readers(model, plan_quantization(model, scheme))
+        self._selected = select_batches(batches, images)
+        self._samples = take_samples(model, self._readers, self._selected, threads)
+
+    def unchanged(self, scales: Mapping[str, float]) -> Refined:
+        """The graph as it is, on given scales."""
+        return Refined(self._model, {t: scales[t] for t in self._readers}, {})
+
+    def search(self, effort: Effort, progress: Progress = _silent, *, clip: bool = True) -> Refined:
+        """Choose the scales, factors and shifts of all tensors, and move the latter two into the graph."""
+        migration = Migration(self._model, self._readers)
+        constants = index_graph(self._model).constants
+        choices: dict[str, ScaleChoice] = {}
+        scales: dict[str, float] = {}
+        for done, (tensor, sample) in enumerate(self._samples.items(), start=1):
+            choice = _search(constants, self._readers[tensor], sample, migration, effort, clip=clip)
+            progress(done / len(self._samples))
+            if choice is not None:
+                moved = tensor if choice.plain else migration.move(tensor, choice)
+                choices[tensor], scales[moved] = choice, choice.scale
+        return Refined(migration.finish(), scales, choices)
+
+    def compensate(self, found: Refined, effort: Effort, progress: Progress = _silent) -> Refined:
+        """Round weights and correct biases, where the effort does."""
+        if not (effort.rounding or effort.bias):
+            return found
+        model = _compensate(found.model, self._scheme, found.scales, self._selected, effort, self._threads, progress)
+        return replace(found, model=model)
 
 
 def refine_graph(
@@ -53,36 +107,15 @@ def refine_graph(
     *,
     images: int,
     threads: int = 1,
-    progress: Callable[[float], None] = lambda _done: None,
+    progress: Progress = _silent,
 ) -> Refined:
-    """Refine a float graph with one input for its quantization; `model` is not changed.
-
-    Args:
-        batches: the calibration images, arrays (B, ...) float32 as the graph takes them; about
-            `calib.refine.paired_forward.IMAGES` of them are used, and kept in memory.
-        images: number of calibration images.
-        progress: called with the fraction done.
-    """
+    """Apply all refinements of an effort without any comparison; arguments see `Refiner`, `progress` gets the fraction done."""
     if not effort.names:
         return Refined(model, {}, {})
-    readers = find_readers(model, plan_quantization(model, scheme))
-    selected = select_batches(batches, images)
-    samples = take_samples(model, readers, selected, threads)
+    refiner = Refiner(model, scheme, batches, images=images, threads=threads)
     progress(0.2)
-    migration = Migration(model, readers)
-    constants = index_graph(model).constants
-    choices: dict[str, ScaleChoice] = {}
-    scales: dict[str, float] = {}
-    for done, (tensor, sample) in enumerate(samples.items(), start=1):
-        choice = _search(constants, readers[tensor], sample, migration, effort)
-        progress(0.2 + 0.5 * done / len(samples))
-        if choice is not None:
-            moved = tensor if choice.plain else migration.move(tensor, choice)
-            choices[tensor], scales[moved] = choice, choice.scale
-    refined = migration.finish()
-    if effort.rounding or effort.bias:
-        refined = _compensate(refined, scheme, scales, selected, effort, threads, lambda done: progress(0.7 + 0.3 * done))
-    return Refined(refined, scales, choices)
+    found = refiner.search(effort, lambda done: progress(0.2 + 0.5 * done))
+    return refiner.compensate(found, effort, lambda done: progress(0.7 + 0.3 * done))
 
 
 def _search(
@@ -91,6 +124,8 @@ def _search(
     sample: ActivationSample,
     migration: Migration,
     effort: Effort,
+    *,
+    clip: bool,
 ) -> ScaleChoice | None:
     tensor, geometry = readers[0].tensor, readers[0].geometry
     matrix = np.concatenate([r.matrix(to_array(constants[r.weight])) for r in readers], axis=2)
@@ -103,6 +138,7 @@ def _search(
         factors=((effort.smooth and free) or effort.insert) and not migration.clipped(tensor),
         zero=effort.shift and (free_shift or effort.insert) and migration.can_shift(tensor),
         gain=FOLDED_GAIN if free or free_shift else INSERTED_GAIN,
+        clip=clip,
     )
 
 
@@ -127,7 +163,7 @@ def _compensate(
     batches: Sequence[NDArray[Any]],
     effort: Effort,
     threads: int,
-    progress: Callable[[float], None],
+    progress: Progress,
 ) -> onnx.ModelProto:
     """Round weights and correct biases from the input to the output, each layer on the quantized outputs of those before."""
     plan = plan_quantization(model, scheme)

@@ -15,7 +15,7 @@ output is left out, since the bias compensates it. Three things are tried, each 
                    first, so that zero stays exact; quarters are tried for tensors whose most frequent value is another
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,18 +77,20 @@ def search_scale(
     factors: bool = False,
     zero: bool = False,
     gain: float = FOLDED_GAIN,
+    clip: bool = True,
 ) -> ScaleChoice | None:
     """The quantization of a tensor with the least output error; None for a tensor that is constant over the sample.
 
     `matrix` (G, K, N) holds the weights of all readers, concatenated along N; `channels` (G, K) is the channel of each element
-    of a patch. `factors` and `zero` allow these, where they reach the error ratio `gain`.
+    of a patch. `factors` and `zero` allow these, where they reach the error ratio `gain`; without `clip` every range covers all
+    values of the sample.
     """
     if not np.any(sample.high > sample.low):
         return None
     trial = _Trial(sample, matrix, channels)
-    error, candidate = trial.best(_candidates(trial, factors=False, zero=False))
+    error, candidate = trial.best(_candidates(trial, factors=False, zero=False, clip=clip))
     if factors or zero:
-        changed_error, changed = trial.best(_candidates(trial, factors=factors, zero=zero))
+        changed_error, changed = trial.best(_candidates(trial, factors=factors, zero=zero, clip=clip))
         if zero:
             shifted = (replace(changed, zero=changed.zero + part) for part in (0.0, *_QUARTERS))
             changed_error, changed = trial.best(shifted)
@@ -152,27 +154,27 @@ class _Trial:
         return self._weights[alpha]
 
 
-def _candidates(trial: _Trial, *, factors: bool, zero: bool) -> Iterator[_Candidate]:
-    """The best coarse candidate and finer steps around it."""
-    coarse = trial.best(_coarse(trial, factors, zero))[1]
+def _candidates(trial: _Trial, *, factors: bool, zero: bool, clip: bool) -> Iterator[_Candidate]:
+    """The best coarse candidate and, where values may be clipped, finer steps around it."""
+    coarse = trial.best(_coarse(trial, factors, zero, _COARSE if clip else _COARSE[:1]))[1]
     yield coarse
-    for factor in _FINE:
+    for factor in _FINE if clip else ():
         scale = _scale(coarse.scale * factor * QMAX)
         yield _Candidate(coarse.alpha, scale, float(round(coarse.zero * coarse.scale / scale)))
 
 
-def _coarse(trial: _Trial, factors: bool, zero: bool) -> Iterator[_Candidate]:
+def _coarse(trial: _Trial, factors: bool, zero: bool, shares: Sequence[float]) -> Iterator[_Candidate]:
     """Symmetric ranges; where a zero is allowed, also ranges from the shorter end to a share of the longer one, with zero."""
     for alpha in ALPHAS if factors else ALPHAS[:1]:
         by_channel = trial.factors(alpha, final=True)
         largest = float(np.max(trial.range * by_channel))
-        for share in _COARSE:
+        for share in shares:
             yield _Candidate(alpha, _scale(largest * share), 0.0)
         if not zero:
             continue
         low = min(float(np.min(trial.sample.low * by_channel)), 0.0)
         high = max(float(np.max(trial.sample.high * by_channel)), 0.0)
-        for share in _COARSE:
+        for share in shares:
             bottom, top = (low, high * share) if high >= -low else (low * share, high)
             scale = _scale((top - bottom) / 2)
             yield _Candidate(alpha, scale, float(round((top + bottom) / 2 / scale)))

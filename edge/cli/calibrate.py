@@ -15,7 +15,7 @@ def calibrate(graph: Path, /, *, options: CalibrateOptions = _DEFAULT, out: Path
 
     Every layer that stays in float is named with its share of the multiply-accumulates and the reason.
 
-    Exit codes: 0 done, 1 budget or --int8-floor not met or a layer not in INT8, 2 bad input, 3 an output that is the same for
+    Exit codes: 0 done, 1 budget or INT8 floor not met or a layer not in INT8, 2 bad input, 3 an output that is the same for
     every image or a share that cannot be counted, so that nothing is judged, 4 something this machine lacks. With 3 and with a
     budget or floor that is not met, the files are written.
 

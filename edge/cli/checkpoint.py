@@ -13,6 +13,7 @@ from calib.files import sha256_file
 from edge.cli.console import TerminalProgress, terminal_progress
 from edge.cli.outputs import check_outputs
 from edge.model.sizes import SIZES, config, image_size_text, name_shape, parse_image_size
+from edge.option_bounds import PREPROCESSED_SIZE, check_bounds
 
 if TYPE_CHECKING:
     from edge.model.convert_checkpoint import Weights
@@ -32,7 +33,7 @@ class CheckpointOptions:
         labels: Names of the classes, in the order of the logits: a,b,c, or a text file with one per line. Default: numbers
         mean: Mean R,G,B of the training images on the [0, 1] scale
         std: Standard deviation R,G,B, likewise
-        resize: Length of the shorter side before the centre is cut out, pixels. Default: nothing is cut off
+        resize: Length of the shorter side before the centre is cut out, pixels, 1 to 4,096. Default: nothing is cut off
         image_size: Input size of the training, PIXELS or HEIGHTxWIDTH. Default: that of a square
         strip_prefix: Strip the prefix of all names, such as module. and _orig_mod.
         ema: Take the moving average of the weights that the file holds beside them
@@ -51,6 +52,7 @@ class CheckpointOptions:
     ema: bool = False
 
     def __post_init__(self) -> None:
+        check_bounds("--resize", self.resize, PREPROCESSED_SIZE)
         if self.network is not None and self.model is not None:
             raise UsageError("--network and --model exclude each other", where="--model", found=self.model)
         if self.overwrite and self.out is None:

@@ -22,6 +22,7 @@ _LONGEST_PROPERTY = 100
 def describe_checkpoint(path: Path) -> Description:
     """A safetensors checkpoint: its tensors and metadata. Needs no torch."""
     from edge.model.metadata import METADATA_KEY, open_safetensors, parse_info
+    from edge.model.sizes import image_size_text
 
     with open_safetensors(path) as stream:
         metadata = stream.metadata() or {}
@@ -40,7 +41,7 @@ def describe_checkpoint(path: Path) -> Description:
         return Description("safetensors file, not a checkpoint of this toolkit", facts)
     info = parse_info(metadata[METADATA_KEY], path)
     facts |= {
-        "model": f"{info.config.name}, {info.config.image_size} px, {info.config.classes} classes",
+        "model": f"{info.config.name}, {image_size_text(info.config.image_size)} px, {info.config.classes} classes",
         "labels": value_text("labels", info.labels),
         "preprocess": ", ".join(f"{name} {value}" for name, value in sorted(info.preprocess.as_json().items())),
         **{f"training {name}": cut_text(_plain(value), _LONGEST_PROPERTY) for name, value in sorted(info.training.items())},

@@ -60,8 +60,9 @@ class NetworkFile:
 
 
 def find_network_file(model: Path) -> Path | None:
-    """The network file beside a model (`my.onnx` -> `my.toml`), None where there is none."""
-    path = model.with_suffix(NETWORK_SUFFIX)
+    """The network file beside a model (`my.onnx`, `my.pth.tar` -> `my.toml`), None where there is none."""
+    name = model.name.removesuffix(".tar")
+    path = model.with_name(name).with_suffix(NETWORK_SUFFIX) if name.strip(".") else model
     return path if path != model and path.is_file() else None
 
 

@@ -83,9 +83,9 @@ def judging_images(data: Path | None, task: Task) -> ImageSet:
         return task.open_images(data)
     if not shipped_images_fit(task):
         raise DataError(
-            "the shipped test images are not for this network",
+            "the shipped test images do not have this network's labels" if task.names else "no images to judge on",
             where="--data",
-            found=", ".join(task.names[:5]) or f"task {task.name}",
+            found=", ".join(task.names[:5]) or f"task {task.name}, and the shipped images are of another",
             next_command=f"pass --data DIR with {'labelled ' if task.labelled else ''}images",
         )
     return replace(task.open_images(TEST_IMAGES), source=SHIPPED_TEST)

@@ -19,12 +19,13 @@ from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
 from calib.trt_calibration_cache import format_cache
 from edge.images.graph_input import GraphImages, first_not_finite, input_shape
 from edge.pipeline.build_inputs import say_notes
-from edge.pipeline.calibrate_figures import int8_share, measure_loss
+from edge.pipeline.calibrate_figures import int8_share
 from edge.pipeline.calibrate_inputs import WRITTEN, CalibrateInputs, resolve
 from edge.pipeline.calibrate_request import CalibrateRequest
 from edge.pipeline.meet_budget import fit
 from edge.progress import Progress
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all, tapped_batch
+from edge.tasks.holdout_loss import measure_loss
 from edge.tasks.task import Outputs
 from engines.build_folder.file_names import CACHE, CALIBRATION, QUANTIZED, REFINED
 
@@ -88,21 +89,21 @@ def _reference(request: CalibrateRequest, inputs: CalibrateInputs, progress: Pro
             found=f"on image {images.chosen[bad]}, counted from 0, of {images.source}",
         )
     judged = request.max_drop_points is not None or images.labels is not None
-    logits = outputs[0]
-    if judged and logits.ndim != 2:
+    first = outputs[0]
+    if judged and first.ndim != 2:
         raise GraphError(
             "accuracy can be measured only on a graph that classifies",
             where=request.graph,
-            found=f"output {logits.shape}",
+            found=f"output {first.shape}",
             allowed="(batch, classes)",
             next_command="leave out --max-drop and the labels",
         )
-    if images.labels is not None and not (images.labels.min() >= 0 and images.labels.max() < logits.shape[1]):
+    if images.labels is not None and not (images.labels.min() >= 0 and images.labels.max() < first.shape[1]):
         raise DataError(
             "label out of range",
             where=request.holdout_labels or images.source,
             found=f"{images.labels.min()} to {images.labels.max()}",
-            allowed=f"0 to {logits.shape[1] - 1}",
+            allowed=f"0 to {first.shape[1] - 1}",
         )
     return outputs
 

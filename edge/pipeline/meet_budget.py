@@ -29,7 +29,7 @@ def fit(
 ) -> BudgetResult:
     """Find the largest INT8 share of the MACs whose drop on `images` is within `budget` points; report the trials.
 
-    Judged by the first output, logits (n, classes). Without labels the share of changed answers, which no drop can exceed,
+    Judged by the first output, (n, classes). Without labels the share of changed answers, which no drop can exceed,
     stands for the drop.
     """
     plan = plan_quantization(model, scheme)

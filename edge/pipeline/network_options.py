@@ -1,4 +1,4 @@
-"""The options that say of a network what its file leaves open: the meaning of its outputs, its input, its preprocessing."""
+"""The options that complete what a network's file states: the meaning of its outputs, its input, its preprocessing."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from cyclopts import Parameter
 
 from calib.errors import UsageError
-from edge.option_bounds import PREPROCESSED_SIZE, check_bounds
+from edge.option_bounds import PIXEL, PREPROCESSED_SIZE, SCALE, check_bounds
 from edge.tasks.task_names import task_named
 
 _CHOICES = {"fit": ("crop", "stretch", "letterbox"), "colour": ("rgb", "bgr", "grey")}
@@ -15,14 +15,14 @@ _CHOICES = {"fit": ("crop", "stretch", "letterbox"), "colour": ("rgb", "bgr", "g
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class InputOptions:
-    """What an .onnx file does not say of its input. Raises UsageError.
+    """What an .onnx file does not state about its input. Raises UsageError.
 
     Attributes:
         input_shape: Sizes of an input with free axes, NAME=1x3x224x224, repeatable
         constant_input: Value of an input other than the image, NAME=NUMBER or NAME=FILE.npy, repeatable
         mean: Mean R,G,B on the [0, 1] scale, for pictures and a graph that does not record it
         std: Standard deviation R,G,B, likewise
-        scale: Divisor of the pixels, before mean and deviation. Default: 255
+        scale: Divisor of the pixels, 1 to 65,535, before mean and deviation. Default: 255
         resize: Shorter side of a picture in pixels, 1 to 4,096, before the centre is cut out. Default: that of the input
         fit: How a picture is fitted: crop, stretch, letterbox. Default: crop
         fill: Grey of the border of a letterbox, 0 to 255. Default: 114
@@ -40,7 +40,13 @@ class InputOptions:
     colour: str | None = None
 
     def __post_init__(self) -> None:
+        if self.mean is not None or self.std is not None:
+            from edge.images.graph_input import parse_normalisation
+
+            parse_normalisation(self.mean, self.std)
         check_bounds("--resize", self.resize, PREPROCESSED_SIZE)
+        check_bounds("--scale", self.scale, SCALE)
+        check_bounds("--fill", self.fill, PIXEL)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in (None, *allowed):
                 raise UsageError(f"unknown --{name}", where=f"--{name}", found=getattr(self, name), allowed=", ".join(allowed))
@@ -60,11 +66,11 @@ class InputOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions(InputOptions):
-    """What an .onnx file, or a checkpoint without metadata, does not say of itself. Raises UsageError.
+    """What an .onnx file, or a checkpoint without metadata, does not state. Raises UsageError.
 
     Attributes:
-        task: What the outputs mean: classify (one output, logits), tensors (any outputs, judged as numbers). Default: that of
-            the network file, else classify
+        task: What the outputs mean: classify (one output, a score per class), tensors (any outputs, judged as numbers).
+            Default: that of the network file, else classify
         network: TOML file with the shape of a UFO-ViT, labels, preprocessing. Default: MODEL with the suffix .toml
         labels: Text file with the name of one class per line. Default: those of the network file, else the indices
     """

@@ -28,8 +28,10 @@ def import_options(options: InputOptions) -> ImportOptions:
     return ImportOptions(dict(shapes), dict(constants))
 
 
-def preprocess_of(imported: Imported, options: InputOptions, stated: dict[str, Any]) -> Preprocess:
+def preprocess_of(imported: Imported, options: InputOptions, stated: dict[str, Any], command: str) -> Preprocess:
     """From pixels to the input of an imported graph: options before the network file before what the input itself says.
+
+    An error says to run `command` with --mean and --std.
 
     Raises GraphError for an input that is not a picture, and where nothing says how pictures are normalised; UsageError for
     fields that contradict the graph.
@@ -63,7 +65,7 @@ def preprocess_of(imported: Imported, options: InputOptions, stated: dict[str, A
             "the graph does not say how its images are prepared",
             where=imported.path,
             found="neither --mean and --std nor a network file with [preprocess]",
-            next_command="--mean R,G,B --std R,G,B (on the [0, 1] scale), the values that it was trained with",
+            next_command=f"{command} --mean R,G,B --std R,G,B (on the [0, 1] scale), as it was trained",
         )
     return Preprocess.from_json(fields)
 

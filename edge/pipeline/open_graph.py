@@ -50,7 +50,7 @@ class OpenedGraph:
         if self.imported is None:
             normalisation = parse_normalisation(options.mean, options.std)
             return graph_preprocess(self.model, self.path, self.info, normalisation, command)
-        return preprocess_of(self.imported, options, {})
+        return preprocess_of(self.imported, options, {}, command)
 
 
 def open_graph(path: Path, options: InputOptions, *, as_is: bool = False) -> OpenedGraph:

@@ -123,7 +123,7 @@ def stated_network(options: NetworkOptions) -> NetworkFile | None:
 
 
 def _open_onnx(request: BuildRequest, path: Path) -> Network:
-    """Import an ONNX file, and complete what it does not say of itself."""
+    """Import an ONNX file, and complete what it does not state."""
     from edge.onnx_import import import_onnx
     from edge.pipeline.onnx_options import import_options, preprocess_of
     from engines.layer_requests import tensor_info
@@ -144,5 +144,5 @@ def _open_onnx(request: BuildRequest, path: Path) -> Network:
     labels = read_labels(options.labels) if options.labels is not None else file.labels
     outputs = tuple(tensor_info(value) for value in imported.model.graph.output)
     task = load_task(name, class_names(name, labels, outputs), outputs)
-    preprocess = preprocess_of(imported, options, file.preprocess)
+    preprocess = preprocess_of(imported, options, file.preprocess, f"ufovit build {path} {request.precision}")
     return Network(path.stem, task, preprocess, str(path), imported.data_sha256, imported=imported)

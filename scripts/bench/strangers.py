@@ -62,7 +62,7 @@ def try_network(trial: Trial, path: Path, args: argparse.Namespace) -> None:
     toolkit = sha256_bytes((trial.sha256 + toolkit_sha256()).encode())
     steps: list[tuple[str, str, Callable[[], Results]]] = [
         (f"{args.command}-{effort}", toolkit, lambda effort=effort: try_toolkit(trial, args.command, effort, args.seconds))  # type: ignore[misc]  # a lambda's defaults have no types
-        for effort in args.efforts.split(",")
+        for effort in filter(None, args.efforts.split(","))
     ]
     steps += [
         (f"onnxruntime-{setting}", trial.sha256, lambda setting=setting: try_onnxruntime(trial, setting, args.seconds))  # type: ignore[misc]

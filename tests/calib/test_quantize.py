@@ -19,7 +19,7 @@ from calib.errors import ArtifactError, DataError, InputError, UsageError, Verdi
 from calib.lint import lint_graph
 from calib.metrics import sqnr_db
 from calib.qdq_placement import QuantScheme, plan_quantization
-from calib.qdq_writer import read_qdq
+from calib.qdq_writer import read_qdq, serialize
 from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
 
 SCHEME = QuantScheme()
@@ -43,11 +43,17 @@ def unseen():
     return np.random.default_rng(8).normal(size=(64, 3, 8, 8)).astype(np.float32)
 
 
+@pytest.fixture
+def images():
+    return np.random.default_rng(7).normal(size=(256, 3, 8, 8)).astype(np.float32)
+
+
 def calibrated(path, images, **settings):
     """Refined file and table; the table has gone through its file."""
-    refined = path.with_name("refined.onnx")
+    refined, count = path.with_name("refined.onnx"), len(images)
+    config = CalibrateConfig(**settings)
     table = calibrate_graph(
-        path, refined, lambda: np.split(images, 4), images=64, data_sha256="images", config=CalibrateConfig(**settings)
+        path, refined, lambda: np.split(images, count // 16), images=count, data_sha256="images", config=config
     )
     save_table(path.with_name("table.json"), table)
     assert load_table(path.with_name("table.json")) == table
@@ -60,7 +66,7 @@ def test_the_table_records_its_sources(tiny_path, images, effort):
     refined, table = calibrated(tiny_path, images, effort=effort)
     assert tiny_path.read_bytes() == source
     assert table.onnx_sha256 == digest(refined)
-    assert (table.images, table.method, table.data_sha256, table.synthetic) == (64, "mse", "images", False)
+    assert (table.images, table.method, table.data_sha256, table.synthetic) == (256, "mse", "images", False)
     if effort == "fast":
         assert refined.read_bytes() == source
         assert (table.source_sha256, table.refinements) == ("", ())
@@ -104,7 +110,10 @@ def test_bounds_are_asked_for_the_refined_graph_and_kept(tiny_path, images):
         return {"image": 50.0, "kt": 60.0}
 
     refined, table = calibrated(tiny_path, images, effort="best", bounds=bounds)
-    assert [m.SerializeToString(deterministic=True) for m in asked] == [refined.read_bytes()]
+    assert [m.SerializeToString(deterministic=True) for m in asked] == [
+        serialize(onnx.load(tiny_path)),
+        refined.read_bytes(),
+    ]
     assert table.tensors["image"].method == SEARCHED
     assert {t: e.bound for t, e in table.tensors.items() if e.bound is not None} == {"image": 50.0, "kt": 60.0}
     with pytest.raises(InputError, match="exceeds the bound"):
@@ -117,8 +126,8 @@ def test_progress_rises_to_one(tiny_path, images, effort):
     calibrate_graph(
         tiny_path,
         tiny_path.with_name("refined.onnx"),
-        lambda: np.split(images, 4),
-        images=64,
+        lambda: np.split(images, 16),
+        images=256,
         data_sha256="",
         config=CalibrateConfig(effort=effort),
         progress=seen.append,

@@ -65,7 +65,7 @@ def load_photos(folder: Path, count: int, architecture: Architecture) -> Tensor:
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in architecture.norm)
     tensors = []
     for position in np.linspace(0, len(files) - 1, count).astype(int):
-        with Image.open(files[position]) as image:
+        with Image.open(files[position], formats=("PNG",)) as image:
             pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR), np.float32)
         tensors.append((torch.from_numpy(pixels.transpose(2, 0, 1) / 255) - mean) / std)
     return torch.stack(tensors)

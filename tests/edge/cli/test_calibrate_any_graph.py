@@ -97,9 +97,6 @@ def branch(path):
     "case",
     [
         (decoder, "up", (0, 8 * 16 * 16 * 4), "TensorRT runs ConvTranspose in float"),
-        (attention, "heads", (0, 2 * 2 * 16 * 16 * 4), "not quantized inside"),
-        (einsum, "gram", (0, 16 * 16 * 8), "write it as MatMul"),
-        (behind_transpose, "out", (0, 16 * 8 * 4), "computed from constants: fold them first"),
         (branch, "choose/then_branch/inner", (16 * 8 * 8, 16 * 8 * 8), "in a body of an If"),
     ],
 )
@@ -115,6 +112,12 @@ def test_what_stays_in_float_is_named_with_share_and_reason(calibrate, images, t
     assert calibrate("--int8-floor", share + 0.001, graph=graph, images=images) == 1
     assert f"INT8 share NOT MET: {share:.1%}" in capsys.readouterr().out
     assert (tmp_path / "out/model.int8.onnx").is_file()
+
+
+@pytest.mark.parametrize("make", [attention, einsum, behind_transpose])
+def test_what_an_import_takes_apart_or_folds_runs_in_int8(calibrate, images, tmp_path, capsys, make):
+    assert calibrate("--int8-floor", 1, graph=make(tmp_path / "graph.onnx"), images=images) == 0
+    assert "INT8         100.0% of the multiply-accumulates" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("floor", ["-0.1", "1.1", "nan"])

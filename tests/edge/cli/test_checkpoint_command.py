@@ -225,8 +225,10 @@ def test_options_that_do_not_fit(call, tensors, tmp_path, options, says):
     assert not out.exists()
 
 
-def test_a_missing_file(call, tmp_path):
+def test_what_is_not_a_file(call, tmp_path):
     assert "checkpoint not found" in call(2, tmp_path / "none.pth", *PREPARED)
+    for folder in (tmp_path, "/", "."):
+        assert "not a regular file" in call(2, folder, *PREPARED, "--out", tmp_path / "out")
 
 
 def test_its_own_file_is_replaced_when_told(call, network, tensors, tmp_path, tiny_images):

@@ -53,7 +53,10 @@ def test_labels_from_a_text_file_beside_it(write):
 def test_it_is_found_beside_the_model(write, tmp_path):
     assert find_network_file(tmp_path / "my.onnx") is None
     path = write("")
-    assert find_network_file(tmp_path / "my.onnx") == path
+    for name in ("my.onnx", "my.pth", "my.pth.tar", "my"):
+        assert find_network_file(tmp_path / name) == path
+    for name in ("", ".", "/", "..", "...", ".tar", "other.onnx"):
+        assert find_network_file(tmp_path / name) is None
     assert find_network_file(path) is None, "a network file has none of its own"
 
 

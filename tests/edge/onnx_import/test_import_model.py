@@ -301,7 +301,7 @@ def from_the_future():
 def no_images():
     model = plain()
     dims = model.graph.input[0].type.tensor_type.shape.dim
-    del dims[2:]
+    del dims[1:]
     return model
 
 
@@ -316,7 +316,7 @@ REFUSED = {
     "custom operator": (custom_operator, "operators that ONNX Runtime cannot run", "com.example.Strange (node strange_4)"),
     "sequence output": (zip_map, "an output of the graph is not a tensor", "map is a sequence"),
     "opset of the future": (from_the_future, "too old or too new", "opset 90"),
-    "not images": (no_images, "not a batch of images", "x float32"),
+    "not a batch": (no_images, "not a batch", "x float32"),
 }
 
 

@@ -7,7 +7,8 @@ from onnx import helper as h
 
 from calib.calibration_table import CalibrationTable
 from calib.qdq_placement import QuantPlan
-from edge.pipeline.calibrate_figures import Int8Share, int8_share, measure_loss
+from edge.pipeline.calibrate_figures import Int8Share, int8_share
+from edge.tasks.holdout_loss import measure_loss
 
 TABLE = CalibrationTable("", "", 64, "mse", {}, float_nodes=("budgeted",))
 

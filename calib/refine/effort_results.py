@@ -1,0 +1,206 @@
+"""Make the results of plain calibration and of every effort up to the requested one, compare them, and keep the best.
+
+    plain      scales of the calibration method; for `mse` also those of others. `mse` takes an error of clipping for one of
+               rounding. But it has one sign, and does not average out where a network pools: clipping less may be better
+    refined    per effort. What the rounding and bias correction start from is chosen first, without the mean errors that they
+               take back: the plain scales, the searched ones, or searched ones that clip nothing
+
+A later result is kept only where its SQNR on held-out images (`calib.held_out`) is higher than that of every earlier one, so
+that no effort loses to a lesser one on these images.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from calib.calibration_table import SEARCHED, CalibrationTable, Comparison, TensorScale
+from calib.calibrators import METHODS
+from calib.collect import CollectConfig, make_table
+from calib.files import sha256_bytes
+from calib.held_out import FEWEST, HeldOut, Judge, Noise
+from calib.qdq_placement import QuantScheme, plan_quantization
+from calib.qdq_writer import insert_qdq, serialize
+from calib.refine.apply_refinements import Progress, Refined, Refiner
+from calib.refine.effort import EFFORTS, Effort
+from calib.split_half import Halves
+
+DEFAULT_METHOD, SAFE_METHOD = "mse", "minmax"
+Bounds = Callable[[onnx.ModelProto], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The float graph, and what plain calibration observed of it on all images."""
+
+    model: onnx.ModelProto
+    sha256: str
+    halves: Halves
+    data_sha256: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """A float graph and the table to quantize it with; `model` is the source itself where nothing was refined."""
+
+    name: str
+    model: onnx.ModelProto
+    table: CalibrationTable
+
+
+class Results:
+    """The results of one calibration, and the noise of each on the images that are held out."""
+
+    def __init__(
+        self, source: Source, scheme: QuantScheme, collect: CollectConfig, bounds: Bounds, held: HeldOut, threads: int
+    ):
+        self._source, self._scheme, self._collect, self._bounds, self._threads = source, scheme, collect, bounds, threads
+        self._held = held
+        self._judge: Judge | None = None
+        self._noise: dict[str, Noise] = {}
+        self._best: Result
+
+    def keep_best(self, effort: Effort, batches: Iterable[NDArray[Any]], progress: Progress) -> Result:
+        """Make all results up to those of an effort, and return the one to keep.
+
+        Without an effort it is the requested method's, or one that is better and not by chance; with one, the best of all.
+        """
+        requested = self._collect.method
+        kept, comparison = self._plain(plain_methods(requested, effort)), None
+        if effort.names and self._comparable:
+            kept = self._refined(kept, effort, batches, progress)
+        if effort.names and not self._comparable:
+            comparison = Comparison(0, {}, kept.name)
+        elif effort.names or kept.name != requested:
+            decibels = {name: noise.decibels for name, noise in self._noise.items()}
+            comparison = Comparison(self._judged.images, decibels, kept.name)
+        bounds = self._bounds(kept.model) if kept.table.refinements else {}
+        tensors = {
+            t: replace(scale, bound=bounds.get(t)) if scale.method == SEARCHED else scale
+            for t, scale in kept.table.tensors.items()
+        }
+        return replace(kept, table=replace(kept.table, tensors=tensors, comparison=comparison))
+
+    def _plain(self, methods: Iterable[str]) -> Result:
+        """Add the result of each method; return that of the first one, or of one that is better and not by chance."""
+        bounds = self._bounds(self._source.model)
+        kept: tuple[Result, Noise] | None = None
+        for method in methods:
+            table = make_table(
+                self._source.halves,
+                onnx_sha256=self._source.sha256,
+                data_sha256=self._source.data_sha256,
+                bounds=bounds,
+                config=replace(self._collect, method=method),
+            )
+            added = self._add(Result(method, self._source.model, table))
+            if kept is None or added[1].clearly_below(kept[1]):
+                kept = added
+        assert kept is not None
+        return kept[0]
+
+    def _refined(self, plain: Result, effort: Effort, batches: Iterable[NDArray[Any]], progress: Progress) -> Result:
+        """Add the result of an effort, and of each lesser one, refined on the images that are not held out; return the best.
+
+        `plain` gives the scales of tensors that are not searched.
+        """
+        ladder = lesser_efforts(effort)
+        images = self._held.images - self._judged.images
+        refiner = Refiner(self._source.model, self._scheme, self._held.others(batches), images=images, threads=self._threads)
+        found, before = None, ""
+        for number, (name, step) in enumerate(ladder.items()):
+
+            def advance(done: float, before: int = number) -> None:
+                progress((before + done) / len(ladder))
+
+            found, earlier = self._start(refiner, plain, step, _part(advance, 0.0, 0.4)), found
+            if earlier is not None and found.scales == earlier.scales and serialize(found.model) == serialize(earlier.model):
+                self._noise[name] = self._noise[before]  # nothing more was moved: the same result
+                advance(1.0)
+                continue
+            compensated = refiner.compensate(found, step, _part(advance, 0.4, 1.0))
+            variants = [compensated, found] if found.searched else [compensated]  # what is not, is the plain result itself
+            self._add(*(self._result(name, v, plain, step if v is compensated else searching(step)) for v in variants))
+            before = name
+            advance(1.0)
+        return self._best
+
+    @property
+    def _comparable(self) -> bool:
+        """Whether enough images are held out for a comparison."""
+        return sum(len(batch) for batch in self._held.batches) >= FEWEST
+
+    def _start(self, refiner: Refiner, plain: Result, effort: Effort, progress: Progress) -> Refined:
+        """The scales, factors and shifts from which rounding and bias correction start."""
+        unchanged = refiner.unchanged({name: scale.scale for name, scale in plain.table.tensors.items()})
+        if not effort.search:
+            return unchanged
+        starts = [refiner.search(effort, progress), refiner.search(effort, clip=False), unchanged]
+        best, least = starts[0], self._measure(self._result("", starts[0], plain, effort), effort.bias)
+        for start in starts[1:]:
+            noise = self._measure(self._result("", start, plain, effort), effort.bias)
+            if noise.clearly_below(least):
+                best, least = start, noise
+        return best
+
+    def _result(self, name: str, found: Refined, plain: Result, effort: Effort) -> Result:
+        """A refined graph with its table: scales that were not searched are those of plain calibration."""
+        scales = found.scales if found.searched else {}
+        effort = effort if found.searched else Effort(rounding=effort.rounding, bias=effort.bias)
+        table = replace(
+            plain.table,
+            onnx_sha256=sha256_bytes(serialize(found.model)),
+            tensors={
+                t: TensorScale.from_search(scales[t]) if t in scales else plain.table.tensors[t]
+                for t in plan_quantization(found.model, self._scheme).activations
+            },
+            source_sha256=self._source.sha256,
+            refinements=effort.names,
+        )
+        return Result(name, found.model, table)
+
+    def _add(self, *variants: Result) -> tuple[Result, Noise]:
+        """Measure the variants of a result, and record the better one."""
+        noises = [self._measure(variant) if self._comparable else Noise(0.0, np.zeros(0)) for variant in variants]
+        result, noise = max(zip(variants, noises, strict=True), key=lambda pair: pair[1].decibels)
+        self._noise[result.name] = noise
+        if len(self._noise) == 1 or noise.decibels > self._noise[self._best.name].decibels:
+            self._best = result
+        return result, noise
+
+    def _measure(self, result: Result, centred: bool = False) -> Noise:
+        quantized = insert_qdq(result.model, result.table, plan_quantization(result.model, self._scheme))
+        return self._judged.measure(quantized, centred=centred)
+
+    @property
+    def _judged(self) -> Judge:
+        if self._judge is None:
+            self._judge = Judge(self._source.model, self._held.batches, self._threads)
+        return self._judge
+
+
+def searching(effort: Effort) -> Effort:
+    """An effort without what follows the search."""
+    return replace(effort, rounding=False, bias=False)
+
+
+def plain_methods(method: str, effort: Effort) -> tuple[str, ...]:
+    """The methods whose results are compared: the requested one, and for the default also `minmax`; for an effort, all."""
+    if method != DEFAULT_METHOD:
+        return (method,)
+    return (method, *(m for m in METHODS if m != method)) if effort.names else (method, SAFE_METHOD)
+
+
+def lesser_efforts(effort: Effort) -> dict[str, Effort]:
+    """The efforts with some, but not all, of the refinements of a given one, and this one, by name."""
+    known = {name: known for name, known in EFFORTS.items() if known.names and set(known.names) < set(effort.names)}
+    name = next((name for name, known in EFFORTS.items() if known == effort), "+".join(effort.names))
+    return {**known, name: effort}
+
+
+def _part(progress: Progress, start: float, end: float) -> Progress:
+    """The progress of a part of the work, from `start` to `end` of the whole."""
+    return lambda done: progress(start + (end - start) * done)
