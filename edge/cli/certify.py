@@ -89,7 +89,7 @@ def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
             progress=lambda count: advance(count / len(inputs.images)),
         )
     _print_certificate(progress, done.certificate)
-    _write(source, options, done, progress)
+    _write(options, done, progress)
     if options.emulate:
         (batch,) = inputs.images.take(options.emulate).batches(inputs.preprocess, options.emulate)
         progress.say(f"FP16 emulated, as it is: {_emulated(inputs.model, inputs.model, None, batch)}")
@@ -110,7 +110,7 @@ def _config(source: Path, options: CertifyOptions, inputs: CertifyInputs) -> Cer
     return config
 
 
-def _write(source: Path, options: CertifyOptions, done: Certification, progress: TerminalProgress) -> None:
+def _write(options: CertifyOptions, done: Certification, progress: TerminalProgress) -> None:
     """Write the files that the options name."""
     from calib.qdq_writer import serialize
 
@@ -121,7 +121,7 @@ def _write(source: Path, options: CertifyOptions, done: Certification, progress:
         write_bytes(repair, serialize(done.model))
         progress.say(f"graph        {repair}")
     elif verdict != "stable":
-        progress.say(f"next         ufovit certify {source} --repair folded.onnx")
+        progress.say("next         the same command with --repair folded.onnx")
     if options.out is not None:
         write_artifact(options.out, done.certificate)
         progress.say(f"certificate  {options.out}")
@@ -152,7 +152,8 @@ def _print_certificate(progress: TerminalProgress, certificate: XNormCertificate
     certified = f"certified maxima at {certified_count(certificate.sites)} of {len(certificate.sites)} XNorms"
     progress.say(f"based on     {certified}, observed ones elsewhere; observed minima; {certificate.images} images")
     if certificate.unjudged:
-        progress.say(f"judged       {len(certificate.sites)} norms; {unjudged_text(certificate)}")
+        norms = len(certificate.sites) + len(certificate.unjudged)
+        progress.say(f"judged       {len(certificate.sites)} of {norms} norms; {unjudged_text(certificate)}")
     reasons = [
         f"{site.name}, {name}: {site.verdicts[name].verdict}: {site.verdicts[name].reason}"
         for site in certificate.sites

@@ -150,7 +150,7 @@ def input_shape(model: onnx.ModelProto, path: Path) -> tuple[int, ...]:
             where=path,
             found=f"(batch, {found})" if sides else "no shape",
             allowed="all sides but the batch fixed",
-            next_command="export it with a fixed size",
+            next_command="--input-shape NAME=1x3x224x224 fixes the sizes of the input NAME",
         )
     return tuple(d.dim_value for d in sides)
 

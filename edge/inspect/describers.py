@@ -23,7 +23,7 @@ BY_NAME = {
 }
 """File name -> the `Artifact` that reads it, and the function that describes its content."""
 BY_SUFFIX = {
-    ".onnx": "describe_binary.describe_onnx",
+    ".onnx": "describe_onnx.describe_onnx",
     ".safetensors": "describe_binary.describe_checkpoint",
     ".engine": "describe_binary.describe_engine",
     ".ufovit": "describe_binary.describe_bundle",

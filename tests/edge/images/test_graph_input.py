@@ -5,6 +5,7 @@ Oracles: set arithmetic on positions, the arrays themselves, the formula of the 
 
 import dataclasses
 import os
+import shutil
 import struct
 
 import numpy as np
@@ -93,6 +94,15 @@ def test_pictures_are_prepared_and_their_digests_speak_of_pixels_and_preparation
     assert open_graph_images(pictures(tmp_path / "b", 5, seed=1), lambda: PLAIN).sha256 != images.sha256
     (folder / "000.png").rename(folder / "999.png")
     assert open_graph_images(folder, lambda: PLAIN).sha256 != images.sha256, "another order gives another choice"
+
+
+def test_copies_among_pictures_are_told(tmp_path):
+    folder = pictures(tmp_path / "a", 5)
+    assert open_graph_images(folder, lambda: PLAIN).notes == ()
+    shutil.copy(folder / "001.png", folder / "copy.png")
+    images = open_graph_images(folder, lambda: PLAIN)
+    assert len(images) == 5
+    assert images.take(3).notes == ("copies counted once: 1 of 6 images (copy.png = 001.png)",)
 
 
 def test_labels_stay_with_their_images(tmp_path):
@@ -228,7 +238,7 @@ def test_the_input_of_a_graph(tmp_path):
     assert [fixed_batch(graph(batch, listed_weight=True), path) for batch in ("batch", None, 1)] == [None, None, 1]
     for model, message in (
         (graph(inputs=2), "must have one input\n.*\n  found: in0, in1"),
-        (graph(sides=(3, "h", None)), r"no fixed size\n.*\n  found: \(batch, 3, h, \?\)\n.*\n  next: export"),
+        (graph(sides=(3, "h", None)), r"no fixed size\n.*\n  found: \(batch, 3, h, \?\)\n.*\n  next: --input-shape"),
         (graph(sides=()), "no fixed size"),
     ):
         with pytest.raises(InputError, match=message):

@@ -14,7 +14,7 @@ from calib.errors import InputError
 from edge.camera.sources.registry import open_source
 from edge.images.class_labels import label_index
 from edge.images.idx import write_idx
-from edge.images.labelled_images import ImageSet, open_images, open_unlabelled
+from edge.images.labelled_images import ImageSet, has_labels, open_images, open_unlabelled
 from edge.images.picture_file import decode
 from edge.images.preprocess import Preprocess
 
@@ -144,6 +144,19 @@ def test_copies_are_counted_once_and_told(class_folders, tmp_path):
     listed = open_images(tmp_path / "l.csv", LABELS)
     assert (len(listed), listed.sha256) == (2, plain.sha256)
     assert "2 of 4" in listed.notes[0]
+
+
+def test_what_may_hold_labels(class_folders, tmp_path):
+    root = class_folders()
+    for name in ("l.CSV", "l.tsv", "a.npy", "train-images.idx3-ubyte"):
+        (tmp_path / name).write_bytes(b"")
+    assert [has_labels(tmp_path / name) for name in ("set", "l.CSV", "l.tsv")] == [True] * 3
+    assert [has_labels(tmp_path / name) for name in ("a.npy", "train-images.idx3-ubyte")] == [False] * 2
+    assert not has_labels(root / "Trouser/a.png")
+    write_idx(tmp_path / "train-images.idx3-ubyte", np.zeros((2, 3, 4), np.uint8))
+    write_idx(tmp_path / "train-labels.idx1-ubyte", np.array([2, 0], np.uint8))
+    assert has_labels(tmp_path / "train-images.idx3-ubyte")
+    assert open_images(tmp_path / "train-images.idx3-ubyte", LABELS).labels.tolist() == [2, 0]
 
 
 def test_a_picture_with_two_labels_is_refused_by_line_and_by_file(class_folders, tmp_path):
