@@ -57,6 +57,9 @@ def preprocess_of(imported: Imported, options: InputOptions, stated: dict[str, A
     fields["resize"] = options.resize or fields.get("resize") or min(height, width)
     normalisation = parse_normalisation(options.mean, options.std)
     if normalisation is not None:
+        if channels == 1 and any(len(set(values)) > 1 for values in normalisation):
+            found, allowed = f"{options.mean}, {options.std}", "one number each"
+            raise UsageError("the graph takes grey images", where="--mean, --std", found=found, allowed=allowed)
         fields["mean"], fields["std"] = (values[:channels] for values in normalisation)
     if image.dtype == "uint8":
         fields = {"mean": (0.0,) * channels, "std": (1.0,) * channels, **fields}

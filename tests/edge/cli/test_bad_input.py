@@ -294,16 +294,16 @@ def test_a_list_with_a_wrong_line(refused, project):
 def test_cmyk_grey_palette_16_bit_and_rotated_images_are_taken(project, capsys):
     from PIL import Image
 
-    rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
     turned = Image.Exif()
     turned[0x0112] = 6
     folder = project / "mine"
-    for label in LABELS[:2]:
+    for seed, label in enumerate(LABELS[:2]):
+        rgb = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8))
         (folder / label).mkdir(parents=True)
         rgb.convert("CMYK").save(folder / label / "cmyk.jpg")
         rgb.convert("L").save(folder / label / "grey.png")
         rgb.convert("P").save(folder / label / "palette.gif.png")
-        Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100).save(folder / label / "deep.png")
+        Image.fromarray(np.arange(seed, 600 + seed, dtype=np.uint16).reshape(20, 30) * 100).save(folder / label / "deep.png")
         rgb.save(folder / label / "turned.jpg", exif=turned)
         rgb.convert("RGBA").save(folder / label / "transparent.webp")
     assert run(command(project, data=folder, max_drop=100)) == 0, capsys.readouterr().err
