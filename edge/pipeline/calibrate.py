@@ -60,6 +60,8 @@ def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
     progress.say(f"INT8         {share:.1%} of the multiply-accumulates, {len(table.tensors)} activations")
     for line in figures:
         progress.say(line)
+    if table.comparison is not None:
+        progress.say(f"effort       {table.comparison}")
     warning = range_shift_warning(table)
     if warning is not None:
         progress.say(f"warning      {warning}")
