@@ -27,8 +27,11 @@ FEWEST = 4
 """With fewer images held out, nothing is compared."""
 ELEMENTS = 1 << 15
 """Largest number of elements of an output that are compared per image."""
-CLEAR = 3.0
+CLEAR = 2.0
 """Standard errors above which a difference between two results is no chance."""
+
+_TINY = 1e-30
+"""Noise of an image that has none."""
 
 
 def batch_of(model: onnx.ModelProto) -> int | None:
@@ -97,9 +100,12 @@ class Noise:
     per_image: NDArray[np.float64]
 
     def clearly_below(self, other: Noise) -> bool:
-        """Whether the SQNR is higher, and the noise lower by more than CLEAR standard errors of the difference per image."""
-        with np.errstate(invalid="ignore"):  # noise that is not finite compares as not lower
-            saved = other.per_image - self.per_image
+        """Whether the SQNR is higher, and the log of the noise lower by more than CLEAR standard errors of its mean.
+
+        The log, since the noise of a few images may be many times that of the others.
+        """
+        with np.errstate(invalid="ignore", divide="ignore"):  # noise that is not finite compares as not lower
+            saved = np.log(np.maximum(other.per_image, _TINY)) - np.log(np.maximum(self.per_image, _TINY))
             error = saved.std(ddof=1) / np.sqrt(len(saved)) if len(saved) > 1 else np.inf
             return self.decibels > other.decibels and bool(saved.mean() > CLEAR * error)
 

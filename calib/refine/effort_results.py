@@ -112,16 +112,24 @@ class Results:
         refiner = Refiner(self._source.model, self._scheme, self._held.others(batches), images=images, threads=self._threads)
         found, before = None, ""
         for number, (name, step) in enumerate(ladder.items()):
+<<<<<<< HEAD
 
             def advance(done: float, before: int = number) -> None:
                 progress((before + done) / len(ladder))
 
+=======
+            advance = _part(progress, number / len(ladder), 1 / len(ladder))
+>>>>>>> l/effort
             found, earlier = self._start(refiner, plain, step, _part(advance, 0.0, 0.4)), found
             if earlier is not None and found.scales == earlier.scales and serialize(found.model) == serialize(earlier.model):
                 self._noise[name] = self._noise[before]  # nothing more was moved: the same result
                 advance(1.0)
                 continue
+<<<<<<< HEAD
             compensated = refiner.compensate(found, step, _part(advance, 0.4, 1.0))
+=======
+            compensated = refiner.compensate(found, step, _part(advance, 0.4, 0.6))
+>>>>>>> l/effort
             variants = [compensated, found] if found.searched else [compensated]  # what is not, is the plain result itself
             self._add(*(self._result(name, v, plain, step if v is compensated else searching(step)) for v in variants))
             before = name
@@ -180,6 +188,11 @@ class Results:
         if self._judge is None:
             self._judge = Judge(self._source.model, self._held.batches, self._threads)
         return self._judge
+
+
+def _part(progress: Progress, start: float, share: float) -> Progress:
+    """Progress of a part, from `start`, of the whole."""
+    return lambda done: progress(start + share * done)
 
 
 def searching(effort: Effort) -> Effort:

@@ -65,6 +65,8 @@ def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
     _write(request.out, data, table, quantized)
     for line in (*share.lines, *filter(None, [floor_sentence]), *loss.lines):
         progress.say(line)
+    if table.comparison is not None:
+        progress.say(f"effort       {table.comparison}")
     warning = range_shift_warning(table)
     if warning is not None:
         progress.say(f"warning      {warning}")
