@@ -112,24 +112,13 @@ class Results:
         refiner = Refiner(self._source.model, self._scheme, self._held.others(batches), images=images, threads=self._threads)
         found, before = None, ""
         for number, (name, step) in enumerate(ladder.items()):
-<<<<<<< HEAD
-
-            def advance(done: float, before: int = number) -> None:
-                progress((before + done) / len(ladder))
-
-=======
             advance = _part(progress, number / len(ladder), 1 / len(ladder))
->>>>>>> l/effort
             found, earlier = self._start(refiner, plain, step, _part(advance, 0.0, 0.4)), found
             if earlier is not None and found.scales == earlier.scales and serialize(found.model) == serialize(earlier.model):
                 self._noise[name] = self._noise[before]  # nothing more was moved: the same result
                 advance(1.0)
                 continue
-<<<<<<< HEAD
-            compensated = refiner.compensate(found, step, _part(advance, 0.4, 1.0))
-=======
             compensated = refiner.compensate(found, step, _part(advance, 0.4, 0.6))
->>>>>>> l/effort
             variants = [compensated, found] if found.searched else [compensated]  # what is not, is the plain result itself
             self._add(*(self._result(name, v, plain, step if v is compensated else searching(step)) for v in variants))
             before = name
@@ -212,8 +201,3 @@ def lesser_efforts(effort: Effort) -> dict[str, Effort]:
     known = {name: known for name, known in EFFORTS.items() if known.names and set(known.names) < set(effort.names)}
     name = next((name for name, known in EFFORTS.items() if known == effort), "+".join(effort.names))
     return {**known, name: effort}
-
-
-def _part(progress: Progress, start: float, end: float) -> Progress:
-    """The progress of a part of the work, from `start` to `end` of the whole."""
-    return lambda done: progress(start + (end - start) * done)

@@ -48,31 +48,25 @@ _BATCH = Parameter(converter=batch_option, n_tokens=1, accepts_keys=False, show_
 class BuildOptions:
     """How a model is built and judged.
 
-        Attributes:
-            checkpoint: Trained weights of a named size, .safetensors or .pth. Default: the shipped ufovit_t
-            random_weights: Use random weights, to try the tools. Every artifact is stamped
-            data: Images that judge the engine, labelled for --task classify: a folder per class, a .csv/.tsv/.txt list, or IDX
-                files; for tensors any folder of pictures. Default: the shipped test images
-            calib_data: Calibration images, in the same formats. Default: the shipped calibration images
-            image_size: Input size of a UFO-ViT in pixels, SIZE or HEIGHTxWIDTH, 16 to 1,024. Default: the checkpoint's
-            batch: Batch sizes of the engine: MIN,OPT,MAX, 1 to 1,024 each
-            max_drop_points: Accuracy budget in percentage points of top-1, 0 to 100. Default: 0.5, for --task classify
-            min_sqnr_db: Least SQNR of every output in dB, 0 to 200, for --task tensors. Default: that of the task
-            min_cosine: Least mean cosine of every output, 0 to 1, in the place of --min-sqnr or beside it
-            int8_floor: Least share of the multiply-accumulates that must run in INT8, 0 to 1. Default: the target's
-    <<<<<<< HEAD
-            method: Calibration method: minmax, percentile, entropy, mse
-            effort: Refinements of the INT8 quantization: fast (none), balanced, best
-            keep_float: Nodes that stay in float, glob patterns, repeatable, empty for none. Default: stem.0/* stem.3/* of a UFO-ViT
-    =======
-            method: Calibration method: minmax, percentile, entropy, mse (minmax instead where clearly better on held-out images)
-            effort: Refinements of the INT8 quantization: fast (none), balanced, best; the best result up to this one is kept
-            keep_float: Nodes that stay in float, glob patterns, repeatable, empty for none
-    >>>>>>> l/effort
-            calib_images: Number of calibration images, 1 to 1,000,000. Default: 512, 64 with random weights
-            eval_images: Number of images that judge, 1 to 1,000,000. Default: all, 64 with random weights
-            seed: Seed of --random-weights, 0 to 4,294,967,295
-            force: Run every step, whatever an earlier build left
+    Attributes:
+        checkpoint: Trained weights of a named size, .safetensors or .pth. Default: the shipped ufovit_t
+        random_weights: Use random weights, to try the tools. Every artifact is stamped
+        data: Images that judge the engine, labelled for --task classify: a folder per class, a .csv/.tsv/.txt list, or IDX
+            files; for tensors any folder of pictures. Default: the shipped test images
+        calib_data: Calibration images, in the same formats. Default: the shipped calibration images
+        image_size: Input size of a UFO-ViT in pixels, SIZE or HEIGHTxWIDTH, 16 to 1,024. Default: the checkpoint's
+        batch: Batch sizes of the engine: MIN,OPT,MAX, 1 to 1,024 each
+        max_drop_points: Accuracy budget in percentage points of top-1, 0 to 100. Default: 0.5, for --task classify
+        min_sqnr_db: Least SQNR of every output in dB, 0 to 200, for --task tensors. Default: that of the task
+        min_cosine: Least mean cosine of every output, 0 to 1, in the place of --min-sqnr or beside it
+        int8_floor: Least share of the multiply-accumulates that must run in INT8, 0 to 1. Default: the target's
+    method: Calibration method: minmax, percentile, entropy, mse (minmax instead where clearly better on held-out images)
+    effort: Refinements of the INT8 quantization: fast (none), balanced, best; the best result up to this one is kept
+    keep_float: Nodes that stay in float, glob patterns, repeatable, empty for none. Default: stem.0/* stem.3/* of a UFO-ViT
+        calib_images: Number of calibration images, 1 to 1,000,000. Default: 512, 64 with random weights
+        eval_images: Number of images that judge, 1 to 1,000,000. Default: all, 64 with random weights
+        seed: Seed of --random-weights, 0 to 4,294,967,295
+        force: Run every step, whatever an earlier build left
     """
 
     checkpoint: Path | None = None
