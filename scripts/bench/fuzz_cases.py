@@ -203,6 +203,8 @@ def _arrays(command: str, rng: Random) -> Command:
 def _checkpoint(command: str, rng: Random) -> Command:
     name = rng.choice(("tiny.safetensors", "tiny.safetensors", "tiny.pth"))
     Path(name).write_bytes((pickled if name == "tiny.pth" else broken_checkpoint)(Path("tiny.safetensors").read_bytes(), rng))
+    if command == "checkpoint":
+        return _line(command, source=name)
     return ["inspect", name] if command == "inspect" else _line(command, checkpoint=name)
 
 
