@@ -11,8 +11,10 @@ sys.path.append(str(SCRIPTS))
 
 from run_command import run_limited  # noqa: E402
 from strangers_table import write_table  # noqa: E402
+from trial_inputs import OutputSums  # noqa: E402
 
 from calib.files import write_json  # noqa: E402
+from calib.metrics import sqnr_db  # noqa: E402
 
 
 def python(source):
@@ -88,3 +90,24 @@ def test_random_network_has_neither_zeros_nor_identities():
         features = network.conv(images)
     expected = np.mean([part.numpy().mean(axis=(0, 2, 3)) for part in features.split(4)], axis=0)
     assert np.allclose(network.norm.running_mean.numpy(), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("gain", "offset"), [(1.01, 0.0), (1.0, 0.3), (2.0, 0.0), (-1.0, 0.0), (0.0, 0.0)])
+def test_sqnr_of_batches_is_that_of_all_images(gain, offset):
+    expected = np.random.default_rng(1).normal(5.0, 1.0, (11, 2, 3)).astype(np.float32)
+    answer = expected * np.float32(gain) + np.float32(offset)
+    sums = OutputSums()
+    for start in (0, 4, 8):
+        sums.add(expected[start : start + 4], answer[start : start + 4])
+    assert sums.sqnr_db(centred=False) == pytest.approx(sqnr_db(expected, answer), abs=1e-6)
+    if offset == 0.0:  # a constant error leaves no centred one but rounding
+        centred = [side - side.mean(axis=0, dtype=np.float64) for side in (expected, answer)]
+        assert sums.sqnr_db(centred=True) == pytest.approx(sqnr_db(*centred), abs=1e-3)
+    else:
+        assert sums.sqnr_db(centred=True) > 100
+
+
+def test_answer_that_is_not_finite_has_no_sqnr():
+    sums = OutputSums()
+    sums.add(np.ones((2, 3), np.float32), np.array([[1, 1, 1], [1, np.nan, 1]], np.float32))
+    assert sums.sqnr_db(centred=False) == -300.0

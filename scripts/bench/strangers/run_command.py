@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 POLL_SECONDS = 0.1
-KEPT_LINES = 12
+KEPT_LINES = 60
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def _footer(rows: list[Results], command: str, shown: str) -> list[str]:
         runs = {effort: row[f"{command}-{effort}"] for effort in EFFORTS if f"{command}-{effort}" in row}
         setting, best = best_peer(row)
         figures = [run["sqnr_db"] for run in runs.values() if "sqnr_db" in run]
-        finished += any(run["exit_code"] in (0, 1, 3) for run in runs.values())
+        finished += any(run["exit_code"] is not None and run["error"] is None for run in runs.values())
         if best is not None and figures and max(figures) < best:
             below.append(f"{row['network']['name']} ({max(figures):.1f} dB, {setting} {best:.1f} dB)")
         problems = {run.get("error") or run.get("judge_error") for run in runs.values()} - {None}

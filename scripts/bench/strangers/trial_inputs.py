@@ -15,7 +15,7 @@ import onnx
 from calib.files import sha256_bytes, sha256_file, write_json
 from calib.graph import load_graph
 from calib.json_reader import read_json
-from calib.metrics import SQNR_CAP_DB, sqnr_db
+from calib.metrics import power_ratio_db
 from edge.images.labelled_images import open_unlabelled, spread_evenly
 from edge.images.preprocess import Float32, Preprocess
 from engines.layer_requests import read_layers
@@ -82,45 +82,65 @@ class Trial:
         digests = {name: sha256_file(self.folder / name) for name in ("fp32.onnx", "calib.npy")}
         write_json(self.folder / "info.json", {"sha256": digests})
 
-    @cached_property
-    def reference(self) -> Outputs:
-        """The answers of the file as exported, on the images that judge."""
-        return run_graph(self.graph, np.load(self.folder / "eval.npy"))
-
     def judge(self, graph: Path) -> dict[str, Any]:
-        """SQNR of a quantized graph's answers on the images that judge, and the share of the work that it asks INT8 for.
+        """SQNR of a quantized graph's answers on the images that judge, and the share of the work that it requests INT8 for.
 
-        `sqnr_db` is that of the worst output. `centred_sqnr_db` compares what differs between images alone: the mean over the
-        images is taken from both sides.
+        `sqnr_db` is that of the worst output. `centred_sqnr_db` compares only what differs between images: the mean over the
+        images is subtracted from both sides.
         """
-        answers = run_graph(graph, np.load(self.folder / "eval.npy"))
-        pairs = list(zip(self.reference, answers, strict=True))
-        centred = [(expected - expected.mean(axis=0), answer - answer.mean(axis=0)) for expected, answer in pairs]
+        images = np.load(self.folder / "eval.npy")
+        sums: list[OutputSums] = []
+        for expected, answers in run_batches((self.graph, graph), images):
+            sums = sums or [OutputSums() for _ in expected]
+            for output, *pair in zip(sums, expected, answers, strict=True):
+                output.add(*pair)
         model, _ = load_graph(graph)
         layers = read_layers(model)
         int8 = sum(layer.macs for layer in layers if layer.requested == "int8")
         return {
-            "sqnr_db": min(min(sqnr_db(*pair), SQNR_CAP_DB) for pair in pairs),
-            "centred_sqnr_db": min(min(sqnr_db(*pair), SQNR_CAP_DB) for pair in centred),
+            "sqnr_db": min(output.sqnr_db(centred=False) for output in sums),
+            "centred_sqnr_db": min(output.sqnr_db(centred=True) for output in sums),
             "int8_share": int8 / max(1, sum(layer.macs for layer in layers)),
         }
 
 
-def run_graph(path: Path, images: Float32) -> Outputs:
-    """All outputs, float64 (n, ...) each, in ONNX Runtime on the CPU with Q/DQ computed as written."""
+class OutputSums:
+    """Sums over images of one output and of its error, per element and of squares: maps of many images need not be kept."""
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._squares = np.zeros(2)
+        self._sums: Any = np.zeros((2, 1))
+
+    def add(self, expected: npt.NDArray[Any], answer: npt.NDArray[Any]) -> None:
+        """A batch (n, ...) of answers, as expected and of the quantized graph. NaN and infinity count as infinite noise."""
+        pair = np.stack([expected, expected - answer.astype(np.float64)]).reshape(2, len(expected), -1)
+        self._images += len(expected)
+        self._squares = self._squares + np.square(pair).sum(axis=(1, 2))
+        self._sums = self._sums + pair.sum(axis=1)
+
+    def sqnr_db(self, *, centred: bool) -> float:
+        """10 log10 of the sum of squares of the output over that of the error, of both less their mean if `centred`."""
+        signal, noise = self._squares - centred * np.square(self._sums).sum(axis=1) / self._images
+        return power_ratio_db(float(signal), float(noise))
+
+
+def open_session(path: Path) -> Any:
+    """ONNX Runtime on the CPU, Q/DQ computed as written."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    source = session.get_inputs()[0]
-    fixed = source.shape[0] if isinstance(source.shape[0], int) else BATCH
-    parts = [session.run(None, {source.name: batch}) for batch in _batches(images, fixed)]
-    return [np.concatenate(outputs).astype(np.float64) for outputs in zip(*parts, strict=True)]
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _batches(images: Float32, size: int) -> Iterator[Float32]:
+def run_batches(paths: tuple[Path, ...], images: Float32) -> Iterator[list[Outputs]]:
+    """All outputs (n, ...) of every graph, a few images at a time."""
+    sessions = [open_session(path) for path in paths]
+    sources = [session.get_inputs()[0] for session in sessions]
+    size = min(source.shape[0] if isinstance(source.shape[0], int) else BATCH for source in sources)
     for start in range(0, len(images), size):
-        yield images[start : start + size]
+        batch = images[start : start + size]
+        yield [session.run(None, {source.name: batch}) for session, source in zip(sessions, sources, strict=True)]

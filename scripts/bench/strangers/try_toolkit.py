@@ -22,6 +22,7 @@ STAGES = {
     "judged": (DRIFT,),
 }
 """Stage -> files of the build folder, any of which shows that it was reached."""
+LONGEST_ERROR = 800
 
 
 def build_command(trial: Trial, effort: str, out: Path) -> list[str]:
@@ -57,28 +58,29 @@ def try_toolkit(trial: Trial, name: str, effort: str, seconds: float) -> dict[st
     shutil.rmtree(out, ignore_errors=True)
     command = COMMANDS[name](trial, effort, out)
     finished = run_limited(command, seconds, cwd=trial.folder)
+    stages = [stage for stage, files in STAGES.items() if any((out / file).is_file() for file in files)]
     try:
         return {
             "exit_code": finished.exit_code,
-            "error": error_sentence(finished),
+            "error": error_sentence(finished, judged="judged" in stages or name == "calibrate"),
             "lines": list(finished.lines),
             "seconds": finished.seconds,
             "peak_bytes": finished.peak_bytes,
-            "stages": [stage for stage, files in STAGES.items() if any((out / file).is_file() for file in files)],
+            "stages": stages,
             **_figures(trial, out),
         }
     finally:
         shutil.rmtree(out, ignore_errors=True)
 
 
-def error_sentence(finished: Finished) -> str | None:
-    """The message of a command that ended neither with a verdict nor well: its first line and the details below it."""
+def error_sentence(finished: Finished, *, judged: bool) -> str | None:
+    """The message of a command that ended neither with a verdict nor well, its details included; None for one that did."""
     if finished.exit_code is None:
         return f"not finished within {finished.seconds:.0f} s"
-    if finished.exit_code in (0, 1, 3):
+    if finished.exit_code == 0 or (judged and finished.exit_code in (1, 3)):
         return None
     starts = [number for number, line in enumerate(finished.lines) if line.startswith(("error", "ufovit"))]
-    return " | ".join(line.strip() for line in finished.lines[starts[-1] if starts else -1 :])
+    return " | ".join(line.strip() for line in finished.lines[starts[-1] if starts else -1 :])[:LONGEST_ERROR]
 
 
 def _figures(trial: Trial, out: Path) -> dict[str, Any]:
