@@ -131,6 +131,9 @@ def _open_onnx(request: BuildRequest, path: Path) -> Network:
     options = request.network
     network_file = options.network or find_network_file(path)
     file = NetworkFile() if network_file is None else read_network_file(network_file)
+    if file.network:
+        found, allowed = "a table [network]", "shapes are those of the graph; [network] is for a checkpoint of UFO-ViT"
+        raise UsageError("the network file does not fit an ONNX file", where=file.file, found=found, allowed=allowed)
     imported = import_onnx(path, import_options(options))
     if (imported.image_input.shape[0] or 1) > 1:
         raise GraphError(
