@@ -28,7 +28,7 @@ FEWEST = 4
 ELEMENTS = 1 << 15
 """Largest number of elements of an output that are compared per image."""
 CLEAR = 2.0
-"""Standard errors above which a difference between two results is more than chance."""
+"""Standard errors above which a difference between two results is not left to chance."""
 
 _TINY = 1e-30
 """Noise of an image that has none."""

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calib.ort_session import TappedGraph, in_small_runs
+from calib.ort_session import TappedGraph
 from calib.refine.linear_consumers import Float32, Reader
 
 PATCHES = 512
@@ -16,8 +16,6 @@ PATCHES = 512
 
 TENSOR_BYTES = 1 << 24
 """Largest size of the patches of a tensor, where it has many groups: they are kept for all tensors at once."""
-RUN_BYTES = 1 << 26
-"""Largest size of the tensors of one run, for small peaks: what is kept of them is much less."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +45,13 @@ def take_samples(
     high: dict[str, Float32] = {}
     early: dict[str, Float32] = {}
     random = np.random.default_rng(0)
-    parts = list(in_small_runs(model, tapped.taps, batches, RUN_BYTES))
-    half = len(parts) // 2
-    share = -(-PATCHES // (len(parts) - half))
-    for number, batch in enumerate(parts):
+    half = len(batches) // 2
+    share = -(-PATCHES // (len(batches) - half))
+    for number, batch in enumerate(batches):
         for tensor, values in tapped(batch).items():
             geometry = readers[tensor][0].geometry
             if number >= half:
-                size = 4 * geometry.groups * geometry.length(values) * (len(parts) - half)
+                size = 4 * geometry.groups * geometry.length(values) * (len(batches) - half)
                 patches[tensor].append(geometry.patches(values, max(1, min(share, TENSOR_BYTES // size)), random))
             others = tuple(a for a in range(values.ndim) if a != (1 if geometry.kernel else values.ndim - 1))
             smallest, largest = values.min(axis=others), values.max(axis=others)

@@ -23,6 +23,7 @@ from calib.calibration_table import CalibrationTable, TensorScale
 from calib.graph import index_graph, to_array
 from calib.graph_editor import GraphEditor, add_channels
 from calib.graph_segments import Segment
+from calib.ort_session import in_small_runs
 from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
 from calib.qdq_writer import fake_quantize_weight, insert_qdq
 from calib.refine.activation_sample import ActivationSample, take_samples
@@ -35,6 +36,8 @@ from calib.refine.paired_forward import select_batches, walk
 from calib.refine.scale_search import FOLDED_GAIN, INSERTED_GAIN, ScaleChoice, search_scale
 from calib.refine.smoothquant import Migration
 
+RUN_BYTES = 1 << 27
+"""Largest size of the tensors of one run that are read: what is kept of them is much less."""
 Progress = Callable[[float], None]
 
 
@@ -70,7 +73,7 @@ class Refiner:
     ) -> None:
         self._model, self._scheme, self._threads = model, scheme, threads
         self._readers = find_readers(model, plan_quantization(model, scheme))
-        self._selected = select_batches(batches, images)
+        self._selected = list(in_small_runs(model, tuple(self._readers), select_batches(batches, images), RUN_BYTES))
         self._samples = take_samples(model, self._readers, self._selected, threads)
 
     def unchanged(self, scales: Mapping[str, float]) -> Refined:

@@ -66,7 +66,7 @@ class Results:
     def keep_best(self, effort: Effort, batches: Iterable[NDArray[Any]], progress: Progress) -> Result:
         """Make all results up to those of an effort, and return the one to keep.
 
-        Without an effort it is the requested method's, or one that is better and not by chance; with one, the best of all.
+        Without an effort: that of the requested method, or one that is better and not by chance. With one: the best of all.
         """
         requested = self._collect.method
         kept, comparison = self._plain(plain_methods(requested, effort)), None
