@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edge.stability.finders.xnorm import Eps
 from edge.stability.float_formats import Float32, FloatFormat
 from edge.stability.observed_ranges import Float64
+from edge.stability.site import Eps
 from engines.fp16_emulation import MMA_DEPTH
 
 Accumulate = Literal["fp32", "storage"]

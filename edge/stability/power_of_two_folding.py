@@ -23,9 +23,10 @@ import onnx
 
 from calib.errors import InputError
 from calib.graph_editor import GraphEditor
-from edge.stability.finders.xnorm import Eps, XNormSite
+from edge.stability.finders.xnorm import XNormSite
 from edge.stability.float_formats import FP16
 from edge.stability.observed_ranges import Float64, Int64
+from edge.stability.site import Eps
 from edge.stability.trace_layers import Projection
 from edge.stability.verdict import MARGIN_BITS, SiteCase, floor_of_sum, reckoned_sum
 

@@ -15,9 +15,9 @@ import torch
 from for_all import for_all
 
 from edge.model.xnorm import XNORM_EPS
-from edge.stability.finders.xnorm import Eps
 from edge.stability.float_formats import BF16, FP16
 from edge.stability.fp16_ops import MMA_DEPTH, emulate_product, emulate_xnorm, exact_xnorm, relative_error
+from edge.stability.site import Eps
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 EPS = (Eps("clamp", "norm", XNORM_EPS, "clip", "eps"),)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from calib.package_face import lazy_exports
 
 if TYPE_CHECKING:
-    from edge.stability.finders.xnorm import Eps, XNormSite, find_sites
+    from edge.stability.finders.xnorm import XNormSite, find_sites
 
 __all__ = ["Eps", "XNormSite", "find_sites"]
 __getattr__ = lazy_exports(__name__, __file__)

@@ -19,34 +19,11 @@ import onnx
 from calib.errors import GraphError
 from calib.graph import TensorType, attribute, index_graph, infer_types, to_array
 from edge.stability.observed_ranges import Operand
+from edge.stability.site import Eps
 from edge.stability.unjudged_norm import UnjudgedNorm
 
 _KV_RANKS = (3, 4)
 """Axes of a K^T V whose partial sums are measured: (B, D, D) and (B, H, D, D)."""
-
-
-@dataclass(frozen=True)
-class Eps:
-    """What keeps the division finite.
-
-    Attributes:
-        kind: "clamp", max(n, eps), or "added", n + eps.
-        acts_on: the "norm" or its "square".
-        value: the constant in the graph.
-        node: name of the node that applies it.
-        tensor: name of the constant; empty where it is an attribute.
-    """
-
-    kind: Literal["clamp", "added"]
-    acts_on: Literal["norm", "square"]
-    value: float
-    node: str
-    tensor: str
-
-    @property
-    def on_norm(self) -> float:
-        """The value in units of the norm."""
-        return self.value if self.acts_on == "norm" else self.value**0.5
 
 
 @dataclass(frozen=True)

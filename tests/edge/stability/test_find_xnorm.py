@@ -11,7 +11,8 @@ from calib.errors import InputError
 from calib.qdq_placement import plan_quantization
 from calib.qdq_writer import insert_qdq
 from edge.model.xnorm import XNORM_EPS, XNorm
-from edge.stability.finders.xnorm import Eps, find_sites
+from edge.stability.finders.xnorm import find_sites
+from edge.stability.site import Eps
 
 
 @pytest.fixture(scope="module")

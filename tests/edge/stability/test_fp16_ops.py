@@ -11,9 +11,9 @@ from for_all import for_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.stability.finders.xnorm import Eps
 from edge.stability.float_formats import BF16, FORMATS, FP16
 from edge.stability.fp16_ops import MMA_DEPTH, emulate_product, emulate_xnorm, exact_xnorm, relative_error
+from edge.stability.site import Eps
 
 TYPES = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 pytestmark = pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid", "ignore:divide")

@@ -12,11 +12,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edge.stability.certificate import Int8Loss
-from edge.stability.finders.xnorm import Eps, XNormSite
+from edge.stability.finders.xnorm import XNormSite
 from edge.stability.float_formats import BF16, FP16
 from edge.stability.fp16_ops import emulate_xnorm, exact_xnorm
 from edge.stability.measure_ranges import observe
 from edge.stability.observed_ranges import SiteMaxima
+from edge.stability.site import Eps
 from edge.stability.site_certificate import judge_int8
 from edge.stability.verdict import SiteCase, floor_of_sum, judge, reckoned_sum, worst
 
