@@ -15,6 +15,7 @@ K^T V sums N products of tokens, each k (A, c) times v (B, d) of the same u. Wit
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -34,22 +35,22 @@ class AffineBall:
     offset: Float64
     radius: float
 
-    @property
+    @cached_property
     def rows(self) -> Float64:
         """||A_i||, (H, D)."""
         return np.asarray(np.linalg.norm(self.matrix, axis=2))
 
-    @property
+    @cached_property
     def top(self) -> Float64:
         """s(A), (H,)."""
         return np.asarray(np.linalg.norm(self.matrix, ord=2, axis=(1, 2)))
 
-    @property
+    @cached_property
     def largest(self) -> Float64:
         """Bound on every |A_i u + c_i|, (H, D)."""
         return self.radius * self.rows + self.offset
 
-    @property
+    @cached_property
     def length(self) -> Float64:
         """Bound on ||A u + c||, (H,)."""
         whole = self.radius * self.top + np.linalg.norm(self.offset, axis=1)

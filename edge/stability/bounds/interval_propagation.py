@@ -88,7 +88,8 @@ def _is_float(types: Mapping[str, TensorType], name: str, dtype: int = onnx.Tens
 
 
 def _constant(array: npt.NDArray[np.generic]) -> Value:
-    numbers = array.astype(np.float64)
-    if numbers.size <= LIMIT:
+    if array.size <= LIMIT:
+        numbers = array.astype(np.float64)
         return Value(array.shape, numbers, numbers, constant=array)
-    return Value(array.shape, reduced(numbers, np.min), reduced(numbers, np.max), constant=array)
+    low, high = (reduced(array, choose).astype(np.float64) for choose in (np.min, np.max))
+    return Value(array.shape, low, high, constant=array)

@@ -53,31 +53,32 @@ def gemm(operator: Operator) -> Value:
 
 def linear(operator: Operator, value: Value, weight: npt.NDArray[Any], axis: int) -> Value:
     """sum over k of x_k weight (K, M), with x_k along one axis: also a convolution of 1 x 1."""
-    depth = weight.shape[0]
-    rows = np.moveaxis(over(value.magnitude, [axis], value.shape or ()), axis, -1)
-    low, high, magnitude = interval_product(value, weight, axis)
+    depth, exact = weight.shape[0], weight.astype(np.float64)
+    absolute = np.abs(exact)
+    low, high, largest = (
+        np.moveaxis(over(side, [axis], value.shape or ()), axis, -1) for side in (value.low, value.high, value.magnitude)
+    )
+    magnitude = largest @ absolute
+    if np.isfinite(magnitude).all():
+        middle, spread = (low + high) / 2 @ exact, (high - low) / 2 @ absolute
+        low, high = middle - spread, middle + spread
+    else:
+        positive, negative = np.maximum(exact, 0), np.minimum(exact, 0)
+        low, high = low @ positive + high @ negative, high @ positive + low @ negative
     length = np.moveaxis(length_of(value, (axis,)), axis, -1)
     longest = np.moveaxis(length_of(value, (axis,), 1), axis, -1)
-    total = np.fmin.reduce(np.broadcast_arrays(magnitude, length * np.linalg.norm(weight, axis=0), longest * np.abs(weight).max(axis=0)))
+    bounds = (magnitude, length * np.sqrt(np.square(exact).sum(axis=0)), longest * absolute.max(axis=0))
+    total = np.fmin.reduce(np.broadcast_arrays(*bounds))
     reach = _gated_reach(value, weight, axis)
     narrow = total if reach is None else np.fmin(total, reach)
     low, high = np.fmax(low, -narrow), np.fmin(high, narrow)
     ball = None
-    if value.ball is not None and rows.size == depth:
-        ball = value.ball.through(weight, axis, rows.reshape(-1))
+    if value.ball is not None and largest.size == depth:
+        ball = value.ball.through(weight, axis, largest.reshape(-1))
     margin = SLACK * depth * total
     operator.record_partial_sum(float((total + margin).max()))
     sides = (np.moveaxis(side, -1, axis) for side in (low - margin, high + margin))
     return bounded(operator.shape, *sides, ball=ball)
-
-
-def interval_product(value: Value, weight: npt.NDArray[Any], axis: int) -> tuple[Float64, Float64, Float64]:
-    """Interval of the sums and the sum of magnitudes, with the sums along the last axis."""
-    low, high = (np.moveaxis(over(side, [axis], value.shape or ()), axis, -1) for side in (value.low, value.high))
-    positive = np.maximum(weight, 0).astype(np.float64)
-    negative = np.minimum(weight, 0).astype(np.float64)
-    largest = np.maximum(np.abs(low), np.abs(high))
-    return low @ positive + high @ negative, high @ positive + low @ negative, largest @ (positive - negative)
 
 
 def _gated_reach(value: Value, weight: npt.NDArray[Any], axis: int) -> Float64 | None:
@@ -200,7 +201,7 @@ def _of_one_ball(left: Value, right: Value, shape: Shape | None) -> tuple[Float6
 def _same_place(left: Value, right: Value, shape: Shape | None) -> Float64 | None:
     """|x . y| of two affine images along the sum, (A u + c) . (B w + d) <= s(A' B) + ||A' d|| + ||B' c|| + |c . d|, as one number."""
     one, other = left.ball, right.ball
-    if one is None or other is None or left.shape is None or right.shape is None or one.rows.width != other.rows.width:
+    if one is None or other is None or left.shape is None or right.shape is None or one.rows.weight is other.rows.weight:
         return None
     k, v = _heads(one, left.shape, left.rank - 2, left.rank - 1), _heads(other, right.shape, right.rank - 1, right.rank - 2)
     if k is None or v is None or k[0].size * v[0].shape[-2] > MATRIX_LIMIT:
