@@ -25,6 +25,7 @@ from engines.build_folder.file_names import MANIFEST
 from engines.build_folder.manifest import EngineManifest
 
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 Uint8 = npt.NDArray[np.uint8]
 Tensor = npt.NDArray[Any]
 """Images as a network takes them: float32 or uint8."""
@@ -47,6 +48,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 """Of every field, or of its parts."""
 _LARGEST_MEAN, _SMALLEST_STD = 1e6, 1e-6  # of scaled pixels: beyond, FP32 has no digits left for them
 _LARGEST_SCALE = 65535.0
+_ROUNDING = 2.0**-12  # relative: of weights and of sums over up to two thousand pixels, in FP32, twice
 _GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue in luma, ITU-R BT.601
 
 
@@ -225,6 +227,20 @@ class Preprocess:
         resized = self._filled(rows @ (self._channels(images) @ columns.T), placed)  # (B, 1 or C, H, W)
         finished = self._rounded(resized) if self.dtype == "uint8" else self._normalised(resized)
         return np.ascontiguousarray(finished if self.layout == "nchw" else finished.transpose(0, 2, 3, 1))
+
+    def interval(self) -> tuple[Float64, Float64]:
+        """Smallest and largest value of each channel that any picture can give, widened by FP32's rounding.
+
+        float64, (channels, 1, 1) or, for layout "nhwc", (channels,): they broadcast to a batch. Resizing and grey take means of
+        pixels, and `fill` is a pixel, so that all stay between 0 and 255.
+        """
+        sides = (self.channels, 1, 1) if self.layout == "nchw" else (self.channels,)
+        if self.dtype == "uint8":
+            return np.zeros(sides), np.full(sides, 255.0)
+        mean, std = (np.array(values, np.float64).reshape(sides) for values in (self.mean, self.std))
+        low, high = -mean / std, (255.0 / self.scale - mean) / std
+        margin = _ROUNDING * (np.abs(mean) + 255.0 / self.scale) / std
+        return low - margin, high + margin
 
     def _channels(self, images: Uint8) -> Float32:
         """(B, H, W, C) -> (B, C, H, W) with the network's channels, or one, which stands for all of them."""

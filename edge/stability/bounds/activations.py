@@ -23,6 +23,7 @@ class Activation:
         steepness: |f(x)| <= steepness |x|; None where there is no such number.
         gate: f(x) = g x with g between these two; None where there are none.
         domain: f is defined from here on; below, nothing is known.
+        relative: FP32 computes it to some units in the last place, near zero too; else to as many of 1.
     """
 
     apply: Callable[[Float64], Float64]
@@ -31,6 +32,7 @@ class Activation:
     steepness: float | None = None
     gate: tuple[float, float] | None = None
     domain: float = -math.inf
+    relative: bool = False
 
 
 def _sigmoid(x: Float64) -> Float64:
@@ -79,16 +81,16 @@ def _hard_swish(x: Float64) -> Float64:
 SILU = Activation(lambda x: x * _sigmoid(x), -1.2785, -0.27848, 1.0, (0.0, 1.0))
 _MISH = Activation(lambda x: x * np.tanh(_softplus(x)), -1.1925, -0.30885, 1.0, (0.0, 1.0))
 _FIXED: Mapping[str, Activation] = {
-    "Relu": Activation(lambda x: np.maximum(x, 0.0), steepness=1.0, gate=(0.0, 1.0)),
+    "Relu": Activation(lambda x: np.maximum(x, 0.0), steepness=1.0, gate=(0.0, 1.0), relative=True),
     "Sigmoid": Activation(_sigmoid),
     "Tanh": Activation(np.tanh, steepness=1.0, gate=(0.0, 1.0)),
     "Erf": Activation(_erf, steepness=2 / math.sqrt(math.pi)),
     "Softplus": Activation(_softplus),
     "Softsign": Activation(lambda x: x / (1 + np.abs(x)), steepness=1.0, gate=(0.0, 1.0)),
-    "Exp": Activation(np.exp),
-    "Sqrt": Activation(np.sqrt, least=0.0, domain=0.0),
+    "Exp": Activation(np.exp, relative=True),
+    "Sqrt": Activation(np.sqrt, least=0.0, domain=0.0, relative=True),
     "Log": Activation(np.log, domain=1e-300),
-    "Abs": Activation(np.abs, 0.0, 0.0, 1.0, (-1.0, 1.0)),
+    "Abs": Activation(np.abs, 0.0, 0.0, 1.0, (-1.0, 1.0), relative=True),
     "HardSwish": Activation(_hard_swish, -1.5, -0.375, 1.0, (0.0, 1.0)),
     "Mish": _MISH,
     "Swish": SILU,

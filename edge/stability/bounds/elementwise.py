@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ from edge.stability.bounds.ball import Ball
 from edge.stability.bounds.norm_tracking import unit_value
 from edge.stability.bounds.operator import Operator
 from edge.stability.bounds.rearrange import reshaping
-from edge.stability.bounds.value import Length, Shape, Value, bounded, length_of, unbounded, widened
+from edge.stability.bounds.value import Length, Shape, Value, bounded, length_of, rounded, unbounded, widened
 
-FAR = 1e30
-"""Stands for infinity where a function is evaluated; FP32's largest is 3.4e38."""
+FAR = 1e300
+"""Stands for infinity where a function is evaluated."""
 
 
 def _ranked(value: Value, shape: Shape | None) -> Value:
@@ -60,8 +61,7 @@ def added(operator: Operator) -> Value:
         constant = _exact(other)
         if one.ball is not None and constant is not None and not _grown(one, shape):
             ball = one.ball.shifted(constant)
-    magnitude = left.magnitude + right.magnitude
-    return widened(shape, left.low + right.low, left.high + right.high, magnitude, 1, lengths=tuple(lengths), ball=ball)
+    return rounded(shape, left.low + right.low, left.high + right.high, lengths=tuple(lengths), ball=ball)
 
 
 def negated(value: Value) -> Value:
@@ -88,15 +88,14 @@ def multiplied(operator: Operator) -> Value:
     left, right = pair
     if operator.node.input[0] == operator.node.input[1]:
         lowest = np.where((left.low <= 0) & (left.high >= 0), 0.0, np.minimum(left.low**2, left.high**2))
-        return widened(shape, lowest, left.magnitude**2, left.magnitude**2, 1)
+        return rounded(shape, lowest, left.magnitude**2)
     for one, other, place in ((left, right, 0), (right, left, 1)):
         if other.sigmoid_of == operator.node.input[place]:
             return _applied(one, shape, SILU)
     corners = _corners(left, right, np.multiply)
     lengths = (*_scaled_lengths(left, right.magnitude, shape), *_scaled_lengths(right, left.magnitude, shape))
     ball = _scaled_ball(left, _exact(right), shape) or _scaled_ball(right, _exact(left), shape)
-    magnitude = left.magnitude * right.magnitude
-    return widened(shape, *corners, magnitude, 1, lengths=lengths, ball=ball)
+    return rounded(shape, *corners, lengths=lengths, ball=ball)
 
 
 def divided(operator: Operator) -> Value:
@@ -116,8 +115,7 @@ def divided(operator: Operator) -> Value:
     inverse = np.where(safe, 1 / np.minimum(np.abs(right.low), np.abs(right.high)), np.inf)
     constant = _exact(right)
     ball = None if constant is None or not safe.all() else _scaled_ball(left, 1 / constant, shape)
-    magnitude = np.where(safe, left.magnitude * inverse, 0.0)
-    return widened(shape, low, high, magnitude, 1, lengths=_scaled_lengths(left, inverse, shape), ball=ball)
+    return rounded(shape, low, high, lengths=_scaled_lengths(left, inverse, shape), ball=ball)
 
 
 def _corners(left: Value, right: Value, operation: Callable[..., Any]) -> tuple[Float64, Float64]:
@@ -147,7 +145,7 @@ def extremes(operator: Operator) -> Value:
     if len(values) != len(operator.inputs):
         return unbounded(operator.shape)
     choose = np.maximum if operator.op_type == "Max" else np.minimum
-    return bounded(operator.shape, choose.reduce([v.low for v in values]), choose.reduce([v.high for v in values]))
+    return bounded(operator.shape, reduce(choose, [v.low for v in values]), reduce(choose, [v.high for v in values]))
 
 
 def mean_of(operator: Operator) -> Value:
@@ -192,7 +190,7 @@ def sloped(operator: Operator) -> Value:
     value, slope = pair
     ends = _corners(replace(value, low=np.minimum(value.low, 0), high=np.minimum(value.high, 0)), slope, np.multiply)
     low = np.minimum(np.maximum(value.low, 0), ends[0])
-    return widened(operator.shape, low, np.maximum(np.maximum(value.high, 0), ends[1]), np.abs(ends[0]) + np.abs(ends[1]), 1)
+    return rounded(operator.shape, low, np.maximum(np.maximum(value.high, 0), ends[1]))
 
 
 def powered(operator: Operator) -> Value:
@@ -211,7 +209,7 @@ def powered(operator: Operator) -> Value:
             low, high = np.where((value.low <= 0) & (value.high >= 0), 0.0, np.minimum(*ends)), np.maximum(*ends)
     else:
         return unbounded(operator.shape)
-    return widened(operator.shape, low, high, np.maximum(*ends), 8)
+    return rounded(operator.shape, low, high, 8)
 
 
 def function(operator: Operator) -> Value:
@@ -235,7 +233,7 @@ def reciprocal(operator: Operator) -> Value:
     safe = (value.low > 0) | (value.high < 0)
     low = np.where(safe, 1 / value.high, np.where(value.low >= 0, 0.0, -np.inf))
     high = np.where(safe, 1 / value.low, np.inf)
-    return widened(operator.shape, low, high, np.where(safe, np.maximum(np.abs(low), np.abs(high)), 0.0), 1)
+    return rounded(operator.shape, low, high)
 
 
 def _applied(value: Value, shape: Shape | None, activation: Activation) -> Value:
@@ -248,8 +246,11 @@ def _applied(value: Value, shape: Shape | None, activation: Activation) -> Value
     if activation.steepness is not None and value.shape is not None:
         factor = activation.steepness * (1 + 16 * SLACK)
         lengths = tuple(replace(fact, bound=fact.bound * factor) for fact in (*value.lengths, *_lengths_of_ball(value)))
-    magnitude = np.maximum(np.maximum(np.abs(low), np.abs(high)), 1.0)
-    result = widened(shape, low, high, magnitude, 16, lengths=lengths)
+    if activation.relative:
+        result = rounded(shape, low, high, 16, lengths=lengths)
+    else:
+        magnitude = np.maximum(np.maximum(np.abs(low), np.abs(high)), 1.0)
+        result = widened(shape, low, high, magnitude, 16, lengths=lengths)
     gated = None if activation.gate is None or value.ball is None else (value.ball, activation.gate)
     return replace(result, gated=gated)
 

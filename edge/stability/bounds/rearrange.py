@@ -141,18 +141,14 @@ def _selected(operator: Operator, value: Value) -> Value:
         chosen = {axis: None if (given := operator.constant(1)) is None else given.reshape(-1).astype(np.int64) % value.shape[axis]}
     else:
         chosen = _slices(operator, value.shape)
-    moved = value.plain() if None in chosen.values() else value
+    known = all(indices is not None for indices in chosen.values())
+    moved = value if known else value.plain()
     for axis, indices in chosen.items():
         assert moved.shape is not None
-        if indices is None:
-            moved = mixed(moved, axis)
-        else:
-            moved = taking(moved.shape, axis, indices).value(moved)
-    if None in chosen.values() or moved.shape is None or np.prod(moved.shape) != np.prod(shape):
-        scalars = (moved.low.min(), moved.high.max())
-        same = moved.rank == len(shape)
-        return bounded(shape, *(scalars if not same else (moved.low, moved.high)))
-    return reshaping(moved.shape, shape).value(moved)
+        moved = mixed(moved, axis) if indices is None else taking(moved.shape, axis, indices).value(moved)
+    if known and moved.shape is not None and np.prod(moved.shape) == np.prod(shape):
+        return reshaping(moved.shape, shape).value(moved)
+    return bounded(shape, moved.low.min(), moved.high.max())
 
 
 def _slices(operator: Operator, shape: Shape) -> dict[int, Indices | None]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from edge.stability.bounds import convolution, elementwise, products, rearrange, reductions
+from edge.stability.bounds import convolution, elementwise, products, rearrange, recurrent, reductions
 from edge.stability.bounds.activations import ACTIVATIONS
 from edge.stability.bounds.operator import Operator
 from edge.stability.bounds.value import Value
@@ -45,6 +45,7 @@ RULES: Mapping[str, Callable[[Operator], Value | list[Value]]] = {
     **dict.fromkeys(
         ("MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "Resize", "GridSample"), reductions.pooled
     ),
+    **dict.fromkeys(("LSTM", "GRU"), recurrent.recurrent),
     "DequantizeLinear": reductions.dequantized,
     "Cast": reductions.cast,
 }

@@ -15,6 +15,8 @@ from edge.stability.bounds.ball import Ball
 
 LIMIT = 1 << 16
 """Numbers in an array of facts; larger ones are reduced along their longest axis."""
+_SMALLEST = 2.0**-125
+"""Twice the smallest normal number of FP32: smaller ones may become zero."""
 Shape = tuple[int, ...]
 
 
@@ -126,6 +128,15 @@ def widened(shape: Shape | None, low: Any, high: Any, magnitude: Any, terms: flo
     """A value computed in FP32 from sums of `terms` terms, whose magnitudes add up to `magnitude`."""
     margin = SLACK * terms * np.asarray(magnitude, np.float64)
     return bounded(shape, low - margin, high + margin, **facts)
+
+
+def rounded(shape: Shape | None, low: Any, high: Any, roundings: float = 1, **facts: Any) -> Value:
+    """A value of one operation that rounds correctly, or nearly: rounding keeps order, so the ends alone move, and never past zero."""
+    low, high = (np.asarray(side, np.float64) for side in (low, high))
+    margin = SLACK * roundings
+    low = np.where((low > 0) & (low < _SMALLEST), 0.0, low - margin * np.abs(low))
+    high = np.where((high < 0) & (high > -_SMALLEST), 0.0, high + margin * np.abs(high))
+    return bounded(shape, low, high, **facts)
 
 
 def _aligned(array: Float64, rank: int) -> Float64:

@@ -92,6 +92,31 @@ def test_scaling_and_normalisation_per_channel():
     np.testing.assert_allclose(found.reshape(3, -1), np.repeat(np.float64(expected)[:, None], 16, axis=1), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"layout": "nhwc"},
+        {"colour": "grey", "mean": (0.4,), "std": (0.3,)},
+        {"dtype": "uint8", "mean": (0.0,) * 3, "std": (1.0,) * 3},
+        {"scale": 1.0, "mean": (120.0, 110.0, 100.0), "std": (58.0, 57.0, 56.0)},
+        {"fit": "letterbox", "resize": 16, "fill": 255},
+    ],
+    ids=str,
+)
+def test_no_picture_leaves_the_interval(changes):
+    preprocess = replace(Preprocess(16, 20, (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)), **changes)
+    low, high = preprocess.interval()
+    flat = [np.full((24, 40, 3), value, np.uint8) for value in (0, 255)]
+    checked = ((np.indices((24, 40)).sum(axis=0) % 2) * 255).astype(np.uint8)[:, :, None].repeat(3, axis=2)
+    pictures = preprocess.batch(np.stack([*flat, checked, picture(24, 40)])).astype(np.float64)
+    assert (low <= pictures).all()
+    assert (pictures <= high).all()
+    reached = pictures.max(axis=(0, 2, 3) if preprocess.layout == "nchw" else (0, 1, 2))
+    np.testing.assert_allclose(reached, high.ravel(), rtol=1e-3, atol=1e-3, err_msg="it is not wider than the pictures")
+    assert (low[..., None] + 0.01 < high[..., None]).all()
+
+
 def test_grey_is_the_same_as_three_equal_channels():
     preprocess = Preprocess(16, 20, (0.1, 0.2, 0.3), (0.5, 0.25, 2.0))
     grey = picture(30, 40, 1)
