@@ -44,6 +44,8 @@ class Probe:
         stored: whether a tensor of the graph holds it, in the network's type; otherwise it exists inside an operator only, in
             the type in which the target computes that operator (`edge.stability.target_precisions`).
         divides: whether what follows divides by it, or by its root, so that it must not vanish either.
+        saturates: which infinities change nothing: those "below" zero, as of a mask before a softmax or what Exp reads, or
+            "both", as inside 1 / (1 + exp(-x)).
     """
 
     quantity: Quantity
@@ -51,6 +53,7 @@ class Probe:
     axes: tuple[int, ...] = ()
     stored: bool = True
     divides: bool = False
+    saturates: Literal["no", "below", "both"] = "no"
 
 
 @dataclass(frozen=True)
