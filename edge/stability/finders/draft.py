@@ -19,7 +19,7 @@ class Draft:
         node: the node that the site is known by.
         output: the tensor that it computes.
         nodes: all nodes of it, `node` included, in any order.
-        inner: probes of what no tensor of the graph holds.
+        inner: probes of what no tensor of the graph holds; a product keeps its own where its result is another site's.
         divides: stored tensors that something divides by.
         saturates: stored tensors and constants -> which infinities change nothing in them.
     """

@@ -46,8 +46,8 @@ _FINDERS: tuple[Finder, ...] = (
     find_others,
 )
 """After XNorms, which come first."""
-_NEVER_OVERFLOWS_TO = -1e4
-"""What is added before a softmax and is smaller hides a place: exp(-1e4) is zero in every format."""
+_MASK = -1e4
+"""A constant below it that Where selects stands for minus infinity."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,25 @@ def find_network_sites(model: onnx.ModelProto) -> FoundSites:
     saturates: Saturates = {}
     divides: set[str] = set()
     owners: dict[str, Draft] = {}
+    accumulations: list[Site] = []
     for draft in drafts:
         own = graph.name(draft.node) if draft.output else ""
-        if not own or own in owners:
+        if not own:
+            continue
+        if own in owners:
+            if draft.kind == "product" and draft.inner:  # its result is another site's, the sums on the way to it are not
+                accumulations.append(_site(graph, draft, (own,), draft.inner))
             continue
         saturates |= draft.saturates
         divides |= draft.divides
         for node in draft.nodes:
             owners.setdefault(graph.name(node), draft)
-    computed = _computed_sites(graph, owners, saturates, divides)
-    return FoundSites((*_inputs(graph, saturates), *_constants(graph, saturates), *computed), tuple(_unjudged(graph)))
+    computed = [*_computed_sites(graph, owners, saturates, divides), *accumulations]
+    position = {name: at for at, name in enumerate(graph.index.names)}
+    computed.sort(key=lambda site: (position[site.name], site.probes[0].stored))
+    eps = {item.tensor for site in computed for item in site.eps}
+    constants = (site for site in _constants(graph, saturates) if site.reads not in eps)
+    return FoundSites((*_inputs(graph, saturates), *constants, *computed), tuple(_unjudged(graph)))
 
 
 def _computed_sites(graph: SiteGraph, owners: dict[str, Draft], saturates: Saturates, divides: set[str]) -> list[Site]:
@@ -91,10 +100,12 @@ def _computed_sites(graph: SiteGraph, owners: dict[str, Draft], saturates: Satur
             owners[name] = draft
         nodes.setdefault(id(draft), []).append(name)
     outputs = {value.name for value in graph.model.graph.output}
-    sites = []
+    sites, eps = list[Site](), set[str]()
     for draft in {id(draft): draft for draft in owners.values()}.values():
         own = [graph.index.nodes[name] for name in nodes[id(draft)]]
         tensors = [str(name) for node in own for name in node.output if name and graph.is_float(name)]
+        tensors += [item.tensor for item in draft.eps if graph.is_constant(item.tensor) and item.tensor not in eps]
+        eps.update(tensors)
         probes = tuple(
             Probe("value", (name,), divides=name in divides, saturates=saturates.get(name, "no")) for name in tensors
         )
@@ -132,11 +143,11 @@ def _constants(graph: SiteGraph, saturates: Saturates) -> Iterator[Site]:
             if all(is_operator(node, "Clip") for node in readers) or _is_mask(readers, to_array(tensor).min(initial=0)):
                 kept = "both" if is_operator(readers[0], "Clip") else "below"
             probe = Probe("value", (name,), saturates=kept)
-            yield Site("constant", name, "Constant", graph.in_order(readers), name, name, probes=(probe,))
+            yield Site("constant", name, readers[0].op_type, graph.in_order(readers), name, name, probes=(probe,))
 
 
 def _is_mask(readers: list[onnx.NodeProto], lowest: float) -> bool:
-    return lowest < _NEVER_OVERFLOWS_TO and all(is_operator(node, "Where") for node in readers)
+    return lowest < _MASK and all(is_operator(node, "Where") for node in readers)
 
 
 def _unjudged(graph: SiteGraph) -> Iterator[UnjudgedNorm]:

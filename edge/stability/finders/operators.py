@@ -1,11 +1,11 @@
 """Sites of one node, by its operator and by what it reads.
 
-    exponential   Exp, Pow                           the result; inside 1 / (1 + exp(-x)) its overflow changes nothing
-    reciprocal    Reciprocal, Div by an activation   the denominator, with the root and the eps that it comes from
-    sum           ReduceSum, ReduceMean, ReduceL1, GlobalAveragePool   the sum on the way; of AveragePool the result alone
-    product       MatMul, Gemm, Conv ...             the result; of two activations the partial sums
-    residual      Add of two activations             the result
-    other         anything else                      the result
+exponential   Exp, Pow                           the result; inside 1 / (1 + exp(-x)) its overflow changes nothing
+reciprocal    Reciprocal, Div by an activation   the denominator, with the root and the eps that it comes from
+sum           ReduceSum, ReduceMean, ReduceL1, GlobalAveragePool   the sum on the way; of AveragePool the result alone
+product       MatMul, Gemm, Conv ...             the result; of two activations the partial sums
+residual      Add of two activations             the result
+other         anything else                      the result
 """
 
 from collections.abc import Iterator
@@ -64,9 +64,7 @@ def find_reciprocals(graph: SiteGraph) -> Iterator[Draft]:
         yield Draft("reciprocal", node, node.output[0], (*nodes, node), denominator, (), eps, (), divides)
 
 
-def _denominator(
-    graph: SiteGraph, tensor: str
-) -> tuple[tuple[onnx.NodeProto, ...], tuple[Eps, ...], frozenset[str]]:
+def _denominator(graph: SiteGraph, tensor: str) -> tuple[tuple[onnx.NodeProto, ...], tuple[Eps, ...], frozenset[str]]:
     """The nodes that guard or root a denominator, their eps, and the tensors among them that must not vanish."""
     inner, nodes, eps = guards(graph, tensor, "norm")
     divides = {tensor}

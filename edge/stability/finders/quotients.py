@@ -1,11 +1,11 @@
 """Divisions by the root of a sum or mean of squares, in every order of their factors and every spelling.
 
-    gain * a / n     Div(a, n), Div(gain * a, n), Mul(a, 1 / n), Mul(gain * a, 1 / n), Mul(a, gain / n); gain: constants
-    1 / n            Reciprocal(n), Pow(n, -1), Div(gain, n), Pow(s, -0.5), and such times a constant
-    n                ReduceL2(a), Sqrt(s), Pow(s, 0.5); Expand and Identity in between are skipped
-    s                ReduceSumSquare(a), ReduceSum or ReduceMean of Mul(a, a), of Pow(a, 2) or of the same of Abs(a); times a
-                     constant, as for a variance over N - 1
-    eps              Clip or Max (a clamp) or Add (added), with a constant, on n or on s
+gain * a / n     Div(a, n), Div(gain * a, n), Mul(a, 1 / n), Mul(gain * a, 1 / n), Mul(a, gain / n); gain: constants
+1 / n            Reciprocal(n), Pow(n, -1), Div(gain, n), Pow(s, -0.5), and such times a constant
+n                ReduceL2(a), Sqrt(s), Pow(s, 0.5); Expand and Identity in between are skipped
+s                ReduceSumSquare(a), ReduceSum or ReduceMean of Mul(a, a), of Pow(a, 2) or of the same of Abs(a); times a
+                 constant, as for a variance over N - 1
+eps              Clip or Max (a clamp) or Add (added), with a constant, on n or on s
 """
 
 from collections.abc import Iterator
@@ -97,9 +97,7 @@ def _numerators(graph: SiteGraph, quotient: Quotient) -> Iterator[Quotient]:
     while (scaled := _scaled(graph, numerator)) is not None:
         node, inner, gain = scaled
         numerator = graph.plain(inner)
-        quotient = replace(
-            quotient, numerator=numerator, between=(node, *quotient.between), gain=quotient.gain * gain
-        )
+        quotient = replace(quotient, numerator=numerator, between=(node, *quotient.between), gain=quotient.gain * gain)
         yield quotient
 
 

@@ -14,7 +14,6 @@ import onnx
 from edge.onnx_import.graph_edit import is_operator
 from edge.stability.finders.draft import Draft
 from edge.stability.finders.site_graph import VIEWS, SiteGraph
-from edge.stability.site import Probe
 
 _DEEPEST = 12
 """Nodes between a product and its softmax: a scale, one or two masks, and their views."""
@@ -26,9 +25,7 @@ def find_softmaxes(graph: SiteGraph) -> Iterator[Draft]:
         if not is_operator(node, "Softmax", "LogSoftmax") or not graph.is_activation(node.input[0]):
             continue
         chain, saturates = _logits(graph, node)
-        product = chain[-1] if chain and chain[-1].op_type == "MatMul" else None
-        inner = () if product is None else (Probe("partial sum", tuple(product.input), stored=False),)
-        yield Draft("softmax", node, node.output[0], (*chain, node), node.input[0], (), (), inner, frozenset(), saturates)
+        yield Draft("softmax", node, node.output[0], (*chain, node), node.input[0], saturates=saturates)
 
 
 def _logits(graph: SiteGraph, softmax: onnx.NodeProto) -> tuple[list[onnx.NodeProto], dict[str, Literal["below", "both"]]]:

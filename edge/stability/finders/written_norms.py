@@ -26,8 +26,6 @@ def xnorm_draft(graph: SiteGraph, site: XNormSite) -> Draft:
     nodes = tuple(graph.index.nodes[name] for name in site.nodes)
     reducer = graph.index.nodes[site.name]
     inner = _inner(reducer, site.argument, (site.axis,))
-    if site.factors:
-        inner = (Probe("partial sum", site.factors, stored=False), *inner)
     divides = _divisors(graph, reducer, site.eps)
     return Draft("xnorm", reducer, site.output, nodes, site.argument, (site.axis,), site.eps, inner, divides)
 
@@ -38,7 +36,12 @@ def find_written_norms(graph: SiteGraph) -> Iterator[Draft]:
         root, axes = quotient.root, graph.reduced_axes(quotient.root.reducer)
         if axes is None:
             continue
-        x, kind, nodes, inner = quotient.numerator, _kind(root.mean), list(quotient.nodes), _inner(root.reducer, root.argument, axes)
+        x, kind, nodes, inner = (
+            quotient.numerator,
+            "rms_norm" if root.mean else "l2_norm",
+            list(quotient.nodes),
+            _inner(root.reducer, root.argument, axes),
+        )
         centring = _centring(graph, quotient, axes)
         if centring is not None:
             mean, subtraction = centring
@@ -77,10 +80,6 @@ def find_variances(graph: SiteGraph) -> Iterator[Draft]:
             yield Draft("variance", node, node.output[0], known.nodes, known.argument, axes, (), inner)
 
 
-def _kind(mean: bool) -> SiteKind:  # noqa: FBT001
-    return "rms_norm" if mean else "l2_norm"
-
-
 def _centred_kind(graph: SiteGraph, axes: tuple[int, ...], x: str) -> SiteKind:
     shape = graph.shape(x)
     spatial = shape is not None and len(shape) > 3 and axes == tuple(range(2 - len(shape), 0))
@@ -102,9 +101,7 @@ def _divisors(graph: SiteGraph, reducer: onnx.NodeProto, eps: tuple[Eps, ...]) -
     return frozenset(node.output[0] for node in nodes if node.op_type != "LpNormalization")
 
 
-def _centring(
-    graph: SiteGraph, quotient: Quotient, axes: tuple[int, ...]
-) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
+def _centring(graph: SiteGraph, quotient: Quotient, axes: tuple[int, ...]) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
     """The mean and the subtraction where the numerator is x - mean(x) over the same axes."""
     subtraction = graph.computed_by(quotient.numerator, "Sub")
     mean = graph.computed_by(subtraction.input[1], "ReduceMean", "GlobalAveragePool") if subtraction is not None else None
