@@ -173,7 +173,7 @@ class _Instrumented:
     def _add_probe(self, probe: Probe, detail: _Detail) -> dict[str, str]:
         """Add the nodes that reduce the quantity of a probe; their outputs, by what they are."""
         tensor, finished = self._quantity(probe)
-        outputs = {}
+        outputs: dict[str, str] = {}
         if detail != "minimum":
             outputs |= {"largest": self._reduce("ReduceMax", tensor), "smallest": self._reduce("ReduceMin", tensor)}
             outputs["count"] = self._op("Size", [tensor])
@@ -286,8 +286,8 @@ def _first_nan(model: onnx.ModelProto, batch: NDArray[Any]) -> str:
     for at in range(0, len(names), _NAMED_AT_ONCE):
         for name, values in TappedGraph(model, names[at : at + _NAMED_AT_ONCE])(batch).items():
             if values.dtype.kind == "f" and np.isnan(values).any():
-                return name
-    return names[-1]
+                return str(name)
+    return str(names[-1])
 
 
 def _not_finite_error(tensor: str) -> DataError:

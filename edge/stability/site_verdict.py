@@ -147,7 +147,7 @@ def _risks(case: NetworkCase, fmt: FloatFormat) -> Iterator[Judgement]:
 def _floor(case: NetworkCase, probe: Probe, fmt: FloatFormat) -> float:
     """Below it a quantity loses digits: a sum of squares as the XNorms' floor has it, anything else below normal numbers."""
     squares = next((p for p in case.site.probes if p.quantity in ("square", "squared deviation")), None)
-    if probe.quantity in _SUMS_OF_SQUARES and squares in case.observed:
+    if probe.quantity in _SUMS_OF_SQUARES and squares is not None:
         terms = case.observed[squares].count // max(case.observed[probe].count, 1)
         return floor_of_sum(max(terms, 1), fmt)
     return fmt.smallest_normal

@@ -1,7 +1,7 @@
 """Every site of a network, each stored tensor in exactly one of them.
 
-Finders run from the most specific kind to the least; a tensor belongs to the first site that one of its nodes computes. Views
-of it (Reshape, Transpose ...) belong to the site that computes what they show.
+Finders run from the most specific kind to the least; a tensor belongs to the first site that one of its nodes computes. What
+passes it on, whole or in part (Reshape, Slice, Relu ...), belongs to the site that computes it: it overflows where that does.
 """
 
 from collections.abc import Iterator
@@ -46,6 +46,8 @@ _FINDERS: tuple[Finder, ...] = (
     find_others,
 )
 """After XNorms, which come first."""
+_PASSING = (*VIEWS, "Slice", "Split", "Gather", "Expand", "MaxPool", "Relu", "Neg", "Abs")
+"""Operators whose output holds numbers of their first input, up to sign, and zero."""
 _MASK = -1e4
 """A constant below it that Where selects stands for minus infinity."""
 
@@ -94,7 +96,7 @@ def _computed_sites(graph: SiteGraph, owners: dict[str, Draft], saturates: Satur
         draft = owners.get(name)
         if draft is None:
             continue
-        if draft.kind == "other" and is_operator(node, *VIEWS):
+        if draft.kind == "other" and is_operator(node, *_PASSING):
             source = graph.producer(node.input[0])
             draft = owners.get(graph.name(source), draft) if source is not None else draft
             owners[name] = draft
@@ -139,15 +141,13 @@ def _constants(graph: SiteGraph, saturates: Saturates) -> Iterator[Site]:
             node for node in graph.readers(name) if any(n == name and is_retyped(node, at) for at, n in enumerate(node.input))
         ]
         if readers:
-            kept = saturates.get(name, "no")
-            if all(is_operator(node, "Clip") for node in readers) or _is_mask(readers, to_array(tensor).min(initial=0)):
-                kept = "both" if is_operator(readers[0], "Clip") else "below"
+            kept: Literal["no", "below", "both"] = saturates.get(name, "no")
+            if all(is_operator(node, "Clip") for node in readers):
+                kept = "both"
+            elif all(is_operator(node, "Where") for node in readers) and to_array(tensor).min(initial=0) < _MASK:
+                kept = "below"
             probe = Probe("value", (name,), saturates=kept)
             yield Site("constant", name, readers[0].op_type, graph.in_order(readers), name, name, probes=(probe,))
-
-
-def _is_mask(readers: list[onnx.NodeProto], lowest: float) -> bool:
-    return lowest < _MASK and all(is_operator(node, "Where") for node in readers)
 
 
 def _unjudged(graph: SiteGraph) -> Iterator[UnjudgedNorm]:

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 import onnx
 
 from edge.stability.finders.draft import Draft
-from edge.stability.finders.norm_operators import statistics
 from edge.stability.finders.quotients import Quotient, find_quotients, guards, sum_of_squares
 from edge.stability.finders.site_graph import SiteGraph
 from edge.stability.finders.xnorm import XNormSite
@@ -36,20 +35,15 @@ def find_written_norms(graph: SiteGraph) -> Iterator[Draft]:
         root, axes = quotient.root, graph.reduced_axes(quotient.root.reducer)
         if axes is None:
             continue
-        x, kind, nodes, inner = (
-            quotient.numerator,
-            "rms_norm" if root.mean else "l2_norm",
-            list(quotient.nodes),
-            _inner(root.reducer, root.argument, axes),
-        )
+        kind: SiteKind = "rms_norm" if root.mean else "l2_norm"
+        x, nodes, inner = quotient.numerator, quotient.nodes, _inner(root.reducer, root.argument, axes)
         centring = _centring(graph, quotient, axes)
         if centring is not None:
-            mean, subtraction = centring
-            x, kind = str(subtraction.input[0]), _centred_kind(graph, axes, str(subtraction.input[0]))
-            nodes += [mean, subtraction]
-            inner = (*statistics(x, axes, centred=True)[:1], *inner)
+            x = str(centring[1].input[0])
+            kind, nodes = _centred_kind(graph, axes, x), (*centring, *nodes)
+            inner = (Probe("sum", (x,), axes, stored=False), *inner)
         divides = _divisors(graph, root.reducer, root.eps)
-        yield Draft(kind, root.reducer, quotient.node.output[0], tuple(nodes), x, axes, root.eps, inner, divides)
+        yield Draft(kind, root.reducer, quotient.node.output[0], nodes, x, axes, root.eps, inner, divides)
 
 
 def find_response_norms(graph: SiteGraph) -> Iterator[Draft]:
@@ -59,11 +53,8 @@ def find_response_norms(graph: SiteGraph) -> Iterator[Draft]:
         if axes is None:
             continue
         norm, x = str(node.output[0]), str(node.input[0])
-        nodes, eps, output = (node,), (), norm
-        ratio = _ratio_to_mean(graph, norm)
-        if ratio is not None:
-            more, eps, output = ratio
-            nodes = (node, *more)
+        more, eps, output = _ratio_to_mean(graph, norm)
+        nodes = (node, *more)
         divides = frozenset(n.output[0] for n in nodes if n.op_type in ("ReduceMean", "Add", "Max", "Clip"))
         yield Draft("response_norm", node, output, nodes, x, axes, eps, _inner(node, x, axes, divides=False), divides)
 
@@ -110,8 +101,8 @@ def _centring(graph: SiteGraph, quotient: Quotient, axes: tuple[int, ...]) -> tu
     return (mean, subtraction) if graph.reduced_axes(mean) == axes else None
 
 
-def _ratio_to_mean(graph: SiteGraph, norm: str) -> tuple[tuple[onnx.NodeProto, ...], tuple[Eps, ...], str] | None:
-    """The nodes, the eps and the result of norm / (mean(norm) + eps)."""
+def _ratio_to_mean(graph: SiteGraph, norm: str) -> tuple[tuple[onnx.NodeProto, ...], tuple[Eps, ...], str]:
+    """The nodes, the eps and the result of norm / (mean(norm) + eps); no nodes, and the norm itself, where none follows."""
     for reader in graph.readers(norm):
         if reader.op_type != "Div" or reader.input[0] != norm:
             continue
@@ -119,4 +110,4 @@ def _ratio_to_mean(graph: SiteGraph, norm: str) -> tuple[tuple[onnx.NodeProto, .
         mean = graph.computed_by(inner, "ReduceMean")
         if mean is not None and mean.input[0] == norm:
             return (mean, *nodes, reader), tuple(eps), str(reader.output[0])
-    return None
+    return (), (), norm
