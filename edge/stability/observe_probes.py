@@ -2,10 +2,10 @@
 
 Nodes that reduce are appended to a copy of the graph, so that only single numbers leave it:
 
-    all probes      the largest and the smallest number, how many there are
-    some, counted   also the smallest magnitude other than zero, zeros, and what FP16 loses: of all sums, of what something
-                    divides by, and of a tensor from the batch on in which FP16 overflows
-    the others      that smallest magnitude on the first image alone; nothing is lost where they do not overflow
+    all probes           the largest and the smallest number, how many there are
+    divisors, counted    also the smallest magnitude other than zero, zeros, and what vanishes in FP16
+    overflows, counted   the same and what overflows, from the batch on in which FP16 overflows
+    the others           that smallest magnitude on the first image alone
 
 Views share the figures of what they show. Constants are observed without a run.
 """
@@ -35,10 +35,9 @@ VANISHING = FP16.smallest_subnormal / 2
 _LARGEST = float(np.finfo(np.float32).max)
 _NAMED_AT_ONCE = 16
 _SQUARED = ("square", "squared deviation")
-_SUMS = ("sum", "sum of squares", "sum of squared deviations", "partial sum")
 
 
-_Detail = Literal["ends", "minimum", "counted"]
+_Detail = Literal["ends", "minimum", "zeros", "counted"]
 
 
 @dataclass(frozen=True)
@@ -93,11 +92,10 @@ class _Observer:
         self._probes: list[Probe] = []
         for probe in dict.fromkeys(self.sources.values()):
             if set(probe.tensors) <= index.constants.keys():
-                self.totals[probe] = _observe_array(to_array(index.constants[probe.tensors[0]]))
+                self.totals[probe] = _observe_array(to_array(index.constants[probe.tensors[0]]), probe)
             else:
                 self._probes.append(probe)
-        self._counted = {p for p in self._probes if p.divides or p.quantity in _SUMS}
-        self._graph = _Instrumented(model, {p: "counted" if p in self._counted else "ends" for p in self._probes}, threads)
+        self._graph = _Instrumented(model, {p: "zeros" if p.divides else "ends" for p in self._probes}, threads)
         self._overflowing: _Instrumented | None = None
         self._minima: dict[Probe, float] = {}
 
@@ -108,12 +106,12 @@ class _Observer:
     def add(self, batch: NDArray[Any], found: dict[Probe, Observed]) -> None:
         """Add what a batch showed; it is run again to count in the tensors that FP16 overflows."""
         if not self._minima:
-            rest: dict[Probe, _Detail] = {p: "minimum" for p in self._probes if p not in self._counted}
+            rest: dict[Probe, _Detail] = {p: "minimum" for p in self._probes if not p.divides}
             free = not self.model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value")
             first = _Instrumented(self.model, rest, self._threads)(batch[:1] if free else batch)
             self._minima = {probe: figures.minimum for probe, figures in first.items()}
         found = {p: replace(o, minimum=self._minima.get(p, o.minimum)) for p, o in found.items()}
-        overflowing = {p for p, o in found.items() if o.maximum >= OVERFLOW and p not in self._counted}
+        overflowing = {p for p, o in found.items() if o.maximum >= OVERFLOW}
         if overflowing:
             if self._overflowing is None or not overflowing <= self._overflowing.probes:
                 known = overflowing | (self._overflowing.probes if self._overflowing else set())
@@ -182,12 +180,14 @@ class _Instrumented:
             is_zero = self._op("Equal", [magnitude, self._number("zero", 0.0)])
             nonzero = self._op("Where", [is_zero, self._number("infinity", np.inf), magnitude])
             outputs["minimum"] = self._reduce("ReduceMin", nonzero)
-        if detail == "counted":
+        if detail in ("zeros", "counted"):
             root = 0.5 if probe.quantity in _SQUARED else 1.0
-            limit, least = self._number(f"limit{root}", OVERFLOW**root), self._number(f"least{root}", VANISHING**root)
             outputs["zeros"] = self._count(is_zero)
-            outputs["overflowing"] = self._count(self._op("GreaterOrEqual", [self._op("Abs", [finished]), limit]))
+            least = self._number(f"least{root}", VANISHING**root)
             outputs["lost"] = self._count(self._op("LessOrEqual", [magnitude, least]))
+        if detail == "counted":
+            limit = self._number(f"limit{root}", OVERFLOW**root)
+            outputs["overflowing"] = self._count(self._op("GreaterOrEqual", [self._op("Abs", [finished]), limit]))
         return outputs
 
     def _number(self, name: str, value: float) -> str:
@@ -245,9 +245,10 @@ def _read(figures: _Figures, numbers: Mapping[str, float]) -> Observed:
     )
 
 
-def _observe_array(values: NDArray[Any]) -> Observed:
+def _observe_array(values: NDArray[Any], probe: Probe) -> Observed:
     """A constant; infinity counts as the largest number."""
-    magnitude = np.abs(np.asarray(values, np.float64))
+    numbers = np.asarray(values, np.float64)
+    magnitude = np.maximum(numbers, 0) if probe.saturates == "below" else np.abs(numbers)
     nonzero = magnitude[magnitude > 0]
     return Observed(
         maximum=min(float(magnitude.max(initial=0)), _LARGEST),

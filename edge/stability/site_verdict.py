@@ -123,7 +123,6 @@ def _vanishing(case: NetworkCase, probe: Probe) -> float:
 
 
 def _risks(case: NetworkCase, fmt: FloatFormat) -> Iterator[Judgement]:
-    eps = {item.tensor for item in case.site.eps}
     for probe in case.held:
         seen, what = case.observed[probe], describe(probe)
         bits, rests_on = _headroom(case, probe, fmt)
@@ -138,7 +137,7 @@ def _risks(case: NetworkCase, fmt: FloatFormat) -> Iterator[Judgement]:
         elif probe.divides and (floor := _floor(case, probe, fmt)) > max(seen.minimum, _largest_eps(case, probe)):
             text = f"{what} falls to {seen.minimum:.3g}, and below {floor:.3g} it loses digits"
             yield Judgement("at risk", "observed", text)
-        if probe.tensors[0] not in eps and 0 < seen.maximum <= fmt.smallest_subnormal / 2:
+        if not case.site.eps and 0 < seen.maximum <= fmt.smallest_subnormal / 2:
             yield Judgement("at risk", "observed", f"{what} is zero in {fmt.name}: its largest number is {seen.maximum:.3g}")
     if text := _lost_eps(case, fmt):
         yield Judgement("at risk", "observed", f"{text}: a zero would give 0 / 0")
