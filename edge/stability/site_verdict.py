@@ -76,8 +76,10 @@ def judge_site(case: NetworkCase, fmt: FloatFormat) -> Judgement:
     if math.isinf(bits):
         return Judgement("stable", "certified", "nothing that 16 bits have to hold can overflow")
     text = "bits below overflow for every input" if certified else "bits left"
+    norm = any(probe.divides for probe in case.held) and case.site.kind in ("xnorm", "l2_norm", "layer_norm", "rms_norm")
+    no_eps = "; without an eps a zero gives 0 / 0, in FP32 too" if norm and not case.site.eps else ""
     digits = "" if fmt == FP16 else f", with {fmt.significant_bits} significant bits"
-    return Judgement("stable", "certified" if certified else "observed", f"{bits:.1f} {text}{digits}")
+    return Judgement("stable", "certified" if certified else "observed", f"{bits:.1f} {text}{digits}{no_eps}")
 
 
 def describe(probe: Probe) -> str:
