@@ -13,7 +13,7 @@ import onnx
 from calib.graph import to_array
 from edge.onnx_import.graph_edit import DEFAULT_DOMAINS, is_operator, subgraphs
 from edge.stability.finders.draft import Draft, Finder
-from edge.stability.finders.norm_operators import find_norm_operators
+from edge.stability.finders.norm_operators import NORM_OPERATORS, find_norm_operators, norm_axes
 from edge.stability.finders.operators import (
     find_exponentials,
     find_others,
@@ -48,6 +48,8 @@ _FINDERS: tuple[Finder, ...] = (
 """After XNorms, which come first."""
 _PASSING = (*VIEWS, "Slice", "Split", "Gather", "Expand", "MaxPool", "Relu", "Neg", "Abs")
 """Operators whose output holds numbers of their first input, up to sign, and zero."""
+_OPAQUE = ("Attention", "LSTM", "GRU", "RNN")
+_REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceL1", "ReduceL2", "ReduceSumSquare", "GlobalAveragePool")
 _MASK = -1e4
 """A constant below it that Where selects stands for minus infinity."""
 
@@ -157,5 +159,13 @@ def _unjudged(graph: SiteGraph) -> Iterator[UnjudgedNorm]:
             yield UnjudgedNorm(name, f"the body of {node.op_type} is not entered")
         elif node.domain not in DEFAULT_DOMAINS:
             yield UnjudgedNorm(name, f"{node.domain}.{node.op_type} is not an operator of the ONNX standard")
+        elif node.op_type in _OPAQUE:
+            yield UnjudgedNorm(name, f"what {node.op_type} computes inside is not observed")
         elif any(tensor and graph.type_of(tensor) is None for tensor in node.output):
             yield UnjudgedNorm(name, "the type of its result is not known")
+        elif not graph.is_activation(node.output[0]) or not graph.is_float(node.output[0]):
+            continue
+        elif node.op_type in NORM_OPERATORS and norm_axes(graph, node) is None:
+            yield UnjudgedNorm(name, "the axes that it normalises are not known")
+        elif node.op_type in _REDUCTIONS and graph.reduced_axes(node) is None:
+            yield UnjudgedNorm(name, "the axes that it sums over are not known")

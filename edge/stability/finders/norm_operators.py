@@ -19,7 +19,7 @@ from edge.stability.finders.draft import Draft
 from edge.stability.finders.site_graph import SiteGraph
 from edge.stability.site import Eps, Probe, SiteKind
 
-_KINDS: dict[str, SiteKind] = {
+NORM_OPERATORS: dict[str, SiteKind] = {
     "LayerNormalization": "layer_norm",
     "RMSNormalization": "rms_norm",
     "InstanceNormalization": "instance_norm",
@@ -31,12 +31,12 @@ _KINDS: dict[str, SiteKind] = {
 def find_norm_operators(graph: SiteGraph) -> Iterator[Draft]:
     """Every norm that is one node, with the axes that are known."""
     for node in graph.forward():
-        if not is_operator(node, *_KINDS) or (node.op_type == "LpNormalization" and int(attribute(node, "p", 2)) != 2):
+        if not is_operator(node, *NORM_OPERATORS) or (node.op_type == "LpNormalization" and int(attribute(node, "p", 2)) != 2):
             continue
-        axes = _axes(graph, node)
+        axes = norm_axes(graph, node)
         if axes is None:
             continue
-        kind, x = _KINDS[node.op_type], str(node.input[0])
+        kind, x = NORM_OPERATORS[node.op_type], str(node.input[0])
         if node.op_type == "InstanceNormalization" and graph.producer(x, "Reshape") is not None:
             kind = "group_norm"
         centred = node.op_type not in ("RMSNormalization", "LpNormalization")
@@ -62,7 +62,8 @@ def _eps(graph: SiteGraph, node: onnx.NodeProto) -> Eps:
     return Eps("added", "mean", float(attribute(node, "epsilon", 1e-5)), graph.name(node), "")
 
 
-def _axes(graph: SiteGraph, node: onnx.NodeProto) -> tuple[int, ...] | None:
+def norm_axes(graph: SiteGraph, node: onnx.NodeProto) -> tuple[int, ...] | None:
+    """The negative axes over which a norm takes its statistics; None where they are not known."""
     shape = graph.shape(node.input[0])
     rank = None if shape is None else len(shape)
     if node.op_type == "LpNormalization":

@@ -103,7 +103,9 @@ def find_residuals(graph: SiteGraph) -> Iterator[Draft]:
 
 
 def find_others(graph: SiteGraph) -> Iterator[Draft]:
-    """Every node."""
+    """Every node that computes something."""
     for node in graph.index.nodes.values():
+        if graph.is_constant(node.output[0]):
+            continue
         output = next((str(name) for name in node.output if name), "")
         yield Draft("other", node, output, (node,), node.input[0] if node.input else "")

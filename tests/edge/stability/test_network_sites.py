@@ -280,9 +280,28 @@ def test_the_graph_itself_is_left_as_it_is():
     np.testing.assert_array_equal(TappedGraph(model, ["y"])(images())["y"], expected)
 
 
-def test_what_is_not_judged_is_named():
+def with_node(*node, **attributes):
+    """y = tanh(a), and one more node that nothing reads."""
     model = graph("y = Tanh (a)")
-    model.graph.node.append(onnx.helper.make_node("Twist", ["a"], ["twisted"], name="twist", domain="com.example"))
+    model.graph.node.append(onnx.helper.make_node(*node, name="more", **attributes))
     model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
-    (place,) = find_network_sites(model).unjudged
-    assert (place.name, place.reason) == ("twist", "com.example.Twist is not an operator of the ONNX standard")
+    return model
+
+
+def test_what_is_not_judged_is_named():
+    body = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["a"], ["b"])], "body", [], [onnx.ValueInfoProto(name="b")])
+    condition = numpy_helper.from_array(np.array(True), "condition")
+    branches = with_node("If", ["condition"], ["m"], then_branch=body, else_branch=body)
+    branches.graph.initializer.append(condition)
+    computed_axes = with_node("ReduceSum", ["a", "axes"], ["m"])
+    computed_axes.graph.input.append(onnx.helper.make_tensor_value_info("axes", onnx.TensorProto.INT64, [1]))
+    reasons = {
+        "com.example.Twist is not an operator of the ONNX standard": with_node("Twist", ["a"], ["m"], domain="com.example"),
+        "the body of If is not entered": branches,
+        "the axes that it sums over are not known": computed_axes,
+        "what GRU computes inside is not observed": with_node("GRU", ["a", "w", "r"], ["m"], hidden_size=2),
+    }
+    found = {reason: find_network_sites(model).unjudged for reason, model in reasons.items()}
+    assert {reason: [(place.name, place.reason) for place in places] for reason, places in found.items()} == {
+        reason: [("more", reason)] for reason in reasons
+    }
