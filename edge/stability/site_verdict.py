@@ -25,6 +25,10 @@ from edge.stability.float_formats import FP16, FloatFormat
 from edge.stability.site import Eps, Observed, Probe, Site
 from edge.stability.verdict import LOST_SHARE, MARGIN_BITS, UNCERTIFIED_MARGIN_BITS, Judgement, floor_of_sum
 
+_WITH_INNER_TENSORS = (
+    "xnorm", "l2_norm", "layer_norm", "rms_norm", "instance_norm", "group_norm", "response_norm", "variance", "softmax",
+    "reciprocal",
+)  # fmt: skip
 _SUMS_OF_SQUARES = ("sum of squares", "sum of squared deviations")
 _IN_WORDS = {
     "square": "the square of {0}",
@@ -57,17 +61,17 @@ class NetworkCase:
 
     @property
     def held(self) -> tuple[Probe, ...]:
-        """The probes of what 16 bits have to hold."""
-        if self.island:
-            return tuple(
-                p for p in self.site.probes if p.quantity == "value" and p.tensors == (self.site.output,) and self.site.nodes
-            )
-        return tuple(p for p in self.site.probes if p.stored or self.precision == "fp16")
+        """The probes of what 16 bits have to hold: of an island what leaves it, of one around a constant nothing."""
+        if not self.island:
+            return tuple(p for p in self.site.probes if p.stored or self.precision == "fp16")
+        if self.site.kind == "constant":
+            return ()
+        inside = self.site.kind in _WITH_INNER_TENSORS
+        return tuple(p for p in self.site.probes if p.stored and (not inside or p.tensors == (self.site.output,)))
 
 
 def judge_site(case: NetworkCase, fmt: FloatFormat) -> Judgement:
     """The verdict on a site in a 16-bit format; see the module's docstring."""
-    case = _without_constants(case) if case.island and case.site.kind == "constant" else case
     if problem := next(chain(_failures(case, fmt), _risks(case, fmt)), None):
         return problem
     left = {p: _headroom(case, p, fmt) for p in case.held if p.saturates != "both"}
@@ -85,10 +89,6 @@ def judge_site(case: NetworkCase, fmt: FloatFormat) -> Judgement:
 def describe(probe: Probe) -> str:
     """A probe in words, such as "the sum of squares of x"."""
     return _IN_WORDS.get(probe.quantity, "{0}").format(*probe.tensors)
-
-
-def _without_constants(case: NetworkCase) -> NetworkCase:
-    return NetworkCase(Site("constant", case.site.name, case.site.op_type, (), "", ""), {}, {}, case.precision, case.island)
 
 
 def _headroom(case: NetworkCase, probe: Probe, fmt: FloatFormat) -> tuple[float, Literal["certified", "observed"]]:

@@ -209,6 +209,14 @@ def test_an_island_holds_only_its_result_in_16_bits():
     assert judge_site(NetworkCase(site, observed, {}, island=True), FP16).verdict == "stable"
 
 
+def test_an_island_around_a_large_constant_reads_it_in_fp32():
+    model = graph(GRAPHS["constant"][-1], 2.0**17)
+    (site,) = (site for site in find_network_sites(model).sites if site.name == "scale")
+    observed, _ = observe_probes(model, site.probes, [images()])
+    verdicts = [judge_site(NetworkCase(site, observed, {}, island=island), FP16).verdict for island in (False, True)]
+    assert (site.nodes, verdicts) == (("a",), ["unstable", "stable"])
+
+
 def largest_partial(terms, axis):
     return (np.abs(terms).sum(axis) + np.abs(terms.sum(axis))) / 2
 
