@@ -131,7 +131,7 @@ class _Typing:
         for node, kind in zip(list(self.graph.node), self._kinds, strict=True):
             scale_input = 1 if node.op_type in ("QuantizeLinear", "DequantizeLinear") else None
             for i, name in enumerate(node.input):
-                if name in self.is_float and _is_retyped(node, i):
+                if name in self.is_float and is_retyped(node, i):
                     node.input[i] = self._tensor_as(name, kind, nodes, is_scale=i == scale_input)
             _retype_attributes(node, kind, self.counts)
             nodes.append(node)
@@ -190,7 +190,7 @@ def _supports_fp16(node: onnx.NodeProto) -> bool:
     return any("tensor(float16)" in c.allowed_type_strs for c in schema.type_constraints)
 
 
-def _is_retyped(node: onnx.NodeProto, position: int) -> bool:
+def is_retyped(node: onnx.NodeProto, position: int) -> bool:
     """Whether the standard allows other types for an input; Resize's `scales`, for example, is always FLOAT."""
     schema = _schema(node)
     if schema is None:

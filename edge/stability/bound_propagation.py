@@ -46,7 +46,7 @@ class TensorBound:
 def propagate_bounds(model: onnx.ModelProto, sites: tuple[XNormSite, ...]) -> Mapping[str, TensorBound]:
     """Tensor -> bound, for everything that follows from the sites' outputs alone."""
     index, types = index_graph(model), infer_types(model)
-    bounds = {site.output: TensorBound(np.ones(1), site.axis, (site.name,)) for site in sites}
+    bounds = {site.output: TensorBound(np.full(1, site.gain), site.axis, (site.name,)) for site in sites}
     for node in model.graph.node:
         inputs = [bounds.get(name) for name in node.input]
         if node.output[0] in bounds or not any(inputs):

@@ -29,8 +29,9 @@ SiteKind = Literal[
 Quantity = Literal[
     "value", "square", "sum", "sum of squares", "deviation", "squared deviation", "sum of squared deviations", "partial sum"
 ]  # fmt: skip
-"""What is taken of a tensor x, over some axes: x, x^2, sum |x|, sum x^2, x - mean, its square, their sum, or of two tensors
-the sum of |a b| that a product adds up."""
+"""What is taken of a tensor x, over some axes: x, x^2, its sum, sum x^2, x - mean, its square, their sum, or of two tensors
+what their matrix product adds up. Of a sum and a product it is the largest partial sum, whatever the order of summation:
+(sum |x| + |sum x|) / 2."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Probe:
         stored: whether a tensor of the graph holds it, in the network's type; otherwise it exists inside an operator only, in
             the type in which the target computes that operator (`edge.stability.target_precisions`).
         divides: whether what follows divides by it, or by its root, so that it must not vanish either.
+        saturates: which infinities change nothing: those "below" zero, as of a mask before a softmax or what Exp reads, or
+            "both", as inside 1 / (1 + exp(-x)).
     """
 
     quantity: Quantity
@@ -51,6 +54,7 @@ class Probe:
     axes: tuple[int, ...] = ()
     stored: bool = True
     divides: bool = False
+    saturates: Literal["no", "below", "both"] = "no"
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Observed:
         minimum: smallest magnitude other than zero; inf where there is none.
         count: how many numbers.
         zeros: how many are exactly zero.
-        overflowing: how many FP16 rounds to infinity.
+        overflowing: how many FP16 rounds to infinity; of a sum and a partial sum, how many finished sums.
         vanishing: how many are not zero and FP16 rounds to zero.
     """
 
@@ -105,7 +109,7 @@ class Site:
     Attributes:
         kind: see the module's docstring.
         name: the node that it is known by, unique together with the kind.
-        op_type: operator of that node.
+        op_type: operator of that node; of a constant that of its first reader, of an input "Input".
         nodes: names of the nodes that compute in FP32 where the site is an FP32 island, in graph order.
         reads: the tensor that it reads (of a product the first); for a constant its name.
         output: the tensor that it computes.

@@ -8,7 +8,7 @@ A site computes a -> sum a^2 -> norm -> a / norm in a 16-bit format, sums includ
                the format cannot hold (0 / 0)
     at risk    fewer vectors are lost; or a certified maximum comes within MARGIN_BITS of the largest number (where nothing is
                certified: an observed one within UNCERTIFIED_MARGIN_BITS); or an observed sum falls below the floor; or the
-               eps vanishes in the format
+               eps vanishes in the format (where there is none, FP32 divides zero by zero alike)
     stable     otherwise
 
 The floor: every a_i^2 below the smallest normal number is rounded to a multiple of the smallest subnormal s, an error of at
@@ -103,9 +103,10 @@ def judge(case: SiteCase, fmt: FloatFormat) -> Judgement:
     if problem := next(chain(_failures(case, fmt), _risks(case, fmt)), None):
         return problem
     left = fmt.headroom_bits(max(expected for _observed, expected in _maxima(case).values()))
+    no_eps = "" if case.site.eps else "; without an eps a zero vector gives 0 / 0, in FP32 too"
     if case.certified is None:
-        return Judgement("stable", "observed", f"{left:.1f} bits left")
-    return Judgement("stable", "certified", f"{left:.1f} bits below overflow for every input")
+        return Judgement("stable", "observed", f"{left:.1f} bits left{no_eps}")
+    return Judgement("stable", "certified", f"{left:.1f} bits below overflow for every input{no_eps}")
 
 
 def _maxima(case: SiteCase) -> dict[str, tuple[float, float]]:
@@ -151,7 +152,7 @@ def _risks(case: SiteCase, fmt: FloatFormat) -> Iterator[Judgement]:
         if lowest < floor:
             text = f"sum a^2 falls to {lowest:.3g}, and below {floor:.3g} its squares lose digits"
             yield Judgement("at risk", "observed", text)
-        if eps := _lost_eps(case.site, fmt):
+        if case.site.eps and (eps := _lost_eps(case.site, fmt)):
             yield Judgement("at risk", "observed", f"{eps}: a zero vector would give 0 / 0")
 
 

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from edge.stability.finders.xnorm import find_norms, find_sites
 
 EPS = np.float32(1e-4)
+GAIN = np.array([0.5, -3.0, 1.0, 2.0, 0.25], np.float32)
 
 
 class Pattern:
@@ -22,7 +23,15 @@ class Pattern:
 
     def __init__(self, opset, axis=-1):
         self.opset, self.axis, self.nodes = opset, axis, []
-        self.constants = {"eps": EPS, "two": np.float32(2), "axes": np.array([axis], np.int64), "shape": np.array([2, 3, 5])}
+        self.constants = {
+            "half": np.float32(0.5),
+            "minus_half": np.float32(-0.5),
+            "gain": GAIN,
+            "eps": EPS,
+            "two": np.float32(2),
+            "axes": np.array([axis], np.int64),
+            "shape": np.array([2, 3, 5]),
+        }
 
     def node(self, op, inputs, output, **attributes):
         self.nodes.append(h.make_node(op, inputs, [output], name=output, **attributes))
@@ -102,6 +111,67 @@ def normalised(x, axis, eps):
     if eps == ("clamp", "norm"):
         n = np.maximum(n, value)
     return x / n
+
+
+def squares(p):
+    return p.reduce("ReduceSum", p.node("Mul", ["x", "x"], "squared"), "norm")
+
+
+def gain_times_vector_by_norm(p):
+    p.node("Div", [p.node("Mul", ["gain", "x"], "scaled"), p.reduce("ReduceL2", "x", "norm")], "y")
+
+
+def gain_times_vector_times_inverse(p):
+    inverse = p.node("Pow", [squares(p), "minus_half"], "inverse")
+    p.node("Mul", [inverse, p.node("Mul", ["x", "gain"], "scaled")], "y")
+
+
+def vector_times_gain_by_norm(p):
+    p.node("Mul", ["x", p.node("Div", ["gain", p.reduce("ReduceL2", "x", "norm")], "ratio")], "y")
+
+
+def vector_times_inverse_times_gain(p):
+    inverse = p.node("Reciprocal", [p.node("Pow", [squares(p), "half"], "root")], "inverse")
+    p.node("Mul", [p.node("Mul", [inverse, "gain"], "ratio"), "x"], "y")
+
+
+GAIN_FIRST = [
+    gain_times_vector_by_norm,
+    gain_times_vector_times_inverse,
+    vector_times_gain_by_norm,
+    vector_times_inverse_times_gain,
+]
+
+
+@pytest.mark.parametrize("build", GAIN_FIRST)
+@for_all(axis=[-1, 1], opset=[13, 20])
+def test_a_gain_before_the_division_belongs_to_the_norm(build, opset, axis):
+    """gain * a / ||a||, as the paper writes it, in every order of its factors."""
+    pattern = Pattern(opset, axis)
+    build(pattern)
+    model = pattern.model()
+    (site,) = find_sites(model, expected=1)
+    assert (site.name, site.argument, site.output, site.gain, site.eps) == ("norm", "x", "y", 3.0, ())
+    assert site.nodes == tuple(node.name for node in pattern.nodes)
+    x = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
+    (y,) = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    np.testing.assert_allclose(y, GAIN * normalised(x, axis, None), rtol=1e-5)
+
+
+def test_a_gain_after_the_division_does_not():
+    pattern = Pattern(20)
+    pattern.node("Mul", [pattern.node("Div", ["x", pattern.reduce("ReduceL2", "x", "norm")], "unit"), "gain"], "y")
+    (site,) = find_sites(pattern.model())
+    assert (site.output, site.gain) == ("unit", 1.0)
+
+
+def test_squares_of_magnitudes_are_squares():
+    """As torch writes `vector_norm`."""
+    pattern = Pattern(20)
+    squared = pattern.node("Pow", [pattern.node("Abs", ["x"], "magnitude"), "two"], "squared")
+    pattern.node("Div", ["x", pattern.node("Pow", [pattern.reduce("ReduceSum", squared, "norm"), "half"], "root")], "y")
+    (site,) = find_sites(pattern.model())
+    assert (site.argument, site.nodes) == ("x", ("magnitude", "squared", "norm", "root", "y"))
 
 
 @pytest.mark.parametrize("name", PATTERNS)
