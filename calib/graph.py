@@ -188,7 +188,7 @@ def infer_types(model: onnx.ModelProto, batch: int | None = None) -> dict[str, T
     """
     light = _without_large_constants(model)
     if batch is not None:
-        _fix_batch(light.graph, batch)
+        fix_batch(light.graph, batch)
     try:
         graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, RuntimeError) as error:
@@ -217,7 +217,8 @@ def _without_large_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.ModelProto(ir_version=version, opset_import=model.opset_import, functions=model.functions, graph=graph)
 
 
-def _fix_batch(graph: onnx.GraphProto, batch: int) -> None:
+def fix_batch(graph: onnx.GraphProto, batch: int) -> None:
+    """Replace the symbolic first dimension of the graph's inputs, wherever that symbol occurs, by a number."""
     symbols = set()
     for value in graph.input:
         dims = value.type.tensor_type.shape.dim
