@@ -51,12 +51,9 @@ class Agreement:
 
     def __str__(self) -> str:
         lost = f", {self.not_finite} with NaN or infinity" if self.not_finite else ""
-        alike = (
-            f"{self.images} images"
-            if self.agreement is None
-            else f"{self.agreement:.2%} of {self.images} images answered alike"
-        )
-        return f"{alike}{lost}, SQNR of the {'outputs' if self.agreement is None else 'logits'} {self.sqnr_db:.1f} dB"
+        if self.agreement is None:
+            return f"{self.images} images{lost}, SQNR of the outputs {self.sqnr_db:.1f} dB"
+        return f"{self.agreement:.2%} of {self.images} images answered alike{lost}, SQNR of the logits {self.sqnr_db:.1f} dB"
 
 
 def kept_nodes(model: onnx.ModelProto, certificate: XNormCertificate) -> frozenset[str]:
@@ -108,10 +105,8 @@ def compare_logits(expected: Float32, logits: Float32) -> Agreement:
 
 def compare_outputs(expected: Sequence[Tensors], actual: Sequence[Tensors]) -> Agreement:
     """Agreement of the outputs of images, one mapping of name -> array per image."""
-    finite = [
-        all(_is_finite(image[name], other[name]) for name in image) for image, other in zip(expected, actual, strict=True)
-    ]
-    kept = [pair for pair, whole in zip(zip(expected, actual, strict=True), finite, strict=True) if whole]
+    pairs = list(zip(expected, actual, strict=True))
+    kept = [(image, other) for image, other in pairs if all(_is_finite(image[name], other[name]) for name in image)]
     ratios = {name: _sqnr_db([(image[name], other[name]) for image, other in kept]) for name in expected[0]}
     worst = min(ratios, key=ratios.__getitem__)
     agreement = None
