@@ -186,7 +186,7 @@ def infer_types(model: onnx.ModelProto, batch: int | None = None) -> dict[str, T
     Tensors after an operator unknown to ONNX are absent. Raises GraphError when inference fails on the whole graph, and for a
     tensor of more values than a machine can hold.
     """
-    light = _without_large_constants(model)
+    light = without_large_constants(model)
     if batch is not None:
         fix_batch(light.graph, batch)
     try:
@@ -202,7 +202,8 @@ def infer_types(model: onnx.ModelProto, batch: int | None = None) -> dict[str, T
     return types
 
 
-def _without_large_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_large_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose large initializers are inputs: shape inference of it needs a fraction of the memory and time."""
     source = model.graph
     graph = onnx.GraphProto(
         name=source.name, node=source.node, input=source.input, output=source.output, value_info=source.value_info

@@ -78,24 +78,30 @@ def image_count(model: onnx.ModelProto, available: int) -> int:
     return max(1, min(available, IMAGES, int(MAC_BUDGET / max(macs, 1))))
 
 
+def fp32_outputs(model: onnx.ModelProto, images: Float32) -> list[Tensors]:
+    """The outputs of a network in FP32 on images (B, ...), one mapping of name -> array per image."""
+    return _outputs(model, model, images)
+
+
 def emulated_agreement(
-    reference: onnx.ModelProto,
+    reference: onnx.ModelProto | Sequence[Tensors],
     model: onnx.ModelProto,
     images: Float32,
     *,
     keep_fp32: frozenset[str] = frozenset(),
     precisions: OperatorPrecisions | None = None,
 ) -> Agreement:
-    """Compare `model` in emulated FP16 with `reference` in FP32 on images (B, ...), output by output.
+    """Compare `model` in emulated FP16 with FP32 on images (B, ...), output by output.
+
+    Args:
+        reference: the network in FP32, or what `fp32_outputs` gave for it.
+        keep_fp32, precisions: as for `fp16_graph`.
 
     Raises InputError for a network that cannot be converted to FP16, or emulated.
     """
-    at_once = _images_at_once(model, len(images))
-    outputs = _float_outputs(reference)
-    emulated = fp16_graph(_of_batch(model, at_once), keep_fp32, precisions)
-    sides = (TappedGraph(graph, outputs, threads=0) for graph in (reference, emulated))
-    expected, actual = (list(_rows(side, images, at_once)) for side in sides)
-    return compare_outputs(expected, actual)
+    expected = fp32_outputs(reference, images) if isinstance(reference, onnx.ModelProto) else reference
+    pinned = _of_batch(model, _images_at_once(model, len(images)))
+    return compare_outputs(expected, _outputs(model, fp16_graph(pinned, keep_fp32, precisions), images))
 
 
 def compare_logits(expected: Float32, logits: Float32) -> Agreement:
@@ -194,9 +200,9 @@ def _images_at_once(model: onnx.ModelProto, count: int) -> int:
 
 
 def _batch(model: onnx.ModelProto) -> int | None:
-    (source,) = index_graph(model).inputs
-    value = next(value for value in model.graph.input if value.name == source)
-    dimension = value.type.tensor_type.shape.dim[0]
+    constants = {tensor.name for tensor in model.graph.initializer}
+    source = next(value for value in model.graph.input if value.name not in constants)
+    dimension = source.type.tensor_type.shape.dim[0]
     return dimension.dim_value if dimension.HasField("dim_value") else None
 
 
@@ -216,9 +222,16 @@ def _float_outputs(model: onnx.ModelProto) -> tuple[str, ...]:
     return floats or tuple(value.name for value in outputs)
 
 
-def _rows(graph: TappedGraph, images: Float32, at_once: int) -> Iterator[Tensors]:
-    """The outputs of image after image; of an output without an axis for images, of all images of a run together."""
+def _outputs(model: onnx.ModelProto, graph: onnx.ModelProto, images: Float32) -> list[Tensors]:
+    """What `graph`, the network itself or as it is emulated, gives for image after image.
+
+    Of an output without an axis for images, every image gets that of all images of a run.
+    """
+    run, at_once = TappedGraph(graph, _float_outputs(model), threads=0), _images_at_once(model, len(images))
+    rows: list[Tensors] = []
     for start in range(0, len(images), at_once):
-        outputs = graph(images[start : start + at_once])
-        for i in range(at_once):
-            yield {name: values[i] if len(values) == at_once else values for name, values in outputs.items()}
+        outputs = run(images[start : start + at_once])
+        rows += [
+            {name: values[i] if len(values) == at_once else values for name, values in outputs.items()} for i in range(at_once)
+        ]
+    return rows
