@@ -11,8 +11,8 @@ is computed in FP32 and its result rounded to FP16 by a pair of Casts, written r
                         accumulate="fp16": 16 products at a time are added to an accumulator that is rounded after each step, as
                         in tensor cores with FP16 accumulators
     statistics          of reductions, norms and Softmax: rounded at every step (`engines.fp16_statistics`) as far as the target
-                        computes them in FP16. Without a table of a target: those of ReduceL2, ReduceSum and ReduceSumSquare
-                        with accumulate="fp16", all others in FP32
+                        computes them in FP16. Where no table tells: those of ReduceL2, ReduceSum and ReduceSumSquare with
+                        accumulate="fp16", all others in FP32
     LayerNormalization, RMSNormalization
                         statistics in FP32 (their stash_type), result r(.)
     pooling windows, CumSum, recurrent operators
@@ -53,7 +53,7 @@ _HALF_BY_DEFAULT = frozenset({"ReduceL2", "ReduceSum", "ReduceSumSquare"})
 
 
 class OperatorPrecisions(Protocol):
-    """What a target computes inside an FP16 operator, "fp32" or another answer; see `edge.stability.target_precisions`."""
+    """What a target computes inside an FP16 operator: "fp32", "fp16" or "not told"; see `edge.stability.target_precisions`."""
 
     def elements(self, op_type: str, /) -> str:
         """Type of what an operator adds up."""
@@ -70,7 +70,7 @@ def emulated_graph(
     Args:
         typed: output of `engines.typed_graph.type_graph`; not modified.
         accumulate: accumulator type of reductions and of products of two activations; "fp32" computes every sum in FP32.
-        precisions: what the target computes in FP32 inside an operator. FP16 is assumed for what it does not tell.
+        precisions: what the target computes inside an operator, as far as that is told.
 
     Raises GraphError if the axes of a reduction are not constant, or the length of an axis summed in FP16 is not fixed in the
     graph.
@@ -117,9 +117,11 @@ class _Emulation:
         operator = node.op_type
         if self.accumulate == "fp32" or (operator not in WRITTEN_OUT and operator not in REDUCTIONS):
             return Inside(half_elements=False, half_sums=False)
+        untold = operator in _HALF_BY_DEFAULT
         if self.precisions is None:
-            return Inside(operator in _HALF_BY_DEFAULT, operator in _HALF_BY_DEFAULT)
-        return Inside(self.precisions.elements(operator) != "fp32", self.precisions.sums(operator) != "fp32")
+            return Inside(untold, untold)
+        told = {"fp16": True, "fp32": False}
+        return Inside(told.get(self.precisions.elements(operator), untold), told.get(self.precisions.sums(operator), untold))
 
     def _has_half_accumulator(self, node: onnx.NodeProto) -> bool:
         told = self.precisions is not None and self.precisions.sums(node.op_type) == "fp32"

@@ -22,7 +22,7 @@ class Told:
 
     def elements(self, operator):
         self.asked.add(operator)
-        return "fp32" if operator in self.wide_elements else "not told"
+        return "fp32" if operator in self.wide_elements else "fp16"
 
     def sums(self, operator):
         return "fp32" if operator in self.wide_sums else "fp16"
@@ -181,6 +181,25 @@ def test_a_free_axis_is_summed_only_in_fp32():
         emulate(model, images(7, batch=2))
     wide = Told(frozenset({"ReduceMean"}), frozenset({"ReduceMean"}))
     assert np.isfinite(emulate(model, images(7, batch=2), wide)).all()
+
+
+class Silent:
+    """A target that tells nothing."""
+
+    def elements(self, _operator):
+        return "not told"
+
+    sums = elements
+
+
+@pytest.mark.parametrize("operator", EXPECTED)
+def test_what_is_not_told_is_as_without_a_table(operator):
+    model, x = one_operator(operator), half(images(6, 5, 7, batch=2) * 3)
+    narrow = operator in ("ReduceL2", "ReduceSum", "ReduceSumSquare")
+    assert same(
+        emulate(model, x, Silent()), emulate(model, x, ALL_HALF if narrow else None, accumulate="fp16" if narrow else "fp32")
+    )
+    assert same(emulate(model, x, Silent()), emulate(model, x, None))
 
 
 def test_products_follow_the_table_too():
