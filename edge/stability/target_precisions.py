@@ -7,7 +7,7 @@ A strongly typed graph sets the type of every tensor, not the type of what exist
 
 A LayerNormalization, for example, squares and adds in FP32 on TensorRT-RTX; a ReduceSumSquare squares in FP16, where 256^2
 overflows already, and adds in FP32. The table is measured where plans can be read, documented elsewhere; an operator that it
-does not have is "not told", and whoever judges assumes FP16. `scripts/bench/target_precisions.py` writes it.
+does not have is "not told", and a verdict assumes FP16. `scripts/bench/target_precisions.py` writes it.
 """
 
 import functools
