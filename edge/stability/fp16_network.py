@@ -56,6 +56,21 @@ class Agreement:
         return f"{self.agreement:.2%} of {self.images} images answered alike{lost}, SQNR of the logits {self.sqnr_db:.1f} dB"
 
 
+@dataclass(frozen=True)
+class Departure:
+    """Where a network in FP16 departs from FP32.
+
+    Attributes:
+        tensor: the first tensor that overflows on the way to the lost one; that one itself if none does.
+        lost: the first tensor with NaN where FP32 has a number, or with an SQNR below DEPARTED_DB.
+        sqnr_db: of the lost tensor.
+    """
+
+    tensor: str
+    lost: str
+    sqnr_db: float
+
+
 def kept_nodes(model: onnx.ModelProto, certificate: XNormCertificate) -> frozenset[str]:
     """Names of the nodes that a build with this certificate computes in FP32: its islands, and every K^T V."""
     return fp32_nodes(model, find_sites(model), certificate.island_names)
@@ -144,12 +159,10 @@ def first_departure(
     *,
     keep_fp32: frozenset[str] = frozenset(),
     precisions: OperatorPrecisions | None = None,
-) -> tuple[str, float] | None:
-    """The first tensor, in graph order, that the network in emulated FP16 has lost, and its SQNR: for a diagnosis.
+) -> Departure | None:
+    """The first tensor, in graph order, that the network in emulated FP16 has lost, for a diagnosis; None if none is lost.
 
-    Lost is a tensor with NaN where FP32 has a number, or with an SQNR below DEPARTED_DB; numbers beyond FP16's range and
-    infinities count as its largest one, so that a mask of -1e38 is not lost. Where what it is computed from overflows, that is
-    named, up to the first tensor that does. None if there is no such tensor.
+    Numbers beyond FP16's range and infinities count as its largest one, so that a mask of -1e38 is not lost.
     """
     few = images[: _images_at_once(model, min(len(images), 2))]
     pinned = _of_batch(model, len(few))
@@ -164,7 +177,7 @@ def first_departure(
             held = [np.clip(side[name], -FP16.largest, FP16.largest) for side in (expected, actual)]
             ratio = _sqnr_db([(held[0], held[1])])
             if ratio < DEPARTED_DB:
-                return _first_overflow(index, name, overflowing), ratio
+                return Departure(_first_overflow(index, name, overflowing), name, ratio)
     return None
 
 

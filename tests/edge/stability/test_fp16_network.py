@@ -164,9 +164,9 @@ def test_what_the_target_widens_is_not_lost(run, photos):
 
 def test_the_first_lost_tensor_is_named(run, photos):
     found = first_departure(run.model, photos)
-    assert (found[0] if found else "") == run.network.lost
+    assert (found.tensor if found else "") == run.network.lost
     found = first_departure(run.model, photos, precisions=target_precisions("rtx"))
-    assert (found[0] if found else "") == run.network.lost_on_rtx
+    assert (found.tensor if found else "") == run.network.lost_on_rtx
 
 
 def test_nodes_kept_in_fp32_lose_nothing(photos):
