@@ -186,9 +186,9 @@ def infer_types(model: onnx.ModelProto, batch: int | None = None) -> dict[str, T
     Tensors after an operator unknown to ONNX are absent. Raises GraphError when inference fails on the whole graph, and for a
     tensor of more values than a machine can hold.
     """
-    light = _without_large_constants(model)
+    light = without_large_constants(model)
     if batch is not None:
-        _fix_batch(light.graph, batch)
+        fix_batch(light.graph, batch)
     try:
         graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, RuntimeError) as error:
@@ -202,7 +202,8 @@ def infer_types(model: onnx.ModelProto, batch: int | None = None) -> dict[str, T
     return types
 
 
-def _without_large_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_large_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose large initializers are inputs: shape inference of it needs a fraction of the memory and time."""
     source = model.graph
     graph = onnx.GraphProto(
         name=source.name, node=source.node, input=source.input, output=source.output, value_info=source.value_info
@@ -217,7 +218,8 @@ def _without_large_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.ModelProto(ir_version=version, opset_import=model.opset_import, functions=model.functions, graph=graph)
 
 
-def _fix_batch(graph: onnx.GraphProto, batch: int) -> None:
+def fix_batch(graph: onnx.GraphProto, batch: int) -> None:
+    """Replace the symbolic first dimension of the graph's inputs, wherever that symbol occurs, by a number."""
     symbols = set()
     for value in graph.input:
         dims = value.type.tensor_type.shape.dim

@@ -24,7 +24,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from calib.errors import GraphError, UsageError
-from calib.graph import index_graph, opset_version
+from calib.graph import index_graph, opset_version, without_large_constants
 from engines.fp16 import round_scale, round_weights
 
 _FLOAT, _HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
@@ -46,23 +46,31 @@ def type_graph(model: onnx.ModelProto, *, keep_fp32: frozenset[str] = frozenset(
     """
     _check(model, keep_fp32)
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+        inferred = _infer_shapes(model)
     except onnx.shape_inference.InferenceError as error:
         raise GraphError("the types of the graph cannot be inferred", found=" ".join(str(error).split())[:500]) from error
     typed = onnx.ModelProto()
     typed.CopyFrom(model)
     _lower_clips_to_max(typed.graph)
-    graph = _Typing(typed, _float_tensors(inferred.graph), keep_fp32)
+    graph = _Typing(typed, _float_tensors(inferred), keep_fp32)
     graph.rewrite()
     for name, count in graph.counts.items():
         typed.metadata_props.add(key=f"ufovit.typed.{name}", value=str(count))
     del typed.graph.value_info[:]
     try:
-        typed = onnx.shape_inference.infer_shapes(typed, check_type=True, strict_mode=True)
+        shapes = _infer_shapes(typed)
+        del typed.graph.output[:]
+        typed.graph.output.extend(shapes.output)
+        typed.graph.value_info.extend(shapes.value_info)
         onnx.checker.check_model(typed)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         raise GraphError("the graph cannot be typed consistently in FP16", found=error) from error
     return typed
+
+
+def _infer_shapes(model: onnx.ModelProto) -> onnx.GraphProto:
+    light = without_large_constants(model)
+    return onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True).graph
 
 
 def _check(model: onnx.ModelProto, keep_fp32: frozenset[str]) -> None:

@@ -129,10 +129,11 @@ def _write(options: CertifyOptions, done: Certification, progress: TerminalProgr
 
 def _emulated(reference: ModelProto, graph: ModelProto, certificate: XNormCertificate | None, images: Any) -> str:
     """FP16 compared with FP32 as a sentence; for a graph that cannot be converted to FP16, the reason."""
-    from edge.stability.fp16_network import emulated_agreement
+    from edge.stability.fp16_network import emulated_agreement, kept_nodes
 
     try:
-        return str(emulated_agreement(reference, graph, certificate, images))
+        kept = kept_nodes(graph, certificate) if certificate else frozenset()
+        return str(emulated_agreement(reference, graph, images, keep_fp32=kept))
     except InputError as error:
         return " ".join(str(error).split())
 

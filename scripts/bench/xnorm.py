@@ -38,7 +38,7 @@ from edge.model.sizes import SIZES, config
 from edge.model.ufo_vit import UfoVit
 from edge.stability.certify import CertifyConfig, certify_graph, image_budget
 from edge.stability.finders.xnorm import find_sites
-from edge.stability.fp16_network import Agreement, compare_logits, fp16_graph
+from edge.stability.fp16_network import Agreement, compare_logits, fp16_graph, kept_nodes
 
 BATCH = 50
 CHECKED = 64
@@ -175,7 +175,7 @@ def judge(model: onnx.ModelProto, right: onnx.ModelProto, size: int, count: int)
     if certificate.verdict == "unstable":
         yield "refused"
         return
-    yield try_fp16(lambda: fp16_graph(done.model, certificate), images, reference, labels)
+    yield try_fp16(lambda: fp16_graph(done.model, kept_nodes(done.model, certificate)), images, reference, labels)
 
 
 def try_fp16(
@@ -201,11 +201,11 @@ def scales(count: int) -> None:
     for exponent in (0, 8, 12):
         model = planted(graph, (scale("k", 2.0**exponent),))
         done = certify_graph(model, calibration_batches(TRAINED_AT, 512), data_sha256="")
-        certificate = done.certificate
+        certificate, kept = done.certificate, kept_nodes(done.model, done.certificate)
         reference, folded = run(model, images), run(done.model, images)
         shown = [
             accuracy(side, labels)
-            for side in (reference, run(fp16_graph(model), images), run(fp16_graph(done.model, certificate), images))
+            for side in (reference, run(fp16_graph(model), images), run(fp16_graph(done.model, kept), images))
         ]
         used = sorted({site.fold_exponent for site in certificate.sites if site.operand == "kv"})
         same = "bit-identical" if np.array_equal(reference.view(np.uint32), folded.view(np.uint32)) else "DIFFERENT"

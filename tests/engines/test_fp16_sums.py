@@ -132,15 +132,11 @@ def test_a_reduction_in_an_island_stays_one_node():
     assert not same(result, half(result))
 
 
-@pytest.mark.parametrize("axes", ["absent", "computed"])
-def test_a_reduction_without_fixed_axes_is_refused(axes):
+def test_a_reduction_without_fixed_axes_is_refused():
     """Without a sum, the output would have the wrong shape, or the right one by chance."""
     g = Graph(4)
-    inputs = ["image"]
-    if axes == "computed":
-        inputs.append(g.node("Cast", [g.store("where", SINGLE([-1]))], "axes", to=TensorProto.INT64))
-    out = g.node("ReduceL2", inputs, "reduce", keepdims=1)
-    typed = type_graph(g.model(out, "width"))
+    axes = g.node("Cast", [g.store("where", SINGLE([-1]))], "axes", to=TensorProto.INT64)
+    typed = type_graph(g.model(g.node("ReduceL2", ["image", axes], "reduce", keepdims=1), "width"))
     with pytest.raises(GraphError, match=r"axes[\s\S]*reduce"):
         emulated_graph(typed)
     emulated_graph(typed, accumulate="fp32")

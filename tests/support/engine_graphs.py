@@ -12,8 +12,9 @@ OPSET = 20
 class Graph:
     """Nodes and weights in the order in which they are added; every call returns the name of the tensor it makes."""
 
-    def __init__(self, *shape: int, seed: int = 0) -> None:
+    def __init__(self, *shape: int, seed: int = 0, opset: int = OPSET) -> None:
         self.shape = shape
+        self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, np.ndarray] = {}
         self.random = np.random.default_rng(seed)
@@ -59,7 +60,7 @@ class Graph:
             [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", *shape])],
             [numpy_helper.from_array(value, name) for name, value in self.weights.items()],
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=10)
         onnx.checker.check_model(model, full_check=True)
         return model
 

@@ -32,6 +32,11 @@ def emulate(model, x, *, keep=frozenset(), accumulate="fp16", session=by_tapped_
     return session(emulated_graph(type_graph(model, keep_fp32=keep), accumulate=accumulate), x)
 
 
+def run_float(model, x):
+    """The output of a graph in FP32."""
+    return by_tapped_graph(model, x)
+
+
 def half(values):
     """r(.): FP32 values rounded to FP16."""
     with np.errstate(all="ignore"):

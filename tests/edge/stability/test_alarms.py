@@ -9,7 +9,7 @@ import pytest
 from onnx import numpy_helper
 
 from edge.stability.certify import CertifyConfig, certify_graph
-from edge.stability.fp16_network import compare_logits, emulated_agreement
+from edge.stability.fp16_network import compare_logits, emulated_agreement, kept_nodes
 
 pytestmark = pytest.mark.slow
 
@@ -35,8 +35,9 @@ def outcomes(tiny_graph, tiny_images):
         for exponent in EXPONENTS:
             model = scaled(tiny_graph, layer, exponent)
             done = certify_graph(model, [tiny_images], data_sha256="", config=CertifyConfig(("fp16",)))
-            before = emulated_agreement(model, model, None, tiny_images)
-            after = emulated_agreement(model, done.model, done.certificate, tiny_images)
+            before = emulated_agreement(model, model, tiny_images)
+            kept = kept_nodes(done.model, done.certificate)
+            after = emulated_agreement(model, done.model, tiny_images, keep_fp32=kept)
             found[layer, exponent] = (done.certificate.verdict_before, done.certificate.verdict, before, after)
     return found
 
