@@ -8,9 +8,9 @@ so that q and K^T V have the bounds of `edge.stability.bounds.affine_ball`, with
 tokens in the same order, a product of their bounds replaces the forms. For sums along the other axis k and v are exchanged.
 
 (That u also sums to zero is not used: rounding can break it when the spread of a token is tiny beside its mean.) Every bound is
-widened by SLACK per term of the longest sum, more than FP32 arithmetic can add to it (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1); so is c, by the
-magnitudes of its terms, since they may cancel. ||u|| <= sqrt(C) does not hold in arithmetic that computes the variance as a
-difference of sums, when the mean of a token is some thousand times its spread. Quantized inputs (INT8, FP16) change the values
+widened by SLACK per term of the longest sum, more than FP32 arithmetic can add to it (Higham, Accuracy and Stability of
+Numerical Algorithms, 2002, section 3.1); so is c, by the magnitudes of its terms, since they may cancel. ||u|| <= sqrt(C) does not hold in
+arithmetic that computes the variance as a difference of sums, when the mean of a token is some thousand times its spread. Quantized inputs (INT8, FP16) change the values
 by a few percent at most; the margins of `edge.stability.verdict` account for them.
 """
 
