@@ -5,8 +5,8 @@ rows of a softmax. A tensor of an operator without a rule is unbounded; what fol
 
 The bounds are those of exact arithmetic, widened at every node by more than FP32's rounding (SLACK per term summed, Higham,
 Accuracy and Stability of Numerical Algorithms, 2002, section 3.1). Of LayerNorm this does not hold when the variance is
-computed as a difference of sums, and of L2 norms without an eps not for vectors whose squares vanish in FP32. The batch is taken as 1:
-a network that mixes the images of a batch is not covered for larger ones.
+computed as a difference of sums, and of L2 norms without an eps not for vectors whose squares vanish in FP32. The batch is
+taken as 1: a network that mixes the images of a batch is not covered for larger ones.
 """
 
 from collections.abc import Iterator, Mapping

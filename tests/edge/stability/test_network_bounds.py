@@ -96,4 +96,4 @@ def test_gradient_ascent_on_the_pixels_stays_below_the_bounds(make_network, tiny
         tensor = {"blocks.1": "blocks.1/Add_2_output", "cls_blocks.1": "cls_blocks.1/Add_1_output", "head": "logits"}.get(name)
         if tensor:
             ratios[name] = bounds.largest(tensor) / float(seen[0].detach().abs().max())
-    assert max(ratios.values()) < 12, "not vacuous"
+    assert ratios["head"] < 3, "not vacuous: ascent comes within a factor of the bound on the logits"
