@@ -7,11 +7,12 @@ LayerNorm gives z = g * u + b with ||u||_2 <= sqrt(C), whatever it reads. A line
 so that q and K^T V have the bounds of `edge.stability.bounds.affine_ball`, with r = sqrt(C). Where k and v do not read the same
 tokens in the same order, a product of their bounds replaces the forms. For sums along the other axis k and v are exchanged.
 
-(That u also sums to zero is not used: rounding can break it when the spread of a token is tiny beside its mean.) Every bound is
-widened by SLACK per term of the longest sum, more than FP32 arithmetic can add to it (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1); so is c, by the
-magnitudes of its terms, since they may cancel. ||u|| <= sqrt(C) does not hold in arithmetic that computes the variance as a
-difference of sums, when the mean of a token is some thousand times its spread. Quantized inputs (INT8, FP16) change the values
-by a few percent at most; the margins of `edge.stability.verdict` account for them.
+(That u also sums to zero is not used: rounding can break it when the spread of a token is tiny beside its mean.) Every bound
+is widened by SLACK per term of the longest sum, more than FP32 arithmetic can add to it (Higham, Accuracy and Stability of
+Numerical Algorithms, 2002, section 3.1); so is c, by the magnitudes of its terms, since they may cancel. ||u|| <= sqrt(C)
+does not hold in arithmetic that computes the variance as a difference of sums, when the mean of a token is some thousand
+times its spread. Quantized inputs (INT8, FP16) change the values by a few percent at most; the margins of
+`edge.stability.verdict` account for them.
 """
 
 import numpy as np

@@ -43,10 +43,14 @@ def _softplus(x: Float64) -> Float64:
     return np.asarray(np.logaddexp(0, x))
 
 
+def _gelu_tanh(x: Float64) -> Float64:
+    near = np.clip(x, -1e9, 1e9)
+    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (near + 0.044715 * near**3))))
+
+
 def _gelu(operator: Operator) -> Activation:
     if operator.attribute("approximate", "none") == "tanh":
-        inner = lambda x: math.sqrt(2 / math.pi) * (np.clip(x, -1e9, 1e9) + 0.044715 * np.clip(x, -1e9, 1e9) ** 3)  # noqa: E731
-        return Activation(lambda x: 0.5 * x * (1 + np.tanh(inner(x))), -0.7525, -0.17005, 1.0, (0.0, 1.0))
+        return Activation(_gelu_tanh, -0.7525, -0.17005, 1.0, (0.0, 1.0))
     return Activation(lambda x: 0.5 * x * (1 + _erf(x / math.sqrt(2))), -0.7518, -0.16998, 1.0, (0.0, 1.0))
 
 
@@ -100,8 +104,14 @@ _FIXED: Mapping[str, Activation] = {
     "Sign": Activation(np.sign),
     "Selu": Activation(lambda x: 1.0507010 * np.where(x < 0, 1.6732632 * np.expm1(np.minimum(x, 0)), x), steepness=1.7581),
 }
+
+
+def _always(activation: Activation) -> Callable[[Operator], Activation]:
+    return lambda _operator: activation
+
+
 ACTIVATIONS: Mapping[str, Callable[[Operator], Activation]] = {
-    **{name: lambda _operator, activation=activation: activation for name, activation in _FIXED.items()},
+    **{name: _always(activation) for name, activation in _FIXED.items()},
     "Gelu": _gelu,
     "LeakyRelu": _leaky,
     "Elu": _elu,

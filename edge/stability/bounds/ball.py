@@ -100,15 +100,16 @@ class Ball:
 
         The weight is kept in its own type, which for FP32 takes half the memory.
         """
-        mine = (self.channels, self.gain, self.offset, self.slack)
+        mine: tuple[npt.NDArray[Any], ...] = (self.channels, self.gain, self.offset, self.slack)
         if self.places.shape[axis] != 1 or any(array.size != array.shape[axis] for array in mine):
             return None
         depth, count = weight.shape
-        channels, gain, offset, slack = (np.broadcast_to(array.reshape(-1), depth) for array in mine)
+        channels = np.broadcast_to(self.channels.reshape(-1), depth)
+        gain, offset, slack = (np.broadcast_to(array.reshape(-1), depth) for array in mine[1:])
         if self.rows.weight is None and np.array_equal(channels, np.arange(self.rows.width)):
-            rows = Rows(self.rows.width, weight, gain)
+            rows = Rows(self.rows.width, weight, np.asarray(gain, np.float64))
         else:
-            product = self.rows.dense[channels].T @ (weight * gain[:, None])
+            product: Float64 = self.rows.dense[channels].T @ (weight * gain[:, None]).astype(np.float64)
             rows = Rows(self.rows.width, product, np.ones(self.rows.width))
         sides = [1] * self.places.ndim
         sides[axis] = count
@@ -131,8 +132,8 @@ class Ball:
     def matrix(self, axes: tuple[int, ...], shape: tuple[int, ...]) -> "tuple[Float64, Float64 | None, Float64] | None":
         """gain (..., n), diag(gain) A (..., n, width) and |offset| with slack (..., n) of the vectors over `axes`.
 
-        No matrix where A is the identity and no channel occurs twice in a vector. None where the vectors do not share their u, or
-        there are too many.
+        No matrix where A is the identity and no channel occurs twice in a vector. None where the vectors do not share their u,
+        or there are too many.
         """
         if any(self.places.shape[axis] != 1 for axis in axes):
             return None

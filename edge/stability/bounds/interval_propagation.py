@@ -1,12 +1,12 @@
 """Bounds on every tensor of a network that hold for every input of an interval: rules of the operators, node after node.
 
 What is carried is in `edge.stability.bounds.value`: intervals per channel, lengths of vectors, balls that follow from norms,
-softmax rows that add up to one. A tensor of an operator without a rule is unbounded; what follows it may be bounded again.
+rows of a softmax. A tensor of an operator without a rule is unbounded; what follows it may be bounded again.
 
 The bounds are those of exact arithmetic, widened at every node by more than FP32's rounding (SLACK per term summed, Higham,
-Accuracy and Stability of Numerical Algorithms, 2002, section 3.1). Of LayerNorm this does not hold when the variance is computed
-as a difference of sums, and of L2 norms without an eps not for vectors whose squares vanish in FP32. The batch is taken as 1:
-a network that mixes the images of a batch is not covered for larger ones.
+Accuracy and Stability of Numerical Algorithms, 2002, section 3.1). Of LayerNorm this does not hold when the variance is
+computed as a difference of sums, and of L2 norms without an eps not for vectors whose squares vanish in FP32. The batch is
+taken as 1: a network that mixes the images of a batch is not covered for larger ones.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,13 @@ from edge.stability.bounds.tensor_bounds import Bounds
 from edge.stability.bounds.value import LIMIT, Shape, Value, bounded, reduced, unbounded, unit_root
 
 _FLOATS = frozenset(
-    (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16, onnx.TensorProto.UNDEFINED)
+    (
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.FLOAT16,
+        onnx.TensorProto.DOUBLE,
+        onnx.TensorProto.BFLOAT16,
+        onnx.TensorProto.UNDEFINED,
+    )
 )
 
 
@@ -42,7 +48,11 @@ def bound_tensors(model: onnx.ModelProto, lowest: npt.ArrayLike, highest: npt.Ar
     for place, name in enumerate(index.inputs):
         shape = _shape(types, name)
         values[name] = bounded(shape, lowest, highest) if not place and shape is not None else unbounded(shape)
-    values |= {name: _constant(to_array(tensor)) for name, tensor in index.constants.items() if _is_float(types, name, tensor.data_type)}
+    values |= {
+        name: _constant(to_array(tensor))
+        for name, tensor in index.constants.items()
+        if _is_float(types, name, tensor.data_type)
+    }
     partial_sums: dict[tuple[str, str], float] = {}
     with np.errstate(all="ignore"):
         for node in model.graph.node:

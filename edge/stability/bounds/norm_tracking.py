@@ -1,9 +1,9 @@
 """Which tensor a norm is of, so that a quotient by it is recognised, whatever the spelling.
 
-    y >= scale ||t||^p      ReduceL2, ReduceL1; ReduceSumSquare, sums and means of x x or x^2; sums and means of what is not negative;
-                            + what is not negative; max(., .); a root; times what is positive
-    y = scale s, s <= ||t||^-p   the reciprocal of these, and its multiples
-    x = gain t              t itself, times constants
+    y >= scale ||t||^p          ReduceL2, ReduceL1, ReduceSumSquare; sums and means of x x, of x^2, of what is not negative;
+                                these + what is not negative; max(., .); a root; times what is positive
+    y = scale s, s <= ||t||^-p  the reciprocal of these, and its multiples
+    x = gain t                  t itself, times constants
 
     x / y, x y  =  (gain / scale) u,  ||u||_p <= 1         x of the same t
 
@@ -11,6 +11,7 @@ LayerNorm, RMSNorm, L2 norms and response norms in pieces, and a softmax in piec
 their squares vanish in FP32, without an eps, are not covered: FP32 itself does not compute them.
 """
 
+import math
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -38,11 +39,13 @@ def unit_value(operator: Operator) -> Value | None:
 
 def _unit(operator: Operator, vector: Value, divisor: Value, power: int) -> Value | None:
     norm, shape = divisor.norm, operator.shape
-    if norm is None or norm.power != power or not norm.kept or norm.tensor != vector.root or vector.shape != shape:
+    if norm is None or norm.power != power or not norm.kept or norm.tensor != vector.root or shape is None:
+        return None
+    if vector.shape != shape:
         return None
     scale = norm.scale if power == -1 else 1 / norm.scale
-    count = int(np.prod([vector.shape[axis] for axis in norm.axes]))
-    return unit_vectors(operator.node.output[0], vector.shape, norm.axes, vector.gain * scale * (1 + SLACK * (count + 8)), norm.order)
+    count = math.prod(shape[axis] for axis in norm.axes)
+    return unit_vectors(operator.node.output[0], shape, norm.axes, vector.gain * scale * (1 + SLACK * (count + 8)), norm.order)
 
 
 def unit_vectors(name: str, shape: Shape, axes: tuple[int, ...], gain: Float64, order: Literal[1, 2] = 2) -> Value:
@@ -75,7 +78,7 @@ def tracked(operator: Operator, result: Value) -> Value:
         result = replace(result, norm=_kept_norm(operator, result))
     if op in ("Mul", "Div"):
         result = _multiple(operator, result)
-    if op == "Neg" or op == "Identity":
+    if op in ("Neg", "Identity"):
         result = replace(result, root=value.root, gain=value.gain * (-1.0 if op == "Neg" else 1.0))
     if op == "Pow":
         result = _power(operator, result)
@@ -112,9 +115,9 @@ def _kept_norm(operator: Operator, result: Value) -> Norm | None:
         return None
     place = with_norm[0]
     value = operator.inputs[place]
-    assert value is not None and value.norm is not None and result.shape is not None
-    norm = value.norm
-    grows = norm.power > 0
+    norm = None if value is None else value.norm
+    if value is None or norm is None or result.shape is None:
+        return None
     if op in ("Unsqueeze", "Reshape"):
         sides = tuple(1 if axis in norm.axes else -1 for axis in range(norm.rank))
         squeezed = [side for side in result.shape if side != 1]
@@ -123,19 +126,21 @@ def _kept_norm(operator: Operator, result: Value) -> Norm | None:
         return replace(norm, kept=True) if fits and same and (norm.kept or _in_order(norm, value, result)) else None
     if op in ("Identity", "Expand"):
         return norm if len(result.shape) == norm.rank else None
-    if not norm.kept or len(result.shape) != norm.rank:
-        return None
+    return _grown_norm(operator, norm, place) if norm.kept and norm.power > 0 and len(result.shape) == norm.rank else None
+
+
+def _grown_norm(operator: Operator, norm: Norm, place: int) -> Norm | None:
+    """The norm after what makes it larger, its root or its reciprocal; `place` is that of the input that is the norm."""
+    op = operator.op_type
     if op == "Sqrt":
         return replace(norm, power=1, scale=np.sqrt(norm.scale)) if norm.power == 2 else None
     if op == "Reciprocal":
-        return replace(norm, power=-norm.power, scale=1 / norm.scale) if grows else None
-    if op == "Max":
-        return norm if grows else None
+        return replace(norm, power=-norm.power, scale=1 / norm.scale)
+    other = operator.value(1 - place) if op == "Add" else operator.value(2)
     if op == "Add":
-        other = operator.inputs[1 - place]
-        return norm if grows and other is not None and (other.low >= 0).all() else None
-    ceiling = operator.value(2)
-    return norm if grows and place == 0 and (ceiling is None or ceiling.low.min() >= _FP32_MAX) else None
+        return norm if other is not None and (other.low >= 0).all() else None
+    ceiling = op == "Clip" and other is not None and other.low.min() < _FP32_MAX
+    return norm if op == "Max" or (place == 0 and not ceiling) else None
 
 
 def _in_order(norm: Norm, value: Value, result: Value) -> bool:
@@ -154,7 +159,11 @@ def _multiple(operator: Operator, result: Value) -> Value:
         return replace(result, square_of=operator.node.input[0])
     if divides and left.constant is not None and right.norm is not None and right.norm.kept and right.norm.power > 0:
         scale = _numbers(left, result.rank) / right.norm.scale
-        return replace(result, norm=replace(right.norm, power=-right.norm.power, scale=scale)) if result.rank == right.norm.rank else result
+        return (
+            replace(result, norm=replace(right.norm, power=-right.norm.power, scale=scale))
+            if result.rank == right.norm.rank
+            else result
+        )
     for value, other in ((left, right),) if divides else ((left, right), (right, left)):
         if other.constant is None or value.constant is not None or value.rank != result.rank:
             continue
@@ -187,6 +196,6 @@ def _power(operator: Operator, result: Value) -> Value:
     if norm is None or not norm.kept or norm.power < 1:
         return result
     if (norm.power, power) in ((2, 0.5), (2, -0.5), (1, -1.0)):
-        scale = norm.scale ** power
+        scale = norm.scale**power
         return replace(result, norm=replace(norm, power=1 if power > 0 else -1, scale=scale))
     return result

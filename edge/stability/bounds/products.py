@@ -1,9 +1,9 @@
 """Rules of products: MatMul and Gemm with weights, MatMul of two activations, Einsum.
 
-    x W        |sum_k x_k W_kj|  by intervals, W+ and W- apart; by lengths, ||x|| ||W_j||; by balls, row norms of A
-    x = g z    g of each entry between a and b, z = A u + c of a ball: m = (a + b) / 2, h = (b - a) / 2
-               |x W_j| <= |m| |z W_j| + h ||W_j|| ||z||
-    x y        depth x largest x largest; ||x|| ||y|| (Cauchy-Schwarz); ||x||_1 max |y|; of one u, `affine_ball`
+x W        |sum_k x_k W_kj|  by intervals, W+ and W- apart; by lengths, ||x|| ||W_j||; by balls, row norms of A
+x = g z    g of each entry between a and b, z = A u + c of a ball: m = (a + b) / 2, h = (b - a) / 2
+           |x W_j| <= |m| |z W_j| + h ||W_j|| ||z||
+x y        depth x largest x largest; ||x|| ||y|| (Cauchy-Schwarz); ||x||_1 max |y|; of one u, `affine_ball`
 """
 
 from typing import Any
@@ -77,8 +77,8 @@ def linear(operator: Operator, value: Value, weight: npt.NDArray[Any], axis: int
         ball = value.ball.through(weight, axis, largest.reshape(-1))
     margin = SLACK * depth * total
     operator.record_partial_sum(float((total + margin).max()))
-    sides = (np.moveaxis(side, -1, axis) for side in (low - margin, high + margin))
-    return bounded(operator.shape, *sides, ball=ball)
+    low, high = (np.moveaxis(side, -1, axis) for side in (low - margin, high + margin))
+    return bounded(operator.shape, low, high, ball=ball)
 
 
 def _gated_reach(value: Value, weight: npt.NDArray[Any], axis: int) -> Float64 | None:
@@ -97,7 +97,8 @@ def _gated_reach(value: Value, weight: npt.NDArray[Any], axis: int) -> Float64 |
 
 def _weighted(operator: Operator, left: Value, right: Value) -> Value:
     """A constant of any rank times an activation, on either side: by intervals."""
-    assert left.shape is not None and right.shape is not None
+    assert left.shape is not None
+    assert right.shape is not None
     depth = left.shape[-1]
     if right.constant is not None:
         swapped = [transposing(v.shape or (), (*range(v.rank - 2), v.rank - 1, v.rank - 2)) for v in (right, left)]
@@ -118,7 +119,8 @@ def _weighted(operator: Operator, left: Value, right: Value) -> Value:
 
 def _activations(operator: Operator, left: Value, right: Value) -> Value:
     """(..., M, K) x (..., K, N)."""
-    assert left.shape is not None and right.shape is not None
+    assert left.shape is not None
+    assert right.shape is not None
     depth, axes = left.shape[-1], (left.rank - 1, right.rank - 2)
     total = over(left.magnitude, [axes[0]], left.shape) @ over(right.magnitude, [axes[1]], right.shape)
     for bound in (
@@ -128,7 +130,7 @@ def _activations(operator: Operator, left: Value, right: Value) -> Value:
     ):
         total = np.fmin(total, bound)
     lengths = []
-    of_one = _of_one_ball(left, right, operator.shape)
+    of_one = _of_one_ball(left, right)
     wide = 1 + SLACK * depth
     if of_one is not None:
         entries, columns, rows = of_one
@@ -137,7 +139,7 @@ def _activations(operator: Operator, left: Value, right: Value) -> Value:
         lengths += [Length((rank - 2,), 2, columns * wide), Length((rank - 1,), 2, rows * wide)]
     lengths += _mixtures(left, right, operator.shape)
     operator.record_partial_sum(float(total.max()) * wide)
-    narrow = _same_place(left, right, operator.shape)
+    narrow = _inner_product(left, right)
     reach = total if narrow is None else np.fmin(total, narrow)
     positive = (left.low >= 0).all() and (right.low >= 0).all()
     margin = SLACK * depth * total
@@ -145,7 +147,7 @@ def _activations(operator: Operator, left: Value, right: Value) -> Value:
 
 
 def _mixtures(left: Value, right: Value, shape: Shape | None) -> list[Length]:
-    """Rows that are sums of rows of the right side, with weights that add up to ||x||_1: not longer than the longest, times that."""
+    """Rows that are sums of rows of the right side by weights of ||x||_1: not longer than that times the longest."""
     own = [fact for fact in left.lengths if fact.order == 1 and fact.axes == (left.rank - 1,)]
     if not own or shape is None or left.rank != right.rank:
         return []
@@ -154,7 +156,7 @@ def _mixtures(left: Value, right: Value, shape: Shape | None) -> list[Length]:
 
 
 def _heads(ball: Ball | None, shape: Shape | None, summed: int, along: int) -> tuple[Float64, Float64] | None:
-    """Matrix (..., D, width) and offset (..., D) of a ball whose channels lie `along` one of the last two axes; None for others."""
+    """Matrix (..., D, width) and offset (..., D) of a ball with its channels `along` one of the last axes; None for others."""
     if ball is None or shape is None or ball.places.shape[along] != 1:
         return None
     if any(array.shape[summed] != 1 for array in (ball.channels, ball.gain, ball.offset, ball.slack)):
@@ -166,10 +168,10 @@ def _heads(ball: Ball | None, shape: Shape | None, summed: int, along: int) -> t
     sides = list(np.broadcast_shapes(*(array.shape for array in arrays)))
     sides[along] = shape[along]
     channels, gain, offset = (np.moveaxis(np.broadcast_to(array, sides), along, -1)[..., 0, :] for array in arrays)
-    return ball.rows.dense[channels] * gain[..., None], offset
+    return ball.rows.dense[channels] * gain[..., None], np.asarray(offset, np.float64)
 
 
-def _of_one_ball(left: Value, right: Value, shape: Shape | None) -> tuple[Float64, Float64, Float64] | None:
+def _of_one_ball(left: Value, right: Value) -> tuple[Float64, Float64, Float64] | None:
     """Entries, columns and rows of K^T V where both are of the same u, place by place along the sum."""
     one, other = left.ball, right.ball
     if one is None or other is None or one.source != other.source or left.rank != right.rank or left.shape is None:
@@ -198,15 +200,15 @@ def _of_one_ball(left: Value, right: Value, shape: Shape | None) -> tuple[Float6
     )
 
 
-def _same_place(left: Value, right: Value, shape: Shape | None) -> Float64 | None:
-    """|x . y| of two affine images along the sum, (A u + c) . (B w + d) <= s(A' B) + ||A' d|| + ||B' c|| + |c . d|, as one number."""
+def _inner_product(left: Value, right: Value) -> Float64 | None:
+    """(A u + c) . (B w + d) <= s(A' B) + s(A) ||d|| + s(B) ||c|| + ||c|| ||d||, one number per head."""
     one, other = left.ball, right.ball
     if one is None or other is None or left.shape is None or right.shape is None or one.rows.weight is other.rows.weight:
         return None
     k, v = _heads(one, left.shape, left.rank - 2, left.rank - 1), _heads(other, right.shape, right.rank - 1, right.rank - 2)
     if k is None or v is None or k[0].size * v[0].shape[-2] > MATRIX_LIMIT:
         return None
-    corners = [np.linalg.qr(matrix.swapaxes(-1, -2), mode="r") for matrix, _ in (k, v)]  # A' = Q R
+    corners = [np.asarray(np.linalg.qr(matrix.swapaxes(-1, -2), mode="r")) for matrix, _ in (k, v)]  # A' = Q R
     crossed = np.linalg.norm(corners[0] @ corners[1].swapaxes(-1, -2), ord=2, axis=(-2, -1))
     lengths = [np.linalg.norm(offset, axis=-1) for _, offset in (k, v)]
     tops = [np.linalg.norm(corner, ord=2, axis=(-2, -1)) for corner in corners]
@@ -229,7 +231,9 @@ def einsum(operator: Operator) -> Value:
     reach = depth * left.largest * right.largest * (1 + SLACK * depth)
     summed = set(sides) - set(terms[1])
     if all(summed <= set(name) and len(set(name)) == len(name) for name in names):
-        by_length = [length_of(v, tuple(sorted(map(name.index, summed)))).max() for v, name in zip((left, right), names, strict=True)]
+        by_length = [
+            length_of(v, tuple(sorted(map(name.index, summed)))).max() for v, name in zip((left, right), names, strict=True)
+        ]
         reach = min(reach, float(np.prod(by_length)) * (1 + SLACK * depth))
     operator.record_partial_sum(reach)
     return bounded(operator.shape, -reach, reach)

@@ -135,10 +135,13 @@ def taking(old: Shape, axis: int, indices: Indices) -> Move:
 def _selected(operator: Operator, value: Value) -> Value:
     """Slice and Gather; along an axis of unknown indices every place may stand for every other."""
     shape = operator.shape
-    assert value.shape is not None and shape is not None
+    assert value.shape is not None
+    assert shape is not None
     if operator.op_type == "Gather":
         axis = int(operator.attribute("axis", 0)) % value.rank
-        chosen = {axis: None if (given := operator.constant(1)) is None else given.reshape(-1).astype(np.int64) % value.shape[axis]}
+        chosen = {
+            axis: None if (given := operator.constant(1)) is None else given.reshape(-1).astype(np.int64) % value.shape[axis]
+        }
     else:
         chosen = _slices(operator, value.shape)
     known = all(indices is not None for indices in chosen.values())
@@ -174,7 +177,9 @@ def mixed(value: Value, *axes: int) -> Value:
     """The value where any place along some axes may stand for any other; lengths over other axes stay."""
     low, high = value.low.min(axis=axes, keepdims=True), value.high.max(axis=axes, keepdims=True)
     lengths = tuple(
-        replace(fact, bound=fact.bound.max(axis=axes, keepdims=True)) for fact in value.lengths if not set(axes) & set(fact.axes)
+        replace(fact, bound=fact.bound.max(axis=axes, keepdims=True))
+        for fact in value.lengths
+        if not set(axes) & set(fact.axes)
     )
     return bounded(value.shape, low, high, lengths)
 
@@ -213,10 +218,14 @@ def concat(operator: Operator) -> Value:
     axis = int(operator.attribute("axis", 0)) % len(shape)
 
     def joined(arrays: list[Array], reduce: Callable[..., Any]) -> Array:
-        sides = [np.broadcast_shapes(*(a.shape[:axis] + (1,) + a.shape[axis + 1 :] for a in arrays))] * len(arrays)
+        sides = [np.broadcast_shapes(*((*a.shape[:axis], 1, *a.shape[axis + 1 :]) for a in arrays))] * len(arrays)
         if np.prod(sides[0]) * shape[axis] > LARGEST_MOVE:
             return np.asarray(reduce([reduce(a, axis=axis, keepdims=True) + np.zeros(sides[0]) for a in arrays], axis=0))
-        full = [(*side[:axis], value.shape[axis], *side[axis + 1 :]) for side, value in zip(sides, known, strict=True) if value.shape]
+        full = [
+            (*side[:axis], value.shape[axis], *side[axis + 1 :])
+            for side, value in zip(sides, known, strict=True)
+            if value.shape
+        ]
         return np.concatenate([np.broadcast_to(a, side) for a, side in zip(arrays, full, strict=True)], axis=axis)
 
     lengths = tuple(

@@ -1,7 +1,7 @@
 """Rules of LSTM and GRU with their default activations.
 
-    LSTM    h = o tanh(c), |h| <= 1;  c = f c' + i g with gates between 0 and 1 and |g| <= 1: |c| grows by 1 at most per step
-    GRU     h lies between h' and a tanh
+LSTM    h = o tanh(c), |h| <= 1;  c = f c' + i g with gates between 0 and 1 and |g| <= 1: |c| grows by 1 at most per step
+GRU     h lies between h' and a tanh
 """
 
 from edge.stability.bounds.affine_ball import SLACK

@@ -1,5 +1,6 @@
 """Rules of norms, softmax, sums, means and pooling, and of quantization."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -22,11 +23,13 @@ def layer_norm(operator: Operator) -> Value:
 
 
 def channel_norm(operator: Operator) -> Value:
-    """InstanceNormalization and GroupNormalization (opset 21): the same over the places of a channel, or of a group of channels."""
+    """InstanceNormalization and GroupNormalization (opset 21): the same over the places of a channel, or of a group."""
     value, shape = operator.value(0), operator.shape
     if value is None or value.shape is None or shape is None or value.rank < 3:
         return unbounded(shape)
-    groups = int(operator.attribute("num_groups", value.shape[1])) if operator.op_type == "GroupNormalization" else value.shape[1]
+    groups = (
+        int(operator.attribute("num_groups", value.shape[1])) if operator.op_type == "GroupNormalization" else value.shape[1]
+    )
     places = tuple(range(2, value.rank))
     sides = (1, -1, *[1] * len(places))
     if groups == value.shape[1]:
@@ -44,7 +47,8 @@ def channel_norm(operator: Operator) -> Value:
 def _affine_unit(operator: Operator, axes: tuple[int, ...], place: Callable[[Float64], Float64]) -> Value:
     """scale sqrt(n) u + bias over axes; `place` brings scale and bias to those of the tensor."""
     value = operator.value(0)
-    assert value is not None and value.shape is not None
+    assert value is not None
+    assert value.shape is not None
     factors = [operator.constant(1), operator.constant(2) if operator.has_input(2) else np.zeros(())]
     if (operator.has_input(1) and factors[0] is None) or factors[1] is None:
         return unbounded(operator.shape)
@@ -139,7 +143,7 @@ def _summed(side: Float64, axes: tuple[int, ...], value: Value) -> Float64:
 
 
 def pooled(operator: Operator) -> Value:
-    """Pooling, Resize by nearest or linear interpolation, GridSample: between the smallest and largest of a channel, or zero."""
+    """Pooling, Resize by nearest or linear interpolation, GridSample: between smallest and largest of a channel, or zero."""
     value, shape = operator.value(0), operator.shape
     if value is None or value.shape is None or shape is None or value.rank < 3 or len(shape) != value.rank:
         return unbounded(shape)
@@ -149,14 +153,14 @@ def pooled(operator: Operator) -> Value:
     if op == "Resize" and operator.attribute("mode", "nearest") == "cubic":
         if operator.attribute("antialias", 0):
             return unbounded(shape)
-        reach = mixed(value, *range(value.rank)).magnitude * 1.5 ** value.rank  # absolute weights of a = -0.75 add up to 1.375
+        reach = mixed(value, *range(value.rank)).magnitude * 1.5**value.rank  # absolute weights of a = -0.75 add up to 1.375
         return bounded(shape, -reach, reach)
     axes = tuple(range(value.rank)) if op == "Resize" and value.shape[:2] != shape[:2] else tuple(range(2, value.rank))
     even = mixed(value, *axes)
     low, high = even.low, even.high
     if op in ("AveragePool", "GridSample"):
         low, high = np.minimum(low, 0), np.maximum(high, 0)
-    terms = np.prod(value.shape[2:]) if "Average" in op else 8
+    terms = math.prod(value.shape[2:]) if "Average" in op else 8
     return widened(shape, low, high, 0.0 if "Max" in op else even.magnitude, terms)
 
 

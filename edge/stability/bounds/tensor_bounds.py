@@ -9,6 +9,8 @@ from edge.stability.bounds.affine_ball import SLACK
 from edge.stability.bounds.value import Value, length_of
 from edge.stability.site import Probe, Quantity
 
+_FP32_MAX = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -45,7 +47,8 @@ class Bounds:
 
 
 def _finite(bound: float) -> float | None:
-    return float(bound) if np.isfinite(bound) else None
+    """The bound; None where FP32 may overflow, and rounding is not what the bounds were widened by."""
+    return float(bound) if bound <= _FP32_MAX else None
 
 
 def _sum_of_squares(value: Value, axes: tuple[int, ...]) -> float:

@@ -131,7 +131,7 @@ def widened(shape: Shape | None, low: Any, high: Any, magnitude: Any, terms: flo
 
 
 def rounded(shape: Shape | None, low: Any, high: Any, roundings: float = 1, **facts: Any) -> Value:
-    """A value of one operation that rounds correctly, or nearly: rounding keeps order, so the ends alone move, and never past zero."""
+    """A value of one operation that rounds correctly, or nearly: rounding keeps order, the ends alone move, never past zero."""
     low, high = (np.asarray(side, np.float64) for side in (low, high))
     margin = SLACK * roundings
     low = np.where((low > 0) & (low < _SMALLEST), 0.0, low - margin * np.abs(low))
@@ -143,9 +143,9 @@ def _aligned(array: Float64, rank: int) -> Float64:
     return array.reshape((1,) * (rank - array.ndim) + array.shape) if array.ndim < rank else array
 
 
-def reduced(array: Float64, reduce: Callable[..., Any], limit: int = LIMIT) -> Float64:
-    """At most `limit` numbers: along the longest axes their largest, or smallest, stands for all."""
-    while array.size > limit:
+def reduced(array: npt.NDArray[Any], reduce: Callable[..., Any]) -> npt.NDArray[Any]:
+    """At most LIMIT numbers: along the longest axes their largest, or smallest, stands for all."""
+    while array.size > LIMIT:
         array = np.asarray(reduce(array, axis=int(np.argmax(array.shape)), keepdims=True))
     return array
 
@@ -153,7 +153,7 @@ def reduced(array: Float64, reduce: Callable[..., Any], limit: int = LIMIT) -> F
 def over(array: Float64, axes: Iterable[int], shape: Shape) -> Float64:
     """The array with every place along `axes` of the tensor."""
     sides = tuple(shape[axis] if axis in set(axes) else size for axis, size in enumerate(array.shape))
-    return np.broadcast_to(array, sides)
+    return np.asarray(np.broadcast_to(array, sides))
 
 
 def length_of(value: Value, axes: tuple[int, ...], order: Literal[1, 2] = 2) -> Float64:
@@ -171,7 +171,7 @@ def length_of(value: Value, axes: tuple[int, ...], order: Literal[1, 2] = 2) -> 
         reach = value.ball.length(axes, value.shape)
         if reach is not None:
             best = np.minimum(best, reach * (1.0 if order == 2 else count**0.5))
-    return best
+    return np.asarray(best)
 
 
 def unit_root(value: Value, name: str) -> Value:
