@@ -1,65 +1,73 @@
-"""`ufovit certify`: check that FP16, BF16 and INT8 can represent every XNorm of a graph, and repair it if not."""
+"""`ufovit certify`: check that FP16 can represent every tensor of a network, and repair it if not."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.markup import escape
 
 from calib.artifact import write_artifact
-from calib.errors import InputError
+from calib.errors import UsageError
 from calib.files import write_bytes
 from edge.cli.console import TerminalProgress, terminal_progress
 from edge.cli.outputs import check_outputs
 from edge.option_bounds import EMULATED_IMAGES, check_bounds
 from edge.pipeline.network_options import DEFAULT_INPUT, InputOptions
 from edge.pipeline.request_checks import check_counts
+from engines.targets import TARGETS
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
-
     from edge.pipeline.certify_inputs import CertifyInputs
-    from edge.stability.certificate import SiteCertificate, XNormCertificate
-    from edge.stability.certify import Certification, CertifyConfig
+    from edge.stability.certificate import SiteCertificate
+    from edge.stability.certify import CertifyConfig
+    from edge.stability.certify_network import NetworkCertification
+    from edge.stability.network_certificate import NetworkCertificate, SiteRecord
+    from edge.stability.verdict import Stability
 
 _STYLE = {"stable": "green", "at risk": "yellow", "unstable": "bold red"}
+_LISTED = 8
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class CertifyOptions:
-    """How a graph is certified. Raises UsageError for numbers out of range.
+    """How a graph is certified. Raises UsageError for numbers out of range and an unknown target.
 
     Attributes:
         data: Images to measure on: a folder, an image, an IDX file. Default: the shipped ones
         images: Number of images, 1 to 1,000,000. Default: as many as take about half a minute, 512 at most
         precision: Precision that the verdict covers, repeatable. Default: fp16 bf16 int8
-        repair: Fold powers of two into the weights where needed; write the graph here
+        target: Target whose table tells what it computes in FP32 inside FP16 operators
+        repair: Scale by powers of two, or keep in FP32, what FP16 cannot hold; write the graph here
         out: Write the certificate here, as JSON
-        emulate: Run this many images, 0 to 64, with every FP16 rounding emulated, and compare with FP32
+        emulate: Run this many images, 0 to 64, with every FP16 rounding emulated, and compare with FP32. Default: 16
     """
 
     data: Path | None = None
     images: int | None = None
     precision: tuple[str, ...] = ()
+    target: str = "rtx"
     repair: Path | None = None
     out: Path | None = None
-    emulate: int = 0
+    emulate: int = 16
     input: Annotated[InputOptions, Parameter(name="*")] = DEFAULT_INPUT
 
     def __post_init__(self) -> None:
         check_counts(images=self.images)
         check_bounds("--emulate", self.emulate, EMULATED_IMAGES)
+        if self.target not in TARGETS:
+            raise UsageError("unknown target", where="--target", found=self.target, allowed=", ".join(TARGETS))
 
 
 _DEFAULT = CertifyOptions()
 
 
 def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
-    """Certify every XNorm: its range on images, its bound for any input, and whether 16 bits can represent it.
+    """Certify every place where 16 bits can fail: its range on images, its bound for any input, and whether FP16 can hold it.
 
     Exit codes: 0 stable or at risk, 1 unstable (after the repair, if --repair is given), 2 bad input, 4 something this
     machine lacks.
@@ -71,7 +79,7 @@ def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
     from edge.pipeline.build_inputs import say_notes
     from edge.pipeline.certify_inputs import resolve
     from edge.runtime.ort_runner import tapped_batch
-    from edge.stability.certify import certify_graph
+    from edge.stability.certify_network import certify_network
 
     progress = terminal_progress()
     check_outputs(options.repair, options.out, inputs=(source, options.data))
@@ -79,29 +87,29 @@ def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
     say_notes(inputs.images, progress)
     for line in inputs.rewritten:
         progress.say(f"import       {line}")
+    preprocess = inputs.preprocess
     with progress.task(f"{len(inputs.images)} images") as advance:
-        done = certify_graph(
+        done = certify_network(
             inputs.model,
-            inputs.images.batches(inputs.preprocess, inputs.batch or tapped_batch(inputs.preprocess.image_size)),
-            data_sha256=data_digest(inputs.images, inputs.preprocess),
+            lambda: inputs.images.batches(preprocess, inputs.batch or tapped_batch(preprocess.image_size)),
+            interval=preprocess.interval(),
+            data_sha256=data_digest(inputs.images, preprocess),
             onnx_sha256=inputs.sha256,
             config=_config(source, options, inputs),
-            progress=lambda count: advance(count / len(inputs.images)),
+            progress=lambda count: advance(0.8 * count / len(inputs.images)),
         )
     _print_certificate(progress, done.certificate)
     _write(options, done, progress)
-    if options.emulate:
-        (batch,) = inputs.images.take(options.emulate).batches(inputs.preprocess, options.emulate)
-        progress.say(f"FP16 emulated, as it is: {_emulated(inputs.model, inputs.model, None, batch)}")
-        if options.repair is not None:
-            progress.say(f"FP16 emulated, repaired: {_emulated(inputs.model, done.model, done.certificate, batch)}")
     return 1 if done.certificate.verdict == "unstable" else 0
 
 
 def _config(source: Path, options: CertifyOptions, inputs: CertifyInputs) -> CertifyConfig:
     from edge.stability.certify import CertifyConfig
 
-    config = CertifyConfig(repair=options.repair is not None, where=source)
+    backend = TARGETS[options.target].backend
+    config = CertifyConfig(
+        repair=options.repair is not None, where=source, backend=backend, emulated_images=options.emulate
+    )  # fmt: skip
     if options.precision:
         config = replace(config, precisions=options.precision)
     if inputs.info is not None:
@@ -110,7 +118,7 @@ def _config(source: Path, options: CertifyOptions, inputs: CertifyInputs) -> Cer
     return config
 
 
-def _write(options: CertifyOptions, done: Certification, progress: TerminalProgress) -> None:
+def _write(options: CertifyOptions, done: NetworkCertification, progress: TerminalProgress) -> None:
     """Write the files that the options name."""
     from calib.qdq_writer import serialize
 
@@ -121,71 +129,115 @@ def _write(options: CertifyOptions, done: Certification, progress: TerminalProgr
         write_bytes(repair, serialize(done.model))
         progress.say(f"graph        {repair}")
     elif verdict != "stable":
-        progress.say("next         the same command with --repair folded.onnx")
+        progress.say("next         the same command with --repair repaired.onnx")
     if options.out is not None:
         write_artifact(options.out, done.certificate)
         progress.say(f"certificate  {options.out}")
 
 
-def _emulated(reference: ModelProto, graph: ModelProto, certificate: XNormCertificate | None, images: Any) -> str:
-    """FP16 compared with FP32 as a sentence; for a graph that cannot be converted to FP16, the reason."""
-    from edge.stability.fp16_network import emulated_agreement, kept_nodes
-
-    try:
-        kept = kept_nodes(graph, certificate) if certificate else frozenset()
-        return str(emulated_agreement(reference, graph, images, keep_fp32=kept))
-    except InputError as error:
-        return " ".join(str(error).split())
-
-
-def _print_certificate(progress: TerminalProgress, certificate: XNormCertificate) -> None:
-    """A row per XNorm, then the verdict."""
-    from edge.report.certificate_text import certified_count, unjudged_text
-
-    columns = ("XNorm", "operand", "sum a² observed", "for any input", "headroom", "floor", "fp16", "bf16", "int8", "2^-p")
-    before = {site.name: site for site in certificate.before}
-    rows = [_row(before.get(site.name, site), site) for site in certificate.sites]
-    progress.table(columns, rows, left=("XNorm", "operand", "fp16", "bf16", "int8"))
+def _print_certificate(progress: TerminalProgress, certificate: NetworkCertificate) -> None:
+    """A row per kind of site, the worst sites by name, what the emulated network gives, then the verdict."""
+    _print_kinds(progress, certificate)
+    changed = [site for site in certificate.xnorms if site.fold or site.island or site.verdict != "stable"]
+    if changed:
+        columns = ("XNorm", "operand", "sum a² observed", "for any input", "headroom", "floor", "fp16", "bf16", "int8", "2^-p")
+        progress.table(columns, map(_row, changed), left=("XNorm", "operand", "fp16", "bf16", "int8"))
+    _print_reasons(progress, certificate)
+    networks = certificate.emulated
+    if networks.before is not None:
+        progress.say(f"FP16 emulated, as it is: {networks.before}")
+    if networks.after is not None:
+        progress.say(f"FP16 emulated, repaired: {networks.after}")
     verdict, worst = certificate.verdict, certificate.verdict_before
     precisions = ", ".join(certificate.precisions)
-    was = f" (before the repair: {worst})" if certificate.before and worst != verdict else ""
-    progress.console.print(f"verdict      [{_STYLE[verdict]}]{verdict.upper()}[/] in {precisions}{was}", highlight=False)
-    certified = f"certified maxima at {certified_count(certificate.sites)} of {len(certificate.sites)} XNorms"
-    progress.say(f"based on     {certified}, observed ones elsewhere; observed minima; {certificate.images} images")
-    if certificate.unjudged:
-        norms = len(certificate.sites) + len(certificate.unjudged)
-        progress.say(f"judged       {len(certificate.sites)} of {norms} norms; {unjudged_text(certificate)}")
+    was = f" (before the repair: {worst})" if certificate.checks is not None and worst != verdict else ""
+    count = len(certificate.unjudged)
+    partly = f" in what is judged; {count} place{'s' * (count != 1)} not judged" if count else ""
+    progress.console.print(
+        f"verdict      [{_STYLE[verdict]}]{verdict.upper()}[/]{partly} in {precisions}{was}", highlight=False
+    )
+    for place in certificate.unjudged[:_LISTED]:
+        progress.say(f"not judged   {place.name}: {place.reason}")
+    _print_basis(progress, certificate)
+
+
+def _print_kinds(progress: TerminalProgress, certificate: NetworkCertificate) -> None:
+    """A row per kind of site."""
+    before = {(site.kind, site.name): site for site in certificate.before}
+    kinds = dict.fromkeys(site.kind for site in certificate.sites)
+    rows = []
+    for kind in kinds:
+        sites = [site for site in certificate.sites if site.kind == kind]
+        old, new = (_worst(group) for group in ([before.get((s.kind, s.name), s) for s in sites], sites))
+        text = f"[{_STYLE[new]}]{new}[/]"
+        left = [site.headroom_bits for site in sites if site.headroom_bits is not None]
+        certified = sum(all(q.certified_max is not None for q in site.quantities) for site in sites)
+        repaired = sum(site.repair.kind != "none" for site in sites)
+        rows.append(
+            [
+                kind,
+                str(len(sites)),
+                text if old == new else f"[{_STYLE[old]}]{old}[/] > {text}",
+                f"{min(left):.1f}" if left else "-",
+                f"{certified} of {len(sites)}",
+                str(repaired) if repaired else "",
+            ]
+        )
+    columns = ("site", "count", "worst in FP16", "least headroom, bits", "bounded for any input", "repaired")
+    progress.table(columns, rows, left=("site", "worst in FP16"))
+
+
+def _worst(sites: Iterable[SiteRecord]) -> Stability:
+    from edge.stability.verdict import worst
+
+    return worst([site.verdicts["fp16"].verdict for site in sites])
+
+
+def _print_reasons(progress: TerminalProgress, certificate: NetworkCertificate) -> None:
+    """The worst sites, and what was repaired, by name."""
+    from edge.stability.verdict import STABILITIES
+
     reasons = [
-        f"{site.name}, {name}: {site.verdicts[name].verdict}: {site.verdicts[name].reason}"
+        (judged.verdict, f"{site.kind} {site.name}, {name}: {judged.verdict}: {judged.reason}")
         for site in certificate.sites
-        for name in certificate.precisions
-        if site.verdicts[name].verdict != "stable"
+        for name, judged in site.verdicts.items()
+        if name in certificate.precisions and judged.verdict != "stable"
     ]
-    for reason in reasons[:5]:
+    reasons.sort(key=lambda item: -STABILITIES.index(item[0]))
+    for _, reason in reasons[:_LISTED]:
         progress.say(f"             {reason}")
+    if len(reasons) > _LISTED:
+        progress.say(f"             and {len(reasons) - _LISTED} more")
+    repairs = [site for site in certificate.sites if site.repair.kind != "none" and site.kind != "xnorm"]
+    for site in repairs[:_LISTED]:
+        power = f" by 2^{-site.repair.exponent}" if site.repair.exponent else ""
+        progress.say(f"repaired     {site.kind} {site.name}: {site.repair.kind}{power}")
+
+
+def _print_basis(progress: TerminalProgress, certificate: NetworkCertificate) -> None:
+    """What the verdict rests on, what was checked, what the islands cost."""
+    coverage = certificate.coverage
+    share = f"{coverage.certified} of {coverage.stored} tensors"
+    progress.say(f"based on     bounds for every input at {share}, observed maxima elsewhere; {certificate.images} images")
+    table = f"{certificate.backend or 'no target'}, {certificate.precisions_source}"
+    progress.say(f"             what a target computes in FP32 inside FP16 operators: {table}")
     if certificate.checks is not None:
-        progress.say(f"checked      FP32 logits before and after are bit-identical on {certificate.checks.images} images")
+        progress.say(f"checked      FP32 outputs before and after are bit-identical on {certificate.checks.images} images")
     cost = certificate.islands
     if cost.sites:
-        progress.say(
-            f"islands      {cost.sites} XNorms in FP32: {cost.casts} Casts, {cost.values_per_image:,} values per image cross"
-        )
+        crossing = f"{cost.casts} Casts, {cost.values_per_image:,} values per image cross"
+        progress.say(f"islands      {cost.sites} sites in FP32: {crossing}")
 
 
-def _row(before: SiteCertificate, site: SiteCertificate) -> list[str]:
-    low = "-" if before.sum_sq_min is None else f"{before.sum_sq_min:.2g}"
-    verdicts = []
-    for name in ("fp16", "bf16", "int8"):
-        old, new = before.verdicts[name].verdict, site.verdicts[name].verdict
-        text = f"[{_STYLE[new]}]{new}[/]"
-        verdicts.append(text if old == new else f"[{_STYLE[old]}]{old}[/] > {text}")
+def _row(site: SiteCertificate) -> list[str]:
+    low = "-" if site.sum_sq_min is None else f"{site.sum_sq_min:.2g}"
     return [
         escape(site.name.rsplit("/", 1)[0]),
         site.operand,
-        f"{low} .. {before.sum_sq_max:.2g}",
-        "-" if before.bound_sum_sq is None else f"{before.bound_sum_sq:.2g}",
-        f"{before.fp16_headroom_bits:.1f}",
-        "-" if before.fp16_floor_bits is None else f"{before.fp16_floor_bits:.1f}",
-        *verdicts,
+        f"{low} .. {site.sum_sq_max:.2g}",
+        "-" if site.bound_sum_sq is None else f"{site.bound_sum_sq:.2g}",
+        f"{site.fp16_headroom_bits:.1f}",
+        "-" if site.fp16_floor_bits is None else f"{site.fp16_floor_bits:.1f}",
+        *(f"[{_STYLE[site.verdicts[name].verdict]}]{site.verdicts[name].verdict}[/]" for name in ("fp16", "bf16", "int8")),
         "FP32" if site.island else str(site.fold_exponent) if site.fold else "",
     ]

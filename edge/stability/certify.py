@@ -46,6 +46,8 @@ class CertifyConfig:
         expected_sites, kv_axis: what the network must have, see `edge.stability.finders.xnorm.find_sites`;
             None for whatever is found.
         where: named in errors, usually the file.
+        backend: whose table tells what it computes in FP32, see `edge.stability.target_precisions`; None for no target.
+        emulated_images: most images that the FP16 network is emulated on.
     """
 
     precisions: tuple[str, ...] = ("fp16", "bf16", "int8")
@@ -53,6 +55,8 @@ class CertifyConfig:
     expected_sites: int | None = None
     kv_axis: int | None = None
     where: object = None
+    backend: str | None = None
+    emulated_images: int = 16
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.precisions) - {"fp16", "bf16", "int8"})
@@ -92,7 +96,7 @@ def certify_graph(
     tensors; VerdictError for a repaired graph that is not bit-identical, which would be an error of this toolkit.
     """
     config = config or CertifyConfig()
-    _check_weights(model)
+    check_weights(model)
     sites, unjudged = find_sites(model, config.expected_sites, config.kv_axis), find_norms(model)[1]
     if not sites:
         _refuse_without_sites(unjudged, config.where)
@@ -175,7 +179,8 @@ def image_budget(model: onnx.ModelProto, available: int) -> int:
     return min(available, max(MIN_IMAGES, int(MAC_BUDGET / max(macs, 1))))
 
 
-def _check_weights(model: onnx.ModelProto) -> None:
+def check_weights(model: onnx.ModelProto) -> None:
+    """Raise GraphError for NaN or infinity in weights."""
     for name, tensor in index_graph(model).constants.items():
         if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE):
             values = to_array(tensor)

@@ -208,11 +208,12 @@ def _first_overflow(index: GraphIndex, tensor: str, overflowing: Collection[str]
 
 def _images_at_once(model: onnx.ModelProto, count: int) -> int:
     """The fixed batch of a graph; of a free one a divisor of `count`."""
-    batch = _batch(model)
+    batch = fixed_batch(model)
     return batch or max(size for size in range(1, _AT_ONCE + 1) if count % size == 0)
 
 
-def _batch(model: onnx.ModelProto) -> int | None:
+def fixed_batch(model: onnx.ModelProto) -> int | None:
+    """The number of images that the graph takes at a time; None where it is free."""
     constants = {tensor.name for tensor in model.graph.initializer}
     source = next(value for value in model.graph.input if value.name not in constants)
     dimension = source.type.tensor_type.shape.dim[0]
@@ -221,7 +222,7 @@ def _batch(model: onnx.ModelProto) -> int | None:
 
 def _of_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     """A copy for a number of images, so that every shape that follows from it is known."""
-    if _batch(model):
+    if fixed_batch(model):
         return model
     copy = deepcopy(model)
     fix_batch(copy.graph, batch)

@@ -44,18 +44,9 @@ def check_repair(
     `checked` are the images themselves and the tensors of `taps` before the repair. Raises VerdictError for logits that are not
     the same to the last bit, and ranges that are not those before times powers of two.
     """
-    (source,), outputs = index_graph(model).inputs, tuple(value.name for value in model.graph.output)
+    (source,) = index_graph(model).inputs
     images = checked[source]
-    before, after = (TappedGraph(graph, outputs, threads=0)(images) for graph in (model, repaired))
-    for name in outputs:
-        if before[name].tobytes() != after[name].tobytes():
-            raise VerdictError(
-                "folding powers of two changed the FP32 logits",
-                where=name,
-                found=f"largest difference {np.abs(before[name] - after[name]).max():.3g} on {len(images)} images",
-                allowed="the same to the last bit",
-                next_command="report it with the graph; build with precision fp32 meanwhile",
-            )
+    compare_outputs_bitwise(model, repaired, images)
     tensors = TappedGraph(repaired, taps(tuple(fold.site for fold in folds)), threads=0)(images)
     for fold in folds:
         observed, expected = observe(fold.site, tensors), observe(fold.site, checked).scaled(fold.exponents)
@@ -69,6 +60,21 @@ def check_repair(
                 next_command="report it with the graph; build with precision fp32 meanwhile",
             )
     return tensors, Checks(len(images), logits_bit_identical=True, ranges_as_scaled=True)
+
+
+def compare_outputs_bitwise(model: onnx.ModelProto, repaired: onnx.ModelProto, images: Float32) -> None:
+    """Run both graphs on images. Raises VerdictError for FP32 outputs that are not the same to the last bit."""
+    outputs = tuple(value.name for value in model.graph.output)
+    before, after = (TappedGraph(graph, outputs, threads=0)(images) for graph in (model, repaired))
+    for name in outputs:
+        if before[name].tobytes() != after[name].tobytes():
+            raise VerdictError(
+                "scaling by powers of two changed the FP32 outputs",
+                where=name,
+                found=f"largest difference {np.abs(before[name] - after[name]).max():.3g} on {len(images)} images",
+                allowed="the same to the last bit",
+                next_command="report it with the graph; build with precision fp32 meanwhile",
+            )
 
 
 def island_cost(cases: list[SiteCase], tensors: dict[str, Float32]) -> IslandCost:

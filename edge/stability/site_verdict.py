@@ -74,7 +74,7 @@ def judge_site(case: NetworkCase, fmt: FloatFormat) -> Judgement:
     """The verdict on a site in a 16-bit format; see the module's docstring."""
     if problem := next(chain(_failures(case, fmt), _risks(case, fmt)), None):
         return problem
-    left = {p: _headroom(case, p, fmt) for p in case.held if p.saturates != "both"}
+    left = {p: headroom_of(case, p, fmt) for p in case.held if p.saturates != "both"}
     certified = all(rests_on == "certified" for _, rests_on in left.values())
     bits = min((bits for bits, _ in left.values()), default=math.inf)
     if math.isinf(bits):
@@ -91,7 +91,7 @@ def describe(probe: Probe) -> str:
     return _IN_WORDS.get(probe.quantity, "{0}").format(*probe.tensors)
 
 
-def _headroom(case: NetworkCase, probe: Probe, fmt: FloatFormat) -> tuple[float, Literal["certified", "observed"]]:
+def headroom_of(case: NetworkCase, probe: Probe, fmt: FloatFormat) -> tuple[float, Literal["certified", "observed"]]:
     """Doublings left before overflow: proven ones where they suffice, else observed ones."""
     observed, bound = case.observed[probe].maximum, case.certified.get(probe)
     if case.site.kind == "constant" or set(probe.tensors) <= {item.tensor for item in case.site.eps}:
@@ -127,7 +127,7 @@ def _vanishing(case: NetworkCase, probe: Probe) -> float:
 def _risks(case: NetworkCase, fmt: FloatFormat) -> Iterator[Judgement]:
     for probe in case.held:
         seen, what = case.observed[probe], describe(probe)
-        bits, rests_on = _headroom(case, probe, fmt)
+        bits, rests_on = headroom_of(case, probe, fmt)
         if probe.saturates != "both" and rests_on == "observed":
             if seen.maximum > fmt.largest:
                 yield Judgement("at risk", "observed", f"{what} reaches {seen.maximum:.3g} and may overflow")

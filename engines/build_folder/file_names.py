@@ -4,7 +4,7 @@ from engines.targets import TARGETS
 
 MODEL, EXPORT, GOLDEN = "model.onnx", "export.json", "golden.npz"
 IMPORT = "import.json"
-XNORM, FOLDED = "xnorm.json", "model.folded.onnx"
+CERTIFICATE, XNORM, FOLDED = "certificate.json", "xnorm.json", "model.folded.onnx"
 REFINED, CALIBRATION, QUANTIZED = "model.refined.onnx", "calibration.json", "model.int8.onnx"
 TYPED = "model.typed.onnx"
 ENGINES = tuple(f"engine{suffix}" for suffix in sorted({target.engine_suffix for target in TARGETS.values()}))
@@ -16,7 +16,7 @@ RECORD = "steps.json"
 SIGNATURE = "signature.json"
 """Last of ARTIFACTS although no step writes it: a build that changes anything removes files that are not of a finished step."""
 ARTIFACTS = (
-    *(MODEL, EXPORT, IMPORT, GOLDEN, XNORM, FOLDED, REFINED, CALIBRATION, QUANTIZED, TYPED, *ENGINES),
+    *(MODEL, EXPORT, IMPORT, GOLDEN, CERTIFICATE, XNORM, FOLDED, REFINED, CALIBRATION, QUANTIZED, TYPED, *ENGINES),
     *(MANIFEST, DRIFT, ANSWERS, PICTURES, ATTRIBUTION, REPORT, SIGNATURE),
 )
 CACHE = "calibration.cache"

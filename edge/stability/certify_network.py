@@ -1,0 +1,264 @@
+"""From a network and images to its certificate, and to the graph that 16 bits can compute.
+
+find sites -> bound, observe -> judge -> repair -> check to the last bit -> find, bound, observe and judge again -> emulate FP16
+
+XNorms are judged and repaired first, head by head (`edge.stability.certify`). The emulated FP16 network has the last word: one
+that loses its outputs is not stable, and where every site is, that is a fault of this toolkit.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import onnx
+
+from calib.errors import InputError, VerdictError
+from calib.files import sha256_bytes
+from calib.qdq_writer import serialize
+from edge.stability.certificate import Checks, IslandCost, SiteCertificate, XNormCertificate
+from edge.stability.certify import Certification, CertifyConfig, certify_graph, check_weights
+from edge.stability.finders.xnorm import find_norms, find_sites
+from edge.stability.float_formats import Float32
+from edge.stability.fp16_network import Tensors, emulated_agreement, first_departure, fixed_batch, fp32_outputs, image_count
+from edge.stability.islands import fp32_nodes
+from edge.stability.network_cases import (
+    Interval,
+    NetworkFacts,
+    cost_of_islands,
+    coverage_of,
+    gather_facts,
+    site_record,
+    tensor_records,
+)
+from edge.stability.network_certificate import Emulated, EmulatedNetworks, NetworkCertificate, Repair, SiteRecord
+from edge.stability.repair import compare_outputs_bitwise
+from edge.stability.target_precisions import target_precisions
+from edge.stability.verdict import Stability, worst
+
+STABLE_DB, LOST_DB = 30.0, 20.0
+"""SQNR of the emulated outputs from which they are FP32's, and below which they are lost: FP16 itself leaves 50 to 60 dB."""
+SQNR_CAP_DB = 200.0
+
+Batches = Callable[[], Iterable[Float32]]
+
+
+@dataclass(frozen=True)
+class NetworkCertification:
+    """What `certify_network` leaves.
+
+    Attributes:
+        certificate: of the network.
+        xnorms: of its XNorms, as `xnorm.json`; None without any.
+        model: the graph, repaired where that was asked for.
+    """
+
+    certificate: NetworkCertificate
+    xnorms: XNormCertificate | None
+    model: onnx.ModelProto
+
+
+@dataclass(frozen=True)
+class _State:
+    """A network before or after its repair.
+
+    Attributes:
+        facts: its sites.
+        xnorms: name -> its certificate.
+        repairs: (kind, name) of a site -> what was done.
+        islands: nodes of FP32 islands, without those of XNorms.
+        kept: all nodes that a build computes in FP32.
+    """
+
+    facts: NetworkFacts
+    xnorms: Mapping[str, SiteCertificate]
+    repairs: Mapping[tuple[str, str], Repair]
+    islands: frozenset[str]
+    kept: frozenset[str]
+
+    @cached_property
+    def records(self) -> tuple[SiteRecord, ...]:
+        """Every site but constants that are stable."""
+        records = []
+        for site in self.facts.sites:
+            xnorm = self.xnorms.get(site.name) if site.kind == "xnorm" else None
+            case = self.facts.case(site, self.kept)
+            record = site_record(site, case, xnorm, self.repairs.get((site.kind, site.name), Repair(site.name)))
+            if site.kind != "constant" or record.verdicts["fp16"].verdict != "stable":
+                records.append(record)
+        return tuple(records)
+
+
+def certify_network(
+    model: onnx.ModelProto,
+    batches: Batches,
+    *,
+    interval: Interval,
+    data_sha256: str,
+    onnx_sha256: str = "",
+    config: CertifyConfig | None = None,
+    progress: Callable[[int], None] = lambda _images: None,
+) -> NetworkCertification:
+    """Certify every site of an FP32 graph, and repair what FP16 could not compute.
+
+    Args:
+        model: FP32 ONNX graph with one input; left as it is.
+        batches: gives the images as the graph takes them, each time it is called.
+        interval: smallest and largest value of the input, see `edge.images.preprocess.Preprocess.interval`.
+        data_sha256, onnx_sha256, progress: as for `edge.stability.certify.certify_graph`.
+        config: what for, and how; with `emulated_images` = 0 nothing is emulated.
+
+    Raises InputError for NaN or infinity in weights or tensors, and XNorms other than expected; VerdictError where a repair
+    changes FP32 outputs, and where the emulation contradicts the verdict: errors of this toolkit.
+    """
+    config = config or CertifyConfig()
+    check_weights(model)
+    digest = onnx_sha256 or sha256_bytes(serialize(model))
+    done = None
+    if config.expected_sites is not None or find_norms(model)[0]:
+        done = certify_graph(model, batches(), data_sha256=data_sha256, onnx_sha256=digest, config=config)
+    facts = gather_facts(model, batches(), interval, target_precisions(config.backend), progress)
+    xnorms = done.certificate if done else None
+    before = _State(facts, _by_name(xnorms.before or xnorms.sites) if xnorms else {}, {}, frozenset(), frozenset())
+    after = _repair(before, done, batches, interval) if config.repair else before
+    images = _first_images(batches(), max(config.emulated_images, 1), model)
+    checks = _check(before, after, xnorms, images) if config.repair else None
+    emulation = _Emulation(before, after, images if config.emulated_images else images[:0])
+    certificate = NetworkCertificate(
+        onnx_sha256=digest,
+        repaired_onnx_sha256=sha256_bytes(serialize(after.facts.model)) if config.repair else None,
+        data_sha256=data_sha256,
+        images=facts.images,
+        backend=config.backend,
+        precisions_source=facts.precisions.source,
+        precisions=config.precisions,
+        sites=after.records,
+        before=_changed(before.records, after.records),
+        tensors=tensor_records(after.facts),
+        unjudged=after.facts.unjudged,
+        emulated=emulation.networks,
+        verdict=emulation.verdict(after, config.precisions),
+        verdict_before=emulation.verdict_before(config.precisions),
+        coverage=coverage_of(after.facts),
+        fp32_nodes=tuple(name for name in after.facts.index.names if name in after.islands),
+        islands=_cost(after, xnorms),
+        checks=checks,
+        xnorms=xnorms.sites if xnorms else (),
+    )
+    return NetworkCertification(certificate, xnorms, after.facts.model)
+
+
+def _by_name(sites: Iterable[SiteCertificate]) -> dict[str, SiteCertificate]:
+    return {site.name: site for site in sites}
+
+
+def _repair(before: _State, done: Certification | None, batches: Batches, interval: Interval) -> _State:
+    """The network after all repairs, observed and judged again."""
+    facts, xnorms = before.facts, done.certificate if done else None
+    model = done.model if done else facts.model
+    folded = xnorms is not None and any(site.fold for site in xnorms.sites)
+    if folded or (xnorms is not None and xnorms.folded_onnx_sha256 != xnorms.onnx_sha256):
+        facts = gather_facts(model, batches(), interval, facts.precisions)
+    kept = fp32_nodes(model, find_sites(model), xnorms.island_names) if xnorms else frozenset[str]()
+    repairs = {("xnorm", site.name): _xnorm_repair(site) for site in (xnorms.sites if xnorms else ())}
+    return _State(facts, _by_name(xnorms.sites) if xnorms else {}, repairs, frozenset(), kept)
+
+
+def _xnorm_repair(site: SiteCertificate) -> Repair:
+    if site.island:
+        return Repair(site.name, "fp32 island", site.fold_exponent)
+    return Repair(site.name, "scaled in the weights" if site.fold else "none", site.fold_exponent, tuple(site.fold))
+
+
+def _changed(before: Sequence[SiteRecord], after: Sequence[SiteRecord]) -> tuple[SiteRecord, ...]:
+    now = {(record.kind, record.name): record for record in after}
+    return tuple(record for record in before if now.get((record.kind, record.name)) != record)
+
+
+def _check(before: _State, after: _State, xnorms: XNormCertificate | None, images: Float32) -> Checks:
+    """That FP32 outputs are the same to the last bit; of XNorms this was checked already."""
+    if after.facts.model is before.facts.model or (xnorms is not None and xnorms.checks is not None):
+        return xnorms.checks if xnorms is not None and xnorms.checks is not None else Checks(len(images), True, True)
+    compare_outputs_bitwise(before.facts.model, after.facts.model, images)
+    return Checks(len(images), logits_bit_identical=True, ranges_as_scaled=True)
+
+
+def _cost(state: _State, xnorms: XNormCertificate | None) -> IslandCost:
+    """Cost of the islands, those of XNorms included."""
+    cost = xnorms.islands if xnorms else IslandCost(0, 0, 0)
+    if not state.islands:
+        return cost
+    sites = sum(repair.kind == "fp32 island" for (kind, _), repair in state.repairs.items() if kind != "xnorm")
+    more = cost_of_islands(state.facts, sites, state.islands)
+    return IslandCost(*(getattr(cost, name) + getattr(more, name) for name in ("sites", "casts", "values_per_image")))
+
+
+def _first_images(batches: Iterable[Float32], count: int, model: onnx.ModelProto) -> Float32:
+    """Images to emulate on, at most `count` and in whole batches where the graph fixes one."""
+    parts, images = list[Float32](), 0
+    for batch in batches:
+        parts.append(batch)
+        images += len(batch)
+        if images >= count:
+            break
+    taken = np.concatenate(parts)
+    fixed = fixed_batch(model) or 1
+    return taken[: max(fixed, image_count(model, min(count, images)) // fixed * fixed)]
+
+
+class _Emulation:
+    """The FP16 network before and after the repair, run on images; on none nothing is emulated."""
+
+    def __init__(self, before: _State, after: _State, images: Float32) -> None:
+        self._before, self._after, self._images = before, after, images
+        self.networks = EmulatedNetworks(None, None)
+        if not len(images):
+            return
+        expected = fp32_outputs(before.facts.model, images)
+        self.networks = EmulatedNetworks(self._run(expected, before), None)
+        if after is not before:
+            alike = after.facts.model is before.facts.model and after.kept == before.kept
+            again = self.networks.before if alike else self._run(expected, after)
+            self.networks = EmulatedNetworks(self.networks.before, again)
+
+    def _run(self, expected: Sequence[Tensors], state: _State) -> Emulated:
+        precisions, model = state.facts.precisions, state.facts.model
+        try:
+            seen = emulated_agreement(expected, model, self._images, keep_fp32=state.kept, precisions=precisions)
+        except InputError as error:
+            return Emulated(len(self._images), None, 0, None, " ".join(str(error).split()))
+        ratio = min(seen.sqnr_db, SQNR_CAP_DB) if seen.not_finite < seen.images else None
+        return Emulated(seen.images, seen.agreement, seen.not_finite, ratio)
+
+    def verdict_before(self, precisions: tuple[str, ...]) -> Stability:
+        """The verdict before the repair."""
+        return worst([_verdict_of_sites(self._before, precisions), _verdict_of_emulation(self.networks.before, precisions)])
+
+    def verdict(self, state: _State, precisions: tuple[str, ...]) -> Stability:
+        """The verdict after the repair, if there was one. Raises VerdictError where the emulation contradicts the sites."""
+        emulated = self.networks.after or self.networks.before
+        sites, run = _verdict_of_sites(state, precisions), _verdict_of_emulation(emulated, precisions)
+        if sites == "stable" and run == "unstable" and not state.facts.unjudged:
+            facts = state.facts
+            departed = first_departure(facts.model, self._images, keep_fp32=state.kept, precisions=facts.precisions)
+            where = f"tensor {departed.tensor}" if departed else None
+            raise VerdictError(
+                "every site is stable, but the emulated FP16 network loses its outputs",
+                where=where,
+                found=f"{emulated}" + (f"; tensor {departed.lost} at {departed.sqnr_db:.1f} dB" if departed else ""),
+                allowed=f"SQNR of at least {LOST_DB:g} dB",
+                next_command="report it with the graph; build with precision fp32 meanwhile",
+            )
+        return worst([sites, run])
+
+
+def _verdict_of_emulation(emulated: Emulated | None, precisions: tuple[str, ...]) -> Stability:
+    if emulated is None or emulated.refusal or "fp16" not in precisions:
+        return "stable"
+    if emulated.not_finite or emulated.sqnr_db is None or emulated.sqnr_db < LOST_DB:
+        return "unstable"
+    return "stable" if emulated.sqnr_db >= STABLE_DB else "at risk"
+
+
+def _verdict_of_sites(state: _State, precisions: tuple[str, ...]) -> Stability:
+    return worst([record.verdicts[name].verdict for record in state.records for name in precisions if name in record.verdicts])
