@@ -21,7 +21,7 @@ from edge.stability.finders.network_sites import find_network_sites
 from edge.stability.float_formats import FORMATS, FP16
 from edge.stability.network_certificate import Coverage, QuantityRecord, Repair, SiteRecord, TensorRecord
 from edge.stability.observe_probes import observe_probes
-from edge.stability.site import Observed, Probe, Site
+from edge.stability.site import Observed, Probe, Site, SiteKind
 from edge.stability.site_verdict import NetworkCase, describe, headroom_of, judge_site
 from edge.stability.target_precisions import TargetPrecisions
 from edge.stability.unjudged_norm import UnjudgedNorm
@@ -29,6 +29,8 @@ from edge.stability.verdict import Judgement
 
 Array = NDArray[Any]
 Interval = tuple[Array, Array]
+SiteKey = tuple[SiteKind, str]
+"""Kind and name, unique together."""
 
 
 @dataclass(frozen=True)
