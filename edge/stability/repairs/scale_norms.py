@@ -1,7 +1,8 @@
 """Move a norm to where FP16 holds it: 2^-p times what it reads, eps along with it (`homogeneity`), exact for every input.
 
 The factor goes into the weights that compute what the norm reads, at no cost, where it is their only reader and FP16 still
-holds them; else into one Mul before the norm. p is the smallest power, of either sign, with the best verdict.
+holds them; else into one Mul before the norm. p is the middle of the powers with the best verdict, as far from
+overflow as from underflow.
 """
 
 import math
@@ -53,16 +54,17 @@ def scale_norms(facts: NetworkFacts) -> tuple[onnx.ModelProto, dict[SiteKey, Rep
 
 
 def _plan(facts: NetworkFacts, site: Site) -> _Plan | None:
-    """The smallest power of two with the best verdict, if that is better than none."""
+    """The middle of the powers of two with the best verdict, if that is better than none."""
     case = facts.case(site)
     as_it_is = STABILITIES.index(judge_site(case, FP16).verdict)
     known = degrees(facts.index, site) if as_it_is else None
     if known is None or known.get(site.output) != 0:
         return None
-    powers = sorted((p for p in range(-LARGEST_EXPONENT, LARGEST_EXPONENT + 1) if p and _fits(facts, site, p)), key=abs)
+    powers = [p for p in range(-LARGEST_EXPONENT, LARGEST_EXPONENT + 1) if p and _fits(facts, site, p)]
     verdicts = [STABILITIES.index(judge_site(_scaled(facts, case, known, p), FP16).verdict) for p in powers]
     best = min(verdicts, default=as_it_is)
-    return _Plan(site, powers[verdicts.index(best)], known) if best < as_it_is else None
+    equal = [p for p, verdict in zip(powers, verdicts, strict=True) if verdict == best]
+    return _Plan(site, equal[len(equal) // 2], known) if best < as_it_is else None
 
 
 def _fits(facts: NetworkFacts, site: Site, power: int) -> bool:
