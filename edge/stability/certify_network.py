@@ -164,7 +164,8 @@ def _repair(
     folded = xnorms is not None and any(site.fold for site in xnorms.sites)
     if folded or (xnorms is not None and xnorms.folded_onnx_sha256 != xnorms.onnx_sha256):
         facts = gather_facts(model, batches(), interval, facts.precisions)
-    repairs: dict[SiteKey, Repair] = {("xnorm", site.name): _xnorm_repair(site) for site in (xnorms.sites if xnorms else ())}
+    pairs = zip(xnorms.before, xnorms.sites, strict=True) if xnorms else ()
+    repairs: dict[SiteKey, Repair] = {("xnorm", site.name): _xnorm_repair(old, site) for old, site in pairs}
     if "fp16" in precisions:
         scaled, scalings = scale_norms(facts)
         repairs |= scalings
@@ -180,10 +181,13 @@ def _repair(
     return _State(facts, _by_name(xnorms.sites) if xnorms else {}, repairs, islands, kept | islands)
 
 
-def _xnorm_repair(site: SiteCertificate) -> Repair:
+def _xnorm_repair(before: SiteCertificate, site: SiteCertificate) -> Repair:
     if site.island:
         return Repair(site.name, "fp32 island", site.fold_exponent)
-    return Repair(site.name, "scaled in the weights" if site.fold else "none", site.fold_exponent, tuple(site.fold))
+    if site.fold:
+        return Repair(site.name, "scaled in the weights", site.fold_exponent, tuple(site.fold))
+    same = (before.eps, before.eps_kind) == (site.eps, site.eps_kind)
+    return Repair(site.name) if same else Repair(site.name, "another eps", exact=False)
 
 
 def _changed(before: Sequence[SiteRecord], after: Sequence[SiteRecord]) -> tuple[SiteRecord, ...]:

@@ -152,7 +152,7 @@ def coverage_of(facts: NetworkFacts) -> Coverage:
         and (name not in types or types[name].dtype == onnx.TensorProto.FLOAT)
     }  # fmt: skip
     constants = sum(site.kind == "constant" for site in facts.sites)
-    certified = sum(bound is not None for bound in judged.values())
+    certified = sum(bound is not None and bound <= FP16.largest for bound in judged.values())
     return Coverage(len(computed | judged.keys()), len(judged), certified, constants)
 
 

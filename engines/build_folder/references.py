@@ -6,13 +6,26 @@ from typing import Any
 
 from calib.errors import ArtifactError, InputError
 from calib.json_reader import parse_json, read_json
-from engines.build_folder.file_names import ATTRIBUTION, CALIBRATION, DRIFT, EXPORT, FOLDED, IMPORT, MODEL, REFINED, XNORM
+from engines.build_folder.file_names import (
+    ATTRIBUTION,
+    CALIBRATION,
+    CERTIFICATE,
+    DRIFT,
+    EXPORT,
+    FOLDED,
+    IMPORT,
+    MODEL,
+    REFINED,
+    XNORM,
+)
 from engines.build_folder.manifest import EngineManifest
 from engines.build_folder.safe_files import REMAKE
 
 _STATED = (
     (EXPORT, "onnx_sha256", MODEL),
     (IMPORT, "onnx_sha256", MODEL),
+    (CERTIFICATE, "onnx_sha256", MODEL),
+    (CERTIFICATE, "repaired_onnx_sha256", FOLDED),
     (XNORM, "onnx_sha256", MODEL),
     (XNORM, "folded_onnx_sha256", FOLDED),
     (CALIBRATION, "onnx_sha256", REFINED),
