@@ -67,6 +67,8 @@ def rewrite(model: onnx.ModelProto, batches: Batches, original: Imported) -> Imp
         changes=tuple(ImportChange(change.kind, change.node, change.detail) for change in original.changes),
         rewriters=tuple(results),
         parity=check_parity(model, batches, original),
+        input=original.image_input,
+        outputs=original.outputs,
     )
 
 

@@ -33,6 +33,7 @@ from edge.onnx_import.opset import to_opset_20
 from edge.onnx_import.resize_scales import sizes_to_scales
 from edge.onnx_import.tensor_shapes import declare_shapes
 from edge.onnx_import.widen_to_fp32 import DOUBLE, HALF, other_float_types, widen
+from engines.layer_requests import tensor_info
 
 _MOST_ROUNDS = 8
 """Of folding and taking branches: each enters one more level of nested If nodes."""
@@ -73,7 +74,8 @@ def import_onnx(path: Path, options: ImportOptions) -> Imported:
     name_nodes(model)
     changes += declare_shapes(model, batch, path)
     _forget_origin(model)
-    return Imported(model, path, digest, opset, dtypes, tuple(changes), batch.image, options)
+    outputs = tuple(tensor_info(value) for value in model.graph.output)
+    return Imported(path, digest, batch.image, outputs, options, model, opset, dtypes, tuple(changes))
 
 
 def _convert(model: onnx.ModelProto, path: Path, changes: list[Change]) -> onnx.ModelProto:

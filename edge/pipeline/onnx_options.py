@@ -10,7 +10,8 @@ from edge.images.preprocess import Preprocess
 from edge.pipeline.network_options import InputOptions
 
 if TYPE_CHECKING:
-    from edge.onnx_import import Imported, ImportOptions
+    from edge.onnx_import import ImportOptions
+    from edge.onnx_import.imported import ImportedFile
 
 _PREPROCESS = ("scale", "fit", "fill", "colour")
 
@@ -28,7 +29,7 @@ def import_options(options: InputOptions) -> ImportOptions:
     return ImportOptions(dict(shapes), dict(constants))
 
 
-def preprocess_of(imported: Imported, options: InputOptions, stated: dict[str, Any], command: str) -> Preprocess:
+def preprocess_of(imported: ImportedFile, options: InputOptions, stated: dict[str, Any], command: str) -> Preprocess:
     """From pixels to the input of an imported graph: options before the network file before what the input itself says.
 
     An error says to run `command` with --mean and --std.
@@ -73,7 +74,7 @@ def preprocess_of(imported: Imported, options: InputOptions, stated: dict[str, A
     return Preprocess.from_json(fields)
 
 
-def _picture_sides(imported: Imported) -> tuple[int, int, int]:
+def _picture_sides(imported: ImportedFile) -> tuple[int, int, int]:
     """Channels, height and width of the image input. Raises GraphError."""
     image = imported.image_input
     sides = image.shape[1:]
