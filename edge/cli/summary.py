@@ -85,7 +85,7 @@ def _receipt(manifest: EngineManifest) -> str:
     lines = [f"{shares} of the multiply-accumulates, read from the engine"]
     if manifest.precision == "int8":
         listed = receipt.fallbacks[:_LISTED]
-        lines += [f"{f.layer}: {f.actual}, {f.mac_fraction:.2%}: {f.reason}" for f in listed]
+        lines += [f"{f.layer}: {f.actual}, {f.share}: {f.reason}" for f in listed]
         if len(receipt.fallbacks) > _LISTED:
             lines.append(f"and {len(receipt.fallbacks) - _LISTED} more in the report")
     return "\n".join(lines)
