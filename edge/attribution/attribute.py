@@ -134,8 +134,9 @@ def _record(
 ) -> Attribution:
     """What was measured, diagnosed; `logits` of the reference and of the judged graph."""
     few, findings = pairs.take(IMAGES), diagnose(evidence)
+    shares = {group[0].name: share for group, share in costs.shares.items()}
     return Attribution(
-        sentence=summarize(findings, evidence, {group[0].name: share for group, share in costs.shares.items()}),
+        sentence=summarize(findings, evidence.logits_db, shares, evidence.outputs),
         culprits=findings,
         reference=graphs.reference.file,
         base=graphs.base.file,

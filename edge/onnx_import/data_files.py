@@ -1,4 +1,4 @@
-"""The files that an ONNX file keeps its weights in: where they may lie, and the digest over all of them. Standard library only."""
+"""The files that an ONNX file keeps its weights in: where they may lie, and the digest over all. Standard library only."""
 
 import hashlib
 from collections.abc import Iterable

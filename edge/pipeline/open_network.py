@@ -15,7 +15,8 @@ from edge.model.sizes import SIZES, config
 from edge.pipeline.network_options import NetworkOptions
 from edge.tasks.registry import class_names, load_task
 from edge.tasks.task import Task
-from edge.tasks.task_names import CLASSIFICATION, TENSORS, task_named
+from edge.tasks.task_names import CLASSIFICATION, TASK_OPTIONS, TENSORS, option_of, task_named
+from engines.layer_records import TensorInfo
 
 if TYPE_CHECKING:
     from edge.onnx_import.imported import ImportedFile
@@ -147,8 +148,22 @@ def _open_onnx(request: BuildRequest, path: Path) -> Network:
             allowed="a free batch, or one image",
             next_command="export it with a free batch, or one image",
         )
+    task = _task(options, file, imported.outputs)
+    preprocess = preprocess_of(imported, options, file, f"ufovit build {path} {request.precision}")
+    return Network(path.stem, task, preprocess, str(path), imported.data_sha256, imported=imported)
+
+
+def _task(options: NetworkOptions, file: NetworkFile, outputs: tuple[TensorInfo, ...]) -> Task:
+    """What the outputs of an ONNX file mean. Raises UsageError, naming the option or file that does not fit them."""
+    if options.task is None and file.task is not None and file.task not in TASK_OPTIONS:
+        raise UsageError("unknown task", where=f"{file.file}, task", found=file.task, allowed=", ".join(TASK_OPTIONS))
     name = task_of_option(options.task or file.task)
     labels = read_labels(options.labels) if options.labels is not None else file.labels
-    task = load_task(name, class_names(name, labels, imported.outputs), imported.outputs)
-    preprocess = preprocess_of(imported, options, file.preprocess, f"ufovit build {path} {request.precision}")
-    return Network(path.stem, task, preprocess, str(path), imported.data_sha256, imported=imported)
+    try:
+        names = class_names(name, labels, outputs)
+    except UsageError as error:
+        raise error.at(options.labels or f"{file.file}, labels") from error
+    if options.labels is not None and not names:
+        what = f"--labels does not apply to --task {option_of(name)}"
+        raise UsageError(what, where=options.labels, allowed="without it, or --task classify")
+    return load_task(name, names, outputs)

@@ -36,7 +36,7 @@ def import_key(source: str, options: ImportOptions) -> str:
 
 
 def recall_import(path: Path, options: ImportOptions, folder: Path) -> ImportedFile | None:
-    """The import of a file as the build in `folder` recorded it; None where there is none, or where it was of something else."""
+    """The import of a file as the build in `folder` recorded it; None where there is none, or one of something else."""
     if not (folder / IMPORT).is_file():
         return None
     try:

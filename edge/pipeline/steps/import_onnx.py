@@ -51,7 +51,8 @@ def import_network(request: BuildRequest, inputs: BuildInputs, out: Path, advanc
     if not isinstance(imported, Imported):
         imported = import_onnx(imported.path, imported.options)
         if imported.data_sha256 != network.sha256:
-            raise DataError("the ONNX file changed during the build", where=imported.path, next_command="run the same command again")
+            what, command = "the ONNX file changed during the build", "run the same command again"
+            raise DataError(what, where=imported.path, next_command=command)
     model = onnx.ModelProto()
     model.CopyFrom(imported.model)
     advance(0.1)

@@ -14,7 +14,7 @@ IMAGES = np.random.default_rng(3).standard_normal((12, 3, 16, 16)).astype(np.flo
 
 @pytest.fixture(scope="module")
 def network():
-    """Conv -> ConvTranspose -> Einsum -> LSTM, whose last state alone is read -> a product in a branch; and its weights by layer."""
+    """Conv -> ConvTranspose -> Einsum -> LSTM, whose last state alone is read -> a product in a branch; weights by layer."""
     g, weights = GraphWriter(), {}
 
     def weight(layer, *shape):

@@ -187,8 +187,14 @@ def test_a_classifier_with_labels_from_a_file(tmp_path, data):
         ([*NORMALISED, "--constant-input", "mask=1"], "mask", ""),
         ([*NORMALISED, "--input-shape", "x=1x3x0x4"], "--input-shape is not understood", "1x3x224x224"),
         ([*NORMALISED, "--input-shape", "x=1x3x64x64"], "x", ""),
-        ([*NORMALISED, "--labels", "three.txt"], "3", "5"),
+        ([*NORMALISED, "--labels", "three.txt"], "where: three.txt", "5, one per output"),
+        ([*NORMALISED, "--labels", "three.txt", "--task", "tensors"], "where: three.txt", "--task classify"),
         ([*NORMALISED, "--network", "none.toml"], "network file not found", ""),
+        (["--network", "net.toml", "labels = 'three.txt'"], "where: net.toml, labels", "5, one per output"),
+        (["--network", "net.toml", "task = 'boxes'"], "where: net.toml, task", "classify, tensors"),
+        (["--network", "net.toml", "preprocess.layout = 'nhwc'"], "where: net.toml, [preprocess] layout", "nchw"),
+        (["--network", "net.toml", "preprocess.fit = 'bend'"], "where: net.toml, [preprocess] and --mean, --std", "letterbox"),
+        ([*NORMALISED, "--resize", "16"], "where: --mean, --std, --resize", "image_size <= resize"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_anything_is_written(
@@ -196,12 +202,26 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_written(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "three.txt").write_text("a\nb\nc\n")
+    if "net.toml" in options:  # the last is its text
+        *options, text = [*NORMALISED, *options]
+        (tmp_path / "net.toml").write_text(text)
     assert run(["build", classifier(tmp_path), "int8", *data, *options, "--target", "cpu", "--out", "out"]) == 2
     message = capsys.readouterr().err
     assert sentence in message
     assert step in message
     assert "  where: " in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("labels", "listed"), [(False, "0, 1, 2, 3, 4; names need --labels FILE"), (True, "one, two")])
+def test_folders_that_are_not_classes_show_what_the_classes_are(tmp_path, capsys, labels, listed):
+    (tmp_path / "five.txt").write_text("one\ntwo\nthree\nfour\nfive\n")
+    options = ["--labels", str(tmp_path / "five.txt")] if labels else []
+    options += ["--data", labelled(tmp_path / "test", ["ant", "bee"]), "--out", str(tmp_path / "out")]
+    assert run(["build", classifier(tmp_path), "fp32", *NORMALISED, *options]) == 2
+    message = capsys.readouterr().err
+    assert "labels do not match the network" in message
+    assert listed in message
 
 
 def test_two_outputs_do_not_classify(tmp_path, capsys, data):
