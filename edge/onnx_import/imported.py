@@ -26,10 +26,12 @@ class ImportOptions:
         input_shapes: input -> sizes of all its axes, the batch first. They fill free axes and agree with fixed ones; a free
             batch stays free, whatever is given for it.
         constant_inputs: input -> its value in every run; a single number fills the input's shape. Only the image varies.
+        outputs: tensors that become the outputs; none for those of the file.
     """
 
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     constant_inputs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

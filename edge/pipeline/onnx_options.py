@@ -18,7 +18,7 @@ _PREPROCESS = ("scale", "fit", "fill", "colour")
 
 
 def import_options(options: InputOptions) -> ImportOptions:
-    """Parse --input-shape and --constant-input. Raises InputError."""
+    """Parse --input-shape, --constant-input and --outputs. Raises InputError."""
     from edge.onnx_import import ImportOptions, parse_constant_input, parse_input_shape
 
     shapes = [parse_input_shape(text) for text in options.input_shape]
@@ -27,7 +27,11 @@ def import_options(options: InputOptions) -> ImportOptions:
         names = [str(pair[0]) for pair in pairs]
         if len(set(names)) < len(names):
             raise UsageError("an input is given twice", where=option, found=", ".join(names)[:200])
-    return ImportOptions(dict(shapes), dict(constants))
+    outputs = tuple(name.strip() for text in options.outputs for name in text.split(","))
+    if not all(outputs) or len(set(outputs)) < len(outputs):
+        found, allowed = ",".join(outputs)[:200], "NAME,NAME,... , each once"
+        raise UsageError("--outputs is not understood", where="--outputs", found=found, allowed=allowed)
+    return ImportOptions(dict(shapes), dict(constants), outputs)
 
 
 def preprocess_of(imported: ImportedFile, options: InputOptions, stated: NetworkFile, command: str) -> Preprocess:

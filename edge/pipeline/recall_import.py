@@ -26,6 +26,7 @@ def import_reads(source: str, options: ImportOptions) -> dict[str, Any]:
         "source": source,
         "input_shapes": {name: list(shape) for name, shape in options.input_shapes.items()},
         "constant_inputs": constants,
+        "outputs": list(options.outputs),
         "versions": versions("onnx", "onnxscript", "onnxsim", "onnxruntime"),
     }
 
