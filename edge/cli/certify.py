@@ -153,7 +153,7 @@ def _print_certificate(progress: TerminalProgress, certificate: XNormCertificate
     progress.say(f"based on     {certified}, observed ones elsewhere; observed minima; {certificate.images} images")
     if certificate.unjudged:
         norms = len(certificate.sites) + len(certificate.unjudged)
-        progress.say(f"judged       {len(certificate.sites)} of {norms} norms; {unjudged_text(certificate)}")
+        progress.say(f"judged       {len(certificate.sites)} of {norms} norms; {unjudged_text(certificate.unjudged)}")
     reasons = [
         f"{site.name}, {name}: {site.verdicts[name].verdict}: {site.verdicts[name].reason}"
         for site in certificate.sites

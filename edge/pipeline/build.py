@@ -56,7 +56,7 @@ def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> 
     """The steps in order; each is created after the previous one has run, because it needs the digests of its files."""
     yield export_step(request, inputs) if inputs.network.imported is None else import_step(request, inputs)
     graph = MODEL
-    if request.precision != "fp32" and has_xnorms(inputs, request.out / MODEL):
+    if request.precision != "fp32" and has_xnorms(inputs, request.out):
         yield certify_step(request, inputs, workspace)
         graph = FOLDED
     if request.precision == "int8":

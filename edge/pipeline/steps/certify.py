@@ -7,12 +7,14 @@ from calib.artifact import write_artifact
 from calib.errors import VerdictError
 from calib.files import sha256_file, write_bytes
 from edge.images.labelled_images import data_digest
+from edge.onnx_import.import_record import IMPORT_ARTIFACT
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
 from edge.runtime.ort_runner import tapped_batch
 from engines.build_folder.file_names import FOLDED, MODEL, XNORM
+from engines.build_folder.folder import BuildFolder
 from engines.hardware import versions
 
 _LISTED_SITES = 4
@@ -30,14 +32,9 @@ def certify_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspac
     return Step("certify", reads, (XNORM, FOLDED), partial(certify_model, request, inputs))
 
 
-def has_xnorms(inputs: BuildInputs, path: Path) -> bool:
-    """Whether the graph at `path` divides by an L2 norm: without, there is nothing to certify."""
-    if inputs.network.info is not None:
-        return True
-    from calib.graph import load_graph
-    from edge.stability.finders.xnorm import find_sites
-
-    return bool(find_sites(load_graph(path)[0]))
+def has_xnorms(inputs: BuildInputs, folder: Path) -> bool:
+    """Whether the network in a build folder divides by an L2 norm that can be judged: without, there is nothing to certify."""
+    return inputs.network.info is not None or BuildFolder(folder, building=True).read(IMPORT_ARTIFACT).judged_norms > 0
 
 
 def certify_model(request: BuildRequest, inputs: BuildInputs, out: Path, advance: Advance) -> None:
