@@ -68,7 +68,8 @@ def fit_budget(
         groups_ranked: nodes of each group, without overlaps, most costly first, see `calib.sensitivity.rank_groups`.
         evaluate: nodes in float, groups in the order of the ranking -> drop in points on held-out images; called once for each
             set of groups, with () first.
-        macs: node -> MACs of the whole network, nodes that are never quantized included, see `calib.macs.count_macs`.
+        macs: node -> MACs of the whole network, nodes that are never quantized included, see `calib.macs.count_macs`;
+            0 for those that cannot be counted.
         budget: largest drop allowed, in points.
         largest: largest number of groups in float; None for all.
 
@@ -162,7 +163,7 @@ class _Search:
         return sum(self.macs[node] for i in chosen for node in self.groups[i])
 
     def result(self) -> BudgetResult:
-        best, total = self.best(), sum(self.macs.values())
+        best, total = self.best(), max(sum(self.macs.values()), 1)
         in_groups = self.float_macs(range(len(self.groups)))
         return BudgetResult(
             met=self.drops[best] <= self.budget,

@@ -75,18 +75,33 @@ def load_graph(path: Path) -> tuple[onnx.ModelProto, bytes]:
 
 def parse_graph(data: bytes, path: Path) -> onnx.ModelProto:
     """Parse the bytes of an ONNX file; errors name `path`, see `load_graph`."""
+    model = decode_model(data, path)
+    check_model(model, path)
+    return model
+
+
+def decode_model(data: bytes, path: Path) -> onnx.ModelProto:
+    """The model in the bytes of an ONNX file, its contents not yet checked. Raises GraphError for bytes that are not ONNX."""
     foreign = describe_foreign(data)
+    command = "git lfs pull" if foreign and "LFS" in foreign else None
     try:
         check_size(data, path)
         model = onnx.load_model_from_string(data)
     except (DecodeError, GraphError) as error:
         if foreign is None and isinstance(error, GraphError):
             raise
-        raise GraphError("not an ONNX file, or a truncated one", where=path, found=foreign or error) from error
-    if not model.graph.node or not model.graph.output:
-        raise GraphError("not an ONNX file, or one without a graph", where=path, found=foreign)
-    check_contents(model, path)
+        what = "not an ONNX file, or a truncated one"
+        raise GraphError(what, where=path, found=foreign or error, next_command=command) from error
+    if foreign is not None and not model.graph.node:
+        raise GraphError("not an ONNX file, or one without a graph", where=path, found=foreign, next_command=command)
     return model
+
+
+def check_model(model: onnx.ModelProto, path: Path) -> None:
+    """Raises GraphError for a model without a graph, and for all that `calib.graph_checks` refuses."""
+    if not model.graph.node or not model.graph.output:
+        raise GraphError("not an ONNX file, or one without a graph", where=path)
+    check_contents(model, path)
 
 
 def index_graph(model: onnx.ModelProto) -> GraphIndex:
@@ -218,5 +233,5 @@ def _fix_batch(graph: onnx.GraphProto, batch: int) -> None:
 def _tensor_type(proto: onnx.TypeProto.Tensor) -> TensorType:
     if not proto.HasField("shape"):
         return TensorType(proto.elem_type, None)
-    dims = tuple(d.dim_value if d.HasField("dim_value") else None for d in proto.shape.dim)
+    dims = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in proto.shape.dim)
     return TensorType(proto.elem_type, dims)

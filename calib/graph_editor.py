@@ -10,6 +10,8 @@ from onnx import helper, numpy_helper
 
 from calib.graph import attribute, index_graph, tensors_read, tensors_read_by_subgraphs, to_array
 
+_IR_WITHOUT_LISTED_CONSTANTS = 4
+
 
 class GraphEditor:
     """Edits a copy of a graph: constants per reader, nodes between others. Tensors keep their names.
@@ -118,7 +120,10 @@ class GraphEditor:
         unread = (constants if removable is None else set(removable)) - read
         nodes = [n for n in nodes if n.op_type != "Constant" or n.output[0] not in unread]
         initializers = [t for t in graph.initializer if t.name not in unread]
-        inputs = [v for v in graph.input if v.name not in unread]  # IR version 3 lists initializers there
+        inputs = [v for v in graph.input if v.name not in unread]
+        if self.model.ir_version < _IR_WITHOUT_LISTED_CONSTANTS:  # it lists constants among the inputs, new ones too
+            self.model.ir_version = _IR_WITHOUT_LISTED_CONSTANTS
+            inputs = [v for v in inputs if v.name not in constants]
         del graph.node[:], graph.initializer[:], graph.input[:]
         graph.node.extend(nodes)
         graph.initializer.extend(initializers)

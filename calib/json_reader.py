@@ -52,12 +52,18 @@ def _json_text(data: bytes | str) -> str:
         raise ValueError(f"{len(data)} bytes, up to {LARGEST_JSON_BYTES} are allowed")
     if isinstance(data, str):
         return data
+    damage = describe_damage(data)
+    if damage is not None:
+        raise ValueError(damage)
+    return data.decode()
+
+
+def describe_damage(data: bytes) -> str | None:
+    """What the bytes are that should be JSON, where that is easily told; None otherwise."""
     foreign = describe_foreign(data)
     if foreign is None and b"\n<<<<<<< " in data and b"\n>>>>>>> " in data:  # no JSON text holds a line break in a string
-        foreign = "the markers of a merge conflict"
-    if foreign is not None:
-        raise ValueError(foreign)
-    return data.decode()
+        return "the markers of a merge conflict"
+    return foreign
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def sqnr_db(reference: ArrayLike, test: ArrayLike) -> float:
 
         10 log10( sum reference^2 / sum (reference - test)^2 )
 
-    Equal arrays give +inf, an all-zero reference against anything else gives -inf.
+    Equal arrays give +inf, also where both are zero; an all-zero reference against another array gives -inf.
     """
     a, b = _comparable_pair(reference, test)
     peak = max(float(np.abs(a).max()), float(np.abs(b).max()))

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import helper
 
-from calib.errors import DataError, GraphError
+from calib.errors import DataError, GraphError, MissingError
 from calib.graph import index_graph, infer_types
 
 RUN_BYTES = 1 << 28
@@ -60,6 +61,33 @@ class TappedGraph:
         return {**tensors, **dict(zip(self._inner, values, strict=True))}
 
 
+def measure_shapes(model: onnx.ModelProto, tensors: Iterable[str], batch: int = 1) -> dict[str, tuple[int, ...]]:
+    """Shapes of tensors of a graph, measured in one run on zeros: for those that shape inference does not know.
+
+    `batch` is the size of a free first axis of each input. Names that the graph does not compute are left out.
+
+    Raises GraphError for an input with another free axis and for a graph that ONNX Runtime refuses, DataError for one that
+    fails on zeros, MissingError without ONNX Runtime.
+    """
+    index = index_graph(model)
+    wanted = [name for name in tensors if name in index.producers]
+    session, feeds = _open_session(tapped(model, wanted), 1, None), {}
+    for value in model.graph.input:
+        if value.name not in index.inputs or any(t.name == value.name for t in model.graph.initializer):
+            continue
+        kind = value.type.tensor_type
+        sides = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
+        shape = [batch if at == 0 and not side else side for at, side in enumerate(sides)]
+        if not all(shape):
+            raise GraphError("an axis of an input is free", where=f"input {value.name}", allowed="a free first axis")
+        feeds[value.name] = np.zeros(shape, helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    try:
+        values = session.run(wanted, feeds)
+    except Exception as error:  # ONNX Runtime's exception classes share no public base
+        raise DataError("the graph fails on zeros", found=error) from error
+    return {name: np.shape(value) for name, value in zip(wanted, values, strict=True)}
+
+
 class GraphSession:
     """A graph with any number of inputs, such as a part of another one; all its outputs are computed.
 
@@ -94,12 +122,14 @@ def tapped(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
 
 
 def _open_session(model: onnx.ModelProto, threads: int, where: object, settings: Mapping[str, str] | None = None) -> Any:
-    import onnxruntime as ort
-
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise MissingError("onnxruntime is not installed", next_command="pip install 'ufovit-edge[build]'") from error
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised, and say the same
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
     try:
@@ -129,9 +159,9 @@ def in_small_runs(
 
 
 def check_batch(batch: NDArray[Any], images: int) -> None:
-    """Raises DataError unless this is a batch of finite float32 numbers; `images` is how many came before it."""
-    if batch.dtype != np.float32 or batch.ndim < 1:
-        raise DataError("not a batch of images", found=f"{batch.dtype} {batch.shape}", allowed="float32 (B, ...)")
+    """Raises DataError unless this is a batch of finite float32 numbers or of integers; `images` is how many came before it."""
+    if (batch.dtype != np.float32 and batch.dtype.kind not in "iu") or batch.ndim < 1:
+        raise DataError("not a batch of images", found=f"{batch.dtype} {batch.shape}", allowed="float32 or integers (B, ...)")
     if not np.isfinite(batch).all():
         raise DataError("NaN or infinity in the images", where=f"batch after image {images}", allowed="finite numbers")
 

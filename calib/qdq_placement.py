@@ -1,13 +1,16 @@
 """Decide which tensors get Q/DQ: only inputs of operators that TensorRT lowers to INT8.
 
-    MatMul  (..., K) x constant (K, N)      activation per tensor, weight per channel, axis 1
-    Gemm    (M, K) x constant               activation per tensor, weight per channel, axis 0 if transB else 1
-    Conv    depthwise too                   activation per tensor, weight per channel, axis 0
-    MatMul  activation x activation         both sides per tensor
+    MatMul  (..., M, K) x constant (K, N)        activation per tensor, weight per channel, axis 1
+    MatMul  (..., M, K) x constant (..., K, N)   both sides per tensor
+    MatMul  constant (..., M, K) x (..., K, N)   activation per tensor, weight per channel, its last axis but one
+    Gemm    (M, K) x constant, constant x (K, N) activation per tensor, weight per channel: the axis of N or of M
+    Conv    depthwise too                        activation per tensor, weight per channel, axis 0
+    MatMul  activation x activation              both sides per tensor
 
 The axis is always that of the output channels: a scale along the contraction axis K cannot be factored out of the sum, and
-TensorRT then silently computes in float. LayerNorm inputs, residual additions and norm reductions are never affected, since a
-pair feeds only the quantized consumers of a tensor.
+along a batch axis of a weight of three axes or more TensorRT silently computes in float, too. ConvTranspose stays in float:
+TensorRT-RTX 1.7 runs it so whatever the axis. LayerNorm inputs, residual additions and norm reductions are never affected,
+since a pair feeds only the quantized consumers of a tensor.
 """
 
 from collections.abc import Mapping
@@ -19,9 +22,9 @@ import onnx
 
 from calib.errors import GraphError, UsageError
 from calib.graph import GraphIndex, TensorType, attribute, index_graph, infer_types, opset_version
+from calib.mac_formulas import FORMULAS
+from calib.macs import MAC_OPS
 
-QUANTIZABLE_OPS = ("Conv", "Gemm", "MatMul")
-_LISTED_OPS = (*QUANTIZABLE_OPS, "ConvTranspose", "Einsum")
 _FIRST_PER_AXIS_OPSET = 13
 
 
@@ -39,7 +42,8 @@ class QuantScheme:
 class QuantPoint:
     """One quantized input of one node, under its unique name, see `calib.graph.node_names`.
 
-    An activation is quantized per tensor, a weight, which is a constant, per channel: `axis` is that of its output channels.
+    An activation is quantized per tensor, a weight, which is a constant, per channel: `axis` is that of its output channels,
+    None for one scale.
     """
 
     node: str
@@ -68,7 +72,7 @@ class QuantPlan:
 
 
 def plan_quantization(model: onnx.ModelProto, scheme: QuantScheme | None = None) -> QuantPlan:
-    """Decide for every Conv, Gemm and MatMul of a float graph, in graph order.
+    """Decide for every node of the main graph of a float graph that multiplies, in graph order.
 
     Raises GraphError for a graph that already holds Q/DQ, for an opset below 13 (no per-channel Q/DQ) and when nothing is left
     to quantize, UsageError for an exclusion that matches nothing.
@@ -76,7 +80,7 @@ def plan_quantization(model: onnx.ModelProto, scheme: QuantScheme | None = None)
     scheme = scheme or QuantScheme()
     _check_float_graph(model)
     index, types = index_graph(model), infer_types(model)
-    candidates = [(name, n) for name, n in zip(index.names, model.graph.node, strict=True) if n.op_type in _LISTED_OPS]
+    candidates = [(name, n) for name, n in index.nodes.items() if n.op_type in FORMULAS and n.domain in ("", "ai.onnx")]
     for pattern in scheme.exclude:
         if not any(fnmatchcase(name, pattern) for name, _ in candidates):
             raise UsageError(
@@ -88,11 +92,11 @@ def plan_quantization(model: onnx.ModelProto, scheme: QuantScheme | None = None)
     points: list[QuantPoint] = []
     skipped: dict[str, str] = {}
     for name, node in candidates:
-        decision = _excluded(name, node, scheme) or _decide(name, node, index, types)
-        if isinstance(decision, str):
-            skipped[name] = decision
+        reason = _excluded(name, scheme) or _other_type(node, types) or float_reason(node, index)
+        if reason:
+            skipped[name] = reason
         else:
-            points.extend(decision)
+            points.extend(_points(name, node, index))
     if not points:
         reasons = [f"{node}: {reason}" for node, reason in skipped.items()]
         raise GraphError("nothing to quantize", found="; ".join(reasons[:8]) or "no candidate")
@@ -117,33 +121,78 @@ def _check_float_graph(model: onnx.ModelProto) -> None:
         )
 
 
-def _excluded(name: str, node: onnx.NodeProto, scheme: QuantScheme) -> str | None:
-    for pattern in scheme.exclude:
-        if fnmatchcase(name, pattern):
-            return f"excluded by {pattern!r}"
-    return None if node.op_type in QUANTIZABLE_OPS else f"{node.op_type} is not quantized by this toolkit"
+def _excluded(name: str, scheme: QuantScheme) -> str:
+    return next((f"excluded by {pattern!r}" for pattern in scheme.exclude if fnmatchcase(name, pattern)), "")
 
 
-def _decide(
-    name: str, node: onnx.NodeProto, index: GraphIndex, types: Mapping[str, TensorType]
-) -> str | tuple[QuantPoint, ...]:
-    """The quantized inputs of a node, or the reason why it has none."""
-    data, weight = node.input[0], node.input[1]
-    for tensor in (data, weight):
+def _other_type(node: onnx.NodeProto, types: Mapping[str, TensorType]) -> str:
+    for tensor in node.input[:2]:
         if tensor in types and types[tensor].dtype not in (onnx.TensorProto.FLOAT, onnx.TensorProto.UNDEFINED):
             kind = onnx.TensorProto.DataType.Name(types[tensor].dtype)
             return f"{tensor} is {kind}: quantize the FP32 graph, lower the rest to FP16 afterwards"
-    if data in index.constant_like:
-        return "its first operand is a constant: this toolkit quantizes weights as the second operand"
-    axis = None
-    if weight in index.constants:
-        rank = len(index.constants[weight].dims)
-        if node.op_type != "Conv" and rank != 2:
-            return f"its constant operand has rank {rank}: this toolkit quantizes weights (K, N)"
-        axis = 0 if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB", 0)) else 1
-    elif weight in index.constant_like:
-        return "its weight is computed from constants: fold them first, for example with onnxsim"
-    elif node.op_type != "MatMul":
-        return f"the weight of this {node.op_type} is computed from the input"
-    second = QuantPoint(name, 1, weight, "activation" if axis is None else "weight", axis)
-    return QuantPoint(name, 0, data, "activation"), second
+    return ""
+
+
+def float_reason(node: onnx.NodeProto, index: GraphIndex) -> str:
+    """Why a node that multiplies has to stay in float; "" if it can be quantized."""
+    if node.op_type not in MAC_OPS:
+        return _OPERATOR_REASONS.get(node.op_type, f"TensorRT has no INT8 form of {node.op_type}")
+    operands = node.input[:2]
+    constants = [index.constants[tensor] for tensor in operands if tensor in index.constants]
+    reasons = (
+        (
+            index.constant_like.issuperset(operands),
+            "both operands are constants: fold the node first, for example with onnxsim",
+        ),
+        (
+            any(tensor in index.constant_like and tensor not in index.constants for tensor in operands),
+            "its weight is computed from constants: fold them first, for example with onnxsim",
+        ),
+        (not constants and node.op_type != "MatMul", f"the weight of this {node.op_type} is computed from the input"),
+        (
+            node.op_type == "Conv" and operands[1] not in index.constants,
+            "the data of this Conv are constant, and its weight is computed from the input",
+        ),
+        (
+            any(len(tensor.dims) < 2 for tensor in constants),
+            "its constant operand is a vector, which has no axis of output channels",
+        ),
+    )
+    return next((reason for holds, reason in reasons if holds), "")
+
+
+_OPERATOR_REASONS = {
+    "ConvTranspose": "TensorRT runs ConvTranspose in float",
+    "Einsum": "Einsum is not quantized by this toolkit: write it as MatMul",
+    "Attention": "Attention is one node, which is not quantized inside: write it as two MatMul and a Softmax",
+    "DeformConv": "TensorRT runs DeformConv in float",
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), "recurrent: its steps depend on each other, TensorRT runs it in float"),
+    **dict.fromkeys(
+        ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"), "TensorRT does not parse this integer operator"
+    ),
+}
+
+
+def _points(name: str, node: onnx.NodeProto, index: GraphIndex) -> tuple[QuantPoint, QuantPoint]:
+    """The quantized inputs of a node that can be quantized."""
+
+    def point(at: int) -> QuantPoint:
+        tensor = node.input[at]
+        if tensor not in index.constants:
+            return QuantPoint(name, at, tensor, "activation")
+        rank = len(index.constants[tensor].dims)
+        # TensorRT takes scales along the last axis of a matrix per head, too; ONNX Runtime's kernel refuses them
+        one_scale = node.op_type == "MatMul" and at == 1 and rank > 2
+        return QuantPoint(name, at, tensor, "weight", None if one_scale else channel_axis(node, at, rank))
+
+    return point(0), point(1)
+
+
+def channel_axis(node: onnx.NodeProto, position: int, rank: int) -> int:
+    """The axis of the output channels of a weight that is input `position` of a Conv, ConvTranspose, Gemm or MatMul."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        return 1
+    transposed = bool(attribute(node, ("transA", "transB")[position], 0)) if node.op_type == "Gemm" else False
+    return rank - 1 if (position == 1) != transposed else rank - 2

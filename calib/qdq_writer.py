@@ -67,7 +67,6 @@ def _add_activation(editor: GraphEditor, tensor: str, scale: float, zero_point: 
 
 def _add_weight(editor: GraphEditor, point: QuantPoint) -> str:
     """Add a weight as an INT8 constant, dequantized before its first reader; return the dequantized tensor."""
-    assert point.axis is not None
     tensor, axis = point.tensor, point.axis
     values, scales = quantize_weight(to_array(editor.index.constants[tensor]), axis, tensor)
     inputs = [
@@ -124,8 +123,10 @@ def serialize(model: onnx.ModelProto) -> bytes:
     return data
 
 
-def quantize_weight(weight: NDArray[Any], axis: int, tensor: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def quantize_weight(weight: NDArray[Any], axis: int | None, tensor: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Per-channel symmetric INT8: (quantized, like `weight`; scales (channels,)) with weight ~ quantized * scale along `axis`.
+
+    Without an axis there is one scale, of shape ().
 
     scale_c = FP16-rounded-up(max |w_c| / 127), q = clip(round_half_even(w / scale_c), -127, 127), in float32 like
     QuantizeLinear.
@@ -136,7 +137,7 @@ def quantize_weight(weight: NDArray[Any], axis: int, tensor: str) -> tuple[NDArr
     return quantized.astype(np.int8), scales
 
 
-def fake_quantize_weight(weight: NDArray[Any], axis: int, tensor: str) -> NDArray[np.float32]:
+def fake_quantize_weight(weight: NDArray[Any], axis: int | None, tensor: str) -> NDArray[np.float32]:
     """The weight after `quantize_weight` and dequantization: values * scales along `axis`, exact in float32."""
     values, scales = quantize_weight(weight, axis, tensor)
     return np.asarray(values * np.expand_dims(scales, tuple(a for a in range(values.ndim) if a != axis)))

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from calib.calibration_table import CalibrationTable
 from calib.errors import DataError
-from calib.graph_segments import Group, SegmentRuns
+from calib.graph import index_graph
+from calib.graph_segments import Group, SegmentRuns, needed_nodes
 from calib.macs import count_macs
 from calib.metrics import SQNR_CAP_DB, sqnr_db
 from calib.ort_session import checked_batches
@@ -61,6 +62,8 @@ def measure_sensitivity(
 ) -> tuple[GroupNoise, ...]:
     """Measure every group of a plan, in graph order, on the first output of a float graph with one input.
 
+    Nodes that this output does not depend on add no noise to it.
+
     Args:
         table: scales of the plan's activations.
         batches: arrays (B, ...) float32 as the graph takes them, of about IMAGES images.
@@ -76,15 +79,18 @@ def measure_sensitivity(
     images = [batch for batch in checked_batches(batches) if len(batch)]
     if not images:
         raise DataError("no images to measure on", allowed="at least one image")
-    groups, macs = group_nodes(plan), count_macs(model)
-    runs = SegmentRuns(model, groups, images, threads)
+    groups, macs = group_nodes(plan), count_macs(model, measure=True).by_name
+    index = index_graph(model)
+    needed = {index.names[at] for at in needed_nodes(index, [model.graph.output[0].name])}
+    parts = {group: tuple(name for name in group if name in needed) for group in groups}
+    group_of = {part: group for group, part in parts.items() if part}
+    isolated_db = {group: SQNR_CAP_DB for group, part in parts.items() if not part}
+    runs = SegmentRuns(model, tuple(group_of), images, threads)
     reference = runs.output()
-    measured: list[GroupNoise] = []
-    for nodes, logits in runs.exchanged(quantized):
-        isolated_db = max(-SQNR_CAP_DB, min(sqnr_db(reference, logits), SQNR_CAP_DB))
-        measured.append(GroupNoise(nodes, sum(macs[name] for name in nodes), isolated_db))
-        progress(len(measured), len(groups))
-    return tuple(measured)
+    for part, logits in runs.exchanged(quantized):
+        isolated_db[group_of[part]] = max(-SQNR_CAP_DB, min(sqnr_db(reference, logits), SQNR_CAP_DB))
+        progress(len(isolated_db), len(groups))
+    return tuple(GroupNoise(group, sum(macs[name] for name in group), isolated_db[group]) for group in groups)
 
 
 def rank_groups(groups: Sequence[GroupNoise]) -> tuple[Group, ...]:

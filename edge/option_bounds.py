@@ -26,7 +26,13 @@ EMULATED_IMAGES = Bounds(0, 64)
 """One batch, with every rounding emulated."""
 IMAGE_SIZE = Bounds(16, 1024)
 BUDGET = Bounds(0, 100)
-"""Percentage points of top-1."""
+"""Percentage points of what the task loses: of top-1 for a classification."""
+SQNR_DB = Bounds(0, 200)
+"""dB; FP32 itself carries about 150."""
+COSINE = Bounds(0, 1)
+PREPROCESSED_SIZE = Bounds(1, 4096)
+SCALE = Bounds(1, 65535)
+PIXEL = Bounds(0, 255)
 SEED = Bounds(0, 2**32 - 1)
 WORKSPACE_MIB = Bounds(1, 1 << 20)
 THREADS = Bounds(0, 1024)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from calib.errors import GraphError
 from engines.backend_protocol import Advance, BackendResult
 from engines.backends import load_backend
-from engines.build_spec import BuildSpec
+from engines.build_spec import BatchRange, BuildSpec
 from engines.layer_records import GraphFacts, Layer, TensorInfo
 from engines.precision_receipt import Receipt, check_receipt, make_receipt
 
@@ -15,12 +15,16 @@ _FLOAT_MAJORITY = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltEngine(BackendResult):
-    """The output of the backend, a key of BACKENDS; the receipt read from it; input and output of the graph."""
+    """The output of the backend, a key of BACKENDS; the receipt read from it; input and outputs of the graph.
+
+    `batch` holds the batch sizes that the engine takes: those of the graph where it has a fixed batch.
+    """
 
     receipt: Receipt
     backend: str
     input: TensorInfo
-    output: TensorInfo
+    outputs: tuple[TensorInfo, ...]
+    batch: BatchRange
 
 
 def build(spec: BuildSpec, progress: Advance = lambda _share: None) -> BuiltEngine:
@@ -45,7 +49,15 @@ def build_graph(spec: BuildSpec, graph: bytes, facts: GraphFacts, progress: Adva
     built = backend.build(spec, graph, progress)
     receipt = make_receipt(facts.layers, backend.evidence(built.data, graph, facts), spec.precision)
     check_receipt(receipt, spec.floor)
-    return BuiltEngine(**vars(built), receipt=receipt, backend=spec.target.backend, input=facts.input, output=facts.output)
+    fixed = next(iter(facts.input.shape), -1)
+    return BuiltEngine(
+        **vars(built),
+        receipt=receipt,
+        backend=spec.target.backend,
+        input=facts.input,
+        outputs=facts.outputs,
+        batch=spec.batch if fixed < 1 else BatchRange(fixed, fixed, fixed),
+    )
 
 
 def _check_request(spec: BuildSpec, layers: tuple[Layer, ...]) -> None:

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Layer:
-    """A Conv, Gemm or MatMul node.
+    """A node that multiplies.
 
     Attributes:
         name: unique node name.
-        macs: multiply-accumulates for one image.
+        macs: multiply-accumulates for one image; 0 where they cannot be counted.
         requested: precision that the graph requests; "uint8" for codes that TensorRT does not support.
-        problem: reason why it may run in float, or give wrong results in INT8; "" if there is none.
+        problem: why it may run in float, or give wrong results in INT8, or cannot be counted; "" if there is nothing.
     """
 
     name: str
@@ -40,14 +40,16 @@ class GraphFacts:
     """What a build needs to know about a graph besides its bytes.
 
     Attributes:
-        layers: every Conv, MatMul and Gemm, in graph order.
+        layers: every layer that multiplies, in graph order.
         traceable: names of the layers that can be identified in an engine, because no other node has the same name.
+        input: the images.
+        outputs: in the order of the graph, at least one.
     """
 
     layers: tuple[Layer, ...]
     traceable: tuple[str, ...]
     input: TensorInfo
-    output: TensorInfo
+    outputs: tuple[TensorInfo, ...]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Precision receipt: compare the precision requested for each layer with the one the engine uses, weighted by MACs.
 
-    int8_mac_fraction = sum of MACs of the layers whose evidence is "int8" / sum of MACs of all Conv, MatMul, Gemm
+    int8_mac_fraction = sum of MACs of the layers whose evidence is "int8" / sum of MACs of all layers that multiply
 
 Evidence comes from the engine (`engines.rtx_plan_text`, `engines.engine_inspector`, `engines.ort.graph`), never from the input
-graph. A layer without evidence counts as not INT8 and is listed.
+graph. A layer without evidence counts as not INT8 and is listed, and so is one whose MACs cannot be counted.
 """
 
 from collections import Counter
@@ -18,7 +18,8 @@ _NO_EVIDENCE = LayerEvidence(UNKNOWN, "the engine does not name this layer")
 
 @dataclass(frozen=True)
 class Fallback:
-    """A layer that does not run in the precision of the build; `actual` is "unknown" if the engine does not report it.
+    """A layer that does not run in the precision of the build, or whose MACs cannot be counted, in which case its share is 0;
+    `actual` is "unknown" if the engine does not report it.
 
     `mac_fraction` is the layer's share of the network's MACs, in [0, 1].
     """
@@ -37,7 +38,8 @@ class Receipt:
     Attributes:
         requested: precision -> share requested by the graph.
         actual: precision -> share in the engine.
-        fallbacks: every layer whose actual precision is not that of the build, most MACs first.
+        fallbacks: every layer whose actual precision is not that of the build, and those that cannot be counted, most MACs
+            first.
         kernels: as in EngineEvidence, likewise `reformats`.
     """
 
@@ -50,17 +52,20 @@ class Receipt:
 
 
 def make_receipt(layers: tuple[Layer, ...], evidence: EngineEvidence, precision: str) -> Receipt:
-    """Compare an engine's evidence with its graph's requests. Raises GraphError for a graph without Conv, MatMul or Gemm."""
+    """Compare an engine's evidence with its graph's requests. Raises GraphError for a graph of which nothing can be counted."""
     total = sum(layer.macs for layer in layers)
+    if not layers:
+        raise GraphError("the graph has no Conv, MatMul or Gemm, nor another layer that multiplies", allowed="a network")
     if not total:
-        raise GraphError("the graph has no Conv, MatMul or Gemm", allowed="a network")
+        problems = "; ".join(f"{layer.name}: {layer.problem}" for layer in layers[:_SHOWN_FALLBACKS])
+        raise GraphError("the multiply-accumulates of none of the graph's layers can be counted", found=problems)
     actual, fallbacks = [], []
     for layer in layers:
         found = evidence.layers.get(layer.name, _NO_EVIDENCE)
         # INT8 arithmetic on uint8 codes does not count as INT8: its results are wrong.
         used = "uint8" if (layer.requested, found.actual) == ("uint8", "int8") else found.actual
         actual.append(used)
-        if used != precision:
+        if used != precision or not layer.macs:
             request = "" if layer.requested == precision else f"the graph requests {layer.requested}"
             cause = layer.problem if precision == "int8" else request
             reason = f"{cause}; {found.source}" if cause else found.source

@@ -8,11 +8,13 @@ operands and the ONNX nodes that it computes:
     fully_connected={ name="blocks.0.attn.v/MatMul+blocks.0.attn.k/MatMul" output={"__mye402388" }
                       input={"__mye479179^deref" "__mye411713_dconst" "..._alpha" "..._beta" } ... }
     corrltn={ name="stem.0/Conv" output={...} input={...} ... }
+    deconvolution={ name="up" output={...} input={...} ... }
     function={ name=__myl_MulAddCast ... layers="[ONNX Layer: ...] ..." }
 
-A matrix product (`fully_connected`) or convolution (`corrltn`) is INT8 when both of its operands, the first two inputs, are
-declared int8 in every step that has the node's name. A node without such a step is "unknown", even if other text mentions it:
-a generated kernel (`function`) may compute a product too, but its text does not report the type.
+A matrix product (`fully_connected`), convolution (`corrltn`) or transposed convolution (`deconvolution`) is INT8 when both of
+its operands, the first two inputs, are declared int8 in every step that has the node's name. A node without such a step is
+"unknown", even if other text mentions it: a generated kernel (`function`) may compute a product too, but its text does not
+report the type.
 
 This proves the operand types of the program in the deployed bytes. It does not prove the machine instructions, because kernels
 are compiled on the GPU when the plan is loaded, nor the speed. The format is undocumented; in a release with another format
@@ -25,12 +27,12 @@ from collections.abc import Iterator
 from engines.layer_records import UNKNOWN, EngineEvidence, LayerEvidence, common_type, merge_evidence
 
 _TENSOR = re.compile(rb'tensor=\{[^\n]*? name="([^"\n]+)"[^\n]*? type=(\w+) \}')
-_STEP = re.compile(rb'\n +(fully_connected|corrltn)=\{ name="([^"\n]+)" output=\{[^}\n]*\} input=\{([^}\n]*)\}')
+_STEP = re.compile(rb'\n +(fully_connected|corrltn|deconvolution)=\{ name="([^"\n]+)" output=\{[^}\n]*\} input=\{([^}\n]*)\}')
 _QUOTED = re.compile(rb'"([^"\n]+)"')
 _METADATA_NODE = re.compile(rb"\[ONNX Layer: ([^\]\n]+)\]")
 _TYPES = {b"half": "fp16", b"float": "fp32", b"bfloat16": "bf16", b"bfloat": "bf16"}
-_KINDS = {b"fully_connected": "matrix product", b"corrltn": "convolution"}
-_KERNEL = re.compile(rb"\n +(fully_connected|corrltn|function)=\{ name=")
+_KINDS = {b"fully_connected": "matrix product", b"corrltn": "convolution", b"deconvolution": "transposed convolution"}
+_KERNEL = re.compile(rb"\n +(fully_connected|corrltn|deconvolution|function)=\{ name=")
 
 
 def read_plan(plan: bytes, nodes: frozenset[str]) -> EngineEvidence:

@@ -9,12 +9,13 @@
         --init build/train-64/ufovit_t.safetensors --epochs 9 --lr 6e-4                             # hours on two CPU cores
 
 AdamW, linear warm-up and cosine decay, label smoothing; random shift, horizontal flip and erasing. The checkpoint contains the
-exponential moving average of the weights. `--bf16` and `--compile` are faster on a GPU and on a CPU with AMX: together 1.5 to 2
-times. `--cuda-graph` is three times faster on a GPU than single launches. `--init` starts from a checkpoint of another image
-size and resizes its position embedding: on a CPU most epochs are cheaper at a small size. The state is saved every
-`--save-every` steps; the same command resumes from it, other options are refused. The order of batches depends on the seed and
-the data only. The last 1,024 training images are held out: they only show progress, and become the calibration split. The test
-images are only copied to the test split.
+exponential moving average of the weights. `--bf16` and `--compile` are faster on a GPU and on a CPU with AMX: together 1.5 to
+2 times. `--depth`, `--dim` and `--heads` train another shape than those of `--model`, `--image-size HEIGHTxWIDTH` one for
+other images than squares, to which they are stretched. `--cuda-graph` is three times faster on a GPU than single launches.
+`--init` starts from a checkpoint of another image size and resizes its position embedding: on a CPU most epochs are cheaper at
+a small size. The state is saved every `--save-every` steps; the same command resumes from it, other options are refused. The
+order of batches depends on the seed and the data only. The last 1,024 training images are held out: they only show progress,
+and become the calibration split. The test images are only copied to the test split.
 
 Exit codes: 1 the loss became NaN or infinite, 2 bad usage or input, 130 interrupted.
 """
@@ -29,7 +30,6 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -40,13 +40,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from calib.errors import ArtifactError, DataError, UfovitError, VerdictError
 from calib.files import atomic_path
-from edge.images.idx import read_idx, read_labelled_idx, write_idx
-from edge.images.preprocess import Preprocess, Uint8, resample_matrix
+from edge.images.idx import read_labelled_idx
+from edge.images.placement import Fit
+from edge.images.preprocess import Preprocess, Uint8
+from edge.images.resampling import resample_matrix
 from edge.model.checkpoint import load_checkpoint, random_network, save_checkpoint
 from edge.model.metadata import CheckpointInfo
-from edge.model.sizes import SIZES, UfoVitConfig, config
+from edge.model.sizes import SIZES, UfoVitConfig, name_shape, parse_image_size, read_config
 from edge.model.ufo_vit import UfoVit
-from scripts.training_images import MEAN, STD, augment, draw_batch, network_input
+from scripts.training_images import MEAN, STD, augment, draw_batch, network_input, write_splits
 
 LABELS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 HELD_OUT = 1024
@@ -61,8 +63,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images, labels = read_training_set(args.data, args.batch)
-    preprocess = Preprocess(args.image_size, args.image_size, (MEAN,) * 3, (STD,) * 3)
-    cfg = config(args.model, image_size=args.image_size, classes=len(LABELS))
+    cfg = network_shape(args)
+    preprocess = whole_image(cfg)
     model = new_model(cfg, args).to(device)
     averaged = AveragedModel(model, use_buffers=True)
     optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.lr, fused=True)
@@ -73,17 +75,18 @@ def main() -> None:
     options = {name: str(value) for name, value in vars(args).items() if name not in RESUME_MAY_CHANGE}
     parts = {"model": model, "averaged": averaged, "optimizer": optimizer}
     step = resume(state_file, options, parts) if state_file.exists() else 0
-    print(f"{args.model}: {count(model):,} parameters, {device}, step {step} of {total}", flush=True)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{cfg.name}: {parameters:,} parameters, {device}, step {step} of {total}", flush=True)
 
     if args.compile:
         compile_blocks(model)
     if args.cuda_graph:
         record_graphs(model, args)
-    resample = torch.tensor(resample_matrix(SIDE, args.image_size), device=device)
+    rows, columns = (torch.tensor(resample_matrix(SIDE, side), device=device) for side in (cfg.height, cfg.width))
     started, losses = time.monotonic(), []
     while step < total:
         chosen, rng = draw_batch(step, len(train_images), args.batch, args.seed)
-        x = network_input(torch.from_numpy(augment(train_images[chosen], rng)).to(device), resample)
+        x = network_input(torch.from_numpy(augment(train_images[chosen], rng)).to(device), (rows, columns))
         y = torch.from_numpy(train_labels[chosen]).to(device)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * schedule(step, args.warmup, total)
@@ -112,16 +115,30 @@ def main() -> None:
         "torch": torch.__version__,
     }
     model = cast(UfoVit, averaged.module).to("cpu")
-    save_checkpoint(model, CheckpointInfo(cfg, LABELS, preprocess, training=training), args.out / f"{args.model}.safetensors")
+    save_checkpoint(model, CheckpointInfo(cfg, LABELS, preprocess, training=training), args.out / f"{cfg.name}.safetensors")
     write_splits(args.data, args.out, images[-HELD_OUT:], labels[-HELD_OUT:])
-    print(f"wrote {args.out / args.model}.safetensors and the two splits", flush=True)
+    print(f"wrote {args.out / cfg.name}.safetensors and the two splits", flush=True)
+
+
+def network_shape(args: argparse.Namespace) -> UfoVitConfig:
+    """That of `--model`, changed by the other options. Raises UsageError for an impossible one."""
+    fields = {name: getattr(args, name) for name in ("depth", "dim", "heads")}
+    fields = {name: getattr(SIZES[args.model], name) if value is None else value for name, value in fields.items()}
+    fields |= {"image_size": args.image_size, "classes": len(LABELS)}
+    return read_config(name_shape(fields), fields)
+
+
+def whole_image(cfg: UfoVitConfig) -> Preprocess:
+    """Preprocessing that cuts nothing off a square image."""
+    fit: Fit = "crop" if cfg.height == cfg.width else "stretch"
+    return Preprocess(cfg.image_size, min(cfg.height, cfg.width), (MEAN,) * 3, (STD,) * 3, fit=fit)
 
 
 def new_model(cfg: UfoVitConfig, args: argparse.Namespace) -> UfoVit:
     """Random weights by seed, or those of `--init`. Raises DataError for a checkpoint with other classes."""
     if not args.init:
         return random_network(cfg, args.seed)
-    model, info = load_checkpoint(args.init, model=args.model, image_size=args.image_size)
+    model, info = load_checkpoint(args.init, model=cfg.name, image_size=cfg.image_size)
     if info.labels != LABELS:
         raise DataError(
             "the checkpoint has other classes", where=args.init, found=", ".join(info.labels), allowed=", ".join(LABELS)
@@ -141,7 +158,7 @@ def read_training_set(folder: Path, batch: int) -> tuple[Uint8, NDArray[Any]]:
 
 
 def train_step(model: UfoVit, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, args: argparse.Namespace) -> Tensor:
-    """Train one step on images x (B, 3, S, S) and classes y (B,), int64; returns the detached loss."""
+    """Train one step on images x (B, 3, H, W) and classes y (B,), int64; returns the detached loss."""
     model.train()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=args.bf16, cache_enabled=not args.cuda_graph):
         loss = cross_entropy(model(x).float(), y, label_smoothing=args.smoothing)
@@ -158,7 +175,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder with the four IDX files")
     parser.add_argument("--out", type=Path, required=True, help="output folder of the state and the checkpoint")
     parser.add_argument("--init", type=Path, help="checkpoint to start from, of any image size")
-    parser.add_argument("--image-size", type=int, default=112)
+    parser.add_argument("--depth", type=int, help="self-attention blocks, in place of those of --model")
+    parser.add_argument("--dim", type=int, help="channels")
+    parser.add_argument("--heads", type=int)
+    parser.add_argument("--image-size", type=parse_image_size, default=112, metavar="PIXELS|HEIGHTxWIDTH")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1.2e-3, help="peak")
@@ -197,7 +217,7 @@ def compile_blocks(model: UfoVit) -> None:
 def record_graphs(model: UfoVit, args: argparse.Namespace) -> None:
     """Record forward and backward pass as CUDA graphs, in place; weights and statistics do not change."""
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    images = torch.zeros(args.batch, 3, args.image_size, args.image_size, device="cuda")
+    images = torch.zeros(args.batch, 3, model.cfg.height, model.cfg.width, device="cuda")
     with torch.autocast("cuda", torch.bfloat16, enabled=args.bf16, cache_enabled=False):
         torch.cuda.make_graphed_callables(model.train(), (images,))
     model.load_state_dict(state)
@@ -267,18 +287,6 @@ def top1(model: UfoVit, preprocess: Preprocess, images: Uint8, labels: NDArray[A
         logits: Tensor = model(torch.from_numpy(preprocess.batch(images[part, :, :, None])).to(device))
         hits += int((logits.argmax(1).cpu().numpy() == labels[part]).sum())
     return hits / len(images)
-
-
-def write_splits(data: Path, out: Path, images: Uint8, labels: NDArray[Any]) -> None:
-    """The calibration split (held-out training images) and the test split, under the file names that the toolkit ships."""
-    write_idx(out / "calibration-images-idx3-ubyte.gz", images)
-    write_idx(out / "calibration-labels-idx1-ubyte.gz", labels.astype(np.uint8))
-    for kind in ("images-idx3", "labels-idx1"):
-        write_idx(out / f"test-{kind}-ubyte.gz", read_idx(data / f"t10k-{kind}-ubyte.gz"))
-
-
-def count(model: UfoVit) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 if __name__ == "__main__":

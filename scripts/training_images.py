@@ -1,13 +1,15 @@
-"""Images of a training step: selection, augmentation and preprocessing."""
+"""Images of a training: selection, augmentation and preprocessing; the splits that are written beside the checkpoint."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edge.images.idx import read_idx, write_idx
 from edge.images.preprocess import Uint8
 
 MEAN, STD = 0.2860, 0.3530  # of the training images, on the [0, 1] scale
@@ -43,10 +45,20 @@ def span(side: int, count: int, rng: np.random.Generator) -> NDArray[Any]:
     return (first <= position) & (position < first + length)
 
 
-def network_input(images: Tensor, resample: Tensor) -> Tensor:
-    """`Preprocess.batch` for square greyscale images, on the device: uint8 (B, H, H) -> float32 (B, 3, S, S).
+def network_input(images: Tensor, resample: tuple[Tensor, Tensor]) -> Tensor:
+    """`Preprocess.batch` for square greyscale images, on the device: uint8 (B, S, S) -> float32 (B, 3, H, W).
 
-    `resample` is `resample_matrix(H, S)`; normalising before the resize is equivalent, because its rows sum to 1.
+    `resample` are `resample_matrix(S, H)` and `resample_matrix(S, W)`; normalising before the resize is equivalent, because
+    their rows sum to 1.
     """
+    rows, columns = resample
     normalised = (images.float() / 255 - MEAN) / STD
-    return (resample @ normalised @ resample.T)[:, None].expand(-1, 3, -1, -1)
+    return (rows @ normalised @ columns.T)[:, None].expand(-1, 3, -1, -1)
+
+
+def write_splits(data: Path, out: Path, images: Uint8, labels: NDArray[Any]) -> None:
+    """The calibration split (held-out training images) and the test split, under the file names that the toolkit ships."""
+    write_idx(out / "calibration-images-idx3-ubyte.gz", images)
+    write_idx(out / "calibration-labels-idx1-ubyte.gz", labels.astype(np.uint8))
+    for kind in ("images-idx3", "labels-idx1"):
+        write_idx(out / f"test-{kind}-ubyte.gz", read_idx(data / f"t10k-{kind}-ubyte.gz"))

@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
     "calib": (
         "printable", "errors", "package_face", "files", "json_reader", "artifact", "parallel", "metrics", "graph_checks",
-        "graph", "graph_editor", "ort_session", "graph_segments", "graph_splice", "macs", "histogram", "scales", "calibrators",
-        "calibration_table",
+        "graph", "graph_editor", "ort_session", "graph_segments", "graph_splice", "mac_formulas", "macs", "histogram", "scales",
+        "calibrators", "calibration_table",
         "split_half",
         "qdq_placement", "collect", "qdq_writer", "lint", "held_out", "sensitivity", "budget", "refine", "quantize",
         "trt_calibration_cache",

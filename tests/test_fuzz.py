@@ -87,7 +87,7 @@ def test_a_small_part(category):
     """Every command on a good project, and on one to three senseless arguments."""
     pytest.importorskip("tensorrt_rtx", reason="pip install 'ufovit-edge[rtx]'", exc_type=ImportError)
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "bench" / "fuzz.py"), "--cases", "103", "--category", category],
+        [sys.executable, str(ROOT / "scripts" / "bench" / "fuzz.py"), "--cases", "107", "--category", category],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -15,9 +15,10 @@ import torch
 from calib.errors import InputError, VerdictError
 from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, SHIPPED_MODEL
 from edge.images.idx import read_idx, write_idx
-from edge.images.preprocess import Preprocess, resample_matrix
+from edge.images.preprocess import Preprocess
+from edge.images.resampling import resample_matrix
 from edge.model.checkpoint import load_checkpoint
-from edge.model.sizes import SIZES
+from edge.model.sizes import SIZES, config
 from scripts import train_checkpoint
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts/train_checkpoint.py"
@@ -163,6 +164,19 @@ def test_every_size(train, model, data, monkeypatch):
 
 
 @pytest.mark.slow
+def test_any_shape(train):
+    shape = ("--depth", "1", "--dim", "24", "--heads", "3")
+    out = train(*shape, "--epochs", "1", "--batch", "24", "--image-size", "48x32")
+    _, info = load_checkpoint(out / "ufovit_d1_c24_h3.safetensors")
+    assert (info.config.depth, info.config.dim, info.config.heads, info.config.grid) == (1, 24, 3, (3, 2))
+    assert (info.preprocess.shape, info.preprocess.fit, info.labels) == ((3, 48, 32), "stretch", train_checkpoint.LABELS)
+    with pytest.raises(InputError, match="divisible by heads"):
+        train("--dim", "25")
+    with pytest.raises(InputError, match="not an image size"):
+        train("--image-size", "large")
+
+
+@pytest.mark.slow
 def test_init_starts_from_a_checkpoint_of_another_image_size(train):
     """A learning rate of zero moves no parameter; the position embedding is the one that a build of that size would take."""
     got = weights(train("--epochs", "1", "--batch", "24", "--lr", "0", "--init", str(SHIPPED_CHECKPOINT)))
@@ -230,7 +244,7 @@ def test_too_few_images_are_refused(train, data):
 def test_a_checkpoint_of_other_classes_is_refused(script, monkeypatch):
     monkeypatch.setattr(script, "LABELS", tuple("0123456789"))
     with pytest.raises(InputError, match="other classes"):
-        script.new_model(None, argparse.Namespace(init=SHIPPED_CHECKPOINT, model=SHIPPED_MODEL, image_size=112))
+        script.new_model(SIZES[SHIPPED_MODEL], argparse.Namespace(init=SHIPPED_CHECKPOINT))
 
 
 @pytest.mark.slow
@@ -250,11 +264,13 @@ def test_an_error_is_told_without_a_traceback(tmp_path):
 # --- its parts
 
 
-@pytest.mark.parametrize("size", [28, 32, 112])
+@pytest.mark.parametrize("size", [32, 112, (48, 32)])
 def test_input_is_what_the_toolkit_feeds_to_networks(script, size):
     images = read_idx(CALIBRATION_IMAGES)[:32]
-    wanted = Preprocess(size, size, (script.MEAN,) * 3, (script.STD,) * 3).batch(images[..., None])
-    got = script.network_input(torch.from_numpy(images.copy()), torch.tensor(resample_matrix(28, size)))
+    preprocess = script.whole_image(config(SHIPPED_MODEL, image_size=size))
+    resample = tuple(torch.tensor(resample_matrix(28, side)) for side in (preprocess.height, preprocess.width))
+    wanted = preprocess.batch(images[..., None])
+    got = script.network_input(torch.from_numpy(images.copy()), resample)
     np.testing.assert_allclose(got.numpy(), wanted, rtol=0, atol=2e-6)
 
 

@@ -50,12 +50,14 @@ RULES: dict[str, Rule] = {
     "weight-axis": Rule(
         "falls_back",
         "a scale that varies along the summation cannot be factored out of the sum",
-        "use the axis of the output channels: MatMul (K, N) 1, Gemm transB 0, Gemm 1, Conv 0",
+        "use the axis of the output channels: MatMul (..., K, N) the last, constant (..., M, K) the last but one, Gemm 1, "
+        "transB 0, Conv 0",
     ),
     "activation-per-channel": Rule("falls_back", "TensorRT has per-tensor activations only", "use one scale for the tensor"),
     "one-sided-matmul": Rule("falls_back", "a product of two activations needs both in INT8", "add Q/DQ on the other side"),
     "weight-only": Rule("falls_back", "the other operand is float", "add Q/DQ on the activation"),
     "activation-only": Rule("falls_back", "the weight is float", "quantize the weight per output channel"),
+    "float-operator": Rule("falls_back", "TensorRT-RTX runs it in float whatever its scales", "leave it in float"),
     "unlike-pair": Rule(
         "note", "a pair with two scales multiplies the tensor by their ratio", "give both nodes of the pair one scale"
     ),

@@ -12,6 +12,7 @@ import onnx
 
 from calib.graph import GraphIndex, attribute, to_array
 from calib.lint.finding import LintFinding, make_finding
+from calib.qdq_placement import channel_axis
 from calib.qdq_writer import DEQUANTIZE
 
 _NORMALIZATIONS = ("GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization", "RMSNormalization")
@@ -61,6 +62,8 @@ def _lint_product(node: onnx.NodeProto, name: str, index: GraphIndex) -> Iterato
         elif _along_sum(node, position, source, index):
             yield make_finding("weight-axis", name, f"{node.op_type} weight has its scales on axis {source.axis}")
     quantized = [position for position, source in enumerate(sources) if source is not None]
+    if quantized and node.op_type == "ConvTranspose":
+        yield make_finding("float-operator", name, "Q/DQ on a ConvTranspose")
     if len(quantized) == 1:
         (present,) = quantized
         one_sided = "weight-only" if node.input[present] in index.constant_like else "one-sided-matmul"
@@ -69,20 +72,13 @@ def _lint_product(node: onnx.NodeProto, name: str, index: GraphIndex) -> Iterato
 
 
 def _along_sum(node: onnx.NodeProto, position: int, source: _DequantizeSource, index: GraphIndex) -> bool:
-    """Whether the scales of a weight vary along an axis that is summed over (for Conv: any but the output channels)."""
+    """Whether the scales of a weight vary along another axis than that of the output channels."""
     if source.axis is None:
         return False
-    if node.op_type == "Conv":
-        return source.axis != 0
-    if node.op_type == "ConvTranspose":
-        return source.axis != 1
-    if node.op_type == "Gemm":
-        return source.axis == int(bool(attribute(node, ("transA", "transB")[position], 0))) ^ (position == 0)
-    tensor = node.input[position]  # a MatMul: the rank is that of the constant at the root of a chain of single-input nodes
+    tensor = node.input[position]  # the rank is that of the constant at the root of a chain of single-input nodes
     while tensor not in index.constants and (producer := index.producer(tensor)) is not None:
         tensor = producer.input[0]
-    rank = len(index.constants[tensor].dims) if tensor in index.constants else 0
-    return source.axis == (rank - 1 if position == 0 else rank - 2)
+    return tensor in index.constants and source.axis != channel_axis(node, position, len(index.constants[tensor].dims))
 
 
 def _trace(tensor: str, index: GraphIndex) -> _DequantizeSource | None:

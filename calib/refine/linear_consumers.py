@@ -110,11 +110,11 @@ class Reader:
 def find_readers(model: onnx.ModelProto, plan: QuantPlan) -> dict[str, tuple[Reader, ...]]:
     """Quantized activations whose quantized readers are all linear layers of one geometry, in graph order.
 
-    Left out are operands of products of two activations, Gemms that transpose or scale the activation (`transA`, `alpha`), and
-    Convs that are not 2-D or use `auto_pad`.
+    Left out are operands of products of two activations, of weights on the left and of weights of three axes or more, Gemms
+    that transpose or scale the activation (`transA`, `alpha`), and Convs that are not 2-D or use `auto_pad`.
     """
     index = index_graph(model)
-    weights = {p.node: p.tensor for p in plan.points if p.kind == "weight"}
+    weights = {p.node: p.tensor for p in plan.points if p.kind == "weight" and p.input_index == 1}
     readers: dict[str, list[Reader | None]] = {}
     for point in plan.points:
         if point.kind == "activation":
@@ -127,7 +127,7 @@ def find_readers(model: onnx.ModelProto, plan: QuantPlan) -> dict[str, tuple[Rea
 
 def _reader(node: onnx.NodeProto, name: str, weight: str, index: GraphIndex) -> Reader | None:
     if node.op_type != "Conv":
-        if attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1.0:
+        if len(index.constants[weight].dims) != 2 or attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1.0:
             return None
         return Reader(name, node.input[0], weight, Geometry(), bool(attribute(node, "transB", 0)))
     shape = to_array(index.constants[weight]).shape

@@ -39,7 +39,7 @@ from edge.attribution.local_errors import PARTS, LocalErrors
 from edge.attribution.paired_images import PairedImages, compare_inputs
 from edge.attribution.weight_errors import WeightError, compare_weights, rounded_already
 from edge.images.labelled_images import ImageSet
-from edge.images.preprocess import Float32, read_preprocess
+from edge.images.preprocess import Float32, Tensor, read_preprocess
 from edge.model.metadata import read_graph_info
 from edge.progress import Advance
 from engines.build_folder.file_names import ATTRIBUTION, MODEL, REFINED
@@ -74,13 +74,14 @@ def attribute_build(build: BuildFolder, images: ImageSet, advance: Advance, out:
 
 
 def attribute_graphs(
-    graphs: BuildGraphs, images: Float32, judged_images: Float32 | None = None, advance: Advance = lambda _share: None
+    graphs: BuildGraphs, images: Tensor, judged_images: Tensor | None = None, advance: Advance = lambda _share: None
 ) -> Attribution:
     """Attribute the drift of one graph from another.
 
     Args:
-        graphs: what is compared; all have one input and one output, of the same names.
-        images: float32 (n, C, S, S), inputs of the reference. Layers are measured on IMAGES of them; scales and layers in
+        graphs: what is compared; all have one input, and outputs of the same names. Several are attributed together, see
+            `edge.attribution.merge_outputs`.
+        images: (n, ...), inputs of the reference. Layers are measured on IMAGES of them; scales and layers in
             float are tried on all.
         judged_images: the same images as inputs of the judged side; None for the same array.
         advance: called with the share that is done.
@@ -90,6 +91,7 @@ def attribute_graphs(
     graphs.check_ports()
     pairs = PairedImages(images, images if judged_images is None else judged_images)
     few = pairs.take(IMAGES)
+    graphs = graphs.of_one_output(few.reference)
     base, judged = graphs.base.model, graphs.judged.model
     variants = make_variants(base, judged)
     spans, not_compared = shared_spans(base, judged)

@@ -3,6 +3,8 @@
 And the checks on whole graphs: reading inner tensors changes nothing, and the float graph is the reference's own function.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +21,9 @@ from calib.ort_session import GraphSession, TappedGraph, tapped
 from calib.qdq_writer import serialize
 from edge.attribution.attribution_record import FloatDrift, GraphFile, Stage, TapCheck
 from edge.attribution.layer_spans import LayerSpan
+from edge.attribution.merge_outputs import float_outputs, merge_outputs, output_scales
 from edge.attribution.paired_images import PairedImages
-from edge.images.preprocess import Float32
+from edge.images.preprocess import Float32, Tensor
 from edge.numeric_tolerances import EXPORT_SQNR_DB
 from edge.runtime.ort_runner import OrtRunner
 from engines.build_folder.file_names import FOLDED, MODEL, QUANTIZED, REFINED, TYPED
@@ -48,18 +51,33 @@ class BuildGraphs:
     between: tuple[LoadedGraph, ...] = ()
 
     def check_ports(self) -> None:
-        """Raise InputError for graphs that are not of one classifier."""
+        """Raise InputError for graphs that are not of one network."""
         ports = {}
         for graph in (self.reference, self.base, self.judged, *self.between):
             inputs, outputs = index_graph(graph.model).inputs, tuple(value.name for value in graph.model.graph.output)
             ports[graph.file.file] = (inputs, outputs)
         inputs, outputs = ports[self.reference.file.file]
-        if len(inputs) != 1 or len(outputs) != 1 or len(set(ports.values())) != 1:
+        if len(inputs) != 1 or not outputs or len(set(ports.values())) != 1:
             raise GraphError(
-                "the graphs are not of one classifier",
+                "the graphs are not of one network",
                 found="; ".join(f"{file}: {', '.join(i)} -> {', '.join(o)}" for file, (i, o) in ports.items()),
-                allowed="one input and one output, of the same names",
+                allowed="one input, and outputs of the same names",
             )
+
+    def of_one_output(self, images: Tensor) -> BuildGraphs:
+        """The same graphs where they have one output of floats, else with all of these as one; `images` scale them."""
+        model = self.reference.model
+        numbers = float_outputs(model)
+        if len(model.graph.output) == 1:
+            return self
+        scales = output_scales(OrtRunner(Path(self.reference.file.file), data=serialize(model))(images), numbers)
+        merged = [
+            LoadedGraph(graph.file, merge_outputs(graph.model, numbers, scales))
+            for graph in (self.reference, self.base, self.judged, *self.between)
+        ]
+        base = merged[0] if self.base is self.reference else merged[1]
+        judged = {id(self.reference): merged[0], id(self.base): base}.get(id(self.judged), merged[2])
+        return BuildGraphs(merged[0], base, judged, tuple(merged[3:]))
 
 
 def load_graphs(build: BuildFolder) -> BuildGraphs:
@@ -121,7 +139,7 @@ def tap_judged_run(as_run: onnx.ModelProto, taps: Sequence[str], images: Float32
     """
     (source,) = index_graph(as_run).inputs
     output = as_run.graph.output[0].name
-    judged = OrtRunner(Path("the judged graph"), data=serialize(as_run))(images)
+    (judged,) = OrtRunner(Path("the judged graph"), data=serialize(as_run))(images)
     names = tuple(dict.fromkeys((*taps, output)))
     fused = TappedGraph(as_run, names, threads=0)
     if np.array_equal(judged, fused(images)[output], equal_nan=True):

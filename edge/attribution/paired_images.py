@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
@@ -12,13 +13,14 @@ from calib.errors import DataError
 from calib.metrics import power_ratio_db
 from edge.attribution.attribution_record import InputDrift
 from edge.images.labelled_images import spread_evenly
-from edge.images.preprocess import Float32
+from edge.images.preprocess import Float32, Tensor
 from edge.numeric_tolerances import PREPROCESS_ABS
 
 _BATCH_PIXELS = 32 * 64**2
 """Pixels of one batch: tensors at the ends of all layers are held in eight variants at once, 0.4 GB for one image of 224 px."""
 _FITS_DB = 40.0
 """Smallest SQNR of a fit that explains a difference: its residual is one part in ten thousand of the power."""
+_MOST_CHANNELS = 3
 _BETTER_DB = 20.0
 """How much better than the channels in their order another order has to fit: grey pictures fit in any."""
 
@@ -28,21 +30,21 @@ class PairedImages:
     """The same images twice.
 
     Attributes:
-        reference: (n, C, S, S) float32, the inputs of the reference.
+        reference: (n, ...), the inputs of the reference.
         judged: the inputs of the judged side; often the same array.
 
     Raises InputError for other numbers of images, and for none.
     """
 
-    reference: Float32
-    judged: Float32
+    reference: Tensor
+    judged: Tensor
 
     def __post_init__(self) -> None:
-        if self.reference.ndim != 4 or self.reference.shape != self.judged.shape or not len(self.reference):
+        if self.reference.ndim < 2 or self.reference.shape != self.judged.shape or not len(self.reference):
             raise DataError(
                 "the two sides did not get the same images",
                 found=f"{self.reference.shape} and {self.judged.shape}",
-                allowed="float32 (n, C, S, S) twice, n > 0",
+                allowed="(n, ...) twice, n > 0",
             )
 
     def __len__(self) -> int:
@@ -61,28 +63,35 @@ class PairedImages:
         """`count` of the images, spread evenly, or all."""
         return next(self.split(count))
 
-    def batches(self) -> Iterator[tuple[Float32, Float32]]:
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The images in order, in batches of either side."""
-        size = max(1, _BATCH_PIXELS // (self.reference.shape[2] * self.reference.shape[3]))
+        size = max(1, 3 * _BATCH_PIXELS // math.prod(self.reference.shape[1:]))  # three values per pixel
         for start in range(0, len(self), size):
             yield self.reference[start : start + size], self.judged[start : start + size]
 
 
-def compare_inputs(reference: Float32, judged: Float32) -> InputDrift:
-    """How the judged side's images (n, C, S, S) differ from the reference's.
+def compare_inputs(reference: Tensor, judged: Tensor) -> InputDrift:
+    """How the judged side's images (n, C, H, W), or (n, H, W, C), differ from the reference's; any other is one channel.
 
     Every order of the channels and, per channel c, a_c x + b_c are fitted: another mean or deviation gives a_c and b_c, BGR for
     RGB another order.
     """
+    reference, judged = (_channels_first(images.astype(np.float32)) for images in (reference, judged))
     signal, noise = (float(np.sum(values.astype(np.float64) ** 2)) for values in (reference, judged - reference))
     largest = float(np.abs(judged - reference).max())
     explanation = "" if largest <= PREPROCESS_ABS else _explain(reference, judged)
     return InputDrift(power_ratio_db(signal, noise), largest, explanation)
 
 
+def _channels_first(images: Float32) -> Float32:
+    if images.ndim == 4 and images.shape[1] > _MOST_CHANNELS >= images.shape[3]:
+        images = images.transpose(0, 3, 1, 2)
+    return images if images.ndim == 4 else images.reshape(len(images), 1, 1, -1)
+
+
 def _explain(reference: Float32, judged: Float32) -> str:
     channels = range(reference.shape[1])
-    orders = list(permutations(channels)) if len(channels) <= 3 else [tuple(channels)]
+    orders = list(permutations(channels)) if len(channels) <= _MOST_CHANNELS else [tuple(channels)]
     fits = {order: [_fit(reference[:, source], judged[:, target]) for target, source in enumerate(order)] for order in orders}
     total = float(np.sum((judged - judged.mean(axis=(0, 2, 3), keepdims=True)).astype(np.float64) ** 2))
     residual = {order: power_ratio_db(total, sum(rest for _a, _b, rest in fit)) for order, fit in fits.items()}

@@ -61,7 +61,7 @@ class AuditWorker:
 
     def process(self, result: Result) -> None:
         """Compare one result."""
-        reference: Outputs = (self._reference(self._preprocess(result.frame.pixels)[None]),)
+        reference = self._reference(self._preprocess(result.frame.pixels)[None])
         agrees = self._task.agree(reference, result.outputs)
         self.compared += 1
         self.agreed += agrees

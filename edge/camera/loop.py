@@ -18,7 +18,7 @@ from edge.camera.latency_stats import LatencyStats, Percentiles, Rate
 from edge.camera.reconnect import Pacer, Sleep
 from edge.images.preprocess import Preprocess
 from edge.runtime.runner import Runner
-from edge.tasks.task import Outputs, Task
+from edge.tasks.task import Task
 
 _POLL_S = 0.25
 """Longest wait for a frame before limits and stop requests are checked again."""
@@ -26,7 +26,7 @@ _POLL_S = 0.25
 
 @dataclass(frozen=True)
 class Network:
-    """The network, (B, 3, S, S) -> (B, ...), with what turns a frame into its input and its output into an answer.
+    """The network, (B, ...) -> (B, ...) per output, with what turns a frame into its input and its output into an answer.
 
     Copies of a frame fill the smallest batch of the engine, `batch_min`; a result lists at most `top_k` parts of an answer.
     """
@@ -142,7 +142,7 @@ class Loop:
         network = self._network
         tensor = network.preprocess(frame.pixels)
         prepared = self._clock()
-        outputs: Outputs = (network.runner(np.repeat(tensor[None], network.batch_min, axis=0))[:1],)
+        outputs = tuple(output[:1] for output in network.runner(np.repeat(tensor[None], network.batch_min, axis=0)))
         inferred = self._clock()
         if not all(np.isfinite(output).all() for output in outputs):
             self._not_finite += 1

@@ -1,4 +1,4 @@
-"""`ufovit build`: build a verified engine from a checkpoint, or on a device from a bundle."""
+"""`ufovit build`: build a verified engine from a checkpoint or an ONNX file, or on a device from a bundle."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _DESTINATION = Destination()
 
 
 def build(
-    model: Annotated[str | None, Parameter(help="One of: " + ", ".join(SIZES))] = None,
+    model: Annotated[str | None, Parameter(help=f"{', '.join(SIZES)}; a checkpoint of any UFO-ViT; or any .onnx file")] = None,
     precision: Precision | None = None,
     /,
     *,
@@ -86,9 +86,11 @@ def build(
             raise UsageError(what, where="--require-signature", allowed="with --bundle FILE")
         from edge.pipeline.build import build_model
 
-        name = f"{model}-{precision}-{target.name}" + ("-random" if options.random_weights else "")
+        name = f"{Path(model).stem}-{precision}-{target.name}" + ("-random" if options.random_weights else "")
         name += f"-{destination.backend}" if destination.backend else ""
-        patterns = tuple(filter(None, options.keep_float))  # one empty pattern means no pattern
+        patterns = options.keep_float
+        if patterns is not None:
+            patterns = tuple(filter(None, patterns))  # one empty pattern means no pattern
         settings = {**vars(options), "keep_float": patterns}
         request = BuildRequest(model, precision, target, destination.out or Path("build") / name, **settings)
         progress.say(f"{model} {precision} for target {target.name}: {resolution.reason}")

@@ -13,7 +13,11 @@ def calibrate(graph: Path, /, *, options: CalibrateOptions = _DEFAULT, out: Path
 
     Writes model.int8.onnx, calibration.json, model.refined.onnx (the float graph that the scales fit) and calibration.cache.
 
-    Exit codes: 0 done, 1 budget not met or a layer not in INT8, 2 bad input, 4 something this machine lacks.
+    Every layer that stays in float is named with its share of the multiply-accumulates and the reason.
+
+    Exit codes: 0 done, 1 budget or INT8 floor not met or a layer not in INT8, 2 bad input, 3 an output that is the same for
+    every image or a share that cannot be counted, so that nothing is judged, 4 something this machine lacks. With 3 and with a
+    budget or floor that is not met, the files are written.
 
     Args:
         graph: An ONNX file (FP32) with one input

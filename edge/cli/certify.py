@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.markup import escape
@@ -15,6 +15,7 @@ from calib.files import write_bytes
 from edge.cli.console import TerminalProgress, terminal_progress
 from edge.cli.outputs import check_outputs
 from edge.option_bounds import EMULATED_IMAGES, check_bounds
+from edge.pipeline.network_options import DEFAULT_INPUT, InputOptions
 from edge.pipeline.request_checks import check_counts
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ class CertifyOptions:
         repair: Fold powers of two into the weights where needed; write the graph here
         out: Write the certificate here, as JSON
         emulate: Run this many images, 0 to 64, with every FP16 rounding emulated, and compare with FP32
-        mean: Mean R,G,B on the [0, 1] scale, for a graph that does not record it
-        std: Standard deviation R,G,B, likewise
     """
 
     data: Path | None = None
@@ -49,8 +48,7 @@ class CertifyOptions:
     repair: Path | None = None
     out: Path | None = None
     emulate: int = 0
-    mean: str | None = None
-    std: str | None = None
+    input: Annotated[InputOptions, Parameter(name="*")] = DEFAULT_INPUT
 
     def __post_init__(self) -> None:
         check_counts(images=self.images)
@@ -69,26 +67,29 @@ def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
     Args:
         source: An ONNX file (FP32), or a build folder
     """
-    from edge.images.graph_input import parse_normalisation
     from edge.images.labelled_images import data_digest
+    from edge.pipeline.build_inputs import say_notes
     from edge.pipeline.certify_inputs import resolve
     from edge.runtime.ort_runner import tapped_batch
     from edge.stability.certify import certify_graph
 
     progress = terminal_progress()
     check_outputs(options.repair, options.out, inputs=(source, options.data))
-    inputs = resolve(source, options.data, options.images, parse_normalisation(options.mean, options.std))
+    inputs = resolve(source, options.data, options.images, options.input)
+    say_notes(inputs.images, progress)
+    for line in inputs.rewritten:
+        progress.say(f"import       {line}")
     with progress.task(f"{len(inputs.images)} images") as advance:
         done = certify_graph(
             inputs.model,
-            inputs.images.batches(inputs.preprocess, tapped_batch(inputs.preprocess.image_size)),
+            inputs.images.batches(inputs.preprocess, inputs.batch or tapped_batch(inputs.preprocess.image_size)),
             data_sha256=data_digest(inputs.images, inputs.preprocess),
             onnx_sha256=inputs.sha256,
             config=_config(source, options, inputs),
             progress=lambda count: advance(count / len(inputs.images)),
         )
     _print_certificate(progress, done.certificate)
-    _write(source, options, done, progress)
+    _write(options, done, progress)
     if options.emulate:
         (batch,) = inputs.images.take(options.emulate).batches(inputs.preprocess, options.emulate)
         progress.say(f"FP16 emulated, as it is: {_emulated(inputs.model, inputs.model, None, batch)}")
@@ -109,7 +110,7 @@ def _config(source: Path, options: CertifyOptions, inputs: CertifyInputs) -> Cer
     return config
 
 
-def _write(source: Path, options: CertifyOptions, done: Certification, progress: TerminalProgress) -> None:
+def _write(options: CertifyOptions, done: Certification, progress: TerminalProgress) -> None:
     """Write the files that the options name."""
     from calib.qdq_writer import serialize
 
@@ -120,7 +121,7 @@ def _write(source: Path, options: CertifyOptions, done: Certification, progress:
         write_bytes(repair, serialize(done.model))
         progress.say(f"graph        {repair}")
     elif verdict != "stable":
-        progress.say(f"next         ufovit certify {source} --repair folded.onnx")
+        progress.say("next         the same command with --repair folded.onnx")
     if options.out is not None:
         write_artifact(options.out, done.certificate)
         progress.say(f"certificate  {options.out}")
@@ -138,7 +139,7 @@ def _emulated(reference: ModelProto, graph: ModelProto, certificate: XNormCertif
 
 def _print_certificate(progress: TerminalProgress, certificate: XNormCertificate) -> None:
     """A row per XNorm, then the verdict."""
-    from edge.report.certificate_text import certified_count
+    from edge.report.certificate_text import certified_count, unjudged_text
 
     columns = ("XNorm", "operand", "sum a² observed", "for any input", "headroom", "floor", "fp16", "bf16", "int8", "2^-p")
     before = {site.name: site for site in certificate.before}
@@ -150,6 +151,9 @@ def _print_certificate(progress: TerminalProgress, certificate: XNormCertificate
     progress.console.print(f"verdict      [{_STYLE[verdict]}]{verdict.upper()}[/] in {precisions}{was}", highlight=False)
     certified = f"certified maxima at {certified_count(certificate.sites)} of {len(certificate.sites)} XNorms"
     progress.say(f"based on     {certified}, observed ones elsewhere; observed minima; {certificate.images} images")
+    if certificate.unjudged:
+        norms = len(certificate.sites) + len(certificate.unjudged)
+        progress.say(f"judged       {len(certificate.sites)} of {norms} norms; {unjudged_text(certificate)}")
     reasons = [
         f"{site.name}, {name}: {site.verdicts[name].verdict}: {site.verdicts[name].reason}"
         for site in certificate.sites

@@ -33,9 +33,9 @@ INTERNAL_ERROR = 70
 _LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 _UNUSABLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
 """What is wrong with a path, not with the machine."""
-_UNITS = ("_points", "_mib", "_s")
+_UNITS = ("_points", "_mib", "_db", "_s")
 _BUILD_COMMANDS = ("build", "bundle", "calibrate", "certify", "drift", "gate", "report", "verify", "sign")
-COMMANDS = (*_BUILD_COMMANDS, "inspect", "bench", "camera", "doctor")
+COMMANDS = (*_BUILD_COMMANDS, "checkpoint", "inspect", "bench", "camera", "doctor")
 
 
 def _option_name(field: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 from calib.artifact import Artifact, from_fields, parse_artifact, write_artifact
 from calib.errors import ArtifactError, InputError
 from edge.drift.pictures import KEPT, Uint8, write_pictures
+from edge.tasks.budget import Budget
 from edge.tasks.registry import load_task
 from edge.tasks.task import Judged, Sides, Task
 from engines.build_folder.file_names import ANSWERS, DRIFT, PICTURES
@@ -52,21 +52,35 @@ class DriftReport(Judged, Subject):
         return count
 
     def to_json(self) -> dict[str, Any]:
-        """The common fields and the figures of the task in one object."""
+        """The common fields and the figures of the task in one object; what a task does not use is left out."""
         common = asdict(self)
-        return {**common.pop("comparison"), **common}
+        comparison, budget = common.pop("comparison"), common.pop("budget")
+        usual = {f.name: f.default for f in fields(self.comparison)}
+        figures = {name: value for name, value in comparison.items() if value != usual[name]}
+        return {**figures, **common, **{name: v for name, v in _budget_fields(budget).items() if v is not None}}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> DriftReport:
         """From the fields of a file. Raises TypeError or ValueError for invalid fields, InputError for an unknown task."""
         task = load_task(str(values.get("task")))
-        names = {f.name for f in fields(cls)} - {"comparison"}
+        names = {f.name for f in fields(cls)} - {"comparison", "budget"}
         common = {name: v for name, v in values.items() if name in names}
-        comparison = from_fields(task.comparison, {name: v for name, v in values.items() if name not in names}, DRIFT)
-        report = from_fields(cls, {**common, "comparison": comparison}, DRIFT)
+        allowed = {name: values.get(name) for name in _budget_fields(asdict(Budget()))}
+        budget = from_fields(Budget, {name.removeprefix(_BUDGET): v for name, v in allowed.items()}, DRIFT)
+        figures = {name: v for name, v in values.items() if name not in names and name not in allowed}
+        comparison = from_fields(task.comparison, figures, DRIFT)
+        report = from_fields(cls, {**common, "comparison": comparison, "budget": asdict(budget)}, DRIFT)
         if report.judged_by not in task.bases:
             raise ValueError(f"judged_by: expected one of {task.bases}, found {report.judged_by!r}")
         return report
+
+
+_BUDGET = "budget_"
+
+
+def _budget_fields(budget: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a budget under their names in drift.json."""
+    return {f"{_BUDGET}{name}": value for name, value in budget.items()}
 
 
 def parse_drift(data: bytes, path: Path) -> DriftReport:
@@ -77,10 +91,8 @@ def parse_drift(data: bytes, path: Path) -> DriftReport:
     drift = parse_artifact(data, path, DriftReport, remake=REMAKE)
     task = load_task(drift.task)
     try:
-        contradiction = task.contradiction(drift.comparison)
-        if not 0 <= drift.budget_points < math.inf:  # NaN, too
-            contradiction = f"a budget of {drift.budget_points} points"
-        judged = task.judge(drift.comparison, drift.budget_points, random_weights=drift.random_weights)
+        contradiction = drift.budget.flaw or task.contradiction(drift.comparison)
+        judged = task.judge(drift.comparison, drift.budget, random_weights=drift.random_weights)
     except (ArithmeticError, ValueError, InputError) as error:
         raise _contradictory_error(path, f"figures that nothing can be judged by: {error}") from error
     if contradiction:
@@ -100,14 +112,20 @@ def _contradictory_error(path: Path, found: str, allowed: str = "a verdict and f
 DRIFT_ARTIFACT = Artifact(DRIFT, parse_drift)
 
 
-def judge_sides(task: Task, subject: Subject, sides: Sides, budget_points: float, *, random_weights: bool) -> DriftReport:
-    """Compare the outputs of both sides for the same images, and judge. Raises DataError for outputs that do not match."""
-    comparison = task.compare(sides)
-    judged_by, verdict, reason = task.judge(comparison, budget_points, random_weights=random_weights)
+def judge_sides(
+    task: Task, subject: Subject, sides: Sides, budget: Budget, *, random_weights: bool, notes: tuple[str, ...] = ()
+) -> DriftReport:
+    """Compare the outputs of both sides for the same images, and judge; `notes` say what was left out of the images.
+
+    Raises DataError for outputs that do not match.
+    """
+    compared = task.compare(sides)
+    comparison = replace(compared, not_compared=(*compared.not_compared, *notes))
+    judged_by, verdict, reason = task.judge(comparison, budget, random_weights=random_weights)
     return DriftReport(
         **vars(subject),
         comparison=comparison,
-        budget_points=budget_points,
+        budget=budget,
         random_weights=random_weights,
         judged_by=judged_by,
         verdict=verdict,

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from calib.artifact import parse_artifact
 from calib.errors import ArtifactError, DataError, InputError
 from calib.files import canonical_json, read_regular, sha256_bytes
-from calib.json_reader import LARGEST_JSON_BYTES, parse_json
+from calib.json_reader import LARGEST_JSON_BYTES, describe_damage, parse_json
 from edge.gate.gate_tolerances import QUANTITIES
 from edge.stability.verdict import Stability
 from edge.tasks.gate_row import Recorded, Tolerance
@@ -27,6 +27,15 @@ from edge.tasks.registry import load_task
 REMAKE = "ufovit gate BUILD --baseline {} --update"
 _LARGEST_LOG2 = 150  # of FP32
 RESTORE = "git restore {}, or another copy of the reviewed file"
+_REPAIRS = (
+    ("Git LFS", "git lfs pull"),
+    ("byte order mark", "save {0} as UTF-8 without a byte order mark, or git restore {0}"),
+    (
+        "merge conflict",
+        "git checkout --ours {0} (or --theirs), or git restore {0} where no merge is open",
+    ),
+)
+"""What a damaged file is -> the step that restores it; `RESTORE` for any other damage."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +177,9 @@ def read_baseline(path: Path) -> Baseline:
     The next command restores a damaged file: `--update` would replace figures and tolerances that somebody reviewed. That is
     named only for a file that does not exist yet, and for one of an earlier version.
     """
-    update, restore = REMAKE.format(path), RESTORE.format(path)
-    data = read_regular(path, largest=LARGEST_JSON_BYTES, remake=restore if path.exists() else update)
+    update = REMAKE.format(path)
+    data = read_regular(path, largest=LARGEST_JSON_BYTES, remake=RESTORE.format(path) if path.exists() else update)
+    restore = _restore(data, path)
     baseline = parse_artifact(data, path, Baseline, remake=update if _is_outdated(data, path) else restore)
     try:
         sealed, task = baseline.digest(), load_task(baseline.identity.task)
@@ -199,6 +209,12 @@ def is_outdated(path: Path) -> bool:
     return _is_outdated(read_regular(path, largest=LARGEST_JSON_BYTES, remake=RESTORE.format(path)), path)
 
 
+def _restore(data: bytes, path: Path) -> str:
+    """The step that restores a baseline of these bytes, should they turn out to be damaged."""
+    what = describe_damage(data) or ""
+    return next((step for cause, step in _REPAIRS if cause in what), RESTORE).format(path)
+
+
 def _is_outdated(data: bytes, path: Path) -> bool:
-    version = parse_json(data, path, remake=RESTORE.format(path)).get("schema_version")
+    version = parse_json(data, path, remake=_restore(data, path)).get("schema_version")
     return isinstance(version, int) and version < Baseline.schema_version

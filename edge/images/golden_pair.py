@@ -1,7 +1,7 @@
 """`golden.npz`: one image, and the tensor that the network was fed for it when the build was made.
 
     pixels   uint8 (H, W, C)      the first calibration image, C 1 or 3, at most twice the size that the network sees
-    tensor   float32 (3, S, S)    the same image after `Preprocess`
+    tensor   float32 or uint8     the same image after `Preprocess`, of its shape: (C, H, W) or (H, W, C)
 
 Everything that preprocesses images for the build later (drift, camera, bench; on a device too) first computes the tensor again
 and compares it with the stored one. Needs numpy alone, except for shrinking a large image.
@@ -17,8 +17,9 @@ from calib.artifact import Artifact
 from calib.errors import ArtifactError, VerdictError
 from calib.files import write_bytes
 from edge.images.npz import parse_npz
-from edge.images.preprocess import Float32, Preprocess, Uint8, check_size
-from edge.numeric_tolerances import PREPROCESS_ABS
+from edge.images.placement import exact_scale
+from edge.images.preprocess import Preprocess, Tensor, Uint8, check_size
+from edge.numeric_tolerances import PREPROCESS_ABS, PREPROCESS_LEVELS_SHARE
 from engines.build_folder.file_names import GOLDEN
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.safe_files import REMAKE
@@ -28,10 +29,10 @@ _LARGEST_SIDE_RATIO = 2
 
 @dataclass(frozen=True)
 class GoldenPair:
-    """An image uint8 (H, W, C), C 1 or 3, and the tensor float32 (3, S, S) that was made of it."""
+    """An image uint8 (H, W, C), C 1 or 3, and the tensor, float32 or uint8, three axes, that was made of it."""
 
     pixels: Uint8
-    tensor: Float32
+    tensor: Tensor
 
 
 def make_golden(pixels: Uint8, preprocess: Preprocess) -> GoldenPair:
@@ -52,10 +53,10 @@ def parse_golden(data: bytes, path: Path) -> GoldenPair:
     arrays = parse_npz(data, ("pixels", "tensor"), path, refusal="not a golden pair", remake=REMAKE)
     pixels, tensor = arrays["pixels"], arrays["tensor"]
     image = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] in (1, 3) and pixels.size
-    square = tensor.ndim == 3 and tensor.shape[0] == 3 and tensor.shape[1] == tensor.shape[2]
-    if not image or tensor.dtype != np.float32 or not square:
+    prepared = tensor.ndim == 3 and {tensor.shape[0], tensor.shape[2]} & {1, 3} and tensor.dtype in (np.float32, np.uint8)
+    if not image or not prepared:
         found = f"{pixels.dtype} {pixels.shape}, {tensor.dtype} {tensor.shape}"
-        allowed = "uint8 (H, W, 1 or 3) and float32 (3, S, S)"
+        allowed = "uint8 (H, W, 1 or 3), and float32 or uint8 (C, H, W) or (H, W, C) with C 1 or 3"
         raise ArtifactError("not an image and its tensor", where=path, found=found, allowed=allowed, next_command=REMAKE)
     check_size(pixels.shape[0], pixels.shape[1], path)
     return GoldenPair(pixels, tensor)
@@ -67,18 +68,32 @@ GOLDEN_ARTIFACT = Artifact(GOLDEN, parse_golden)
 def check_golden(pair: GoldenPair, preprocess: Preprocess, where: object) -> None:
     """Compare this machine's preprocessing with the stored tensor; `where` is what the error names.
 
-    Raises VerdictError when they differ by more than `PREPROCESS_ABS`: nothing measured or shown would then be the engine's.
+    Raises VerdictError when they differ by more than rounding: nothing measured or shown would then be the engine's.
     """
-    tensor = preprocess(pair.pixels)
-    difference = float(np.abs(tensor - pair.tensor).max()) if tensor.shape == pair.tensor.shape else float("inf")
-    if not difference <= PREPROCESS_ABS:
+    tensor, allowed = preprocess(pair.pixels), allowed_difference(preprocess)
+    alike = (tensor.shape, tensor.dtype) == (pair.tensor.shape, pair.tensor.dtype)
+    apart = np.abs(tensor.astype(np.float32) - pair.tensor.astype(np.float32)) if alike else np.array([np.inf])
+    difference = float(apart.max())
+    if tensor.dtype == np.uint8 and float(apart.mean()) > PREPROCESS_LEVELS_SHARE:
+        difference = max(difference, 2 * allowed)  # one level nearly everywhere is another way to round
+    if not difference <= allowed:
         raise VerdictError(
             "this machine preprocesses images in another way",
             where=where,
             found=f"largest difference {difference:g}",
-            allowed=f"<= {PREPROCESS_ABS:g}",
+            allowed=f"<= {allowed:g}",
             next_command="use the same ufovit-edge and a sound numpy on both machines",
         )
+
+
+def allowed_difference(preprocess: Preprocess) -> float:
+    """Largest difference of a tensor that rounding explains: PREPROCESS_ABS for pixels scaled to [0, 1], one level for uint8.
+
+    Where pixels keep a larger scale, such as 0 to 255, what they are divided by afterwards counts.
+    """
+    if preprocess.dtype == "uint8":
+        return 1.0
+    return PREPROCESS_ABS * max(1.0, 255.0 / preprocess.scale / max(1.0, *preprocess.std))
 
 
 def require_golden(build: BuildFolder) -> None:
@@ -104,13 +119,15 @@ def check_build_golden(build: BuildFolder, preprocess: Preprocess) -> GoldenPair
 
 
 def shrunk(image: Uint8, preprocess: Preprocess) -> Uint8:
-    """An image of at most twice the pixels that the network sees along its shorter side, uint8."""
-    shorter = min(image.shape[:2])
-    wanted = _LARGEST_SIDE_RATIO * preprocess.resize
-    if shorter <= wanted:
+    """An image of at most twice the pixels that the network sees along its sides, uint8."""
+    seen = (preprocess.height, preprocess.width)
+    numerator, denominator = exact_scale(image.shape[:2], seen, preprocess.resize, preprocess.fit)
+    if _LARGEST_SIDE_RATIO * numerator >= denominator:
         return image
     from PIL import Image
 
+    shorter = min(image.shape[:2])
+    wanted = max(1, round(shorter * _LARGEST_SIDE_RATIO * numerator / denominator))
     height, width = (round(side * wanted / shorter) for side in image.shape[:2])
     picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     resized = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))

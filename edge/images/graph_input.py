@@ -16,7 +16,7 @@ from calib.files import sha256_bytes, sha256_file
 from edge.images.idx import Int64
 from edge.images.labelled_images import open_images, open_unlabelled, spread_evenly
 from edge.images.npz import read_header
-from edge.images.preprocess import Float32, Preprocess
+from edge.images.preprocess import Colour, DType, Float32, Layout, Preprocess, Tensor
 
 if TYPE_CHECKING:
     import onnx
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and deviation per channel, on the [0, 1] scale."""
+NO_NORMALISATION: Normalisation = (0.0,) * 3, (1.0,) * 3
 
 
 @dataclass(frozen=True)
@@ -34,26 +35,28 @@ class GraphImages:
         source: where they come from, as messages name it.
         sha256: digest of their content.
         preprocess_sha256: digest of their preprocessing; "" for arrays taken as they are.
-        read: positions (n,) -> float32 (n, ...).
+        read: positions (n,) -> (n, ...), of the type that the graph takes.
         chosen: the positions that make up this set.
         labels: int64, one per position of `chosen`, None where there are none.
         synthetic: random numbers, not images.
+        notes: what was left out of the set, a sentence each.
         largest_batch: largest number of images at a time, for a graph of a fixed batch; None for any number.
     """
 
     source: str
     sha256: str
     preprocess_sha256: str
-    read: Callable[[Int64], Float32]
+    read: Callable[[Int64], Tensor]
     chosen: Int64
     labels: Int64 | None = None
     synthetic: bool = False
     largest_batch: int | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def batches(self, size: int) -> Iterator[Float32]:
+    def batches(self, size: int) -> Iterator[Tensor]:
         """The images in order, `size` or `largest_batch` at a time. Raises InputError for NaN and infinities, image named."""
         size = min(size, self.largest_batch or size)
         for start in range(0, len(self), size):
@@ -90,10 +93,12 @@ def first_not_finite(values: NDArray[Any]) -> int | None:
 
 
 def from_array(path: Path, labels: Path | None = None) -> GraphImages:
-    """A .npy file of float32 (N, ...), exactly what the graph takes; `labels` a .npy file of N class indices."""
-    array, classes = _load(path), None if labels is None else _load(labels)
-    if array.dtype != np.float32 or array.ndim < 2 or not len(array):
-        raise DataError("not an array of images", where=path, found=f"{array.dtype} {array.shape}", allowed="float32 (N, ...)")
+    """A .npy file of float32 or integers (N, ...), exactly what the graph takes; `labels` a .npy file of N class indices."""
+    array, classes = load_array(path), None if labels is None else load_array(labels)
+    taken = array.dtype == np.float32 or (array.dtype.kind in "iu" and array.dtype.isnative)
+    if not taken or array.ndim < 2 or not len(array):
+        found, allowed = f"{array.dtype} {array.shape}", "float32, uint8 or integers (N, ...)"
+        raise DataError("not an array of images", where=path, found=found, allowed=allowed)
     if classes is not None and (classes.shape != (len(array),) or classes.dtype.kind not in "iu"):
         raise DataError(
             "labels do not fit the images",
@@ -127,11 +132,12 @@ def open_graph_images(
     pictures = open_unlabelled(path) if classes is None else open_images(path, classes)
     prepare = preprocess()
 
-    def read(positions: Int64) -> Float32:
+    def read(positions: Int64) -> Tensor:
         return np.stack([prepare(pictures.pixels(int(i))) for i in positions])
 
     known = None if classes is None else pictures.labels
-    return GraphImages(pictures.source, pictures.sha256, prepare.sha256, read, np.arange(len(pictures)), known)
+    chosen = np.arange(len(pictures))
+    return GraphImages(pictures.source, pictures.sha256, prepare.sha256, read, chosen, known, notes=pictures.notes)
 
 
 def input_shape(model: onnx.ModelProto, path: Path) -> tuple[int, ...]:
@@ -144,19 +150,52 @@ def input_shape(model: onnx.ModelProto, path: Path) -> tuple[int, ...]:
             where=path,
             found=f"(batch, {found})" if sides else "no shape",
             allowed="all sides but the batch fixed",
-            next_command="export it with a fixed size",
+            next_command="--input-shape NAME=1x3x224x224 fixes the sizes of the input NAME",
         )
     return tuple(d.dim_value for d in sides)
 
 
 def _input_sides(model: onnx.ModelProto, path: Path) -> Sequence[Any]:
-    """Dimensions of the one input that is not an initializer."""
+    sides: Sequence[Any] = _image_input(model, path).type.tensor_type.shape.dim
+    return sides
+
+
+def _image_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
+    """The one input that is not an initializer."""
     constants = {tensor.name for tensor in model.graph.initializer}
     images = [value for value in model.graph.input if value.name not in constants]
     if len(images) != 1:
         raise GraphError("the graph must have one input", where=path, found=", ".join(v.name for v in images))
-    sides: Sequence[Any] = images[0].type.tensor_type.shape.dim
-    return sides
+    image: onnx.ValueInfoProto = images[0]
+    return image
+
+
+def picture_preprocess(model: onnx.ModelProto, path: Path, normalisation: Normalisation) -> Preprocess:
+    """The preprocessing of pictures for a graph: size, layout, channels and type as its input says, nothing cut off.
+
+    A graph of uint8 normalises inside and takes pixels as they are. Raises GraphError for an input that is not a picture.
+    """
+    sides, kind = input_shape(model, path), input_dtype(model, path)
+    layout: Layout = "nhwc" if len(sides) == 3 and sides[0] not in (1, 3) else "nchw"
+    channels, *size = sides if layout == "nchw" else (sides[-1], *sides[:-1])
+    if len(sides) != 3 or channels not in (1, 3) or kind not in ("float32", "uint8"):
+        allowed = "float32 or uint8 (batch, C, H, W) or (batch, H, W, C), C 1 or 3, H and W fixed"
+        raise GraphError("the graph does not take pictures", where=path, found=f"{kind} {sides}", allowed=allowed)
+    if channels == 1 and any(len(set(part)) > 1 for part in normalisation):
+        found = f"{normalisation[0]}, {normalisation[1]}"
+        raise UsageError("the graph takes grey images", where="--mean, --std", found=found, allowed="one number each")
+    mean, std = (part[:channels] for part in (NO_NORMALISATION if kind == "uint8" else normalisation))
+    dtype: DType = "uint8" if kind == "uint8" else "float32"
+    colour: Colour = "rgb" if channels == 3 else "grey"
+    height, width = size
+    return Preprocess((height, width), min(size), mean, std, layout=layout, colour=colour, dtype=dtype)
+
+
+def input_dtype(model: onnx.ModelProto, path: Path) -> str:
+    """numpy's name of the type of the images that the graph takes. Raises GraphError for several inputs."""
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    return str(tensor_dtype_to_np_dtype(_image_input(model, path).type.tensor_type.elem_type).name)
 
 
 def fixed_batch(model: onnx.ModelProto, path: Path) -> int | None:
@@ -192,7 +231,8 @@ def parse_triple(text: str, option: str) -> tuple[float, float, float]:
     return first, second, third
 
 
-def _load(path: Path) -> NDArray[Any]:
+def load_array(path: Path) -> NDArray[Any]:
+    """A .npy file of numbers, mapped. Raises DataError."""
     try:
         if not path.is_file():
             raise OSError("not a regular file")

@@ -7,26 +7,24 @@ image file's bytes with its label, or the IDX files), whatever the folder is cal
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from calib.errors import DataError
-from calib.files import read_regular, sha256_bytes, sha256_file
+from calib.files import sha256_bytes, sha256_file
+from edge.images.class_labels import label_index
 from edge.images.idx import MAX_IMAGES, Int64, read_idx_images, read_labelled_idx
+from edge.images.image_list import LIST_SUFFIXES, Entry, read_list
 from edge.images.picture_file import IMAGE_SUFFIXES, decode, is_hidden, picture_files
-from edge.images.preprocess import Float32, Preprocess, Uint8
+from edge.images.preprocess import Preprocess, Tensor, Uint8
 
-_LIST_BYTES = 1 << 28
-_DIGITS = 9  # of a class index
-_SHOWN = 100  # characters of a hostile cell in a message
+_SHOWN = 100  # characters of a hostile name in a message
+_COPIES_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,7 @@ class ImageSet:
         labels: int64 (n,), indices into the checkpoint's labels.
         sha256: digest of the content, labels included.
         pixels: position in `names` -> uint8 (H, W, C).
+        notes: what was left out of the set, a sentence each.
     """
 
     source: str
@@ -46,6 +45,7 @@ class ImageSet:
     labels: Int64
     sha256: str
     pixels: Callable[[int], Uint8]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -56,8 +56,8 @@ class ImageSet:
         names, pixels = tuple(self.names[i] for i in chosen), self.pixels
         return replace(self, names=names, labels=self.labels[chosen], sha256=digest, pixels=lambda i: pixels(int(chosen[i])))
 
-    def batches(self, preprocess: Preprocess, size: int) -> Iterator[Float32]:
-        """Preprocessed images in order, float32 (<= size, 3, S, S)."""
+    def batches(self, preprocess: Preprocess, size: int) -> Iterator[Tensor]:
+        """Preprocessed images in order, (<= size, *preprocess.shape)."""
         for start in range(0, len(self), size):
             yield np.stack([preprocess(self.pixels(i)) for i in range(start, min(start + size, len(self)))])
 
@@ -83,22 +83,28 @@ def data_digest(images: ImageSet, preprocess: Preprocess) -> str:
 
 
 def open_images(path: Path, labels: tuple[str, ...]) -> ImageSet:
-    """The labelled images at `path`: an IDX image file, a folder of IDX files, a folder per class, or a .csv/.txt list.
+    """The labelled images at `path`: an IDX image file, a folder of IDX files, a folder per class, or a list.
 
     Raises InputError naming the path when it is missing, empty, or its labels are not the checkpoint's.
     """
     if not path.exists():
         raise DataError("images not found", where=path)
     if path.is_dir():
-        idx = _idx_files(path.iterdir(), r"images-idx3-ubyte(\.gz)?$")
+        idx = _idx_files(path.iterdir(), r"images[-.]idx3-ubyte(\.gz)?$")
         if len(idx) > 1:
             raise DataError(
                 "several IDX image files in the folder", where=path, found=", ".join(p.name for p in idx), allowed="name one"
             )
         return open_idx(idx[0], labels) if idx else open_folder(path, labels)
-    if path.suffix in (".csv", ".txt"):
+    if path.suffix.lower() in LIST_SUFFIXES:
         return open_list(path, labels)
     return open_idx(path, labels)
+
+
+def has_labels(path: Path) -> bool:
+    """Whether `open_images` finds labels with the pictures at `path`: a folder, a list, or an IDX file with one of labels."""
+    label_file = _label_file(path)
+    return path.is_dir() or path.suffix.lower() in LIST_SUFFIXES or (label_file != path and label_file.is_file())
 
 
 def open_unlabelled(path: Path) -> ImageSet:
@@ -113,8 +119,8 @@ def open_unlabelled(path: Path) -> ImageSet:
         images = read_idx_images(idx[0])
         return _from_idx(path, idx[0], images, np.zeros(len(images), np.int64), hashlib.sha256(images.data).hexdigest())
     if path.is_dir():
-        return _from_files(path, path, [(image, 0) for image in picture_files(path)])
-    return _from_files(path, path.parent, [(path, 0)] if path.suffix.lower() in IMAGE_SUFFIXES else [])
+        return _from_files(path, path, [Entry(image, 0, str(image)) for image in picture_files(path)])
+    return _from_files(path, path.parent, [Entry(path, 0, str(path))] if path.suffix.lower() in IMAGE_SUFFIXES else [])
 
 
 def _idx_files(paths: Iterable[Path], pattern: str) -> list[Path]:
@@ -123,18 +129,26 @@ def _idx_files(paths: Iterable[Path], pattern: str) -> list[Path]:
 
 def open_idx(path: Path, labels: tuple[str, ...]) -> ImageSet:
     """Images of an IDX file `...images-idx3-ubyte[.gz]`, labels from `...labels-idx1-ubyte[.gz]` beside it."""
-    label_path = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
-    if label_path == path or not label_path.is_file():
+    label_path = _label_file(path)
+    if label_path == path:
         raise DataError(
-            "no label file beside the images",
+            "not labelled images",
             where=path,
-            found=label_path.name,
-            allowed="...images-idx3-ubyte[.gz] with ...labels-idx1-ubyte[.gz]",
+            found=f"a file {path.suffix}" if path.suffix else "a file without a suffix",
+            allowed=f"a folder per class, a list ({' '.join(LIST_SUFFIXES)}), or an IDX file ...images-idx3-ubyte[.gz]",
         )
+    if not label_path.is_file():
+        allowed = "...images-idx3-ubyte[.gz] with ...labels-idx1-ubyte[.gz]"
+        raise DataError("no label file beside the images", where=path, found=label_path.name, allowed=allowed)
     images, classes = read_labelled_idx(path, label_path, labels)
     digest = hashlib.sha256(images.data)
     digest.update(classes.data)
     return _from_idx(path, path, images, classes, digest.hexdigest())
+
+
+def _label_file(images: Path) -> Path:
+    """Where the labels of an IDX file of images are expected; `images` itself where it is not named as one."""
+    return images.with_name(re.sub(r"images([-.])idx3", r"labels\1idx1", images.name))
 
 
 def _from_idx(source: Path, file: Path, images: Uint8, classes: Int64, sha256: str) -> ImageSet:
@@ -149,87 +163,68 @@ def open_folder(path: Path, labels: tuple[str, ...]) -> ImageSet:
         raise DataError(
             "no class folders", where=path, allowed="one folder per class, named as the labels: " + ", ".join(labels)
         )
-    entries = [(image, label_index(folder.name, labels, folder)) for folder in folders for image in picture_files(folder)]
+    classes = [(folder, label_index(folder.name, labels, folder)) for folder in folders]
+    entries = [Entry(image, label, str(image)) for folder, label in classes for image in picture_files(folder)]
     return _from_files(path, path, entries)
 
 
 def open_list(path: Path, labels: tuple[str, ...]) -> ImageSet:
-    """A list file: lines `image,label` (.csv) or `image label` (.txt), image paths relative to the file's folder.
-
-    A first CSV line `file,label` or `path,label` is a header; empty lines and lines that start with # are skipped.
-    """
-    entries = []
-    for number, row in _list_rows(path):
-        cells = [cell.strip() for cell in row]
-        header = number == 1 and cells[1:] == ["label"]
-        if not any(cells) or cells[0].startswith("#") or header:
-            continue
-        if len(cells) != 2:
-            found = str(row)[:_SHOWN]
-            raise DataError("malformed line", where=f"{path}:{number}", found=found, allowed="an image path and a label")
-        entries.append((path.parent / cells[0], label_index(cells[1], labels, f"{path}:{number}")))
-    return _from_files(path, path.parent, entries)
+    """The images of a list, see `edge.images.image_list.read_list`."""
+    return _from_files(path, path.parent, read_list(path, labels))
 
 
-def _list_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The number and the cells of each line of a list. Raises DataError for a file that is too large or not such a text."""
-    number = 0
-    try:
-        text = read_regular(path, DataError, largest=_LIST_BYTES).decode("utf-8-sig")  # spreadsheets write a byte order mark
-        lines = text.splitlines()
-        if len(lines) > 2 * MAX_IMAGES:
-            raise ValueError(f"{len(lines):,} lines")
-        rows = csv.reader(lines) if path.suffix == ".csv" else (line.rsplit(None, 1) for line in lines)
-        for number, row in enumerate(rows, start=1):
-            yield number, row
-    except (OSError, ValueError, csv.Error) as error:
-        where = f"{path}:{number + 1}" if number else path
-        raise DataError(
-            "list cannot be read", where=where, found=error, allowed=f"UTF-8 text, at most {MAX_IMAGES:,} images"
-        ) from error
-
-
-def label_index(name: str, labels: tuple[str, ...], where: object) -> int:
-    """Index of a label written exactly, with other punctuation or case (`t-shirt_top` for `T-shirt/top`), or as an index."""
-    exact, spellings = _label_positions(labels)
-    index = exact.get(name, spellings.get(_plain(name)))
-    if index is None and name.isdecimal() and len(name) <= _DIGITS and int(name) < len(labels):
-        index = int(name)
-    if index is None:
-        raise DataError("labels do not match the checkpoint", where=where, found=name[:_SHOWN], allowed=", ".join(labels))
-    return index
-
-
-@lru_cache(maxsize=4)
-def _label_positions(labels: tuple[str, ...]) -> tuple[dict[str, int], dict[str, int]]:
-    """Positions of the labels as they are written, and of those whose plain spelling no other label shares."""
-    plain = [_plain(label) for label in labels]
-    times = Counter(plain)
-    spellings = {spelling: index for index, spelling in enumerate(plain) if times[spelling] == 1}
-    return {label: index for index, label in reversed([*enumerate(labels)])}, spellings
-
-
-def _plain(label: str) -> str:
-    return re.sub(r"[\W_]+", "-", label.casefold())
-
-
-def _from_files(source: Path, root: Path, entries: list[tuple[Path, int]]) -> ImageSet:
+def _from_files(source: Path, root: Path, entries: list[Entry]) -> ImageSet:
     if not entries:
         raise DataError("no images", where=source, allowed=" ".join(sorted(IMAGE_SUFFIXES)))
     if len(entries) > MAX_IMAGES:
         raise DataError("too many images", where=source, found=f"{len(entries):,}", allowed=f"at most {MAX_IMAGES:,}")
-    missing = [str(image)[:_SHOWN] for image, _ in entries if not _is_file(image)]
+    missing = [str(entry.image)[:_SHOWN] for entry in entries if not _is_file(entry.image)]
     if missing:
         raise DataError("images not found", where=source, found=", ".join(missing[:5]) + f" ({len(missing)} in all)")
-    names = tuple(str(image.relative_to(root)) if image.is_relative_to(root) else str(image) for image, _ in entries)
-    unnamed = next((name for name in names if not _is_text(name)), None)
+    unnamed = next((name for name in (_name(entry.image, root) for entry in entries) if not _is_text(name)), None)
     if unnamed is not None:
         raise DataError("the name of an image is not UTF-8", where=source, found=ascii(unnamed), next_command="rename the file")
+    unique, notes = _without_copies(entries, root)
     content = hashlib.sha256()
-    for image, label in entries:
-        content.update(f"{_file_digest(image)} {label}\n".encode())
-    labels = np.array([label for _, label in entries], dtype=np.int64)
-    return ImageSet(str(source), names, labels, content.hexdigest(), lambda i: decode(entries[i][0]))
+    for digest, entry in unique.items():
+        content.update(f"{digest} {entry.label}\n".encode())
+    labels = np.array([entry.label for entry in unique.values()], dtype=np.int64)
+    images = tuple(entry.image for entry in unique.values())
+    names = tuple(_name(image, root) for image in images)
+    return ImageSet(str(source), names, labels, content.hexdigest(), lambda i: decode(images[i]), notes)
+
+
+def _without_copies(entries: list[Entry], root: Path) -> tuple[dict[str, Entry], tuple[str, ...]]:
+    """Digest -> the first entry of each content, in order, and a note on the others: a copy adds no evidence.
+
+    Raises DataError for copies of one picture under different labels.
+    """
+    unique: dict[str, Entry] = {}
+    copies: list[tuple[Entry, Entry]] = []
+    digests: dict[Path, str] = {}
+    for entry in entries:
+        digest = digests.get(entry.image) or digests.setdefault(entry.image, _file_digest(entry.image))
+        first = unique.setdefault(digest, entry)
+        if first is not entry:
+            copies.append((entry, first))
+    if not copies:
+        return unique, ()
+    for entry, first in copies:
+        if entry.label != first.label:
+            raise DataError(
+                "one picture with two labels",
+                where=entry.where,
+                found=f"class {entry.label} here, class {first.label} at {first.where}",
+                allowed="one label for each picture, whatever its files are called",
+                next_command="correct or remove one of the two, then run again",
+            )
+    shown = ", ".join(f"{_name(entry.image, root)} = {_name(first.image, root)}" for entry, first in copies[:_COPIES_SHOWN])
+    more = ", ..." if len(copies) > _COPIES_SHOWN else ""
+    return unique, (f"copies counted once: {len(copies)} of {len(entries)} images ({shown}{more})",)
+
+
+def _name(image: Path, root: Path) -> str:
+    return str(image.relative_to(root)) if image.is_relative_to(root) else str(image)
 
 
 def _is_file(path: Path) -> bool:

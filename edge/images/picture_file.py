@@ -12,8 +12,10 @@ import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from calib.errors import DataError, MissingError
+from calib.files import describe_foreign
 from edge.images.preprocess import Uint8, check_size
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ FORMATS = {
 }
 """Pillow's name of a format -> how its files are named. A file of several pictures gives its first."""
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+_TOOL_FOLDERS = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+"""What archivers, network storage and file systems leave in folders of pictures."""
+_FOREIGN_BYTES = 1024
 _START_BYTES = 16  # what Pillow tells formats apart by
 _EXIF_BYTES = 1 << 17
 """Larger blocks are refused: the entries of a damaged one can each refer to all of it."""
@@ -43,8 +48,8 @@ _SLOW_SAMPLES = 1 << 24
 
 
 def is_hidden(path: Path, root: Path) -> bool:
-    """Whether a part of the path below `root` starts with a dot: `._x.png` of macOS, `.ipynb_checkpoints`."""
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
+    """Whether a part of the path below `root` starts with a dot, or is a folder of a tool: `._x.png`, `__MACOSX`."""
+    return any(part.startswith(".") or part in _TOOL_FOLDERS for part in path.relative_to(root).parts)
 
 
 def picture_files(folder: Path) -> list[Path]:
@@ -68,7 +73,7 @@ def decode(path: Path) -> Uint8:
                 stored.load()
                 if len(stored.info.get("exif") or b"") > _EXIF_BYTES:
                     raise _undecodable_error(path, "an EXIF block of more than 128 KiB")
-                pixels = _to_uint8(ImageOps.exif_transpose(stored))
+                pixels = _to_uint8(ImageOps.exif_transpose(stored), path, stored.format)
     except DataError:
         raise
     except Exception as error:  # damaged files raise OSError, SyntaxError, ValueError, TypeError and more out of Pillow
@@ -111,7 +116,7 @@ def _undecodable_error(path: Path, found: object) -> DataError:
         where=path,
         found=found,
         allowed=", ".join(FORMATS),
-        next_command="repair, convert or remove the file, then run again",
+        next_command="git lfs pull" if "LFS" in str(found) else "repair, convert or remove the file, then run again",
     )
 
 
@@ -121,9 +126,12 @@ def _foreign_format(path: Path) -> str:
 
     try:
         with path.open("rb") as stream:
-            start = stream.read(_START_BYTES)
+            beginning = stream.read(_FOREIGN_BYTES)
     except OSError:
         return ""
+    if foreign := describe_foreign(beginning):
+        return foreign
+    start = beginning[:_START_BYTES]
     if start.startswith(b"%PDF"):  # which Pillow only writes
         return "a PDF file"
     Image.init()
@@ -134,9 +142,25 @@ def _foreign_format(path: Path) -> str:
     return ""
 
 
-def _to_uint8(image: Image.Image) -> Uint8:
+def _to_uint8(image: Image.Image, path: Path, stored_as: str | None) -> Uint8:
+    if image.mode == "F" or (image.mode == "I" and stored_as == "TIFF"):
+        return _scaled(np.asarray(image), path)
     if image.mode.startswith("I"):  # 16-bit grey: I;16, I;16B, or I with values up to 65535
         return (np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)
     if image.mode not in ("L", "RGB"):
         image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
     return np.asarray(image, dtype=np.uint8)
+
+
+def _scaled(values: npt.NDArray[np.float32] | npt.NDArray[np.int32], path: Path) -> Uint8:
+    """Float pixels of [0, 1] as 8 bits. Raises DataError for any others, and for wide integers: their white is not known."""
+    low, high = float(values.min()), float(values.max())
+    if values.dtype.kind == "f" and 0 <= low <= high <= 1:
+        return np.rint(values * 255).astype(np.uint8)
+    raise DataError(
+        "the range of the pixels is not known",
+        where=path,
+        found=f"{values.dtype} pixels from {low:g} to {high:g}",
+        allowed="8-bit or 16-bit pixels, or floats from 0 to 1",
+        next_command="convert the file to 8-bit PNG or TIFF",
+    )

@@ -1,4 +1,4 @@
-"""Describe ONNX graphs, checkpoints, engines and bundles."""
+"""Describe checkpoints, engines and bundles."""
 
 from __future__ import annotations
 
@@ -6,53 +6,23 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from calib.errors import ArtifactError, InputError
-from calib.files import sha256_bytes, sha256_file
+from calib.errors import ArtifactError
+from calib.files import sha256_file
 from edge.inspect.describe_dataclass import value_text
 from edge.inspect.describe_json import RANDOM_STAMP, describe_manifest
 from edge.inspect.description import Description, Listing, cut_text, size_text
-from edge.inspect.read_described import read_described
 from engines.build_folder.file_names import MANIFEST
 from engines.build_folder.folder import BuildFolder
 
-if TYPE_CHECKING:
-    import onnx
-
-LISTED_FINDINGS = 20
 _LONGEST_PROPERTY = 100
-
-
-def describe_onnx(path: Path) -> Description:
-    """An ONNX graph: inputs, outputs, operators, Q/DQ, multiply-accumulates, and the lint findings of a quantized graph."""
-    from calib.graph import parse_graph
-
-    data, recorded = read_described(path)
-    model = parse_graph(data, path)
-    graph = model.graph
-    constants = {t.name for t in graph.initializer}
-    operators = Counter(node.op_type for node in graph.node)
-    facts = {
-        "file": f"{size_text(len(data))}, sha256 {sha256_bytes(data)}",
-        **recorded,
-        "input": "; ".join(_tensor(v) for v in graph.input if v.name not in constants),
-        "output": "; ".join(_tensor(v) for v in graph.output),
-        "opset": ", ".join(f"{o.version}{f' of {o.domain}' if o.domain else ''}" for o in model.opset_import),
-        "nodes": f"{len(graph.node)}: " + ", ".join(f"{n} {name}" for name, n in operators.most_common()),
-        "constants": f"{len(graph.initializer)}, {sum(math.prod(t.dims) for t in graph.initializer):,} numbers",
-        "multiply-accumulates": _macs(model),
-        "Q/DQ": _quantized(model),
-    }
-    facts |= {f"metadata {p.key}": cut_text(p.value, _LONGEST_PROPERTY) for p in model.metadata_props if p.value}
-    synthetic = any(p.key == "calib.synthetic" for p in model.metadata_props)
-    warnings = ("SYNTHETIC IMAGES: the scales were not calibrated on real images",) if synthetic else ()
-    return Description("ONNX graph", facts, _findings(model), warnings)
 
 
 def describe_checkpoint(path: Path) -> Description:
     """A safetensors checkpoint: its tensors and metadata. Needs no torch."""
     from edge.model.metadata import METADATA_KEY, open_safetensors, parse_info
+    from edge.model.sizes import image_size_text
 
     with open_safetensors(path) as stream:
         metadata = stream.metadata() or {}
@@ -71,7 +41,7 @@ def describe_checkpoint(path: Path) -> Description:
         return Description("safetensors file, not a checkpoint of this toolkit", facts)
     info = parse_info(metadata[METADATA_KEY], path)
     facts |= {
-        "model": f"{info.config.name}, {info.config.image_size} px, {info.config.classes} classes",
+        "model": f"{info.config.name}, {image_size_text(info.config.image_size)} px, {info.config.classes} classes",
         "labels": value_text("labels", info.labels),
         "preprocess": ", ".join(f"{name} {value}" for name, value in sorted(info.preprocess.as_json().items())),
         **{f"training {name}": cut_text(_plain(value), _LONGEST_PROPERTY) for name, value in sorted(info.training.items())},
@@ -120,43 +90,6 @@ def describe_bundle(path: Path) -> Description:
     rows = tuple((name, size_text(record.bytes), record.sha256) for name, record in info.members.items())
     members = Listing(f"{len(rows)} members, as recorded", ("member", "size", "sha256"), rows)
     return Description("Bundle", facts, (members,), (RANDOM_STAMP,) if info.random_weights else ())
-
-
-def _tensor(value: onnx.ValueInfoProto) -> str:
-    from onnx import TensorProto
-
-    kind = value.type.tensor_type
-    sides = [d.dim_param or (str(d.dim_value) if d.HasField("dim_value") else "?") for d in kind.shape.dim]
-    return f"{value.name}: {TensorProto.DataType.Name(kind.elem_type).lower()} ({', '.join(sides)})"
-
-
-def _macs(model: onnx.ModelProto) -> str:
-    """Counted for one image, or why the shapes of the graph cannot be inferred."""
-    from calib.macs import count_macs
-
-    try:
-        macs = count_macs(model)
-    except InputError as error:
-        return f"cannot be counted: {str(error).splitlines()[0]}"
-    return f"{sum(macs.values()):,} in {len(macs)} layers, for one image"
-
-
-def _quantized(model: onnx.ModelProto) -> str:
-    from calib.qdq_writer import read_qdq
-
-    kinds = Counter(info.kind for info in read_qdq(model).values())
-    return f"{kinds['activation']} activations, {kinds['weight']} weights" if kinds else "none: a float graph"
-
-
-def _findings(model: onnx.ModelProto) -> tuple[Listing, ...]:
-    """Lint findings of a graph with Q/DQ; none of a float graph."""
-    from calib.lint import lint_graph
-
-    if not any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
-        return ()
-    rows = [(f.severity, f.node, f.message) for f in lint_graph(model)]
-    title = f"{len(rows)} findings of the lint" if rows else "The lint has no findings"
-    return (Listing(title, ("severity", "node", "finding"), tuple(rows[:LISTED_FINDINGS])),)
 
 
 def _plain(value: Any) -> str:

@@ -11,6 +11,7 @@ from edge.drift.pictures import KeptPictures
 from edge.images.golden_pair import GoldenPair
 from edge.inspect.describe_dataclass import describe_fields, limited, value_text
 from edge.inspect.description import Description, Listing, size_text
+from edge.tasks.registry import load_task
 from engines.build_folder.file_names import ARTIFACTS, DRIFT
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import CalibrationRecord, EngineManifest, FileRecord
@@ -21,6 +22,7 @@ RANDOM_STAMP = "RANDOM WEIGHTS: nothing here says anything about accuracy"
 
 describe_attribution = partial(describe_fields, "Drift by layer")
 describe_export = partial(describe_fields, "Export record")
+describe_import = partial(describe_fields, "Import record")
 
 
 def describe_manifest(manifest: EngineManifest) -> Description:
@@ -34,7 +36,7 @@ def describe_manifest(manifest: EngineManifest) -> Description:
         "backend": f"{engine.backend} {engine.backend_version}",
         "compute capability": serves,
         "input": f"{manifest.input.name}: {manifest.input.dtype} {list(manifest.input.shape)}",
-        "output": f"{manifest.output.name}: {manifest.output.dtype} {list(manifest.output.shape)}",
+        "output": "; ".join(f"{port.name}: {port.dtype} {list(port.shape)}" for port in manifest.outputs),
         "labels": f"{len(manifest.labels)}: {value_text('labels', manifest.labels)}",
         "preprocess": ", ".join(f"{name} {value}" for name, value in sorted(manifest.preprocess.items()) if name != "sha256"),
         "asked for": shares_text(receipt.requested),
@@ -76,11 +78,13 @@ def describe_table(table: CalibrationTable) -> Description:
 def describe_drift(drift: DriftReport) -> Description:
     """drift.json: the verdict, then its figures."""
     warnings = (RANDOM_STAMP,) if drift.random_weights else ()
-    first = ("verdict", "reason", "reference", "engine", "comparison")
+    first = ("verdict", "reason", "reference", "engine", "comparison", "budget")
     described = describe_fields("Drift report", drift, skip=first, warnings=warnings)
     facts = {"verdict": f"{drift.verdict.upper()}: {drift.reason}"}
     facts |= {"judged": value_text("engine", drift.engine), "against": value_text("reference", drift.reference)}
-    return replace(described, facts=facts | describe_fields("", drift.comparison).facts | described.facts)
+    figures = describe_fields("", drift.comparison)
+    rest = {"budget": load_task(drift.task).budget_text(drift.budget)} | described.facts
+    return replace(described, facts=facts | figures.facts | rest, listings=figures.listings)
 
 
 def describe_flips(flips: KeptPictures) -> Description:

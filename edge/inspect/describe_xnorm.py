@@ -24,6 +24,8 @@ def describe_certificate(certificate: XNormCertificate) -> Description:
     for name in (*precisions, *(n for n in ("fp16", "bf16", "int8") if n not in precisions)):
         before = f" (before: {text.verdict_counts(certificate.before, name)})" if certificate.before else ""
         facts[f"XNorms in {name}"] = text.verdict_counts(sites, name) + before
+    if certificate.unjudged:
+        facts["norms not judged"] = text.unjudged_text(certificate)
     certified = text.certified_count(sites)
     facts |= {
         "based on": f"certified maxima at {certified} of {len(sites)}, observed ones elsewhere; observed minima",

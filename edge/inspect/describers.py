@@ -18,11 +18,12 @@ BY_NAME = {
     "flips.npz": ("edge.drift.pictures.PICTURES_ARTIFACT", "describe_json.describe_flips"),
     "golden.npz": ("edge.images.golden_pair.GOLDEN_ARTIFACT", "describe_json.describe_golden"),
     "export.json": ("edge.model.export_record.EXPORT_ARTIFACT", "describe_json.describe_export"),
+    "import.json": ("edge.onnx_import.import_record.IMPORT_ARTIFACT", "describe_json.describe_import"),
     "steps.json": ("engines.build_folder.step_record.STEPS_ARTIFACT", "describe_json.describe_steps"),
 }
 """File name -> the `Artifact` that reads it, and the function that describes its content."""
 BY_SUFFIX = {
-    ".onnx": "describe_binary.describe_onnx",
+    ".onnx": "describe_onnx.describe_onnx",
     ".safetensors": "describe_binary.describe_checkpoint",
     ".engine": "describe_binary.describe_engine",
     ".ufovit": "describe_binary.describe_bundle",

@@ -11,21 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from edge.model.attention import UfoAttention
-from edge.model.sizes import KvAxis
+from edge.model.sizes import UfoVitConfig
 
 LAYER_NORM_EPS = 1e-6
 
 
 class ConvStem(nn.Sequential):
-    """Four 3x3 stride-2 convolutions: image (B, 3, S, S) -> patch features (B, C, S/STEM_STRIDE, S/STEM_STRIDE).
+    """Four 3x3 stride-2 convolutions: image (B, 3, H, W) -> patch features (B, C, H/STEM_STRIDE, W/STEM_STRIDE).
 
-    Widths C/8, C/4, C/2, C; no bias, BatchNorm after each, GELU after the first three.
+    `widths` are the channels of the four, the last C; no bias, BatchNorm after each, GELU after the first three.
     """
 
-    def __init__(self, dim: int) -> None:
-        widths = [3, dim // 8, dim // 4, dim // 2, dim]
+    def __init__(self, widths: tuple[int, ...]) -> None:
         layers: list[nn.Module] = []
-        for i, (w_in, w_out) in enumerate(itertools.pairwise(widths)):
+        for i, (w_in, w_out) in enumerate(itertools.pairwise((3, *widths))):
             layers += [nn.Conv2d(w_in, w_out, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(w_out)]
             if i < 3:
                 layers.append(nn.GELU())
@@ -68,25 +67,26 @@ class LocalPatchInteraction(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Linear, GELU, Linear with expansion 4: (B, N, C) -> (B, N, C)."""
+    """Linear, GELU, Linear with `expansion` * C channels between: (B, N, C) -> (B, N, C)."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+    def __init__(self, dim: int, expansion: int) -> None:
+        super().__init__(nn.Linear(dim, expansion * dim), nn.GELU(), nn.Linear(expansion * dim, dim))
 
 
 class Block(nn.Module):
     """UFO attention, then local patch interaction, then feed-forward; each pre-normed, layer-scaled and residual."""
 
-    def __init__(self, dim: int, heads: int, kv_axis: KvAxis, layer_scale: float) -> None:
+    def __init__(self, cfg: UfoVitConfig) -> None:
         super().__init__()
+        dim, layer_scale = cfg.dim, cfg.layer_scale
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.attn = UfoAttention(dim, heads, kv_axis)
+        self.attn = UfoAttention(dim, cfg.heads, cfg.kv_axis)
         self.scale1 = LayerScale(dim, layer_scale)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.lpi = LocalPatchInteraction(dim)
         self.scale2 = LayerScale(dim, layer_scale)
         self.norm3 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.ffn = FeedForward(dim)
+        self.ffn = FeedForward(dim, cfg.ffn_expansion)
         self.scale3 = LayerScale(dim, layer_scale)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -101,13 +101,14 @@ class Block(nn.Module):
 class ClassAttentionBlock(nn.Module):
     """The class token reads itself and the patch tokens, and is the only one to change."""
 
-    def __init__(self, dim: int, heads: int, kv_axis: KvAxis, layer_scale: float) -> None:
+    def __init__(self, cfg: UfoVitConfig) -> None:
         super().__init__()
+        dim, layer_scale = cfg.dim, cfg.layer_scale
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.attn = UfoAttention(dim, heads, kv_axis)
+        self.attn = UfoAttention(dim, cfg.heads, cfg.kv_axis)
         self.scale1 = LayerScale(dim, layer_scale)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.ffn = FeedForward(dim)
+        self.ffn = FeedForward(dim, cfg.ffn_expansion)
         self.scale2 = LayerScale(dim, layer_scale)
 
     def forward(self, cls: Tensor, patches: Tensor) -> Tensor:

@@ -4,56 +4,62 @@ Weights may be stored in FP16; the network is always their FP32 expansion.
 """
 
 import json
-import zipfile
-from io import StringIO
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from calib.errors import ArtifactError, UsageError
-from calib.files import open_regular, write_bytes
-from calib.json_reader import LARGEST_JSON_BYTES, check_nesting
-from edge.model.metadata import METADATA_KEY, CheckpointInfo, parse_info, read_info, unreadable_error
-from edge.model.sizes import UfoVitConfig
+from calib.errors import ArtifactError
+from calib.files import write_bytes
+from edge.model.metadata import METADATA_KEY, CheckpointInfo, complete_info
+from edge.model.network_file import NetworkFile
+from edge.model.sizes import ImageSize, UfoVitConfig
 from edge.model.ufo_vit import UfoVit, init_weights, resize_position_embedding
+from edge.model.weights_file import read_weights, shorten
 
-_LISTED = 8
-_MOST_VALUES = 200_000
-"""Of the metadata in a pickle, which can hold one list in many places."""
+_COUNTER = "num_batches_tracked"
+"""Of a BatchNorm, which inference never reads."""
 
 
 def save_checkpoint(model: UfoVit, info: CheckpointInfo, path: Path, dtype: torch.dtype = torch.float16) -> None:
     """Write weights as `dtype` (FP16 by default) with their metadata, atomically."""
-    tensors = {name: t.to(dtype).contiguous() for name, t in _stored(model).items()}
+    save_tensors({name: t.to(dtype) for name, t in _stored(model).items()}, info, path)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], info: CheckpointInfo, path: Path) -> None:
+    """Write tensors as they are with their metadata, atomically."""
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {METADATA_KEY: json.dumps(info.as_json(), sort_keys=True)}
-    write_bytes(path, safetensors.torch.save(tensors, metadata))  # save_file would hide a full disk in an error of its own
+    write_bytes(path, safetensors.torch.save(contiguous, metadata))  # save_file would hide a full disk in an error of its own
 
 
-def load_checkpoint(path: Path, *, model: str, image_size: int | None = None) -> tuple[UfoVit, CheckpointInfo]:
+def load_checkpoint(
+    path: Path, *, model: str | None = None, image_size: ImageSize | None = None, network: NetworkFile | None = None
+) -> tuple[UfoVit, CheckpointInfo]:
     """The network of a checkpoint in FP32, in eval mode, with its metadata.
 
     Args:
-        path: a .safetensors file; or a .pth/.pt file holding {"ufovit": metadata, "state_dict": tensors}, which is read with
-            `weights_only=True` so that it cannot run code.
-        model: the size that the caller expects; another one in the file is refused.
+        path: a file of weights, as `edge.model.weights_file` reads them. A pickle with metadata is {"ufovit": metadata,
+            "state_dict": tensors}.
+        model: the model that the caller expects; another one in the file is refused. None expects any.
         image_size: input size to use instead of the checkpoint's; the position embedding is interpolated.
+        network: what a network file states; None for the one beside the checkpoint, if there is one.
 
     Raises InputError for a missing, truncated or foreign file, for tensors that are missing, unexpected, mis-shaped or not
     finite (each listed by name), and for metadata that contradict them.
     """
-    info, tensors = _read(path)
+    weights = read_weights(path)
+    info = complete_info(weights.metadata, shapes_of(weights.tensors), path, network)
     info.require_model(model)
     resized = info.for_image_size(image_size)
-    with torch.device("meta"):
-        _check_tensors(_stored(UfoVit(info.config)), tensors, path)
-    tensors["pos_embed"] = resize_position_embedding(tensors["pos_embed"].float(), resized.config.grid)
-    network = UfoVit(resized.config).eval()
-    network.load_state_dict({name: t.float() for name, t in tensors.items()}, strict=False)
-    return network, resized
+    tensors = check_tensors(info.config, weights.tensors, path)
+    embed = tensors["pos_embed"].float()
+    tensors["pos_embed"] = resize_position_embedding(embed, info.config.grid, resized.config.grid)
+    loaded = UfoVit(resized.config).eval()
+    loaded.load_state_dict({name: t.float() for name, t in tensors.items()}, strict=False)
+    return loaded, resized
 
 
 def random_network(cfg: UfoVitConfig, seed: int) -> UfoVit:
@@ -63,59 +69,25 @@ def random_network(cfg: UfoVitConfig, seed: int) -> UfoVit:
     return network
 
 
-def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
-    """The metadata of a checkpoint file, and its tensors as stored."""
-    if path.suffix not in (".pth", ".pt"):
-        info = read_info(path)
-        try:
-            return info, safetensors.torch.load_file(path)
-        except Exception as error:  # of types that torch lacks, PyTorch and safetensors raise many kinds
-            raise unreadable_error(path, error) from error
-    if not path.exists():
-        raise UsageError("checkpoint not found", where=path)
-    try:
-        _refuse_compression(path)
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        metadata, tensors = _as_json(content[METADATA_KEY]), dict(content["state_dict"])
-    except ArtifactError:
-        raise
-    except Exception as error:  # whatever the operations of a damaged pickle provoke
-        raise unreadable_error(path, error) from error
-    unnamed = sorted(f"{name!r:.40}" for name in tensors if not isinstance(name, str) or not name.isprintable())
-    if unnamed:
-        raise ArtifactError("state_dict holds names that are not text", where=path, found=_shorten(unnamed))
-    foreign = sorted(name for name, value in tensors.items() if not isinstance(value, Tensor))
-    if foreign:
-        raise ArtifactError("state_dict holds more than tensors", where=path, found=_shorten(foreign))
-    return parse_info(metadata, path), tensors
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _refuse_compression(path: Path) -> None:
-    """Refuse a compressed archive, which torch does not write and which may unpack to any size."""
-    with open_regular(path) as stream:
-        if zipfile.is_zipfile(stream) and any(e.file_size > e.compress_size for e in zipfile.ZipFile(stream).infolist()):
-            raise ValueError("a compressed archive")
+def check_tensors(cfg: UfoVitConfig, found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors of a network of this shape, none allocated.
 
-
-def _as_json(metadata: object) -> str:
-    """Metadata out of a pickle as the JSON text that a safetensors file holds: nothing else passes, in any size."""
-    check_nesting(metadata, _MOST_VALUES)
-    text = StringIO()
-    for part in json.JSONEncoder().iterencode(metadata):
-        if text.tell() > LARGEST_JSON_BYTES:
-            raise ValueError("metadata that are too large")
-        text.write(part)
-    return text.getvalue()
-
-
-def _check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
-    """Refuse tensors that are missing, unexpected, not numbers side by side, mis-shaped or not finite, naming each."""
+    Raises ArtifactError for tensors that are missing, unexpected, not numbers side by side, mis-shaped or not finite, naming
+    each.
+    """
+    with torch.device("meta"):
+        expected = _stored(UfoVit(cfg))
     shared = expected.keys() & found.keys()
     dense = {n for n in shared if _is_dense(found[n])}
     fitting = {n for n in dense if found[n].shape == expected[n].shape}
     problems = {
         "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(n for n in found.keys() - expected.keys() if not n.endswith("num_batches_tracked")),
+        "unexpected": sorted(n for n in found.keys() - expected.keys() if not n.endswith(_COUNTER)),
         "not dense numbers of floating point": sorted(
             f"{n} {found[n].dtype} {found[n].layout}".replace("torch.", "") for n in shared - dense
         ),
@@ -123,8 +95,9 @@ def _check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], path: 
         "not finite": sorted(n for n in fitting if not bool(torch.isfinite(found[n].float()).all())),
     }
     if any(problems.values()):
-        lines = [f"{kind}: {_shorten(names)}" for kind, names in problems.items() if names]
+        lines = [f"{kind}: {shorten(names)}" for kind, names in problems.items() if names]
         raise ArtifactError("checkpoint does not fit the model", where=path, found="; ".join(lines))
+    return {name: found[name] for name in expected}
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -132,11 +105,6 @@ def _is_dense(tensor: Tensor) -> bool:
     return plain and tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def _shorten(names: list[str]) -> str:
-    rest = len(names) - _LISTED
-    return ", ".join(name[:100] for name in names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
-
-
 def _stored(model: UfoVit) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: parameters and BatchNorm statistics, without the counter that inference never reads."""
-    return {name: t for name, t in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    """The tensors of a checkpoint: parameters and BatchNorm statistics."""
+    return {name: t for name, t in model.state_dict().items() if not name.endswith(_COUNTER)}

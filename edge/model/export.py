@@ -48,7 +48,7 @@ def export_onnx(model: UfoVit, path: Path, images: Float32, info: CheckpointInfo
     Args:
         model: the network in eval mode; it is folded on a copy.
         path: the file to write, atomically.
-        images: preprocessed images (B, 3, S, S), B >= 2.
+        images: preprocessed images (B, 3, H, W), B >= 2.
         info: metadata of the checkpoint, which the graph gets too.
 
     Raises VerdictError when ONNX Runtime's logits do not agree with torch's.
@@ -63,9 +63,8 @@ def export_onnx(model: UfoVit, path: Path, images: Float32, info: CheckpointInfo
 
 
 def to_onnx(model: UfoVit) -> onnx.ModelProto:
-    """The ONNX graph of a (folded) network: input `image` (batch, 3, S, S), output `logits` (batch, classes)."""
-    size = model.cfg.image_size
-    example = torch.zeros(2, 3, size, size)
+    """The ONNX graph of a (folded) network: input `image` (batch, 3, H, W), output `logits` (batch, classes)."""
+    example = torch.zeros(2, 3, model.cfg.height, model.cfg.width)
     with _exporting():
         program = torch.onnx.export(
             model,
@@ -199,7 +198,7 @@ def _agreement(first: Path, second: Path, images: Float32) -> float:
 
 
 def _logits_of(path: Path) -> Callable[[Float32], Float32]:
-    """Runs a graph with one input and one output: images (B, 3, S, S) float32 -> logits (B, classes)."""
+    """Runs a graph with one input and one output: images (B, 3, H, W) float32 -> logits (B, classes)."""
     graph = onnx.load(path)
     session, (image,), (logits,) = GraphSession(graph, threads=0, where=path), graph.graph.input, graph.graph.output
     return lambda images: np.asarray(session({image.name: images})[logits.name])

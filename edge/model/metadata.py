@@ -1,6 +1,7 @@
-"""The metadata of a checkpoint: model, image size, classes, labels, preprocessing. Needs no torch.
+"""The metadata of a checkpoint: model, shape, labels, preprocessing. Needs no torch.
 
 The metadata key "ufovit" of the safetensors file holds one JSON object with the fields written by `CheckpointInfo.as_json`.
+A file without metadata is complete with a network file beside it; see `edge.model.network_file`.
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ from typing import TYPE_CHECKING, Any
 from calib.errors import ArtifactError, GraphError, InputError, UsageError
 from calib.files import describe_foreign, open_regular, sha256_file
 from calib.json_reader import LARGEST_JSON_BYTES, parse_json
-from edge.images.graph_input import Normalisation, input_shape
+from edge.images.graph_input import NO_NORMALISATION, Normalisation, input_dtype, picture_preprocess
 from edge.images.preprocess import Preprocess
-from edge.model.sizes import UfoVitConfig, config
+from edge.model.infer_shape import Shapes
+from edge.model.network_file import NetworkFile, find_network_file, read_network_file
+from edge.model.sizes import SHAPE_FIELDS, ImageSize, UfoVitConfig, check_image_size, image_size_text, read_config
+from edge.model.weights_metadata import SCHEMA_VERSION, make_metadata, refuse_contradictions
 
 if TYPE_CHECKING:
     import onnx
 
-SCHEMA_VERSION = 1
 METADATA_KEY = "ufovit"
 _REQUIRED = {
     "model": (str,),
-    "image_size": (int,),
-    "classes": (int,),
-    "kv_axis": (str,),
+    **{name: SHAPE_FIELDS[name] for name in ("image_size", "classes", "kv_axis")},
     "labels": (list,),
     "preprocess": (dict,),
 }
-_OPTIONAL = {"random_weights": (bool,), "training": (dict,)}
+_OPTIONAL = SHAPE_FIELDS | {"random_weights": (bool,), "training": (dict,)}
 
 
 @dataclass(frozen=True)
@@ -59,34 +60,37 @@ class CheckpointInfo:
 
     def as_json(self) -> dict[str, Any]:
         """The metadata as stored in the file."""
+        size = self.config.image_size
         return {
             "schema_version": SCHEMA_VERSION,
             "model": self.config.name,
-            "image_size": self.config.image_size,
+            "image_size": size if isinstance(size, int) else [*size],
             "classes": self.config.classes,
             "kv_axis": self.config.kv_axis,
             "labels": list(self.labels),
             "preprocess": self.preprocess.as_json(),
             "random_weights": self.random_weights,
             "training": self.training,
+            **self.config.shape_fields(),
         }
 
-    def for_image_size(self, image_size: int | None) -> CheckpointInfo:
+    def for_image_size(self, image_size: ImageSize | None) -> CheckpointInfo:
         """The same network and preprocessing at another input size; None keeps it."""
+        image_size = None if image_size is None else check_image_size(image_size)
         if image_size is None or image_size == self.config.image_size:
             return self
         cfg = replace(self.config, image_size=image_size)
         return replace(self, config=cfg, preprocess=self.preprocess.for_image_size(image_size))
 
-    def require_model(self, model: str) -> None:
-        """Raise InputError when the checkpoint is of another model than the one asked for."""
-        if self.config.name != model:
+    def require_model(self, model: str | None) -> None:
+        """Raise UsageError when the checkpoint is of another model than the one asked for; None allows any."""
+        if model not in (None, self.config.name):
             raise UsageError(
                 "checkpoint is of another model",
                 where=self.file,
                 found=self.config.name,
                 allowed=model,
-                next_command=f"ufovit build {self.config.name} PRECISION --checkpoint {self.file}",
+                next_command=f"ufovit build {self.file} PRECISION",
             )
 
 
@@ -108,18 +112,52 @@ def open_safetensors(path: Path) -> Iterator[Any]:
         raise unreadable_error(path, error) from error
 
 
-def read_info(path: Path) -> CheckpointInfo:
-    """The metadata of a safetensors checkpoint, without its tensors. Raises InputError."""
+def is_safetensors(path: Path) -> bool:
+    """Whether a file starts as safetensors files do, whatever its name. Raises UsageError for a missing one."""
+    with open_regular(path, UsageError, missing="checkpoint not found") as stream:
+        return stream.read(9)[8:] == b"{"
+
+
+def read_info(path: Path, network: NetworkFile | None = None) -> CheckpointInfo:
+    """The metadata of a safetensors checkpoint, without its tensors. Arguments and errors as of `complete_info`."""
     with open_safetensors(path) as stream:
         stored = stream.metadata() or {}
-    if METADATA_KEY not in stored:
+        shapes = {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118  # no mapping
+    return complete_info(stored.get(METADATA_KEY), shapes, path, network)
+
+
+def complete_info(text: str | None, shapes: Shapes, path: Path, network: NetworkFile | None = None) -> CheckpointInfo:
+    """The metadata of a checkpoint whose file holds `text`, None for none, and tensors of these shapes.
+
+    Args:
+        text: JSON.
+        shapes: by name of the tensor.
+        path: of the checkpoint.
+        network: what a network file states; None for the one beside the checkpoint, if there is one.
+
+    Raises ArtifactError for metadata that are missing or invalid, UsageError where the network file contradicts them.
+    """
+    beside = find_network_file(path) if network is None else None
+    network = read_network_file(beside) if beside is not None else network
+    if text is None and network is None:
         raise ArtifactError(
             "checkpoint does not name its model, labels and preprocessing",
             where=path,
-            found=f"no metadata key {METADATA_KEY!r}",
-            next_command="write it with edge.model.checkpoint.save_checkpoint",
+            found=f"no {METADATA_KEY} metadata",
+            next_command=f"ufovit checkpoint {path} --mean R,G,B --std R,G,B --labels FILE --out {_converted(path)}",
         )
-    return parse_info(stored[METADATA_KEY], path)
+    if text is None and network is not None:
+        return parse_info(json.dumps(make_metadata(shapes, network, path)), path)
+    info = parse_info(str(text), path)
+    if network is not None:
+        refuse_contradictions(info.config, info.preprocess, info.labels, network, path)
+    return info
+
+
+def _converted(path: Path) -> Path:
+    """A name for what `ufovit checkpoint` writes, which is not that of the file itself."""
+    other = path.with_suffix(".safetensors")
+    return other if other != path else path.with_name(f"{path.stem}-ufovit.safetensors")
 
 
 def unreadable_error(path: Path, error: Exception) -> ArtifactError:
@@ -130,7 +168,7 @@ def unreadable_error(path: Path, error: Exception) -> ArtifactError:
         "checkpoint cannot be read: truncated, damaged or of another format",
         where=path,
         found=foreign or (str(error) or type(error).__name__).splitlines()[0][:200],
-        allowed='safetensors, or .pth with {"ufovit": metadata, "state_dict": tensors} of plain tensors',
+        allowed="safetensors, or a file of torch.save that holds plain tensors",
     )
 
 
@@ -154,8 +192,8 @@ def parse_info(text: str, path: Path) -> CheckpointInfo:
     _check_fields(metadata, path)
     labels = tuple(str(name) for name in metadata["labels"])
     try:
-        shape = {name: metadata[name] for name in ("image_size", "classes", "kv_axis")}
-        cfg, preprocess = config(metadata["model"], **shape), Preprocess.from_json(metadata["preprocess"])
+        shape = {name: metadata[name] for name in SHAPE_FIELDS if name in metadata}
+        cfg, preprocess = read_config(metadata["model"], shape), Preprocess.from_json(metadata["preprocess"])
     except InputError as error:
         raise ArtifactError("checkpoint metadata are invalid", where=path, found=" ".join(str(error).split())) from error
     if len(labels) != cfg.classes or len(set(labels)) != len(labels):
@@ -169,7 +207,7 @@ def parse_info(text: str, path: Path) -> CheckpointInfo:
         raise ArtifactError(
             "preprocessing and network disagree on the image size",
             where=path,
-            found=f"{preprocess.image_size} and {cfg.image_size} px",
+            found=f"{image_size_text(preprocess.image_size)} and {image_size_text(cfg.image_size)} px",
         )
     return CheckpointInfo(
         config=cfg,
@@ -203,18 +241,15 @@ def graph_preprocess(
     model: onnx.ModelProto, path: Path, info: CheckpointInfo | None, normalisation: Normalisation | None, command: str
 ) -> Preprocess:
     """The graph's own preprocessing, or the given mean and deviation at the graph's input size. Raises InputError."""
+    if normalisation is None and info is not None:
+        return info.preprocess
+    if normalisation is None and input_dtype(model, path) == "uint8":
+        normalisation = NO_NORMALISATION
     if normalisation is None:
-        if info is not None:
-            return info.preprocess
         raise GraphError(
             "the graph does not say how its images are prepared",
             where=path,
             found="no metadata of this toolkit",
             next_command=f"{command} --mean R,G,B --std R,G,B (on the [0, 1] scale)",
         )
-    sides = input_shape(model, path)
-    if len(sides) != 3 or sides[0] != 3 or sides[1] != sides[2]:
-        raise GraphError(
-            "the graph does not take square images", where=path, found=sides, allowed="(batch, 3, S, S) with S fixed"
-        )
-    return Preprocess(sides[1], sides[1], *normalisation)
+    return picture_preprocess(model, path, normalisation)

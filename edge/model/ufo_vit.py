@@ -1,15 +1,15 @@
 """UFO-ViT, read top to bottom; its sizes are in `edge.model.sizes`.
 
-image (B, 3, S, S) -> stem -> patch tokens (B, N, C), N = (S/16)^2 -> + position embedding
+image (B, 3, H, W) -> stem -> patch tokens (B, N, C), N = H/16 * W/16, row by row -> + position embedding
 -> depth x [UFO attention, local patch interaction, feed-forward]
--> 2 x class attention -> LayerNorm(class token) -> logits (B, classes)
+-> class_layers x class attention -> LayerNorm(class token) -> logits (B, classes)
 """
 
 import torch
 from torch import Tensor, nn
 
 from edge.model.blocks import LAYER_NORM_EPS, Block, ClassAttentionBlock, ConvStem
-from edge.model.sizes import CLASS_LAYERS, UfoVitConfig
+from edge.model.sizes import UfoVitConfig
 
 
 class UfoVit(nn.Module):
@@ -18,18 +18,16 @@ class UfoVit(nn.Module):
     def __init__(self, cfg: UfoVitConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.stem = ConvStem(cfg.dim)
+        self.stem = ConvStem(cfg.widths)
         self.pos_embed = nn.Parameter(torch.zeros(1, cfg.grid[0] * cfg.grid[1], cfg.dim))
-        self.blocks = nn.ModuleList(Block(cfg.dim, cfg.heads, cfg.kv_axis, cfg.layer_scale) for _ in range(cfg.depth))
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.depth))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, cfg.dim))
-        self.cls_blocks = nn.ModuleList(
-            ClassAttentionBlock(cfg.dim, cfg.heads, cfg.kv_axis, cfg.layer_scale) for _ in range(CLASS_LAYERS)
-        )
+        self.cls_blocks = nn.ModuleList(ClassAttentionBlock(cfg) for _ in range(cfg.class_layers))
         self.norm = nn.LayerNorm(cfg.dim, eps=LAYER_NORM_EPS)
         self.head = nn.Linear(cfg.dim, cfg.classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalised image (B, 3, S, S), float -> logits (B, classes)."""
+        """Normalised image (B, 3, H, W), float -> logits (B, classes)."""
         patches = self.stem(image).flatten(2).transpose(1, 2) + self.pos_embed  # (B, N, C)
         for block in self.blocks:
             patches = block(patches, self.cfg.grid)
@@ -57,11 +55,10 @@ def init_weights(model: UfoVit, seed: int) -> None:
     nn.init.trunc_normal_(model.cls_token, std=0.02, generator=generator)
 
 
-def resize_position_embedding(embed: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Bicubic interpolation of a position embedding (1, N, C) of a square grid to `grid`: (1, h * w, C)."""
-    side = round(embed.shape[1] ** 0.5)
-    if (side, side) == grid:
+def resize_position_embedding(embed: Tensor, old: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Bicubic interpolation of a position embedding (1, N, C) from the patch grid `old` (h, w) to `grid`: (1, h * w, C)."""
+    if old == grid:
         return embed
-    image = embed.float().transpose(1, 2).reshape(1, -1, side, side)  # (1, C, side, side)
+    image = embed.float().transpose(1, 2).reshape(1, -1, *old)  # (1, C, h, w)
     image = nn.functional.interpolate(image, size=grid, mode="bicubic", align_corners=False)
     return image.flatten(2).transpose(1, 2).to(embed.dtype)

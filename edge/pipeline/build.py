@@ -1,8 +1,9 @@
-"""`ufovit build`: the steps from a checkpoint to a verdict, in order; each reads and writes files of one build folder.
+"""`ufovit build`: the steps from a network to a verdict, in order; each reads and writes files of one build folder.
 
 export     checkpoint -> model.onnx, export.json, golden.npz
-certify    model.onnx + calibration images -> xnorm.json, model.folded.onnx            fp16, int8
-calibrate  model.folded.onnx + calibration images -> model.refined.onnx, calibration.json   int8
+import     in its place, for an ONNX file -> model.onnx, import.json, golden.npz
+certify    model.onnx + calibration images -> xnorm.json, model.folded.onnx            fp16, int8, with XNorms
+calibrate  the last graph + calibration images -> model.refined.onnx, calibration.json   int8
 quantize   model.refined.onnx + calibration.json -> model.int8.onnx                    int8
 type       FP16, and FP32 where the certificate asks for it -> model.typed.onnx        fp16, and int8 for a GPU
 engine     the last graph -> engine, manifest.json
@@ -12,19 +13,21 @@ report     everything above -> report.html
 
 from collections.abc import Iterator
 
-from edge.pipeline.build_inputs import BuildInputs, resolve_inputs
+from edge.pipeline.build_inputs import BuildInputs, resolve_inputs, say_notes
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.preflight import check_inputs
 from edge.pipeline.steps.calibrate import calibrate_step
-from edge.pipeline.steps.certify import certify_step
+from edge.pipeline.steps.certify import certify_step, has_xnorms
 from edge.pipeline.steps.drift import Question, drift_step
 from edge.pipeline.steps.engine import engine_step
 from edge.pipeline.steps.export import export_step
+from edge.pipeline.steps.import_onnx import import_step
 from edge.pipeline.steps.quantize import quantize_step
 from edge.pipeline.steps.report import report_step
 from edge.pipeline.steps.type_fp16 import type_fp16_step
 from edge.pipeline.workspace import RANDOM_WEIGHTS_NOTICE, BuildOutcome, Step, Workspace
 from edge.progress import Progress
+from edge.tasks.budget import budget_for
 from engines.build_folder.file_names import ARTIFACTS, FOLDED, MODEL, QUANTIZED, TYPED
 from engines.build_folder.folder import BuildFolder
 from engines.select_target import judged_here
@@ -33,8 +36,10 @@ from engines.select_target import judged_here
 def build_model(request: BuildRequest, progress: Progress) -> BuildOutcome:
     """Build a model. Raises UfovitError; all inputs are checked before anything is written."""
     inputs = resolve_inputs(request)
-    if inputs.info.random_weights:
+    if inputs.network.random_weights:
         progress.say(RANDOM_WEIGHTS_NOTICE)
+    for images in (inputs.eval_images, inputs.calib_images):
+        say_notes(images, progress)
 
     def preflight(first_step: str) -> None:
         with progress.task("inputs") as advance:
@@ -49,19 +54,21 @@ def build_model(request: BuildRequest, progress: Progress) -> BuildOutcome:
 
 def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> Iterator[Step]:
     """The steps in order; each is created after the previous one has run, because it needs the digests of its files."""
-    yield export_step(request, inputs)
+    yield export_step(request, inputs) if inputs.network.imported is None else import_step(request, inputs)
     graph = MODEL
-    if request.precision != "fp32":
+    if request.precision != "fp32" and has_xnorms(inputs, request.out / MODEL):
         yield certify_step(request, inputs, workspace)
         graph = FOLDED
     if request.precision == "int8":
-        yield calibrate_step(request, inputs, workspace)
-        yield quantize_step(request, workspace)
+        yield calibrate_step(request, inputs, workspace, graph)
+        yield quantize_step(request, inputs, workspace)
         graph = QUANTIZED
     if request.precision == "fp16" or (request.precision == "int8" and request.target.float_type == "fp16"):
         yield type_fp16_step(request, inputs, workspace, graph)
         graph = TYPED
     yield engine_step(request, inputs, workspace, graph)
-    question = Question(inputs.eval_images, labelled=True, budget_points=request.max_drop_points)
+    task = inputs.network.task
+    budget = budget_for(task.name, request.max_drop_points, request.min_sqnr_db, request.min_cosine)
+    question = Question(inputs.eval_images, labelled=task.labelled, budget=budget)
     yield drift_step(BuildFolder(request.out, building=True), question, here=judged_here(request.target))
     yield report_step(workspace)

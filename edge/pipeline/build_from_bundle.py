@@ -16,7 +16,7 @@ from edge.drift.stored_reference import StoredAnswers
 from edge.images.golden_pair import GoldenPair, check_golden, write_golden
 from edge.images.preprocess import read_preprocess
 from edge.pipeline.builder_options import DEFAULT_BUILDER, BuilderRequest
-from edge.pipeline.pack_bundle import BundledImages, packed_digests, read_bundled_images, read_source
+from edge.pipeline.pack_bundle import BundledImages, budget_of, packed_digests, read_bundled_images, read_source
 from edge.pipeline.steps.drift import Question, drift_step, judge_build
 from edge.pipeline.steps.engine import RANDOM_NOTE, write_engine
 from edge.pipeline.workspace import RANDOM_WEIGHTS_NOTICE, BuildOutcome, Step, Workspace
@@ -72,7 +72,7 @@ def build_on_device(request: DeviceRequest, progress: Progress) -> BuildOutcome:
         signature = read_signature(request.bundle, request.public_key)
         check_listed(signature, signature_path(request.bundle), {request.bundle.name: bundle.sha256})
     source = read_source(bundle)
-    preprocess, bundled = read_preprocess(source), read_bundled_images(bundle, len(source.labels))
+    preprocess, bundled = read_preprocess(source), read_bundled_images(bundle, source)
     check_golden(bundled.golden, preprocess, f"{GOLDEN_MEMBER}: the first test image")
     info, out = bundle.info, request.out
     precision: Precision = info.precision  # type: ignore[assignment]  # BuildSpec refuses any other
@@ -124,6 +124,7 @@ def _engine_step(request: DeviceRequest, bundle: Bundle, source: EngineManifest,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             engine=record,
             receipt=built.receipt,
+            batch=(built.batch.min, built.batch.opt, built.batch.max),
             bundle=FileRecord(request.bundle.name, bundle.sha256),
             notes=(*([RANDOM_NOTE] if bundle.info.random_weights else []), f"built from a bundle{where}"),
         )
@@ -137,9 +138,9 @@ def _drift_step(build: BuildFolder, bundle: Bundle, source: EngineManifest, bund
     info = bundle.info
     reference = Source(info.reference.file, info.reference.sha256, info.reference_ran_on)
     stored = StoredAnswers(
-        bundle.path, reference, info.data_sha256, str(source.preprocess["sha256"]), (bundled.answers,), bundle.sha256
+        bundle.path, reference, info.data_sha256, str(source.preprocess["sha256"]), bundled.outputs, bundle.sha256
     )
-    question = Question(bundled.images, labelled=True, budget_points=info.budget_points, stored=stored)
+    question = Question(bundled.images, labelled=bundled.labelled, budget=budget_of(bundle), stored=stored)
     step = drift_step(build, question, here=True)
 
     def judge(folder: Path, advance: Advance) -> None:

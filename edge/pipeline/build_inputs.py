@@ -1,17 +1,21 @@
-"""Open and check the checkpoint and the images of a build before anything is written."""
+"""Open and check the network and the images of a build before anything is written."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from calib.errors import DataError, UsageError
-from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, SHIPPED_MODEL, TEST_IMAGES
-from edge.images.labelled_images import ImageSet
+from calib.errors import DataError
+from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, TEST_IMAGES
+from edge.images.graph_input import GraphImages
+from edge.images.labelled_images import ImageSet, open_unlabelled
 from edge.model.metadata import CheckpointInfo, read_info
-from edge.model.sizes import config
-from edge.pipeline.build_request import RANDOM_WEIGHTS_IMAGES, BuildRequest
+from edge.pipeline.build_request import FLOAT_LAYERS, RANDOM_WEIGHTS_IMAGES, BuildRequest
+from edge.pipeline.open_network import Network, open_network
 from edge.pipeline.request_checks import CALIB_IMAGES, check_calibration_images
-from edge.tasks.registry import CLASSIFICATION, load_task
+from edge.progress import Progress
+from edge.tasks.budget import budget_for
+from edge.tasks.registry import load_task
 from edge.tasks.task import Task
+from edge.tasks.task_names import CLASSIFICATION
 
 SHIPPED_TEST = "the shipped test split"
 """How artifacts name the images that a build without --data is judged on."""
@@ -22,20 +26,22 @@ class BuildInputs:
     """The checked inputs of a build.
 
     Attributes:
-        info: metadata of the checkpoint, at the image size in use.
-        eval_images: labelled images that judge the engine.
-        calib_images: images that calibrate it and on which the export is checked.
+        eval_images: images that judge the engine, labelled where its task uses labels.
+        calib_images: images that calibrate it and on which export or import is checked.
+        keep_float: patterns of the nodes that stay in float.
     """
 
-    info: CheckpointInfo
+    network: Network
     eval_images: ImageSet
     calib_images: ImageSet
+    keep_float: tuple[str, ...]
 
 
 def resolve_inputs(request: BuildRequest) -> BuildInputs:
-    """Open and check checkpoint and images. Raises InputError; touches nothing."""
-    info = _resolve_info(request)
-    task = load_task(request.task, info.labels)
+    """Open and check network and images. Raises InputError; touches nothing."""
+    network = open_network(request)
+    task = network.task
+    budget_for(task.name, request.max_drop_points, request.min_sqnr_db, request.min_cosine)  # refuses one of another task
     eval_images, calib_data = judging_images(request.data, task), request.calib_data
     if calib_data is None:
         if shipped_images_fit(task):
@@ -44,31 +50,51 @@ def resolve_inputs(request: BuildRequest) -> BuildInputs:
             raise DataError(
                 "calibration needs images like those that the camera will see",
                 where="--calib-data",
-                found="no --calib-data, and the shipped images have other labels",
+                found="no --calib-data, and the shipped images are not for this network",
                 next_command="pass --calib-data DIR with images that are not those of --data",
             )
         else:
             calib_data = request.data or TEST_IMAGES  # nothing is calibrated: they only check the export
-    few = RANDOM_WEIGHTS_IMAGES if info.random_weights else None
-    calib_images = task.open_images(calib_data).take(request.calib_images or few or CALIB_IMAGES)
+    few = RANDOM_WEIGHTS_IMAGES if network.random_weights else None
+    calib_images = _calibration_images(calib_data, task).take(request.calib_images or few or CALIB_IMAGES)
     if request.precision == "int8":
         remedy = "pass --calib-data with more images, or a larger --calib-images"
         check_calibration_images(len(calib_images), calib_data, remedy)
-    return BuildInputs(info, eval_images.take(request.eval_images or few or len(eval_images)), calib_images)
+    eval_images = eval_images.take(request.eval_images or few or len(eval_images))
+    keep_float = request.keep_float
+    if keep_float is None:
+        keep_float = FLOAT_LAYERS if network.info is not None else ()
+    return BuildInputs(network, eval_images, calib_images, keep_float)
+
+
+def _calibration_images(path: Path, task: Task) -> ImageSet:
+    """Images that calibrate: labels are read where there are any, and not needed."""
+    try:
+        return task.open_images(path)
+    except DataError:
+        if path.is_dir():
+            return open_unlabelled(path)
+        raise
 
 
 def judging_images(data: Path | None, task: Task) -> ImageSet:
-    """Labelled images that judge: those of `data`, else the shipped test split. Raises DataError when labels do not fit."""
+    """Images that judge: those of `data`, else the shipped test split. Raises DataError when these are not for the task."""
     if data is not None and data != TEST_IMAGES:
         return task.open_images(data)
     if not shipped_images_fit(task):
         raise DataError(
-            "the shipped test images do not have this checkpoint's labels",
+            "the shipped test images do not have this network's labels" if task.names else "no images to judge on",
             where="--data",
-            found=", ".join(task.names[:5]),
-            next_command="pass --data DIR with labelled images",
+            found=", ".join(task.names[:5]) or f"task {task.name}, and the shipped images are of another",
+            next_command=f"pass --data DIR with {'labelled ' if task.labelled else ''}images",
         )
     return replace(task.open_images(TEST_IMAGES), source=SHIPPED_TEST)
+
+
+def say_notes(images: ImageSet | GraphImages, progress: Progress) -> None:
+    """Tell what was left out of the images."""
+    for note in images.notes:
+        progress.say(f"images       {images.source}: {note}")
 
 
 def shipped_images_fit(task: Task) -> bool:
@@ -80,32 +106,3 @@ def shipped_calibration_images(info: CheckpointInfo | None) -> Path | None:
     """The shipped calibration images, for a graph with this metadata; None where they are of another task."""
     fit = info is not None and shipped_images_fit(load_task(CLASSIFICATION, info.labels))
     return CALIBRATION_IMAGES if fit else None
-
-
-def _resolve_info(request: BuildRequest) -> CheckpointInfo:
-    """Metadata of the requested checkpoint, or of the random weights."""
-    if request.random_weights:
-        shipped = read_info(SHIPPED_CHECKPOINT)
-        size = shipped.config.image_size if request.image_size is None else request.image_size
-        return CheckpointInfo(
-            config=config(request.model, image_size=size, classes=len(shipped.labels)),
-            labels=shipped.labels,
-            preprocess=shipped.preprocess.for_image_size(size),
-            random_weights=True,
-            training={"seed": request.seed},
-        )
-    if request.checkpoint is None and request.model != SHIPPED_MODEL:
-        raise UsageError(
-            f"no checkpoint of {request.model} is shipped",
-            where="--checkpoint",
-            allowed=f"{SHIPPED_MODEL} without --checkpoint",
-            next_command="pass --checkpoint FILE, or --random-weights to try the tools on random weights",
-        )
-    path = request.checkpoint or SHIPPED_CHECKPOINT
-    if path.suffix in (".pth", ".pt"):
-        from edge.model.checkpoint import load_checkpoint
-
-        return load_checkpoint(path, model=request.model, image_size=request.image_size)[1]
-    info = read_info(path)
-    info.require_model(request.model)
-    return info.for_image_size(request.image_size)

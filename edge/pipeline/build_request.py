@@ -12,9 +12,10 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from calib.errors import UsageError
-from edge.model.sizes import SIZES
+from edge.model.sizes import SIZES, ImageSize, parse_image_size
 from edge.option_bounds import IMAGE_SIZE, SEED, check_bounds
 from edge.pipeline.builder_options import DEFAULT_BUILDER, BuilderRequest
+from edge.pipeline.network_options import DEFAULT_NETWORK, NetworkOptions
 from edge.pipeline.request_checks import check_budget, check_counts, check_quantization
 from engines.build_spec import PRECISIONS, BatchRange, Precision, check_floor, parse_batch
 from engines.targets import Target
@@ -24,9 +25,13 @@ FLOAT_LAYERS = ("stem.0/*", "stem.3/*")
 """Layers that stay in float in an INT8 build by default: the first two convolutions of the stem, which see the image
 itself. They are 1.7 % of ufovit_t's multiply-accumulates, and in INT8 they cost more of the logits' SQNR than all other layers
 together; figures in edge/README.md."""
-MAX_DROP_POINTS = 0.5
 RANDOM_WEIGHTS_IMAGES = 64
 """Default number of images with random weights: enough to check ranges and numerics; there is no accuracy to measure."""
+
+
+def image_size_option(_type: Any, tokens: Sequence[Any]) -> ImageSize:
+    """--image-size SIZE or HEIGHTxWIDTH. Raises UsageError."""
+    return parse_image_size(tokens[0].value)
 
 
 def batch_option(_type: Any, tokens: Sequence[Any]) -> BatchRange:
@@ -34,6 +39,7 @@ def batch_option(_type: Any, tokens: Sequence[Any]) -> BatchRange:
     return parse_batch(tokens[0].value)
 
 
+_IMAGE_SIZE = Parameter(converter=image_size_option, n_tokens=1, accepts_keys=False)
 _BATCH = Parameter(converter=batch_option, n_tokens=1, accepts_keys=False, show_default="1,1,8")
 
 
@@ -43,18 +49,20 @@ class BuildOptions:
     """How a model is built and judged.
 
     Attributes:
-        checkpoint: Trained weights, .safetensors or .pth. Default: the shipped ufovit_t
+        checkpoint: Trained weights of a named size, .safetensors or .pth. Default: the shipped ufovit_t
         random_weights: Use random weights, to try the tools. Every artifact is stamped
-        data: Labelled images that judge the engine: a folder per class, a .csv/.txt list, or IDX files. Default: the shipped
-            test images
+        data: Images that judge the engine, labelled for --task classify: a folder per class, a .csv/.tsv/.txt list, or IDX
+            files; for tensors any folder of pictures. Default: the shipped test images
         calib_data: Calibration images, in the same formats. Default: the shipped calibration images
-        image_size: Input size in pixels, 16 to 1,024. Default: the checkpoint's
+        image_size: Input size of a UFO-ViT in pixels, SIZE or HEIGHTxWIDTH, 16 to 1,024. Default: the checkpoint's
         batch: Batch sizes of the engine: MIN,OPT,MAX, 1 to 1,024 each
-        max_drop_points: Accuracy budget in percentage points of top-1, 0 to 100
+        max_drop_points: Accuracy budget in percentage points of top-1, 0 to 100. Default: 0.5, for --task classify
+        min_sqnr_db: Least SQNR of every output in dB, 0 to 200, for --task tensors. Default: that of the task
+        min_cosine: Least mean cosine of every output, 0 to 1, in the place of --min-sqnr or beside it
         int8_floor: Least share of the multiply-accumulates that must run in INT8, 0 to 1. Default: the target's
         method: Calibration method: minmax, percentile, entropy, mse (minmax instead where clearly better on held-out images)
         effort: Refinements of the INT8 quantization: fast (none), balanced, best; the best result up to this one is kept
-        keep_float: Nodes that stay in float, glob patterns, repeatable, empty for none
+        keep_float: Nodes that stay in float, glob patterns, repeatable, empty for none. Default: stem.0/* stem.3/* of a UFO-ViT
         calib_images: Number of calibration images, 1 to 1,000,000. Default: 512, 64 with random weights
         eval_images: Number of images that judge, 1 to 1,000,000. Default: all, 64 with random weights
         seed: Seed of --random-weights, 0 to 4,294,967,295
@@ -65,16 +73,19 @@ class BuildOptions:
     random_weights: bool = False
     data: Path | None = None
     calib_data: Path | None = None
-    image_size: int | None = None
+    image_size: Annotated[ImageSize | None, _IMAGE_SIZE] = None
     batch: Annotated[BatchRange, _BATCH] = DEFAULT_BATCH
-    max_drop_points: float = MAX_DROP_POINTS
+    max_drop_points: float | None = None
+    min_sqnr_db: float | None = None
+    min_cosine: float | None = None
     int8_floor: float | None = None
     method: str = "mse"
     effort: str = "fast"
-    keep_float: tuple[str, ...] = FLOAT_LAYERS
+    keep_float: tuple[str, ...] | None = None
     calib_images: int | None = None
     eval_images: int | None = None
     seed: int = 0
+    network: Annotated[NetworkOptions, Parameter(name="*")] = DEFAULT_NETWORK
     builder: Annotated[BuilderRequest, Parameter(name="*")] = DEFAULT_BUILDER
     force: bool = False
 
@@ -84,22 +95,17 @@ class BuildRequest(BuildOptions):
     """The checked options, model and target of a build. Raises UsageError for unknown or contradictory ones.
 
     Attributes:
-        model: a name of `edge.model.sizes.SIZES`.
+        model: a name of `edge.model.sizes.SIZES`, or the path of a checkpoint or an ONNX file.
         out: the build folder.
-        task: what the network's outputs mean, a key of `edge.tasks.registry.TASKS`.
     """
 
     model: str
     precision: Precision
     target: Target
     out: Path
-    task: str = "classification"  # spelt out: `edge.tasks` loads numpy, which help does not need
 
     def __post_init__(self) -> None:
-        from edge.tasks.registry import check_task
-
-        if self.model not in SIZES:
-            raise UsageError(f"unknown model {self.model!r}", where="MODEL", allowed=", ".join(SIZES))
+        _check_model(self)
         if self.precision not in PRECISIONS:
             raise UsageError(f"unknown precision {self.precision!r}", where="PRECISION", allowed=", ".join(PRECISIONS))
         if self.random_weights and self.checkpoint is not None:
@@ -115,9 +121,9 @@ class BuildRequest(BuildOptions):
                 next_command=f"ufovit build {self.model} fp32 --target {self.target.name}",
             )
         check_bounds("--seed", self.seed, SEED)
-        check_bounds("--image-size", self.image_size, IMAGE_SIZE)
-        check_task(self.task)
-        check_budget(self.max_drop_points)
+        for side in (self.image_size,) if isinstance(self.image_size, int) else self.image_size or ():
+            check_bounds("--image-size", side, IMAGE_SIZE)
+        check_budget(self.max_drop_points, self.min_sqnr_db, self.min_cosine)
         check_counts(calib_images=self.calib_images, eval_images=self.eval_images)
         check_quantization(self.method, self.effort)
         check_floor(self.int8_floor)
@@ -132,3 +138,21 @@ class BuildRequest(BuildOptions):
     def engine_file(self) -> str:
         """Name of the engine in the build folder."""
         return f"engine{self.target.engine_suffix}"
+
+
+def _check_model(request: BuildRequest) -> None:
+    """Raise UsageError for a MODEL that is neither a size nor a file, and for options that do not apply to it."""
+    model = request.model
+    known = f"{', '.join(SIZES)}, or the path of a checkpoint or an .onnx file"
+    if model in SIZES:
+        return
+    if not Path(model).is_file():
+        what = f"unknown model {model!r}" if Path(model).suffix == "" else "model not found"
+        raise UsageError(what, where="MODEL", found=None if Path(model).suffix == "" else model, allowed=known)
+    ignored = {"--checkpoint": request.checkpoint is not None, "--random-weights": request.random_weights}
+    if model.lower().endswith(".onnx"):
+        ignored["--image-size"] = request.image_size is not None
+    given = [option for option, ignore in ignored.items() if ignore]
+    if given:
+        what, allowed = f"MODEL is a file: {', '.join(given)} does not apply", "without it"
+        raise UsageError(what, where=given[0], allowed=allowed + ("; --input-shape" if "--image-size" in given else ""))

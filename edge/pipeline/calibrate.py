@@ -5,9 +5,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from calib.artifact import write_artifact
 from calib.calibration_table import CalibrationTable
@@ -20,32 +18,38 @@ from calib.qdq_writer import serialize
 from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
 from calib.trt_calibration_cache import format_cache
 from edge.images.graph_input import GraphImages, first_not_finite, input_shape
+from edge.pipeline.build_inputs import say_notes
+from edge.pipeline.calibrate_figures import int8_share
 from edge.pipeline.calibrate_inputs import WRITTEN, CalibrateInputs, resolve
 from edge.pipeline.calibrate_request import CalibrateRequest
 from edge.pipeline.meet_budget import fit
 from edge.progress import Progress
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all, tapped_batch
-from edge.tasks.classification.compare import holdout_lines
+from edge.tasks.holdout_loss import measure_loss
+from edge.tasks.task import Outputs
 from engines.build_folder.file_names import CACHE, CALIBRATION, QUANTIZED, REFINED
-from engines.layer_records import EngineEvidence
-from engines.layer_requests import read_layers
-from engines.precision_receipt import make_receipt
 
 
 def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
     """Calibrate and return the exit code. Raises UfovitError; nothing is written before every result is complete."""
     inputs = resolve(request)
     scheme = QuantScheme(exclude=request.keep_float)
-    plan = plan_quantization(inputs.model, scheme)  # refuses a pattern that matches nothing, and what cannot be quantized
+    plan = plan_quantization(inputs.graph.model, scheme)  # refuses a pattern that matches nothing, and what cannot be quantized
     if inputs.table is not None:
         _check_scales(request, plan, inputs.table)
     if inputs.images.synthetic or (inputs.table is not None and inputs.table.synthetic):
         progress.say("SYNTHETIC IMAGES: the scales below are not calibrated on real images; the table is stamped")
+    say_notes(inputs.images, progress)
+    if inputs.held_out and inputs.holdout.source != inputs.images.source:
+        say_notes(inputs.holdout, progress)
+    for line in inputs.rewritten:
+        progress.say(f"import       {line}")
     reference = _reference(request, inputs, progress)
     with tempfile.TemporaryDirectory(prefix="ufovit-calibrate-") as folder:
-        refined = Path(folder) / REFINED
-        table = inputs.table or _calibrate(request, inputs, scheme, refined, progress)
-        model, data = load_graph(refined if inputs.table is None else request.graph)
+        source, refined = Path(folder) / request.graph.name, Path(folder) / REFINED
+        write_bytes(source, inputs.graph.data)
+        table = inputs.table or _calibrate(request, inputs, scheme, source, refined, progress)
+        model, data = load_graph(refined if inputs.table is None else source)
     exit_code = 0
     if request.max_drop_points is not None:
         result = fit(model, table, scheme, inputs.holdout, reference, request.max_drop_points, progress)
@@ -53,12 +57,13 @@ def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
     quantized = quantize_graph(model, table, scheme, request.out / QUANTIZED)
     int8 = OrtRunner(request.out / QUANTIZED, data=serialize(quantized), throughput=True)
     answers = _answers(int8, "the INT8 graph", inputs.holdout, progress)
-    judges = f"{len(answers)} {'held-out' if inputs.held_out else 'calibration'} images"
-    figures = list(holdout_lines(reference, answers, inputs.holdout.labels, judges))
-    share = make_receipt(read_layers(quantized), EngineEvidence(), "int8").requested.get("int8", 0.0)
+    judges = f"{len(inputs.holdout)} {'held-out' if inputs.held_out else 'calibration'} images"
+    names = [value.name for value in quantized.graph.output]
+    loss = measure_loss(names, reference, answers, inputs.holdout.labels, judges)
+    share = int8_share(quantized, plan_quantization(model, scheme), table)
+    floor_code, floor_sentence = share.judge(request.int8_floor)
     _write(request.out, data, table, quantized)
-    progress.say(f"INT8         {share:.1%} of the multiply-accumulates, {len(table.tensors)} activations")
-    for line in figures:
+    for line in (*share.lines, *filter(None, [floor_sentence]), *loss.lines):
         progress.say(line)
     if table.comparison is not None:
         progress.say(f"effort       {table.comparison}")
@@ -66,19 +71,19 @@ def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
     if warning is not None:
         progress.say(f"warning      {warning}")
     progress.say(f"written      {request.out}: {' '.join(WRITTEN)}")
-    return exit_code
+    return exit_code or floor_code or (3 if loss.undefined else 0)
 
 
-def _answers(runner: OrtRunner, what: str, images: GraphImages, progress: Progress) -> NDArray[np.float32]:
+def _answers(runner: OrtRunner, what: str, images: GraphImages, progress: Progress) -> Outputs:
     with progress.task(f"{what} on {len(images)} images") as advance:
         return run_all(runner, images.batches(BATCH), lambda done: advance(done / len(images)))
 
 
-def _reference(request: CalibrateRequest, inputs: CalibrateInputs, progress: Progress) -> NDArray[np.float32]:
-    """Output of the float graph on the images that judge. Raises InputError where it cannot serve as a reference."""
+def _reference(request: CalibrateRequest, inputs: CalibrateInputs, progress: Progress) -> Outputs:
+    """Outputs of the float graph on the images that judge. Raises InputError where it cannot serve as a reference."""
     images = inputs.holdout
-    outputs = _answers(OrtRunner(request.graph, throughput=True), "the float graph", images, progress)
-    bad = first_not_finite(outputs)
+    outputs = _answers(OrtRunner(request.graph, data=inputs.graph.data, throughput=True), "the float graph", images, progress)
+    bad = next((at for at in map(first_not_finite, outputs) if at is not None), None)
     if bad is not None:
         raise GraphError(
             "the float graph outputs NaN or infinity",
@@ -86,20 +91,21 @@ def _reference(request: CalibrateRequest, inputs: CalibrateInputs, progress: Pro
             found=f"on image {images.chosen[bad]}, counted from 0, of {images.source}",
         )
     judged = request.max_drop_points is not None or images.labels is not None
-    if judged and outputs.ndim != 2:
+    first = outputs[0]
+    if judged and first.ndim != 2:
         raise GraphError(
             "accuracy can be measured only on a graph that classifies",
             where=request.graph,
-            found=f"output {outputs.shape}",
+            found=f"output {first.shape}",
             allowed="(batch, classes)",
             next_command="leave out --max-drop and the labels",
         )
-    if images.labels is not None and not (images.labels.min() >= 0 and images.labels.max() < outputs.shape[1]):
+    if images.labels is not None and not (images.labels.min() >= 0 and images.labels.max() < first.shape[1]):
         raise DataError(
             "label out of range",
             where=request.holdout_labels or images.source,
             found=f"{images.labels.min()} to {images.labels.max()}",
-            allowed=f"0 to {outputs.shape[1] - 1}",
+            allowed=f"0 to {first.shape[1] - 1}",
         )
     return outputs
 
@@ -116,16 +122,21 @@ def _check_scales(request: CalibrateRequest, plan: QuantPlan, table: Calibration
 
 
 def _calibrate(
-    request: CalibrateRequest, inputs: CalibrateInputs, scheme: QuantScheme, refined: Path, progress: Progress
+    request: CalibrateRequest,
+    inputs: CalibrateInputs,
+    scheme: QuantScheme,
+    source: Path,
+    refined: Path,
+    progress: Progress,
 ) -> CalibrationTable:
     images = inputs.images
-    size = tapped_batch(max(input_shape(inputs.model, request.graph)))
+    size = tapped_batch(max(input_shape(inputs.graph.model, request.graph)))
     digest = images.preprocess_sha256
     collect = CollectConfig(request.method, at_once=2, synthetic=images.synthetic, preprocess_sha256=digest)
     config = CalibrateConfig(request.effort, scheme, collect, refine_threads=2)
     with progress.task(f"calibrate on {len(images)} images, effort {request.effort}") as advance:
         return calibrate_graph(
-            request.graph,
+            source,
             refined,
             lambda: images.batches(size),
             images=len(images),

@@ -8,13 +8,15 @@ import onnx
 
 from calib.calibration_table import CalibrationTable, check_table, load_table
 from calib.errors import DataError, GraphError, UsageError
-from calib.files import check_output, sha256_bytes
-from calib.graph import load_graph
-from edge.images.graph_input import GraphImages, fixed_batch, input_shape, made_up, open_graph_images, parse_normalisation
+from calib.files import check_output
+from edge.images.graph_input import GraphImages, fixed_batch, input_shape, made_up, open_graph_images
+from edge.images.labelled_images import has_labels
 from edge.images.preprocess import Preprocess
-from edge.model.metadata import CheckpointInfo, graph_preprocess, read_graph_info
+from edge.model.metadata import CheckpointInfo
+from edge.onnx_import.imported import CHECK_IMAGES
 from edge.pipeline.build_inputs import shipped_calibration_images
 from edge.pipeline.calibrate_request import CalibrateRequest
+from edge.pipeline.open_graph import OpenedGraph, open_graph, rewrite_graph
 from edge.pipeline.request_checks import check_calibration_images
 from engines.build_folder.file_names import CACHE, CALIBRATION, QUANTIZED, REFINED
 
@@ -28,13 +30,14 @@ class CalibrateInputs:
     """The checked inputs.
 
     Attributes:
-        model: float graph.
+        graph: float graph; `rewritten` says what was rewritten in it.
         images: that calibrate; with a stored table, those of --images, or else those that judge.
         holdout: that judge; `held_out` if they are other images than those that calibrate.
         table: the stored table, None to calibrate.
     """
 
-    model: onnx.ModelProto
+    graph: OpenedGraph
+    rewritten: tuple[str, ...]
     images: GraphImages
     holdout: GraphImages
     held_out: bool
@@ -43,16 +46,15 @@ class CalibrateInputs:
 
 def resolve(request: CalibrateRequest) -> CalibrateInputs:
     """Open and check graph, images, table and --out. Raises InputError and MissingError; touches nothing."""
-    normalisation = parse_normalisation(request.mean, request.std)
     _check_out(request)
-    model, data = load_graph(request.graph)
+    graph = open_graph(request.graph, request.input, as_is=request.table is not None)
+    model, info = graph.model, graph.info
     shape = input_shape(model, request.graph)
-    _check_signature(model, request.graph)
-    info, batch = read_graph_info(model, request.graph), fixed_batch(model, request.graph)
+    batch = fixed_batch(model, request.graph)
     remake = f"{COMMAND} {request.graph} --images DIR"
 
     def preprocess() -> Preprocess:
-        return graph_preprocess(model, request.graph, info, normalisation, remake)
+        return graph.preprocess(request.input, remake)
 
     table = None if request.table is None else load_table(request.table, remake=remake)
     holdout = _holdout(request, model, info, preprocess)
@@ -68,7 +70,7 @@ def resolve(request: CalibrateRequest) -> CalibrateInputs:
         same_images = request.images is not None
         check_table(
             table,
-            onnx_sha256=sha256_bytes(data),
+            onnx_sha256=graph.sha256,
             data_sha256=images.sha256 if same_images else None,
             preprocess_sha256=images.preprocess_sha256 if same_images else None,
             remake=remake,
@@ -86,7 +88,8 @@ def resolve(request: CalibrateRequest) -> CalibrateInputs:
             what, allowed = "the graph does not take these images", f"{shape}, as {request.graph} says"
             raise DataError(what, where=image_set.source, found=found, allowed=allowed)
     images, judging = (replace(image_set, largest_batch=batch) for image_set in (images, judging))
-    return CalibrateInputs(model, images, judging, bool(holdout or rest), table)
+    graph, rewritten = rewrite_graph(graph, images.take(CHECK_IMAGES).batches(CHECK_IMAGES))
+    return CalibrateInputs(graph, rewritten, images, judging, bool(holdout or rest), table)
 
 
 def _check_out(request: CalibrateRequest) -> None:
@@ -104,17 +107,6 @@ def _check_out(request: CalibrateRequest) -> None:
             found=f"--out {out}",
             next_command="choose another --out",
         )
-
-
-def _check_signature(model: onnx.ModelProto, path: Path) -> None:
-    """Refuse a graph with several outputs or an input that is not float32; `input_shape` refuses several inputs."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    (kind,) = (v.type.tensor_type.elem_type for v in model.graph.input if v.name not in constants)
-    if kind != onnx.TensorProto.FLOAT:
-        found = onnx.TensorProto.DataType.Name(kind)
-        raise GraphError("the graph's input is not float32", where=path, found=found, next_command="pass the FP32 graph")
-    if len(model.graph.output) != 1:
-        raise GraphError("the graph must have one output", where=path, found=", ".join(v.name for v in model.graph.output))
 
 
 def _images(request: CalibrateRequest, info: CheckpointInfo | None) -> Path:
@@ -144,10 +136,7 @@ def _holdout(
     path = request.holdout
     if path is None:
         return None
-    beside = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
-    labelled = path.suffix != ".npy" and (
-        path.is_dir() or path.suffix in (".csv", ".txt") or (beside != path and beside.is_file())
-    )
+    labelled = path.suffix != ".npy" and has_labels(path)
     classes = None if not labelled else info.labels if info is not None else _classes(model, request.graph)
     return open_graph_images(path, preprocess, classes=classes, labels=request.holdout_labels)
 

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from calib.errors import UsageError
 from edge.option_bounds import SYNTHETIC_IMAGES, check_bounds
+from edge.pipeline.network_options import DEFAULT_INPUT, InputOptions
 from edge.pipeline.request_checks import CALIB_IMAGES, check_budget, check_counts, check_quantization
+from engines.build_spec import check_floor
 
 
 @Parameter(name="*")
@@ -25,12 +28,12 @@ class CalibrateOptions:
         method: For scales that the effort does not search: minmax, percentile, percentile:99.9, entropy or mse. mse, the
             default, gives way to minmax where that is clearly better on held-out images
         keep_float: Nodes that stay in float: a glob pattern on their names, repeatable
-        max_drop_points: Accuracy budget in points, 0 to 100: leave as few layers in float as meet it on the images that judge
+        max_drop_points: Accuracy budget in points, 0 to 100: leave as few layers in float as meet it on the images that judge,
+            by the first output if there are several
+        int8_floor: Least share of the multiply-accumulates in INT8, 0 to 1; exit code 1 below it. Default: any
         holdout: Images that judge: a folder per class, a list, an IDX file, a .npy file. Default: those of --images left over
         holdout_labels: Classes of a .npy --holdout: a .npy file of integers
         table: Take this calibration table instead of calibrating, with the model.refined.onnx beside it; refused when stale
-        mean: Mean R,G,B on the [0, 1] scale, for image files and a graph that does not record it
-        std: Standard deviation R,G,B, likewise
     """
 
     images: Path | None = None
@@ -40,11 +43,11 @@ class CalibrateOptions:
     method: str = "mse"
     keep_float: tuple[str, ...] = ()
     max_drop_points: float | None = None
+    int8_floor: float | None = None
     holdout: Path | None = None
     holdout_labels: Path | None = None
     table: Path | None = None
-    mean: str | None = None
-    std: str | None = None
+    input: Annotated[InputOptions, Parameter(name="*")] = DEFAULT_INPUT
 
 
 @dataclass(frozen=True)
@@ -65,3 +68,4 @@ class CalibrateRequest(CalibrateOptions):
                 "--holdout-labels belongs to a --holdout that is a .npy file", where="--holdout-labels", found=self.holdout
             )
         check_budget(self.max_drop_points)
+        check_floor(self.int8_floor)

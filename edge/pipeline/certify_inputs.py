@@ -6,16 +6,18 @@ from pathlib import Path
 import onnx
 
 from calib.errors import ArtifactError, UsageError
-from calib.files import sha256_bytes
-from calib.graph import load_graph
-from edge.images.graph_input import Normalisation
+from edge.images.graph_input import fixed_batch
 from edge.images.labelled_images import ImageSet, open_unlabelled
-from edge.images.preprocess import Preprocess
-from edge.model.metadata import CheckpointInfo, graph_preprocess, read_graph_info
+from edge.images.preprocess import Preprocess, read_preprocess
+from edge.model.metadata import CheckpointInfo
+from edge.onnx_import.imported import CHECK_IMAGES
 from edge.pipeline.build_inputs import shipped_calibration_images
+from edge.pipeline.network_options import InputOptions
+from edge.pipeline.open_graph import open_graph, rewrite_graph
 from edge.pipeline.request_checks import CALIB_IMAGES
 from edge.stability.certify import image_budget
 from engines.build_folder.file_names import MODEL
+from engines.build_folder.folder import BuildFolder
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class CertifyInputs:
     Attributes:
         model: the FP32 graph; `sha256` is the digest of its file.
         info: metadata of the network in the graph, None for a graph of another origin.
+        batch: 1 for a graph that takes one image at a time, None for any number.
+        rewritten: what was rewritten in the graph, a sentence per kind of operator.
     """
 
     model: onnx.ModelProto
@@ -32,9 +36,11 @@ class CertifyInputs:
     info: CheckpointInfo | None
     preprocess: Preprocess
     images: ImageSet
+    batch: int | None
+    rewritten: tuple[str, ...]
 
 
-def resolve(source: Path, data: Path | None, count: int | None, normalisation: Normalisation | None) -> CertifyInputs:
+def resolve(source: Path, data: Path | None, count: int | None, options: InputOptions) -> CertifyInputs:
     """Open and check a graph, or that of a build folder, and `count` images to measure on. Raises InputError; touches nothing.
 
     Without `data` the shipped images are taken, without `count` as many as a run has time for.
@@ -42,10 +48,11 @@ def resolve(source: Path, data: Path | None, count: int | None, normalisation: N
     path = source / MODEL if source.is_dir() else source
     if source.is_dir() and not path.is_file():
         raise ArtifactError("not a build folder", where=source, found=f"no {MODEL}", next_command="ufovit build")
-    model, data_bytes = load_graph(path)
-    info = read_graph_info(model, path)
+    graph = open_graph(path, options)
+    info = graph.info
     remake = f"ufovit certify {source} --data DIR"
-    preprocess = graph_preprocess(model, path, info, normalisation, remake)
+    stored = source.is_dir() and info is None
+    preprocess = read_preprocess(BuildFolder(source).manifest) if stored else graph.preprocess(options, remake)
     data = data or shipped_calibration_images(info)
     if data is None:
         raise UsageError(
@@ -55,5 +62,7 @@ def resolve(source: Path, data: Path | None, count: int | None, normalisation: N
             next_command=remake,
         )
     images = open_unlabelled(data)
-    chosen = images.take(count or image_budget(model, min(len(images), CALIB_IMAGES)))
-    return CertifyInputs(model, sha256_bytes(data_bytes), info, preprocess, chosen)
+    chosen = images.take(count or image_budget(graph.model, min(len(images), CALIB_IMAGES)))
+    batch = fixed_batch(graph.model, path)
+    graph, rewritten = rewrite_graph(graph, images.take(CHECK_IMAGES).batches(preprocess, batch or CHECK_IMAGES))
+    return CertifyInputs(graph.model, graph.sha256, info, preprocess, chosen, batch, rewritten)

@@ -20,7 +20,10 @@ class JudgeOptions:
         images: Number of images, 1 to 1,000,000, spread evenly. Default: all, or as many as for the previous verdict
         reference: Folder with drift.json, logits.npz and steps.json of a build that was judged on the same images: its FP32
             outputs are used, and no FP32 graph runs
-        max_drop_points: Accuracy budget in percentage points, 0 to 100. Default: that of the previous verdict
+        max_drop_points: Accuracy budget in percentage points, 0 to 100, of a network that classifies. Default: that of the
+            previous verdict
+        min_sqnr_db: Least SQNR of every output in dB, 0 to 200, of a network judged by numbers. Default: likewise
+        min_cosine: Least mean cosine of every output, 0 to 1, likewise
         attribute: Attribute the drift to layers, and diagnose its cause
     """
 
@@ -29,6 +32,8 @@ class JudgeOptions:
     images: int | None = None
     reference: Path | None = None
     max_drop_points: float | None = None
+    min_sqnr_db: float | None = None
+    min_cosine: float | None = None
     attribute: bool = False
 
     def __post_init__(self) -> None:
@@ -37,4 +42,4 @@ class JudgeOptions:
                 "--data and --unlabelled exclude each other", where="--unlabelled", found=f"{self.data}, {self.unlabelled}"
             )
         check_counts(images=self.images)
-        check_budget(self.max_drop_points)
+        check_budget(self.max_drop_points, self.min_sqnr_db, self.min_cosine)

@@ -1,12 +1,9 @@
 """Meet an accuracy budget by leaving layers in float: ranked by quantization error per MAC, tried on held-out images."""
 
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from calib.budget import BudgetResult, drop_points, fit_budget
 from calib.calibration_table import CalibrationTable
@@ -18,8 +15,7 @@ from calib.sensitivity import IMAGES, measure_sensitivity, rank_groups
 from edge.images.graph_input import GraphImages
 from edge.progress import Progress
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
-
-_LISTED = 12
+from edge.tasks.task import Outputs
 
 
 def fit(
@@ -27,13 +23,14 @@ def fit(
     table: CalibrationTable,
     scheme: QuantScheme,
     images: GraphImages,
-    reference: NDArray[np.float32],
+    reference: Outputs,
     budget: float,
     progress: Progress,
 ) -> BudgetResult:
-    """Find the largest INT8 share of the MACs whose drop on `images` is within `budget` points; report what stays in float.
+    """Find the largest INT8 share of the MACs whose drop on `images` is within `budget` points; report the trials.
 
-    Without labels the share of changed answers, which no drop can exceed, stands for the drop.
+    Judged by the first output, (n, classes). Without labels the share of changed answers, which no drop can exceed,
+    stands for the drop.
     """
     plan = plan_quantization(model, scheme)
     with progress.task("sensitivity of every group") as advance:
@@ -41,12 +38,12 @@ def fit(
         groups = measure_sensitivity(
             model, table, plan, few.batches(BATCH), threads=2, progress=lambda done, total: advance(done / total)
         )
-    macs = count_macs(model, batch=1)
+    macs = count_macs(model, measure=True).by_name
 
     def evaluate(float_nodes: tuple[str, ...]) -> float:
         trial = quantize_graph(model, replace(table, float_nodes=float_nodes), scheme, "a trial of the search")
         runner = OrtRunner(Path("a trial of the search"), data=serialize(trial), throughput=True)
-        drop = drop_points(reference, run_all(runner, images.batches(BATCH)), images.labels)
+        drop = drop_points(reference[0], run_all(runner, images.batches(BATCH))[0], images.labels)
         progress.say(f"    {len(float_nodes)} of {len(plan.nodes)} layers in float: drop {drop:+.2f} points")
         return drop
 
@@ -58,8 +55,4 @@ def fit(
         f"budget       {'met' if result.met else 'NOT MET'}: drop {result.drop:+.2f} points of {result.budget:g} with "
         f"{result.int8_share:.1%} of the multiply-accumulates in INT8, {trials}; one image is {100 / len(images):.2g} points"
     )
-    for nodes, share in islice(result.float_groups.items(), _LISTED):
-        progress.say(f"  in float   {nodes[0]}: {share:.2%} of the multiply-accumulates")
-    if len(result.float_groups) > _LISTED:
-        progress.say(f"  and {len(result.float_groups) - _LISTED} more, in calibration.json")
     return result

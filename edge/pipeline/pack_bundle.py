@@ -3,6 +3,7 @@
 import io
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calib.errors import ArtifactError
+from calib.errors import ArtifactError, DataError
 from edge.drift.drift_report import DRIFT_ARTIFACT
 from edge.images.golden_pair import GoldenPair, shrunk
 from edge.images.labelled_images import ImageSet
-from edge.images.preprocess import Float32, read_preprocess
+from edge.images.preprocess import read_preprocess
 from edge.progress import Advance
-from engines.build_folder.bundle_format import ANSWERS, GOLDEN, LABELS, PIXELS, REMAKE, SHAPES, Bundle, BundleInfo, write_bundle
+from edge.tasks.budget import Budget
+from edge.tasks.registry import task_of
+from edge.tasks.task import Outputs
+from engines.build_folder.bundle_format import GOLDEN, PIXELS, REMAKE, SHAPES, Bundle, BundleInfo, is_answer, write_bundle
 from engines.build_folder.file_names import MANIFEST
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import MANIFEST_ARTIFACT, EngineManifest, FileRecord, source_graph
 from engines.build_folder.verify import verify_folder
 from engines.targets import TARGETS
 
-_ARRAYS = (PIXELS, SHAPES, LABELS, ANSWERS, GOLDEN)
+_NUMBERS = ("<f4", "<i8", "<i4", "<i2", "|i1", "|u1", "<u2", "<u4", "<u8")
+"""Types of answers: float32 and integers."""
+_NPY = ".npy"
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '(...)', 'fortran_order': False, 'shape': \((\d{1,12}(?:, \d{1,12})*),?\), \} *\n",
     re.DOTALL,
@@ -33,11 +39,15 @@ _HEADER = re.compile(
 
 @dataclass(frozen=True)
 class BundledImages:
-    """The images of a bundle, the FP32 reference's answers (n, classes), and the first image as the network sees it."""
+    """The images of a bundle, the FP32 reference's outputs (n, ...), and the first image as the network sees it.
+
+    `labelled`: whether the images have right answers.
+    """
 
     images: ImageSet
-    answers: Float32
+    outputs: Outputs
     golden: GoldenPair
+    labelled: bool
 
 
 def make_bundle(build: BuildFolder, images: ImageSet, path: Path, advance: Advance) -> BundleInfo:
@@ -60,24 +70,27 @@ def make_bundle(build: BuildFolder, images: ImageSet, path: Path, advance: Advan
     pixels = tuple(shrunk(images.pixels(i), preprocess) for i in range(len(images)))
     starts = range(0, len(pixels), BATCH)
     batches = (np.stack([preprocess(image) for image in pixels[start : start + BATCH]]) for start in starts)
-    answers = run_all(runner, batches, lambda done: advance(done / len(pixels)))
+    outputs = run_all(runner, batches, lambda done: advance(done / len(pixels)))
+    task = task_of(manifest)
+    answers = task.pack_reference(outputs, images.labels if task.labelled else None)
     members = {file: build.data(file) for file in (MANIFEST, *packed_digests(manifest))}
     members |= {
         PIXELS: _npy(np.concatenate([image.ravel() for image in pixels])),
         SHAPES: _npy(np.array([image.shape for image in pixels], np.int64)),
-        LABELS: _npy(images.labels),
-        ANSWERS: _npy(answers),
         GOLDEN: _npy(preprocess(pixels[0])),
+        **{f"{name}{_NPY}": _npy(array) for name, array in answers.items()},
     }
     graph = source_graph(manifest).file
     info = BundleInfo(
         **_stated(manifest),
         facts=parse_graph(members[graph], build.path / graph)[1],
-        budget_points=drift.budget_points,
+        budget_points=drift.budget.points,
         reference_ran_on=f"{drift.reference.ran_on}, when the bundle was made",
         data=images.source,
         data_sha256=images.sha256,
         members={},
+        budget_sqnr_db=drift.budget.sqnr_db,
+        budget_cosine=drift.budget.cosine,
     )
     write_bundle(path, info, members)
     return info
@@ -111,38 +124,44 @@ def read_source(bundle: Bundle) -> EngineManifest:
     manifest = MANIFEST_ARTIFACT.parse(bundle.read(MANIFEST), where)
     pairs = {name: (getattr(info, name), value) for name, value in _stated(manifest).items()}
     digests = packed_digests(manifest)
-    for file in sorted({*digests, *(info.members.keys() - {MANIFEST, *_ARRAYS})}):
+    arrays = {PIXELS, SHAPES, GOLDEN, *filter(is_answer, info.members)}
+    for file in sorted({*digests, *(info.members.keys() - {MANIFEST, *arrays})}):
         pairs[file] = (info.members[file].sha256 if file in info.members else None, digests.get(file))
     for name, (found, recorded) in pairs.items():
         if found != recorded:
             raise ArtifactError("the bundle mixes files of two builds", where=f"{where}: {name}", found=found, allowed=recorded)
-    if not 0 <= info.budget_points < math.inf:  # NaN, too
-        raise ArtifactError("the accuracy budget must be a non-negative number", where=bundle.path, found=info.budget_points)
+    if budget_of(bundle).flaw:
+        raise ArtifactError("the accuracy budget of the bundle is not one", where=bundle.path, found=budget_of(bundle).flaw)
     return manifest
 
 
-def read_bundled_images(bundle: Bundle, classes: int) -> BundledImages:
-    """The images and reference answers of a bundle. Raises ArtifactError when they do not match."""
-    flat, shapes = _array(bundle, PIXELS, np.uint8, 1), _array(bundle, SHAPES, np.int64, 2)
-    labels, answers = _array(bundle, LABELS, np.int64, 1), _array(bundle, ANSWERS, np.float32, 2)
-    count, sizes = len(labels), [math.prod(shape) for shape in shapes.tolist()]
-    fits = count and shapes.shape == (count, 3) and answers.shape == (count, classes) and (shapes > 0).all()
-    if not fits or sum(sizes) != len(flat):
-        found = f"{len(flat)} pixels, {shapes.shape}, {labels.shape}, {answers.shape}"
-        raise ArtifactError("the bundle's images and answers do not match", where=bundle.path, found=found, next_command=REMAKE)
-    if labels.min() < 0 or labels.max() >= classes:
-        found, allowed = f"classes {labels.min()} to {labels.max()}", f"0 to {classes - 1}"
-        raise ArtifactError("a label is out of range", where=f"{bundle.path}: {LABELS}", found=found, allowed=allowed)
-    if not np.isfinite(answers).all():
-        raise ArtifactError(
-            "the FP32 reference answers contain NaN or infinity", where=f"{bundle.path}: {ANSWERS}", next_command=REMAKE
-        )
+def budget_of(bundle: Bundle) -> Budget:
+    """What a build from the bundle may lose."""
+    return Budget(bundle.info.budget_points, bundle.info.budget_sqnr_db, bundle.info.budget_cosine)
+
+
+def read_bundled_images(bundle: Bundle, source: EngineManifest) -> BundledImages:
+    """The images and reference answers of a bundle; `source` is its manifest. Raises ArtifactError when they do not match."""
+    flat, shapes = _array(bundle, PIXELS, ("|u1",), 1), _array(bundle, SHAPES, ("<i8",), 2)
+    count, sizes = len(shapes), [math.prod(shape) for shape in shapes.tolist()]
+    if not count or shapes.shape != (count, 3) or not (shapes > 0).all() or sum(sizes) != len(flat):
+        found = f"{len(flat)} pixels, {shapes.shape}"
+        raise ArtifactError("the bundle's images do not match", where=bundle.path, found=found, next_command=REMAKE)
+    members, task = sorted(filter(is_answer, bundle.info.members)), task_of(source)
+    try:
+        outputs, truth = task.unpack_reference({n.removesuffix(_NPY): _array(bundle, n, _NUMBERS) for n in members}, count)
+    except DataError as error:
+        what, where = f"the bundle's images and answers do not match: {error.what}", f"{bundle.path}: {', '.join(members)}"
+        raise ArtifactError(what, where=where, found=error, next_command=REMAKE) from error
     parts = np.split(flat, np.cumsum(sizes)[:-1])
     pixels = tuple(part.reshape(shape) for part, shape in zip(parts, shapes.tolist(), strict=True))
     info, names = bundle.info, tuple(map(str, range(count)))
-    source = f"{count} images of {info.data}, in {bundle.path.name}"
-    images = ImageSet(source, names, labels, info.data_sha256, pixels.__getitem__)
-    return BundledImages(images, answers, GoldenPair(pixels[0], _array(bundle, GOLDEN, np.float32, 3)))
+    labels = np.zeros(count, np.int64) if truth is None else truth
+    images = ImageSet(
+        f"{count} images of {info.data}, in {bundle.path.name}", names, labels, info.data_sha256, pixels.__getitem__
+    )
+    dtype = np.dtype(read_preprocess(source).dtype).str
+    return BundledImages(images, outputs, GoldenPair(pixels[0], _array(bundle, GOLDEN, (dtype,), 3)), truth is not None)
 
 
 def _check_packable(folder: Path, manifest: EngineManifest) -> None:
@@ -169,14 +188,16 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _array(bundle: Bundle, name: str, dtype: type[np.generic], ndim: int) -> npt.NDArray[Any]:
-    """A member as an array with `ndim` axes that shares its bytes. Raises ArtifactError for any other."""
+def _array(bundle: Bundle, name: str, types: Sequence[str], ndim: int | None = None) -> npt.NDArray[Any]:
+    """A member as an array of one of the types with `ndim` axes (None for any) that shares its bytes. Raises ArtifactError."""
     data, where = bundle.read(name), f"{bundle.path}: {name}"
     header = _HEADER.match(data)
     if header is None:
         raise ArtifactError("member is not a NumPy array", where=where, found=repr(data[:40]), next_command=REMAKE)
-    expected, kind, shape = np.dtype(dtype), header[1].decode(errors="replace"), tuple(map(int, header[2].split(b", ")))
-    if kind != expected.str or len(shape) != ndim or math.prod(shape) * expected.itemsize != len(data) - header.end():
-        found, allowed = f"{kind} {shape} in {len(data)} bytes", f"{expected.str} with {ndim} axes"
+    kind, shape = header[1].decode(errors="replace"), tuple(map(int, header[2].split(b", ")))
+    fits = kind in types and ndim in (None, len(shape))
+    if not fits or math.prod(shape) * np.dtype(kind).itemsize != len(data) - header.end():
+        found = f"{kind} {shape} in {len(data)} bytes"
+        allowed = f"{' or '.join(types)}" + ("" if ndim is None else f" with {ndim} axes")
         raise ArtifactError("member has an unexpected dtype or shape", where=where, found=found, allowed=allowed)
-    return np.frombuffer(data, dtype, offset=header.end()).reshape(shape)
+    return np.frombuffer(data, kind, offset=header.end()).reshape(shape)

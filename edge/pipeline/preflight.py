@@ -10,6 +10,7 @@ from pathlib import Path
 from calib.errors import MissingError
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
+from edge.pipeline.open_network import stated_network
 from edge.progress import Advance
 from engines.backends import require_backend
 from engines.build_folder.file_names import MODEL
@@ -34,29 +35,34 @@ def check_inputs(request: BuildRequest, inputs: BuildInputs, first_step: str, ad
             import_module(library)
         except ImportError as error:
             raise missing_library(library) from error
-    info = inputs.info
     if first_step != "drift":
         require_backend(request.target.backend)
-    if first_step in ("certify", "calibrate"):  # an export checks its own graph before it is complete
-        check_patterns(request, request.out / MODEL)
-    if first_step == "export" and info.file:
+    if first_step in ("certify", "calibrate"):  # an export or import checks its own graph before it is complete
+        check_patterns(request, inputs, request.out / MODEL)
+    info = inputs.network.info
+    if first_step == "export" and info is not None and info.file:
         from edge.model.checkpoint import load_checkpoint
 
-        load_checkpoint(Path(info.file), model=info.config.name, image_size=info.config.image_size)
+        load_checkpoint(
+            Path(info.file),
+            model=info.config.name,
+            image_size=info.config.image_size,
+            network=stated_network(request.network),
+        )
     images = [(image_set, i) for image_set in (inputs.calib_images, inputs.eval_images) for i in range(len(image_set))]
     for done, (image_set, i) in enumerate(images, start=1):
         image_set.pixels(i)
         advance(done / len(images))
 
 
-def check_patterns(request: BuildRequest, graph: Path) -> None:
-    """Raise UsageError for a pattern of --keep-float that matches no layer of the exported graph."""
+def check_patterns(request: BuildRequest, inputs: BuildInputs, graph: Path) -> None:
+    """Raise UsageError for a pattern of --keep-float that matches no layer of the graph."""
     if request.precision == "int8":
         from calib.graph import load_graph
         from calib.qdq_placement import QuantScheme, plan_quantization
 
         model, _ = load_graph(graph)
-        plan_quantization(model, QuantScheme(exclude=request.keep_float))
+        plan_quantization(model, QuantScheme(exclude=inputs.keep_float))
 
 
 def missing_library(name: str) -> MissingError:

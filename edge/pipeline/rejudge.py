@@ -16,13 +16,13 @@ from edge.attribution.attribution_record import ATTRIBUTION_ARTIFACT
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.stored_reference import StoredAnswers, read_stored
 from edge.images.labelled_images import ImageSet, open_unlabelled
-from edge.pipeline.build_inputs import SHIPPED_TEST, judging_images
-from edge.pipeline.build_request import MAX_DROP_POINTS
+from edge.pipeline.build_inputs import SHIPPED_TEST, judging_images, say_notes
 from edge.pipeline.judge_options import JudgeOptions
 from edge.pipeline.steps.drift import Question, drift_step
 from edge.pipeline.steps.report import report_step
 from edge.pipeline.workspace import BuildOutcome, Step, Workspace, locked
 from edge.progress import Advance, Progress
+from edge.tasks.budget import budget_for
 from edge.tasks.registry import task_of
 from engines.build_folder.file_names import ANSWERS, ARTIFACTS, ATTRIBUTION, DRIFT, MANIFEST, MODEL, PICTURES, REPORT
 from engines.build_folder.folder import BuildFolder
@@ -47,6 +47,7 @@ def rejudge_build(folder: Path, options: JudgeOptions, progress: Progress) -> Bu
         verify_folder(build, ignore=_JUDGED)
         manifest = build.manifest
         question = _question(build, options)
+        say_notes(question.images, progress)
         target = TARGETS.get(manifest.target)
         here = manifest.bundle is not None or target is None or judged_here(target)
         steps = [drift_step(build, question, here=here)]
@@ -123,8 +124,8 @@ def _question(build: BuildFolder, options: JudgeOptions) -> Question:
     """What to judge on: by default the images and the budget of the previous verdict."""
     stored, last = _stored(build, options), _last_drift(build)
     images, labelled = _images(build, options, last)
-    budget = MAX_DROP_POINTS if last is None else last.budget_points
-    return Question(images, labelled, budget if options.max_drop_points is None else options.max_drop_points, stored)
+    wanted = (options.max_drop_points, options.min_sqnr_db, options.min_cosine)
+    return Question(images, labelled, budget_for(build.manifest.task, *wanted, None if last is None else last.budget), stored)
 
 
 def _last_drift(build: BuildFolder) -> DriftReport | None:
@@ -157,7 +158,7 @@ def _images(build: BuildFolder, options: JudgeOptions, last: DriftReport | None)
         return images.take(count or len(images)), False
     if options.data is not None or last is None:
         images = judging_images(options.data, task)
-        return images.take(count or len(images)), True
+        return images.take(count or len(images)), task.labelled
     labelled: bool = last.comparison.with_truth
     try:
         if last.data == SHIPPED_TEST:

@@ -1,15 +1,17 @@
 """Checks of options that several commands share, made before any file is opened."""
 
 from calib.errors import DataError
-from edge.option_bounds import BUDGET, IMAGES, check_bounds
+from edge.option_bounds import BUDGET, COSINE, IMAGES, SQNR_DB, check_bounds
 
 CALIB_IMAGES = 512
 """Default number of calibration images, and the number that an error about too few recommends."""
 
 
-def check_budget(max_drop_points: float | None) -> None:
-    """Raise UsageError unless an accuracy budget is a number of percentage points, or not given."""
+def check_budget(max_drop_points: float | None, min_sqnr_db: float | None = None, min_cosine: float | None = None) -> None:
+    """Raise UsageError for a budget out of bounds."""
     check_bounds("--max-drop", max_drop_points, BUDGET)
+    check_bounds("--min-sqnr", min_sqnr_db, SQNR_DB)
+    check_bounds("--min-cosine", min_cosine, COSINE)
 
 
 def check_counts(**counts: int | None) -> None:

@@ -174,6 +174,11 @@ class Workspace:
                 return entry.writes[file]
         return sha256_file(self.folder / file)
 
+    def made(self, file: str) -> bool:
+        """Whether a step of this run wrote or reused a file."""
+        done = (*self.reused, *self.ran)
+        return any(file in entry.writes for name, entry in self._record().items() if name in done)
+
     def _record(self) -> dict[str, StepRecord]:
         try:
             return read_record(self.folder)

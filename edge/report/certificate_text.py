@@ -6,6 +6,7 @@ from edge.stability.certificate import Int8Loss, SiteCertificate, XNormCertifica
 from edge.stability.verdict import STABILITIES, Judgement, Stability
 
 _FLOATS = ("fp16", "bf16")
+_LISTED = 6
 
 
 def judgement(site: SiteCertificate, precisions: tuple[str, ...]) -> Judgement:
@@ -40,9 +41,18 @@ def headline(certificate: XNormCertificate) -> str:
         parts.append(f"{folded} folded by powers of two")
     if certificate.islands.sites:
         parts.append(f"{certificate.islands.sites} in FP32 islands")
+    if certificate.unjudged:
+        parts.append(unjudged_text(certificate))
     before = _counts(certificate.before, precisions)
     bad = " and ".join(f"{count} {verdict}" for verdict, count in before.items() if verdict != "stable")
     return "; ".join(parts) + (f" (before: {bad})" if bad else "")
+
+
+def unjudged_text(certificate: XNormCertificate) -> str:
+    """The norms that the verdict does not cover, with the reasons; "none" without any."""
+    norms = [f"{norm.name} ({norm.reason})" for norm in certificate.unjudged]
+    more = f" and {len(norms) - _LISTED} more" if len(norms) > _LISTED else ""
+    return f"{len(norms)} not judged: {'; '.join(norms[:_LISTED])}{more}" if norms else "none"
 
 
 def verdict_counts(sites: Iterable[SiteCertificate], precision: str) -> str:

@@ -11,6 +11,7 @@ from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.pictures import KEPT, PICTURES_ARTIFACT, KeptPictures
 from edge.drift.recompute_check import check_stated
 from edge.model.export_record import EXPORT_ARTIFACT, ExportRecord
+from edge.onnx_import.import_record import IMPORT_ARTIFACT, ImportRecord
 from edge.stability.certificate import CERTIFICATE_ARTIFACT, XNormCertificate
 from edge.tasks.registry import read_answers, task_of
 from edge.tasks.task import Sides, Task
@@ -33,7 +34,8 @@ class ReportInputs:
     build: BuildFolder
     manifest: EngineManifest
     drift: DriftReport
-    export: ExportRecord
+    export: ExportRecord | None
+    imported: ImportRecord | None
     task: Task
     sides: Sides
     table: CalibrationTable | None
@@ -47,7 +49,8 @@ class ReportInputs:
 class BuiltInputs:
     """What a report shows of the files that are there before a build is judged; the fields are those of `ReportInputs`."""
 
-    export: ExportRecord
+    export: ExportRecord | None
+    imported: ImportRecord | None
     table: CalibrationTable | None
     order: tuple[str, ...]
     certificate: XNormCertificate | None
@@ -55,10 +58,11 @@ class BuiltInputs:
 
 def read_built(build: BuildFolder) -> BuiltInputs:
     """Read them. Raises ArtifactError for one that is missing, malformed or altered."""
-    export, manifest = build.read(EXPORT_ARTIFACT), build.manifest
+    manifest, imported = build.manifest, build.find(IMPORT_ARTIFACT)
+    export = build.read(EXPORT_ARTIFACT) if imported is None else None
     table = build.read(TABLE_ARTIFACT) if manifest.calibration else None
     certificate = build.read(CERTIFICATE_ARTIFACT) if manifest.xnorm else None
-    return BuiltInputs(export, table, _network_order(build, table) if table else (), certificate)
+    return BuiltInputs(export, imported, table, _network_order(build, table) if table else (), certificate)
 
 
 def gather(build: BuildFolder) -> ReportInputs:

@@ -1,4 +1,4 @@
-"""Figures of the verdict, of the precision receipt and of `attribution.json`."""
+"""Figures of the precision receipt and of `attribution.json`."""
 
 from __future__ import annotations
 
@@ -8,46 +8,19 @@ import numpy as np
 
 from edge.report.range_tables import name_blocks
 from edge.report.svg import draw
-from edge.tasks.report_parts import ACCENT, BAD, GOOD, INK, MUTED, PAPER, WARN, Drawing
+from edge.tasks.report_parts import ACCENT, BAD, GOOD, INK, MUTED, PAPER, Drawing
 
 if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
     from edge.attribution.attribution_record import Attribution, LayerDrift
-    from edge.tasks.interval import Verdict
-    from edge.tasks.report_parts import Budgeted
     from engines.precision_receipt import Receipt
 
 CAP_DB, FLOOR_DB = 80.0, -10.0
 """Ends of the axis of `layer_errors`: above, the error is negligible, below, nothing of the signal is left."""
 LISTED_LAYERS = 20
 _COLOURS = {"int8": GOOD, "fp16": ACCENT, "bf16": ACCENT, "fp32": MUTED}
-
-
-def interval(budgeted: Budgeted, budget: float, verdict: Verdict) -> Markup:
-    """The figure that the budget is on and its confidence interval, beside the budget."""
-    point, what, low, high = budgeted.points, budgeted.what, budgeted.interval.low_points, budgeted.interval.high_points
-    colour = {"pass": GOOD, "fail": BAD, "inconclusive": WARN}[verdict]
-    ends = np.array([low, high, budget, 0.0])
-    margin = max(0.15 * float(np.ptp(ends)), 0.05)
-
-    def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        left, right = float(ends.min()) - margin, float(ends.max()) + margin
-        axes.axvspan(budget, right, color=BAD, alpha=0.12, linewidth=0)
-        axes.axvline(0, color=MUTED, linewidth=0.8, linestyle=":")
-        axes.axvline(budget, color=BAD, linewidth=1.4)
-        axes.plot([low, high], [0, 0], color=colour, linewidth=7, solid_capstyle="butt", alpha=0.55)
-        axes.plot([point], [0], marker="o", markersize=7, color=colour, markeredgecolor=PAPER)
-        side = "right" if budget > (left + right) / 2 else "left"  # the text stays inside the figure
-        axes.text(budget, 0.86, f" budget {budget:g} ", color=BAD, va="center", ha=side)
-        axes.text(point, -0.5, f"{point:+.2f}", ha="center", va="center", fontweight="bold")
-        axes.set(xlim=(left, right), ylim=(-1, 1.1), yticks=[], xlabel=f"{what} (right is worse)")
-        axes.spines["left"].set_visible(False)
-
-    alt = f"{what}: {point:+.2f}, interval from {low:+.2f} to {high:+.2f}, budget {budget:g}"
-    return draw(Drawing("interval", (5.4, 1.5), alt, paint))
 
 
 def precisions(receipt: Receipt) -> Markup:

@@ -14,18 +14,18 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from calib.errors import DataError, GraphError, InputError, MissingError
 from edge.option_bounds import THREADS, check_bounds
-from edge.runtime.runner import Images, Logits, Runner, check_images
+from edge.runtime.runner import Images, Runner, check_images, check_outputs, run_in_batches
+from edge.tasks.task import Outputs
 
 INSTALL = "pip install 'ufovit-edge[openvino]'"
 _TELEMETRY = "openvino_telemetry"
+_TYPES = {"f32": "float32", "u8": "uint8", "i8": "int8", "i32": "int32", "i64": "int64"}
 
 
 class OpenVinoRunner(Runner):
-    """Runs an ONNX file with one float32 input (B, ...) and one output on the CPU, tuned for latency.
+    """Runs an ONNX file with one input (B, ...) and any outputs on the CPU, tuned for latency.
 
     Any thread may call it: threads share the compiled network; each has its own inference request and buffers.
 
@@ -35,11 +35,12 @@ class OpenVinoRunner(Runner):
         data: bytes of a graph to run instead of the file.
 
     Attributes:
-        image_shape: (3, S, S), of one image.
+        image_shape: of one image, such as (3, S, S).
+        dtype: of the images.
         precision: of the computation outside INT8, as OpenVINO reports it: "f32".
 
     Raises MissingError where OpenVINO is not installed or does not load; GraphError for a file that it refuses, or with other
-    inputs or outputs.
+    inputs.
     """
 
     def __init__(self, path: Path, threads: int = 0, *, data: bytes | None = None) -> None:
@@ -52,7 +53,7 @@ class OpenVinoRunner(Runner):
             raise GraphError("graph cannot be read", where=path, found=error.strerror) from error
         except Exception as error:  # pybind's exceptions share no public base class
             raise _load_error(path, error) from error
-        self.image_shape = _image_shape(model, path)
+        self.image_shape, self.dtype, self._fixed_batch = _image_type(model, path)
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
@@ -63,12 +64,15 @@ class OpenVinoRunner(Runner):
         self.precision = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
         self._requests = threading.local()
 
-    def __call__(self, images: Images, /) -> Logits:
+    def __call__(self, images: Images, /) -> Outputs:
         """See `Runner`."""
+        check_images(images, self.image_shape, self.dtype)
+        return run_in_batches(self._run, images, self._fixed_batch) if self._fixed_batch else self._run(images)
+
+    def _run(self, images: Images) -> Outputs:
         compiled = self._compiled
         if compiled is None:
             raise InputError("the runner is closed", where=self._path)
-        check_images(images, self.image_shape)
         request = getattr(self._requests, "request", None)
         if request is None:
             request = self._requests.request = compiled.create_infer_request()
@@ -77,7 +81,10 @@ class OpenVinoRunner(Runner):
         except Exception as error:  # as above
             found = f"{images.shape}: {_message(error)}"
             raise DataError("the graph does not take these images", where=self._path, found=found) from error
-        return np.array(request.get_output_tensor(0).data, np.float32)  # a copy: the request's own is overwritten
+        arrays = [
+            request.get_output_tensor(number).data.copy() for number in range(len(compiled.outputs))
+        ]  # its own are reused
+        return check_outputs(arrays, len(images), self._path)
 
     def close(self) -> None:
         """Release the compiled network; the requests of other threads are released with the runner."""
@@ -97,21 +104,18 @@ def load() -> Any:
         raise MissingError(what, found=None if absent else error, next_command=INSTALL) from error
 
 
-def _image_shape(model: Any, path: Path) -> tuple[int, ...]:
-    """Shape of one image. Raises GraphError unless the model has one float32 input (B, fixed ...) and one output."""
-    if (len(model.inputs), len(model.outputs)) != (1, 1):
-        raise GraphError(
-            "the graph must have one input and one output",
-            where=path,
-            found=f"{len(model.inputs)} inputs, {len(model.outputs)} outputs",
-        )
+def _image_type(model: Any, path: Path) -> tuple[tuple[int, ...], str, int]:
+    """Shape and type of one image, and a fixed batch or 0. Raises GraphError unless the model has one input (B, fixed ...)."""
+    if len(model.inputs) != 1:
+        raise GraphError("the graph must have one input", where=path, found=f"{len(model.inputs)} inputs")
     (tensor,) = model.inputs
     shape, kind = tensor.partial_shape, tensor.element_type.get_type_name()
     fixed = not shape.rank.is_dynamic and len(shape) > 1 and not any(d.is_dynamic for d in list(shape)[1:])
-    if kind != "f32" or not fixed:
-        found, allowed = f"{kind} {shape}", "float32 (B, C, H, W), everything but B fixed"
+    if kind not in _TYPES or not fixed:
+        found, allowed = f"{kind} {shape}", "(B, ...) of float32, uint8 or integers, everything but B fixed"
         raise GraphError("the graph's input is not a batch of images", where=path, found=found, allowed=allowed)
-    return tuple(int(d.get_length()) for d in list(shape)[1:])
+    batch, *image = shape
+    return tuple(int(d.get_length()) for d in image), _TYPES[kind], 0 if batch.is_dynamic else int(batch.get_length())
 
 
 def _load_error(path: Path, error: Exception) -> GraphError:

@@ -22,9 +22,11 @@ import numpy as np
 from calib.errors import BackendError, InputError
 from edge.runtime.device_memory import DeviceMemory, Graph
 from edge.runtime.open_device import open_device
-from edge.runtime.runner import Images, Logits, Runner, check_images
+from edge.runtime.runner import Images, Runner, check_images, check_outputs
+from edge.runtime.trt_buffers import PortBuffer
 from edge.runtime.trt_io import EngineIo, read_io, split
 from edge.runtime.trt_timing import device_times_ms, record_graph
+from edge.tasks.task import Outputs
 from engines.trt.api import Flavour, Runtime
 
 _SHOWN_LINES = 12
@@ -54,13 +56,13 @@ class TrtRunner(Runner):
 
     Attributes:
         memory: the device.
-        image_shape: (3, S, S).
+        image_shape: of one image, such as (3, S, S).
         batches: (smallest, optimal, largest) batch of the engine's optimization profile 0. More images than the largest are
             run in several batches; fewer than the smallest are refused.
         notes: deviations from what was requested, one sentence each.
 
     Raises MissingError without the library, a driver or a device; BackendError when TensorRT or CUDA fails; ArtifactError
-    for an engine that is not one float32 input (B, ...) and one float32 output (B, ...).
+    for an engine that is not one input (B, ...) and outputs (B, ...), see `edge.runtime.trt_io.read_io`.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class TrtRunner(Runner):
         self._graph: Graph | None = None
         self._captures_itself = False
         self._batch, self._warm = 0, False
-        self._output_shape: tuple[int, ...] = ()
+        self._output_shapes: tuple[tuple[int, ...], ...] = ()
         with contextlib.ExitStack() as started:
             self._stream = memory.make_stream()
             started.callback(self._stream.destroy)
@@ -153,27 +155,24 @@ class TrtRunner(Runner):
         """Allocate buffers for the largest batch, at fixed addresses."""
         io, largest = self._io, self.batches[2]
         self._set_batch(largest)
-        self._input = self.memory.allocate(_nbytes(largest, io.image_shape))
-        started.callback(self._input.free)
-        self._output = self.memory.allocate(_nbytes(largest, self._output_shape))
-        started.callback(self._output.free)
-        self._images = self._input.host.view(np.float32).reshape(largest, *io.image_shape)
-        self._logits = self._output.host.view(np.float32).reshape(largest, *self._output_shape)
-        for name, buffer in ((io.input, self._input), (io.output, self._output)):
-            done = self._context.set_tensor_address(name, buffer.device_pointer)
-            self._checked(f"set_tensor_address of {name}", done)
+        self._input = PortBuffer(io.input, largest, io.image_shape, self.memory, started)
+        shapes = zip(io.outputs, self._output_shapes, strict=True)
+        self._outputs = tuple(PortBuffer(port, largest, shape, self.memory, started) for port, shape in shapes)
+        for buffer in (self._input, *self._outputs):
+            done = self._context.set_tensor_address(buffer.name, buffer.address)
+            self._checked(f"set_tensor_address of {buffer.name}", done)
 
-    def __call__(self, images: Images, /) -> Logits:
+    def __call__(self, images: Images, /) -> Outputs:
         """See `Runner`. Also raises InputError in another thread than the one that opened the runner."""
         with self._in_use():
-            check_images(images, self.image_shape)
+            check_images(images, self.image_shape, self._io.input.dtype)
             sizes = split(len(images), self.batches[0], self.batches[2])
-            logits = np.empty((len(images), *self._output_shape), np.float32)
+            outputs = tuple(np.empty((len(images), *buffer.rows.shape[1:]), buffer.rows.dtype) for buffer in self._outputs)
             start = 0
             for size in sizes:
-                self._run(images[start : start + size], logits[start : start + size])
+                self._run(images[start : start + size], tuple(output[start : start + size] for output in outputs))
                 start += size
-        return logits
+        return check_outputs(outputs, len(images), self._runtime.name)
 
     def compute_times_ms(self, runs: int) -> tuple[float, ...]:
         """Times of the engine alone on the device for a batch as in the last call, copies excluded; raises as a call does."""
@@ -194,11 +193,12 @@ class TrtRunner(Runner):
             with self.memory.current():
                 yield
 
-    def _run(self, images: Images, logits: Logits) -> None:
+    def _run(self, images: Images, outputs: Outputs) -> None:
+        """Run one batch and write its outputs into the arrays given."""
         batch = len(images)
         if batch != self._batch:
             self._set_batch(batch)
-        np.copyto(self._images[:batch], images)
+        np.copyto(self._input.rows[:batch], images)
         if self._warm and self._graph is None and self._capture_wanted:
             self._capture()
         try:
@@ -212,30 +212,34 @@ class TrtRunner(Runner):
             raise
         self._stream.synchronize()
         self._warm = True
-        np.copyto(logits, self._logits[:batch])
+        for output, buffer in zip(outputs, self._outputs, strict=True):
+            np.copyto(output, buffer.rows[:batch])
 
     def _set_batch(self, batch: int) -> None:
-        """Set the batch size of the context, and read or check the shape of its output."""
+        """Set the batch size of the context, and read or check the shapes of its outputs."""
         self._drop_graph()
         self._batch, self._warm = 0, False  # known only when all of this has worked
         io = self._io
-        self._checked(f"set_input_shape of {io.input}", self._context.set_input_shape(io.input, (batch, *io.image_shape)))
-        shape = tuple(int(d) for d in self._context.get_tensor_shape(io.output))
-        inner = self._output_shape or shape[1:]
-        if len(shape) < 2 or shape[0] != batch or min(shape) < 1 or shape[1:] != inner:
-            raise BackendError(
-                "get_tensor_shape returned a shape without one row per image",
-                where=io.output,
-                found=f"{shape} for {batch} images",
-                log=tuple(self._runtime.log),
-            )
-        self._batch, self._output_shape = batch, inner
+        name = io.input.name
+        self._checked(f"set_input_shape of {name}", self._context.set_input_shape(name, (batch, *io.image_shape)))
+        shapes = [tuple(int(d) for d in self._context.get_tensor_shape(port.name)) for port in io.outputs]
+        known = self._output_shapes or tuple(shape[1:] for shape in shapes)
+        for port, shape, inner in zip(io.outputs, shapes, known, strict=True):
+            if not shape or shape[0] != batch or min(shape) < 1 or shape[1:] != inner:
+                raise BackendError(
+                    "get_tensor_shape returned a shape without one row per image",
+                    where=port.name,
+                    found=f"{shape} for {batch} images",
+                    log=tuple(self._runtime.log),
+                )
+        self._batch, self._output_shapes = batch, known
 
     def _enqueue(self) -> None:
-        """Enqueue copy, engine and copy on the stream."""
-        self._input.to_device(_nbytes(self._batch, self.image_shape), self._stream)
+        """Enqueue copy, engine and copies on the stream."""
+        self._input.to_device(self._batch, self._stream)
         self._execute()
-        self._output.to_host(_nbytes(self._batch, self._output_shape), self._stream)
+        for buffer in self._outputs:
+            buffer.to_host(self._batch, self._stream)
 
     def _execute(self) -> None:
         self._checked("execute_async_v3", self._context.execute_async_v3(self._stream.handle))
@@ -267,7 +271,6 @@ class TrtRunner(Runner):
             with self.memory.current():
                 try:
                     self._drop_graph()
-                    del self._images, self._logits  # views of what is freed now
                     self._resources.close()  # the context before its engine
                 finally:
                     self._loaded = None
@@ -280,10 +283,6 @@ class TrtRunner(Runner):
         lines = [line for line in log if not line.startswith("INFO")][-_SHOWN_LINES:]
         found = "\n    ".join(lines) or "no reason given"
         raise BackendError(f"{self._runtime.name} failed in {call}", found=found, log=log)
-
-
-def _nbytes(batch: int, shape: tuple[int, ...]) -> int:
-    return batch * int(np.prod(shape)) * np.dtype(np.float32).itemsize
 
 
 def _closed_error() -> InputError:

@@ -1,10 +1,12 @@
 """`xnorm.json`: the ranges of every XNorm of a network, and whether reduced precision can compute it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from calib.artifact import json_artifact, read_artifact
 from edge.stability.observed_ranges import Operand
+from edge.stability.unjudged_norm import UnjudgedNorm
 from edge.stability.verdict import Judgement, Stability
 from engines.build_folder.file_names import XNORM
 
@@ -173,6 +175,7 @@ class XNormCertificate:
         verdict_before: the worst of `before`, or that of `sites`.
         islands: cost of the FP32 islands.
         checks: None without a repair.
+        unjudged: L2 norms that the verdict does not cover; left out of the file where there are none.
     """
 
     onnx_sha256: str
@@ -186,6 +189,12 @@ class XNormCertificate:
     verdict_before: Stability
     islands: IslandCost
     checks: Checks | None = None
+    unjudged: tuple[UnjudgedNorm, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields of the file."""
+        fields = asdict(self)
+        return fields if self.unjudged else {name: value for name, value in fields.items() if name != "unjudged"}
 
     @property
     def island_names(self) -> frozenset[str]:

@@ -5,6 +5,7 @@ find sites -> trace, bound -> measure -> judge -> fold, or keep in FP32 -> check
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from calib.macs import count_macs
 from calib.qdq_writer import serialize
 from edge.stability.bound_propagation import propagate_bounds
 from edge.stability.certificate import SiteCertificate, XNormCertificate
-from edge.stability.finders.xnorm import XNormSite, find_sites
+from edge.stability.finders.xnorm import XNormSite, find_norms, find_sites
 from edge.stability.float_formats import Float32
 from edge.stability.input_bounds import bound_site
 from edge.stability.measure_ranges import measure
@@ -24,11 +25,13 @@ from edge.stability.power_of_two_folding import folded_graph
 from edge.stability.repair import check_repair, choose_repair, island_cost, no_fold
 from edge.stability.site_certificate import certify_site, gather_evidence, network_verdict
 from edge.stability.trace_layers import SiteLayers, trace_sites
+from edge.stability.unjudged_norm import UnjudgedNorm
 from edge.stability.verdict import SiteCase
 
 CHECK_BYTES = 1 << 28
 """Memory that the tensors of the checked images may take: a whole batch of ufovit_t up to 224 px, one of ufovit_b at 896 px."""
 MIN_IMAGES = 2
+LISTED_NORMS = 8
 MAC_BUDGET = 5e11
 """Multiply-accumulates spent on measuring. More images would find rarer minima; the maxima are certified without images."""
 
@@ -78,7 +81,7 @@ def certify_graph(
     """Certify every XNorm of an FP32 graph, and repair what FP16 could not compute.
 
     Args:
-        model: FP32 ONNX graph with one input and one output; left as it is.
+        model: FP32 ONNX graph with one input; left as it is.
         batches: images as the graph takes them; on the first batch (as much of it as CHECK_BYTES allow) the errors are emulated
             and the repair is checked.
         data_sha256: digest of the images and their preprocessing, for the certificate.
@@ -90,10 +93,9 @@ def certify_graph(
     """
     config = config or CertifyConfig()
     _check_weights(model)
-    sites = find_sites(model, config.expected_sites, config.kv_axis)
+    sites, unjudged = find_sites(model, config.expected_sites, config.kv_axis), find_norms(model)[1]
     if not sites:
-        allowed, command = "a network that divides by an L2 norm", "ufovit inspect FILE"
-        raise GraphError("no XNorm in the graph", where=config.where, allowed=allowed, next_command=command)
+        _refuse_without_sites(unjudged, config.where)
     traced = trace_sites(model, sites)
     cases, images, checked = _measure_cases(model, sites, traced, batches, progress)
     repaired, folded, tensors, checks = cases, model, checked, None
@@ -123,8 +125,16 @@ def certify_graph(
         verdict_before=network_verdict(before or after, config.precisions),
         islands=island_cost(repaired, tensors),
         checks=checks,
+        unjudged=unjudged,
     )
     return Certification(certificate, folded)
+
+
+def _refuse_without_sites(unjudged: tuple[UnjudgedNorm, ...], where: object) -> NoReturn:
+    found = "; ".join(f"{norm.name}: {norm.reason}" for norm in unjudged[:LISTED_NORMS]) or None
+    what = "no L2 norm of the graph can be judged" if unjudged else "no XNorm in the graph"
+    command = f"ufovit inspect {where or 'FILE'}"
+    raise GraphError(what, where=where, found=found, allowed="a network that divides by an L2 norm", next_command=command)
 
 
 def _measure_cases(
@@ -161,7 +171,7 @@ def _measure_cases(
 
 def image_budget(model: onnx.ModelProto, available: int) -> int:
     """How many images certify a graph in about half a minute on two cores: by its multiply-accumulates, at least MIN_IMAGES."""
-    macs = sum(count_macs(model).values())
+    macs = count_macs(model, measure=True).total
     return min(available, max(MIN_IMAGES, int(MAC_BUDGET / max(macs, 1))))
 
 

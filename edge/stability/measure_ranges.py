@@ -27,21 +27,28 @@ def observe(site: XNormSite, tensors: dict[str, Float32]) -> ObservedRanges:
                 where=f"{site.name}, tensor {name}",
                 next_command="check the checkpoint and the images",
             )
-    a = by_head(tensors[site.argument])
+    a, axis = by_head(tensors[site.argument], site.axis)
     heads = a.shape[1]
     if site.operand == "q":
-        return observe_vectors(a, site.axis, np.zeros(heads), np.zeros((2, heads)))
-    k, v = (np.abs(by_head(tensors[name])) for name in site.factors)
+        return observe_vectors(a, axis, np.zeros(heads), np.zeros((2, heads)))
+    k, v = (np.abs(by_head(tensors[name])[0]) for name in site.factors)
     partial = (k @ v + np.abs(a)) / 2
     factors = np.stack([side.max(axis=(0, 2, 3)) for side in (k, v)]).astype(np.float64)
-    return observe_vectors(a, site.axis, partial.max(axis=(0, 2, 3)).astype(np.float64), factors)
+    return observe_vectors(a, axis, partial.max(axis=(0, 2, 3)).astype(np.float64), factors)
 
 
-def by_head(tensor: Float32) -> Float32:
-    """(B, H, M, D) as it is; (B, M, D) of a network with one head as (B, 1, M, D). Raises InputError for any other rank."""
-    if tensor.ndim not in (3, 4):
-        raise GraphError("a normalised tensor has neither 3 nor 4 axes", found=tensor.shape, allowed="(B, M, D), (B, H, M, D)")
-    return tensor if tensor.ndim == 4 else tensor[:, None]
+def by_head(tensor: Float32, axis: int = -1) -> tuple[Float32, int]:
+    """A tensor as (B, H, M, D), and the axis of its vectors in it, for vectors along the negative `axis`.
+
+    (B, H, M, D) is taken as it is, (B, M, D) as of one head. Any other, such as an embedding (B, D) or a map (B, D, H, W) that
+    is normalised over its channels, becomes (B, 1, M, D), vectors last. Raises GraphError for an axis that is the batch.
+    """
+    if tensor.ndim < -axis + 1:
+        raise GraphError("a normalised tensor has no batch", found=tensor.shape, allowed=f"an axis before axis {axis}")
+    if tensor.ndim in (3, 4) and axis in (-1, -2):
+        return (tensor if tensor.ndim == 4 else tensor[:, None]), axis
+    last = np.moveaxis(tensor, axis, -1)
+    return last.reshape(len(last), 1, -1, last.shape[-1]), -1
 
 
 def measure(

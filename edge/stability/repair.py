@@ -44,16 +44,18 @@ def check_repair(
     `checked` are the images themselves and the tensors of `taps` before the repair. Raises VerdictError for logits that are not
     the same to the last bit, and ranges that are not those before times powers of two.
     """
-    (source,), output = index_graph(model).inputs, model.graph.output[0].name
+    (source,), outputs = index_graph(model).inputs, tuple(value.name for value in model.graph.output)
     images = checked[source]
-    logits = [TappedGraph(graph, (output,), threads=0)(images)[output] for graph in (model, repaired)]
-    if not np.array_equal(logits[0].view(np.uint32), logits[1].view(np.uint32)):
-        raise VerdictError(
-            "folding powers of two changed the FP32 logits",
-            found=f"largest difference {np.abs(logits[0] - logits[1]).max():.3g} on {len(images)} images",
-            allowed="the same to the last bit",
-            next_command="report it with the graph; build with precision fp32 meanwhile",
-        )
+    before, after = (TappedGraph(graph, outputs, threads=0)(images) for graph in (model, repaired))
+    for name in outputs:
+        if before[name].tobytes() != after[name].tobytes():
+            raise VerdictError(
+                "folding powers of two changed the FP32 logits",
+                where=name,
+                found=f"largest difference {np.abs(before[name] - after[name]).max():.3g} on {len(images)} images",
+                allowed="the same to the last bit",
+                next_command="report it with the graph; build with precision fp32 meanwhile",
+            )
     tensors = TappedGraph(repaired, taps(tuple(fold.site for fold in folds)), threads=0)(images)
     for fold in folds:
         observed, expected = observe(fold.site, tensors), observe(fold.site, checked).scaled(fold.exponents)

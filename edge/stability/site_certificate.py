@@ -36,18 +36,18 @@ class SiteEvidence:
 
 def gather_evidence(site: XNormSite, tensors: dict[str, Float32], formats: tuple[str, ...] = tuple(FORMATS)) -> SiteEvidence:
     """Evidence of one site, with the eps that it has in the graph, on a batch of its argument and the factors of "kv"."""
-    arrays = [by_head(tensors[name]) for name in (site.factors or (site.argument,))]
+    arrays, (axis, *_) = zip(*(by_head(tensors[name], site.axis) for name in (site.factors or (site.argument,))), strict=True)
     wide = [x.astype(np.float64) for x in arrays]
     argument = wide[0] if site.operand == "q" else wide[0] @ wide[1]
-    exact = exact_xnorm(argument, site.axis, site.eps)
+    exact = exact_xnorm(argument, axis, site.eps)
     errors = {}
     for name in formats:
         for suffix, accumulate in _ACCUMULATORS.items():
             a = arrays[0] if site.operand == "q" else emulate_product(arrays[0], arrays[1], FORMATS[name], accumulate)
-            emulated = emulate_xnorm(a, site.axis, FORMATS[name], accumulate, site.eps)
+            emulated = emulate_xnorm(a, axis, FORMATS[name], accumulate, site.eps)
             errors[f"{name}{suffix}"] = _finite(relative_error(emulated, exact))
     unit = exact.astype(np.float32)
-    return SiteEvidence(errors, int8_loss(unit, unit, site.axis), int8_loss(argument.astype(np.float32), unit, site.axis))
+    return SiteEvidence(errors, int8_loss(unit, unit, axis), int8_loss(argument.astype(np.float32), unit, axis))
 
 
 def int8_loss(tensor: Float32, unit: Float32, axis: int) -> Int8Loss:

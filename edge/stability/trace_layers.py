@@ -90,6 +90,8 @@ class _Tracer:
         self.model, self.index, self.types = model, index_graph(model), infer_types(model)
 
     def site(self, site: XNormSite) -> SiteLayers:
+        if site.axis not in (-1, -2):
+            return SiteLayers((), 0)
         if site.operand == "q":
             layer = self.projection(site.argument, -2 if site.axis == -1 else -1, site.nodes)
             return SiteLayers((layer,) if layer else (), 0)
@@ -99,9 +101,9 @@ class _Tracer:
         return SiteLayers((key, value) if key and value else (), (shape[-2] if shape else None) or 0)
 
     def projection(self, tensor: str, token_axis: int, readers: Collection[str]) -> Projection | None:
-        """The linear layer that computes `tensor`, (B, H, N, D) or (B, N, D), N at the negative `token_axis`; None for none.
+        """The linear layer that computes `tensor`, (B, H, N, D), (B, N, D) or (B, D); None for none.
 
-        `readers`: names of the nodes that may read `tensor`.
+        N is at the negative `token_axis`; `readers`: names of the nodes that may read `tensor`.
         """
         chain: list[onnx.NodeProto] = []
         current = tensor
@@ -158,6 +160,8 @@ class _Tracer:
                 result = np.asarray(rearranged)
             except Exception:  # noqa: BLE001  # the evaluator's errors share no base class; a chain it cannot run is not traced
                 return None
+        if result.ndim == 2:
+            result = result[:, None]  # an embedding (B, D): one token
         if result.ndim not in (3, 4):
             return None
         by_head = np.moveaxis(result if result.ndim == 4 else result[:, None], token_axis, 2)  # (B, H, N, D)

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edge.tasks.interval import Interval
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
@@ -98,23 +96,14 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Budgeted:
-    """The figure that the budget is on: value and interval in points, and its name for the axis of the drawing."""
-
-    points: float
-    interval: Interval
-    what: str
-
-
-@dataclass(frozen=True)
 class TaskReport:
     """Everything that a report shows of the answers.
 
     Attributes:
         headline: what the verdict means, one sentence.
         advice: what to do next, "" after a pass.
-        budgeted: the figure that the verdict rests on, None where that is numbers alone.
-        basis: what the verdict rests on: below the drawing of `budgeted`, or instead of it.
+        evidence: drawing of the figures that the verdict rests on beside the budget, None where there is none.
+        basis: what the verdict rests on: below `evidence`, or instead of it.
         truth: whether the images have right answers, in a word or two.
         numbers: every figure of the comparison.
         words: glossary, term -> meaning.
@@ -123,7 +112,7 @@ class TaskReport:
 
     headline: str
     advice: str
-    budgeted: Budgeted | None
+    evidence: Drawing | None
     basis: Text
     figures: tuple[Figure, ...]
     truth: str

@@ -16,14 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.images.labelled_images import ImageSet
+from edge.tasks.budget import Budget
 from edge.tasks.frame_answer import FrameAnswer, PanelLayout
 from edge.tasks.gate_row import Recorded, Row, Tolerance
 from edge.tasks.interval import Verdict
 from edge.tasks.report_parts import TaskReport
+from engines.layer_records import TensorInfo
 
 Int64 = npt.NDArray[np.int64]
-Outputs = tuple[npt.NDArray[np.float32], ...]
-"""One array (n, ...) per output of the network."""
+Outputs = tuple[npt.NDArray[Any], ...]
+"""One array (n, ...) per output of the network, float32 or integers."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,13 @@ class Judged:
     """A comparison of a task and its verdict, with the reason in one sentence.
 
     Attributes:
-        budget_points: largest loss allowed.
+        budget: what may be lost.
         random_weights: whether the network was never trained, so that it has no accuracy to lose.
         judged_by: basis of the verdict, one of the task's `bases`.
     """
 
     comparison: Any
-    budget_points: float
+    budget: Budget
     random_weights: bool
     judged_by: str
     verdict: Verdict
@@ -96,6 +98,7 @@ class Task(ABC):
 
     Class attributes:
         name: in build requests and manifests.
+        labelled: whether it can use right answers.
         bases: what a verdict may rest on: with right answers, without, and for random weights.
         comparison: dataclass of the comparison's figures.
         stated: those that a reader recomputes from the stored answers; names ending in `_db` may differ by rounding.
@@ -106,11 +109,25 @@ class Task(ABC):
     names: tuple[str, ...] = ()
 
     name: ClassVar[str]
+    labelled: ClassVar[bool]
     bases: ClassVar[tuple[str, ...]]
     comparison: ClassVar[type[Comparison]]
     stated: ClassVar[tuple[str, ...]]
     quantities: ClassVar[tuple[str, ...]]
     identity_words: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], outputs: tuple[TensorInfo, ...]) -> "Task":  # noqa: ARG003  # for overrides
+        """The task of a network with these names of classes and these outputs; `outputs` is empty where they are unknown."""
+        return cls(names)
+
+    @classmethod
+    def class_names(cls, labels: tuple[str, ...], outputs: tuple[TensorInfo, ...]) -> tuple[str, ...]:  # noqa: ARG003  # likewise
+        """The names of the classes of a network with these outputs, `labels` as the user gave them (empty for none).
+
+        Raises UsageError for outputs or labels that do not fit the task. A task without classes has none.
+        """
+        return ()
 
     @abstractmethod
     def open_images(self, path: Path) -> ImageSet:
@@ -125,6 +142,14 @@ class Task(ABC):
         """Parse the bytes of that file; errors name `path`. Raises ArtifactError."""
 
     @abstractmethod
+    def pack_reference(self, outputs: Outputs, truth: Any) -> dict[str, npt.NDArray[Any]]:
+        """Name -> array of the reference's outputs and the right answers (None where unknown), for a bundle."""
+
+    @abstractmethod
+    def unpack_reference(self, arrays: Mapping[str, npt.NDArray[Any]], images: int) -> tuple[Outputs, Any]:
+        """The outputs and right answers of `pack_reference`. Raises DataError unless they are `images` images of this task."""
+
+    @abstractmethod
     def misfit(self, sides: Sides, images: int) -> str:
         """Why `sides` cannot be answers of this task to `images` images; "" when they can."""
 
@@ -133,8 +158,12 @@ class Task(ABC):
         """Compare both sides. Raises DataError for sides that do not match, and for a reference that is not finite."""
 
     @abstractmethod
-    def judge(self, comparison: Any, budget_points: float, *, random_weights: bool) -> tuple[str, Verdict, str]:
+    def judge(self, comparison: Any, budget: Budget, *, random_weights: bool) -> tuple[str, Verdict, str]:
         """Return the basis of the verdict, the verdict, and its reason in one sentence."""
+
+    @abstractmethod
+    def budget_text(self, budget: Budget) -> str:
+        """The budget in words, such as "0.5 points of top-1"."""
 
     def contradiction(self, comparison: Any) -> str:  # noqa: ARG002  # for overrides
         """Why the figures that a verdict rests on cannot be of one comparison; "" when they can. May raise DataError."""

@@ -7,9 +7,9 @@ A ZIP archive whose comment is the SHA-256 of all bytes before it, so that every
     model.typed.onnx           the strongly typed graph (model.onnx in an FP32 build)
     calibration.json xnorm.json    where the build has them
     pixels.npy shapes.npy      uint8, all test images concatenated, and their (height, width, channels), int64 (n, 3)
-    labels.npy                 int64 (n,)
-    logits.npy                 float32 (n, classes), the FP32 reference's answers to these images
-    golden.npy                 float32 (3, S, S), the first image as the network's input
+    logits.npy labels.npy      float32 (n, classes), the FP32 reference's answers to these images, and int64 (n,); or, for a
+    output_0.npy ...           task of another kind, its outputs (n, ...), float32 or integers
+    golden.npy                 the first image as the network's input, float32 or uint8
 
 Equal contents give equal bytes. Nothing is extracted to the archive's own names. Refused before a byte is used: a member of
 another name, one that bundle.json does not list, a listed one that is missing, an entry of another format than written here
@@ -20,13 +20,15 @@ Standard library only: a device reads it with numpy, TensorRT and pycuda alone.
 import dataclasses
 import hashlib
 import os
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from calib.artifact import SCHEMA_VERSION, parse_artifact
+from calib.artifact import parse_artifact
 from calib.errors import ArtifactError
 from calib.files import ARCHIVE_ERRORS, atomic_path, canonical_json, open_regular, sha256_bytes, sha256_file
 from engines.build_folder.file_names import CALIBRATION, MANIFEST, MODEL, TYPED, XNORM
@@ -36,11 +38,14 @@ from engines.layer_records import GraphFacts
 
 BUNDLE = "bundle.json"
 SUFFIX = ".ufovit"
-PIXELS, SHAPES, LABELS, ANSWERS, GOLDEN = "pixels.npy", "shapes.npy", "labels.npy", "logits.npy", "golden.npy"
+PIXELS, SHAPES, GOLDEN = "pixels.npy", "shapes.npy", "golden.npy"
+CLASSIFIED, FIRST_OUTPUT = frozenset({"logits.npy", "labels.npy"}), "output_0.npy"
+_OUTPUT = re.compile(r"output_(0|[1-9][0-9]{0,2})\.npy")
 REMAKE = "ufovit bundle BUILD"
-_ALWAYS = frozenset({MANIFEST, PIXELS, SHAPES, LABELS, ANSWERS, GOLDEN})
+_ALWAYS = frozenset({MANIFEST, PIXELS, SHAPES, GOLDEN})
 _GRAPHS = (TYPED, MODEL)
 _SOMETIMES = frozenset({CALIBRATION, XNORM})
+_OPTIONAL = ("budget_sqnr_db", "budget_cosine")
 _LARGEST_BYTES = 8 << 30
 _ALWAYS_UNPACKED, _LARGEST_RATIO = 64 << 20, 16
 """A bundle may unpack to 64 MiB, and beyond that to 16 times its size: weights and photographs shrink to half at best."""
@@ -67,12 +72,14 @@ class BundleInfo:
         facts: of the graph, as the builder needs them.
         batch: smallest, usual and largest batch size of the engine.
         int8_floor: least share of the MACs that must run in INT8; None for the target's own.
-        budget_points: accuracy budget in percentage points.
+        budget_points: accuracy budget in percentage points; `budget_sqnr_db`, `budget_cosine`: those of other tasks.
         random_weights: the weights are random: such an engine has no accuracy.
         reference: the FP32 graph whose answers are stored; `reference_ran_on` names what ran it.
         data: source of the test images; `data_sha256` is the digest of the labelled images.
         members: name -> digest and size of every other member.
     """
+
+    schema_version: ClassVar[int] = 2  # 2: several outputs
 
     model: str
     precision: str
@@ -87,6 +94,8 @@ class BundleInfo:
     data: str
     data_sha256: str
     members: dict[str, MemberRecord]
+    budget_sqnr_db: float | None = None
+    budget_cosine: float | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,8 @@ def write_bundle(path: Path, info: BundleInfo, members: Mapping[str, bytes]) -> 
     """Write a bundle, atomically; `info.members` is filled in from `members`."""
     records = {name: MemberRecord(sha256_bytes(data), len(data)) for name, data in sorted(members.items())}
     filled = dataclasses.replace(info, members=records)
-    header = canonical_json({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(filled)})
+    fields = {n: v for n, v in dataclasses.asdict(filled).items() if v is not None or n not in _OPTIONAL}
+    header = canonical_json({"schema_version": BundleInfo.schema_version, **fields})
     _check_names(path, filled, [BUNDLE, *members])
     with atomic_path(path) as temporary:
         with zipfile.ZipFile(temporary, "w") as archive:
@@ -121,7 +131,8 @@ def write_bundle(path: Path, info: BundleInfo, members: Mapping[str, bytes]) -> 
                 entry = zipfile.ZipInfo(name, _EPOCH)
                 entry.compress_type = zipfile.ZIP_DEFLATED
                 entry.external_attr = _MODE
-                archive.writestr(entry, data)
+                # maps that are zero nearly everywhere would shrink so far that `_check_unpacked` takes them for a bomb
+                archive.writestr(entry, data, **({"compresslevel": 0} if _OUTPUT.fullmatch(name) else {}))
             archive.comment = b"0" * 64
         _check_unpacked(path, filled, temporary.stat().st_size)
         digest = _body_sha256(temporary)
@@ -165,6 +176,11 @@ def verify_bundle(path: Path) -> Bundle:
     return bundle
 
 
+def is_answer(name: str) -> bool:
+    """Whether a member holds answers of the reference, or right answers."""
+    return name in CLASSIFIED or _OUTPUT.fullmatch(name) is not None
+
+
 def _member_path(path: Path, name: str) -> Path:
     """A member as errors name it."""
     return Path(f"{path}: {name}")
@@ -202,16 +218,17 @@ def _check_entries(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
 
 def _check_names(path: Path, info: BundleInfo, names: Sequence[str]) -> None:
     """Refuse unknown, duplicate, unlisted and missing names, and too large sizes."""
-    known = {BUNDLE, info.graph, *_ALWAYS, *_SOMETIMES}
-    unknown = sorted({*names, *info.members} - known)
+    known = {BUNDLE, info.graph, *_ALWAYS, *_SOMETIMES, *CLASSIFIED}
+    unknown = sorted(name for name in {*names, *info.members} - known if not is_answer(name))
     if unknown or info.graph not in _GRAPHS:
-        allowed = ", ".join(sorted({BUNDLE, *_GRAPHS, *_ALWAYS, *_SOMETIMES}))
+        allowed = ", ".join(sorted({BUNDLE, *_GRAPHS, *_ALWAYS, *_SOMETIMES, *CLASSIFIED, FIRST_OUTPUT}))
         raise ArtifactError(
             "a bundle has no such member", where=path, found=repr((unknown or [info.graph])[0]), allowed=allowed
         )
     duplicate = sorted(name for name, count in Counter(names).items() if count > 1)
     listed = {BUNDLE, *info.members}
-    unlisted, missing = sorted(set(names) - listed), sorted((listed | {*_ALWAYS, info.graph}) - set(names))
+    answers = {FIRST_OUTPUT} if FIRST_OUTPUT in names else CLASSIFIED
+    unlisted, missing = sorted(set(names) - listed), sorted((listed | {*_ALWAYS, *answers, info.graph}) - set(names))
     if duplicate or unlisted or missing:
         found = f"twice {', '.join(duplicate)}; not listed {', '.join(unlisted)}; missing {', '.join(missing)}"
         raise ArtifactError("the bundle's members do not match bundle.json", where=path, found=found, next_command=REMAKE)

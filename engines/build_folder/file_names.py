@@ -3,6 +3,7 @@
 from engines.targets import TARGETS
 
 MODEL, EXPORT, GOLDEN = "model.onnx", "export.json", "golden.npz"
+IMPORT = "import.json"
 XNORM, FOLDED = "xnorm.json", "model.folded.onnx"
 REFINED, CALIBRATION, QUANTIZED = "model.refined.onnx", "calibration.json", "model.int8.onnx"
 TYPED = "model.typed.onnx"
@@ -15,7 +16,7 @@ RECORD = "steps.json"
 SIGNATURE = "signature.json"
 """Last of ARTIFACTS although no step writes it: a build that changes anything removes files that are not of a finished step."""
 ARTIFACTS = (
-    *(MODEL, EXPORT, GOLDEN, XNORM, FOLDED, REFINED, CALIBRATION, QUANTIZED, TYPED, *ENGINES),
+    *(MODEL, EXPORT, IMPORT, GOLDEN, XNORM, FOLDED, REFINED, CALIBRATION, QUANTIZED, TYPED, *ENGINES),
     *(MANIFEST, DRIFT, ANSWERS, PICTURES, ATTRIBUTION, REPORT, SIGNATURE),
 )
 CACHE = "calibration.cache"

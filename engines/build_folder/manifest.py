@@ -65,6 +65,7 @@ class EngineManifest:
         qdq_onnx: None unless the precision is "int8"; likewise `calibration`, and `refined_onnx`, the float graph that it
             quantizes.
         typed_onnx: the strongly typed graph, None where the backend built from one of the others.
+        outputs: of the network, in its order; at least one.
         preprocess: preprocessing of an image, with its own sha256.
         task: the meaning of the outputs, a key of `edge.tasks.registry.TASKS`.
         labels: one name per class, in the order of the outputs; empty for a task without classes.
@@ -74,7 +75,7 @@ class EngineManifest:
         random_weights: the weights are random, not trained: such an engine shows speed, never accuracy.
     """
 
-    schema_version: ClassVar[int] = 2  # 2: with `task`
+    schema_version: ClassVar[int] = 3  # 2: with `task`; 3: `outputs`, several, in place of `output`
 
     model: str
     precision: str
@@ -87,7 +88,7 @@ class EngineManifest:
     calibration: CalibrationRecord | None
     engine: EngineRecord
     input: TensorInfo
-    output: TensorInfo
+    outputs: tuple[TensorInfo, ...]
     preprocess: dict[str, Any]
     labels: tuple[str, ...]
     receipt: Receipt

@@ -8,11 +8,12 @@ left out and so counts as not INT8.
 import onnx
 
 from calib.graph import attribute, infer_types
+from calib.mac_formulas import FORMULAS
 from engines.layer_records import EngineEvidence, GraphFacts, LayerEvidence
 from engines.layer_requests import TYPE_NAMES
 
 INT8_OPS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"})
-_FLOAT_OPS = frozenset({"Conv", "MatMul", "Gemm", "FusedConv", "FusedMatMul", "FusedGemm"})
+_FLOAT_OPS = frozenset({"Conv", "MatMul", "Gemm", "FusedConv", "FusedMatMul", "FusedGemm", *FORMULAS} - INT8_OPS)
 
 
 def optimized_evidence(data: bytes, graph: bytes, facts: GraphFacts) -> EngineEvidence:

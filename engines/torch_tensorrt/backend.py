@@ -132,8 +132,8 @@ def _write_program(spec: BuildSpec, graph: bytes, folder: Path) -> dict[str, Any
     return {
         "program": str(folder / "model.pt2"),
         "engine": str(folder / "engine"),
-        "input": {"name": program.input, "shapes": program.shapes},
-        "output": program.output,
+        "input": {"name": program.input, "shapes": program.shapes, "dtype": program.dtype},
+        "outputs": program.outputs,
         "steps": program.steps,
         "compute_capabilities": spec.target.compute_capabilities if spec.target.built_on == "any" else (),
         "optimization_level": spec.options.optimization_level,

@@ -24,6 +24,12 @@ from engines.build_spec import BatchRange
 from engines.torch_tensorrt.onnx_operators import FLOATS, Compute, torch_function
 
 _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+_INPUTS = {
+    **FLOATS,
+    onnx.TensorProto.UINT8: torch.uint8,
+    onnx.TensorProto.INT32: torch.int32,
+    onnx.TensorProto.INT64: torch.int64,
+}
 
 
 @dataclass(frozen=True)
@@ -35,17 +41,20 @@ class Program:
         steps: submodule name, without "steps." -> node name; nodes without a name are left out.
         shapes: shapes of the input: (min, opt, max), or one fixed shape.
         input: name of the graph's input; in the program it is "image".
+        dtype: of the input, as torch names it.
+        outputs: names of the graph's outputs, in order.
     """
 
     data: bytes
     steps: dict[str, str]
     shapes: tuple[tuple[int, ...], ...]
     input: str
-    output: str
+    dtype: str
+    outputs: tuple[str, ...]
 
 
 class OnnxModule(torch.nn.Module):
-    """A torch module of an ONNX graph with one input and one output, with the types of the graph.
+    """A torch module of an ONNX graph with one input, with the types of the graph.
 
     Raises GraphError naming the first node that has no torch equivalent.
     """
@@ -69,16 +78,16 @@ class OnnxModule(torch.nn.Module):
             self.steps[f"n{i}"] = _Step(torch_function(node, initializers))
             self._wiring.append((f"n{i}", tuple(node.input), node.output[0]))
         self._input = next(v.name for v in graph.input if v.name not in initializers)
-        self._output = graph.output[0].name
+        self._outputs = [value.name for value in graph.output]
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, ...) input -> (B, ...) output."""
+    def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """(B, ...) input -> (B, ...) output, a tuple of them where the graph has several."""
         values = {"": None, **self._integers, **{name: getattr(self, buffer) for name, buffer in self._buffers_of.items()}}
         values[self._input] = image
         for step, inputs, output in self._wiring:
             values[output] = self.steps[step](*(values[name] for name in inputs))
-        result: torch.Tensor = values[self._output]
-        return result
+        results: tuple[torch.Tensor, ...] = tuple(values[name] for name in self._outputs)
+        return results if len(results) > 1 else results[0]
 
 
 class _Step(torch.nn.Module):
@@ -91,7 +100,7 @@ class _Step(torch.nn.Module):
 
 
 def export_program(model: onnx.ModelProto, batch: BatchRange) -> Program:
-    """Export a graph with one input and one output as a torch program.
+    """Export a graph with one input as a torch program.
 
     Args:
         model: a flat graph whose input has a fixed shape except for the batch.
@@ -102,11 +111,14 @@ def export_program(model: onnx.ModelProto, batch: BatchRange) -> Program:
     weights = {i.name for i in model.graph.initializer}
     image = next(v for v in model.graph.input if v.name not in weights)
     shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in image.type.tensor_type.shape.dim)
-    kind = FLOATS.get(image.type.tensor_type.elem_type)
+    kind = _INPUTS.get(image.type.tensor_type.elem_type)
     if kind is None or -1 in shape[1:]:
         found = f"{shape} of element type {image.type.tensor_type.elem_type}"
         raise GraphError(
-            "unsupported graph input", where=image.name, found=found, allowed="a float tensor; only the batch may be symbolic"
+            "unsupported graph input",
+            where=image.name,
+            found=found,
+            allowed="a tensor of floats, uint8 or integers; only the batch may be symbolic",
         )
     sizes = (batch.min, batch.opt, batch.max) if shape[0] == -1 else (shape[0],)
     module = OnnxModule(model).eval()
@@ -122,4 +134,5 @@ def export_program(model: onnx.ModelProto, batch: BatchRange) -> Program:
     steps = {f"n{i}": node.name for i, node in enumerate(model.graph.node) if node.name}
     fixed = sizes[:1] if dynamic is None else sizes
     shapes = tuple((n, *shape[1:]) for n in fixed)
-    return Program(stream.getvalue(), steps, shapes, image.name, model.graph.output[0].name)
+    outputs = tuple(value.name for value in model.graph.output)
+    return Program(stream.getvalue(), steps, shapes, image.name, str(kind).removeprefix("torch."), outputs)

@@ -2,7 +2,7 @@
 
     PYTHON -I worker.py REQUEST.json
 
-    REQUEST.json  {"program": a .pt2 file, "input": {"name", "shapes"}, "output": name, "steps": {submodule: node},
+    REQUEST.json  {"program": a .pt2 file, "input": {"name", "shapes", "dtype"}, "outputs": names, "steps": {submodule: node},
                    "compute_capabilities": ["8.6", ...], empty for this machine's GPU, "optimization_level": int | null,
                    "engine": output path, "facts": output path}
                   or {"inspect": an engine, "facts": output path}
@@ -91,7 +91,7 @@ class Library:
         level = request["optimization_level"]
         engine = self._torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
             torch.export.load(request["program"]),
-            inputs=[self._torch_tensorrt.Input(**sizes, dtype=torch.float32)],
+            inputs=[self._torch_tensorrt.Input(**sizes, dtype=getattr(torch, image["dtype"]))],
             device=self._torch_tensorrt.Device(gpu_id=0),
             disable_tf32=True,  # FP32 means FP32
             **({} if level is None else {"optimization_level": level}),
@@ -155,7 +155,9 @@ class Library:
         def populate(interpreter: Any, *args: Any, **kwargs: Any) -> Any:
             network, image = interpreter.ctx.net, request["input"]
             _name_layers(network, request["steps"])
-            network.get_input(0).name, network.get_output(0).name = image["name"], request["output"]
+            network.get_input(0).name = image["name"]
+            for number, name in enumerate(request["outputs"]):
+                network.get_output(number).name = name
             if interpreter.optimization_profiles:
                 profile = interpreter.builder.create_optimization_profile()
                 profile.set_shape(image["name"], *image["shapes"])

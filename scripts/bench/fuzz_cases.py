@@ -38,6 +38,7 @@ LINES = {
     "build": f"{BUILD} --checkpoint tiny.safetensors",
     "certify": "certify net.onnx --data test --images 8 --out certificate.json --repair folded.onnx",
     "calibrate": "calibrate net.onnx --images images.npy --count 32 --effort fast --out calibrated",
+    "checkpoint": "checkpoint tiny.safetensors --out converted.safetensors",
     "drift": "drift out --data test --images 40",
     "gate": "gate out --baseline baseline.json --latency latency.json --junit gate.xml --markdown gate.md --json gate.json",
     "report": "report out",
@@ -202,6 +203,8 @@ def _arrays(command: str, rng: Random) -> Command:
 def _checkpoint(command: str, rng: Random) -> Command:
     name = rng.choice(("tiny.safetensors", "tiny.safetensors", "tiny.pth"))
     Path(name).write_bytes((pickled if name == "tiny.pth" else broken_checkpoint)(Path("tiny.safetensors").read_bytes(), rng))
+    if command == "checkpoint":
+        return _line(command, source=name)
     return ["inspect", name] if command == "inspect" else _line(command, checkpoint=name)
 
 
@@ -260,7 +263,7 @@ CONCERNS: dict[str, tuple[str, ...]] = {
     "images": (*_ON_IMAGES, "camera"),
     "lists": _ON_IMAGES,
     "idx": _ON_IMAGES,
-    "checkpoint": ("build", "inspect"),
+    "checkpoint": ("build", "inspect", "checkpoint"),
     "keys": ("sign", "verify", "bench", "camera"),
     "signature": ("verify", "bench", "camera"),
     "bundle": ("build", "verify", "inspect", "sign"),

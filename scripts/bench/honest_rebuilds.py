@@ -54,8 +54,10 @@ from edge.pipeline.build_inputs import judging_images, resolve_inputs
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.steps.drift import Question, drift_step
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
+from edge.tasks.budget import budget_for
 from edge.tasks.classification.logits import Logits, parse_logits, write_logits
 from edge.tasks.registry import task_of
+from edge.tasks.task_names import CLASSIFICATION
 from engines.build_folder.file_names import ANSWERS, CALIBRATION, DRIFT, MODEL, PICTURES
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.step_record import StepRecord, read_record, write_record
@@ -92,12 +94,12 @@ class First:
 def first_build(request: BuildRequest, out: Path, seed: int, calibration: Path) -> First:
     """Build it, or reuse that of an earlier run. Stores its logits of all test images next to it."""
     bench = prepare(request, out)
-    manifest, preprocess = BuildFolder(bench.honest).manifest, resolve_inputs(request).info.preprocess
+    manifest, preprocess = BuildFolder(bench.honest).manifest, resolve_inputs(request).network.preprocess
     test = judging_images(request.data, task_of(manifest))
     path = out / f"answers-{manifest.engine.sha256[:16]}.npz"
     if not path.is_file():
         sides = (OrtRunner(bench.honest / file) for file in (MODEL, manifest.engine.file))
-        reference, engine = (run_all(side, test.batches(preprocess, BATCH)) for side in sides)
+        (reference,), (engine,) = (run_all(side, test.batches(preprocess, BATCH)) for side in sides)
         write_logits(path, Logits(reference, engine, test.labels))
     return First(bench, open_images(calibration, manifest.labels), test, parse_logits(path.read_bytes(), path), seed)
 
@@ -134,7 +136,8 @@ def rejudge_on_others(first: First, folder: Path, number: int, images: int) -> P
     answered = StoredAnswers(
         folder, shared.reference, sample.sha256, shared.preprocess_sha256, (reference,), sha256_bytes(reference.tobytes())
     )
-    question = Question(sample, True, first.bench.request.max_drop_points, answered)
+    budget = budget_for(CLASSIFICATION, first.bench.request.max_drop_points, None, None)
+    question = Question(sample, True, budget, answered)
     drift_step(BuildFolder(folder), question, here=True).run(folder, lambda _share: None)
     written = {file: sha256_file(folder / file) for file in (DRIFT, ANSWERS, PICTURES)}
     write_record(folder, {**read_record(folder), "drift": StepRecord("0" * 64, written)})

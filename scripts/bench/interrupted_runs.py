@@ -83,7 +83,7 @@ def export_once(folder: Path) -> None:
     """Let builds take the graphs of both networks from memory: exporting takes most of the time of such a small build."""
     to_onnx, simplify = export.to_onnx, export.simplify
     exported, simplified = {}, {}
-    images = np.random.default_rng(0).normal(size=(2, 3, TINY.image_size, TINY.image_size)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(2, 3, TINY.height, TINY.width)).astype(np.float32)
     for name in ("tiny", "other"):
         network, _ = load_checkpoint(folder / f"{name}.safetensors", model=TINY.name)
         folded = fold(network)

@@ -40,7 +40,6 @@ from edge.pipeline.judge_options import JudgeOptions
 from edge.pipeline.steps import calibrate, drift
 from edge.pipeline.workspace import Step
 from edge.progress import Silent
-from edge.tasks.registry import load_task
 from engines.build_folder.file_names import CALIBRATION, DRIFT, FOLDED, MANIFEST, QUANTIZED, REFINED, TYPED
 from engines.build_folder.folder import BuildFolder
 
@@ -155,8 +154,8 @@ def zeroed_channel(bench: Bench, name: str, weight: str = "stem.9.weight", chann
         values[channel] = 0
         return values
 
-    def work(honest: Work, request: Any, model: Path, table: Path, quantized: Path, *, advance: Any) -> None:
-        honest(request, model, table, quantized, advance=advance)
+    def work(honest: Work, request: Any, keep: Any, model: Path, table: Path, quantized: Path, *, advance: Any) -> None:
+        honest(request, keep, model, table, quantized, advance=advance)
         edit_graph(quantized, lambda constant: constant == f"{weight}_quantized", zero)
 
     return rebuilt(bench, name, QUANTIZED, quantize=work)
@@ -165,9 +164,10 @@ def zeroed_channel(bench: Bench, name: str, weight: str = "stem.9.weight", chann
 def other_mean_in_manifest(bench: Bench, name: str) -> Planted:
     """Write another mean to the engine's manifest than to the graph."""
 
-    def work(honest: Work, request: Any, inputs: Any, graph: Path, out: Path, *, advance: Any) -> None:
-        other = replace(inputs.info, preprocess=replace(inputs.info.preprocess, mean=OTHER_MEAN))
-        honest(request, replace(inputs, info=other), graph, out, advance=advance)
+    def work(honest: Work, request: Any, inputs: Any, graph: Path, certified: bool, out: Path, *, advance: Any) -> None:
+        network = inputs.network
+        other = replace(network, preprocess=replace(network.preprocess, mean=OTHER_MEAN))
+        honest(request, replace(inputs, network=other), graph, certified, out, advance=advance)
 
     return rebuilt(bench, name, MANIFEST, engine=work)
 
@@ -177,7 +177,7 @@ def other_mean_in_checkpoint(bench: Bench, name: str) -> Planted:
     from edge.model.checkpoint import load_checkpoint, save_checkpoint
 
     inputs, request = resolve_inputs(bench.request), bench.request
-    network, info = load_checkpoint(Path(inputs.info.file), model=request.model, image_size=request.image_size)
+    network, info = load_checkpoint(Path(inputs.network.file), model=request.model, image_size=request.image_size)
     checkpoint = bench.out / f"{slug(name)}.safetensors"
     save_checkpoint(network, replace(info, preprocess=replace(info.preprocess, mean=OTHER_MEAN)), checkpoint)
     folder = bench.out / slug(name)
@@ -208,7 +208,7 @@ def bgr(bench: Bench, name: str) -> Planted:
 
     with replaced(drift, "answer", partial(swapped, drift.answer)):
         rejudged(bench, faulty, tinted)
-    shown = judging_images(tinted, load_task(bench.request.task, resolve_inputs(bench.request).info.labels))
+    shown = judging_images(tinted, resolve_inputs(bench.request).network.task)
     return Planted(faulty, "ran through", baseline, shown, swapped=True)
 
 
@@ -253,8 +253,8 @@ def _of_queries(constant: str) -> bool:
 def overflow_before_typing(bench: Bench, name: str) -> Planted:
     """Multiply W_Q and its bias by 2^12, as if never folded: the same network in FP32. Planted before the check of FP16."""
 
-    def work(honest: Work, request: Any, model: Path, table: Path, quantized: Path, *, advance: Any) -> None:
-        honest(request, model, table, quantized, advance=advance)
+    def work(honest: Work, request: Any, keep: Any, model: Path, table: Path, quantized: Path, *, advance: Any) -> None:
+        honest(request, keep, model, table, quantized, advance=advance)
         edit_graph(quantized, _of_queries, _longer_queries)
 
     return rebuilt(bench, name, QUANTIZED, quantize=work)
@@ -263,8 +263,8 @@ def overflow_before_typing(bench: Bench, name: str) -> Planted:
 def overflow_after_typing(bench: Bench, name: str) -> Planted:
     """The same after the check of the typed graph."""
 
-    def work(honest: Work, request: Any, inputs: Any, graph: str, out: Path, *, advance: Any) -> None:
-        honest(request, inputs, graph, out, advance=advance)
+    def work(honest: Work, request: Any, inputs: Any, graph: str, certified: bool, out: Path, *, advance: Any) -> None:
+        honest(request, inputs, graph, certified, out, advance=advance)
         edit_graph(out / TYPED, _of_queries, _longer_queries)
 
     return rebuilt(bench, name, TYPED, type_fp16=work)
@@ -280,7 +280,7 @@ def last_weeks_weights(bench: Bench, name: str, moved: float = 0.03) -> Planted:
     paths = (folder / FOLDED, folder / REFINED, folder / CALIBRATION)
     calibrate.calibrate_model(bench.request, resolve_inputs(bench.request), *paths, advance=lambda _share: None)
 
-    def work(honest: Work, request: Any, _model: Path, _table: Path, quantized: Path, *, advance: Any) -> None:
-        honest(request, *paths[1:], quantized, advance=advance)
+    def work(honest: Work, request: Any, keep: Any, _model: Path, _table: Path, quantized: Path, *, advance: Any) -> None:
+        honest(request, keep, *paths[1:], quantized, advance=advance)
 
     return rebuilt(bench, name, QUANTIZED, quantize=work)

@@ -83,7 +83,8 @@ def _quantize(graph: Path, calib: NDArray[Any], effort: Effort) -> bytes:  # flo
 
 
 def _logits(runner: OrtRunner, images: NDArray[Any]) -> NDArray[Any]:  # float32, any shape
-    return run_all(runner, (np.asarray(images[i : i + BATCH]) for i in range(0, len(images), BATCH)))
+    (logits,) = run_all(runner, (np.asarray(images[i : i + BATCH]) for i in range(0, len(images), BATCH)))
+    return logits
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ class _Loop:
             frame = Frame(pictures[self.count % PICTURES], self.count, clock(), 0.0)
             tensor = opened.preprocess(frame.pixels)[None]
             prepared = clock()
-            outputs = (opened.runner(tensor),)
+            outputs = opened.runner(tensor)
             inferred = clock()
             answer = task.answer(outputs, 5)
             done = clock()

@@ -42,7 +42,7 @@ from edge.stability.fp16_network import Agreement, compare_logits, fp16_graph
 
 BATCH = 50
 CHECKED = 64
-TRAINED_AT = read_info(SHIPPED_CHECKPOINT).config.image_size  # pixels
+TRAINED_AT = read_info(SHIPPED_CHECKPOINT).config.height  # pixels
 Edit = Callable[[onnx.ModelProto], None]
 
 
@@ -222,7 +222,7 @@ def sizes(models: list[str], image_sizes: list[int]) -> None:
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     shipped, info = load_checkpoint(SHIPPED_CHECKPOINT, model="ufovit_t")
-    report("shipped", exported(fold(shipped)), info.config.image_size)
+    report("shipped", exported(fold(shipped)), info.config.height)
     for name in models:
         for size in image_sizes:
             report(name, exported(fold(random_network(config(name, image_size=size, classes=10), 0))), size)
@@ -254,8 +254,8 @@ def max_error(sites: tuple[Any, ...], mode: str) -> str:
 
 
 def exported(network: UfoVit) -> onnx.ModelProto:
-    size = network.cfg.image_size
-    images = np.random.default_rng(0).normal(size=(2, 3, size, size)).astype(np.float32)
+    sides = network.cfg.height, network.cfg.width
+    images = np.random.default_rng(0).normal(size=(2, 3, *sides)).astype(np.float32)
     return simplify(to_onnx(network), images)[0]
 
 

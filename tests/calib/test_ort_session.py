@@ -152,5 +152,5 @@ def test_batches_with_nan_or_infinity_are_refused(few, bad):
     "spoil", [lambda x: x.astype(float), lambda x: x.astype(np.float16), lambda x: np.float32(1) + x.sum()]
 )
 def test_what_is_no_batch_is_refused(few, spoil):
-    with pytest.raises(DataError, match=r"not a batch of images[\s\S]*float32 \(B, \.\.\.\)"):
+    with pytest.raises(DataError, match=r"not a batch of images[\s\S]*float32 or integers \(B, \.\.\.\)"):
         check_batch(np.asarray(spoil(few)), 0)

@@ -82,8 +82,11 @@ def one_node(make_model, node, constants, extra=(), x=(4, 6, 8)):
 @pytest.mark.parametrize(
     ("node", "constants", "extra", "reason"),
     [
-        (h.make_node("MatMul", ["w", "x"], ["y"]), {"w": np.ones((5, 6), np.float32)}, (), "first operand is a constant"),
-        (h.make_node("MatMul", ["x", "w"], ["y"]), {"w": np.ones((4, 8, 3), np.float32)}, (), "rank 3"),
+        (h.make_node("MatMul", ["x", "w"], ["y"]), {"w": np.ones(8, np.float32)}, (), "is a vector"),
+        (h.make_node("MatMul", ["w", "w"], ["y"]), {"w": np.ones((8, 8), np.float32)}, (), "both operands are constants"),
+        (h.make_node("ConvTranspose", ["x", "w"], ["y"]), {"w": np.ones((6, 2, 2), np.float32)}, (), "in float"),
+        (h.make_node("DeformConv", ["x", "w", "x"], ["y"]), {"w": np.ones((6, 2, 2), np.float32)}, (), "in float"),
+        (h.make_node("GRU", ["x", "w", "w"], ["y"], hidden_size=8), {"w": np.ones((1, 24, 8), np.float32)}, (), "recurrent"),
         (
             h.make_node("MatMul", ["x", "wt"], ["y"]),
             {"w": np.ones((3, 8), np.float32)},
@@ -109,6 +112,29 @@ def test_unsupported_candidates_are_listed_with_their_reason(make_model, node, c
 def test_a_gemm_of_two_activations_is_not_taken_for_a_linear_layer(make_model):
     plan = plan_quantization(one_node(make_model, h.make_node("Gemm", ["x", "z"], ["y"]), {}, x=(4, 8)))
     assert "computed from the input" in "".join(plan.skipped.values())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "shape", "position", "axis"),
+    [
+        (["w", "x"], (5, 6), 0, 0),
+        (["x", "w"], (4, 8, 3), 1, None),
+        (["w", "x"], (4, 5, 6), 0, 1),
+        (["x", "w"], (1, 1, 8, 3), 1, None),
+    ],
+)
+def test_a_weight_of_any_rank_on_either_side(make_model, inputs, shape, position, axis):
+    model = one_node(make_model, h.make_node("MatMul", inputs, ["y"]), {"w": np.ones(shape, np.float32)})
+    points = {p.input_index: p for p in plan_quantization(model).points if p.node == "y"}
+    assert (points[position].kind, points[position].axis) == ("weight", axis)
+    assert (points[1 - position].kind, points[1 - position].tensor) == ("activation", "x")
+
+
+def test_the_axis_of_a_gemm_with_its_weight_on_the_left(make_model):
+    for trans, shape, axis in ((0, (5, 4), 0), (1, (4, 5), 1)):
+        node = h.make_node("Gemm", ["w", "x"], ["y"], transA=trans)
+        plan = plan_quantization(one_node(make_model, node, {"w": np.ones(shape, np.float32)}, x=(4, 8)))
+        assert plan.points[-2:] == (QuantPoint("y", 0, "w", "weight", axis), act("y", 1, "x"))
 
 
 def test_the_axis_of_gemm_follows_its_transposition(make_model):

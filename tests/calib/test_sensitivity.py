@@ -14,7 +14,7 @@ from calib import TensorScale, insert_qdq, plan_quantization, sqnr_db
 from calib.calibration_table import CalibrationTable
 from calib.errors import ArtifactError, GraphError, InputError
 from calib.graph import index_graph
-from calib.graph_segments import SegmentRuns, split_at
+from calib.graph_segments import SegmentRuns, prefix, split_at
 from calib.ort_session import TappedGraph
 from calib.qdq_placement import QuantPlan
 from calib.sensitivity import group_nodes, measure_sensitivity, rank_groups
@@ -181,7 +181,7 @@ def test_fewer_macs_are_run_than_one_forward_per_group(make_model, few, monkeypa
     model = network(make_model)
     plan = plan_quantization(model)
     table = table_of(model, plan, few)
-    macs, run = count_macs(model), 0
+    macs, run = count_macs(model).by_name, 0
     made, call = GraphSession.__init__, GraphSession.__call__
 
     def init(self, graph, **settings):
@@ -405,12 +405,6 @@ def test_ranking(measured):
     assert per_mac == sorted(per_mac, reverse=True)
 
 
-def two_outputs(make_model, few):
-    model = network(make_model)
-    model.graph.output.insert(0, h.make_tensor_value_info("r1", T.FLOAT, None))
-    return model, few
-
-
 def two_inputs(make_model, few):
     model = network(make_model)
     model.graph.input.append(h.make_tensor_value_info("other", T.FLOAT, [1]))
@@ -420,7 +414,6 @@ def two_inputs(make_model, few):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (two_outputs, "does not depend on these nodes"),
         (two_inputs, "one input"),
         (lambda m, few: (network(m), few[:0]), "no images"),
         (lambda m, few: (network(m), few * np.nan), "NaN or infinity"),
@@ -447,3 +440,23 @@ def test_a_table_without_a_scale_and_a_foreign_plan_are_refused(make_model, few)
     other.graph.node[next(i for i, n in enumerate(other.graph.node) if n.name == "b1/q")].name = "renamed"
     with pytest.raises(GraphError, match="another graph"):
         measure_sensitivity(other, table_of(model, plan, few), foreign, [few], threads=1)
+
+
+def test_of_several_outputs_the_first_is_measured_and_other_layers_cost_it_nothing(make_model, few):
+    whole, model = network(make_model), network(make_model)
+    model.graph.output.insert(0, h.make_tensor_value_info("r1", T.FLOAT, None))
+    alone = network(make_model)
+    del alone.graph.output[:]
+    alone.graph.output.append(h.make_tensor_value_info("r1", T.FLOAT, None))
+    plan = plan_quantization(whole)
+    table = table_of(whole, plan, few)
+    measured = {group.nodes: group for group in measure_sensitivity(model, table, plan, [few], threads=1)}
+    assert tuple(measured) == group_nodes(plan)
+    produced = set(index_graph(prefix(alone, ("r1",))).names)
+    late = [nodes for nodes in measured if not produced & set(nodes)]
+    early = [nodes for nodes in measured if produced & set(nodes)]
+    assert late
+    assert early
+    assert all(measured[nodes].isolated_db == 300.0 for nodes in late)
+    assert all(measured[nodes].isolated_db < 100.0 for nodes in early)
+    assert all(group.macs > 0 for group in measured.values())

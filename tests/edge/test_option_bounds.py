@@ -12,7 +12,7 @@ HUGE = ("1" + 30 * "0", "9" * 5000, "-1", "-" + 30 * "9")
 NO_NUMBERS = ("nan", "inf", "-inf", "1e400")
 POSITIONAL = {
     "build": ("ufovit_t", "int8"), "camera": ("b", "--source", "synthetic://"), "bench": ("b",), "calibrate": ("g.onnx",),
-    "certify": ("g.onnx",), "bundle": ("b",), "drift": ("b",),
+    "certify": ("g.onnx",), "bundle": ("b",), "drift": ("b",), "checkpoint": ("c.pth",),
 }  # fmt: skip
 WITH = {"--batch": (), "--seed": ("--random-weights",)}
 

@@ -66,6 +66,7 @@ def wrong_in_ufovit(words):
     wrong = [f"no option {word}" for word in words[1:] if word.startswith("--") and word.partition("=")[0] not in known]
     if words[0] == "build" and len(words) > 2 and not words[1].startswith("-"):
         model, precision = words[1:3]
-        wrong += [f"no model {model}"] if model not in SIZES and model != "MODEL" else []
+        known_model = model in SIZES or model == "MODEL" or model.endswith((".onnx", ".safetensors", ".pth"))
+        wrong += [] if known_model else [f"no model {model}"]
         wrong += [f"no precision {precision}"] if precision not in PRECISIONS and precision != "PRECISION" else []
     return wrong

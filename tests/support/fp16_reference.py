@@ -22,7 +22,7 @@ def by_tapped_graph(model, x):
 
 
 def by_ort_runner(model, x):
-    return OrtRunner(Path("in memory"), 1, data=model.SerializeToString())(x)
+    return OrtRunner(Path("in memory"), 1, data=model.SerializeToString())(x)[0]
 
 
 SESSIONS = pytest.mark.parametrize("session", [by_tapped_graph, by_ort_runner])

@@ -13,6 +13,7 @@ from edge.drift.drift_report import DRIFT_ARTIFACT, Source, Subject, judge_sides
 from edge.gate import build_figures, compare_builds, update
 from edge.gate.baseline import BaselineFigures, Identity, Margin, Origin, XNormMargins
 from edge.gate.build_figures import BuildFigures
+from edge.tasks.budget import Budget
 from edge.tasks.classification.logits import Logits, write_logits
 from edge.tasks.registry import load_task
 from engines.build_folder.file_names import ARTIFACTS
@@ -62,7 +63,7 @@ def plant(folder: Path, planted: Planted = NOTHING, recipe: Recipe = RECIPE) -> 
     task, sides = load_task("classification", recipe.labels), Logits(reference, engine, labels).sides
     old = BuildFolder(folder).read(DRIFT_ARTIFACT)
     subject = Subject(**{f.name: getattr(old, f.name) for f in fields(Subject)})
-    report = judge_sides(task, subject, sides, planted.budget, random_weights=recipe.random_weights)
+    report = judge_sides(task, subject, sides, Budget(planted.budget), random_weights=recipe.random_weights)
     write_logits(folder / "logits.npz", Logits(reference, engine, labels))
     write_artifact(folder / "drift.json", report)
     if planted.engine is not None:
@@ -125,7 +126,7 @@ def memory_build(reference, engine, labels, identity=None, **measured):
     origin = Origin("2026-01-01", "1", "trt_rtx", "1.7", "e" * 64, "f" * 64, "1" * 64, "pass")
     sites = XNormMargins("stable", {"a": Margin(5.0, 7.0)})
     source, sides = Source("x", "0" * 64, "y"), Logits(reference, engine, labels).sides
-    drift = judge_sides(task, Subject(source, source, "d", "2" * 64, "3" * 64), sides, 5.0, random_weights=False)
+    drift = judge_sides(task, Subject(source, source, "d", "2" * 64, "3" * 64), sides, Budget(5.0), random_weights=False)
     values = {
         "answers": task.record(drift.comparison, sides), "scales": None, "share": 0.98, "engine_bytes": 1000, "xnorm": sites,
         "latency": None,

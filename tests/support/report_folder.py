@@ -29,6 +29,7 @@ from edge.report import page
 from edge.stability.certificate import Checks, HeadRanges, Int8Loss, IslandCost, SiteCertificate, XNormCertificate
 from edge.stability.site_certificate import network_verdict
 from edge.stability.verdict import Judgement
+from edge.tasks.budget import Budget
 from edge.tasks.classification.logits import Logits
 from edge.tasks.registry import load_task
 from engines.build_folder.folder import BuildFolder
@@ -265,7 +266,7 @@ def judge_folder(folder: Path, recipe: Recipe) -> None:
         data_sha256="2" * 64,
         preprocess_sha256="3" * 64,
     )
-    report = judge_sides(task, subject, sides, 0.5, random_weights=recipe.random_weights)
+    report = judge_sides(task, subject, sides, Budget(), random_weights=recipe.random_weights)
     write_drift(folder, task, report, sides, photo)
 
 
@@ -347,7 +348,7 @@ def manifest(folder: Path, recipe: Recipe) -> EngineManifest:
         else None,
         engine=EngineRecord("engine.engine", sha256_bytes(data), len(data), "trt_rtx", "1.7.1.116", ("8.9", "12.0")),
         input=TensorInfo("image", (-1, 3, 64, 64), "float32"),
-        output=TensorInfo("logits", (-1, len(recipe.labels)), "float32"),
+        outputs=(TensorInfo("logits", (-1, len(recipe.labels)), "float32"),),
         preprocess={"image_size": 64, "mean": [0.286, 0.286, 0.286], "sha256": "3" * 64},
         labels=recipe.labels,
         receipt=Receipt(actual.get("int8", 0.0), {kind: 1.0}, actual, recipe.fallbacks),

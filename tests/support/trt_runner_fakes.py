@@ -14,6 +14,7 @@ from calib.errors import BackendError
 
 SIZE, CLASSES = 4, 5
 ELEMENTS = 3 * SIZE * SIZE
+LOGITS, INDEX = "logits", "index"
 WEIGHTS = np.random.default_rng(0).integers(-8, 9, (ELEMENTS, CLASSES))
 NAN = 0xFF
 """Bytes of it make a NaN in float32."""
@@ -184,7 +185,7 @@ class FakeLogger:
 class Kinds:
     """Enumerations of the module, by the real names."""
 
-    DataType = Enum("DataType", "FLOAT HALF INT8")
+    DataType = Enum("DataType", "FLOAT HALF INT8 INT32 UINT8")
     TensorIOMode = Enum("TensorIOMode", "NONE INPUT OUTPUT")
     TensorFormat = Enum("TensorFormat", "LINEAR CHW32")
 
@@ -217,8 +218,8 @@ class FakeContext:
         return self.engine.answer("set_input_shape", True)
 
     def get_tensor_shape(self, name):
-        assert name == self.engine.names[-1]
-        return self.engine.answer("get_tensor_shape", (self.shape[0], self.engine.classes))
+        shape = {LOGITS: (self.shape[0], self.engine.classes), INDEX: (self.shape[0],)}[name]
+        return self.engine.answer("get_tensor_shape", shape)
 
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
@@ -234,9 +235,13 @@ class FakeContext:
         def work():
             if changes != self.changes:
                 raise Fault("the execution context has changed since this was put on the stream")
-            images, logits = (self.engine.module.memory.bytes_at[a].view(np.float32) for a in addresses)
-            images = images[: int(np.prod(shape))].reshape(shape[0], -1)
-            logits[: shape[0] * self.engine.classes] = (2 * images[:, ::-1] @ WEIGHTS.astype(np.float32)).ravel()
+            images, logits, *index = (self.engine.module.memory.bytes_at[a] for a in addresses)
+            images = images.view(np.uint8 if self.engine.dtypes[0] == "UINT8" else np.float32)
+            images = images[: int(np.prod(shape))].reshape(shape[0], -1).astype(np.float32)
+            answers = 2 * images[:, ::-1] @ WEIGHTS.astype(np.float32)
+            logits.view(np.float32)[: answers.size] = answers.ravel()
+            for output in index:
+                output.view(np.int32)[: shape[0]] = answers.argmax(axis=1)
 
         stream.put("execute", work)
         return self.engine.answer("execute_async_v3", True)
@@ -353,7 +358,13 @@ class FakeTensorRT(types.ModuleType):
 
 
 def plan(batches=(1, 2, 4), **more):
-    return json.dumps({"names": ["images", "logits"], "batches": batches, **more}).encode()
+    return json.dumps({"names": ["images", LOGITS], "batches": batches, **more}).encode()
+
+
+def two_output_plan(batches=(1, 2, 4)):
+    """Of uint8 images; the second output is the index of the largest logit, int32."""
+    ports = {"modes": ["INPUT", "OUTPUT", "OUTPUT"], "dtypes": ["UINT8", "FLOAT", "INT32"], "formats": ["LINEAR"] * 3}
+    return plan(batches, **{"names": ["images", LOGITS, INDEX], **ports})
 
 
 def draw(count, seed=1):
@@ -367,9 +378,9 @@ def expected(images):
     )
 
 
-def same(logits, images):
+def same(outputs, images):
     """Bit for bit, of the right type, and none of them NaN."""
-    wanted = expected(images)
+    (logits,), wanted = outputs, expected(images)
     return logits.dtype == np.float32 and logits.shape == wanted.shape and bool((logits == wanted).all())
 
 

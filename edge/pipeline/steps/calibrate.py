@@ -1,4 +1,4 @@
-"""calibrate (int8): model.folded.onnx + calibration images -> model.refined.onnx, calibration.json."""
+"""calibrate (int8): the last float graph + calibration images -> model.refined.onnx, calibration.json."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
 from edge.runtime.ort_runner import tapped_batch
-from engines.build_folder.file_names import CALIBRATION, FOLDED, REFINED
+from engines.build_folder.file_names import CALIBRATION, REFINED
 from engines.hardware import versions
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 
-def calibrate_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> Step:
-    """The step as `edge.pipeline.build` runs it."""
+def calibrate_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace, graph: str) -> Step:
+    """The step as `edge.pipeline.build` runs it on the file `graph`."""
     reads = {
-        "onnx": workspace.sha256(FOLDED),
+        "onnx": workspace.sha256(graph),
         "images": inputs.calib_images.sha256,
-        "preprocess": inputs.info.preprocess.sha256,
+        "preprocess": inputs.network.preprocess.sha256,
         "method": request.method,
         "effort": request.effort,
-        "keep_float": list(request.keep_float),
+        "keep_float": list(inputs.keep_float),
         "versions": versions("onnx", "onnxruntime", "numpy"),
     }
 
     def work(out: Path, advance: Advance) -> None:
-        calibrate_model(request, inputs, request.out / FOLDED, out / REFINED, out / CALIBRATION, advance)
+        calibrate_model(request, inputs, request.out / graph, out / REFINED, out / CALIBRATION, advance)
 
     return Step("calibrate", reads, (REFINED, CALIBRATION), work)
 
@@ -44,8 +44,8 @@ def calibrate_model(
     from calib.qdq_placement import QuantScheme
     from calib.quantize import CalibrateConfig, calibrate_graph
 
-    images, preprocess = inputs.calib_images, inputs.info.preprocess
-    size = tapped_batch(inputs.info.config.image_size)
+    images, preprocess = inputs.calib_images, inputs.network.preprocess
+    size = inputs.network.batch(tapped_batch(preprocess.image_size))
     table = calibrate_graph(
         model_path,
         refined_path,
@@ -54,7 +54,7 @@ def calibrate_model(
         data_sha256=images.sha256,
         config=CalibrateConfig(
             effort=request.effort,
-            scheme=QuantScheme(exclude=request.keep_float),
+            scheme=QuantScheme(exclude=inputs.keep_float),
             collect=CollectConfig(method=request.method, at_once=2, preprocess_sha256=preprocess.sha256),
             refine_threads=2,
             bounds=_proven_bounds,

@@ -23,11 +23,21 @@ def certify_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspac
     reads = {
         "onnx": workspace.sha256(MODEL),
         "images": inputs.calib_images.sha256,
-        "preprocess": inputs.info.preprocess.sha256,
+        "preprocess": inputs.network.preprocess.sha256,
         "precisions": list(request.certified_precisions),
         "versions": versions("onnx", "onnxruntime", "numpy"),
     }
     return Step("certify", reads, (XNORM, FOLDED), partial(certify_model, request, inputs))
+
+
+def has_xnorms(inputs: BuildInputs, path: Path) -> bool:
+    """Whether the graph at `path` divides by an L2 norm: without, there is nothing to certify."""
+    if inputs.network.info is not None:
+        return True
+    from calib.graph import load_graph
+    from edge.stability.finders.xnorm import find_sites
+
+    return bool(find_sites(load_graph(path)[0]))
 
 
 def certify_model(request: BuildRequest, inputs: BuildInputs, out: Path, advance: Advance) -> None:
@@ -39,18 +49,19 @@ def certify_model(request: BuildRequest, inputs: BuildInputs, out: Path, advance
     from calib.qdq_writer import serialize
     from edge.stability.certify import CertifyConfig, certify_graph, image_budget
 
-    path, info = request.out / MODEL, inputs.info
+    path, network = request.out / MODEL, inputs.network
+    preprocess = network.preprocess
     model, _ = load_graph(path)
     images = inputs.calib_images.take(image_budget(model, len(inputs.calib_images)))
     done = certify_graph(
         model,
-        images.batches(info.preprocess, tapped_batch(info.config.image_size)),
-        data_sha256=data_digest(images, info.preprocess),
+        images.batches(preprocess, network.batch(tapped_batch(preprocess.image_size))),
+        data_sha256=data_digest(images, preprocess),
         onnx_sha256=sha256_file(path),
         config=CertifyConfig(
             precisions=request.certified_precisions,
-            expected_sites=info.config.xnorm_sites,
-            kv_axis=info.config.xnorm_kv_axis,
+            expected_sites=network.xnorm_sites,
+            kv_axis=network.xnorm_kv_axis,
             where=path,
         ),
         progress=lambda count: advance(0.8 * count / len(images)),

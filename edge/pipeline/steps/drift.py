@@ -1,23 +1,21 @@
 """drift: the engine, or its graph on the CPU, against model.onnx on images -> drift.json, logits.npz, flips.npz."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from calib.parallel import ordered_map
 from edge.drift.drift_report import Source, Subject, judge_sides, write_drift
 from edge.drift.stored_reference import StoredAnswers, check_stored
 from edge.images.golden_pair import check_build_golden, require_golden
 from edge.images.labelled_images import ImageSet
-from edge.images.preprocess import Float32, read_preprocess
+from edge.images.preprocess import read_preprocess
 from edge.pipeline.workspace import Step
 from edge.progress import Advance
 from edge.runtime.engine_runner import open_engine
 from edge.runtime.ort_runner import BATCH, OrtRunner, emulated_runner
-from edge.runtime.runner import Runner
+from edge.runtime.runner import Images, Runner, join_outputs, pad_batch
+from edge.tasks.budget import Budget
 from edge.tasks.registry import task_of
 from edge.tasks.task import Outputs, Sides
 from engines.build_folder.file_names import ANSWERS, DRIFT, GOLDEN, MANIFEST, MODEL, PICTURES, TYPED
@@ -39,7 +37,7 @@ class Question:
 
     images: ImageSet
     labelled: bool
-    budget_points: float
+    budget: Budget
     stored: StoredAnswers | None = None
 
 
@@ -66,8 +64,9 @@ def drift_step(build: BuildFolder, question: Question, *, here: bool) -> Step:
         "reference": stored.sha256 if stored else manifest.onnx.sha256,
         "images": images.sha256,
         "labelled": question.labelled,
-        "budget": question.budget_points,
+        "budget": asdict(question.budget),
         "versions": versions("onnxruntime"),
+        **({"notes": list(images.notes)} if images.notes else {}),
     }
     return Step("drift", reads, (DRIFT, ANSWERS, PICTURES), partial(judge_build, build, question, judged))
 
@@ -103,11 +102,12 @@ def judge_build(
         data_sha256=images.sha256,
         preprocess_sha256=preprocess.sha256,
     )
-    expected, outputs = [], []
+    expected: list[Outputs] = []
+    outputs: list[Outputs] = []
     with runner:
         reference = None if question.stored else _ort_runner(build, MODEL, throughput=runner.at_once > 1)
 
-        def both(batch: Float32) -> tuple[Float32, Float32 | None]:
+        def both(batch: Images) -> tuple[Outputs, Outputs | None]:
             return answer(runner, batch, sizes.min), None if reference is None else reference(batch)
 
         for judged_outputs, reference_outputs in ordered_map(both, images.batches(preprocess, size), runner.at_once):
@@ -115,17 +115,17 @@ def judge_build(
             if reference_outputs is not None:
                 expected.append(reference_outputs)
             advance(min(1.0, len(outputs) * size / len(images)))
-    answers: Outputs = question.stored.outputs if question.stored else (np.concatenate(expected),)
-    sides = Sides(answers, (np.concatenate(outputs),), images.labels if question.labelled else None)
+    answers = question.stored.outputs if question.stored else join_outputs(expected)
+    sides = Sides(answers, join_outputs(outputs), images.labels if question.labelled else None)
     task = task_of(manifest)
-    report = judge_sides(task, subject, sides, question.budget_points, random_weights=manifest.random_weights)
+    stamp = manifest.random_weights
+    report = judge_sides(task, subject, sides, question.budget, random_weights=stamp, notes=images.notes)
     write_drift(out, task, report, sides, images.pixels)
 
 
-def answer(runner: Callable[[Float32], Float32], images: Float32, smallest: int) -> Float32:
-    """Outputs (n, ...) of images (n, 3, S, S); copies of the last one fill the batch up to the engine's smallest."""
-    missing = max(0, smallest - len(images))
-    return runner(np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]))[: len(images)]
+def answer(runner: Runner, images: Images, smallest: int) -> Outputs:
+    """Outputs (n, ...) of images (n, ...); copies of the last one fill the batch up to the engine's smallest."""
+    return tuple(output[: len(images)] for output in runner(pad_batch(images, smallest)))
 
 
 def _judged_runner(build: BuildFolder, judged: str, *, is_engine: bool) -> Runner:

@@ -12,7 +12,18 @@ from edge.pipeline.steps.drift import judged_on
 from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
 from engines.build import BuiltEngine, build
-from engines.build_folder.file_names import CALIBRATION, EXPORT, FOLDED, MANIFEST, MODEL, QUANTIZED, REFINED, TYPED, XNORM
+from engines.build_folder.file_names import (
+    CALIBRATION,
+    EXPORT,
+    FOLDED,
+    IMPORT,
+    MANIFEST,
+    MODEL,
+    QUANTIZED,
+    REFINED,
+    TYPED,
+    XNORM,
+)
 from engines.build_folder.manifest import CalibrationRecord, EngineManifest, EngineRecord, FileRecord, write_manifest
 from engines.build_spec import BuildSpec
 from engines.hardware import versions
@@ -26,7 +37,7 @@ def engine_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace
     """The step as `edge.pipeline.build` runs it on the file `graph`."""
     reads = {
         "onnx": workspace.sha256(graph),
-        "export": workspace.sha256(EXPORT),
+        "source": workspace.sha256(EXPORT if inputs.network.imported is None else IMPORT),
         "target": request.target.name,
         "precision": request.precision,
         "batch": [request.batch.min, request.batch.opt, request.batch.max],
@@ -35,12 +46,14 @@ def engine_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace
         "builder": request.builder.as_json(request.target, request.out),
         "versions": versions("tensorrt_rtx", "tensorrt", "onnxruntime"),
     }
-    work = partial(build_engine, request, inputs, request.out / graph)
+    work = partial(build_engine, request, inputs, request.out / graph, workspace.made(XNORM))
     return Step("engine", reads, (request.engine_file, MANIFEST), work)
 
 
-def build_engine(request: BuildRequest, inputs: BuildInputs, graph_path: Path, out: Path, advance: Advance) -> None:
-    """Graph -> engine and manifest in the folder `out`.
+def build_engine(
+    request: BuildRequest, inputs: BuildInputs, graph_path: Path, certified: bool, out: Path, advance: Advance
+) -> None:
+    """Graph -> engine and manifest in the folder `out`; `certified`: the graph has XNorms, and a certificate of them.
 
     Raises VerdictError when the receipt is below its floor; then neither is written.
     """
@@ -52,7 +65,7 @@ def build_engine(request: BuildRequest, inputs: BuildInputs, graph_path: Path, o
     def recorded(file: str) -> FileRecord:
         return FileRecord(file, sha256_file(folder / file))
 
-    info, images = inputs.info, inputs.calib_images
+    network, images = inputs.network, inputs.calib_images
     int8 = request.precision == "int8"
     typed = graph_path.name == TYPED
     calibration = None
@@ -60,29 +73,29 @@ def build_engine(request: BuildRequest, inputs: BuildInputs, graph_path: Path, o
         calibration = CalibrationRecord(**vars(recorded(CALIBRATION)), images=len(images), data_sha256=images.sha256)
     judged = judged_on(on_cpu=target.backend == "ort", here=judged_here(target), emulated=typed)
     manifest = EngineManifest(
-        model=info.config.name,
+        model=network.name,
         precision=request.precision,
         target=target.name,
-        task=request.task,
+        task=network.task.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        checkpoint=FileRecord(Path(info.file).name, info.sha256) if info.file else None,
+        checkpoint=FileRecord(Path(network.file).name, network.sha256) if network.file else None,
         onnx=recorded(MODEL),
-        xnorm=recorded(XNORM) if request.precision != "fp32" else None,
-        folded_onnx=recorded(FOLDED) if request.precision != "fp32" else None,
+        xnorm=recorded(XNORM) if certified else None,
+        folded_onnx=recorded(FOLDED) if certified else None,
         refined_onnx=recorded(REFINED) if int8 else None,
         qdq_onnx=recorded(QUANTIZED) if int8 else None,
         typed_onnx=recorded(TYPED) if typed else None,
         calibration=calibration,
         engine=record,
         input=built.input,
-        output=built.output,
-        preprocess={**info.preprocess.as_json(), "sha256": info.preprocess.sha256},
-        labels=info.labels,
+        outputs=built.outputs,
+        preprocess={**network.preprocess.as_json(), "sha256": network.preprocess.sha256},
+        labels=network.task.names,
         receipt=built.receipt,
-        batch=(request.batch.min, request.batch.opt, request.batch.max),
+        batch=(built.batch.min, built.batch.opt, built.batch.max),
         int8_floor=request.int8_floor,
-        random_weights=info.random_weights,
-        notes=(RANDOM_NOTE, judged) if info.random_weights else (judged,),
+        random_weights=network.random_weights,
+        notes=(RANDOM_NOTE, judged) if network.random_weights else (judged,),
     )
     write_manifest(out, manifest)
 

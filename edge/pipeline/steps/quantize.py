@@ -4,6 +4,7 @@ from pathlib import Path
 
 from calib.errors import VerdictError
 from calib.files import sha256_file, write_bytes
+from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
@@ -12,21 +13,28 @@ from engines.build_folder.file_names import CALIBRATION, QUANTIZED, REFINED
 _LISTED_SITES = 4
 
 
-def quantize_step(request: BuildRequest, workspace: Workspace) -> Step:
+def quantize_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> Step:
     """The step as `edge.pipeline.build` runs it."""
     reads = {
         "onnx": workspace.sha256(REFINED),
         "calibration": workspace.sha256(CALIBRATION),
-        "keep_float": list(request.keep_float),
+        "keep_float": list(inputs.keep_float),
     }
 
     def work(out: Path, advance: Advance) -> None:
-        quantize_model(request, request.out / REFINED, request.out / CALIBRATION, out / QUANTIZED, advance)
+        quantize_model(request, inputs.keep_float, request.out / REFINED, request.out / CALIBRATION, out / QUANTIZED, advance)
 
     return Step("quantize", reads, (QUANTIZED,), work)
 
 
-def quantize_model(request: BuildRequest, model_path: Path, table_path: Path, quantized_path: Path, advance: Advance) -> None:
+def quantize_model(
+    request: BuildRequest,
+    keep_float: tuple[str, ...],
+    model_path: Path,
+    table_path: Path,
+    quantized_path: Path,
+    advance: Advance,
+) -> None:
     """Float graph and table -> Q/DQ graph, linted. Raises VerdictError when a layer would not run in INT8."""
     from calib.calibration_table import check_table, load_table
     from calib.graph import load_graph
@@ -39,7 +47,7 @@ def quantize_model(request: BuildRequest, model_path: Path, table_path: Path, qu
     (model, _), table = load_graph(model_path), load_table(table_path)
     check_table(table, onnx_sha256=sha256_file(model_path))
     advance(0.2)
-    quantized = quantize_graph(model, table, QuantScheme(exclude=request.keep_float), request.out / QUANTIZED)
+    quantized = quantize_graph(model, table, QuantScheme(exclude=keep_float), request.out / QUANTIZED)
     before_norm = quantized_before_norm(quantized, find_sites(quantized))
     if before_norm:
         raise VerdictError(

@@ -7,6 +7,7 @@ import numpy as np
 
 from calib.errors import VerdictError
 from calib.files import write_bytes
+from edge.images.preprocess import Float32
 from edge.numeric_tolerances import TYPED_FP16_SQNR_DB, TYPED_INT8_LOSS_DB
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
@@ -18,24 +19,22 @@ from engines.build_folder.file_names import REFINED, TYPED, XNORM
 
 def type_fp16_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace, graph: str) -> Step:
     """The step as `edge.pipeline.build` runs it on the file `graph`."""
-    reads = {
-        "onnx": workspace.sha256(graph),
-        "certificate": workspace.sha256(XNORM),
-        "images": inputs.calib_images.sha256,
-    }
-    return Step("type", reads, (TYPED,), partial(type_model, request, inputs, graph))
+    certified = workspace.made(XNORM)
+    reads = {"onnx": workspace.sha256(graph), "images": inputs.calib_images.sha256}
+    if certified:
+        reads["certificate"] = workspace.sha256(XNORM)
+    return Step("type", reads, (TYPED,), partial(type_model, request, inputs, graph, certified))
 
 
-def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, out: Path, advance: Advance) -> None:
+def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, certified: bool, out: Path, advance: Advance) -> None:
     """Graph -> strongly typed FP16 graph in the folder `out`, FP32 where the certificate asks for it; roundings emulated.
 
     Raises VerdictError when its outputs differ too much from the graph's. An INT8 graph is compared through its float graph: an
     FP16 rounding moves some codes by one, which is not a fault as long as the error against float does not grow.
     """
     from calib.graph import load_graph
-    from calib.metrics import sqnr_db
     from calib.qdq_writer import serialize
-    from edge.runtime.ort_runner import OrtRunner, emulated_runner
+    from edge.runtime.ort_runner import OrtRunner, emulated_runner, run_all
     from edge.stability.certificate import read_certificate
     from edge.stability.finders.xnorm import find_sites
     from edge.stability.islands import fp32_nodes
@@ -43,25 +42,38 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, out: Path
 
     folder, path = request.out, request.out / graph
     model, _ = load_graph(path)
-    sites = find_sites(model, inputs.info.config.xnorm_sites, inputs.info.config.xnorm_kv_axis)
-    kept = read_certificate(folder / XNORM).island_names
-    typed = type_graph(model, keep_fp32=fp32_nodes(model, sites, kept))
+    islands: frozenset[str] = frozenset()
+    if certified:
+        sites = find_sites(model, inputs.network.xnorm_sites, inputs.network.xnorm_kv_axis)
+        islands = fp32_nodes(model, sites, read_certificate(folder / XNORM).island_names)
+    typed = type_graph(model, keep_fp32=islands)
     advance(0.5)
-    (images,) = inputs.calib_images.take(CHECK_IMAGES).batches(inputs.info.preprocess, CHECK_IMAGES)
-    outputs = emulated_runner(typed, folder / TYPED)(images)
-    reference = OrtRunner(path)(images)
-    allowed = TYPED_FP16_SQNR_DB
-    if request.precision == "int8":
-        unquantized = OrtRunner(folder / REFINED)(images)
-        allowed = min(allowed, sqnr_db(unquantized, reference) - TYPED_INT8_LOSS_DB)
-        reference = unquantized
-    measured = sqnr_db(reference, outputs) if np.isfinite(outputs).all() else float("nan")
+    network = inputs.network
+    batches = list(inputs.calib_images.take(CHECK_IMAGES).batches(network.preprocess, network.batch(CHECK_IMAGES)))
+    reference = run_all(OrtRunner(path), batches)
+    unquantized = run_all(OrtRunner(folder / REFINED), batches) if request.precision == "int8" else reference
+    outputs = run_all(emulated_runner(typed, folder / TYPED), batches)
+    names = [value.name for value in typed.graph.output]
+    for name, *sides in zip(names, unquantized, reference, outputs, strict=True):
+        if sides[0].dtype.kind == "f":  # of indices and other integers, no power can be told
+            _check_output(path, name, *sides)
+    write_bytes(out / TYPED, serialize(typed))
+
+
+def _check_output(path: Path, name: str, unquantized: Float32, graph: Float32, typed: Float32) -> None:
+    """Compare one output of the typed graph; `unquantized` is that of the graph before it was quantized, or `graph` itself.
+
+    Raises VerdictError where typing has cost too much.
+    """
+    from calib.metrics import sqnr_db
+
+    allowed = min(TYPED_FP16_SQNR_DB, sqnr_db(unquantized, graph) - TYPED_INT8_LOSS_DB)
+    measured = sqnr_db(unquantized, typed) if np.isfinite(typed).all() else float("nan")
     if not measured >= allowed:
         raise VerdictError(
             "the FP16 graph's outputs differ too much from the FP32 graph's",
             where=path,
-            found=f"SQNR of the logits {measured:.1f} dB, roundings emulated",
+            found=f"SQNR of output {name} {measured:.1f} dB, roundings emulated",
             allowed=f"at least {allowed:.1f} dB",
             next_command="ufovit build with precision fp32, and compare the layers' ranges in its report",
         )
-    write_bytes(out / TYPED, serialize(typed))

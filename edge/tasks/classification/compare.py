@@ -5,14 +5,13 @@ A row of the engine that holds NaN or infinity is a wrong answer that agrees wit
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from calib.errors import DataError
-from calib.metrics import sqnr_db, top1_agreement
+from calib.metrics import sqnr_db
 from edge.numeric_tolerances import RANDOM_WEIGHTS_COSINE, RECOMPUTED, SQNR_CAP_DB
 from edge.tasks.classification.drop_interval import Flips, Paired, drop_interval, images_to_decide, mcnemar_p
 from edge.tasks.classification.logit_metrics import (
@@ -27,6 +26,7 @@ from edge.tasks.classification.logit_metrics import (
     top_share,
 )
 from edge.tasks.classification.logits import answers
+from edge.tasks.constant_outputs import why_constant
 from edge.tasks.interval import Float64, Interval, Verdict, decide, share_interval
 from edge.tasks.task import Comparison
 
@@ -44,6 +44,7 @@ class LogitComparison(Comparison):
         drop_points: drop in top-1, positive is worse, and its `interval`.
         flips: answers that changed between right and wrong.
         agreement: share with the same answer on both sides; `changed_interval` is that of the share of changed answers.
+        constant_reference: "zero for every image" or "the same for every image" where the reference's logits are so.
         cosine_min: smallest over the images, logits centred over the classes.
         distance: other distances between the logits; None where no row of the engine is finite.
         reliability_reference, reliability_engine: calibration error of each side's confidence, over the finite rows.
@@ -67,6 +68,7 @@ class LogitComparison(Comparison):
     reliability_engine: Reliability | None
     confusion_reference: tuple[tuple[int, ...], ...] | None
     confusion_engine: tuple[tuple[int, ...], ...] | None
+    constant_reference: str = ""
 
     @property
     def with_truth(self) -> bool:
@@ -102,6 +104,8 @@ def compare(reference: Floats, engine: Floats, labels: Int64 | None) -> LogitCom
     some, n = bool(finite.any()), len(reference)
     cosines = centred_cosine(reference[finite], engine[finite])
     not_finite, missing = int((~finite).sum()), []
+    if constant := why_constant(reference):
+        missing.append(f"SQNR and agreement: the reference's logits are {constant}, so that neither is defined")
     if not_finite:
         missing.append(f"{not_finite} of {n} images: the engine's logits hold NaN or infinity, so that only answers count")
     if labels is None:
@@ -117,6 +121,7 @@ def compare(reference: Floats, engine: Floats, labels: Int64 | None) -> LogitCom
         distance=distance(reference[finite], engine[finite], cosines) if some else None,
         not_finite=not_finite,
         not_compared=tuple(missing),
+        constant_reference=constant,
         **_labelled_figures(reference, engine, labels, answer_engine),
     )
 
@@ -181,6 +186,8 @@ def judge(comparison: LogitComparison, budget_points: float, *, random_weights: 
     judged_by: JudgedBy = "numbers" if random_weights else "accuracy" if comparison.with_truth else "agreement"
     if comparison.not_finite:
         return judged_by, "fail", f"{comparison.not_finite} of {comparison.images} engine outputs hold NaN or Inf"
+    if comparison.constant_reference:
+        return judged_by, "inconclusive", f"the FP32 network cannot be judged: its logits are {comparison.constant_reference}"
     if random_weights:
         cosine, needed = comparison.cosine_min, RANDOM_WEIGHTS_COSINE
         sentence = f"random weights have no accuracy to lose; smallest cosine of the logits {cosine:.4f}, {needed:g} needed"
@@ -235,16 +242,3 @@ def _confusion(labels: Int64, answers: Int64, classes: int) -> tuple[tuple[int, 
     """Counts [label][answer]."""
     table = np.bincount(labels * classes + answers, minlength=classes * classes).reshape(classes, classes)
     return tuple(tuple(int(v) for v in row) for row in table)
-
-
-def holdout_lines(reference: Floats, engine: Floats, labels: Int64 | None, images: str) -> Iterator[str]:
-    """Summary of the loss by quantization on held-out `images`, for `ufovit calibrate`, which takes any graph.
-
-    SQNR of outputs (n, ...), for logits (n, classes) also agreement and, with labels (n,), accuracy.
-    """
-    classifies = reference.ndim == 2
-    agreement = f", agreement {top1_agreement(reference, engine):.2%}" if classifies else ""
-    yield f"{'logits' if classifies else 'output'}       SQNR {sqnr_db(reference, engine):.1f} dB{agreement} on {images}"
-    if labels is not None:
-        before, after = (float(np.mean(side.argmax(1) == labels)) for side in (reference, engine))
-        yield f"top-1        {before:.2%} float, {after:.2%} INT8"

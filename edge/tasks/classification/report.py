@@ -12,6 +12,7 @@ from edge.tasks.classification.compare import LogitComparison
 from edge.tasks.classification.confidence_section import confidence_section
 from edge.tasks.classification.logits import Logits
 from edge.tasks.classification.per_class import classes_section
+from edge.tasks.interval_drawing import interval_drawing
 from edge.tasks.task import Int64, Judged
 
 WORDS = {
@@ -32,11 +33,16 @@ def task_report(drift: Judged, logits: Logits, kept: Int64 | None, judged: str, 
     shown: list[parts.Section | None] = [answers_section(drift, logits, kept, labels)]
     if not drift.random_weights:
         shown += [classes_section(logits, labels), confidence_section(drift)]
-    headline = _NOT_FINITE if comparison.not_finite else _HEADLINES[drift.judged_by, drift.verdict]
+    headline = _HEADLINES[drift.judged_by, drift.verdict]
+    if comparison.not_finite or comparison.constant_reference:
+        headline = _NOT_FINITE if comparison.not_finite else _CONSTANT
+    evidence = None
+    if drift.judged_by != "numbers":
+        evidence = interval_drawing(what, *comparison.budgeted, drift.budget.points, drift.verdict)
     return parts.TaskReport(
         headline=headline.format(judged),
         advice=_advice(drift),
-        budgeted=None if drift.judged_by == "numbers" else parts.Budgeted(*comparison.budgeted, what),
+        evidence=evidence,
         basis=_basis(drift),
         figures=_figures(drift),
         truth="labelled" if comparison.with_truth else "without labels",
@@ -47,6 +53,7 @@ def task_report(drift: Judged, logits: Logits, kept: Int64 | None, judged: str, 
     )
 
 
+_CONSTANT = "The FP32 network gives no answers that the {} could be compared with."
 _NOT_FINITE = "The {} gives NaN or infinity as outputs."
 _HEADLINES = {
     ("numbers", "pass"): "The {} computes nearly the same numbers as the FP32 network; accuracy could not be judged.",
@@ -67,6 +74,8 @@ def _advice(drift: Judged) -> str:
     unlabelled = drift.judged_by == "agreement"
     if drift.verdict == "pass":
         return ""
+    if drift.comparison.constant_reference and not drift.comparison.not_finite:
+        return "The weights of the network or of its last layer were not trained, or not loaded: check the FP32 network."
     if drift.verdict == "inconclusive":
         images = "on labelled images (--data), on more images," if unlabelled else "on more labelled images (--data),"
         return f"Judge it {images} or allow a larger drop (--max-drop) if that is acceptable."
@@ -113,7 +122,7 @@ def _figures(drift: Judged) -> tuple[parts.Figure, ...]:
     comparison: LogitComparison = drift.comparison
     value, figure = partial(_value, comparison), parts.Figure
     _, interval = comparison.budgeted
-    budget = parts.Value("budget_points", drift.budget_points, f"{drift.budget_points:g} points")
+    budget = parts.Value("budget_points", drift.budget.points, f"{drift.budget.points:g} points")
     allowed = figure("Budget", (budget,), "largest drop allowed")
     accuracy: tuple[parts.Figure, ...] = ()
     if drift.judged_by == "accuracy" and comparison.with_truth:

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
+from calib.errors import DataError
 from calib.files import canonical_json, sha256_bytes
 from edge.images.labelled_images import ImageSet, open_images
-from edge.numeric_tolerances import RECOMPUTED
+from edge.numeric_tolerances import RECOMPUTED, SQNR_CAP_DB
+from edge.tasks.budget import Budget
 from edge.tasks.classification import gate_tolerances
+from edge.tasks.classification.class_names import class_names
 from edge.tasks.classification.compare import JudgedBy, LogitComparison, compare, contradiction, judge
 from edge.tasks.classification.flips import worst_flips
 from edge.tasks.classification.gate_rows import AnswerRows, baseline_answers
@@ -21,6 +25,7 @@ from edge.tasks.gate_row import Recorded, Row, Tolerance
 from edge.tasks.interval import Verdict
 from edge.tasks.report_parts import TaskReport
 from edge.tasks.task import Comparison, GateRequest, Int64, Judged, Outputs, Sides, Task
+from engines.layer_records import TensorInfo
 
 
 @dataclass(frozen=True)
@@ -28,14 +33,19 @@ class Classification(Task):
     """The task of one output, logits (n, classes), and labels int64 (n,). Each method is documented in `Task`."""
 
     name: ClassVar[str] = "classification"
+    labelled: ClassVar[bool] = True
     bases: ClassVar[tuple[str, ...]] = JudgedBy.__args__  # type: ignore[attr-defined]  # a Literal's values
     comparison: ClassVar[type[Comparison]] = LogitComparison
     stated: ClassVar[tuple[str, ...]] = (
-        "not_finite", "top1_reference", "top1_engine", "agreement", "sqnr_db", "flips", "confusion_reference",
-        "confusion_engine",
+        "constant_reference", "not_finite", "top1_reference", "top1_engine", "agreement", "sqnr_db", "flips",
+        "confusion_reference", "confusion_engine",
     )  # fmt: skip
     quantities: ClassVar[tuple[str, ...]] = gate_tolerances.QUANTITIES
     identity_words: ClassVar[Mapping[str, str]] = {"labels_sha256": "other labels", "classes": "another number of classes"}
+
+    @classmethod
+    def class_names(cls, labels: tuple[str, ...], outputs: tuple[TensorInfo, ...]) -> tuple[str, ...]:
+        return class_names(labels, outputs)
 
     def open_images(self, path: Path) -> ImageSet:
         return open_images(path, self.names)
@@ -46,6 +56,23 @@ class Classification(Task):
     def parse_answers(self, data: bytes, path: Path) -> Sides:
         return parse_logits(data, path).sides
 
+    def pack_reference(self, outputs: Outputs, truth: Any) -> dict[str, npt.NDArray[Any]]:
+        return {"logits": outputs[0]} | ({} if truth is None else {"labels": truth})
+
+    def unpack_reference(self, arrays: Mapping[str, npt.NDArray[Any]], images: int) -> tuple[Outputs, Any]:
+        logits, labels = arrays.get("logits"), arrays.get("labels")
+        if logits is None or logits.shape != (images, len(self.names)) or logits.dtype != np.float32:
+            found = "none" if logits is None else f"{logits.dtype} {logits.shape}"
+            raise DataError("the logits do not fit", found=found, allowed=f"float32 ({images}, {len(self.names)})")
+        if not np.isfinite(logits).all():
+            raise DataError("the FP32 reference answers contain NaN or infinity")
+        if labels is not None and (labels.shape != (images,) or labels.dtype != np.int64):
+            raise DataError("the labels do not fit", found=f"{labels.dtype} {labels.shape}", allowed=f"int64 ({images},)")
+        if labels is not None and not 0 <= labels.min() <= labels.max() < len(self.names):
+            found, allowed = f"classes {labels.min()} to {labels.max()}", f"0 to {len(self.names) - 1}"
+            raise DataError("a label is out of range", found=found, allowed=allowed)
+        return (logits,), labels
+
     def misfit(self, sides: Sides, images: int) -> str:
         shape = sides.reference[0].shape
         fits = shape == (images, len(self.names))
@@ -55,8 +82,11 @@ class Classification(Task):
         logits = Logits.of(sides)
         return compare(logits.reference, logits.engine, logits.labels)
 
-    def judge(self, comparison: Any, budget_points: float, *, random_weights: bool) -> tuple[str, Verdict, str]:
-        return judge(comparison, budget_points, random_weights=random_weights)
+    def judge(self, comparison: Any, budget: Budget, *, random_weights: bool) -> tuple[str, Verdict, str]:
+        return judge(comparison, budget.points, random_weights=random_weights)
+
+    def budget_text(self, budget: Budget) -> str:
+        return f"{budget.points:g} points of top-1"
 
     def contradiction(self, comparison: Any) -> str:
         return contradiction(comparison)
@@ -95,14 +125,15 @@ class Classification(Task):
 
     def summary(self, drift: Judged, precision: str) -> dict[str, str]:
         comparison: LogitComparison = drift.comparison
-        rows = {}
+        rows, constant = {}, comparison.constant_reference
         if comparison.with_truth and not drift.random_weights:
             rows["top-1"] = f"{comparison.top1_reference:.2%} FP32 reference, {comparison.top1_engine:.2%} {precision}"
             points, interval = comparison.budgeted
             ends = f"[{interval.low_points:+.2f}, {interval.high_points:+.2f}]"
-            rows["drop"] = f"{points:+.2f} points {ends} at {interval.level:.0%}, budget {drift.budget_points:g}"
+            rows["drop"] = f"{points:+.2f} points {ends} at {interval.level:.0%}, budget {drift.budget.points:g}"
         shares = f"{comparison.agreement:.2%} of {comparison.images} images"
-        rows["agreement"] = f"{shares}, SQNR of the logits {comparison.sqnr_db:.1f} dB"
+        sqnr = "logits identical" if comparison.sqnr_db >= SQNR_CAP_DB else f"SQNR of the logits {comparison.sqnr_db:.1f} dB"
+        rows["agreement"] = f"undefined: the reference's logits are {constant}" if constant else f"{shares}, {sqnr}"
         return rows
 
     def report(self, drift: Judged, sides: Sides, kept: Int64 | None, judged: str) -> TaskReport:

@@ -87,7 +87,7 @@ def run(graph: Path, images: Float32) -> Float32:
     """Logits of a graph, in batches of its fixed size if it has one."""
     runner = OrtRunner(graph)
     size = fixed_batch(graph) or BATCH
-    return np.concatenate([runner(np.asarray(images[i : i + size])) for i in range(0, len(images), size)])
+    return np.concatenate([runner(np.asarray(images[i : i + size]))[0] for i in range(0, len(images), size)])
 
 
 def fixed_batch(graph: Path) -> int:

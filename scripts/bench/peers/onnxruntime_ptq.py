@@ -92,8 +92,10 @@ def load(job: Job, *, strided: bool) -> Callable[[], str]:
 
     images = load_calibration(job.folder)
     graph = job.folder / "fp32.onnx"
-    size = batch_size(len(images))
-    reader = make_reader(images, onnx.load(graph).graph.input[0].name, size)
+    source = onnx.load(graph, load_external_data=False).graph.input[0]
+    fixed = source.type.tensor_type.shape.dim[0].dim_value
+    size = fixed or batch_size(len(images))
+    reader = make_reader(images, source.name, size)
     setting, calibrator = job.config.split("-")
     arguments = options(setting)
     if strided:

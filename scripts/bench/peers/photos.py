@@ -78,11 +78,11 @@ def read_photo(path: Path) -> Uint8:
 def crops(photos: list[Path], limit: int, preprocess: Preprocess) -> Float32:
     """At most `limit` preprocessed crops (n, 3, S, S), the same number of every photo."""
     each = max(1, min(len(CROPS), limit // len(photos)))
-    squares = [_crop(pixels, *crop) for pixels in map(read_photo, photos) for crop in CROPS[:each]]
+    squares = [crop_square(pixels, *crop) for pixels in map(read_photo, photos) for crop in CROPS[:each]]
     return np.stack([preprocess(square) for square in squares[:limit]])
 
 
-def _crop(pixels: Uint8, share: float, place: str) -> Uint8:
+def crop_square(pixels: Uint8, share: float, place: str) -> Uint8:
     height, width = pixels.shape[:2]
     side = round(share * min(height, width))
     free_rows, free_columns = height - side, width - side

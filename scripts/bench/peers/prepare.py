@@ -108,7 +108,7 @@ def prepare_ufovit_t(request: Request) -> Prepared:
     subprocess.run(command, check=True)
     shutil.copyfile(build / "model.onnx", request.folder / "fp32.onnx")
     inputs = resolve_inputs(BuildRequest("ufovit_t", "int8", TARGETS["cpu"], build, calib_images=request.calib_images))
-    preprocess = inputs.info.preprocess
+    preprocess = inputs.network.preprocess
     return Prepared(
         calib=np.concatenate(list(inputs.calib_images.batches(preprocess, 500))),
         evaluation=np.concatenate(list(inputs.eval_images.batches(preprocess, 500))),

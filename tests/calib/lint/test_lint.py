@@ -153,6 +153,30 @@ def test_the_axis_of_a_convolution(sound, make_model, axis, clean):
     assert rules(sound.findings(make_model)) == (set() if clean else {"weight-axis"})
 
 
+@pytest.mark.parametrize(
+    ("shape", "left", "sound_axis"),
+    [((5, 4), True, 0), ((3, K, M), False, 2), ((3, 5, 4), True, 1)],
+)
+def test_the_axis_of_a_weight_of_any_rank_on_either_side(sound, make_model, shape, left, sound_axis):
+    for axis, channels in enumerate(shape):
+        sound.constants |= {
+            "w": np.ones(shape, np.int8),
+            "ws": np.linspace(0.01, 0.02, channels, dtype=np.float32),
+            "wz": np.zeros(channels, np.int8),
+        }
+        sound.weight = [N("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=axis)]
+        sound.tail = [N("MatMul", ["wd", "xd"] if left else ["xd", "wd"], ["y"])]
+        assert rules(sound.findings(make_model)) == (set() if axis == sound_axis else {"weight-axis"})
+
+
+def test_a_transposed_convolution(sound, make_model):
+    sound.inputs = [("x", T.FLOAT, [1, K, 5, 5])]
+    sound.constants |= {"w": np.ones((K, M, 2, 2), np.int8)}
+    sound.tail = [N("ConvTranspose", ["xd", "wd"], ["y"], name="up")]
+    (finding,) = sound.findings(make_model)
+    assert (finding.rule, finding.node, finding.severity) == ("float-operator", "up", "falls_back")
+
+
 def test_one_sided_products(sound, make_model):
     weight, head = sound.weight, sound.head
     sound.tail = [N("MatMul", ["x", "wd"], ["y"], name="mm")]

@@ -388,7 +388,7 @@ def test_refusals(graphs, images, tmp_path, project):
         attribute_graphs(graphs, images[:0])
     other = copied(graphs.judged.model)
     other.graph.output[0].name = "answers"
-    with pytest.raises(InputError, match=r"not of one classifier[\s\S]*planted.onnx: image -> answers"):
+    with pytest.raises(InputError, match=r"not of one network[\s\S]*planted.onnx: image -> answers"):
         attribute_graphs(with_judged(graphs, other), images)
     infinite = edited(graphs.reference.model, ["blocks.0.ffn.2.bias"], lambda v: v * np.float32(np.inf))
     loaded = LoadedGraph(FILE, infinite)

@@ -61,7 +61,7 @@ def manifest(**changes):
         model="ufovit_tiny", precision="int8", target="cpu", task="classification", created="2026-01-01T00:00:00+00:00",
         checkpoint=None, onnx=record,
         qdq_onnx=record, calibration=None, engine=EngineRecord("engine.onnx", "1" * 64, 10, "ort", "1", ()),
-        input=TensorInfo("image", (-1, *SHAPE), "float32"), output=TensorInfo("logits", (-1, CLASSES), "float32"),
+        input=TensorInfo("image", (-1, *SHAPE), "float32"), outputs=(TensorInfo("logits", (-1, CLASSES), "float32"),),
         preprocess={}, labels=("a", "b", "c", "d"), receipt=Receipt(1.0, {}, {}, (), 1, None),
     )  # fmt: skip
     return replace(made, **changes)

@@ -43,7 +43,7 @@ def test_torchs_kernels_agree_with_the_emulation(typed, tiny_images, tmp_path, m
     model, layers = typed[precision]
     seen, real = [], gpu_graph.in_int8
     monkeypatch.setattr(gpu_graph, "in_int8", lambda operator, *rest: (seen.append(operator), real(operator, *rest))[1])
-    emulated = emulated_runner(model, tmp_path)(tiny_images)
+    (emulated,) = emulated_runner(model, tmp_path)(tiny_images)
     found = in_torch(model, tiny_images)
     assert len(seen) == layers
     assert sqnr_db(emulated, found) > AGREE_DB[precision]

@@ -335,7 +335,7 @@ def test_fault_a_network_that_answers_nan(camera, monkeypatch):
 
     def broken(*arguments, **options):
         found = genuine(*arguments, **options)
-        return replace(found, runner=FakeRunner((3, 32, 32), 5, answer=lambda images: np.full((len(images), 5), np.nan)))
+        return replace(found, runner=FakeRunner((3, 32, 32), 5, answer=lambda images: (np.full((len(images), 5), np.nan),)))
 
     monkeypatch.setattr(session, "open_runner", broken)
     code, _, err = camera(f"{PART}&frames=4", "--every-frame")
@@ -386,7 +386,7 @@ def test_disagreements_are_kept(camera, tmp_path, monkeypatch):
 
     def inverted(*arguments, **options):
         found = genuine(*arguments, **options)
-        return replace(found, runner=FakeRunner((3, 32, 32), 5, answer=lambda images: -found.runner(images)))
+        return replace(found, runner=FakeRunner((3, 32, 32), 5, answer=lambda images: (-found.runner(images)[0],)))
 
     monkeypatch.setattr(session, "open_runner", inverted)
     code, out, _ = camera(f"{PART}&frames=4", "--every-frame", "--json", "--audit", 1, "--audit-dir", tmp_path / "kept")

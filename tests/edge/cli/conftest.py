@@ -48,6 +48,6 @@ def folder(pixels, tmp_path):
 
 @pytest.fixture
 def stored(calibrate, tmp_path, capsys):
-    assert calibrate(effort="balanced", out=tmp_path / "stored") == 0
+    assert calibrate(effort="best", out=tmp_path / "stored") == 0
     capsys.readouterr()
     return tmp_path / "stored"

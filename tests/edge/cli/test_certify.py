@@ -236,7 +236,7 @@ def test_unlabelled_images_are_all_that_lie_below(tmp_path):
         if name.endswith("txt"):
             (tmp_path / name).write_text("no image")
         else:
-            Image.new("RGB", (9, 8), (10, 20, 30)).save(tmp_path / name)
+            Image.new("RGB", (9, 8), (10, 20, len(name))).save(tmp_path / name)
     found = open_unlabelled(tmp_path)
     assert found.names == ("3.png", "a/1.jpg", "b/2.png")
     assert found.pixels(0).shape == (8, 9, 3)

@@ -39,6 +39,16 @@ DAMAGE = {
 }
 
 
+NEXT = {
+    "a byte order mark": "save {} as UTF-8 without a byte order mark",
+    "UTF-16": "save {} as UTF-8 without a byte order mark",
+    "a Git LFS pointer": "git lfs pull",
+    "a merge conflict": "git checkout --ours {}",
+    "a merge conflict from the first line": "git checkout --ours {}",
+}
+"""Damage that `git restore` does not repair, as it is what git restores, or as git refuses to."""
+
+
 @pytest.mark.parametrize("name", DAMAGE)
 def test_the_cause_is_named_and_the_file_restored(base, capsys, name):
     damage, says = DAMAGE[name]
@@ -48,7 +58,7 @@ def test_the_cause_is_named_and_the_file_restored(base, capsys, name):
     assert run(["gate", str(base[0]), "--baseline", str(base[1])]) == 2
     error = capsys.readouterr().err
     assert says in error
-    assert f"git restore {base[1]}" in error
+    assert f"next: {NEXT.get(name, 'git restore {}')}".format(base[1]) in error
     assert "--update" not in error
 
 

@@ -113,8 +113,8 @@ SPOILED = {
     "no pixel": lambda path: np.savez(path, pixels=np.zeros((0, 4, 3), np.uint8), tensor=np.zeros((3, 4, 4), "f4")),
     "a tensor in float64": lambda path: np.savez(path, pixels=photo(), tensor=np.zeros((3, 4, 4))),
     "complex pixels": lambda path: np.savez(path, pixels=photo().astype(complex), tensor=np.zeros((3, 4, 4), "f4")),
-    "a tensor with the channels last": lambda path: np.savez(path, pixels=photo(), tensor=np.zeros((4, 4, 3), "f4")),
-    "a tensor that is not square": lambda path: np.savez(path, pixels=photo(), tensor=np.zeros((3, 4, 5), "f4")),
+    "a tensor of four channels": lambda path: np.savez(path, pixels=photo(), tensor=np.zeros((4, 4, 4), "f4")),
+    "a tensor of two axes": lambda path: np.savez(path, pixels=photo(), tensor=np.zeros((3, 4), "f4")),
     "objects": lambda path: np.savez(path, pixels=np.array([{}], object), tensor=np.zeros((3, 4, 4), "f4"), allow_pickle=True),
     "cut off": lambda path: path.write_bytes(_whole(path)[:200]),
 }

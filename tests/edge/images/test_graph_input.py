@@ -5,6 +5,7 @@ Oracles: set arithmetic on positions, the arrays themselves, the formula of the 
 
 import dataclasses
 import os
+import shutil
 import struct
 
 import numpy as np
@@ -42,8 +43,8 @@ def pictures(folder, count, seed=0):
     return folder
 
 
-def graph(batch="batch", sides=(3, 8, 8), inputs=1, listed_weight=False):
-    values = [helper.make_tensor_value_info(f"in{i}", TensorProto.FLOAT, [batch, *sides]) for i in range(inputs)]
+def graph(batch="batch", sides=(3, 8, 8), inputs=1, listed_weight=False, kind=TensorProto.FLOAT):
+    values = [helper.make_tensor_value_info(f"in{i}", kind, [batch, *sides]) for i in range(inputs)]
     weight = numpy_helper.from_array(np.ones(1, np.float32), "w")
     if listed_weight:
         values.insert(0, helper.make_tensor_value_info("w", TensorProto.FLOAT, [1]))
@@ -95,6 +96,15 @@ def test_pictures_are_prepared_and_their_digests_speak_of_pixels_and_preparation
     assert open_graph_images(folder, lambda: PLAIN).sha256 != images.sha256, "another order gives another choice"
 
 
+def test_copies_among_pictures_are_told(tmp_path):
+    folder = pictures(tmp_path / "a", 5)
+    assert open_graph_images(folder, lambda: PLAIN).notes == ()
+    shutil.copy(folder / "001.png", folder / "copy.png")
+    images = open_graph_images(folder, lambda: PLAIN)
+    assert len(images) == 5
+    assert images.take(3).notes == ("copies counted once: 1 of 6 images (copy.png = 001.png)",)
+
+
 def test_labels_stay_with_their_images(tmp_path):
     labels = np.arange(50) % 7
     images = from_array(numbered(tmp_path, 50), array(tmp_path, labels, "labels.npy"))
@@ -141,7 +151,8 @@ def test_a_value_that_is_no_number_names_its_image(tmp_path, value):
     [
         (np.zeros((4, 3, 2, 2)), r"not an array of images\n.*\n  found: float64 \(4, 3, 2, 2\)\n  allowed: float32"),
         (np.zeros((4, 3, 2, 2), ">f4"), "not an array of images"),
-        (np.zeros((4, 3, 2, 2), np.uint8), "found: uint8"),
+        (np.zeros((4, 3, 2, 2), ">i2"), "found: >i2"),
+        (np.zeros((4, 3, 2, 2), bool), "found: bool"),
         (np.zeros(4, np.float32), "not an array of images"),
         (np.zeros((0, 3, 2, 2), np.float32), r"found: float32 \(0, 3, 2, 2\)"),
     ],
@@ -227,7 +238,7 @@ def test_the_input_of_a_graph(tmp_path):
     assert [fixed_batch(graph(batch, listed_weight=True), path) for batch in ("batch", None, 1)] == [None, None, 1]
     for model, message in (
         (graph(inputs=2), "must have one input\n.*\n  found: in0, in1"),
-        (graph(sides=(3, "h", None)), r"no fixed size\n.*\n  found: \(batch, 3, h, \?\)\n.*\n  next: export"),
+        (graph(sides=(3, "h", None)), r"no fixed size\n.*\n  found: \(batch, 3, h, \?\)\n.*\n  next: --input-shape"),
         (graph(sides=()), "no fixed size"),
     ):
         with pytest.raises(InputError, match=message):
@@ -243,7 +254,16 @@ def test_a_preprocessing_must_come_from_somewhere(tmp_path):
     assert parse_normalisation(None, None) is None
     with pytest.raises(InputError, match="next: do this --mean R,G,B --std R,G,B"):
         graph_preprocess(graph(), path, None, None, "do this")
-    with pytest.raises(InputError, match=r"not take square images\n.*\n  found: \(1, 8, 8\)"):
+    rectangle = graph_preprocess(graph(sides=(8, 12, 3)), path, None, given, "")
+    assert rectangle == Preprocess((8, 12), 8, (0.5, 0.5, 0.5), (0.1, 0.2, 0.3), layout="nhwc")
+    one = parse_normalisation("0.5", "0.25")
+    assert graph_preprocess(graph(sides=(1, 8, 8)), path, None, one, "") == Preprocess(8, 8, (0.5,), (0.25,), colour="grey")
+    pixels = Preprocess((8, 12), 8, (0.0,) * 3, (1.0,) * 3, layout="nhwc", dtype="uint8")
+    assert graph_preprocess(graph(sides=(8, 12, 3), kind=TensorProto.UINT8), path, None, None, "") == pixels
+    with pytest.raises(InputError, match=r"takes grey images\n.*--mean"):
         graph_preprocess(graph(sides=(1, 8, 8)), path, None, given, "")
+    for sides, kind in (((4, 8, 8), TensorProto.FLOAT), ((3, 8), TensorProto.FLOAT), ((3, 8, 8), TensorProto.INT64)):
+        with pytest.raises(InputError, match="does not take pictures"):
+            graph_preprocess(graph(sides=sides, kind=kind), path, None, given, "")
     with pytest.raises(InputError, match="std positive"):
         graph_preprocess(graph(), path, None, parse_normalisation("0", "0"), "")

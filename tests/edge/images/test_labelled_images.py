@@ -12,8 +12,9 @@ from PIL import Image
 
 from calib.errors import InputError
 from edge.camera.sources.registry import open_source
+from edge.images.class_labels import label_index
 from edge.images.idx import write_idx
-from edge.images.labelled_images import ImageSet, label_index, open_images, open_unlabelled
+from edge.images.labelled_images import ImageSet, has_labels, open_images, open_unlabelled
 from edge.images.picture_file import decode
 from edge.images.preprocess import Preprocess
 
@@ -101,7 +102,7 @@ def test_folders_without_images(tmp_path):
 def test_hidden_files_and_folders_are_no_images(class_folders, tmp_path):
     """AppleDouble files, notebook checkpoints and thumbnails, at every depth; a dot elsewhere in a name hides nothing."""
     hidden = {"._a.png": RGB, ".ipynb_checkpoints/a.png": RGB, "deep/._c.png": RGB, "deep/.cache/more/d.png": RGB}
-    content = {"Trouser": {"a.b.png": RGB, "deep/c.png": RGB}}
+    content = {"Trouser": {"a.b.png": RGB, "deep/c.png": RGB[::-1]}}
     root = class_folders(content={"Trouser": {**content["Trouser"], **hidden}, ".Trouser": {"x.png": RGB}})
     plain = class_folders("plain", content)
     expected = ("Trouser/a.b.png", "Trouser/deep/c.png")
@@ -112,6 +113,60 @@ def test_hidden_files_and_folders_are_no_images(class_folders, tmp_path):
     assert [source.read() is None for _ in range(3)] == [False, False, True]
     folder = class_folders(".hidden", content)
     assert open_images(folder, LABELS).names == expected, "the folder that is given may itself be hidden"
+
+
+def test_folders_of_tools_are_no_images(class_folders):
+    """What archivers, storage and desktops leave, beside the class folders and in them."""
+    content = {"Trouser": {"a.png": RGB}}
+    left = {"Trouser": {"a.png": RGB, "__MACOSX/b.png": RGB[::-1], "x/@eaDir/c.png": RGB[:, ::-1]}, "__MACOSX": {"d.png": RGB}}
+    root = class_folders(content=left)
+    for file in ("Thumbs.db", ".DS_Store", "desktop.ini", "Trouser/Thumbs.db", "Trouser/x/.DS_Store"):
+        (root / file).write_bytes(b"\0")
+    assert open_images(root, LABELS).names == open_unlabelled(root).names == ("Trouser/a.png",)
+    assert open_images(root, LABELS).sha256 == open_images(class_folders("plain", content), LABELS).sha256
+    with pytest.raises(InputError, match="found: MACOSX"):
+        open_images(class_folders("other", {"MACOSX": {"d.png": RGB}}), LABELS)
+
+
+def test_copies_are_counted_once_and_told(class_folders, tmp_path):
+    """By content: neither a second name nor a second line is evidence. The digest is that of the set without them."""
+    once = class_folders("once", {"Trouser": {"a.png": RGB, "b.png": RGB[::-1]}})
+    twice = class_folders("twice", {"Trouser": {"a.png": RGB, "b.png": RGB[::-1], "c.png": RGB, "deep/a.png": RGB}})
+    plain, found = open_images(once, LABELS), open_images(twice, LABELS)
+    assert plain.notes == ()
+    assert (found.names, found.sha256) == (("Trouser/a.png", "Trouser/b.png"), plain.sha256)
+    assert found.notes == found.take(1).notes
+    (note,) = found.notes
+    assert note == "copies counted once: 2 of 4 images (Trouser/c.png = Trouser/a.png, Trouser/deep/a.png = Trouser/a.png)"
+    assert len(open_unlabelled(twice)) == 2
+    lines = "twice/Trouser/a.png,Trouser\ntwice/Trouser/b.png,1\n"
+    (tmp_path / "l.csv").write_text(lines * 2)
+    listed = open_images(tmp_path / "l.csv", LABELS)
+    assert (len(listed), listed.sha256) == (2, plain.sha256)
+    assert "2 of 4" in listed.notes[0]
+
+
+def test_what_may_hold_labels(class_folders, tmp_path):
+    root = class_folders()
+    for name in ("l.CSV", "l.tsv", "a.npy", "train-images.idx3-ubyte"):
+        (tmp_path / name).write_bytes(b"")
+    assert [has_labels(tmp_path / name) for name in ("set", "l.CSV", "l.tsv")] == [True] * 3
+    assert [has_labels(tmp_path / name) for name in ("a.npy", "train-images.idx3-ubyte")] == [False] * 2
+    assert not has_labels(root / "Trouser/a.png")
+    write_idx(tmp_path / "train-images.idx3-ubyte", np.zeros((2, 3, 4), np.uint8))
+    write_idx(tmp_path / "train-labels.idx1-ubyte", np.array([2, 0], np.uint8))
+    assert has_labels(tmp_path / "train-images.idx3-ubyte")
+    assert open_images(tmp_path / "train-images.idx3-ubyte", LABELS).labels.tolist() == [2, 0]
+
+
+def test_a_picture_with_two_labels_is_refused_by_line_and_by_file(class_folders, tmp_path):
+    root = class_folders("set", {"Trouser": {"a.png": RGB}, "T-shirt_top": {"b.png": RGB}})
+    with pytest.raises(InputError, match=r"one picture with two labels[\s\S]*Trouser/a\.png[\s\S]*class 0 at .*b\.png"):
+        open_images(root, LABELS)
+    assert len(open_unlabelled(root)) == 1, "without labels nothing contradicts"
+    (tmp_path / "l.csv").write_text("set/Trouser/a.png,1\n\nset/Trouser/a.png,2\n")
+    with pytest.raises(InputError, match=r"where: .*l\.csv:3[\s\S]*class 2 here, class 1 at .*l\.csv:1"):
+        open_images(tmp_path / "l.csv", LABELS)
 
 
 def test_hidden_idx_files_are_no_images(tmp_path):
@@ -155,8 +210,44 @@ def test_lists(class_folders, tmp_path, name, text):
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("l.CSV", "img/a.png,Trouser\nimg/my b.png,Ankle boot\n"),
+        ("l.tsv", "img/a.png\tTrouser\nimg/my b.png\tAnkle boot\n"),
+        ("l.TSV", "path\ttarget\nimg/a.png\t1\nimg/my b.png\t2\n"),
+        ("l.csv", "filename,class\nimg/a.png,1\nimg/my b.png,2\n"),
+        ("l.csv", "# made by hand\n\nimage,label\nimg/a.png,1\nimg/my b.png,2\n"),
+        ("l.csv", "ImageId,Label\nimg/a.png,1\nimg/my b.png,2\n"),
+        ("l.txt", "path target\nimg/a.png Trouser\nimg/my b.png Ankle boot\n"),
+        ("l.Txt", "img/a.png trouser\nimg/my b.png\tankle-boot\n"),
+        ("l.txt", 'img/a.png \'Trouser\'\n"img/my b.png" "Ankle boot"\n'),
+        ("l.txt", "img/a.png 1\nimg/my b.png 2\n"),
+    ],
+)
+def test_suffixes_headers_and_blanks(class_folders, tmp_path, name, text):
+    class_folders(".", {"img": {"a.png": RGB, "my b.png": RGB[::-1]}})
+    (tmp_path / name).write_text(text)
+    found = open_images(tmp_path / name, LABELS)
+    assert found.names == ("img/a.png", "img/my b.png")
+    assert found.labels.tolist() == [1, 2]
+
+
+def test_a_label_is_never_taken_for_a_header(class_folders, tmp_path):
+    class_folders(".", {"img": {"a.png": RGB, "b.png": RGB[::-1]}})
+    (tmp_path / "l.csv").write_text("img/a.png,label\nimg/b.png,class\n")
+    assert open_images(tmp_path / "l.csv", ("label", "class")).labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        ("l.csv", "name,kind\nimg/a.png,Trouser\n", r"neither an image with a label nor[\s\S]*csv:1[\s\S]*remove the line"),
+        ("l.csv", "1,img/a.png\n", r"columns are exchanged[\s\S]*csv:1[\s\S]*1, img/a\.png"),
+        ("l.csv", "img/a.png;1\n", r"malformed line[\s\S]*separated by a comma"),
+        ("l.tsv", "img/a.png,1\n", r"malformed line[\s\S]*separated by a tab"),
+        ("l.txt", "img/a.png Rain boot\n", r"labels do not match[\s\S]*found: boot[\s\S]*\.csv list"),
+        ("l.csv", "img/a.png,1\n".encode("utf-16"), r"list cannot be read[\s\S]*UTF-16 text"),
+        ("l.list", "img/a.png,1\n", r"not labelled images[\s\S]*\.csv \.tsv \.txt"),
         ("l.csv", "img/a.png,Trouser\nimg/b.png\n", r"malformed line[\s\S]*l\.csv:2"),
         ("l.csv", "img/a.png,Trouser,3\n", r"malformed line[\s\S]*l\.csv:1"),
         ("l.txt", "img/a.png Trouser\n\nimg/b.png\n", r"malformed line[\s\S]*l\.txt:3"),
@@ -192,11 +283,11 @@ def test_a_list_that_is_no_file_is_not_waited_for(tmp_path, name):
 
 def test_a_list_takes_seconds(class_folders, tmp_path):
     """Labels in another spelling and as indices, of 5,000 classes."""
-    class_folders(".", {"img": {"a.png": RGB}})
+    class_folders(".", {"img": {"a.png": RGB, "b.png": RGB[::-1]}})
     labels = tuple(f"class {i}" for i in range(5000))
-    (tmp_path / "l.csv").write_text("img/a.png,CLASS-7\nimg/a.png,998\n" * 5000)
+    (tmp_path / "l.csv").write_text("img/a.png,CLASS-7\nimg/b.png,998\n" * 5000)
     started = time.process_time()
-    assert open_images(tmp_path / "l.csv", labels).labels.tolist() == [7, 998] * 5000
+    assert open_images(tmp_path / "l.csv", labels).labels.tolist() == [7, 998]
     assert time.process_time() - started < 15, "spelling all labels for each row takes 40 s"
 
 

@@ -91,7 +91,7 @@ def test_no_picture_is_opened_without_the_list():
     opened = {str(f.relative_to(ROOT)): re.findall(r"Image\.open\(.*|\bimread\(.*|imdecode\(.*", f.read_text()) for f in files}
     calls = [(file, call) for file, found in opened.items() for call in found]
     assert [file for file, _ in calls if not file.startswith("scripts/")] == ["edge/images/picture_file.py"]
-    assert all("formats=tuple(FORMATS)" in call for _, call in calls)
+    assert all(re.search(r"formats=(tuple\(FORMATS\)|\(\"PNG\",\))", call) for _, call in calls)
 
 
 def test_the_first_picture_of_several_is_read(tmp_path):
@@ -178,3 +178,44 @@ def test_what_takes_minutes_is_refused(tmp_path, start):
         decode(path)
     path.write_bytes(re.sub(rb"\d000", b"10", start) + b"7 " * 300)
     assert decode(path).shape[:2] == (10, 10)
+
+
+FLOATS = np.linspace(0, 1, 108, dtype=np.float32).reshape(12, 9)
+
+
+def test_float_pixels_from_0_to_1_are_scaled(tmp_path):
+    Image.fromarray(FLOATS).save(tmp_path / "f.tif")
+    np.testing.assert_array_equal(decode(tmp_path / "f.tif")[:, :, 0], np.rint(FLOATS * 255))
+    Image.fromarray(FLOATS * 0).save(tmp_path / "black.tif")
+    assert decode(tmp_path / "black.tif").max() == 0
+
+
+@pytest.mark.parametrize(
+    ("pixels", "found"),
+    [
+        (FLOATS * 255, "float32 pixels from 0 to 255"),
+        (FLOATS - 0.5, "float32 pixels from -0.5 to 0.5"),
+        (FLOATS * np.float32(np.nan), "float32 pixels from nan to nan"),
+        (np.arange(108, dtype=np.int32).reshape(12, 9), "int32 pixels from 0 to 107"),
+        (np.arange(108, dtype=np.int32).reshape(12, 9) << 20, "int32 pixels from 0 to 1.12198e\\+08"),
+    ],
+)
+def test_pixels_whose_white_is_not_known_are_refused_with_their_range(tmp_path, pixels, found):
+    """Float pixels became 0 and 1 of 255, wide integers 0 or 255: pictures all black, all white."""
+    Image.fromarray(pixels).save(tmp_path / "f.tif")
+    with pytest.raises(InputError, match=rf"range of the pixels[\s\S]*f\.tif[\s\S]*{found}[\s\S]*floats from 0 to 1"):
+        decode(tmp_path / "f.tif")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", r"Git LFS pointer[\s\S]*next: git lfs pull"),
+        (b"<!DOCTYPE html>\n<html></html>", r"HTML page[\s\S]*next: repair, convert or remove"),
+        (b"", r"an empty file[\s\S]*next: repair, convert or remove"),
+    ],
+)
+def test_what_stands_in_the_place_of_a_picture_is_named(tmp_path, data, message):
+    (tmp_path / "photo.jpg").write_bytes(data)
+    with pytest.raises(InputError, match=rf"photo\.jpg[\s\S]*{message}"):
+        decode(tmp_path / "photo.jpg")

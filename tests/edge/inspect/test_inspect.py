@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -296,6 +297,7 @@ def test_onnx_graph(folder: Path) -> None:
     assert said["multiply-accumulates"] == "9 in 1 layers, for one image"
     assert said["metadata calib.method"] == "entropy"
     assert "The lint has no findings" in text
+    assert "Layers in float" not in text
 
 
 def test_onnx_with_something_to_find(tmp_path: Path) -> None:
@@ -314,6 +316,9 @@ def test_onnx_with_something_to_find(tmp_path: Path) -> None:
     text = shown(path)
     assert "1 findings of the lint" in text
     assert "product" in text
+    assert "Layers in float: 1" in text
+    assert "100.00%" in text
+    assert "no Q/DQ on operand A" in " ".join(text.split())
     assert facts(text)["multiply-accumulates"].startswith("70 in 1 layers")
 
 
@@ -409,3 +414,44 @@ def test_torch_is_not_needed(folder: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", program, *files], capture_output=True, check=True, text=True)
     assert run.stdout.strip() == "False"
+
+
+def small_graph(opset: int = 20) -> onnx.ModelProto:
+    """Images (n, 4, 6) through a layer of 6 x 8 weights and an Einsum, which no calibration quantizes."""
+    weight = numpy_helper.from_array(np.arange(48, dtype=np.float32).reshape(6, 8), "w")
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="layer"),
+        helper.make_node("Einsum", ["h", "h"], ["y"], name="scores", equation="bij,bkj->bik"),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", ["n", 4, 6]), ("y", ["n", 4, 4]))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def test_files_of_weights_are_named_with_their_digests(tmp_path: Path) -> None:
+    """The digest of both is that of the graph's bytes followed by those of the weights; either file changes it."""
+    path, weights = tmp_path / "net.onnx", tmp_path / "net.bin"
+    onnx.save(small_graph(), path, save_as_external_data=True, location="net.bin", size_threshold=0)
+    stated = facts(shown(path))
+    both = hashlib.sha256(path.read_bytes() + weights.read_bytes()).hexdigest()
+    assert sha256_file(path) in stated["file"]
+    assert stated["weights in net.bin"] == f"{weights.stat().st_size:,} bytes, sha256 {sha256_file(weights)}"
+    assert stated["graph and weights"] == f"sha256 {both}"
+    assert (stated["opset"], stated["input"], stated["output"]) == ("20", "x: float (n, 4, 6)", "y: float (n, 4, 4)")
+    weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
+    assert facts(shown(path))["graph and weights"] not in ("", f"sha256 {both}")
+    weights.unlink()
+    with pytest.raises(InputError, match=r"second file, which is missing[\s\S]*net\.bin"):
+        shown(path)
+    onnx.save(small_graph(), path)
+    assert "graph and weights" not in facts(shown(path))
+
+
+def test_a_float_graph_names_what_calibration_leaves_in_float(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    onnx.save(small_graph(), path)
+    (line,) = [line.split() for line in shown(path).splitlines() if line.startswith("scores")]
+    assert line[1] == "Einsum"
+    assert "Layers that calibration leaves in float: 1" in shown(path)
+    onnx.save(small_graph(opset=12), path)
+    assert re.search(r"Calibration refuses this graph as it is[\s\S]*opset", shown(path))

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from calib.errors import InputError
 from edge.model.attention import UfoAttention
-from edge.model.sizes import SIZES, UfoVitConfig, config
+from edge.model.sizes import SIZES, UfoVitConfig, config, image_size_text, parse_image_size
 from edge.model.ufo_vit import UfoVit, init_weights, resize_position_embedding
 from edge.model.xnorm import XNORM_EPS, l2_normalize
 
@@ -160,22 +160,22 @@ def test_zero_rows_give_zero_and_nothing_gives_nan(dtype):
 
 
 def closed_parameters(c):
-    n, d = (c.image_size // 16) ** 2, c.dim
-    widths = [3, d // 8, d // 4, d // 2, d]
+    n, d, f = c.height * c.width // 256, c.dim, c.ffn_expansion
+    widths = [3, *(c.stem_widths or (d // 8, d // 4, d // 2, d))]
     stem = sum(9 * a * b + 2 * b for a, b in itertools.pairwise(widths))
-    attention, ffn = 4 * (d * d + d) + 2 * c.heads, 8 * d * d + 5 * d
+    attention, ffn = 4 * (d * d + d) + 2 * c.heads, 2 * f * d * d + (f + 1) * d
     block = 3 * 2 * d + attention + (2 * 10 * d + 2 * d) + ffn + 3 * d
     class_block = 2 * 2 * d + attention + ffn + 2 * d
-    return stem + n * d + d + c.depth * block + 2 * class_block + 2 * d + (d + 1) * c.classes
+    return stem + n * d + d + c.depth * block + c.class_layers * class_block + 2 * d + (d + 1) * c.classes
 
 
 def closed_macs(c):
-    n, d, per_head = (c.image_size // 16) ** 2, c.dim, c.dim // c.heads
-    widths = [3, d // 8, d // 4, d // 2, d]
-    stem = sum(9 * widths[i] * widths[i + 1] * (c.image_size >> (i + 1)) ** 2 for i in range(4))
-    block = 4 * n * d * d + 2 * n * d * per_head + 2 * 9 * n * d + 8 * n * d * d
-    class_block = 2 * (n + 1) * d * d + 2 * d * d + (n + 1) * d * per_head + d * per_head + 8 * d * d
-    return stem + c.depth * block + 2 * class_block + d * c.classes
+    n, d, per_head, f = c.height * c.width // 256, c.dim, c.dim // c.heads, c.ffn_expansion
+    widths = [3, *(c.stem_widths or (d // 8, d // 4, d // 2, d))]
+    stem = sum(9 * widths[i] * widths[i + 1] * (c.height >> (i + 1)) * (c.width >> (i + 1)) for i in range(4))
+    block = 4 * n * d * d + 2 * n * d * per_head + 2 * 9 * n * d + 2 * f * n * d * d
+    class_block = 2 * (n + 1) * d * d + 2 * d * d + (n + 1) * d * per_head + d * per_head + 2 * f * d * d
+    return stem + c.depth * block + c.class_layers * class_block + d * c.classes
 
 
 def readme_sizes():
@@ -213,6 +213,51 @@ def test_any_multiple_of_the_stride_is_an_image_size(make_network, size):
         assert network(torch.zeros(3, 3, size, size)).shape == (3, 5)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_size": (48, 80)},
+        {"image_size": (80, 48), "class_layers": 1},
+        {"stem_widths": (5, 6, 7, 24), "dim": 24, "heads": 3},
+        {"ffn_expansion": 2, "class_layers": 4, "depth": 1, "heads": 1},
+        {"dim": 20, "heads": 5, "stem_widths": (2, 3, 4, 20)},
+    ],
+    ids=repr,
+)
+def test_other_shapes(changes):
+    """Counted by hand, and by torch on no device; an input turned on its side is of another number of tokens a row."""
+    cfg = UfoVitConfig(**{"name": "x", "depth": 2, "dim": 32, "heads": 2, "image_size": 32, "classes": 5} | changes)
+    with torch.device("meta"):
+        network = UfoVit(cfg).eval().requires_grad_(False)
+        with FlopCounterMode(display=False) as counter:
+            assert network(torch.zeros(3, 3, cfg.height, cfg.width)).shape == (3, 5)
+    assert sum(p.numel() for p in network.parameters()) == closed_parameters(cfg)
+    assert counter.get_total_flops() == 3 * 2 * closed_macs(cfg)
+    assert sum("xnorm" in name for name, _ in network.named_parameters()) == cfg.xnorm_sites
+    matrices = [p.numel() for n, p in network.named_parameters() if (p.ndim > 1 and "lpi" not in n) or "pos" in n]
+    assert sum(matrices) - cfg.weights == cfg.dim + cfg.xnorm_sites * cfg.heads, "but for class token and gammas"
+
+
+def test_a_square_is_one_number_and_the_usual_stem_none():
+    square = UfoVitConfig("x", 2, 32, 2, image_size=(48, 48), stem_widths=(4, 8, 16, 32))
+    assert square == UfoVitConfig("x", 2, 32, 2, image_size=48)
+    assert UfoVitConfig("x", 2, 32, 2, image_size=(48, 80)).grid == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("224", 224), ("320x192", (320, 192)), ("48X48", 48), (" 32 ", 32), ("16x4096", (16, 4096))]
+)
+def test_image_sizes_of_the_command_line(text, size):
+    assert parse_image_size(text) == size
+    assert parse_image_size(image_size_text(size)) == size
+
+
+@for_all(text=["", "x", "320x", "320x192x3", "-32", "3.5", "320*192", "99999999", "50", "320x100", "320x8192", "0x0"])
+def test_other_texts_are_not_image_sizes(text):
+    with pytest.raises(InputError, match="--image-size"):
+        parse_image_size(text)
+
+
 @for_all(size=[0, -16, 8, 17, 24, 225])
 def test_other_image_sizes_are_refused(size):
     with pytest.raises(InputError, match=r"stem[\s\S]*found: -?\d+ px[\s\S]*multiples of 16"):
@@ -229,6 +274,23 @@ def test_other_image_sizes_are_refused(size):
         ({"classes": 0}, "positive"),
         ({"depth": 0}, "positive"),
         ({"kv_axis": "first"}, "contraction, last"),
+        ({"class_layers": 0}, "positive"),
+        ({"ffn_expansion": 0}, "positive"),
+        ({"ffn_expansion": 2.5}, "positive"),
+        ({"depth": True}, "positive"),
+        ({"depth": 257}, "up to 256"),
+        ({"dim": 8192}, "up to 4,096"),
+        ({"classes": 2**40}, "up to 1,048,576"),
+        ({"dim": 4096, "depth": 256}, r"too large[\s\S]*parameters"),
+        ({"stem_widths": (8, 16, 32)}, "four numbers, the last equal to dim"),
+        ({"stem_widths": (4, 8, 16, 16)}, "four numbers, the last equal to dim"),
+        ({"stem_widths": (0, 8, 16, 32)}, "positive"),
+        ({"dim": 36, "heads": 5, "stem_widths": (4, 8, 16, 36)}, "divisible by heads"),
+        ({"image_size": (32, 40)}, "multiples of 16"),
+        ({"image_size": (32, 32, 32)}, "multiples of 16"),
+        ({"image_size": ()}, "multiples of 16"),
+        ({"name": "../x"}, "invalid name"),
+        ({"name": ""}, "invalid name"),
     ],
 )
 def test_impossible_shapes_cannot_be_made(changes, message):
@@ -277,16 +339,18 @@ def cubic_matrix(size_in, size_out):
 
 
 @pytest.mark.parametrize("grid", [(2, 2), (7, 7), (3, 5)])
-def test_position_embedding_is_interpolated_row_by_row(grid):
+@pytest.mark.parametrize("old", [(4, 4), (2, 8)])
+def test_position_embedding_is_interpolated_row_by_row(old, grid):
     embed = np.random.default_rng(6).normal(size=(1, 16, 3)).astype(np.float32)
-    image = embed[0].reshape(4, 4, 3)  # tokens are in row-major order
-    expected = np.einsum("ir,jc,rcd->ijd", cubic_matrix(4, grid[0]), cubic_matrix(4, grid[1]), image)
-    found = resize_position_embedding(torch.from_numpy(embed), grid).numpy()
+    image = embed[0].reshape(*old, 3)  # tokens are in row-major order
+    rows, columns = (cubic_matrix(*sides) for sides in zip(old, grid, strict=True))
+    expected = np.einsum("ir,jc,rcd->ijd", rows, columns, image)
+    found = resize_position_embedding(torch.from_numpy(embed), old, grid).numpy()
     np.testing.assert_allclose(found, expected.reshape(1, -1, 3), rtol=0, atol=1e-5)
-    transposed = np.einsum("ir,jc,crd->ijd", cubic_matrix(4, grid[0]), cubic_matrix(4, grid[1]), image)
+    transposed = np.einsum("ir,jc,rcd->ijd", rows, columns, image.reshape(*old[::-1], 3).transpose(1, 0, 2))
     assert np.abs(found - transposed.reshape(1, -1, 3)).max() > 0.1
 
 
 def test_position_embedding_of_the_same_grid_is_left_alone():
     embed = torch.randn(1, 16, 3)
-    assert torch.equal(resize_position_embedding(embed, (4, 4)), embed)
+    assert torch.equal(resize_position_embedding(embed, (2, 8), (2, 8)), embed)

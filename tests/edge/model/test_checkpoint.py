@@ -146,7 +146,9 @@ def test_safetensors_of_somebody_else(tmp_path, network):
 
 def test_pth_of_somebody_else(tmp_path, network, tiny_size):
     torch.save(network.state_dict(), tmp_path / "bare.pth")
-    with pytest.raises(InputError, match="state_dict"):
+    with pytest.raises(
+        InputError, match=r"no ufovit metadata[\s\S]*next: ufovit checkpoint \S*bare\.pth .*--out \S*bare\.safetensors"
+    ):
         load_checkpoint(tmp_path / "bare.pth", model=NAME)
 
 
@@ -215,6 +217,19 @@ def test_another_model(saved):
         ({"preprocess": {"image_size": 32}}, "malformed preprocessing"),
         ({"preprocess": None}, "ill-typed[\\s\\S]*preprocess: None"),
         ({"training": [1]}, "training"),
+        ({"depth": 3}, r"depth is not that of ufovit_tiny[\s\S]*found: 3[\s\S]*allowed: 2"),
+        ({"class_layers": 1}, "class_layers is not that of ufovit_tiny"),
+        ({"stem_widths": [1, 2, 3, 32]}, "stem_widths is not that of ufovit_tiny"),
+        ({"depth": "2"}, "ill-typed[\\s\\S]*depth"),
+        ({"image_size": [32, 48]}, "disagree on the image size[\\s\\S]*32 and 32x48 px"),
+        ({"image_size": [32]}, "disagree|multiples of 16"),
+        ({"image_size": [32, "32"]}, "multiples of 16"),
+        ({"model": "mine", "depth": 2, "dim": 32}, "unknown model 'mine'"),
+        ({"model": "mine", "depth": 2, "dim": 32, "heads": 3}, "divisible by heads"),
+        ({"model": "mine", "depth": 10**9, "dim": 32, "heads": 2}, "depth must be positive"),
+        ({"model": "mine", "depth": 256, "dim": 4096, "heads": 2}, "too large"),
+        ({"model": "mine", "depth": 2, "dim": 32, "heads": 2, "stem_widths": [4, 8, 16, [32]]}, "stem_widths"),
+        ({"model": "../mine", "depth": 2, "dim": 32, "heads": 2}, "invalid name"),
         ({"random_weights": "false"}, "random_weights"),
     ],
 )
@@ -238,10 +253,33 @@ def test_metadata_that_are_no_json(network, tmp_path):
         load_checkpoint(path, model=NAME)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "mine", "depth": 3, "class_layers": 1, "ffn_expansion": 2},
+        {"name": "mine", "image_size": (32, 48), "stem_widths": (3, 4, 5, 32), "heads": 4},
+    ],
+    ids=repr,
+)
+def test_checkpoints_of_other_shapes(make_network, info, tmp_path, changes):
+    network = make_network(2, **changes)
+    path, preprocess = tmp_path / "mine.safetensors", Preprocess(network.cfg.image_size, 32, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    save_checkpoint(network, replace(info, config=network.cfg, preprocess=preprocess), path, torch.float32)
+    loaded, read = load_checkpoint(path, model="mine")
+    assert read == read_info(path)
+    assert loaded.cfg == read.config == network.cfg
+    assert all(torch.equal(t, tensors_of(loaded)[name]) for name, t in tensors_of(network).items())
+    with pytest.raises(InputError, match=r"next: ufovit build \S*mine\.safetensors PRECISION"):
+        load_checkpoint(path, model="ufovit_t")
+    taller, at_64 = load_checkpoint(path, image_size=(64, 32))
+    assert torch.equal(taller.pos_embed.data, resize_position_embedding(network.pos_embed.data, network.cfg.grid, (4, 2)))
+    assert at_64.preprocess.shape == (3, 64, 32)
+
+
 def test_another_image_size_interpolates_the_position_embedding(saved):
     original, at_32 = load_checkpoint(saved, model=NAME)
     resized, at_64 = load_checkpoint(saved, model=NAME, image_size=64)
-    expected = resize_position_embedding(original.pos_embed.data, (4, 4))
+    expected = resize_position_embedding(original.pos_embed.data, (2, 2), (4, 4))
     assert torch.equal(resized.pos_embed.data, expected)
     assert expected.std() > 0
     assert at_64.config == replace(at_32.config, image_size=64)

@@ -18,7 +18,7 @@ from calib.artifact import read_artifact, write_artifact
 from calib.errors import VerdictError
 from calib.files import sha256_bytes, sha256_file
 from calib.metrics import sqnr_db
-from edge.model.export import check_parity, export_onnx, simplify
+from edge.model.export import check_parity, export_onnx, simplify, to_onnx
 from edge.model.export_foldings import fold
 from edge.model.export_record import ExportRecord
 from edge.numeric_tolerances import EXPORT_SQNR_DB
@@ -273,3 +273,24 @@ def test_a_graph_that_fails_parity_is_not_left_behind(make_network, tiny_graph, 
     with pytest.raises(VerdictError):
         export_onnx(make_network(0), tmp_path / "model.onnx", tiny_images)
     assert list(tmp_path.iterdir()) == []
+
+
+ODD_SHAPES = {
+    "48 x 80 pixels": {"image_size": (48, 80), "depth": 1, "class_layers": 1},
+    "another stem": {"dim": 20, "heads": 5, "stem_widths": (3, 6, 9, 20), "depth": 1, "image_size": (64, 32)},
+    "wide class layers": {"class_layers": 3, "ffn_expansion": 2, "depth": 1, "kv_axis": "last"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ODD_SHAPES)
+def test_any_shape_is_exported(make_network, name):
+    network = make_network(5, **ODD_SHAPES[name])
+    cfg = network.cfg
+    images = np.random.default_rng(6).normal(size=(2, 3, cfg.height, cfg.width)).astype(np.float32)
+    model = to_onnx(fold(network))
+    found = run_onnx(model, images)
+    assert sqnr_db(torch_logits(network, images), found) > EXPORT_SQNR_DB
+    assert sqnr_db(torch_logits(network, images[:, :, ::-1].copy()), found) < 40, "rows are told apart"
+    assert [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == [0, 3, cfg.height, cfg.width]
+    assert sum(node.op_type == "ReduceL2" for node in model.graph.node) == cfg.xnorm_sites

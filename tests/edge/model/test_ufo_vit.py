@@ -11,7 +11,7 @@ class Reference:
 
     def __init__(self, tensors, heads, axis):
         self.t = {name: t.double().numpy() for name, t in tensors.items()}
-        self.heads, self.axis = heads, axis
+        self.heads, self.axis, self.grid = heads, axis, None
 
     def linear(self, name, x):
         return x @ self.t[f"{name}.weight"].T + self.t[f"{name}.bias"]
@@ -52,8 +52,7 @@ class Reference:
         return self.linear(f"{name}.proj", np.concatenate(out, axis=1))
 
     def patch_interaction(self, name, x):
-        side = round(len(x) ** 0.5)
-        image = self.gelu(self.conv3x3(f"{name}.conv1", x.T.reshape(-1, side, side), depthwise=True))
+        image = self.gelu(self.conv3x3(f"{name}.conv1", x.T.reshape(-1, *self.grid), depthwise=True))
         image = self.conv3x3(f"{name}.conv2", self.batch_norm(f"{name}.norm", image), depthwise=True)
         return image.reshape(len(image), -1).T
 
@@ -64,9 +63,10 @@ class Reference:
         for i in range(4):
             x = self.batch_norm(f"stem.{3 * i + 1}", self.conv3x3(f"stem.{3 * i}", x, stride=2))
             x = self.gelu(x) if i < 3 else x
+        self.grid = x.shape[1:]
         return x.reshape(len(x), -1).T
 
-    def __call__(self, image, depth=2):
+    def __call__(self, image, depth=2, class_layers=2):
         x = self.stem(image.astype(np.float64)) + self.t["pos_embed"][0]
         for b in (f"blocks.{i}" for i in range(depth)):
             normed = self.layer_norm(f"{b}.norm1", x)
@@ -74,7 +74,7 @@ class Reference:
             x = x + self.t[f"{b}.scale2.gain"] * self.patch_interaction(f"{b}.lpi", self.layer_norm(f"{b}.norm2", x))
             x = x + self.t[f"{b}.scale3.gain"] * self.feed_forward(f"{b}.ffn", self.layer_norm(f"{b}.norm3", x))
         cls = self.t["cls_token"][0]
-        for b in ("cls_blocks.0", "cls_blocks.1"):
+        for b in (f"cls_blocks.{i}" for i in range(class_layers)):
             normed = self.layer_norm(f"{b}.norm1", np.concatenate([cls, x]))
             cls = cls + self.t[f"{b}.scale1.gain"] * self.attention(f"{b}.attn", normed[:1], normed)
             cls = cls + self.t[f"{b}.scale2.gain"] * self.feed_forward(f"{b}.ffn", self.layer_norm(f"{b}.norm2", cls))
@@ -98,6 +98,26 @@ def test_network_is_the_architecture(make_network, axis, image_size):
     other = Reference(network.state_dict(), heads=2, axis="last" if axis == "contraction" else "contraction")
     assert np.abs(found[0] - other(images[0])).max() > 1e-3
     assert np.abs(found[0] - found[1]).max() > 1e-3, "the logits depend on the image"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_size": (48, 80), "class_layers": 1, "depth": 1},
+        {"image_size": (64, 32), "ffn_expansion": 2, "class_layers": 3},
+        {"dim": 20, "heads": 5, "stem_widths": (3, 6, 9, 20), "depth": 3},
+    ],
+    ids=repr,
+)
+def test_any_shape_is_the_architecture(make_network, changes):
+    network = make_network(**changes).double()
+    cfg = network.cfg
+    image = np.random.default_rng(9).normal(size=(3, cfg.height, cfg.width))
+    with torch.no_grad():
+        found = network(torch.from_numpy(image[None])).numpy()[0]
+    reference = Reference(network.state_dict(), cfg.heads, "contraction")
+    np.testing.assert_allclose(found, reference(image, cfg.depth, cfg.class_layers), rtol=0, atol=1e-10)
+    assert np.abs(found - reference(image[:, ::-1], cfg.depth, cfg.class_layers)).max() > 1e-3, "rows are told apart"
 
 
 def test_every_tensor_matters(make_network, tiny_images):

@@ -59,7 +59,7 @@ def on_a_gpu(project, monkeypatch):
         from edge.runtime.ort_runner import emulated_runner
 
         graph = emulated_runner(onnx.load(project / "rtx" / GRAPH), Path(GRAPH))
-        runner = Injected(lambda images: change(graph(images)))
+        runner = Injected(lambda images: (change(graph(images)[0]),))
         monkeypatch.setattr("edge.pipeline.build_from_bundle.open_engine", lambda _folder: runner)
         return runner
 

@@ -43,7 +43,7 @@ def test_a_device_builds_and_judges(project, on_a_gpu, capsys):
     assert manifest["engine"]["sha256"] == drift["engine"]["sha256"] == sha256(folder / "engine.engine")
     assert manifest["engine"]["bytes"] == (folder / "engine.engine").stat().st_size
     traced = ("model", "precision", "checkpoint", "onnx", "xnorm", "folded_onnx", "refined_onnx", "qdq_onnx", "typed_onnx")
-    traced += ("calibration", "preprocess", "labels", "batch", "int8_floor", "input", "output", "random_weights")
+    traced += ("calibration", "preprocess", "labels", "batch", "int8_floor", "input", "outputs", "random_weights")
     assert {name: manifest[name] for name in traced} == {name: source[name] for name in traced}
     assert manifest["receipt"] == source["receipt"], "the same graph, the same builder"
     assert manifest["notes"] == ["built from a bundle"]

@@ -91,7 +91,8 @@ def test_facts_of_the_graph_are_those_of_onnx(rtx):
     facts, graph = contents(rtx / "b.ufovit")["bundle.json"]["facts"], onnx.load(rtx / "rtx" / GRAPH).graph
     multiplying = [node.name for node in graph.node if node.op_type in ("Conv", "MatMul", "Gemm")]
     assert [layer["name"] for layer in facts["layers"]] == multiplying == facts["traceable"]
-    assert (facts["input"]["name"], facts["output"]["name"]) == (graph.input[0].name, graph.output[0].name)
+    assert facts["input"]["name"] == graph.input[0].name
+    assert [output["name"] for output in facts["outputs"]] == [output.name for output in graph.output]
     assert facts["input"]["shape"] == [-1, 3, 32, 32]
 
 
@@ -150,7 +151,7 @@ def test_a_build_whose_files_are_missing_is_refused(project, capsys, file):
 def test_images_that_do_not_fit_are_refused(project, capsys):
     before = sorted(p.name for p in project.iterdir())
     assert run(["bundle", str(project / "rtx"), "--out", str(project / "new.ufovit")]) == 2
-    assert "do not have this checkpoint's labels" in capsys.readouterr().err
+    assert "do not have this network's labels" in capsys.readouterr().err
     assert pack(project, "--data", str(project / "none"), out="new.ufovit") == 2
     assert sorted(p.name for p in project.iterdir()) == before
 

@@ -94,6 +94,41 @@ def test_other_labelled_images(project, preprocess):
     assert read(project, "drift.json")["images"] == 80
 
 
+def test_copies_of_an_image_decide_nothing(project, capsys):
+    """Every line twice: the figures and the interval are those of the list without copies, and both places say so."""
+    found = pictures(project / "camera", 20)
+    lines = [f"camera/{picture.name},{LABELS[i % 2]}\n" for i, picture in enumerate(sorted(found.iterdir()))]
+    stated = {}
+    for name, text in (("once", lines), ("twice", lines * 2)):
+        (project / f"{name}.csv").write_text("".join(text))
+        assert run(["drift", str(project / "out"), "--data", str(project / f"{name}.csv"), "--max-drop", "90"]) in (0, 3)
+        stated[name] = read(project, "drift.json")
+        assert ("copies counted once: 20 of 40 images" in " ".join(capsys.readouterr().out.split())) == (name == "twice")
+    once, twice = stated["once"], stated["twice"]
+    (note,) = set(twice["not_compared"]) - set(once["not_compared"])
+    assert "20 of 40" in note
+    assert once["images"] == 20
+    assert {**twice, "not_compared": 0, "data": 0} == {**once, "not_compared": 0, "data": 0}
+    (project / "both.csv").write_text("".join([*lines, f"camera/00.png,{LABELS[3]}\n"]))
+    before = digests(project)
+    with pytest.raises(InputError, match=r"one picture with two labels[\s\S]*both\.csv:21[\s\S]*both\.csv:1"):
+        judged(project, data=project / "both.csv")
+    assert digests(project) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\5\x16\7", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_an_undecodable_picture_costs_no_verdict(project, content):
+    """A picture in the middle of a folder: the previous verdict, its logits, pictures and report are kept, and still hold."""
+    found, before = pictures(project / "camera"), digests(project)
+    (found / "15.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot be decoded[\s\S]*15\.png"):
+        judged(project, unlabelled=found)
+    assert digests(project) == before
+    assert "report.html" in before
+    verify_folder(BuildFolder(project / "out"))
+    assert judged(project).ran == ()
+
+
 def test_images_without_labels(project, preprocess):
     found = pictures(project / "camera")
     outcome = judged(project, unlabelled=found, images=20, max_drop_points=90.0)

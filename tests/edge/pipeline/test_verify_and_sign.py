@@ -387,16 +387,18 @@ def test_without_cryptography(copy, tmp_path, capsys, monkeypatch):
 @pytest.fixture
 def bundle(tmp_path):
     """A bundle whose members are what they should be by name and digest; nobody looks into them here."""
-    from engines.build_folder.bundle_format import ANSWERS, GOLDEN, LABELS, PIXELS, SHAPES, BundleInfo, write_bundle
+    from engines.build_folder.bundle_format import GOLDEN, PIXELS, SHAPES, BundleInfo, write_bundle
     from engines.build_folder.manifest import FileRecord
     from engines.layer_records import GraphFacts, TensorInfo
 
-    members = {name: name.encode() * 50 for name in ("manifest.json", "model.onnx", PIXELS, SHAPES, LABELS, ANSWERS, GOLDEN)}
+    members = {
+        name: name.encode() * 50 for name in ("manifest.json", "model.onnx", PIXELS, SHAPES, "labels.npy", "logits.npy", GOLDEN)
+    }
     info = BundleInfo(
         model="ufovit_tiny",
         precision="fp32",
         graph="model.onnx",
-        facts=GraphFacts((), (), TensorInfo("image", (-1, 3, 32, 32), "float32"), TensorInfo("logits", (-1, 5), "float32")),
+        facts=GraphFacts((), (), TensorInfo("image", (-1, 3, 32, 32), "float32"), (TensorInfo("logits", (-1, 5), "float32"),)),
         batch=(1, 1, 8),
         int8_floor=None,
         budget_points=0.5,

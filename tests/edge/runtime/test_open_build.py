@@ -102,7 +102,7 @@ def without(monkeypatch, *names):
 def test_a_cpu_build_runs_itself(built, runner):
     opened = open_runner(built / "out", runner)
     with opened.runner:
-        np.testing.assert_array_equal(opened.runner(X), OrtRunner(built / "out/engine.onnx")(X))
+        np.testing.assert_array_equal(opened.runner(X)[0], OrtRunner(built / "out/engine.onnx")(X)[0])
     assert (opened.name, opened.ran_on, opened.notes) == ("ort", "ONNX Runtime, CPU: the engine itself", ())
     assert opened.manifest.model == "ufovit_tiny"
     assert opened.preprocess.image_size == 32
@@ -116,7 +116,7 @@ def test_openvino_runs_its_graph_and_says_so(built):
 
     opened = open_runner(built / "out", "openvino", threads=1)
     with opened.runner, OpenVinoRunner(built / "out/model.int8.onnx", 1) as wanted:
-        np.testing.assert_array_equal(opened.runner(X), wanted(X))
+        np.testing.assert_array_equal(opened.runner(X)[0], wanted(X)[0])
     assert opened.name == "openvino"
     assert opened.ran_on == "OpenVINO, CPU: the Q/DQ graph of the build, not the engine itself"
     assert not opened.itself
@@ -152,8 +152,8 @@ def test_with_its_gpu_the_engine_runs(rtx_built, gpu, runner):
 def test_without_one_its_graph_by_openvino(rtx_built, no_gpu):
     opened = open_runner(rtx_built("int8"), threads=1)
     with opened.runner:
-        wanted = OrtRunner(rtx_built("int8") / "model.int8.onnx")(X)
-        assert np.abs(opened.runner(X) - wanted).max() < 0.1 * np.abs(wanted).max()
+        wanted = OrtRunner(rtx_built("int8") / "model.int8.onnx")(X)[0]
+        assert np.abs(opened.runner(X)[0] - wanted).max() < 0.1 * np.abs(wanted).max()
     assert opened.name == "openvino"
     assert opened.ran_on.endswith("before it was typed for FP16, not the engine itself")
     assert "the engine itself cannot run here: this machine has no NVIDIA GPU, or its driver shows none" in opened.notes
@@ -164,7 +164,7 @@ def test_without_openvino_the_typed_graph_with_its_roundings(rtx_built, no_gpu, 
     without(monkeypatch, "openvino")
     opened = open_runner(rtx_built(precision))
     path = rtx_built(precision) / "model.typed.onnx"
-    np.testing.assert_array_equal(opened.runner(X), emulated_runner(onnx.load(path), path)(X))
+    np.testing.assert_array_equal(opened.runner(X)[0], emulated_runner(onnx.load(path), path)(X)[0])
     assert opened.name == "ort"
     assert "FP16 roundings emulated" in opened.ran_on
     assert opened.ran_on.endswith("not the engine itself")
@@ -173,7 +173,7 @@ def test_without_openvino_the_typed_graph_with_its_roundings(rtx_built, no_gpu, 
 
 def test_an_fp32_graph_is_run_as_it_is(rtx_built, no_gpu):
     opened = open_runner(rtx_built("fp32"))
-    np.testing.assert_array_equal(opened.runner(X), OrtRunner(rtx_built("fp32") / "model.onnx")(X))
+    np.testing.assert_array_equal(opened.runner(X)[0], OrtRunner(rtx_built("fp32") / "model.onnx")(X)[0])
     assert opened.ran_on == "ONNX Runtime, CPU: the graph that the engine was built from, not the engine itself"
 
 

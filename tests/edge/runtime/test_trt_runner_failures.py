@@ -39,7 +39,7 @@ def test_the_second_address_is_checked_too(library, memory):
     assert not any(memory.live.values())
 
 
-@pytest.mark.parametrize("answer", [(4, CLASSES, -1), (3, CLASSES), (4,), (-1, CLASSES), (4, 0)])
+@pytest.mark.parametrize("answer", [(4, CLASSES, -1), (3, CLASSES), (), (-1, CLASSES), (4, 0)])
 def test_an_output_that_is_not_a_row_per_image_is_refused(library, memory, answer):
     library.faults["get_tensor_shape"] = (1, answer)
     with pytest.raises(BackendError, match="get_tensor_shape returned a shape"):
@@ -120,11 +120,11 @@ def test_an_interrupted_batch_leaves_nothing_on_the_stream(library, memory, monk
     ("change", "words"),
     [
         ({"names": ["a", "b", "c"], "modes": ["INPUT", "INPUT", "OUTPUT"]}, "found: inputs: a, b; outputs: c"),
-        ({"names": ["a", "b", "c"], "modes": ["INPUT", "OUTPUT", "OUTPUT"]}, "found: inputs: a; outputs: b, c"),
-        ({"names": ["a", "b", "c"], "modes": ["INPUT", "OUTPUT", "NONE"]}, "one input and one output"),
+        ({"names": ["a", "b", "c"], "modes": ["INPUT", "OUTPUT", "NONE"]}, "one input, and outputs"),
+        ({"names": ["a"], "modes": ["INPUT"]}, "found: inputs: a; outputs: none"),
         ({"names": ["b"], "modes": ["OUTPUT"]}, "inputs: none; outputs: b"),
-        ({"dtypes": ["HALF", "FLOAT"]}, "not float32\n  where: images\n  found: DataType.HALF"),
-        ({"dtypes": ["FLOAT", "INT8"]}, "not float32\n  where: logits"),
+        ({"dtypes": ["HALF", "FLOAT"]}, "type that cannot be read\n  where: images\n  found: DataType.HALF"),
+        ({"dtypes": ["FLOAT", "HALF"]}, "type that cannot be read\n  where: logits"),
         ({"formats": ["CHW32", "LINEAR"]}, "not in row order\n  where: images\n  found: TensorFormat.CHW32"),
         ({"inner": [(3, 4, 4), (3, 4, 4), (3, 8, 8)]}, "has a dynamic dimension besides the batch"),
     ],

@@ -153,7 +153,7 @@ def test_the_shipped_fake_answers_by_where_an_image_is_bright():
         images = np.zeros((5, 3, 10, 6), np.float32)
         for c in range(5):
             images[c, :, 2 * c : 2 * c + 2] = 1
-        logits = runner(images)
+        (logits,) = runner(images)
         assert (logits.dtype, logits.shape) == (np.float32, (5, 5))
         np.testing.assert_array_equal(logits, np.eye(5, dtype=np.float32))
         runner(images[:2])
@@ -172,8 +172,8 @@ def test_the_shipped_fake_answers_by_where_an_image_is_bright():
 
 def test_the_shipped_fake_answers_what_it_is_given():
     answer = np.ones((2, 3), np.float32)
-    runner = FakeRunner((3, 4, 4), 3, lambda images: answer[: len(images)])
-    found = runner(np.zeros((2, 3, 4, 4), np.float32))
+    runner = FakeRunner((3, 4, 4), 3, lambda images: (answer[: len(images)],))
+    (found,) = runner(np.zeros((2, 3, 4, 4), np.float32))
     found[:] = 0
     assert (answer == 1).all(), "a copy"
 
@@ -190,7 +190,7 @@ def test_onnx_runtime_is_a_runner_that_closes(tmp_path):
     images = draw(2)
     with OrtRunner(path) as runner:
         assert Runner in type(runner).__mro__
-        np.testing.assert_array_equal(runner(images), images.reshape(2, -1))
+        np.testing.assert_array_equal(runner(images)[0], images.reshape(2, -1))
     with pytest.raises(InputError, match="the runner is closed"):
         runner(images)
     runner.close()

@@ -14,6 +14,7 @@ from calib.errors import InputError
 from edge.drift.drift_report import Source, Subject, judge_sides, write_drift
 from edge.drift.pictures import KEPT, parse_pictures, picture, write_pictures
 from edge.inspect.describers import describe_file
+from edge.tasks.budget import Budget
 from edge.tasks.classification.flips import worst_flips
 from edge.tasks.classification.logits import Logits
 from edge.tasks.registry import load_task
@@ -37,7 +38,7 @@ def test_the_drift_step_keeps_the_pictures(tmp_path: Path, *, random_weights: bo
         return photo(index)
 
     task, sides = load_task("classification", ("a", "b", "c")), Logits(reference, engine, labels).sides
-    report = judge_sides(task, subject, sides, 0.5, random_weights=random_weights)
+    report = judge_sides(task, subject, sides, Budget(), random_weights=random_weights)
     write_drift(tmp_path, task, report, sides, pixels)
     found = parse_pictures((tmp_path / "flips.npz").read_bytes(), tmp_path / "flips.npz")
     assert found.indices.tolist() == asked == ([] if random_weights else [6, 4, 7]), (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,6 +39,7 @@ from edge.images.labelled_images import ImageSet, open_unlabelled
 from edge.images.npz import parse_npz
 from edge.inspect.describers import describe_file
 from edge.runtime.runner import FakeRunner
+from edge.tasks.budget import Budget
 from edge.tasks.frame_answer import FrameAnswer, Line, Panel, PanelLayout
 from edge.tasks.gate_row import Measurement, Recorded, Row, Tolerance, row
 from edge.tasks.interval import Verdict
@@ -82,10 +83,20 @@ class DepthAnswer(FrameAnswer):
 @dataclass(frozen=True)
 class Depth(Task):
     name: ClassVar[str] = "depth"
+    labelled: ClassVar[bool] = False
     bases: ClassVar[tuple[str, ...]] = ("error",)
     comparison: ClassVar[type[Comparison]] = DepthComparison
     stated: ClassVar[tuple[str, ...]] = ("error_mean", "error_worst", "not_finite")
     quantities: ClassVar[tuple[str, ...]] = ("depth error",)
+
+    def pack_reference(self, outputs: Outputs, truth: Any) -> dict[str, np.ndarray]:
+        return {"depth": outputs[0]}
+
+    def unpack_reference(self, arrays: Mapping[str, np.ndarray], images: int) -> tuple[Outputs, Any]:
+        return (arrays["depth"],), None
+
+    def budget_text(self, budget: Budget) -> str:
+        return f"{budget.points:g} m"
 
     def open_images(self, path: Path) -> ImageSet:
         return open_unlabelled(path)
@@ -108,8 +119,8 @@ class Depth(Task):
         bad = int((~np.isfinite(error)).sum())
         return DepthComparison(len(error), bad, (), float(np.nan_to_num(error).mean()), float(np.nan_to_num(error).max()))
 
-    def judge(self, comparison: Any, budget_points: float, *, random_weights: bool) -> tuple[str, Verdict, str]:
-        worse = comparison.not_finite or comparison.error_mean > budget_points
+    def judge(self, comparison: Any, budget: Budget, *, random_weights: bool) -> tuple[str, Verdict, str]:
+        worse = comparison.not_finite or comparison.error_mean > budget.points
         return "error", "fail" if worse else "pass", f"mean error {comparison.error_mean:.3f} m"
 
     def worst(self, sides: Sides) -> np.ndarray:
@@ -144,7 +155,7 @@ class Depth(Task):
         return TaskReport(
             headline=f"The {judged} sees depth",
             advice="",
-            budgeted=None,
+            evidence=None,
             basis=("Depth has no accuracy to lose.",),
             figures=(Figure("Depth error", (value,), "mean"),),
             truth="without depth",
@@ -187,7 +198,7 @@ def depth_build(folder: Path, off: float = 0.01, budget: float = 1.0) -> Path:
     task, given = load_task("depth"), sides(off)
     old = BuildFolder(folder).read(DRIFT_ARTIFACT)
     subject = Subject(old.reference, old.engine, old.data, old.data_sha256, old.preprocess_sha256)
-    write_drift(folder, task, judge_sides(task, subject, given, budget, random_weights=False), given, photo)
+    write_drift(folder, task, judge_sides(task, subject, given, Budget(budget), random_weights=False), given, photo)
     record(folder)
     return folder
 
@@ -251,8 +262,8 @@ def test_the_report_shows_the_section_of_the_task(tmp_path: Path) -> None:
 def test_the_camera_answers_draws_and_tells(tmp_path: Path) -> None:
     task = load_task("depth")
 
-    def depths(images: np.ndarray) -> np.ndarray:
-        return np.full((len(images), *SHAPE), 2.5, np.float32)
+    def depths(images: np.ndarray) -> Outputs:
+        return (np.full((len(images), *SHAPE), 2.5, np.float32),)
 
     results: list[Result] = []
     sink = type("Sink", (), {"__call__": lambda _self, result: results.append(result), "close": lambda _self: None})()
@@ -276,7 +287,7 @@ def test_the_camera_answers_draws_and_tells(tmp_path: Path) -> None:
 
 def test_the_audit_asks_the_task_whether_two_answers_agree(tmp_path: Path) -> None:
     manifest = BuildFolder(depth_build(tmp_path / "build")).manifest
-    reference = FakeRunner((3, 12, 12), 3, answer=lambda images: np.ones((len(images), *SHAPE), np.float32))
+    reference = FakeRunner((3, 12, 12), 3, answer=lambda images: (np.ones((len(images), *SHAPE), np.float32),))
     work = AuditWorker(reference, PREPROCESS, manifest, "here", tmp_path / "audit")
     for number, depth in enumerate((1.0, 3.0)):
         outputs = (np.full((1, *SHAPE), depth, np.float32),)
@@ -293,6 +304,7 @@ ALLOWED = {
     r"labelcolor|(set_|[xy])\w*label\w*|aria-label\w*|</?label": "names of matplotlib and HTML",
     r"at\(\"label\"\)|id=\"label\" class=\"label\"": "the page's element for the title of an answer",
     r"logits\.np[yz]|logits_share|logits_bit_identical": "names in files: of a file, fields of attribution.json and xnorm.json",
+    r"in\S*_label": "a file of the kernel's power sensors",
     r"substitute for softmax|SQNR of the logits|the logits' SQNR": "sentences on XNorm, and on the layers of UFO-ViT",
     r"labels of a classification|\[\{index, label, probability\}\]": "JSON lines are documented where they are written",
 }
@@ -303,7 +315,7 @@ PIPELINE = r"labels?"
 def test_the_common_rooms_know_no_label_and_no_logit() -> None:
     """What stands in drift, gate, report and camera; the list says what is allowed and why."""
     found = []
-    for room in ("drift", "gate", "report", "camera", "pipeline"):
+    for room in ("drift", "gate", "report", "camera", "bench", "pipeline"):
         for path in sorted((ROOT / "edge" / room).rglob("*")):
             if path.suffix in (".py", ".html", ".js"):
                 for number, line in enumerate(path.read_text().splitlines(), start=1):

@@ -51,7 +51,7 @@ def folder(tmp_path):
         calibration=None,
         engine=engine,
         input=TensorInfo("image", (-1, 3, 64, 64), "float32"),
-        output=TensorInfo("logits", (-1, 2), "float32"),
+        outputs=(TensorInfo("logits", (-1, 2), "float32"),),
         preprocess={"sha256": "e" * 64},
         labels=("a", "b"),
         receipt=Receipt(0.0, {}, {}, ()),

@@ -32,7 +32,7 @@ FACTS = GraphFacts(
     (Layer("a/MatMul", "MatMul", 64, "int8", ""),),
     ("a/MatMul",),
     TensorInfo("image", (-1, 3, 4, 4), "float32"),
-    TensorInfo("logits", (-1, 2), "float32"),
+    (TensorInfo("logits", (-1, 2), "float32"),),
 )
 INFO = BundleInfo(
     model="ufovit_tiny",
@@ -65,14 +65,14 @@ def header(**changes):
     """bundle.json of MEMBERS, as json writes it; a field changed to None is left out."""
     members = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in MEMBERS.items()}
     fields = {
-        "schema_version": 1, "model": "ufovit_tiny", "precision": "int8", "graph": "model.typed.onnx", "batch": [1, 2, 4],
+        "schema_version": 2, "model": "ufovit_tiny", "precision": "int8", "graph": "model.typed.onnx", "batch": [1, 2, 4],
         "int8_floor": 0.5, "budget_points": 1.5, "random_weights": False, "reference_ran_on": "a test", "data": "some images",
         "data_sha256": "6" * 64, "reference": {"file": "model.onnx", "sha256": "5" * 64}, "members": members,
         "facts": {
             "layers": [{"name": "a/MatMul", "op_type": "MatMul", "macs": 64, "requested": "int8", "problem": ""}],
             "traceable": ["a/MatMul"],
             "input": {"name": "image", "shape": [-1, 3, 4, 4], "dtype": "float32"},
-            "output": {"name": "logits", "shape": [-1, 2], "dtype": "float32"},
+            "outputs": [{"name": "logits", "shape": [-1, 2], "dtype": "float32"}],
         },
     }  # fmt: skip
     return {name: value for name, value in {**fields, **changes}.items() if value is not None}
@@ -357,7 +357,7 @@ def test_a_member_whose_digest_is_another(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (json.dumps(header(schema_version=2)), "unknown schema version"),
+        (json.dumps(header(schema_version=1)), "unknown schema version"),
         (json.dumps(header(schema_version=None)), "unknown schema version"),
         (json.dumps({**header(), "comment": ""}), "unknown fields ['comment']"),
         (json.dumps(header(budget_points=None)), "missing fields ['budget_points']"),

@@ -35,7 +35,7 @@ def folder(tmp_path):
         model="ufovit_t", precision="fp32", target="rtx", created="2026-01-01T00:00:00+00:00", checkpoint=None,
         onnx=FileRecord("model.onnx", sha256(path / "model.onnx")), qdq_onnx=None, calibration=None,
         engine=EngineRecord("engine.engine", sha256(path / "engine.engine"), 4000, "trt_rtx", "1.7", ("8.0",)),
-        input=TensorInfo("image", (-1, 3, 64, 64), "float32"), output=TensorInfo("logits", (-1, 2), "float32"),
+        input=TensorInfo("image", (-1, 3, 64, 64), "float32"), outputs=(TensorInfo("logits", (-1, 2), "float32"),),
         preprocess={"sha256": "e" * 64}, labels=("a", "b"), receipt=Receipt(0.0, {}, {}, ()), task="classification",
     )  # fmt: skip
     write_manifest(path, manifest)

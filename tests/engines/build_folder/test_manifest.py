@@ -60,7 +60,7 @@ def folder(tmp_path):
         calibration=CalibrationRecord("calibration.json", sha256_bytes(b"{}"), 512, "d" * 64),
         engine=EngineRecord("engine.engine", sha256_bytes(b"plan"), 4, "trt_rtx", "1.7", ("8.0", "12.0")),
         input=TensorInfo("image", (-1, 3, 64, 64), "float32"),
-        output=TensorInfo("logits", (-1, 10), "float32"),
+        outputs=(TensorInfo("logits", (-1, 10), "float32"),),
         preprocess={"mean": [0.5], "sha256": "e" * 64},
         labels=("shirt", "bag"),
         receipt=Receipt(0.99, {"int8": 1.0}, {"fp16": 0.01, "int8": 0.99}, (fallback,)),

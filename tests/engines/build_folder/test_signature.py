@@ -100,7 +100,7 @@ def make_folder(path, plan):
         calibration=None,
         engine=EngineRecord("engine.engine", sha256_file(path / "engine.engine"), len(plan), "trt_rtx", "1.7", ("8.0",)),
         input=TensorInfo("image", (-1, 3, 64, 64), "float32"),
-        output=TensorInfo("logits", (-1, 2), "float32"),
+        outputs=(TensorInfo("logits", (-1, 2), "float32"),),
         preprocess={"sha256": "e" * 64},
         labels=("a", "b"),
         receipt=Receipt(0.0, {}, {}, ()),

@@ -177,7 +177,7 @@ def test_every_layer_is_traceable_in_the_exported_program(tiny_graphs):
     model = graphs["int8 fp16"]
     program = export_program(model, BatchRange(1, 2, 4))
     assert program.shapes == ((1, 3, 32, 32), (2, 3, 32, 32), (4, 3, 32, 32))
-    assert (program.input, program.output) == ("image", "logits")
+    assert (program.input, program.dtype, program.outputs) == ("image", "float32", ("logits",))
     loaded = torch.export.load(io.BytesIO(program.data))
     for size in (1, 2, 4):
         with torch.no_grad():

@@ -83,15 +83,15 @@ def test_a_build_exchanges_files_with_the_worker(fake, tmp_path):
         assert sys.stdin.read() == "" and sys.flags.isolated, "empty stdin, isolated mode"
         assert Path(request["program"]).stat().st_size > 1000
         print("chatter of a library\\nshare 0.5", flush=True)
-        kept = {k: request[k] for k in ("input", "output", "compute_capabilities", "optimization_level")}
+        kept = {k: request[k] for k in ("input", "outputs", "compute_capabilities", "optimization_level")}
         done(json.dumps({**kept, "step": request["steps"]["n1"]}).encode())
     """)
     shares = []
     options = BuilderOptions(optimization_level=2)
     built = build_fake(BuildSpec(Path("graph.onnx"), RTX, "fp32", BatchRange(1, 2, 4), options=options), shares.append)
     assert json.loads(built.data) == {
-        "input": {"name": "image", "shapes": [[1, 8, 16], [2, 8, 16], [4, 8, 16]]},
-        "output": "residual_out",
+        "input": {"name": "image", "shapes": [[1, 8, 16], [2, 8, 16], [4, 8, 16]], "dtype": "float32"},
+        "outputs": ["residual_out"],
         "compute_capabilities": ["8.0", "8.6", "8.9", "12.0", "12.1"],
         "optimization_level": 2,
         "step": "attn.q/MatMul",

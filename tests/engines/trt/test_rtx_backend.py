@@ -5,6 +5,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from engine_graphs import ISLAND, Graph, attention, convolutions
@@ -41,7 +42,7 @@ def test_fully_quantized_attention_is_all_int8(tmp_path):
     assert built.receipt.int8_mac_fraction == 1.0
     assert built.receipt.actual == built.receipt.requested == {"int8": 1.0}
     assert built.receipt.fallbacks == ()
-    assert (built.input.shape, built.input.dtype, built.output.name) == ((-1, 8, 16), "float32", "residual_out")
+    assert (built.input.shape, built.input.dtype, built.outputs[0].name) == ((-1, 8, 16), "float32", "residual_out")
     assert built.compute_capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1")
 
 
@@ -69,6 +70,37 @@ def test_weight_scale_along_k_shows_in_the_engine(tmp_path):
     assert (fallback.layer, fallback.requested, fallback.actual) == ("attn.v/MatMul", "int8", "fp16")
     assert "axis 0, which is summed over" in fallback.reason
     assert built.receipt.int8_mac_fraction == pytest.approx(0.8)
+
+
+def weights_anywhere(right_axis, left_axis, heads_axis):
+    """Per image (8, 16): x W, then W' x, then x W'' with a matrix per head, then a ConvTranspose with Q/DQ; 2048 MACs each."""
+    g = Graph(8, 16)
+    g.weight("w_right", 16, 16)
+    x = g.node("MatMul", [g.pair("image"), g.int8_weight("w_right", right_axis)], "right")
+    g.weight("w_left", 16, 8)
+    x = g.node("MatMul", [g.int8_weight("w_left", left_axis), g.pair(x)], "left")  # (16, 16)
+    g.store("heads_shape", np.array([0, 2, 8, 16]))
+    x = g.node("Reshape", [x, "heads_shape"], "split")
+    g.weight("w_heads", 2, 16, 8)
+    x = g.node("MatMul", [g.pair(x), g.int8_weight("w_heads", heads_axis)], "heads")  # (2, 8, 8)
+    g.weight("w_up", 2, 4, 2, 2)
+    x = g.node("ConvTranspose", [g.pair(x), g.int8_weight("w_up", 1)], "up", strides=[2, 2])
+    return g.model(x, 4, 16, 16)
+
+
+def test_weights_on_the_left_and_of_rank_3_run_in_int8_and_a_transposed_convolution_does_not(tmp_path):
+    built = receipt(tmp_path, type_graph(weights_anywhere(1, 0, 2)), "int8")
+    assert fallbacks(built) == {"up": "fp16"}
+    assert built.receipt.fallbacks[0].reason == "TensorRT runs ConvTranspose in float; transposed convolution on fp16 x fp16"
+    assert built.receipt.actual == {"fp16": 0.25, "int8": 0.75}
+
+
+def test_scales_along_other_axes_of_such_weights_show_in_the_engine(tmp_path):
+    built = receipt(tmp_path, type_graph(weights_anywhere(0, 1, 0)), "int8")
+    assert fallbacks(built) == dict.fromkeys(("right", "left", "heads", "up"), "fp16")
+    assert "axis 0, which is not that of the output channels" in next(
+        f.reason for f in built.receipt.fallbacks if f.layer == "heads"
+    )
 
 
 def test_one_side_of_a_batched_product_shows_in_the_engine(tmp_path):

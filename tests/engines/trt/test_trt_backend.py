@@ -321,7 +321,7 @@ def test_from_a_file_to_an_engine(world, tmp_path):
     library = world.library({("EngineInspector", "get_engine_information"): str({"Layers": layers}).replace("'", '"')})
     built = build(BuildSpec(path, TARGETS["desktop"], "fp32", BatchRange(*BATCHES)))
     assert (built.backend, built.data, built.receipt.actual) == ("trt", PLAN, {"fp32": 1.0})
-    assert (built.input.name, built.output.shape) == ("image", (-1, 4))
+    assert (built.input.name, built.outputs[0].shape) == ("image", (-1, 4))
     assert library.called("parse") == [(onnx.load(path).SerializeToString(deterministic=True),)]
     assert [p.name for p in tmp_path.iterdir()] == ["graph.onnx"]
 

@@ -192,7 +192,7 @@ def test_every_tensorrt_object_is_typed():
             "execute_async_v3()",
             "Missing positional argument",
         ),
-        (NEWEST, "edge/runtime/trt_runner.py", "buffer.device_pointer)", "str(buffer))", "incompatible type"),
+        (NEWEST, "edge/runtime/trt_runner.py", "buffer.address)", "str(buffer))", "incompatible type"),
         (NEWEST, "edge/runtime/trt_io.py", "module.TensorIOMode.INPUT", "module.TensorFormat.INPUT", 'no attribute "INPUT"'),
     ],
 )

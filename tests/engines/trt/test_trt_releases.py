@@ -192,10 +192,10 @@ def test_names_that_11_removed_work_with_the_oldest_release(new):
     ("old", "new", "error"),
     [
         ("execute_async_v3(self._stream.handle)", "execute_async_v2([], self._stream.handle)", NO_NAME),
-        ("set_tensor_address(name, buffer.device_pointer)", "set_tensor_address(name, buffer)", NO_CALL),
-        ("set_tensor_address(name, buffer.device_pointer)", "set_tensor_address(0, buffer.device_pointer)", NO_CALL),
-        ("set_input_shape(io.input,", "set_binding_shape(io.input,", NO_NAME),
-        ("get_tensor_shape(io.output)", "get_tensor_shape()", NO_CALL),
+        ("set_tensor_address(buffer.name, buffer.address)", "set_tensor_address(buffer.name, buffer)", NO_CALL),
+        ("set_tensor_address(buffer.name, buffer.address)", "set_tensor_address(0, buffer.address)", NO_CALL),
+        ("set_input_shape(name,", "set_binding_shape(name,", NO_NAME),
+        ("get_tensor_shape(port.name)", "get_tensor_shape()", NO_CALL),
     ],
 )
 def test_a_drive_of_the_runner_finds(old, new, error):

@@ -1,6 +1,8 @@
 """Oracles: counts in plain Python, scipy's quantiles, a simulation of the interval's coverage."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from calib.artifact import read_artifact, write_artifact
 from calib.errors import InputError
 from edge.drift.drift_report import DriftReport, Source, Subject, judge_sides
 from edge.numeric_tolerances import RANDOM_WEIGHTS_COSINE
+from edge.tasks.budget import Budget
 from edge.tasks.classification.compare import centred_cosine, compare, judge
 from edge.tasks.classification.drop_interval import Flips, Paired, drop_interval, images_to_decide, mcnemar_p
 from edge.tasks.classification.logit_metrics import BINS
@@ -196,7 +199,7 @@ def test_random_weights_are_judged_by_numbers(pair, cosine, verdict):
 def test_report_survives_its_file(pair, tmp_path):
     source = Source("model.onnx", "0" * 64, "ONNX Runtime, CPU")
     subject = Subject(source, source, "d", "1", "2")
-    report = judge_sides(load_task("classification"), subject, Logits(*pair).sides, 0.5, random_weights=False)
+    report = judge_sides(load_task("classification"), subject, Logits(*pair).sides, Budget(), random_weights=False)
     write_artifact(tmp_path / "drift.json", report)
     assert read_artifact(tmp_path / "drift.json", DriftReport, remake="x") == report
 
@@ -284,3 +287,39 @@ def test_images_without_labels_are_judged_by_changed_answers(pair):
     broken = engine.copy()
     broken[5] = np.inf
     assert judge(compare(reference, broken, None), 100.0, random_weights=False)[1] == "fail"
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("random_weights", [True, False])
+def test_a_reference_without_a_signal_is_inconclusive(labelled: bool, random_weights: bool) -> None:
+    """Any engine agrees with it: SQNR and agreement are 0/0."""
+    labels = np.arange(N) % CLASSES if labelled else None
+    varied = np.random.default_rng(1).normal(size=(N, CLASSES)).astype(np.float32)
+    for logits, words in (
+        (np.zeros_like(varied), "zero for every image"),
+        (np.repeat(varied[:1], N, 0), "the same for every image"),
+    ):
+        found = compare(logits, logits, labels)
+        _, verdict, reason = judge(found, 5.0, random_weights=random_weights)
+        assert (verdict, words in reason) == ("inconclusive", True)
+        assert any(words in sentence for sentence in found.not_compared)
+        broken = logits.copy()
+        broken[0, 0] = np.nan
+        assert judge(compare(logits, broken, labels), 5.0, random_weights=random_weights)[1] == "fail"
+    assert compare(varied, varied, labels).constant_reference == ""
+    assert judge(compare(varied, varied, None), 5.0, random_weights=random_weights)[1] == "pass"
+
+
+def test_drift_of_an_ordinary_network_has_no_field_on_constants(tmp_path: Path) -> None:
+    """What every reader of today's drift.json knows stays as it was."""
+    logits = np.random.default_rng(1).normal(size=(N, CLASSES)).astype(np.float32)
+    source = Source("model.onnx", "0" * 64, "ONNX Runtime, CPU")
+    for reference, expected in ((logits, False), (np.zeros_like(logits), True)):
+        task, sides = load_task("classification"), Logits(reference, reference, None).sides
+        report = judge_sides(task, Subject(source, source, "d", "1", "2"), sides, Budget(1.5), random_weights=False)
+        write_artifact(tmp_path / "drift.json", report)
+        fields = json.loads((tmp_path / "drift.json").read_text())
+        assert ("constant_reference" in fields) is expected
+        assert fields["budget_points"] == 1.5
+        assert not {"budget", "budget_sqnr_db", "budget_cosine"} & fields.keys()
+        assert read_artifact(tmp_path / "drift.json", DriftReport, remake="x") == report
