@@ -2,8 +2,8 @@
 
     plain      scales of the calibration method; for `mse` also those of others. `mse` takes an error of clipping for one of
                rounding. But it has one sign, and does not average out where a network pools: clipping less may be better
-    refined    per effort. What the rounding and bias correction start from is chosen first, without the mean errors that they
-               take back: the plain scales, the searched ones, or searched ones that clip nothing
+    refined    per effort, from searched scales; where that does not help, also from searched ones that clip nothing, and from
+               the plain ones
 
 A later result is kept only where its SQNR on held-out images (`calib.held_out`) is higher than that of every earlier one, so
 that no effort loses to a lesser one on these images.
@@ -11,7 +11,7 @@ that no effort loses to a lesser one on these images.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -29,6 +29,8 @@ from calib.refine.effort import EFFORTS, Effort
 from calib.split_half import Halves
 
 DEFAULT_METHOD, SAFE_METHOD = "mse", "minmax"
+Start = Literal["search", "unclipped", "plain"]
+"""Scales, factors and shifts from which rounding and bias correction start."""
 Bounds = Callable[[onnx.ModelProto], Mapping[str, float]]
 
 
@@ -110,38 +112,43 @@ class Results:
         ladder = lesser_efforts(effort)
         images = self._held.images - self._judged.images
         refiner = Refiner(self._source.model, self._scheme, self._held.others(batches), images=images, threads=self._threads)
-        found, before = None, ""
+        starts: tuple[Start, ...] = ("search", "unclipped", "plain")
         for number, (name, step) in enumerate(ladder.items()):
             advance = _part(progress, number / len(ladder), 1 / len(ladder))
-            found, earlier = self._start(refiner, plain, step, _part(advance, 0.0, 0.4)), found
-            if earlier is not None and found.scales == earlier.scales and serialize(found.model) == serialize(earlier.model):
-                self._noise[name] = self._noise[before]  # nothing more was moved: the same result
-                advance(1.0)
-                continue
-            compensated = refiner.compensate(found, step, _part(advance, 0.4, 0.6))
-            variants = [compensated, found] if found.searched else [compensated]  # what is not, is the plain result itself
-            self._add(*(self._result(name, v, plain, step if v is compensated else searching(step)) for v in variants))
-            before = name
+            starts = (self._refine(refiner, plain, name, step, starts, advance),)
             advance(1.0)
         return self._best
+
+    def _refine(
+        self, refiner: Refiner, plain: Result, name: str, effort: Effort, starts: tuple[Start, ...], progress: Progress
+    ) -> Start:
+        """Add the result of one effort; return the start that it is best from.
+
+        Another start is tried only where the first does not end clearly below the noise of plain calibration: without
+        rounding and biases, starts cannot be compared.
+        """
+        variants: list[Result] = []
+        origin: list[Start] = []
+        for at, start in enumerate(starts):
+            part = _part(progress, at / len(starts), 1 / len(starts))
+            if start == "plain" or not effort.search:
+                found = refiner.unchanged({tensor: scale.scale for tensor, scale in plain.table.tensors.items()})
+            else:
+                found = refiner.search(effort, _part(part, 0.0, 0.4), clip=start == "search")
+            compensated = refiner.compensate(found, effort, _part(part, 0.4, 0.6))
+            results = [self._result(name, compensated, plain, effort), self._result(name, found, plain, searching(effort))]
+            made = results if found.searched else results[:1]  # what is neither, is the plain result itself
+            variants += made
+            origin += [start] * len(made)
+            if max((self._measure(r) for r in made), key=lambda n: n.decibels).clearly_below(self._noise[plain.name]):
+                break
+        best, _ = self._add(*variants)
+        return origin[variants.index(best)]
 
     @property
     def _comparable(self) -> bool:
         """Whether enough images are held out for a comparison."""
         return sum(len(batch) for batch in self._held.batches) >= FEWEST
-
-    def _start(self, refiner: Refiner, plain: Result, effort: Effort, progress: Progress) -> Refined:
-        """The scales, factors and shifts from which rounding and bias correction start."""
-        unchanged = refiner.unchanged({name: scale.scale for name, scale in plain.table.tensors.items()})
-        if not effort.search:
-            return unchanged
-        starts = [refiner.search(effort, progress), refiner.search(effort, clip=False), unchanged]
-        best, least = starts[0], self._measure(self._result("", starts[0], plain, effort), effort.bias)
-        for start in starts[1:]:
-            noise = self._measure(self._result("", start, plain, effort), effort.bias)
-            if noise.clearly_below(least):
-                best, least = start, noise
-        return best
 
     def _result(self, name: str, found: Refined, plain: Result, effort: Effort) -> Result:
         """A refined graph with its table: scales that were not searched are those of plain calibration."""

@@ -17,7 +17,7 @@ from calib.qdq_placement import QuantScheme
 from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
 
 COUNT = 96
-IMAGES = [*range(12, COUNT, 16)]
+IMAGES = [*range(20, COUNT, 24)]
 """First of each four images that are held out."""
 
 
