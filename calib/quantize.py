@@ -55,7 +55,7 @@ def calibrate_graph(
     config: CalibrateConfig,
     progress: Callable[[float], None] = lambda _done: None,
 ) -> CalibrationTable:
-    """Calibrate a float graph, refine it, and write the graph of the result that is best on held-out images.
+    """Calibrate a float graph, refine it, and write the graph of the result kept after a comparison on held-out images.
 
     Args:
         source: float graph with one input.

@@ -5,15 +5,15 @@
     refined    per effort, from searched scales; where that does not help, also from searched ones that clip nothing, and from
                the plain ones
 
-A later result is kept only where its SQNR on held-out images (`calib.held_out`) is higher than that of every earlier one, so
-that no effort loses to a lesser one on these images.
+A later result replaces the one kept so far only where its SQNR on held-out images (`calib.held_out`) is higher by CLEAR_DB. A
+greater effort makes the results of a lesser one first, so that it never loses to it on these images; and a few images cannot
+tell a smaller gain from chance, which on others may be a loss.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -21,7 +21,7 @@ from calib.calibration_table import SEARCHED, CalibrationTable, Comparison, Tens
 from calib.calibrators import METHODS
 from calib.collect import CollectConfig, make_table
 from calib.files import sha256_bytes
-from calib.held_out import FEWEST, HeldOut, Judge, Noise
+from calib.held_out import FEWEST, HeldOut, Judge
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.qdq_writer import insert_qdq, serialize
 from calib.refine.apply_refinements import Progress, Refined, Refiner
@@ -29,6 +29,8 @@ from calib.refine.effort import EFFORTS, Effort
 from calib.split_half import Halves
 
 DEFAULT_METHOD, SAFE_METHOD = "mse", "minmax"
+CLEAR_DB = 0.5
+"""Gain on held-out images from which a later result is better."""
 Start = Literal["search", "unclipped", "plain"]
 """Scales, factors and shifts from which rounding and bias correction start."""
 Bounds = Callable[[onnx.ModelProto], Mapping[str, float]]
@@ -54,7 +56,7 @@ class Result:
 
 
 class Results:
-    """The results of one calibration, and the noise of each on the images that are held out."""
+    """The results of one calibration, and the SQNR of each on the images that are held out."""
 
     def __init__(
         self, source: Source, scheme: QuantScheme, collect: CollectConfig, bounds: Bounds, held: HeldOut, threads: int
@@ -62,13 +64,13 @@ class Results:
         self._source, self._scheme, self._collect, self._bounds, self._threads = source, scheme, collect, bounds, threads
         self._held = held
         self._judge: Judge | None = None
-        self._noise: dict[str, Noise] = {}
-        self._best: Result
+        self._decibels: dict[str, float] = {}
+        self._kept: Result | None = None
 
     def keep_best(self, effort: Effort, batches: Iterable[NDArray[Any]], progress: Progress) -> Result:
         """Make all results up to those of an effort, and return the one to keep.
 
-        Without an effort: that of the requested method, or one that is better and not by chance. With one: the best of all.
+        Raises what `calib.collect.make_table` raises.
         """
         requested = self._collect.method
         kept, comparison = self._plain(plain_methods(requested, effort)), None
@@ -77,8 +79,7 @@ class Results:
         if effort.names and not self._comparable:
             comparison = Comparison(0, {}, kept.name)
         elif effort.names or kept.name != requested:
-            decibels = {name: noise.decibels for name, noise in self._noise.items()}
-            comparison = Comparison(self._judged.images, decibels, kept.name)
+            comparison = Comparison(self._judged.images, self._decibels, kept.name)
         bounds = self._bounds(kept.model) if kept.table.refinements else {}
         tensors = {
             t: replace(scale, bound=bounds.get(t)) if scale.method == SEARCHED else scale
@@ -87,9 +88,8 @@ class Results:
         return replace(kept, table=replace(kept.table, tensors=tensors, comparison=comparison))
 
     def _plain(self, methods: Iterable[str]) -> Result:
-        """Add the result of each method; return that of the first one, or of one that is better and not by chance."""
+        """Add the result of each method; return the one kept."""
         bounds = self._bounds(self._source.model)
-        kept: tuple[Result, Noise] | None = None
         for method in methods:
             table = make_table(
                 self._source.halves,
@@ -98,14 +98,12 @@ class Results:
                 bounds=bounds,
                 config=replace(self._collect, method=method),
             )
-            added = self._add(Result(method, self._source.model, table))
-            if kept is None or added[1].clearly_below(kept[1]):
-                kept = added
-        assert kept is not None
-        return kept[0]
+            self._add(Result(method, self._source.model, table))
+        assert self._kept is not None
+        return self._kept
 
     def _refined(self, plain: Result, effort: Effort, batches: Iterable[NDArray[Any]], progress: Progress) -> Result:
-        """Add the result of an effort, and of each lesser one, refined on the images that are not held out; return the best.
+        """Add the result of an effort, and of each lesser one, refined on images not held out; return the one kept.
 
         `plain` gives the scales of tensors that are not searched.
         """
@@ -117,14 +115,14 @@ class Results:
             advance = _part(progress, number / len(ladder), 1 / len(ladder))
             starts = (self._refine(refiner, plain, name, step, starts, advance),)
             advance(1.0)
-        return self._best
+        return self._kept or plain
 
     def _refine(
         self, refiner: Refiner, plain: Result, name: str, effort: Effort, starts: tuple[Start, ...], progress: Progress
     ) -> Start:
         """Add the result of one effort; return the start that it is best from.
 
-        Another start is tried only where the first does not end clearly below the noise of plain calibration: without
+        Another start is tried only where the first does not end clearly above plain calibration: without
         rounding and biases, starts cannot be compared.
         """
         variants: list[Result] = []
@@ -140,9 +138,9 @@ class Results:
             made = results if found.searched else results[:1]  # what is neither, is the plain result itself
             variants += made
             origin += [start] * len(made)
-            if max((self._measure(r) for r in made), key=lambda n: n.decibels).clearly_below(self._noise[plain.name]):
+            if max(map(self._measure, made)) > self._decibels[plain.name] + CLEAR_DB:
                 break
-        best, _ = self._add(*variants)
+        best = self._add(*variants)
         return origin[variants.index(best)]
 
     @property
@@ -166,18 +164,18 @@ class Results:
         )
         return Result(name, found.model, table)
 
-    def _add(self, *variants: Result) -> tuple[Result, Noise]:
-        """Measure the variants of a result, and record the better one."""
-        noises = [self._measure(variant) if self._comparable else Noise(0.0, np.zeros(0)) for variant in variants]
-        result, noise = max(zip(variants, noises, strict=True), key=lambda pair: pair[1].decibels)
-        self._noise[result.name] = noise
-        if len(self._noise) == 1 or noise.decibels > self._noise[self._best.name].decibels:
-            self._best = result
-        return result, noise
+    def _add(self, *variants: Result) -> Result:
+        """Record the SQNR of the best variant of a result, which is returned, and keep it if it is better."""
+        measured = [self._measure(variant) if self._comparable else 0.0 for variant in variants]
+        result = variants[measured.index(max(measured))]
+        self._decibels[result.name] = max(measured)
+        if self._kept is None or max(measured) > self._decibels[self._kept.name] + CLEAR_DB:
+            self._kept = result
+        return result
 
-    def _measure(self, result: Result, centred: bool = False) -> Noise:
+    def _measure(self, result: Result) -> float:
         quantized = insert_qdq(result.model, result.table, plan_quantization(result.model, self._scheme))
-        return self._judged.measure(quantized, centred=centred)
+        return self._judged.decibels(quantized)
 
     @property
     def _judged(self) -> Judge:

@@ -15,6 +15,7 @@ from calib.metrics import sqnr_db
 from calib.ort_session import GraphSession
 from calib.qdq_placement import QuantScheme
 from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
+from calib.refine.effort_results import CLEAR_DB
 
 COUNT = 96
 IMAGES = [*range(20, COUNT, 24)]
@@ -74,7 +75,7 @@ def test_no_effort_loses_to_a_lesser_one_on_the_images_held_out(path):
         if table.comparison is not None:
             assert table.comparison.images == len(held)
             assert table.comparison.sqnr_db[table.comparison.kept] == pytest.approx(found[effort], abs=1e-3)
-            assert table.comparison.sqnr_db[table.comparison.kept] == max(table.comparison.sqnr_db.values())
+            assert found[effort] > max(table.comparison.sqnr_db.values()) - CLEAR_DB
     assert found["fast"] < found["balanced"] <= found["best"]
     again, _ = calibrated(path, images, "best")
     first = again.read_bytes()
@@ -96,6 +97,13 @@ def test_where_a_refinement_loses_the_lesser_result_is_kept_and_named(path, effo
     assert f"({lost:+.1f})" in str(comparison)
     alike = calibrated(path, pictures(), effort)[1].comparison.sqnr_db
     assert alike[effort] > alike["mse"], "the control: the refinement is good for images like its own"
+
+
+def test_a_small_gain_is_left_to_chance(path, monkeypatch):
+    gain = calibrated(path, pictures(), "balanced")[1].comparison.sqnr_db
+    for needed, kept in ((gain["balanced"] - gain["mse"] - 0.01, "balanced"), (gain["balanced"] - gain["mse"] + 0.01, "mse")):
+        monkeypatch.setattr("calib.refine.effort_results.CLEAR_DB", needed)
+        assert calibrated(path, pictures(), "balanced")[1].comparison.kept == kept
 
 
 def test_too_few_images_keep_the_least_effort(path):
