@@ -5,7 +5,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from calib.errors import UsageError
+from calib.errors import InputError, UsageError
+from calib.files import read_regular
+from calib.json_reader import LARGEST_JSON_BYTES
 from edge.inspect.description import Description, size_text
 from edge.inspect.read_described import read_described
 
@@ -53,6 +55,15 @@ def describe_file(path: Path) -> Description:
         return described
     known = ", ".join((*BY_NAME, *(f"*{suffix}" for suffix in BY_SUFFIX)))
     raise UsageError("unknown kind of artifact", where=path, found=path.name, allowed=f"a build folder, {known}")
+
+
+def can_be_read(path: Path) -> bool:
+    """Whether a JSON artifact of BY_NAME has the fields of its kind."""
+    try:
+        _load(BY_NAME[path.name][0]).parse(read_regular(path, largest=LARGEST_JSON_BYTES), path)
+    except InputError:
+        return False
+    return True
 
 
 def _load(dotted: str) -> Any:

@@ -24,7 +24,7 @@ from edge.drift.drift_report import DRIFT_ARTIFACT
 from edge.pipeline.staging import deleted_error, settle, staged
 from edge.progress import Advance, Progress
 from edge.tasks.interval import Verdict
-from engines.build_folder.file_names import ARTIFACTS, MANIFEST
+from engines.build_folder.file_names import ARTIFACTS, CALIBRATION, EXPORT, IMPORT, MANIFEST, XNORM
 from engines.build_folder.file_names import RECORD as RECORD  # noqa: PLC0414  # the repeated name marks a re-export
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.references import agree_with_record
@@ -33,6 +33,7 @@ from engines.build_folder.under_construction import finishing, mark_under_constr
 
 RANDOM_WEIGHTS_NOTICE = "RANDOM WEIGHTS: nothing below says anything about accuracy; every artifact is stamped"
 _LOCK = ".lock"
+_READ_LATER = (EXPORT, IMPORT, XNORM, CALIBRATION)
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,13 @@ class Workspace:
             return False
         recorded = {file: digest for entry in record.values() for file, digest in entry.writes.items()}
         same = all(sha256_file(path) == entry.writes[file] for file, path in paths.items())
-        return same and agree_with_record(self.folder, step.writes, recorded)
+        return same and agree_with_record(self.folder, step.writes, recorded) and self._can_be_read(step)
+
+    def _can_be_read(self, step: Step) -> bool:
+        """Whether later steps can read what this one wrote: a record can be made to fit what nothing can read."""
+        from edge.inspect.describers import can_be_read
+
+        return all(can_be_read(self.folder / file) for file in step.writes if file in _READ_LATER)
 
     def _require_files(self) -> None:
         """Raise UsageError for a folder under the name of a file that is written or removed."""

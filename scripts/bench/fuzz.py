@@ -118,6 +118,7 @@ def fuzz(options: argparse.Namespace, base: Path, good: Path) -> int:
             print(f"case {case.number} ({', '.join(pair)}): {'; '.join(faults)}\n    {line}", flush=True)
         if options.case is not None:
             print((base / "log").read_text(errors="replace"))
+            shutil.rmtree("build/fuzz-case", ignore_errors=True)  # of an earlier case
             shutil.copytree(
                 base / "a" / "b" / "work", Path("build/fuzz-case"), symlinks=True, ignore=lambda _d, names: {"fifo"} & {*names}
             )

@@ -278,3 +278,16 @@ def test_killed_again_and_again_it_still_ends_the_same(built, project, tiny_grap
     first, last = (json.loads(path.read_text()) for path in (built / "out/drift.json", project / "killed/drift.json"))
     assert {**first, "data": ""} == {**last, "data": ""}, "only the path of the images differs"
     assert not [p for p in (project / "killed").iterdir() if p.name.endswith(".tmp")]
+
+
+@pytest.mark.slow
+def test_an_artifact_that_nothing_can_read_is_made_again_though_its_record_fits(project):
+    path = project / "out/export.json"
+    good = path.read_bytes()
+    path.write_bytes(canonical_json({**json.loads(good), "opset": None}))
+    record = read_record(project / "out")
+    step = record["export"]
+    record["export"] = StepRecord(step.reads, {**step.writes, "export.json": sha256(path)})
+    write_record(project / "out", record)
+    assert build(project) == 0
+    assert path.read_bytes() == good
