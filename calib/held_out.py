@@ -41,11 +41,13 @@ class HeldOut:
     Attributes:
         images: number of all calibration images.
         block: images in a row; the graph's own batch where that is fixed.
+        all: hold out all images up to MOST: for results whose ranges are from all images, held out or not.
         batches: what was held out so far by `keep`.
     """
 
     images: int
     block: int = BLOCK
+    all: bool = False
     batches: list[NDArray[Any]] = field(default_factory=list)
 
     def keep(self, batches: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
@@ -66,18 +68,16 @@ class HeldOut:
 
     def count(self, image_bytes: int) -> int:
         """Number of images that are held out, in whole blocks."""
-        wanted = min(MOST, max(self.images // 8, min(self.images // 4, ENOUGH)))
+        wanted = min(MOST, self.images if self.all else max(self.images // 8, min(self.images // 4, ENOUGH)))
         most = min(wanted, LARGEST_BYTES // max(image_bytes, 1)) // self.block * self.block
         return most or (self.block if self.images >= max(2 * self.block, 4 * FEWEST) else 0)
 
     def _marked(self, batches: Iterable[NDArray[Any]]) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
         start = 0
         for batch in batches:
-            blocks = self.count(batch[:1].nbytes) // self.block
-            place = np.arange(start, start + len(batch))
-            spacing = self.images // self.block // max(blocks, 1) * self.block
-            last = spacing - self.block  # the last block of every `spacing` images
-            yield batch, (place % spacing >= last) & (place // spacing < blocks) if blocks else place < 0
+            blocks, total = self.count(batch[:1].nbytes) // self.block, max(self.images // self.block, 1)
+            block = np.arange(start, start + len(batch)) // self.block
+            yield batch, ((block + 1) * blocks // total > block * blocks // total) & (block < total)
             start += len(batch)
 
 

@@ -1,13 +1,15 @@
 """Make the results of plain calibration and of every effort up to the requested one, compare them, and keep the best.
 
-    plain      scales of the calibration method; for `mse` also those of others. `mse` takes an error of clipping for one of
-               rounding. But it has one sign, and does not average out where a network pools: clipping less may be better
+    plain      scales of the calibration method; for `mse` also those of others that clip less, see `calib.calibrators`. The
+               same for every effort, and compared on as many calibration images as there are, up to `held_out.MOST`: ranges
+               are from all images, and on a few one image decides
     refined    per effort, from searched scales; where that does not help, also from searched ones that clip nothing, and from
                the plain ones
 
-A later result replaces the one kept so far only where its SQNR on held-out images (`calib.held_out`) is higher by CLEAR_DB. A
-greater effort makes the results of a lesser one first, so that it never loses to it on these images; and a few images cannot
-tell a smaller gain from chance, which on others may be a loss.
+A later result replaces the one kept so far only where its SQNR on held-out images (`calib.held_out`) is higher by CLEAR_DB, and
+not lower on the images that compare plain methods, most of which it was made from. A greater effort makes the results of a
+lesser one first, so that it never loses to it on these images; and a few images cannot tell a smaller gain from chance, which
+on others may be a loss. Where an image whose values are far beyond those of the others is not held out, clipping it looks good.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +20,6 @@ import onnx
 from numpy.typing import NDArray
 
 from calib.calibration_table import SEARCHED, CalibrationTable, Comparison, TensorScale
-from calib.calibrators import METHODS
 from calib.collect import CollectConfig, make_table
 from calib.files import sha256_bytes
 from calib.held_out import FEWEST, HeldOut, Judge
@@ -28,7 +29,8 @@ from calib.refine.apply_refinements import Progress, Refined, Refiner
 from calib.refine.effort import EFFORTS, Effort
 from calib.split_half import Halves
 
-DEFAULT_METHOD, SAFE_METHOD = "mse", "minmax"
+COMPARED_METHODS = ("mse", "weighted_mse", "minmax")
+"""Plain methods that are compared where the first, which is the default, was requested: from most to least clipping."""
 CLEAR_DB = 0.5
 """Gain on held-out images from which a later result is better."""
 Start = Literal["search", "unclipped", "plain"]
@@ -38,12 +40,13 @@ Bounds = Callable[[onnx.ModelProto], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Source:
-    """The float graph, and what plain calibration observed of it on all images."""
+    """The float graph, what plain calibration observed of it on all images, and those that compare its methods."""
 
     model: onnx.ModelProto
     sha256: str
     halves: Halves
     data_sha256: str
+    judges: HeldOut
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Results:
         self._source, self._scheme, self._collect, self._bounds, self._threads = source, scheme, collect, bounds, threads
         self._held = held
         self._judge: Judge | None = None
+        self._overall_judge: Judge | None = None
         self._decibels: dict[str, float] = {}
         self._kept: Result | None = None
 
@@ -72,13 +76,11 @@ class Results:
 
         Raises what `calib.collect.make_table` raises.
         """
-        requested = self._collect.method
-        kept, comparison = self._plain(plain_methods(requested, effort)), None
-        if effort.names and self._comparable:
-            kept = self._refined(kept, effort, batches, progress)
+        kept, comparison = self._plain()
         if effort.names and not self._comparable:
             comparison = Comparison(0, {}, kept.name)
-        elif effort.names or kept.name != requested:
+        elif effort.names:
+            kept = self._refined(self._add(kept), effort, batches, progress)
             comparison = Comparison(self._judged.images, self._decibels, kept.name)
         bounds = self._bounds(kept.model) if kept.table.refinements else {}
         tensors = {
@@ -87,20 +89,30 @@ class Results:
         }
         return replace(kept, table=replace(kept.table, tensors=tensors, comparison=comparison))
 
-    def _plain(self, methods: Iterable[str]) -> Result:
-        """Add the result of each method; return the one kept."""
-        bounds = self._bounds(self._source.model)
+    def _plain(self) -> tuple[Result, Comparison | None]:
+        """The plain result to start from, and what it was compared with where that is not the requested method's."""
+        requested, bounds = self._collect.method, self._bounds(self._source.model)
+        enough = sum(map(len, self._source.judges.batches)) >= FEWEST
+        methods = COMPARED_METHODS if requested == COMPARED_METHODS[0] and enough else (requested,)
+        results = {method: self._plain_result(method, bounds) for method in methods}
+        if len(results) == 1:
+            return results[requested], None
+        decibels = {method: self._overall.decibels(self._quantized(result)) for method, result in results.items()}
+        kept = requested
         for method in methods:
-            table = make_table(
-                self._source.halves,
-                onnx_sha256=self._source.sha256,
-                data_sha256=self._source.data_sha256,
-                bounds=bounds,
-                config=replace(self._collect, method=method),
-            )
-            self._add(Result(method, self._source.model, table))
-        assert self._kept is not None
-        return self._kept
+            if decibels[method] > decibels[kept] + CLEAR_DB:
+                kept = method
+        return results[kept], Comparison(self._overall.images, decibels, kept) if kept != requested else None
+
+    def _plain_result(self, method: str, bounds: Mapping[str, float]) -> Result:
+        table = make_table(
+            self._source.halves,
+            onnx_sha256=self._source.sha256,
+            data_sha256=self._source.data_sha256,
+            bounds=bounds,
+            config=replace(self._collect, method=method),
+        )
+        return Result(method, self._source.model, table)
 
     def _refined(self, plain: Result, effort: Effort, batches: Iterable[NDArray[Any]], progress: Progress) -> Result:
         """Add the result of an effort, and of each lesser one, refined on images not held out; return the one kept.
@@ -138,7 +150,8 @@ class Results:
             made = results if found.searched else results[:1]  # what is neither, is the plain result itself
             variants += made
             origin += [start] * len(made)
-            if max(map(self._measure, made)) > self._decibels[plain.name] + CLEAR_DB:
+            gains = [result for result in made if self._measure(result) > self._decibels[plain.name] + CLEAR_DB]
+            if not all(self._loses_overall(result, plain) for result in gains):
                 break
         best = self._add(*variants)
         return origin[variants.index(best)]
@@ -166,22 +179,43 @@ class Results:
 
     def _add(self, *variants: Result) -> Result:
         """Record the SQNR of the best variant of a result, which is returned, and keep it if it is better."""
-        measured = [self._measure(variant) if self._comparable else 0.0 for variant in variants]
+        measured = [self._measure(variant) for variant in variants]
         result = variants[measured.index(max(measured))]
         self._decibels[result.name] = max(measured)
-        if self._kept is None or max(measured) > self._decibels[self._kept.name] + CLEAR_DB:
+        if self._kept is None:
             self._kept = result
+            return result
+        least = self._decibels[self._kept.name] + CLEAR_DB
+        for decibels, variant in sorted(zip(measured, variants, strict=True), key=lambda pair: -pair[0]):
+            if decibels > least and not self._loses_overall(variant, self._kept):
+                self._kept, self._decibels[variant.name] = variant, decibels
+                return variant
         return result
 
+    def _loses_overall(self, result: Result, other: Result) -> bool:
+        """Whether a result has more noise than another one on the images that compare plain methods."""
+        if self._overall.images <= self._judged.images:
+            return False  # they are those held out
+        first, second = (self._overall.decibels(self._quantized(compared)) for compared in (result, other))
+        return first < second
+
     def _measure(self, result: Result) -> float:
-        quantized = insert_qdq(result.model, result.table, plan_quantization(result.model, self._scheme))
-        return self._judged.decibels(quantized)
+        return self._judged.decibels(self._quantized(result))
+
+    def _quantized(self, result: Result) -> onnx.ModelProto:
+        return insert_qdq(result.model, result.table, plan_quantization(result.model, self._scheme))
 
     @property
     def _judged(self) -> Judge:
         if self._judge is None:
             self._judge = Judge(self._source.model, self._held.batches, self._threads)
         return self._judge
+
+    @property
+    def _overall(self) -> Judge:
+        if self._overall_judge is None:
+            self._overall_judge = Judge(self._source.model, self._source.judges.batches, self._threads)
+        return self._overall_judge
 
 
 def _part(progress: Progress, start: float, share: float) -> Progress:
@@ -192,13 +226,6 @@ def _part(progress: Progress, start: float, share: float) -> Progress:
 def searching(effort: Effort) -> Effort:
     """An effort without what follows the search."""
     return replace(effort, rounding=False, bias=False)
-
-
-def plain_methods(method: str, effort: Effort) -> tuple[str, ...]:
-    """The methods whose results are compared: the requested one, and for the default also `minmax`; for an effort, all."""
-    if method != DEFAULT_METHOD:
-        return (method,)
-    return (method, *(m for m in METHODS if m != method)) if effort.names else (method, SAFE_METHOD)
 
 
 def lesser_efforts(effort: Effort) -> dict[str, Effort]:

@@ -99,6 +99,18 @@ def test_where_a_refinement_loses_the_lesser_result_is_kept_and_named(path, effo
     assert alike[effort] > alike["mse"], "the control: the refinement is good for images like its own"
 
 
+def test_a_refinement_that_clips_an_image_not_held_out_is_not_kept(path):
+    """The image is in the half of which the search takes only the largest value: for the others, a smaller range is better."""
+    images = pictures()
+    images[4] *= 30
+    refined, table = calibrated(path, images, "balanced")
+    comparison = table.comparison
+    assert refined.read_bytes() == path.read_bytes()
+    assert comparison.kept == table.method
+    assert comparison.sqnr_db["balanced"] > comparison.sqnr_db[table.method] + CLEAR_DB, "the images held out do not show it"
+    assert calibrated(path, pictures(), "balanced")[1].comparison.kept == "balanced", "the control: the same without that image"
+
+
 def test_a_small_gain_is_left_to_chance(path, monkeypatch):
     gain = calibrated(path, pictures(), "balanced")[1].comparison.sqnr_db
     for needed, kept in ((gain["balanced"] - gain["mse"] - 0.01, "balanced"), (gain["balanced"] - gain["mse"] + 0.01, "mse")):
