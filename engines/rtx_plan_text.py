@@ -37,7 +37,7 @@ from collections.abc import Iterator
 
 from engines.layer_records import UNKNOWN, WIDTHS, EngineEvidence, LayerEvidence, common_type, merge_evidence
 
-_TENSOR = re.compile(rb'tensor=\{[^\n]*? name="([^"\n]+)"[^\n]*? type=(\w+) \}')
+_TENSOR = re.compile(rb'tensor=\{[^\n]*? name="([^"\n]+)"[^\n]*? type=(\w+) (?:var_offset="[^"\n]*" )?\}')
 _STEP = re.compile(rb'\n +(fully_connected|corrltn|deconvolution)=\{ name="([^"\n]+)" output=\{[^}\n]*\} input=\{([^}\n]*)\}')
 _QUOTED = re.compile(rb'"([^"\n]+)"')
 _METADATA_NODE = re.compile(rb"\[ONNX Layer: ([^\]\n]+)\]")

@@ -98,6 +98,27 @@ def attention(*, quantized: bool = False, weight_axis: int = 1, both_sides: bool
     return g.model(out, 8, 16)
 
 
+def softmax_attention(*, products: str = "qkpv") -> onnx.ModelProto:
+    """softmax(q k^T) v of one layer each, on image (batch, 64, 32); Q/DQ on the sides of the two products in `products`.
+
+    MACs for one image: q, k, v 64 x 32 x 32 = 65536 each; the products 64 x 32 x 64 = 131072 each; total 458752.
+    """
+    g = Graph(64, 32)
+    x = g.pair("image")
+    parts = {}
+    for name in ("q", "k", "v"):
+        weight = g.int8_weight(g.weight(f"w_{name}", 32, 32), 1)
+        parts[name] = g.node("MatMul", [x, weight], f"attn.{name}/MatMul")
+    parts["k"] = g.node("Transpose", [parts["k"]], "attn.k/Transpose", perm=[0, 2, 1])
+    for name in sorted(set(products) - {"p"}):
+        parts[name] = g.pair(parts[name])
+    scores = g.node("MatMul", [parts["q"], parts["k"]], "attn.scores/MatMul")
+    p = g.node("Softmax", [scores], "attn.softmax", axis=-1)
+    out = g.node("MatMul", [g.pair(p, 1 / 127) if "p" in products else p, parts["v"]], "attn.mix/MatMul")
+    out = g.node("Add", [out, "image"], "residual")
+    return g.model(out, 64, 32)
+
+
 ISLAND = frozenset({"attn.kv/MatMul", "xnorm/ReduceL2", "xnorm/Clip", "xnorm/Div"})
 
 
