@@ -85,7 +85,7 @@ def _attention(plan: bytes, nodes: frozenset[str]) -> Iterator[tuple[str, str, s
         operands = [types.get(name, UNKNOWN) for name in _QUOTED.findall(step[2])]
         tensors = [kind for kind in operands if kind in WIDTHS]
         used = instructions.get(step[1], (UNKNOWN, UNKNOWN))
-        proven = len(inside) == 2 and len(set(used)) == 1 and tensors.count(used[0]) >= 3  # noqa: PLR2004  # q, k, v
+        proven = len(inside) == 2 and len(set(used)) == 1 and tensors.count(used[0]) >= 3  # q, k, v
         for node in inside:
             yield node, used[0] if proven else UNKNOWN, f"fused attention on {' x '.join(tensors)} by {' and '.join(used)}"
 

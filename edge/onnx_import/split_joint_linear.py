@@ -152,25 +152,28 @@ def _taken(graph: GraphRewriting, shapes: Shapes, node: onnx.NodeProto, tensor: 
     """The axis along which a node takes a part or parts of a tensor, and these; no parts for another node."""
     if node.op_type not in _TAKING or node.input[0] != tensor:
         return 0, []
-    shape, output = shapes[tensor], node.output[0]
     if node.op_type == "Slice":
-        starts, ends, axes, strides = (int_constants(graph, node, "", at) for at in range(1, 5))
-        if not starts or not ends or axes is None or len(axes) != 1 or strides not in ([], [1]):
-            return 0, []
-        axis = axes[0] % len(shape)
-        start, stop, _ = slice(starts[0], ends[0]).indices(shape[axis])
-        return axis, [_Part(output, start, stop)]
-    axis = int(attribute(node, "axis", 0)) % len(shape)
+        return _sliced(graph, shapes[tensor], node)
+    axis = int(attribute(node, "axis", 0)) % len(shapes[tensor])
     if node.op_type == "Gather":
         wanted = graph.array(node.input[1])
-        if wanted is None or wanted.size != 1:
+        if wanted is None or wanted.size != 1 or wanted.ndim > 1:
             return 0, []
-        start = int(wanted.reshape(-1)[0]) % shape[axis]
-        return axis, [_Part(output, start, start + 1, removes_axis=wanted.ndim == 0)] if wanted.ndim < 2 else []
+        start = int(wanted.reshape(-1)[0]) % shapes[tensor][axis]
+        return axis, [_Part(node.output[0], start, start + 1, removes_axis=wanted.ndim == 0)]
     if any(name not in shapes for name in node.output):
         return 0, []
     ends = np.cumsum([shapes[name][axis] for name in node.output])
     return axis, [_Part(name, int(end) - shapes[name][axis], int(end)) for name, end in zip(node.output, ends, strict=True)]
+
+
+def _sliced(graph: GraphRewriting, shape: Shape, node: onnx.NodeProto) -> tuple[int, list[_Part]]:
+    starts, ends, axes, strides = (int_constants(graph, node, "", at) for at in range(1, 5))
+    if not starts or not ends or axes is None or len(axes) != 1 or strides not in ([], [1]):
+        return 0, []
+    axis = axes[0] % len(shape)
+    start, stop, _ = slice(starts[0], ends[0]).indices(shape[axis])
+    return axis, [_Part(node.output[0], start, stop)]
 
 
 def _steps(

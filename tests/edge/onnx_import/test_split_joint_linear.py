@@ -53,7 +53,9 @@ ATTENTION = "kt = Transpose<perm = [0, 1, 3, 2]>(k) s = Mul(q, c) l = MatMul(s, 
 GATHERED = f"q = Gather<axis = 0>(t, i0) k = Gather<axis = 0>(t, i1) v = Gather<axis = 0>(t, i2) {ATTENTION}"
 FLAT = "kt = Transpose<perm = [0, 2, 1]>(k) l = MatMul(q, kt) y = MatMul(l, v)"
 HEADED = "r = Reshape({}, joint) t = Transpose<perm = [2, 0, 3, 1, 4]>(r) "
-SPLIT_5D = "c0, d0, e0 = Split<axis = 0, num_outputs = 3>(t) q = Squeeze(c0, axis0) k = Squeeze(d0, axis0) v = Squeeze(e0, axis0) "
+SPLIT_5D = (
+    "c0, d0, e0 = Split<axis = 0, num_outputs = 3>(t) q = Squeeze(c0, axis0) k = Squeeze(d0, axis0) v = Squeeze(e0, axis0) "
+)
 JOINT = {
     "gather": "m = MatMul(x, w) a = Add(b, m) " + HEADED.format("a") + GATHERED,
     "split": "m = MatMul(x, w) a = Add(m, b) " + HEADED.format("a") + SPLIT_5D + ATTENTION,
@@ -124,15 +126,16 @@ LEFT = {
     "reshaped again": "m = MatMul(x, w) " + HEADED.format("m") + "q = Gather<axis = 0>(t, i0) k = Gather<axis = 0>(t, i1) "
     "v = Gather<axis = 0>(t, i2) k3 = Reshape(k, merged) k4 = Transpose<perm = [0, 2, 1]>(k3) kt = Reshape(k4, unmerged) "
     "l = MatMul(q, kt) y = MatMul(l, v)",
-    "an output, too": "m = MatMul(x, w) q, k, y = Split<axis = 2>(m, chunks) kt = Transpose<perm = [0, 2, 1]>(k) l = MatMul(q, kt)",
+    "an output, too": "m = MatMul(x, w) q, k, y = Split<axis = 2>(m, chunks) kt = Transpose<perm = [0, 2, 1]>(k) "
+    "l = MatMul(q, kt)",
     "product with a weight": "m = MatMul(x, w) q, k, v = Split<axis = 2>(m, chunks) p = MatMul(v, w6) kt = Transpose"
     "<perm = [0, 2, 1]>(k) l = MatMul(q, kt) y = MatMul(l, p)",
     "another reader": "m = MatMul(x, w) q, k, v = Split<axis = 2>(m, chunks) h = ReduceSum<keepdims = 1>(m, axis2) "
     "kt = Transpose<perm = [0, 2, 1]>(k) l = MatMul(q, kt) o = MatMul(l, v) y = Add(o, h)",
-    "along the tokens": "m = MatMul(x, w) q = Slice(m, n0, n1, n1) k = Slice(m, n1, n4, n1) kt = Transpose<perm = [0, 2, 1]>(k) "
-    "y = MatMul(q, kt)",
-    "overlapping": "m = MatMul(x, w) q = Slice(m, n0, n6, axis2) k = Slice(m, n4, n6, axis2) kt = Transpose<perm = [0, 2, 1]>(k) "
-    "y = MatMul(kt, q)",
+    "along the tokens": "m = MatMul(x, w) q = Slice(m, n0, n1, n1) k = Slice(m, n1, n4, n1) "
+    "kt = Transpose<perm = [0, 2, 1]>(k) y = MatMul(q, kt)",
+    "overlapping": "m = MatMul(x, w) q = Slice(m, n0, n6, axis2) k = Slice(m, n4, n6, axis2) "
+    "kt = Transpose<perm = [0, 2, 1]>(k) y = MatMul(kt, q)",
     "one reader": "m = MatMul(x, w) q = Slice(m, n0, n6, axis2) kt = Transpose<perm = [0, 2, 1]>(q) y = MatMul(q, kt)",
     "two axes": "m = MatMul(x, w) q = Slice(m, n0, n1, axis2) k = Slice(m, n0, n1, n1) y = MatMul(q, k)",
     "an activation between": f"m = MatMul(x, w) a = Relu(m) q, k, v = Split<axis = 2>(a, chunks) {FLAT}",
