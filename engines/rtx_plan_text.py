@@ -13,7 +13,8 @@ operands and the ONNX nodes that it computes:
     function={ name=_gemm_mha_v2 fqn=_gemm_mha_v2_0xf9e3 ... input_args={q k ... v ...} ... layers="..." }
 
 A matrix product (`fully_connected`), convolution (`corrltn`) or transposed convolution (`deconvolution`) is INT8 when both of
-its operands, the first two inputs, are declared int8 in every step that has the node's name.
+its operands, the first two inputs, are declared int8 in every step that has the node's name. A node named like its output
+stands with a number behind it (`fc_U23`), which counts where the step's `layers` name the node.
 
 Fused attention (`_gemm_mha_v2`) computes two products, and the probabilities between them are no tensor of the plan. But the
 plan contains the source of the kernel, under its `fqn`, which names the matrix instructions of both products:
@@ -38,9 +39,12 @@ from collections.abc import Iterator
 from engines.layer_records import UNKNOWN, WIDTHS, EngineEvidence, LayerEvidence, common_type, merge_evidence
 
 _TENSOR = re.compile(rb'tensor=\{[^\n]*? name="([^"\n]+)"[^\n]*? type=(\w+) (?:var_offset="[^"\n]*" )?\}')
-_STEP = re.compile(rb'\n +(fully_connected|corrltn|deconvolution)=\{ name="([^"\n]+)" output=\{[^}\n]*\} input=\{([^}\n]*)\}')
+_STEP = re.compile(
+    rb'\n +(fully_connected|corrltn|deconvolution)=\{ name="([^"\n]+)" output=\{[^}\n]*\} input=\{([^}\n]*)\}([^\n]*)'
+)
 _QUOTED = re.compile(rb'"([^"\n]+)"')
 _METADATA_NODE = re.compile(rb"\[ONNX Layer: ([^\]\n]+)\]")
+_NUMBERED = re.compile(r"_U\d+$")
 _TYPES = {b"half": "fp16", b"float": "fp32", b"bfloat16": "bf16", b"bfloat": "bf16"}
 _KINDS = {b"fully_connected": "matrix product", b"corrltn": "convolution", b"deconvolution": "transposed convolution"}
 _ATTENTION = re.compile(
@@ -72,8 +76,10 @@ def _products(plan: bytes, nodes: frozenset[str]) -> Iterator[tuple[str, str, st
     for step in _STEP.finditer(plan):
         kind, label = _KINDS[step[1]], step[2].decode(errors="replace")
         operands = [types.get(name, UNKNOWN) for name in _QUOTED.findall(step[3])[:2]]
-        for node in [label] if label in nodes else label.split("+"):  # several nodes if the step fuses them
-            if node in nodes:
+        mentioned = _METADATA_NODE.findall(step[4])
+        for part in [label] if label in nodes else label.split("+"):  # several nodes if the step fuses them
+            node = part if part in nodes else _NUMBERED.sub("", part)
+            if node in nodes and (node == part or node.encode() in mentioned):
                 yield node, common_type(operands), f"{kind} on {' x '.join(operands)}"
 
 

@@ -2,12 +2,26 @@
 
 Oracles: the graph as it was, by ONNX's reference evaluator and by ONNX Runtime, and numpy in float64."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from onnx_text import operators, run_text_model, text_model
 
+from calib.calibration_table import CalibrationTable, TensorScale
+from calib.errors import MissingError
+from calib.qdq_placement import plan_quantization
+from calib.qdq_writer import insert_qdq
 from edge.onnx_import.split_joint_linear import split_joint_linears
+from engines.build_spec import BuildSpec
+from engines.layer_requests import graph_facts
+from engines.precision_receipt import make_receipt
+from engines.rtx_plan_text import read_plan
+from engines.targets import TARGETS
+from engines.trt.api import load
+from engines.trt.rtx_backend import build_plan
+from engines.typed_graph import type_graph
 
 TOKENS, WIDTH, HEADS, DIM = 5, 8, 2, 3
 CHANNELS = 3 * HEADS * DIM
@@ -156,3 +170,33 @@ def test_a_convolution_is_left():
     body = "m = Conv(x, wc) q, k, v = Split<axis = 1, num_outputs = 3>(m) l = MatMul(q, k) y = MatMul(l, v)"
     model = text_model(body, (2, WIDTH, 4, 4), wc=draw(6, WIDTH, 1, 1))
     assert split_joint_linears(model) == []
+
+
+def int8_share(model):
+    """INT8 share of the TensorRT-RTX engine of a float graph, every activation on one scale."""
+    plan = plan_quantization(model)
+    scales = {tensor: TensorScale.from_amax(4.0, tensor, "minmax") for tensor in plan.activations}
+    typed = type_graph(insert_qdq(model, CalibrationTable(*("0" * 64,) * 2, 32, "minmax", scales), plan))
+    facts = graph_facts(typed)
+    spec = BuildSpec(Path("graph.onnx"), TARGETS["rtx"], "int8")
+    engine = build_plan(spec, typed.SerializeToString(), lambda _share: None).data
+    return make_receipt(facts.layers, read_plan(engine, frozenset(facts.traceable)), "int8").int8_mac_fraction
+
+
+@pytest.mark.slow
+def test_tensorrt_rtx_runs_separate_layers_in_int8_and_the_joint_one_in_float():
+    """Should the first figure become 1, TensorRT-RTX no longer needs this rewriter."""
+    try:
+        load("rtx")
+    except MissingError as missing:
+        pytest.skip(str(missing))
+    shapes = {"joint": np.array([0, 64, 3, 2, 32]), "joined": np.array([0, 64, 64]), "i2": np.array(2)}
+    weights = {"w": draw(64, 192), "b": draw(192), "wo": draw(64, 64)}
+    attention = GATHERED.replace("y = MatMul(l, v)", "p = Softmax<axis = -1>(l) o = MatMul(p, v)")
+    output = "ot = Transpose<perm = [0, 2, 1, 3]>(o) j = Reshape(ot, joined) h = MatMul(j, wo) y = Add(h, x)"
+    body = f"m = MatMul(x, w) a = Add(m, b) {HEADED.format('a')} {attention} {output}"
+    model = text_model(body, (1, 64, 64), **INTEGERS | shapes, **weights, c=0.125)
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    split_joint_linears(copy)
+    assert int8_share(model) == pytest.approx(0.5)  # the joint layer has 3 / 6 of the MACs
+    assert int8_share(copy) == 1.0

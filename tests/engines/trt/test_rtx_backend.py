@@ -73,6 +73,19 @@ def test_weight_scale_along_k_shows_in_the_engine(tmp_path):
     assert built.receipt.int8_mac_fraction == pytest.approx(0.8)
 
 
+def test_a_node_named_like_its_output_is_found_in_the_engine(tmp_path):
+    model = attention(quantized=True)
+    for node in model.graph.node:
+        node.name = node.output[0]
+    typed = type_graph(model)
+    built = receipt(tmp_path, typed, "int8", 1.0)
+    label = rb'="attn\.out/MatMul_out_U\d+"'
+    assert len(re.findall(label, built.data)) >= 1, "TensorRT-RTX numbers it"
+    other = re.sub(rb"(" + label + rb"[^\n]*)\[ONNX Layer: attn\.out/MatMul_out\]", rb"\1[ONNX Layer: another]", built.data)
+    evidence = read_plan(other, frozenset({"attn.out/MatMul_out"})).layers
+    assert evidence.get("attn.out/MatMul_out") is None or evidence["attn.out/MatMul_out"].actual == "unknown"
+
+
 PRODUCTS = ("attn.scores/MatMul", "attn.mix/MatMul")
 FUSED = rb"_gemm_mha_v2 fqn="
 
