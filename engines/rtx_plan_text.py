@@ -87,13 +87,14 @@ def _attention(plan: bytes, nodes: frozenset[str]) -> Iterator[tuple[str, str, s
     """(node, operand type, source) of the products inside fused attention; `nodes` have no step of their own."""
     types, instructions = _tensor_types(plan), _attention_instructions(plan)
     for step in _ATTENTION.finditer(plan):
-        inside = [node for node in map(bytes.decode, _METADATA_NODE.findall(step[3])) if node in nodes]
+        mentioned = [name.decode(errors="replace") for name in _METADATA_NODE.findall(step[3])]
+        inside = [node for node in dict.fromkeys(mentioned) if node in nodes]
         operands = [types.get(name, UNKNOWN) for name in _QUOTED.findall(step[2])]
         tensors = [kind for kind in operands if kind in WIDTHS]
         used = instructions.get(step[1], (UNKNOWN, UNKNOWN))
         proven = len(inside) == 2 and len(set(used)) == 1 and tensors.count(used[0]) >= 3  # q, k, v
-        for node in inside:
-            yield node, used[0] if proven else UNKNOWN, f"fused attention on {' x '.join(tensors)} by {' and '.join(used)}"
+        source = f"fused attention on {' x '.join(tensors)}, instructions {' and '.join(used)}"
+        yield from ((node, used[0] if proven else UNKNOWN, source) for node in inside)
 
 
 def _attention_instructions(plan: bytes) -> dict[bytes, tuple[str, str]]:

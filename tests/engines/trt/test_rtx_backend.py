@@ -106,7 +106,7 @@ def types_of_products(plan: bytes) -> set[str]:
 
 def test_fused_attention_is_int8_by_the_instructions_of_both_products(fused_plan):
     evidence = read_plan(fused_plan, frozenset(PRODUCTS)).layers
-    assert {evidence[name].source for name in PRODUCTS} == {"fused attention on int8 x int8 x int8 by int8 and int8"}
+    assert {evidence[name].source for name in PRODUCTS} == {"fused attention on int8 x int8 x int8, instructions int8 and int8"}
 
 
 @pytest.mark.parametrize(
