@@ -14,10 +14,10 @@ operands and the ONNX nodes that it computes:
 
 A matrix product (`fully_connected`), convolution (`corrltn`) or transposed convolution (`deconvolution`) is INT8 when both of
 its operands, the first two inputs, are declared int8 in every step that has the node's name. A node named like its output
-stands with a number behind it (`fc_U23`), which counts where the step's `layers` name the node.
+gets a number after its name (`fc_U23`); such a step counts where its `layers` contain the node.
 
-Fused attention (`_gemm_mha_v2`) computes two products, and the probabilities between them are no tensor of the plan. But the
-plan contains the source of the kernel, under its `fqn`, which names the matrix instructions of both products:
+Fused attention (`_gemm_mha_v2`) computes two products, and the plan declares no tensor for the probabilities between them. But
+it contains the source of the kernel, under its `fqn`, which names the matrix instructions of both products:
 
     using Kernel_traits = fmha::Kernel_traits_v2<fmha::Ampere_imma_int8_int32_traits, fmha::Ampere_imma_int8_int32_traits, ...
     extern "C" __global__ void _gemm_mha_v2_0xf9e3(__myln_int8* __v1, ...

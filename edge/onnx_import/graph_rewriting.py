@@ -115,7 +115,7 @@ class GraphRewriting:
 
     def copy_node(self, node: onnx.NodeProto, inputs: Sequence[str], role: str = "") -> onnx.NodeProto:
         """A node with other inputs and new outputs, in place of one that nothing reads any more: under the same name, or, as
-        one of several in its place, with a role behind it.
+        one of several in its place, followed by a role.
         """
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
