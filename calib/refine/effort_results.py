@@ -30,7 +30,7 @@ from calib.refine.effort import EFFORTS, Effort
 from calib.split_half import Halves
 
 DEFAULT_METHOD, SAFE_METHOD, BETWEEN = "mse", "minmax", "weighted_mse"
-"""The default is compared with the method that clips nothing; where that is better, clipping costs, and BETWEEN is tried, too."""
+"""The default is compared with the method that clips nothing; where that is better, clipping costs, and BETWEEN is tried."""
 CLEAR_DB = 0.5
 """Gain on held-out images from which a later result is better."""
 Start = Literal["search", "unclipped", "plain"]
