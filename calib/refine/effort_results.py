@@ -29,8 +29,8 @@ from calib.refine.apply_refinements import Progress, Refined, Refiner
 from calib.refine.effort import EFFORTS, Effort
 from calib.split_half import Halves
 
-COMPARED_METHODS = ("mse", "weighted_mse", "minmax")
-"""Plain methods that are compared where the first, which is the default, was requested: from most to least clipping."""
+DEFAULT_METHOD, SAFE_METHOD, BETWEEN = "mse", "minmax", "weighted_mse"
+"""The default is compared with the method that clips nothing; where that is better, clipping costs, and BETWEEN is tried."""
 CLEAR_DB = 0.5
 """Gain on held-out images from which a later result is better."""
 Start = Literal["search", "unclipped", "plain"]
@@ -93,16 +93,19 @@ class Results:
         """The plain result to start from, and what it was compared with where that is not the requested method's."""
         requested, bounds = self._collect.method, self._bounds(self._source.model)
         enough = sum(map(len, self._source.judges.batches)) >= FEWEST
-        methods = COMPARED_METHODS if requested == COMPARED_METHODS[0] and enough else (requested,)
-        results = {method: self._plain_result(method, bounds) for method in methods}
-        if len(results) == 1:
-            return results[requested], None
-        decibels = {method: self._overall.decibels(self._quantized(result)) for method, result in results.items()}
-        kept = requested
-        for method in methods:
+        if requested != DEFAULT_METHOD or not enough:
+            return self._plain_result(requested, bounds), None
+        results: dict[str, Result] = {}
+        decibels: dict[str, float] = {}
+        kept = DEFAULT_METHOD
+        for method in (DEFAULT_METHOD, SAFE_METHOD, BETWEEN):
+            if method == BETWEEN and decibels[SAFE_METHOD] <= decibels[DEFAULT_METHOD]:
+                break
+            results[method] = self._plain_result(method, bounds)
+            decibels[method] = self._overall.decibels(self._quantized(results[method]))
             if decibels[method] > decibels[kept] + CLEAR_DB:
                 kept = method
-        return results[kept], Comparison(self._overall.images, decibels, kept) if kept != requested else None
+        return results[kept], Comparison(self._overall.images, decibels, kept) if kept != DEFAULT_METHOD else None
 
     def _plain_result(self, method: str, bounds: Mapping[str, float]) -> Result:
         table = make_table(
