@@ -22,7 +22,7 @@ def try_onnxruntime(trial: Trial, setting: str, seconds: float) -> dict[str, Any
     out = trial.folder / "out" / f"onnxruntime-{setting}.onnx"
     out.parent.mkdir(exist_ok=True)
     command = [sys.executable, str(PEERS / "onnxruntime_ptq.py"), str(trial.folder), setting, str(out)]
-    finished = run_limited(command, seconds)
+    finished = run_limited(command, seconds, cwd=trial.folder)
     row = read_json(out.with_suffix(".json")) if out.with_suffix(".json").is_file() else {}
     error = row.get("error") or (None if out.is_file() else f"ended with {finished.exit_code} after {finished.seconds:.0f} s")
     result: dict[str, Any] = {"error": error, "seconds": finished.seconds, "peak_bytes": row.get("peak_rss_bytes")}
