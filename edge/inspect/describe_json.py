@@ -57,7 +57,7 @@ def describe_manifest(manifest: EngineManifest) -> Description:
     listings = [Listing("Made from", ("what", "file", "sha256"), files)]
     if receipt.fallbacks:
         columns = ("layer", "asked for", "does", "share", "why")
-        rows = [(f.layer, f.requested, f.actual, f"{f.mac_fraction:.2%}", f.reason) for f in receipt.fallbacks]
+        rows = [(f.layer, f.requested, f.actual, f.share, f.reason) for f in receipt.fallbacks]
         listings.append(limited(f"{len(rows)} layers do not run in {manifest.precision}", columns, rows))
     warnings = (RANDOM_STAMP,) if manifest.random_weights else ()
     return Description("Engine manifest", facts, tuple(listings), warnings)
