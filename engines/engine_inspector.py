@@ -91,12 +91,18 @@ def inspected_steps(layers: list[dict[str, Any]]) -> tuple[PlanStep, ...]:
 def read_profile(text: str) -> list[tuple[str, float]]:
     """(layer, mean time in ms) of every layer of `trtexec --exportProfile`, in order. Raises ArtifactError for other text."""
     try:
-        entries = parse_json('{"profile": ' + text + "}", "the profile of trtexec", strict=False)["profile"]
-        return [(str(entry["name"]), float(entry["averageMs"])) for entry in entries if "name" in entry]
+        entries = parse_json(f'{{"profile": {text}}}', "the profile of trtexec", strict=False)["profile"]
+        times = [(str(entry["name"]), float(entry["averageMs"])) for entry in entries if "name" in entry]
     except (ArtifactError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            "not a profile of trtexec", found=f"{text[:80]!r}", allowed="the file of trtexec --exportProfile"
-        ) from error
+        raise _profile_error(text) from error
+    if not times:
+        raise _profile_error(text)
+    return times
+
+
+def _profile_error(text: str) -> ArtifactError:
+    allowed = "the file of trtexec --exportProfile"
+    return ArtifactError("not a profile of trtexec", found=f"{text[:80]!r}", allowed=allowed)
 
 
 def _step(layer: dict[str, Any]) -> PlanStep:
@@ -111,7 +117,7 @@ def _step(layer: dict[str, Any]) -> PlanStep:
     return PlanStep(
         kind=kind_of_generated(generated[1], len(_tensors(layer, "Inputs"))) if generated else _layer_kind(kind),
         name=generated[1] if generated else kind,
-        nodes=tuple(dict.fromkeys(nodes)),
+        nodes=tuple(dict.fromkeys(node for node in nodes if node)),
         weight_bytes=count * width if isinstance(count, int) and width else 0,
         activation_bytes=None if None in sizes else sum(size for size in sizes if size is not None),
     )

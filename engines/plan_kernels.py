@@ -11,8 +11,8 @@ bound of the requests, an upper bound of the traffic to DRAM. Standard library o
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 KINDS = ("product", "attention", "reduction", "pointwise", "reformat", "pad", "copy", "other")
 """Kinds of a step.
@@ -58,8 +58,9 @@ class PlanStep:
 
 @dataclass(frozen=True)
 class StepTotal:
-    """The number of several steps, and the sums of their bytes; `uncounted` of them have unknown dims."""
+    """The number of the steps of one name, and the sums of their bytes; `uncounted` of them have unknown dims."""
 
+    name: str
     steps: int
     weight_bytes: int
     activation_bytes: int
@@ -76,6 +77,7 @@ class PlanKernels:
     """The steps of one inference.
 
     Attributes:
+        total: of all steps.
         kinds: total of each kind that occurs, in the order of KINDS.
         blocks: total of each block of the network, in the order of execution; empty where node names do not tell blocks.
         block: name of the block with most steps, the first of several, "" without blocks.
@@ -83,14 +85,14 @@ class PlanKernels:
     """
 
     total: StepTotal
-    kinds: dict[str, StepTotal]
-    blocks: dict[str, StepTotal] = field(default_factory=dict)
+    kinds: tuple[StepTotal, ...]
+    blocks: tuple[StepTotal, ...] = ()
     block: str = ""
     block_steps: tuple[PlanStep, ...] = ()
 
     def steps_of(self, kind: str) -> int:
         """Number of steps of a kind."""
-        return self.kinds[kind].steps if kind in self.kinds else 0
+        return sum(total.steps for total in self.kinds if total.name == kind)
 
 
 def summarize_steps(steps: Iterable[PlanStep]) -> PlanKernels | None:
@@ -104,7 +106,7 @@ def summarize_steps(steps: Iterable[PlanStep]) -> PlanKernels | None:
         named.append((block_of_step(step) if step.nodes or not named else named[-1][0], step))
     blocks = {name: found for name, found in _group(named).items() if name and len(found) >= _SMALLEST_BLOCK}
     largest = max(blocks, key=lambda name: len(blocks[name]), default="")
-    return PlanKernels(_total(steps), _totals(kinds), _totals(blocks), largest, tuple(blocks.get(largest, ())))
+    return PlanKernels(_total("all", steps), _totals(kinds), _totals(blocks), largest, tuple(blocks.get(largest, ())))
 
 
 def block_of_step(step: PlanStep) -> str:
@@ -118,7 +120,7 @@ def block_of_step(step: PlanStep) -> str:
 
 
 def block_of_node(node: str) -> str:
-    """The module path of a node up to its first number: `blocks.3.attn.q/MatMul` -> `blocks.3`; "" if none is followed by more."""
+    """The path of a node up to its first number, `blocks.3.attn.q/MatMul` -> `blocks.3`; "" if that is the whole name."""
     parts = _SEPARATOR.split(node)
     end = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
     return "".join(parts[: end + 1]) if end < len(parts) - 1 else ""
@@ -157,10 +159,10 @@ def _group(named: Iterable[tuple[str, PlanStep]]) -> dict[str, list[PlanStep]]:
     return groups
 
 
-def _totals(groups: Mapping[str, Iterable[PlanStep]]) -> dict[str, StepTotal]:
-    return {name: _total(tuple(steps)) for name, steps in groups.items()}
+def _totals(groups: Mapping[str, Sequence[PlanStep]]) -> tuple[StepTotal, ...]:
+    return tuple(_total(name, steps) for name, steps in groups.items())
 
 
-def _total(steps: tuple[PlanStep, ...]) -> StepTotal:
+def _total(name: str, steps: Sequence[PlanStep]) -> StepTotal:
     known = [step.activation_bytes for step in steps if step.activation_bytes is not None]
-    return StepTotal(len(steps), sum(step.weight_bytes for step in steps), sum(known), len(steps) - len(known))
+    return StepTotal(name, len(steps), sum(step.weight_bytes for step in steps), sum(known), len(steps) - len(known))

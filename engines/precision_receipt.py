@@ -47,7 +47,7 @@ class Receipt:
         fallbacks: every layer whose actual precision is not that of the build, and those that cannot be counted, most MACs
             first.
         kernels: as in EngineEvidence, likewise `reformats`.
-        plan: the steps of one inference by kind and block, and the bytes that they move; None if the engine does not report them.
+        plan: the steps of one inference by kind and block, and the bytes that they move; None if not reported.
     """
 
     int8_mac_fraction: float

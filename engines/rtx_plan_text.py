@@ -28,8 +28,8 @@ step's `layers` that have no step of their own, if there are two of them.
 A node without such a step is "unknown", even if other text mentions it: another generated kernel (`function`) may compute a
 product too, but its text does not report the type.
 
-The steps of an inference are the lines of `main { ... }`, without the call of the program that computes shapes. A kernel that the
-runtime fuses (`runtime_fusion`) is one step; its parts stand in a program of their own, whose header has the region
+The steps of an inference are the lines of `main { ... }`, without the call that computes shapes. A kernel that the runtime
+fuses (`runtime_fusion`) is one step; its parts stand in a program of their own, whose header has the region
 `runtime-fusion-consts`, and do not count again. Dims that depend on the batch are names of shape tensors, which `shape_main`
 computes from the batch:
 
