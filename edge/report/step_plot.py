@@ -44,7 +44,7 @@ def block_steps(plan: PlanKernels) -> Markup:
             colour = BAD if step.kind in _OVERHEAD else _COLOURS.get(step.kind, MUTED)
             axes.barh(row, size, height=0.7, color=colour, alpha=0.75, edgecolor=PAPER)
             axes.text(size, row, f" {step.kind}", va="center", color=INK, fontsize=7)
-        axes.set(ylim=(len(steps) - 0.4, -0.6), xlim=(0, 1.12 * max(sizes)), xlabel="kB read and written for one image")
+        axes.set(ylim=(len(steps) - 0.4, -0.6), xlim=(0, 1.12 * max(sizes) or 1), xlabel="kB read and written for one image")
         axes.set_yticks(range(len(steps)), [step_label(step, plan.block) for step in steps], fontsize=7)
         axes.tick_params(length=0, axis="y", labelcolor=INK)
         axes.grid(axis="x")

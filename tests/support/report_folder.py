@@ -59,7 +59,7 @@ TENSORS = (
 )
 """In network order, which is deliberately neither alphabetical nor numerical."""
 FALLBACK = Fallback("blocks.0.attn/<i>MatMul</i>", "int8", "fp16", "one-sided Q/DQ; kernel h884", 0.0625)
-STEPS = (
+PLAN_STEPS = (
     PlanStep("pad", "CastReplConc", ("image/Cast", "stem.0/Conv"), 0, 30_000),
     PlanStep("product", "fully_connected", ("blocks.0.attn.v/<i>MatMul</i>", "blocks.0.attn.q/MatMul"), 110_600, 65_856),
     *[PlanStep("pointwise", "MulAddMinMaxRounCast", ("blocks.0.attn.q/Add", "blocks.0.attn.k/Add"), 770, 28_224)] * 60,
@@ -69,7 +69,7 @@ STEPS = (
     PlanStep("attention", "_gemm_mha_v2", ("head/Gemm",), 0, None),
 )
 """What the engine runs; 63 of the steps are those of one block."""
-PLAN = summarize_steps(STEPS)
+PLAN = summarize_steps(PLAN_STEPS)
 
 
 @dataclass(frozen=True)
