@@ -47,7 +47,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engines.layer_records import UNKNOWN, WIDTHS, EngineEvidence, LayerEvidence, common_type, merge_evidence
 from engines.plan_kernels import PlanStep, kind_of_generated
@@ -79,7 +79,7 @@ _BASE = re.compile(rb' base="([^"\n]+)"')
 _VALUE = re.compile(rb' src="(-?\d+)i64"')
 _SHAPE_INPUTS = re.compile(rb"\n +shape_inputs=\{([^\n]*)\}")
 _HASH = re.compile(r"_0x[0-9a-f]+$")
-_NO_STEP = frozenset((b"shape_call", b"assert"))
+_NO_STEP = frozenset((b"shape_call", b"assert", b"signal", b"wait"))
 _LINE_KINDS = {
     b"fully_connected": "product",
     b"corrltn": "product",
@@ -239,15 +239,18 @@ def _operand_type(traits: bytes) -> str:
 
 
 def _declared_tensors(plan: bytes) -> dict[bytes, _Tensor]:
-    """Name -> every declared tensor; its type is "unknown" for a name declared with two."""
+    """Name -> every declared tensor as the main program, which comes first, declares it; "unknown" for one with two types."""
     tensors: dict[bytes, _Tensor] = {}
     for fields, name, declared in _TENSOR.findall(plan):
-        kind = _TYPES.get(declared, declared.decode())
+        kind, known = _TYPES.get(declared, declared.decode()), tensors.get(name)
+        if known is not None:
+            tensors[name] = replace(known, kind=kind if known.kind == kind else UNKNOWN)
+            continue
         dims, base = _DIMS.search(fields), _BASE.match(fields)
         sizes = re.findall(rb'"([^"]+)"|(\d+)', dims[1]) if dims else []
-        previous, parent = tensors.get(name), tensors.get(base[1]) if base else None
+        parent = tensors.get(base[1]) if base else None
         tensors[name] = _Tensor(
-            kind=kind if previous is None or previous.kind == kind else UNKNOWN,
+            kind=kind,
             dims=tuple(symbol or int(number) for symbol, number in sizes),
             constant=b" const_payload_size=" in fields or (parent is not None and parent.constant),
             host=b" mem_prop=100" in fields,

@@ -42,6 +42,8 @@ output_args={ "codes" } kernel_kind=2 layers="[ONNX Layer: blocks.0.norm/LayerNo
 [ONNX Layer: blocks.0.norm/LayerNormalization_output/QuantizeLinear]" }
   fully_connected={ name="blocks.0.q/MatMul" output={"q" } input={"codes" "w_q" "scale" } \
 layers="[ONNX Layer: blocks.0.q/MatMul]" }
+  signal={ name="joined" stream=1 }
+  wait={ name="join" stream=0 }
   function={ name=__myl_Tran fqn=__myl_Tran_0x3 input_args={ "q" "tokens" } output_args={ "codes" } kernel_kind=8 }
 }
 shape_main {
@@ -61,6 +63,8 @@ shape_main {
   region = { name=runtime-fusion-consts size=516 alignment=128 instance=0 }
 }
 descriptors {
+  tensor={ alignment=2 dims={ 1 4 3 3 } mem_prop=0 name="w_conv" offset=0 region="" type=half }
+  tensor={ alignment=8 dims={ 1 } mem_prop=0 name="batch" offset=0 region="" type=int64 }
 }
 main {
   corrltn={ name="stem.0/Conv" output={"map" } input={"padded" "w_conv" } layers="[ONNX Layer: stem.0/Conv]" }
