@@ -1,4 +1,5 @@
-r"""Read the precision of each layer from TensorRT's engine inspector. Requires an engine with detailed profiling verbosity.
+r"""Read the precision of each layer and the steps of an inference from TensorRT's engine inspector, and from the files that
+trtexec writes of them. Requires an engine with detailed profiling verbosity.
 
     {"Layers": [{"Name": ..., "LayerType": "gemm" | "CaskConvolution" | "kgen" | "Reformat" | ...,
                  "Inputs":  [{"Name": ..., "Format/Datatype": "Int8"}, ...],        10.x
@@ -17,14 +18,20 @@ with " + ". A node is INT8 if every layer that may compute its product is INT8. 
 The second is needed where the layer lists one operand only, since constants are often left out; where a type reads
 "N/A due to dynamic shapes"; and for every "fusion", whose inputs come in any order and may belong to other operations.
 Generated kernels ("kgen") do not report the precision of a product: a node that only they mention is "unknown".
+
+`trtexec --exportLayerInfo` writes the same JSON, `--exportProfile` the times of the layers, in the order of execution:
+
+    [{"count": 100}, {"name": ..., "timeMs": ..., "averageMs": ..., "medianMs": ..., "percentage": ...}, ...]
 """
 
+import math
 import re
 from typing import Any
 
 from calib.errors import ArtifactError
 from calib.json_reader import parse_json
 from engines.layer_records import UNKNOWN, EngineEvidence, LayerEvidence, common_type, merge_evidence
+from engines.plan_kernels import PlanStep, kind_of_generated
 
 _METADATA_NODE = re.compile(r"\[ONNX Layer: ([^\]\n]+)\]")
 _PRODUCT = re.compile(r"gemm|conv|matrixmultiply|matmul|fusion|fully_?connected|corr", re.IGNORECASE)
@@ -40,6 +47,18 @@ _TYPES = (  # pattern -> type, the first match counts: "Row major linear FP16 fo
     (re.compile(r"\bfp16\b|\bhalf\b|\bfloat16\b", re.IGNORECASE), "fp16"),
     (re.compile(r"\bfp32\b|\bfloat(32)?\b", re.IGNORECASE), "fp32"),
 )
+_BYTES = {"int8": 1, "fp8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
+_NO_STEP = frozenset(("signal", "wait", "shape_call", "noop", "constant"))
+_LAYER_KINDS = (  # pattern of the layer's type -> kind, the first match counts
+    (re.compile(r"reformat|cast|quantize|transpose", re.IGNORECASE), "reformat"),
+    (re.compile(r"mha|attention", re.IGNORECASE), "attention"),
+    (_PRODUCT, "product"),
+    (re.compile(r"pool|reduce|softmax|norm|topk", re.IGNORECASE), "reduction"),
+    (re.compile(r"pointwise|elementwise|activation|unary|scale|pwgen", re.IGNORECASE), "pointwise"),
+    (re.compile(r"pad", re.IGNORECASE), "pad"),
+    (re.compile(r"shuffle|slice|concat|copy|memcpy|gather|fill", re.IGNORECASE), "copy"),
+)
+_GENERATED = re.compile(r"^(?:__myl_|(?=_gemm_mha))(\w+?)(?:_myl\w*|_0x[0-9a-f]+)?$")
 
 
 def read_inspector(text: str, nodes: frozenset[str]) -> EngineEvidence:
@@ -61,7 +80,63 @@ def read_inspector(text: str, nodes: frozenset[str]) -> EngineEvidence:
     for node, source in mentioned.items():
         evidence.setdefault(node, LayerEvidence(UNKNOWN, source))
     reformats = sum("reformat" in str(layer.get("LayerType", "")).lower() for layer in layers)
-    return EngineEvidence(evidence, kernels=len(layers), reformats=reformats)
+    return EngineEvidence(evidence, kernels=len(layers), reformats=reformats, steps=inspected_steps(layers))
+
+
+def inspected_steps(layers: list[dict[str, Any]]) -> tuple[PlanStep, ...]:
+    """The steps of one inference in order: the layers that run a kernel."""
+    return tuple(_step(layer) for layer in layers if str(layer.get("LayerType", "")).lower() not in _NO_STEP)
+
+
+def read_profile(text: str) -> list[tuple[str, float]]:
+    """(layer, mean time in ms) of every layer of `trtexec --exportProfile`, in order. Raises ArtifactError for other text."""
+    try:
+        entries = parse_json(f'{{"profile": {text}}}', "the profile of trtexec", strict=False)["profile"]
+        times = [(str(entry["name"]), float(entry["averageMs"])) for entry in entries if "name" in entry]
+    except (ArtifactError, KeyError, TypeError, ValueError) as error:
+        raise _profile_error(text) from error
+    if not times:
+        raise _profile_error(text)
+    return times
+
+
+def _profile_error(text: str) -> ArtifactError:
+    allowed = "the file of trtexec --exportProfile"
+    return ArtifactError("not a profile of trtexec", found=f"{text[:80]!r}", allowed=allowed)
+
+
+def _step(layer: dict[str, Any]) -> PlanStep:
+    kind, name = str(layer.get("LayerType", "")), str(layer.get("Name", ""))
+    tensors = [tensor for side in ("Inputs", "Outputs") for tensor in _tensors(layer, side)]
+    sizes = list({str(tensor.get("Name", i)): _tensor_bytes(tensor) for i, tensor in enumerate(tensors)}.values())
+    generated = _GENERATED.match(name)
+    nodes = _METADATA_NODE.findall(str(layer.get("Metadata", ""))) or [part.strip() for part in name.split(" + ")]
+    weights = layer.get("Weights")
+    count = weights.get("Count") if isinstance(weights, dict) else None
+    width = _BYTES.get(_parse_type(str(weights.get("Type")))) if isinstance(weights, dict) else None
+    return PlanStep(
+        kind=kind_of_generated(generated[1], len(_tensors(layer, "Inputs"))) if generated else _layer_kind(kind),
+        name=generated[1] if generated else kind,
+        nodes=tuple(dict.fromkeys(node for node in nodes if node)),
+        weight_bytes=count * width if isinstance(count, int) and width else 0,
+        activation_bytes=None if None in sizes else sum(size for size in sizes if size is not None),
+    )
+
+
+def _layer_kind(layer_type: str) -> str:
+    return next((kind for pattern, kind in _LAYER_KINDS if pattern.search(layer_type)), "other")
+
+
+def _tensors(layer: dict[str, Any], side: str) -> list[dict[str, Any]]:
+    tensors = layer.get(side)
+    return [tensor for tensor in tensors if isinstance(tensor, dict)] if isinstance(tensors, list) else []
+
+
+def _tensor_bytes(tensor: dict[str, Any]) -> int | None:
+    """Bytes of a layer's input or output, None if its type or a dim is not reported (-1: it depends on the batch)."""
+    dims, width = tensor.get("Dimensions"), _BYTES.get(type_of_tensor(tensor))
+    known = isinstance(dims, list) and all(isinstance(size, int) and size >= 0 for size in dims)
+    return math.prod(dims) * width if known and isinstance(dims, list) and width else None
 
 
 def inspected_layers(text: str) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from engines.plan_kernels import PlanStep
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -68,11 +70,13 @@ class EngineEvidence:
         layers: node name -> evidence for that node; a missing node counts as not INT8.
         kernels: number of kernels of one inference; None if the engine does not report it.
         reformats: number of those that only change the layout or type of a tensor; None likewise.
+        steps: of one inference in order; empty likewise.
     """
 
     layers: dict[str, LayerEvidence] = field(default_factory=dict)
     kernels: int | None = None
     reformats: int | None = None
+    steps: tuple[PlanStep, ...] = ()
 
 
 WIDTHS = ("int8", "fp8", "fp16", "bf16", "fp32")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from calib.errors import GraphError, VerdictError
 from engines.layer_records import UNKNOWN, EngineEvidence, Layer, LayerEvidence
+from engines.plan_kernels import PlanKernels, summarize_steps
 
 _SHOWN_FALLBACKS = 12
 _NO_EVIDENCE = LayerEvidence(UNKNOWN, "the engine does not name this layer")
@@ -46,6 +47,7 @@ class Receipt:
         fallbacks: every layer whose actual precision is not that of the build, and those that cannot be counted, most MACs
             first.
         kernels: as in EngineEvidence, likewise `reformats`.
+        plan: the steps of one inference by kind and block, and the bytes that they move; None if not reported.
     """
 
     int8_mac_fraction: float
@@ -54,6 +56,7 @@ class Receipt:
     fallbacks: tuple[Fallback, ...]
     kernels: int | None = None
     reformats: int | None = None
+    plan: PlanKernels | None = None
 
 
 def share_text(fraction: float) -> str:
@@ -88,6 +91,7 @@ def make_receipt(layers: tuple[Layer, ...], evidence: EngineEvidence, precision:
         fallbacks=tuple(sorted(fallbacks, key=lambda f: (-f.mac_fraction, f.layer))),
         kernels=evidence.kernels,
         reformats=evidence.reformats,
+        plan=summarize_steps(evidence.steps),
     )
 
 

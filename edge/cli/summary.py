@@ -83,6 +83,9 @@ def _receipt(manifest: EngineManifest) -> str:
     receipt = manifest.receipt
     shares = ", ".join(f"{share:.1%} {name}" for name, share in sorted(receipt.actual.items(), key=lambda s: -s[1]))
     lines = [f"{shares} of the multiply-accumulates, read from the engine"]
+    if receipt.plan is not None:
+        total = receipt.plan.total
+        lines.append(f"{total.steps} steps in one inference, which move {total.moved_bytes / 1e6:.1f} MB for one image")
     if manifest.precision == "int8":
         listed = receipt.fallbacks[:_LISTED]
         lines += [f"{f.layer}: {f.actual}, {f.share}: {f.reason}" for f in listed]

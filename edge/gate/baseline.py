@@ -19,7 +19,7 @@ from calib.artifact import parse_artifact
 from calib.errors import ArtifactError, DataError, InputError
 from calib.files import canonical_json, read_regular, sha256_bytes
 from calib.json_reader import LARGEST_JSON_BYTES, describe_damage, parse_json
-from edge.gate.gate_tolerances import QUANTITIES
+from edge.gate.gate_tolerances import QUANTITIES, STEP_QUANTITIES
 from edge.stability.verdict import Stability
 from edge.tasks.gate_row import Recorded, Tolerance
 from edge.tasks.registry import load_task
@@ -133,6 +133,16 @@ class LatencyRatio:
 
 
 @dataclass(frozen=True)
+class StepFigures:
+    """What one inference runs, read from the engine: numbers of steps, and the bytes that they move for one image."""
+
+    steps: int
+    reformats: int
+    pads: int
+    moved_bytes: int
+
+
+@dataclass(frozen=True)
 class BaselineFigures:
     """The figures of a build.
 
@@ -142,6 +152,7 @@ class BaselineFigures:
         scales: None where nothing is quantized, or onnx is not installed.
         xnorm: None for "fp32", which is not certified.
         latency: None where nothing was timed.
+        steps: None where the engine does not report them, and in baselines written before they were recorded.
     """
 
     answers: Recorded
@@ -150,6 +161,7 @@ class BaselineFigures:
     scales: Scales | None
     xnorm: XNormMargins | None
     latency: LatencyRatio | None
+    steps: StepFigures | None = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +180,10 @@ class Baseline:
 
     def digest(self) -> str:
         """What `seal` must be: the digest of everything but the tolerances."""
-        return sha256_bytes(canonical_json([asdict(self.identity), asdict(self.origin), asdict(self.measured)]))
+        measured = asdict(self.measured)
+        if self.measured.steps is None:
+            del measured["steps"]  # so that the seal of a baseline without steps is what it was
+        return sha256_bytes(canonical_json([asdict(self.identity), asdict(self.origin), measured]))
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -193,7 +208,7 @@ def read_baseline(path: Path) -> Baseline:
             allowed="edit tolerances, reasons, reviewed_by and note; figures come from a build",
             next_command=restore,
         )
-    quantities = QUANTITIES | set(task.quantities)
+    quantities = QUANTITIES | set(task.quantities) | (STEP_QUANTITIES if baseline.measured.steps else set())
     if baseline.tolerances.keys() != quantities:
         found, allowed = ", ".join(sorted(baseline.tolerances)), ", ".join(sorted(quantities))
         raise ArtifactError("the baseline's tolerances do not match its quantities", where=path, found=found, allowed=allowed)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.recompute_check import check_stated
-from edge.gate.baseline import BaselineFigures, Identity, Margin, Origin, XNormMargins
+from edge.gate.baseline import BaselineFigures, Identity, Margin, Origin, StepFigures, XNormMargins
 from edge.gate.scale_changes import read_scales
 from edge.stability.certificate import CERTIFICATE_ARTIFACT
 from edge.tasks.registry import read_answers, task_of
@@ -13,6 +13,7 @@ from edge.tasks.task import Sides, Task
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.verify import verify_folder
 from engines.hardware import versions
+from engines.plan_kernels import PlanKernels
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def read_build(folder: BuildFolder) -> BuildFigures:
         scales=scales,
         xnorm=XNormMargins(certificate.verdict, margins) if certificate else None,
         latency=None,
+        steps=_steps(manifest.receipt.plan),
     )
     identity = Identity(
         model=manifest.model,
@@ -78,3 +80,9 @@ def read_build(folder: BuildFolder) -> BuildFigures:
     )
     fallbacks = tuple(fallback.layer for fallback in manifest.receipt.fallbacks)
     return BuildFigures(folder.path, identity, origin, measured, drift, task, sides, fallbacks)
+
+
+def _steps(plan: PlanKernels | None) -> StepFigures | None:
+    if plan is None:
+        return None
+    return StepFigures(plan.total.steps, plan.steps_of("reformat"), plan.steps_of("pad"), plan.total.moved_bytes)

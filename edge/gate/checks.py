@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from edge.gate.baseline import Baseline, LatencyRatio, Scales, XNormMargins
+from edge.gate.baseline import Baseline, LatencyRatio, Scales, StepFigures, XNormMargins
 from edge.gate.build_figures import BuildFigures
+from edge.gate.gate_tolerances import STEP_QUANTITIES
 from edge.gate.scale_changes import compare_scales, incomparable, not_quantized
 from edge.stability.verdict import STABILITIES
 from edge.tasks.gate_row import Measurement, Result, Row, Tolerance, is_number, listed, missing_row, row, skipped_row
@@ -15,12 +16,13 @@ Tolerances = Mapping[str, Tolerance]
 
 
 def common_rows(baseline: Baseline, build: BuildFigures, latency: LatencyRatio | None) -> Iterator[Row]:
-    """Rows for scales, XNorms, share, size and latency."""
+    """Rows for scales, XNorms, share, size, steps and latency."""
     before, now, tolerances = baseline.measured, build.measured, baseline.tolerances
     yield from _scales(before.scales, now.scales, tolerances)
     yield from _xnorm(before.xnorm, now.xnorm, tolerances)
     yield _share(before.share, now.share, build.fallbacks, tolerances["share"])
     yield _size(before.engine_bytes, now.engine_bytes, tolerances["size"])
+    yield from _steps(before.steps, now.steps, tolerances)
     yield _latency(before.latency, latency, tolerances["latency"])
 
 
@@ -81,6 +83,27 @@ def _size(before: int, now: int, tolerance: Tolerance) -> Row:
     loss = now / before - 1 if before else math.inf
     texts = f"{before / 1e6:.2f} MB", f"{now / 1e6:.2f} MB", f"{tolerance.tolerance:+.0%}"
     return row("size", tolerance, Measurement(loss <= tolerance.tolerance, texts, loss, f"{loss:+.2%} bytes"))
+
+
+def _steps(before: StepFigures | None, now: StepFigures | None, tolerances: Tolerances) -> Iterator[Row]:
+    """Numbers of steps, all and of those that only move or convert, and the bytes moved; fewer pass."""
+    if before is None or now is None:
+        why = "the engine does not report its steps" if now is None else "the baseline has none; --update records them"
+        make_row = skipped_row if before is None else missing_row
+        yield from (make_row(name, why) for name in sorted(STEP_QUANTITIES))
+        return
+    for name in ("steps", "reformats", "pads"):
+        more = getattr(now, name) - getattr(before, name)
+        loss, allowed = more / max(before.steps, 1), f"{tolerances[name].tolerance:.1%} of {before.steps} steps more"
+        texts = f"{getattr(before, name)}", f"{getattr(now, name)}", allowed
+        passed = loss <= tolerances[name].tolerance
+        yield row(name, tolerances[name], Measurement(passed, texts, loss, f"{more:+d} in one inference"))
+    loss = now.moved_bytes / before.moved_bytes - 1 if before.moved_bytes else math.inf
+    tolerance = tolerances["moved_bytes"]
+    texts = f"{before.moved_bytes / 1e6:.2f} MB", f"{now.moved_bytes / 1e6:.2f} MB", f"{tolerance.tolerance:+.0%}"
+    yield row(
+        "moved_bytes", tolerance, Measurement(loss <= tolerance.tolerance, texts, loss, f"{loss:+.2%} bytes for one image")
+    )
 
 
 def _latency(before: LatencyRatio | None, now: LatencyRatio | None, tolerance: Tolerance) -> Row:

@@ -7,12 +7,17 @@ from edge.tasks.gate_row import Tolerance
 
 QUANTITIES = frozenset(("scale_largest", "scale_mean", "xnorm_headroom", "xnorm_floor", "share", "size", "latency"))
 """Quantities with a tolerance besides the task's. The two verdicts have none: they are absolute."""
+STEP_QUANTITIES = frozenset(("steps", "reformats", "pads", "moved_bytes"))
+"""Those of the engine's steps, which only a baseline with steps has a tolerance for."""
 
 
 def common_tolerances(backend: str) -> dict[str, Tolerance]:
-    """A tolerance for each of QUANTITIES; bits, shares, or relative for size and latency. `backend` built the engine."""
+    """A tolerance for each of QUANTITIES and STEP_QUANTITIES. `backend` built the engine.
+
+    In bits, shares, relative for size, latency and bytes, as a share of the baseline's steps for numbers of steps.
+    """
     timed = backend == "trt"
-    return {
+    return _step_tolerances(timed=timed) | {
         "scale_largest": Tolerance(
             0.6,
             "Other calibration images, 128 at a time, moved no scale of the shipped network by more than 0.50 bits; twice as "
@@ -44,4 +49,17 @@ def common_tolerances(backend: str) -> dict[str, Tolerance]:
         "latency": Tolerance(
             0.10, "Clocks and temperature move a ratio taken in turn by some percent; a lost INT8 kernel more."
         ),
+    }
+
+
+def _step_tolerances(*, timed: bool) -> dict[str, Tolerance]:
+    """Of STEP_QUANTITIES; `timed`: the builder chooses kernels by timing them."""
+    share = 0.05 if timed else 0.01
+    reason = (
+        "TensorRT chooses kernels by timing them, so that two builds may fuse other layers."
+        if timed
+        else "The same graph and library give the same steps whatever the scales; one step more in each block is 4 %."
+    )
+    return dict.fromkeys(("steps", "reformats", "pads"), Tolerance(share, reason)) | {
+        "moved_bytes": Tolerance(share, f"{reason} So do the bytes that they move.")
     }

@@ -8,9 +8,18 @@ from typing import Any
 
 from calib.artifact import write_artifact
 from calib.errors import ArtifactError, VerdictError
-from edge.gate.baseline import Baseline, BaselineFigures, Identity, LatencyRatio, Origin, is_outdated, read_baseline
+from edge.gate.baseline import (
+    Baseline,
+    BaselineFigures,
+    Identity,
+    LatencyRatio,
+    Origin,
+    StepFigures,
+    is_outdated,
+    read_baseline,
+)
 from edge.gate.build_figures import BuildFigures, read_build
-from edge.gate.gate_tolerances import common_tolerances
+from edge.gate.gate_tolerances import STEP_QUANTITIES, common_tolerances
 from edge.tasks.gate_row import Recorded, Tolerance
 from edge.tasks.registry import load_task
 from engines.build_folder.folder import BuildFolder
@@ -19,7 +28,9 @@ from engines.build_folder.folder import BuildFolder
 def default_tolerances(identity: Identity, origin: Origin, measured: BaselineFigures) -> dict[str, Tolerance]:
     """The default tolerances of a baseline, the task's included."""
     answers = load_task(identity.task).default_tolerances(measured.answers, identity.images)
-    return answers | common_tolerances(origin.backend)
+    common = common_tolerances(origin.backend)
+    absent = STEP_QUANTITIES if measured.steps is None else frozenset[str]()
+    return answers | {name: tolerance for name, tolerance in common.items() if name not in absent}
 
 
 def make_baseline(build: BuildFigures, latency: LatencyRatio | None = None, reviewed_by: str = "", note: str = "") -> Baseline:
@@ -56,7 +67,8 @@ def update_baseline(
         changes = ["new baseline, of a new version: tolerances of the old one are not kept"]
     elif path.exists():
         old = read_baseline(path)
-        baseline = replace(baseline, tolerances=baseline.tolerances | _edited(old))
+        edited = {name: entry for name, entry in _edited(old).items() if name in baseline.tolerances}
+        baseline = replace(baseline, tolerances=baseline.tolerances | edited)
         changes = list(_changes(old, baseline)) or ["nothing changed"]
     write_artifact(path, baseline)
     return changes
@@ -74,18 +86,19 @@ def _changes(old: Baseline, new: Baseline) -> Iterator[str]:
         for name in before | after:
             if before.get(name) != after.get(name):
                 yield f"{name}: {_short(before.get(name))} -> {_short(after.get(name))}"
-    for name in sorted(new.tolerances):
+    for name in sorted(new.tolerances.keys() & old.tolerances.keys()):
         if old.tolerances[name] != new.tolerances[name]:
             yield f"tolerance of {name}: {old.tolerances[name].tolerance:g} -> {new.tolerances[name].tolerance:g}"
     yield from (f"tolerance of {name}: {entry.tolerance:g}, edited, kept" for name, entry in sorted(_edited(old).items()))
 
 
 def _flat(part: Identity | Origin | BaselineFigures) -> dict[str, Any]:
-    """The fields of a part of a baseline, including those of the task."""
+    """The fields of a part of a baseline, including those of the task and of the steps."""
     flat: dict[str, Any] = {**vars(part)}
+    steps: StepFigures | None = flat.pop("steps", None)
     recorded: Recorded = flat.pop("answers", Recorded())
     packed = {f"{side}_answers": answers for side, answers in recorded.answers.items()}
-    return {**flat.pop("meaning", {}), **recorded.figures, **packed, **flat}
+    return {**flat.pop("meaning", {}), **recorded.figures, **packed, **flat, **(vars(steps) if steps else {})}
 
 
 def _short(value: object) -> str:

@@ -10,6 +10,7 @@ from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.pictures import KeptPictures
 from edge.images.golden_pair import GoldenPair
 from edge.inspect.describe_dataclass import describe_fields, limited, value_text
+from edge.inspect.describe_kernels import describe_kernels
 from edge.inspect.description import Description, Listing, size_text
 from edge.tasks.registry import load_task
 from engines.build_folder.file_names import ARTIFACTS, DRIFT
@@ -42,6 +43,9 @@ def describe_manifest(manifest: EngineManifest) -> Description:
         "asked for": shares_text(receipt.requested),
         "does": f"{shares_text(receipt.actual)} of the multiply-accumulates, read from the engine",
     }
+    if receipt.plan is not None:
+        total = receipt.plan.total
+        facts["runs"] = f"{total.steps} steps in one inference, which move {size_text(total.moved_bytes)} for one image"
     facts |= {f"note {i}": note for i, note in enumerate(manifest.notes, start=1)}
     made_from: dict[str, FileRecord | CalibrationRecord | None] = {
         "checkpoint": manifest.checkpoint,
@@ -59,6 +63,8 @@ def describe_manifest(manifest: EngineManifest) -> Description:
         columns = ("layer", "asked for", "does", "share", "why")
         rows = [(f.layer, f.requested, f.actual, f.share, f.reason) for f in receipt.fallbacks]
         listings.append(limited(f"{len(rows)} layers do not run in {manifest.precision}", columns, rows))
+    if receipt.plan is not None:
+        listings += describe_kernels(receipt.plan)
     warnings = (RANDOM_STAMP,) if manifest.random_weights else ()
     return Description("Engine manifest", facts, tuple(listings), warnings)
 

@@ -33,6 +33,7 @@ BY_SUFFIX = {
     ".safetensors": "describe_binary.describe_checkpoint",
     ".engine": "describe_binary.describe_engine",
     ".ufovit": "describe_binary.describe_bundle",
+    ".json": "describe_kernels.describe_trtexec",
 }
 """Suffix of a file name -> the function that describes the file."""
 

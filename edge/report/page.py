@@ -10,7 +10,7 @@ from typing import Any, get_args
 import jinja2
 
 from calib.printable import printable
-from edge.report import certificate_plot, certificate_text, gallery, plots, range_tables
+from edge.report import certificate_plot, certificate_text, gallery, plots, range_tables, step_plot
 from edge.report.inputs import gather
 from edge.report.svg import draw
 from edge.stability.float_formats import FP16
@@ -49,7 +49,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    modules = (certificate_plot, certificate_text, file_names, plots, range_tables)
+    modules = (certificate_plot, certificate_text, file_names, plots, range_tables, step_plot)
     environment.globals |= {module.__name__.rpartition(".")[2]: module for module in modules}
     environment.globals |= {"draw": draw, "fp16": FP16}
     environment.filters["file_name"] = lambda path: PurePath(path).name

@@ -23,6 +23,7 @@ from calib.lint import lint_graph
 from engines.engine_inspector import read_inspector
 from engines.layer_records import EngineEvidence, Layer
 from engines.layer_requests import graph_facts
+from engines.plan_kernels import PlanStep
 from engines.precision_receipt import check_receipt, make_receipt
 
 INT8_XMMA = "sm80_xmma_gemm_i8f32_i8i32_f32_tn_n_tilesize32x64x64_stage6_warpsize2x2x1_tensor16x8x32"
@@ -273,7 +274,7 @@ def test_missing_fields_are_not_evidence():
     assert actual(whole) == "int8"
     for field in ("LayerType", "Inputs", "Metadata"):
         assert actual({name: value for name, value in whole.items() if name != field}) in ("unknown", "not named")
-    assert read({}) == EngineEvidence({}, kernels=1, reformats=0)
+    assert read({}) == EngineEvidence({}, kernels=1, reformats=0, steps=(PlanStep("other", "", (), 0, 0),))
 
 
 def test_a_receipt_from_inspector_output():

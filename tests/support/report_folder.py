@@ -42,6 +42,7 @@ from engines.build_folder.manifest import (
     write_manifest,
 )
 from engines.build_folder.step_record import StepRecord, write_record
+from engines.plan_kernels import PlanKernels, PlanStep, summarize_steps
 from engines.precision_receipt import Fallback, Receipt
 
 T = TypeVar("T")
@@ -58,6 +59,17 @@ TENSORS = (
 )
 """In network order, which is deliberately neither alphabetical nor numerical."""
 FALLBACK = Fallback("blocks.0.attn/<i>MatMul</i>", "int8", "fp16", "one-sided Q/DQ; kernel h884", 0.0625)
+PLAN_STEPS = (
+    PlanStep("pad", "CastReplConc", ("image/Cast", "stem.0/Conv"), 0, 30_000),
+    PlanStep("product", "fully_connected", ("blocks.0.attn.v/<i>MatMul</i>", "blocks.0.attn.q/MatMul"), 110_600, 65_856),
+    *[PlanStep("pointwise", "MulAddMinMaxRounCast", ("blocks.0.attn.q/Add", "blocks.0.attn.k/Add"), 770, 28_224)] * 60,
+    PlanStep("reformat", "Tran", (), 0, 36_864),
+    PlanStep("reduction", "CastMulSum", ("blocks.0.attn.xnorm_kv/ReduceL2",), 0, 37_632),
+    PlanStep("product", "corrltn", ("blocks.1.lpi.conv1/Conv",), 8_448, 75_264),
+    PlanStep("attention", "_gemm_mha_v2", ("head/Gemm",), 0, None),
+)
+"""What the engine runs; 63 of the steps are those of one block."""
+PLAN = summarize_steps(PLAN_STEPS)
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,7 @@ class Recipe:
     xnorm_blocks: int = 3
     labelled: bool = True
     better: int = 0
+    plan: PlanKernels | None = PLAN
 
 
 def make_folder(folder: Path, recipe: Recipe) -> Path:
@@ -351,7 +364,7 @@ def manifest(folder: Path, recipe: Recipe) -> EngineManifest:
         outputs=(TensorInfo("logits", (-1, len(recipe.labels)), "float32"),),
         preprocess={"image_size": 64, "mean": [0.286, 0.286, 0.286], "sha256": "3" * 64},
         labels=recipe.labels,
-        receipt=Receipt(actual.get("int8", 0.0), {kind: 1.0}, actual, recipe.fallbacks),
+        receipt=Receipt(actual.get("int8", 0.0), {kind: 1.0}, actual, recipe.fallbacks, plan=recipe.plan),
         random_weights=recipe.random_weights,
         notes=("a note with <i>markup</i>",),
     )

@@ -1,5 +1,6 @@
 """The gate: planted regressions are caught and named, and a gate with unlimited tolerance misses them."""
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -11,9 +12,10 @@ from gate_builds import Planted, edit, gate, lose_answers, memory_build, plant, 
 from report_folder import LABELS, Recipe
 
 from calib.errors import ArtifactError, InputError
-from edge.gate.baseline import LatencyRatio, read_baseline
+from calib.files import canonical_json
+from edge.gate.baseline import LatencyRatio, StepFigures, read_baseline
 from edge.gate.compare_builds import compare_builds
-from edge.gate.gate_tolerances import QUANTITIES
+from edge.gate.gate_tolerances import QUANTITIES, STEP_QUANTITIES
 from edge.gate.junit import junit_xml
 from edge.gate.markdown import markdown_summary
 from edge.gate.update import default_tolerances, make_baseline
@@ -22,7 +24,8 @@ from edge.tasks.gate_row import Row, Tolerance
 
 ALL = (
     *("verdict", "reference", "accuracy", "agreement", "sqnr", "scale_largest", "scale_mean"),
-    *("xnorm_verdict", "xnorm_headroom", "xnorm_floor", "share", "size", "latency"),
+    *("xnorm_verdict", "xnorm_headroom", "xnorm_floor", "share", "size", "steps"),
+    *("reformats", "pads", "moved_bytes", "latency"),
 )  # fmt: skip
 
 
@@ -75,6 +78,16 @@ def without_site(fields):
     del fields["sites"][2]
 
 
+def more_of(kind):
+    """A change of a manifest: one step more of a kind."""
+
+    def change(fields):
+        (total,) = (total for total in fields["receipt"]["plan"]["kinds"] if total["name"] == kind)
+        total["steps"] += 1
+
+    return change
+
+
 PLANTED = {
     "more flips": (Planted(logits=lose_answers(60)), "accuracy"),
     "lower agreement": (Planted(logits=move_wrong_answers), "agreement"),
@@ -84,6 +97,13 @@ PLANTED = {
     "INT8 share lower": (Planted(manifest=shares(int8=0.995, fp16=0.005)), "share"),
     "engine grown": (Planted(engine=b"engine" * 54_000), "size"),
     "another FP32 network": (Planted(logits=other_fp32), "reference"),
+    "a step more": (Planted(manifest=set_field("receipt", "plan", "total", "steps", to=67)), "steps"),
+    "a transpose more": (Planted(manifest=more_of("reformat")), "reformats"),
+    "padding more": (Planted(manifest=more_of("pad")), "pads"),
+    "larger activations": (
+        Planted(manifest=set_field("receipt", "plan", "total", "activation_bytes", to=2_000_000)),
+        "moved_bytes",
+    ),
 }
 WITHOUT_TOLERANCE = {
     "budget missed": (Planted(logits=lose_answers(60), budget=0.5), "verdict"),
@@ -93,6 +113,7 @@ WITHOUT_TOLERANCE = {
     "floor missing": (Planted(xnorm=set_field("sites", 0, "fp16_floor_bits", to=None)), "xnorm_floor"),
     "precision missing from the receipt": (Planted(manifest=set_field("receipt", "actual", to={"fp16": 1.0})), "share"),
     "certificate missing": (Planted(manifest=set_field("xnorm", to=None)), "xnorm_headroom"),
+    "steps missing": (Planted(manifest=set_field("receipt", "plan", to=None)), "moved_bytes"),
 }
 NOT_A_NUMBER = {
     "NaN headroom": (Planted(xnorm=set_field("sites", 0, "fp16_headroom_bits", to=float("nan"))), "xnorm.json"),
@@ -150,7 +171,7 @@ def test_without_its_tolerance_the_gate_misses_it(base, tmp_path, name):
 
 def test_only_the_quantity_that_was_lost_fails(base, tmp_path):
     """Each regression that touches one quantity alone leaves every other row unchanged."""
-    for name in ("lower SQNR", "headroom lost", "floor lost", "INT8 share lower", "engine grown", "another FP32 network"):
+    for name in PLANTED.keys() - {"more flips", "lower agreement"}:
         planted, quantity = PLANTED[name]
         found = results(gate(plant(tmp_path / name, planted), base[1]))
         assert [q for q, result in found.items() if result == "fail"] == [quantity]
@@ -203,6 +224,34 @@ def test_labels_changed_with_a_forged_digest_are_refused(base, tmp_path):
 
     with pytest.raises(InputError, match="not of this build: the images are labelled otherwise"):
         gate(plant(tmp_path / "shifted", Planted(logits=shift)), base[1])
+
+
+@pytest.fixture
+def before_steps(base, tmp_path):
+    """The baseline as it was written before steps were recorded: no such figure and no such tolerance."""
+    path = tmp_path / "old.json"
+    fields = json.loads(base[1].read_text())
+    del fields["measured"]["steps"]
+    for name in STEP_QUANTITIES:
+        del fields["tolerances"][name]
+    sealed = [fields["identity"], fields["origin"], fields["measured"]]
+    fields["seal"] = hashlib.sha256(canonical_json(sealed)).hexdigest()
+    path.write_text(json.dumps(fields))
+    return path
+
+
+def test_a_baseline_without_steps_stays_readable_and_an_update_adds_them(base, before_steps):
+    report = gate(base[0], before_steps)
+    assert report.verdict == "pass"
+    assert {results(report)[name] for name in STEP_QUANTITIES} == {"skipped"}
+    changes = update_baseline(base[0], before_steps)
+    assert "steps: None -> 66" in changes
+    assert results(gate(base[0], before_steps))["steps"] == "pass"
+
+
+def test_fewer_steps_pass(base, tmp_path):
+    fewer = Planted(manifest=set_field("receipt", "plan", "total", "steps", to=40))
+    assert results(gate(plant(tmp_path / "better", fewer), base[1]))["steps"] == "pass"
 
 
 BROKEN = {
@@ -309,6 +358,8 @@ def test_tolerances_that_rest_on_timing_are_wider():
     tight = default_tolerances(build.identity, build.origin, build.measured)
     wide = default_tolerances(build.identity, replace(build.origin, backend="trt"), build.measured)
     assert tight.keys() == wide.keys() == QUANTITIES | {"reference", "accuracy", "agreement", "sqnr"}
+    stepped = replace(build.measured, steps=StepFigures(100, 5, 2, 10**6))
+    assert default_tolerances(build.identity, build.origin, stepped).keys() == tight.keys() | STEP_QUANTITIES
     assert [name for name in tight if wide[name].tolerance > tight[name].tolerance] == ["share", "size"]
 
 

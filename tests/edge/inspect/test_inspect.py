@@ -17,11 +17,11 @@ import pytest
 from gate_builds import record
 from import_graphs import custom_operator, data_if
 from onnx import TensorProto, helper, numpy_helper
-from report_folder import FALLBACK, TENSORS, Recipe, make_folder
+from report_folder import FALLBACK, PLAN_STEPS, TENSORS, Recipe, make_folder
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from calib.errors import InputError
+from calib.errors import InputError, UsageError
 from calib.files import sha256_file
 from edge.inspect import describe_file
 from edge.model.metadata import METADATA_KEY
@@ -66,6 +66,57 @@ def test_manifest(folder: Path) -> None:
     assert FALLBACK.reason in text
     for name in ("checkpoint", "onnx", "xnorm", "folded_onnx", "qdq_onnx", "calibration"):
         assert written[name]["sha256"] in text
+
+
+def test_steps_of_an_engine(folder: Path) -> None:
+    """Oracle: the constants of the recipe, summed here."""
+    text = shown(folder / "manifest.json")
+    moved = sum(step.weight_bytes + (step.activation_bytes or 0) for step in PLAN_STEPS)
+    assert facts(text)["runs"].startswith(f"66 steps in one inference, which move {moved:,} bytes")
+    assert re.search(r"^pointwise +60 +46,200 bytes +1,693,440 bytes \(1\.7 MB\) +0", text, re.MULTILINE)
+    assert "The steps of blocks.0" in text
+    assert "blocks.0.attn.v/<i>MatMul</i>" in text, "not read as markup"
+
+
+LAYERS = {
+    "Layers": [
+        {
+            "Name": "Reformatting CopyNode",
+            "LayerType": "Reformat",
+            "Inputs": [{"Name": "image", "Dimensions": [1, 3, 8, 8], "Format/Datatype": "Row major linear FP32"}],
+            "Outputs": [{"Name": "x", "Dimensions": [1, 3, 8, 8], "Format/Datatype": "Int8"}],
+        }
+    ]
+}
+
+
+def test_files_of_trtexec(tmp_path: Path) -> None:
+    """A device writes them; they are described anywhere."""
+    layers, profile = tmp_path / "layers.json", tmp_path / "profile.json"
+    layers.write_text(json.dumps(LAYERS))
+    assert re.search(r"^reformat +1 +0 bytes +960 bytes +0", shown(layers), re.MULTILINE)
+    times = [{"count": 9}, {"name": "fast", "averageMs": 0.25}, {"name": "slow", "averageMs": 0.75}]
+    profile.write_text(json.dumps(times))
+    text = shown(profile)
+    assert facts(text)["sum of their mean times"] == "1.000 ms"
+    assert text.index("slow") < text.index("fast")
+    assert "75.0%" in text
+
+
+@pytest.mark.parametrize("content", ["{}", '{"layers": []}', '{"a": "b"}'])
+def test_another_json_file_is_of_an_unknown_kind(tmp_path: Path, content: str) -> None:
+    (tmp_path / "other.json").write_text(content)
+    with pytest.raises(UsageError, match="unknown kind of artifact"):
+        shown(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(
+    "content", ['{"Layers": ["names", "only"]}', '[{"name": "a"}]', '{"Layers": [{"LayerType": "signal"}]}']
+)
+def test_files_of_trtexec_without_steps_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "other.json").write_text(content)
+    with pytest.raises(InputError):
+        shown(tmp_path / "other.json")
 
 
 def test_calibration_table_lists_the_widest_first(folder: Path) -> None:

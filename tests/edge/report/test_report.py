@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from html_page import Page
-from report_folder import FALLBACK, LABELS, TENSORS, Recipe, make_folder, render
+from report_folder import FALLBACK, LABELS, PLAN, TENSORS, Recipe, make_folder, render
 
 
 def silent(_share: float) -> None:
@@ -201,6 +201,28 @@ def test_fallbacks_are_listed(passed: tuple[Path, str], failed: tuple[Path, str]
     assert row in page.rows
     assert "no-fallbacks" not in page.by_id
     assert "no-fallbacks" in Page(failed[1]).by_id
+
+
+def test_steps_of_one_inference_are_those_of_the_receipt(passed: tuple[Path, str]) -> None:
+    """Counts by hand of the steps in the recipe; the picture shows the first of a long block."""
+    page = Page(passed[1])
+    rows = {row[0]: row[1:3] for row in page.rows}
+    kinds = ("product", "attention", "reduction", "pointwise", "reformat", "pad")
+    assert [rows[kind][0] for kind in kinds] == ["2", "1", "1", "60", "1", "1"]
+    assert rows["product"][1] == "0.12", "110,600 and 8,448 bytes"
+    assert "66 steps" in page.by_id["steps"]
+    assert "2 of them compute nothing" in page.by_id["steps"]
+    assert "1 steps have sizes that the engine does not report" in page.by_id["steps-uncounted"]
+    (labels,) = [figure for figure in page.figures if "kB read and written for one image" in figure]
+    assert "attn.v/<i>MatMul</i>, attn.q/MatMul" in labels
+    assert sum("attn.q/Add" in label for label in labels) == len(PLAN.block_steps[:60]) - 1
+    assert "The first 60 of the 63 steps of blocks.0" in page.text
+
+
+def test_an_engine_that_does_not_report_its_steps_has_no_such_section(tmp_path: Path) -> None:
+    page = Page(render(make_folder(tmp_path, Recipe(plan=None)), silent))
+    assert "steps" not in page.by_id
+    assert "What does one inference run?" not in page.text
 
 
 def test_every_range_in_network_order(failed: tuple[Path, str]) -> None:

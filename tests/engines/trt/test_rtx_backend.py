@@ -99,6 +99,20 @@ def fused_plan(tmp_path_factory):
     return built.data
 
 
+def test_steps_of_fused_attention_are_those_counted_by_hand(fused_plan):
+    """On (64, 64) values. A product has two FP32 factors, a pointwise step FP16 factors per channel."""
+    int8, fp16, fp32 = 64 * 64, 64 * 64 * 2, 64 * 64 * 4
+    steps = read_plan(fused_plan, frozenset(PRODUCTS)).steps
+    assert [(step.kind, step.weight_bytes, step.activation_bytes) for step in steps] == [
+        ("reformat", 2, fp32 + fp16 + int8),  # the image for the residual and for the layers
+        ("product", 3 * 64 * 64 + 8, int8 + 3 * fp16),  # q, k and v at once
+        *[("pointwise", 130, fp16 + int8)] * 3,  # a factor per channel and one for all
+        ("attention", 0, 4 * int8),
+        ("product", 64 * 64 + 8, int8 + fp16),
+        ("pointwise", 128, 2 * fp16 + fp32),
+    ]
+
+
 def types_of_products(plan: bytes) -> set[str]:
     evidence = read_plan(plan, frozenset(PRODUCTS)).layers
     return {evidence[name].actual for name in PRODUCTS}

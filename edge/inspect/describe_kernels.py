@@ -1,0 +1,56 @@
+"""Describe the steps of an inference: those of a receipt, and the files that trtexec writes about an engine."""
+
+from pathlib import Path
+
+from calib.errors import UsageError
+from calib.files import read_regular
+from calib.json_reader import LARGEST_JSON_BYTES
+from edge.inspect.describe_dataclass import limited
+from edge.inspect.description import Description, Listing, size_text
+from engines.engine_inspector import inspected_layers, inspected_steps, read_profile
+from engines.plan_kernels import PlanKernels, StepTotal, summarize_steps
+
+_COLUMNS = ("steps", "weights", "activations of one image", "steps of unknown size")
+
+
+def describe_kernels(plan: PlanKernels) -> list[Listing]:
+    """Tables of the steps by kind, by block, and of one block."""
+    listings = [Listing(f"{plan.total.steps} steps by kind", ("kind", *_COLUMNS), _rows(plan.kinds))]
+    if plan.blocks:
+        listings.append(limited("Steps by block", ("block", *_COLUMNS), list(_rows(plan.blocks))))
+        rows = tuple(
+            (step.kind, step.name, size_text(step.weight_bytes + (step.activation_bytes or 0)), " ".join(step.nodes[:2]))
+            for step in plan.block_steps
+        )
+        listings.append(Listing(f"The steps of {plan.block}", ("kind", "kernel", "moves", "nodes"), rows))
+    return listings
+
+
+def describe_trtexec(path: Path) -> Description:
+    """The file of trtexec's --exportLayerInfo or --exportProfile. Raises UsageError for any other JSON file."""
+    text = read_regular(path, largest=LARGEST_JSON_BYTES).decode(errors="replace")
+    if text.lstrip().startswith("["):
+        times = read_profile(text)
+        total = sum(time for _, time in times)
+        slowest = sorted(times, key=lambda entry: -entry[1])
+        rows = [(name, f"{time:.4f}", f"{time / total:.1%}" if total else "") for name, time in slowest]
+        facts = {"layers": str(len(times)), "sum of their mean times": f"{total:.3f} ms"}
+        return Description("Profile of trtexec", facts, (limited("The slowest layers", ("layer", "ms", "share"), rows),))
+    if '"Layers"' not in text:
+        raise UsageError(
+            "unknown kind of artifact", where=path, found=path.name, allowed="layer information or a profile of trtexec"
+        )
+    plan = summarize_steps(inspected_steps(inspected_layers(text)))
+    if plan is None:
+        raise UsageError(
+            "no layer of this engine runs a kernel", where=path, found=path.name, allowed="layer information of trtexec"
+        )
+    facts = {"runs": f"{plan.total.steps} steps in one inference", "moves": size_text(plan.total.moved_bytes)}
+    return Description("Layer information of an engine", facts, tuple(describe_kernels(plan)))
+
+
+def _rows(totals: tuple[StepTotal, ...]) -> tuple[tuple[str, ...], ...]:
+    return tuple(
+        (total.name, str(total.steps), size_text(total.weight_bytes), size_text(total.activation_bytes), str(total.uncounted))
+        for total in totals
+    )
