@@ -11,7 +11,9 @@ from edge.cli.console import TerminalProgress
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.pipeline.workspace import BuildOutcome
 from edge.report.certificate_text import headline, island_cost
+from edge.report.network_words import headline as network_headline
 from edge.stability.certificate import CERTIFICATE_ARTIFACT
+from edge.stability.network_certificate import NETWORK_ARTIFACT
 from edge.tasks.registry import task_of
 from engines.build_folder.file_names import REPORT
 from engines.build_folder.folder import BuildFolder
@@ -37,6 +39,9 @@ def print_summary(console: Console, folder: Path) -> None:
         certificate = build.read(CERTIFICATE_ARTIFACT)
         islands = f"\n{island_cost(certificate)}" if certificate.islands.sites else ""
         rows["xnorm"] = escape(headline(certificate) + islands)
+    network = build.find(NETWORK_ARTIFACT)
+    if network is not None:
+        rows["16 bits"] = escape(network_headline(network))
     if attribution is not None:
         rows["layers"] = escape(_layers(attribution))
     if manifest.random_weights:

@@ -19,7 +19,7 @@ from calib.artifact import parse_artifact
 from calib.errors import ArtifactError, DataError, InputError
 from calib.files import canonical_json, read_regular, sha256_bytes
 from calib.json_reader import LARGEST_JSON_BYTES, describe_damage, parse_json
-from edge.gate.gate_tolerances import QUANTITIES
+from edge.gate.gate_tolerances import NETWORK_QUANTITIES, QUANTITIES
 from edge.stability.verdict import Stability
 from edge.tasks.gate_row import Recorded, Tolerance
 from edge.tasks.registry import load_task
@@ -93,6 +93,25 @@ class XNormMargins:
 
 
 @dataclass(frozen=True)
+class NetworkMargins:
+    """What the certificate of the whole network says.
+
+    Attributes:
+        headroom_bits: kind of site -> least headroom in FP16; kinds with nothing to hold are left out, and XNorms, which have
+            their own.
+        unjudged: places that the verdict does not cover.
+        islands: sites that compute in FP32.
+        emulated_sqnr_db: of the emulated FP16 network; None where it was not emulated, or no output is finite.
+    """
+
+    verdict: Stability
+    headroom_bits: dict[str, float]
+    unjudged: int
+    islands: int
+    emulated_sqnr_db: float | None
+
+
+@dataclass(frozen=True)
 class Scales:
     """log2 of the quantization scales in the graph, by tensor; for weights of the geometric mean over the channels.
 
@@ -142,6 +161,7 @@ class BaselineFigures:
         scales: None where nothing is quantized, or onnx is not installed.
         xnorm: None for "fp32", which is not certified.
         latency: None where nothing was timed.
+        network: None where the whole network was not certified; baselines of earlier releases have none.
     """
 
     answers: Recorded
@@ -150,6 +170,7 @@ class BaselineFigures:
     scales: Scales | None
     xnorm: XNormMargins | None
     latency: LatencyRatio | None
+    network: NetworkMargins | None = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +189,10 @@ class Baseline:
 
     def digest(self) -> str:
         """What `seal` must be: the digest of everything but the tolerances."""
-        return sha256_bytes(canonical_json([asdict(self.identity), asdict(self.origin), asdict(self.measured)]))
+        measured = asdict(self.measured)
+        if self.measured.network is None:
+            del measured["network"]  # so that the seals of earlier releases hold
+        return sha256_bytes(canonical_json([asdict(self.identity), asdict(self.origin), measured]))
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -193,7 +217,8 @@ def read_baseline(path: Path) -> Baseline:
             allowed="edit tolerances, reasons, reviewed_by and note; figures come from a build",
             next_command=restore,
         )
-    quantities = QUANTITIES | set(task.quantities)
+    of_network = NETWORK_QUANTITIES if baseline.measured.network else frozenset()
+    quantities = QUANTITIES | of_network | set(task.quantities)
     if baseline.tolerances.keys() != quantities:
         found, allowed = ", ".join(sorted(baseline.tolerances)), ", ".join(sorted(quantities))
         raise ArtifactError("the baseline's tolerances do not match its quantities", where=path, found=found, allowed=allowed)

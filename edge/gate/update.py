@@ -10,7 +10,7 @@ from calib.artifact import write_artifact
 from calib.errors import ArtifactError, VerdictError
 from edge.gate.baseline import Baseline, BaselineFigures, Identity, LatencyRatio, Origin, is_outdated, read_baseline
 from edge.gate.build_figures import BuildFigures, read_build
-from edge.gate.gate_tolerances import common_tolerances
+from edge.gate.gate_tolerances import common_tolerances, network_tolerances
 from edge.tasks.gate_row import Recorded, Tolerance
 from edge.tasks.registry import load_task
 from engines.build_folder.folder import BuildFolder
@@ -19,7 +19,7 @@ from engines.build_folder.folder import BuildFolder
 def default_tolerances(identity: Identity, origin: Origin, measured: BaselineFigures) -> dict[str, Tolerance]:
     """The default tolerances of a baseline, the task's included."""
     answers = load_task(identity.task).default_tolerances(measured.answers, identity.images)
-    return answers | common_tolerances(origin.backend)
+    return answers | common_tolerances(origin.backend) | (network_tolerances() if measured.network else {})
 
 
 def make_baseline(build: BuildFigures, latency: LatencyRatio | None = None, reviewed_by: str = "", note: str = "") -> Baseline:
@@ -75,7 +75,7 @@ def _changes(old: Baseline, new: Baseline) -> Iterator[str]:
             if before.get(name) != after.get(name):
                 yield f"{name}: {_short(before.get(name))} -> {_short(after.get(name))}"
     for name in sorted(new.tolerances):
-        if old.tolerances[name] != new.tolerances[name]:
+        if name in old.tolerances and old.tolerances[name] != new.tolerances[name]:
             yield f"tolerance of {name}: {old.tolerances[name].tolerance:g} -> {new.tolerances[name].tolerance:g}"
     yield from (f"tolerance of {name}: {entry.tolerance:g}, edited, kept" for name, entry in sorted(_edited(old).items()))
 

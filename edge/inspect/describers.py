@@ -13,6 +13,10 @@ from edge.inspect.read_described import read_described
 
 BY_NAME = {
     "manifest.json": ("engines.build_folder.manifest.MANIFEST_ARTIFACT", "describe_json.describe_manifest"),
+    "certificate.json": (
+        "edge.stability.network_certificate.NETWORK_ARTIFACT",
+        "describe_certificate.describe_network",
+    ),
     "xnorm.json": ("edge.inspect.describe_xnorm.FULL_CERTIFICATE", "describe_xnorm.describe_certificate"),
     "calibration.json": ("calib.calibration_table.TABLE_ARTIFACT", "describe_json.describe_table"),
     "drift.json": ("edge.drift.drift_report.DRIFT_ARTIFACT", "describe_json.describe_drift"),

@@ -6,13 +6,26 @@ from typing import Any
 
 from calib.errors import ArtifactError, InputError
 from calib.json_reader import parse_json, read_json
-from engines.build_folder.file_names import ATTRIBUTION, CALIBRATION, DRIFT, EXPORT, FOLDED, IMPORT, MODEL, REFINED, XNORM
+from engines.build_folder.file_names import (
+    ATTRIBUTION,
+    CALIBRATION,
+    CERTIFICATE,
+    DRIFT,
+    EXPORT,
+    FOLDED,
+    IMPORT,
+    MODEL,
+    REFINED,
+    XNORM,
+)
 from engines.build_folder.manifest import EngineManifest
 from engines.build_folder.safe_files import REMAKE
 
 _STATED = (
     (EXPORT, "onnx_sha256", MODEL),
     (IMPORT, "onnx_sha256", MODEL),
+    (CERTIFICATE, "onnx_sha256", MODEL),
+    (CERTIFICATE, "repaired_onnx_sha256", FOLDED),
     (XNORM, "onnx_sha256", MODEL),
     (XNORM, "folded_onnx_sha256", FOLDED),
     (CALIBRATION, "onnx_sha256", REFINED),
@@ -27,9 +40,12 @@ def _references(manifest: EngineManifest) -> Iterator[tuple[str, str, tuple[Any,
     judged = (manifest.engine, manifest.typed_onnx, manifest.qdq_onnx, manifest.onnx)
     yield EXPORT, "onnx_sha256", (source,)
     yield IMPORT, "onnx_sha256", (source,)
+    repaired = (folded.sha256, *(() if manifest.folded_onnx else (None,)))
+    yield CERTIFICATE, "onnx_sha256", (source,)
+    yield CERTIFICATE, "repaired_onnx_sha256", repaired
     if manifest.xnorm is not None:
         yield manifest.xnorm.file, "onnx_sha256", (source,)
-        yield manifest.xnorm.file, "folded_onnx_sha256", (folded.sha256, *(() if manifest.folded_onnx else (None,)))
+        yield manifest.xnorm.file, "folded_onnx_sha256", repaired
     if manifest.calibration is not None:
         table = manifest.calibration
         yield table.file, "onnx_sha256", ((manifest.refined_onnx or folded).sha256,)
