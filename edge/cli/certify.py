@@ -171,7 +171,7 @@ def _print_kinds(progress: TerminalProgress, certificate: NetworkCertificate) ->
         old, new = (_worst(group) for group in ([before.get((s.kind, s.name), s) for s in sites], sites))
         text = f"[{_STYLE[new]}]{new}[/]"
         left = [site.headroom_bits for site in sites if site.headroom_bits is not None]
-        certified = sum(all(q.certified_max is not None for q in site.quantities) for site in sites)
+        certified = sum(site.verdicts["fp16"].rests_on == "certified" for site in sites)
         repaired = sum(site.repair.kind != "none" for site in sites)
         rows.append(
             [
@@ -183,7 +183,7 @@ def _print_kinds(progress: TerminalProgress, certificate: NetworkCertificate) ->
                 str(repaired) if repaired else "",
             ]
         )
-    columns = ("site", "count", "worst in FP16", "least headroom, bits", "bounded for any input", "repaired")
+    columns = ("site", "count", "worst in FP16", "least headroom, bits", "proven for any input", "repaired")
     progress.table(columns, rows, left=("site", "worst in FP16"))
 
 
@@ -218,7 +218,7 @@ def _print_basis(progress: TerminalProgress, certificate: NetworkCertificate) ->
     """What the verdict rests on, what was checked, what the islands cost."""
     coverage = certificate.coverage
     share = f"{coverage.certified} of {coverage.stored} tensors"
-    progress.say(f"based on     bounds for every input at {share}, observed maxima elsewhere; {certificate.images} images")
+    progress.say(f"based on     bounds that FP16 holds, for every input, at {share}; {certificate.images} images elsewhere")
     table = f"{certificate.backend or 'no target'}, {certificate.precisions_source}"
     progress.say(f"             what a target computes in FP32 inside FP16 operators: {table}")
     if certificate.checks is not None:

@@ -2,7 +2,7 @@
 
 export     checkpoint -> model.onnx, export.json, golden.npz
 import     in its place, for an ONNX file -> model.onnx, import.json, golden.npz
-certify    model.onnx + calibration images -> xnorm.json, model.folded.onnx            fp16, int8, with XNorms
+certify    model.onnx + calibration images -> certificate.json, xnorm.json, model.folded.onnx   where layers are FP16
 calibrate  the last graph + calibration images -> model.refined.onnx, calibration.json   int8
 quantize   model.refined.onnx + calibration.json -> model.int8.onnx                    int8
 type       FP16, and FP32 where the certificate asks for it -> model.typed.onnx        fp16, and int8 for a GPU
@@ -17,7 +17,7 @@ from edge.pipeline.build_inputs import BuildInputs, resolve_inputs, say_notes
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.preflight import check_inputs
 from edge.pipeline.steps.calibrate import calibrate_step
-from edge.pipeline.steps.certify import certify_step, has_xnorms
+from edge.pipeline.steps.certify import certify_step
 from edge.pipeline.steps.drift import Question, drift_step
 from edge.pipeline.steps.engine import engine_step
 from edge.pipeline.steps.export import export_step
@@ -56,8 +56,9 @@ def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> 
     """The steps in order; each is created after the previous one has run, because it needs the digests of its files."""
     yield export_step(request, inputs) if inputs.network.imported is None else import_step(request, inputs)
     graph = MODEL
-    if request.precision != "fp32" and has_xnorms(inputs, request.out / MODEL):
-        yield certify_step(request, inputs, workspace)
+    certify = certify_step(request, inputs, workspace)
+    if certify is not None:
+        yield certify
         graph = FOLDED
     if request.precision == "int8":
         yield calibrate_step(request, inputs, workspace, graph)

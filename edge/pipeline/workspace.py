@@ -24,7 +24,7 @@ from edge.drift.drift_report import DRIFT_ARTIFACT
 from edge.pipeline.staging import deleted_error, settle, staged
 from edge.progress import Advance, Progress
 from edge.tasks.interval import Verdict
-from engines.build_folder.file_names import ARTIFACTS, CALIBRATION, EXPORT, IMPORT, MANIFEST, XNORM
+from engines.build_folder.file_names import ARTIFACTS, CALIBRATION, CERTIFICATE, EXPORT, IMPORT, MANIFEST, XNORM
 from engines.build_folder.file_names import RECORD as RECORD  # noqa: PLC0414  # the repeated name marks a re-export
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.references import agree_with_record
@@ -33,7 +33,7 @@ from engines.build_folder.under_construction import finishing, mark_under_constr
 
 RANDOM_WEIGHTS_NOTICE = "RANDOM WEIGHTS: nothing below says anything about accuracy; every artifact is stamped"
 _LOCK = ".lock"
-_READ_LATER = (EXPORT, IMPORT, XNORM, CALIBRATION)
+_READ_LATER = (EXPORT, IMPORT, CERTIFICATE, XNORM, CALIBRATION)
 
 
 @dataclass(frozen=True)

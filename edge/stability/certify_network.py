@@ -25,6 +25,7 @@ from edge.stability.islands import fp32_nodes
 from edge.stability.network_cases import (
     Interval,
     NetworkFacts,
+    SiteKey,
     cost_of_islands,
     coverage_of,
     gather_facts,
@@ -33,6 +34,8 @@ from edge.stability.network_cases import (
 )
 from edge.stability.network_certificate import Emulated, EmulatedNetworks, NetworkCertificate, Repair, SiteRecord
 from edge.stability.repair import compare_outputs_bitwise
+from edge.stability.repairs.fp32_islands import plan_islands
+from edge.stability.repairs.scale_norms import scale_norms
 from edge.stability.target_precisions import target_precisions
 from edge.stability.verdict import Stability, worst
 
@@ -72,7 +75,7 @@ class _State:
 
     facts: NetworkFacts
     xnorms: Mapping[str, SiteCertificate]
-    repairs: Mapping[tuple[str, str], Repair]
+    repairs: Mapping[SiteKey, Repair]
     islands: frozenset[str]
     kept: frozenset[str]
 
@@ -120,7 +123,7 @@ def certify_network(
     facts = gather_facts(model, batches(), interval, target_precisions(config.backend), progress)
     xnorms = done.certificate if done else None
     before = _State(facts, _by_name(xnorms.before or xnorms.sites) if xnorms else {}, {}, frozenset(), frozenset())
-    after = _repair(before, done, batches, interval) if config.repair else before
+    after = _repair(before, done, batches, interval, config.precisions) if config.repair else before
     images = _first_images(batches(), max(config.emulated_images, 1), model)
     checks = _check(before, after, xnorms, images) if config.repair else None
     emulation = _Emulation(before, after, images if config.emulated_images else images[:0])
@@ -152,22 +155,39 @@ def _by_name(sites: Iterable[SiteCertificate]) -> dict[str, SiteCertificate]:
     return {site.name: site for site in sites}
 
 
-def _repair(before: _State, done: Certification | None, batches: Batches, interval: Interval) -> _State:
+def _repair(
+    before: _State, done: Certification | None, batches: Batches, interval: Interval, precisions: tuple[str, ...]
+) -> _State:
     """The network after all repairs, observed and judged again."""
     facts, xnorms = before.facts, done.certificate if done else None
     model = done.model if done else facts.model
     folded = xnorms is not None and any(site.fold for site in xnorms.sites)
     if folded or (xnorms is not None and xnorms.folded_onnx_sha256 != xnorms.onnx_sha256):
         facts = gather_facts(model, batches(), interval, facts.precisions)
+    pairs = zip(xnorms.before, xnorms.sites, strict=True) if xnorms else ()
+    repairs: dict[SiteKey, Repair] = {("xnorm", site.name): _xnorm_repair(old, site) for old, site in pairs}
+    if "fp16" in precisions:
+        scaled, scalings = scale_norms(facts)
+        repairs |= scalings
+        if scalings:
+            facts = gather_facts(scaled, batches(), interval, facts.precisions)
+    model = facts.model
     kept = fp32_nodes(model, find_sites(model), xnorms.island_names) if xnorms else frozenset[str]()
-    repairs = {("xnorm", site.name): _xnorm_repair(site) for site in (xnorms.sites if xnorms else ())}
-    return _State(facts, _by_name(xnorms.sites) if xnorms else {}, repairs, frozenset(), kept)
+    islands = plan_islands(facts, kept) if "fp16" in precisions else frozenset[str]()
+    for site in facts.sites if islands else ():
+        key: SiteKey = (site.kind, site.name)
+        if key not in repairs and islands & set(site.nodes) and facts.case(site, kept) != facts.case(site, kept | islands):
+            repairs[key] = Repair(site.name, "fp32 island", 0, tuple(name for name in site.nodes if name in islands))
+    return _State(facts, _by_name(xnorms.sites) if xnorms else {}, repairs, islands, kept | islands)
 
 
-def _xnorm_repair(site: SiteCertificate) -> Repair:
+def _xnorm_repair(before: SiteCertificate, site: SiteCertificate) -> Repair:
     if site.island:
         return Repair(site.name, "fp32 island", site.fold_exponent)
-    return Repair(site.name, "scaled in the weights" if site.fold else "none", site.fold_exponent, tuple(site.fold))
+    if site.fold:
+        return Repair(site.name, "scaled in the weights", site.fold_exponent, tuple(site.fold))
+    same = (before.eps, before.eps_kind) == (site.eps, site.eps_kind)
+    return Repair(site.name) if same else Repair(site.name, "another eps", exact=False)
 
 
 def _changed(before: Sequence[SiteRecord], after: Sequence[SiteRecord]) -> tuple[SiteRecord, ...]:
@@ -177,9 +197,11 @@ def _changed(before: Sequence[SiteRecord], after: Sequence[SiteRecord]) -> tuple
 
 def _check(before: _State, after: _State, xnorms: XNormCertificate | None, images: Float32) -> Checks:
     """That FP32 outputs are the same to the last bit; of XNorms this was checked already."""
-    if after.facts.model is before.facts.model or (xnorms is not None and xnorms.checks is not None):
-        return xnorms.checks if xnorms is not None and xnorms.checks is not None else Checks(len(images), True, True)
-    compare_outputs_bitwise(before.facts.model, after.facts.model, images)
+    scaled = any(repair.kind.startswith("scaled") for (kind, _), repair in after.repairs.items() if kind != "xnorm")
+    if xnorms is not None and xnorms.checks is not None and not scaled:
+        return xnorms.checks
+    if after.facts.model is not before.facts.model:
+        compare_outputs_bitwise(before.facts.model, after.facts.model, images)
     return Checks(len(images), logits_bit_identical=True, ranges_as_scaled=True)
 
 

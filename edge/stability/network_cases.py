@@ -21,7 +21,7 @@ from edge.stability.finders.network_sites import find_network_sites
 from edge.stability.float_formats import FORMATS, FP16
 from edge.stability.network_certificate import Coverage, QuantityRecord, Repair, SiteRecord, TensorRecord
 from edge.stability.observe_probes import observe_probes
-from edge.stability.site import Observed, Probe, Site
+from edge.stability.site import Observed, Probe, Site, SiteKind
 from edge.stability.site_verdict import NetworkCase, describe, headroom_of, judge_site
 from edge.stability.target_precisions import TargetPrecisions
 from edge.stability.unjudged_norm import UnjudgedNorm
@@ -29,6 +29,8 @@ from edge.stability.verdict import Judgement
 
 Array = NDArray[Any]
 Interval = tuple[Array, Array]
+SiteKey = tuple[SiteKind, str]
+"""Kind and name, unique together."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def coverage_of(facts: NetworkFacts) -> Coverage:
         and (name not in types or types[name].dtype == onnx.TensorProto.FLOAT)
     }  # fmt: skip
     constants = sum(site.kind == "constant" for site in facts.sites)
-    certified = sum(bound is not None for bound in judged.values())
+    certified = sum(bound is not None and bound <= FP16.largest for bound in judged.values())
     return Coverage(len(computed | judged.keys()), len(judged), certified, constants)
 
 

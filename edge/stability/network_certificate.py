@@ -16,7 +16,7 @@ from edge.stability.unjudged_norm import UnjudgedNorm
 from edge.stability.verdict import STABILITIES, Judgement, Stability, worst
 from engines.build_folder.file_names import CERTIFICATE
 
-RepairKind = Literal["none", "scaled in the weights", "scaled by a Mul", "fp32 island"]
+RepairKind = Literal["none", "scaled in the weights", "scaled by a Mul", "another eps", "fp32 island"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Repair:
 
     Attributes:
         site: its name.
-        kind: "scaled ..." multiplies what a norm reads by 2^-exponent, its eps along with it; an island computes in FP32.
+        kind: "scaled ..." multiplies what a norm reads by 2^-exponent, its eps along with it; "another eps" is one that FP16
+            holds, of an XNorm that does not feel it on any image; an island computes in FP32.
         exponent: p; 0 for an island.
         nodes: names of the nodes that changed, or compute in FP32.
         exact: whether FP32 outputs are the same to the last bit, for every input.
@@ -135,7 +136,7 @@ class Coverage:
     Attributes:
         stored: float tensors that depend on the input.
         judged: those of them that belong to a site.
-        certified: those with a bound for every input.
+        certified: those that no input overflows in FP16: their bound is proven, and FP16 holds it.
         constants: weights and other constants; those that are stable have no record.
     """
 

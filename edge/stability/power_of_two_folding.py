@@ -175,11 +175,11 @@ def _scale(editor: GraphEditor, layer: Projection, exponents: Int64) -> None:
     """Multiply weight and bias of a layer by 2^-exponents[h] on the channels of head h."""
     factors = np.ones(editor.index.constants[layer.weight].dims[1], np.float32)
     factors[layer.channels] = np.exp2(-exponents.astype(np.float32))[:, None]
-    _change(editor, layer.matmul, layer.weight, lambda weight: _times(weight, factors, layer.weight))
+    _change(editor, layer.matmul, layer.weight, lambda weight: times_exactly(weight, factors, layer.weight))
     if layer.bias:
         readers = (editor.index.names[i] for i in editor.index.consumers[editor.node(layer.matmul).output[0]])
         add = next(name for name in readers if editor.node(name).op_type == "Add")
-        _change(editor, add, layer.bias, lambda bias: _times(bias, factors.reshape(bias.shape), layer.bias))
+        _change(editor, add, layer.bias, lambda bias: times_exactly(bias, factors.reshape(bias.shape), layer.bias))
 
 
 def _change(editor: GraphEditor, node: str, constant: str, change: Callable[[Array], Array]) -> None:
@@ -199,7 +199,7 @@ def _set_eps(editor: GraphEditor, old: Eps, new: Eps) -> None:
         node.op_type = "Max"
 
 
-def _times(values: Array, factors: npt.NDArray[np.float32], where: str) -> Array:
+def times_exactly(values: Array, factors: npt.NDArray[np.float32], where: str) -> Array:
     """values * factors, without a digit lost that a sum could show. Raises InputError."""
     with np.errstate(over="ignore", under="ignore"):
         new = values * factors

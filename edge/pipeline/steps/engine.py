@@ -46,14 +46,14 @@ def engine_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace
         "builder": request.builder.as_json(request.target, request.out),
         "versions": versions("tensorrt_rtx", "tensorrt", "onnxruntime"),
     }
-    work = partial(build_engine, request, inputs, request.out / graph, workspace.made(XNORM))
+    work = partial(build_engine, request, inputs, request.out / graph, workspace)
     return Step("engine", reads, (request.engine_file, MANIFEST), work)
 
 
 def build_engine(
-    request: BuildRequest, inputs: BuildInputs, graph_path: Path, certified: bool, out: Path, advance: Advance
+    request: BuildRequest, inputs: BuildInputs, graph_path: Path, workspace: Workspace, out: Path, advance: Advance
 ) -> None:
-    """Graph -> engine and manifest in the folder `out`; `certified`: the graph has XNorms, and a certificate of them.
+    """Graph -> engine and manifest in the folder `out`.
 
     Raises VerdictError when the receipt is below its floor; then neither is written.
     """
@@ -80,8 +80,8 @@ def build_engine(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         checkpoint=FileRecord(Path(network.file).name, network.sha256) if network.file else None,
         onnx=recorded(MODEL),
-        xnorm=recorded(XNORM) if certified else None,
-        folded_onnx=recorded(FOLDED) if certified else None,
+        xnorm=recorded(XNORM) if workspace.made(XNORM) else None,
+        folded_onnx=recorded(FOLDED) if workspace.made(FOLDED) else None,
         refined_onnx=recorded(REFINED) if int8 else None,
         qdq_onnx=recorded(QUANTIZED) if int8 else None,
         typed_onnx=recorded(TYPED) if typed else None,

@@ -1,4 +1,4 @@
-"""type (fp16, and int8 for a GPU): the last graph + xnorm.json -> model.typed.onnx, strongly typed."""
+"""type (fp16, and int8 for a GPU): the last graph + certificate.json -> model.typed.onnx, strongly typed."""
 
 from functools import partial
 from pathlib import Path
@@ -14,19 +14,17 @@ from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.steps.export import CHECK_IMAGES
 from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
-from engines.build_folder.file_names import REFINED, TYPED, XNORM
+from engines.build_folder.file_names import CERTIFICATE, REFINED, TYPED
 
 
 def type_fp16_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace, graph: str) -> Step:
     """The step as `edge.pipeline.build` runs it on the file `graph`."""
-    certified = workspace.made(XNORM)
-    reads = {"onnx": workspace.sha256(graph), "images": inputs.calib_images.sha256}
-    if certified:
-        reads["certificate"] = workspace.sha256(XNORM)
-    return Step("type", reads, (TYPED,), partial(type_model, request, inputs, graph, certified))
+    certificate = workspace.sha256(CERTIFICATE)
+    reads = {"onnx": workspace.sha256(graph), "images": inputs.calib_images.sha256, "certificate": certificate}
+    return Step("type", reads, (TYPED,), partial(type_model, request, inputs, graph))
 
 
-def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, certified: bool, out: Path, advance: Advance) -> None:
+def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, out: Path, advance: Advance) -> None:
     """Graph -> strongly typed FP16 graph in the folder `out`, FP32 where the certificate asks for it; roundings emulated.
 
     Raises VerdictError when its outputs differ too much from the graph's. An INT8 graph is compared through its float graph: an
@@ -35,17 +33,18 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, certified
     from calib.graph import load_graph
     from calib.qdq_writer import serialize
     from edge.runtime.ort_runner import OrtRunner, emulated_runner, run_all
-    from edge.stability.certificate import read_certificate
     from edge.stability.finders.xnorm import find_sites
     from edge.stability.islands import fp32_nodes
+    from edge.stability.network_certificate import read_network_certificate
     from engines.typed_graph import type_graph
 
     folder, path = request.out, request.out / graph
     model, _ = load_graph(path)
-    islands: frozenset[str] = frozenset()
-    if certified:
+    certificate = read_network_certificate(folder / CERTIFICATE)
+    islands = frozenset(certificate.fp32_nodes) & {node.name for node in model.graph.node}
+    if certificate.xnorms:
         sites = find_sites(model, inputs.network.xnorm_sites, inputs.network.xnorm_kv_axis)
-        islands = fp32_nodes(model, sites, read_certificate(folder / XNORM).island_names)
+        islands |= fp32_nodes(model, sites, certificate.island_names)
     typed = type_graph(model, keep_fp32=islands)
     advance(0.5)
     network = inputs.network

@@ -1,0 +1,49 @@
+"""FP32 islands: the fewest nodes that compute in FP32 so that 16 bits hold everything that is left.
+
+    a norm that fails                 all its nodes
+    a stored tensor that fails        the node that computes it, and all that read it
+    what exists inside an operator    that node
+
+What crosses the edge of an island is stored in 16 bits: where it fails, the island grows.
+"""
+
+from dataclasses import replace
+
+from edge.stability.float_formats import FP16
+from edge.stability.network_cases import NetworkFacts
+from edge.stability.repairs.scale_norms import SCALABLE
+from edge.stability.site import Site
+from edge.stability.site_verdict import NetworkCase, judge_site
+
+_NORMS = (*SCALABLE, "variance", "reciprocal")
+
+
+def plan_islands(facts: NetworkFacts, kept: frozenset[str]) -> frozenset[str]:
+    """Names of the nodes that compute in FP32 besides `kept`, for every site but XNorms that is unstable in FP16."""
+    nodes = set(kept)
+    sites = [site for site in facts.sites if site.kind != "xnorm"]
+    while True:
+        failing = [(site, case) for site in sites if _fails(case := facts.case(site, nodes))]
+        more = {name for site, case in failing for name in _island_of(facts, site, case)} - nodes
+        if not more:
+            return frozenset(nodes - kept)
+        nodes |= more
+
+
+def _fails(case: NetworkCase) -> bool:
+    return judge_site(case, FP16).verdict == "unstable"
+
+
+def _island_of(facts: NetworkFacts, site: Site, case: NetworkCase) -> set[str]:
+    """The nodes that a failing site needs in FP32."""
+    nodes = set(site.nodes) if site.kind in _NORMS or site.kind == "constant" else set[str]()
+    failing = [p for p in case.held if _fails(replace(case, site=replace(case.site, probes=(p,))))]
+    for probe in failing:
+        if not probe.stored:
+            nodes.add(site.name)
+            continue
+        tensor, index = probe.tensors[0], facts.index
+        nodes.update(index.names[at] for at in index.consumers.get(tensor, ()))
+        if tensor in index.producers:
+            nodes.add(index.names[index.producers[tensor]])
+    return nodes or set(site.nodes)

@@ -1,0 +1,135 @@
+"""A large or a small number planted into every kind of site: unstable and really lost in FP16, repaired exactly, and not lost.
+
+Oracles: ONNX Runtime's FP32 outputs before and after, to the last bit; the emulated FP16 network (whose own oracle is torch in
+half precision); the list of what was planted.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from onnx_text import run_text_model, text_model
+
+from calib.artifact import write_artifact
+from edge.stability.certify import CertifyConfig
+from edge.stability.certify_network import certify_network
+from edge.stability.network_certificate import read_network_certificate
+
+RNG = np.random.default_rng(3)
+CONSTANTS = {
+    "w": RNG.standard_normal((8, 16)).astype(np.float32) / 3,
+    "b": RNG.standard_normal(16).astype(np.float32) / 3,
+    "head": RNG.standard_normal((16, 5)).astype(np.float32),
+    "eps": np.float32(2**-10),
+    "two": np.float32(2),
+    "three": np.float32(3),
+    "down": np.float32(2**-15),
+    "less": np.float32(2**-9),
+    "last": np.array([-1], np.int64),
+    "tokens": np.array([1], np.int64),
+    "both": np.array([-2, -1], np.int64),
+}
+LAYER = "p = MatMul(x, w) a = Add(p, b) "
+IN_PIECES = (
+    "m = ReduceMean(a, last) d = Sub(a, m) s = Mul(d, d) v = ReduceMean(s, last) e = Add(v, eps) r = Sqrt(e) n = Div(d, r)"
+)
+RMS = "s = Pow(a, two) v = ReduceMean(s, last) e = Add(v, eps) r = Sqrt(e) i = Reciprocal(r) n = Mul(i, a)"
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A network, the factor on its weights that FP16 loses, and the repair to expect: kind of site, kind of repair."""
+
+    body: str
+    factor: float
+    site: str
+    repair: str
+
+
+PLANTED = {
+    "layer norm in pieces": Planted(IN_PIECES, 2.0**10, "layer_norm", "scaled in the weights"),
+    "rms norm": Planted(RMS, 2.0**10, "rms_norm", "scaled in the weights"),
+    "rms norm that vanishes": Planted(RMS.replace("eps", "tiny"), 2.0**-14, "rms_norm", "scaled in the weights"),
+    "rms norm after a Relu and a Reshape": Planted(
+        "c = Relu(a) f = Reshape(c, flat) " + RMS.replace("(a,", "(f,").replace(", a)", ", f)"), 2.0**10, "rms_norm", "scaled in the weights"
+    ),
+    "rms norm of what something else reads": Planted(
+        RMS.replace("n = Mul", "k = Mul") + " t = Tanh(a) n = Add(k, t)", 2.0**10, "rms_norm", "scaled by a Mul"
+    ),
+    "l2 norm over two axes": Planted("q = ReduceL2(a, both) n = Div(a, q)", 2.0**10, "l2_norm", "scaled in the weights"),
+    "response norm": Planted(
+        "g = ReduceL2(a, tokens) m = ReduceMean(g, last) e = Add(m, eps) r = Div(g, e) t = Mul(a, less) n = Mul(r, t)",
+        2.0**10,
+        "response_norm",
+        "scaled by a Mul",
+    ),
+    "variance": Planted("s = Mul(a, a) v = ReduceSum<keepdims=1>(s, last) k = Mul(v, down) t = Mul(a, less) n = Mul(k, t)", 2.0**10, "variance", "fp32 island"),
+    "residual": Planted("c = Relu(a) r = Add(a, c) u = Add(r, c) v = Add(u, c) n = Mul(v, down)", 2.0**13, "residual", "fp32 island"),
+    "exponential": Planted("c = Pow(a, three) n = Mul(c, down)", 2.0**6, "exponential", "fp32 island"),
+}  # fmt: skip
+
+
+def network(planted, factor):
+    weights = {name: CONSTANTS[name] * np.float32(factor) for name in ("w", "b")}
+    return text_model(
+        LAYER + planted.body + " y = MatMul(n, head)",
+        (2, 4, 8),
+        **{**CONSTANTS, **weights, "tiny": np.float32(0), "flat": np.array([-1, 4, 16])},
+    )
+
+
+def certified(model, x, **config):
+    return certify_network(
+        model,
+        lambda: [x],
+        interval=(np.float64(-8), np.float64(8)),
+        data_sha256="0" * 64,
+        config=CertifyConfig(("fp16",), **config),
+    )
+
+
+@pytest.fixture(scope="module", params=PLANTED)
+def repaired(request):
+    """What was planted, the graph, its images, and its certification with and without repair."""
+    planted = PLANTED[request.param]
+    model, x = network(planted, planted.factor), RNG.standard_normal((8, 4, 8)).astype(np.float32)
+    return planted, model, x, certified(model, x, repair=False), certified(model, x)
+
+
+def test_it_is_unstable_and_lost_and_repaired(repaired):
+    planted, _model, _x, before, after = repaired
+    assert (before.certificate.verdict, after.certificate.verdict_before) == ("unstable", "unstable")
+    failing = {site.kind for site in before.certificate.sites if site.verdicts["fp16"].verdict == "unstable"}
+    assert planted.site in failing
+    lost = before.certificate.emulated.before
+    assert lost.not_finite or lost.sqnr_db < 20, "the emulated network really loses"
+    assert after.certificate.verdict != "unstable"
+    assert after.certificate.emulated.after.not_finite == 0
+    assert after.certificate.emulated.after.sqnr_db >= 55
+    (repair,) = {site.repair.kind for site in after.certificate.sites if site.kind == planted.site} - {"none"}
+    assert repair == planted.repair
+
+
+def test_fp32_outputs_are_the_same_to_the_last_bit(repaired):
+    _planted, model, x, _before, after = repaired
+    np.testing.assert_array_equal(run_text_model(after.model, x, "ort"), run_text_model(model, x, "ort"))
+    island = bool(after.certificate.fp32_nodes)
+    assert island == (after.certificate.islands.casts > 0)
+    assert (after.model is model) or not island
+
+
+def test_the_certificate_is_read_as_it_was_written(repaired, tmp_path):
+    certificate = repaired[-1].certificate
+    write_artifact(tmp_path / "certificate.json", certificate)
+    assert read_network_certificate(tmp_path / "certificate.json") == certificate
+    assert certificate.coverage.judged == certificate.coverage.stored == len(certificate.tensors)
+
+
+@pytest.mark.parametrize("name", [name for name in PLANTED if "vanishes" not in name])
+def test_harmless_networks_are_left_alone(name):
+    model = network(PLANTED[name], 1.0)
+    done = certified(model, RNG.standard_normal((8, 4, 8)).astype(np.float32))
+    assert done.certificate.verdict == done.certificate.verdict_before != "unstable"
+    assert done.model is model
+    assert all(site.repair.kind == "none" for site in done.certificate.sites)
+    assert done.certificate.before == ()
