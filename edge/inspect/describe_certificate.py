@@ -10,16 +10,16 @@ from edge.stability.network_certificate import Emulated, NetworkCertificate
 
 def describe_network(certificate: NetworkCertificate) -> Description:
     """certificate.json: the verdict and its basis, a row per kind of site, the sites that are not stable or were repaired."""
-    cover, precisions = certificate.coverage, certificate.precisions
+    precisions = certificate.precisions
     facts = {
         "verdict": f"{words.verdict_text(certificate)} in {precision_list(precisions)}",
         "images": str(certificate.images),
-        "bounded": f"{cover.certified} of {cover.stored} tensors for every input, {cover.judged} judged",
-        "constants": f"{cover.constants} checked",
+        "based on": words.coverage_text(certificate),
+        "constants": f"{certificate.coverage.constants} checked",
         "target": f"{certificate.backend or 'none'}; what it computes in FP32: {certificate.precisions_source}",
         "emulated as it is": _emulated(certificate.emulated.before),
         "emulated repaired": _emulated(certificate.emulated.after),
-        "repairs": words.repairs_text(certificate).removeprefix("repaired: ") or "none",
+        "repairs": words.repairs_text(certificate) or "none",
         "islands": words.islands_text(certificate) or "none",
         "repair checked": _checks(certificate),
         "graph": f"sha256 {certificate.onnx_sha256}",
@@ -43,7 +43,7 @@ def describe_network(certificate: NetworkCertificate) -> Description:
 
 def kinds_listing(certificate: NetworkCertificate) -> Listing:
     """A row per kind of site."""
-    columns = ("kind", "count", "worst", "least headroom", "there", "bounded", "repaired")
+    columns = ("kind", "count", "worst", "least headroom", "there", "proven", "repaired")
     return Listing("Places by kind, 16 bits", columns, tuple(_kind(kind) for kind in summarize_kinds(certificate)))
 
 

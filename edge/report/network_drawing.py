@@ -27,6 +27,8 @@ LONGEST_NAME = 90
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960.0, 330.0, 52.0, 118.0, 8.0, 84.0
 LOWEST = -34.0
 """Lower end of the axis, 2^-34: everything below is zero in FP16. BF16 goes on to 2^-126."""
+HIGHEST = 40.0
+"""What lies above, such as the -3e38 of a mask, is drawn to the upper end of the axis."""
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -37,7 +39,7 @@ class Range:
     Attributes:
         low: smallest magnitude observed other than zero; None without any.
         seen: largest observed.
-        bound: for every input; None where nothing is proven.
+        bound: for every input; None where nothing is known. It is a proof where FP16 holds it.
         verdict: of the sites that it belongs to.
     """
 
@@ -47,9 +49,15 @@ class Range:
     verdict: Stability
 
     @property
+    def proven(self) -> bool:
+        """Whether no input overflows in FP16."""
+        return self.bound is not None and self.bound <= FP16.largest
+
+    @property
     def high(self) -> float:
-        """The largest magnitude to expect."""
-        return self.seen if self.bound is None else max(self.bound, self.seen)
+        """Where the bar ends: at the bound where it decides the verdict, else at the largest observed."""
+        decides = self.bound is not None and (self.proven or self.verdict != "stable")
+        return max(self.bound or 0.0, self.seen) if decides else self.seen
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class Bar:
         lines += [f"and {self.members - 1} more, this one the largest"] if self.members > 1 else []
         low = "" if r.low is None else f"{r.low:.3g} to "
         lines.append(f"observed {low}{r.seen:.4g}")
-        lines.append("no proven bound" if r.bound is None else f"at most {r.bound:.4g} for every input")
+        lines.append("no bound" if r.bound is None else f"at most {r.bound:.4g} for every input")
         lines.append(f"{r.verdict}{'' if self.held else ', computed in FP32'}")
         if self.before is not None:
             lines.append(f"before the repair up to {self.before.high:.4g}: {self.before.verdict}")
@@ -97,7 +105,7 @@ class Drawing:
     def top(self) -> float:
         """Upper end of the axis as a power of two."""
         spans = [r for bar in self.bars for r in (bar.range, bar.before) if r is not None]
-        return min(130.0, max(20.0, math.ceil(max((_log2(r.high) for r in spans), default=0.0)) + 2.0))
+        return min(HIGHEST, max(20.0, math.ceil(max((_log2(r.high) for r in spans), default=0.0)) + 2.0))
 
     @property
     def pitch(self) -> float:
@@ -120,19 +128,17 @@ class Drawing:
     @property
     def ticks(self) -> list[tuple[float, str]]:
         """Heights and names of the axis's powers of two."""
-        step = 8 if self.top < 48 else 16
-        exponents = range(math.ceil(LOWEST / step) * step, math.floor(self.top) + 1, step)
+        exponents = range(math.ceil(LOWEST / 8) * 8, math.floor(self.top) + 1, 8)
         return [(self.level(e), f"2{e}".replace(str(e), str(e).translate(_SUPERSCRIPTS), 1)) for e in exponents]
 
     @property
     def limits(self) -> list[tuple[float, str, Literal["bad", "muted"]]]:
         """Heights, names and colours of what FP16 and BF16 hold; those beyond the axis are named at its ends."""
-        beyond = math.log2(BF16.largest) > self.top
         return [
             (self.y(FP16.largest), f"{FP16.largest:g} FP16 ends", "bad"),
             (self.y(FP16.smallest_normal), "2⁻¹⁴ FP16 normal", "muted"),
             (self.y(FP16.smallest_subnormal), "2⁻²⁴ FP16 subnormal", "bad"),
-            (self.y(BF16.largest), "2¹²⁸ BF16 ends" + (" ↑" if beyond else ""), "muted"),
+            (self.y(BF16.largest), "2¹²⁸ BF16 ends ↑", "muted"),
             (self.y(BF16.smallest_normal), "2⁻¹²⁶ BF16 normal ↓", "muted"),
         ]
 
@@ -152,8 +158,8 @@ class Drawing:
         """The drawing in words."""
         verdicts = [bar.range.verdict for bar in self.bars]
         counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in STABILITIES if verdict in verdicts)
-        proven = sum(bar.range.bound is not None for bar in self.bars)
-        return f"{self.tensors} tensors in graph order in {len(self.bars)} bars: {counts}; {proven} bounded for every input"
+        proven = sum(bar.range.proven for bar in self.bars)
+        return f"{self.tensors} tensors in graph order in {len(self.bars)} bars: {counts}; {proven} proven for every input"
 
 
 def drawing(certificate: NetworkCertificate) -> Drawing:
@@ -250,9 +256,9 @@ def _joined(bars: Sequence[Bar]) -> Bar:
 def _span(ranges: Sequence[Range]) -> Range:
     """The range that holds all of some; proven only if each is."""
     low = min((r.low for r in ranges if r.low is not None), default=None)
-    bounds = [r.high for r in ranges]
-    proven = max(bounds) if all(r.bound is not None for r in ranges) else None
-    return Range(low, max(r.seen for r in ranges), proven, worst([r.verdict for r in ranges]))
+    bounds = [r.bound for r in ranges if r.bound is not None]
+    bound = max(bounds) if len(bounds) == len(ranges) else None
+    return Range(low, max(r.seen for r in ranges), bound, worst([r.verdict for r in ranges]))
 
 
 def _log2(value: float) -> float:

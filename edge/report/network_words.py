@@ -40,19 +40,27 @@ def verdict_text(certificate: NetworkCertificate) -> str:
 
 def headline(certificate: NetworkCertificate) -> str:
     """One line: the verdict, what it covers, what was repaired, what the emulated network gives."""
-    cover = certificate.coverage
-    judged = f"{cover.certified} of {cover.stored} tensors bounded for every input"
-    rest = "" if cover.certified == cover.stored else f", the others observed on {certificate.images} images"
-    parts = [verdict_text(certificate), judged + rest]
-    parts += [text for text in (repairs_text(certificate), emulated_text(certificate)) if text]
+    parts = [verdict_text(certificate), coverage_text(certificate)]
+    repairs = repairs_text(certificate)
+    parts += [text for text in (f"repaired: {repairs}" * bool(repairs), emulated_text(certificate)) if text]
     return "; ".join(parts)
+
+
+def coverage_text(certificate: NetworkCertificate) -> str:
+    """How many tensors no input overflows in FP16."""
+    cover = certificate.coverage
+    proven = f"overflow ruled out for every input at {cover.certified:,} of {cover.stored:,} tensors"
+    left = cover.stored - cover.judged
+    observed = f", observed on {certificate.images} images at {cover.judged - cover.certified:,}"
+    rest = observed * (cover.certified < cover.judged) + f", {left:,} not judged" * (left > 0)
+    return proven + rest
 
 
 def repairs_text(certificate: NetworkCertificate) -> str:
     """How many sites were repaired, by the kind of repair; empty for none."""
     kinds = [site.repair.kind for site in certificate.sites if site.repair.kind != "none"]
-    counts = [f"{kinds.count(kind)} {_REPAIRED.get(kind, kind)}" for kind in dict.fromkeys(kinds)]
-    return f"repaired: {', '.join(counts)}" if counts else ""
+    counts = [f"{kinds.count(kind)} {_REPAIRED[kind]}" for kind in dict.fromkeys(kinds)]
+    return ", ".join(counts)
 
 
 def emulated_text(certificate: NetworkCertificate) -> str:
@@ -99,4 +107,10 @@ def _places(count: int) -> str:
     return f"{count} place{'s' * (count != 1)}"
 
 
-_REPAIRED = {"fp32 island": "in FP32 islands", "scaled by a Mul": "scaled by a Mul", "scaled in the weights": "scaled in the weights"}
+_REPAIRED: dict[str, str] = {
+    "scaled in the weights": "scaled in the weights",
+    "scaled by a Mul": "scaled by a Mul",
+    "another eps": "with another eps",
+    "fp32 island": "in FP32 islands",
+}
+"""Kind of a repair -> what was done to some sites."""

@@ -1,4 +1,4 @@
-"""A network's certificate by kind of site: how many, the worst verdict, the least headroom. numpy and onnx are not needed."""
+"""A network's certificate by kind of site: how many, the worst verdict, the least headroom. onnx is not needed."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class KindSummary:
         verdict, verdict_before: the worst in the certificate's precisions, after and before the repair.
         headroom_bits: the least in FP16, see `SiteRecord`; None where nothing has to be held.
         tightest: name of the site with that headroom; empty without one.
-        certified: sites of which every quantity that depends on the input has a bound for every input.
+        certified: sites whose verdict in FP16 is proven for every input.
         repaired: sites that were repaired.
     """
 
@@ -59,7 +59,6 @@ def _summarize(certificate: NetworkCertificate, kind: SiteKind) -> KindSummary:
     headroom, tightest = min(
         ((site.headroom_bits, site.name) for site in sites if site.headroom_bits is not None), default=(None, "")
     )
-    computed = {tensor.name for tensor in certificate.tensors} | {""}  # the others are constants: what was seen is all there is
-    certified = sum(all(q.certified_max is not None for q in site.quantities if q.tensor in computed) for site in sites)
+    certified = sum(site.verdicts["fp16"].rests_on == "certified" for site in sites)
     repaired = sum(site.repair.kind != "none" for site in sites)
     return KindSummary(kind, len(sites), after, before, headroom, tightest, certified, repaired)

@@ -1,6 +1,6 @@
 """`certificate.json`: every site of a network, what 16 bits make of it, what was repaired, and what the emulated network gives.
 
-numpy and onnx are not needed to read it.
+onnx is not needed to read it.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from edge.stability.site import SiteKind
 from edge.stability.unjudged_norm import UnjudgedNorm
 from edge.stability.verdict import STABILITIES, Judgement, Stability, worst
 from engines.build_folder.file_names import CERTIFICATE
+from engines.fp16 import LARGEST
 
 RepairKind = Literal["none", "scaled in the weights", "scaled by a Mul", "another eps", "fp32 island"]
 
@@ -228,9 +229,9 @@ def _contradictions(certificate: NetworkCertificate) -> Iterator[str]:
             if STABILITIES.index(worst(judged)) > STABILITIES.index(verdict):
                 yield f"{site.name} is {worst(judged)}, the network {verdict}"
     cover, bounds = certificate.coverage, [tensor.certified_max for tensor in certificate.tensors]
-    counted = len(bounds), sum(bound is not None for bound in bounds)
+    counted = len(bounds), sum(bound is not None and bound <= LARGEST for bound in bounds)
     if (cover.judged, cover.certified) != counted or cover.stored < cover.judged:
-        yield f"{cover.certified} bounded of {cover.judged} judged of {cover.stored} tensors, {counted[1]} of {counted[0]} listed"
+        yield f"{cover.certified} proven of {cover.judged} judged of {cover.stored} tensors, {counted[1]} of {counted[0]} listed"
     for tensor in certificate.tensors:
         if tensor.certified_max is not None and tensor.certified_max < tensor.observed_max:
             yield f"{tensor.name} reached {tensor.observed_max:g}, and is bounded by {tensor.certified_max:g}"
