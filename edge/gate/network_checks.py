@@ -37,7 +37,7 @@ def network_rows(
     yield _emulated(before.emulated_sqnr_db, now.emulated_sqnr_db, tolerances["emulated_sqnr"])
 
 
-def _absolute(quantity: str, passed: bool, values: tuple[str, str], detail: str) -> Row:  # noqa: FBT001  # private
+def _absolute(quantity: str, passed: bool, values: tuple[str, str], detail: str) -> Row:
     return Row(quantity, "pass" if passed else "fail", *values, values[0], None, None, _ABSOLUTE, detail)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LARGEST = 400
 """Bars that a page's width shows apart."""
 LONGEST_NAME = 90
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960.0, 330.0, 52.0, 118.0, 8.0, 84.0
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960.0, 330.0, 52.0, 132.0, 8.0, 84.0
 LOWEST = -34.0
 """Lower end of the axis, 2^-34: everything below is zero in FP16. BF16 goes on to 2^-126."""
 HIGHEST = 40.0

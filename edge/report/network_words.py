@@ -97,10 +97,8 @@ def _rows(certificate: NetworkCertificate, *, xnorms: bool) -> Iterator[SiteRow]
 
 def repair_text(repair: Repair) -> str:
     """A repair, such as "scaled in the weights by 2^-5"; empty for none."""
-    if repair.kind == "none":
-        return ""
     power = f" by 2^{-repair.exponent}" if repair.exponent else ""
-    return f"{repair.kind}{power}"
+    return "" if repair.kind == "none" else repair.kind.replace("fp32", "FP32") + power
 
 
 def _places(count: int) -> str:

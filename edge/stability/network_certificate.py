@@ -231,7 +231,8 @@ def _contradictions(certificate: NetworkCertificate) -> Iterator[str]:
     cover, bounds = certificate.coverage, [tensor.certified_max for tensor in certificate.tensors]
     counted = len(bounds), sum(bound is not None and bound <= LARGEST for bound in bounds)
     if (cover.judged, cover.certified) != counted or cover.stored < cover.judged:
-        yield f"{cover.certified} proven of {cover.judged} judged of {cover.stored} tensors, {counted[1]} of {counted[0]} listed"
+        stated = f"{cover.certified} proven of {cover.judged} judged of {cover.stored} tensors"
+        yield f"{stated}, {counted[1]} of {counted[0]} listed"
     for tensor in certificate.tensors:
         if tensor.certified_max is not None and tensor.certified_max < tensor.observed_max:
             yield f"{tensor.name} reached {tensor.observed_max:g}, and is bounded by {tensor.certified_max:g}"

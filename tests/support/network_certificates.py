@@ -33,7 +33,9 @@ def quantity(tensor: str, seen: float, bound: float | None, *, inner: bool = Fal
     return QuantityRecord(name, "" if inner else tensor, seen, seen / 4096, bound, "fp32" if fp32 else "fp16", 0, 0)
 
 
-def site(kind: SiteKind, name: str, *quantities: QuantityRecord, verdict: Stability = "stable", bits: float = 4.0) -> SiteRecord:
+def site(
+    kind: SiteKind, name: str, *quantities: QuantityRecord, verdict: Stability = "stable", bits: float = 4.0
+) -> SiteRecord:
     """A site with this verdict in FP16, stable in BF16."""
     proven = all(q.certified_max is not None for q in quantities)
     reason = {"stable": f"{bits:.1f} bits left", "at risk": "another image may overflow", "unstable": "x overflows"}[verdict]
@@ -53,9 +55,9 @@ def network_certificate(
     sites, before, tensors = list[SiteRecord](), list[SiteRecord](), list[TensorRecord]()
     for i in range(blocks):
         norm, logits, stream = (f"blocks.{i}.{name}" for name in ("norm/Mul_output", "attn/MatMul_output", "Add_output"))
-        old = site("layer_norm", f"blocks.{i}.norm/ReduceMean", quantity(norm, 40.0, 300.0), quantity(norm, 2e5, 9e6, inner=True),
-                   verdict="unstable", bits=-7.0)  # fmt: skip
-        new = site("layer_norm", old.name, quantity(norm, 40.0, 300.0), quantity(norm, 200.0, 9000.0, inner=True), bits=2.9)
+        stored, name = quantity(norm, 40.0, 300.0), f"blocks.{i}.norm/ReduceMean"
+        old = site("layer_norm", name, stored, quantity(norm, 2e5, 9e6, inner=True), verdict="unstable", bits=-7.0)
+        new = site("layer_norm", name, stored, quantity(norm, 200.0, 9000.0, inner=True), bits=2.9)
         before.append(old)
         sites.append(replace(new, repair=Repair(old.name, "scaled in the weights", 5)))
         last = i == blocks - 1
@@ -74,12 +76,12 @@ def network_certificate(
     lost, fine = Emulated(16, 0.25, 3, None), Emulated(16, 1.0, 0, 58.5)
     verdict: Stability = "unstable" if unstable else "stable"
     proven = sum(tensor.certified_max is not None for tensor in tensors)
+    cover, islands = Coverage(len(tensors) + 1, len(tensors), proven, 77), IslandCost(0 if unstable else 1, 2, 4096)
     return NetworkCertificate(
         onnx_sha256, repaired_sha256, "7" * 64, 384, "trt_rtx", "measured: plan text", ("fp16", "bf16"), tuple(sites),
         tuple(before), tuple(tensors), (UnjudgedNorm(f"If_{HIDDEN}", "its branches are not judged"),),
         EmulatedNetworks(lost, lost if unstable else fine), verdict, "unstable",
-        Coverage(len(tensors) + 1, len(tensors), proven, 77), (), IslandCost(0 if unstable else 1, 2, 4096), Checks(16, True, True),
-        (),
+        cover, (), islands, Checks(16, logits_bit_identical=True, ranges_as_scaled=True), (),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -14,7 +15,9 @@ from gate_builds import record
 from html_page import Page
 from network_certificates import BLOCKS, HIDDEN, add_certificate, network_certificate
 from report_folder import Recipe, make_folder, render
+from rich.console import Console
 
+from edge.cli.summary import print_summary
 from edge.report import network_drawing, network_words
 from edge.stability.kind_summaries import summarize_kinds
 
@@ -174,3 +177,16 @@ def test_every_kind_has_a_name_and_least_headroom_names_its_site() -> None:
     assert kinds["residual"].tightest == f"blocks.{BLOCKS - 1}/Add"
     assert kinds["residual"].headroom_bits == 7.0 - (BLOCKS - 1)
     assert kinds["softmax"].verdict_before == "unstable"
+
+
+def test_the_summary_of_a_build_has_a_row(tmp_path: Path) -> None:
+    make_folder(tmp_path, Recipe())
+    stream = io.StringIO()
+    print_summary(Console(file=stream, width=300), tmp_path)
+    assert "16 bits" not in stream.getvalue()
+    add_certificate(tmp_path)
+    record(tmp_path)
+    print_summary(Console(file=stream, width=300), tmp_path)
+    (row,) = [line for line in stream.getvalue().splitlines() if line.startswith("16 bits")]
+    assert "STABLE in what is judged, 1 place not judged (before the repair: unstable)" in row
+    assert "repaired: 3 scaled in the weights, 1 in FP32 islands; FP16 emulated: 100.00% of 16 images" in row
