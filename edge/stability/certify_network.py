@@ -7,7 +7,7 @@ that loses its outputs is not stable, and where every site is, that is a fault o
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -28,6 +28,7 @@ from edge.stability.network_cases import (
     SiteKey,
     cost_of_islands,
     coverage_of,
+    gather_again,
     gather_facts,
     site_record,
     tensor_records,
@@ -160,17 +161,17 @@ def _repair(
 ) -> _State:
     """The network after all repairs, observed and judged again."""
     facts, xnorms = before.facts, done.certificate if done else None
-    model = done.model if done else facts.model
-    folded = xnorms is not None and any(site.fold for site in xnorms.sites)
-    if folded or (xnorms is not None and xnorms.folded_onnx_sha256 != xnorms.onnx_sha256):
-        facts = gather_facts(model, batches(), interval, facts.precisions)
     pairs = zip(xnorms.before, xnorms.sites, strict=True) if xnorms else ()
     repairs: dict[SiteKey, Repair] = {("xnorm", site.name): _xnorm_repair(old, site) for old, site in pairs}
+    if any(repair.kind != "none" for repair in repairs.values()):
+        facts = gather_again(facts, done.model if done else facts.model, repairs, batches(), interval)
+    elif done is not None:
+        facts = replace(facts, model=done.model)  # the same, without constants that nothing reads
     if "fp16" in precisions:
         scaled, scalings = scale_norms(facts)
         repairs |= scalings
         if scalings:
-            facts = gather_facts(scaled, batches(), interval, facts.precisions)
+            facts = gather_again(facts, scaled, scalings, batches(), interval)
     model = facts.model
     kept = fp32_nodes(model, find_sites(model), xnorms.island_names) if xnorms else frozenset[str]()
     islands = plan_islands(facts, kept) if "fp16" in precisions else frozenset[str]()

@@ -25,10 +25,11 @@ from edge.stability.site import Observed, Probe, Site, SiteKind
 from edge.stability.site_verdict import NetworkCase, describe, headroom_of, judge_site
 from edge.stability.target_precisions import TargetPrecisions
 from edge.stability.unjudged_norm import UnjudgedNorm
-from edge.stability.verdict import Judgement
+from edge.stability.verdict import MARGIN_BITS, Judgement
 
 Array = NDArray[Any]
 Interval = tuple[Array, Array]
+PROVEN_IMAGES = 64
 SiteKey = tuple[SiteKind, str]
 """Kind and name, unique together."""
 
@@ -91,13 +92,60 @@ def gather_facts(
     precisions: TargetPrecisions,
     progress: Callable[[int], None] = lambda _images: None,
 ) -> NetworkFacts:
-    """Find, bound and observe every site; `interval` is that of the graph's input."""
+    """Find, bound and observe every site; `interval` is that of the graph's input.
+
+    Where FP16 holds the bounds of all tensors, images can only show minima: PROVEN_IMAGES of them are enough.
+    """
     found = find_network_sites(model)
     bounds = bound_tensors(model, *interval)
     probes = list(dict.fromkeys(probe for site in found.sites for probe in site.probes))
-    observed, images = observe_probes(model, probes, batches, progress)
     certified = {probe: bounds.of(probe) for probe in probes}
+    constants = index_graph(model).constant_like
+    stored = [certified[p] for p in probes if p.stored and p.tensors[0] not in constants and p.saturates != "both"]
+    proven = all(bound is not None and FP16.headroom_bits(bound) >= MARGIN_BITS for bound in stored)
+    observed, images = observe_probes(model, probes, _first(batches, PROVEN_IMAGES) if proven else batches, progress)
     return NetworkFacts(model, found.sites, found.unjudged, observed, certified, precisions, images)
+
+
+def gather_again(
+    known: NetworkFacts, model: onnx.ModelProto, repaired: Collection[SiteKey], batches: Iterable[Array], interval: Interval
+) -> NetworkFacts:
+    """The facts of a graph in which sites were repaired exactly: only tensors before their outputs are observed again."""
+    found = find_network_sites(model)
+    bounds = bound_tensors(model, *interval)
+    outputs = {site.output for site in known.sites if (site.kind, site.name) in repaired}
+    changed = _changed_tensors(known.model, model, outputs)
+    probes = list(dict.fromkeys(probe for site in found.sites for probe in site.probes))
+    moved = [probe for probe in probes if probe not in known.observed or changed & set(probe.tensors)]
+    observed, _ = observe_probes(model, moved, _first(batches, known.images))
+    certified = {probe: bounds.of(probe) for probe in probes}
+    return replace(
+        known,
+        model=model,
+        sites=found.sites,
+        unjudged=found.unjudged,
+        observed={probe: observed[probe] if probe in observed else known.observed[probe] for probe in probes},
+        certified=certified,
+    )
+
+
+def _changed_tensors(before: onnx.ModelProto, after: onnx.ModelProto, settled: Collection[str]) -> set[str]:
+    """Tensors that another graph computes otherwise: from nodes that differ up to those in `settled`."""
+    old = {node.SerializeToString() for node in before.graph.node}
+    changed: set[str] = set()
+    for node in after.graph.node:
+        if node.SerializeToString() not in old or changed & set(node.input):
+            changed.update(name for name in node.output if name not in settled)
+    return changed
+
+
+def _first(batches: Iterable[Array], count: int) -> Iterator[Array]:
+    """Batches with at least this many images, if there are as many."""
+    for batch in batches:
+        yield batch
+        count -= len(batch)
+        if count <= 0:
+            return
 
 
 def judge_in_16_bits(case: NetworkCase) -> dict[str, Judgement]:

@@ -52,13 +52,14 @@ def test_a_build_folder_is_certified_and_nothing_is_written(project, capsys):
     before = {p.name: sha256(p) for p in (project / "out").iterdir()}
     assert certify(project / "out", project) == 0
     output = capsys.readouterr().out
-    assert all(f"blocks.{i}.attn.xnorm_{operand}" in output for i in (0, 1) for operand in ("q", "kv"))
-    assert "certified maxima at 8 of 8 XNorms" in output
+    rows = {line.split()[0]: line.split() for line in output.splitlines() if line and line[0] != " "}
+    assert rows["xnorm"][1] == "8"
+    assert "FP16 emulated, as it is: 100.00% of" in output, "without an option"
     assert {p.name: sha256(p) for p in (project / "out").iterdir()} == before
 
 
 def test_an_unstable_graph_ends_with_1_and_its_repair_with_0(project, capsys, tiny_images):
-    source, folded, out = edited(project, keys_scaled(2.0**12)), project / "folded.onnx", project / "xnorm.json"
+    source, folded, out = edited(project, keys_scaled(2.0**12)), project / "folded.onnx", project / "certificate.json"
     assert certify(source, project) == 1
     output = capsys.readouterr().out
     assert "UNSTABLE" in output
@@ -73,9 +74,10 @@ def test_an_unstable_graph_ends_with_1_and_its_repair_with_0(project, capsys, ti
     assert np.array_equal(logits(source, tiny_images).view(np.uint32), logits(folded, tiny_images).view(np.uint32))
     written = json.loads(out.read_text())
     assert written["onnx_sha256"] == sha256(source)
-    assert written["folded_onnx_sha256"] == sha256(folded)
+    assert written["repaired_onnx_sha256"] == sha256(folded)
     assert (written["verdict_before"], written["verdict"]) == ("unstable", "stable")
-    assert {site["operand"] for site in written["sites"] if site["fold_exponent"]} == {"kv"}
+    assert {site["operand"] for site in written["xnorms"] if site["fold_exponent"]} == {"kv"}
+    assert {site["kind"] for site in written["sites"] if site["repair"]["kind"] != "none"} == {"xnorm"}
     assert certify(folded, project) == 0, "the repaired graph is stable as it is"
     assert "--repair" not in capsys.readouterr().out
 
@@ -199,14 +201,29 @@ def test_a_graph_with_a_site_too_few_is_refused(project, capsys):
     assert certify(project / "less.onnx", project, "--mean", "0.5", "--std", "0.25") == 0, "a stranger may have any number"
 
 
-def test_a_graph_without_xnorm_is_refused(project, capsys):
+def test_a_graph_without_xnorm_is_certified(project, capsys):
     model = onnx.load(project / "out/model.onnx")
     for node in model.graph.node:
         node.op_type = "ReduceL1" if node.op_type == "ReduceL2" else node.op_type
     onnx.save(model, project / "none.onnx")
     without_metadata(project / "none.onnx")
-    assert certify(project / "none.onnx", project, "--mean", "0.5", "--std", "0.25") == 2
-    assert "no XNorm" in capsys.readouterr().err
+    options = ("--mean", "0.5", "--std", "0.25", "--out", project / "none.json")
+    assert certify(project / "none.onnx", project, *options) == 0
+    written = json.loads((project / "none.json").read_text())
+    assert not written["xnorms"]
+    assert written["coverage"]["judged"] == written["coverage"]["stored"]
+    assert "layer_norm" in capsys.readouterr().out
+
+
+def test_the_target_decides_what_is_computed_in_fp32(project, capsys):
+    out = project / "certificate.json"
+    for target, backend in (("rtx", "trt_rtx"), ("orin-nano", "trt")):
+        assert certify(project / "out", project, "--target", target, "--emulate", 0, "--out", out) == 0
+        written = json.loads(out.read_text())
+        assert written["backend"] == backend
+        assert written["emulated"] == {"before": None, "after": None}
+    assert certify(project / "out", project, "--target", "none") == 2
+    assert "unknown target" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -216,10 +233,11 @@ def test_build_refuses_what_folding_cannot_mend(project, capsys, monkeypatch):
     monkeypatch.setattr("edge.stability.site_certificate.judge_int8", broken_int8)
     assert build(project, "--force") == 1
     error = capsys.readouterr().err
-    assert "XNorm is unstable" in error
+    assert "the network is unstable" in error
     assert "planted" in error
     assert not (project / "out/engine.onnx").exists()
     assert not (project / "out/xnorm.json").exists()
+    assert not (project / "out/certificate.json").exists()
 
 
 def broken_int8(loss):

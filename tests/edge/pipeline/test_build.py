@@ -19,8 +19,9 @@ from edge.cli import INTERRUPTED, run
 from engines.build_folder.step_record import StepRecord, read_record, write_record
 
 INT8_FILES = {
-    "model.onnx", "export.json", "golden.npz", "xnorm.json", "model.folded.onnx", "model.refined.onnx", "calibration.json",
-    "model.int8.onnx", "engine.onnx", "manifest.json", "drift.json", "logits.npz", "flips.npz", "report.html", "steps.json",
+    "model.onnx", "export.json", "golden.npz", "certificate.json", "xnorm.json", "model.folded.onnx", "model.refined.onnx",
+    "calibration.json", "model.int8.onnx", "engine.onnx", "manifest.json", "drift.json", "logits.npz", "flips.npz",
+    "report.html", "steps.json",
 }  # fmt: skip
 
 
@@ -105,6 +106,7 @@ def test_a_pattern_that_matches_no_layer_is_refused_before_anything_changes(proj
 def test_force_runs_everything_and_gives_the_same_graphs(project, capsys):
     graphs = (
         "model.onnx",
+        "certificate.json",
         "xnorm.json",
         "model.folded.onnx",
         "model.int8.onnx",
@@ -147,7 +149,10 @@ def change_recorded(project, file, **fields):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("file", "field"), [("xnorm.json", "folded_onnx_sha256"), ("calibration.json", "onnx_sha256")])
+@pytest.mark.parametrize(
+    ("file", "field"),
+    [("certificate.json", "repaired_onnx_sha256"), ("xnorm.json", "folded_onnx_sha256"), ("calibration.json", "onnx_sha256")],
+)
 def test_an_artifact_that_speaks_of_another_file_is_made_again(project, file, field):
     honest = read(project, file)
     change_recorded(project, file, **{field: "0" * 64})

@@ -24,9 +24,9 @@ pytestmark = pytest.mark.slow
 
 TARGETS = ("cpu", "rtx")
 CPU_FILES = (
-    "steps.json", "model.onnx", "export.json", "golden.npz", "xnorm.json", "model.folded.onnx", "model.refined.onnx",
-    "calibration.json", "model.int8.onnx", "engine.onnx", "manifest.json", "drift.json", "logits.npz", "flips.npz",
-    "report.html",
+    "steps.json", "model.onnx", "export.json", "golden.npz", "certificate.json", "xnorm.json", "model.folded.onnx",
+    "model.refined.onnx", "calibration.json", "model.int8.onnx", "engine.onnx", "manifest.json", "drift.json", "logits.npz",
+    "flips.npz", "report.html",
 )  # fmt: skip
 FILES = {"cpu": CPU_FILES, "rtx": (*(f for f in CPU_FILES if f != "engine.onnx"), "model.typed.onnx", "engine.engine")}
 CASES = [(target, file) for target in TARGETS for file in FILES[target]]

@@ -35,6 +35,10 @@ IN_PIECES = (
 )
 RMS = "s = Pow(a, two) v = ReduceMean(s, last) e = Add(v, eps) r = Sqrt(e) i = Reciprocal(r) n = Mul(i, a)"
 
+AFTER_RELU = "c = Relu(a) f = Reshape(c, flat) " + RMS.replace("(a,", "(f,").replace(", a)", ", f)")
+VARIANCE = "s = Mul(a, a) v = ReduceSum<keepdims=1>(s, last) k = Mul(v, down) t = Mul(a, less) n = Mul(k, t)"
+RESIDUAL = "c = Relu(a) r = Add(a, c) u = Add(r, c) v = Add(u, c) n = Mul(v, down)"
+
 
 @dataclass(frozen=True)
 class Planted:
@@ -50,9 +54,7 @@ PLANTED = {
     "layer norm in pieces": Planted(IN_PIECES, 2.0**10, "layer_norm", "scaled in the weights"),
     "rms norm": Planted(RMS, 2.0**10, "rms_norm", "scaled in the weights"),
     "rms norm that vanishes": Planted(RMS.replace("eps", "tiny"), 2.0**-14, "rms_norm", "scaled in the weights"),
-    "rms norm after a Relu and a Reshape": Planted(
-        "c = Relu(a) f = Reshape(c, flat) " + RMS.replace("(a,", "(f,").replace(", a)", ", f)"), 2.0**10, "rms_norm", "scaled in the weights"
-    ),
+    "rms norm after a Relu and a Reshape": Planted(AFTER_RELU, 2.0**10, "rms_norm", "scaled in the weights"),
     "rms norm of what something else reads": Planted(
         RMS.replace("n = Mul", "k = Mul") + " t = Tanh(a) n = Add(k, t)", 2.0**10, "rms_norm", "scaled by a Mul"
     ),
@@ -63,8 +65,8 @@ PLANTED = {
         "response_norm",
         "scaled by a Mul",
     ),
-    "variance": Planted("s = Mul(a, a) v = ReduceSum<keepdims=1>(s, last) k = Mul(v, down) t = Mul(a, less) n = Mul(k, t)", 2.0**10, "variance", "fp32 island"),
-    "residual": Planted("c = Relu(a) r = Add(a, c) u = Add(r, c) v = Add(u, c) n = Mul(v, down)", 2.0**13, "residual", "fp32 island"),
+    "variance": Planted(VARIANCE, 2.0**10, "variance", "fp32 island"),
+    "residual": Planted(RESIDUAL, 2.0**13, "residual", "fp32 island"),
     "exponential": Planted("c = Pow(a, three) n = Mul(c, down)", 2.0**6, "exponential", "fp32 island"),
 }  # fmt: skip
 
