@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from edge.pipeline.certify_inputs import CertifyInputs
     from edge.stability.certificate import SiteCertificate
     from edge.stability.certify import CertifyConfig
-    from edge.stability.certify_network import NetworkCertification
     from edge.stability.network_certificate import NetworkCertificate, SiteRecord
+    from edge.stability.network_certification import NetworkCertification
     from edge.stability.verdict import Stability
 
 _STYLE = {"stable": "green", "at risk": "yellow", "unstable": "bold red"}
@@ -79,7 +79,7 @@ def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
     from edge.pipeline.build_inputs import say_notes
     from edge.pipeline.certify_inputs import resolve
     from edge.runtime.ort_runner import tapped_batch
-    from edge.stability.certify_network import certify_network
+    from edge.stability.network_certification import certify_network
 
     progress = terminal_progress()
     check_outputs(options.repair, options.out, inputs=(source, options.data))

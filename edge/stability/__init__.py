@@ -7,10 +7,10 @@ from calib.package_face import lazy_exports
 if TYPE_CHECKING:
     from edge.stability.certificate import XNormCertificate, read_certificate
     from edge.stability.certify import CertifyConfig, certify_graph, image_budget
-    from edge.stability.certify_network import certify_network
     from edge.stability.fp16_network import emulated_agreement
     from edge.stability.islands import fp32_nodes
     from edge.stability.network_certificate import NetworkCertificate, read_network_certificate
+    from edge.stability.network_certification import certify_network
 
 __all__ = [
     "CertifyConfig",

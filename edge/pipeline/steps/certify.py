@@ -62,8 +62,8 @@ def certify_model(request: BuildRequest, inputs: BuildInputs, out: Path, advance
     from calib.graph import load_graph
     from calib.qdq_writer import serialize
     from edge.stability.certify import CertifyConfig, image_budget
-    from edge.stability.certify_network import certify_network
     from edge.stability.fp16_network import IMAGES
+    from edge.stability.network_certification import certify_network
 
     path, network = request.out / MODEL, inputs.network
     preprocess = network.preprocess

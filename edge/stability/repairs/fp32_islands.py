@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from edge.stability.float_formats import FP16
 from edge.stability.network_cases import NetworkFacts
-from edge.stability.repairs.scale_norms import SCALABLE
+from edge.stability.repairs.norm_scaling import SCALABLE
 from edge.stability.site import Site
 from edge.stability.site_verdict import NetworkCase, judge_site
 

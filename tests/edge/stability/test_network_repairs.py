@@ -12,8 +12,8 @@ from onnx_text import run_text_model, text_model
 
 from calib.artifact import write_artifact
 from edge.stability.certify import CertifyConfig
-from edge.stability.certify_network import certify_network
 from edge.stability.network_certificate import read_network_certificate
+from edge.stability.network_certification import certify_network
 
 RNG = np.random.default_rng(3)
 CONSTANTS = {

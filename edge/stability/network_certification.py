@@ -36,7 +36,7 @@ from edge.stability.network_cases import (
 from edge.stability.network_certificate import Emulated, EmulatedNetworks, NetworkCertificate, Repair, SiteRecord
 from edge.stability.repair import compare_outputs_bitwise
 from edge.stability.repairs.fp32_islands import plan_islands
-from edge.stability.repairs.scale_norms import scale_norms
+from edge.stability.repairs.norm_scaling import scale_norms
 from edge.stability.target_precisions import target_precisions
 from edge.stability.verdict import Stability, worst
 
