@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,9 +23,8 @@ if TYPE_CHECKING:
     from edge.pipeline.certify_inputs import CertifyInputs
     from edge.stability.certificate import SiteCertificate
     from edge.stability.certify import CertifyConfig
-    from edge.stability.network_certificate import NetworkCertificate, SiteRecord
+    from edge.stability.network_certificate import NetworkCertificate
     from edge.stability.network_certification import NetworkCertification
-    from edge.stability.verdict import Stability
 
 _STYLE = {"stable": "green", "at risk": "yellow", "unstable": "bold red"}
 _LISTED = 8
@@ -163,34 +161,23 @@ def _print_certificate(progress: TerminalProgress, certificate: NetworkCertifica
 
 def _print_kinds(progress: TerminalProgress, certificate: NetworkCertificate) -> None:
     """A row per kind of site."""
-    before = {(site.kind, site.name): site for site in certificate.before}
-    kinds = dict.fromkeys(site.kind for site in certificate.sites)
+    from edge.stability.kind_summaries import summarize_kinds
+
     rows = []
-    for kind in kinds:
-        sites = [site for site in certificate.sites if site.kind == kind]
-        old, new = (_worst(group) for group in ([before.get((s.kind, s.name), s) for s in sites], sites))
-        text = f"[{_STYLE[new]}]{new}[/]"
-        left = [site.headroom_bits for site in sites if site.headroom_bits is not None]
-        certified = sum(site.verdicts["fp16"].rests_on == "certified" for site in sites)
-        repaired = sum(site.repair.kind != "none" for site in sites)
+    for kind in summarize_kinds(certificate):
+        old, new = (f"[{_STYLE[verdict]}]{verdict}[/]" for verdict in (kind.verdict_before, kind.verdict))
         rows.append(
             [
-                kind,
-                str(len(sites)),
-                text if old == new else f"[{_STYLE[old]}]{old}[/] > {text}",
-                f"{min(left):.1f}" if left else "-",
-                f"{certified} of {len(sites)}",
-                str(repaired) if repaired else "",
+                kind.kind,
+                str(kind.count),
+                new if old == new else f"{old} > {new}",
+                "-" if kind.headroom_bits is None else f"{kind.headroom_bits:.1f}",
+                f"{kind.certified} of {kind.count}",
+                str(kind.repaired) if kind.repaired else "",
             ]
         )
-    columns = ("site", "count", "worst in FP16", "least headroom, bits", "proven for any input", "repaired")
-    progress.table(columns, rows, left=("site", "worst in FP16"))
-
-
-def _worst(sites: Iterable[SiteRecord]) -> Stability:
-    from edge.stability.verdict import worst
-
-    return worst([site.verdicts["fp16"].verdict for site in sites])
+    columns = ("site", "count", "worst", "least headroom, bits", "proven for any input", "repaired")
+    progress.table(columns, rows, left=("site", "worst"))
 
 
 def _print_reasons(progress: TerminalProgress, certificate: NetworkCertificate) -> None:

@@ -12,6 +12,7 @@ from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.onnx_import.import_record import IMPORT_ARTIFACT
 from edge.pipeline.workspace import BuildOutcome
 from edge.report.certificate_text import headline, island_cost, without_certificate
+from edge.report.network_words import headline as network_headline
 from edge.stability.certificate import CERTIFICATE_ARTIFACT
 from edge.tasks.registry import task_of
 from engines.build_folder.file_names import REPORT
@@ -32,15 +33,17 @@ def print_summary(console: Console, folder: Path) -> None:
     """Print the verdict, if there is one, and its figures."""
     build = BuildFolder(folder)
     manifest, drift, attribution = build.manifest, build.find(DRIFT_ARTIFACT), build.find(ATTRIBUTION_ARTIFACT)
-    imported = build.find(IMPORT_ARTIFACT)
+    imported, network = build.find(IMPORT_ARTIFACT), build.find(NETWORK_ARTIFACT)
     rows = _drift_rows(drift, manifest) if drift is not None else {}
     rows |= {"engine": escape(_engine(manifest)), "receipt": escape(_receipt(manifest))}
     if manifest.xnorm is not None:
         certificate = build.read(CERTIFICATE_ARTIFACT)
         islands = f"\n{island_cost(certificate)}" if certificate.islands.sites else ""
         rows["xnorm"] = escape(headline(certificate) + islands)
-    elif imported is not None and manifest.precision != "fp32":
+    elif imported is not None and network is None and manifest.precision != "fp32":
         rows["xnorm"] = escape(without_certificate(imported))
+    if network is not None:
+        rows["16 bits"] = escape(network_headline(network))
     if attribution is not None:
         rows["layers"] = escape(_layers(attribution))
     if manifest.random_weights:

@@ -19,7 +19,7 @@ from calib.artifact import parse_artifact
 from calib.errors import ArtifactError, DataError, InputError
 from calib.files import canonical_json, read_regular, sha256_bytes
 from calib.json_reader import LARGEST_JSON_BYTES, describe_damage, parse_json
-from edge.gate.gate_tolerances import QUANTITIES, STEP_QUANTITIES
+from edge.gate.gate_tolerances import NETWORK_QUANTITIES, QUANTITIES, STEP_QUANTITIES
 from edge.stability.verdict import Stability
 from edge.tasks.gate_row import Recorded, Tolerance
 from edge.tasks.registry import load_task
@@ -93,6 +93,25 @@ class XNormMargins:
 
 
 @dataclass(frozen=True)
+class NetworkMargins:
+    """What the certificate of the whole network says.
+
+    Attributes:
+        headroom_bits: kind of site -> least headroom in FP16; kinds with nothing to hold are left out, and XNorms, which have
+            their own.
+        unjudged: places that the verdict does not cover.
+        islands: sites that compute in FP32.
+        emulated_sqnr_db: of the emulated FP16 network; None where it was not emulated, or no output is finite.
+    """
+
+    verdict: Stability
+    headroom_bits: dict[str, float]
+    unjudged: int
+    islands: int
+    emulated_sqnr_db: float | None
+
+
+@dataclass(frozen=True)
 class Scales:
     """log2 of the quantization scales in the graph, by tensor; for weights of the geometric mean over the channels.
 
@@ -153,6 +172,7 @@ class BaselineFigures:
         xnorm: None for "fp32", which is not certified.
         latency: None where nothing was timed.
         steps: None where the engine does not report them, and in baselines written before they were recorded.
+        network: None where the whole network was not certified; baselines of earlier releases have none.
     """
 
     answers: Recorded
@@ -162,6 +182,7 @@ class BaselineFigures:
     xnorm: XNormMargins | None
     latency: LatencyRatio | None
     steps: StepFigures | None = None
+    network: NetworkMargins | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +204,8 @@ class Baseline:
         measured = asdict(self.measured)
         if self.measured.steps is None:
             del measured["steps"]  # so that the seal of a baseline without steps is what it was
+        if self.measured.network is None:
+            del measured["network"]  # so that the seals of earlier releases hold
         return sha256_bytes(canonical_json([asdict(self.identity), asdict(self.origin), measured]))
 
 
@@ -208,7 +231,9 @@ def read_baseline(path: Path) -> Baseline:
             allowed="edit tolerances, reasons, reviewed_by and note; figures come from a build",
             next_command=restore,
         )
-    quantities = QUANTITIES | set(task.quantities) | (STEP_QUANTITIES if baseline.measured.steps else set())
+    of_network = NETWORK_QUANTITIES if baseline.measured.network else frozenset()
+    of_steps = STEP_QUANTITIES if baseline.measured.steps else frozenset()
+    quantities = QUANTITIES | of_network | of_steps | set(task.quantities)
     if baseline.tolerances.keys() != quantities:
         found, allowed = ", ".join(sorted(baseline.tolerances)), ", ".join(sorted(quantities))
         raise ArtifactError("the baseline's tolerances do not match its quantities", where=path, found=found, allowed=allowed)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.recompute_check import check_stated
-from edge.gate.baseline import BaselineFigures, Identity, Margin, Origin, StepFigures, XNormMargins
+from edge.gate.baseline import BaselineFigures, Identity, Margin, NetworkMargins, Origin, StepFigures, XNormMargins
 from edge.gate.scale_changes import read_scales
 from edge.stability.certificate import CERTIFICATE_ARTIFACT
+from edge.stability.kind_summaries import summarize_kinds
+from edge.stability.network_certificate import NETWORK_ARTIFACT, NetworkCertificate
 from edge.tasks.registry import read_answers, task_of
 from edge.tasks.task import Sides, Task
 from engines.build_folder.folder import BuildFolder
@@ -40,7 +42,7 @@ def read_build(folder: BuildFolder) -> BuildFigures:
     sides = read_answers(folder, task)
     check_stated(folder.path, task, drift, sides, spare_not_finite=True)  # fails as a row of the gate
     certificate = folder.read(CERTIFICATE_ARTIFACT) if manifest.xnorm else None
-    scales = read_scales(folder, certificate)
+    scales, network = read_scales(folder, certificate), folder.find(NETWORK_ARTIFACT)
     engine_bytes = len(folder.engine())
     verify_folder(folder)
     sites = certificate.sites if certificate else ()
@@ -53,6 +55,7 @@ def read_build(folder: BuildFolder) -> BuildFigures:
         xnorm=XNormMargins(certificate.verdict, margins) if certificate else None,
         latency=None,
         steps=_steps(manifest.receipt.plan),
+        network=network_margins(network) if network else None,
     )
     identity = Identity(
         model=manifest.model,
@@ -86,3 +89,16 @@ def _steps(plan: PlanKernels | None) -> StepFigures | None:
     if plan is None:
         return None
     return StepFigures(plan.total.steps, plan.steps_of("reformat"), plan.steps_of("pad"), plan.total.moved_bytes)
+
+
+def network_margins(certificate: NetworkCertificate) -> NetworkMargins:
+    """What a baseline records of the certificate of the whole network."""
+    kinds = {kind.kind: kind.headroom_bits for kind in summarize_kinds(certificate) if kind.kind != "xnorm"}
+    emulated = certificate.emulated.after or certificate.emulated.before
+    return NetworkMargins(
+        verdict=certificate.verdict,
+        headroom_bits={kind: bits for kind, bits in kinds.items() if bits is not None},
+        unjudged=len(certificate.unjudged),
+        islands=certificate.islands.sites,
+        emulated_sqnr_db=emulated.sqnr_db if emulated else None,
+    )

@@ -8,6 +8,7 @@ import numpy as np
 from edge.gate.baseline import Baseline, LatencyRatio, Scales, StepFigures, XNormMargins
 from edge.gate.build_figures import BuildFigures
 from edge.gate.gate_tolerances import STEP_QUANTITIES
+from edge.gate.network_checks import network_rows
 from edge.gate.scale_changes import compare_scales, incomparable, not_quantized
 from edge.stability.verdict import STABILITIES
 from edge.tasks.gate_row import Measurement, Result, Row, Tolerance, is_number, listed, missing_row, row, skipped_row
@@ -16,10 +17,11 @@ Tolerances = Mapping[str, Tolerance]
 
 
 def common_rows(baseline: Baseline, build: BuildFigures, latency: LatencyRatio | None) -> Iterator[Row]:
-    """Rows for scales, XNorms, share, size, steps and latency."""
+    """Rows for scales, XNorms, the whole network's certificate, share, size, steps and latency."""
     before, now, tolerances = baseline.measured, build.measured, baseline.tolerances
     yield from _scales(before.scales, now.scales, tolerances)
     yield from _xnorm(before.xnorm, now.xnorm, tolerances)
+    yield from network_rows(before.network, now.network, tolerances)
     yield _share(before.share, now.share, build.fallbacks, tolerances["share"])
     yield _size(before.engine_bytes, now.engine_bytes, tolerances["size"])
     yield from _steps(before.steps, now.steps, tolerances)

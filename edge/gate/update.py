@@ -19,7 +19,7 @@ from edge.gate.baseline import (
     read_baseline,
 )
 from edge.gate.build_figures import BuildFigures, read_build
-from edge.gate.gate_tolerances import STEP_QUANTITIES, common_tolerances
+from edge.gate.gate_tolerances import STEP_QUANTITIES, common_tolerances, network_tolerances
 from edge.tasks.gate_row import Recorded, Tolerance
 from edge.tasks.registry import load_task
 from engines.build_folder.folder import BuildFolder
@@ -28,7 +28,7 @@ from engines.build_folder.folder import BuildFolder
 def default_tolerances(identity: Identity, origin: Origin, measured: BaselineFigures) -> dict[str, Tolerance]:
     """The default tolerances of a baseline, the task's included."""
     answers = load_task(identity.task).default_tolerances(measured.answers, identity.images)
-    common = common_tolerances(origin.backend)
+    common = common_tolerances(origin.backend) | (network_tolerances() if measured.network else {})
     absent = STEP_QUANTITIES if measured.steps is None else frozenset[str]()
     return answers | {name: tolerance for name, tolerance in common.items() if name not in absent}
 
@@ -86,8 +86,8 @@ def _changes(old: Baseline, new: Baseline) -> Iterator[str]:
         for name in before | after:
             if before.get(name) != after.get(name):
                 yield f"{name}: {_short(before.get(name))} -> {_short(after.get(name))}"
-    for name in sorted(new.tolerances.keys() & old.tolerances.keys()):
-        if old.tolerances[name] != new.tolerances[name]:
+    for name in sorted(new.tolerances):
+        if name in old.tolerances and old.tolerances[name] != new.tolerances[name]:
             yield f"tolerance of {name}: {old.tolerances[name].tolerance:g} -> {new.tolerances[name].tolerance:g}"
     yield from (f"tolerance of {name}: {entry.tolerance:g}, edited, kept" for name, entry in sorted(_edited(old).items()))
 

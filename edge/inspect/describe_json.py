@@ -9,9 +9,12 @@ from calib.calibration_table import CalibrationTable
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.pictures import KeptPictures
 from edge.images.golden_pair import GoldenPair
+from edge.inspect.describe_certificate import kinds_listing
 from edge.inspect.describe_dataclass import describe_fields, limited, value_text
 from edge.inspect.describe_kernels import describe_kernels
 from edge.inspect.description import Description, Listing, size_text
+from edge.report.network_words import headline
+from edge.stability.network_certificate import NETWORK_ARTIFACT
 from edge.tasks.registry import load_task
 from engines.build_folder.file_names import ARTIFACTS, DRIFT
 from engines.build_folder.folder import BuildFolder
@@ -139,8 +142,12 @@ def describe_folder(folder: Path) -> Description:
     facts |= describe_drift(drift).facts if drift is not None else {"verdict": f"none: no {DRIFT}"}
     chosen = ("model", "created", "engine", "backend", "compute capability", "asked for", "does")
     facts |= {name: described.facts[name] for name in chosen}
-    listing = Listing("Files", ("file", "size"), tuple(sizes.items()))
-    return Description(f"Build folder {folder}", facts, (listing, *described.listings[1:]), described.warnings)
+    listings = [Listing("Files", ("file", "size"), tuple(sizes.items())), *described.listings[1:]]
+    network = build.find(NETWORK_ARTIFACT)
+    if network is not None:
+        facts["16 bits"] = headline(network)
+        listings.append(kinds_listing(network))
+    return Description(f"Build folder {folder}", facts, tuple(listings), described.warnings)
 
 
 def shares_text(shares: dict[str, float]) -> str:

@@ -15,7 +15,7 @@ BY_NAME = {
     "manifest.json": ("engines.build_folder.manifest.MANIFEST_ARTIFACT", "describe_json.describe_manifest"),
     "certificate.json": (
         "edge.stability.network_certificate.NETWORK_ARTIFACT",
-        "describe_network_certificate.describe_network_certificate",
+        "describe_certificate.describe_network",
     ),
     "xnorm.json": ("edge.inspect.describe_xnorm.FULL_CERTIFICATE", "describe_xnorm.describe_certificate"),
     "calibration.json": ("calib.calibration_table.TABLE_ARTIFACT", "describe_json.describe_table"),

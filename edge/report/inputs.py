@@ -13,6 +13,7 @@ from edge.drift.recompute_check import check_stated
 from edge.model.export_record import EXPORT_ARTIFACT, ExportRecord
 from edge.onnx_import.import_record import IMPORT_ARTIFACT, ImportRecord
 from edge.stability.certificate import CERTIFICATE_ARTIFACT, XNormCertificate
+from edge.stability.network_certificate import NETWORK_ARTIFACT, NetworkCertificate
 from edge.tasks.registry import read_answers, task_of
 from edge.tasks.task import Sides, Task
 from engines.build_folder.file_names import PICTURES, QUANTIZED
@@ -28,6 +29,7 @@ class ReportInputs:
 
     Attributes:
         order: quantized activation tensors in network order, empty without a calibration table.
+        network: the certificate of the whole network; `certificate` is that of its XNorms.
         pictures: of the images whose answer changed most.
     """
 
@@ -41,6 +43,7 @@ class ReportInputs:
     table: CalibrationTable | None
     order: tuple[str, ...]
     certificate: XNormCertificate | None = None
+    network: NetworkCertificate | None = None
     pictures: KeptPictures | None = None
     attribution: Attribution | None = None
 
@@ -54,6 +57,7 @@ class BuiltInputs:
     table: CalibrationTable | None
     order: tuple[str, ...]
     certificate: XNormCertificate | None
+    network: NetworkCertificate | None
 
 
 def read_built(build: BuildFolder) -> BuiltInputs:
@@ -62,7 +66,8 @@ def read_built(build: BuildFolder) -> BuiltInputs:
     export = build.read(EXPORT_ARTIFACT) if imported is None else None
     table = build.read(TABLE_ARTIFACT) if manifest.calibration else None
     certificate = build.read(CERTIFICATE_ARTIFACT) if manifest.xnorm else None
-    return BuiltInputs(export, imported, table, _network_order(build, table) if table else (), certificate)
+    order, network = _network_order(build, table) if table else (), build.find(NETWORK_ARTIFACT)
+    return BuiltInputs(export, imported, table, order, certificate, network)
 
 
 def gather(build: BuildFolder) -> ReportInputs:

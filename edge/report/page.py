@@ -10,10 +10,20 @@ from typing import Any, get_args
 import jinja2
 
 from calib.printable import printable
-from edge.report import certificate_plot, certificate_text, gallery, plots, range_tables, step_plot
+from edge.report import (
+    certificate_plot,
+    certificate_text,
+    gallery,
+    network_drawing,
+    network_words,
+    plots,
+    range_tables,
+    step_plot,
+)
 from edge.report.inputs import gather
 from edge.report.svg import draw
 from edge.stability.float_formats import FP16
+from edge.stability.kind_summaries import summarize_kinds
 from edge.tasks.report_parts import Block, Value
 from engines.build_folder import file_names
 from engines.build_folder.folder import BuildFolder
@@ -23,7 +33,7 @@ def render(build: BuildFolder, advance: Callable[[float], None]) -> str:
     """Render the report of a finished build as HTML; equal artifacts give equal text.
 
     The build holds manifest, export record, drift and answers, for "int8" the calibration table, and for "fp16" and "int8" the
-    XNorm certificate. `advance` is called with the share done, 0 to 1. Raises ArtifactError when an artifact is missing,
+    certificates. `advance` is called with the share done, 0 to 1. Raises ArtifactError when an artifact is missing,
     malformed, altered or of another build.
     """
     inputs = gather(build)
@@ -49,9 +59,9 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    modules = (certificate_plot, certificate_text, file_names, plots, range_tables, step_plot)
+    modules = (certificate_plot, certificate_text, file_names, network_drawing, network_words, plots, range_tables, step_plot)
     environment.globals |= {module.__name__.rpartition(".")[2]: module for module in modules}
-    environment.globals |= {"draw": draw, "fp16": FP16}
+    environment.globals |= {"draw": draw, "fp16": FP16, "kinds": summarize_kinds}
     environment.filters["file_name"] = lambda path: PurePath(path).name
     tests: dict[str, Any] = environment.tests
     for kind in (Value, *get_args(Block)):

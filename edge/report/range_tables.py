@@ -28,7 +28,13 @@ NAMED_BLOCKS = 24
 
 
 def block_of(tensor: str) -> str:
-    """The block of the network that a tensor belongs to, from its module path: `blocks.3.attn.q/Add_output` -> `blocks.3`."""
+    """The block of the network that a tensor belongs to, from its module path.
+
+    `blocks.3.attn.q/Add_output` -> `blocks.3`; as TorchScript writes it, `/blocks/blocks.3/attn/q/Add_output_0` too.
+    """
+    if tensor.startswith("/"):
+        modules = tensor.strip("/").split("/")[:-1]
+        return next((name for name in modules if name.rpartition(".")[2].isdigit()), modules[0] if modules else "other")
     module, slash, _ = tensor.partition("/")
     if not slash:
         return tensor if tensor.isidentifier() else "other"

@@ -1,18 +1,21 @@
 """`certificate.json`: every site of a network, what 16 bits make of it, what was repaired, and what the emulated network gives.
 
-numpy and onnx are not needed to read it.
+onnx is not needed to read it.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from calib.artifact import json_artifact, read_artifact
+from calib.artifact import Artifact, parse_artifact, read_artifact
+from calib.errors import ArtifactError
 from edge.stability.certificate import REMAKE, Checks, IslandCost, SiteCertificate
 from edge.stability.site import SiteKind
 from edge.stability.unjudged_norm import UnjudgedNorm
-from edge.stability.verdict import Judgement, Stability
+from edge.stability.verdict import STABILITIES, Judgement, Stability, worst
 from engines.build_folder.file_names import CERTIFICATE
+from engines.fp16 import LARGEST
 
 RepairKind = Literal["none", "scaled in the weights", "scaled by a Mul", "another eps", "fp32 island"]
 
@@ -197,8 +200,43 @@ class NetworkCertificate:
 
 
 def read_network_certificate(path: Path) -> NetworkCertificate:
-    """Read `certificate.json`. Raises InputError."""
-    return read_artifact(path, NetworkCertificate, remake=REMAKE)
+    """Read `certificate.json`. Raises ArtifactError for one that is malformed or contradicts itself."""
+    return _consistent(read_artifact(path, NetworkCertificate, remake=REMAKE), path)
 
 
-NETWORK_ARTIFACT = json_artifact(CERTIFICATE, NetworkCertificate, remake=REMAKE)
+def _parse(data: bytes, path: Path) -> NetworkCertificate:
+    return _consistent(parse_artifact(data, path, NetworkCertificate, remake=REMAKE), path)
+
+
+def _consistent(certificate: NetworkCertificate, path: Path) -> NetworkCertificate:
+    """Raises ArtifactError for a certificate that contradicts itself."""
+    for found in _contradictions(certificate):
+        raise ArtifactError("the certificate contradicts itself", where=path, found=found, next_command=REMAKE)
+    return certificate
+
+
+def _contradictions(certificate: NetworkCertificate) -> Iterator[str]:
+    """Verdicts that are missing or better than those of the sites, counts that are not those of what is listed, and bounds
+    below an observation."""
+    known, precisions = {"fp16", "bf16", "int8"}, certificate.precisions
+    if not precisions or not known >= set(precisions):
+        yield f"precisions {', '.join(precisions) or 'none'}"
+    for sites, verdict in ((certificate.sites, certificate.verdict), (certificate.before, certificate.verdict_before)):
+        for site in sites:
+            if not {"fp16", "bf16"} <= site.verdicts.keys():
+                yield f"no verdict on {site.name}"
+            judged = [site.verdicts[name].verdict for name in precisions if name in site.verdicts]
+            if STABILITIES.index(worst(judged)) > STABILITIES.index(verdict):
+                yield f"{site.name} is {worst(judged)}, the network {verdict}"
+    cover, bounds = certificate.coverage, [tensor.certified_max for tensor in certificate.tensors]
+    counted = len(bounds), sum(bound is not None and bound <= LARGEST for bound in bounds)
+    if (cover.judged, cover.certified) != counted or cover.stored < cover.judged:
+        stated = f"{cover.certified} proven of {cover.judged} judged of {cover.stored} tensors"
+        yield f"{stated}, {counted[1]} of {counted[0]} listed"
+    for tensor in certificate.tensors:
+        if tensor.certified_max is not None and tensor.certified_max < tensor.observed_max:
+            yield f"{tensor.name} reached {tensor.observed_max:g}, and is bounded by {tensor.certified_max:g}"
+
+
+NETWORK_ARTIFACT = Artifact(CERTIFICATE, _parse)
+"""A certificate that does not contradict itself, as a build leaves it."""

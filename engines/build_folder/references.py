@@ -40,9 +40,12 @@ def _references(manifest: EngineManifest) -> Iterator[tuple[str, str, tuple[Any,
     judged = (manifest.engine, manifest.typed_onnx, manifest.qdq_onnx, manifest.onnx)
     yield EXPORT, "onnx_sha256", (source,)
     yield IMPORT, "onnx_sha256", (source,)
+    repaired = (folded.sha256, *(() if manifest.folded_onnx else (None,)))
+    yield CERTIFICATE, "onnx_sha256", (source,)
+    yield CERTIFICATE, "repaired_onnx_sha256", repaired
     if manifest.xnorm is not None:
         yield manifest.xnorm.file, "onnx_sha256", (source,)
-        yield manifest.xnorm.file, "folded_onnx_sha256", (folded.sha256, *(() if manifest.folded_onnx else (None,)))
+        yield manifest.xnorm.file, "folded_onnx_sha256", repaired
     if manifest.calibration is not None:
         table = manifest.calibration
         yield table.file, "onnx_sha256", ((manifest.refined_onnx or folded).sha256,)

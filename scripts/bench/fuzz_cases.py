@@ -55,7 +55,7 @@ GOOD = "good"
 """The category in which nothing is broken: the control, which no command may refuse."""
 MAY_WRITE = ("gate.xml", "gate.md", "gate.json")
 """Files that a gate writes also when it refuses: they say so."""
-_JSON = ("manifest.json", "drift.json", "calibration.json", "xnorm.json", "export.json", "steps.json")
+_JSON = ("manifest.json", "drift.json", "calibration.json", "certificate.json", "xnorm.json", "export.json", "steps.json")
 _NPZ = ("logits.npz", "flips.npz", "golden.npz")
 _ONNX = ("model.onnx", "model.folded.onnx", "model.refined.onnx", "model.int8.onnx", "engine.onnx")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
+from network_certificates import add_certificate
 from report_folder import Recipe, answers, make_folder
 
 from calib.artifact import write_artifact
@@ -32,6 +33,7 @@ class Planted:
     drift: object = None
     manifest: object = None
     xnorm: object = None
+    network: object = None
     engine: bytes | None = None
     budget: float = 5.0
 
@@ -57,6 +59,9 @@ def update_baseline(folder, /, *arguments, **options):
 def plant(folder: Path, planted: Planted = NOTHING, recipe: Recipe = RECIPE) -> Path:
     """A finished build with changes, every digest that is recorded made to fit."""
     make_folder(folder, recipe)
+    if recipe.precision != "fp32":
+        add_certificate(folder)
+        edit(folder / "certificate.json", planted.network)
     reference, engine, labels = answers(recipe)
     if planted.logits is not None:
         planted.logits(reference, engine, labels)

@@ -24,8 +24,9 @@ from edge.tasks.gate_row import Row, Tolerance
 
 ALL = (
     *("verdict", "reference", "accuracy", "agreement", "sqnr", "scale_largest", "scale_mean"),
-    *("xnorm_verdict", "xnorm_headroom", "xnorm_floor", "share", "size", "steps"),
-    *("reformats", "pads", "moved_bytes", "latency"),
+    *("xnorm_verdict", "xnorm_headroom", "xnorm_floor", "network_verdict", "network_unjudged"),
+    *("headroom_layer_norm", "headroom_output", "headroom_residual", "headroom_softmax"),
+    *("network_islands", "emulated_sqnr", "share", "size", "steps", "reformats", "pads", "moved_bytes", "latency"),
 )  # fmt: skip
 
 
@@ -88,6 +89,10 @@ def more_of(kind):
     return change
 
 
+def not_judged(fields):
+    fields["unjudged"].append({"name": "loop", "reason": "its body is not judged"})
+
+
 PLANTED = {
     "more flips": (Planted(logits=lose_answers(60)), "accuracy"),
     "lower agreement": (Planted(logits=move_wrong_answers), "agreement"),
@@ -104,7 +109,15 @@ PLANTED = {
         Planted(manifest=set_field("receipt", "plan", "total", "activation_bytes", to=2_000_000)),
         "moved_bytes",
     ),
+    "stream grown": (Planted(network=set_field("sites", 8, "headroom_bits", to=3.0)), "headroom_residual"),
+    "another island": (Planted(network=set_field("islands", "sites", to=2)), "network_islands"),
+    "FP16 worse": (Planted(network=set_field("emulated", "after", "sqnr_db", to=40.0)), "emulated_sqnr"),
 }
+OF_NETWORK = {
+    "headroom_residual": "network_headroom",
+    **{name: name for name in ("network_islands", "emulated_sqnr")},
+}
+"""Row -> its tolerance."""
 WITHOUT_TOLERANCE = {
     "budget missed": (Planted(logits=lose_answers(60), budget=0.5), "verdict"),
     "NaN rows": (Planted(logits=nan_row), "verdict"),
@@ -114,6 +127,11 @@ WITHOUT_TOLERANCE = {
     "precision missing from the receipt": (Planted(manifest=set_field("receipt", "actual", to={"fp16": 1.0})), "share"),
     "certificate missing": (Planted(manifest=set_field("xnorm", to=None)), "xnorm_headroom"),
     "steps missing": (Planted(manifest=set_field("receipt", "plan", to=None)), "moved_bytes"),
+    "network worse": (Planted(network=set_field("verdict", to="at risk")), "network_verdict"),
+    "more is not judged": (Planted(network=not_judged), "network_unjudged"),
+    "no emulation": (Planted(network=set_field("emulated", "after", "sqnr_db", to=None)), "emulated_sqnr"),
+    "a kind without headroom": (Planted(network=set_field("sites", 9, "headroom_bits", to=None)), "headroom_output"),
+    "network's certificate missing": (Planted(), "network_verdict"),
 }
 NOT_A_NUMBER = {
     "NaN headroom": (Planted(xnorm=set_field("sites", 0, "fp16_headroom_bits", to=float("nan"))), "xnorm.json"),
@@ -144,8 +162,9 @@ def logits_of(folder):
 def test_a_planted_regression_is_caught_and_named(base, tmp_path, name):
     planted, quantity = (PLANTED | WITHOUT_TOLERANCE)[name]
     folder = plant(tmp_path / "bad", planted)
-    if name == "certificate missing":
-        (folder / "xnorm.json").unlink()
+    gone = {"certificate missing": "xnorm.json", "network's certificate missing": "certificate.json"}.get(name)
+    if gone:
+        (folder / gone).unlink()
         record(folder)
     report = gate(folder, base[1])
     assert report.verdict == "fail"
@@ -165,7 +184,7 @@ def test_without_its_tolerance_the_gate_misses_it(base, tmp_path, name):
     planted, quantity = PLANTED[name]
     loose = tmp_path / "loose.json"
     loose.write_text(base[1].read_text())
-    edit(loose, set_field("tolerances", quantity, "tolerance", to=1e6))
+    edit(loose, set_field("tolerances", OF_NETWORK.get(quantity, quantity), "tolerance", to=1e6))
     assert results(gate(plant(tmp_path / "bad", planted), loose))[quantity] == "pass"
 
 
@@ -361,6 +380,24 @@ def test_tolerances_that_rest_on_timing_are_wider():
     stepped = replace(build.measured, steps=StepFigures(100, 5, 2, 10**6))
     assert default_tolerances(build.identity, build.origin, stepped).keys() == tight.keys() | STEP_QUANTITIES
     assert [name for name in tight if wide[name].tolerance > tight[name].tolerance] == ["share", "size"]
+
+
+def test_a_baseline_of_an_earlier_release_is_read_and_says_what_it_lacks(base, tmp_path):
+    """Its seal knows nothing of the network's certificate; an update records one."""
+    path, old = tmp_path / "old.json", plant(tmp_path / "old")
+    (old / "certificate.json").unlink()
+    record(old)
+    update_baseline(old, path)
+    edit(path, lambda fields: fields["measured"].pop("network"))
+    report = gate(base[0], path)
+    (row,) = [row for row in report.rows if "network" in row.quantity]
+    assert (report.verdict, row.quantity, row.result) == ("pass", "network_verdict", "skipped")
+    assert "--update" in row.detail
+    assert any(change.startswith("network: None -> ") for change in update_baseline(base[0], path))
+    assert results(gate(base[0], path)) == results(gate(*base))
+    edit(path, lambda fields: fields["measured"].pop("network"))
+    with pytest.raises(ArtifactError, match="figures were edited"):
+        gate(base[0], path)
 
 
 def test_junit_and_markdown_say_what_the_report_says(base, tmp_path):

@@ -16,11 +16,13 @@ import onnx
 import pytest
 from gate_builds import record
 from import_graphs import custom_operator, data_if
+from network_certificates import HIDDEN, add_certificate, network_certificate
 from onnx import TensorProto, helper, numpy_helper
 from report_folder import FALLBACK, PLAN_STEPS, TENSORS, Recipe, make_folder
 from rich.console import Console
 from safetensors.numpy import save_file
 
+from calib.artifact import write_artifact
 from calib.errors import InputError, UsageError
 from calib.files import sha256_file
 from edge.inspect import describe_file
@@ -160,6 +162,44 @@ def test_certificate(folder: Path) -> None:
         assert site["verdicts"]["fp16"]["reason"] in line, "not read as markup"
         assert f"{site['sum_sq_min']:.3g} .. {site['sum_sq_max']:.3g}" in line
         assert ("2^-5 (k/MatMul.weight 2^-3, v/MatMul.weight 2^-1 to 2^-2 by head)" in line) == bool(site["fold"])
+
+
+def test_network_certificate(tmp_path: Path) -> None:
+    make_folder(tmp_path, Recipe())
+    add_certificate(tmp_path)
+    record(tmp_path)
+    text = shown(tmp_path / "certificate.json")
+    written = json.loads((tmp_path / "certificate.json").read_text())
+    said, cover = facts(text), written["coverage"]
+    assert said["verdict"] == "STABLE in what is judged, 1 place not judged (before the repair: unstable) in FP16 and BF16"
+    assert said["based on"].startswith(
+        f"overflow ruled out for every input at {cover['certified']} of {cover['stored']} tensors"
+    )
+    assert said["emulated as it is"] == "25.00% of 16 images answered alike, 3 with NaN or infinity, no finite output"
+    assert said["emulated repaired"] == "100.00% of 16 images answered alike, SQNR of the outputs 58.5 dB"
+    assert said["repairs"] == "3 scaled in the weights, 1 in FP32 islands"
+    assert said["islands"] == "1 site in FP32: 2 Casts, 4,096 values of an image cross them"
+    for name in ("onnx_sha256", "repaired_onnx_sha256", "data_sha256"):
+        assert written[name] in text
+    lines = text.splitlines()
+    (row,) = [line.split() for line in lines if line.startswith("LayerNorm ")]
+    assert row == ["LayerNorm", "3", "unstable", ">", "stable", "2.9", "bits", "blocks.0.norm/ReduceMean", "3", "of", "3", "3"]
+    repaired = [line for line in lines if "scaled in the weights by 2^-5" in line]
+    assert [line.split()[0] for line in repaired] == [f"blocks.{i}.norm/ReduceMean" for i in range(3)]
+    assert any(line.split()[:1] == [f"If_{HIDDEN}"] for line in lines), "not read as markup"
+    of_folder = shown(tmp_path)
+    assert facts(of_folder)["16 bits"].startswith("STABLE in what is judged, 1 place not judged")
+    assert "Places by kind, 16 bits" in of_folder
+
+
+def test_an_unstable_network_is_a_warning(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "certificate.json", network_certificate(unstable=True))
+    text = shown(tmp_path / "certificate.json")
+    assert "UNSTABLE: FP16 and BF16 cannot compute this network" in text
+    listed = text[text.index("Not stable, or repaired") :].splitlines()
+    assert listed[2].split()[:5] == ["blocks.2.attn/Softmax", "softmax", "unstable", "unstable", "x"]
+    write_artifact(tmp_path / "certificate.json", network_certificate())
+    assert "cannot compute" not in shown(tmp_path / "certificate.json")
 
 
 def test_an_unstable_xnorm_comes_first(tmp_path: Path) -> None:

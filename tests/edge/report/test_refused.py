@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from gate_builds import record
 from html_page import Page
+from network_certificates import add_certificate
 from report_folder import Recipe, make_folder, photo, render
 
 from calib.errors import InputError
 from calib.files import sha256_file
 from edge.drift.pictures import write_pictures
+from edge.stability.network_certificate import NETWORK_ARTIFACT
+from engines.build_folder.folder import BuildFolder
 
 
 def silent(_share: float) -> None:
@@ -23,6 +28,13 @@ def silent(_share: float) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return make_folder(tmp_path / "build", Recipe())
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_folder(tmp_path_factory.mktemp("certified"), Recipe())
+    add_certificate(folder)
+    return folder
 
 
 def _edit(path: Path, **changes: Any) -> None:
@@ -39,6 +51,55 @@ def _drop(path: Path, field: str) -> None:
     value = json.loads(path.read_text())
     del value[field]
     path.write_text(json.dumps(value))
+
+
+def _tensor(**changes: Any) -> Callable[[Any], None]:
+    return lambda fields: fields["tensors"][0].update(changes)
+
+
+CONTRADICTIONS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "nothing": (lambda _fields: None, ""),
+    "a bound below an observation": (_tensor(observed_max=301.0), "reached 301, and is bounded by 300"),
+    "a site worse than the network": (
+        lambda f: f["sites"][8]["verdicts"]["fp16"].update(verdict="unstable"),
+        "blocks.2/Add is unstable, the network stable",
+    ),
+    "a repair that found nothing wrong": (lambda f: f.update(verdict_before="stable"), "is unstable, the network stable"),
+    "no verdict on a site": (lambda f: f["sites"][8]["verdicts"].pop("bf16"), "no verdict on blocks.2/Add"),
+    "a proof that is not listed": (_tensor(certified_max=None), "6 proven of 10 judged of 11 tensors, 5 of 10 listed"),
+    "tensors that are not listed": (lambda f: f["tensors"].pop(), "10 judged of 11 tensors, 5 of 9 listed"),
+    "more judged than stored": (lambda f: f["coverage"].update(stored=9), "10 judged of 9"),
+    "no precision": (lambda f: f.update(precisions=[]), "precisions none"),
+    "an unknown precision": (lambda f: f.update(precisions=["fp8"]), "precisions fp8"),
+    "another graph": (lambda f: f.update(onnx_sha256="8" * 64), "different builds"),
+    "another repaired graph": (lambda f: f.update(repaired_onnx_sha256="8" * 64), "different builds"),
+    "no repaired graph": (lambda f: f.update(repaired_onnx_sha256=None), "different builds"),
+    "an unknown kind": (lambda f: f["sites"][0].update(kind="magic"), "malformed"),
+    "an unknown verdict": (lambda f: f.update(verdict="fine"), "malformed"),
+    "a field that is missing": (lambda f: f.pop("tensors"), "malformed"),
+    "an infinite bound": (_tensor(certified_max=float("inf")), "not a finite number"),
+}
+
+
+@pytest.mark.parametrize("what", CONTRADICTIONS)
+def test_a_certificate_that_contradicts_itself_is_refused_though_it_is_recorded(certified: Path, what: str) -> None:
+    change, said = CONTRADICTIONS[what]
+    path = certified / "certificate.json"
+    before = path.read_text()
+    fields = json.loads(before)
+    change(fields)
+    path.write_text(json.dumps(fields))
+    record(certified)
+    try:
+        if not said:
+            assert BuildFolder(certified).read(NETWORK_ARTIFACT).verdict == "stable"
+            return
+        with pytest.raises(InputError) as caught:
+            BuildFolder(certified).read(NETWORK_ARTIFACT)
+        assert said in str(caught.value)
+        assert "next: ufovit " in str(caught.value)
+    finally:
+        path.write_text(before)
 
 
 SPOILERS = {

@@ -297,6 +297,15 @@ def test_the_certificate_speaks_of_the_graphs_beside_it(sealed):
         refused(sealed, "xnorm.json") if said else verify_folder(BuildFolder(sealed))
 
 
+@pytest.mark.parametrize("field", [None, "onnx_sha256", "repaired_onnx_sha256"])
+def test_the_networks_certificate_speaks_of_the_graphs_beside_it(sealed, field, monkeypatch):
+    monkeypatch.setitem(WROTE, "certify", ("certificate.json",))
+    fields = {"onnx_sha256": sha256_bytes(b"float"), "repaired_onnx_sha256": None}
+    write_json(sealed / "certificate.json", {**fields, **({field: "9" * 64} if field else {})})
+    reseal(sealed)
+    refused(sealed, "certificate.json") if field else verify_folder(BuildFolder(sealed))
+
+
 @pytest.mark.parametrize("name", sorted({*ARTIFACTS} - ALL - {"signature.json"}))
 def test_a_file_that_nobody_recorded_is_refused(sealed, name):
     (sealed / name).write_bytes(b"made by nobody")
