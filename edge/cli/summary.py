@@ -14,6 +14,7 @@ from edge.pipeline.workspace import BuildOutcome
 from edge.report.certificate_text import headline, island_cost, without_certificate
 from edge.report.network_words import headline as network_headline
 from edge.stability.certificate import CERTIFICATE_ARTIFACT
+from edge.stability.network_certificate import NETWORK_ARTIFACT
 from edge.tasks.registry import task_of
 from engines.build_folder.file_names import REPORT
 from engines.build_folder.folder import BuildFolder
