@@ -17,6 +17,8 @@ from edge.cli.outputs import check_outputs
 from edge.option_bounds import EMULATED_IMAGES, check_bounds
 from edge.pipeline.network_options import DEFAULT_INPUT, InputOptions
 from edge.pipeline.request_checks import check_counts
+from engines.build_folder.file_names import MANIFEST
+from engines.build_folder.folder import BuildFolder
 from engines.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -39,7 +41,8 @@ class CertifyOptions:
         data: Images to measure on: a folder, an image, an IDX file. Default: the shipped ones
         images: Number of images, 1 to 1,000,000. Default: as many as take about half a minute, 512 at most
         precision: Precision that the verdict covers, repeatable. Default: fp16 bf16 int8
-        target: Target whose table tells what it computes in FP32 inside FP16 operators
+        target: Target whose table tells what it computes in FP32 inside FP16 operators. Default: that of a build folder; else
+            none, and what only some targets widen is at risk
         repair: Scale by powers of two, or keep in FP32, what FP16 cannot hold; write the graph here
         out: Write the certificate here, as JSON
         emulate: Run this many images, 0 to 64, with every FP16 rounding emulated, and compare with FP32. Default: 16
@@ -48,7 +51,7 @@ class CertifyOptions:
     data: Path | None = None
     images: int | None = None
     precision: tuple[str, ...] = ()
-    target: str = "rtx"
+    target: str | None = None
     repair: Path | None = None
     out: Path | None = None
     emulate: int = 16
@@ -57,7 +60,7 @@ class CertifyOptions:
     def __post_init__(self) -> None:
         check_counts(images=self.images)
         check_bounds("--emulate", self.emulate, EMULATED_IMAGES)
-        if self.target not in TARGETS:
+        if self.target is not None and self.target not in TARGETS:
             raise UsageError("unknown target", where="--target", found=self.target, allowed=", ".join(TARGETS))
 
 
@@ -104,7 +107,10 @@ def certify(source: Path, /, *, options: CertifyOptions = _DEFAULT) -> int:
 def _config(source: Path, options: CertifyOptions, inputs: CertifyInputs) -> CertifyConfig:
     from edge.stability.certify import CertifyConfig
 
-    backend = TARGETS[options.target].backend
+    target = options.target
+    if target is None and (source / MANIFEST).is_file():
+        target = BuildFolder(source).manifest.target
+    backend = TARGETS[target].backend if target in TARGETS else None
     config = CertifyConfig(
         repair=options.repair is not None, where=source, backend=backend, emulated_images=options.emulate
     )  # fmt: skip

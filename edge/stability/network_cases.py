@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -62,14 +62,13 @@ class NetworkFacts:
 
     def case(self, site: Site, fp32_nodes: Collection[str] = ()) -> NetworkCase:
         """A site when these nodes compute in FP32."""
-        inside: Literal["fp16", "fp32"] = "fp32" if self.precisions.of(site.op_type) == "fp32" else "fp16"
         island = bool(fp32_nodes) and self._is_island(site, fp32_nodes)
         held = site
         if fp32_nodes:
             held = replace(site, probes=tuple(p for p in site.probes if self._is_held(site, p, fp32_nodes)))
         known = {probe: self.observed[probe] for probe in site.probes}
         bounds = {probe: self.certified.get(probe) for probe in site.probes}
-        return NetworkCase(held, known, bounds, inside, island)
+        return NetworkCase(held, known, bounds, self.precisions.of(site.op_type), island)
 
     def _is_island(self, site: Site, fp32_nodes: Collection[str]) -> bool:
         return site.name in fp32_nodes if site.kind != "constant" else set(site.nodes) <= set(fp32_nodes)

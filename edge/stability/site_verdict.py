@@ -7,6 +7,7 @@
                vanishes
     stable     otherwise
 
+What is inside an operator of which the target does not tell whether it widens it makes a site at risk at most.
 A bound that does not fit the format proves nothing: bounds grow with depth, and then the observation decides. Where an eps that
 the format holds is larger than what vanishes beside it, nothing is lost. The floor is that of `edge.stability.verdict`.
 
@@ -16,14 +17,14 @@ Inside an FP32 island nothing is stored but its result. BF16 has the range of FP
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Literal
 
 import numpy as np
 
 from edge.stability.float_formats import FP16, FloatFormat
 from edge.stability.site import Eps, Observed, Probe, Site
-from edge.stability.verdict import LOST_SHARE, MARGIN_BITS, UNCERTIFIED_MARGIN_BITS, Judgement, floor_of_sum
+from edge.stability.target_precisions import Precision
+from edge.stability.verdict import LOST_SHARE, MARGIN_BITS, STABILITIES, UNCERTIFIED_MARGIN_BITS, Judgement, floor_of_sum
 
 _WITH_INNER_TENSORS = (
     "xnorm", "l2_norm", "layer_norm", "rms_norm", "instance_norm", "group_norm", "response_norm", "variance", "softmax",
@@ -49,21 +50,21 @@ class NetworkCase:
         site: where.
         observed: over the images, of every probe.
         certified: a bound for every input; None, or no entry, where nothing is proven.
-        precision: in which the target computes what is inside the operators of the site.
+        precision: in which the target computes what is inside the operators of the site, as far as it tells.
         island: whether the nodes of the site compute in FP32.
     """
 
     site: Site
     observed: Mapping[Probe, Observed]
     certified: Mapping[Probe, float | None]
-    precision: Literal["fp16", "fp32"] = "fp16"
+    precision: Precision = "fp16"
     island: bool = False
 
     @property
     def held(self) -> tuple[Probe, ...]:
         """The probes of what 16 bits have to hold: of an island what leaves it, of one around a constant nothing."""
         if not self.island:
-            return tuple(p for p in self.site.probes if p.stored or self.precision == "fp16")
+            return tuple(p for p in self.site.probes if p.stored or self.precision != "fp32")
         if self.site.kind == "constant":
             return ()
         inside = self.site.kind in _WITH_INNER_TENSORS
@@ -72,8 +73,9 @@ class NetworkCase:
 
 def judge_site(case: NetworkCase, fmt: FloatFormat) -> Judgement:
     """The verdict on a site in a 16-bit format; see the module's docstring."""
-    if problem := next(chain(_failures(case, fmt), _risks(case, fmt)), None):
-        return problem
+    problems = [*_failures(case, fmt), *_risks(case, fmt)]
+    if problems:
+        return max(problems, key=lambda problem: STABILITIES.index(problem.verdict))  # of equal ones the first
     left = {p: headroom_of(case, p, fmt) for p in case.held if p.saturates != "both"}
     certified = all(rests_on == "certified" for _, rests_on in left.values())
     bits = min((bits for bits, _ in left.values()), default=math.inf)
@@ -111,7 +113,10 @@ def _failures(case: NetworkCase, fmt: FloatFormat) -> Iterator[Judgement]:
             continue
         for lost, verb in ((0 if probe.stored else seen.overflowing, "overflows"), (_vanishing(case, probe), "vanishes")):
             if lost >= LOST_SHARE * max(seen.count, 1):
-                yield Judgement("unstable", "observed", f"{what} {verb} in {lost / seen.count:.1%} of the cases")
+                text = f"{what} {verb} in {lost / seen.count:.1%} of the cases"
+                told = probe.stored or case.precision == "fp16"
+                where = "" if told else f" where a target computes {case.site.op_type} in FP16"
+                yield Judgement("unstable" if told else "at risk", "observed", text + where)
     zeros = any(case.observed[probe].zeros for probe in case.held if probe.divides)
     if zeros and (eps := _lost_eps(case, fmt)):
         yield Judgement("unstable", "observed", f"{eps}, and zeros occur: 0 / 0")
