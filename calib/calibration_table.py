@@ -89,7 +89,7 @@ class Comparison:
             return f"kept {self.kept}: too few images to hold some out and compare the refinements with it"
         best = self.sqnr_db[self.kept]
         others = ", ".join(f"{name} {db:.1f} dB ({db - best:+.1f})" for name, db in self.sqnr_db.items() if name != self.kept)
-        return f"kept {self.kept}, {best:.1f} dB on {self.images} held-out calibration images; {others}"
+        return f"kept {self.kept}, {best:.1f} dB on {self.images} of the calibration images; {others}"
 
 
 @dataclass(frozen=True)

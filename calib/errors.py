@@ -43,11 +43,19 @@ class UfovitError(Exception):
         log: tuple[str, ...] = (),
     ) -> None:
         self.next_command, self.log = next_command, log
-        self.what, self.where = what, where
+        self.what, self.where, self.found, self.allowed = what, where, found, allowed
         details = (("where", where), ("found", found), ("allowed", allowed), ("next", next_command))
         # a further line of a value is indented: it cannot pass for a detail of its own
         lines = (f"  {label}: {value}".replace("\n", "\n    ") for label, value in details if value is not None)
         super().__init__(printable("\n".join([one_line(what), *lines])))
+
+    def at(self, where: object) -> "UfovitError":
+        """The same error at a place; itself where it has one already."""
+        if self.where is not None:
+            return self
+        return type(self)(
+            self.what, where=where, found=self.found, allowed=self.allowed, next_command=self.next_command, log=self.log
+        )
 
 
 class VerdictError(UfovitError):

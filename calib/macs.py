@@ -135,7 +135,7 @@ def _count_graph(
 
     counted: list[NodeMacs] = []
     for name, node in index.nodes.items():
-        if _multiplies(node):
+        if multiplies(node):
             counted.append(_count_node(path + name, node, shape_of, body=bool(path)))
         for label, body in _bodies(node):
             inner = f"{path}{name}/{label}/"
@@ -146,7 +146,8 @@ def _count_graph(
     return counted
 
 
-def _multiplies(node: onnx.NodeProto) -> bool:
+def multiplies(node: onnx.NodeProto) -> bool:
+    """Whether a node itself multiplies, countable or not; what a body of an If, Loop or Scan holds are nodes of their own."""
     if _is_standard(node):
         if node.op_type == "Einsum" and len(node.input) < 2:
             return False  # it only sums, or moves axes

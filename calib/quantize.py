@@ -55,7 +55,7 @@ def calibrate_graph(
     config: CalibrateConfig,
     progress: Callable[[float], None] = lambda _done: None,
 ) -> CalibrationTable:
-    """Calibrate a float graph, refine it, and write the graph of the result that is best on held-out images.
+    """Calibrate a float graph, refine it, and write the graph of the result kept after a comparison on held-out images.
 
     Args:
         source: float graph with one input.
@@ -70,16 +70,17 @@ def calibrate_graph(
     effort, collect = resolve_effort(config.effort), config.collect
     collect.check_count(images)
     share = 1 - _REFINE_SHARE if effort.names else 1.0
-    held = HeldOut(images, batch_of(model) or BLOCK)
+    block = batch_of(model) or BLOCK
+    held, judges = HeldOut(images, block), HeldOut(images, block, all=True)
     halves, sha256 = observe(
         source,
-        held.keep(batches()),
+        held.keep(judges.keep(batches())),
         plan_quantization(model, config.scheme),
         collect,
         lambda done: progress(share * done / images),
     )
     results = Results(
-        Source(model, sha256, halves, data_sha256), config.scheme, collect, config.bounds, held, config.refine_threads
+        Source(model, sha256, halves, data_sha256, judges), config.scheme, collect, config.bounds, held, config.refine_threads
     )
     best = results.keep_best(effort, batches(), lambda done: progress(share + (1 - share) * done))
     if effort.names:

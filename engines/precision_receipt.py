@@ -30,6 +30,11 @@ class Fallback:
     reason: str
     mac_fraction: float
 
+    @property
+    def share(self) -> str:
+        """The share of the MACs in words."""
+        return share_text(self.mac_fraction)
+
 
 @dataclass(frozen=True)
 class Receipt:
@@ -49,6 +54,11 @@ class Receipt:
     fallbacks: tuple[Fallback, ...]
     kernels: int | None = None
     reformats: int | None = None
+
+
+def share_text(fraction: float) -> str:
+    """A layer's share of the MACs, or that it is not counted."""
+    return f"{fraction:.2%}" if fraction else "not counted"
 
 
 def make_receipt(layers: tuple[Layer, ...], evidence: EngineEvidence, precision: str) -> Receipt:

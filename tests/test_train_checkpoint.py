@@ -225,7 +225,7 @@ def test_divergence_stops_the_training_and_keeps_the_last_state(train, script, t
     [
         ("train-images-idx3", np.zeros((40, 32, 32), np.uint8), "unsupported training set"),
         ("train-labels-idx1", np.zeros(39, np.uint8), "images and labels do not match"),
-        ("train-labels-idx1", np.full(40, 10, np.uint8), "labels do not match the checkpoint"),
+        ("train-labels-idx1", np.full(40, 10, np.uint8), "labels do not match the network"),
     ],
 )
 def test_other_data_are_refused(train, data, name, values, message):

@@ -14,8 +14,10 @@ from calib.refine.linear_consumers import Float32, Reader
 PATCHES = 512
 """Patches per tensor: for sums over K up to a few thousand, they give the error of a candidate within a few percent."""
 
-TENSOR_BYTES = 1 << 24
-"""Largest size of the patches of a tensor, where it has many groups: they are kept for all tensors at once."""
+TENSOR_BYTES = 1 << 22
+"""Largest size of the patches of a tensor, which are kept for all tensors at once. Only a depthwise Conv, and a few layers with
+K of thousands, would have more: their error is a mean over many channels, so that fewer patches suffice.
+"""
 
 
 @dataclass(frozen=True)

@@ -1,45 +1,52 @@
 """Make the results of plain calibration and of every effort up to the requested one, compare them, and keep the best.
 
-    plain      scales of the calibration method; for `mse` also those of others. `mse` takes an error of clipping for one of
-               rounding. But it has one sign, and does not average out where a network pools: clipping less may be better
-    refined    per effort. What the rounding and bias correction start from is chosen first, without the mean errors that they
-               take back: the plain scales, the searched ones, or searched ones that clip nothing
+    plain      scales of the calibration method; for `mse` also those of others that clip less, see `calib.calibrators`. The
+               same for every effort, and compared on as many calibration images as there are, up to `held_out.MOST`: ranges
+               are from all images, and on a few one image decides
+    refined    per effort, from searched scales; where that does not help, also from searched ones that clip nothing, and from
+               the plain ones
 
-A later result is kept only where its SQNR on held-out images (`calib.held_out`) is higher than that of every earlier one, so
-that no effort loses to a lesser one on these images.
+A later result replaces the one kept so far only where its SQNR on held-out images (`calib.held_out`) is higher by CLEAR_DB, and
+not lower on the images that compare plain methods, most of which it was made from. A greater effort makes the results of a
+lesser one first, so that it never loses to it on these images; and a few images cannot tell a smaller gain from chance, which
+on others may be a loss. Where an image whose values are far beyond those of the others is not held out, clipping it looks good.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from calib.calibration_table import SEARCHED, CalibrationTable, Comparison, TensorScale
-from calib.calibrators import METHODS
 from calib.collect import CollectConfig, make_table
 from calib.files import sha256_bytes
-from calib.held_out import FEWEST, HeldOut, Judge, Noise
+from calib.held_out import FEWEST, HeldOut, Judge
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.qdq_writer import insert_qdq, serialize
 from calib.refine.apply_refinements import Progress, Refined, Refiner
 from calib.refine.effort import EFFORTS, Effort
 from calib.split_half import Halves
 
-DEFAULT_METHOD, SAFE_METHOD = "mse", "minmax"
+DEFAULT_METHOD, SAFE_METHOD, BETWEEN = "mse", "minmax", "weighted_mse"
+"""The default is compared with the method that clips nothing; where that is better, clipping costs, and BETWEEN is tried."""
+CLEAR_DB = 0.5
+"""Gain on held-out images from which a later result is better."""
+Start = Literal["search", "unclipped", "plain"]
+"""Scales, factors and shifts from which rounding and bias correction start."""
 Bounds = Callable[[onnx.ModelProto], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
 class Source:
-    """The float graph, and what plain calibration observed of it on all images."""
+    """The float graph, what plain calibration observed of it on all images, and those that compare its methods."""
 
     model: onnx.ModelProto
     sha256: str
     halves: Halves
     data_sha256: str
+    judges: HeldOut
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Result:
 
 
 class Results:
-    """The results of one calibration, and the noise of each on the images that are held out."""
+    """The results of one calibration, and the SQNR of each on the images that are held out."""
 
     def __init__(
         self, source: Source, scheme: QuantScheme, collect: CollectConfig, bounds: Bounds, held: HeldOut, threads: int
@@ -60,23 +67,21 @@ class Results:
         self._source, self._scheme, self._collect, self._bounds, self._threads = source, scheme, collect, bounds, threads
         self._held = held
         self._judge: Judge | None = None
-        self._noise: dict[str, Noise] = {}
-        self._best: Result
+        self._overall_judge: Judge | None = None
+        self._decibels: dict[str, float] = {}
+        self._kept: Result | None = None
 
     def keep_best(self, effort: Effort, batches: Iterable[NDArray[Any]], progress: Progress) -> Result:
         """Make all results up to those of an effort, and return the one to keep.
 
-        Without an effort: that of the requested method, or one that is better and not by chance. With one: the best of all.
+        Raises what `calib.collect.make_table` raises.
         """
-        requested = self._collect.method
-        kept, comparison = self._plain(plain_methods(requested, effort)), None
-        if effort.names and self._comparable:
-            kept = self._refined(kept, effort, batches, progress)
+        kept, comparison = self._plain()
         if effort.names and not self._comparable:
             comparison = Comparison(0, {}, kept.name)
-        elif effort.names or kept.name != requested:
-            decibels = {name: noise.decibels for name, noise in self._noise.items()}
-            comparison = Comparison(self._judged.images, decibels, kept.name)
+        elif effort.names:
+            kept = self._refined(self._add(kept), effort, batches, progress)
+            comparison = Comparison(self._judged.images, self._decibels, kept.name)
         bounds = self._bounds(kept.model) if kept.table.refinements else {}
         tensors = {
             t: replace(scale, bound=bounds.get(t)) if scale.method == SEARCHED else scale
@@ -84,64 +89,80 @@ class Results:
         }
         return replace(kept, table=replace(kept.table, tensors=tensors, comparison=comparison))
 
-    def _plain(self, methods: Iterable[str]) -> Result:
-        """Add the result of each method; return that of the first one, or of one that is better and not by chance."""
-        bounds = self._bounds(self._source.model)
-        kept: tuple[Result, Noise] | None = None
-        for method in methods:
-            table = make_table(
-                self._source.halves,
-                onnx_sha256=self._source.sha256,
-                data_sha256=self._source.data_sha256,
-                bounds=bounds,
-                config=replace(self._collect, method=method),
-            )
-            added = self._add(Result(method, self._source.model, table))
-            if kept is None or added[1].clearly_below(kept[1]):
-                kept = added
-        assert kept is not None
-        return kept[0]
+    def _plain(self) -> tuple[Result, Comparison | None]:
+        """The plain result to start from, and what it was compared with where that is not the requested method's."""
+        requested, bounds = self._collect.method, self._bounds(self._source.model)
+        enough = sum(map(len, self._source.judges.batches)) >= FEWEST
+        if requested != DEFAULT_METHOD or not enough:
+            return self._plain_result(requested, bounds), None
+        results: dict[str, Result] = {}
+        decibels: dict[str, float] = {}
+        kept = DEFAULT_METHOD
+        for method in (DEFAULT_METHOD, SAFE_METHOD, BETWEEN):
+            if method == BETWEEN and decibels[SAFE_METHOD] <= decibels[DEFAULT_METHOD]:
+                break
+            results[method] = self._plain_result(method, bounds)
+            decibels[method] = self._overall.decibels(self._quantized(results[method]))
+            if decibels[method] > decibels[kept] + CLEAR_DB:
+                kept = method
+        return results[kept], Comparison(self._overall.images, decibels, kept) if kept != DEFAULT_METHOD else None
+
+    def _plain_result(self, method: str, bounds: Mapping[str, float]) -> Result:
+        table = make_table(
+            self._source.halves,
+            onnx_sha256=self._source.sha256,
+            data_sha256=self._source.data_sha256,
+            bounds=bounds,
+            config=replace(self._collect, method=method),
+        )
+        return Result(method, self._source.model, table)
 
     def _refined(self, plain: Result, effort: Effort, batches: Iterable[NDArray[Any]], progress: Progress) -> Result:
-        """Add the result of an effort, and of each lesser one, refined on the images that are not held out; return the best.
+        """Add the result of an effort, and of each lesser one, refined on images not held out; return the one kept.
 
         `plain` gives the scales of tensors that are not searched.
         """
         ladder = lesser_efforts(effort)
         images = self._held.images - self._judged.images
         refiner = Refiner(self._source.model, self._scheme, self._held.others(batches), images=images, threads=self._threads)
-        found, before = None, ""
+        starts: tuple[Start, ...] = ("search", "unclipped", "plain")
         for number, (name, step) in enumerate(ladder.items()):
             advance = _part(progress, number / len(ladder), 1 / len(ladder))
-            found, earlier = self._start(refiner, plain, step, _part(advance, 0.0, 0.4)), found
-            if earlier is not None and found.scales == earlier.scales and serialize(found.model) == serialize(earlier.model):
-                self._noise[name] = self._noise[before]  # nothing more was moved: the same result
-                advance(1.0)
-                continue
-            compensated = refiner.compensate(found, step, _part(advance, 0.4, 0.6))
-            variants = [compensated, found] if found.searched else [compensated]  # what is not, is the plain result itself
-            self._add(*(self._result(name, v, plain, step if v is compensated else searching(step)) for v in variants))
-            before = name
+            starts = (self._refine(refiner, plain, name, step, starts, advance),)
             advance(1.0)
-        return self._best
+        return self._kept or plain
+
+    def _refine(
+        self, refiner: Refiner, plain: Result, name: str, effort: Effort, starts: tuple[Start, ...], progress: Progress
+    ) -> Start:
+        """Add the result of one effort; return the start that it is best from.
+
+        Another start is tried only where the first does not end clearly above plain calibration: without
+        rounding and biases, starts cannot be compared.
+        """
+        variants: list[Result] = []
+        origin: list[Start] = []
+        for at, start in enumerate(starts):
+            part = _part(progress, at / len(starts), 1 / len(starts))
+            if start == "plain" or not effort.search:
+                found = refiner.unchanged({tensor: scale.scale for tensor, scale in plain.table.tensors.items()})
+            else:
+                found = refiner.search(effort, _part(part, 0.0, 0.4), clip=start == "search")
+            compensated = refiner.compensate(found, effort, _part(part, 0.4, 0.6))
+            results = [self._result(name, compensated, plain, effort), self._result(name, found, plain, searching(effort))]
+            made = results if found.searched else results[:1]  # what is neither, is the plain result itself
+            variants += made
+            origin += [start] * len(made)
+            gains = [result for result in made if self._measure(result) > self._decibels[plain.name] + CLEAR_DB]
+            if not all(self._loses_overall(result, plain) for result in gains):
+                break
+        best = self._add(*variants)
+        return origin[variants.index(best)]
 
     @property
     def _comparable(self) -> bool:
         """Whether enough images are held out for a comparison."""
         return sum(len(batch) for batch in self._held.batches) >= FEWEST
-
-    def _start(self, refiner: Refiner, plain: Result, effort: Effort, progress: Progress) -> Refined:
-        """The scales, factors and shifts from which rounding and bias correction start."""
-        unchanged = refiner.unchanged({name: scale.scale for name, scale in plain.table.tensors.items()})
-        if not effort.search:
-            return unchanged
-        starts = [refiner.search(effort, progress), refiner.search(effort, clip=False), unchanged]
-        best, least = starts[0], self._measure(self._result("", starts[0], plain, effort), effort.bias)
-        for start in starts[1:]:
-            noise = self._measure(self._result("", start, plain, effort), effort.bias)
-            if noise.clearly_below(least):
-                best, least = start, noise
-        return best
 
     def _result(self, name: str, found: Refined, plain: Result, effort: Effort) -> Result:
         """A refined graph with its table: scales that were not searched are those of plain calibration."""
@@ -159,24 +180,45 @@ class Results:
         )
         return Result(name, found.model, table)
 
-    def _add(self, *variants: Result) -> tuple[Result, Noise]:
-        """Measure the variants of a result, and record the better one."""
-        noises = [self._measure(variant) if self._comparable else Noise(0.0, np.zeros(0)) for variant in variants]
-        result, noise = max(zip(variants, noises, strict=True), key=lambda pair: pair[1].decibels)
-        self._noise[result.name] = noise
-        if len(self._noise) == 1 or noise.decibels > self._noise[self._best.name].decibels:
-            self._best = result
-        return result, noise
+    def _add(self, *variants: Result) -> Result:
+        """Record the SQNR of the best variant of a result, which is returned, and keep it if it is better."""
+        measured = [self._measure(variant) for variant in variants]
+        result = variants[measured.index(max(measured))]
+        self._decibels[result.name] = max(measured)
+        if self._kept is None:
+            self._kept = result
+            return result
+        least = self._decibels[self._kept.name] + CLEAR_DB
+        for decibels, variant in sorted(zip(measured, variants, strict=True), key=lambda pair: -pair[0]):
+            if decibels > least and not self._loses_overall(variant, self._kept):
+                self._kept, self._decibels[variant.name] = variant, decibels
+                return variant
+        return result
 
-    def _measure(self, result: Result, centred: bool = False) -> Noise:
-        quantized = insert_qdq(result.model, result.table, plan_quantization(result.model, self._scheme))
-        return self._judged.measure(quantized, centred=centred)
+    def _loses_overall(self, result: Result, other: Result) -> bool:
+        """Whether a result has more noise than another one on the images that compare plain methods."""
+        if self._overall.images <= self._judged.images:
+            return False  # they are those held out
+        first, second = (self._overall.decibels(self._quantized(compared)) for compared in (result, other))
+        return first < second
+
+    def _measure(self, result: Result) -> float:
+        return self._judged.decibels(self._quantized(result))
+
+    def _quantized(self, result: Result) -> onnx.ModelProto:
+        return insert_qdq(result.model, result.table, plan_quantization(result.model, self._scheme))
 
     @property
     def _judged(self) -> Judge:
         if self._judge is None:
             self._judge = Judge(self._source.model, self._held.batches, self._threads)
         return self._judge
+
+    @property
+    def _overall(self) -> Judge:
+        if self._overall_judge is None:
+            self._overall_judge = Judge(self._source.model, self._source.judges.batches, self._threads)
+        return self._overall_judge
 
 
 def _part(progress: Progress, start: float, share: float) -> Progress:
@@ -187,13 +229,6 @@ def _part(progress: Progress, start: float, share: float) -> Progress:
 def searching(effort: Effort) -> Effort:
     """An effort without what follows the search."""
     return replace(effort, rounding=False, bias=False)
-
-
-def plain_methods(method: str, effort: Effort) -> tuple[str, ...]:
-    """The methods whose results are compared: the requested one, and for the default also `minmax`; for an effort, all."""
-    if method != DEFAULT_METHOD:
-        return (method,)
-    return (method, *(m for m in METHODS if m != method)) if effort.names else (method, SAFE_METHOD)
 
 
 def lesser_efforts(effort: Effort) -> dict[str, Effort]:

@@ -1,6 +1,6 @@
 """Streaming first and second moments of a linear layer's inputs, in the float graph and in the graph quantized so far."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ Float64 = NDArray[np.float64]
 
 PATCHES_PER_IMAGE = (32, 128)
 """Fewest and most patches sampled from an image: as many as a patch is long, within these limits."""
+PART_BYTES = 1 << 24
 LARGEST_K = 4096
 """Patch length up to which second moments, K x K numbers, are kept."""
 
@@ -40,11 +41,7 @@ def measure_moments(geometry: Geometry, scale: float, pairs: Iterable[tuple[NDAr
     """Moments over pairs of activations of some images, computed by the float graph and by the graph quantized so far."""
     sums: dict[str, Float64] = {}
     total = 0
-    step = np.float32(scale)
-    for seed, (in_float, quantized_so_far) in enumerate(pairs):
-        count = int(np.clip(geometry.length(in_float), *PATCHES_PER_IMAGE)) * len(in_float)
-        x, inputs = (geometry.patches(v, count, np.random.default_rng(seed)) for v in (in_float, quantized_so_far))
-        quantized = np.clip(np.rint(inputs / step), QMIN, QMAX) * step
+    for x, quantized in _in_large_parts(_sampled(geometry, np.float32(scale), pairs)):
         total += len(x)
         terms = {"mean": x.sum(axis=0, dtype=np.float64), "quantized_mean": quantized.sum(axis=0, dtype=np.float64)}
         if x.shape[2] <= LARGEST_K:
@@ -52,6 +49,32 @@ def measure_moments(geometry: Geometry, scale: float, pairs: Iterable[tuple[NDAr
         for name, values in terms.items():
             sums[name] = sums[name] + values if name in sums else values
     return Moments(total, **{name: values / total for name, values in sums.items()})
+
+
+def _sampled(
+    geometry: Geometry, step: np.float32, pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]]
+) -> Iterator[tuple[Float32, Float32]]:
+    """Patches of the float activation and of the quantized one, at the same positions."""
+    for seed, (in_float, quantized_so_far) in enumerate(pairs):
+        count = int(np.clip(geometry.length(in_float), *PATCHES_PER_IMAGE)) * len(in_float)
+        x, inputs = (geometry.patches(v, count, np.random.default_rng(seed)) for v in (in_float, quantized_so_far))
+        yield x, np.clip(np.rint(inputs / step), QMIN, QMAX) * step
+
+
+def _in_large_parts(parts: Iterable[tuple[Float32, Float32]]) -> Iterator[tuple[Float32, Float32]]:
+    """The same patches, joined to PART_BYTES or more: products of a few patches are slow."""
+    joined: list[tuple[Float32, Float32]] = []
+    for part in parts:
+        joined.append(part)
+        if sum(x.nbytes for x, _ in joined) >= PART_BYTES:
+            yield _joined(joined)
+            joined = []
+    if joined:
+        yield _joined(joined)
+
+
+def _joined(parts: Sequence[tuple[Float32, Float32]]) -> tuple[Float32, Float32]:
+    return np.concatenate([x for x, _ in parts]), np.concatenate([quantized for _, quantized in parts])
 
 
 def _products(a: Float32, b: Float32) -> Float64:

@@ -19,7 +19,7 @@ from calib.ort_session import GraphSession, checked_batches
 
 IMAGES = 512
 """Largest number of images, in whole batches, and at least two of these."""
-LIVE_BYTES = 1 << 28
+LIVE_BYTES = 1 << 27
 """Largest number of bytes of activations carried from cut to cut, per graph: images beyond it wait."""
 
 Quantize = Callable[[Segment], onnx.ModelProto | None]

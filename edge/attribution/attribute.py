@@ -101,11 +101,13 @@ def attribute_graphs(
     judged_logits = np.concatenate(errors.judged_logits)
     float_graph, logits = check_float_graph(graphs.reference.model, base, spans, (batch for batch, _ in few.batches()))
     costs = measure_group_costs(variants, spans, pairs, lambda share: advance(0.3 + 0.6 * share))
+    not_compared += _in_bodies(judged)
     weights = compare_weights(base, judged, spans)
     refined = next((graph.model for graph in graphs.between if graph.file.file == REFINED), None)
     not_finite = _not_finite_places(judged, spans, errors)
     evidence = DriftEvidence(
         typed=variants.typed,
+        outputs="logits" if graphs.classify else "outputs",
         logits_db=logits_db(logits, judged_logits),
         input=compare_inputs(few.reference, few.judged),
         float_graph=float_graph,
@@ -132,8 +134,9 @@ def _record(
 ) -> Attribution:
     """What was measured, diagnosed; `logits` of the reference and of the judged graph."""
     few, findings = pairs.take(IMAGES), diagnose(evidence)
+    shares = {group[0].name: share for group, share in costs.shares.items()}
     return Attribution(
-        sentence=summarize(findings, evidence.logits_db, {group[0].name: share for group, share in costs.shares.items()}),
+        sentence=summarize(findings, evidence.logits_db, shares, evidence.outputs),
         culprits=findings,
         reference=graphs.reference.file,
         base=graphs.base.file,
@@ -144,7 +147,7 @@ def _record(
         images_sha256=sha256_bytes(pairs.reference.tobytes()),
         judged_images_sha256=sha256_bytes(pairs.judged.tobytes()),
         logits_db=evidence.logits_db,
-        answers_changed=int((logits[0].argmax(1) != np.nan_to_num(logits[1]).argmax(1)).sum()),
+        answers_changed=_answers_changed(*logits, classify=graphs.classify),
         input=evidence.input,
         float_graph=evidence.float_graph,
         taps=evidence.taps,
@@ -155,6 +158,13 @@ def _record(
         float_form=costs.float_form,
         not_compared=not_compared,
     )
+
+
+def _answers_changed(reference: Float32, judged: Float32, *, classify: bool) -> int:
+    """Images whose class differs; for outputs (n, ...) that are not scores of classes, those of which any value differs."""
+    if classify:
+        return int((reference.argmax(1) != np.nan_to_num(judged).argmax(1)).sum())
+    return int((reference != judged).reshape(len(reference), -1).any(axis=1).sum())
 
 
 def _layer_rows(
@@ -215,6 +225,13 @@ def _activation_rows(judged: onnx.ModelProto, errors: LocalErrors) -> tuple[Acti
             )
         )
     return tuple(rows)
+
+
+def _in_bodies(judged: onnx.ModelProto) -> tuple[NotCompared, ...]:
+    """The layers in bodies of If, Loop and Scan: what they add counts for the layer that reads their result."""
+    nodes = index_graph(judged).nodes
+    why = "it lies in a body, and is measured as part of the layer that reads the result"
+    return tuple(NotCompared(layer.name, why) for layer in read_layers(judged) if layer.name not in nodes)
 
 
 def _readers(judged: onnx.ModelProto, index: GraphIndex, tensor: str) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from edge.attribution.paired_images import PairedImages
 from edge.images.preprocess import Float32, Tensor
 from edge.numeric_tolerances import EXPORT_SQNR_DB
 from edge.runtime.ort_runner import OrtRunner
+from edge.tasks.task_names import CLASSIFICATION
 from engines.build_folder.file_names import FOLDED, MODEL, QUANTIZED, REFINED, TYPED
 from engines.build_folder.folder import BuildFolder
 
@@ -43,12 +44,16 @@ class LoadedGraph:
 
 @dataclass(frozen=True)
 class BuildGraphs:
-    """The graphs of a build, see `edge.attribution.attribute`; stages `between` base and judged are in order."""
+    """The graphs of a build, see `edge.attribution.attribute`; stages `between` base and judged are in order.
+
+    `classify`: whether their output is one score per class, (n, classes).
+    """
 
     reference: LoadedGraph
     base: LoadedGraph
     judged: LoadedGraph
     between: tuple[LoadedGraph, ...] = ()
+    classify: bool = True
 
     def check_ports(self) -> None:
         """Raise InputError for graphs that are not of one network."""
@@ -77,7 +82,7 @@ class BuildGraphs:
         ]
         base = merged[0] if self.base is self.reference else merged[1]
         judged = {id(self.reference): merged[0], id(self.base): base}.get(id(self.judged), merged[2])
-        return BuildGraphs(merged[0], base, judged, tuple(merged[3:]))
+        return BuildGraphs(merged[0], base, judged, tuple(merged[3:]), self.classify)
 
 
 def load_graphs(build: BuildFolder) -> BuildGraphs:
@@ -91,7 +96,7 @@ def load_graphs(build: BuildFolder) -> BuildGraphs:
     present = list(loaded.values())
     base = loaded.get(FOLDED, loaded[MODEL])
     between = tuple(graph for graph in present[1:-1] if graph is not base)
-    return BuildGraphs(loaded[MODEL], base, present[-1], between)
+    return BuildGraphs(loaded[MODEL], base, present[-1], between, build.manifest.task == CLASSIFICATION)
 
 
 def require_graphs(build: BuildFolder) -> None:

@@ -85,6 +85,7 @@ class DriftEvidence:
         rewired: layer -> what it reads instead.
         weights: layer -> its weights' error.
         refined: layers whose weights a second-order method rounded.
+        outputs: what the network's outputs are called, "logits" of a network that classifies.
     """
 
     typed: bool
@@ -98,6 +99,7 @@ class DriftEvidence:
     rewired: Mapping[str, str]
     weights: Mapping[str, WeightError]
     refined: frozenset[str] = frozenset()
+    outputs: str = "logits"
 
 
 def diagnose(evidence: DriftEvidence) -> tuple[DriftFinding, ...]:
@@ -117,7 +119,8 @@ def _surroundings(evidence: DriftEvidence) -> Iterator[DriftFinding]:
     if drift.explanation:
         yield DriftFinding("input", "", (), f"the input itself differs ({drift.sqnr_db:.1f} dB): {drift.explanation}")
     if base.first_layer or base.logits_db < EXPORT_SQNR_DB:
-        text = f"the float graph that the build was made from is not the reference's: {base.logits_db:.1f} dB at the logits"
+        place = f"{base.logits_db:.1f} dB at the {evidence.outputs}"
+        text = f"the float graph that the build was made from is not the reference's: {place}"
         yield DriftFinding("float_graph", base.first_layer, (), f"{text}, different from {base.first_layer or 'the end'} on")
     for layer, reads in evidence.rewired.items():
         yield DriftFinding("structure", layer, (layer,), f"{layer} {reads}")
@@ -127,7 +130,7 @@ def _surroundings(evidence: DriftEvidence) -> Iterator[DriftFinding]:
         limit = "beyond FP16's 65504, or NaN" if evidence.typed else "infinite or NaN"
         yield DriftFinding("overflow", first.node, layers, f"{first.count} values of {first.node} are {limit}")
     if taps.as_run_db < evidence.logits_db - RUNTIME_DB:
-        text = f"the runtime's logits differ from those of the graph as it is written ({taps.as_run_db:.1f} dB)"
+        text = f"the runtime's {evidence.outputs} differ from those of the graph as it is written ({taps.as_run_db:.1f} dB)"
         yield DriftFinding("runtime", "", (), f"{text}: its integer kernels are at fault, not a layer")
 
 
@@ -224,20 +227,23 @@ def _grouped(values: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
     return groups
 
 
-def summarize(findings: tuple[DriftFinding, ...], logits_db: float, shares: Mapping[str, float]) -> str:
+def summarize(
+    findings: tuple[DriftFinding, ...], logits_db: float, shares: Mapping[str, float], outputs: str = "logits"
+) -> str:
     """The result as one sentence.
 
     Args:
         findings: of `diagnose`.
         logits_db: of the judged graph against the reference.
-        shares: first layer of a group -> its share of the noise of the logits, costliest first.
+        shares: first layer of a group -> its share of the noise of the outputs, costliest first.
+        outputs: what these are called.
     """
     if findings:
         more = f" (and {len(findings) - _LISTED} more)" if len(findings) > _LISTED else ""
         return "; ".join(finding.found for finding in findings[:_LISTED]) + more + "."
     if logits_db >= SQNR_CAP_DB:
-        return "No difference: the judged graph gives the reference's logits to the last bit."
-    text = f"No layer is at fault: each errs as its format makes it err, {logits_db:.1f} dB at the logits"
+        return f"No difference: the judged graph gives the reference's {outputs} to the last bit."
+    text = f"No layer is at fault: each errs as its format makes it err, {logits_db:.1f} dB at the {outputs}"
     if not shares:
         return f"{text}."
     top = list(shares.items())[:TOP]

@@ -17,7 +17,7 @@ from calib.errors import InputError
 from calib.graph import index_graph, infer_types
 from calib.graph_segments import SegmentRuns
 from calib.graph_splice import Splicer
-from calib.macs import MAC_OPS
+from calib.macs import multiplies
 from calib.metrics import power_ratio_db
 from calib.ort_session import GraphSession
 from calib.qdq_placement import QuantPlan, QuantPoint
@@ -87,7 +87,7 @@ def find_groups(judged: onnx.ModelProto, spans: Sequence[LayerSpan]) -> tuple[Gr
     Quantized layers of a graph that quantizes any, else all that multiply.
     """
     index = index_graph(judged)
-    layers = {span.name: span for span in spans if span.op_type in MAC_OPS and span.name in index.nodes}
+    layers = {span.name: span for span in spans if span.name in index.nodes and multiplies(index.nodes[span.name])}
     points = []
     for name in layers:
         for at, tensor in enumerate(index.nodes[name].input[:2]):
@@ -102,7 +102,7 @@ def find_groups(judged: onnx.ModelProto, spans: Sequence[LayerSpan]) -> tuple[Gr
 def _isolated_noise(
     variants: GraphVariants, groups: Sequence[Group], ends: Sequence[str], images: Float32, done: Callable[[int], None]
 ) -> tuple[dict[Group, float], float]:
-    """Squared error of the logits, summed, with one group as judged and all else in float; and the sum of their squares.
+    """Squared error of the outputs, summed, with one group as judged and all else in float; and the sum of their squares.
 
     The error is infinite where the judged layers compute NaN or infinity. `ends` are those of all spans; `done` is called with
     the number of groups after each.

@@ -17,7 +17,7 @@ import onnx
 
 from calib.graph import GraphIndex, index_graph
 from calib.graph_segments import SHAPE_OPS, needed_nodes
-from calib.macs import MAC_OPS
+from calib.macs import multiplies
 from edge.attribution.attribution_record import NotCompared
 
 
@@ -46,10 +46,10 @@ def find_spans(model: onnx.ModelProto) -> tuple[LayerSpan, ...]:
     outputs = {value.name for value in model.graph.output}
     ends: dict[str, int] = {}
     for at, node in enumerate(nodes):
-        if not node.output or node.output[0] in index.constant_like:
+        if not node.output or index.constant_like.intersection(node.output):
             continue
-        if node.op_type in MAC_OPS:
-            ends[_biased(model, index, node.output[0], outputs)] = at
+        if multiplies(node):
+            ends[_biased(model, index, _main_output(node, index, outputs), outputs)] = at
         elif node.op_type == "Add" and not any(name in index.constant_like for name in node.input):
             ends[node.output[0]] = at
     for name in outputs - ends.keys():
@@ -109,6 +109,12 @@ def _inside(model: onnx.ModelProto, index: GraphIndex, end: str, stops: Collecti
             depends.update(model.graph.node[at].output)
             inside.append(index.names[at])
     return tuple(inside), tuple(sorted(reads))
+
+
+def _main_output(node: onnx.NodeProto, index: GraphIndex, outputs: Collection[str]) -> str:
+    """The first output of a node that is read; of a recurrent layer it may be the last state alone."""
+    read = (name for name in node.output if name and (name in index.consumers or name in outputs))
+    return str(next(read, node.output[0]))
 
 
 def _biased(model: onnx.ModelProto, index: GraphIndex, output: str, outputs: Collection[str]) -> str:

@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 from calib.graph import GraphIndex, attribute, index_graph, to_array
 from calib.macs import MAC_OPS
 from calib.metrics import power_ratio_db
+from calib.qdq_placement import channel_axis
 from calib.qdq_writer import DEQUANTIZE, QUANTIZE
 from edge.attribution.layer_spans import LayerSpan
 
+_WEIGHTED = (*MAC_OPS, "ConvTranspose")
+"""Operators with one weight, whose output channels are one of its axes."""
 _NORMS = ("BatchNormalization", "LayerNormalization")
 _CARRYING = frozenset({
     DEQUANTIZE, QUANTIZE, "Cast", "Flatten", "Gather", "Identity", "Relu", "Reshape", "Slice", "Squeeze", "Transpose",
@@ -64,7 +67,7 @@ class WeightError:
 def compare_weights(base: onnx.ModelProto, judged: onnx.ModelProto, spans: Sequence[LayerSpan]) -> dict[str, WeightError]:
     """Name of the span -> its weights' error, for every span with constant weights in both graphs."""
     indices = index_graph(base), index_graph(judged)
-    errors = {span.name: _layer_error(span.name, *indices) for span in spans if span.op_type in MAC_OPS}
+    errors = {span.name: _layer_error(span.name, *indices) for span in spans if span.op_type in _WEIGHTED}
     return {name: error for name, error in errors.items() if error is not None}
 
 
@@ -83,7 +86,7 @@ def _layer_error(name: str, base: GraphIndex, judged: GraphIndex) -> WeightError
     stored = _stored(other.input[1], judged)
     if stored is None or stored[0].shape != weight.shape:
         return None
-    axis = 0 if mine.op_type == "Conv" or attribute(mine, "transB", 0) else weight.ndim - 1
+    axis = channel_axis(mine, 1, weight.ndim)
     factors = _factors(mine, _gains(mine, base), _gains(other, judged), weight.shape)
     as_stored = _error(weight, stored[0], stored[1], axis)
     if factors is None:
@@ -120,6 +123,8 @@ def _factors(node: onnx.NodeProto, base: Gains | None, judged: Gains | None, sha
     moved = np.where(known, judged[1] / np.where(known, gains, 1.0), 1.0)
     if not np.abs(moved - 1).max() > _UNCHANGED:
         return None
+    if node.op_type == "ConvTranspose":
+        return moved.reshape(-1, *[1] * (len(shape) - 1))
     if node.op_type != "Conv":
         return moved[None] if attribute(node, "transB", 0) else moved[:, None]
     groups = int(attribute(node, "group", 1))

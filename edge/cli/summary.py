@@ -9,8 +9,9 @@ from rich.table import Table
 from edge.attribution.attribution_record import ATTRIBUTION_ARTIFACT, Attribution
 from edge.cli.console import TerminalProgress
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
+from edge.onnx_import.import_record import IMPORT_ARTIFACT
 from edge.pipeline.workspace import BuildOutcome
-from edge.report.certificate_text import headline, island_cost
+from edge.report.certificate_text import headline, island_cost, without_certificate
 from edge.report.network_words import headline as network_headline
 from edge.stability.certificate import CERTIFICATE_ARTIFACT
 from edge.stability.network_certificate import NETWORK_ARTIFACT
@@ -33,15 +34,17 @@ def print_summary(console: Console, folder: Path) -> None:
     """Print the verdict, if there is one, and its figures."""
     build = BuildFolder(folder)
     manifest, drift, attribution = build.manifest, build.find(DRIFT_ARTIFACT), build.find(ATTRIBUTION_ARTIFACT)
+    imported, network = build.find(IMPORT_ARTIFACT), build.find(NETWORK_ARTIFACT)
     rows = _drift_rows(drift, manifest) if drift is not None else {}
     rows |= {"engine": escape(_engine(manifest)), "receipt": escape(_receipt(manifest))}
     if manifest.xnorm is not None:
         certificate = build.read(CERTIFICATE_ARTIFACT)
         islands = f"\n{island_cost(certificate)}" if certificate.islands.sites else ""
         rows["xnorm"] = escape(headline(certificate) + islands)
-    network = build.find(NETWORK_ARTIFACT)
+    elif imported is not None and network is None and manifest.precision != "fp32":
+        rows["xnorm"] = escape(without_certificate(imported))
     if network is not None:
-        rows["16 bits"] = escape(network_headline(network))
+        rows["certificate"] = escape(network_headline(network))
     if attribution is not None:
         rows["layers"] = escape(_layers(attribution))
     if manifest.random_weights:
@@ -86,7 +89,7 @@ def _receipt(manifest: EngineManifest) -> str:
     lines = [f"{shares} of the multiply-accumulates, read from the engine"]
     if manifest.precision == "int8":
         listed = receipt.fallbacks[:_LISTED]
-        lines += [f"{f.layer}: {f.actual}, {f.mac_fraction:.2%}: {f.reason}" for f in listed]
+        lines += [f"{f.layer}: {f.actual}, {f.share}: {f.reason}" for f in listed]
         if len(receipt.fallbacks) > _LISTED:
             lines.append(f"and {len(receipt.fallbacks) - _LISTED} more in the report")
     return "\n".join(lines)

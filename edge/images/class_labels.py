@@ -9,6 +9,7 @@ from functools import lru_cache
 from calib.errors import DataError
 
 _DIGITS = 9  # of a class index
+_LISTED = 20
 _SHOWN = 100  # characters of a hostile name in a message
 
 
@@ -16,8 +17,15 @@ def label_index(name: str, labels: tuple[str, ...], where: object) -> int:
     """Index of a label written exactly, with other punctuation or case (`t-shirt_top` for `T-shirt/top`), or as an index."""
     index = find_label(name, labels)
     if index is None:
-        raise DataError("labels do not match the checkpoint", where=where, found=name[:_SHOWN], allowed=", ".join(labels))
+        raise DataError("labels do not match the network", where=where, found=name[:_SHOWN], allowed=list_labels(labels))
     return index
+
+
+def list_labels(labels: tuple[str, ...]) -> str:
+    """The labels as an error shows them: the first ones, and how many there are; where they are numbers, how to name them."""
+    more = f" ... ({len(labels)} in all)" if len(labels) > _LISTED else ""
+    numbers = labels == tuple(map(str, range(len(labels))))
+    return ", ".join(labels[:_LISTED]) + more + ("; names need --labels FILE, one per line" if numbers else "")
 
 
 def find_label(name: str, labels: tuple[str, ...]) -> int | None:

@@ -31,7 +31,7 @@ def read_labelled_idx(path: Path, label_path: Path, labels: tuple[str, ...]) -> 
     classes = stored.astype(np.int64)
     if classes.max() >= len(labels):
         raise DataError(
-            "labels do not match the checkpoint",
+            "labels do not match the network",
             where=label_path,
             found=f"class {classes.max()}",
             allowed=f"0 to {len(labels) - 1}",

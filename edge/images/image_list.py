@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from calib.errors import DataError
 from calib.files import describe_foreign, read_regular
-from edge.images.class_labels import find_label, longest_label_words
+from edge.images.class_labels import find_label, list_labels, longest_label_words
 from edge.images.idx import MAX_IMAGES
 from edge.images.picture_file import IMAGE_SUFFIXES
 
@@ -67,7 +67,7 @@ def _is_header(cells: list[str], labels: tuple[str, ...]) -> bool:
 
 def _label_error(where: str, cells: list[str], labels: tuple[str, ...], *, in_first_line: bool, in_text: bool) -> DataError:
     """The error of a line whose second cell is not a label, with the cause where the line shows it."""
-    what, found, allowed, command = "labels do not match the checkpoint", cells[1][:_SHOWN], ", ".join(labels), None
+    what, found, allowed, command = "labels do not match the network", cells[1][:_SHOWN], list_labels(labels), None
     if Path(cells[1]).suffix.lower() in IMAGE_SUFFIXES and find_label(cells[0], labels) is not None:
         what, found, allowed = "the columns are exchanged", ", ".join(cells)[:_SHOWN], "an image path, then its label"
     elif in_first_line and not any(suffix in cells[0].casefold() for suffix in IMAGE_SUFFIXES):

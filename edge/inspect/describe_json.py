@@ -60,7 +60,7 @@ def describe_manifest(manifest: EngineManifest) -> Description:
     listings = [Listing("Made from", ("what", "file", "sha256"), files)]
     if receipt.fallbacks:
         columns = ("layer", "asked for", "does", "share", "why")
-        rows = [(f.layer, f.requested, f.actual, f"{f.mac_fraction:.2%}", f.reason) for f in receipt.fallbacks]
+        rows = [(f.layer, f.requested, f.actual, f.share, f.reason) for f in receipt.fallbacks]
         listings.append(limited(f"{len(rows)} layers do not run in {manifest.precision}", columns, rows))
     warnings = (RANDOM_STAMP,) if manifest.random_weights else ()
     return Description("Engine manifest", facts, tuple(listings), warnings)
@@ -139,7 +139,7 @@ def describe_folder(folder: Path) -> Description:
     listings = [Listing("Files", ("file", "size"), tuple(sizes.items())), *described.listings[1:]]
     network = build.find(NETWORK_ARTIFACT)
     if network is not None:
-        facts["16 bits"] = headline(network)
+        facts["certificate"] = headline(network)
         listings.append(kinds_listing(network))
     return Description(f"Build folder {folder}", facts, tuple(listings), described.warnings)
 

@@ -101,24 +101,31 @@ def _float_layers(model: onnx.ModelProto) -> tuple[Listing, ...]:
 def _layers_in_float(model: onnx.ModelProto) -> tuple[Listing, ...]:
     """Layers of a quantized graph that do not request INT8, most multiply-accumulates first."""
     from engines.layer_requests import read_layers
+    from engines.precision_receipt import share_text
 
     layers = read_layers(model, measure=False)
     total = max(sum(layer.macs for layer in layers), 1)
     left = sorted((layer for layer in layers if layer.requested != "int8"), key=lambda layer: -layer.macs)
-    rows = tuple((layer.name, layer.op_type, layer.requested, f"{layer.macs / total:.2%}", layer.problem) for layer in left)
+    rows = tuple((layer.name, layer.op_type, layer.requested, share_text(layer.macs / total), layer.problem) for layer in left)
     columns = ("layer", "operator", "requested", "share", "reason")
     return (Listing(f"Layers in float: {len(rows)}", columns, rows[:LISTED_FINDINGS]),) if rows else ()
 
 
 def _layers_left_in_float(model: onnx.ModelProto) -> tuple[Listing, ...]:
-    """Layers of a float graph that calibration cannot quantize, in graph order."""
-    from calib.graph import index_graph
+    """Layers of a float graph that calibration cannot quantize, those in bodies included, in graph order."""
     from calib.qdq_placement import plan_quantization
+    from engines.layer_requests import read_layers
+    from engines.precision_receipt import share_text
 
-    skipped, nodes = plan_quantization(model).skipped, index_graph(model).nodes
-    rows = tuple((name, nodes[name].op_type, reason) for name, reason in skipped.items())
+    plan, layers = plan_quantization(model), read_layers(model, measure=False)
+    total, quantized = max(sum(layer.macs for layer in layers), 1), set(plan.nodes)
+    rows = tuple(
+        (layer.name, layer.op_type, share_text(layer.macs / total), plan.skipped.get(layer.name) or layer.problem)
+        for layer in layers
+        if layer.name not in quantized
+    )
     title = f"Layers that calibration leaves in float: {len(rows)}"
-    return (Listing(title, ("layer", "operator", "reason"), rows[:LISTED_FINDINGS]),) if rows else ()
+    return (Listing(title, ("layer", "operator", "share", "reason"), rows[:LISTED_FINDINGS]),) if rows else ()
 
 
 def _quantized(model: onnx.ModelProto) -> str:

@@ -25,7 +25,7 @@ def describe_certificate(certificate: XNormCertificate) -> Description:
         before = f" (before: {text.verdict_counts(certificate.before, name)})" if certificate.before else ""
         facts[f"XNorms in {name}"] = text.verdict_counts(sites, name) + before
     if certificate.unjudged:
-        facts["norms not judged"] = text.unjudged_text(certificate)
+        facts["norms not judged"] = text.unjudged_text(certificate.unjudged)
     certified = text.certified_count(sites)
     facts |= {
         "based on": f"certified maxima at {certified} of {len(sites)}, observed ones elsewhere; observed minima",

@@ -21,6 +21,7 @@ from edge.onnx_import.graph_order import name_nodes
 from edge.onnx_import.import_record import ImportChange, ImportParity, ImportRecord, RewriterResult, RewrittenNode
 from edge.onnx_import.imported import Imported
 from edge.onnx_import.input_shapes import fix_inputs
+from edge.onnx_import.named_outputs import take_outputs
 from edge.onnx_import.output_agreement import agreement_db
 from edge.onnx_import.rewriters import REWRITERS
 
@@ -49,14 +50,21 @@ def rewrite(model: onnx.ModelProto, batches: Batches, original: Imported) -> Imp
         return _run(GraphSession(model, threads=0, where=original.path), image, parts)
 
     expected, results = outputs(), []
+    runs = [expected]  # of the graph as imported, and after every rewriter that was kept
+
+    def check() -> float:
+        runs.append(outputs())
+        return _worst(expected, runs[-1])
+
     for kind in REWRITERS:
-        before = onnx.ModelProto()
+        before, count = onnx.ModelProto(), len(runs)
         before.CopyFrom(model)
-        result = _apply(model, kind, lambda: _worst(expected, outputs()))
+        result = _apply(model, kind, check)
         if result is not None:
             results.append(result)
             if not result.kept:
                 model.CopyFrom(before)
+                del runs[count:]
     name_nodes(model)
     return ImportRecord(
         source=original.path.name,
@@ -66,7 +74,9 @@ def rewrite(model: onnx.ModelProto, batches: Batches, original: Imported) -> Imp
         opset_after=opset_version(model),
         changes=tuple(ImportChange(change.kind, change.node, change.detail) for change in original.changes),
         rewriters=tuple(results),
-        parity=check_parity(model, batches, original),
+        parity=check_parity(model, batches, original, runs[-1]),
+        input=original.image_input,
+        outputs=original.outputs,
     )
 
 
@@ -88,10 +98,14 @@ def _apply(model: onnx.ModelProto, kind: str, check: Callable[[], float]) -> Rew
     return RewriterResult(kind, kept, reason, nodes, figure)
 
 
-def check_parity(model: onnx.ModelProto, batches: Batches, original: Imported) -> ImportParity:
-    """Compare a graph with the file as given, on images. Raises VerdictError below the tolerance for the file's precision."""
+def check_parity(model: onnx.ModelProto, batches: Batches, original: Imported, outputs: Outputs | None = None) -> ImportParity:
+    """Compare a graph with the file as given, on images; `outputs` are those of the graph, where they are known.
+
+    Raises VerdictError below the tolerance for the file's precision.
+    """
     images = sum(len(batch) for batch in batches)
     given, _, _ = read_model(original.path)
+    take_outputs(given, original.options.outputs, original.path)
     image, _ = fix_inputs(given, original.options, original.path)
     parts = _parts(batches, image.shape[0] or original.image_input.shape[0])
     try:
@@ -99,7 +113,9 @@ def check_parity(model: onnx.ModelProto, batches: Batches, original: Imported) -
         expected = _run(session, image.name, [part.astype(image.dtype) for part in parts])
     except (GraphError, DataError) as error:
         return ImportParity(images, None, f"ONNX Runtime cannot run the file as given: {error.what}")
-    figure = _worst(expected, _run(GraphSession(model, threads=0, where=original.path), original.image_input.name, parts))
+    if outputs is None or parts is not batches:  # another division into batches
+        outputs = _run(GraphSession(model, threads=0, where=original.path), original.image_input.name, parts)
+    figure = _worst(expected, outputs)
     allowed = IMPORT_WIDENED_SQNR_DB if {"float16", "bfloat16"} & set(original.dtypes) else IMPORT_SQNR_DB
     if figure < allowed:
         what = "the imported graph does not compute what the file as given computes"

@@ -1,7 +1,7 @@
 """Read an ONNX file together with the files beside it that hold its weights, and digest all of them.
 
 The location of external data is text from the file: only regular files inside the model's own folder are read, never through
-`..`, an absolute path or a link that leaves the folder.
+`..`, an absolute path or a link that leaves the folder; see `data_files`.
 """
 
 import hashlib
@@ -13,9 +13,10 @@ import onnx
 from onnx import helper
 
 from calib.errors import GraphError
-from calib.files import describe_foreign, read_regular
+from calib.files import read_regular
 from calib.graph import check_model, decode_model
 from calib.graph_checks import LARGEST_BYTES
+from edge.onnx_import.data_files import read_beside
 from edge.onnx_import.imported import Change
 
 
@@ -32,7 +33,7 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, str, list[Change]]:
     files: dict[str, bytes] = {}
     left = LARGEST_BYTES - len(data)
     for location in sorted({_entries(tensor, path).get("location", "") for tensor in external}):
-        files[location] = _read_beside(path, location, left)
+        files[location] = read_beside(path, location, left)
         left -= len(files[location])
         digest.update(files[location])
         joined.append(Change("external_data", location, f"{len(files[location])} bytes of weights joined"))
@@ -68,30 +69,6 @@ def _entries(tensor: onnx.TensorProto, path: Path) -> dict[str, str]:
     if not all(isinstance(text, str) for pair in entries.items() for text in pair):
         raise GraphError("the place of external weights is not UTF-8", where=path)
     return entries
-
-
-def _read_beside(path: Path, location: str, largest: int) -> bytes:
-    folder = path.parent.resolve()
-    where = f"{path}, weights in {location!r:.200}"
-    parts = Path(location).parts
-    if not parts or Path(location).is_absolute() or ".." in parts or "\0" in location:
-        allowed = "a file in the folder of the ONNX file"
-        raise GraphError("weights are stored outside the folder of the ONNX file", where=where, allowed=allowed)
-    target = path.parent / location
-    try:
-        inside = target.resolve().is_relative_to(folder)
-    except (OSError, RuntimeError) as error:  # a circle of links
-        raise GraphError("the file of external weights cannot be read", where=where, found=error) from error
-    if not inside:
-        found = f"a link to {target.resolve()}"
-        raise GraphError("weights are stored outside the folder of the ONNX file", where=where, found=found)
-    missing, remake = "the ONNX file keeps its weights in a second file, which is missing", f"put {location} beside {path.name}"
-    data = read_regular(target, GraphError, largest=max(largest, 0), missing=missing, remake=remake)
-    foreign = describe_foreign(data) if len(data) < 4096 else None
-    if foreign is not None and any(data):
-        command = "git lfs pull" if "LFS" in foreign else remake
-        raise GraphError("external weights are not what they should be", where=where, found=foreign, next_command=command)
-    return data
 
 
 def _fill(tensor: onnx.TensorProto, files: dict[str, bytes], path: Path) -> None:

@@ -29,18 +29,18 @@ def _order(graph: onnx.GraphProto, outer: frozenset[str], path: Path) -> list[Ch
     stored = {tensor.name for tensor in graph.initializer} | {tensor.values.name for tensor in graph.sparse_initializer}
     computed = Counter([name for node in graph.node for name in node.output if name])
     _refuse_repeated(computed + Counter(list(inputs | stored)), "a tensor is computed twice", path)
-    known = outer | inputs | stored
+    known, made = outer | inputs | stored, frozenset(computed)  # a set: a difference with the keys of a dict walks over all
     for node in graph.node:
-        missing = tensors_read([node], ()) - known - computed.keys() - {""} - _inner_names(node)
+        missing = tensors_read([node], ()) - known - made - {""} - _inner_names(node)
         if missing:
             raise GraphError("a node reads a tensor that nothing computes", where=_where(path, node), found=min(missing)[:80])
-    absent = {value.name for value in graph.output} - known - computed.keys()
+    absent = {value.name for value in graph.output} - known - made
     if absent:
         raise GraphError("an output of the graph is computed by nothing", where=path, found=min(absent)[:80])
     changes = _sort(graph, known, path)
     for node in graph.node:
         for inner in subgraphs(node):
-            changes += _order(inner, known | computed.keys(), path)
+            changes += _order(inner, known | made, path)
     return changes
 
 

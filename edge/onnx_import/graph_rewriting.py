@@ -97,6 +97,11 @@ class GraphRewriting:
         readers = self.index.consumers.get(tensor, ())
         return self.index.nodes[self.index.names[readers[0]]] if len(readers) == 1 and self.is_read_once(tensor) else None
 
+    def readers(self, tensor: str) -> list[onnx.NodeProto]:
+        """The nodes of the main graph that read a tensor; none where a subgraph or an output of the graph reads it, too."""
+        nodes = [self.index.nodes[self.index.names[at]] for at in self.index.consumers.get(tensor, ())]
+        return nodes if self._reads[tensor] == sum(list(node.input).count(tensor) for node in nodes) else []
+
     def add_constant(self, values: Array, near: onnx.NodeProto, role: str) -> str:
         """A new initializer named after a node and its role there; float64 becomes float32."""
         name = self._unique(f"{_scope(self.name(near))}{role}")
@@ -108,11 +113,13 @@ class GraphRewriting:
         name = self._unique(f"{_scope(self.name(near))}{op_type}")
         return helper.make_node(op_type, inputs, [self._unique(f"{name}_output")], name=name, **attributes)
 
-    def copy_node(self, node: onnx.NodeProto, inputs: Sequence[str]) -> onnx.NodeProto:
-        """A node with other inputs and new outputs, under the same name, in place of one that nothing reads any more."""
+    def copy_node(self, node: onnx.NodeProto, inputs: Sequence[str], role: str = "") -> onnx.NodeProto:
+        """A node with other inputs and new outputs, in place of one that nothing reads any more: under the same name, or, as
+        one of several in its place, followed by a role.
+        """
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        copy.name = self.name(node)
+        copy.name = self._unique(f"{self.name(node)}/{role}") if role else self.name(node)
         copy.input[:] = inputs
         copy.output[:] = [self._unique(name) for name in node.output]
         return copy

@@ -1,12 +1,13 @@
 """ONNX file -> the graph that the rest of the flow understands: the passes, in order.
 
-read        the file and its external weights; every tensor computed once and before it is read
+read        the file and its external weights; every tensor computed once and before it is read; outputs as the options say
 inline      local functions
 inputs      defaults and given values become constants, free axes get their sizes
 widen       FP16 and BF16 to FP32
 convert     to opset 20
 batch       free where every image gets the answers that it gets alone, else fixed
-fold        constants, and what depends on shapes alone; an If whose condition is then a constant is replaced by its branch
+fold        constants, and what depends on shapes alone; an If whose condition is then a constant is replaced by its branch, and
+            a sequence whose elements are then known by operators on tensors
 narrow      FP64 to FP32, after its constants were computed in FP64
 clean       nodes that return their input, names, shapes of outputs, whatever a machine wrote about itself
 """
@@ -28,17 +29,21 @@ from edge.onnx_import.imported import Change, Imported, ImportOptions
 from edge.onnx_import.input_shapes import fix_inputs
 from edge.onnx_import.local_functions import inline_functions
 from edge.onnx_import.measured_run import MeasuredRun
+from edge.onnx_import.named_outputs import refuse_sized_by_values, take_outputs
 from edge.onnx_import.no_ops import remove_no_ops
-from edge.onnx_import.opset import to_opset_20
+from edge.onnx_import.opset import OPSET, to_opset_20
 from edge.onnx_import.resize_scales import sizes_to_scales
+from edge.onnx_import.sequences import refuse_sequences, unpack_sequences
 from edge.onnx_import.tensor_shapes import declare_shapes
 from edge.onnx_import.widen_to_fp32 import DOUBLE, HALF, other_float_types, widen
+from engines.layer_requests import tensor_info
 
 _MOST_ROUNDS = 8
 """Of folding and taking branches: each enters one more level of nested If nodes."""
 
-_SOFTMAX_PER_AXIS = 13
-"""Before this opset Softmax runs over all later axes, and its conversion needs ranks, which are known after folding."""
+_FOLDED_FIRST = 14
+"""Before this opset nodes are folded before they are converted: Softmax (13) ran over all later axes, so that its conversion
+needs ranks; BatchNormalization (14) of a constant weight, as standardized weights are written, has no other form."""
 
 
 def import_onnx(path: Path, options: ImportOptions) -> Imported:
@@ -49,7 +54,7 @@ def import_onnx(path: Path, options: ImportOptions) -> Imported:
     """
     model, digest, changes = read_model(path)
     opset = opset_version(model)
-    changes += order_nodes(model, path)
+    changes += [*order_nodes(model, path), *take_outputs(model, options.outputs, path)]
     model, inlined = inline_functions(model, path)
     image, fixed = fix_inputs(model, options, path)
     changes += [*inlined, *fixed]
@@ -59,13 +64,15 @@ def import_onnx(path: Path, options: ImportOptions) -> Imported:
     # FP64 that comes with the image is narrowed at once: ONNX Runtime has few FP64 kernels
     changes += widen(model, {**HALF, **DOUBLE} if image.dtype == "float64" else HALF)
     image = replace(image, dtype="float32") if image.dtype in dtypes else image
-    if opset >= _SOFTMAX_PER_AXIS:
+    if opset >= _FOLDED_FIRST:
         model = _convert(model, path, changes)
     batch = check_batch(model, image, path)
     changes += [*batch.changes, *_fold(model, batch, path, batch.runs)]
-    if opset < _SOFTMAX_PER_AXIS:
+    if opset < _FOLDED_FIRST:
         model = _convert(model, path, changes)
         changes += _fold(model, batch, path)
+    refuse_sequences(model, path)
+    refuse_sized_by_values(model, path)
     changes += widen(model, DOUBLE)
     fixed_batch, batch = batch, free_batch(model, batch, path)
     changes += batch.changes if batch is not fixed_batch else ()
@@ -73,7 +80,8 @@ def import_onnx(path: Path, options: ImportOptions) -> Imported:
     name_nodes(model)
     changes += declare_shapes(model, batch, path)
     _forget_origin(model)
-    return Imported(model, path, digest, opset, dtypes, tuple(changes), batch.image, options)
+    outputs = tuple(tensor_info(value) for value in model.graph.output)
+    return Imported(path, digest, batch.image, outputs, options, model, opset, dtypes, tuple(changes))
 
 
 def _convert(model: onnx.ModelProto, path: Path, changes: list[Change]) -> onnx.ModelProto:
@@ -83,15 +91,17 @@ def _convert(model: onnx.ModelProto, path: Path, changes: list[Change]) -> onnx.
 
 
 def _fold(model: onnx.ModelProto, batch: BatchAxis, path: Path, runs: Sequence[MeasuredRun] | None = None) -> list[Change]:
-    """Fold constants and take branches until nothing changes; the first round from `runs`, if there are some."""
+    """Fold constants, take branches, unpack sequences until nothing changes; the first round from `runs`, if there are some."""
     changes: list[Change] = []
     for _ in range(_MOST_ROUNDS):
         runs = measure_fixed(model, batch.image, batch.batches, path) if runs is None else runs
         changes += fold_constants(model, runs)
-        taken = take_branches(model, path)
-        if not taken:
+        replaced = take_branches(model, path)
+        if opset_version(model) == OPSET:
+            replaced += unpack_sequences(model)
+        if not replaced:
             break
-        changes, runs = [*changes, *taken], None
+        changes, runs = [*changes, *replaced], None
     return changes
 
 

@@ -1,10 +1,12 @@
 """What import records of its work; read without onnx."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from calib.artifact import json_artifact
+from edge.onnx_import.imported import ImageInput
 from engines.build_folder.file_names import IMPORT
 from engines.build_folder.safe_files import REMAKE
+from engines.layer_records import TensorInfo
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,13 @@ class ImportParity:
 
 @dataclass(frozen=True)
 class ImportRecord:
-    """`import.json`: how `model.onnx` was made of an ONNX file and how well it agrees with it."""
+    """`import.json`: how `model.onnx` was made of an ONNX file and how well it agrees with it.
+
+    Attributes:
+        key: digest of all that decides what import makes; a build with an equal one takes this record instead. "" for none.
+        judged_norms: L2 norms that the certificate of an FP16 or INT8 build judges.
+        unjudged_norms: name -> reason, of those that it cannot judge.
+    """
 
     source: str
     source_sha256: str
@@ -63,6 +71,11 @@ class ImportRecord:
     changes: tuple[ImportChange, ...]
     rewriters: tuple[RewriterResult, ...]
     parity: ImportParity
+    input: ImageInput
+    outputs: tuple[TensorInfo, ...]
+    key: str = ""
+    judged_norms: int = 0
+    unjudged_norms: dict[str, str] = field(default_factory=dict)
 
 
 IMPORT_ARTIFACT = json_artifact(IMPORT, ImportRecord, remake=REMAKE)

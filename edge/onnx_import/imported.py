@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
+from engines.layer_records import TensorInfo
+
 if TYPE_CHECKING:
     import onnx
 
@@ -24,10 +26,12 @@ class ImportOptions:
         input_shapes: input -> sizes of all its axes, the batch first. They fill free axes and agree with fixed ones; a free
             batch stays free, whatever is given for it.
         constant_inputs: input -> its value in every run; a single number fills the input's shape. Only the image varies.
+        outputs: tensors that become the outputs; none for those of the file.
     """
 
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     constant_inputs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,25 +54,36 @@ class ImageInput:
 
 
 @dataclass(frozen=True)
-class Imported:
-    """An imported file.
+class ImportedFile:
+    """What is known of a file that was imported, now or by an earlier build: enough to prepare and judge images for it.
 
     Attributes:
-        model: opset 20, float32, one input, fixed sizes but for a free batch, unique node names.
         path: the file as given.
         data_sha256: digest of the file, and of the files that hold its weights where there are some.
-        opset: of the file as given.
-        dtypes: element types other than float32 that the file computes in: `float16`, `bfloat16`, `float64`.
-        changes: what was done, in order.
-        image_input: the input of `model`.
+        image_input: the input of the imported graph.
+        outputs: those of the imported graph.
         options: what the file was imported with.
     """
 
-    model: onnx.ModelProto
     path: Path
     data_sha256: str
+    image_input: ImageInput
+    outputs: tuple[TensorInfo, ...]
+    options: ImportOptions
+
+
+@dataclass(frozen=True)
+class Imported(ImportedFile):
+    """An imported file with its graph.
+
+    Attributes:
+        model: opset 20, float32, one input, fixed sizes but for a free batch, unique node names.
+        opset: of the file as given.
+        dtypes: element types other than float32 that the file computes in: `float16`, `bfloat16`, `float64`.
+        changes: what was done, in order.
+    """
+
+    model: onnx.ModelProto
     opset: int
     dtypes: tuple[str, ...]
     changes: tuple[Change, ...]
-    image_input: ImageInput
-    options: ImportOptions

@@ -61,11 +61,9 @@ def _check_tensors(graph: onnx.GraphProto, path: Path) -> None:
             kind = value.type.WhichOneof("value")
             if kind not in (None, "tensor_type"):
                 found, allowed = f"{value.name[:80]} is a {str(kind).removesuffix('_type')}", "tensors"
-                command = (
-                    "export without ZipMap (skl2onnx: options={'zipmap': False})"
-                    if kind in ("sequence_type", "map_type")
-                    else None
-                )
+                command = "leave it out with --outputs NAME,..., or export without it"
+                if kind in ("sequence_type", "map_type"):
+                    command += " (skl2onnx: options={'zipmap': False})"
                 raise GraphError(
                     f"an {what} of the graph is not a tensor", where=path, found=found, allowed=allowed, next_command=command
                 )

@@ -23,7 +23,7 @@ def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:
     except ValueError:
         shape = ()
     if not name or not shape or min(shape) < 1:
-        raise UsageError("--input-shape is not understood", found=text[:200], allowed="NAME=1x3x224x224, sizes from 1")
+        raise _option_error("--input-shape", text, "NAME=1x3x224x224, sizes from 1")
     return name, shape
 
 
@@ -34,14 +34,13 @@ def parse_constant_input(text: str) -> tuple[str, NDArray[Any]]:
     """
     name, _, value = text.partition("=")
     if not name or not value:
-        raise UsageError("--constant-input is not understood", found=text[:200], allowed="NAME=FILE.npy or NAME=NUMBER")
+        raise _option_error("--constant-input", text, "NAME=FILE.npy or NAME=NUMBER")
     if value.endswith(".npy"):
         return name, _read_array(Path(value))
     try:
         return name, np.asarray(float(value) if set(value.lower()) & set(".en") else int(value))
     except (ValueError, OverflowError) as error:
-        found = text[:200]
-        raise UsageError("--constant-input is not understood", found=found, allowed="NAME=FILE.npy or NAME=NUMBER") from error
+        raise _option_error("--constant-input", text, "NAME=FILE.npy or NAME=NUMBER") from error
 
 
 def _read_array(path: Path) -> NDArray[Any]:
@@ -51,3 +50,7 @@ def _read_array(path: Path) -> NDArray[Any]:
         return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
     except (ValueError, EOFError, OSError, TypeError, SyntaxError) as error:
         raise DataError("not a NumPy array of numbers", where=path, found=describe_foreign(data) or error) from error
+
+
+def _option_error(option: str, text: str, allowed: str) -> UsageError:
+    return UsageError(f"{option} is not understood", where=option, found=text[:200], allowed=allowed)

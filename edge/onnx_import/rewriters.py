@@ -20,6 +20,7 @@ from edge.onnx_import.fuse_layer_norm import fuse_layer_norms
 from edge.onnx_import.fuse_mish import fuse_mishes
 from edge.onnx_import.fuse_rms_norm import fuse_rms_norms
 from edge.onnx_import.rewritten import Rewritten
+from edge.onnx_import.split_joint_linear import split_joint_linears
 
 Rewriter = Callable[[onnx.ModelProto], list[Rewritten]]
 
@@ -32,7 +33,9 @@ REWRITERS: Mapping[str, Rewriter] = {
     "hard_swish": fuse_hard_swishes,
     "mish": fuse_mishes,
     "einsum": fuse_einsums,
+    "joint_linear": split_joint_linears,
     "attention_scale": fuse_attention_scales,
     "group_norm": find_group_norms,
 }
-"""Kind -> rewriter. Einsum comes before the attention whose product it writes."""
+"""Kind -> rewriter. Einsum comes before the attention whose product it writes, and a joint layer is divided before a scale
+is multiplied into the part that computes queries."""

@@ -36,7 +36,8 @@ def declare_shapes(model: onnx.ModelProto, batch: BatchAxis, path: Path) -> list
         maker = next(node for node in graph.node if name in node.output)
         if maker in unusual and (shape is None or None in shape):
             what = "the size of what a node returns depends on the image"
-            raise GraphError(what, where=f"{path}, node {maker.name} ({maker.op_type})", next_command="export without it")
+            command = "export without it, or end the graph before it: --outputs NAME"
+            raise GraphError(what, where=f"{path}, node {maker.name} ({maker.op_type})", next_command=command)
         if shape is not None and name not in results:
             graph.value_info.append(helper.make_tensor_value_info(name, element, shape))
     return [

@@ -10,7 +10,7 @@ from edge.images.labelled_images import ImageSet, open_unlabelled
 from edge.model.metadata import CheckpointInfo, read_info
 from edge.pipeline.build_request import FLOAT_LAYERS, RANDOM_WEIGHTS_IMAGES, BuildRequest
 from edge.pipeline.open_network import Network, open_network
-from edge.pipeline.request_checks import CALIB_IMAGES, check_calibration_images
+from edge.pipeline.request_checks import CALIB_IMAGES, check_answers_fit, check_calibration_images
 from edge.progress import Progress
 from edge.tasks.budget import budget_for
 from edge.tasks.registry import load_task
@@ -61,6 +61,8 @@ def resolve_inputs(request: BuildRequest) -> BuildInputs:
         remedy = "pass --calib-data with more images, or a larger --calib-images"
         check_calibration_images(len(calib_images), calib_data, remedy)
     eval_images = eval_images.take(request.eval_images or few or len(eval_images))
+    if network.imported is not None:
+        check_answers_fit(network.imported.outputs, len(eval_images), "--eval-images")
     keep_float = request.keep_float
     if keep_float is None:
         keep_float = FLOAT_LAYERS if network.info is not None else ()

@@ -25,8 +25,8 @@ class CalibrateOptions:
             that it records
         random: Calibrate on this many synthetic images, 1 to 4,096, to try the tools; the output is stamped
         effort: fast (scales only), balanced (weights refined too) or best (nodes added too)
-        method: For scales that the effort does not search: minmax, percentile, percentile:99.9, entropy or mse. mse, the
-            default, gives way to minmax where that is clearly better on held-out images
+        method: For scales that the effort does not search: minmax, percentile, percentile:99.9, entropy, mse or
+            weighted_mse. mse, the default, gives way to weighted_mse or minmax where that is clearly better
         keep_float: Nodes that stay in float: a glob pattern on their names, repeatable
         max_drop_points: Accuracy budget in points, 0 to 100: leave as few layers in float as meet it on the images that judge,
             by the first output if there are several

@@ -20,6 +20,7 @@ class InputOptions:
     Attributes:
         input_shape: Sizes of an input with free axes, NAME=1x3x224x224, repeatable
         constant_input: Value of an input other than the image, NAME=NUMBER or NAME=FILE.npy, repeatable
+        outputs: Tensors of the graph that become its outputs, NAME,... , repeatable. Default: the graph's own outputs
         mean: Mean R,G,B on the [0, 1] scale, for pictures and a graph that does not record it
         std: Standard deviation R,G,B, likewise
         scale: Divisor of the pixels, 1 to 65,535, before mean and deviation. Default: 255
@@ -31,6 +32,7 @@ class InputOptions:
 
     input_shape: tuple[str, ...] = ()
     constant_input: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
     mean: str | None = None
     std: str | None = None
     scale: float | None = None

@@ -15,6 +15,7 @@ from calib.qdq_writer import serialize
 from edge.images.graph_input import parse_normalisation
 from edge.images.preprocess import Preprocess, Tensor
 from edge.model.metadata import CheckpointInfo, graph_preprocess, read_graph_info
+from edge.model.network_file import NetworkFile
 from edge.onnx_import.external_data import read_model
 from edge.pipeline.network_options import InputOptions
 from edge.pipeline.onnx_options import import_options, preprocess_of
@@ -50,7 +51,7 @@ class OpenedGraph:
         if self.imported is None:
             normalisation = parse_normalisation(options.mean, options.std)
             return graph_preprocess(self.model, self.path, self.info, normalisation, command)
-        return preprocess_of(self.imported, options, {}, command)
+        return preprocess_of(self.imported, options, NetworkFile(), command)
 
 
 def open_graph(path: Path, options: InputOptions, *, as_is: bool = False) -> OpenedGraph:

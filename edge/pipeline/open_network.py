@@ -15,10 +15,11 @@ from edge.model.sizes import SIZES, config
 from edge.pipeline.network_options import NetworkOptions
 from edge.tasks.registry import class_names, load_task
 from edge.tasks.task import Task
-from edge.tasks.task_names import CLASSIFICATION, TENSORS, task_named
+from edge.tasks.task_names import CLASSIFICATION, TASK_OPTIONS, TENSORS, option_of, task_named
+from engines.layer_records import TensorInfo
 
 if TYPE_CHECKING:
-    from edge.onnx_import import Imported
+    from edge.onnx_import.imported import ImportedFile
     from edge.pipeline.build_request import BuildRequest
 
 ONNX_SUFFIX = ".onnx"
@@ -34,7 +35,7 @@ class Network:
         file: path of the checkpoint or ONNX file, empty for random weights; `sha256` is its digest.
         random_weights: the weights were never trained.
         info: metadata of a UFO-ViT, None for the network of an ONNX file.
-        imported: the graph of an ONNX file, None for a UFO-ViT.
+        imported: the import of an ONNX file, with its graph where it was read; None for a UFO-ViT.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Network:
     sha256: str = ""
     random_weights: bool = False
     info: CheckpointInfo | None = None
-    imported: Imported | None = None
+    imported: ImportedFile | None = None
 
     def batch(self, largest: int) -> int:
         """Images per run on the CPU: `largest`, or one for a graph that takes no more."""
@@ -124,9 +125,8 @@ def stated_network(options: NetworkOptions) -> NetworkFile | None:
 
 def _open_onnx(request: BuildRequest, path: Path) -> Network:
     """Import an ONNX file, and complete what it does not state."""
-    from edge.onnx_import import import_onnx
     from edge.pipeline.onnx_options import import_options, preprocess_of
-    from engines.layer_requests import tensor_info
+    from edge.pipeline.recall_import import recall_import
 
     options = request.network
     network_file = options.network or find_network_file(path)
@@ -134,7 +134,12 @@ def _open_onnx(request: BuildRequest, path: Path) -> Network:
     if file.network:
         found, allowed = "a table [network]", "shapes are those of the graph; [network] is for a checkpoint of UFO-ViT"
         raise UsageError("the network file does not fit an ONNX file", where=file.file, found=found, allowed=allowed)
-    imported = import_onnx(path, import_options(options))
+    read_as = import_options(options)
+    imported = None if request.force else recall_import(path, read_as, request.out)
+    if imported is None:
+        from edge.onnx_import import import_onnx
+
+        imported = import_onnx(path, read_as)
     if (imported.image_input.shape[0] or 1) > 1:
         raise GraphError(
             "the network takes a fixed number of images at a time, and answers otherwise with another number",
@@ -143,9 +148,22 @@ def _open_onnx(request: BuildRequest, path: Path) -> Network:
             allowed="a free batch, or one image",
             next_command="export it with a free batch, or one image",
         )
+    task = _task(options, file, imported.outputs)
+    preprocess = preprocess_of(imported, options, file, f"ufovit build {path} {request.precision}")
+    return Network(path.stem, task, preprocess, str(path), imported.data_sha256, imported=imported)
+
+
+def _task(options: NetworkOptions, file: NetworkFile, outputs: tuple[TensorInfo, ...]) -> Task:
+    """What the outputs of an ONNX file mean. Raises UsageError, naming the option or file that does not fit them."""
+    if options.task is None and file.task is not None and file.task not in TASK_OPTIONS:
+        raise UsageError("unknown task", where=f"{file.file}, task", found=file.task, allowed=", ".join(TASK_OPTIONS))
     name = task_of_option(options.task or file.task)
     labels = read_labels(options.labels) if options.labels is not None else file.labels
-    outputs = tuple(tensor_info(value) for value in imported.model.graph.output)
-    task = load_task(name, class_names(name, labels, outputs), outputs)
-    preprocess = preprocess_of(imported, options, file.preprocess, f"ufovit build {path} {request.precision}")
-    return Network(path.stem, task, preprocess, str(path), imported.data_sha256, imported=imported)
+    try:
+        names = class_names(name, labels, outputs)
+    except UsageError as error:
+        raise error.at(options.labels or f"{file.file}, labels") from error
+    if options.labels is not None and not names:
+        what = f"--labels does not apply to --task {option_of(name)}"
+        raise UsageError(what, where=options.labels, allowed="without it, or --task classify")
+    return load_task(name, names, outputs)

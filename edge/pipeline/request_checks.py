@@ -1,8 +1,15 @@
 """Checks of options that several commands share, made before any file is opened."""
 
+import math
+
+import numpy as np
+
 from calib.errors import DataError
 from edge.option_bounds import BUDGET, COSINE, IMAGES, SQNR_DB, check_bounds
+from engines.layer_records import TensorInfo
 
+LARGEST_ANSWERS_BYTES = 1 << 31
+"""Outputs of both sides that a verdict is on: they are held in memory and stored, and read again by report and gate."""
 CALIB_IMAGES = 512
 """Default number of calibration images, and the number that an error about too few recommends."""
 
@@ -40,4 +47,19 @@ def check_calibration_images(count: int, where: object, next_command: str) -> No
             found=count,
             allowed=f"at least {MIN_IMAGES}, better {CALIB_IMAGES}",
             next_command=next_command,
+        )
+
+
+def check_answers_fit(outputs: tuple[TensorInfo, ...], images: int, option: str) -> None:
+    """Raise DataError for outputs of so many images that both sides' do not fit in memory; `option` sets their number."""
+    sizes = (math.prod(abs(size) for size in output.shape[1:]) * np.dtype(output.dtype).itemsize for output in outputs)
+    each = 2 * sum(sizes)
+    most = LARGEST_ANSWERS_BYTES // max(each, 1)
+    if images > most:
+        raise DataError(
+            "the outputs of so many images are too large to be compared",
+            where=", ".join(f"{output.name} {list(output.shape)}" for output in outputs)[:200],
+            found=f"{images:,} images, {images * each / 1e9:,.1f} GB of outputs on both sides",
+            allowed=f"{LARGEST_ANSWERS_BYTES / 1e9:.1f} GB",
+            next_command=f"{option} {most}" if most else "end the graph before it: --outputs NAME",
         )

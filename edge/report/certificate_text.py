@@ -1,8 +1,10 @@
 """The XNorm certificate in words: for the summary of a build, its report and the terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
+from edge.onnx_import.import_record import ImportRecord
 from edge.stability.certificate import Int8Loss, SiteCertificate, XNormCertificate
+from edge.stability.unjudged_norm import UnjudgedNorm
 from edge.stability.verdict import STABILITIES, Judgement, Stability
 
 _FLOATS = ("fp16", "bf16")
@@ -42,15 +44,23 @@ def headline(certificate: XNormCertificate) -> str:
     if certificate.islands.sites:
         parts.append(f"{certificate.islands.sites} in FP32 islands")
     if certificate.unjudged:
-        parts.append(unjudged_text(certificate))
+        parts.append(unjudged_text(certificate.unjudged))
     before = _counts(certificate.before, precisions)
     bad = " and ".join(f"{count} {verdict}" for verdict, count in before.items() if verdict != "stable")
     return "; ".join(parts) + (f" (before: {bad})" if bad else "")
 
 
-def unjudged_text(certificate: XNormCertificate) -> str:
-    """The norms that the verdict does not cover, with the reasons; "none" without any."""
-    norms = [f"{norm.name} ({norm.reason})" for norm in certificate.unjudged]
+def without_certificate(imported: ImportRecord) -> str:
+    """What an FP16 or INT8 build of a network without a certificate does not know, in a sentence."""
+    norms = [UnjudgedNorm(name, reason) for name, reason in imported.unjudged_norms.items()]
+    if not norms:
+        return "no certificate: the network does not divide by an L2 norm"
+    return f"no certificate: of the network's L2 norms, {unjudged_text(norms)}"
+
+
+def unjudged_text(unjudged: Collection[UnjudgedNorm]) -> str:
+    """The norms that no verdict covers, with the reasons; "none" without any."""
+    norms = [f"{norm.name} ({norm.reason})" for norm in unjudged]
     more = f" and {len(norms) - _LISTED} more" if len(norms) > _LISTED else ""
     return f"{len(norms)} not judged: {'; '.join(norms[:_LISTED])}{more}" if norms else "none"
 

@@ -83,7 +83,8 @@ def try_network(trial: Trial, path: Path, args: argparse.Namespace) -> None:
 
 
 def summary(result: Results) -> str:
-    sqnr = f"{result['sqnr_db']:.1f} dB, INT8 {result['int8_share']:.1%}, " if "sqnr_db" in result else ""
+    sqnr = f"{result['sqnr_db']:.1f} dB, " if "sqnr_db" in result else ""
+    sqnr += f"INT8 {result['int8_share']:.1%}, " if "int8_share" in result else ""
     problem = result.get("error") or result.get("judge_error") or ""
     return (
         f"{sqnr}{result['seconds']:.0f} s" + (f", exit {result['exit_code']}" if "exit_code" in result else "") + f" {problem}"

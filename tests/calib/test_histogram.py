@@ -119,6 +119,25 @@ def test_mse_is_as_good_as_brute_force_over_the_data(draw):
     assert found <= 1.02 * best
 
 
+@pytest.mark.parametrize("draw", ["normal", "laplace", "standard_t"])
+def test_weighted_mse_is_as_good_as_brute_force_over_the_data(draw):
+    """The oracle rounds and clips the values themselves, and weights the errors of those beyond the last level's bin."""
+
+    def weighted(amax):
+        error = (values - np.clip(np.rint(values / (amax / 127)), -127, 127) * (amax / 127)) ** 2
+        return np.mean(error * np.where(np.abs(values) > 127.5 / 127 * amax, 16.0, 1.0))
+
+    rng = np.random.default_rng(2)
+    values = rng.standard_t(3, 100_000) if draw == "standard_t" else getattr(rng, draw)(size=100_000)
+    values = values.astype(np.float32).astype(np.float64)
+    best = min(map(weighted, np.abs(values).max() * np.linspace(0.02, 1, 400)))
+    histogram = observe(values.astype(np.float32))
+    found = METHODS["weighted_mse"](histogram)
+    assert weighted(found) <= 1.02 * best
+    assert mse(histogram) < found <= histogram.amax, "it clips less than mse"
+    assert weighted(mse(histogram)) > 1.05 * best, "the control: mse is not the answer"
+
+
 def test_mse_does_not_clip_a_uniform_distribution():
     values = np.linspace(-1, 1, 100_001, dtype=np.float32)
     assert mse(observe(values)) == pytest.approx(1.0, rel=0.01)

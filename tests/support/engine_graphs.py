@@ -99,6 +99,31 @@ def attention(*, quantized: bool = False, weight_axis: int = 1, both_sides: bool
     return g.model(out, 8, 16)
 
 
+def softmax_attention(*, products: str = "qkpv") -> onnx.ModelProto:
+    """softmax(q k^T) v with 2 heads of 32, on image (batch, 64, 64); Q/DQ on the sides of the two products in `products`.
+
+    MACs for one image: 262144 each of the layers q, k, v and out, 64 x 64 x 64, and the two products, 2 x 64 x 32 x 64.
+    """
+    g = Graph(64, 64)
+    x = g.pair("image")
+    g.store("heads", np.array([0, 64, 2, 32]))
+    g.store("joined", np.array([0, 64, 64]))
+    parts = {}
+    for name, perm in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
+        weight = g.int8_weight(g.weight(f"w_{name}", 64, 64), 1)
+        y = g.node("MatMul", [x, weight], f"attn.{name}/MatMul")
+        y = g.node("Transpose", [g.node("Reshape", [y, "heads"], f"attn.{name}/heads")], f"attn.{name}/Transpose", perm=perm)
+        parts[name] = g.pair(y) if name in products else y
+    scores = g.node("MatMul", [parts["q"], parts["k"]], "attn.scores/MatMul")
+    p = g.node("Softmax", [scores], "attn.softmax", axis=-1)
+    out = g.node("MatMul", [g.pair(p, 1 / 127) if "p" in products else p, parts["v"]], "attn.mix/MatMul")
+    out = g.node("Transpose", [out], "attn.mix/Transpose", perm=[0, 2, 1, 3])
+    out = g.node("Reshape", [out, "joined"], "attn.mix/join")
+    out = g.node("MatMul", [g.pair(out), g.int8_weight(g.weight("w_out", 64, 64), 1)], "attn.out/MatMul")
+    out = g.node("Add", [out, "image"], "residual")
+    return g.model(out, 64, 64)
+
+
 ISLAND = frozenset({"attn.kv/MatMul", "xnorm/ReduceL2", "xnorm/Clip", "xnorm/Div"})
 
 

@@ -13,12 +13,14 @@ from calib.artifact import write_artifact
 from calib.errors import VerdictError
 from calib.files import sha256_file, write_bytes
 from edge.images.labelled_images import data_digest
+from edge.onnx_import.import_record import IMPORT_ARTIFACT
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
 from edge.runtime.ort_runner import tapped_batch
 from engines.build_folder.file_names import CERTIFICATE, FOLDED, MODEL, XNORM
+from engines.build_folder.folder import BuildFolder
 from engines.hardware import versions
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ _LISTED_SITES = 4
 
 def certify_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> Step | None:
     """The step as `edge.pipeline.build` runs it; None where nothing computes in 16 bits and no XNorm in 8."""
-    xnorms = has_xnorms(inputs, request.out / MODEL)
+    xnorms = has_xnorms(inputs, request.out)
     if request.precision == "fp32" or not (xnorms or "fp16" in request.certified_precisions):
         return None
     reads = {
@@ -44,14 +46,9 @@ def certify_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspac
     return Step("certify", reads, writes, partial(certify_model, request, inputs))
 
 
-def has_xnorms(inputs: BuildInputs, path: Path) -> bool:
-    """Whether the graph at `path` divides by an L2 norm."""
-    if inputs.network.info is not None:
-        return True
-    from calib.graph import load_graph
-    from edge.stability.finders.xnorm import find_sites
-
-    return bool(find_sites(load_graph(path)[0]))
+def has_xnorms(inputs: BuildInputs, folder: Path) -> bool:
+    """Whether the network in a build folder divides by an L2 norm that can be judged."""
+    return inputs.network.info is not None or BuildFolder(folder, building=True).read(IMPORT_ARTIFACT).judged_norms > 0
 
 
 def certify_model(request: BuildRequest, inputs: BuildInputs, out: Path, advance: Advance) -> None:

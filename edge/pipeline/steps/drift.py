@@ -10,6 +10,7 @@ from edge.drift.stored_reference import StoredAnswers, check_stored
 from edge.images.golden_pair import check_build_golden, require_golden
 from edge.images.labelled_images import ImageSet
 from edge.images.preprocess import read_preprocess
+from edge.pipeline.request_checks import check_answers_fit
 from edge.pipeline.workspace import Step
 from edge.progress import Advance
 from edge.runtime.engine_runner import open_engine
@@ -44,7 +45,7 @@ class Question:
 def drift_step(build: BuildFolder, question: Question, *, here: bool) -> Step:
     """The step that judges a build: its engine, or where `here` is false the graph that it was built from.
 
-    Raises InputError for stored answers of another graph, other images or other preprocessing.
+    Raises InputError for stored answers of another graph, other images or other preprocessing, and for too many large outputs.
     """
     manifest, images, stored = build.manifest, question.images, question.stored
     preprocess = read_preprocess(manifest)
@@ -56,6 +57,7 @@ def drift_step(build: BuildFolder, question: Question, *, here: bool) -> Step:
         }
         check_stored(stored, required, len(images))
     require_golden(build)
+    check_answers_fit(manifest.outputs, len(images), "--images")
     judged = manifest.engine.file if here else (manifest.typed_onnx or manifest.qdq_onnx or manifest.onnx).file
     reads = {
         "manifest": build.sha256(MANIFEST),

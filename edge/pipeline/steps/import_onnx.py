@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from calib.artifact import write_artifact
-from calib.files import canonical_json, sha256_bytes, write_bytes
+from calib.errors import DataError
+from calib.files import write_bytes
 from edge.images.golden_pair import make_golden, write_golden
 from edge.onnx_import.imported import CHECK_IMAGES
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.preflight import check_patterns
+from edge.pipeline.recall_import import import_key, import_reads
 from edge.pipeline.workspace import Step
 from edge.progress import Advance
 from engines.build_folder.file_names import GOLDEN, IMPORT, MODEL
-from engines.hardware import versions
 
 
 def import_step(request: BuildRequest, inputs: BuildInputs) -> Step:
     """The step as `edge.pipeline.build` runs it."""
     network = inputs.network
     assert network.imported is not None
-    options = network.imported.options
-    constants = {name: sha256_bytes(canonical_json(value.tolist())) for name, value in options.constant_inputs.items()}
     reads = {
-        "source": network.sha256,
-        "input_shapes": {name: list(shape) for name, shape in options.input_shapes.items()},
-        "constant_inputs": constants,
+        **import_reads(network.sha256, network.imported.options),
         "preprocess": network.preprocess.sha256,
         "parity_images": inputs.calib_images.sha256,
-        "versions": versions("onnx", "onnxscript", "onnxsim", "onnxruntime"),
     }
     return Step("import", reads, (MODEL, IMPORT, GOLDEN), partial(import_network, request, inputs))
 
@@ -44,17 +41,27 @@ def import_network(request: BuildRequest, inputs: BuildInputs, out: Path, advanc
     import onnx
 
     from calib.qdq_writer import serialize
-    from edge.onnx_import import rewrite
+    from edge.onnx_import import import_onnx, rewrite
+    from edge.onnx_import.imported import Imported
+    from edge.stability.finders.xnorm import find_norms
 
     network = inputs.network
     imported = network.imported
     assert imported is not None
+    if not isinstance(imported, Imported):
+        imported = import_onnx(imported.path, imported.options)
+        if imported.data_sha256 != network.sha256:
+            what, command = "the ONNX file changed during the build", "run the same command again"
+            raise DataError(what, where=imported.path, next_command=command)
     model = onnx.ModelProto()
     model.CopyFrom(imported.model)
     advance(0.1)
     batches = list(inputs.calib_images.take(CHECK_IMAGES).batches(network.preprocess, network.batch(CHECK_IMAGES)))
     record = rewrite(model, batches, imported)
     write_bytes(out / MODEL, serialize(model))
-    write_artifact(out / IMPORT, record)
+    sites, unjudged = find_norms(model)
+    norms = {norm.name: norm.reason for norm in unjudged}
+    key = import_key(imported.data_sha256, imported.options)
+    write_artifact(out / IMPORT, replace(record, key=key, judged_norms=len(sites), unjudged_norms=norms))
     check_patterns(request, inputs, out / MODEL)
     write_golden(out / GOLDEN, make_golden(inputs.calib_images.pixels(0), network.preprocess))

@@ -140,7 +140,9 @@ def _constants(graph: SiteGraph, saturates: Saturates) -> Iterator[Site]:
         if tensor.data_type != onnx.TensorProto.FLOAT:
             continue
         readers = [
-            node for node in graph.readers(name) if any(n == name and is_retyped(node, at) for at, n in enumerate(node.input))
+            node
+            for node in graph.nodes_reading(name)
+            if any(n == name and is_retyped(node, at) for at, n in enumerate(node.input))
         ]
         if readers:
             kept: Literal["no", "below", "both"] = saturates.get(name, "no")

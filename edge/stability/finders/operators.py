@@ -37,13 +37,13 @@ def find_exponentials(graph: SiteGraph) -> Iterator[Draft]:
 def _inside_sigmoid(graph: SiteGraph, exponential: onnx.NodeProto) -> list[str]:
     """The tensors between Exp and the division of 1 / (1 + exp(-x)); none where its result is read otherwise."""
     tensors = [str(exponential.output[0])]
-    (adding, *others) = graph.readers(tensors[0]) or (None,)
+    (adding, *others) = graph.nodes_reading(tensors[0]) or (None,)
     if adding is None or others or not is_operator(adding, "Add") or not any(map(graph.is_constant, adding.input)):
         return []
     tensors.append(str(adding.output[0]))
     divides = [
         is_operator(reader, "Reciprocal") or (is_operator(reader, "Div") and reader.input[1] == tensors[1])
-        for reader in graph.readers(tensors[1])
+        for reader in graph.nodes_reading(tensors[1])
     ]
     return tensors if divides and all(divides) else []
 

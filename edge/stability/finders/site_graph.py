@@ -51,7 +51,7 @@ class SiteGraph(GraphRewriting):
         """The tensor whose numbers a view holds; itself where it is not one."""
         return self.plain(tensor, through=VIEWS)
 
-    def readers(self, tensor: str) -> tuple[onnx.NodeProto, ...]:
+    def nodes_reading(self, tensor: str) -> tuple[onnx.NodeProto, ...]:
         """The nodes of the main graph that read a tensor."""
         return tuple(self.index.nodes[self.index.names[at]] for at in self.index.consumers.get(tensor, ()))
 

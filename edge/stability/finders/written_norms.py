@@ -103,7 +103,7 @@ def _centring(graph: SiteGraph, quotient: Quotient, axes: tuple[int, ...]) -> tu
 
 def _ratio_to_mean(graph: SiteGraph, norm: str) -> tuple[tuple[onnx.NodeProto, ...], tuple[Eps, ...], str]:
     """The nodes, the eps and the result of norm / (mean(norm) + eps); no nodes, and the norm itself, where none follows."""
-    for reader in graph.readers(norm):
+    for reader in graph.nodes_reading(norm):
         if reader.op_type != "Div" or reader.input[0] != norm:
             continue
         inner, nodes, eps = guards(graph, reader.input[1], "norm")

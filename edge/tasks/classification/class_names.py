@@ -7,7 +7,8 @@ from engines.layer_records import TensorInfo
 def class_names(labels: tuple[str, ...], outputs: tuple[TensorInfo, ...]) -> tuple[str, ...]:
     """One name per class of a network with these outputs: `labels`, or "0" to "n-1" where none were given.
 
-    Raises UsageError for outputs other than one (batch, classes), and for fewer or more labels than classes.
+    Raises UsageError for outputs other than one (batch, classes), and for fewer or more labels than classes; the caller knows
+    which file they come from.
     """
     shapes = [output.shape for output in outputs]
     if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][1] < 1 or not outputs[0].dtype.startswith("float"):
@@ -23,7 +24,6 @@ def class_names(labels: tuple[str, ...], outputs: tuple[TensorInfo, ...]) -> tup
     if labels and len(labels) != classes:
         raise UsageError(
             f"{'fewer' if len(labels) < classes else 'more'} labels than the network has outputs",
-            where="labels",
             found=f"{len(labels)} labels",
             allowed=f"{classes}, one per output, in their order; or none, for the numbers 0 to {classes - 1}",
         )

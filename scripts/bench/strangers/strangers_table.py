@@ -14,6 +14,15 @@ from calib.parallel import usable_cores
 from engines.hardware import processor
 
 EFFORTS = ("fast", "balanced", "best")
+_HEAD = """# Networks of other libraries
+
+Networks of timm and torchvision as their exporters write them, taken through the command line on photos. Columns: the stages
+that the last effort reached, where certified is for networks with L2 norms to certify; SQNR of the quantized graph against
+the file as exported, in dB, for each effort and for ONNX Runtime's quantizer at its best setting; the share of the multiply-
+accumulates that the graph requests INT8 for; seconds and the exit code of the command: 0 passed, 1 a verdict failed (the
+default budget of 20 dB), 3 the images do not decide it. The weights are random, so low figures are common: they compare
+quantizers, and say little about trained networks.
+"""
 Results = dict[str, Any]
 
 
@@ -24,7 +33,7 @@ def write_table(folder: Path, command: str, shown: str) -> str:
     stages = list(STAGES) if command == "build" else []
     header = ["network", "exporter", "opset", "free axes", *stages, *(f"{effort} (dB)" for effort in EFFORTS)]
     header += ["ONNX Runtime's best (dB)", "INT8 share", "seconds", "exit"]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines = [_HEAD, "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(_cells(row, command, stages)) + " |" for row in tried]
     return "\n".join([*lines, "", *_footer(tried, command, shown)]) + "\n"
 

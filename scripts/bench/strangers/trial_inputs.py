@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.version_converter
 
 from calib.files import sha256_bytes, sha256_file, write_json
-from calib.graph import load_graph
+from calib.graph import load_graph, opset_version
 from calib.json_reader import read_json
 from calib.metrics import power_ratio_db
 from edge.images.labelled_images import open_unlabelled, spread_evenly
@@ -21,6 +22,7 @@ from edge.images.preprocess import Float32, Preprocess
 from engines.layer_requests import read_layers
 
 BATCH = 8
+PEER_OPSET = 13
 THREADS = 1
 Outputs = list[npt.NDArray[Any]]
 
@@ -74,9 +76,15 @@ class Trial:
         return np.stack([self.preprocess(pictures.pixels(int(position))) for position in positions])
 
     def prepare(self) -> None:
-        """Write fp32.onnx, with its weights inside, calib.npy, eval.npy and info.json."""
+        """Write fp32.onnx, with its weights inside, calib.npy, eval.npy and info.json.
+
+        Older opsets are raised to PEER_OPSET: the peer quantizes weights per channel, which the older ones do not allow.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        onnx.save(onnx.load(self.graph), self.folder / "fp32.onnx")
+        model = onnx.load(self.graph)
+        if opset_version(model) < PEER_OPSET:
+            model = onnx.version_converter.convert_version(model, PEER_OPSET)
+        onnx.save(model, self.folder / "fp32.onnx")
         for split in ("calib", "eval"):
             np.save(self.folder / f"{split}.npy", self.images(split))
         digests = {name: sha256_file(self.folder / name) for name in ("fp32.onnx", "calib.npy")}
@@ -96,12 +104,14 @@ class Trial:
                 output.add(*pair)
         model, _ = load_graph(graph)
         layers = read_layers(model)
-        int8 = sum(layer.macs for layer in layers if layer.requested == "int8")
-        return {
+        total = sum(layer.macs for layer in layers)
+        figures = {
             "sqnr_db": min(output.sqnr_db(centred=False) for output in sums),
             "centred_sqnr_db": min(output.sqnr_db(centred=True) for output in sums),
-            "int8_share": int8 / max(1, sum(layer.macs for layer in layers)),
         }
+        if total:  # a graph with free axes has no count
+            figures["int8_share"] = sum(layer.macs for layer in layers if layer.requested == "int8") / total
+        return figures
 
 
 class OutputSums:

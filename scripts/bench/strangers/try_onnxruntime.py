@@ -12,10 +12,9 @@ from trial_inputs import Trial
 from calib.json_reader import read_json
 
 PEERS = Path(__file__).resolve().parents[1] / "peers"
-SETTINGS = tuple(
-    f"{setting}-{calibrator}" for setting in ("trt_inputs", "trt") for calibrator in ("percentile", "minmax", "entropy")
-)
-"""Of peers/onnxruntime_ptq.py: signed, symmetric, weights per channel."""
+SETTINGS = tuple(f"{setting}-{calibrator}" for setting in ("trt_inputs", "trt") for calibrator in ("percentile", "minmax"))
+"""Of peers/onnxruntime_ptq.py: signed, symmetric, weights per channel. Without entropy, whose ranges are those of minmax: its
+histogram has by default no more bins than it is reduced to (128)."""
 
 
 def try_onnxruntime(trial: Trial, setting: str, seconds: float) -> dict[str, Any]:
@@ -23,7 +22,7 @@ def try_onnxruntime(trial: Trial, setting: str, seconds: float) -> dict[str, Any
     out = trial.folder / "out" / f"onnxruntime-{setting}.onnx"
     out.parent.mkdir(exist_ok=True)
     command = [sys.executable, str(PEERS / "onnxruntime_ptq.py"), str(trial.folder), setting, str(out)]
-    finished = run_limited(command, seconds)
+    finished = run_limited(command, seconds, cwd=trial.folder)
     row = read_json(out.with_suffix(".json")) if out.with_suffix(".json").is_file() else {}
     error = row.get("error") or (None if out.is_file() else f"ended with {finished.exit_code} after {finished.seconds:.0f} s")
     result: dict[str, Any] = {"error": error, "seconds": finished.seconds, "peak_bytes": row.get("peak_rss_bytes")}

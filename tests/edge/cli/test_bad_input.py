@@ -270,14 +270,14 @@ def test_image_folders(refused, project, option, make, says):
 
 def test_other_labels_do_not_judge_and_may_calibrate(refused, project, capsys):
     write_images(project / "mine", label="fox")
-    refused(2, "labels do not match the checkpoint", "fox", *LABELS, "mine", data=project / "mine")
+    refused(2, "labels do not match the network", "fox", *LABELS, "mine", data=project / "mine")
     assert run(command(project, out=project / "other", calib_data=project / "mine")) == 0, capsys.readouterr().err
 
 
 def test_idx_labels_beyond_the_classes(refused, project):
     write_idx(project / "mine/images-idx3-ubyte.gz", np.zeros((40, 28, 28), np.uint8))
     write_idx(project / "mine/labels-idx1-ubyte.gz", np.arange(40, dtype=np.uint8) % 8)
-    refused(2, "labels do not match the checkpoint", "class 7", "0 to 4", "labels-idx1", data=project / "mine")
+    refused(2, "labels do not match the network", "class 7", "0 to 4", "labels-idx1", data=project / "mine")
 
 
 def test_fewer_than_32_calibration_images(refused, project):

@@ -134,7 +134,7 @@ def test_idx_pairs_that_do_not_match(idx_folder):
     with pytest.raises(InputError, match=r"do not match[\s\S]*\(4, 6, 5\) and \(3,\)"):
         open_images(folder, LABELS)
     idx_folder(labels=np.array([0, 1, 3, 2], np.uint8))
-    with pytest.raises(InputError, match=r"labels do not match the checkpoint[\s\S]*class 3[\s\S]*0 to 2"):
+    with pytest.raises(InputError, match=r"labels do not match the network[\s\S]*class 3[\s\S]*0 to 2"):
         open_images(folder, LABELS)
     idx_folder(images=images[:0], labels=np.zeros(0, np.uint8))
     with pytest.raises(InputError, match=r"not an IDX file of images[\s\S]*\(0, 6, 5\)"):

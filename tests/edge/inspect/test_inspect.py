@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from gate_builds import record
+from import_graphs import custom_operator, data_if
 from network_certificates import HIDDEN, add_certificate, network_certificate
 from onnx import TensorProto, helper, numpy_helper
 from report_folder import FALLBACK, TENSORS, Recipe, make_folder
@@ -26,6 +27,7 @@ from calib.errors import InputError
 from calib.files import sha256_file
 from edge.inspect import describe_file
 from edge.model.metadata import METADATA_KEY
+from engines.precision_receipt import Fallback
 
 
 def shown(path: Path) -> str:
@@ -135,7 +137,7 @@ def test_network_certificate(tmp_path: Path) -> None:
     assert [line.split()[0] for line in repaired] == [f"blocks.{i}.norm/ReduceMean" for i in range(3)]
     assert any(line.split()[:1] == [f"If_{HIDDEN}"] for line in lines), "not read as markup"
     of_folder = shown(tmp_path)
-    assert facts(of_folder)["16 bits"].startswith("STABLE in what is judged, 1 place not judged")
+    assert facts(of_folder)["certificate"].startswith("STABLE in what is judged, 1 place not judged")
     assert "Places by kind, 16 bits" in of_folder
 
 
@@ -495,3 +497,15 @@ def test_a_float_graph_names_what_calibration_leaves_in_float(tmp_path: Path) ->
     assert "Layers that calibration leaves in float: 1" in shown(path)
     onnx.save(small_graph(opset=12), path)
     assert re.search(r"Calibration refuses this graph as it is[\s\S]*opset", shown(path))
+
+
+def test_what_import_leaves_in_float_is_listed_with_its_share(tmp_path: Path) -> None:
+    """A product in a branch: 16 patches of 8 x 48 and 8 x 5 at the head, twice; a custom operator, which nobody can count."""
+    onnx.save(data_if(), tmp_path / "if.onnx")
+    assert re.search(rf"if_\d+/then_branch/t +MatMul +{40 / 6224:.2%} +it lies in a body", shown(tmp_path / "if.onnx"))
+    onnx.save(custom_operator("com.microsoft"), tmp_path / "custom.onnx")
+    assert re.search(r"gelu_\d+ +Gelu +not counted +TensorRT has no INT8 form", shown(tmp_path / "custom.onnx"))
+
+
+def test_a_layer_that_cannot_be_counted_has_no_share_of_zero() -> None:
+    assert [Fallback("a", "int8", "fp32", "", share).share for share in (0.25, 0.0)] == ["25.00%", "not counted"]

@@ -1,5 +1,6 @@
 """TensorRT-RTX builds of tiny graphs and their receipts. The oracle is the graph: the known conditions for INT8."""
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from engine_graphs import ISLAND, Graph, attention, convolutions
+from engine_graphs import ISLAND, Graph, attention, convolutions, softmax_attention
 
 from calib.errors import BackendError, GraphError, MissingError, UsageError, VerdictError
 from engines.build import build
@@ -70,6 +71,75 @@ def test_weight_scale_along_k_shows_in_the_engine(tmp_path):
     assert (fallback.layer, fallback.requested, fallback.actual) == ("attn.v/MatMul", "int8", "fp16")
     assert "axis 0, which is summed over" in fallback.reason
     assert built.receipt.int8_mac_fraction == pytest.approx(0.8)
+
+
+def test_a_node_named_like_its_output_is_found_in_the_engine(tmp_path):
+    model = attention(quantized=True)
+    for node in model.graph.node:
+        node.name = node.output[0]
+    typed = type_graph(model)
+    built = receipt(tmp_path, typed, "int8", 1.0)
+    label = rb'="attn\.out/MatMul_out_U\d+"'
+    assert len(re.findall(label, built.data)) >= 1, "TensorRT-RTX numbers it"
+    other = re.sub(rb"(" + label + rb"[^\n]*)\[ONNX Layer: attn\.out/MatMul_out\]", rb"\1[ONNX Layer: another]", built.data)
+    evidence = read_plan(other, frozenset({"attn.out/MatMul_out"})).layers
+    assert evidence.get("attn.out/MatMul_out") is None or evidence["attn.out/MatMul_out"].actual == "unknown"
+
+
+PRODUCTS = ("attn.scores/MatMul", "attn.mix/MatMul")
+FUSED = rb"_gemm_mha_v2 fqn="
+
+
+@pytest.fixture(scope="module")
+def fused_plan(tmp_path_factory):
+    """A plan whose fused attention computes two INT8 products."""
+    built = receipt(tmp_path_factory.mktemp("fused"), type_graph(softmax_attention()), "int8")
+    assert FUSED in built.data
+    assert built.receipt.actual == {"int8": 1.0}
+    return built.data
+
+
+def types_of_products(plan: bytes) -> set[str]:
+    evidence = read_plan(plan, frozenset(PRODUCTS)).layers
+    return {evidence[name].actual for name in PRODUCTS}
+
+
+def test_fused_attention_is_int8_by_the_instructions_of_both_products(fused_plan):
+    evidence = read_plan(fused_plan, frozenset(PRODUCTS)).layers
+    assert {evidence[name].source for name in PRODUCTS} == {"fused attention on int8 x int8 x int8, instructions int8 and int8"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement"),
+    [
+        (rb"(Kernel_traits_v2\w*<\s*fmha::\w+?_)imma_int8_int32(_traits,)", rb"\1hmma_fp32\2"),  # of the first product
+        (rb"(Kernel_traits_v2\w*<\s*fmha::\w+,\s*fmha::\w+?_)imma_int8_int32(_traits,)", rb"\1hmma_fp32\2"),  # of the second
+        (rb"imma_int8_int32_traits", rb"imma_other_traits"),
+        (rb"__global__ void _gemm_mha_v2_0x", rb"__global__ void _gemm_mha_v2_1x"),  # source of another kernel
+        (rb"using Kernel_traits =", rb"using Other_traits ="),
+        (rb"type=int8 ", rb"type=half "),
+    ],
+)
+def test_fused_attention_without_evidence_for_both_products_is_unknown(fused_plan, pattern, replacement):
+    changed, count = re.subn(pattern, replacement, fused_plan)
+    assert count
+    assert types_of_products(changed) == {"unknown"}
+
+
+def test_a_third_node_without_a_step_in_fused_attention_makes_all_three_unknown(fused_plan):
+    changed = fused_plan.replace(b"[ONNX Layer: attn.softmax]", b"[ONNX Layer: attn.third]")
+    evidence = read_plan(changed, frozenset({*PRODUCTS, "attn.third"})).layers
+    assert {evidence[name].actual for name in (*PRODUCTS, "attn.third")} == {"unknown"}
+
+
+@pytest.mark.parametrize(
+    ("products", "actual"),
+    [("", ("fp16", "fp16")), ("qk", ("int8", "fp16")), ("pv", ("fp16", "int8")), ("qpv", ("fp16", "int8"))],
+)
+def test_products_of_attention_are_what_both_their_sides_are(tmp_path, products, actual):
+    built = receipt(tmp_path, type_graph(softmax_attention(products=products)), "int8")
+    evidence = read_plan(built.data, frozenset(PRODUCTS)).layers
+    assert tuple(evidence[name].actual for name in PRODUCTS) == actual
 
 
 def weights_anywhere(right_axis, left_axis, heads_axis):
