@@ -85,7 +85,7 @@ def agree_with_record(folder: Path, files: tuple[str, ...], recorded: Mapping[st
     A record can be made to fit its files, one by one, and then holds artifacts that speak of others.
     """
     try:
-        stated = {other: read_json(folder / file).get(field) for file, field, other in _STATED if file in files}
+        stated = [(other, read_json(folder / file).get(field)) for file, field, other in _STATED if file in files]
     except InputError:
         return False
-    return all(digest in (None, recorded.get(file, digest)) for file, digest in stated.items())  # a device has no graphs
+    return all(digest in (None, recorded.get(file, digest)) for file, digest in stated)  # a device has no graphs
