@@ -44,7 +44,7 @@ def print_summary(console: Console, folder: Path) -> None:
     elif imported is not None and network is None and manifest.precision != "fp32":
         rows["xnorm"] = escape(without_certificate(imported))
     if network is not None:
-        rows["16 bits"] = escape(network_headline(network))
+        rows["certificate"] = escape(network_headline(network))
     if attribution is not None:
         rows["layers"] = escape(_layers(attribution))
     if manifest.random_weights:

@@ -145,7 +145,7 @@ def describe_folder(folder: Path) -> Description:
     listings = [Listing("Files", ("file", "size"), tuple(sizes.items())), *described.listings[1:]]
     network = build.find(NETWORK_ARTIFACT)
     if network is not None:
-        facts["16 bits"] = headline(network)
+        facts["certificate"] = headline(network)
         listings.append(kinds_listing(network))
     return Description(f"Build folder {folder}", facts, tuple(listings), described.warnings)
 

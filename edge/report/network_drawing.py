@@ -6,7 +6,7 @@ Of more than LARGEST tensors, neighbours share a bar: it spans all of them and h
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal
 
 from edge.report.range_tables import NAMED_BLOCKS, block_of
 from edge.stability.float_formats import BF16, FP16
-from edge.stability.kind_summaries import site_judgement
 from edge.stability.verdict import STABILITIES, Stability, worst
 from edge.tasks.report_parts import shorten
 
@@ -40,7 +39,7 @@ class Range:
         low: smallest magnitude observed other than zero; None without any.
         seen: largest observed.
         bound: for every input; None where nothing is known. It is a proof where FP16 holds it.
-        verdict: of the sites that it belongs to.
+        verdict: in FP16, of the sites that it belongs to.
     """
 
     low: float | None
@@ -171,27 +170,22 @@ def drawing(certificate: NetworkCertificate) -> Drawing:
 def _bars(certificate: NetworkCertificate) -> list[Bar]:
     """A bar for each stored tensor, and for what 16 bits hold inside an operator, after the tensors of its site."""
     sites = _sites_of_tensors(certificate.sites)
-    before = _ranges(certificate.before, certificate.precisions)
+    before = {q.tensor or q.name: _range(site, q) for site in certificate.before for q in site.quantities}
     bars, inner = list[Bar](), _inside(certificate, before)
     for tensor in certificate.tensors:
-        bars.append(_tensor_bar(tensor, sites.get(tensor.name, ()), certificate.precisions, before))
+        bars.append(_tensor_bar(tensor, sites.get(tensor.name, ()), before))
         bars += inner.pop(tensor.name, ())
     return bars + [bar for rest in inner.values() for bar in rest]
 
 
-def _tensor_bar(
-    tensor: TensorRecord,
-    held: Sequence[tuple[SiteRecord, QuantityRecord]],
-    precisions: tuple[str, ...],
-    before: dict[str, Range],
-) -> Bar:
-    verdict = worst([site_judgement(site, precisions).verdict for site, _ in held])
+def _tensor_bar(tensor: TensorRecord, held: Sequence[tuple[SiteRecord, QuantityRecord]], before: Mapping[str, Range]) -> Bar:
+    verdict = worst([site.verdicts["fp16"].verdict for site, _ in held])
     span = Range(tensor.observed_min, tensor.observed_max, tensor.certified_max, verdict)
     in_16_bits = any(quantity.computed_in == "fp16" for _, quantity in held) or not held
     return Bar(tensor.name, block_of(tensor.name), span, _unless_equal(before.get(tensor.name), span), in_16_bits)
 
 
-def _inside(certificate: NetworkCertificate, before: dict[str, Range]) -> dict[str, list[Bar]]:
+def _inside(certificate: NetworkCertificate, before: Mapping[str, Range]) -> dict[str, list[Bar]]:
     """Last stored tensor of a site -> bars of what 16 bits hold inside its operators; "" for a site without a tensor."""
     order = {tensor.name: number for number, tensor in enumerate(certificate.tensors)}
     found: dict[str, list[Bar]] = {}
@@ -200,7 +194,7 @@ def _inside(certificate: NetworkCertificate, before: dict[str, Range]) -> dict[s
         last, bars = max(stored, key=order.__getitem__, default=""), []
         for quantity in site.quantities:
             if not quantity.tensor and quantity.computed_in == "fp16":
-                span = _range(site, quantity, certificate.precisions)
+                span = _range(site, quantity)
                 bars.append(Bar(quantity.name, block_of(last), span, _unless_equal(before.get(quantity.name), span)))
         if bars:
             found.setdefault(last, []).extend(bars)
@@ -217,13 +211,8 @@ def _sites_of_tensors(sites: Sequence[SiteRecord]) -> dict[str, list[tuple[SiteR
     return found
 
 
-def _ranges(sites: Sequence[SiteRecord], precisions: tuple[str, ...]) -> dict[str, Range]:
-    """Tensor, or name of a quantity inside an operator -> its range."""
-    return {q.tensor or q.name: _range(site, q, precisions) for site in sites for q in site.quantities}
-
-
-def _range(site: SiteRecord, quantity: QuantityRecord, precisions: tuple[str, ...]) -> Range:
-    verdict = site_judgement(site, precisions).verdict
+def _range(site: SiteRecord, quantity: QuantityRecord) -> Range:
+    verdict = site.verdicts["fp16"].verdict
     return Range(quantity.observed_min, quantity.observed_max, quantity.certified_max, verdict)
 
 

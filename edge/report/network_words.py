@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from edge.report.certificate_text import precision_list
 from edge.stability.kind_summaries import site_judgement, sites_before
 from edge.stability.network_certificate import NetworkCertificate, Repair, SiteRecord
 from edge.stability.verdict import STABILITIES, Judgement
@@ -40,7 +41,7 @@ def verdict_text(certificate: NetworkCertificate) -> str:
 
 def headline(certificate: NetworkCertificate) -> str:
     """One line: the verdict, what it covers, what was repaired, what the emulated network gives."""
-    parts = [verdict_text(certificate), coverage_text(certificate)]
+    parts = [f"{verdict_text(certificate)} in {precision_list(certificate.precisions)}", coverage_text(certificate)]
     repairs = repairs_text(certificate)
     parts += [text for text in (f"repaired: {repairs}" * bool(repairs), emulated_text(certificate)) if text]
     return "; ".join(parts)

@@ -188,7 +188,7 @@ def test_network_certificate(tmp_path: Path) -> None:
     assert [line.split()[0] for line in repaired] == [f"blocks.{i}.norm/ReduceMean" for i in range(3)]
     assert any(line.split()[:1] == [f"If_{HIDDEN}"] for line in lines), "not read as markup"
     of_folder = shown(tmp_path)
-    assert facts(of_folder)["16 bits"].startswith("STABLE in what is judged, 1 place not judged")
+    assert facts(of_folder)["certificate"].startswith("STABLE in what is judged, 1 place not judged")
     assert "Places by kind, 16 bits" in of_folder
 
 

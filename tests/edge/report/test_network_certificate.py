@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,13 @@ def test_before_the_repair_is_a_line(repaired: tuple[dict[str, Any], str]) -> No
     assert not any(bars[site["quantities"][0]["name"]]["before"] for site in certificate["sites"] if site["kind"] == "residual")
 
 
+def test_colours_are_those_of_fp16_whatever_was_asked_for() -> None:
+    certificate = replace(network_certificate(unstable=True), precisions=("int8",))
+    verdicts = [bar.range.verdict for bar in network_drawing.drawing(certificate).bars]
+    assert verdicts.count("unstable") == 1
+    assert {kind.verdict for kind in summarize_kinds(certificate)} == {"stable"}, "in INT8, which is what was asked for"
+
+
 def test_a_figure_of_a_large_network_is_bounded_and_hides_nothing() -> None:
     certificate = network_certificate(unstable=True, blocks=900)
     drawing, few = network_drawing.drawing(certificate), network_drawing.drawing(network_certificate())
@@ -183,10 +191,10 @@ def test_the_summary_of_a_build_has_a_row(tmp_path: Path) -> None:
     make_folder(tmp_path, Recipe())
     stream = io.StringIO()
     print_summary(Console(file=stream, width=300), tmp_path)
-    assert "16 bits" not in stream.getvalue()
+    assert "certificate" not in stream.getvalue()
     add_certificate(tmp_path)
     record(tmp_path)
     print_summary(Console(file=stream, width=300), tmp_path)
-    (row,) = [line for line in stream.getvalue().splitlines() if line.startswith("16 bits")]
-    assert "STABLE in what is judged, 1 place not judged (before the repair: unstable)" in row
+    (row,) = [line for line in stream.getvalue().splitlines() if line.startswith("certificate")]
+    assert "STABLE in what is judged, 1 place not judged (before the repair: unstable) in FP16 and BF16" in row
     assert "repaired: 3 scaled in the weights, 1 in FP32 islands; FP16 emulated: 100.00% of 16 images" in row
