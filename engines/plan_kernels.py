@@ -47,6 +47,7 @@ class PlanStep:
         weight_bytes: bytes of the constants that it reads.
         activation_bytes: bytes of the other tensors that it reads and writes, for one image (the batch where that is fixed);
             None if the engine does not report their dims.
+        output_bytes: those of the tensors that it writes.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class PlanStep:
     nodes: tuple[str, ...]
     weight_bytes: int
     activation_bytes: int | None
+    output_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,16 @@ def kind_of_generated(name: str, operands: int, *, reduces: bool = False) -> str
     else:
         kind = "reformat" if operations & {"Tran", "Cast"} else "copy"
     return kind
+
+
+def sum_known(sizes: Iterable[int | None]) -> int | None:
+    """The sum of sizes in bytes, None if one of them is not known."""
+    total = 0
+    for size in sizes:
+        if size is None:
+            return None
+        total += size
+    return total
 
 
 def _group(named: Iterable[tuple[str, PlanStep]]) -> dict[str, list[PlanStep]]:

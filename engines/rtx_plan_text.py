@@ -50,7 +50,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from engines.layer_records import UNKNOWN, WIDTHS, EngineEvidence, LayerEvidence, common_type, merge_evidence
-from engines.plan_kernels import PlanStep, kind_of_generated
+from engines.plan_kernels import PlanStep, kind_of_generated, sum_known
 
 _TENSOR = re.compile(rb'tensor=\{([^\n]*?) name="([^"\n]+)"[^\n]*? type=(\w+) (?:var_offset="[^"\n]*" )?\}')
 _STEP = re.compile(
@@ -150,7 +150,6 @@ def _step(line: re.Match[bytes], tensors: dict[bytes, _Tensor], shapes: dict[byt
     names = dict.fromkeys(name for name in (*inputs, *outputs) if not (name in tensors and tensors[name].host))
     sizes = {name: _size(tensors.get(name), shapes) for name in names}
     constants = {name for name in names if name in tensors and tensors[name].constant}
-    moved = [size for name, size in sizes.items() if name not in constants]
     operands = [name for name in dict.fromkeys(inputs) if name in names and not (name in tensors and _is_scalar(tensors[name]))]
     kind = _LINE_KINDS.get(line[1]) or ("" if line[1].endswith(b"function") else "other")
     nodes = (node.decode(errors="replace") for node in _METADATA_NODE.findall(fields))
@@ -159,7 +158,8 @@ def _step(line: re.Match[bytes], tensors: dict[bytes, _Tensor], shapes: dict[byt
         name=_HASH.sub("", name.removeprefix("__myl_")) if line[1].startswith((b"function", b"runtime")) else line[1].decode(),
         nodes=tuple(dict.fromkeys(nodes)),
         weight_bytes=sum(sizes[name] or 0 for name in constants),
-        activation_bytes=None if None in moved else sum(size for size in moved if size is not None),
+        activation_bytes=sum_known(sizes[name] for name in names if name not in constants),
+        output_bytes=sum_known(sizes[name] for name in dict.fromkeys(outputs) if name in sizes),
     )
 
 
