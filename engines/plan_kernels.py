@@ -48,6 +48,7 @@ class PlanStep:
         activation_bytes: bytes of the other tensors that it reads and writes, for one image (the batch where that is fixed);
             None if the engine does not report their dims.
         output_bytes: those of the tensors that it writes.
+        padding_bytes: those of zeros that were appended to fit a kernel, in what it writes and in what it reads.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class PlanStep:
     weight_bytes: int
     activation_bytes: int | None
     output_bytes: int | None = None
+    padding_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ Every step of an engine takes
     t = launch + max(bytes / bandwidth, operations / peak rate)
 
 (Williams, Waterman, Patterson, "Roofline: An Insightful Visual Performance Model", CACM 2009, with a fixed time per kernel). An
-inference is the sum, and the speed-up is t(FP16) / t(INT8). What no data sheet tells is taken from a stated range (`RANGES`), the
-same value for both engines, and the range of the result is that over every combination of the ends:
+inference is the sum, and the speed-up is t(FP16) / t(INT8). What no data sheet tells is taken from a range, `RANGES`, the same
+value for both engines; the range of the result is that over every combination of the ends:
 
     launch      time per kernel besides its work, per target
     bandwidth   share of the memory's rate that a kernel reaches
@@ -14,15 +14,17 @@ same value for both engines, and the range of the result is that over every comb
     efficiency  share of the peak rate that a product reaches
     int8        that share in INT8, relative to FP16: half as much work fills the units less evenly
 
-A TensorRT-RTX plan writes a pointwise step on the result of an INT8 product (scaling, bias, activation, rounding) out, where
-TensorRT computes it inside the product. For a target of TensorRT, `fuse_epilogues` merges the two: the result in between is
-neither written nor read.
+    merged      share of the pointwise steps on the results of products that run inside the product
+
+The last is for targets of TensorRT. A plan of TensorRT-RTX writes scaling, bias, activation and rounding after an INT8 product
+as a step of its own, where TensorRT computes them inside the product, unless the layout or another reader prevents it; and it
+pads the channels of depthwise INT8 convolutions. For the target of TensorRT-RTX the plan counts as written.
 
 A range wider than a factor of two is not a prediction, and is said to be none. Standard library only.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -44,7 +46,7 @@ class MachineRates:
         int8_tops: 10^12 operations per second of the tensor cores; likewise `fp16_tops`.
         bandwidth_gbs: 10^9 bytes per second of the memory.
         launch_us: shortest and longest time per kernel besides its work.
-        fuses_epilogues: its library computes a pointwise step on a product's result inside the product.
+        tensorrt: its engines are TensorRT's, not plans of TensorRT-RTX.
     """
 
     name: str
@@ -52,7 +54,7 @@ class MachineRates:
     fp16_tops: float
     bandwidth_gbs: float
     launch_us: tuple[float, float]
-    fuses_epilogues: bool = True
+    tensorrt: bool = True
 
 
 RATES: dict[str, MachineRates] = {
@@ -61,10 +63,10 @@ RATES: dict[str, MachineRates] = {
     "agx-orin": MachineRates("Jetson AGX Orin 64GB", 85, 42.5, 205, (2.0, 6.0)),
     "thor": MachineRates("Jetson T5000", 517, 258, 273, (1.5, 5.0)),
     "desktop": MachineRates("GeForce RTX 4090", 661, 330, 1008, (1.0, 4.0)),
-    "rtx": MachineRates("GeForce RTX 4090", 661, 330, 1008, (1.0, 4.0), fuses_epilogues=False),
+    "rtx": MachineRates("GeForce RTX 4090", 661, 330, 1008, (1.0, 4.0), tensorrt=False),
 }
-"""Sources: NVIDIA's data sheets of the modules at their highest power mode (sparse INT8 of the GPU halved); the Ada architecture
-white paper, appendix A. The time per kernel is not documented; the ranges hold what profiles of small kernels show."""
+"""Sources: NVIDIA's data sheets of the modules at their highest power mode (sparse INT8 of the GPU halved); the white paper of
+the Ada architecture, appendix A. The time per kernel is not documented; the ranges hold what profiles of small kernels show."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Unknowns:
     traffic: float
     efficiency: float
     int8: float
+    merged: float
 
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -93,8 +96,17 @@ RANGES: dict[str, tuple[float, float]] = {
     "traffic": (0.5, 1.0),
     "efficiency": (0.35, 0.7),
     "int8": (0.7, 1.0),
+    "merged": (0.8, 1.0),
 }
-"""Ends of each range of `Unknowns` but the launch, which is the target's."""
+"""Ends of each range of `Unknowns` but the launch, which is the target's; `merged` is 0 for a plan that counts as written."""
+
+
+@dataclass(frozen=True)
+class EngineWork:
+    """The steps of an engine with the pointwise ones on results of products as steps of their own, and merged into them."""
+
+    written: tuple[StepWork, ...]
+    merged: tuple[StepWork, ...]
 
 
 @dataclass(frozen=True)
@@ -120,11 +132,21 @@ class SpeedUp:
         )
 
 
-def step_works(evidence: EngineEvidence, layers: Iterable[Layer]) -> tuple[StepWork, ...]:
-    """The work of every step of an engine. The products of a layer count in the first step that multiplies and names it."""
+def engine_work(evidence: EngineEvidence, layers: Iterable[Layer], rates: MachineRates) -> EngineWork:
+    """What an engine of a target runs, from the plan of TensorRT-RTX for the same graph. The products of a layer count in the
+    first step that multiplies and names it."""
+    layers = tuple(layers)
+    if not rates.tensorrt:
+        works = _step_works(evidence.steps, evidence, layers)
+        return EngineWork(works, works)
+    unpadded = tuple(_without_padding(step) for step in evidence.steps if step.kind != "pad")
+    return EngineWork(*(_step_works(steps, evidence, layers) for steps in (unpadded, _merge_pointwise(unpadded))))
+
+
+def _step_works(steps: Iterable[PlanStep], evidence: EngineEvidence, layers: Iterable[Layer]) -> tuple[StepWork, ...]:
     macs = {layer.name: layer.macs for layer in layers}
     works = []
-    for step in evidence.steps:
+    for step in steps:
         nodes = [node for node in step.nodes if step.kind in _MULTIPLYING and node in macs]
         int8 = sum(macs[node] for node in nodes if node in evidence.layers and evidence.layers[node].actual == "int8")
         total = sum(macs.pop(node) for node in nodes)
@@ -132,17 +154,28 @@ def step_works(evidence: EngineEvidence, layers: Iterable[Layer]) -> tuple[StepW
     return tuple(works)
 
 
-def fuse_epilogues(evidence: EngineEvidence) -> EngineEvidence:
-    """The same engine with every pointwise step merged into the product before it, if it names a node of that product."""
-    steps: list[PlanStep] = []
+def _merge_pointwise(steps: Iterable[PlanStep]) -> tuple[PlanStep, ...]:
+    """Each pointwise step merged into the product before it, if it names a node of that product."""
+    merged: list[PlanStep] = []
     product = None
-    for step in evidence.steps:
-        if step.kind == "pointwise" and product is not None and not {*steps[product].nodes}.isdisjoint(step.nodes):
-            steps[product] = _merge(steps[product], step)
+    for step in steps:
+        if step.kind == "pointwise" and product is not None and not {*merged[product].nodes}.isdisjoint(step.nodes):
+            merged[product] = _merge(merged[product], step)
         else:
-            product = len(steps) if step.kind in _MULTIPLYING else product
-            steps.append(step)
-    return replace(evidence, steps=tuple(steps))
+            product = len(merged) if step.kind in _MULTIPLYING else product
+            merged.append(step)
+    return tuple(merged)
+
+
+def _without_padding(step: PlanStep) -> PlanStep:
+    """The step on tensors without zeros; a product reads them, any other step writes them too."""
+    written = 0 if step.kind in _MULTIPLYING else step.padding_bytes
+    return replace(
+        step,
+        activation_bytes=(step.activation_bytes or 0) - step.padding_bytes,
+        output_bytes=(step.output_bytes or 0) - written,
+        padding_bytes=0,
+    )
 
 
 def _merge(product: PlanStep, epilogue: PlanStep) -> PlanStep:
@@ -154,15 +187,17 @@ def _merge(product: PlanStep, epilogue: PlanStep) -> PlanStep:
         product,
         weight_bytes=product.weight_bytes + epilogue.weight_bytes,
         activation_bytes=moved,
-        output_bytes=(product.output_bytes or 0) - between,
+        output_bytes=(product.output_bytes or 0) - between + (epilogue.output_bytes or 0),
     )
 
 
-def estimate_speed_up(int8: Sequence[StepWork], fp16: Sequence[StepWork], rates: MachineRates, batch: int) -> SpeedUp:
+def estimate_speed_up(int8: EngineWork, fp16: EngineWork, rates: MachineRates, batch: int) -> SpeedUp:
     """The range of the speed-up of an INT8 engine over the FP16 engine of the same network. Raises ValueError without steps."""
-    if not int8 or not fp16:
+    if not int8.written or not fp16.written:
         raise ValueError("an engine without steps has no time")
-    ranges = {"launch": rates.launch_us, **RANGES}
+    ranges = {**RANGES, "launch": rates.launch_us}
+    if not rates.tensorrt:
+        ranges["merged"] = (0.0, 0.0)
     corners = [Unknowns(**dict(zip(ranges, ends, strict=True))) for ends in itertools.product(*ranges.values())]
     ratios = [
         sum(engine_times(fp16, rates, corner, batch).values()) / sum(engine_times(int8, rates, corner, batch).values())
@@ -173,8 +208,13 @@ def estimate_speed_up(int8: Sequence[StepWork], fp16: Sequence[StepWork], rates:
     return SpeedUp(batch, min(ratios), max(ratios), max(times, key=lambda limit: times[limit]))
 
 
-def engine_times(works: Iterable[StepWork], rates: MachineRates, unknowns: Unknowns, batch: int) -> dict[Limit, float]:
+def engine_times(engine: EngineWork, rates: MachineRates, unknowns: Unknowns, batch: int) -> dict[Limit, float]:
     """Microseconds of one inference of `batch` images, by what limits each step; their sum is its time."""
+    written, merged = (_times(works, rates, unknowns, batch) for works in (engine.written, engine.merged))
+    return {limit: (1 - unknowns.merged) * written[limit] + unknowns.merged * merged[limit] for limit in written}
+
+
+def _times(works: Iterable[StepWork], rates: MachineRates, unknowns: Unknowns, batch: int) -> dict[Limit, float]:
     times: dict[Limit, float] = {"launches": 0.0, "bytes": 0.0, "products": 0.0}
     per_byte = 1 / (1e3 * rates.bandwidth_gbs * unknowns.bandwidth)
     per_int8_mac = 2 / (1e6 * rates.int8_tops * unknowns.efficiency * unknowns.int8)
