@@ -31,7 +31,7 @@ from typing import Any
 from calib.errors import ArtifactError
 from calib.json_reader import parse_json
 from engines.layer_records import UNKNOWN, EngineEvidence, LayerEvidence, common_type, merge_evidence
-from engines.plan_kernels import PlanStep, kind_of_generated
+from engines.plan_kernels import PlanStep, kind_of_generated, sum_known
 
 _METADATA_NODE = re.compile(r"\[ONNX Layer: ([^\]\n]+)\]")
 _PRODUCT = re.compile(r"gemm|conv|matrixmultiply|matmul|fusion|fully_?connected|corr", re.IGNORECASE)
@@ -108,7 +108,7 @@ def _profile_error(text: str) -> ArtifactError:
 def _step(layer: dict[str, Any]) -> PlanStep:
     kind, name = str(layer.get("LayerType", "")), str(layer.get("Name", ""))
     tensors = [tensor for side in ("Inputs", "Outputs") for tensor in _tensors(layer, side)]
-    sizes = list({str(tensor.get("Name", i)): _tensor_bytes(tensor) for i, tensor in enumerate(tensors)}.values())
+    sizes = {str(tensor.get("Name", i)): _tensor_bytes(tensor) for i, tensor in enumerate(tensors)}
     generated = _GENERATED.match(name)
     nodes = _METADATA_NODE.findall(str(layer.get("Metadata", ""))) or [part.strip() for part in name.split(" + ")]
     weights = layer.get("Weights")
@@ -119,7 +119,8 @@ def _step(layer: dict[str, Any]) -> PlanStep:
         name=generated[1] if generated else kind,
         nodes=tuple(dict.fromkeys(node for node in nodes if node)),
         weight_bytes=count * width if isinstance(count, int) and width else 0,
-        activation_bytes=None if None in sizes else sum(size for size in sizes if size is not None),
+        activation_bytes=sum_known(sizes.values()),
+        output_bytes=sum_known(_tensor_bytes(tensor) for tensor in _tensors(layer, "Outputs")),
     )
 
 

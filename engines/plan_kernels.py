@@ -47,6 +47,8 @@ class PlanStep:
         weight_bytes: bytes of the constants that it reads.
         activation_bytes: bytes of the other tensors that it reads and writes, for one image (the batch where that is fixed);
             None if the engine does not report their dims.
+        output_bytes: those of the tensors that it writes.
+        padding_bytes: those of zeros that were appended to fit a kernel, in what it writes and in what it reads.
     """
 
     kind: str
@@ -54,6 +56,8 @@ class PlanStep:
     nodes: tuple[str, ...]
     weight_bytes: int
     activation_bytes: int | None
+    output_bytes: int | None = None
+    padding_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,16 @@ def kind_of_generated(name: str, operands: int, *, reduces: bool = False) -> str
     else:
         kind = "reformat" if operations & {"Tran", "Cast"} else "copy"
     return kind
+
+
+def sum_known(sizes: Iterable[int | None]) -> int | None:
+    """The sum of sizes in bytes, None if one of them is not known."""
+    total = 0
+    for size in sizes:
+        if size is None:
+            return None
+        total += size
+    return total
 
 
 def _group(named: Iterable[tuple[str, PlanStep]]) -> dict[str, list[PlanStep]]:

@@ -50,7 +50,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from engines.layer_records import UNKNOWN, WIDTHS, EngineEvidence, LayerEvidence, common_type, merge_evidence
-from engines.plan_kernels import PlanStep, kind_of_generated
+from engines.plan_kernels import PlanStep, kind_of_generated, sum_known
 
 _TENSOR = re.compile(rb'tensor=\{([^\n]*?) name="([^"\n]+)"[^\n]*? type=(\w+) (?:var_offset="[^"\n]*" )?\}')
 _STEP = re.compile(
@@ -134,37 +134,48 @@ def read_steps(plan: bytes) -> tuple[PlanStep, ...]:
 def _steps(plan: bytes, tensors: dict[bytes, _Tensor]) -> Iterator[PlanStep]:
     """The steps of every main program that is not a part of a runtime fusion."""
     shapes = _shape_values(plan)
+    padding: dict[bytes, int] = {}  # tensor -> bytes of its zeros
     for main in _MAIN.finditer(plan):
         header = plan.rfind(b"header {", 0, main.start())
         if header < 0 or b" name=runtime-fusion-consts " not in plan[header : plan.find(b"\n}", header)]:
             for line in _LINE.finditer(main[1]):
                 if line[1] not in _NO_STEP:
-                    yield _step(line, tensors, shapes)
+                    yield _step(line, tensors, shapes, padding)
 
 
-def _step(line: re.Match[bytes], tensors: dict[bytes, _Tensor], shapes: dict[bytes, int]) -> PlanStep:
-    name, fields = (line[2] or line[3]).decode(errors="replace"), line[4]
+def _step(
+    line: re.Match[bytes], tensors: dict[bytes, _Tensor], shapes: dict[bytes, int], padding: dict[bytes, int]
+) -> PlanStep:
+    """One step; adds the zeros of what it writes to `padding`."""
+    name, fields = (line[2] or line[3]).decode(errors="replace").removeprefix("__myl_"), line[4]
     inputs, outputs = (
-        [part for found in pattern.findall(fields) for part in _QUOTED.findall(found)] for pattern in (_INPUTS, _OUTPUTS)
+        [
+            part
+            for found in pattern.findall(fields)
+            for part in dict.fromkeys(_QUOTED.findall(found))
+            if not (part in tensors and tensors[part].host)
+        ]
+        for pattern in (_INPUTS, _OUTPUTS)
     )
-    names = dict.fromkeys(name for name in (*inputs, *outputs) if not (name in tensors and tensors[name].host))
-    sizes = {name: _size(tensors.get(name), shapes) for name in names}
-    constants = {name for name in names if name in tensors and tensors[name].constant}
-    moved = [size for name, size in sizes.items() if name not in constants]
-    operands = [name for name in dict.fromkeys(inputs) if name in names and not (name in tensors and _is_scalar(tensors[name]))]
+    sizes = {part: _size(tensors.get(part), shapes) for part in (*inputs, *outputs)}
+    constants = {part for part in sizes if part in tensors and tensors[part].constant}
+    operands = [part for part in inputs if not (part in tensors and all(size == 1 for size in tensors[part].dims))]
     kind = _LINE_KINDS.get(line[1]) or ("" if line[1].endswith(b"function") else "other")
+    kind = kind or kind_of_generated(name, len(operands), reduces=b" kernel_kind=2 " in fields)
+    if "ReplConc" in name and kind in ("pad", "pointwise"):
+        widths = {part: _BYTES.get(tensors[part].kind, 1) for part in sizes if part in tensors}
+        largest = max(((sizes[part] or 0) // widths.get(part, 1) for part in operands if part not in constants), default=0)
+        padding |= {part: max(0, (sizes[part] or 0) - largest * widths.get(part, 1)) for part in outputs}
     nodes = (node.decode(errors="replace") for node in _METADATA_NODE.findall(fields))
     return PlanStep(
-        kind=kind or kind_of_generated(name.removeprefix("__myl_"), len(operands), reduces=b" kernel_kind=2 " in fields),
-        name=_HASH.sub("", name.removeprefix("__myl_")) if line[1].startswith((b"function", b"runtime")) else line[1].decode(),
+        kind=kind,
+        name=_HASH.sub("", name) if line[1].startswith((b"function", b"runtime")) else line[1].decode(),
         nodes=tuple(dict.fromkeys(nodes)),
-        weight_bytes=sum(sizes[name] or 0 for name in constants),
-        activation_bytes=None if None in moved else sum(size for size in moved if size is not None),
+        weight_bytes=sum(sizes[part] or 0 for part in constants),
+        activation_bytes=sum_known(size for part, size in sizes.items() if part not in constants),
+        output_bytes=sum_known(sizes[part] for part in outputs),
+        padding_bytes=sum(padding.get(part, 0) for part in sizes),
     )
-
-
-def _is_scalar(tensor: _Tensor) -> bool:
-    return all(size == 1 for size in tensor.dims)
 
 
 def _size(tensor: _Tensor | None, shapes: dict[bytes, int]) -> int | None:
