@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from calib.calibration_table import TABLE_ARTIFACT
+from calib.placement_record import Placement
 from edge.attribution.attribution_record import ATTRIBUTION_ARTIFACT, Attribution
 from edge.cli.console import TerminalProgress
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
@@ -14,7 +16,7 @@ from edge.pipeline.workspace import BuildOutcome
 from edge.report.certificate_text import headline, island_cost, without_certificate
 from edge.stability.certificate import CERTIFICATE_ARTIFACT
 from edge.tasks.registry import task_of
-from engines.build_folder.file_names import REPORT
+from engines.build_folder.file_names import CALIBRATION, REPORT
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import EngineManifest
 
@@ -41,6 +43,9 @@ def print_summary(console: Console, folder: Path) -> None:
         rows["xnorm"] = escape(headline(certificate) + islands)
     elif imported is not None and manifest.precision != "fp32":
         rows["xnorm"] = escape(without_certificate(imported))
+    table = build.find(TABLE_ARTIFACT)
+    if table is not None and table.placement is not None:
+        rows["placement"] = escape(_placement(table.placement))
     if attribution is not None:
         rows["layers"] = escape(_layers(attribution))
     if manifest.random_weights:
@@ -60,6 +65,14 @@ def _drift_rows(drift: DriftReport, manifest: EngineManifest) -> dict[str, str]:
     rows |= {name: escape(text) for name, text in task_of(manifest).summary(drift, manifest.precision).items()}
     rows["judged"] = escape(drift.engine.ran_on)
     return rows
+
+
+def _placement(placement: Placement) -> str:
+    """What stays in float and why, the layers that leave INT8 first at the head."""
+    reasons = placement.reasons()
+    lines = [f"in float: {name}: {reason}" for name, reason in list(reasons.items())[:_LISTED]]
+    more = [f"and {len(reasons) - _LISTED} more: ufovit inspect {CALIBRATION}"] if len(reasons) > _LISTED else []
+    return "\n".join([str(placement), *lines, *more])
 
 
 def _layers(attribution: Attribution) -> str:

@@ -23,6 +23,7 @@ from edge.pipeline.calibrate_figures import int8_share
 from edge.pipeline.calibrate_inputs import WRITTEN, CalibrateInputs, resolve
 from edge.pipeline.calibrate_request import CalibrateRequest
 from edge.pipeline.meet_budget import fit
+from edge.pipeline.placement_option import ALL, read_placement
 from edge.progress import Progress
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all, tapped_batch
 from edge.tasks.holdout_loss import measure_loss
@@ -33,7 +34,7 @@ from engines.build_folder.file_names import CACHE, CALIBRATION, QUANTIZED, REFIN
 def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
     """Calibrate and return the exit code. Raises UfovitError; nothing is written before every result is complete."""
     inputs = resolve(request)
-    scheme = QuantScheme(exclude=request.keep_float)
+    scheme = QuantScheme(exclude=(*request.keep_float, *read_placement(request.placement or ALL)))
     plan = plan_quantization(inputs.graph.model, scheme)  # refuses a pattern that matches nothing, and what cannot be quantized
     if inputs.table is not None:
         _check_scales(request, plan, inputs.table)
@@ -65,6 +66,8 @@ def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
     _write(request.out, data, table, quantized)
     for line in (*share.lines, *filter(None, [floor_sentence]), *loss.lines):
         progress.say(line)
+    if table.placement is not None:
+        progress.say(f"placement    {table.placement}")
     if table.comparison is not None:
         progress.say(f"effort       {table.comparison}")
     warning = range_shift_warning(table)
@@ -133,7 +136,14 @@ def _calibrate(
     size = tapped_batch(max(input_shape(inputs.graph.model, request.graph)))
     digest = images.preprocess_sha256
     collect = CollectConfig(request.method, at_once=2, synthetic=images.synthetic, preprocess_sha256=digest)
-    config = CalibrateConfig(request.effort, scheme, collect, refine_threads=2)
+    config = CalibrateConfig(
+        request.effort,
+        scheme,
+        collect,
+        refine_threads=2,
+        placement=request.search_placement,
+        least_share=request.int8_floor or 0.0,
+    )
     with progress.task(f"calibrate on {len(images)} images, effort {request.effort}") as advance:
         return calibrate_graph(
             source,
