@@ -113,7 +113,7 @@ class Judge:
     """
 
     def __init__(self, model: onnx.ModelProto, batches: Iterable[NDArray[Any]], threads: int) -> None:
-        self._batches, self._threads = list(batches), threads
+        self._batches, self.threads = list(batches), threads
         (self._source,) = index_graph(model).inputs
         self._reference = list(self._run(model))
         self.images = sum(len(batch) for batch in self._batches)
@@ -129,7 +129,7 @@ class Judge:
         return min(power_ratio_db(signal[name], noise[name]) for name in signal)
 
     def _run(self, model: onnx.ModelProto) -> Iterator[dict[str, NDArray[Any]]]:
-        session = GraphSession(model, threads=self._threads, where="held-out images")
+        session = GraphSession(model, threads=self.threads, where="held-out images")
         for batch in self._batches:
             yield {name: _sampled(values) for name, values in session({self._source: batch}).items()}
 

@@ -90,7 +90,6 @@ def place(
     judge: Judge,
     *,
     least_share: float = 0.0,
-    threads: int = 1,
     progress: Callable[[float], None] = lambda _done: None,
 ) -> Placement:
     """Choose the nodes that stay in float beside those that `scheme` excludes.
@@ -99,7 +98,7 @@ def place(
         model: float graph with one input.
         table: scales of everything that `scheme` quantizes.
         batches: images that rank the groups by the first output, arrays (B, ...) as the graph takes them.
-        judge: SQNR of a quantized graph on other images, of the output where it is lowest.
+        judge: SQNR of a quantized graph on other images, of the output where it is lowest; its threads also rank.
         least_share: INT8 share of all MACs, in [0, 1], that has to remain, where it is more than LEAST_SHARE leaves.
         progress: called with the fraction done.
 
@@ -111,7 +110,7 @@ def place(
     int8_share = sum(macs.by_name[node] for node in plan.nodes) / total
     least = min(max(least_share, LEAST_SHARE * int8_share), int8_share)
     noises = measure_sensitivity(
-        model, table, plan, images, threads=threads, progress=lambda done, groups: progress(0.6 * done / groups)
+        model, table, plan, images, threads=judge.threads, progress=lambda done, groups: progress(0.6 * done / groups)
     )
     movable = [not any(node in macs.not_counted for node in group.nodes) for group in noises]
     order = leaving_order(noises, movable, total, int8_share - least)

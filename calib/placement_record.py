@@ -1,8 +1,10 @@
-"""What `calib.placement` found, as `calibration.json` records it: the cost of every group of layers, the frontier, the choice."""
+"""What `calib.placement` found, as `calibration.json` records it: the cost of every group, the frontier, the choice."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+_TENTHS_FROM_DB = 0.1
 
 
 @dataclass(frozen=True)
@@ -13,7 +15,7 @@ class GroupCost:
         nodes: their names, in graph order.
         share: of the network's multiply-accumulates, in [0, 1].
         isolated_db: SQNR of the first output with only this group in INT8, within [-300, 300], 300 for no difference.
-        cost_db: SQNR that the group costs where all groups listed before it are in float and all others in INT8, if noise adds up.
+        cost_db: SQNR that it costs in INT8, with the groups that leave INT8 before it in float, if noise adds up.
     """
 
     nodes: tuple[str, ...]
@@ -69,7 +71,7 @@ class Placement:
     def reasons(self) -> dict[str, str]:
         """Node that stays in float -> why."""
         return {
-            node: f"costs {group.cost_db:.1f} dB in INT8" if group.cost_db >= 0.05 else f"costs {group.cost_db:.2f} dB in INT8"
+            node: f"costs {group.cost_db:.{1 if group.cost_db >= _TENTHS_FROM_DB else 2}f} dB in INT8"
             for group in self.groups[: self.float_groups]
             for node in group.nodes
         }

@@ -126,7 +126,6 @@ class Results:
             self._held.ranking_batches,
             Judge(self._source.model, judging_batches(self._held.batches), self._threads),
             least_share=least_share,
-            threads=self._threads,
             progress=progress,
         )
         self._scheme = without(self._scheme, placement.float_nodes)

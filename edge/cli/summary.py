@@ -43,9 +43,9 @@ def print_summary(console: Console, folder: Path) -> None:
         rows["xnorm"] = escape(headline(certificate) + islands)
     elif imported is not None and manifest.precision != "fp32":
         rows["xnorm"] = escape(without_certificate(imported))
-    table = build.find(TABLE_ARTIFACT)
-    if table is not None and table.placement is not None:
-        rows["placement"] = escape(_placement(table.placement))
+    calibration = build.find(TABLE_ARTIFACT)
+    if calibration is not None and calibration.placement is not None:
+        rows["placement"] = escape(_placement(calibration.placement))
     if attribution is not None:
         rows["layers"] = escape(_layers(attribution))
     if manifest.random_weights:
