@@ -13,6 +13,7 @@ from calib.collect import CollectConfig, range_shift_warning
 from calib.errors import ArtifactError, DataError, GraphError
 from calib.files import atomic_path, write_bytes
 from calib.graph import load_graph
+from calib.placement import without
 from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
 from calib.qdq_writer import serialize
 from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
@@ -35,9 +36,10 @@ def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
     """Calibrate and return the exit code. Raises UfovitError; nothing is written before every result is complete."""
     inputs = resolve(request)
     scheme = QuantScheme(exclude=(*request.keep_float, *read_placement(request.placement or ALL)))
-    plan = plan_quantization(inputs.graph.model, scheme)  # refuses a pattern that matches nothing, and what cannot be quantized
+    plan_quantization(inputs.graph.model, scheme)  # refuses a pattern that matches nothing, and what cannot be quantized
     if inputs.table is not None:
-        _check_scales(request, plan, inputs.table)
+        placed = inputs.table.placement.float_nodes if inputs.table.placement is not None else ()
+        _check_scales(request, plan_quantization(inputs.graph.model, without(scheme, placed)), inputs.table)
     if inputs.images.synthetic or (inputs.table is not None and inputs.table.synthetic):
         progress.say("SYNTHETIC IMAGES: the scales below are not calibrated on real images; the table is stamped")
     say_notes(inputs.images, progress)
@@ -52,9 +54,11 @@ def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
         table = inputs.table or _calibrate(request, inputs, scheme, source, refined, progress)
         model, data = load_graph(refined if inputs.table is None else source)
     exit_code = 0
+    placed = table.placement.float_nodes if table.placement is not None else ()
+    scheme = without(scheme, placed)
     if request.max_drop_points is not None:
         result = fit(model, table, scheme, inputs.holdout, reference, request.max_drop_points, progress)
-        table, exit_code = replace(table, float_nodes=result.float_nodes), 0 if result.met else 1
+        table, exit_code = replace(table, float_nodes=(*placed, *result.float_nodes)), 0 if result.met else 1
     quantized = quantize_graph(model, table, scheme, request.out / QUANTIZED)
     int8 = OrtRunner(request.out / QUANTIZED, data=serialize(quantized), throughput=True)
     answers = _answers(int8, "the INT8 graph", inputs.holdout, progress)
