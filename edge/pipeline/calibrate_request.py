@@ -30,7 +30,7 @@ class CalibrateOptions:
             weighted_mse. mse, the default, gives way to weighted_mse or minmax where that is clearly better
         keep_float: Nodes that stay in float: a glob pattern on their names, repeatable
         placement: auto: leave the layers in float that INT8 costs too much, found on calibration images; all: none beside
-            --keep-float; or a file with their names. Default: auto; all with --max-drop, which chooses them itself, and --table
+            --keep-float; or a file with their names. Default: auto; all with a budget, which chooses them itself, or a table
         max_drop_points: Accuracy budget in points, 0 to 100: leave as few layers in float as meet it on the images that judge,
             by the first output if there are several
         int8_floor: Least share of the multiply-accumulates in INT8, 0 to 1; exit code 1 below it. Default: any
