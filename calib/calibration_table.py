@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from calib.artifact import json_artifact, read_artifact, write_artifact
 from calib.errors import ArtifactError
+from calib.placement_record import Placement
 from calib.scales import QMAX, activation_scale
 
 REMAKE = "ufovit build"
@@ -104,9 +105,10 @@ class CalibrationTable:
         preprocess_sha256: preprocessing from images to the graph's input; "" where arrays were passed as they are.
         source_sha256: float graph of the user, where refinements produced the calibrated one from it; else "".
         refinements: applied to that graph, in order.
-        float_nodes: nodes that the budget search keeps in float.
+        float_nodes: nodes that the placement or the budget search keeps in float.
         range_shift: difference between halves of the images; None where it was not measured.
         comparison: of several results; None, and not in the file, where the requested method alone was kept without an effort.
+        placement: how the nodes in float were chosen; None, and not in the file, where that was not searched for.
     """
 
     onnx_sha256: str
@@ -121,12 +123,14 @@ class CalibrationTable:
     float_nodes: tuple[str, ...] = ()
     range_shift: RangeShift | None = None
     comparison: Comparison | None = None
+    placement: Placement | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
         fields = asdict(self)
-        if self.comparison is None:
-            del fields["comparison"]
+        for optional in ("comparison", "placement"):
+            if fields[optional] is None:
+                del fields[optional]
         return fields
 
 

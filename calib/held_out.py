@@ -42,20 +42,31 @@ class HeldOut:
         images: number of all calibration images.
         block: images in a row; the graph's own batch where that is fixed.
         all: hold out all images up to MOST: for results whose ranges are from all images, held out or not.
-        batches: what was held out so far by `keep`.
+        ranking: number of other images, evenly spread, that `keep` keeps too, see `calib.placement`; in blocks of
+            `ranking_block`, the graph's own batch where that is fixed.
+        batches: what was held out so far by `keep`; `ranking_batches` those other images.
     """
 
     images: int
     block: int = BLOCK
     all: bool = False
+    ranking: int = 0
+    ranking_block: int = 1
     batches: list[NDArray[Any]] = field(default_factory=list)
+    ranking_batches: list[NDArray[Any]] = field(default_factory=list)
 
     def keep(self, batches: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
         """All batches, unchanged; the parts that are held out are kept."""
         self.batches.clear()
+        self.ranking_batches.clear()
+        start = 0
         for batch, chosen in self._marked(batches):
             if chosen.any():
                 self.batches.append(batch[chosen])
+            ranking = ~chosen & self._ranking(start + np.cumsum(~chosen) - 1, batch[:1].nbytes)
+            if ranking.any():
+                self.ranking_batches.append(batch[ranking])
+            start += int(np.count_nonzero(~chosen))
             yield batch
 
     def others(self, batches: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
@@ -72,13 +83,24 @@ class HeldOut:
         most = min(wanted, LARGEST_BYTES // max(image_bytes, 1)) // self.block * self.block
         return most or (self.block if self.images >= max(2 * self.block, 4 * FEWEST) else 0)
 
+    def _ranking(self, position: NDArray[np.int_], image_bytes: int) -> NDArray[np.bool_]:
+        """Whether the images at these positions, counted without those that are held out, are among the `ranking` ones."""
+        others = (self.images - self.count(image_bytes)) // self.ranking_block
+        blocks = -(-min(self.ranking, LARGEST_BYTES // max(image_bytes, 1)) // self.ranking_block)
+        return _spread(position // self.ranking_block, min(blocks, others), max(others, 1))
+
     def _marked(self, batches: Iterable[NDArray[Any]]) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
         start = 0
         for batch in batches:
             blocks, total = self.count(batch[:1].nbytes) // self.block, max(self.images // self.block, 1)
             block = np.arange(start, start + len(batch)) // self.block
-            yield batch, ((block + 1) * blocks // total > block * blocks // total) & (block < total)
+            yield batch, _spread(block, blocks, total)
             start += len(batch)
+
+
+def _spread(block: NDArray[np.int_], blocks: int, total: int) -> NDArray[np.bool_]:
+    """Whether blocks, by number, are among `blocks` of them, spread evenly over `total`."""
+    return np.asarray(((block + 1) * blocks // total > block * blocks // total) & (block < total))
 
 
 class Judge:
@@ -91,7 +113,7 @@ class Judge:
     """
 
     def __init__(self, model: onnx.ModelProto, batches: Iterable[NDArray[Any]], threads: int) -> None:
-        self._batches, self._threads = list(batches), threads
+        self._batches, self.threads = list(batches), threads
         (self._source,) = index_graph(model).inputs
         self._reference = list(self._run(model))
         self.images = sum(len(batch) for batch in self._batches)
@@ -107,7 +129,7 @@ class Judge:
         return min(power_ratio_db(signal[name], noise[name]) for name in signal)
 
     def _run(self, model: onnx.ModelProto) -> Iterator[dict[str, NDArray[Any]]]:
-        session = GraphSession(model, threads=self._threads, where="held-out images")
+        session = GraphSession(model, threads=self.threads, where="held-out images")
         for batch in self._batches:
             yield {name: _sampled(values) for name, values in session({self._source: batch}).items()}
 

@@ -85,7 +85,7 @@ def plan_quantization(model: onnx.ModelProto, scheme: QuantScheme | None = None)
         if not any(fnmatchcase(name, pattern) for name, _ in candidates):
             raise UsageError(
                 "exclusion matches no node that could be quantized",
-                where="--keep-float",
+                where="--keep-float, --placement",
                 found=repr(pattern),
                 allowed=f"globs on {len(candidates)} node names such as {', '.join(name for name, _ in candidates[:4])}",
             )

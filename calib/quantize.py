@@ -16,10 +16,12 @@ from calib.files import write_bytes
 from calib.graph import load_graph
 from calib.held_out import BLOCK, HeldOut, batch_of
 from calib.lint import lint_graph
+from calib.placement import ranking_images
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.qdq_writer import insert_qdq, serialize
 from calib.refine.effort import Effort, resolve_effort
 from calib.refine.effort_results import Results, Source
+from calib.sensitivity import group_nodes
 
 _REFINE_SHARE = 0.8
 _LISTED = 5
@@ -33,6 +35,8 @@ class CalibrateConfig:
         effort: name in `calib.refine.effort.EFFORTS`, or a set of refinements.
         refine_threads: threads of ONNX Runtime while refining.
         bounds: refined graph -> (tensor -> largest magnitude on any image, where that is proven).
+        placement: leave layers in float that INT8 costs too much, see `calib.placement`; `least_share`, in [0, 1], of the
+            multiply-accumulates stay in INT8 in any case.
     """
 
     effort: str | Effort = "balanced"
@@ -40,6 +44,8 @@ class CalibrateConfig:
     collect: CollectConfig = field(default_factory=CollectConfig)
     refine_threads: int = 1
     bounds: Callable[[onnx.ModelProto], Mapping[str, float]] = lambda _model: {}
+    placement: bool = False
+    least_share: float = 0.0
 
     def __post_init__(self) -> None:
         resolve_effort(self.effort)
@@ -69,21 +75,24 @@ def calibrate_graph(
     model, data = load_graph(source)
     effort, collect = resolve_effort(config.effort), config.collect
     collect.check_count(images)
-    share = 1 - _REFINE_SHARE if effort.names else 1.0
-    block = batch_of(model) or BLOCK
-    held, judges = HeldOut(images, block), HeldOut(images, block, all=True)
+    share = 1 - _REFINE_SHARE if effort.names else 0.75 if config.placement else 1.0
+    batch, plan = batch_of(model), plan_quantization(model, config.scheme)
+    ranking = ranking_images(images, len(group_nodes(plan))) if config.placement else 0
+    held = HeldOut(images, batch or BLOCK, ranking=ranking, ranking_block=batch or 1)
+    judges = HeldOut(images, batch or BLOCK, all=True)
     halves, sha256 = observe(
         source,
         held.keep(judges.keep(batches())),
-        plan_quantization(model, config.scheme),
+        plan,
         collect,
         lambda done: progress(share * done / images),
     )
     results = Results(
         Source(model, sha256, halves, data_sha256, judges), config.scheme, collect, config.bounds, held, config.refine_threads
     )
-    best = results.keep_best(effort, batches(), lambda done: progress(share + (1 - share) * done))
-    if effort.names:
+    least_share = config.least_share if config.placement else None
+    best = results.keep_best(effort, batches(), lambda done: progress(share + (1 - share) * done), least_share)
+    if share < 1:
         progress(1.0)
     write_bytes(refined, serialize(best.model) if best.table.refinements else data)
     return best.table

@@ -27,10 +27,10 @@ ROOMS = {
     "calib": (
         "printable", "errors", "package_face", "files", "json_reader", "artifact", "parallel", "metrics", "graph_checks",
         "graph", "graph_editor", "ort_session", "graph_segments", "graph_splice", "mac_formulas", "macs", "histogram", "scales",
-        "calibrators", "calibration_table",
+        "calibrators", "placement_record", "calibration_table",
         "split_half",
-        "qdq_placement", "collect", "qdq_writer", "lint", "held_out", "sensitivity", "budget", "refine", "quantize",
-        "trt_calibration_cache",
+        "qdq_placement", "collect", "qdq_writer", "lint", "held_out", "sensitivity", "budget", "placement", "refine",
+        "quantize", "trt_calibration_cache",
     ),
     "engines": (
         "targets", "build_spec", "layer_records", "backend_protocol", "hardware", "fp16", "typed_graph", "rounded_nodes",

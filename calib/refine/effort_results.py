@@ -23,6 +23,7 @@ from calib.calibration_table import SEARCHED, CalibrationTable, Comparison, Tens
 from calib.collect import CollectConfig, make_table
 from calib.files import sha256_bytes
 from calib.held_out import FEWEST, HeldOut, Judge
+from calib.placement import judging_batches, place, without
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.qdq_writer import insert_qdq, serialize
 from calib.refine.apply_refinements import Progress, Refined, Refiner
@@ -33,6 +34,8 @@ DEFAULT_METHOD, SAFE_METHOD, BETWEEN = "mse", "minmax", "weighted_mse"
 """The default is compared with the method that clips nothing; where that is better, clipping costs, and BETWEEN is tried."""
 CLEAR_DB = 0.5
 """Gain on held-out images from which a later result is better."""
+_PLACEMENT_SHARE = 0.25
+"""Of the progress shown."""
 Start = Literal["search", "unclipped", "plain"]
 """Scales, factors and shifts from which rounding and bias correction start."""
 Bounds = Callable[[onnx.ModelProto], Mapping[str, float]]
@@ -71,12 +74,19 @@ class Results:
         self._decibels: dict[str, float] = {}
         self._kept: Result | None = None
 
-    def keep_best(self, effort: Effort, batches: Iterable[NDArray[Any]], progress: Progress) -> Result:
+    def keep_best(
+        self, effort: Effort, batches: Iterable[NDArray[Any]], progress: Progress, least_share: float | None = None
+    ) -> Result:
         """Make all results up to those of an effort, and return the one to keep.
 
+        With `least_share`, see `calib.placement.place`, layers that INT8 costs too much stay in float in all but the first.
         Raises what `calib.collect.make_table` raises.
         """
         kept, comparison = self._plain()
+        if least_share is not None and self._comparable and self._held.ranking_batches:
+            share = _PLACEMENT_SHARE if effort.names else 1.0
+            kept = self._placed(kept, least_share, _part(progress, 0.0, share))
+            progress = _part(progress, share, 1 - share)
         if effort.names and not self._comparable:
             comparison = Comparison(0, {}, kept.name)
         elif effort.names:
@@ -106,6 +116,27 @@ class Results:
             if decibels[method] > decibels[kept] + CLEAR_DB:
                 kept = method
         return results[kept], Comparison(self._overall.images, decibels, kept) if kept != DEFAULT_METHOD else None
+
+    def _placed(self, plain: Result, least_share: float, progress: Progress) -> Result:
+        """The plain result with the layers in float that are worth it; later results leave the same layers in float."""
+        placement = place(
+            plain.model,
+            plain.table,
+            self._scheme,
+            self._held.ranking_batches,
+            Judge(self._source.model, judging_batches(self._held.batches), self._threads),
+            least_share=least_share,
+            progress=progress,
+        )
+        self._scheme = without(self._scheme, placement.float_nodes)
+        read = plan_quantization(plain.model, self._scheme).activations
+        table = replace(
+            plain.table,
+            tensors={tensor: scale for tensor, scale in plain.table.tensors.items() if tensor in read},
+            float_nodes=placement.float_nodes,
+            placement=placement,
+        )
+        return replace(plain, table=table)
 
     def _plain_result(self, method: str, bounds: Mapping[str, float]) -> Result:
         table = make_table(

@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from calib.calibration_table import TABLE_ARTIFACT
+from calib.placement_record import Placement
 from edge.attribution.attribution_record import ATTRIBUTION_ARTIFACT, Attribution
 from edge.cli.console import TerminalProgress
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
@@ -16,7 +18,7 @@ from edge.report.network_words import headline as network_headline
 from edge.stability.certificate import CERTIFICATE_ARTIFACT
 from edge.stability.network_certificate import NETWORK_ARTIFACT
 from edge.tasks.registry import task_of
-from engines.build_folder.file_names import REPORT
+from engines.build_folder.file_names import CALIBRATION, REPORT
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import EngineManifest
 
@@ -45,6 +47,9 @@ def print_summary(console: Console, folder: Path) -> None:
         rows["xnorm"] = escape(without_certificate(imported))
     if network is not None:
         rows["certificate"] = escape(network_headline(network))
+    calibration = build.find(TABLE_ARTIFACT)
+    if calibration is not None and calibration.placement is not None:
+        rows["placement"] = escape(_placement(calibration.placement))
     if attribution is not None:
         rows["layers"] = escape(_layers(attribution))
     if manifest.random_weights:
@@ -64,6 +69,14 @@ def _drift_rows(drift: DriftReport, manifest: EngineManifest) -> dict[str, str]:
     rows |= {name: escape(text) for name, text in task_of(manifest).summary(drift, manifest.precision).items()}
     rows["judged"] = escape(drift.engine.ran_on)
     return rows
+
+
+def _placement(placement: Placement) -> str:
+    """What stays in float and why, the layers that leave INT8 first at the head."""
+    reasons = placement.reasons()
+    lines = [f"in float: {name}: {reason}" for name, reason in list(reasons.items())[:_LISTED]]
+    more = [f"and {len(reasons) - _LISTED} more: ufovit inspect {CALIBRATION}"] if len(reasons) > _LISTED else []
+    return "\n".join([str(placement), *lines, *more])
 
 
 def _layers(attribution: Attribution) -> str:

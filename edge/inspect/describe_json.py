@@ -76,12 +76,17 @@ def describe_table(table: CalibrationTable) -> Description:
     """calibration.json, the widest ranges first."""
     widest = dict(sorted(table.tensors.items(), key=lambda item: (-item[1].amax, item[0])))
     warnings = ("SYNTHETIC IMAGES: these ranges were not measured on real images",) if table.synthetic else ()
-    described = describe_fields("Calibration table", replace(table, tensors=widest), warnings=warnings)
+    described = describe_fields("Calibration table", replace(table, tensors=widest), skip=("placement",), warnings=warnings)
     amax = [scale.amax for scale in widest.values()]
     proven = sum(scale.source == "proof" for scale in widest.values())
     facts = {"amax": f"{amax[-1]:.4g} to {amax[0]:.4g}"} if amax else {}
     facts["from proof"] = f"{proven} of {len(amax)} scales: a bound for every image, not above what the images gave"
-    return replace(described, facts=described.facts | facts)
+    listings = described.listings
+    if table.placement is not None:
+        facts["placement"] = str(table.placement)
+        rows = [(node, reason) for node, reason in table.placement.reasons().items()]
+        listings = (*((limited(f"Layers in float: {len(rows)}", ("layer", "reason"), rows),) if rows else ()), *listings)
+    return replace(described, facts=described.facts | facts, listings=listings)
 
 
 def describe_drift(drift: DriftReport) -> Description:

@@ -10,6 +10,7 @@ from edge.images.labelled_images import ImageSet, open_unlabelled
 from edge.model.metadata import CheckpointInfo, read_info
 from edge.pipeline.build_request import FLOAT_LAYERS, RANDOM_WEIGHTS_IMAGES, BuildRequest
 from edge.pipeline.open_network import Network, open_network
+from edge.pipeline.placement_option import AUTO, default_placement, read_placement
 from edge.pipeline.request_checks import CALIB_IMAGES, check_answers_fit, check_calibration_images
 from edge.progress import Progress
 from edge.tasks.budget import budget_for
@@ -28,13 +29,15 @@ class BuildInputs:
     Attributes:
         eval_images: images that judge the engine, labelled where its task uses labels.
         calib_images: images that calibrate it and on which export or import is checked.
-        keep_float: patterns of the nodes that stay in float.
+        keep_float: patterns of the nodes that stay in float, those of a file of --placement among them.
+        search_placement: whether calibration chooses further ones.
     """
 
     network: Network
     eval_images: ImageSet
     calib_images: ImageSet
     keep_float: tuple[str, ...]
+    search_placement: bool
 
 
 def resolve_inputs(request: BuildRequest) -> BuildInputs:
@@ -66,7 +69,9 @@ def resolve_inputs(request: BuildRequest) -> BuildInputs:
     keep_float = request.keep_float
     if keep_float is None:
         keep_float = FLOAT_LAYERS if network.info is not None else ()
-    return BuildInputs(network, eval_images, calib_images, keep_float)
+    placement = request.placement or default_placement(request.model)
+    keep_float = (*keep_float, *read_placement(placement))
+    return BuildInputs(network, eval_images, calib_images, keep_float, search_placement=placement == AUTO)
 
 
 def _calibration_images(path: Path, task: Task) -> ImageSet:

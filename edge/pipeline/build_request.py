@@ -63,6 +63,8 @@ class BuildOptions:
         method: Calibration method: minmax, percentile, entropy, weighted_mse, mse (one that clips less where clearly better)
         effort: Refinements of the INT8 quantization: fast (none), balanced, best; the best result up to this one is kept
         keep_float: Nodes that stay in float, glob patterns, repeatable, empty for none. Default: stem.0/* stem.3/* of a UFO-ViT
+        placement: auto: leave the layers in float that INT8 costs too much, found on calibration images; all: none beside
+            --keep-float; or a file with their names. Default: all for a named size, else auto
         calib_images: Number of calibration images, 1 to 1,000,000. Default: 512, 64 with random weights
         eval_images: Number of images that judge, 1 to 1,000,000. Default: all, 64 with random weights
         seed: Seed of --random-weights, 0 to 4,294,967,295
@@ -82,6 +84,7 @@ class BuildOptions:
     method: str = "mse"
     effort: str = "fast"
     keep_float: tuple[str, ...] | None = None
+    placement: str | None = None
     calib_images: int | None = None
     eval_images: int | None = None
     seed: int = 0

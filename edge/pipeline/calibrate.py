@@ -13,6 +13,7 @@ from calib.collect import CollectConfig, range_shift_warning
 from calib.errors import ArtifactError, DataError, GraphError
 from calib.files import atomic_path, write_bytes
 from calib.graph import load_graph
+from calib.placement import without
 from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
 from calib.qdq_writer import serialize
 from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
@@ -23,6 +24,7 @@ from edge.pipeline.calibrate_figures import int8_share
 from edge.pipeline.calibrate_inputs import WRITTEN, CalibrateInputs, resolve
 from edge.pipeline.calibrate_request import CalibrateRequest
 from edge.pipeline.meet_budget import fit
+from edge.pipeline.placement_option import ALL, read_placement
 from edge.progress import Progress
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all, tapped_batch
 from edge.tasks.holdout_loss import measure_loss
@@ -33,10 +35,11 @@ from engines.build_folder.file_names import CACHE, CALIBRATION, QUANTIZED, REFIN
 def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
     """Calibrate and return the exit code. Raises UfovitError; nothing is written before every result is complete."""
     inputs = resolve(request)
-    scheme = QuantScheme(exclude=request.keep_float)
-    plan = plan_quantization(inputs.graph.model, scheme)  # refuses a pattern that matches nothing, and what cannot be quantized
+    scheme = QuantScheme(exclude=(*request.keep_float, *read_placement(request.placement or ALL)))
+    plan_quantization(inputs.graph.model, scheme)  # refuses a pattern that matches nothing, and what cannot be quantized
     if inputs.table is not None:
-        _check_scales(request, plan, inputs.table)
+        placed = inputs.table.placement.float_nodes if inputs.table.placement is not None else ()
+        _check_scales(request, plan_quantization(inputs.graph.model, without(scheme, placed)), inputs.table)
     if inputs.images.synthetic or (inputs.table is not None and inputs.table.synthetic):
         progress.say("SYNTHETIC IMAGES: the scales below are not calibrated on real images; the table is stamped")
     say_notes(inputs.images, progress)
@@ -51,9 +54,11 @@ def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
         table = inputs.table or _calibrate(request, inputs, scheme, source, refined, progress)
         model, data = load_graph(refined if inputs.table is None else source)
     exit_code = 0
+    placed = table.placement.float_nodes if table.placement is not None else ()
+    scheme = without(scheme, placed)
     if request.max_drop_points is not None:
         result = fit(model, table, scheme, inputs.holdout, reference, request.max_drop_points, progress)
-        table, exit_code = replace(table, float_nodes=result.float_nodes), 0 if result.met else 1
+        table, exit_code = replace(table, float_nodes=(*placed, *result.float_nodes)), 0 if result.met else 1
     quantized = quantize_graph(model, table, scheme, request.out / QUANTIZED)
     int8 = OrtRunner(request.out / QUANTIZED, data=serialize(quantized), throughput=True)
     answers = _answers(int8, "the INT8 graph", inputs.holdout, progress)
@@ -65,6 +70,8 @@ def calibrate_file(request: CalibrateRequest, progress: Progress) -> int:
     _write(request.out, data, table, quantized)
     for line in (*share.lines, *filter(None, [floor_sentence]), *loss.lines):
         progress.say(line)
+    if table.placement is not None:
+        progress.say(f"placement    {table.placement}")
     if table.comparison is not None:
         progress.say(f"effort       {table.comparison}")
     warning = range_shift_warning(table)
@@ -133,7 +140,14 @@ def _calibrate(
     size = tapped_batch(max(input_shape(inputs.graph.model, request.graph)))
     digest = images.preprocess_sha256
     collect = CollectConfig(request.method, at_once=2, synthetic=images.synthetic, preprocess_sha256=digest)
-    config = CalibrateConfig(request.effort, scheme, collect, refine_threads=2)
+    config = CalibrateConfig(
+        request.effort,
+        scheme,
+        collect,
+        refine_threads=2,
+        placement=request.search_placement,
+        least_share=request.int8_floor or 0.0,
+    )
     with progress.task(f"calibrate on {len(images)} images, effort {request.effort}") as advance:
         return calibrate_graph(
             source,

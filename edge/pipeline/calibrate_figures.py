@@ -47,6 +47,8 @@ def int8_share(quantized: onnx.ModelProto, plan: QuantPlan, table: CalibrationTa
     in_float = sorted((layer for layer in layers if layer.requested != "int8"), key=lambda layer: -layer.macs)
     counted = [layer for layer in in_float if layer.macs]
     reasons: dict[str, str] = {**plan.skipped, **dict.fromkeys(table.float_nodes, "for the accuracy budget")}
+    if table.placement is not None:
+        reasons |= table.placement.reasons()
     lines = [
         f"  in float   {layer.name}: {layer.macs / total:.2%} of the multiply-accumulates, {_reason(layer, reasons)}"
         for layer in counted[:_LISTED]

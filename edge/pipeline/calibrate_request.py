@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from calib.errors import UsageError
 from edge.option_bounds import SYNTHETIC_IMAGES, check_bounds
 from edge.pipeline.network_options import DEFAULT_INPUT, InputOptions
+from edge.pipeline.placement_option import ALL, AUTO
 from edge.pipeline.request_checks import CALIB_IMAGES, check_budget, check_counts, check_quantization
 from engines.build_spec import check_floor
 
@@ -28,6 +29,8 @@ class CalibrateOptions:
         method: For scales that the effort does not search: minmax, percentile, percentile:99.9, entropy, mse or
             weighted_mse. mse, the default, gives way to weighted_mse or minmax where that is clearly better
         keep_float: Nodes that stay in float: a glob pattern on their names, repeatable
+        placement: auto: leave the layers in float that INT8 costs too much, found on calibration images; all: none beside
+            --keep-float; or a file with their names. Default: auto; all with a budget, which chooses them itself, or a table
         max_drop_points: Accuracy budget in points, 0 to 100: leave as few layers in float as meet it on the images that judge,
             by the first output if there are several
         int8_floor: Least share of the multiply-accumulates in INT8, 0 to 1; exit code 1 below it. Default: any
@@ -42,6 +45,7 @@ class CalibrateOptions:
     effort: str = "balanced"
     method: str = "mse"
     keep_float: tuple[str, ...] = ()
+    placement: str | None = None
     max_drop_points: float | None = None
     int8_floor: float | None = None
     holdout: Path | None = None
@@ -68,4 +72,13 @@ class CalibrateRequest(CalibrateOptions):
                 "--holdout-labels belongs to a --holdout that is a .npy file", where="--holdout-labels", found=self.holdout
             )
         check_budget(self.max_drop_points)
+        chooses = "--table" if self.table is not None else "--max-drop" if self.max_drop_points is not None else None
+        if self.placement == AUTO and chooses is not None:
+            what = f"--placement auto and {chooses} exclude each other: both choose the layers in float"
+            raise UsageError(what, where="--placement", found=AUTO, allowed=f"{ALL}, a file, or without {chooses}")
         check_floor(self.int8_floor)
+
+    @property
+    def search_placement(self) -> bool:
+        """Whether calibration chooses layers that stay in float."""
+        return self.placement == AUTO or (self.placement is None and self.table is None and self.max_drop_points is None)

@@ -1,4 +1,4 @@
-"""Figures of the precision receipt and of `attribution.json`."""
+"""Figures of the precision receipt, of the placement in `calibration.json`, and of `attribution.json`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
+    from calib.placement_record import Placement
     from edge.attribution.attribution_record import Attribution, LayerDrift
     from engines.precision_receipt import Receipt
 
@@ -45,6 +46,30 @@ def precisions(receipt: Receipt) -> Markup:
 
     alt = "; ".join(f"{title}: " + ", ".join(f"{n} {s:.1%}" for n, s in sorted(shares.items())) for title, shares in rows)
     return draw(Drawing("precisions", (5.4, 1.4), alt, paint))
+
+
+def frontier(placement: Placement) -> Markup:
+    """SQNR over the share of the multiply-accumulates that is left in float, of every placement that was measured."""
+    points, first = placement.frontier, placement.all_int8.int8_share
+    in_float = [100 * (first - point.int8_share) for point in points]
+    decibels = [point.sqnr_db for point in points]
+    chosen = points.index(placement.chosen)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.plot(in_float, decibels, color=GOOD, linewidth=0.9, marker="o", markersize=4, markeredgecolor=PAPER)
+        (ring,) = axes.plot(in_float[chosen], decibels[chosen], marker="o", markersize=9, color=ACCENT, fillstyle="none")
+        ring.set_gid("chosen")
+        axes.set(xlabel="left in float by choice, % of the multiply-accumulates", ylabel="SQNR, dB")
+        axes.margins(0.06, 0.15)
+        axes.grid(axis="y")
+        axes.tick_params(length=0)
+
+    alt = "SQNR by the share left in float: " + "; ".join(
+        f"{share:.2f} % {value:.1f} dB{', chosen' if i == chosen else ''}"
+        for i, (share, value) in enumerate(zip(in_float, decibels, strict=True))
+    )
+    return draw(Drawing("frontier", (5.4, 2.2), alt, paint))
 
 
 def worst_layers(attribution: Attribution) -> tuple[LayerDrift, ...]:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from calib.artifact import write_artifact
 from calib.calibration_table import CalibrationTable, TensorScale, save_table
 from calib.files import sha256_bytes, sha256_file
+from calib.placement_record import Placement
 from edge.attribution.attribution_record import (
     Attribution,
     DriftFinding,
@@ -92,6 +93,7 @@ class Recipe:
     labelled: bool = True
     better: int = 0
     plan: PlanKernels | None = PLAN
+    placement: Placement | None = None
 
 
 def make_folder(folder: Path, recipe: Recipe) -> Path:
@@ -105,7 +107,7 @@ def make_folder(folder: Path, recipe: Recipe) -> Path:
         write_artifact(folder / "xnorm.json", certificate(folder, recipe))
     if int8:
         onnx.save(quantize_graph(), folder / "model.int8.onnx")
-        save_table(folder / "calibration.json", table(folder))
+        save_table(folder / "calibration.json", replace(table(folder), placement=recipe.placement))
     write_artifact(folder / "export.json", export_record(folder))
     judge_folder(folder, recipe)
     write_manifest(folder, manifest(folder, recipe))

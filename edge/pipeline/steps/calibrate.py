@@ -26,6 +26,7 @@ def calibrate_step(request: BuildRequest, inputs: BuildInputs, workspace: Worksp
         "method": request.method,
         "effort": request.effort,
         "keep_float": list(inputs.keep_float),
+        **({"placement": {"least_share": request.int8_floor}} if inputs.search_placement else {}),
         "versions": versions("onnx", "onnxruntime", "numpy"),
     }
 
@@ -58,6 +59,8 @@ def calibrate_model(
             collect=CollectConfig(method=request.method, at_once=2, preprocess_sha256=preprocess.sha256),
             refine_threads=2,
             bounds=_proven_bounds,
+            placement=inputs.search_placement,
+            least_share=request.int8_floor or 0.0,
         ),
         progress=advance,
     )

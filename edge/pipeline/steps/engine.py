@@ -4,6 +4,7 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
+from calib.calibration_table import load_table
 from calib.files import sha256_bytes, sha256_file, write_bytes
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
@@ -59,7 +60,8 @@ def build_engine(
     """
     target, folder = request.target, request.out
     options = request.builder.options(target, folder)
-    built = build(BuildSpec(graph_path, target, request.precision, request.batch, request.int8_floor, options), advance)
+    floor = int8_floor(request)
+    built = build(BuildSpec(graph_path, target, request.precision, request.batch, floor, options), advance)
     record = write_engine(out / request.engine_file, built, request.builder, request.builder.cache(target, folder))
 
     def recorded(file: str) -> FileRecord:
@@ -93,11 +95,25 @@ def build_engine(
         labels=network.task.names,
         receipt=built.receipt,
         batch=(built.batch.min, built.batch.opt, built.batch.max),
-        int8_floor=request.int8_floor,
+        int8_floor=floor,
         random_weights=network.random_weights,
         notes=(RANDOM_NOTE, judged) if network.random_weights else (judged,),
     )
     write_manifest(out, manifest)
+
+
+def int8_floor(request: BuildRequest) -> float | None:
+    """The least INT8 share of the receipt; None for the target's own.
+
+    From the target's own, what the placement leaves in float on purpose is subtracted: the floor is to find layers that the
+    engine does not run in INT8 although the graph asks for it.
+    """
+    if request.int8_floor is not None or request.precision != "int8":
+        return request.int8_floor
+    placement = load_table(request.out / CALIBRATION).placement
+    if placement is None or not placement.float_groups:
+        return None
+    return request.target.int8_floor - (placement.all_int8.int8_share - placement.chosen.int8_share)
 
 
 def write_engine(path: Path, built: BuiltEngine, builder: BuilderRequest, cache: TimingCache) -> EngineRecord:

@@ -42,7 +42,7 @@ def cache_of(folder):
 
 @pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
 def test_all_files_and_true_figures(world, calibrate, tmp_path, capsys, effort):
-    assert calibrate(effort=effort) == 0
+    assert calibrate("--placement", "all", effort=effort) == 0
     out = tmp_path / "out"
     said = capsys.readouterr()
     assert sorted(p.name for p in out.iterdir()) == FILES

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 from html_page import Page
 from report_folder import FALLBACK, LABELS, PLAN, TENSORS, Recipe, make_folder, render
+
+from calib.placement_record import FrontierPoint, GroupCost, Placement
 
 
 def silent(_share: float) -> None:
@@ -256,6 +259,19 @@ def test_a_float_build_has_no_ranges_and_says_so(tmp_path: Path, precision: str)
     assert f"{precision.upper()} engine computes in floating point" in page.by_id["no-calibration"]
     assert "The bars start at" not in page.text
     assert page.data[f"receipt.actual.{precision}"] == ("1.0", "100.00%")
+
+
+def test_the_placement_is_drawn_and_every_layer_in_float_named(tmp_path: Path) -> None:
+    costly = GroupCost(("blocks.0.q/<i>MatMul</i>", "blocks.0.k/MatMul"), 0.0312, 12.5, 7.25)
+    frontier = (FrontierPoint(0, 1.0, 21.6), FrontierPoint(1, 0.9688, 28.9))
+    chosen = Placement(1, (costly, GroupCost(("head",), 0.9, 40.0, 0.1)), frontier, 16, 6, 0.9)
+    page = Page(render(make_folder(tmp_path / "placed", Recipe(placement=chosen)), silent))
+    assert [", ".join(costly.nodes), "3.12 %", "7.25"] in page.rows
+    assert "3.12% of the multiply-accumulates: 21.6 -> 28.9 dB on 16 held-out calibration images" in page.by_id["placement"]
+    html = render(make_folder(tmp_path / "kept", Recipe(placement=replace(chosen, float_groups=0))), silent)
+    assert "no layer is worth leaving in float" in Page(html).by_id["placement"]
+    assert "0.00 % 21.6 dB, chosen; 3.12 % 28.9 dB" in html
+    assert "placement" not in Page(render(make_folder(tmp_path / "none", Recipe()), silent)).by_id
 
 
 def test_random_weights_are_stamped(tmp_path: Path) -> None:

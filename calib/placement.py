@@ -1,0 +1,191 @@
+"""Choose which layers stay in float: by the noise that each group adds to the output and the work that it is, for any graph.
+
+One sensitivity pass (`calib.sensitivity`) gives the noise-to-signal ratio n_g of every group g with only g in INT8. If noise
+adds up, the network with the groups F in float has the SQNR
+
+    Q(F) = -10 log10(sum of n_g over g not in F)
+
+Groups leave INT8 one by one, always the one with the largest gain of Q per MAC, as long as the INT8 share stays above the least
+share; one that gains less than LEAST_GAIN_DB stays. Leading parts of this order, evenly spread over the gain of Q, are then
+measured as whole quantized graphs on held-out images, everything in INT8 among them: the frontier of (INT8 share, SQNR).
+
+The choice is the knee of the frontier, the point with the largest
+
+    SQNR - DB_PER_POINT * 100 * (share of the MACs left in float)
+
+with fewer groups in float on ties: beyond it, a percentage point of the MACs buys less than DB_PER_POINT dB. Everything in INT8
+is one of the points, and kept unless the knee is better by CLEAR_DB, so that the choice is never worse than that in SQNR on
+these images. No layer is known by its name.
+
+Cost: `ranking_images` keeps the runs of the ranking to half of the calibration images, since every group reruns half of the
+network on average; at most MOST_MEASURED graphs are measured on JUDGES images. With 512 images that is less than a third of a
+calibration without refinements, with 32 about as much as that, see docs/float-layers.md.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from glob import escape
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from calib.calibration_table import CalibrationTable
+from calib.held_out import Judge
+from calib.macs import count_macs
+from calib.metrics import SQNR_CAP_DB
+from calib.placement_record import FrontierPoint, GroupCost, Placement
+from calib.qdq_placement import QuantScheme, plan_quantization
+from calib.qdq_writer import insert_qdq
+from calib.sensitivity import GroupNoise, measure_sensitivity
+
+LEAST_SHARE = 0.90
+"""Least part of the multiply-accumulates that are in INT8 when everything is that can be."""
+DB_PER_POINT = 0.25
+"""SQNR that one percentage point of the multiply-accumulates has to buy; evenly spread noise buys 0.05."""
+CLEAR_DB = 0.5
+"""Gain of the choice below which everything stays in INT8: what a few images tell from chance, as in `calib.refine`."""
+LEAST_GAIN_DB = 0.02
+"""Gain below which a group is not worth the conversions around it."""
+FEWEST_MEASURED, MOST_MEASURED = 4, 8
+"""Quantized graphs that are measured, of many images more than of few."""
+JUDGES = 16
+"""Held-out images that measure them, or a few more, so that they are whole batches."""
+FEWEST_RANKING, MOST_RANKING = 2, 16
+"""Images that rank the groups."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Groups in the order in which they leave INT8, and the others.
+
+    Attributes:
+        costs: all groups, those that leave first.
+        leaving: number of groups that leave.
+        predicted_db: Q with the first 0, 1, ... `leaving` groups in float.
+    """
+
+    costs: tuple[GroupCost, ...]
+    leaving: int
+    predicted_db: tuple[float, ...]
+
+
+def ranking_images(images: int, groups: int) -> int:
+    """Number of images that rank so many groups, of all the images that calibrate."""
+    return max(FEWEST_RANKING, min(MOST_RANKING, images // max(groups, 1)))
+
+
+def judging_batches(held_out: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
+    """The held-out batches that measure placements: about JUDGES images, evenly spread."""
+    return held_out[:: max(1, sum(map(len, held_out)) // JUDGES)]
+
+
+def place(
+    model: onnx.ModelProto,
+    table: CalibrationTable,
+    scheme: QuantScheme,
+    batches: Iterable[NDArray[Any]],
+    judge: Judge,
+    *,
+    least_share: float = 0.0,
+    progress: Callable[[float], None] = lambda _done: None,
+) -> Placement:
+    """Choose the nodes that stay in float beside those that `scheme` excludes.
+
+    Args:
+        model: float graph with one input.
+        table: scales of everything that `scheme` quantizes.
+        batches: images that rank the groups by the first output, arrays (B, ...) as the graph takes them.
+        judge: SQNR of a quantized graph on other images, of the output where it is lowest; its threads also rank.
+        least_share: INT8 share of all MACs, in [0, 1], that has to remain, where it is more than LEAST_SHARE leaves.
+        progress: called with the fraction done.
+
+    Groups whose MACs cannot be counted stay in INT8. Raises what `measure_sensitivity` raises.
+    """
+    plan, images = plan_quantization(model, scheme), list(batches)
+    macs = count_macs(model, measure=True)
+    total = max(macs.total, 1)
+    int8_share = sum(macs.by_name[node] for node in plan.nodes) / total
+    least = min(max(least_share, LEAST_SHARE * int8_share), int8_share)
+    noises = measure_sensitivity(
+        model, table, plan, images, threads=judge.threads, progress=lambda done, groups: progress(0.6 * done / groups)
+    )
+    movable = [not any(node in macs.not_counted for node in group.nodes) for group in noises]
+    order = leaving_order(noises, movable, total, int8_share - least)
+    tried = spread(order.predicted_db, order.costs, max(FEWEST_MEASURED, min(MOST_MEASURED, table.images // 8)))
+    frontier: list[FrontierPoint] = []
+    for done, count in enumerate(tried, start=1):
+        floats = tuple(node for group in order.costs[:count] for node in group.nodes)
+        share = int8_share - sum(group.share for group in order.costs[:count])
+        quantized = insert_qdq(model, table, plan_quantization(model, without(scheme, floats)))
+        frontier.append(FrontierPoint(count, share, judge.decibels(quantized)))
+        progress(0.6 + 0.4 * done / len(tried))
+    knee = max(frontier, key=lambda point: (_score(point), -point.float_groups))
+    if knee.sqnr_db < frontier[0].sqnr_db + CLEAR_DB:
+        knee = frontier[0]
+    ranked_on = sum(map(len, images))
+    return Placement(knee.float_groups, order.costs, tuple(frontier), judge.images, ranked_on, least)
+
+
+def without(scheme: QuantScheme, nodes: Iterable[str]) -> QuantScheme:
+    """A scheme that leaves these nodes in float, too."""
+    return replace(scheme, exclude=(*scheme.exclude, *map(escape, nodes)))
+
+
+def leaving_order(noises: Sequence[GroupNoise], movable: Sequence[bool], total: int, share_to_move: float) -> Order:
+    """The order in which groups leave INT8.
+
+    Args:
+        noises: every group, in graph order; `movable` says which may leave.
+        total: MACs of the network.
+        share_to_move: largest share of them that may leave.
+    """
+    noise = np.array([10 ** (-group.isolated_db / 10) for group in noises])
+    shares = [group.macs / total for group in noises]
+    left, pending, moved = float(noise.sum()), list(range(len(noises))), 0.0
+    first: list[int] = []
+    costs: dict[int, float] = {}
+    predicted = [_decibels(left)]
+    while True:
+        gains = {i: _gain(float(noise[i]), float(noise[pending].sum())) for i in pending}
+        fitting = [
+            i for i in pending if movable[i] and gains[i] >= LEAST_GAIN_DB and moved + shares[i] <= share_to_move + 1e-12
+        ]
+        if not fitting:
+            break
+        best = max(fitting, key=lambda i: (gains[i] / max(shares[i], 1 / total), -i))
+        costs[best] = gains[best]
+        moved += shares[best]
+        first.append(best)
+        pending.remove(best)
+        predicted.append(_decibels(float(noise[pending].sum())))
+    costs |= gains
+    found = tuple(GroupCost(noises[i].nodes, shares[i], noises[i].isolated_db, costs[i]) for i in (*first, *pending))
+    return Order(found, len(first), tuple(predicted))
+
+
+def spread(predicted_db: Sequence[float], costs: Sequence[GroupCost], most: int = MOST_MEASURED) -> tuple[int, ...]:
+    """At most `most` numbers of groups in float to measure: 0, all that leave, the predicted knee, and steps of equal gain."""
+    last = len(predicted_db) - 1
+    moved = np.concatenate([[0.0], np.cumsum([group.share for group in costs[:last]])])
+    knee = int(np.argmax(np.asarray(predicted_db) - 100 * DB_PER_POINT * moved))
+    steps = np.linspace(predicted_db[0], predicted_db[-1], most - 1)[1:-1]
+    between = [int(np.argmax(np.asarray(predicted_db) >= step)) for step in steps]
+    return tuple(sorted({0, knee, last, *between}))
+
+
+def _score(point: FrontierPoint) -> float:
+    return point.sqnr_db + 100 * DB_PER_POINT * point.int8_share
+
+
+def _gain(noise: float, left: float) -> float:
+    """dB that leaving out `noise` from the sum `left` gains."""
+    if noise <= 0 or left <= 0:
+        return 0.0
+    return SQNR_CAP_DB if noise >= left else min(-10 * math.log10(1 - noise / left), SQNR_CAP_DB)
+
+
+def _decibels(noise: float) -> float:
+    return SQNR_CAP_DB if noise <= 0 else max(-SQNR_CAP_DB, min(-10 * math.log10(noise), SQNR_CAP_DB))
