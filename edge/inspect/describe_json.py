@@ -53,6 +53,7 @@ def describe_manifest(manifest: EngineManifest) -> Description:
     made_from: dict[str, FileRecord | CalibrationRecord | None] = {
         "checkpoint": manifest.checkpoint,
         "FP32 graph": manifest.onnx,
+        "certificate": manifest.certificate,
         "XNorm certificate": manifest.xnorm,
         "folded graph": manifest.folded_onnx,
         "refined graph": manifest.refined_onnx,

@@ -98,7 +98,7 @@ def make_bundle(build: BuildFolder, images: ImageSet, path: Path, advance: Advan
 
 def packed_digests(manifest: EngineManifest) -> dict[str, str]:
     """File -> SHA-256 of what a bundle takes over from a build folder, besides the manifest."""
-    records = (source_graph(manifest), manifest.xnorm, manifest.calibration)
+    records = (source_graph(manifest), manifest.certificate, manifest.xnorm, manifest.calibration)
     return {record.file: record.sha256 for record in records if record is not None}
 
 

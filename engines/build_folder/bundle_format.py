@@ -31,7 +31,7 @@ from typing import ClassVar
 from calib.artifact import parse_artifact
 from calib.errors import ArtifactError
 from calib.files import ARCHIVE_ERRORS, atomic_path, canonical_json, open_regular, sha256_bytes, sha256_file
-from engines.build_folder.file_names import CALIBRATION, MANIFEST, MODEL, TYPED, XNORM
+from engines.build_folder.file_names import CALIBRATION, CERTIFICATE, MANIFEST, MODEL, TYPED, XNORM
 from engines.build_folder.manifest import FileRecord
 from engines.build_folder.safe_files import check_digest
 from engines.layer_records import GraphFacts
@@ -44,7 +44,7 @@ _OUTPUT = re.compile(r"output_(0|[1-9][0-9]{0,2})\.npy")
 REMAKE = "ufovit bundle BUILD"
 _ALWAYS = frozenset({MANIFEST, PIXELS, SHAPES, GOLDEN})
 _GRAPHS = (TYPED, MODEL)
-_SOMETIMES = frozenset({CALIBRATION, XNORM})
+_SOMETIMES = frozenset({CALIBRATION, CERTIFICATE, XNORM})
 _OPTIONAL = ("budget_sqnr_db", "budget_cosine")
 _LARGEST_BYTES = 8 << 30
 _ALWAYS_UNPACKED, _LARGEST_RATIO = 64 << 20, 16

@@ -61,7 +61,8 @@ class EngineManifest:
     Attributes:
         created: ISO 8601 time in UTC.
         checkpoint: None for random weights.
-        xnorm: the certificate of every XNorm, None for "fp32"; likewise `folded_onnx`, the FP32 graph after its repair.
+        certificate: that of the whole network, None for "fp32"; likewise `folded_onnx`, the FP32 graph after its repair.
+        xnorm: the certificate of every XNorm, None where there is none.
         qdq_onnx: None unless the precision is "int8"; likewise `calibration`, and `refined_onnx`, the float graph that it
             quantizes.
         typed_onnx: the strongly typed graph, None where the backend built from one of the others.
@@ -92,6 +93,7 @@ class EngineManifest:
     preprocess: dict[str, Any]
     labels: tuple[str, ...]
     receipt: Receipt
+    certificate: FileRecord | None = None
     xnorm: FileRecord | None = None
     folded_onnx: FileRecord | None = None
     refined_onnx: FileRecord | None = None
@@ -114,7 +116,7 @@ MANIFEST_ARTIFACT = json_artifact(MANIFEST, EngineManifest, remake=REMAKE)
 def recorded_files(manifest: EngineManifest) -> Iterator[tuple[str, str]]:
     """(file, sha256) of every file in the manifest, in the order of the flow, the engine last; some may be missing."""
     graphs = (manifest.folded_onnx, manifest.refined_onnx, manifest.calibration, manifest.qdq_onnx, manifest.typed_onnx)
-    for record in (manifest.checkpoint, manifest.onnx, manifest.xnorm, *graphs, manifest.engine):
+    for record in (manifest.checkpoint, manifest.onnx, manifest.certificate, manifest.xnorm, *graphs, manifest.engine):
         if record is not None:
             yield record.file, record.sha256
 

@@ -15,6 +15,7 @@ from edge.progress import Advance
 from engines.build import BuiltEngine, build
 from engines.build_folder.file_names import (
     CALIBRATION,
+    CERTIFICATE,
     EXPORT,
     FOLDED,
     IMPORT,
@@ -82,6 +83,7 @@ def build_engine(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         checkpoint=FileRecord(Path(network.file).name, network.sha256) if network.file else None,
         onnx=recorded(MODEL),
+        certificate=recorded(CERTIFICATE) if workspace.made(CERTIFICATE) else None,
         xnorm=recorded(XNORM) if workspace.made(XNORM) else None,
         folded_onnx=recorded(FOLDED) if workspace.made(FOLDED) else None,
         refined_onnx=recorded(REFINED) if int8 else None,
