@@ -26,7 +26,7 @@ def overhead_steps(plan: PlanKernels) -> int:
     return sum(plan.steps_of(kind) for kind in _OVERHEAD)
 
 
-def step_label(step: PlanStep, block: str) -> str:
+def step_title(step: PlanStep, block: str) -> str:
     """What a step does: the first nodes that it computes, without the name of their block, or the operations of its kernel."""
     nodes = [node.removeprefix(block).lstrip("./") for node in step.nodes if not node.endswith(_QDQ)]
     more = f" + {len(nodes) - 2}" if len(nodes) > 2 else ""  # two names fit
@@ -45,7 +45,7 @@ def block_steps(plan: PlanKernels) -> Markup:
             axes.barh(row, size, height=0.7, color=colour, alpha=0.75, edgecolor=PAPER)
             axes.text(size, row, f" {step.kind}", va="center", color=INK, fontsize=7)
         axes.set(ylim=(len(steps) - 0.4, -0.6), xlim=(0, 1.12 * max(sizes) or 1), xlabel="kB read and written for one image")
-        axes.set_yticks(range(len(steps)), [step_label(step, plan.block) for step in steps], fontsize=7)
+        axes.set_yticks(range(len(steps)), [step_title(step, plan.block) for step in steps], fontsize=7)
         axes.tick_params(length=0, axis="y", labelcolor=INK)
         axes.grid(axis="x")
 

@@ -227,6 +227,6 @@ def test_a_repair_that_is_none_would_be_noticed(tiny_graph, tiny_images, monkeyp
     bias = {"blocks.0.attn.k.bias/folded": lambda b: b * 2}
     bad = changed(good, **bias) if error == "another bias" else graph
     monkeypatch.setattr("edge.stability.certify.folded_graph", lambda *_: bad)
-    message = "changed the FP32 logits" if error == "another bias" else "does not move as its folding says"
+    message = "changed the FP32 outputs" if error == "another bias" else "does not move as its folding says"
     with pytest.raises(VerdictError, match=message):
         run(graph, [tiny_images])

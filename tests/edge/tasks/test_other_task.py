@@ -306,6 +306,7 @@ ALLOWED = {
     r"logits\.np[yz]|logits_share|logits_bit_identical": "names in files: of a file, fields of attribution.json and xnorm.json",
     r"in\S*_label": "a file of the kernel's power sensors",
     r"substitute for softmax|SQNR of the logits|the logits' SQNR": "sentences on XNorm, and on the layers of UFO-ViT",
+    r"\"softmax\": \"softmax\"": "a kind of site of the certificate, and its name on the page",
     r"labels of a classification|\[\{index, label, probability\}\]": "JSON lines are documented where they are written",
 }
 PIPELINE = r"labels?"
