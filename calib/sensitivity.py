@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -31,7 +32,7 @@ class GroupNoise:
     """Nodes of one group, in graph order, and their multiply-accumulates for one image.
 
     `isolated_db` is the SQNR of the logits against float with only this group quantized, within [-300, 300], 300 for no
-    difference.
+    difference, -300 where they are not finite.
     """
 
     nodes: Group
@@ -69,7 +70,7 @@ def measure_sensitivity(
         batches: arrays (B, ...) float32 as the graph takes them, of about IMAGES images.
         progress: called after each group with the number of groups done, and their total.
 
-    Raises DataError for no images and for NaN or infinities in the logits; for others see `SegmentRuns` and `check_plan`.
+    Raises DataError for no images and for NaN or infinities in the float logits; for others see `SegmentRuns` and `check_plan`.
     """
     check_plan(model, table, plan)
 
@@ -87,8 +88,11 @@ def measure_sensitivity(
     isolated_db = {group: SQNR_CAP_DB for group, part in parts.items() if not part}
     runs = SegmentRuns(model, tuple(group_of), images, threads)
     reference = runs.output()
+    if not np.isfinite(reference).all():
+        raise DataError("not a finite number", where="float logits", found="NaN or infinity")
     for part, logits in runs.exchanged(quantized):
-        isolated_db[group_of[part]] = max(-SQNR_CAP_DB, min(sqnr_db(reference, logits), SQNR_CAP_DB))
+        decibels = sqnr_db(reference, logits) if np.isfinite(logits).all() else -SQNR_CAP_DB
+        isolated_db[group_of[part]] = max(-SQNR_CAP_DB, min(decibels, SQNR_CAP_DB))
         progress(len(isolated_db), len(groups))
     return tuple(GroupNoise(group, sum(macs[name] for name in group), isolated_db[group]) for group in groups)
 

@@ -162,6 +162,23 @@ def test_refinements_leave_the_same_layers_in_float(make_model, images, tmp_path
     assert sqnr(planted(make_model, WILD), quantized, images) > 25
 
 
+def test_a_layer_that_gives_infinities_in_int8_stays_in_float(make_model, tmp_path):
+    """log(0): on the scale of a large value a small one rounds to 0."""
+    rng = np.random.default_rng(7)
+    constants = {"swap": np.array([[0, 1], [1, 0]], np.float32), "w": rng.normal(size=(2, 40)).astype(np.float32)}
+    nodes = [
+        h.make_node("MatMul", ["x", "swap"], ["s"], name="swap"),
+        h.make_node("Log", ["s"], ["l"], name="log"),
+        h.make_node("MatMul", ["l", "w"], ["y"], name="head"),
+    ]
+    model = make_model(nodes, constants, [("x", T.FLOAT, ["b", 4, 2])], [("y", T.FLOAT, ["b", 4, 40])])
+    images = np.exp(rng.normal(size=(64, 4, 2))).astype(np.float32) * np.array([1e3, 1e-3], np.float32)
+    placement = calibrated(tmp_path, model, images)[0].placement
+    assert placement.float_nodes == ("swap",)
+    assert placement.groups[0].isolated_db == -300
+    assert placement.chosen.sqnr_db > placement.all_int8.sqnr_db + 20
+
+
 def noise(name, decibels, macs):
     return GroupNoise((name,), macs, decibels)
 
