@@ -17,7 +17,16 @@ from engines.build_folder.bundle_format import open_bundle, write_bundle
 ARRAYS = ("pixels.npy", "shapes.npy", "labels.npy", "logits.npy", "golden.npy")
 GRAPH = "model.typed.onnx"
 IMAGES = 24
-DEVICE_FILES = {GRAPH, "golden.npz", "xnorm.json", "calibration.json", "engine.engine", "manifest.json", "steps.json"}
+DEVICE_FILES = {
+    GRAPH,
+    "golden.npz",
+    "certificate.json",
+    "xnorm.json",
+    "calibration.json",
+    "engine.engine",
+    "manifest.json",
+    "steps.json",
+}
 VERDICT_FILES = {"drift.json", "logits.npz", "flips.npz"}
 
 

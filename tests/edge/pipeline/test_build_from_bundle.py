@@ -58,7 +58,7 @@ def test_a_device_builds_and_judges(project, on_a_gpu, capsys):
     assert drift["agreement"] == np.mean(logits["engine"].argmax(1) == packed["logits.npy"].argmax(1))
     assert drift["top1_engine"] == np.mean(logits["engine"].argmax(1) == packed["labels.npy"])
     assert max(runner.batches) <= 8
-    assert [check.status for check in verify_folder(BuildFolder(folder))] == ["ok"] * 10
+    assert [check.status for check in verify_folder(BuildFolder(folder))] == ["ok"] * 11
     golden = np.load(folder / "golden.npz")
     assert np.array_equal(golden["tensor"], packed["golden.npy"])
     assert np.array_equal(golden["pixels"].ravel(), packed["pixels.npy"][: golden["pixels"].size])

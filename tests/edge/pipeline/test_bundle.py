@@ -64,9 +64,9 @@ def answers(path, tensors):
 
 def test_a_bundle_holds_what_the_build_and_the_images_are(rtx):
     found, manifest = contents(rtx / "b.ufovit"), json_of(rtx / "rtx/manifest.json")
-    assert set(found) == {"bundle.json", "manifest.json", GRAPH, "calibration.json", "xnorm.json", *ARRAYS}
+    assert set(found) == {"bundle.json", "manifest.json", GRAPH, "calibration.json", "certificate.json", "xnorm.json", *ARRAYS}
     with zipfile.ZipFile(rtx / "b.ufovit") as archive:
-        for file in ("manifest.json", GRAPH, "calibration.json", "xnorm.json"):
+        for file in ("manifest.json", GRAPH, "calibration.json", "certificate.json", "xnorm.json"):
             assert archive.read(file) == (rtx / "rtx" / file).read_bytes(), file
     chosen = np.linspace(0, 79, IMAGES).round().astype(int)
     pixels, labels = test_pixels(rtx)[chosen], np.load(rtx / "rtx/logits.npz")["labels"][chosen]
@@ -132,7 +132,17 @@ def test_a_build_for_a_cpu_is_refused(project, built, capsys):
 
 @pytest.mark.parametrize(
     "file",
-    ["model.onnx", GRAPH, "calibration.json", "xnorm.json", "engine.engine", "manifest.json", "drift.json", "steps.json"],
+    [
+        "model.onnx",
+        GRAPH,
+        "calibration.json",
+        "certificate.json",
+        "xnorm.json",
+        "engine.engine",
+        "manifest.json",
+        "drift.json",
+        "steps.json",
+    ],
 )
 def test_a_build_whose_files_were_changed_is_refused(project, capsys, file):
     path = project / "rtx" / file

@@ -159,7 +159,7 @@ def test_a_bundle_of_a_device_build_is_refused(project, on_a_gpu, capsys):
 def test_float_builds_go_the_same_way(project, without_a_gpu, precision):
     assert run(command(project, precision=precision, target="rtx", out=project / precision, int8_floor=None)) == 0
     assert pack(project, source=precision, out=f"{precision}.ufovit") == 0
-    expected = {"fp32": {"model.onnx"}, "fp16": {GRAPH, "xnorm.json"}}[precision]
+    expected = {"fp32": {"model.onnx"}, "fp16": {GRAPH, "certificate.json", "xnorm.json"}}[precision]
     assert set(contents(project / f"{precision}.ufovit")) == {"bundle.json", "manifest.json", *ARRAYS, *expected}
     assert device(project, bundle=f"{precision}.ufovit") == 3
     assert files(project / "device") == expected | {"engine.engine", "golden.npz", "manifest.json", "steps.json"}
@@ -187,7 +187,7 @@ def test_killed_again_and_again_it_still_ends_the_same(project, on_a_gpu):
     assert codes[-1] == 0
     assert codes.count(-signal.SIGKILL) >= 4
     assert files(project / "device") == files(project / "whole")
-    for file in (GRAPH, "xnorm.json", "calibration.json"):
+    for file in (GRAPH, "certificate.json", "xnorm.json", "calibration.json"):
         assert sha256(project / "device" / file) == sha256(project / "whole" / file)
     verify_folder(BuildFolder(project / "device"))
 
