@@ -18,8 +18,8 @@ is one of the points, and kept unless the knee is better by CLEAR_DB, so that th
 these images. No layer is known by its name.
 
 Cost: `ranking_images` keeps the runs of the ranking to half of the calibration images, since every group reruns half of the
-network on average; at most MOST_MEASURED graphs are measured on JUDGES images. With 512 images that is less than a third of a
-calibration without refinements, with 32 about as much as that, see docs/float-layers.md.
+network on average, but to no fewer than FEWEST_RANKING images per group; at most MOST_MEASURED graphs are measured on JUDGES
+images. Times: docs/float-layers.md.
 """
 
 import math
@@ -37,7 +37,7 @@ from calib.held_out import Judge
 from calib.macs import count_macs
 from calib.metrics import SQNR_CAP_DB
 from calib.placement_record import FrontierPoint, GroupCost, Placement
-from calib.qdq_placement import QuantScheme, plan_quantization
+from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
 from calib.qdq_writer import insert_qdq
 from calib.sensitivity import GroupNoise, measure_sensitivity
 
@@ -49,7 +49,7 @@ CLEAR_DB = 0.5
 """Gain of the choice below which everything stays in INT8: what a few images tell from chance, as in `calib.refine`."""
 LEAST_GAIN_DB = 0.02
 """Gain below which a group is not worth the conversions around it."""
-FEWEST_MEASURED, MOST_MEASURED = 4, 8
+FEWEST_MEASURED, MOST_MEASURED = 4, 6
 """Quantized graphs that are measured, of many images more than of few."""
 JUDGES = 16
 """Held-out images that measure them, or a few more, so that they are whole batches."""
@@ -117,10 +117,10 @@ def place(
     tried = spread(order.predicted_db, order.costs, max(FEWEST_MEASURED, min(MOST_MEASURED, table.images // 8)))
     frontier: list[FrontierPoint] = []
     for done, count in enumerate(tried, start=1):
-        floats = tuple(node for group in order.costs[:count] for node in group.nodes)
+        floats = {node for group in order.costs[:count] for node in group.nodes}
         share = int8_share - sum(group.share for group in order.costs[:count])
-        quantized = insert_qdq(model, table, plan_quantization(model, without(scheme, floats)))
-        frontier.append(FrontierPoint(count, share, judge.decibels(quantized)))
+        kept = QuantPlan(tuple(point for point in plan.points if point.node not in floats))
+        frontier.append(FrontierPoint(count, share, judge.decibels(insert_qdq(model, table, kept))))
         progress(0.6 + 0.4 * done / len(tried))
     knee = max(frontier, key=lambda point: (_score(point), -point.float_groups))
     if knee.sqnr_db < frontier[0].sqnr_db + CLEAR_DB:
