@@ -26,6 +26,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from glob import escape
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,8 @@ def place(
     if knee.sqnr_db < frontier[0].sqnr_db + CLEAR_DB:
         knee = frontier[0]
     ranked_on = sum(map(len, images))
-    return Placement(knee.float_groups, order.costs, tuple(frontier), judge.images, ranked_on, least)
+    costs = measured_costs(order, frontier)
+    return Placement(knee.float_groups, costs, tuple(frontier), judge.images, ranked_on, least)
 
 
 def without(scheme: QuantScheme, nodes: Iterable[str]) -> QuantScheme:
@@ -164,6 +166,20 @@ def leaving_order(noises: Sequence[GroupNoise], movable: Sequence[bool], total: 
     costs |= gains
     found = tuple(GroupCost(noises[i].nodes, shares[i], noises[i].isolated_db, costs[i]) for i in (*first, *pending))
     return Order(found, len(first), tuple(predicted))
+
+
+def measured_costs(order: Order, frontier: Sequence[FrontierPoint]) -> tuple[GroupCost, ...]:
+    """The groups with costs that add up to the gains measured from one point to the next, shared out as predicted.
+
+    Errors of layers alike are correlated, so that they cost more together than the sum of their noise.
+    """
+    costs = list(order.costs)
+    for one, other in pairwise(frontier):
+        first, last = one.float_groups, other.float_groups
+        predicted = order.predicted_db[last] - order.predicted_db[first]
+        factor = max(other.sqnr_db - one.sqnr_db, 0.0) / predicted if predicted > 0 else 0.0
+        costs[first:last] = [replace(group, cost_db=factor * group.cost_db) for group in costs[first:last]]
+    return tuple(costs)
 
 
 def spread(predicted_db: Sequence[float], costs: Sequence[GroupCost], most: int = MOST_MEASURED) -> tuple[int, ...]:
