@@ -18,14 +18,15 @@ is one of the points, and kept unless the knee is better by CLEAR_DB, so that th
 these images. No layer is known by its name.
 
 Cost: `ranking_images` keeps the runs of the ranking to half of the calibration images, since every group reruns half of the
-network on average; at most MOST_MEASURED graphs are measured on JUDGES images. With 512 images that is less than a third of a
-calibration without refinements, with 32 about as much as that, see docs/float-layers.md.
+network on average, but to no fewer than FEWEST_RANKING images per group; at most MOST_MEASURED graphs are measured on JUDGES
+images. Times: docs/float-layers.md.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from glob import escape
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from calib.held_out import Judge
 from calib.macs import count_macs
 from calib.metrics import SQNR_CAP_DB
 from calib.placement_record import FrontierPoint, GroupCost, Placement
-from calib.qdq_placement import QuantScheme, plan_quantization
+from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
 from calib.qdq_writer import insert_qdq
 from calib.sensitivity import GroupNoise, measure_sensitivity
 
@@ -49,7 +50,7 @@ CLEAR_DB = 0.5
 """Gain of the choice below which everything stays in INT8: what a few images tell from chance, as in `calib.refine`."""
 LEAST_GAIN_DB = 0.02
 """Gain below which a group is not worth the conversions around it."""
-FEWEST_MEASURED, MOST_MEASURED = 4, 8
+FEWEST_MEASURED, MOST_MEASURED = 4, 6
 """Quantized graphs that are measured, of many images more than of few."""
 JUDGES = 16
 """Held-out images that measure them, or a few more, so that they are whole batches."""
@@ -117,16 +118,17 @@ def place(
     tried = spread(order.predicted_db, order.costs, max(FEWEST_MEASURED, min(MOST_MEASURED, table.images // 8)))
     frontier: list[FrontierPoint] = []
     for done, count in enumerate(tried, start=1):
-        floats = tuple(node for group in order.costs[:count] for node in group.nodes)
+        floats = {node for group in order.costs[:count] for node in group.nodes}
         share = int8_share - sum(group.share for group in order.costs[:count])
-        quantized = insert_qdq(model, table, plan_quantization(model, without(scheme, floats)))
-        frontier.append(FrontierPoint(count, share, judge.decibels(quantized)))
+        kept = QuantPlan(tuple(point for point in plan.points if point.node not in floats))
+        frontier.append(FrontierPoint(count, share, judge.decibels(insert_qdq(model, table, kept))))
         progress(0.6 + 0.4 * done / len(tried))
     knee = max(frontier, key=lambda point: (_score(point), -point.float_groups))
     if knee.sqnr_db < frontier[0].sqnr_db + CLEAR_DB:
         knee = frontier[0]
     ranked_on = sum(map(len, images))
-    return Placement(knee.float_groups, order.costs, tuple(frontier), judge.images, ranked_on, least)
+    costs = measured_costs(order, frontier)
+    return Placement(knee.float_groups, costs, tuple(frontier), judge.images, ranked_on, least)
 
 
 def without(scheme: QuantScheme, nodes: Iterable[str]) -> QuantScheme:
@@ -164,6 +166,20 @@ def leaving_order(noises: Sequence[GroupNoise], movable: Sequence[bool], total: 
     costs |= gains
     found = tuple(GroupCost(noises[i].nodes, shares[i], noises[i].isolated_db, costs[i]) for i in (*first, *pending))
     return Order(found, len(first), tuple(predicted))
+
+
+def measured_costs(order: Order, frontier: Sequence[FrontierPoint]) -> tuple[GroupCost, ...]:
+    """The groups with costs that add up to the gains measured from one point to the next, shared out as predicted.
+
+    Errors of layers alike are correlated, so that they cost more together than the sum of their noise.
+    """
+    costs = list(order.costs)
+    for one, other in pairwise(frontier):
+        first, last = one.float_groups, other.float_groups
+        predicted = order.predicted_db[last] - order.predicted_db[first]
+        factor = max(other.sqnr_db - one.sqnr_db, 0.0) / predicted if predicted > 0 else 0.0
+        costs[first:last] = [replace(group, cost_db=factor * group.cost_db) for group in costs[first:last]]
+    return tuple(costs)
 
 
 def spread(predicted_db: Sequence[float], costs: Sequence[GroupCost], most: int = MOST_MEASURED) -> tuple[int, ...]:

@@ -15,7 +15,8 @@ class GroupCost:
         nodes: their names, in graph order.
         share: of the network's multiply-accumulates, in [0, 1].
         isolated_db: SQNR of the first output with only this group in INT8, within [-300, 300], 300 for no difference.
-        cost_db: SQNR that it costs in INT8, with the groups that leave INT8 before it in float, if noise adds up.
+        cost_db: SQNR that it costs in INT8, with the groups that leave INT8 before it in float: a share of a measured gain
+            where it was measured in float, with others; else estimated as if noise added up.
     """
 
     nodes: tuple[str, ...]
@@ -71,7 +72,7 @@ class Placement:
     def reasons(self) -> dict[str, str]:
         """Node that stays in float -> why."""
         return {
-            node: f"costs {group.cost_db:.{1 if group.cost_db >= _TENTHS_FROM_DB else 2}f} dB in INT8"
+            node: f"costs about {group.cost_db:.{1 if group.cost_db >= _TENTHS_FROM_DB else 2}f} dB in INT8"
             for group in self.groups[: self.float_groups]
             for node in group.nodes
         }
