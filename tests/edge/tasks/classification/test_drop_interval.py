@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from fractions import Fraction
 from math import comb
 from pathlib import Path
 
@@ -164,7 +165,12 @@ def test_share_is_exact_at_its_ends():
 @settings(max_examples=100, deadline=None)
 def test_mcnemar_is_scipys_binomial_test(lost, won):
     expected = scipy.stats.binomtest(lost, lost + won).pvalue if lost + won else 1.0
-    assert mcnemar_p(Flips(lost, won)) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+    assert mcnemar_p(Flips(lost, won)) == pytest.approx(expected, rel=1e-9, abs=1e-290)  # scipy gives 0 for 2.7e-300
+
+
+def test_mcnemar_does_not_underflow():
+    exact = Fraction(2 * sum(comb(1075, k) for k in range(11)), 2**1075)
+    assert mcnemar_p(Flips(10, 1065)) == pytest.approx(float(exact), rel=1e-9, abs=0)
 
 
 def test_mcnemar_by_hand():
