@@ -137,7 +137,7 @@ class _Emulation:
             self._round_outputs(node, list(node.output))
 
     def _axes(self, node: onnx.NodeProto) -> list[int]:
-        """Axes of a reduction: constants, all of them where there is no such input."""
+        """Axes of a reduction: constants; all of them where the input is left out."""
         given = node.input[1] if len(node.input) > 1 else ""  # an input in every opset that can be typed
         if given and given not in self.index.constants:
             raise GraphError("the axes of a reduction are not constant", where=node.name or node.output[0])

@@ -231,12 +231,12 @@ def test_a_planted_fault_ruins_fp16_and_its_repair_does_not(shipped_build, bench
     assert done.certificate.islands.sites == 0
     assert np.array_equal(bench.run(done.model, images).view(np.uint32), reference.view(np.uint32))
     ruined = bench.compare_logits(reference, bench.run(bench.fp16_graph(model), images))
-    mended = bench.compare_logits(
+    repaired = bench.compare_logits(
         reference, bench.run(bench.fp16_graph(done.model, bench.kept_nodes(done.model, done.certificate)), images)
     )
     assert ruined.agreement < 0.9
-    assert (mended.agreement, mended.not_finite) == (1.0, 0)
-    assert mended.sqnr_db > 55
+    assert (repaired.agreement, repaired.not_finite) == (1.0, 0)
+    assert repaired.sqnr_db > 55
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def headline(certificate: XNormCertificate) -> str:
 
 
 def without_certificate(imported: ImportRecord) -> str:
-    """What an FP16 or INT8 build of a network without a certificate does not know, in a sentence."""
+    """What is not known of an INT8 build without FP16 layers and XNorms, which has no certificate, in a sentence."""
     norms = [UnjudgedNorm(name, reason) for name, reason in imported.unjudged_norms.items()]
     if not norms:
         return "no certificate: the network does not divide by an L2 norm"

@@ -143,7 +143,7 @@ class Drawing:
 
     @property
     def blocks(self) -> list[tuple[float, str]]:
-        """Where blocks of the network start, and their names; "" for those that there is no room to name."""
+        """Where blocks of the network start, and their names; "" where the drawing has no room for one."""
         starts, last = [], -math.inf
         for block, group in groupby(enumerate(self.bars), lambda item: item[1].block):
             number = next(group)[0]

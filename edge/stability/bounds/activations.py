@@ -20,8 +20,8 @@ class Activation:
         apply: f on float64.
         turn: -inf for a function that never falls, inf for one that never rises.
         least: f(turn), or the smallest value at the edge of the domain; -inf for a function that rises everywhere.
-        steepness: |f(x)| <= steepness |x|; None where there is no such number.
-        gate: f(x) = g x with g between these two; None where there are none.
+        steepness: |f(x)| <= steepness |x|; None where none is known.
+        gate: f(x) = g x with g between these two; None where none are known.
         domain: f is defined from here on; below, nothing is known.
         relative: FP32 computes it to some units in the last place, near zero too; else to as many of 1.
     """

@@ -77,15 +77,27 @@ def opposite(operator: Operator) -> Value:
     return unbounded(operator.shape) if value is None else replace(negated(value), constant=None)
 
 
+def _unless_norm(operator: Operator, rule: Callable[[Operator, Value, Value], Value]) -> Value:
+    """A rule for a Mul or Div of two known operands, unless it is the last step of a norm, which is a bound itself."""
+    pair = _pair(operator)
+    if pair is None:
+        return unbounded(operator.shape)
+    unit = unit_value(operator)
+    return rule(operator, *pair) if unit is None else unit
+
+
 def multiplied(operator: Operator) -> Value:
     """Mul; x x and x sigmoid(x) as what they are."""
-    pair, shape = _pair(operator), operator.shape
-    if pair is None:
-        return unbounded(shape)
-    unit = unit_value(operator)
-    if unit is not None:
-        return unit
-    left, right = pair
+    return _unless_norm(operator, _product)
+
+
+def divided(operator: Operator) -> Value:
+    """Div: by what is not zero, or by a norm of what is divided."""
+    return _unless_norm(operator, _quotient)
+
+
+def _product(operator: Operator, left: Value, right: Value) -> Value:
+    shape = operator.shape
     if operator.node.input[0] == operator.node.input[1]:
         lowest = np.where((left.low <= 0) & (left.high >= 0), 0.0, np.minimum(left.low**2, left.high**2))
         return rounded(shape, lowest, left.magnitude**2)
@@ -98,15 +110,8 @@ def multiplied(operator: Operator) -> Value:
     return rounded(shape, *corners, lengths=lengths, ball=ball)
 
 
-def divided(operator: Operator) -> Value:
-    """Div: by what is not zero, or by a norm of what is divided."""
-    pair, shape = _pair(operator), operator.shape
-    if pair is None:
-        return unbounded(shape)
-    unit = unit_value(operator)
-    if unit is not None:
-        return unit
-    left, right = pair
+def _quotient(operator: Operator, left: Value, right: Value) -> Value:
+    shape = operator.shape
     safe = (right.low > 0) | (right.high < 0)
     corners = _corners(left, right, np.divide)
     sign_known = (left.low >= 0) & (right.low >= 0)

@@ -51,7 +51,7 @@ class Value:
 
     Attributes:
         shape: of the tensor; None where it is not known.
-        low, high: interval; infinite where there is no bound.
+        low, high: interval; infinite where nothing is proven.
         lengths: norms of its vectors.
         ball: the tensor as an affine image of a ball.
         norm: a norm that it is a bound of.
@@ -82,7 +82,7 @@ class Value:
 
     @property
     def largest(self) -> float:
-        """|x| of the whole tensor; inf where there is no bound."""
+        """|x| of the whole tensor; inf where nothing is proven."""
         return float(self.magnitude.max(initial=0.0))
 
     @property

@@ -47,10 +47,6 @@ class SiteGraph(GraphRewriting):
             tensor = node.input[0]
         return tensor
 
-    def viewed(self, tensor: str) -> str:
-        """The tensor whose numbers a view holds; itself where it is not one."""
-        return self.plain(tensor, through=VIEWS)
-
     def nodes_reading(self, tensor: str) -> tuple[onnx.NodeProto, ...]:
         """The nodes of the main graph that read a tensor."""
         return tuple(self.index.nodes[self.index.names[at]] for at in self.index.consumers.get(tensor, ()))

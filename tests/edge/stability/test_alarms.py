@@ -63,9 +63,9 @@ def test_what_is_called_stable_does_not_lose(outcomes):
 
 def test_the_repair_loses_nothing(outcomes):
     """Where an eps is felt in FP32 already, no folding is exact, and the site stays as it is or becomes an island."""
-    mended = {key: after for key, (_, verdict, _, after) in outcomes.items() if verdict == "stable"}
-    assert len(mended) >= 30
-    assert {key: str(after) for key, after in mended.items() if after.sqnr_db < 55} == {}
+    repaired = {key: after for key, (_, verdict, _, after) in outcomes.items() if verdict == "stable"}
+    assert len(repaired) >= 30
+    assert {key: str(after) for key, after in repaired.items() if after.sqnr_db < 55} == {}
 
 
 def test_the_comparison_notices():
