@@ -41,26 +41,26 @@ def test_command_and_its_children_are_ended_at_the_limit(tmp_path):
 
 
 def result(name, ours, theirs, exit_code=0, error=None):
-    """A record of one network: the toolkit at one effort, ONNX Runtime at two settings."""
+    """A record of one network: the toolkit's build and one effort, ONNX Runtime at several settings."""
     run = {"exit_code": exit_code, "error": error, "seconds": 2.0, "stages": ["imported"], "peak_bytes": 1}
-    if ours is not None:
-        run |= {"sqnr_db": ours, "int8_share": 0.5}
     network = {"name": name, "exporter": "ts", "opset": 11, "free": [], "images": [8, 9], "versions": {"timm": "1.2.3"}}
     peers = {f"onnxruntime-{setting}": {"sqnr_db": value} for setting, value in theirs.items()}
-    return {"network": network, "build-fast": run, **peers, "onnxruntime-trt-minmax": {"error": "crashed"}}
+    efforts = {} if ours is None else {"calibrate-fast": run | {"sqnr_db": ours, "int8_share": 0.5}}
+    return {"network": network, "build": run, **efforts, **peers, "onnxruntime-trt-minmax": {"error": "crashed"}}
 
 
 def test_table_names_what_is_below_and_what_failed(tmp_path):
     write_json(tmp_path / "a.json", result("above", 20.0, {"trt-entropy": 19.0, "trt-percentile": 11.0}))
     write_json(tmp_path / "b.json", result("below", 12.0, {"trt-entropy": 11.0, "trt-percentile": 12.5}))
     write_json(tmp_path / "c.json", result("refused", None, {}, exit_code=2, error="node Loop_3"))
-    text = write_table(tmp_path, "build", "COMMAND")
+    text = write_table(tmp_path, "COMMAND")
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
-    assert "| 20.0 |" in rows["above"]
+    assert "| **20.0** |" in rows["above"]
     assert "19.0 trt-entropy" in rows["above"]
-    assert rows["refused"].rstrip().endswith("| 2 |")
-    assert "Finished: 2 of 3" in text
-    assert "Below ONNX Runtime's best at every effort: below (12.0 dB, trt-percentile 12.5 dB)." in text
+    assert "| 12.0 |" in rows["below"]
+    assert "| 2 |" in rows["refused"]
+    assert "Built to a verdict: 2 of 3" in text
+    assert "fast: 2 networks; below ONNX Runtime's best: below (12.00 dB, trt-percentile 12.50 dB)." in text
     assert "- refused: node Loop_3" in text
 
 

@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 """Take networks of other libraries, as exported, through the toolkit's command line; compare with ONNX Runtime's quantizer.
 
-    python scripts/bench/strangers.py FOLDER [--networks GLOB] [--efforts fast,balanced,best] [--command build|calibrate]
+    python scripts/bench/strangers.py FOLDER [--networks GLOB] [--efforts fast,balanced,best]
+
+Each network is built with the defaults, to a verdict, and calibrated at every effort with everything in INT8, as ONNX Runtime's
+quantizer has it.
 
 FOLDER: NAME.onnx and NAME.json of export_network.py, photos/calib and photos/eval: scripts/bench/strangers.sh makes it. Writes
 FOLDER/results/NAME.json after every step, so that an interrupted run continues where it stopped: a step runs again only after a
@@ -15,6 +18,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts/bench/strangers")]
 from strangers_table import write_table
 from trial_inputs import Trial
 from try_onnxruntime import SETTINGS, try_onnxruntime
-from try_toolkit import COMMANDS, try_toolkit
+from try_toolkit import build_command, calibrate_command, try_toolkit
 
 from calib.files import sha256_bytes, write_bytes, write_json
 from calib.json_reader import read_json
@@ -36,9 +40,8 @@ Results = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description="Take networks of other libraries through the toolkit.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--networks", default="*", help="glob of names")
-    parser.add_argument("--efforts", default="fast,balanced,best")
-    parser.add_argument("--command", choices=list(COMMANDS), default="build")
+    parser.add_argument("--networks", default="*", help="globs of names, GLOB,...")
+    parser.add_argument("--efforts", default="fast,balanced,best", help="of everything in INT8")
     parser.add_argument("--settings", default=",".join(SETTINGS), help="of ONNX Runtime's quantizer")
     parser.add_argument("--images", type=int, default=64, help="for calibration, and as many to judge")
     parser.add_argument("--seconds", type=float, default=1800, help="limit of one command")
@@ -46,11 +49,11 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.folder.resolve()
     for graph in sorted(folder.glob("*.onnx")):
-        if fnmatch(graph.stem, args.networks) and graph.with_suffix(".json").is_file():
+        if any(fnmatch(graph.stem, glob) for glob in args.networks.split(",")) and graph.with_suffix(".json").is_file():
             trial = Trial(graph, folder / "photos", (args.images, args.images), folder / "work" / graph.stem)
             try_network(trial, folder / "results" / f"{graph.stem}.json", args)
     shown = " ".join(("scripts/bench/strangers.py", *sys.argv[1:])).replace(str(args.folder), "FOLDER")
-    text = write_table(folder / "results", args.command, shown)
+    text = write_table(folder / "results", shown)
     write_bytes(args.table or folder / "strangers.md", text.encode())
     print(text)
 
@@ -61,13 +64,13 @@ def try_network(trial: Trial, path: Path, args: argparse.Namespace) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     toolkit = sha256_bytes((trial.sha256 + toolkit_sha256()).encode())
     steps: list[tuple[str, str, Callable[[], Results]]] = [
-        (f"{args.command}-{effort}", toolkit, lambda effort=effort: try_toolkit(trial, args.command, effort, args.seconds))  # type: ignore[misc]  # a lambda's defaults have no types
-        for effort in filter(None, args.efforts.split(","))
+        ("build", toolkit, partial(try_toolkit, trial, build_command(trial), args.seconds))
     ]
-    steps += [
-        (f"onnxruntime-{setting}", trial.sha256, lambda setting=setting: try_onnxruntime(trial, setting, args.seconds))  # type: ignore[misc]
-        for setting in filter(None, args.settings.split(","))
-    ]
+    for effort in filter(None, args.efforts.split(",")):
+        command = calibrate_command(trial, effort)
+        steps.append((f"calibrate-{effort}", toolkit, partial(try_toolkit, trial, command, args.seconds)))
+    for setting in filter(None, args.settings.split(",")):
+        steps.append((f"onnxruntime-{setting}", trial.sha256, partial(try_onnxruntime, trial, setting, args.seconds)))
     missing = [step for step in steps if results.get(step[0], {}).get("made_from") != step[1]]
     if not missing:
         return

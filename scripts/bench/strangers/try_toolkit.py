@@ -11,12 +11,12 @@ from run_command import Finished, run_limited
 from trial_inputs import Trial
 
 from calib.json_reader import read_json
-from engines.build_folder.file_names import CALIBRATION, DRIFT, ENGINES, MANIFEST, MODEL, QUANTIZED
+from engines.build_folder.file_names import CALIBRATION, CERTIFICATE, DRIFT, ENGINES, MANIFEST, MODEL, QUANTIZED
 
 UFOVIT = Path(sys.executable).with_name("ufovit")
 STAGES = {
     "imported": (MODEL,),
-    "certified": ("certificate.json", "xnorm.json"),
+    "certified": (CERTIFICATE,),
     "calibrated": (CALIBRATION,),
     "built": ENGINES,
     "judged": (DRIFT,),
@@ -25,10 +25,10 @@ STAGES = {
 LONGEST_ERROR = 800
 
 
-def build_command(trial: Trial, effort: str, out: Path) -> list[str]:
-    """`ufovit build` of the file as exported, with what its user knows of it."""
+def build_command(trial: Trial) -> list[str]:
+    """`ufovit build` of the file as exported, with the defaults and what its user knows of it."""
     height, width = trial.facts["size"]
-    command = [str(UFOVIT), "build", str(trial.graph), "int8", "--target", "rtx", "--effort", effort, "--out", str(out)]
+    command = [str(UFOVIT), "build", str(trial.graph), "int8", "--target", "rtx"]
     command += ["--task", "tensors", "--mean", _listed(trial.facts["mean"]), "--std", _listed(trial.facts["std"])]
     if set(trial.facts["free"]) & {"height", "width"}:
         command += ["--input-shape", f"input=1x3x{height}x{width}", "--resize", str(max(height, width))]
@@ -38,31 +38,27 @@ def build_command(trial: Trial, effort: str, out: Path) -> list[str]:
     return command
 
 
-def calibrate_command(trial: Trial, effort: str, out: Path) -> list[str]:
-    """`ufovit calibrate` on the same images, prepared."""
+def calibrate_command(trial: Trial, effort: str) -> list[str]:
+    """`ufovit calibrate` on the same images, prepared; everything in INT8, as the peer has it."""
     images, judges = (str(trial.folder / f"{split}.npy") for split in ("calib", "eval"))
-    command = [str(UFOVIT), "calibrate", str(trial.graph), "--effort", effort, "--out", str(out)]
+    command = [str(UFOVIT), "calibrate", str(trial.graph), "--effort", effort, "--placement", "all"]
     return [*command, "--images", images, "--count", str(trial.counts[0]), "--holdout", judges]
 
 
-COMMANDS = {"build": build_command, "calibrate": calibrate_command}
-
-
-def try_toolkit(trial: Trial, name: str, effort: str, seconds: float) -> dict[str, Any]:
-    """Run one command at one effort; its build folder is removed afterwards.
+def try_toolkit(trial: Trial, command: list[str], seconds: float) -> dict[str, Any]:
+    """Run one command; its output folder is removed afterwards.
 
     Returns exit code, the error's sentence, seconds, peak memory, the stages reached and, where a quantized graph was written,
     its figures.
     """
-    out = trial.folder / f"{name}-{effort}"
+    out = trial.folder / "toolkit"
     shutil.rmtree(out, ignore_errors=True)
-    command = COMMANDS[name](trial, effort, out)
-    finished = run_limited(command, seconds, cwd=trial.folder)
+    finished = run_limited([*command, "--out", str(out)], seconds, cwd=trial.folder)
     stages = [stage for stage, files in STAGES.items() if any((out / file).is_file() for file in files)]
     try:
         return {
             "exit_code": finished.exit_code,
-            "error": error_sentence(finished, judged="judged" in stages or name == "calibrate"),
+            "error": error_sentence(finished, judged="judged" in stages or "calibrate" in command),
             "lines": list(finished.lines),
             "seconds": finished.seconds,
             "peak_bytes": finished.peak_bytes,
@@ -94,6 +90,8 @@ def _figures(trial: Trial, out: Path) -> dict[str, Any]:
         figures["engine_int8_share"] = read_json(out / MANIFEST)["receipt"].get("int8_mac_fraction")
     if (out / DRIFT).is_file():
         figures["verdict"] = read_json(out / DRIFT).get("verdict")
+    if (out / CERTIFICATE).is_file():
+        figures["fp16"] = read_json(out / CERTIFICATE)["verdict"]
     return figures
 
 
