@@ -69,8 +69,10 @@ def try_network(trial: Trial, path: Path, args: argparse.Namespace) -> None:
     for effort in filter(None, args.efforts.split(",")):
         command = calibrate_command(trial, effort)
         steps.append((f"calibrate-{effort}", toolkit, partial(try_toolkit, trial, command, args.seconds)))
-    for setting in filter(None, args.settings.split(",")):
-        steps.append((f"onnxruntime-{setting}", trial.sha256, partial(try_onnxruntime, trial, setting, args.seconds)))
+    steps += [
+        (f"onnxruntime-{setting}", trial.sha256, partial(try_onnxruntime, trial, setting, args.seconds))
+        for setting in filter(None, args.settings.split(","))
+    ]
     missing = [step for step in steps if results.get(step[0], {}).get("made_from") != step[1]]
     if not missing:
         return
