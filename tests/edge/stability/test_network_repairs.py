@@ -16,20 +16,20 @@ from edge.stability.network_certificate import read_network_certificate
 from edge.stability.network_certification import certify_network
 from edge.stability.verdict import STABILITIES
 
-RNG = np.random.default_rng(3)
+WEIGHTS = np.random.default_rng(3)
 CONSTANTS = {
-    "w": RNG.standard_normal((8, 16)).astype(np.float32) / 3,
-    "b": RNG.standard_normal(16).astype(np.float32) / 3,
-    "head": RNG.standard_normal((16, 5)).astype(np.float32),
+    "w": WEIGHTS.standard_normal((8, 16)).astype(np.float32) / 3,
+    "b": WEIGHTS.standard_normal(16).astype(np.float32) / 3,
+    "head": WEIGHTS.standard_normal((16, 5)).astype(np.float32),
     "eps": np.float32(2**-10),
     "two": np.float32(2),
-    "three": np.float32(3),
     "down": np.float32(2**-15),
     "less": np.float32(2**-9),
     "last": np.array([-1], np.int64),
     "tokens": np.array([1], np.int64),
     "both": np.array([-2, -1], np.int64),
 }
+IMAGES = np.random.default_rng(4).standard_normal((8, 4, 8)).astype(np.float32)
 LAYER = "p = MatMul(x, w) a = Add(p, b) "
 IN_PIECES = (
     "m = ReduceMean(a, last) d = Sub(a, m) s = Mul(d, d) v = ReduceMean(s, last) e = Add(v, eps) r = Sqrt(e) n = Div(d, r)"
@@ -57,7 +57,7 @@ PLANTED = {
     "rms norm that vanishes": Planted(RMS.replace("eps", "tiny"), 2.0**-14, "rms_norm", "scaled in the weights"),
     "rms norm after a Relu and a Reshape": Planted(AFTER_RELU, 2.0**10, "rms_norm", "scaled in the weights"),
     "rms norm of what something else reads": Planted(
-        RMS.replace("n = Mul", "k = Mul") + " t = Tanh(a) n = Add(k, t)", 2.0**10, "rms_norm", "scaled by a Mul"
+        RMS.replace("n = Mul", "k = Mul") + " t = Mul(a, less) n = Add(k, t)", 2.0**10, "rms_norm", "scaled by a Mul"
     ),
     "l2 norm over two axes": Planted("q = ReduceL2(a, both) n = Div(a, q)", 2.0**10, "l2_norm", "scaled in the weights"),
     "response norm": Planted(
@@ -68,7 +68,7 @@ PLANTED = {
     ),
     "variance": Planted(VARIANCE, 2.0**10, "variance", "fp32 island"),
     "residual": Planted(RESIDUAL, 2.0**13, "residual", "fp32 island"),
-    "exponential": Planted("c = Pow(a, three) n = Mul(c, down)", 2.0**6, "exponential", "fp32 island"),
+    "exponential": Planted("c = Pow(a, two) n = Mul(c, down)", 2.0**9, "exponential", "fp32 island"),
 }  # fmt: skip
 
 
@@ -95,8 +95,8 @@ def certified(model, x, **config):
 def repaired(request):
     """What was planted, the graph, its images, and its certification with and without repair."""
     planted = PLANTED[request.param]
-    model, x = network(planted, planted.factor), RNG.standard_normal((8, 4, 8)).astype(np.float32)
-    return planted, model, x, certified(model, x, repair=False), certified(model, x)
+    model = network(planted, planted.factor)
+    return planted, model, IMAGES, certified(model, IMAGES, repair=False), certified(model, IMAGES)
 
 
 def test_it_is_unstable_and_lost_and_repaired(repaired):
@@ -133,7 +133,7 @@ def test_the_certificate_is_read_as_it_was_written(repaired, tmp_path):
 @pytest.mark.parametrize("name", [name for name in PLANTED if "vanishes" not in name])
 def test_harmless_networks_are_left_alone(name):
     model = network(PLANTED[name], 1.0)
-    done = certified(model, RNG.standard_normal((8, 4, 8)).astype(np.float32))
+    done = certified(model, IMAGES)
     assert done.certificate.verdict == done.certificate.verdict_before != "unstable"
     assert done.model is model
     assert all(site.repair.kind == "none" for site in done.certificate.sites)
