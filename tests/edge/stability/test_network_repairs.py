@@ -47,6 +47,7 @@ IMPORTED_RMS = "q = ReduceL2(a, last) m = Mul(q, quarter) g = Pad(m, after, eps)
 DEVIATION = "m = ReduceMean(a, last) d = Sub(a, m) q = ReduceL2(d, last) k = Mul(q, fewer) e = Add(k, eps) n = Div(d, e)"
 AFTER_RELU = "c = Relu(a) f = Reshape(c, flat) " + RMS.replace("(a,", "(f,").replace(", a)", ", f)")
 VARIANCE = "s = Mul(a, a) v = ReduceSum<keepdims=1>(s, last) k = Mul(v, down) t = Mul(a, less) n = Mul(k, t)"
+SUM_SQUARE = "v = ReduceSumSquare(a, last) k = Mul(v, down) t = Mul(a, less) n = Mul(k, t)"
 RESIDUAL = "c = Relu(a) r = Add(a, c) u = Add(r, c) v = Add(u, c) n = Mul(v, down)"
 
 
@@ -78,6 +79,7 @@ PLANTED = {
         "scaled by a Mul",
     ),
     "variance": Planted(VARIANCE, 2.0**10, "variance", "fp32 island"),
+    "variance by ReduceSumSquare": Planted(SUM_SQUARE, 2.0**10, "variance", "fp32 island"),
     "residual": Planted(RESIDUAL, 2.0**13, "residual", "fp32 island"),
     "exponential": Planted("c = Pow(a, two) n = Mul(c, down)", 2.0**9, "exponential", "fp32 island"),
 }  # fmt: skip
