@@ -16,7 +16,7 @@ from edge.cli.console import TerminalProgress, terminal_progress
 from edge.cli.outputs import check_outputs
 from edge.option_bounds import EMULATED_IMAGES, check_bounds
 from edge.pipeline.network_options import DEFAULT_INPUT, InputOptions
-from edge.pipeline.request_checks import check_counts
+from edge.pipeline.request_checks import ISLANDS, check_counts, check_islands
 from engines.build_folder.file_names import MANIFEST
 from engines.build_folder.folder import BuildFolder
 from engines.targets import TARGETS
@@ -44,6 +44,7 @@ class CertifyOptions:
         target: Target whose table tells what it computes in FP32 inside FP16 operators. Default: that of a build folder; else
             none, and what only some targets widen is at risk
         repair: Scale by powers of two, or keep in FP32, what FP16 cannot hold; write the graph here
+        islands: Places that --repair leaves to FP32 where scaling does not help: unstable, or at-risk ones too, for more Casts
         out: Write the certificate here, as JSON
         emulate: Run this many images, 0 to 64, with every FP16 rounding emulated, and compare with FP32. Default: 16
     """
@@ -53,12 +54,14 @@ class CertifyOptions:
     precision: tuple[str, ...] = ()
     target: str | None = None
     repair: Path | None = None
+    islands: str = "unstable"
     out: Path | None = None
     emulate: int = 16
     input: Annotated[InputOptions, Parameter(name="*")] = DEFAULT_INPUT
 
     def __post_init__(self) -> None:
         check_counts(images=self.images)
+        check_islands(self.islands)
         check_bounds("--emulate", self.emulate, EMULATED_IMAGES)
         if self.target is not None and self.target not in TARGETS:
             raise UsageError("unknown target", where="--target", found=self.target, allowed=", ".join(TARGETS))
@@ -112,8 +115,12 @@ def _config(source: Path, options: CertifyOptions, inputs: CertifyInputs) -> Cer
         target = BuildFolder(source).manifest.target
     backend = TARGETS[target].backend if target in TARGETS else None
     config = CertifyConfig(
-        repair=options.repair is not None, where=source, backend=backend, emulated_images=options.emulate
-    )  # fmt: skip
+        repair=options.repair is not None,
+        where=source,
+        backend=backend,
+        emulated_images=options.emulate,
+        islands=ISLANDS[options.islands],
+    )
     if options.precision:
         config = replace(config, precisions=options.precision)
     if inputs.info is not None:
@@ -132,6 +139,8 @@ def _write(options: CertifyOptions, done: NetworkCertification, progress: Termin
     elif repair is not None:
         write_bytes(repair, serialize(done.model))
         progress.say(f"graph        {repair}")
+        if verdict == "at risk" and options.islands == "unstable":
+            progress.say("next         --islands at-risk computes in FP32 what is left at risk")
     elif verdict != "stable":
         progress.say("next         the same command with --repair repaired.onnx")
     if options.out is not None:

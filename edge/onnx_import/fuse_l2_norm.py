@@ -1,9 +1,10 @@
 """Division by an L2 norm, however it is written -> Div(a, norm), with the norm by ReduceL2, which TensorRT computes in FP32.
 
-    s        ReduceSumSquare(a), ReduceSum of Mul(a, a) or of Pow(a, 2)
+    s        ReduceSumSquare(a), ReduceSum or ReduceMean of Mul(a, a) or of Pow(a, 2), times constants c
     norm     ReduceL2(a), Sqrt(s), Pow(s, 0.5); its inverse by Reciprocal, by 1 / norm or Pow(s, -0.5)
     eps      a lower clamp (Clip, Max), or added, on the norm or on s
 
+    sqrt(c * s) = ||a|| * sqrt(c)                   root of a mean, of a variance over N - 1
     sqrt(max(s, e)) = max(sqrt(s), sqrt(e))         the clamp moves to the norm
     sqrt(s + e)                                     has no equal with ReduceL2: stays Sqrt(Add(ReduceSum(Mul(a, a)), e))
     sqrt(s_a * s_b) = ||a|| * ||b||                 cosine_similarity
@@ -29,7 +30,7 @@ from edge.onnx_import.products import (
     product_of,
     reduction_of,
     root_of,
-    square_of,
+    squares_of,
 )
 from edge.onnx_import.rewritten import Rewritten
 
@@ -69,12 +70,16 @@ def _norm_nodes(graph: GraphRewriting, node: onnx.NodeProto) -> list[onnx.NodePr
     clamp = clamp_of(graph, root[0])
     low = clamp.low if clamp is not None and clamp.high == math.inf else 0.0 if clamp is None else None
     tensor = clamp.argument if clamp is not None else root[0]
-    sums = [_sum_of_squares(graph, name) for name in _factors_of_sums(graph, tensor)]
+    sums = [squares_of(graph, name) for name in _factors_of_sums(graph, tensor)]
     if low is None or low < 0 or not sums or any(s is None for s in sums):
         return _plain_root(graph, node) if root[1] < 0 or node.op_type == "Pow" else None
-    nodes = [_reduce(graph, node, "ReduceL2", s, s.argument) for s in sums if s is not None]
+    known = [s for s in sums if s is not None]
+    nodes = [_reduce(graph, node, "ReduceL2", s.reduction, s.reduction.argument) for s in known]
     if len(nodes) == 2:
         nodes.append(graph.make_node("Mul", [nodes[0].output[0], nodes[1].output[0]], node))
+    if (factor := math.prod(s.factor for s in known)) != 1.0:
+        scale = graph.add_constant(np.array(factor**0.5), node, "scale")
+        nodes.append(graph.make_node("Mul", [nodes[-1].output[0], scale], node))
     if low > 0:
         nodes.append(_clip(graph, node, nodes[-1].output[0], math.sqrt(low)))
     return [*nodes, graph.make_node("Reciprocal", [nodes[-1].output[0]], node)] if root[1] < 0 else nodes
@@ -92,16 +97,13 @@ def _plain_root(graph: GraphRewriting, node: onnx.NodeProto) -> list[onnx.NodePr
 
 def _factors_of_sums(graph: GraphRewriting, tensor: str) -> Sequence[str]:
     node = graph.producer(tensor, "Mul")
-    return list(node.input) if node is not None else [tensor]
+    return [tensor] if node is None or any(map(graph.is_constant, node.input)) else list(node.input)
 
 
 def _sum_of_squares(graph: GraphRewriting, tensor: str) -> Reduction | None:
     """The reduction of a tensor a, `argument`, whose squares are summed."""
-    reduction = reduction_of(graph, tensor, "ReduceSum", "ReduceSumSquare")
-    if reduction is None or reduction.node.op_type == "ReduceSumSquare":
-        return reduction
-    argument = square_of(graph, reduction.argument)
-    return Reduction(reduction.node, argument, reduction.axes, reduction.keeps_axes) if argument is not None else None
+    squares = squares_of(graph, tensor)
+    return squares.reduction if squares is not None and squares.factor == 1.0 else None
 
 
 def _reduce(graph: GraphRewriting, near: onnx.NodeProto, op_type: str, like: Reduction, argument: str) -> onnx.NodeProto:

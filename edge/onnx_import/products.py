@@ -5,6 +5,7 @@ sum        t + c                           Add and Sub with a constant of one el
 square     t * t, t ** 2
 clamp      min(max(t, low), high)          Clip, Max, Min, Relu
 reduction  ReduceMean, ReduceSum ...       with keepdims, or without and an Unsqueeze of the same axes after it
+squares    c * sum t^2                     ReduceSum or ReduceMean of a square, ReduceSumSquare, times constants of one element
 """
 
 import math
@@ -60,6 +61,14 @@ class Reduction:
     argument: str
     axes: tuple[int, ...]
     keeps_axes: bool
+
+
+@dataclass(frozen=True)
+class Squares:
+    """factor * sum of t^2, with t the argument of the reduction; factor > 0."""
+
+    reduction: Reduction
+    factor: float
 
 
 @dataclass(frozen=True)
@@ -196,6 +205,30 @@ def reduction_of(graph: GraphRewriting, tensor: str, *operators: str) -> Reducti
     if restored is not None and tuple(sorted(axis - rank if axis >= 0 else axis for axis in restored)) != negative:
         return None
     return Reduction(node, str(node.input[0]), negative, keeps or restored is not None)
+
+
+def squares_of(graph: GraphRewriting, tensor: str) -> Squares | None:
+    """The sum of squares that a tensor is, times a factor: 1 / N of a mean over N elements, whose number has to be known."""
+    product = product_of(graph, tensor)
+    name, exponent = next(iter(product.factors.items()), ("", 0.0))
+    if len(product.factors) != 1 or exponent != 1.0 or product.gain is not None or not 0 < product.coefficient < math.inf:
+        return None
+    found = reduction_of(graph, name, "ReduceSum", "ReduceMean", "ReduceSumSquare")
+    if found is None:
+        return None
+    argument = found.argument if found.node.op_type == "ReduceSumSquare" else square_of(graph, found.argument)
+    count = _count_over(graph, found) if found.node.op_type == "ReduceMean" else 1
+    if argument is None or count is None:
+        return None
+    return Squares(Reduction(found.node, argument, found.axes, found.keeps_axes), product.coefficient / count)
+
+
+def _count_over(graph: GraphRewriting, reduction: Reduction) -> int | None:
+    """Elements that a reduction takes together; None where the graph does not fix their number."""
+    shape = graph.shape(reduction.argument)
+    sizes = [None if shape is None else shape[axis] for axis in reduction.axes]
+    known = [size for size in sizes if size is not None]
+    return math.prod(known) if len(known) == len(sizes) else None
 
 
 def nearly(value: float | None, wanted: float, relative: float = 1e-4) -> bool:

@@ -16,7 +16,7 @@ from edge.model.sizes import SIZES, ImageSize, parse_image_size
 from edge.option_bounds import IMAGE_SIZE, SEED, check_bounds
 from edge.pipeline.builder_options import DEFAULT_BUILDER, BuilderRequest
 from edge.pipeline.network_options import DEFAULT_NETWORK, NetworkOptions
-from edge.pipeline.request_checks import check_budget, check_counts, check_quantization
+from edge.pipeline.request_checks import check_budget, check_counts, check_islands, check_quantization
 from engines.build_spec import PRECISIONS, BatchRange, Precision, check_floor, parse_batch
 from engines.targets import Target
 
@@ -65,6 +65,7 @@ class BuildOptions:
         keep_float: Nodes that stay in float, glob patterns, repeatable, empty for none. Default: stem.0/* stem.3/* of a UFO-ViT
         placement: auto: leave the layers in float that INT8 costs too much, found on calibration images; all: none beside
             --keep-float; or a file with their names. Default: all for a named size, else auto
+        islands: Places that compute in FP32 where scaling does not help FP16: unstable, or at-risk ones too, for more Casts
         calib_images: Number of calibration images, 1 to 1,000,000. Default: 512, 64 with random weights
         eval_images: Number of images that judge, 1 to 1,000,000. Default: all, 64 with random weights
         seed: Seed of --random-weights, 0 to 4,294,967,295
@@ -85,6 +86,7 @@ class BuildOptions:
     effort: str = "fast"
     keep_float: tuple[str, ...] | None = None
     placement: str | None = None
+    islands: str = "unstable"
     calib_images: int | None = None
     eval_images: int | None = None
     seed: int = 0
@@ -130,6 +132,7 @@ class BuildRequest(BuildOptions):
         check_counts(calib_images=self.calib_images, eval_images=self.eval_images)
         check_quantization(self.method, self.effort)
         check_floor(self.int8_floor)
+        check_islands(self.islands)
         self.builder.options(self.target, self.out)
 
     @property

@@ -4,14 +4,18 @@ import math
 
 import numpy as np
 
-from calib.errors import DataError
+from calib.errors import DataError, UsageError
 from edge.option_bounds import BUDGET, COSINE, IMAGES, SQNR_DB, check_bounds
+from edge.stability.verdict import Stability
 from engines.layer_records import TensorInfo
 
 LARGEST_ANSWERS_BYTES = 1 << 31
 """Outputs of both sides that a verdict is on: they are held in memory and stored, and read again by report and gate."""
 CALIB_IMAGES = 512
 """Default number of calibration images, and the number that an error about too few recommends."""
+
+ISLANDS: dict[str, Stability] = {"unstable": "unstable", "at-risk": "at risk"}
+"""Value of --islands -> the verdict from which a place that no scale makes stable computes in FP32."""
 
 
 def check_budget(max_drop_points: float | None, min_sqnr_db: float | None = None, min_cosine: float | None = None) -> None:
@@ -34,6 +38,14 @@ def check_quantization(method: str, effort: str) -> None:
 
     resolve_effort(effort)
     range_method(method)
+
+
+def check_islands(islands: str) -> None:
+    """Raise UsageError for an unknown value of --islands."""
+    if islands not in ISLANDS:
+        raise UsageError(
+            "unknown kind of place to compute in FP32", where="--islands", found=islands, allowed=", ".join(ISLANDS)
+        )
 
 
 def check_calibration_images(count: int, where: object, next_command: str) -> None:

@@ -26,7 +26,7 @@ from edge.stability.repair import check_repair, choose_repair, island_cost, no_f
 from edge.stability.site_certificate import certify_site, gather_evidence, network_verdict
 from edge.stability.trace_layers import SiteLayers, trace_sites
 from edge.stability.unjudged_norm import UnjudgedNorm
-from edge.stability.verdict import SiteCase
+from edge.stability.verdict import SiteCase, Stability
 
 CHECK_BYTES = 1 << 28
 """Memory that the tensors of the checked images may take: a whole batch of ufovit_t up to 224 px, one of ufovit_b at 896 px."""
@@ -48,6 +48,7 @@ class CertifyConfig:
         where: named in errors, usually the file.
         backend: whose table tells what it computes in FP32, see `edge.stability.target_precisions`; None for no target.
         emulated_images: most images that the FP16 network is emulated on.
+        islands: the verdict from which a site that no scale makes stable computes in FP32: "unstable", or "at risk" too.
     """
 
     precisions: tuple[str, ...] = ("fp16", "bf16", "int8")
@@ -57,6 +58,7 @@ class CertifyConfig:
     where: object = None
     backend: str | None = None
     emulated_images: int = 16
+    islands: Stability = "unstable"
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.precisions) - {"fp16", "bf16", "int8"})

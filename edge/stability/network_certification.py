@@ -36,7 +36,7 @@ from edge.stability.network_cases import (
 from edge.stability.network_certificate import Emulated, EmulatedNetworks, NetworkCertificate, Repair, SiteRecord
 from edge.stability.repair import compare_outputs_bitwise
 from edge.stability.repairs.fp32_islands import plan_islands
-from edge.stability.repairs.norm_scaling import scale_norms
+from edge.stability.repairs.norm_scaling import check_scaled_ranges, scale_norms
 from edge.stability.target_precisions import target_precisions
 from edge.stability.verdict import Stability, worst
 
@@ -124,7 +124,7 @@ def certify_network(
     facts = gather_facts(model, batches(), interval, target_precisions(config.backend), progress)
     xnorms = done.certificate if done else None
     before = _State(facts, _by_name(xnorms.before or xnorms.sites) if xnorms else {}, {}, frozenset(), frozenset())
-    after = _repair(before, done, batches, interval, config.precisions) if config.repair else before
+    after = _repair(before, done, batches, interval, config) if config.repair else before
     images = _first_images(batches(), max(config.emulated_images, 1), model)
     checks = _check(before, after, xnorms, images) if config.repair else None
     emulation = _Emulation(before, after, images if config.emulated_images else images[:0])
@@ -156,9 +156,7 @@ def _by_name(sites: Iterable[SiteCertificate]) -> dict[str, SiteCertificate]:
     return {site.name: site for site in sites}
 
 
-def _repair(
-    before: _State, done: Certification | None, batches: Batches, interval: Interval, precisions: tuple[str, ...]
-) -> _State:
+def _repair(before: _State, done: Certification | None, batches: Batches, interval: Interval, config: CertifyConfig) -> _State:
     """The network after all repairs, observed and judged again."""
     facts, xnorms = before.facts, done.certificate if done else None
     pairs = zip(xnorms.before, xnorms.sites, strict=True) if xnorms else ()
@@ -167,14 +165,15 @@ def _repair(
         facts = gather_again(facts, done.model if done else facts.model, repairs, batches(), interval)
     elif done is not None:
         facts = replace(facts, model=done.model)  # the same, without constants that nothing reads
-    if "fp16" in precisions:
+    if "fp16" in config.precisions:
         scaled, scalings = scale_norms(facts)
         repairs |= scalings
         if scalings:
-            facts = gather_again(facts, scaled, scalings, batches(), interval)
+            unscaled, facts = facts, gather_again(facts, scaled, scalings, batches(), interval)
+            check_scaled_ranges(unscaled, facts, scalings)
     model = facts.model
     kept = fp32_nodes(model, find_sites(model), xnorms.island_names) if xnorms else frozenset[str]()
-    islands = plan_islands(facts, kept) if "fp16" in precisions else frozenset[str]()
+    islands = plan_islands(facts, kept, config.islands) if "fp16" in config.precisions else frozenset[str]()
     for site in facts.sites if islands else ():
         key: SiteKey = (site.kind, site.name)
         if key not in repairs and islands & set(site.nodes) and facts.case(site, kept) != facts.case(site, kept | islands):

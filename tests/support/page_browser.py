@@ -48,7 +48,8 @@ class Camera:
         assert server is not None
         assert server._loop is not None
         for connection in list(server._server.server_state.connections):
-            if connection.scope["path"] == "/picture":
+            # a connection that has had no request yet has no scope
+            if connection.scope is not None and connection.scope["path"] == "/picture":
                 server._loop.call_soon_threadsafe(connection.transport.abort)
 
     def stop(self) -> None:

@@ -16,6 +16,7 @@ from edge.images.labelled_images import data_digest
 from edge.onnx_import.import_record import IMPORT_ARTIFACT
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
+from edge.pipeline.request_checks import ISLANDS
 from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
 from edge.runtime.ort_runner import tapped_batch
@@ -41,6 +42,7 @@ def certify_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspac
         "precisions": list(request.certified_precisions),
         "backend": request.target.backend,
         "versions": versions("onnx", "onnxruntime", "numpy"),
+        **({"islands": request.islands} if request.islands != "unstable" else {}),
     }
     writes = (CERTIFICATE, *((XNORM,) if xnorms else ()), FOLDED)
     return Step("certify", reads, writes, partial(certify_model, request, inputs))
@@ -78,6 +80,7 @@ def certify_model(request: BuildRequest, inputs: BuildInputs, out: Path, advance
             kv_axis=network.xnorm_kv_axis,
             where=path,
             backend=request.target.backend,
+            islands=ISLANDS[request.islands],
             emulated_images=IMAGES if "fp16" in request.certified_precisions else 0,
         ),
         progress=lambda count: advance(0.8 * count / len(images)),

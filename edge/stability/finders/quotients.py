@@ -2,10 +2,11 @@
 
 gain * a / n     Div(a, n), Div(gain * a, n), Mul(a, 1 / n), Mul(gain * a, 1 / n), Mul(a, gain / n); gain: constants
 1 / n            Reciprocal(n), Pow(n, -1), Div(gain, n), Pow(s, -0.5), and such times a constant
-n                ReduceL2(a), Sqrt(s), Pow(s, 0.5); Expand and Identity in between are skipped
+n                ReduceL2(a), Sqrt(s), Pow(s, 0.5), times a constant; Expand and Identity in between are skipped
 s                ReduceSumSquare(a), ReduceSum or ReduceMean of Mul(a, a), of Pow(a, 2) or of the same of Abs(a); times a
                  constant, as for a variance over N - 1
-eps              Clip or Max (a clamp) or Add (added), with a constant, on n or on s
+eps              Clip or Max (a clamp) or Add (added), with a constant, on n or on s; sqrt(n^2 + eps) as ReduceL2(Pad(n)), as
+                 the import writes RMS norms
 """
 
 from collections.abc import Iterator
@@ -141,15 +142,32 @@ def _inverse(graph: SiteGraph, tensor: str) -> tuple[Root, tuple[onnx.NodeProto,
 def root_of_squares(graph: SiteGraph, tensor: str) -> Root | None:
     """The root of a sum of squares that a tensor holds, an eps included; None for anything else."""
     tensor, nodes, eps = guards(graph, tensor, "norm")
-    node = graph.computed_by(tensor, "ReduceL2", "Sqrt", "Pow")
-    if node is None:
+    scaled = _scaled(graph, tensor)
+    node = graph.computed_by(tensor if scaled is None else scaled[1], "ReduceL2", "Sqrt", "Pow")
+    if node is None or (node.op_type == "Pow" and graph.scalar(node.input[1]) != 0.5):
         return None
     if node.op_type == "ReduceL2":
-        return Root(node, node.input[0], nodes=(*nodes, node), eps=tuple(eps))
-    if node.op_type == "Pow" and graph.scalar(node.input[1]) != 0.5:
+        root = _padded_root(graph, node) or Root(node, node.input[0], nodes=(node,))
+    elif (rooted := _root(graph, node)) is not None:
+        root = rooted
+    else:
         return None
-    root = _root(graph, node)
-    return None if root is None else replace(root, nodes=(*nodes, *root.nodes), eps=(*eps, *root.eps))
+    between = nodes if scaled is None else [*nodes, scaled[0]]
+    return replace(root, mean=root.mean or scaled is not None, nodes=(*between, *root.nodes), eps=(*eps, *root.eps))
+
+
+def _padded_root(graph: SiteGraph, node: onnx.NodeProto) -> Root | None:
+    """The root that a constant was put beside, in a ReduceL2 of the two: ||(n, e)|| = sqrt(n^2 + e^2)."""
+    pad = graph.computed_by(node.input[0], "Pad")
+    shape, axes = graph.shape(node.input[0]), graph.reduced_axes(node)
+    value = graph.scalar(pad.input[2]) if pad is not None and len(pad.input) > 2 and pad.input[2] else None
+    if pad is None or shape is None or value is None or axes is None or [shape[axis] for axis in axes] != [2]:
+        return None
+    root = root_of_squares(graph, pad.input[0])
+    if root is None:
+        return None
+    eps = Eps("added", "norm", value, graph.name(pad), str(pad.input[2]))
+    return replace(root, nodes=(node, pad, *root.nodes), eps=(eps, *root.eps))
 
 
 def _root(graph: SiteGraph, node: onnx.NodeProto) -> Root | None:

@@ -87,8 +87,10 @@ def _inner(reducer: onnx.NodeProto, argument: str, axes: tuple[int, ...], *, div
 
 
 def _divisors(graph: SiteGraph, reducer: onnx.NodeProto, eps: tuple[Eps, ...]) -> frozenset[str]:
-    """The sum of squares, and what an eps was applied to."""
-    nodes = [reducer, *(graph.index.nodes[item.node] for item in eps)]
+    """The sum of squares, and what an eps was applied to; of one that was padded to a norm, the norm of both."""
+    nodes = [reducer]
+    for node in (graph.index.nodes[item.node] for item in eps):
+        nodes += graph.nodes_reading(node.output[0]) if node.op_type == "Pad" else (node,)
     return frozenset(node.output[0] for node in nodes if node.op_type != "LpNormalization")
 
 

@@ -14,31 +14,32 @@ from edge.stability.network_cases import NetworkFacts
 from edge.stability.repairs.norm_scaling import SCALABLE
 from edge.stability.site import Site
 from edge.stability.site_verdict import NetworkCase, judge_site
+from edge.stability.verdict import STABILITIES, Stability
 
 _NORMS = (*SCALABLE, "variance", "reciprocal")
 
 
-def plan_islands(facts: NetworkFacts, kept: frozenset[str]) -> frozenset[str]:
-    """Names of the nodes that compute in FP32 besides `kept`, for every site but XNorms that is unstable in FP16."""
+def plan_islands(facts: NetworkFacts, kept: frozenset[str], failing: Stability = "unstable") -> frozenset[str]:
+    """Names of the nodes that compute in FP32 besides `kept`, for every site but XNorms that is no better than `failing`."""
     nodes = set(kept)
     sites = [site for site in facts.sites if site.kind != "xnorm"]
     while True:
-        failing = [(site, case) for site in sites if _fails(case := facts.case(site, nodes))]
-        more = {name for site, case in failing for name in _island_of(facts, site, case)} - nodes
+        cases = [(site, case) for site in sites if _fails(case := facts.case(site, nodes), failing)]
+        more = {name for site, case in cases for name in _island_of(facts, site, case, failing)} - nodes
         if not more:
             return frozenset(nodes - kept)
         nodes |= more
 
 
-def _fails(case: NetworkCase) -> bool:
-    return judge_site(case, FP16).verdict == "unstable"
+def _fails(case: NetworkCase, failing: Stability) -> bool:
+    return STABILITIES.index(judge_site(case, FP16).verdict) >= STABILITIES.index(failing)
 
 
-def _island_of(facts: NetworkFacts, site: Site, case: NetworkCase) -> set[str]:
+def _island_of(facts: NetworkFacts, site: Site, case: NetworkCase, failing: Stability) -> set[str]:
     """The nodes that a failing site needs in FP32."""
     nodes = set(site.nodes) if site.kind in _NORMS or site.kind == "constant" else set[str]()
-    failing = [p for p in case.held if _fails(replace(case, site=replace(case.site, probes=(p,))))]
-    for probe in failing:
+    lost = [p for p in case.held if _fails(replace(case, site=replace(case.site, probes=(p,))), failing)]
+    for probe in lost:
         if not probe.stored:
             nodes.add(site.name)
             continue

@@ -61,7 +61,7 @@ def degree_of_eps(index: GraphIndex, eps: Eps, known: Mapping[str, float]) -> fl
 
 
 def _is_guard(node: onnx.NodeProto) -> bool:
-    return node.op_type in ("Add", "Max", "Clip")
+    return node.op_type in ("Add", "Max", "Clip", "Pad")
 
 
 def _guarded(node: onnx.NodeProto, known: Mapping[str, float]) -> float | None:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from calib.errors import InputError
+from calib.errors import InputError, VerdictError
 from calib.graph_editor import GraphEditor
 from edge.stability.float_formats import FP16
 from edge.stability.network_cases import NetworkFacts, SiteKey
@@ -31,6 +31,8 @@ LARGEST_EXPONENT = 14
 """2^-14 is the smallest normal number of FP16, in which a Mul holds the factor."""
 _ORDER = {"square": 2, "sum of squares": 2, "squared deviation": 2, "sum of squared deviations": 2}
 _SUFFIX = "scaled"
+_SMALLEST_COMPARED = 2.0**-100
+"""The terms of a smaller sum may be subnormal in FP32, where a power of two takes digits away."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,16 @@ def _plan(facts: NetworkFacts, site: Site) -> _Plan | None:
     known = degrees(facts.index, site) if as_it_is else None
     if known is None or known.get(site.output) != 0:
         return None
-    powers = [p for p in range(-LARGEST_EXPONENT, LARGEST_EXPONENT + 1) if p and _fits(facts, site, p)]
+    powers = [p for p in range(-LARGEST_EXPONENT, LARGEST_EXPONENT + 1) if p and _is_exact(known, p) and _fits(facts, site, p)]
     verdicts = [STABILITIES.index(judge_site(_scaled(facts, case, known, p), FP16).verdict) for p in powers]
     best = min(verdicts, default=as_it_is)
     equal = [p for p, verdict in zip(powers, verdicts, strict=True) if verdict == best]
     return _Plan(site, equal[len(equal) // 2], known) if best < as_it_is else None
+
+
+def _is_exact(known: Mapping[str, float], power: int) -> bool:
+    """Whether every tensor of the norm is multiplied by a power of two: not so of the root of a norm, for odd ones."""
+    return all(float(power * degree).is_integer() for degree in known.values())
 
 
 def _fits(facts: NetworkFacts, site: Site, power: int) -> bool:
@@ -98,6 +105,47 @@ def _shifted(seen: Observed, by: int) -> Observed:
     vanishing = 0 if minimum > VANISHING else seen.vanishing if by >= 0 else seen.count - seen.zeros
     overflowing = 0 if maximum < OVERFLOW else seen.overflowing if by <= 0 else seen.count
     return replace(seen, maximum=maximum, minimum=minimum, vanishing=vanishing, overflowing=overflowing)
+
+
+def check_scaled_ranges(before: NetworkFacts, after: NetworkFacts, repairs: Mapping[SiteKey, Repair]) -> None:
+    """Compare the ranges of every scaled norm, observed before and after, over the same images.
+
+    Raises VerdictError where they are not the same times powers of two, to the last bit; FP32 itself loses digits of what falls
+    below _SMALLEST_COMPARED. Minima are compared of what something divides by: others are not observed on all images.
+    """
+    now = {(site.kind, site.name): site for site in after.sites}
+    for site in before.sites:
+        repair = repairs.get((site.kind, site.name))
+        known = degrees(before.index, site) if repair is not None else None
+        if repair is None or known is None:
+            continue
+        expected = _scaled(before, before.case(site), known, repair.exponent).observed
+        names = _names_after(site, now.get((site.kind, site.name), site))
+        for probe in site.probes:
+            seen = after.observed.get(replace(probe, tensors=tuple(names.get(name, name) for name in probe.tensors)))
+            if seen is None or not _are_alike(seen, expected[probe], minima=probe.divides):
+                raise VerdictError(
+                    "a norm does not move as its scaling says",
+                    where=site.name,
+                    found=f"{probe.quantity} of {', '.join(probe.tensors)}: {_range_text(seen)}",
+                    allowed=_range_text(expected[probe]),
+                    next_command="report it with the graph; build with precision fp32 meanwhile",
+                )
+
+
+def _names_after(before: Site, after: Site) -> dict[str, str]:
+    """Name of what a norm reads, and of the constants of its eps -> that after the repair."""
+    eps = {old.tensor: new.tensor for old, new in zip(before.eps, after.eps, strict=True) if old.tensor}
+    return {before.reads: after.reads, **eps}
+
+
+def _are_alike(seen: Observed, expected: Observed, *, minima: bool) -> bool:
+    pairs = [(seen.maximum, expected.maximum), *([(seen.minimum, expected.minimum)] if minima else [])]
+    return all(one == other or max(one, other) < _SMALLEST_COMPARED for one, other in pairs)
+
+
+def _range_text(seen: Observed | None) -> str:
+    return "not observed" if seen is None else f"{seen.minimum:.9g} to {seen.maximum:.9g}"
 
 
 def _scale(editor: GraphEditor, facts: NetworkFacts, plan: _Plan) -> Repair:

@@ -10,7 +10,6 @@ from calib.refine.activation_sample import ActivationSample
 from calib.refine.scale_search import product, search_scale
 from calib.scales import activation_scale
 
-RNG = np.random.default_rng(11)
 ONE = np.zeros((1, 32), np.intp) + np.arange(32)
 
 
@@ -73,14 +72,14 @@ def test_no_method_has_a_better_scale(kind, seed):
 @pytest.mark.parametrize("factor", [0.25, 4.0])
 def test_the_brute_force_error_rises_for_a_wrong_scale(factor):
     """The control of the oracle."""
-    values = DATA["normal"](RNG)
+    values = DATA["normal"](np.random.default_rng(11))
     choice = search_scale(sample_of(values), weight(), ONE)
     assert brute_error(values, weight(), factor * choice.scale) > 3 * choice.error
 
 
 def test_scales_are_exact_in_fp16():
     for make in DATA.values():
-        choice = search_scale(sample_of(make(RNG)), weight(), ONE, factors=True, zero=True)
+        choice = search_scale(sample_of(make(np.random.default_rng(11))), weight(), ONE, factors=True, zero=True)
         assert float(np.float16(choice.scale)) == choice.scale
 
 
@@ -223,14 +222,16 @@ def test_a_constant_tensor_gets_no_choice(level):
 
 
 def test_a_layer_that_is_zero_has_no_error():
-    choice = search_scale(sample_of(DATA["normal"](RNG)), np.zeros((1, 32, 4), np.float32), ONE, factors=True, zero=True)
+    values = DATA["normal"](np.random.default_rng(11))
+    choice = search_scale(sample_of(values), np.zeros((1, 32, 4), np.float32), ONE, factors=True, zero=True)
     assert choice.plain
     assert choice.error == 0
 
 
 @pytest.mark.parametrize("groups", [1, 3])
 def test_product_is_a_product_per_group(groups):
-    patches = RNG.normal(size=(5, groups, 7)).astype(np.float32)
-    matrix = RNG.normal(size=(groups, 7, 4)).astype(np.float32)
+    random = np.random.default_rng(11)
+    patches = random.normal(size=(5, groups, 7)).astype(np.float32)
+    matrix = random.normal(size=(groups, 7, 4)).astype(np.float32)
     by_hand = np.stack([patches[:, g].astype(np.float64) @ matrix[g] for g in range(groups)], axis=1)
     np.testing.assert_allclose(product(patches, matrix), by_hand, rtol=1e-5, atol=1e-6)

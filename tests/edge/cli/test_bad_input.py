@@ -73,6 +73,7 @@ def test_the_fixture_notices_a_changed_build(refused, project, monkeypatch):
         ({"target": "toaster"}, ["unknown target 'toaster'", AUTO, *TARGETS]),
         ({"method": "magic"}, ["magic", *METHODS]),
         ({"method": "percentile:101"}, ["101"]),
+        ({"islands": "all"}, ["--islands", "all", "unstable, at-risk"]),
         ({"batch": "few"}, ["invalid batch sizes", "'few'", "MIN,OPT,MAX"]),
         ({"batch": "4,2,8"}, ["min 4, opt 2, max 8", "1 <= min <= opt <= max"]),
         ({"batch": "0,1,1"}, ["min 0", "1 <= min"]),

@@ -5,6 +5,7 @@ Oracles: ONNX Runtime's logits, the JSON read with json, graphs edited with onnx
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,6 +18,9 @@ from calib.errors import InputError
 from edge.cli import run
 from edge.images.graph_input import parse_triple
 from edge.images.labelled_images import open_unlabelled
+from edge.pipeline.steps.certify import certify_step
+from edge.stability import network_certification
+from engines.targets import TARGETS
 
 
 def certify(source, project, *options):
@@ -151,6 +155,7 @@ def test_bad_input(project, capsys, tmp_path):
         ([source, "--data", project / "empty"], "no images"),
         ([source, "--data", project / "broken"], "cannot be decoded"),
         ([source, "--emulate", "-1"], "--emulate"),
+        ([source, "--islands", "all"], "unstable, at-risk"),
     ]
     before = {p: sha256(p) for p in project.rglob("*") if p.is_file()}
     for arguments, said in cases:
@@ -224,6 +229,34 @@ def test_the_target_decides_what_is_computed_in_fp32(project, capsys):
         assert written["emulated"] == {"before": None, "after": None}
     assert certify(project / "out", project, "--target", "none") == 2
     assert "unknown target" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("options", "islands"), [((), "unstable"), (("--islands", "at-risk"), "at risk")])
+def test_islands_are_for_what_is_unstable_unless_more_is_asked_for(project, monkeypatch, options, islands):
+    configs = []
+
+    def captured(*args, config, **options):
+        configs.append(config)
+        return certify_network(*args, config=config, **options)
+
+    certify_network = network_certification.certify_network
+    monkeypatch.setattr(network_certification, "certify_network", captured)
+    assert certify(project / "out/model.onnx", project, "--repair", project / "repaired.onnx", *options) == 0
+    assert [config.islands for config in configs] == [islands]
+
+
+def test_a_build_that_asks_for_other_islands_certifies_again(tmp_path):
+    def reads(islands):
+        images = SimpleNamespace(sha256="0")
+        network = SimpleNamespace(info=object(), preprocess=images)
+        request = SimpleNamespace(
+            precision="fp16", certified_precisions=("fp16",), target=TARGETS["rtx"], out=tmp_path, islands=islands
+        )
+        inputs = SimpleNamespace(network=network, calib_images=images)
+        return certify_step(request, inputs, SimpleNamespace(sha256=lambda _name: "1")).reads
+
+    assert reads("at-risk") == {**reads("unstable"), "islands": "at-risk"}
+    assert "islands" not in reads("unstable"), "steps of earlier builds stay as they are recorded"
 
 
 @pytest.mark.slow

@@ -36,6 +36,9 @@ CONSTANTS = {
     "minus_half": -0.5,
     "one": 1.0,
     "biased": 1.25,
+    "count": 8.0,
+    "eighth": 0.125,
+    "fewer": 7.0,
 }
 
 DEVIATION = "m = ReduceMean(x, last) d = Sub(x, m) "
@@ -191,6 +194,10 @@ RMS_NORMS = {
     "Reciprocal Mul, gain first": RMS + "s = Sqrt(e) r = Reciprocal(s) u = Mul(x, r) y = Mul(gain, u)",
     "Pow": "q = Pow(x, two) v = ReduceMean(q, last) e = Add(eps, v) r = Pow(e, minus_half) u = Mul(r, x) y = Mul(u, gain)",
     "gain on the root": RMS + "s = Sqrt(e) r = Div(gain, s) y = Mul(x, r)",
+    "ReduceSumSquare by a count": "v = ReduceSumSquare(x, last) m = Div(v, count) e = Add(m, eps) s = Sqrt(e) u = Div(x, s) "
+    "y = Mul(u, gain)",
+    "sum by a count": "q = Mul(x, x) v = ReduceSum(q, last) m = Mul(eighth, v) e = Add(m, eps) r = Pow(e, minus_half) "
+    "u = Mul(r, x) y = Mul(u, gain)",
 }
 
 
@@ -322,6 +329,41 @@ def test_l2_norm_is_written_as_our_own_export_writes_it(name):
     assert [(e.kind, e.acts_on) for e in site.eps] == ([moved] if moved else []), "an eps keeps its kind, and none is made up"
 
 
+DEVIATES = DEVIATION + "v = ReduceSumSquare(d, last) "
+ROOTS = {  # of sums of squares that are scaled: body, value, operators that remain
+    "root of a mean": ("q = Mul(x, x) v = ReduceMean(q, last) y = Sqrt(v)", 8**-0.5, ["ReduceL2", "Mul"]),
+    "Pow with a half": ("q = Mul(x, x) v = ReduceMean(q, last) y = Pow(v, half)", 8**-0.5, ["ReduceL2", "Mul"]),
+    "clamped": (
+        "v = ReduceSumSquare(x, last) k = Mul(v, eighth) c = Max(k, eps) y = Sqrt(c)",
+        8**-0.5,
+        ["ReduceL2", "Mul", "Clip"],
+    ),
+    "by N - 1": ("v = ReduceSumSquare(x, last) k = Div(v, fewer) y = Sqrt(k)", 7**-0.5, ["ReduceL2", "Mul"]),
+}
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_the_root_of_a_scaled_sum_of_squares_is_a_scaled_norm(name):
+    body, scale, left = ROOTS[name]
+    value = np.linalg.norm(X.astype(np.float64), axis=-1, keepdims=True) * scale
+    rewritten, _ = check(text_model(body, **CONSTANTS), fuse_l2_norms, value)
+    assert operators(rewritten) == left
+
+
+def test_a_root_mean_square_that_divides_is_an_l2_norm_with_a_gain():
+    body = "q = Mul(x, x) v = ReduceMean(q, last) n = Sqrt(v) y = Div(x, n)"
+    rewritten, _ = check(text_model(body, **CONSTANTS), fuse_l2_norms, rms_norm(X, 0.0))
+    assert operators(rewritten) == ["ReduceL2", "Div", "Mul"]
+    assert len(find_sites(rewritten)) == 1
+
+
+def test_an_eps_on_the_standard_deviation_is_kept():
+    body = DEVIATES + "k = Div(v, fewer) n = Sqrt(k) g = Add(n, eps) y = Div(d, g)"
+    centred = X - X.astype(np.float64).mean(-1, keepdims=True)
+    rewritten, _ = check(text_model(body, **CONSTANTS), fuse_l2_norms, centred / (centred.std(-1, keepdims=True, ddof=1) + EPS))
+    assert operators(rewritten) == ["ReduceMean", "Sub", "ReduceL2", "Mul", "Add", "Div"]
+
+
 GAINS = {
     "before the norm": SQUARES + "n = Sqrt(s) g = Mul(x, row_gain) y = Div(g, n)",
     "before, gain first": "n = ReduceL2(x, last) g = Mul(row_gain, x) y = Div(g, n)",
@@ -362,9 +404,10 @@ NOT_L2_NORMS = {
     "a layer norm": VARIANCE + "s = Sqrt(e) y = Div(d, s)",
     "multiplied by the norm": "n = ReduceL2(x, last) y = Mul(x, n)",
     "an upper clamp": SQUARES + "c = Clip(s, eps, two) n = Sqrt(c) y = Div(x, n)",
-    "root of a mean": "q = Mul(x, x) s = ReduceMean(q, last) n = Sqrt(s) y = Div(x, n)",
     "a cube": "q = Mul(x, x) t = Mul(q, x) s = ReduceSum(t, last) n = Sqrt(s) y = Div(x, n)",
     "product with another tensor": "z = Relu(x) q = Mul(x, z) s = ReduceSum(q, last) n = Sqrt(s) y = Div(x, n)",
+    "a sum times a vector": SQUARES + "k = Mul(s, row_gain) n = Sqrt(k) y = Div(x, n)",
+    "minus a sum": SQUARES + "k = Mul(s, minus_half) n = Sqrt(k) y = Div(x, n)",
     "square of the norm": SQUARES + "y = Div(x, s)",
     "our own form": "n = ReduceL2(x, last) c = Clip(n, eps) u = Div(x, c) y = Mul(u, gain)",
     "LpNormalization": "y = LpNormalization<axis = -1, p = 2>(x)",

@@ -6,11 +6,15 @@ import numpy as np
 import onnx
 import pytest
 from import_graphs import GraphWriter, attention_opset23, plain, run, save
+from onnx import numpy_helper
 
 from calib.errors import GraphError
 from calib.graph import opset_version
+from edge.onnx_import.check_rewrites import rewrite
 from edge.onnx_import.import_model import import_onnx
 from edge.onnx_import.imported import ImportOptions
+from engines.trt.api import Builder
+from engines.typed_graph import type_graph
 
 
 def networks():
@@ -102,6 +106,24 @@ def test_attention_is_expanded_into_products(tmp_path):
     assert operators.count("Softmax") == 1
     assert not {"Attention", "RMSNormalization", "Where", "Expand", "CastLike", "Identity"} & set(operators)
     assert [change.node for change in result.changes if change.kind == "expanded"] == ["attention_6", "rmsnormalization_7"]
+
+
+def test_rms_normalization_reaches_every_parser(tmp_path):
+    """TensorRT 10 reads opset 20 and 22, RMSNormalization is of 23: the typed graph has it by ReduceL2. Oracle: float64."""
+    g = GraphWriter()
+    gain, images = g.random(16), np.random.default_rng(2).standard_normal((4, 3, 16, 16)).astype(np.float32)
+    normed = g.add("RMSNormalization", "x", gain, axis=-1, epsilon=1e-3)
+    result = import_onnx(save(g.model(normed, opset=23, ir=10), tmp_path), ImportOptions())
+    assert rewrite(result.model, [images], result).parity.sqnr_db > 100
+    exact = images.astype(np.float64)
+    gains = next(numpy_helper.to_array(tensor) for tensor in g.weights if tensor.name == gain)
+    exact *= gains / np.sqrt((exact**2).mean(-1, keepdims=True) + 1e-3)
+    np.testing.assert_allclose(run(result.model, x=images)[0], exact, rtol=1e-5, atol=1e-6)
+    typed = type_graph(result.model)
+    assert [node.op_type for node in typed.graph.node] == ["Cast", "ReduceL2", "Mul", "Pad", "ReduceL2", "Div", "Mul", "Cast"]
+    assert opset_version(typed) == 20
+    pytest.importorskip("tensorrt_rtx")
+    assert Builder("rtx").parse(typed.SerializeToString()).num_layers >= len(typed.graph.node)
 
 
 def test_what_opset_20_cannot_express_is_named(tmp_path):
