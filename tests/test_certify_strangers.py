@@ -4,20 +4,26 @@ Oracles: ONNX Runtime for every operator in FP32, numpy's float16 for half preci
 """
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx_text import run_text_model, text_model
+from PIL import Image
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts/bench"
 sys.path += [str(SCRIPTS), str(SCRIPTS / "strangers")]
 
-from certify_strangers import compare_half  # noqa: E402
+from certify_strangers import certify_one, compare_half  # noqa: E402
 from certify_strangers_table import is_false_alarm, is_missed, write_table  # noqa: E402
 from torch_network import TorchNetwork  # noqa: E402
 from torch_operators import OPERATORS  # noqa: E402
+
+from calib.files import write_json  # noqa: E402
+from calib.json_reader import read_json  # noqa: E402
 
 MAP, ROWS = (2, 4, 7, 6), (2, 5, 8)
 BODIES = {
@@ -75,6 +81,16 @@ def constants():
     )
 
 
+FACTS = {
+    "exporter": "ts", "versions": {}, "size": [16, 16], "free": ["batch"], "mean": [0.5] * 3, "std": [0.5] * 3,
+}  # fmt: skip
+
+
+def arguments(folder, exponent):
+    (folder / "results").mkdir(exist_ok=True)
+    return Namespace(results=folder / "results", images=4, half_images=2, exponent=exponent)
+
+
 def in_torch(model, x, dtype=torch.float32):
     with torch.inference_mode():
         (output,) = TorchNetwork(model, dtype)(torch.from_numpy(x)).values()
@@ -121,7 +137,15 @@ def test_an_oracle_of_another_network_is_refused(monkeypatch):
 
 
 def row(verdict, half_db, not_finite=0):
-    run = {"verdict": verdict, "worst": "", "proven": [1, 2, 4], "sqnr_db": 50.0, "not_finite": 0, "refusal": ""}
+    run = {
+        "verdict": verdict,
+        "worst": "",
+        "proven": [1, 2, 4],
+        "sqnr_db": 50.0,
+        "not_finite": 0,
+        "refusal": "",
+        "repaired": None,
+    }
     half = {"images": 4, "not_finite": not_finite, "sqnr_db": half_db}
     return {"name": "net", "none": {**run, "verdict": "at risk"}, "rtx": run, "half": half, "seconds": 3.0}
 
@@ -143,3 +167,28 @@ def test_the_table_counts_alarms(found, alarm, missed):
     text = write_table([found, {"name": "slow", "error": "time limit", "seconds": 9.0}], 16, 4)
     assert f"False alarms: {'net (rtx)' if alarm else 'none'}. Missed: {'net (rtx)' if missed else 'none'}." in text
     assert "slow: time limit" in text
+    assert "→" not in text
+    assert f"{found['rtx']['verdict']} → stable, 61.2 dB" in write_table([repaired(found)], 16, 4)
+
+
+def repaired(found):
+    return {**found, "rtx": {**found["rtx"], "repaired": {"verdict": "stable", "sqnr_db": 61.2}}}
+
+
+@pytest.mark.slow
+def test_a_network_of_its_own_from_file_to_result(tmp_path):
+    """A network that FP16 destroys is called unstable, and torch destroys it too; unscaled neither."""
+    model = text_model("a = Conv(x, w) b = GlobalAveragePool(a) y = Flatten(b)", (1, 3, 16, 16),
+                       w=np.random.default_rng(1).standard_normal((4, 3, 3, 3)).astype(np.float32))  # fmt: skip
+    onnx.save(model, tmp_path / "net.onnx")
+    write_json(tmp_path / "net.json", FACTS)
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"photos/{i}.png")
+    for exponent, destroyed in ((0, False), (16, True)):
+        certify_one(tmp_path / "net.onnx", tmp_path / "photos", arguments(tmp_path, exponent))
+        suffix = f", weights x 2^{exponent}" if exponent else ""
+        found = read_json(tmp_path / f"results/net{suffix}.json")
+        assert (found["half"]["not_finite"] > 0) == destroyed
+        assert {found[target]["verdict"] == "unstable" for target in ("none", "rtx")} == {destroyed}

@@ -8,6 +8,8 @@ FOLDER: NAME.onnx and NAME.json of strangers/export_network.py. Every network is
 leaves it, which is what is certified. Nothing is written into FOLDER: results go to --results, and a network that has one there
 is not run again. Then prints the table, in Markdown.
 
+With --exponent the same for networks that FP16 destroys: the weights of their layers are multiplied. They are repaired too.
+
 False alarm: unstable, though torch loses nothing of the network as imported (every output finite, at least 30 dB).
 Missed: stable, though torch loses its outputs (NaN, infinity, or below 20 dB).
 """
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--networks", default="*", help="comma-separated globs of names")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--half-images", type=int, default=4, help="images that torch runs in half precision")
+    parser.add_argument("--exponent", type=int, default=0, help="multiply the weights of all layers by 2 to this power")
     parser.add_argument("--seconds", type=float, default=300, help="limit of one network")
     parser.add_argument("--results", type=Path, default=ROOT / "build/certify-strangers")
     parser.add_argument("--table", type=Path, default=None, help="Markdown file")
@@ -59,7 +62,7 @@ def main() -> None:
         return
     graphs = [graph for folder in folders for graph in folder.glob("*.onnx") if graph.with_suffix(".json").is_file()]
     for graph in sorted(graphs, key=_size):
-        path = args.results / f"{graph.stem}.json"
+        path = result_path(graph, args)
         if path.is_file() or not any(fnmatch(graph.stem, glob) for glob in args.networks.split(",")):
             continue
         finished = run_limited([sys.executable, __file__, *sys.argv[1:], "--one", str(graph)], args.seconds)
@@ -67,12 +70,31 @@ def main() -> None:
         if finished.exit_code != 0:
             why = "time limit" if finished.exit_code is None else " ".join(finished.lines[-1:])
             results["error"] = f"{why} after {finished.seconds:.0f} s"
-        write_json(path, {**results, "name": graph.stem, "seconds": finished.seconds})
-        print(graph.stem, {name: results.get(name) for name in ("none", "rtx", "half", "error")}, flush=True)
+        write_json(path, {**results, "name": path.stem, "seconds": finished.seconds})
+        print(path.stem, {name: results.get(name) for name in ("none", "rtx", "half", "error")}, flush=True)
     table = write_table([read_json(path) for path in sorted(args.results.glob("*.json"))], args.images, args.half_images)
     if args.table:
         write_bytes(args.table, table.encode())
     print(table)
+
+
+def result_path(graph: Path, args: argparse.Namespace) -> Path:
+    """Of a network, its weights scaled or not."""
+    suffix = f", weights x 2^{args.exponent}" if args.exponent else ""
+    path: Path = args.results / f"{graph.stem}{suffix}.json"
+    return path
+
+
+def scaled(model: onnx.ModelProto, exponent: int) -> onnx.ModelProto:
+    """A network with the weights of Conv, Gemm and MatMul times 2^exponent: FP16 loses more and more of such networks."""
+    from onnx import numpy_helper
+
+    weights = {node.input[1] for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")}
+    for tensor in model.graph.initializer if exponent else ():
+        if tensor.name in weights:
+            values = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(values * values.dtype.type(2.0**exponent), tensor.name))
+    return model
 
 
 def _size(graph: Path) -> int:
@@ -90,7 +112,7 @@ def certify_one(graph: Path, photos: Path, args: argparse.Namespace) -> None:
     from edge.stability.certify import CertifyConfig
     from edge.stability.network_certification import certify_network
 
-    facts, path = read_json(graph.with_suffix(".json")), args.results / f"{graph.stem}.json"
+    facts, path = read_json(graph.with_suffix(".json")), result_path(graph, args)
     height, width = facts["size"]
     free = set(facts["free"]) & {"height", "width"}
     options = InputOptions(
@@ -100,25 +122,26 @@ def certify_one(graph: Path, photos: Path, args: argparse.Namespace) -> None:
     )
     start = time.monotonic()
     inputs = resolve(graph, photos, args.images, options)
-    results: Results = {"name": graph.stem, "exporter": facts["exporter"], "versions": facts["versions"]}
+    model = scaled(inputs.model, args.exponent)
+    results: Results = {"name": path.stem, "exporter": facts["exporter"], "versions": facts["versions"]}
     results["import_seconds"] = time.monotonic() - start
     batch = inputs.batch or tapped_batch(inputs.preprocess.image_size)
     for name, backend in TARGETS.items():
         start = time.monotonic()
         done = certify_network(
-            inputs.model,
+            model,
             lambda: inputs.images.batches(inputs.preprocess, batch),
             interval=inputs.preprocess.interval(),
             data_sha256="0" * 64,
             onnx_sha256=inputs.sha256,
-            config=CertifyConfig(("fp16",), backend=backend),
+            config=CertifyConfig(("fp16",), backend=backend, repair=bool(args.exponent)),
         )
         results[name] = {**summarize(done.certificate), "seconds": time.monotonic() - start}
         write_json(path, results)
     images = np.concatenate(list(inputs.images.take(args.half_images).batches(inputs.preprocess, 1)))
-    results["half"] = compare_half(inputs.model, images)
+    results["half"] = compare_half(model, images)
     write_json(path, results)
-    if not free:
+    if not free and not args.exponent:
         results["half_exported"] = compare_half(load(graph), images)
         write_json(path, results)
 
@@ -134,22 +157,24 @@ def load(graph: Path) -> onnx.ModelProto:
 
 
 def summarize(certificate: NetworkCertificate) -> Results:
-    """What the table shows of a certificate."""
+    """What the table shows of a certificate: the network as it is, and as it was repaired, if it was."""
     from edge.stability.verdict import STABILITIES
 
-    judged = [(site, site.verdicts["fp16"]) for site in certificate.sites]
+    sites = {(site.kind, site.name): site for site in (*certificate.sites, *certificate.before)}
+    judged = [(site, site.verdicts["fp16"]) for site in sites.values()]
     worst = max(judged, key=lambda item: STABILITIES.index(item[1].verdict))
-    emulated, cover = certificate.emulated.before, certificate.coverage
-    assert emulated is not None
+    networks, cover = certificate.emulated, certificate.coverage
+    assert networks.before is not None
     return {
-        "verdict": certificate.verdict,
+        "verdict": certificate.verdict_before,
         "counts": {name: sum(judgement.verdict == name for _, judgement in judged) for name in STABILITIES},
         "worst": "" if worst[1].verdict == "stable" else f"{worst[0].kind} {worst[0].name}: {worst[1].reason}",
         "proven": [cover.certified, cover.judged, cover.stored],
         "unjudged": len(certificate.unjudged),
-        "sqnr_db": emulated.sqnr_db,
-        "not_finite": emulated.not_finite,
-        "refusal": emulated.refusal,
+        "sqnr_db": networks.before.sqnr_db,
+        "not_finite": networks.before.not_finite,
+        "refusal": networks.before.refusal,
+        "repaired": None if networks.after is None else {"verdict": certificate.verdict, "sqnr_db": networks.after.sqnr_db},
     }
 
 

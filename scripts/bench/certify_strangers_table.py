@@ -69,13 +69,22 @@ def _cells(row: Results) -> list[str]:
     none = runs[0]
     return [
         row["name"],
-        *(run["verdict"] if run else "-" for run in runs),
+        *(_verdict(run) for run in runs),
         (none["worst"].replace("|", " ")[:LONGEST] or "-") if none else "-",
         f"{none['proven'][0] / none['proven'][2]:.0%}" if none else "-",
         ", ".join(_decibels(run) for run in runs),
         ", ".join(_decibels(row.get(name)) for name in ("half", "half_exported")),
         f"{row['seconds']:.0f}",
     ]
+
+
+def _verdict(run: Results | None) -> str:
+    """Of the network as it is; after an arrow, of the repaired one and its SQNR."""
+    if not run or not run.get("repaired"):
+        return run["verdict"] if run else "-"
+    after = run["repaired"]
+    ratio = "" if after["sqnr_db"] is None else f", {after['sqnr_db']:.1f} dB"
+    return f"{run['verdict']} → {after['verdict']}{ratio}"
 
 
 def _decibels(run: Results | None) -> str:
