@@ -6,12 +6,14 @@
 A node in FP32 computes a float tensor that stays FLOAT; Casts and constants are not counted. Nodes in FP32 that read one
 another are one island. SQNR of the worst output against the float graph, on the images of FOLDER/NAME.npy: emulated as FP16
 hardware computes the graph (what TensorRT-RTX widens, in FP32), and as ONNX Runtime runs it, which hides most of FP16.
+"certified": the graph that a build types after `certify`, repaired on the same images for the target rtx.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +23,13 @@ import onnx
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from calib.errors import InputError
+from calib.files import sha256_bytes
 from calib.graph import index_graph, infer_types
 from calib.ort_session import TappedGraph
+from edge.stability.certify import CertifyConfig
 from edge.stability.float_formats import Float32
-from edge.stability.fp16_network import Tensors, compare_outputs, fp32_outputs
+from edge.stability.fp16_network import Tensors, compare_outputs, fp32_outputs, kept_nodes
+from edge.stability.network_certification import certify_network
 from edge.stability.target_precisions import target_precisions
 from engines.fp16_emulation import emulated_graph
 from engines.typed_graph import type_graph
@@ -82,6 +87,21 @@ def row(name: str, tool: str, expected: list[Tensors], typed: onnx.ModelProto, i
     return f"| {name} | {tool} | {counts.nodes} | {counts.islands} | {counts.casts} | {sqnr[0]} | {sqnr[1]} |"
 
 
+def certified_graph(model: onnx.ModelProto, images: Float32) -> onnx.ModelProto:
+    """The typed graph after all repairs; inputs are taken to lie within the range of the images."""
+    axes = (0, *range(2, images.ndim))
+    low, high = (bound(images, axis=axes, keepdims=True)[0].astype(np.float64) for bound in (np.min, np.max))
+    done = certify_network(
+        model,
+        lambda: [images],
+        interval=(low, high),
+        data_sha256=sha256_bytes(images.tobytes()),
+        config=CertifyConfig(("fp16",), backend="trt_rtx", repair=True, emulated_images=0),
+    )
+    kept = kept_nodes(done.model, done.xnorms) if done.xnorms else frozenset()
+    return type_graph(done.model, keep_fp32=kept | set(done.certificate.fp32_nodes))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare FP16 graphs of AutoCast with those of this toolkit.")
     parser.add_argument("folder", type=Path)
@@ -94,9 +114,16 @@ def main() -> None:
         model, images = onnx.load(path), np.load(path.with_suffix(".npy"))[:IMAGES]
         expected = fp32_outputs(model, images)
         other = args.folder / "autocast" / path.name
-        for tool in ("all FP16", "AutoCast")[: 1 + other.exists()]:
+        tools: dict[str, Callable[[], onnx.ModelProto]] = {
+            "all FP16": lambda model=model: type_graph(model),  # type: ignore[misc]  # a lambda's defaults have no types
+            "AutoCast": lambda other=other: onnx.load(other),  # type: ignore[misc]
+            "certified": lambda model=model, images=images: certified_graph(model, images),  # type: ignore[misc]
+        }
+        for tool, make in tools.items():
+            if tool == "AutoCast" and not other.exists():
+                continue
             try:
-                typed = onnx.load(other) if tool == "AutoCast" else type_graph(model)
+                typed = make()
                 del typed.graph.value_info[:]  # AutoCast's may hold shapes that ONNX Runtime refuses at run time
                 lines.append(row(path.stem, tool, expected, typed, images))
             except InputError as error:

@@ -28,10 +28,12 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, numpy_helper
-from torch.nn import functional
+from onnx import numpy_helper
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
+
+import torch_operators
+from torch_operators import conv
 
 from calib.errors import ArtifactError, MissingError, UfovitError
 from calib.metrics import sqnr_db
@@ -43,7 +45,6 @@ from engines.build_folder.file_names import ANSWERS, TYPED
 from engines.build_folder.folder import BuildFolder
 
 BATCH = 250
-TYPES = {TensorProto.FLOAT: torch.float32, TensorProto.FLOAT16: torch.float16, TensorProto.INT64: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -113,14 +114,6 @@ def whole_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return a.float() @ b.float()  # sums below 2^24 of whole numbers are exact; TF32 is off
 
 
-def conv(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None, **attributes: Any) -> torch.Tensor:
-    """ONNX Conv in two dimensions."""
-    top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
-    padded = functional.pad(x, (left, right, top, bottom))
-    strides, dilations, group = (attributes.get(name, 1) for name in ("strides", "dilations", "group"))
-    return functional.conv2d(padded, w, bias, strides, 0, dilations, group)
-
-
 def quantize(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
     """ONNX QuantizeLinear to INT8 with one scale and no zero-point."""
     assert scale.numel() == 1
@@ -145,48 +138,11 @@ def l2(x: torch.Tensor, axes: torch.Tensor, **_: Any) -> torch.Tensor:
     return squares.sqrt().movedim(-1, axis)
 
 
-def slices(x: torch.Tensor, *bounds: torch.Tensor) -> torch.Tensor:
-    """ONNX Slice in steps of one."""
-    for start, end, axis in zip(*(bound.tolist() for bound in bounds[:3]), strict=True):
-        at = [slice(None)] * x.ndim
-        at[axis] = slice(start, end)
-        x = x[tuple(at)]
-    return x
-
-
-def layer_norm(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, axis: int, epsilon: float, **_: Any) -> torch.Tensor:
-    """ONNX LayerNormalization over the last axis."""
-    assert axis in (-1, x.ndim - 1)
-    return functional.layer_norm(x, x.shape[-1:], scale, bias, epsilon)
-
-
-def gemm(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, **attributes: Any) -> torch.Tensor:
-    """ONNX Gemm with alpha and beta 1."""
-    return functional.linear(a, b if attributes.get("transB") else b.mT, c)
-
-
 OPERATORS: dict[str, Callable[..., Any]] = {
-    "Add": lambda a, b: a + b,
-    "BatchNormalization": lambda x, s, b, m, v, epsilon, **_: functional.batch_norm(x, m, v, s, b, False, 0.0, epsilon),
-    "Cast": lambda x, to: x.to(TYPES[to]),
-    "Concat": lambda *x, axis: torch.cat(x, axis),
-    "Conv": conv,
+    **torch_operators.OPERATORS,
     "DequantizeLinear": dequantize,
-    "Div": lambda a, b: a / b,
-    "Expand": lambda x, shape: x.expand(np.broadcast_shapes(tuple(x.shape), tuple(shape.tolist()))),
-    "Gather": lambda x, i, axis: x.select(axis, int(i)) if i.ndim == 0 else x.index_select(axis, i),
-    "Gelu": lambda x, approximate: functional.gelu(x, approximate=approximate.decode()),
-    "Gemm": gemm,
-    "LayerNormalization": layer_norm,
-    "MatMul": torch.matmul,
-    "Max": torch.maximum,
-    "Mul": lambda a, b: a * b,
     "QuantizeLinear": quantize,
     "ReduceL2": l2,
-    "Reshape": lambda x, shape, **_: x.reshape(shape.tolist()),
-    "Shape": lambda x, start=0, end=None: torch.tensor(x.shape[start:end], device=x.device),
-    "Slice": slices,
-    "Transpose": lambda x, perm: x.permute(perm),
 }
 
 

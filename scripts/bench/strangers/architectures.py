@@ -45,6 +45,7 @@ def vision(model: str, exporter: Literal["ts", "dynamo"], opset: int | None, siz
     return Architecture("torchvision", model, (size, size), exporter, opset, **further)
 
 
+SMALL_SWIN = {"embed_dim": 48, "depths": (2, 2, 2, 2)}
 EVERYTHING_FREE: Literal["batch height width"] = "batch height width"
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -100,4 +101,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnetv2_bit-ts": timm("resnetv2_50x1_bit", "ts", 13, 160, norm=HALF),
     "sequencer2d_s-ts": timm("sequencer2d_s", "ts", 14, free=""),
     "googlenet-ts": vision("googlenet", "ts", 12, norm=HALF, arguments={"aux_logits": False, "transform_input": True}),
+    "convnextv2_atto-ts": timm("convnextv2_atto", "ts", 17, 160),
+    "convnextv2_atto-dynamo": timm("convnextv2_atto", "dynamo", 18, 160),
+    "deit_tiny-dynamo": timm("deit_tiny_patch16_224", "dynamo", 18),
+    "xcit_nano-ts": timm("xcit_nano_12_p16_224", "ts", 17),
+    "swinv2_mini-ts": timm("swinv2_tiny_window8_256", "ts", 17, 256, arguments=SMALL_SWIN),
+    "swinv2_mini-dynamo": timm("swinv2_tiny_window8_256", "dynamo", 18, 256, arguments=SMALL_SWIN),
 }
