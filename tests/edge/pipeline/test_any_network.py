@@ -44,6 +44,7 @@ from engines.build_folder.file_names import ANSWERS, DRIFT, GOLDEN, MANIFEST, MO
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import EngineManifest, EngineRecord, FileRecord, write_manifest
 from engines.build_folder.step_record import StepRecord, write_record
+from engines.layer_records import TensorInfo
 from engines.layer_requests import graph_facts
 from engines.precision_receipt import Receipt
 
@@ -160,6 +161,17 @@ def test_a_bundle_of_more_outputs_than_a_device_holds_is_refused(folder, tmp_pat
     with pytest.raises(DataError, match=r"too large[\s\S]*20 images[\s\S]*next: --images \d+"):
         make_bundle(BuildFolder(tmp_path), IMAGES, tmp_path / "b.ufovit", lambda _share: None)
     assert not (tmp_path / "b.ufovit").exists()
+
+
+def test_outputs_that_must_be_in_memory_are_counted():
+    logits, features = TensorInfo("logits", (-1, 1000), "float32"), TensorInfo("map", (-1, 64, 4096, 2048), "float32")
+    each = 2 * 4 * 1000
+    most = (1 << 31) // each
+    request_checks.check_answers_fit((logits,), most, "--eval-images")
+    with pytest.raises(DataError, match=rf"logits \[-1, 1000\][\s\S]*next: --eval-images {most}"):
+        request_checks.check_answers_fit((logits,), most + 1, "--eval-images")
+    with pytest.raises(DataError, match=r"1 images, 4\.3 GB[\s\S]*--outputs NAME"):
+        request_checks.check_answers_fit((features,), 1, "--eval-images")
 
 
 def test_the_drift_of_several_outputs_is_attributed(folder):
