@@ -129,6 +129,7 @@ def _open_session(model: onnx.ModelProto, threads: int, where: object, settings:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False  # what is kept of the results would hold the whole arena, twice as large
     options.log_severity_level = 4  # errors are raised, and say the same
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)

@@ -37,6 +37,14 @@ def read_stored(folder: Path) -> StoredAnswers:
             raise ArtifactError("no stored answers", where=folder, found=f"{RECORD} records no {file}", next_command=REMAKE)
     drift = build.read(DRIFT_ARTIFACT)
     sides = read_answers(build, load_task(drift.task))
+    if not sides.reference:
+        raise ArtifactError(
+            "the folder holds figures of its outputs, not the outputs: those of all images were too large to store",
+            where=folder / ANSWERS,
+            found=f"{drift.images} images",
+            allowed="answers to fewer images",
+            next_command=f"{REMAKE}, with fewer images: --data DIR",
+        )
     sha256 = build.digests[ANSWERS]
     return StoredAnswers(folder, drift.reference, drift.data_sha256, drift.preprocess_sha256, sides.reference, sha256)
 

@@ -50,21 +50,23 @@ def rewrite(model: onnx.ModelProto, batches: Batches, original: Imported) -> Imp
         return _run(GraphSession(model, threads=0, where=original.path), image, parts)
 
     expected, results = outputs(), []
-    runs = [expected]  # of the graph as imported, and after every rewriter that was kept
+    runs = [expected]  # of the graph after the last rewriter that was kept, then of the one that is checked: they may be large
 
     def check() -> float:
         runs.append(outputs())
         return _worst(expected, runs[-1])
 
     for kind in REWRITERS:
-        before, count = onnx.ModelProto(), len(runs)
+        before = onnx.ModelProto()
         before.CopyFrom(model)
         result = _apply(model, kind, check)
         if result is not None:
             results.append(result)
-            if not result.kept:
+            if result.kept:
+                del runs[:-1]
+            else:
                 model.CopyFrom(before)
-                del runs[count:]
+                del runs[1:]
     name_nodes(model)
     return ImportRecord(
         source=original.path.name,

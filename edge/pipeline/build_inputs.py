@@ -64,7 +64,7 @@ def resolve_inputs(request: BuildRequest) -> BuildInputs:
         remedy = "pass --calib-data with more images, or a larger --calib-images"
         check_calibration_images(len(calib_images), calib_data, remedy)
     eval_images = eval_images.take(request.eval_images or few or len(eval_images))
-    if network.imported is not None:
+    if network.imported is not None and task.keeps_outputs:
         check_answers_fit(network.imported.outputs, len(eval_images), "--eval-images")
     keep_float = request.keep_float
     if keep_float is None:

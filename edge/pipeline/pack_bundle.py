@@ -16,6 +16,7 @@ from edge.drift.drift_report import DRIFT_ARTIFACT
 from edge.images.golden_pair import GoldenPair, shrunk
 from edge.images.labelled_images import ImageSet
 from edge.images.preprocess import read_preprocess
+from edge.pipeline.request_checks import check_answers_fit
 from edge.progress import Advance
 from edge.tasks.budget import Budget
 from edge.tasks.registry import task_of
@@ -65,6 +66,7 @@ def make_bundle(build: BuildFolder, images: ImageSet, path: Path, advance: Advan
     verify_folder(build)
     manifest, drift = build.manifest, build.read(DRIFT_ARTIFACT)
     _check_packable(build.path, manifest)
+    check_answers_fit(manifest.outputs, len(images), "--images")
     preprocess = read_preprocess(manifest)
     runner = OrtRunner(build.path / manifest.onnx.file, data=build.data(manifest.onnx.file), throughput=True)
     pixels = tuple(shrunk(images.pixels(i), preprocess) for i in range(len(images)))

@@ -10,7 +10,7 @@ from edge.stability.verdict import Stability
 from engines.layer_records import TensorInfo
 
 LARGEST_ANSWERS_BYTES = 1 << 31
-"""Outputs of both sides that a verdict is on: they are held in memory and stored, and read again by report and gate."""
+"""Outputs of both sides that are held in memory: for a task that needs all at once, and to pack them into a bundle."""
 CALIB_IMAGES = 512
 """Default number of calibration images, and the number that an error about too few recommends."""
 
@@ -64,8 +64,7 @@ def check_calibration_images(count: int, where: object, next_command: str) -> No
 
 def check_answers_fit(outputs: tuple[TensorInfo, ...], images: int, option: str) -> None:
     """Raise DataError for outputs of so many images that both sides' do not fit in memory; `option` sets their number."""
-    sizes = (math.prod(abs(size) for size in output.shape[1:]) * np.dtype(output.dtype).itemsize for output in outputs)
-    each = 2 * sum(sizes)
+    each = 2 * output_bytes(outputs)
     most = LARGEST_ANSWERS_BYTES // max(each, 1)
     if images > most:
         raise DataError(
@@ -75,3 +74,8 @@ def check_answers_fit(outputs: tuple[TensorInfo, ...], images: int, option: str)
             allowed=f"{LARGEST_ANSWERS_BYTES / 1e9:.1f} GB",
             next_command=f"{option} {most}" if most else "end the graph before it: --outputs NAME",
         )
+
+
+def output_bytes(outputs: tuple[TensorInfo, ...]) -> int:
+    """Size of all outputs of one image; a free axis counts as 1."""
+    return sum(math.prod(abs(size) for size in output.shape[1:]) * np.dtype(output.dtype).itemsize for output in outputs)

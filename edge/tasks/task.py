@@ -7,7 +7,7 @@ answers to frames) needs numpy alone; a report may load more, inside `report`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -99,6 +99,7 @@ class Task(ABC):
     Class attributes:
         name: in build requests and manifests.
         labelled: whether it can use right answers.
+        keeps_outputs: whether it needs all outputs at once, however large; otherwise large ones are reduced as they come.
         bases: what a verdict may rest on: with right answers, without, and for random weights.
         comparison: dataclass of the comparison's figures.
         stated: those that a reader recomputes from the stored answers; names ending in `_db` may differ by rounding.
@@ -110,6 +111,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     labelled: ClassVar[bool]
+    keeps_outputs: ClassVar[bool] = True
     bases: ClassVar[tuple[str, ...]]
     comparison: ClassVar[type[Comparison]]
     stated: ClassVar[tuple[str, ...]]
@@ -132,6 +134,12 @@ class Task(ABC):
     @abstractmethod
     def open_images(self, path: Path) -> ImageSet:
         """Open images with the right answers that this task can read. Raises InputError."""
+
+    def gather(self, pairs: Iterable[tuple[Outputs, Outputs]], images: int, truth: Any) -> Sides:  # noqa: ARG002  # for overrides
+        """Both sides of all `images` images, from the outputs of reference and engine batch by batch, at least one."""
+        batches = list(pairs)
+        reference, engine = (tuple(map(np.concatenate, zip(*side, strict=True))) for side in zip(*batches, strict=True))
+        return Sides(reference, engine, truth)
 
     @abstractmethod
     def write_answers(self, path: Path, sides: Sides) -> None:

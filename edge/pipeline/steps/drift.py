@@ -1,5 +1,6 @@
 """drift: the engine, or its graph on the CPU, against model.onnx on images -> drift.json, logits.npz, flips.npz."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -10,21 +11,23 @@ from edge.drift.stored_reference import StoredAnswers, check_stored
 from edge.images.golden_pair import check_build_golden, require_golden
 from edge.images.labelled_images import ImageSet
 from edge.images.preprocess import read_preprocess
-from edge.pipeline.request_checks import check_answers_fit
+from edge.pipeline.request_checks import check_answers_fit, output_bytes
 from edge.pipeline.workspace import Step
 from edge.progress import Advance
 from edge.runtime.engine_runner import open_engine
 from edge.runtime.ort_runner import BATCH, OrtRunner, emulated_runner
-from edge.runtime.runner import Images, Runner, join_outputs, pad_batch
+from edge.runtime.runner import Images, Runner, pad_batch
 from edge.tasks.budget import Budget
 from edge.tasks.registry import task_of
-from edge.tasks.task import Outputs, Sides
+from edge.tasks.task import Outputs
 from engines.build_folder.file_names import ANSWERS, DRIFT, GOLDEN, MANIFEST, MODEL, PICTURES, TYPED
 from engines.build_folder.folder import BuildFolder
 from engines.build_spec import BatchRange
 from engines.hardware import versions
 
 THIS_GPU = "this machine's GPU"
+LARGEST_BATCH_BYTES = 1 << 27
+"""Outputs of one run, of either side."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def drift_step(build: BuildFolder, question: Question, *, here: bool) -> Step:
         }
         check_stored(stored, required, len(images))
     require_golden(build)
-    check_answers_fit(manifest.outputs, len(images), "--images")
+    if task_of(manifest).keeps_outputs:
+        check_answers_fit(manifest.outputs, len(images), "--images")
     judged = manifest.engine.file if here else (manifest.typed_onnx or manifest.qdq_onnx or manifest.onnx).file
     reads = {
         "manifest": build.sha256(MANIFEST),
@@ -89,7 +93,8 @@ def judge_build(
         read_built(build)  # what the report would refuse is refused before the verdict is replaced
     is_engine = judged == manifest.engine.file and manifest.engine.backend != "ort"
     sizes = BatchRange(*manifest.batch) if is_engine else BatchRange(1, 1, BATCH)
-    size = max(sizes.min, min(BATCH, sizes.max))
+    fitting = max(1, LARGEST_BATCH_BYTES // max(1, output_bytes(manifest.outputs)))
+    size = max(sizes.min, min(BATCH, sizes.max, fitting))
     runner = _judged_runner(build, judged, is_engine=is_engine) if opened is None else opened
     ran_on = judged_on(
         on_cpu=manifest.engine.backend == "ort",
@@ -104,22 +109,20 @@ def judge_build(
         data_sha256=images.sha256,
         preprocess_sha256=preprocess.sha256,
     )
-    expected: list[Outputs] = []
-    outputs: list[Outputs] = []
-    with runner:
-        reference = None if question.stored else _ort_runner(build, MODEL, throughput=runner.at_once > 1)
-
-        def both(batch: Images) -> tuple[Outputs, Outputs | None]:
-            return answer(runner, batch, sizes.min), None if reference is None else reference(batch)
-
-        for judged_outputs, reference_outputs in ordered_map(both, images.batches(preprocess, size), runner.at_once):
-            outputs.append(judged_outputs)
-            if reference_outputs is not None:
-                expected.append(reference_outputs)
-            advance(min(1.0, len(outputs) * size / len(images)))
-    answers = question.stored.outputs if question.stored else join_outputs(expected)
-    sides = Sides(answers, join_outputs(outputs), images.labels if question.labelled else None)
     task = task_of(manifest)
+    with runner:
+        reference = _reference(build, question.stored, throughput=runner.at_once > 1)
+
+        def both(batch: tuple[int, Images]) -> tuple[Outputs, Outputs]:
+            return reference(*batch), answer(runner, batch[1], sizes.min)
+
+        def pairs() -> Iterator[tuple[Outputs, Outputs]]:
+            batches = zip(range(0, len(images), size), images.batches(preprocess, size), strict=True)
+            for number, outputs in enumerate(ordered_map(both, batches, runner.at_once), start=1):
+                yield outputs
+                advance(min(1.0, number * size / len(images)))
+
+        sides = task.gather(pairs(), len(images), images.labels if question.labelled else None)
     stamp = manifest.random_weights
     report = judge_sides(task, subject, sides, question.budget, random_weights=stamp, notes=images.notes)
     write_drift(out, task, report, sides, images.pixels)
@@ -140,6 +143,15 @@ def _judged_runner(build: BuildFolder, judged: str, *, is_engine: bool) -> Runne
 
     path = build.path / judged
     return emulated_runner(parse_graph(build.data(judged), path), path, throughput=True)
+
+
+def _reference(build: BuildFolder, stored: StoredAnswers | None, *, throughput: bool) -> Callable[[int, Images], Outputs]:
+    """Number of the first image, images -> outputs of the FP32 graph, run here or stored."""
+    if stored is not None:
+        outputs = stored.outputs
+        return lambda start, batch: tuple(output[start : start + len(batch)] for output in outputs)
+    runner = _ort_runner(build, MODEL, throughput=throughput)
+    return lambda _start, batch: runner(batch)
 
 
 def _ort_runner(build: BuildFolder, file: str, *, throughput: bool) -> Runner:

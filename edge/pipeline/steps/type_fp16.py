@@ -1,19 +1,23 @@
 """type (fp16, and int8 for a GPU): the last graph + certificate.json -> model.typed.onnx, strongly typed."""
 
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from calib.errors import VerdictError
 from calib.files import write_bytes
-from edge.images.preprocess import Float32
+from calib.metrics import power_ratio_db
 from edge.numeric_tolerances import TYPED_FP16_SQNR_DB, TYPED_INT8_LOSS_DB
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.steps.export import CHECK_IMAGES
 from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
+from edge.runtime.runner import Runner
 from engines.build_folder.file_names import CERTIFICATE, REFINED, TYPED
 
 
@@ -32,7 +36,7 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, out: Path
     """
     from calib.graph import load_graph
     from calib.qdq_writer import serialize
-    from edge.runtime.ort_runner import OrtRunner, emulated_runner, run_all
+    from edge.runtime.ort_runner import OrtRunner, emulated_runner
     from edge.stability.finders.xnorm import find_sites
     from edge.stability.islands import fp32_nodes
     from edge.stability.network_certificate import read_network_certificate
@@ -48,31 +52,37 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, out: Path
     typed = type_graph(model, keep_fp32=islands)
     advance(0.5)
     network = inputs.network
-    batches = list(inputs.calib_images.take(CHECK_IMAGES).batches(network.preprocess, network.batch(CHECK_IMAGES)))
-    reference = run_all(OrtRunner(path), batches)
-    unquantized = run_all(OrtRunner(folder / REFINED), batches) if request.precision == "int8" else reference
-    outputs = run_all(emulated_runner(typed, folder / TYPED), batches)
+    batches = inputs.calib_images.take(CHECK_IMAGES).batches(network.preprocess, network.batch(CHECK_IMAGES))
+    graph_runner = OrtRunner(path)
+    unquantized = OrtRunner(folder / REFINED) if request.precision == "int8" else graph_runner
     names = [value.name for value in typed.graph.output]
-    for name, *sides in zip(names, unquantized, reference, outputs, strict=True):
-        if sides[0].dtype.kind == "f":  # of indices and other integers, no power can be told
-            _check_output(path, name, *sides)
+    check_typing(path, names, (unquantized, graph_runner, emulated_runner(typed, folder / TYPED)), batches)
     write_bytes(out / TYPED, serialize(typed))
 
 
-def _check_output(path: Path, name: str, unquantized: Float32, graph: Float32, typed: Float32) -> None:
-    """Compare one output of the typed graph; `unquantized` is that of the graph before it was quantized, or `graph` itself.
+def check_typing(
+    where: Path, names: Sequence[str], runners: tuple[Runner, Runner, Runner], batches: Iterable[npt.NDArray[Any]]
+) -> None:
+    """Compare the outputs of three graphs batch by batch: before quantization, the graph that was typed, and the typed one.
 
-    Raises VerdictError where typing has cost too much.
+    A graph that was not quantized stands in the first two places. Of indices and other integers, no power can be told. Raises
+    VerdictError where typing has cost too much.
     """
-    from calib.metrics import sqnr_db
-
-    allowed = min(TYPED_FP16_SQNR_DB, sqnr_db(unquantized, graph) - TYPED_INT8_LOSS_DB)
-    measured = sqnr_db(unquantized, typed) if np.isfinite(typed).all() else float("nan")
-    if not measured >= allowed:
-        raise VerdictError(
-            "the FP16 graph's outputs differ too much from the FP32 graph's",
-            where=path,
-            found=f"SQNR of output {name} {measured:.1f} dB, roundings emulated",
-            allowed=f"at least {allowed:.1f} dB",
-            next_command="ufovit build with precision fp32, and compare the layers' ranges in its report",
-        )
+    sums = {name: np.zeros(3) for name in names}  # energy before quantization, of the graph's error, of the typed one's
+    for batch in batches:
+        results = {runner: runner(batch) for runner in dict.fromkeys(runners)}
+        for name, *outputs in zip(names, *(results[runner] for runner in runners), strict=True):
+            if outputs[0].dtype.kind == "f":
+                before, graph, typed = (output.astype(np.float64) for output in outputs)
+                sums[name] += [np.sum(values**2) for values in (before, before - graph, before - typed)]
+    for name, (signal, graph_noise, typed_noise) in sums.items():
+        graph_db, typed_db = (power_ratio_db(signal, noise) for noise in (graph_noise, typed_noise))
+        allowed = min(TYPED_FP16_SQNR_DB, graph_db - TYPED_INT8_LOSS_DB)
+        if typed_db < allowed or not np.isfinite(signal + typed_noise):
+            raise VerdictError(
+                "the FP16 graph's outputs differ too much from the FP32 graph's",
+                where=where,
+                found=f"SQNR of output {name} {typed_db if np.isfinite(typed_noise) else np.nan:.1f} dB, roundings emulated",
+                allowed=f"at least {allowed:.1f} dB",
+                next_command="ufovit build with precision fp32, and compare the layers' ranges in its report",
+            )

@@ -15,10 +15,11 @@ import numpy as np
 from calib.errors import DataError
 from calib.metrics import power_ratio_db
 from edge.numeric_tolerances import RECOMPUTED, SQNR_CAP_DB
-from edge.tasks.constant_outputs import ZERO, why_constant
+from edge.tasks.constant_outputs import ZERO
 from edge.tasks.interval import LEVEL
 from edge.tasks.task import Comparison, Sides
-from edge.tasks.tensors.image_errors import Array, Bools, Float64, ImageErrors, image_errors, is_integer
+from edge.tasks.tensors.image_errors import Bools, Float64, ImageErrors
+from edge.tasks.tensors.measured_output import MeasuredOutput, measure_sides
 from edge.tasks.tensors.ratio_interval import half_width
 
 DECIBELS = 10 / math.log(10)
@@ -90,22 +91,17 @@ def compare(sides: Sides, names: tuple[str, ...]) -> TensorComparison:
 
     Raises DataError for outputs that do not match and for a reference that is not finite.
     """
-    counts = len(sides.reference), len(sides.engine)
-    if counts != (len(names), len(names)) or not names:
-        raise DataError(
-            "the outputs of both sides do not match", found=f"{counts[0]} and {counts[1]}", allowed=len(names) or "1"
-        )
-    images = len(sides.reference[0])
+    measured = measure_sides(sides, names)
+    images = measured[0].shape[0]
     finite, outputs = np.ones(images, np.bool_), []
     missing: list[str] = []
-    for name, reference, engine in zip(names, sides.reference, sides.engine, strict=True):
-        if len(reference) != images:
-            raise DataError("outputs of different numbers of images", where=name, found=len(reference), allowed=images)
-        errors = image_errors(name, reference, engine)
-        finite &= errors.finite
-        figures = output_figures(name, reference, errors)
+    for name, output in zip(names, measured, strict=True):
+        if output.shape[0] != images:
+            raise DataError("outputs of different numbers of images", where=name, found=output.shape[0], allowed=images)
+        finite &= output.errors.finite
+        figures = output_figures(name, output)
         outputs.append(figures)
-        missing += _not_compared(figures, errors)
+        missing += _not_compared(figures, output.errors)
     return TensorComparison(images, int((~finite).sum()), tuple(missing), tuple(outputs))
 
 
@@ -115,16 +111,16 @@ def image_sqnr_db(errors: ImageErrors) -> Float64:
     return np.array([power_ratio_db(s, e) if finite else -SQNR_CAP_DB for s, e, finite in pairs])
 
 
-def output_figures(name: str, reference: Array, errors: ImageErrors) -> OutputFigures:
-    """The figures of one output; `reference` (n, ...) is that of `errors`."""
-    integers, finite = is_integer(reference), errors.finite
+def output_figures(name: str, output: MeasuredOutput) -> OutputFigures:
+    """The figures of one output."""
+    integers, errors, finite = output.integers, output.errors, output.errors.finite
     known = finite & (errors.signal > 0)
     signal, noise, cosine = errors.signal[finite], errors.noise[finite], errors.cosine[finite]
     some, each = bool(finite.any()), image_sqnr_db(errors)[known]
     return OutputFigures(
         name=name,
         integers=integers,
-        constant=why_constant(reference),
+        constant=output.constant,
         not_finite=int((~finite).sum()),
         **_sqnr(signal, noise),
         sqnr_median_db=float(np.median(each)) if len(each) else None,

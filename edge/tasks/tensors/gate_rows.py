@@ -4,7 +4,7 @@ A baseline keeps three numbers per image and output, in float32 (10,000 images: 
 
     error        length of the error vector, the root of the noise of `image_errors`
     distance     1 - cosine
-    projection   p = sum_k r_k sin(k + 1) of the reference's values r_k in order: moves with every value, sign and position
+    projection   of the reference's values, see `measured_output`
 
 The reference's outputs themselves would take gigabytes. Both builds saw the same images, so that the energy of the signal
 cancels: the loss of SQNR is 10 log10 of the ratio of both sums of noise, over the images that both judged.
@@ -17,12 +17,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from calib.errors import DataError
 from edge.tasks.gate_row import Measurement, Recorded, Row, Tolerance, missing_row, row, skipped_row
 from edge.tasks.packed_arrays import pack_array, unpack_array
 from edge.tasks.task import GateRequest, Sides
 from edge.tasks.tensors.compare import TensorComparison
-from edge.tasks.tensors.image_errors import Array, Float64, image_errors
+from edge.tasks.tensors.image_errors import Float64
+from edge.tasks.tensors.measured_output import MeasuredOutput, measure_sides
 
 QUANTITIES = ("reference", "sqnr", "cosine")
 LOSS_DB = 2.0
@@ -51,32 +51,30 @@ def record(comparison: TensorComparison, sides: Sides) -> Recorded:
     """What a baseline keeps."""
     figures: dict[str, float | None] = {}
     answers: dict[str, str] = {}
-    for output, reference, engine in zip(comparison.outputs, sides.reference, sides.engine, strict=True):
+    names = tuple(output.name for output in comparison.outputs)
+    for output, measured in zip(comparison.outputs, measure_sides(sides, names), strict=True):
         figures |= {f"sqnr_db/{output.name}": output.sqnr_db, f"cosine/{output.name}": output.cosine_mean}
-        errors = image_errors(output.name, reference, engine)
-        arrays = {"error": np.sqrt(errors.noise), "distance": 1 - errors.cosine, "projection": _projections(reference)[0]}
+        errors = measured.errors
+        arrays = {"error": np.sqrt(errors.noise), "distance": 1 - errors.cosine, "projection": measured.projection}
         answers |= {f"{kind}/{output.name}": pack_array(values, np.float32) for kind, values in arrays.items()}
     return Recorded(figures, answers)
 
 
 def gate_rows(request: GateRequest, names: tuple[str, ...]) -> Iterator[Row]:
     """A row per quantity and output. Raises ArtifactError for answers of the baseline that cannot be read."""
-    sides = request.sides
-    if not len(names) == len(sides.reference) == len(sides.engine):
-        raise DataError("the outputs of both sides do not match", found=len(sides.engine), allowed=len(names))
-    for name, reference, engine in zip(names, sides.reference, sides.engine, strict=True):
-        errors = image_errors(name, reference, engine)
-        yield _reference(request, name, reference)
+    for name, output in zip(names, measure_sides(request.sides, names), strict=True):
+        errors = output.errors
+        yield _reference(request, name, output)
         noise, distance = _before(request, "error", name) ** 2, _before(request, "distance", name)
         yield _loss(request, ("sqnr", "sqnr_db"), name, (noise, errors.noise), MATTERS * errors.signal.sum())
-        yield _loss(request, ("cosine", "cosine"), name, (distance, 1 - errors.cosine), MATTERS * len(reference))
+        yield _loss(request, ("cosine", "cosine"), name, (distance, 1 - errors.cosine), MATTERS * len(distance))
 
 
-def _reference(request: GateRequest, name: str, output: Array) -> Row:
+def _reference(request: GateRequest, name: str, output: MeasuredOutput) -> Row:
     """The FP32 outputs themselves: an engine may agree with an FP32 graph that was exported wrongly."""
-    tolerance, images = request.tolerances["reference"], len(output)
-    now, length = _projections(output)
-    changed = int((np.abs(now - _before(request, "projection", name)) > SAME_REFERENCE * np.maximum(length, 1e-30)).sum())
+    tolerance, images = request.tolerances["reference"], output.shape[0]
+    moved = np.abs(output.projection - _before(request, "projection", name))
+    changed = int((moved > SAME_REFERENCE * np.maximum(output.length, 1e-30)).sum())
     most = max(REFERENCE_IMAGES, math.floor(tolerance.tolerance / 100 * images)) if tolerance.tolerance else 0
     detail = f"{changed} of {images} FP32 outputs are not the baseline's"
     found = Measurement(changed <= most, ("", str(changed), f"{most} changed"), 100 * changed / images, detail)
@@ -108,11 +106,3 @@ def _before(request: GateRequest, kind: str, name: str) -> Float64:
     packed = request.before.answers.get(f"{kind}/{name}", "")
     values = unpack_array(packed, np.float32, request.before_images, f"numbers of output {name!r}")
     return np.asarray(values[request.chosen], np.float64)
-
-
-def _projections(output: Array) -> tuple[Float64, Float64]:
-    """Projection and length (n,) of every image's values."""
-    weights = np.sin(np.arange(1, output[0].size + 1, dtype=np.float64))
-    flat = (values.ravel().astype(np.float64) for values in output)
-    pairs = np.array([(values @ weights, np.linalg.norm(values)) for values in flat])
-    return pairs[:, 0], pairs[:, 1]

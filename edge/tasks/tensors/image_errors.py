@@ -49,12 +49,12 @@ def is_integer(output: Array) -> bool:
     return output.dtype.kind in "biu"
 
 
-def image_errors(name: str, reference: Array, engine: Array) -> ImageErrors:
-    """Errors of the output `name`, (n, ...) of each side.
+def image_errors(name: str, reference: Array, engine: Array, first: int = 0) -> ImageErrors:
+    """Errors of the output `name`, (n, ...) of each side; `first` is the number of the first of these images, for messages.
 
     Raises DataError for sides that differ in shape or kind, no image, no value, and a reference that is not finite.
     """
-    _check(name, reference, engine)
+    _check(name, reference, engine, first)
     n = len(reference)
     signal, noise, cosine, largest = np.zeros((4, n))
     finite = np.ones(n, np.bool_)
@@ -77,7 +77,7 @@ def _cosine(product: float, first: float, second: float) -> float:
     return min(1.0, max(-1.0, product / (np.sqrt(first) * np.sqrt(second)))) if first and second else 0.0
 
 
-def _check(name: str, reference: Array, engine: Array) -> None:
+def _check(name: str, reference: Array, engine: Array, first: int) -> None:
     if reference.shape != engine.shape or not reference.size or is_integer(reference) != is_integer(engine):
         sides = " and ".join(f"{side.dtype} {side.shape}" for side in (reference, engine))
         raise DataError("the outputs of both sides do not match", where=name, found=sides, allowed="equal shapes, not empty")
@@ -87,7 +87,7 @@ def _check(name: str, reference: Array, engine: Array) -> None:
     if broken:
         raise DataError(
             "the FP32 reference itself holds NaN or Inf",
-            where=f"output {name!r}, image {broken[0]}",
+            where=f"output {name!r}, image {first + broken[0]}",
             found=f"{len(broken)} of {len(reference)} images",
             next_command="check the network and the images",
         )

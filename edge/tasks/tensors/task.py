@@ -3,8 +3,9 @@
 Figures and their meaning: `compare`. The names of the outputs come from the manifest; without it, they are "0", "1" and so on.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +22,8 @@ from edge.tasks.task import Comparison, GateRequest, Int64, Judged, Outputs, Sid
 from edge.tasks.tensors import gate_rows
 from edge.tasks.tensors.answers import pack_reference, parse_answers, unpack_reference, write_answers
 from edge.tasks.tensors.compare import TensorComparison, compare, contradiction, image_sqnr_db
-from edge.tasks.tensors.image_errors import Array, Float64, ImageErrors, image_errors
+from edge.tasks.tensors.image_errors import Array, Float64, image_errors
+from edge.tasks.tensors.measured_output import KEPT_BYTES, MeasuredSides, measure_batches, measure_sides
 from edge.tasks.tensors.tensor_answer import OutputSummary, TensorAnswer
 from edge.tasks.tensors.verdict import judge, least_sqnr_db
 from engines.layer_records import TensorInfo
@@ -47,6 +49,7 @@ class Tensors(Task):
 
     name: ClassVar[str] = "tensors"
     labelled: ClassVar[bool] = False
+    keeps_outputs: ClassVar[bool] = False
     bases: ClassVar[tuple[str, ...]] = ("numbers",)
     comparison: ClassVar[type[Comparison]] = TensorComparison
     stated: ClassVar[tuple[str, ...]] = ("not_finite", "outputs")
@@ -62,6 +65,15 @@ class Tensors(Task):
     def open_images(self, path: Path) -> ImageSet:
         return open_unlabelled(path)
 
+    def gather(self, pairs: Iterable[tuple[Outputs, Outputs]], images: int, truth: Any) -> Sides:
+        """Outputs beyond KEPT_BYTES are measured batch by batch and not kept."""
+        rest = iter(pairs)
+        first = next(rest)
+        each, names = sum(output[:1].nbytes for side in first for output in side), self._output_names(first[0])
+        rest = chain([first], rest)
+        del first  # it would stay in memory while the others are measured
+        return super().gather(rest, images, truth) if each * images <= KEPT_BYTES else measure_batches(rest, names)
+
     def write_answers(self, path: Path, sides: Sides) -> None:
         write_answers(path, sides)
 
@@ -75,19 +87,20 @@ class Tensors(Task):
         return unpack_reference(arrays, images), None
 
     def misfit(self, sides: Sides, images: int) -> str:
-        for side in (sides.reference, sides.engine):
-            if any(len(output) != images for output in side):
-                return f"outputs for {len(side[0])} images, {images} images"
-            if self.outputs and len(side) != len(self.outputs):
-                return f"{len(side)} outputs, {len(self.outputs)} in the manifest"
-            for info, output in zip(self.outputs, side, strict=False):
-                shapes = zip(output.shape[1:], info.shape[1:], strict=False)
-                if output.ndim != max(1, len(info.shape)) or any(n != size for n, size in shapes if size >= 0):
-                    return f"output {info.name!r} {output.shape}, {list(info.shape)} in the manifest"
+        measured = tuple(output.shape for output in sides.measured) if isinstance(sides, MeasuredSides) else ()
+        for shapes in (measured or tuple(output.shape for output in side) for side in (sides.reference, sides.engine)):
+            if any(shape[0] != images for shape in shapes):
+                return f"outputs for {shapes[0][0]} images, {images} images"
+            if self.outputs and len(shapes) != len(self.outputs):
+                return f"{len(shapes)} outputs, {len(self.outputs)} in the manifest"
+            for info, shape in zip(self.outputs, shapes, strict=False):
+                sizes = zip(shape[1:], info.shape[1:], strict=False)
+                if len(shape) != max(1, len(info.shape)) or any(n != size for n, size in sizes if size >= 0):
+                    return f"output {info.name!r} {shape}, {list(info.shape)} in the manifest"
         return ""
 
     def compare(self, sides: Sides) -> TensorComparison:
-        return compare(sides, self._output_names(sides.reference))
+        return compare(sides, self._names_of(sides))
 
     def judge(self, comparison: Any, budget: Budget, *, random_weights: bool) -> tuple[str, Verdict, str]:  # noqa: ARG002  # the figures are the same
         return "numbers", *judge(comparison, budget)
@@ -103,7 +116,7 @@ class Tensors(Task):
 
     def worst(self, sides: Sides) -> Int64:
         """Images by the SQNR of their worst output; those whose outputs are equal are left out."""
-        worst = np.min([image_sqnr_db(errors) for errors in self._errors(sides)], axis=0)
+        worst = np.min(list(self._image_figures(sides).values()), axis=0)
         changed = np.flatnonzero(worst < SQNR_CAP_DB)
         return changed[np.argsort(worst[changed], kind="stable")]
 
@@ -117,7 +130,7 @@ class Tensors(Task):
         return gate_rows.default_tolerances()
 
     def gate_rows(self, request: GateRequest) -> Iterator[Row]:
-        return gate_rows.gate_rows(request, self._output_names(request.sides.reference))
+        return gate_rows.gate_rows(request, self._names_of(request.sides))
 
     def summary(self, drift: Judged, precision: str) -> dict[str, str]:  # noqa: ARG002  # named elsewhere
         return {figures.name: figures.text for figures in drift.comparison.outputs[:SHOWN_OUTPUTS]}
@@ -147,15 +160,14 @@ class Tensors(Task):
         names = self._output_names(reference)
         return {"outputs": {name: frame_figures(*pair) for name, *pair in zip(names, reference, engine, strict=True)}}
 
-    def _output_names(self, outputs: Outputs) -> tuple[str, ...]:
+    def _output_names(self, outputs: Sized) -> tuple[str, ...]:
         """The names in the manifest, or numbers where it is not known."""
         return tuple(info.name for info in self.outputs) or tuple(map(str, range(len(outputs))))
 
-    def _errors(self, sides: Sides) -> Iterator[ImageErrors]:
-        names = self._output_names(sides.reference)
-        return (image_errors(*output) for output in zip(names, sides.reference, sides.engine, strict=True))
+    def _names_of(self, sides: Sides) -> tuple[str, ...]:
+        return self._output_names(sides.measured if isinstance(sides, MeasuredSides) else sides.reference)
 
     def _image_figures(self, sides: Sides) -> dict[str, Float64]:
         """SQNR (n,) of every image, by output."""
-        names = self._output_names(sides.reference)
-        return {name: image_sqnr_db(errors) for name, errors in zip(names, self._errors(sides), strict=True)}
+        names = self._names_of(sides)
+        return {name: image_sqnr_db(output.errors) for name, output in zip(names, measure_sides(sides, names), strict=True)}

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from two_output_graph import HEIGHT, SHAPES, WIDTH, pictures, two_output_graph
 
-from calib.errors import InputError
+from calib.errors import ArtifactError, DataError, InputError
 from calib.files import sha256_bytes, sha256_file
 from edge.attribution.attribute import attribute_graphs
 from edge.attribution.attribution_record import GraphFile
@@ -24,20 +24,27 @@ from edge.bench.memory import Resident
 from edge.camera.capture import EveryFrameFeed
 from edge.camera.loop import Loop, Network
 from edge.drift.drift_report import DRIFT_ARTIFACT
+from edge.drift.recompute_check import check_stated
+from edge.drift.stored_reference import read_stored
 from edge.images.golden_pair import make_golden, write_golden
 from edge.images.labelled_images import ImageSet
 from edge.images.preprocess import Preprocess
+from edge.pipeline import request_checks
 from edge.pipeline.pack_bundle import budget_of, make_bundle, read_bundled_images, read_source
+from edge.pipeline.steps import drift as drift_step
 from edge.pipeline.steps.drift import Question, judge_build
 from edge.progress import Silent
 from edge.runtime.open_build import open_runner
+from edge.runtime.ort_runner import OrtRunner
 from edge.tasks.budget import Budget
 from edge.tasks.registry import read_answers, task_of
+from edge.tasks.tensors import task as tensors_task
 from engines.build_folder.bundle_format import verify_bundle
 from engines.build_folder.file_names import ANSWERS, DRIFT, GOLDEN, MANIFEST, MODEL, PICTURES
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import EngineManifest, EngineRecord, FileRecord, write_manifest
 from engines.build_folder.step_record import StepRecord, write_record
+from engines.layer_records import TensorInfo
 from engines.layer_requests import graph_facts
 from engines.precision_receipt import Receipt
 
@@ -98,6 +105,73 @@ def test_the_drift_step_judges_every_output(folder, tmp_path):
         assert side[2].dtype == np.int64
     assert drift.verdict == "pass"
     assert drift.budget == BUDGET
+
+
+def test_outputs_too_large_to_keep_are_judged_alike(folder, tmp_path, monkeypatch):
+    question = Question(IMAGES, labelled=False, budget=BUDGET)
+    texts, shares = [], []
+    for most in (tensors_task.KEPT_BYTES, 0):
+        monkeypatch.setattr(tensors_task, "KEPT_BYTES", most)
+        out = tmp_path / str(most)
+        out.mkdir()
+        judge_build(BuildFolder(folder), question, "engine.onnx", out, shares.append)
+        texts.append((out / DRIFT).read_text())
+    assert texts[0] == texts[1]
+    assert shares[-1] == 1.0
+    for file in (MODEL, "engine.onnx", GOLDEN, MANIFEST):
+        (out / file).write_bytes((folder / file).read_bytes())
+    record(out, MODEL, "engine.onnx", GOLDEN, MANIFEST, DRIFT, ANSWERS)
+    build = BuildFolder(out)
+    sides = read_answers(build, task_of(build.manifest))
+    assert sides.reference == ()
+    check_stated(out, task_of(build.manifest), build.read(DRIFT_ARTIFACT), sides)
+    with pytest.raises(ArtifactError, match=r"figures of its outputs[\s\S]*20 images[\s\S]*fewer images"):
+        read_stored(out)
+
+
+def test_a_run_returns_few_images_where_their_outputs_are_large(folder, tmp_path, monkeypatch):
+    sizes = []
+
+    class Counting(OrtRunner):
+        def __call__(self, images):
+            sizes.append(len(images))
+            return super().__call__(images)
+
+    each = sum(4 * np.prod(shape) for shape in SHAPES[:2]) + 8 * np.prod(SHAPES[2])
+    monkeypatch.setattr(drift_step, "LARGEST_BATCH_BYTES", int(3.5 * each))
+    opened = Counting(folder / "engine.onnx")
+    question = Question(IMAGES, labelled=False, budget=BUDGET)
+    judge_build(BuildFolder(folder), question, "engine.onnx", tmp_path, lambda _share: None, opened)
+    assert sizes == [3] * 6 + [2]
+    monkeypatch.setattr(drift_step, "LARGEST_BATCH_BYTES", 1)
+    sizes.clear()
+    judge_build(BuildFolder(folder), question, "engine.onnx", tmp_path, lambda _share: None, Counting(folder / "engine.onnx"))
+    assert sizes == [1] * 20
+
+
+def test_a_bundle_of_more_outputs_than_a_device_holds_is_refused(folder, tmp_path, monkeypatch):
+    for file in folder.iterdir():
+        if file.is_file() and not file.name.startswith("."):
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    write_manifest(tmp_path, replace(BuildFolder(folder).manifest, bundle=None))
+    record(tmp_path, MODEL, "engine.onnx", GOLDEN, MANIFEST)
+    judge_build(BuildFolder(folder), Question(IMAGES, labelled=False, budget=BUDGET), "engine.onnx", tmp_path, lambda _s: None)
+    record(tmp_path, MODEL, "engine.onnx", GOLDEN, MANIFEST, DRIFT, ANSWERS, PICTURES)
+    monkeypatch.setattr(request_checks, "LARGEST_ANSWERS_BYTES", 1 << 13)
+    with pytest.raises(DataError, match=r"too large[\s\S]*20 images[\s\S]*next: --images \d+"):
+        make_bundle(BuildFolder(tmp_path), IMAGES, tmp_path / "b.ufovit", lambda _share: None)
+    assert not (tmp_path / "b.ufovit").exists()
+
+
+def test_outputs_that_must_be_in_memory_are_counted():
+    logits, features = TensorInfo("logits", (-1, 1000), "float32"), TensorInfo("map", (-1, 64, 4096, 2048), "float32")
+    each = 2 * 4 * 1000
+    most = (1 << 31) // each
+    request_checks.check_answers_fit((logits,), most, "--eval-images")
+    with pytest.raises(DataError, match=rf"logits \[-1, 1000\][\s\S]*next: --eval-images {most}"):
+        request_checks.check_answers_fit((logits,), most + 1, "--eval-images")
+    with pytest.raises(DataError, match=r"1 images, 4\.3 GB[\s\S]*--outputs NAME"):
+        request_checks.check_answers_fit((features,), 1, "--eval-images")
 
 
 def test_the_drift_of_several_outputs_is_attributed(folder):

@@ -24,6 +24,7 @@ from edge.inspect.describers import describe_file
 from edge.tasks.budget import Budget, budget_for
 from edge.tasks.registry import task_of
 from edge.tasks.task import Sides
+from edge.tasks.tensors.measured_output import measure_batches
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import write_manifest
 from engines.layer_records import TensorInfo
@@ -126,6 +127,29 @@ def test_the_report_shows_every_output_and_the_worst_images(folder: Path) -> Non
         assert words in page.text
     for word in ("Which answers changed?", "SQNR of the logits", "top-1", "softmax probability", "inf dB"):
         assert word not in page.text
+
+
+@pytest.mark.slow
+def test_a_build_whose_outputs_were_too_large_to_keep_is_read_alike(folder: Path, tmp_path: Path) -> None:
+    kept = sides()
+    halves = (slice(0, N // 2), slice(N // 2, N))
+    pairs = [tuple(tuple(output[half] for output in side) for side in (kept.reference, kept.engine)) for half in halves]
+    measured = tensor_build(tmp_path / "measured", measure_batches(pairs, ("embedding", "saliency")))
+    assert (measured / "drift.json").read_text() == (folder / "drift.json").read_text()
+    assert (measured / "flips.npz").read_bytes() == (folder / "flips.npz").read_bytes()
+    pages = [Page(render(built, lambda _share: None)) for built in (folder, measured)]
+    assert pages[0].data == pages[1].data
+    update_baseline(folder, tmp_path / "kept.json")
+    update_baseline(measured, tmp_path / "measured.json")
+    answers = [json.loads((tmp_path / file).read_text())["measured"]["answers"] for file in ("kept.json", "measured.json")]
+    assert answers[0] == answers[1]
+    assert gate(measured, tmp_path / "kept.json").verdict == "pass"
+    worse = measure_batches([(sides(0.02).reference, sides(0.02).engine)], ("embedding", "saliency"))
+    fails = gate(tensor_build(tmp_path / "worse", worse), tmp_path / "measured.json")
+    assert {row.quantity for row in fails.rows if row.result == "fail"} == {"sqnr of embedding", "cosine of embedding"}
+    task = task_of(BuildFolder(measured).manifest)
+    with pytest.raises(ArtifactError, match="does not follow"):
+        check_stated(measured, task, BuildFolder(measured).read(DRIFT_ARTIFACT), worse)
 
 
 EQUAL = sides().reference
