@@ -7,7 +7,8 @@ adds up, the network with the groups F in float has the SQNR
 
 Groups leave INT8 one by one, always the one with the largest gain of Q per MAC, as long as the INT8 share stays above the least
 share; one that gains less than LEAST_GAIN_DB stays. Leading parts of this order, evenly spread over the gain of Q, are then
-measured as whole quantized graphs on held-out images, everything in INT8 among them: the frontier of (INT8 share, SQNR).
+measured as whole quantized graphs on held-out images, everything in INT8 among them: the frontier of (INT8 share, SQNR). Where
+the longest part gains less than CLEAR_DB, none between is measured.
 
 The choice is the knee of the frontier, the point with the largest
 
@@ -15,11 +16,12 @@ The choice is the knee of the frontier, the point with the largest
 
 with fewer groups in float on ties: beyond it, a percentage point of the MACs buys less than DB_PER_POINT dB. Everything in INT8
 is one of the points, and kept unless the knee is better by CLEAR_DB, so that the choice is never worse than that in SQNR on
-these images. No layer is known by its name.
+these images. No layer is known by its name. Of several outputs, the one with the lowest SQNR counts: in the ranking for each
+group alone, on the frontier for the whole graph.
 
-Cost: `ranking_images` keeps the runs of the ranking to half of the calibration images, since every group reruns half of the
-network on average, but to no fewer than FEWEST_RANKING images per group; at most MOST_MEASURED graphs are measured on JUDGES
-images. Times: docs/float-layers.md.
+Cost: with G groups, noise is read at about sqrt(G) cuts, so that the ranking takes about sqrt(G) runs of the whole network per
+image instead of G / 2; `ranking_images` keeps them to an eighth of the calibration images, but to no fewer than FEWEST_RANKING
+images per group; at most MOST_MEASURED graphs are measured on JUDGES images. Times: docs/float-layers.md.
 """
 
 import math
@@ -40,7 +42,7 @@ from calib.metrics import SQNR_CAP_DB
 from calib.placement_record import FrontierPoint, GroupCost, Placement
 from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
 from calib.qdq_writer import insert_qdq
-from calib.sensitivity import GroupNoise, measure_sensitivity
+from calib.sensitivity import GroupNoise, group_nodes, measure_sensitivity
 
 LEAST_SHARE = 0.90
 """Least part of the multiply-accumulates that are in INT8 when everything is that can be."""
@@ -75,7 +77,7 @@ class Order:
 
 def ranking_images(images: int, groups: int) -> int:
     """Number of images that rank so many groups, of all the images that calibrate."""
-    return max(FEWEST_RANKING, min(MOST_RANKING, images // max(groups, 1)))
+    return max(FEWEST_RANKING, min(MOST_RANKING, images // (8 * math.isqrt(max(groups, 1)))))
 
 
 def judging_batches(held_out: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
@@ -98,7 +100,7 @@ def place(
     Args:
         model: float graph with one input.
         table: scales of everything that `scheme` quantizes.
-        batches: images that rank the groups by the first output, arrays (B, ...) as the graph takes them.
+        batches: images that rank the groups, arrays (B, ...) as the graph takes them.
         judge: SQNR of a quantized graph on other images, of the output where it is lowest; its threads also rank.
         least_share: INT8 share of all MACs, in [0, 1], that has to remain, where it is more than LEAST_SHARE leaves.
         progress: called with the fraction done.
@@ -111,18 +113,27 @@ def place(
     int8_share = sum(macs.by_name[node] for node in plan.nodes) / total
     least = min(max(least_share, LEAST_SHARE * int8_share), int8_share)
     noises = measure_sensitivity(
-        model, table, plan, images, threads=judge.threads, progress=lambda done, groups: progress(0.6 * done / groups)
+        model,
+        table,
+        plan,
+        images,
+        threads=judge.threads,
+        stops=math.isqrt(len(group_nodes(plan))),
+        progress=lambda done, groups: progress(0.6 * done / groups),
     )
     movable = [not any(node in macs.not_counted for node in group.nodes) for group in noises]
     order = leaving_order(noises, movable, total, int8_share - least)
     tried = spread(order.predicted_db, order.costs, max(FEWEST_MEASURED, min(MOST_MEASURED, table.images // 8)))
     frontier: list[FrontierPoint] = []
-    for done, count in enumerate(tried, start=1):
+    for done, count in enumerate((0, *tried[:0:-1]), start=1):
         floats = {node for group in order.costs[:count] for node in group.nodes}
         share = int8_share - sum(group.share for group in order.costs[:count])
         kept = QuantPlan(tuple(point for point in plan.points if point.node not in floats))
         frontier.append(FrontierPoint(count, share, judge.decibels(insert_qdq(model, table, kept))))
         progress(0.6 + 0.4 * done / len(tried))
+        if done == 2 and frontier[1].sqnr_db < frontier[0].sqnr_db + CLEAR_DB:
+            break  # not even the most layers in float are worth it
+    frontier.sort(key=lambda point: point.float_groups)
     knee = max(frontier, key=lambda point: (_score(point), -point.float_groups))
     if knee.sqnr_db < frontier[0].sqnr_db + CLEAR_DB:
         knee = frontier[0]

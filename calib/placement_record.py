@@ -14,7 +14,8 @@ class GroupCost:
     Attributes:
         nodes: their names, in graph order.
         share: of the network's multiply-accumulates, in [0, 1].
-        isolated_db: SQNR of the first output with only this group in INT8, within [-300, 300], 300 for no difference.
+        isolated_db: SQNR of the output where it is lowest, with only this group in INT8, as estimated by
+            `calib.sensitivity` from the noise at a cut; within [-300, 300], 300 for no difference.
         cost_db: SQNR that it costs in INT8, with the groups that leave INT8 before it in float: a share of a measured gain
             where it was measured in float, with others; else estimated as if noise added up.
     """

@@ -12,6 +12,7 @@ result is a float graph to be quantized, and the scales of the search; the calib
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,10 +72,17 @@ class Refiner:
     def __init__(
         self, model: onnx.ModelProto, scheme: QuantScheme, batches: Iterable[NDArray[Any]], *, images: int, threads: int = 1
     ) -> None:
-        self._model, self._scheme, self._threads = model, scheme, threads
+        self._model, self.scheme, self._threads = model, scheme, threads
         self._readers = find_readers(model, plan_quantization(model, scheme))
         self._selected = list(in_small_runs(model, tuple(self._readers), select_batches(batches, images), RUN_BYTES))
         self._samples = take_samples(model, self._readers, self._selected, threads)
+
+    def narrowed(self, scheme: QuantScheme) -> "Refiner":
+        """One for a scheme that leaves more in float, on the same sample."""
+        other = copy(self)
+        other.scheme, other._readers = scheme, find_readers(self._model, plan_quantization(self._model, scheme))
+        other._samples = {tensor: self._samples[tensor] for tensor in other._readers}
+        return other
 
     def unchanged(self, scales: Mapping[str, float]) -> Refined:
         """The graph as it is, on given scales."""
@@ -98,7 +106,7 @@ class Refiner:
         """Round weights and correct biases, where the effort does."""
         if not (effort.rounding or effort.bias):
             return found
-        model = _compensate(found.model, self._scheme, found.scales, self._selected, effort, self._threads, progress)
+        model = _compensate(found.model, self.scheme, found.scales, self._selected, effort, self._threads, progress)
         return replace(found, model=model)
 
 

@@ -10,6 +10,9 @@ A later result replaces the one kept so far only where its SQNR on held-out imag
 not lower on the images that compare plain methods, most of which it was made from. A greater effort makes the results of a
 lesser one first, so that it never loses to it on these images; and a few images cannot tell a smaller gain from chance, which
 on others may be a loss. Where an image whose values are far beyond those of the others is not held out, clipping it looks good.
+
+Where `calib.placement` leaves layers in float, everything is also refined with these layers in INT8: they stay in float only if
+that is better by CLEAR_DB on the images held out. So a network with a placement never has a lower SQNR there than without.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -34,6 +37,8 @@ DEFAULT_METHOD, SAFE_METHOD, BETWEEN = "mse", "minmax", "weighted_mse"
 """The default is compared with the method that clips nothing; where that is better, clipping costs, and BETWEEN is tried."""
 CLEAR_DB = 0.5
 """Gain on held-out images from which a later result is better."""
+ALL_INT8, IN_FLOAT = "all in INT8", "with layers in float"
+"""Names, in a comparison, of the result that lost: the refined one with everything in INT8, or the one with a placement."""
 _PLACEMENT_SHARE = 0.25
 """Of the progress shown."""
 Start = Literal["search", "unclipped", "plain"]
@@ -82,7 +87,8 @@ class Results:
         With `least_share`, see `calib.placement.place`, layers that INT8 costs too much stay in float in all but the first.
         Raises what `calib.collect.make_table` raises.
         """
-        kept, comparison = self._plain()
+        plain, comparison = self._plain()
+        kept, scheme = plain, self._scheme
         if least_share is not None and self._comparable and self._held.ranking_batches:
             share = _PLACEMENT_SHARE if effort.names else 1.0
             kept = self._placed(kept, least_share, _part(progress, 0.0, share))
@@ -90,7 +96,13 @@ class Results:
         if effort.names and not self._comparable:
             comparison = Comparison(0, {}, kept.name)
         elif effort.names:
-            kept = self._refined(self._add(kept), effort, batches, progress)
+            others = self._held.others(batches)
+            images = self._held.images - self._judged.images
+            refiner = Refiner(self._source.model, scheme, others, images=images, threads=self._threads)
+            share = 0.5 if kept.table.float_nodes else 1.0
+            kept = self._refined(self._add(kept), effort, refiner.narrowed(self._scheme), _part(progress, 0.0, share))
+            if kept.table.float_nodes:
+                kept = self._or_all_int8(kept, plain, effort, refiner, _part(progress, share, 1 - share))
             comparison = Comparison(self._judged.images, self._decibels, kept.name)
         bounds = self._bounds(kept.model) if kept.table.refinements else {}
         tensors = {
@@ -148,14 +160,24 @@ class Results:
         )
         return Result(method, self._source.model, table)
 
-    def _refined(self, plain: Result, effort: Effort, batches: Iterable[NDArray[Any]], progress: Progress) -> Result:
+    def _or_all_int8(self, placed: Result, plain: Result, effort: Effort, refiner: Refiner, progress: Progress) -> Result:
+        """The result with layers in float, or the refined one of everything in INT8 where the former is not clearly better."""
+        other = Results(self._source, refiner.scheme, self._collect, self._bounds, self._held, self._threads)
+        other._judge, other._overall_judge = self._judge, self._overall_judge
+        best = other._refined(other._add(plain), effort, refiner, progress)
+        in_float, in_int8, placement = self._decibels[placed.name], other._decibels[best.name], placed.table.placement
+        if placement is None or _clearly_better(in_float, in_int8):
+            self._decibels[ALL_INT8] = in_int8
+            return placed
+        self._decibels = {**other._decibels, IN_FLOAT: in_float}
+        return replace(best, table=replace(best.table, placement=replace(placement, float_groups=0)))
+
+    def _refined(self, plain: Result, effort: Effort, refiner: Refiner, progress: Progress) -> Result:
         """Add the result of an effort, and of each lesser one, refined on images not held out; return the one kept.
 
         `plain` gives the scales of tensors that are not searched.
         """
         ladder = lesser_efforts(effort)
-        images = self._held.images - self._judged.images
-        refiner = Refiner(self._source.model, self._scheme, self._held.others(batches), images=images, threads=self._threads)
         starts: tuple[Start, ...] = ("search", "unclipped", "plain")
         for number, (name, step) in enumerate(ladder.items()):
             advance = _part(progress, number / len(ladder), 1 / len(ladder))
@@ -255,6 +277,10 @@ class Results:
 def _part(progress: Progress, start: float, share: float) -> Progress:
     """Progress of a part, from `start`, of the whole."""
     return lambda done: progress(start + share * done)
+
+
+def _clearly_better(decibels: float, other: float) -> bool:
+    return decibels > other + CLEAR_DB
 
 
 def searching(effort: Effort) -> Effort:

@@ -34,9 +34,11 @@ def fit(
     """
     plan = plan_quantization(model, scheme)
     with progress.task("sensitivity of every group") as advance:
-        few = images.take(IMAGES)
+        few, judged = images.take(IMAGES), onnx.ModelProto()
+        judged.CopyFrom(model)
+        del judged.graph.output[1:]
         groups = measure_sensitivity(
-            model, table, plan, few.batches(BATCH), threads=2, progress=lambda done, total: advance(done / total)
+            judged, table, plan, few.batches(BATCH), threads=2, progress=lambda done, total: advance(done / total)
         )
     macs = count_macs(model, measure=True).by_name
 

@@ -115,6 +115,7 @@ def test_with_nothing_to_gain_everything_is_in_int8(make_model, images, tmp_path
     model = even(make_model)
     table, _, quantized = calibrated(tmp_path, model, images)
     assert table.placement.float_groups == 0
+    assert len(table.placement.frontier) == 2, "where the most layers in float gain nothing, no more is measured"
     assert table.float_nodes == ()
     without = calibrated(tmp_path, model, images, placement=False)
     assert "placement" not in without[0].to_json()
@@ -161,6 +162,31 @@ def test_refinements_leave_the_same_layers_in_float(make_model, images, tmp_path
     assert table.float_nodes[0] == "reader"
     assert not any(name == "reader" for name in plan_quantization(graph, QuantScheme(exclude=table.float_nodes)).nodes)
     assert sqnr(planted(make_model, WILD), quantized, images) > 25
+
+
+@pytest.mark.slow
+def test_refined_layers_stay_in_float_only_where_that_beats_refining_everything(make_model, images, tmp_path, monkeypatch):
+    """The judged images tell: with `all`, `auto` and an `auto` whose gain does not suffice."""
+    model = planted(make_model, WILD)
+    held_out = np.concatenate([images[i : i + 4] for i in range(12, 64, 16)])
+
+    def found(**settings):
+        table, _, quantized = calibrated(tmp_path, model, images, effort="balanced", **settings)
+        return table, sqnr(model, quantized, held_out)
+
+    table, placed = found()
+    everything, all_int8 = found(placement=False)
+    comparison = table.comparison
+    assert table.float_nodes
+    assert comparison.sqnr_db[comparison.kept] == pytest.approx(placed, abs=0.05)
+    assert comparison.sqnr_db["all in INT8"] == pytest.approx(all_int8, abs=0.05)
+    monkeypatch.setattr("calib.refine.effort_results._clearly_better", lambda _one, _other: False)
+    kept, same = found()
+    assert kept.float_nodes == ()
+    assert (kept.placement.float_groups, len(kept.placement.frontier)) == (0, len(table.placement.frontier))
+    assert same == all_int8
+    assert replace(kept, placement=None, comparison=None) == replace(everything, comparison=None)
+    assert kept.comparison.sqnr_db["with layers in float"] == pytest.approx(placed, abs=0.05)
 
 
 def test_a_layer_that_gives_infinities_in_int8_stays_in_float(make_model, tmp_path):
@@ -216,7 +242,9 @@ def test_what_is_measured_holds_both_ends_and_stays_within_its_number():
     assert spread([12.0], (), 4) == (0,)
 
 
-@pytest.mark.parametrize(("images", "groups", "most"), [(32, 74, 2), (512, 74, 6), (512, 3, 16), (10_000, 700, 14)])
+@pytest.mark.parametrize(
+    ("images", "groups", "most"), [(32, 74, 2), (512, 74, 8), (512, 209, 4), (512, 3, 16), (10_000, 700, 16)]
+)
 def test_the_ranking_takes_few_images(images, groups, most):
     assert ranking_images(images, groups) == most
 
