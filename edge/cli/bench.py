@@ -147,7 +147,7 @@ def _check_for_gate(build: OpenedBuild, other: OpenedBuild) -> None:
             where="--against",
             found=f"{models[0]} against {models[1]} {other.manifest.precision}",
             allowed="--against an FP32 build",
-            next_command=f"ufovit build {models[0]} fp32 --target {build.manifest.target}",
+            next_command=f"ufovit build {build.manifest.source} fp32 --target {build.manifest.target}",
         )
 
 

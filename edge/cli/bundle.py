@@ -20,18 +20,17 @@ def bundle(build: Path, /, *, data: Path | None = None, images: int = IMAGES, ou
 
     Args:
         build: Build folder of `ufovit build` for a GPU target
-        data: Labelled images that judge the engine on the device, in the formats of `ufovit build --data`. Default: the
-            shipped test images, for a build that was judged on them
+        data: Images that judge the engine on the device, in the formats of `ufovit build --data`. Default: those of the
+            verdict on the build
         images: Number of images to pack, 1 to 1,000,000, spread evenly over the data
         out: Bundle file. Default: BUILD.ufovit
     """
-    from edge.pipeline.build_inputs import judging_images
-    from edge.pipeline.pack_bundle import make_bundle
-    from edge.tasks.registry import task_of
+    from edge.pipeline.pack_bundle import check_packable, images_to_pack, make_bundle
 
     check_counts(images=images)
     folder = BuildFolder(build)
-    chosen = judging_images(data, task_of(folder.manifest)).take(images)
+    check_packable(folder)
+    chosen = images_to_pack(folder, data).take(images)
     path = out or build.resolve().with_name(build.resolve().name + SUFFIX)
     if path.is_dir():
         raise UsageError("a bundle must be a file", where=path, next_command=f"pass --out {path / build.name}{SUFFIX}")

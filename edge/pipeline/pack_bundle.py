@@ -16,7 +16,9 @@ from edge.drift.drift_report import DRIFT_ARTIFACT
 from edge.images.golden_pair import GoldenPair, shrunk
 from edge.images.labelled_images import ImageSet
 from edge.images.preprocess import read_preprocess
+from edge.pipeline.build_inputs import judging_images
 from edge.pipeline.request_checks import check_answers_fit
+from edge.pipeline.verdict_images import open_verdict_images
 from edge.progress import Advance
 from edge.tasks.budget import Budget
 from edge.tasks.registry import task_of
@@ -51,21 +53,50 @@ class BundledImages:
     labelled: bool
 
 
+def check_packable(build: BuildFolder) -> None:
+    """Raise ArtifactError for a folder whose files do not match their records, whose graph no GPU target builds from, or that
+    was itself built from a bundle.
+    """
+    verify_folder(build)
+    manifest = build.manifest
+    if manifest.bundle is not None:
+        raise ArtifactError(
+            "a build from a bundle cannot be bundled again",
+            where=build.path,
+            found=manifest.bundle.file,
+            next_command="use that bundle: it builds for every target",
+        )
+    if manifest.precision != "fp32" and manifest.typed_onnx is None:
+        raise ArtifactError(
+            "the build's graph is not typed for a GPU",
+            where=build.path,
+            found=f"target {manifest.target}",
+            allowed=", ".join(t.name for t in TARGETS.values() if t.float_type == "fp16" and not t.refusal),
+            next_command=f"ufovit build {manifest.source} {manifest.precision} --target rtx, with the options of this build",
+        )
+
+
+def images_to_pack(build: BuildFolder, data: Path | None) -> ImageSet:
+    """Images that judge the engine on the device: those of `data`, else of the verdict on the build. Raises InputError."""
+    task, last = task_of(build.manifest), build.read(DRIFT_ARTIFACT)
+    if data is not None or (task.labelled and not last.comparison.with_truth):
+        return judging_images(data, task)
+    return open_verdict_images(last, task, f"ufovit bundle {build.path} --data DIR")
+
+
 def make_bundle(build: BuildFolder, images: ImageSet, path: Path, advance: Advance) -> BundleInfo:
-    """Pack a finished build and labelled images into one file.
+    """Pack a finished build and images, labelled where its task uses labels, into one file.
 
     The reference's answers to exactly these images are computed here, by ONNX Runtime on the FP32 graph of the build. Images
     more than twice as large as the network's input are stored at that size: the answers are those to the stored images.
 
-    Raises ArtifactError for a folder whose files do not match their records, whose graph no GPU target builds from, or that was
-    itself built from a bundle.
+    Raises what `check_packable` raises.
     """
     from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
     from engines.layer_requests import parse_graph
 
-    verify_folder(build)
+    check_packable(build)
     manifest, drift = build.manifest, build.read(DRIFT_ARTIFACT)
-    _check_packable(build.path, manifest)
     check_answers_fit(manifest.outputs, len(images), "--images")
     preprocess = read_preprocess(manifest)
     runner = OrtRunner(build.path / manifest.onnx.file, data=build.data(manifest.onnx.file), throughput=True)
@@ -164,24 +195,6 @@ def read_bundled_images(bundle: Bundle, source: EngineManifest) -> BundledImages
     )
     dtype = np.dtype(read_preprocess(source).dtype).str
     return BundledImages(images, outputs, GoldenPair(pixels[0], _array(bundle, GOLDEN, (dtype,), 3)), truth is not None)
-
-
-def _check_packable(folder: Path, manifest: EngineManifest) -> None:
-    if manifest.bundle is not None:
-        raise ArtifactError(
-            "a build from a bundle cannot be bundled again",
-            where=folder,
-            found=manifest.bundle.file,
-            next_command="use that bundle: it builds for every target",
-        )
-    if manifest.precision != "fp32" and manifest.typed_onnx is None:
-        raise ArtifactError(
-            "the build's graph is not typed for a GPU",
-            where=folder,
-            found=f"target {manifest.target}",
-            allowed=", ".join(t.name for t in TARGETS.values() if t.float_type == "fp16" and not t.refusal),
-            next_command=f"ufovit build {manifest.model} {manifest.precision} --target rtx",
-        )
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:

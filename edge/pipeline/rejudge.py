@@ -11,15 +11,16 @@ removed with the files that it covered.
 from collections.abc import Callable
 from pathlib import Path
 
-from calib.errors import ArtifactError, DataError, InputError
+from calib.errors import ArtifactError, InputError
 from edge.attribution.attribution_record import ATTRIBUTION_ARTIFACT
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
 from edge.drift.stored_reference import StoredAnswers, read_stored
 from edge.images.labelled_images import ImageSet, open_unlabelled
-from edge.pipeline.build_inputs import SHIPPED_TEST, judging_images, say_notes
+from edge.pipeline.build_inputs import judging_images, say_notes
 from edge.pipeline.judge_options import JudgeOptions
 from edge.pipeline.steps.drift import Question, drift_step
 from edge.pipeline.steps.report import report_step
+from edge.pipeline.verdict_images import open_verdict_images
 from edge.pipeline.workspace import BuildOutcome, Step, Workspace, locked
 from edge.progress import Advance, Progress
 from edge.tasks.budget import budget_for
@@ -160,24 +161,5 @@ def _images(build: BuildFolder, options: JudgeOptions, last: DriftReport | None)
         images = judging_images(options.data, task)
         return images.take(count or len(images)), task.labelled
     labelled: bool = last.comparison.with_truth
-    try:
-        if last.data == SHIPPED_TEST:
-            images = judging_images(None, task)
-        else:
-            path = Path(last.data)
-            images = task.open_images(path) if labelled else open_unlabelled(path)
-    except InputError as error:
-        raise _unavailable_images_error(build, last, "they cannot be opened") from error
-    if images.take(last.images).sha256 != last.data_sha256:
-        raise _unavailable_images_error(build, last, "they have changed since")
+    images = open_verdict_images(last, task, f"ufovit drift {build.path} --data DIR")
     return images.take(count or last.images), labelled
-
-
-def _unavailable_images_error(build: BuildFolder, last: DriftReport, found: str) -> DataError:
-    return DataError(
-        "the images used for the previous verdict are no longer available",
-        where=last.data,
-        found=found,
-        allowed="--data or --unlabelled with images",
-        next_command=f"ufovit drift {build.path} --data DIR",
-    )

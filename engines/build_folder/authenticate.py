@@ -93,7 +93,7 @@ def check_runs_here(manifest: EngineManifest, *, backend_version: str, compute_c
     engine = manifest.engine
     if engine.backend == "ort":
         return
-    rebuild = f"ufovit build {manifest.model} {manifest.precision} --target {manifest.target}, on this machine"
+    rebuild = f"ufovit build {manifest.source} {manifest.precision} --target {manifest.target}, on this machine"
     if not _loads_in(engine, backend_version):
         later = " or later of the same major version" if engine.version_compatible else ""
         raise MissingError(

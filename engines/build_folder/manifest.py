@@ -104,6 +104,12 @@ class EngineManifest:
     random_weights: bool = False
     notes: tuple[str, ...] = ()
 
+    @property
+    def source(self) -> str:
+        """MODEL of `ufovit build`, for messages: the name of the ONNX file, else of the model."""
+        file = "" if self.checkpoint is None else self.checkpoint.file
+        return file if file.lower().endswith(".onnx") else self.model
+
 
 def write_manifest(folder: Path, manifest: EngineManifest) -> None:
     """Write manifest.json, atomically."""

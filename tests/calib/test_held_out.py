@@ -78,3 +78,38 @@ def test_the_worst_output_counts(make_model, batches):
         assert found == pytest.approx(20, abs=1e-3), "an error of a tenth, in either output"
     assert judge.decibels(two_outputs(make_model, (-1.0, 1.0))) == pytest.approx(-6.02, abs=0.01), "a sign"
     assert judge.decibels(two_outputs(make_model, (np.nan, 1.0))) == -300
+
+
+def peaks(make_model, factor):
+    """A map (8, 5000) that is zero except at one element of every row, another for each row; the factor scales half of them."""
+    rows, width = 8, 5000
+    mask = np.zeros((rows, width), np.float32)
+    mask[np.arange(rows), 7 + 601 * np.arange(rows)] = np.where(np.arange(rows) % 2, factor, 1)
+    node = h.make_node("Mul", ["x", "m"], ["y"])
+    return make_model([node], {"m": mask}, [("x", T.FLOAT, ["n", rows, 1])], [("y", T.FLOAT, ["n", rows, width])])
+
+
+@pytest.mark.parametrize("factor", [1.1, 1.2, 0.0, -1.0])
+def test_peaks_of_a_large_output_are_all_compared(make_model, factor):
+    x = np.random.default_rng(3).normal(size=(4, 8, 1)).astype(np.float32)
+    judge = Judge(peaks(make_model, 1.0), [x], 1)
+    assert judge.decibels(peaks(make_model, 1.0)) == 300
+    noise = np.sum(np.square((factor - 1) * x[:, 1::2], dtype=np.float64))
+    expected = 10 * np.log10(np.sum(np.square(x, dtype=np.float64)) / noise)
+    assert judge.decibels(peaks(make_model, factor)) == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_dense_map_is_compared_without_bias(make_model):
+    rng = np.random.default_rng(4)
+    size, error = 200_000, rng.normal(size=200_000).astype(np.float32) * np.float32(0.1)
+
+    def scaled(factors):
+        node = h.make_node("Mul", ["x", "m"], ["y"])
+        return make_model([node], {"m": factors}, [("x", T.FLOAT, ["n", size])], [("y", T.FLOAT, ["n", size])])
+
+    x = np.float32(1) + rng.normal(size=(2, size)).astype(np.float32)
+    ones = np.ones(size, np.float32)
+    expected = 10 * np.log10(np.sum(x.astype(np.float64) ** 2) / np.sum((x * error.astype(np.float64)) ** 2))
+    judge = Judge(scaled(ones), [x], 1)
+    assert judge.decibels(scaled(ones + error)) == pytest.approx(expected, abs=0.1)
+    assert judge.decibels(scaled(ones + 2 * error)) == pytest.approx(expected - 6.02, abs=0.1)

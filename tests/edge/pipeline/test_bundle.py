@@ -6,6 +6,7 @@ directly for every logit. Where no GPU runs the engine, its graph does, injected
 
 import shutil
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -14,8 +15,12 @@ from bundle_contents import ARRAYS, GRAPH, IMAGES, contents, json_of, pack, refu
 from PIL import Image
 from tiny_project import LABELS, sha256
 
-from calib.errors import MissingError
+from calib.errors import DataError, MissingError
 from edge.cli import run
+from edge.drift.drift_report import DRIFT_ARTIFACT
+from edge.pipeline.verdict_images import open_verdict_images
+from edge.tasks.registry import task_of
+from engines.build_folder.folder import BuildFolder
 from engines.trt import api
 
 pytestmark = pytest.mark.slow
@@ -158,10 +163,19 @@ def test_a_build_whose_files_are_missing_is_refused(project, capsys, file):
     refused_to_pack(project, capsys, file if file != "steps.json" else "")
 
 
+def test_the_images_of_the_verdict_are_the_default(project):
+    assert run(["bundle", str(project / "rtx"), "--images", str(IMAGES), "--out", str(project / "new.ufovit")]) == 0
+    found, given = contents(project / "new.ufovit"), contents(project / "b.ufovit")
+    assert all(np.array_equal(found[name], given[name]) for name in ARRAYS)
+    build = BuildFolder(project / "rtx")
+    moved = replace(build.read(DRIFT_ARTIFACT), data=str(project / "moved"))
+    with pytest.raises(DataError, match="no longer available") as error:
+        open_verdict_images(moved, task_of(build.manifest), "ufovit bundle rtx --data DIR")
+    assert error.value.next_command == "ufovit bundle rtx --data DIR"
+
+
 def test_images_that_do_not_fit_are_refused(project, capsys):
     before = sorted(p.name for p in project.iterdir())
-    assert run(["bundle", str(project / "rtx"), "--out", str(project / "new.ufovit")]) == 2
-    assert "do not have this network's labels" in capsys.readouterr().err
     assert pack(project, "--data", str(project / "none"), out="new.ufovit") == 2
     assert sorted(p.name for p in project.iterdir()) == before
 
