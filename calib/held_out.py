@@ -5,6 +5,7 @@ every effort, and of two results the one with the higher SQNR on it is kept. Ima
 photo, one class after the other), so blocks of them are held out, evenly spaced over all images.
 """
 
+import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,8 @@ LARGEST_BYTES = 1 << 26
 """Bytes up to which images are held out, since they are kept in memory."""
 FEWEST = 4
 """With fewer images held out, nothing is compared."""
+OVERALL_WEIGHT = 0.75
+"""Of the SQNR over all images in the comparison of calibration methods, the rest on that of the image in the middle."""
 ELEMENTS = 1 << 15
 """Largest number of values that are compared per image and output, see `_projected`."""
 
@@ -103,6 +106,24 @@ def _spread(block: NDArray[np.int_], blocks: int, total: int) -> NDArray[np.bool
     return np.asarray(((block + 1) * blocks // total > block * blocks // total) & (block < total))
 
 
+@dataclass(frozen=True)
+class Figures:
+    """SQNR of a quantized graph, in dB within [-300, 300], of the output where it is lowest.
+
+    Attributes:
+        overall_db: of all images together: an image with large outputs counts more.
+        median_db: that of the image in the middle: every image counts alike.
+    """
+
+    overall_db: float
+    median_db: float
+
+    @property
+    def weighted_db(self) -> float:
+        """Both, by OVERALL_WEIGHT: one image that carries most of the signal does not decide alone, and is not ignored."""
+        return OVERALL_WEIGHT * self.overall_db + (1 - OVERALL_WEIGHT) * self.median_db
+
+
 class Judge:
     """The SQNR of quantized graphs against a float graph, on images that are held out.
 
@@ -119,14 +140,22 @@ class Judge:
         self.images = sum(len(batch) for batch in self._batches)
 
     def decibels(self, model: onnx.ModelProto) -> float:
-        """SQNR in dB of the output of a quantized graph where it is lowest, within [-300, 300]."""
-        signal = dict.fromkeys(self._reference[0], 0.0)
-        noise = dict(signal)
+        """SQNR in dB of the output of a quantized graph where it is lowest, over all images together, within [-300, 300]."""
+        return self.figures(model).overall_db
+
+    def figures(self, model: onnx.ModelProto) -> Figures:
+        """Both figures of a quantized graph."""
+        total = {name: np.zeros(2) for name in self._reference[0]}
+        by_image: dict[str, list[float]] = {name: [] for name in total}
         for exact, found in zip(self._reference, self._run(model), strict=True):
             for name, reference in exact.items():
-                signal[name] += float(np.sum(np.square(reference, dtype=np.float64)))
-                noise[name] += float(np.sum(np.square(np.subtract(found[name], reference, dtype=np.float64))))
-        return min(power_ratio_db(signal[name], noise[name]) for name in signal)
+                error = np.subtract(found[name], reference, dtype=np.float64)
+                parts = (np.square(reference, dtype=np.float64), np.square(error))
+                total[name] += [np.sum(part) for part in parts]
+                rows = zip(*(part.reshape(len(part) if part.ndim else 1, -1).sum(axis=1) for part in parts), strict=True)
+                by_image[name] += [power_ratio_db(float(signal), float(noise)) for signal, noise in rows]
+        overall = min(power_ratio_db(*map(float, sums)) for sums in total.values())
+        return Figures(overall, min(statistics.median(decibels) for decibels in by_image.values()))
 
     def _run(self, model: onnx.ModelProto) -> Iterator[dict[str, NDArray[Any]]]:
         session = GraphSession(model, threads=self.threads, where="held-out images")

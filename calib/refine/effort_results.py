@@ -1,8 +1,10 @@
 """Make the results of plain calibration and of every effort up to the requested one, compare them, and keep the best.
 
-    plain      scales of the calibration method; for `mse` also those of others that clip less, see `calib.calibrators`. The
+    plain      scales of the calibration method; for `mse` also those of other methods, see `calib.calibrators`. The
                same for every effort, and compared on as many calibration images as there are, up to `held_out.MOST`: ranges
-               are from all images, and on a few one image decides
+               are from all images, and on a few one image decides. Where one image carries most of the signal, it decides
+               on any number of them: methods are compared by `held_out.Figures.weighted_db`, in which the image in the
+               middle has a say
     refined    per effort, from searched scales; where that does not help, also from searched ones that clip nothing, and from
                the plain ones
 
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 from calib.calibration_table import SEARCHED, CalibrationTable, Comparison, TensorScale
 from calib.collect import CollectConfig, make_table
 from calib.files import sha256_bytes
-from calib.held_out import FEWEST, HeldOut, Judge
+from calib.held_out import FEWEST, Figures, HeldOut, Judge
 from calib.placement import judging_batches, place, without
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.qdq_writer import insert_qdq, serialize
@@ -34,7 +36,10 @@ from calib.refine.effort import EFFORTS, Effort
 from calib.split_half import Halves
 
 DEFAULT_METHOD, SAFE_METHOD, BETWEEN = "mse", "minmax", "weighted_mse"
-"""The default is compared with the method that clips nothing; where that is better, clipping costs, and BETWEEN is tried."""
+"""The default is compared with the method that clips nothing; where that is better overall, clipping costs, and BETWEEN is
+tried."""
+RARE_METHOD = "percentile:99.999"
+"""Compared, too: `mse` widens its range for a few values far beyond all others, however little the output depends on them."""
 CLEAR_DB = 0.5
 """Gain on held-out images from which a later result is better."""
 ALL_INT8, IN_FLOAT = "all in INT8", "with layers in float"
@@ -118,15 +123,16 @@ class Results:
         if requested != DEFAULT_METHOD or not enough:
             return self._plain_result(requested, bounds), None
         results: dict[str, Result] = {}
-        decibels: dict[str, float] = {}
+        figures: dict[str, Figures] = {}
         kept = DEFAULT_METHOD
-        for method in (DEFAULT_METHOD, SAFE_METHOD, BETWEEN):
-            if method == BETWEEN and decibels[SAFE_METHOD] <= decibels[DEFAULT_METHOD]:
+        for method in (DEFAULT_METHOD, SAFE_METHOD, RARE_METHOD, BETWEEN):
+            if method == BETWEEN and figures[SAFE_METHOD].overall_db <= figures[DEFAULT_METHOD].overall_db:
                 break
             results[method] = self._plain_result(method, bounds)
-            decibels[method] = self._overall.decibels(self._quantized(results[method]))
-            if decibels[method] > decibels[kept] + CLEAR_DB:
+            figures[method] = self._overall.figures(self._quantized(results[method]))
+            if figures[method].weighted_db > figures[kept].weighted_db + CLEAR_DB:
                 kept = method
+        decibels = {method: figure.overall_db for method, figure in figures.items()}
         return results[kept], Comparison(self._overall.images, decibels, kept) if kept != DEFAULT_METHOD else None
 
     def _placed(self, plain: Result, least_share: float, progress: Progress) -> Result:

@@ -60,7 +60,7 @@ class BuildOptions:
         min_sqnr_db: Least SQNR of every output in dB, 0 to 200, for --task tensors. Default: that of the task
         min_cosine: Least mean cosine of every output, 0 to 1, in the place of --min-sqnr or beside it
         int8_floor: Least share of the multiply-accumulates that must run in INT8, 0 to 1. Default: the target's
-        method: Calibration method: minmax, percentile, entropy, weighted_mse, mse (one that clips less where clearly better)
+        method: Calibration method: minmax, percentile, entropy, weighted_mse, mse (another one where clearly better)
         effort: Refinements of the INT8 quantization: fast (none), balanced, best; the best result up to this one is kept
         keep_float: Nodes that stay in float, glob patterns, repeatable, empty for none. Default: stem.0/* stem.3/* of a UFO-ViT
         placement: auto: leave the layers in float that INT8 costs too much, found on calibration images; all: none beside

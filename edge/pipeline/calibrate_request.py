@@ -27,7 +27,7 @@ class CalibrateOptions:
         random: Calibrate on this many synthetic images, 1 to 4,096, to try the tools; the output is stamped
         effort: fast (scales only), balanced (weights refined too) or best (nodes added too)
         method: For scales that the effort does not search: minmax, percentile, percentile:99.9, entropy, mse or
-            weighted_mse. mse, the default, gives way to weighted_mse or minmax where that is clearly better
+            weighted_mse. mse, the default, gives way to one of the others where that is clearly better
         keep_float: Nodes that stay in float: a glob pattern on their names, repeatable
         placement: auto: leave the layers in float that INT8 costs too much, found on calibration images; all: none beside
             --keep-float; or a file with their names. Default: auto; all with a budget, which chooses them itself, or a table

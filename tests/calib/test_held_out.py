@@ -113,3 +113,21 @@ def test_a_dense_map_is_compared_without_bias(make_model):
     judge = Judge(scaled(ones), [x], 1)
     assert judge.decibels(scaled(ones + error)) == pytest.approx(expected, abs=0.1)
     assert judge.decibels(scaled(ones + 2 * error)) == pytest.approx(expected - 6.02, abs=0.1)
+
+
+def test_the_median_counts_every_image_alike(make_model):
+    """One image of two hundred times the amplitude: overall it is all there is, in the median one of five."""
+    nodes = [h.make_node("Clip", ["x", "", "most"], ["y"])]
+
+    def clipping(most):
+        constants = {"most": np.float32(most)}
+        return make_model(nodes, constants, [("x", T.FLOAT, ["n", 4])], [("y", T.FLOAT, ["n", 4])])
+
+    images = np.ones((5, 4), np.float32)
+    images[3] = 200
+    judge = Judge(clipping(1e3), [images[:2], images[2:]], 1)
+    kept, clipped = judge.figures(clipping(1e3)), judge.figures(clipping(100.0))
+    assert (kept.overall_db, kept.median_db, kept.weighted_db) == (300, 300, 300)
+    exact = 10 * np.log10((4 * 4 + 4 * 200**2) / (4 * 100**2))
+    assert (clipped.overall_db, clipped.median_db) == (pytest.approx(exact), 300)
+    assert judge.figures(clipping(0.5)).median_db == pytest.approx(20 * np.log10(2)), "the control: every image is clipped"
