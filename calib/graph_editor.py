@@ -1,6 +1,7 @@
 """Edit a copy of an ONNX graph: change constants for one reader only, insert nodes, add to biases and outputs."""
 
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -129,6 +130,22 @@ class GraphEditor:
         graph.initializer.extend(initializers)
         graph.input.extend(inputs)
         return self.model
+
+
+def order_readers(nodes: Sequence[onnx.NodeProto], readers: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Nodes that read inner tensors of a graph, in groups: those of the latest tensors first, those of the earliest last.
+
+    `readers` come after what they depend on, in the result only within a group: enough for ONNX Runtime, which finishes the
+    branches that end last in the graph first. Appended in another order, it would run all of `nodes` before the readers, and
+    hold every tensor that they read until then.
+    """
+    position = {name: at for at, node in enumerate(nodes) for name in node.output}
+    groups: dict[int, list[onnx.NodeProto]] = defaultdict(list)
+    for node in readers:
+        last = max((position.get(name, -1) for name in node.input), default=-1)
+        position.update(dict.fromkeys(node.output, last))
+        groups[last].append(node)
+    return [node for last in sorted(groups, reverse=True) for node in groups[last]]
 
 
 def add_channels(editor: GraphEditor, node: str, vector: NDArray[Any], suffix: str) -> None:

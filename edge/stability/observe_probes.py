@@ -1,6 +1,6 @@
 """Observe probes on images, in memory that does not grow with their number: the graph itself computes the figures.
 
-Nodes that reduce are appended to a copy of the graph, so that only single numbers leave it:
+Nodes that reduce are added to a copy of the graph, so that only single numbers leave it:
 
     all probes           the largest and the smallest number, how many there are
     divisors, counted    also the smallest magnitude other than zero, zeros, and what vanishes in FP16
@@ -21,6 +21,7 @@ from onnx import helper, numpy_helper
 
 from calib.errors import DataError
 from calib.graph import GraphIndex, index_graph, to_array
+from calib.graph_editor import order_readers
 from calib.ort_session import TappedGraph, checked_batches
 from calib.parallel import ordered_map, shared_cores
 from edge.onnx_import.graph_edit import is_operator
@@ -35,8 +36,6 @@ VANISHING = FP16.smallest_subnormal / 2
 _LARGEST = float(np.finfo(np.float32).max)
 _NAMED_AT_ONCE = 16
 _SQUARED = ("square", "squared deviation")
-
-
 _Detail = Literal["ends", "minimum", "zeros", "counted"]
 
 
@@ -141,7 +140,7 @@ class _Instrumented:
         self._nan = tuple(self._has_nan(name) for name in outputs)
         instrumented = onnx.ModelProto()
         instrumented.CopyFrom(model)
-        instrumented.graph.node.extend(self._nodes)
+        instrumented.graph.node.extend(order_readers(model.graph.node, self._nodes))
         instrumented.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in self._constants.items())
         taps = [*dict.fromkeys(name for item in figures for name in item.outputs.values()), *self._nan]
         self._graph = TappedGraph(instrumented, taps, threads=threads)

@@ -1,7 +1,11 @@
 """Oracle: ONNX's reference evaluator on the graph as it was, plus the vector by hand."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto as T
 from onnx import helper as h
@@ -9,7 +13,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from calib.graph import tensors_read
-from calib.graph_editor import GraphEditor, add_channels
+from calib.graph_editor import GraphEditor, add_channels, order_readers
 from calib.graph_segments import prefix
 
 X = np.random.default_rng(5).normal(size=(3, 4)).astype(np.float32)
@@ -307,3 +311,34 @@ def test_a_prefix_keeps_what_subgraphs_read(make_model):
     assert [n.name for n in cut.graph.node] == ["layer", "if"]
     assert tensors_read(cut.graph.node, cut.graph.output) >= {"x", "w", "yes", "m", "z"}
     np.testing.assert_allclose(ReferenceEvaluator(cut).run(None, {"x": X})[0], -(X @ draw(4, 6)), rtol=1e-6)
+
+
+def test_readers_of_inner_tensors_run_as_soon_as_they_can(tmp_path):
+    chain = [h.make_node("Tanh", [f"t{i}"], [f"t{i + 1}"], name=f"tanh{i}") for i in range(6)]
+    readers = [h.make_node("ReduceMax", [f"t{i}"], [f"max{i}"], name=f"max{i}", keepdims=0) for i in (4, 0, 2)]
+    readers.append(h.make_node("Sub", ["max2", "max4"], ["difference"], name="difference"))
+    ordered = order_readers(chain, readers)
+    assert [node.name for node in ordered] == ["max4", "difference", "max2", "max0"]
+    outputs = ["t6", "max0", "max2", "max4", "difference"]
+
+    def ran(order):
+        """Names of the nodes in the order in which ONNX Runtime runs them, and its outputs."""
+        values = [h.make_tensor_value_info(name, T.FLOAT, None) for name in outputs]
+        graph = h.make_graph([*chain, *order], "g", [h.make_tensor_value_info("t0", T.FLOAT, [3, 4])], values)
+        model = h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8)
+        options = onnxruntime.SessionOptions()
+        options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        found = session.run(None, {"t0": X})
+        profile = json.loads(Path(session.end_profiling()).read_text())
+        events = [event["name"].removesuffix("_kernel_time") for event in profile if event["cat"] == "Node"]
+        return [name for name in events if name in {node.name for node in (*chain, *readers)}], found
+
+    names, found = ran(ordered)
+    assert names.index("max0") < names.index("tanh1")
+    assert names.index("max2") < names.index("tanh3")
+    assert names.index("difference") < names.index("tanh5")
+    late, expected = ran(readers)
+    assert late.index("max0") > late.index("tanh3"), "the order matters"
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
