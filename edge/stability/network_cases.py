@@ -153,11 +153,18 @@ def judge_in_16_bits(case: NetworkCase) -> dict[str, Judgement]:
 
 
 def site_record(site: Site, case: NetworkCase, xnorm: SiteCertificate | None, repair: Repair) -> SiteRecord:
-    """A site as the certificate records it; the verdict on an XNorm is that of its heads."""
+    """A site as the certificate records it.
+
+    The verdict on an XNorm is that of its heads, which reckons with sums in 16 bits; where that is "unstable" and the target
+    computes the sums in FP32, what the norm stores decides.
+    """
     held = set(case.held)
     quantities = tuple(_quantity(probe, case, in_16_bits=probe in held) for probe in site.probes)
     left = min((headroom_of(case, p, FP16)[0] for p in held if p.saturates != "both"), default=math.inf)
-    verdicts = judge_in_16_bits(case) if xnorm is None else xnorm.verdicts
+    verdicts = judge_in_16_bits(case)
+    if xnorm is not None:
+        widened = xnorm.verdicts["fp16"].verdict == "unstable" and case.precision == "fp32"
+        verdicts = {**verdicts, "int8": xnorm.verdicts["int8"]} if widened else xnorm.verdicts
     return SiteRecord(site.kind, site.name, site.op_type, quantities, verdicts, _finite(left), repair)
 
 

@@ -7,9 +7,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from onnx_text import text_model
 
 from edge.stability.certify import CertifyConfig, certify_graph
 from edge.stability.fp16_network import compare_logits, emulated_agreement, kept_nodes
+from edge.stability.network_certification import certify_network
 
 pytestmark = pytest.mark.slow
 
@@ -79,3 +81,27 @@ def test_the_comparison_notices():
     found = compare_logits(logits, spoiled)
     assert loses(found)
     assert (found.not_finite, found.agreement) == (1, 0.95)
+
+
+ONE_OPERATOR = "n = ReduceL2<keepdims=1>(a, last)"
+IN_PIECES = "s = Mul(a, a) t = ReduceSum<keepdims=1>(s, last) n = Sqrt(t)"
+
+
+@pytest.mark.parametrize(
+    ("norm", "backend", "scale", "verdict"),
+    [
+        (ONE_OPERATOR, "trt_rtx", 300.0, False),  # sums of squares beyond FP16, which this target keeps in FP32
+        (ONE_OPERATOR, None, 300.0, True),
+        (IN_PIECES, "trt_rtx", 300.0, True),  # stored squares
+        (ONE_OPERATOR, "trt_rtx", 1e5, True),  # the vectors themselves
+    ],
+)
+def test_an_xnorm_is_unstable_only_where_its_target_loses_it(norm, backend, scale, verdict):
+    model = text_model(f"a = Mul(x, scale) {norm} y = Div(a, n)", scale=np.float32(scale), last=np.array([-1]))
+    x = np.random.default_rng(2).uniform(0.5, 1, (8, 5, 8)).astype(np.float32)
+    config = CertifyConfig(("fp16",), backend=backend, repair=False)
+    done = certify_network(model, lambda: [x], interval=(np.zeros(1), np.ones(1)), data_sha256="", config=config)
+    emulated = done.certificate.emulated.before
+    assert [site.kind for site in done.certificate.sites if site.kind == "xnorm"], "it is an XNorm"
+    assert (done.certificate.verdict == "unstable") == verdict
+    assert (emulated.sqnr_db is None or emulated.sqnr_db < 20) == verdict, f"{emulated}"
