@@ -241,7 +241,8 @@ def _outputs(model: onnx.ModelProto, graph: onnx.ModelProto, images: Float32) ->
 
     Of an output without an axis for images, every image gets that of all images of a run.
     """
-    run, at_once = TappedGraph(graph, _float_outputs(model), threads=0), _images_at_once(model, len(images))
+    run = TappedGraph(graph, _float_outputs(model), threads=0, as_written=graph is not model)
+    at_once = _images_at_once(model, len(images))
     rows: list[Tensors] = []
     for start in range(0, len(images), at_once):
         outputs = run(images[start : start + at_once])

@@ -29,7 +29,7 @@ from edge.stability.verdict import MARGIN_BITS, Judgement
 
 Array = NDArray[Any]
 Interval = tuple[Array, Array]
-PROVEN_IMAGES = 64
+PROVEN_IMAGES = 16
 SiteKey = tuple[SiteKind, str]
 """Kind and name, unique together."""
 

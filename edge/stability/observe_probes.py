@@ -144,7 +144,7 @@ class _Instrumented:
         instrumented.graph.node.extend(self._nodes)
         instrumented.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in self._constants.items())
         taps = [*dict.fromkeys(name for item in figures for name in item.outputs.values()), *self._nan]
-        self._graph = TappedGraph(instrumented, taps, threads=threads)
+        self._graph = TappedGraph(instrumented, taps, threads=threads, as_written=True)
 
     def __call__(self, batch: NDArray[Any]) -> dict[Probe, Observed]:
         numbers = {name: float(value) for name, value in self._graph(batch).items()}
