@@ -42,8 +42,8 @@ def check_repair(
 ) -> tuple[dict[str, Float32], Checks]:
     """Run the repaired graph on the checked images: its tensors of `taps`, and what was verified.
 
-    `checked` is what the first run of `model` read and gave, see `edge.stability.measure_ranges.Measured`. Raises VerdictError for logits that are not
-    the same to the last bit, and ranges that are not those before times powers of two.
+    `checked` is what the first run of `model` read and gave, see `edge.stability.measure_ranges.Measured`. Raises VerdictError
+    for outputs that are not the same to the last bit, and ranges that are not those before times powers of two.
     """
     (source,) = index_graph(model).inputs
     images = checked[source]

@@ -24,7 +24,8 @@ from calib.errors import InputError
 from calib.graph import index_graph, infer_types
 from calib.ort_session import TappedGraph
 from edge.stability.float_formats import Float32
-from edge.stability.fp16_network import Tensors, compare_outputs, fp32_outputs
+from edge.stability.fp16_network import compare_outputs, fp32_outputs
+from edge.stability.instrumented_graph import Tensors
 from edge.stability.target_precisions import target_precisions
 from engines.fp16_emulation import emulated_graph
 from engines.typed_graph import type_graph
