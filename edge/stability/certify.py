@@ -28,8 +28,6 @@ from edge.stability.trace_layers import SiteLayers, trace_sites
 from edge.stability.unjudged_norm import UnjudgedNorm
 from edge.stability.verdict import SiteCase, Stability
 
-CHECK_BYTES = 1 << 28
-"""Memory that the tensors of the checked images may take: a whole batch of ufovit_t up to 224 px, one of ufovit_b at 896 px."""
 MIN_IMAGES = 2
 LISTED_NORMS = 8
 MAC_BUDGET = 5e11
@@ -88,7 +86,7 @@ def certify_graph(
 
     Args:
         model: FP32 ONNX graph with one input; left as it is.
-        batches: images as the graph takes them; on the first batch (as much of it as CHECK_BYTES allow) the errors are emulated
+        batches: images as the graph takes them; on the first batch (as much of it as one run takes) the errors are emulated
             and the repair is checked.
         data_sha256: digest of the images and their preprocessing, for the certificate.
         onnx_sha256: digest of the graph's file; empty for that of its canonical bytes.
@@ -151,16 +149,7 @@ def _measure_cases(
     progress: Callable[[int], None],
 ) -> tuple[list[SiteCase], int, dict[str, Float32]]:
     """The sites bounded and measured, the number of images, and the tensors of the checked ones, the graph's input included."""
-    checked: dict[str, Float32] = {}
-
-    def keep_first(tensors: dict[str, Float32]) -> None:
-        if not checked:  # as many images of the first batch as CHECK_BYTES allow
-            images = len(next(iter(tensors.values())))
-            each = sum(values.nbytes for values in tensors.values()) / images
-            count = int(max(1, min(images, CHECK_BYTES // max(each, 1))))
-            checked.update((name, values[:count].copy()) for name, values in tensors.items())
-
-    ranges, images = measure(model, sites, batches, progress, watch=keep_first)
+    ranges, images, checked = measure(model, sites, batches, progress)
     bounds = propagate_bounds(model, sites).values()
     cases = [
         SiteCase(

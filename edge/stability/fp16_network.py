@@ -1,7 +1,7 @@
 """A whole network with every rounding of FP16 emulated, against FP32: any network, any number of outputs."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from calib.ort_session import RUN_BYTES, TappedGraph
 from edge.stability.certificate import XNormCertificate
 from edge.stability.finders.xnorm import find_sites
 from edge.stability.float_formats import FP16, Float32
+from edge.stability.instrumented_graph import Tensors, float_outputs
 from edge.stability.islands import fp32_nodes
 from engines.fp16_emulation import OperatorPrecisions, emulated_graph
 from engines.typed_graph import type_graph
@@ -27,8 +28,6 @@ MAC_BUDGET = 8e10
 """Multiply-accumulates spent on emulated images: 16 of a ViT-S at 224 px."""
 _AT_ONCE = 4
 """Most images of one run: more take more memory and no less time."""
-
-Tensors = Mapping[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,40 @@ def image_count(model: onnx.ModelProto, available: int) -> int:
 def fp32_outputs(model: onnx.ModelProto, images: Float32) -> list[Tensors]:
     """The outputs of a network in FP32 on images (B, ...), one mapping of name -> array per image."""
     return _outputs(model, model, images)
+
+
+class Sample:
+    """The first images of a network's batches with its FP32 outputs, as many as are to be emulated.
+
+    Attributes:
+        count: how many at most, in whole batches where the graph fixes one; see `image_count`.
+    """
+
+    def __init__(self, model: onnx.ModelProto, most: int) -> None:
+        fixed = fixed_batch(model) or 1
+        self.count = max(fixed, image_count(model, most) // fixed * fixed)
+        self._model = model
+        self._parts: list[Float32] = []
+        self._rows: list[Tensors] = []
+
+    def add(self, batch: Float32, outputs: Tensors) -> None:
+        """Take what is missing of a batch (B, ...) and what the network gives for it in FP32."""
+        taken = batch[: max(self.count - sum(map(len, self._parts)), 0)]
+        if not len(taken):
+            return
+        self._parts.append(taken)
+        if all(values.ndim and len(values) == len(batch) for values in outputs.values()):
+            self._rows += [{name: values[i].copy() for name, values in outputs.items()} for i in range(len(taken))]
+
+    @property
+    def images(self) -> Float32:
+        """The images, (B, ...)."""
+        return np.concatenate(self._parts)
+
+    def outputs(self) -> list[Tensors]:
+        """The outputs in FP32, image by image; computed where some output has no axis for images."""
+        images = self.images
+        return self._rows if len(self._rows) == len(images) else fp32_outputs(self._model, images)
 
 
 def emulated_agreement(
@@ -229,19 +262,13 @@ def _of_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     return copy
 
 
-def _float_outputs(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the outputs that hold floats; of all of them where none does."""
-    outputs = model.graph.output
-    floats = tuple(value.name for value in outputs if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT)
-    return floats or tuple(value.name for value in outputs)
-
-
 def _outputs(model: onnx.ModelProto, graph: onnx.ModelProto, images: Float32) -> list[Tensors]:
     """What `graph`, the network itself or as it is emulated, gives for image after image.
 
     Of an output without an axis for images, every image gets that of all images of a run.
     """
-    run, at_once = TappedGraph(graph, _float_outputs(model), threads=0), _images_at_once(model, len(images))
+    run = TappedGraph(graph, float_outputs(model), threads=0, as_written=graph is not model)
+    at_once = _images_at_once(model, len(images))
     rows: list[Tensors] = []
     for start in range(0, len(images), at_once):
         outputs = run(images[start : start + at_once])

@@ -1,12 +1,13 @@
 """Ranges of every XNorm over the images, in memory that does not grow with their number."""
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 
 from calib.errors import DataError, GraphError
-from calib.ort_session import TappedGraph, checked_batches
+from calib.ort_session import TappedGraph, checked_batches, in_small_runs
 from calib.parallel import ordered_map, shared_cores
 from edge.stability.finders.xnorm import XNormSite
 from edge.stability.float_formats import Float32
@@ -51,25 +52,35 @@ def by_head(tensor: Float32, axis: int = -1) -> tuple[Float32, int]:
     return last.reshape(len(last), 1, -1, last.shape[-1]), -1
 
 
+class Measured(NamedTuple):
+    """Ranges of every site over all images, how many images, and what the first run read and gave.
+
+    `first`: the graph's input, the tensors of `taps` and the graph's outputs.
+    """
+
+    ranges: tuple[ObservedRanges, ...]
+    images: int
+    first: dict[str, Float32]
+
+
 def measure(
     model: onnx.ModelProto,
     sites: tuple[XNormSite, ...],
     batches: Iterable[Float32],
     progress: Callable[[int], None] = lambda _images: None,
-    watch: Callable[[dict[str, Float32]], None] = lambda _tensors: None,
-) -> tuple[tuple[ObservedRanges, ...], int]:
-    """Ranges of every site of an FP32 graph over all batches (B, 3, S, S), and the number of images.
-
-    `watch` is called with the tapped tensors of every batch, the graph's input among them; they are dropped afterwards.
+) -> Measured:
+    """Measure an FP32 graph over all batches (B, 3, S, S); large ones run in parts, see `calib.ort_session.in_small_runs`.
 
     Raises InputError for arrays that the graph does not take and for NaN or infinity anywhere (named).
     """
     at_once, threads = shared_cores()
-    graph = TappedGraph(model, taps(sites), threads=threads)
+    graph = tapped_graph(model, sites, threads)
     merged: list[ObservedRanges] = []
+    first: dict[str, Float32] = {}
     images = 0
-    for batch, tensors in ordered_map(lambda batch: (batch, graph(batch)), checked_batches(batches), at_once):
-        watch({**tensors, graph.source: batch})
+    parts = in_small_runs(model, taps(sites), checked_batches(batches))
+    for batch, tensors in ordered_map(lambda batch: (batch, graph(batch)), parts, at_once):
+        first = first or {**tensors, graph.source: batch}
         ranges = [observe(site, tensors) for site in sites]
         merged = [old.merge(new) for old, new in zip(merged, ranges, strict=True)] if merged else ranges
         images += len(batch)
@@ -77,4 +88,9 @@ def measure(
         progress(images)
     if not images:
         raise DataError("no images to certify on", allowed="at least one")
-    return tuple(merged), images
+    return Measured(tuple(merged), images, first)
+
+
+def tapped_graph(model: onnx.ModelProto, sites: tuple[XNormSite, ...], threads: int) -> TappedGraph:
+    """The graph that gives what `observe` needs, and its outputs."""
+    return TappedGraph(model, [*dict.fromkeys((*taps(sites), *(value.name for value in model.graph.output)))], threads=threads)

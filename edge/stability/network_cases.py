@@ -19,6 +19,7 @@ from edge.stability.bounds import bound_tensors
 from edge.stability.certificate import IslandCost, SiteCertificate
 from edge.stability.finders.network_sites import find_network_sites
 from edge.stability.float_formats import FORMATS, FP16
+from edge.stability.fp16_network import Sample
 from edge.stability.network_certificate import Coverage, QuantityRecord, Repair, SiteRecord, TensorRecord
 from edge.stability.observe_probes import observe_probes
 from edge.stability.site import Observed, Probe, Site, SiteKind
@@ -29,7 +30,7 @@ from edge.stability.verdict import MARGIN_BITS, Judgement
 
 Array = NDArray[Any]
 Interval = tuple[Array, Array]
-PROVEN_IMAGES = 64
+PROVEN_IMAGES = 16
 SiteKey = tuple[SiteKind, str]
 """Kind and name, unique together."""
 
@@ -90,8 +91,9 @@ def gather_facts(
     interval: Interval,
     precisions: TargetPrecisions,
     progress: Callable[[int], None] = lambda _images: None,
+    sample: Sample | None = None,
 ) -> NetworkFacts:
-    """Find, bound and observe every site; `interval` is that of the graph's input.
+    """Find, bound and observe every site; `interval` is that of the graph's input. The first images go into `sample`.
 
     Where FP16 holds the bounds of all tensors, images can only show minima: PROVEN_IMAGES of them are enough.
     """
@@ -102,7 +104,9 @@ def gather_facts(
     constants = index_graph(model).constant_like
     stored = [certified[p] for p in probes if p.stored and p.tensors[0] not in constants and p.saturates != "both"]
     proven = all(bound is not None and FP16.headroom_bits(bound) >= MARGIN_BITS for bound in stored)
-    observed, images = observe_probes(model, probes, _first(batches, PROVEN_IMAGES) if proven else batches, progress)
+    enough = max(PROVEN_IMAGES, sample.count if sample else 0)
+    watch = {} if sample is None else {"watch": sample.add}
+    observed, images = observe_probes(model, probes, _first(batches, enough) if proven else batches, progress, **watch)
     return NetworkFacts(model, found.sites, found.unjudged, observed, certified, precisions, images)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
 import onnx
 
 from calib.errors import InputError, VerdictError
@@ -20,7 +19,8 @@ from edge.stability.certificate import Checks, IslandCost, SiteCertificate, XNor
 from edge.stability.certify import Certification, CertifyConfig, certify_graph, check_weights
 from edge.stability.finders.xnorm import find_norms, find_sites
 from edge.stability.float_formats import Float32
-from edge.stability.fp16_network import Tensors, emulated_agreement, first_departure, fixed_batch, fp32_outputs, image_count
+from edge.stability.fp16_network import Sample, emulated_agreement, first_departure
+from edge.stability.instrumented_graph import Tensors
 from edge.stability.islands import fp32_nodes
 from edge.stability.network_cases import (
     Interval,
@@ -121,13 +121,13 @@ def certify_network(
     done = None
     if config.expected_sites is not None or find_norms(model)[0]:
         done = certify_graph(model, batches(), data_sha256=data_sha256, onnx_sha256=digest, config=config)
-    facts = gather_facts(model, batches(), interval, target_precisions(config.backend), progress)
+    sample = Sample(model, max(config.emulated_images, 1))
+    facts = gather_facts(model, batches(), interval, target_precisions(config.backend), progress, sample)
     xnorms = done.certificate if done else None
     before = _State(facts, _by_name(xnorms.before or xnorms.sites) if xnorms else {}, {}, frozenset(), frozenset())
     after = _repair(before, done, batches, interval, config) if config.repair else before
-    images = _first_images(batches(), max(config.emulated_images, 1), model)
-    checks = _check(before, after, xnorms, images) if config.repair else None
-    emulation = _Emulation(before, after, images if config.emulated_images else images[:0])
+    checks = _check(before, after, xnorms, sample.images) if config.repair else None
+    emulation = _Emulation(before, after, sample if config.emulated_images else None)
     certificate = NetworkCertificate(
         onnx_sha256=digest,
         repaired_onnx_sha256=sha256_bytes(serialize(after.facts.model)) if config.repair else None,
@@ -215,28 +215,15 @@ def _cost(state: _State, xnorms: XNormCertificate | None) -> IslandCost:
     return IslandCost(*(getattr(cost, name) + getattr(more, name) for name in ("sites", "casts", "values_per_image")))
 
 
-def _first_images(batches: Iterable[Float32], count: int, model: onnx.ModelProto) -> Float32:
-    """Images to emulate on, at most `count` and in whole batches where the graph fixes one."""
-    parts, images = list[Float32](), 0
-    for batch in batches:
-        parts.append(batch)
-        images += len(batch)
-        if images >= count:
-            break
-    taken = np.concatenate(parts)
-    fixed = fixed_batch(model) or 1
-    return taken[: max(fixed, image_count(model, min(count, images)) // fixed * fixed)]
-
-
 class _Emulation:
-    """The FP16 network before and after the repair, run on images; on none nothing is emulated."""
+    """The FP16 network before and after the repair, run on a sample of images; without one nothing is emulated."""
 
-    def __init__(self, before: _State, after: _State, images: Float32) -> None:
-        self._before, self._after, self._images = before, after, images
+    def __init__(self, before: _State, after: _State, sample: Sample | None) -> None:
+        self._before = before
         self.networks = EmulatedNetworks(None, None)
-        if not len(images):
+        if sample is None:
             return
-        expected = fp32_outputs(before.facts.model, images)
+        self._images, expected = sample.images, sample.outputs()
         self.networks = EmulatedNetworks(self._run(expected, before), None)
         if after is not before:
             alike = after.facts.model is before.facts.model and after.kept == before.kept

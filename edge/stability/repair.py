@@ -8,9 +8,10 @@ import onnx
 from calib.errors import VerdictError
 from calib.graph import index_graph
 from calib.ort_session import TappedGraph
+from calib.parallel import shared_cores
 from edge.stability.certificate import Checks, IslandCost
 from edge.stability.float_formats import FP16, Float32
-from edge.stability.measure_ranges import observe, taps
+from edge.stability.measure_ranges import observe, tapped_graph
 from edge.stability.power_of_two_folding import Fold, plan_fit, plan_fold
 from edge.stability.trace_layers import SiteLayers
 from edge.stability.verdict import STABILITIES, SiteCase, judge
@@ -39,15 +40,16 @@ def _apply(case: SiteCase, fold: Fold) -> SiteCase:
 def check_repair(
     model: onnx.ModelProto, repaired: onnx.ModelProto, folds: list[Fold], checked: dict[str, Float32]
 ) -> tuple[dict[str, Float32], Checks]:
-    """Run both graphs on the checked images; the repaired graph's tensors of `taps`, and what was verified.
+    """Run the repaired graph on the checked images: its tensors of `taps`, and what was verified.
 
-    `checked` are the images themselves and the tensors of `taps` before the repair. Raises VerdictError for logits that are not
-    the same to the last bit, and ranges that are not those before times powers of two.
+    `checked` is what the first run of `model` read and gave, see `edge.stability.measure_ranges.Measured`. Raises VerdictError
+    for outputs that are not the same to the last bit, and ranges that are not those before times powers of two.
     """
     (source,) = index_graph(model).inputs
     images = checked[source]
-    compare_outputs_bitwise(model, repaired, images)
-    tensors = TappedGraph(repaired, taps(tuple(fold.site for fold in folds)), threads=0)(images)
+    tensors = tapped_graph(repaired, tuple(fold.site for fold in folds), shared_cores()[1])(images)
+    for output in model.graph.output:
+        compare_bitwise(output.name, checked[output.name], tensors[output.name])
     for fold in folds:
         observed, expected = observe(fold.site, tensors), observe(fold.site, checked).scaled(fold.exponents)
         fields = ("sum_min", "sum_max", "argument_max")
@@ -67,14 +69,19 @@ def compare_outputs_bitwise(model: onnx.ModelProto, repaired: onnx.ModelProto, i
     outputs = tuple(value.name for value in model.graph.output)
     before, after = (TappedGraph(graph, outputs, threads=0)(images) for graph in (model, repaired))
     for name in outputs:
-        if before[name].tobytes() != after[name].tobytes():
-            raise VerdictError(
-                "scaling by powers of two changed the FP32 outputs",
-                where=name,
-                found=f"largest difference {np.abs(before[name] - after[name]).max():.3g} on {len(images)} images",
-                allowed="the same to the last bit",
-                next_command="report it with the graph; build with precision fp32 meanwhile",
-            )
+        compare_bitwise(name, before[name], after[name])
+
+
+def compare_bitwise(name: str, before: Float32, after: Float32) -> None:
+    """Raises VerdictError for an output that is not the same to the last bit."""
+    if before.tobytes() != after.tobytes():
+        raise VerdictError(
+            "scaling by powers of two changed the FP32 outputs",
+            where=name,
+            found=f"largest difference {np.abs(before - after).max():.3g} on {len(before)} images",
+            allowed="the same to the last bit",
+            next_command="report it with the graph; build with precision fp32 meanwhile",
+        )
 
 
 def island_cost(cases: list[SiteCase], tensors: dict[str, Float32]) -> IslandCost:

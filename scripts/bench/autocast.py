@@ -28,7 +28,8 @@ from calib.graph import index_graph, infer_types
 from calib.ort_session import TappedGraph
 from edge.stability.certify import CertifyConfig
 from edge.stability.float_formats import Float32
-from edge.stability.fp16_network import Tensors, compare_outputs, fp32_outputs, kept_nodes
+from edge.stability.fp16_network import compare_outputs, fp32_outputs, kept_nodes
+from edge.stability.instrumented_graph import Tensors
 from edge.stability.network_certification import certify_network
 from edge.stability.target_precisions import target_precisions
 from engines.fp16_emulation import emulated_graph

@@ -16,9 +16,9 @@ from onnx import helper
 from calib.errors import InputError, VerdictError
 from calib.graph_editor import GraphEditor
 from edge.stability.float_formats import FP16
+from edge.stability.instrumented_graph import OVERFLOW, VANISHING
 from edge.stability.network_cases import NetworkFacts, SiteKey
 from edge.stability.network_certificate import Repair
-from edge.stability.observe_probes import OVERFLOW, VANISHING
 from edge.stability.power_of_two_folding import SMALLEST_WEIGHT_RMS, times_exactly
 from edge.stability.repairs.homogeneity import degree_of_eps, degrees
 from edge.stability.repairs.producing_weights import producing_weights

@@ -25,7 +25,7 @@ def certified(graph):
 def exceeded(graph, bounds, images):
     """(site, quantity) of everything observed above its bound."""
     sites = find_sites(graph)
-    observed, _ = measure(graph, sites, [images])
+    observed = measure(graph, sites, [images]).ranges
     found = []
     for site, seen, sure in zip(sites, observed, bounds, strict=True):
         names = ("argument_max", "sum_max", "partial_max", "factor_max")
@@ -35,7 +35,7 @@ def exceeded(graph, bounds, images):
 
 def tightness(graph, bounds, images):
     """Smallest ratio of the bound on sum a^2 to what was seen, over heads, per site."""
-    observed, _ = measure(graph, find_sites(graph), [images])
+    observed = measure(graph, find_sites(graph), [images]).ranges
     return np.array([(sure.sum_max / seen.sum_max).min() for seen, sure in zip(observed, bounds, strict=True)])
 
 

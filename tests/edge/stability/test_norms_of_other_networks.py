@@ -74,7 +74,7 @@ def test_ranges_along_any_axis_but_the_batch(axis, shape):
     model = text_model("n = ReduceL2<keepdims=1>(x, at) y = Div(x, n)", (2, *shape), at=np.array([axis]))
     x = images(6, shape)
     (site,) = find_sites(model)
-    (observed,), count = measure(model, (site,), [x[:4], x[4:]])
+    (observed,), count, _ = measure(model, (site,), [x[:4], x[4:]])
     squares = (x.astype(np.float64) ** 2).sum(axis)
     assert (count, observed.vectors * len(observed.zero)) == (6, squares.size)
     np.testing.assert_allclose((observed.sum_min.min(), observed.sum_max.max()), (squares.min(), squares.max()), rtol=1e-6)

@@ -167,9 +167,9 @@ def test_what_is_not_finite_is_refused_by_name(name, value):
 
 def test_a_graph_is_measured_batch_by_batch(tiny_graph, tiny_images):
     sites = find_sites(tiny_graph)
-    whole, images = measure(tiny_graph, sites, [tiny_images])
+    whole, images, _ = measure(tiny_graph, sites, [tiny_images])
     told = []
-    parts, count = measure(tiny_graph, sites, [tiny_images[:1], tiny_images[1:4], tiny_images[4:]], told.append)
+    parts, count, _ = measure(tiny_graph, sites, [tiny_images[:1], tiny_images[1:4], tiny_images[4:]], told.append)
     assert (images, count, told) == (6, 6, [1, 4, 6])
     for one, other in zip(whole, parts, strict=True):
         assert equal(one, other)

@@ -26,7 +26,7 @@ def planned(graph, images):
     """(cases, folds, layers): the first plan of every site, or none."""
     sites = find_sites(graph)
     traced = trace_sites(graph, sites)
-    observed, _ = measure(graph, sites, [images])
+    observed = measure(graph, sites, [images]).ranges
     cases = [
         SiteCase(site, 16, seen, bound_site(site, found)) for site, seen, found in zip(sites, observed, traced, strict=True)
     ]
