@@ -60,15 +60,19 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, out: Path
 
 
 def _check_output(path: Path, name: str, unquantized: Float32, graph: Float32, typed: Float32) -> None:
-    """Compare one output of the typed graph; `unquantized` is that of the graph before it was quantized, or `graph` itself.
+    """Compare one output (n, ...) of the typed graph; `unquantized` is that before quantization, or `graph` itself.
 
-    Raises VerdictError where typing has cost too much.
+    What an INT8 graph loses is that of the median image where that is less than over all images: of a classifier, one image
+    between two classes has most of the error's power, and a code that moves by one decides it. A fault of typing is in all images.
+
+    Raises VerdictError where typing has cost too much, and where the typed graph's output is not finite.
     """
     from calib.metrics import sqnr_db
 
     allowed = min(TYPED_FP16_SQNR_DB, sqnr_db(unquantized, graph) - TYPED_INT8_LOSS_DB)
-    measured = sqnr_db(unquantized, typed) if np.isfinite(typed).all() else float("nan")
-    if not measured >= allowed:
+    finite = bool(np.isfinite(typed).all())
+    measured = sqnr_db(unquantized, typed) if finite else float("nan")
+    if not measured >= allowed and not (finite and _median_loss_db(unquantized, graph, typed) <= TYPED_INT8_LOSS_DB):
         raise VerdictError(
             "the FP16 graph's outputs differ too much from the FP32 graph's",
             where=path,
@@ -76,3 +80,14 @@ def _check_output(path: Path, name: str, unquantized: Float32, graph: Float32, t
             allowed=f"at least {allowed:.1f} dB",
             next_command="ufovit build with precision fp32, and compare the layers' ranges in its report",
         )
+
+
+def _median_loss_db(unquantized: Float32, graph: Float32, typed: Float32) -> float:
+    """Median over the images of the SQNR that each loses from `graph` to `typed`, dB within +-300; 300 where `graph` is exact."""
+    from calib.metrics import power_ratio_db
+
+    def powers(values: Float32) -> list[float]:
+        return [float(np.sum(np.square(image, dtype=np.float64))) for image in values]
+
+    pairs = zip(powers(graph - unquantized), powers(typed - unquantized), strict=True)
+    return float(np.median([power_ratio_db(after, before) for before, after in pairs]))
