@@ -63,7 +63,7 @@ def _check_output(path: Path, name: str, unquantized: Float32, graph: Float32, t
     """Compare one output (n, ...) of the typed graph; `unquantized` is that before quantization, or `graph` itself.
 
     What an INT8 graph loses is that of the median image where that is less than over all images: of a classifier, one image
-    between two classes has most of the error's power, and a code that moves by one decides it. A fault of typing is in all images.
+    between two classes has most of the error's power, and a code that moves by one decides it. A fault of typing is in all.
 
     Raises VerdictError where typing has cost too much, and where the typed graph's output is not finite.
     """
@@ -83,7 +83,7 @@ def _check_output(path: Path, name: str, unquantized: Float32, graph: Float32, t
 
 
 def _median_loss_db(unquantized: Float32, graph: Float32, typed: Float32) -> float:
-    """Median over the images of the SQNR that each loses from `graph` to `typed`, dB within +-300; 300 where `graph` is exact."""
+    """Median over the images of the SQNR that each loses from `graph` to `typed`, dB within +-300; 300 for an exact `graph`."""
     from calib.metrics import power_ratio_db
 
     def powers(values: Float32) -> list[float]:
