@@ -41,7 +41,8 @@ part over some hundred layers; an overflow, a lost cast or a wrong island shows 
 TYPED_INT8_LOSS_DB = 3.0
 """What typing may take from the SQNR of an INT8 graph against its float graph, where that SQNR is itself below
 TYPED_FP16_SQNR_DB: FP16 at most doubles the error's power. Networks with random weights at 224 and 448 px changed by -0.9 to
-+0.7 dB; an overflow takes all of it."""
++0.7 dB; an overflow takes all of it. Over all images, or of the median one: a classifier's image between two classes may lose
+much more by one code that moves."""
 
 RANDOM_WEIGHTS_COSINE = 0.9
 """Smallest cosine between engine and reference logits (centred over classes) for a network with random weights, which has no

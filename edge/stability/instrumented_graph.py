@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from calib.errors import DataError
+from calib.graph_editor import order_readers
 from calib.ort_session import TappedGraph
 from edge.stability.float_formats import FP16
 from edge.stability.site import Observed, Probe

@@ -66,23 +66,38 @@ def check_typing(
     """Compare the outputs of three graphs batch by batch: before quantization, the graph that was typed, and the typed one.
 
     A graph that was not quantized stands in the first two places. Of indices and other integers, no power can be told. Raises
-    VerdictError where typing has cost too much.
+    VerdictError where typing has cost too much, and where the typed graph's output is not finite.
     """
-    sums = {name: np.zeros(3) for name in names}  # energy before quantization, of the graph's error, of the typed one's
+    powers: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in names}
     for batch in batches:
         results = {runner: runner(batch) for runner in dict.fromkeys(runners)}
         for name, *outputs in zip(names, *(results[runner] for runner in runners), strict=True):
             if outputs[0].dtype.kind == "f":
-                before, graph, typed = (output.astype(np.float64) for output in outputs)
-                sums[name] += [np.sum(values**2) for values in (before, before - graph, before - typed)]
-    for name, (signal, graph_noise, typed_noise) in sums.items():
-        graph_db, typed_db = (power_ratio_db(signal, noise) for noise in (graph_noise, typed_noise))
-        allowed = min(TYPED_FP16_SQNR_DB, graph_db - TYPED_INT8_LOSS_DB)
-        if typed_db < allowed or not np.isfinite(signal + typed_noise):
-            raise VerdictError(
-                "the FP16 graph's outputs differ too much from the FP32 graph's",
-                where=where,
-                found=f"SQNR of output {name} {typed_db if np.isfinite(typed_noise) else np.nan:.1f} dB, roundings emulated",
-                allowed=f"at least {allowed:.1f} dB",
-                next_command="ufovit build with precision fp32, and compare the layers' ranges in its report",
-            )
+                before, graph, typed = (output.reshape(len(output), -1).astype(np.float64) for output in outputs)
+                powers[name].append(
+                    np.stack([np.sum(values**2, axis=1) for values in (before, before - graph, before - typed)])
+                )
+    for name, of_batches in powers.items():
+        if of_batches:
+            _check_output(where, name, np.concatenate(of_batches, axis=1))
+
+
+def _check_output(where: Path, name: str, powers: npt.NDArray[np.float64]) -> None:
+    """Judge one output by its power before quantization, and those of the graph's error and the typed graph's, (3, images).
+
+    What an INT8 graph loses is that of the median image where that is less than over all images: of a classifier, one image
+    between two classes has most of the error's power, and a code that moves by one decides it. A fault of typing is in all.
+    """
+    signal, graph_noise, typed_noise = powers.sum(axis=1)
+    graph_db, typed_db = (power_ratio_db(signal, noise) for noise in (graph_noise, typed_noise))
+    allowed = min(TYPED_FP16_SQNR_DB, graph_db - TYPED_INT8_LOSS_DB)
+    finite = bool(np.isfinite(signal + typed_noise))
+    median_loss_db = float(np.median([power_ratio_db(typed, graph) for _, graph, typed in powers.T]))
+    if not finite or (typed_db < allowed and median_loss_db > TYPED_INT8_LOSS_DB):
+        raise VerdictError(
+            "the FP16 graph's outputs differ too much from the FP32 graph's",
+            where=where,
+            found=f"SQNR of output {name} {typed_db if finite else np.nan:.1f} dB, roundings emulated",
+            allowed=f"at least {allowed:.1f} dB",
+            next_command="ufovit build with precision fp32, and compare the layers' ranges in its report",
+        )
