@@ -56,7 +56,7 @@ def lossless(row: Results) -> bool | None:
 def is_false_alarm(row: Results, target: str) -> bool:
     """Unstable, though torch loses nothing.
 
-    torch keeps statistics in FP32, as rtx does. Without a target they may be FP16's: then the emulation must lose nothing either.
+    torch keeps statistics in FP32, as rtx does. Without a target they may be in FP16: then the emulation must lose nothing too.
     """
     run = row[target]
     emulated = not run["not_finite"] and run["sqnr_db"] is not None and run["sqnr_db"] >= LOSSLESS_DB
