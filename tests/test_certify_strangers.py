@@ -171,6 +171,13 @@ def test_the_table_counts_alarms(found, alarm, missed):
     assert f"{found['rtx']['verdict']} → stable, 61.2 dB" in write_table([repaired(found)], 16, 4)
 
 
+def test_without_a_target_the_emulation_may_have_lost_what_torch_has_not():
+    found = row("stable", 50.0)
+    for lost, alarm in (({}, True), ({"sqnr_db": 12.0}, False), ({"sqnr_db": None, "not_finite": 4}, False)):
+        found["none"] = {**found["none"], "verdict": "unstable", **lost}
+        assert is_false_alarm(found, "none") == alarm
+
+
 def repaired(found):
     return {**found, "rtx": {**found["rtx"], "repaired": {"verdict": "stable", "sqnr_db": 61.2}}}
 

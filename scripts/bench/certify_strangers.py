@@ -10,7 +10,8 @@ is not run again. Then prints the table, in Markdown.
 
 With --exponent the same for networks that FP16 destroys: the weights of their layers are multiplied. They are repaired too.
 
-False alarm: unstable, though torch loses nothing of the network as imported (every output finite, at least 30 dB).
+False alarm: unstable, though torch loses nothing of the network as imported (every output finite, at least 30 dB); without a
+target the emulation, which then has FP16 statistics, must lose nothing either.
 Missed: stable, though torch loses its outputs (NaN, infinity, or below 20 dB).
 """
 
