@@ -11,6 +11,7 @@ compares the outputs with float64: products sum exactly, and every stored tensor
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +42,7 @@ def weights(scale: float) -> dict[str, NDArray[np.float32]]:
     random = np.random.default_rng(0)
 
     def linear(rows: int, columns: int, gain: float = 1.0) -> NDArray[np.float32]:
-        return (gain * random.standard_normal((rows, columns)) / rows**0.5).astype(np.float32)
+        return (gain * random.standard_normal((rows, columns)) / math.sqrt(rows)).astype(np.float32)
 
     blocks = {f"up{at}": linear(WIDTH, HIDDEN) for at in range(BLOCKS)}
     blocks |= {f"down{at}": linear(HIDDEN, WIDTH, 100) for at in range(BLOCKS)}
