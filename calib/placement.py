@@ -6,9 +6,10 @@ adds up, the network with the groups F in float has the SQNR
     Q(F) = -10 log10(sum of n_g over g not in F)
 
 Groups leave INT8 one by one, always the one with the largest gain of Q per MAC, as long as the INT8 share stays above the least
-share; one that gains less than LEAST_GAIN_DB stays. Leading parts of this order, evenly spread over the gain of Q, are then
-measured as whole quantized graphs on held-out images, everything in INT8 among them: the frontier of (INT8 share, SQNR). Where
-the longest part gains less than CLEAR_DB, none between is measured.
+share; one that gains less than LEAST_GAIN_DB stays. The two products of an attention count as one group, see
+`calib.attention_products`. Leading parts of this order, evenly spread over the gain of Q, are then measured as whole quantized
+graphs on held-out images, everything in INT8 among them: the frontier of (INT8 share, SQNR). Where the longest part gains less
+than CLEAR_DB, none between is measured.
 
 The choice is the knee of the frontier, the point with the largest
 
@@ -39,6 +40,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from calib.attention_products import join_attention
 from calib.calibration_table import CalibrationTable
 from calib.held_out import Judge
 from calib.macs import count_macs
@@ -131,7 +133,7 @@ def place(
     total = max(macs.total, 1)
     int8_share = sum(macs.by_name[node] for node in plan.nodes) / total
     least = min(max(search.least_share, LEAST_SHARE * int8_share), int8_share)
-    noises = measure_sensitivity(
+    measured = measure_sensitivity(
         model,
         table,
         plan,
@@ -140,6 +142,7 @@ def place(
         stops=math.isqrt(len(group_nodes(plan))),
         progress=lambda done, groups: progress(0.6 * done / groups),
     )
+    noises = join_attention(measured, model)
     movable = [not any(node in macs.not_counted for node in group.nodes) for group in noises]
     order = leaving_order(noises, movable, total, int8_share - least)
     tried = spread(order.predicted_db, order.costs, max(FEWEST_MEASURED, min(MOST_MEASURED, table.images // 8)))

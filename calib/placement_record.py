@@ -9,7 +9,7 @@ _TENTHS_FROM_DB = 0.1
 
 @dataclass(frozen=True)
 class GroupCost:
-    """Layers that share a quantized activation.
+    """Layers that share a quantized activation, or the two products of an attention.
 
     Attributes:
         nodes: their names, in graph order.
@@ -98,7 +98,7 @@ class Placement:
         """A sentence for the user."""
         before, judged = self.all_int8, f"on {self.images} held-out calibration images"
         if not self.float_groups:
-            why = f", {self.steps_text}" if self.steps_text else ""
+            why = f"; {self.steps_text}" if self.steps_text else ""
             return f"all in INT8, {before.sqnr_db:.1f} dB {judged}: no layer is worth leaving in float{why}"
         layers = len(self.float_nodes)
         chosen = self.chosen
