@@ -1,7 +1,8 @@
-"""Find the two products of every softmax attention, softmax(Q K^T) V, so that they leave INT8 together.
+"""Find the two products of every softmax attention, softmax(Q K^T) V, and the layers that read it, to keep its kernel whole.
 
-Engines compute both products in one kernel, but only in one type: with one of them in float, TensorRT-RTX runs an attention in
-about ten kernels in place of four, with padding.
+TensorRT-RTX computes both products in one kernel, but only in one type, and in INT8 only where the result is quantized, too:
+the products leave INT8 together, and a layer that reads the result (the projection) only after them. Else each attention takes
+five steps more (vit_tiny, RTX 1.7.1).
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,19 @@ def join_attention(noises: Sequence[GroupNoise], model: onnx.ModelProto) -> list
         joined = [min(at) if root in at else root for root in joined]
     parts = [[noise for noise, root in zip(noises, joined, strict=True) if root == at] for at in dict.fromkeys(joined)]
     return [_joined(groups) if len(groups) > 1 else groups[0] for groups in parts]
+
+
+def readers_of_attention(noises: Sequence[GroupNoise], model: onnx.ModelProto) -> dict[int, frozenset[int]]:
+    """Number of a group that reads attentions, of those that `join_attention` returns -> numbers of their groups."""
+    index = index_graph(model)
+    group_of = {node: at for at, group in enumerate(noises) for node in group.nodes}
+    after: dict[int, frozenset[int]] = {}
+    for _, second in attention_products(model):
+        for reader in _nearest(index, second, back=False):
+            pair = (group_of.get(reader), group_of.get(second))
+            if pair[0] is not None and pair[1] is not None and pair[0] != pair[1]:
+                after[pair[0]] = after.get(pair[0], frozenset()) | {pair[1]}
+    return after
 
 
 def _joined(groups: Sequence[GroupNoise]) -> GroupNoise:

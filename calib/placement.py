@@ -6,7 +6,7 @@ adds up, the network with the groups F in float has the SQNR
     Q(F) = -10 log10(sum of n_g over g not in F)
 
 Groups leave INT8 one by one, always the one with the largest gain of Q per MAC, as long as the INT8 share stays above the least
-share; one that gains less than LEAST_GAIN_DB stays. The two products of an attention count as one group, see
+share; one that gains less than LEAST_GAIN_DB stays. Where steps are counted, an attention stays whole, see
 `calib.attention_products`. Leading parts of this order, evenly spread over the gain of Q, are then measured as whole quantized
 graphs on held-out images, everything in INT8 among them: the frontier of (INT8 share, SQNR). Where the longest part gains less
 than CLEAR_DB, none between is measured.
@@ -30,17 +30,18 @@ images per group; at most MOST_MEASURED graphs are measured on JUDGES images. Ti
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import escape
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calib.attention_products import join_attention
+from calib.attention_products import join_attention, readers_of_attention
 from calib.calibration_table import CalibrationTable
 from calib.held_out import Judge
 from calib.macs import count_macs
@@ -75,10 +76,11 @@ class PlacementSearch:
     Attributes:
         least_share: INT8 share of all MACs, in [0, 1], that has to remain, where it is more than LEAST_SHARE leaves.
         count_steps: Q/DQ graph -> steps (kernel launches) of one inference of its engine, None where they cannot be counted.
+            Without, steps do not decide, and attentions may be divided.
     """
 
     least_share: float = 0.0
-    count_steps: Callable[[onnx.ModelProto], int | None] = lambda _quantized: None
+    count_steps: Callable[[onnx.ModelProto], int | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -142,9 +144,10 @@ def place(
         stops=math.isqrt(len(group_nodes(plan))),
         progress=lambda done, groups: progress(0.6 * done / groups),
     )
-    noises = join_attention(measured, model)
+    noises = join_attention(measured, model) if search.count_steps else list(measured)
+    after = readers_of_attention(noises, model) if search.count_steps else {}
     movable = [not any(node in macs.not_counted for node in group.nodes) for group in noises]
-    order = leaving_order(noises, movable, total, int8_share - least)
+    order = leaving_order(noises, movable, total, int8_share - least, after)
     tried = spread(order.predicted_db, order.costs, max(FEWEST_MEASURED, min(MOST_MEASURED, table.images // 8)))
     frontier: list[FrontierPoint] = []
 
@@ -160,7 +163,8 @@ def place(
             break  # not even the most layers in float are worth it
     frontier.sort(key=lambda point: point.float_groups)
     costs, ranked_on = measured_costs(order, frontier), sum(map(len, images))
-    chosen, counted = choose(frontier, lambda point: search.count_steps(quantize(point.float_groups)))
+    steps_of = search.count_steps or (lambda _quantized: None)
+    chosen, counted = choose(frontier, lambda point: steps_of(quantize(point.float_groups)))
     return Placement(chosen.float_groups, costs, counted, judge.images, ranked_on, least)
 
 
@@ -201,13 +205,20 @@ def without(scheme: QuantScheme, nodes: Iterable[str]) -> QuantScheme:
     return replace(scheme, exclude=(*scheme.exclude, *map(escape, nodes)))
 
 
-def leaving_order(noises: Sequence[GroupNoise], movable: Sequence[bool], total: int, share_to_move: float) -> Order:
+def leaving_order(
+    noises: Sequence[GroupNoise],
+    movable: Sequence[bool],
+    total: int,
+    share_to_move: float,
+    after: Mapping[int, frozenset[int]] = MappingProxyType({}),
+) -> Order:
     """The order in which groups leave INT8.
 
     Args:
         noises: every group, in graph order; `movable` says which may leave.
         total: MACs of the network.
         share_to_move: largest share of them that may leave.
+        after: group -> groups that leave before it.
     """
     noise = np.array([10 ** (-group.isolated_db / 10) for group in noises])
     shares = [group.macs / total for group in noises]
@@ -218,7 +229,12 @@ def leaving_order(noises: Sequence[GroupNoise], movable: Sequence[bool], total: 
     while True:
         gains = {i: _gain(float(noise[i]), float(noise[pending].sum())) for i in pending}
         fitting = [
-            i for i in pending if movable[i] and gains[i] >= LEAST_GAIN_DB and moved + shares[i] <= share_to_move + 1e-12
+            i
+            for i in pending
+            if movable[i]
+            and after.get(i, frozenset()).isdisjoint(pending)
+            and gains[i] >= LEAST_GAIN_DB
+            and moved + shares[i] <= share_to_move + 1e-12
         ]
         if not fitting:
             break

@@ -44,10 +44,15 @@ class StepCounter:
     say: Callable[[str], None]
     built: dict[str, BackendResult] = field(default_factory=dict)
 
+    @property
+    def counts(self) -> bool:
+        """Whether the target's engines are built on any machine and report steps."""
+        return self.request.target.backend in COUNTING
+
     def reads(self, workspace: Workspace) -> dict[str, Any]:
         """What decides the steps, for the record of the step that counts them; empty where none are counted."""
         request = self.request
-        if request.target.backend not in COUNTING:
+        if not self.counts:
             return {}
         return {
             "certificate": workspace.sha256(CERTIFICATE),
@@ -58,13 +63,11 @@ class StepCounter:
         }
 
     def __call__(self, quantized: ModelProto) -> int | None:
-        """Steps of one inference; None where the target's engines do not report them, or the graph is refused.
+        """Steps of one inference; None where the plan does not tell them, or the graph is refused.
 
         A refusal is left to the engine step: the graph may not be the one that is chosen.
         """
         request = self.request
-        if request.target.backend not in COUNTING:
-            return None
         from engines.layer_requests import graph_facts
 
         started, options = time.monotonic(), request.builder.options(request.target, request.out)

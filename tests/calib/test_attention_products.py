@@ -5,7 +5,8 @@ import pytest
 from onnx import TensorProto as T
 from onnx import helper as h
 
-from calib.attention_products import attention_products, join_attention
+from calib.attention_products import attention_products, join_attention, readers_of_attention
+from calib.placement import leaving_order
 from calib.sensitivity import GroupNoise
 
 
@@ -62,3 +63,14 @@ def test_groups_of_several_heads_that_share_a_product_become_one(attention):
     joined = join_attention(noises, attention)
     assert [group.nodes for group in joined] == [("first", "out", "second"), ("q",)]
     assert joined[0].isolated_db == pytest.approx(300 - 10 * np.log10(2))
+
+
+def test_the_layer_that_reads_an_attention_leaves_only_after_it(attention):
+    noises = [GroupNoise((name,), 100, db) for name, db in (("q", 50.0), ("first", 30.0), ("second", 30.0), ("out", 10.0))]
+    joined = join_attention(noises, attention)
+    after = readers_of_attention(joined, attention)
+    assert after == {2: frozenset({1})}
+    free, bound = (leaving_order(joined, [True] * 3, 400, 0.75, limits) for limits in ({}, after))
+    assert [group.nodes[0] for group in free.costs[: free.leaving]] == ["out", "first"]
+    assert [group.nodes[0] for group in bound.costs[: bound.leaving]] == ["first", "out"]
+    assert readers_of_attention(noises[3:], attention) == {}, "the attention is in float already"

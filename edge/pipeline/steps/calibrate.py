@@ -47,7 +47,9 @@ def calibrate_model(counter: StepCounter, model_path: Path, refined_path: Path, 
 
     request, inputs = counter.request, counter.inputs
     images, preprocess = inputs.calib_images, inputs.network.preprocess
-    search = PlacementSearch(request.int8_floor or 0.0, counter) if inputs.search_placement else None
+    search = (
+        PlacementSearch(request.int8_floor or 0.0, counter if counter.counts else None) if inputs.search_placement else None
+    )
     size = inputs.network.batch(tapped_batch(preprocess.image_size))
     table = calibrate_graph(
         model_path,
