@@ -82,10 +82,8 @@ class InstrumentedGraph:
     def _add_probe(self, probe: Probe, detail: Detail) -> dict[str, str]:
         """Add the nodes that reduce the quantity of a probe; their outputs, by what they are."""
         tensor, finished = self._quantity(probe)
-        outputs: dict[str, str] = {}
-        if detail != "minimum":
-            outputs |= {"largest": self._reduce("ReduceMax", tensor), "smallest": self._reduce("ReduceMin", tensor)}
-            outputs["count"] = self._op("Size", [tensor])
+        outputs = {"largest": self._reduce("ReduceMax", tensor), "smallest": self._reduce("ReduceMin", tensor)}
+        outputs["count"] = self._op("Size", [tensor])
         if detail != "ends":
             magnitude = self._op("Abs", [tensor])
             is_zero = self._op("Equal", [magnitude, self._number("zero", 0.0)])
@@ -139,7 +137,7 @@ def float_outputs(model: onnx.ModelProto) -> tuple[str, ...]:
 def _read(figures: _Figures, numbers: Tensors) -> Observed:
     """The figures of one probe on one batch. Raises DataError for a stored number that is not finite in FP32 already."""
     probe, got = figures.probe, {key: float(numbers[name]) for key, name in figures.outputs.items()}
-    ends = np.array([got.get("smallest", 0.0), got.get("largest", 0.0)])
+    ends = np.array([got["smallest"], got["largest"]])
     if probe.saturates == "below":
         ends = np.maximum(ends, 0)
     if probe.saturates == "both":
@@ -153,7 +151,7 @@ def _read(figures: _Figures, numbers: Tensors) -> Observed:
     return Observed(
         maximum=min(float(maximum), LARGEST),
         minimum=float(minimum),
-        count=round(got.get("count", 0)),
+        count=round(got["count"]),
         zeros=zeros,
         overflowing=round(got.get("overflowing", 0)),
         vanishing=round(got.get("lost", zeros)) - zeros,
