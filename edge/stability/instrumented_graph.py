@@ -82,8 +82,10 @@ class InstrumentedGraph:
     def _add_probe(self, probe: Probe, detail: Detail) -> dict[str, str]:
         """Add the nodes that reduce the quantity of a probe; their outputs, by what they are."""
         tensor, finished = self._quantity(probe)
-        outputs = {"largest": self._reduce("ReduceMax", tensor), "smallest": self._reduce("ReduceMin", tensor)}
-        outputs["count"] = self._op("Size", [tensor])
+        outputs: dict[str, str] = {}
+        if detail != "minimum":
+            outputs |= {"largest": self._reduce("ReduceMax", tensor), "smallest": self._reduce("ReduceMin", tensor)}
+            outputs["count"] = self._op("Size", [tensor])
         if detail != "ends":
             magnitude = self._op("Abs", [tensor])
             is_zero = self._op("Equal", [magnitude, self._number("zero", 0.0)])
@@ -137,7 +139,7 @@ def float_outputs(model: onnx.ModelProto) -> tuple[str, ...]:
 def _read(figures: _Figures, numbers: Tensors) -> Observed:
     """The figures of one probe on one batch. Raises DataError for a stored number that is not finite in FP32 already."""
     probe, got = figures.probe, {key: float(numbers[name]) for key, name in figures.outputs.items()}
-    ends = np.array([got["smallest"], got["largest"]])
+    ends = np.array([got.get("smallest", 0.0), got.get("largest", 0.0)])
     if probe.saturates == "below":
         ends = np.maximum(ends, 0)
     if probe.saturates == "both":
@@ -151,7 +153,7 @@ def _read(figures: _Figures, numbers: Tensors) -> Observed:
     return Observed(
         maximum=min(float(maximum), LARGEST),
         minimum=float(minimum),
-        count=round(got["count"]),
+        count=round(got.get("count", 0)),
         zeros=zeros,
         overflowing=round(got.get("overflowing", 0)),
         vanishing=round(got.get("lost", zeros)) - zeros,

@@ -5,12 +5,12 @@ Nodes that reduce are added to a copy of the graph, so that only single numbers 
     all probes           the largest and the smallest number, how many there are
     divisors, counted    also the smallest magnitude other than zero, zeros, and what vanishes in FP16
     overflows, counted   the same and what overflows, from the batch on in which FP16 overflows
-    the others           that smallest magnitude on the first batch
+    the others           that smallest magnitude on the first image, or on the first batch where that overflows
 
 Views share the figures of what they show. Constants are observed without a run.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -50,8 +50,7 @@ def observe_probes(
     at_once, threads = shared_cores()
     observer = _Observer(model, tuple(dict.fromkeys(probes)), threads)
     images = 0
-    runs = observer.plan_runs(checked_batches(batches))
-    for batch, (found, outputs) in ordered_map(lambda run: (run[1], run[0](run[1])), runs, at_once):
+    for batch, (found, outputs) in ordered_map(lambda batch: (batch, observer.run(batch)), checked_batches(batches), at_once):
         observer.add(batch, found)
         watch(batch, outputs)
         images += len(batch)
@@ -79,29 +78,36 @@ class _Observer:
                 self.totals[probe] = _observe_array(to_array(index.constants[probe.tensors[0]]), probe)
             else:
                 self._probes.append(probe)
+        self._graph = InstrumentedGraph(model, {p: "zeros" if p.divides else "ends" for p in self._probes}, threads)
+        self._begun = False
         self._counting: InstrumentedGraph | None = None
 
-    def plan_runs(self, batches: Iterable[NDArray[Any]]) -> Iterator[tuple[InstrumentedGraph, NDArray[Any]]]:
-        """Every batch with the graph that it is to run in."""
-        for at, batch in enumerate(batches):
-            if at <= 1:
-                graph = self._instrumented(self._probes, "ends" if at else "minimum")
-            yield graph, batch
+    def run(self, batch: NDArray[Any]) -> tuple[dict[Probe, Observed], Tensors]:
+        """What all probes show on a batch, and the outputs."""
+        return self._graph(batch)
 
     def add(self, batch: NDArray[Any], found: dict[Probe, Observed]) -> None:
-        """Add what a batch showed; it is run again to count what FP16 overflows."""
-        if overflowing := {p for p, o in found.items() if o.maximum >= OVERFLOW}:
-            if self._counting is None or not overflowing <= self._counting.probes.keys():
-                overflowing |= self._counting.probes.keys() if self._counting else set()
-                self._counting = self._instrumented([p for p in self._probes if p in overflowing], "counted")
-            found |= self._counting(batch)[0]
+        """Add what a batch showed; it is run again for minima if it is the first, and to count what FP16 overflows."""
+        overflowing = {p for p, o in found.items() if o.maximum >= OVERFLOW}
+        again = self._second_run(overflowing)
+        free = not self.model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value")
+        for probe, new in again(batch[:1] if free and not overflowing else batch)[0].items() if again else ():
+            found[probe] = new if again and again.probes[probe] == "counted" else replace(found[probe], minimum=new.minimum)
         for probe, new in found.items():
             self.totals[probe] = _merge(self.totals[probe], new) if probe in self.totals else new
 
-    def _instrumented(self, probes: list[Probe], detail: Detail) -> InstrumentedGraph:
-        """The graph that shows this of some probes, and of divisors zeros too."""
-        details = {p: "zeros" if p.divides and detail != "counted" else detail for p in probes}
-        return InstrumentedGraph(self.model, details, self._threads)
+    def _second_run(self, overflowing: set[Probe]) -> "InstrumentedGraph | None":
+        """The graph that shows what the first one left out of a batch."""
+        if not self._begun:
+            self._begun = True
+            details: dict[Probe, Detail] = {p: "minimum" for p in self._probes if not p.divides}
+            details |= {p: "counted" for p in self._probes if p in overflowing}
+            return InstrumentedGraph(self.model, details, self._threads) if details else None
+        if self._counting is None or not overflowing <= self._counting.probes.keys():
+            overflowing = overflowing | (self._counting.probes.keys() if self._counting else set())
+            counted: dict[Probe, Detail] = {p: "counted" for p in self._probes if p in overflowing}
+            self._counting = InstrumentedGraph(self.model, counted, self._threads) if counted else None
+        return self._counting if overflowing else None
 
     def observed(self) -> dict[Probe, Observed]:
         """Every probe with what was observed of it."""
