@@ -36,7 +36,7 @@ import onnx
 from numpy.typing import NDArray
 
 from calib.calibration_table import CalibrationTable
-from calib.held_out import Judge
+from calib.held_out import CLEAR_DB, Judge
 from calib.macs import count_macs
 from calib.metrics import SQNR_CAP_DB
 from calib.placement_record import FrontierPoint, GroupCost, Placement
@@ -48,8 +48,6 @@ LEAST_SHARE = 0.90
 """Least part of the multiply-accumulates that are in INT8 when everything is that can be."""
 DB_PER_POINT = 0.25
 """SQNR that one percentage point of the multiply-accumulates has to buy; evenly spread noise buys 0.05."""
-CLEAR_DB = 0.5
-"""Gain of the choice below which everything stays in INT8: what a few images tell from chance, as in `calib.refine`."""
 LEAST_GAIN_DB = 0.02
 """Gain below which a group is not worth the conversions around it."""
 FEWEST_MEASURED, MOST_MEASURED = 4, 6
