@@ -9,7 +9,7 @@ _TENTHS_FROM_DB = 0.1
 
 @dataclass(frozen=True)
 class GroupCost:
-    """Layers that share a quantized activation.
+    """Layers that share a quantized activation, or the two products of an attention.
 
     Attributes:
         nodes: their names, in graph order.
@@ -28,11 +28,15 @@ class GroupCost:
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """A placement that was measured: the first `float_groups` groups in float, the INT8 share of the MACs, the SQNR in dB."""
+    """A placement that was measured: the first `float_groups` groups in float, the INT8 share of the MACs, the SQNR in dB.
+
+    `steps` are the kernel launches of one inference of its engine, None where they were not counted.
+    """
 
     float_groups: int
     int8_share: float
     sqnr_db: float
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,14 +82,28 @@ class Placement:
             for node in group.nodes
         }
 
+    @property
+    def steps_text(self) -> str:
+        """Steps of the choice beside those of everything in INT8, or of what was given up for its steps; "" if not counted."""
+        before, chosen = self.all_int8.steps, self.chosen
+        if before is None or chosen.steps is None:
+            return ""
+        others = [point for point in self.frontier if point.steps is not None and point.float_groups]
+        if self.float_groups:
+            return f"{before} -> {chosen.steps} steps per image"
+        best = max(others, key=lambda point: point.sqnr_db, default=None)
+        return "" if best is None else f"{best.sqnr_db:.1f} dB would take {best.steps} steps per image in place of {before}"
+
     def __str__(self) -> str:
         """A sentence for the user."""
         before, judged = self.all_int8, f"on {self.images} held-out calibration images"
         if not self.float_groups:
-            return f"all in INT8, {before.sqnr_db:.1f} dB {judged}: no layer is worth leaving in float"
+            why = f"; {self.steps_text}" if self.steps_text else ""
+            return f"all in INT8, {before.sqnr_db:.1f} dB {judged}: no layer is worth leaving in float{why}"
         layers = len(self.float_nodes)
         chosen = self.chosen
         return (
             f"{layers} layer{'s' * (layers > 1)} in float with {before.int8_share - chosen.int8_share:.2%} of the "
             f"multiply-accumulates: {before.sqnr_db:.1f} -> {chosen.sqnr_db:.1f} dB {judged}"
+            + (f", {self.steps_text}" if self.steps_text else "")
         )

@@ -16,7 +16,7 @@ from calib.files import write_bytes
 from calib.graph import load_graph
 from calib.held_out import BLOCK, HeldOut, batch_of
 from calib.lint import lint_graph
-from calib.placement import ranking_images
+from calib.placement import PlacementSearch, ranking_images
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.qdq_writer import insert_qdq, serialize
 from calib.refine.effort import Effort, resolve_effort
@@ -35,8 +35,7 @@ class CalibrateConfig:
         effort: name in `calib.refine.effort.EFFORTS`, or a set of refinements.
         refine_threads: threads of ONNX Runtime while refining.
         bounds: refined graph -> (tensor -> largest magnitude on any image, where that is proven).
-        placement: leave layers in float that INT8 costs too much, see `calib.placement`; `least_share`, in [0, 1], of the
-            multiply-accumulates stay in INT8 in any case.
+        placement: leave layers in float that INT8 costs too much, within these limits; None for none.
     """
 
     effort: str | Effort = "balanced"
@@ -44,8 +43,7 @@ class CalibrateConfig:
     collect: CollectConfig = field(default_factory=CollectConfig)
     refine_threads: int = 1
     bounds: Callable[[onnx.ModelProto], Mapping[str, float]] = lambda _model: {}
-    placement: bool = False
-    least_share: float = 0.0
+    placement: PlacementSearch | None = None
 
     def __post_init__(self) -> None:
         resolve_effort(self.effort)
@@ -90,8 +88,7 @@ def calibrate_graph(
     results = Results(
         Source(model, sha256, halves, data_sha256, judges), config.scheme, collect, config.bounds, held, config.refine_threads
     )
-    least_share = config.least_share if config.placement else None
-    best = results.keep_best(effort, batches(), lambda done: progress(share + (1 - share) * done), least_share)
+    best = results.keep_best(effort, batches(), lambda done: progress(share + (1 - share) * done), config.placement)
     if share < 1:
         progress(1.0)
     write_bytes(refined, serialize(best.model) if best.table.refinements else data)

@@ -1,5 +1,6 @@
 """Build an engine and its precision receipt from an ONNX graph."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from calib.errors import GraphError
@@ -27,8 +28,14 @@ class BuiltEngine(BackendResult):
     batch: BatchRange
 
 
-def build(spec: BuildSpec, progress: Advance = lambda _share: None) -> BuiltEngine:
+def build(
+    spec: BuildSpec,
+    progress: Advance = lambda _share: None,
+    built: Callable[[bytes], BackendResult | None] = lambda _graph: None,
+) -> BuiltEngine:
     """Build an engine in memory and check its receipt against the INT8 floor of the spec. Writes no files.
+
+    `built` returns what the backend made of a graph for this spec earlier, None where it has to build.
 
     Raises:
         GraphError: the graph is missing, invalid, or does not request the precision of the spec; a BackendError that holds the
@@ -39,19 +46,25 @@ def build(spec: BuildSpec, progress: Advance = lambda _share: None) -> BuiltEngi
     """
     from engines.layer_requests import load_graph
 
-    return build_graph(spec, *load_graph(spec.onnx), progress)
+    return build_graph(spec, *load_graph(spec.onnx), progress, built)
 
 
-def build_graph(spec: BuildSpec, graph: bytes, facts: GraphFacts, progress: Advance = lambda _share: None) -> BuiltEngine:
+def build_graph(
+    spec: BuildSpec,
+    graph: bytes,
+    facts: GraphFacts,
+    progress: Advance = lambda _share: None,
+    built: Callable[[bytes], BackendResult | None] = lambda _graph: None,
+) -> BuiltEngine:
     """Like `build`, from the bytes and facts of a graph; does not import onnx unless the backend does."""
     backend = load_backend(spec.target.backend)
     _check_request(spec, facts.layers)
-    built = backend.build(spec, graph, progress)
-    receipt = make_receipt(facts.layers, backend.evidence(built.data, graph, facts), spec.precision)
+    result = built(graph) or backend.build(spec, graph, progress)
+    receipt = make_receipt(facts.layers, backend.evidence(result.data, graph, facts), spec.precision)
     check_receipt(receipt, spec.floor)
     fixed = next(iter(facts.input.shape), -1)
     return BuiltEngine(
-        **vars(built),
+        **vars(result),
         receipt=receipt,
         backend=spec.target.backend,
         input=facts.input,

@@ -26,7 +26,7 @@ from calib.calibration_table import SEARCHED, CalibrationTable, Comparison, Tens
 from calib.collect import CollectConfig, make_table
 from calib.files import sha256_bytes
 from calib.held_out import CLEAR_DB, FEWEST, Figures, HeldOut, Judge
-from calib.placement import judging_batches, place, without
+from calib.placement import PlacementSearch, judging_batches, place, without
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.qdq_writer import insert_qdq, serialize
 from calib.refine.apply_refinements import Progress, Refined, Refiner
@@ -77,18 +77,17 @@ class Results:
         self._kept: Result | None = None
 
     def keep_best(
-        self, effort: Effort, batches: Iterable[NDArray[Any]], progress: Progress, least_share: float | None = None
+        self, effort: Effort, batches: Iterable[NDArray[Any]], progress: Progress, search: PlacementSearch | None = None
     ) -> Result:
         """Make all results up to those of an effort, and return the one to keep.
 
-        With `least_share`, see `calib.placement.place`, layers that INT8 costs too much stay in float in all but the first.
-        Raises what `calib.collect.make_table` raises.
+        With `search`, layers that INT8 costs too much stay in float in all but the first. Raises what `make_table` raises.
         """
         plain, comparison = self._plain()
         kept, scheme = plain, self._scheme
-        if least_share is not None and self._comparable and self._held.ranking_batches:
+        if search is not None and self._comparable and self._held.ranking_batches:
             share = _PLACEMENT_SHARE if effort.names else 1.0
-            kept = self._placed(kept, least_share, _part(progress, 0.0, share))
+            kept = self._placed(kept, search, _part(progress, 0.0, share))
             progress = _part(progress, share, 1 - share)
         if effort.names and not self._comparable:
             comparison = Comparison(0, {}, kept.name)
@@ -124,7 +123,7 @@ class Results:
         decibels = {method: figure.overall_db for method, figure in figures.items()}
         return results[kept], Comparison(self._overall.images, decibels, kept) if kept != DEFAULT_METHOD else None
 
-    def _placed(self, plain: Result, least_share: float, progress: Progress) -> Result:
+    def _placed(self, plain: Result, search: PlacementSearch, progress: Progress) -> Result:
         """The plain result with the layers in float that are worth it; later results leave the same layers in float."""
         placement = place(
             plain.model,
@@ -132,7 +131,7 @@ class Results:
             self._scheme,
             self._held.ranking_batches,
             Judge(self._source.model, judging_batches(self._held.batches), self._threads),
-            least_share=least_share,
+            search=search,
             progress=progress,
         )
         self._scheme = without(self._scheme, placement.float_nodes)

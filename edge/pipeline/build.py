@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from edge.pipeline.build_inputs import BuildInputs, resolve_inputs, say_notes
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.preflight import check_inputs
+from edge.pipeline.step_counter import StepCounter
 from edge.pipeline.steps.calibrate import calibrate_step
 from edge.pipeline.steps.certify import certify_step
 from edge.pipeline.steps.drift import Question, drift_step
@@ -47,12 +48,12 @@ def build_model(request: BuildRequest, progress: Progress) -> BuildOutcome:
 
     opened = Workspace.open(request.out, ARTIFACTS, force=request.force, on_wait=progress.say, before_change=preflight)
     with opened as workspace:
-        for step in _steps(request, inputs, workspace):
+        for step in _steps(request, inputs, workspace, StepCounter(request, inputs, progress.say)):
             workspace.run(step, progress)
         return workspace.outcome()
 
 
-def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> Iterator[Step]:
+def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace, counter: StepCounter) -> Iterator[Step]:
     """The steps in order; each is created after the previous one has run, because it needs the digests of its files."""
     yield export_step(request, inputs) if inputs.network.imported is None else import_step(request, inputs)
     graph = MODEL
@@ -61,13 +62,13 @@ def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> 
         yield certify
         graph = FOLDED
     if request.precision == "int8":
-        yield calibrate_step(request, inputs, workspace, graph)
+        yield calibrate_step(request, inputs, workspace, graph, counter)
         yield quantize_step(request, inputs, workspace)
         graph = QUANTIZED
     if request.precision == "fp16" or (request.precision == "int8" and request.target.float_type == "fp16"):
         yield type_fp16_step(request, inputs, workspace, graph)
         graph = TYPED
-    yield engine_step(request, inputs, workspace, graph)
+    yield engine_step(request, inputs, workspace, graph, counter)
     task = inputs.network.task
     budget = budget_for(task.name, request.max_drop_points, request.min_sqnr_db, request.min_cosine)
     question = Question(inputs.eval_images, labelled=task.labelled, budget=budget)

@@ -13,7 +13,7 @@ from calib.collect import CollectConfig, range_shift_warning
 from calib.errors import ArtifactError, DataError, GraphError
 from calib.files import atomic_path, write_bytes
 from calib.graph import load_graph
-from calib.placement import without
+from calib.placement import PlacementSearch, without
 from calib.qdq_placement import QuantPlan, QuantScheme, plan_quantization
 from calib.qdq_writer import serialize
 from calib.quantize import CalibrateConfig, calibrate_graph, quantize_graph
@@ -145,8 +145,7 @@ def _calibrate(
         scheme,
         collect,
         refine_threads=2,
-        placement=request.search_placement,
-        least_share=request.int8_floor or 0.0,
+        placement=PlacementSearch(request.int8_floor or 0.0) if request.search_placement else None,
     )
     with progress.task(f"calibrate on {len(images)} images, effort {request.effort}") as advance:
         return calibrate_graph(

@@ -49,7 +49,10 @@ def precisions(receipt: Receipt) -> Markup:
 
 
 def frontier(placement: Placement) -> Markup:
-    """SQNR over the share of the multiply-accumulates that is left in float, of every placement that was measured."""
+    """SQNR over the share of the multiply-accumulates that is left in float, of every placement that was measured.
+
+    Points whose steps were counted have them beside them.
+    """
     points, first = placement.frontier, placement.all_int8.int8_share
     in_float = [100 * (first - point.int8_share) for point in points]
     decibels = [point.sqnr_db for point in points]
@@ -60,14 +63,26 @@ def frontier(placement: Placement) -> Markup:
         axes.plot(in_float, decibels, color=GOOD, linewidth=0.9, marker="o", markersize=4, markeredgecolor=PAPER)
         (ring,) = axes.plot(in_float[chosen], decibels[chosen], marker="o", markersize=9, color=ACCENT, fillstyle="none")
         ring.set_gid("chosen")
+        for share, value, point in zip(in_float, decibels, points, strict=True):
+            if point.steps is not None:
+                axes.annotate(
+                    f"{point.steps:,} steps",
+                    (share, value),
+                    (0, 7),
+                    textcoords="offset points",
+                    ha="center",
+                    color=INK,
+                    fontsize=7,
+                )
         axes.set(xlabel="left in float by choice, % of the multiply-accumulates", ylabel="SQNR, dB")
-        axes.margins(0.06, 0.15)
+        axes.margins(0.06 if placement.all_int8.steps is None else 0.1, 0.15 if placement.all_int8.steps is None else 0.25)
         axes.grid(axis="y")
         axes.tick_params(length=0)
 
     alt = "SQNR by the share left in float: " + "; ".join(
-        f"{share:.2f} % {value:.1f} dB{', chosen' if i == chosen else ''}"
-        for i, (share, value) in enumerate(zip(in_float, decibels, strict=True))
+        f"{share:.2f} % {point.sqnr_db:.1f} dB{'' if point.steps is None else f', {point.steps} steps'}"
+        f"{', chosen' if i == chosen else ''}"
+        for i, (share, point) in enumerate(zip(in_float, points, strict=True))
     )
     return draw(Drawing("frontier", (5.4, 2.2), alt, paint))
 

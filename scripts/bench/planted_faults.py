@@ -37,6 +37,7 @@ from edge.pipeline import rejudge
 from edge.pipeline.build_inputs import judging_images, resolve_inputs
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.judge_options import JudgeOptions
+from edge.pipeline.step_counter import StepCounter
 from edge.pipeline.steps import calibrate, drift
 from edge.pipeline.workspace import Step
 from edge.progress import Silent
@@ -125,7 +126,7 @@ def rejudged(bench: Bench, folder: Path, data: Path | None = None) -> None:
 def larger_scale(bench: Bench, name: str, factor: float, tensor: str = COSTLIEST) -> Planted:
     """Multiply one activation's scale in the calibration table by a factor."""
 
-    def work(_honest: Work, _request: Any, _inputs: Any, _model: Path, refined: Path, table: Path, *, advance: Any) -> None:  # noqa: ARG001
+    def work(_honest: Work, _counter: Any, _model: Path, refined: Path, table: Path, *, advance: Any) -> None:  # noqa: ARG001
         shutil.copy(bench.honest / REFINED, refined)
         calibrated = load_table(bench.honest / CALIBRATION)
         old = calibrated.tensors[tensor]
@@ -164,10 +165,10 @@ def zeroed_channel(bench: Bench, name: str, weight: str = "stem.9.weight", chann
 def other_mean_in_manifest(bench: Bench, name: str) -> Planted:
     """Write another mean to the engine's manifest than to the graph."""
 
-    def work(honest: Work, request: Any, inputs: Any, graph: Path, certified: bool, out: Path, *, advance: Any) -> None:
-        network = inputs.network
+    def work(honest: Work, counter: StepCounter, *arguments: Any, advance: Any) -> None:
+        network = counter.inputs.network
         other = replace(network, preprocess=replace(network.preprocess, mean=OTHER_MEAN))
-        honest(request, replace(inputs, network=other), graph, certified, out, advance=advance)
+        honest(replace(counter, inputs=replace(counter.inputs, network=other)), *arguments, advance=advance)
 
     return rebuilt(bench, name, MANIFEST, engine=work)
 
@@ -234,8 +235,8 @@ def few_scenes(bench: Bench, name: str, scenes: int) -> Planted:
     labels, digest = whole.labels[np.arange(32) % scenes], sha256_bytes(burst.tobytes())
     images = ImageSet(f"{scenes} scenes", tuple(map(str, range(32))), labels, digest, lambda i: burst[i])
 
-    def work(honest: Work, request: Any, inputs: Any, *paths: Path, advance: Any) -> None:
-        honest(request, replace(inputs, calib_images=images), *paths, advance=advance)
+    def work(honest: Work, counter: StepCounter, *arguments: Any, advance: Any) -> None:
+        honest(replace(counter, inputs=replace(counter.inputs, calib_images=images)), *arguments, advance=advance)
 
     return rebuilt(bench, name, CALIBRATION, calibrate=work, engine=work)
 
@@ -278,7 +279,8 @@ def last_weeks_weights(bench: Bench, name: str, moved: float = 0.03) -> Planted:
     weights = {t.name for t in onnx.load(folder / FOLDED).graph.initializer if len(t.dims) > 1}
     edit_graph(folder / FOLDED, weights.__contains__, lambda v: v + moved * v.std() * rng.normal(size=v.shape))
     paths = (folder / FOLDED, folder / REFINED, folder / CALIBRATION)
-    calibrate.calibrate_model(bench.request, resolve_inputs(bench.request), *paths, advance=lambda _share: None)
+    counter = StepCounter(bench.request, resolve_inputs(bench.request), print)
+    calibrate.calibrate_model(counter, *paths, advance=lambda _share: None)
 
     def work(honest: Work, request: Any, keep: Any, _model: Path, _table: Path, quantized: Path, *, advance: Any) -> None:
         honest(request, keep, *paths[1:], quantized, advance=advance)

@@ -14,7 +14,7 @@ from onnx import helper as h
 from calib.artifact import read_artifact, write_artifact
 from calib.calibration_table import CalibrationTable
 from calib.graph import load_graph
-from calib.placement import judging_batches, leaving_order, measured_costs, ranking_images, spread
+from calib.placement import PlacementSearch, choose, judging_batches, leaving_order, measured_costs, ranking_images, spread
 from calib.placement_record import FrontierPoint
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.qdq_writer import read_qdq, serialize
@@ -77,7 +77,7 @@ def calibrated(folder, model, images, **settings):
     """Table, refined graph and Q/DQ graph; the table has gone through its file."""
     source, refined, file = folder / "source.onnx", folder / "refined.onnx", folder / "table.json"
     source.write_bytes(serialize(model))
-    config = CalibrateConfig(**{"effort": "fast", "placement": True, **settings})
+    config = CalibrateConfig(**{"effort": "fast", "placement": PlacementSearch(), **settings})
     table = calibrate_graph(source, refined, lambda: np.split(images, 8), images=64, data_sha256="images", config=config)
     write_artifact(file, table)
     assert read_artifact(file, CalibrationTable, remake="") == table
@@ -102,7 +102,7 @@ def test_the_layer_that_ruins_everything_is_found_and_left_in_float(make_model, 
     assert placement.float_nodes[0] == "reader"
     assert "d" not in read_qdq(quantized)
     assert set(table.tensors) == set(plan_quantization(graph, QuantScheme(exclude=table.float_nodes)).activations)
-    all_int8 = calibrated(tmp_path, model, images, placement=False)[2]
+    all_int8 = calibrated(tmp_path, model, images, placement=None)[2]
     unseen = np.random.default_rng(6).normal(size=(64, 4, 8)).astype(np.float32)
     assert sqnr(model, quantized, unseen) > sqnr(model, all_int8, unseen) + 10
     first = max(placement.groups, key=lambda group: group.cost_db)
@@ -117,7 +117,7 @@ def test_with_nothing_to_gain_everything_is_in_int8(make_model, images, tmp_path
     assert table.placement.float_groups == 0
     assert len(table.placement.frontier) == 2, "where the most layers in float gain nothing, no more is measured"
     assert table.float_nodes == ()
-    without = calibrated(tmp_path, model, images, placement=False)
+    without = calibrated(tmp_path, model, images, placement=None)
     assert "placement" not in without[0].to_json()
     assert serialize(quantized) == serialize(without[2])
     assert replace(table, placement=None) == without[0]
@@ -143,7 +143,7 @@ def test_the_frontier_is_what_the_whole_graphs_have_and_the_choice_never_has_les
     held_out = np.concatenate([images[i : i + 4] for i in range(12, 64, 16)])
     assert placement.images == len(held_out)
     scheme = QuantScheme(exclude=placement.float_nodes)
-    everything = calibrated(tmp_path, model, images, placement=False)[0]
+    everything = calibrated(tmp_path, model, images, placement=None)[0]
     measured = sqnr(model, quantize_graph(model, everything, scheme, ""), held_out)
     assert measured == pytest.approx(placement.chosen.sqnr_db, abs=0.05)
 
@@ -151,7 +151,7 @@ def test_the_frontier_is_what_the_whole_graphs_have_and_the_choice_never_has_les
 def test_a_share_asked_for_is_kept_and_a_layer_too_large_stays_in_int8(make_model, images, tmp_path):
     model = planted(make_model, WILD, width=64)  # the reader is 8 % of the multiply-accumulates
     assert "reader" in calibrated(tmp_path, model, images)[0].float_nodes
-    kept = calibrated(tmp_path, model, images, least_share=0.97)[0].placement
+    kept = calibrated(tmp_path, model, images, placement=PlacementSearch(least_share=0.97))[0].placement
     assert "reader" not in kept.float_nodes
     assert kept.least_share == 0.97
     assert kept.chosen.int8_share >= 0.97
@@ -175,7 +175,7 @@ def test_refined_layers_stay_in_float_only_where_that_beats_refining_everything(
         return table, sqnr(model, quantized, held_out)
 
     table, placed = found()
-    everything, all_int8 = found(placement=False)
+    everything, all_int8 = found(placement=None)
     comparison = table.comparison
     assert table.float_nodes
     assert comparison.sqnr_db[comparison.kept] == pytest.approx(placed, abs=0.05)
@@ -204,6 +204,77 @@ def test_a_layer_that_gives_infinities_in_int8_stays_in_float(make_model, tmp_pa
     assert placement.float_nodes == ("swap",)
     assert placement.groups[0].isolated_db == -300
     assert placement.chosen.sqnr_db > placement.all_int8.sqnr_db + 20
+
+
+def counted_placement(folder, model, images, *counts):
+    """Placement with an engine of so many steps for each graph in turn, and the codes of the graphs that were counted."""
+    graphs, steps = [], iter(counts)
+
+    def count(quantized):
+        graphs.append(set(read_qdq(quantized)))
+        return next(steps)
+
+    table, _, quantized = calibrated(folder, model, images, placement=PlacementSearch(count_steps=count))
+    return table.placement, graphs, set(read_qdq(quantized))
+
+
+def test_steps_are_counted_of_all_int8_and_of_the_choice(make_model, images, tmp_path):
+    model = planted(make_model, WILD)
+    uncounted = calibrated(tmp_path, model, images)[0].placement
+    placement, graphs, chosen = counted_placement(tmp_path, model, images, 40, 40)
+    assert {point.steps for point in uncounted.frontier} == {None}
+    assert "steps" not in str(uncounted)
+    assert "d" in graphs[0], "everything in INT8 first"
+    assert graphs[1] == chosen
+    assert "d" not in chosen
+    assert (placement.all_int8.steps, placement.chosen.steps) == (40, 40)
+    assert placement.float_nodes == uncounted.float_nodes
+    assert str(placement).endswith("dB on 16 held-out calibration images, 40 -> 40 steps per image")
+    assert sum(point.steps is not None for point in placement.frontier) == 2
+
+
+def test_a_placement_whose_engine_takes_far_more_steps_is_given_up_and_named(make_model, images, tmp_path):
+    model = planted(make_model, WILD)
+    placement, _, chosen = counted_placement(tmp_path, model, images, 40, *[400] * 3)
+    assert placement.float_groups == 0
+    assert "d" in chosen
+    assert "dB would take 400 steps per image in place of 40" in str(placement)
+    assert placement.reasons() == {}
+
+
+POINTS = [FrontierPoint(0, 1.0, 30.0), FrontierPoint(1, 0.99, 34.0), FrontierPoint(3, 0.95, 35.5), FrontierPoint(9, 0.9, 36.5)]
+
+
+@pytest.mark.parametrize(
+    ("steps", "chosen", "counted"),
+    [
+        ({0: 100, 3: 100}, 3, (0, 3)),  # scores with 100 steps each: 30, 33.75, 34.25, 34
+        ({0: 100, 3: 90}, 3, (0, 3)),  # fewer steps count as equal
+        ({0: 100, 3: 102, 9: 100}, 9, (0, 3, 9)),  # 34.25 - 0.5 < 34, which 33.75 cannot surpass
+        ({0: 100, 3: 120, 9: 120, 1: 110}, 1, (0, 1, 3, 9)),  # 29.25, 29, 31.25
+        ({0: 100, 3: 120, 9: 120, 1: 120}, 0, (0, 1, 3, 9)),  # 28.75: everything in INT8 has 30
+        ({0: 100, 3: None, 9: 100}, 9, (0, 9)),  # no engine can be built
+        ({0: None}, 3, ()),
+    ],
+)
+def test_a_percent_more_steps_has_to_buy_as_much_as_a_percent_of_the_work(steps, chosen, counted):
+    asked = []
+
+    def count(point):
+        asked.append(point.float_groups)
+        return steps[point.float_groups]
+
+    choice, frontier = choose(POINTS, count)
+    assert choice.float_groups == chosen
+    assert choice in frontier
+    assert set(asked) == set(steps), "no more engines are built than may change the choice"
+    assert tuple(point.float_groups for point in frontier if point.steps is not None) == counted
+    assert [replace(point, steps=None) for point in frontier] == POINTS
+
+
+def test_without_a_clear_gain_nothing_is_counted():
+    points = [POINTS[0], FrontierPoint(4, 0.99, 30.4)]
+    assert choose(points, lambda _point: pytest.fail("counted")) == (points[0], tuple(points))
 
 
 def noise(name, decibels, macs):

@@ -9,6 +9,7 @@ from calib.files import sha256_bytes, sha256_file, write_bytes
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.builder_options import BuilderRequest
+from edge.pipeline.step_counter import StepCounter
 from edge.pipeline.steps.drift import judged_on
 from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
@@ -35,7 +36,7 @@ from engines.trt.timing_cache import TimingCache
 RANDOM_NOTE = "RANDOM WEIGHTS: this engine shows size and numbers, never accuracy"
 
 
-def engine_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace, graph: str) -> Step:
+def engine_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace, graph: str, counter: StepCounter) -> Step:
     """The step as `edge.pipeline.build` runs it on the file `graph`."""
     reads = {
         "onnx": workspace.sha256(graph),
@@ -48,21 +49,20 @@ def engine_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace
         "builder": request.builder.as_json(request.target, request.out),
         "versions": versions("tensorrt_rtx", "tensorrt", "onnxruntime"),
     }
-    work = partial(build_engine, request, inputs, request.out / graph, workspace)
+    work = partial(build_engine, counter, request.out / graph, workspace)
     return Step("engine", reads, (request.engine_file, MANIFEST), work)
 
 
-def build_engine(
-    request: BuildRequest, inputs: BuildInputs, graph_path: Path, workspace: Workspace, out: Path, advance: Advance
-) -> None:
+def build_engine(counter: StepCounter, graph_path: Path, workspace: Workspace, out: Path, advance: Advance) -> None:
     """Graph -> engine and manifest in the folder `out`.
 
     Raises VerdictError when the receipt is below its floor; then neither is written.
     """
+    request, inputs = counter.request, counter.inputs
     target, folder = request.target, request.out
     options = request.builder.options(target, folder)
     floor = int8_floor(request)
-    built = build(BuildSpec(graph_path, target, request.precision, request.batch, floor, options), advance)
+    built = build(BuildSpec(graph_path, target, request.precision, request.batch, floor, options), advance, counter.take)
     record = write_engine(out / request.engine_file, built, request.builder, request.builder.cache(target, folder))
 
     def recorded(file: str) -> FileRecord:

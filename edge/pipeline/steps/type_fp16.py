@@ -1,9 +1,11 @@
 """type (fp16, and int8 for a GPU): the last graph + certificate.json -> model.typed.onnx, strongly typed."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +16,15 @@ from calib.metrics import power_ratio_db
 from edge.numeric_tolerances import TYPED_FP16_SQNR_DB, TYPED_INT8_LOSS_DB
 from edge.pipeline.build_inputs import BuildInputs
 from edge.pipeline.build_request import BuildRequest
+from edge.pipeline.open_network import Network
 from edge.pipeline.steps.export import CHECK_IMAGES
 from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
 from edge.runtime.runner import Runner
 from engines.build_folder.file_names import CERTIFICATE, REFINED, TYPED
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 
 def type_fp16_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace, graph: str) -> Step:
@@ -37,19 +43,10 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, out: Path
     from calib.graph import load_graph
     from calib.qdq_writer import serialize
     from edge.runtime.ort_runner import OrtRunner, emulated_runner
-    from edge.stability.finders.xnorm import find_sites
-    from edge.stability.islands import fp32_nodes
-    from edge.stability.network_certificate import read_network_certificate
-    from engines.typed_graph import type_graph
 
     folder, path = request.out, request.out / graph
     model, _ = load_graph(path)
-    certificate = read_network_certificate(folder / CERTIFICATE)
-    islands = frozenset(certificate.fp32_nodes) & {node.name for node in model.graph.node}
-    if certificate.xnorms:
-        sites = find_sites(model, inputs.network.xnorm_sites, inputs.network.xnorm_kv_axis)
-        islands |= fp32_nodes(model, sites, certificate.island_names)
-    typed = type_graph(model, keep_fp32=islands)
+    typed = type_as_certified(model, folder, inputs.network)
     advance(0.5)
     network = inputs.network
     batches = inputs.calib_images.take(CHECK_IMAGES).batches(network.preprocess, network.batch(CHECK_IMAGES))
@@ -58,6 +55,21 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, out: Path
     names = [value.name for value in typed.graph.output]
     check_typing(path, names, (unquantized, graph_runner, emulated_runner(typed, folder / TYPED)), batches)
     write_bytes(out / TYPED, serialize(typed))
+
+
+def type_as_certified(model: ModelProto, folder: Path, network: Network) -> ModelProto:
+    """Strongly typed FP16 graph, FP32 where the certificate in `folder` asks for it. Raises what `type_graph` raises."""
+    from edge.stability.finders.xnorm import find_sites
+    from edge.stability.islands import fp32_nodes
+    from edge.stability.network_certificate import read_network_certificate
+    from engines.typed_graph import type_graph
+
+    certificate = read_network_certificate(folder / CERTIFICATE)
+    islands = frozenset(certificate.fp32_nodes) & {node.name for node in model.graph.node}
+    if certificate.xnorms:
+        sites = find_sites(model, network.xnorm_sites, network.xnorm_kv_axis)
+        islands |= fp32_nodes(model, sites, certificate.island_names)
+    return type_graph(model, keep_fp32=islands)
 
 
 def check_typing(

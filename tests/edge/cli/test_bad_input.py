@@ -375,10 +375,10 @@ DRIVER = textwrap.dedent("""
     from edge.model.sizes import SIZES
     from tiny_network import TINY
     SIZES[TINY.name] = TINY
-    def calibrate_model(request, inputs, model_path, refined_path, table_path, advance):
+    def calibrate_model(counter, model_path, refined_path, table_path, advance):
         with atomic_path(table_path) as temporary:
             temporary.write_text("half")
-            Path(request.out, "reached").touch()
+            Path(counter.request.out, "reached").touch()
             time.sleep({seconds})
     step.calibrate_model = calibrate_model
     from edge.cli.main import main

@@ -272,6 +272,14 @@ def test_the_placement_is_drawn_and_every_layer_in_float_named(tmp_path: Path) -
     assert "no layer is worth leaving in float" in Page(html).by_id["placement"]
     assert "0.00 % 21.6 dB, chosen; 3.12 % 28.9 dB" in html
     assert "placement" not in Page(render(make_folder(tmp_path / "none", Recipe()), silent)).by_id
+    assert "kernel launches for one image, counted" not in html
+    points = (replace(frontier[0], steps=1138), replace(frontier[1], steps=1140), FrontierPoint(2, 0.95, 29.5))
+    drawn = render(make_folder(tmp_path / "counted", Recipe(placement=replace(chosen, frontier=points))), silent)
+    assert "0.00 % 21.6 dB, 1138 steps; 3.12 % 28.9 dB, 1140 steps, chosen; 5.00 % 29.5 dB" in drawn
+    (texts,) = [figure for figure in Page(drawn).figures if any("left in float by choice" in text for text in figure)]
+    assert [text for text in texts if text.endswith(" steps")] == ["1,138 steps", "1,140 steps"]
+    assert "kernel launches for one image, counted" in drawn
+    assert Page(drawn).by_id["placement"].endswith("1138 -> 1140 steps per image.")
 
 
 def test_random_weights_are_stamped(tmp_path: Path) -> None:
