@@ -23,8 +23,8 @@ from engines.targets import Target
 DEFAULT_BATCH = BatchRange(1, 1, 8)
 FLOAT_LAYERS = ("stem.0/*", "stem.3/*")
 """Layers that stay in float in an INT8 build by default, unless `--placement auto` chooses: the first two convolutions of the
-stem, which see the image itself. They are 1.7 % of ufovit_t's multiply-accumulates, and in INT8 they cost more of the logits'
-SQNR than all other layers together; figures in edge/README.md."""
+stem, which see the image itself. They are 1.7 % of ufovit_t's multiply-accumulates, and in INT8 they cost more SQNR than all
+other layers together; figures in edge/README.md."""
 RANDOM_WEIGHTS_IMAGES = 64
 """Default number of images with random weights: enough to check ranges and numerics; there is no accuracy to measure."""
 
