@@ -26,6 +26,8 @@ FEWEST = 4
 """With fewer images held out, nothing is compared."""
 OVERALL_WEIGHT = 0.75
 """Of the SQNR over all images in the comparison of calibration methods, the rest on that of the image in the middle."""
+CLEAR_DB = 0.5
+"""Gain in SQNR from which one of two quantized networks is better than the other."""
 ELEMENTS = 1 << 15
 """Largest number of values that are compared per image and output, see `_projected`."""
 

@@ -192,3 +192,12 @@ def checked_batches(batches: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
         check_batch(batch, images)
         yield np.asarray(batch)
         images += len(batch)
+
+
+def first_batches(batches: Iterable[NDArray[Any]], count: int) -> Iterator[NDArray[Any]]:
+    """Batches with at least this many images, if there are as many."""
+    for batch in batches:
+        yield batch
+        count -= len(batch)
+        if count <= 0:
+            return

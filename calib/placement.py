@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 
 from calib.attention_products import join_attention, readers_of_attention
 from calib.calibration_table import CalibrationTable
-from calib.held_out import Judge
+from calib.held_out import CLEAR_DB, Judge
 from calib.macs import count_macs
 from calib.metrics import SQNR_CAP_DB
 from calib.placement_record import FrontierPoint, GroupCost, Placement
@@ -55,8 +55,6 @@ LEAST_SHARE = 0.90
 """Least part of the multiply-accumulates that are in INT8 when everything is that can be."""
 DB_PER_POINT = 0.25
 """dB that a percentage point of the multiply-accumulates has to buy (evenly spread noise: 0.05), or a percent more steps."""
-CLEAR_DB = 0.5
-"""Gain of the choice below which everything stays in INT8: what a few images tell from chance, as in `calib.refine`."""
 LEAST_GAIN_DB = 0.02
 """Gain below which a group is not worth the conversions around it."""
 FEWEST_MEASURED, MOST_MEASURED = 4, 6

@@ -176,6 +176,7 @@ def test_without_a_target_the_emulation_may_have_lost_what_torch_has_not():
     for lost, alarm in (({}, True), ({"sqnr_db": 12.0}, False), ({"sqnr_db": None, "not_finite": 4}, False)):
         found["none"] = {**found["none"], "verdict": "unstable", **lost}
         assert is_false_alarm(found, "none") == alarm
+        assert f"statistics in FP16 does: {'none' if alarm else 'net (none)'}." in write_table([found], 16, 4)
 
 
 def repaired(found):

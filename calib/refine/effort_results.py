@@ -1,10 +1,8 @@
 """Make the results of plain calibration and of every effort up to the requested one, compare them, and keep the best.
 
-    plain      scales of the calibration method; for `mse` also those of other methods, see `calib.calibrators`. The
-               same for every effort, and compared on as many calibration images as there are, up to `held_out.MOST`: ranges
-               are from all images, and on a few one image decides. Where one image carries most of the signal, it decides
-               on any number of them: methods are compared by `held_out.Figures.weighted_db`, in which the image in the
-               middle has a say
+    plain      scales of the calibration method; for `mse` those of the best method, see `calib.refine.best_method`. The same
+               for every effort, and compared on as many calibration images as there are, up to `held_out.MOST`: ranges are
+               from all images, and on a few one image decides
     refined    per effort, from searched scales; where that does not help, also from searched ones that clip nothing, and from
                the plain ones
 
@@ -27,21 +25,15 @@ from numpy.typing import NDArray
 from calib.calibration_table import SEARCHED, CalibrationTable, Comparison, TensorScale
 from calib.collect import CollectConfig, make_table
 from calib.files import sha256_bytes
-from calib.held_out import FEWEST, Figures, HeldOut, Judge
+from calib.held_out import CLEAR_DB, FEWEST, Figures, HeldOut, Judge
 from calib.placement import PlacementSearch, judging_batches, place, without
 from calib.qdq_placement import QuantScheme, plan_quantization
 from calib.qdq_writer import insert_qdq, serialize
 from calib.refine.apply_refinements import Progress, Refined, Refiner
+from calib.refine.best_method import DEFAULT_METHOD, best_method
 from calib.refine.effort import EFFORTS, Effort
 from calib.split_half import Halves
 
-DEFAULT_METHOD, SAFE_METHOD, BETWEEN = "mse", "minmax", "weighted_mse"
-"""The default is compared with the method that clips nothing; where that is better overall, clipping costs, and BETWEEN is
-tried."""
-RARE_METHOD = "percentile:99.999"
-"""Compared, too: `mse` widens its range for a few values far beyond all others, however little the output depends on them."""
-CLEAR_DB = 0.5
-"""Gain on held-out images from which a later result is better."""
 ALL_INT8, IN_FLOAT = "all in INT8", "with layers in float"
 """Names, in a comparison, of the result that lost: the refined one with everything in INT8, or the one with a placement."""
 _PLACEMENT_SHARE = 0.25
@@ -122,15 +114,12 @@ class Results:
         if requested != DEFAULT_METHOD or not enough:
             return self._plain_result(requested, bounds), None
         results: dict[str, Result] = {}
-        figures: dict[str, Figures] = {}
-        kept = DEFAULT_METHOD
-        for method in (DEFAULT_METHOD, SAFE_METHOD, RARE_METHOD, BETWEEN):
-            if method == BETWEEN and figures[SAFE_METHOD].overall_db <= figures[DEFAULT_METHOD].overall_db:
-                break
+
+        def measure(method: str) -> Figures:
             results[method] = self._plain_result(method, bounds)
-            figures[method] = self._overall.figures(self._quantized(results[method]))
-            if figures[method].weighted_db > figures[kept].weighted_db + CLEAR_DB:
-                kept = method
+            return self._overall.figures(self._quantized(results[method]))
+
+        kept, figures = best_method(measure)
         decibels = {method: figure.overall_db for method, figure in figures.items()}
         return results[kept], Comparison(self._overall.images, decibels, kept) if kept != DEFAULT_METHOD else None
 

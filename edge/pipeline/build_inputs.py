@@ -66,10 +66,10 @@ def resolve_inputs(request: BuildRequest) -> BuildInputs:
     eval_images = eval_images.take(request.eval_images or few or len(eval_images))
     if network.imported is not None and task.keeps_outputs:
         check_answers_fit(network.imported.outputs, len(eval_images), "--eval-images")
-    keep_float = request.keep_float
-    if keep_float is None:
-        keep_float = FLOAT_LAYERS if network.info is not None else ()
     placement = request.placement or default_placement(request.model)
+    keep_float = request.keep_float
+    if keep_float is None:  # a search finds them itself, where they are worth their share
+        keep_float = FLOAT_LAYERS if network.info is not None and placement != AUTO else ()
     keep_float = (*keep_float, *read_placement(placement))
     return BuildInputs(network, eval_images, calib_images, keep_float, search_placement=placement == AUTO)
 

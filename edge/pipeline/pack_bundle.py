@@ -58,6 +58,7 @@ def check_packable(build: BuildFolder) -> None:
     was itself built from a bundle.
     """
     verify_folder(build)
+    build.read(DRIFT_ARTIFACT)  # a verdict that contradicts itself is found before images are opened
     manifest = build.manifest
     if manifest.bundle is not None:
         raise ArtifactError(

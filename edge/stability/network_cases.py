@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from calib.graph import GraphIndex, index_graph, infer_types
+from calib.ort_session import first_batches
 from edge.stability.bounds import bound_tensors
 from edge.stability.certificate import IslandCost, SiteCertificate
 from edge.stability.finders.network_sites import find_network_sites
@@ -106,7 +107,7 @@ def gather_facts(
     proven = all(bound is not None and FP16.headroom_bits(bound) >= MARGIN_BITS for bound in stored)
     enough = max(PROVEN_IMAGES, sample.count if sample else 0)
     watch = {} if sample is None else {"watch": sample.add}
-    observed, images = observe_probes(model, probes, _first(batches, enough) if proven else batches, progress, **watch)
+    observed, images = observe_probes(model, probes, first_batches(batches, enough) if proven else batches, progress, **watch)
     return NetworkFacts(model, found.sites, found.unjudged, observed, certified, precisions, images)
 
 
@@ -120,7 +121,7 @@ def gather_again(
     changed = _changed_tensors(known.model, model, outputs)
     probes = list(dict.fromkeys(probe for site in found.sites for probe in site.probes))
     moved = [probe for probe in probes if probe not in known.observed or changed & set(probe.tensors)]
-    observed, _ = observe_probes(model, moved, _first(batches, known.images))
+    observed, _ = observe_probes(model, moved, first_batches(batches, known.images))
     certified = {probe: bounds.of(probe) for probe in probes}
     return replace(
         known,
@@ -140,15 +141,6 @@ def _changed_tensors(before: onnx.ModelProto, after: onnx.ModelProto, settled: C
         if node.SerializeToString() not in old or changed & set(node.input):
             changed.update(name for name in node.output if name not in settled)
     return changed
-
-
-def _first(batches: Iterable[Array], count: int) -> Iterator[Array]:
-    """Batches with at least this many images, if there are as many."""
-    for batch in batches:
-        yield batch
-        count -= len(batch)
-        if count <= 0:
-            return
 
 
 def judge_in_16_bits(case: NetworkCase) -> dict[str, Judgement]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from calib.parallel import usable_cores
@@ -22,10 +23,8 @@ def write_table(rows: list[Results], images: int, half_images: int) -> str:
     """A row per network, then the counts."""
     certified = [row for row in rows if "rtx" in row]
     compared = [row for row in certified if lossless(row) is not None]
-    named = {
-        kind: ", ".join(f"{row['name']} ({target})" for row in compared for target in TARGETS if told(row, target)) or "none"
-        for kind, told in (("alarms", is_false_alarm), ("missed", is_missed))
-    }
+    alarms = _names(compared, is_false_alarm)
+    uncertain = _names(compared, lambda row, target: is_unlike_torch(row, target) and not is_false_alarm(row, target))
     failed = [f"{row['name']}: {row['error']}" for row in rows if "error" in row]
     harmless = sum(bool(lossless(row)) for row in compared)
     lines = [
@@ -36,11 +35,16 @@ def write_table(rows: list[Results], images: int, half_images: int) -> str:
         f"- Certified: {len(certified)} of {len(rows)} on {images} photos each."
         f" Without a target {_count(certified, 'none')}; rtx {_count(certified, 'rtx')}.",
         f"- Compared with torch in half precision on {half_images} photos: {len(compared)}; {harmless} lose nothing there.",
-        f"- False alarms: {named['alarms']}. Missed: {named['missed']}.",
+        f"- False alarms: {alarms}. Missed: {_names(compared, is_missed)}.",
+        f"- Unstable, torch loses nothing, the emulation with statistics in FP16 does: {uncertain}.",
         f"- Not finished: {'; '.join(failed) or 'none'}.",
         f"- {usable_cores()} core of {processor()}, shared with other work; random weights with live norms.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _names(rows: list[Results], told: Callable[[Results, str], bool]) -> str:
+    return ", ".join(f"{row['name']} ({target})" for row in rows for target in TARGETS if told(row, target)) or "none"
 
 
 def _count(rows: list[Results], target: str) -> str:
@@ -53,6 +57,11 @@ def lossless(row: Results) -> bool | None:
     return None if "images" not in half else not half["not_finite"] and half["sqnr_db"] >= LOSSLESS_DB
 
 
+def is_unlike_torch(row: Results, target: str) -> bool:
+    """Unstable, though torch loses nothing."""
+    return bool(lossless(row)) and row[target]["verdict"] == "unstable"
+
+
 def is_false_alarm(row: Results, target: str) -> bool:
     """Unstable, though torch loses nothing.
 
@@ -60,7 +69,7 @@ def is_false_alarm(row: Results, target: str) -> bool:
     """
     run = row[target]
     emulated = not run["not_finite"] and run["sqnr_db"] is not None and run["sqnr_db"] >= LOSSLESS_DB
-    return bool(lossless(row)) and run["verdict"] == "unstable" and (target == "rtx" or emulated)
+    return is_unlike_torch(row, target) and (target == "rtx" or emulated)
 
 
 def is_missed(row: Results, target: str) -> bool:

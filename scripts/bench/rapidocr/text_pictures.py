@@ -48,7 +48,7 @@ def text_picture(rng: Generator, text: str, height: int) -> Image.Image:
 
 def draw_scene(rng: Generator, photo: Path) -> Image.Image:
     """A photo (SCENE, SCENE) with two to six texts, some of them slanted."""
-    scene = Image.open(photo).convert("RGB").resize((SCENE, SCENE))
+    scene = Image.open(photo, formats=("PNG",)).convert("RGB").resize((SCENE, SCENE))
     for _ in range(int(rng.integers(2, 7))):
         text = text_picture(rng, random_text(rng, int(rng.integers(1, 4))), int(rng.integers(18, 57)))
         if rng.random() < 0.4:
@@ -61,7 +61,7 @@ def draw_scene(rng: Generator, photo: Path) -> Image.Image:
 def draw_line(rng: Generator, photo: Path) -> Image.Image:
     """One line of text of LINE's size on a piece of a photo."""
     width, height = LINE
-    source = Image.open(photo).convert("RGB").resize((SCENE, SCENE))
+    source = Image.open(photo, formats=("PNG",)).convert("RGB").resize((SCENE, SCENE))
     x, y = int(rng.integers(SCENE - width)), int(rng.integers(SCENE - height))
     line = source.crop((x, y, x + width, y + height))
     text = text_picture(rng, random_text(rng, int(rng.integers(1, 4))), int(rng.integers(28, 40)))

@@ -18,7 +18,7 @@ _HEAD = """# Networks of other libraries
 
 Networks of timm and torchvision as their exporters write them, taken through the command line on photos.
 
-Columns: how far `ufovit build` with its defaults came; what the certificate says of FP16; its verdict (exit code 0 passed, 1
+Columns: how far `ufovit build` with its defaults came; the certificate's verdict on FP16; its verdict (exit code 0 passed, 1
 failed the default budget of 20 dB, 3 the images do not decide it), its seconds, the SQNR of its quantized graph and the share
 of the multiply-accumulates that this graph requests INT8 for. Then the SQNR with everything in INT8 at each effort (`ufovit
 calibrate --placement all`), in bold where it is not below the last column: ONNX Runtime's quantizer at its best setting that

@@ -27,11 +27,10 @@ LONGEST_ERROR = 800
 
 def build_command(trial: Trial) -> list[str]:
     """`ufovit build` of the file as exported, with the defaults and what its user knows of it."""
-    height, width = trial.facts["size"]
     command = [str(UFOVIT), "build", str(trial.graph), "int8", "--target", "rtx"]
     command += ["--task", "tensors", "--mean", _listed(trial.facts["mean"]), "--std", _listed(trial.facts["std"])]
-    if set(trial.facts["free"]) & {"height", "width"}:
-        command += ["--input-shape", f"input=1x3x{height}x{width}", "--resize", str(max(height, width))]
+    if shape := _input_shape(trial):
+        command += [*shape, "--resize", str(max(trial.facts["size"]))]
     for split, option, count in (("calib", "--calib", trial.counts[0]), ("eval", "--eval", trial.counts[1])):
         data = "--calib-data" if split == "calib" else "--data"
         command += [data, str(trial.photos / split), f"{option}-images", str(count)]
@@ -41,8 +40,15 @@ def build_command(trial: Trial) -> list[str]:
 def calibrate_command(trial: Trial, effort: str) -> list[str]:
     """`ufovit calibrate` on the same images, prepared; everything in INT8, as the peer has it."""
     images, judges = (str(trial.folder / f"{split}.npy") for split in ("calib", "eval"))
-    command = [str(UFOVIT), "calibrate", str(trial.graph), "--effort", effort, "--placement", "all"]
+    command = [str(UFOVIT), "calibrate", str(trial.graph), "--effort", effort, "--placement", "all", *_input_shape(trial)]
     return [*command, "--images", images, "--count", str(trial.counts[0]), "--holdout", judges]
+
+
+def _input_shape(trial: Trial) -> list[str]:
+    """The option that pins a free height and width."""
+    height, width = trial.facts["size"]
+    free = set(trial.facts["free"]) & {"height", "width"}
+    return ["--input-shape", f"input=1x3x{height}x{width}"] if free else []
 
 
 def try_toolkit(trial: Trial, command: list[str], seconds: float) -> dict[str, Any]:

@@ -224,19 +224,6 @@ def test_folders_that_are_not_classes_show_what_the_classes_are(tmp_path, capsys
     assert listed in message
 
 
-def test_outputs_that_do_not_fit_in_memory_are_refused_at_once_with_a_number_that_does(tmp_path, capsys):
-    g = GraphWriter()
-    maps = g.add("Tile", g.conv("x", outputs=1, kernel=16, stride=16), g.ints(1, 8, 1024, 1024))  # 67 MB on both sides
-    onnx.save(g.model(maps, takes={"x": [TensorProto.FLOAT, 1, 3, 16, 16]}), tmp_path / "maps.onnx")
-    data = str(pictures(tmp_path / "test", 33, 1, side=16))
-    command = ["build", str(tmp_path / "maps.onnx"), "fp32", "--task", "tensors", "--data", data, *NORMALISED]
-    assert run([*command, "--target", "cpu", "--out", str(tmp_path / "out")]) == 2
-    message = capsys.readouterr().err
-    assert "33 images, 2.2 GB of outputs on both sides" in message
-    assert "next: --eval-images 32" in message
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.slow
 def test_named_outputs_are_built_and_judged(tmp_path, data):
     """The first convolution alone: 8 maps of 8 x 8 in the place of the classes."""

@@ -192,6 +192,21 @@ def test_ranges_do_not_depend_on_the_batches(tiny_graph, tiny_images):
     assert split.certificate.folded_onnx_sha256 == whole.folded_onnx_sha256
 
 
+def test_fewer_images_where_every_maximum_is_certified(tiny_graph, tiny_images, monkeypatch):
+    """No verdict or bound moves with them; without a repair all images judge (negative control)."""
+    graph, parts = damaged(tiny_graph, "k", 2.0**9), [tiny_images[:2], tiny_images[2:4], tiny_images[4:]]
+    every = run(graph, parts).certificate
+    monkeypatch.setattr("edge.stability.certify.PROVEN_IMAGES", 3)
+    done = run(graph, parts)
+    few = done.certificate
+    assert (every.images, few.images) == (6, 4)
+    assert identical(graph, done.model, tiny_images), "images that were not measured included"
+    assert (few.verdict_before, few.verdict) == (every.verdict_before, every.verdict) == ("unstable", "stable")
+    assert {site.verdicts["fp16"].rests_on for site in few.sites} == {"certified"}
+    assert [site.bound_sum_sq for site in few.before] == [site.bound_sum_sq for site in every.before]
+    assert run(graph, parts, repair=False).certificate.images == 6
+
+
 @pytest.mark.parametrize("how", ["split", "slice", "gather"])
 def test_a_stranger_s_joint_layer_is_mended(how):
     images = np.random.default_rng(0).normal(size=(4, N, C)).astype(np.float32)

@@ -66,6 +66,12 @@ def test_a_long_embedding_overflows_and_is_repaired_exactly(written):
     assert certify(written(embedding()), x, repair=False).certificate.verdict == "stable"
 
 
+def test_a_norm_without_bounds_is_measured_on_all_images(monkeypatch):
+    monkeypatch.setattr("edge.stability.certify.PROVEN_IMAGES", 1)
+    found = certify(embedding(), images()).certificate
+    assert (found.images, found.sites[0].bound_sum_sq) == (6, None)
+
+
 @pytest.mark.parametrize(
     ("axis", "shape"), [(1, (4, 6, 3)), (2, (4, 6, 3)), (3, (4, 6, 3)), (1, (5,)), (2, (4, 2, 3, 2)), (1, (4, 6))]
 )
