@@ -29,8 +29,8 @@ ROOMS = {
         "graph", "graph_editor", "ort_session", "graph_segments", "graph_splice", "mac_formulas", "macs", "histogram", "scales",
         "calibrators", "placement_record", "calibration_table",
         "split_half",
-        "qdq_placement", "collect", "qdq_writer", "lint", "held_out", "sensitivity", "budget", "attention_products", "placement",
-        "refine", "quantize", "trt_calibration_cache",
+        "qdq_placement", "collect", "qdq_writer", "lint", "held_out", "sensitivity", "budget", "attention_products",
+        "placement", "refine", "quantize", "trt_calibration_cache",
     ),
     "engines": (
         "targets", "build_spec", "plan_kernels", "layer_records", "backend_protocol", "hardware", "fp16", "typed_graph",
