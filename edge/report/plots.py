@@ -75,7 +75,7 @@ def frontier(placement: Placement) -> Markup:
                     fontsize=7,
                 )
         axes.set(xlabel="left in float by choice, % of the multiply-accumulates", ylabel="SQNR, dB")
-        axes.margins(0.06 if placement.all_int8.steps is None else 0.1, 0.15 if placement.all_int8.steps is None else 0.25)
+        axes.margins(*((0.06, 0.15) if placement.all_int8.steps is None else (0.1, 0.25)))  # room for the steps
         axes.grid(axis="y")
         axes.tick_params(length=0)
 

@@ -20,7 +20,7 @@ _NORMS = (*SCALABLE, "variance", "reciprocal")
 
 
 def plan_islands(facts: NetworkFacts, kept: frozenset[str], failing: Stability = "unstable") -> frozenset[str]:
-    """Names of the nodes that compute in FP32 besides `kept`, for every site but XNorms that is no better than `failing`."""
+    """Names of the nodes that compute in FP32 in addition to `kept`, for sites other than XNorms no better than `failing`."""
     nodes = set(kept)
     sites = [site for site in facts.sites if site.kind != "xnorm"]
     while True:
