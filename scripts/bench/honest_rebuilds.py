@@ -36,9 +36,9 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from planted_faults import MAX_DROP, Bench, Planted, build, copied
+from planted_faults import MAX_DROP, Bench, Planted, build, calibrated_on, copied
 from planted_regressions import attributed, prepare
-from replaced_steps import Work, in_place_of, replaced
+from replaced_steps import in_place_of, replaced
 
 from calib.artifact import write_artifact
 from calib.files import sha256_bytes, sha256_file
@@ -107,11 +107,10 @@ def first_build(request: BuildRequest, out: Path, seed: int, calibration: Path) 
 def rebuild(first: First, number: int, images: int) -> Path:
     """Rebuild with other calibration images; the reference logits are those of the first build."""
     folder = copied(first.bench, f"rebuild-{number}", CALIBRATION)
-    sample = chosen(first.calibration, draw(first.seed, number, "calibration", len(first.calibration), images))
+    with_sample = calibrated_on(
+        chosen(first.calibration, draw(first.seed, number, "calibration", len(first.calibration), images))
+    )
     stored = read_stored(first.bench.honest)
-
-    def with_sample(honest: Work, request: Any, inputs: Any, *paths: Path, advance: Any) -> None:
-        honest(request, replace(inputs, calib_images=sample), *paths, advance=advance)
 
     def with_stored(honest: Callable[..., Any], where: BuildFolder, question: Question, *, here: bool) -> Any:
         return honest(where, replace(question, stored=stored), here=here)

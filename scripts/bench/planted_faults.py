@@ -235,10 +235,17 @@ def few_scenes(bench: Bench, name: str, scenes: int) -> Planted:
     labels, digest = whole.labels[np.arange(32) % scenes], sha256_bytes(burst.tobytes())
     images = ImageSet(f"{scenes} scenes", tuple(map(str, range(32))), labels, digest, lambda i: burst[i])
 
+    work = calibrated_on(images)
+    return rebuilt(bench, name, CALIBRATION, calibrate=work, engine=work)
+
+
+def calibrated_on(images: ImageSet) -> Work:
+    """Work of `calibrate` and `engine` with other calibration images."""
+
     def work(honest: Work, counter: StepCounter, *arguments: Any, advance: Any) -> None:
         honest(replace(counter, inputs=replace(counter.inputs, calib_images=images)), *arguments, advance=advance)
 
-    return rebuilt(bench, name, CALIBRATION, calibrate=work, engine=work)
+    return work
 
 
 def _longer_queries(values: NDArray[Any]) -> NDArray[Any]:
@@ -264,8 +271,8 @@ def overflow_before_typing(bench: Bench, name: str) -> Planted:
 def overflow_after_typing(bench: Bench, name: str) -> Planted:
     """The same after the check of the typed graph."""
 
-    def work(honest: Work, request: Any, inputs: Any, graph: str, certified: bool, out: Path, *, advance: Any) -> None:
-        honest(request, inputs, graph, certified, out, advance=advance)
+    def work(honest: Work, request: Any, inputs: Any, graph: str, out: Path, *, advance: Any) -> None:
+        honest(request, inputs, graph, out, advance=advance)
         edit_graph(out / TYPED, _of_queries, _longer_queries)
 
     return rebuilt(bench, name, TYPED, type_fp16=work)
