@@ -41,7 +41,7 @@ def decide(interval: Interval, budget_points: float) -> Verdict:
 
 def level_text(level: float) -> str:
     """A confidence level in percent, rounded down to two decimals."""
-    return f"{math.floor(round(1e4 * level, 6)) / 100:g}%"
+    return f"{math.floor(round(1e4 * level, 9)) / 100:g}%"
 
 
 def wilson_limits(count: npt.ArrayLike, total: npt.ArrayLike, level: float = LEVEL) -> tuple[Float64, Float64]:
