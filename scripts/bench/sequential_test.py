@@ -51,7 +51,7 @@ class Flips:
         rates = [(self.flips / 2 + self.drop) / 100, self.flips / 200]
         groups = [rng.multinomial(new, [*rates, 1 - sum(rates)], size=runs) for new in np.diff([0, *sizes])]
         flips = np.cumsum([group[:, :2] for group in groups], axis=0)
-        ends = [drop_limits(*seen.T, n, level) for seen, n, level in zip(flips, sizes, levels, strict=True)]
+        ends = [drop_limits(seen[:, 0], seen[:, 1], n, level) for seen, n, level in zip(flips, sizes, levels, strict=True)]
         return np.array([low for low, _ in ends]), np.array([high for _, high in ends]), rates[0] - rates[1]
 
 
@@ -118,7 +118,8 @@ def simulate(setting: Flips | Noise, runs: int, levels: Sequence[float] | None =
     at, every = np.maximum(first, 0), np.arange(runs)
     held = (low <= truth + rounding) & (high >= truth - rounding)
     passes = float((passed[at, every] & (first >= 0)).mean())
-    return Verdicts(passes, max(0.0, sum(stops) - passes), tuple(map(float, held.mean(1))), float(held.all(0).mean()), tuple(stops))
+    fails, at_each = max(0.0, sum(stops) - passes), tuple(map(float, held.mean(1)))
+    return Verdicts(passes, fails, at_each, float(held.all(0).mean()), tuple(stops))
 
 
 def print_errors(settings: Sequence[Flips | Noise], runs: int) -> None:

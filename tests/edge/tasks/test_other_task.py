@@ -113,7 +113,7 @@ class Depth(Task):
         shape = sides.reference[0].shape
         return "" if shape == (images, *SHAPE) else f"{shape}"
 
-    def compare(self, sides: Sides, level: float = LEVEL) -> DepthComparison:  # noqa: ARG002  # it has no interval
+    def compare(self, sides: Sides, level: float = LEVEL) -> DepthComparison:  # it has no interval
         (reference,), (engine,) = sides.reference, sides.engine
         error = np.abs(reference - engine).mean(axis=(1, 2, 3))
         bad = int((~np.isfinite(error)).sum())
