@@ -1,4 +1,4 @@
-"""merge_layouts: oracles are ONNX's reference evaluator, bit by bit, and steps counted in TensorRT-RTX plans."""
+"""merge_layouts: oracles are ONNX's reference evaluator, bit by bit, which computes operator by operator."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def linear_attention(
         helper.make_node("MatMul", ["x", "wv"], ["v0"], "v"),
         helper.make_node("Add", ["v0", "bv"], ["v1"], "v_bias"),
         helper.make_node("Reshape", ["v1", "heads"], ["v2"], "v_heads"),
-        helper.make_node("Transpose", ["v2"], ["v3"], "v_first", perm=perm_v),
+        helper.make_node("Transpose", ["v2"], ["v3"], "v_first", perm=(0, 2, 1, 3)),
         *pair("v3", "v4", quantized=quantized),
         helper.make_node("MatMul", ["k4", "v4"], ["kv"], "product"),
         helper.make_node("Softmax" if softmax else "Neg", ["kv"], ["y"], "after"),

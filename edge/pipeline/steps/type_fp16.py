@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 _MERGES_LAYOUTS = ("trt_rtx",)
-"""Backends that take fewer steps for the layouts of `engines.token_layouts`, measured without a GPU; others are left as they are."""
+"""Backends that take fewer steps with the layouts of `engines.token_layouts`: where that is measured."""
 
 
 def type_fp16_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace, graph: str) -> Step:
@@ -63,7 +63,7 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, out: Path
 
 
 def type_as_certified(model: ModelProto, request: BuildRequest, network: Network) -> ModelProto:
-    """Strongly typed FP16 graph, FP32 where the certificate in the build folder asks for it. Raises what `type_graph` raises."""
+    """Strongly typed FP16 graph, FP32 where the build's certificate asks for it. Raises what `type_graph` raises."""
     from edge.stability.finders.xnorm import find_sites
     from edge.stability.islands import fp32_nodes
     from edge.stability.network_certificate import read_network_certificate
