@@ -34,7 +34,7 @@ ROOMS = {
     ),
     "engines": (
         "targets", "build_spec", "plan_kernels", "layer_records", "backend_protocol", "hardware", "fp16", "typed_graph",
-        "rounded_nodes", "fp16_statistics", "fp16_emulation",
+        "token_layouts", "rounded_nodes", "fp16_statistics", "fp16_emulation",
         "layer_requests", "precision_receipt", "rtx_plan_text", "engine_inspector", "trt", "torch_tensorrt", "ort", "backends",
         "select_target", "build", "build_folder",
     ),
