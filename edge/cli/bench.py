@@ -138,7 +138,7 @@ def _check_for_gate(build: OpenedBuild, other: OpenedBuild) -> None:
                 "--latency requires engines, but a graph runs in place of one",
                 where=opened.manifest.engine.file,
                 found=opened.ran_on,
-                allowed="the engines themselves: --runner ort for builds of target cpu, --runner trt on their GPU",
+                allowed="the engines themselves: --runner auto for builds of target cpu, --runner trt on their GPU",
             )
     models = (build.manifest.model, other.manifest.model)
     if models[0] != models[1] or other.manifest.precision != "fp32":
