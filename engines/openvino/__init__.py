@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from engines.openvino.api import compile_graph, load, read_graph
     from engines.openvino.backend import build_prepared
     from engines.openvino.executed_graph import executed_evidence
-    from engines.openvino.quantize_early import quantize_early
+    from engines.openvino.qdq_order import quantize_early
 
 __all__ = ["build_prepared", "compile_graph", "executed_evidence", "load", "quantize_early", "read_graph"]
 __getattr__ = lazy_exports(__name__, __file__)

@@ -11,7 +11,7 @@ from engines.backend_protocol import Advance, Backend, BackendResult
 from engines.build_spec import BuildSpec
 from engines.openvino.api import compile_graph, load, read_graph
 from engines.openvino.executed_graph import executed_evidence
-from engines.openvino.quantize_early import quantize_early
+from engines.openvino.qdq_order import quantize_early
 
 
 def version() -> str:

@@ -1,11 +1,14 @@
 """Read layer precisions from what OpenVINO executes: the runtime model of a compiled graph.
 
 Every operator of the runtime model names its type, the kernel that was chosen for it with the precision it computes in
-(`primitiveType`, such as "brgemm_avx512_i8"), and the layers of the graph that were fused into it. A layer that no product
-names is left out and so counts as not INT8. It is what this machine's processor runs: another one may choose other kernels.
+(`primitiveType`, such as "brgemm_avx512_i8"), and the layers of the graph that were fused into it. A generated kernel
+("Subgraph") may hold both products of an attention: they are INT8 when the kernel and everything that it reads are, since its
+products take two INT8 operands or none; where operands differ it is unknown. A layer that no such operator names is left out
+and so counts as not INT8. All of it is what this machine's processor runs: another one may choose other kernels.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +18,66 @@ from engines.layer_records import UNKNOWN, EngineEvidence, GraphFacts, merge_evi
 from engines.openvino.api import compile_graph, read_graph
 
 _PRODUCTS = frozenset(("Convolution", "Deconvolution", "FullyConnected", "GroupConvolution", "MatMul", "RNNCell", "RNNSeq"))
+_GENERATED = "Subgraph"
 _PRECISIONS = {"i8": "int8", "u8": "int8", "f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 """An operator takes uint8 codes where OpenVINO has shifted symmetric ones: its products are the same integers."""
 _ADDED = re.compile(r"/(WithoutBiases|DequantizationMultiply)$")
-_NOT_RUN = frozenset(("Const", "Input", "Output", "Parameter", "Result"))
+_NOT_RUN = frozenset(("Const", "Input", "Output", "Reshape"))
+"""Types of operators that compute and move nothing."""
 
 
 def executed_evidence(data: bytes, graph: bytes, facts: GraphFacts) -> EngineEvidence:
-    """Evidence for the layers of a graph in the engine `data`, compiled here for one image."""
+    """Evidence for the layers of `graph` in the engine `data`, compiled here for one image."""
     path = Path("engine.onnx")
     free = next(iter(facts.input.shape), -1) < 1
     compiled = compile_graph(read_graph(data, path), path, batch=1 if free else None)
-    known = frozenset(facts.traceable)
-    layer_of: dict[str, str] = {}
-    for node in onnx.load_model_from_string(graph).graph.node:
-        if node.name in known:  # what computes an output of the graph goes by the name of that output
-            layer_of |= {f"{node.output[0]}{suffix}": node.name for suffix in ("", "_original")}
-    layer_of |= {name: name for name in known}
-    products, executed, reorders = [], 0, 0
+    layer_of = _layer_names(graph, facts)
+    products, kinds = [], []
+    constant: set[str] = set()
     for operator in compiled.get_runtime_model().get_ordered_ops():
-        info = {key: _text(value) for key, value in operator.get_rt_info().items()}
-        kind, kernel = info.get("layerType", ""), info.get("primitiveType", "")
-        executed += kind not in _NOT_RUN
-        reorders += kind == "Reorder"
-        if kind in _PRODUCTS:
-            precision = _PRECISIONS.get(kernel.rpartition("_")[2].lower(), UNKNOWN)
-            names = map(_unsplit, info.get("originalLayersNames", "").split(","))
-            layers = dict.fromkeys(layer_of[name] for name in names if name in layer_of)
-            products += [(layer, precision, f"OpenVINO runs {kind} with {kernel}") for layer in layers]
-    return EngineEvidence(merge_evidence(products), kernels=executed, reformats=reorders)
+        info = _info(operator)
+        kind, kernel, sources = info.get("layerType", ""), info.get("primitiveType", ""), _sources(operator)
+        if kind == "Const" or (sources and constant.issuperset(name for name, _ in sources)):
+            constant.add(operator.get_friendly_name())
+            continue
+        kinds.append(kind)
+        names = info.get("originalLayersNames", "").split(",")
+        precision = _PRECISIONS.get(kernel.rpartition("_")[2].lower(), UNKNOWN)
+        if kind == _GENERATED:
+            read = {precision, *(_PRECISIONS.get(type_name, UNKNOWN) for name, type_name in sources if name not in constant)}
+            precision = precision if len(read) == 1 else UNKNOWN
+        elif kind in _PRODUCTS:
+            names = [_unsplit(name) for name in names]
+        else:
+            continue
+        layers = dict.fromkeys(layer_of[name] for name in names if name in layer_of)
+        products += [(layer, precision, f"OpenVINO runs {kind} with {kernel}") for layer in layers]
+    executed = [kind for kind in kinds if kind not in _NOT_RUN]
+    return EngineEvidence(merge_evidence(products), kernels=len(executed), reformats=executed.count("Reorder"))
+
+
+def _layer_names(graph: bytes, facts: GraphFacts) -> Mapping[str, str]:
+    """What OpenVINO may call a layer -> its name: what computes an output of the graph goes by the name of that output."""
+    known = frozenset(facts.traceable)
+    nodes = [node for node in onnx.load_model_from_string(graph).graph.node if node.name in known]
+    outputs = {f"{node.output[0]}{suffix}": node.name for node in nodes for suffix in ("", "_original")}
+    return outputs | {name: name for name in known}
+
+
+def _info(operator: Any) -> dict[str, str]:
+    values = operator.get_rt_info().items()
+    return {key: str(value.astype(str)) if hasattr(value, "astype") else str(value) for key, value in values}
+
+
+def _sources(operator: Any) -> list[tuple[str, str]]:
+    """Name of the operator and type of the tensor for each input."""
+    sources = []
+    for port in operator.inputs():
+        output = port.get_source_output()
+        node = output.get_node()
+        types = _info(node).get("outputPrecisions", "").split(",")
+        sources.append((node.get_friendly_name(), types[min(output.get_index(), len(types) - 1)].lower()))
+    return sources
 
 
 def _unsplit(name: str) -> str:
@@ -51,7 +85,3 @@ def _unsplit(name: str) -> str:
     while (shorter := _ADDED.sub("", name)) != name:
         name = shorter
     return name
-
-
-def _text(value: Any) -> str:
-    return str(value.astype(str)) if hasattr(value, "astype") else str(value)

@@ -11,7 +11,7 @@ from engine_graphs import Graph, attention, convolutions, images, run
 from calib.errors import BackendError, MissingError, UsageError
 from engines.build import build
 from engines.build_spec import BuildSpec
-from engines.openvino.quantize_early import quantize_early
+from engines.openvino.qdq_order import quantize_early
 from engines.select_target import with_backend
 from engines.targets import TARGETS
 from engines.typed_graph import type_graph
@@ -117,3 +117,21 @@ def test_which_runtime_a_cpu_gets(monkeypatch):
             with_backend(target, name)
     monkeypatch.setattr("engines.select_target.find_spec", lambda _name: None)
     assert with_backend(cpu, None).backend == "ort"
+
+
+def softmax_attention(*, quantized_shares):
+    """softmax(Q Kᵀ) V of 4 heads on (batch, 4, 16, 32), both products in INT8, or the second in float."""
+    g = Graph(4, 16, 32)
+    q, kt = g.pair("image"), g.pair(g.node("Transpose", ["image"], "k", perm=[0, 1, 3, 2]))
+    shares = g.node("Softmax", [g.node("MatMul", [q, kt], "scores/MatMul")], "softmax", axis=-1)
+    value = g.node("Mul", ["image", g.store("half", np.array(0.5, np.float32))], "v")
+    operands = [g.pair(shares, 1 / 127), g.pair(value)] if quantized_shares else [shares, value]
+    return g.model(g.node("MatMul", operands, "out/MatMul"), 4, 16, 32)
+
+
+def test_fused_attention_is_int8_only_where_all_it_reads_is(tmp_path):
+    """OpenVINO generates one kernel for both products: with a float operand it does not tell which product is INT8."""
+    assert built(tmp_path, softmax_attention(quantized_shares=True), "int8").receipt.actual == {"int8": 1.0}
+    mixed = built(tmp_path, softmax_attention(quantized_shares=False), "int8").receipt
+    assert mixed.actual == {"unknown": 1.0}
+    assert "Subgraph" in mixed.fallbacks[0].reason
