@@ -35,8 +35,8 @@ ROOMS = {
     "engines": (
         "targets", "build_spec", "plan_kernels", "layer_records", "backend_protocol", "hardware", "fp16", "typed_graph",
         "rounded_nodes", "fp16_statistics", "fp16_emulation",
-        "layer_requests", "precision_receipt", "rtx_plan_text", "engine_inspector", "trt", "torch_tensorrt", "ort", "openvino", "backends",
-        "select_target", "build", "build_folder",
+        "layer_requests", "precision_receipt", "rtx_plan_text", "engine_inspector", "trt", "torch_tensorrt", "ort",
+        "openvino", "backends", "select_target", "build", "build_folder",
     ),
     "edge": (
         "progress", "numeric_tolerances", "option_bounds",

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from calib.metrics import sqnr_db
 
 FP32_ORT = "FP32, ONNX Runtime"
-WARM_UP = 8
+WARM_UP = 3
 PAUSE_S = 0.005
 Row = tuple[str, str, Path]
 """Name, runtime, file."""
@@ -193,7 +193,7 @@ def sizes(model: str, image_sizes: list[int], rounds: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows = [row for softmax in (False, True) for row in sized_rows(model, size, Path(folder), softmax=softmax)]
             images = np.random.default_rng(0).normal(size=(1, 3, size, size)).astype(np.float32)
-            results = measure(rows, images, max(10, rounds * image_sizes[0] // size))
+            results = measure(rows, images, max(5, rounds * image_sizes[0] // size))
         medians.append([results[column][0] for column in columns])
         print(f"| {size} | " + " | ".join(f"{ms:.1f}" for ms in medians[-1]) + " |", flush=True)
     pixels = (image_sizes[-1] / image_sizes[0]) ** 2

@@ -11,6 +11,8 @@ from engine_graphs import Graph, attention, convolutions, images, run
 from calib.errors import BackendError, MissingError, UsageError
 from engines.build import build
 from engines.build_spec import BuildSpec
+from engines.layer_requests import graph_facts
+from engines.openvino.executed_graph import executed_evidence
 from engines.openvino.qdq_order import quantize_early
 from engines.select_target import with_backend
 from engines.targets import TARGETS
@@ -135,3 +137,24 @@ def test_fused_attention_is_int8_only_where_all_it_reads_is(tmp_path):
     mixed = built(tmp_path, softmax_attention(quantized_shares=False), "int8").receipt
     assert mixed.actual == {"unknown": 1.0}
     assert "Subgraph" in mixed.fallbacks[0].reason
+
+
+def scaled_convolutions():
+    """Two convolutions, each followed by Mul and Add per channel, which OpenVINO folds into them, names included."""
+    g = Graph(3, 8, 8)
+    x = "image"
+    for name, group, channels in (("first", 1, 3), ("second", 8, 1)):
+        g.weight(f"w_{name}", 8, channels, 3, 3)
+        bias = g.weight(f"b_{name}", 8)
+        weight = g.int8_weight(f"w_{name}", 0)
+        x = g.node("Conv", [g.pair(x), weight, bias], f"{name}/Conv", group=group, pads=[1, 1, 1, 1])
+        x = g.node("Mul", [x, g.weight(f"m_{name}", 8, 1, 1)], f"{name}/Mul")
+        x = g.node("HardSwish", [g.node("Add", [x, g.weight(f"a_{name}", 8, 1, 1)], f"{name}/Add")], f"{name}/act")
+    return g.model(x, 8, 8, 8)
+
+
+def test_layers_that_lost_their_names_are_found_by_what_follows(tmp_path):
+    model = scaled_convolutions()
+    assert built(tmp_path, model, "int8").receipt.actual == {"int8": 1.0}
+    evidence = executed_evidence(model.SerializeToString(), model.SerializeToString(), graph_facts(model)).layers
+    assert set(evidence) == {"first/Conv", "second/Conv"}
