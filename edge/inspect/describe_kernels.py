@@ -9,6 +9,7 @@ from edge.inspect.describe_dataclass import limited
 from edge.inspect.description import Description, Listing, size_text
 from engines.engine_inspector import inspected_layers, inspected_steps, read_profile
 from engines.plan_kernels import PlanKernels, StepTotal, summarize_steps
+from engines.speed_estimate import SpeedEstimate
 
 _COLUMNS = ("steps", "weights", "activations of one image", "steps of unknown size")
 
@@ -24,6 +25,20 @@ def describe_kernels(plan: PlanKernels) -> list[Listing]:
         )
         listings.append(Listing(f"The steps of {plan.block}", ("kind", "kernel", "moves", "nodes"), rows))
     return listings
+
+
+def describe_speed(estimate: SpeedEstimate) -> Description:
+    """speed.json: the expected speed of the INT8 engine beside the FP16 engine, by target and batch."""
+    rows = tuple(
+        (speed.target, speed.machine, str(up.batch), up.sentence()) for speed in estimate.targets for up in speed.batches
+    )
+    listing = Listing("Expected speed, nothing was timed", ("target", "rates of", "batch", "speed"), rows)
+    facts = {"INT8 engine": estimate.engine_sha256}
+    if estimate.reason or estimate.fp16 is None:
+        return Description("Estimate of speed", facts, (), (f"no estimate: {estimate.reason}",))
+    total = estimate.fp16.total
+    facts["FP16 engine"] = f"{total.steps} steps, which move {size_text(total.moved_bytes)} for one image"
+    return Description("Estimate of speed", facts, (listing, *describe_kernels(estimate.fp16)))
 
 
 def describe_trtexec(path: Path) -> Description:

@@ -24,11 +24,12 @@ from edge.pipeline.steps.export import export_step
 from edge.pipeline.steps.import_onnx import import_step
 from edge.pipeline.steps.quantize import quantize_step
 from edge.pipeline.steps.report import report_step
+from edge.pipeline.steps.speed import speed_step
 from edge.pipeline.steps.type_fp16 import type_fp16_step
 from edge.pipeline.workspace import RANDOM_WEIGHTS_NOTICE, BuildOutcome, Step, Workspace
 from edge.progress import Progress
 from edge.tasks.budget import budget_for
-from engines.build_folder.file_names import ARTIFACTS, FOLDED, MODEL, QUANTIZED, TYPED
+from engines.build_folder.file_names import ARTIFACTS, FOLDED, MODEL, QUANTIZED, TYPED, XNORM
 from engines.build_folder.folder import BuildFolder
 from engines.select_target import judged_here
 
@@ -67,6 +68,8 @@ def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace) -> 
         yield type_fp16_step(request, inputs, workspace, graph)
         graph = TYPED
     yield engine_step(request, inputs, workspace, graph)
+    if request.precision == "int8" and request.target.backend == "trt_rtx":
+        yield speed_step(request, inputs, workspace, FOLDED if workspace.made(XNORM) else MODEL)
     task = inputs.network.task
     budget = budget_for(task.name, request.max_drop_points, request.min_sqnr_db, request.min_cosine)
     question = Question(inputs.eval_images, labelled=task.labelled, budget=budget)

@@ -20,6 +20,7 @@ from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import EngineManifest
 from engines.build_folder.safe_files import REMAKE
 from engines.build_folder.verify import verify_recorded
+from engines.speed_estimate import SPEED_ARTIFACT, SpeedEstimate
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class ReportInputs:
     certificate: XNormCertificate | None = None
     pictures: KeptPictures | None = None
     attribution: Attribution | None = None
+    speed: SpeedEstimate | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,9 @@ def gather(build: BuildFolder) -> ReportInputs:
     if pictures is not None:
         _check_pictures(build.path, drift, pictures, set(task.worst(sides).tolist()))
     verify_recorded(build)
+    speed = build.find(SPEED_ARTIFACT)
     return ReportInputs(
-        build, manifest, drift, task=task, sides=sides, pictures=pictures, attribution=attribution, **vars(built)
+        build, manifest, drift, task=task, sides=sides, pictures=pictures, attribution=attribution, speed=speed, **vars(built)
     )
 
 

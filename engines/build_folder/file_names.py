@@ -9,6 +9,7 @@ REFINED, CALIBRATION, QUANTIZED = "model.refined.onnx", "calibration.json", "mod
 TYPED = "model.typed.onnx"
 ENGINES = tuple(f"engine{suffix}" for suffix in sorted({target.engine_suffix for target in TARGETS.values()}))
 MANIFEST = "manifest.json"
+SPEED = "speed.json"
 DRIFT, ANSWERS, PICTURES = "drift.json", "logits.npz", "flips.npz"
 ATTRIBUTION, REPORT = "attribution.json", "report.html"
 RECORD = "steps.json"
@@ -17,7 +18,7 @@ SIGNATURE = "signature.json"
 """Last of ARTIFACTS although no step writes it: a build that changes anything removes files that are not of a finished step."""
 ARTIFACTS = (
     *(MODEL, EXPORT, IMPORT, GOLDEN, XNORM, FOLDED, REFINED, CALIBRATION, QUANTIZED, TYPED, *ENGINES),
-    *(MANIFEST, DRIFT, ANSWERS, PICTURES, ATTRIBUTION, REPORT, SIGNATURE),
+    *(MANIFEST, SPEED, DRIFT, ANSWERS, PICTURES, ATTRIBUTION, REPORT, SIGNATURE),
 )
 CACHE = "calibration.cache"
 """TensorRT's legacy calibration cache, written by `ufovit calibrate` only."""

@@ -6,7 +6,18 @@ from typing import Any
 
 from calib.errors import ArtifactError, InputError
 from calib.json_reader import parse_json, read_json
-from engines.build_folder.file_names import ATTRIBUTION, CALIBRATION, DRIFT, EXPORT, FOLDED, IMPORT, MODEL, REFINED, XNORM
+from engines.build_folder.file_names import (
+    ATTRIBUTION,
+    CALIBRATION,
+    DRIFT,
+    EXPORT,
+    FOLDED,
+    IMPORT,
+    MODEL,
+    REFINED,
+    SPEED,
+    XNORM,
+)
 from engines.build_folder.manifest import EngineManifest
 from engines.build_folder.safe_files import REMAKE
 
@@ -41,6 +52,7 @@ def _references(manifest: EngineManifest) -> Iterator[tuple[str, str, tuple[Any,
     for file, field in ((DRIFT, "engine.sha256"), (ATTRIBUTION, "judged.sha256")):
         yield file, field, tuple(record.sha256 for record in judged if record is not None)
     yield ATTRIBUTION, "reference.sha256", (source,)
+    yield SPEED, "engine_sha256", (manifest.engine.sha256,)
     yield DRIFT, "preprocess_sha256", (preprocess,)
     yield DRIFT, "random_weights", (manifest.random_weights,)
 

@@ -7,11 +7,22 @@ from typing import Any
 from calib.files import write_bytes
 from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
-from engines.build_folder.file_names import ANSWERS, ATTRIBUTION, DRIFT, EXPORT, IMPORT, MANIFEST, PICTURES, REPORT, XNORM
+from engines.build_folder.file_names import (
+    ANSWERS,
+    ATTRIBUTION,
+    DRIFT,
+    EXPORT,
+    IMPORT,
+    MANIFEST,
+    PICTURES,
+    REPORT,
+    SPEED,
+    XNORM,
+)
 from engines.build_folder.folder import BuildFolder
 from engines.hardware import versions
 
-_REPORTED = (EXPORT, IMPORT, MANIFEST, DRIFT, ANSWERS, PICTURES, XNORM, ATTRIBUTION)
+_REPORTED = (EXPORT, IMPORT, MANIFEST, SPEED, DRIFT, ANSWERS, PICTURES, XNORM, ATTRIBUTION)
 """Files that a report shows, besides the graphs, whose digests the manifest records."""
 
 

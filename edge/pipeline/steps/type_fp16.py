@@ -1,7 +1,10 @@
 """type (fp16, and int8 for a GPU): the last graph + xnorm.json -> model.typed.onnx, strongly typed."""
 
+from __future__ import annotations
+
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +18,9 @@ from edge.pipeline.steps.export import CHECK_IMAGES
 from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
 from engines.build_folder.file_names import REFINED, TYPED, XNORM
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 
 def type_fp16_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace, graph: str) -> Step:
@@ -35,17 +41,11 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, certified
     from calib.graph import load_graph
     from calib.qdq_writer import serialize
     from edge.runtime.ort_runner import OrtRunner, emulated_runner, run_all
-    from edge.stability.certificate import read_certificate
-    from edge.stability.finders.xnorm import find_sites
-    from edge.stability.islands import fp32_nodes
     from engines.typed_graph import type_graph
 
     folder, path = request.out, request.out / graph
     model, _ = load_graph(path)
-    islands: frozenset[str] = frozenset()
-    if certified:
-        sites = find_sites(model, inputs.network.xnorm_sites, inputs.network.xnorm_kv_axis)
-        islands = fp32_nodes(model, sites, read_certificate(folder / XNORM).island_names)
+    islands = fp32_islands(model, inputs, folder) if certified else frozenset[str]()
     typed = type_graph(model, keep_fp32=islands)
     advance(0.5)
     network = inputs.network
@@ -58,6 +58,16 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, certified
         if sides[0].dtype.kind == "f":  # of indices and other integers, no power can be told
             _check_output(path, name, *sides)
     write_bytes(out / TYPED, serialize(typed))
+
+
+def fp32_islands(model: ModelProto, inputs: BuildInputs, folder: Path) -> frozenset[str]:
+    """The nodes of a certified graph that the certificate in `folder` keeps in FP32."""
+    from edge.stability.certificate import read_certificate
+    from edge.stability.finders.xnorm import find_sites
+    from edge.stability.islands import fp32_nodes
+
+    sites = find_sites(model, inputs.network.xnorm_sites, inputs.network.xnorm_kv_axis)
+    return fp32_nodes(model, sites, read_certificate(folder / XNORM).island_names)
 
 
 def _check_output(path: Path, name: str, unquantized: Float32, graph: Float32, typed: Float32) -> None:
