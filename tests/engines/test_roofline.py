@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from calib.artifact import write_artifact
 from engines.layer_records import EngineEvidence, Layer, LayerEvidence
 from engines.plan_kernels import PlanStep
 from engines.roofline import RATES, EngineWork, MachineRates, StepWork, Unknowns, engine_times, engine_work, estimate_speed_up
+from engines.speed_estimate import SPEED_ARTIFACT, make_estimate
+from engines.targets import TARGETS
 
 RTX = MachineRates("made up", int8_tops=2.0, fp16_tops=1.0, bandwidth_gbs=100.0, launch_us=(2.0, 4.0), tensorrt=False)
 EXACT = Unknowns(launch=3.0, bandwidth=1.0, traffic=1.0, efficiency=1.0, int8=1.0, merged=0.0)
@@ -104,6 +107,25 @@ def test_for_tensorrt_padding_is_dropped_and_epilogues_are_merged():
         StepWork(7, 60, float_macs=10),
     )
     assert engine.merged == (StepWork(55, 450, int8_macs=1000), StepWork(0, 80), StepWork(7, 60, float_macs=10))
+
+
+def test_an_estimate_is_written_and_read_back(tmp_path):
+    """Every target with documented rates, that of the build first; two batches each."""
+    estimate = make_estimate("a" * 64, EVIDENCE, EVIDENCE, LAYERS, "orin-nano")
+    assert estimate.targets[0].target == "orin-nano"
+    assert {speed.target for speed in estimate.targets} == set(RATES) <= set(TARGETS)
+    assert {(up.batch, up.low, up.high) for speed in estimate.targets for up in speed.batches} == {(1, 1.0, 1.0), (8, 1.0, 1.0)}
+    assert estimate.fp16.total.steps == len(STEPS)
+    path = tmp_path / "speed.json"
+    write_artifact(path, estimate)
+    assert SPEED_ARTIFACT.parse(path.read_bytes(), path) == estimate
+
+
+@pytest.mark.parametrize(("int8", "fp16"), [(EVIDENCE, EngineEvidence()), (EngineEvidence(), EVIDENCE)])
+def test_without_the_steps_of_both_engines_there_is_no_estimate(int8, fp16):
+    estimate = make_estimate("a" * 64, int8, fp16, LAYERS, "rtx")
+    assert estimate.targets == ()
+    assert "does not report its steps" in estimate.reason
 
 
 ORIN_NANO = RATES["orin-nano"]
