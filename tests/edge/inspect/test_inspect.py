@@ -21,11 +21,14 @@ from report_folder import FALLBACK, PLAN_STEPS, TENSORS, Recipe, make_folder
 from rich.console import Console
 from safetensors.numpy import save_file
 
+from calib.artifact import write_artifact
 from calib.errors import InputError, UsageError
 from calib.files import sha256_file
 from edge.inspect import describe_file
 from edge.model.metadata import METADATA_KEY
+from engines.layer_records import EngineEvidence
 from engines.precision_receipt import Fallback
+from engines.speed_estimate import SpeedEstimate, make_estimate
 
 
 def shown(path: Path) -> str:
@@ -76,6 +79,16 @@ def test_steps_of_an_engine(folder: Path) -> None:
     assert re.search(r"^pointwise +60 +46,200 bytes +1,693,440 bytes \(1\.7 MB\) +0", text, re.MULTILINE)
     assert "The steps of blocks.0" in text
     assert "blocks.0.attn.v/<i>MatMul</i>" in text, "not read as markup"
+
+
+def test_the_expected_speed(tmp_path: Path) -> None:
+    evidence = EngineEvidence(steps=PLAN_STEPS)
+    write_artifact(tmp_path / "speed.json", make_estimate("a" * 64, evidence, evidence, (), "thor"))
+    text = shown(tmp_path / "speed.json")
+    assert facts(text)["FP16 engine"].startswith("66 steps")
+    assert re.search(r"^thor +Jetson T5000 +1 +between 1\.00x and 1\.00x of FP16's speed at batch 1", text, re.MULTILINE)
+    write_artifact(tmp_path / "speed.json", SpeedEstimate("a" * 64, None, (), "weights overflow FP16"))
+    assert "no estimate: weights overflow FP16" in shown(tmp_path / "speed.json")
 
 
 LAYERS = {

@@ -7,13 +7,21 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from gate_builds import record
 from html_page import Page
-from report_folder import FALLBACK, LABELS, PLAN, TENSORS, Recipe, make_folder, render
+from report_folder import FALLBACK, LABELS, PLAN, PLAN_STEPS, TENSORS, Recipe, make_folder, render
+
+from calib.artifact import write_artifact
+from calib.errors import ArtifactError
+from engines.layer_records import EngineEvidence
+from engines.roofline import RATES
+from engines.speed_estimate import make_estimate
 
 
 def silent(_share: float) -> None:
@@ -217,6 +225,34 @@ def test_steps_of_one_inference_are_those_of_the_receipt(passed: tuple[Path, str
     assert "attn.v/<i>MatMul</i>, attn.q/MatMul" in labels
     assert sum("attn.q/Add" in label for label in labels) == len(PLAN.block_steps[:60]) - 1
     assert "The first 60 of the 63 steps of blocks.0" in page.text
+
+
+def add_speed(folder: Path, **changes: Any) -> None:
+    """Write an estimate of the folder's engine, recorded like every other artifact."""
+    digest = json.loads((folder / "manifest.json").read_text())["engine"]["sha256"]
+    evidence = EngineEvidence(steps=PLAN_STEPS)
+    estimate = make_estimate(digest, evidence, evidence, (), "rtx")
+    write_artifact(folder / "speed.json", replace(estimate, **changes))
+    record(folder)
+
+
+def test_the_expected_speed_stands_with_the_steps(folder: Path) -> None:
+    assert "speed" not in Page(render(folder, silent)).by_id, "control: no estimate"
+    add_speed(folder)
+    page = Page(render(folder, silent))
+    assert "The FP16 engine of the same network runs 66 steps" in page.by_id["speed"]
+    assert "nothing was timed" in page.by_id["speed"]
+    rows = [row for row in page.rows if "of FP16's speed at batch" in row[-1]]
+    assert len(rows) == 2 * len(RATES)
+    assert rows[0][0] == "rtx"
+    add_speed(folder, targets=(), fp16=None, reason="weights <overflow> FP16")
+    assert "weights <overflow> FP16" in Page(render(folder, silent)).by_id["no-speed"]
+
+
+def test_an_estimate_of_another_engine_is_refused(folder: Path) -> None:
+    add_speed(folder, engine_sha256="0" * 64)
+    with pytest.raises(ArtifactError, match=r"different builds in one folder[\s\S]*speed\.json, engine_sha256"):
+        render(folder, silent)
 
 
 def test_an_engine_that_does_not_report_its_steps_has_no_such_section(tmp_path: Path) -> None:
