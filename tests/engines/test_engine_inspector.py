@@ -274,7 +274,7 @@ def test_missing_fields_are_not_evidence():
     assert actual(whole) == "int8"
     for field in ("LayerType", "Inputs", "Metadata"):
         assert actual({name: value for name, value in whole.items() if name != field}) in ("unknown", "not named")
-    assert read({}) == EngineEvidence({}, kernels=1, reformats=0, steps=(PlanStep("other", "", (), 0, 0),))
+    assert read({}) == EngineEvidence({}, kernels=1, reformats=0, steps=(PlanStep("other", "", (), 0, 0, 0),))
 
 
 def test_a_receipt_from_inspector_output():
