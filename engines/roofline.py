@@ -172,11 +172,15 @@ def _step_works(steps: Iterable[PlanStep], evidence: EngineEvidence, layers: Ite
 
 
 def _merge_pointwise(steps: Iterable[PlanStep]) -> tuple[PlanStep, ...]:
-    """Each pointwise step merged into the product before it, if it names a node of that product."""
+    """Each pointwise step merged into the product before it, if it names a node of that product and transposes nothing.
+
+    Transposed heads of q, k and v are a step of its own in FP16 too, and then no reason why INT8 would run fewer.
+    """
     merged: list[PlanStep] = []
     product = None
     for step in steps:
-        if step.kind == "pointwise" and product is not None and not {*merged[product].nodes}.isdisjoint(step.nodes):
+        epilogue = step.kind == "pointwise" and "Tran" not in step.name
+        if epilogue and product is not None and not {*merged[product].nodes}.isdisjoint(step.nodes):
             merged[product] = _merge(merged[product], step)
         else:
             product = len(merged) if step.kind in _MULTIPLYING else product

@@ -127,6 +127,17 @@ def test_for_tensorrt_padding_is_dropped_and_epilogues_are_merged():
 FP16 = describe_fp16("b" * 64, EVIDENCE, LAYERS)
 
 
+def test_a_step_that_transposes_is_merged_neither_in_int8_nor_in_fp16():
+    """Scaling, bias and transposition after a product: one step in INT8, which names the product, one in FP16, which does not."""
+    product = PlanStep("product", "fully_connected", ("q/MatMul",), 50, 300, 100)
+    int8 = PlanStep("pointwise", "MulAddMulMinMaxRounCastReshTran", ("q/MatMul", "q/Add", "Transpose"), 5, 150, 50)
+    fp16 = PlanStep("pointwise", "AddReshTran", ("q/Add", "Transpose"), 5, 200, 100)
+    works = [engine_work(EngineEvidence(steps=(product, step)), ()) for step in (int8, fp16)]
+    assert [len(work.merged) for work in works] == [2, 2]
+    flat = engine_work(EngineEvidence(steps=(product, replace(int8, name="MulAddMulMinMaxRounCast"))), ())
+    assert len(flat.merged) == 1, "control: without the transposition"
+
+
 def test_an_estimate_is_written_and_read_back(tmp_path):
     """Every target with documented rates, that of the build first; two batches each."""
     estimate = make_estimate("a" * 64, EVIDENCE, LAYERS, FP16, "orin-nano")
