@@ -128,7 +128,7 @@ FP16 = describe_fp16("b" * 64, EVIDENCE, LAYERS)
 
 
 def test_a_step_that_transposes_is_merged_neither_in_int8_nor_in_fp16():
-    """Scaling, bias and transposition after a product: one step in INT8, which names the product, one in FP16, which does not."""
+    """Scaling, bias and transposition after a product: a step in INT8, which names the product, and in FP16."""
     product = PlanStep("product", "fully_connected", ("q/MatMul",), 50, 300, 100)
     int8 = PlanStep("pointwise", "MulAddMulMinMaxRounCastReshTran", ("q/MatMul", "q/Add", "Transpose"), 5, 150, 50)
     fp16 = PlanStep("pointwise", "AddReshTran", ("q/Add", "Transpose"), 5, 200, 100)
