@@ -175,7 +175,7 @@ def _require_engines(option: str, *builds: OpenedBuild) -> None:
                 f"{option} requires engines, but a graph runs in place of one",
                 where=opened.manifest.engine.file,
                 found=opened.ran_on,
-                allowed="the engines themselves: --runner ort for builds of target cpu, --runner trt on their GPU",
+                allowed="the engines themselves: --runner auto for builds of target cpu, --runner trt on their GPU",
             )
 
 

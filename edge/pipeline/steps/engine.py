@@ -49,7 +49,9 @@ def engine_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace
         "int8_floor": request.int8_floor,
         "backend": request.target.backend,
         "builder": request.builder.as_json(request.target, request.out),
-        "versions": versions("tensorrt_rtx", "tensorrt", "onnxruntime"),
+        "versions": versions(
+            "tensorrt_rtx", "tensorrt", "onnxruntime", *(("openvino",) if request.target.backend == "openvino" else ())
+        ),
     }
     work = partial(build_engine, counter, request.out / graph, workspace)
     return Step("engine", reads, (request.engine_file, MANIFEST), work)
@@ -76,7 +78,7 @@ def build_engine(counter: StepCounter, graph_path: Path, workspace: Workspace, o
     calibration = None
     if int8:
         calibration = CalibrationRecord(**vars(recorded(CALIBRATION)), images=len(images), data_sha256=images.sha256)
-    judged = judged_on(on_cpu=target.backend == "ort", here=judged_here(target), emulated=typed)
+    judged = judged_on(target.backend, here=judged_here(target), emulated=typed)
     manifest = EngineManifest(
         model=network.name,
         precision=request.precision,
