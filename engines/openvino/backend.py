@@ -35,7 +35,13 @@ def build_prepared(spec: BuildSpec, graph: bytes, advance: Advance) -> BackendRe
     try:
         compile_graph(read_graph(engine, spec.onnx), spec.onnx)
     except GraphError as error:
-        raise BackendError("OpenVINO rejects the graph", where=spec.onnx, found=str(error), log=(str(error),)) from error
+        raise BackendError(
+            "OpenVINO rejects the graph",
+            where=spec.onnx,
+            found=str(error),
+            next_command="build for ONNX Runtime: --backend ort",
+            log=(str(error),),
+        ) from error
     advance(1.0)
     return BackendResult(engine, release)
 

@@ -102,8 +102,9 @@ def test_what_it_refuses(tmp_path, monkeypatch):
     unknown = attention()
     unknown.graph.node[-1].op_type, unknown.graph.node[-1].domain = "Unheard", "nowhere"
     unknown.opset_import.append(onnx.helper.make_opsetid("nowhere", 1))
-    with pytest.raises(BackendError, match="OpenVINO rejects the graph"):
+    with pytest.raises(BackendError, match="OpenVINO rejects the graph") as refused:
         built(tmp_path, unknown, "fp32")
+    assert "--backend ort" in str(refused.value)
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingError, match="openvino is not installed"):
         built(tmp_path, attention(), "fp32")
