@@ -10,13 +10,16 @@ from edge.stability.finders.xnorm import XNormSite
 _REARRANGING = frozenset({"Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze"})
 
 
-def fp32_nodes(model: onnx.ModelProto, sites: tuple[XNormSite, ...], islands: Collection[str]) -> frozenset[str]:
+def fp32_nodes(
+    model: onnx.ModelProto, sites: tuple[XNormSite, ...], islands: Collection[str], *, with_norms: bool = True
+) -> frozenset[str]:
     """Names of the nodes that stay in FP32 when the rest of a graph, with or without Q/DQ, is FP16.
 
     `islands` names the sites that compute in FP32 altogether, the K^T V that feeds them included. Of every other site only K^T
-    V itself stays in FP32: Casts around a MatMul make TensorRT accumulate FP16 operands in FP32, and a sum over all tokens
-    in FP16 would lose digits that no scale can restore. A product of INT8 operands is summed in INT32 anyway and needs no
-    Casts.
+    V itself has to stay in FP32: Casts around a MatMul make TensorRT accumulate FP16 operands in FP32, and a sum over all tokens
+    in FP16 would lose digits that no scale can restore. Its norm computes in FP32 too, as that takes no more Casts and rounds
+    less; `with_norms` = False leaves it out, for what has to hold of INT8 builds as well: a product of INT8 operands is summed in
+    INT32 anyway, needs no Casts, and its norm is FP16.
     """
     index = index_graph(model)
     kept: set[str] = set()
@@ -26,7 +29,7 @@ def fp32_nodes(model: onnx.ModelProto, sites: tuple[XNormSite, ...], islands: Co
         elif site.operand == "kv":
             producers = [index.producer(tensor) for tensor in index.nodes[site.nodes[0]].input]
             if not all(node is not None and node.op_type == "DequantizeLinear" for node in producers):
-                kept.add(site.nodes[0])
+                kept.update(site.nodes if with_norms else site.nodes[:1])
     return frozenset(kept)
 
 
