@@ -1,7 +1,7 @@
 """Nodes that join an FP32 island though 16 bits hold them: for its accuracy, or because that takes fewer Casts.
 
-    logits of LARGE_LOGITS and more     the layers that compute queries and keys, up to the product: an exponential turns an absolute
-                                        error into a relative one, and FP16 would round such logits by 1 and more
+    logits of LARGE_LOGITS and more     the layers that compute queries and keys, up to the product: an exponential turns the
+                                        absolute error of its argument, here the rounding of both, into a relative one
     a node beside an island             joins where that saves a Cast; layers with weights do not, as FP32 makes them slow
 """
 
@@ -14,8 +14,8 @@ from calib.macs import MAC_OPS
 from edge.stability.finders.site_graph import VIEWS
 from edge.stability.network_cases import NetworkFacts
 
-LARGE_LOGITS = 2048.0
-"""From here on neighbouring numbers of FP16 are 2 apart."""
+LARGE_LOGITS = 64.0
+"""From here on FP16 rounds by up to 1/32 and more, which moves exponentials by 3 %: less than 30 dB are left of them."""
 _PASSING = (*VIEWS, "Slice", "Split", "Gather", "Mul", "Div", "Add")
 
 
