@@ -15,11 +15,10 @@ def fp32_nodes(
 ) -> frozenset[str]:
     """Names of the nodes that stay in FP32 when the rest of a graph, with or without Q/DQ, is FP16.
 
-    `islands` names the sites that compute in FP32 altogether, the K^T V that feeds them included. Of every other site only K^T
-    V itself has to stay in FP32: Casts around a MatMul make TensorRT accumulate FP16 operands in FP32, and a sum over all tokens
-    in FP16 would lose digits that no scale can restore. Its norm computes in FP32 too, as that takes no more Casts and rounds
-    less; `with_norms` = False leaves it out, for what has to hold of INT8 builds as well: a product of INT8 operands is summed in
-    INT32 anyway, needs no Casts, and its norm is FP16.
+    `islands` names the sites that compute in FP32 altogether, the K^T V that feeds them included. Every other K^T V stays in
+    FP32, too: a sum over all tokens in FP16 would lose digits that no scale can restore. Its norm stays with it, as that takes
+    no more Casts and rounds less. A product of INT8 operands is summed in INT32 anyway and needs no Casts; its norm is FP16.
+    `with_norms` = False leaves these norms out: what then holds in FP16 holds of INT8 builds as well.
     """
     index = index_graph(model)
     kept: set[str] = set()

@@ -185,8 +185,8 @@ def summarize(certificate: NetworkCertificate) -> Results:
 def compare_half(model: onnx.ModelProto, images: Float32, exponent: int = 0) -> Results:
     """The network in torch's half precision against its FP32 outputs of ONNX Runtime, on images one at a time.
 
-    Weights times 2^exponent can make a network magnify rounding so much that FP32 is no reference. Then float64 is, if torch gives
-    the outputs of ONNX Runtime without that factor: it computes the same nodes.
+    Weights times 2^exponent can make a network magnify rounding so much that FP32 is no reference. Then float64 is, if torch
+    gives the outputs of ONNX Runtime without that factor: it computes the same nodes.
     """
     import torch
 
@@ -227,7 +227,8 @@ def _torch_outputs(model: onnx.ModelProto, images: Float32, dtype: torch.dtype) 
     network = TorchNetwork(model, dtype)
     with torch.inference_mode():
         answers = [network(torch.from_numpy(image[None])) for image in images]
-    return [{name: values.numpy()[0] if len(values) == 1 else values.numpy() for name, values in row.items()} for row in answers]
+    rows = [{name: values.numpy() for name, values in row.items()} for row in answers]
+    return [{name: values[0] if len(values) == 1 else values for name, values in row.items()} for row in rows]
 
 
 if __name__ == "__main__":

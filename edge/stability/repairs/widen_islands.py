@@ -1,8 +1,8 @@
 """Nodes that join an FP32 island though 16 bits hold them: for its accuracy, or because that takes fewer Casts.
 
-    logits of LARGE_LOGITS and more     the layers that compute queries and keys, up to the product: an exponential turns the
-                                        absolute error of its argument, here the rounding of both, into a relative one
-    a node beside an island             joins where that saves a Cast; layers with weights do not, as FP32 makes them slow
+logits of LARGE_LOGITS and more     the layers that compute queries and keys, up to the product: an exponential turns the
+                                    absolute error of its argument, here the rounding of both, into a relative one
+a node beside an island             joins where that saves a Cast; layers with weights do not, as FP32 makes them slow
 """
 
 from collections.abc import Collection, Iterator

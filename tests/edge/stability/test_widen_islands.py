@@ -1,4 +1,4 @@
-"""What joins an FP32 island. Oracles: nodes and Casts counted by hand, and the emulated FP16 network, against the narrow island."""
+"""What joins an FP32 island. Oracles: nodes and Casts counted by hand, the emulated FP16 network with a narrow island."""
 
 import numpy as np
 import pytest
