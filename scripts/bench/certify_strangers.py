@@ -185,8 +185,8 @@ def summarize(certificate: NetworkCertificate) -> Results:
 def compare_half(model: onnx.ModelProto, images: Float32, exponent: int = 0) -> Results:
     """The network in torch's half precision against its FP32 outputs of ONNX Runtime, on images one at a time.
 
-    Weights times 2^exponent can make a network magnify rounding so much that FP32 is no reference. Then float64 is, if torch
-    gives the outputs of ONNX Runtime without that factor: it computes the same nodes.
+    Weights times 2^exponent can make a network magnify rounding so much that FP32 cannot be the reference. Then float64 is, if
+    torch gives the outputs of ONNX Runtime without that factor: it computes the same nodes.
     """
     import torch
 
