@@ -5,7 +5,7 @@ logits of LARGE_LOGITS and more     the layers that compute queries and keys, up
 a node beside an island             joins where that saves a Cast; layers with weights do not, as FP32 makes them slow
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Set
 
 import onnx
 
@@ -56,12 +56,12 @@ def _back_to_layer(facts: NetworkFacts, tensor: str) -> list[str]:
     return []
 
 
-def _saving(facts: NetworkFacts, nodes: Collection[str], around: Collection[str], floats: Collection[str]) -> Iterator[str]:
+def _saving(facts: NetworkFacts, nodes: Collection[str], around: Collection[str], floats: Set[str]) -> Iterator[str]:
     """Nodes beside those of `around`, in graph order, each of which saves a Cast."""
     index = facts.index
     for at, (name, node) in enumerate(index.nodes.items()):
         tensors = floats & {*index.reads[at], *node.output}
-        weighted = node.op_type in MAC_OPS and not tensors.issuperset(node.input[:2])
+        weighted = node.op_type in MAC_OPS and not tensors >= set(node.input[:2])
         if name in nodes or weighted or not any(_touches(facts, tensor, around) for tensor in tensors):
             continue
         if _casts(facts, tensors, {*nodes, name}) < _casts(facts, tensors, nodes):
