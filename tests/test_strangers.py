@@ -40,27 +40,33 @@ def test_command_and_its_children_are_ended_at_the_limit(tmp_path):
     assert not late.exists()
 
 
-def result(name, ours, theirs, exit_code=0, error=None):
-    """A record of one network: the toolkit's build and one effort, ONNX Runtime at several settings."""
+def result(name, ours, theirs, exit_code=0, error=None, noise=16 * [1.0]):
+    """A record of one network: the toolkit's build and one effort, ONNX Runtime at several settings; `noise` of the toolkit."""
     run = {"exit_code": exit_code, "error": error, "seconds": 2.0, "stages": ["imported"], "peak_bytes": 1}
     network = {"name": name, "exporter": "ts", "opset": 11, "free": [], "images": [8, 9], "versions": {"timm": "1.2.3"}}
-    peers = {f"onnxruntime-{setting}": {"sqnr_db": value} for setting, value in theirs.items()}
-    efforts = {} if ours is None else {"calibrate-fast": run | {"sqnr_db": ours, "int8_share": 0.5}}
+    judged = {"worst": 0, "noise": 16 * [1.0]}
+    peers = {f"onnxruntime-{setting}": judged | {"sqnr_db": value} for setting, value in theirs.items()}
+    fast = judged | {"sqnr_db": ours, "int8_share": 0.5, "noise": list(noise)}
+    efforts = {} if ours is None else {"calibrate-fast": run | fast}
     return {"network": network, "build": run, **efforts, **peers, "onnxruntime-trt-minmax": {"error": "crashed"}}
 
 
 def test_table_names_what_is_below_and_what_failed(tmp_path):
     write_json(tmp_path / "a.json", result("above", 20.0, {"trt-entropy": 19.0, "trt-percentile": 11.0}))
     write_json(tmp_path / "b.json", result("below", 12.0, {"trt-entropy": 11.0, "trt-percentile": 12.5}))
+    uneven = np.random.default_rng(0).lognormal(0.0, 1.0, 16)  # as many images lose as gain
+    write_json(tmp_path / "d.json", result("undecided", 12.0, {"trt-percentile": 12.1}, noise=uneven))
     write_json(tmp_path / "c.json", result("refused", None, {}, exit_code=2, error="node Loop_3"))
     text = write_table(tmp_path, "COMMAND")
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert "| **20.0** |" in rows["above"]
     assert "19.0 trt-entropy" in rows["above"]
     assert "| 12.0 |" in rows["below"]
+    assert "| 12.0 ~ |" in rows["undecided"]
     assert "| 2 |" in rows["refused"]
-    assert "Built to a verdict: 2 of 3" in text
-    assert "fast: 2 networks; below ONNX Runtime's best: below (12.00 dB, trt-percentile 12.50 dB)." in text
+    assert "Built to a verdict: 3 of 4" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("- Everything in INT8, fast")]
+    assert "3 networks, -0.1 dB in the middle; below on 2, of which the images decide 1: below (-0.50 ± 0.00 dB), und" in line
     assert "- refused: node Loop_3" in text
 
 
@@ -100,6 +106,8 @@ def test_sqnr_of_batches_is_that_of_all_images(gain, offset):
     for start in (0, 4, 8):
         sums.add(expected[start : start + 4], answer[start : start + 4])
     assert sums.sqnr_db(centred=False) == pytest.approx(sqnr_db(expected, answer), abs=1e-6)
+    errors = (expected - answer).astype(np.float64).reshape(11, 6)
+    assert np.allclose(sums.noise, np.square(errors).sum(axis=1), rtol=1e-5)
     if offset == 0.0:  # a constant error leaves no centred one but rounding
         centred = [side - side.mean(axis=0, dtype=np.float64) for side in (expected, answer)]
         assert sums.sqnr_db(centred=True) == pytest.approx(sqnr_db(*centred), abs=1e-3)

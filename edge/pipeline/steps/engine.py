@@ -1,13 +1,15 @@
 """engine: the last graph -> engine, manifest.json, the record of what the engine is and what it was built from."""
 
+from collections.abc import Sequence
 from datetime import datetime, timezone
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
 from calib.calibration_table import load_table
 from calib.files import sha256_bytes, sha256_file, write_bytes
 from edge.pipeline.build_inputs import BuildInputs
-from edge.pipeline.build_request import BuildRequest
+from edge.pipeline.build_request import FLOAT_LAYERS, BuildRequest
 from edge.pipeline.builder_options import BuilderRequest
 from edge.pipeline.step_counter import StepCounter
 from edge.pipeline.steps.drift import judged_on
@@ -47,7 +49,9 @@ def engine_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace
         "int8_floor": request.int8_floor,
         "backend": request.target.backend,
         "builder": request.builder.as_json(request.target, request.out),
-        "versions": versions("tensorrt_rtx", "tensorrt", "onnxruntime"),
+        "versions": versions(
+            "tensorrt_rtx", "tensorrt", "onnxruntime", *(("openvino",) if request.target.backend == "openvino" else ())
+        ),
     }
     work = partial(build_engine, counter, request.out / graph, workspace)
     return Step("engine", reads, (request.engine_file, MANIFEST), work)
@@ -61,7 +65,7 @@ def build_engine(counter: StepCounter, graph_path: Path, workspace: Workspace, o
     request, inputs = counter.request, counter.inputs
     target, folder = request.target, request.out
     options = request.builder.options(target, folder)
-    floor = int8_floor(request)
+    floor = int8_floor(request, inputs.keep_float)
     built = build(BuildSpec(graph_path, target, request.precision, request.batch, floor, options), advance, counter.take)
     record = write_engine(out / request.engine_file, built, request.builder, request.builder.cache(target, folder))
 
@@ -74,7 +78,7 @@ def build_engine(counter: StepCounter, graph_path: Path, workspace: Workspace, o
     calibration = None
     if int8:
         calibration = CalibrationRecord(**vars(recorded(CALIBRATION)), images=len(images), data_sha256=images.sha256)
-    judged = judged_on(on_cpu=target.backend == "ort", here=judged_here(target), emulated=typed)
+    judged = judged_on(target.backend, here=judged_here(target), emulated=typed)
     manifest = EngineManifest(
         model=network.name,
         precision=request.precision,
@@ -104,18 +108,29 @@ def build_engine(counter: StepCounter, graph_path: Path, workspace: Workspace, o
     write_manifest(out, manifest)
 
 
-def int8_floor(request: BuildRequest) -> float | None:
+def int8_floor(request: BuildRequest, keep_float: Sequence[str]) -> float | None:
     """The least INT8 share of the receipt; None for the target's own.
 
-    From the target's own, what the placement leaves in float on purpose is subtracted: the floor is to find layers that the
-    engine does not run in INT8 although the graph asks for it.
+    From the target's own, what the placement or the default of `--keep-float` leaves in float is subtracted: the floor is to
+    find layers that the engine does not run in INT8 although the graph asks for it, and patterns of a user that match too much.
     """
     if request.int8_floor is not None or request.precision != "int8":
         return request.int8_floor
-    placement = load_table(request.out / CALIBRATION).placement
-    if placement is None or not placement.float_groups:
-        return None
-    return request.target.int8_floor - (placement.all_int8.int8_share - placement.chosen.int8_share)
+    placement, left = load_table(request.out / CALIBRATION).placement, 0.0
+    if placement is not None and placement.float_groups:
+        left = placement.all_int8.int8_share - placement.chosen.int8_share
+    elif request.keep_float is None and set(FLOAT_LAYERS) <= set(keep_float):
+        left = _share_left_by_default(request.out / QUANTIZED)
+    return request.target.int8_floor - left if left else None
+
+
+def _share_left_by_default(quantized: Path) -> float:
+    from calib.graph import load_graph
+    from engines.layer_requests import read_layers
+
+    layers = read_layers(load_graph(quantized)[0])
+    in_float = [x for x in layers if x.requested != "int8" and any(fnmatchcase(x.name, pattern) for pattern in FLOAT_LAYERS)]
+    return sum(layer.macs for layer in in_float) / (sum(layer.macs for layer in layers) or 1)
 
 
 def write_engine(path: Path, built: BuiltEngine, builder: BuilderRequest, cache: TimingCache) -> EngineRecord:

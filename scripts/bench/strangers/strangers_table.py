@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from try_toolkit import STAGES
 
 from calib.json_reader import read_json
 from calib.parallel import usable_cores
+from edge.tasks.tensors.ratio_interval import half_width
 from engines.hardware import processor
 
 EFFORTS = ("fast", "balanced", "best")
@@ -22,8 +26,9 @@ Columns: how far `ufovit build` with its defaults came; the certificate's verdic
 failed the default budget of 20 dB, 3 the images do not decide it), its seconds, the SQNR of its quantized graph and the share
 of the multiply-accumulates that this graph requests INT8 for. Then the SQNR with everything in INT8 at each effort (`ufovit
 calibrate --placement all`), in bold where it is not below the last column: ONNX Runtime's quantizer at its best setting that
-TensorRT accepts. SQNR is that of the worst output against the file as exported, in dB. The weights are random, so low figures
-are common: they compare quantizers, and say little about trained networks.
+TensorRT accepts. A figure below it has a `~` where the images do not decide that it is: the 95 % interval of the difference
+(jackknife over the images, in pairs) holds zero. SQNR is that of the worst output against the file as exported, in dB. The
+weights are random, so low figures are common: they compare quantizers, and say little about trained networks.
 """
 Results = dict[str, Any]
 
@@ -42,7 +47,6 @@ def write_table(folder: Path, shown: str) -> str:
 def _cells(row: Results) -> list[str]:
     network, build = row["network"], row["build"]
     setting, best = best_peer(row)
-    efforts = [row.get(f"calibrate-{effort}", {}).get("sqnr_db") for effort in EFFORTS]
     return [
         network["name"],
         network["exporter"],
@@ -53,14 +57,32 @@ def _cells(row: Results) -> list[str]:
         build.get("verdict") or "-",
         "time limit" if build["exit_code"] is None else str(build["exit_code"]),
         f"{build['seconds']:.0f}",
-        f"{build['sqnr_db']:.1f}" if "sqnr_db" in build else "-",
+        _beside_peer(row, "build"),
         f"{build['int8_share']:.1%}" if "int8_share" in build else "-",
-        *(
-            "-" if sqnr is None else f"**{sqnr:.1f}**" if best is not None and sqnr >= best else f"{sqnr:.1f}"
-            for sqnr in efforts
-        ),
+        *(_beside_peer(row, f"calibrate-{effort}") for effort in EFFORTS),
         f"{best:.1f} {setting}" if best is not None else "-",
     ]
+
+
+def _beside_peer(row: Results, step: str) -> str:
+    if "sqnr_db" not in row.get(step, {}):
+        return "-"
+    gain = gain_over_peer(row, step)
+    text = f"{row[step]['sqnr_db']:.1f}"
+    if gain is None:
+        return text
+    difference, half = gain
+    return f"**{text}**" if difference >= 0 else f"{text} ~" if difference + half >= 0 else text
+
+
+def gain_over_peer(row: Results, step: str) -> tuple[float, float] | None:
+    """SQNR of a step's graph less that of ONNX Runtime's best, in dB, and half of the 95 % interval; None without a peer."""
+    setting, best = best_peer(row)
+    if best is None or "sqnr_db" not in row.get(step, {}):
+        return None
+    ours, peer = row[step], row[f"onnxruntime-{setting}"]
+    half = half_width(np.array(ours["noise"]), np.array(peer["noise"])) if ours["worst"] == peer["worst"] else None
+    return ours["sqnr_db"] - best, 10 / math.log(10) * (half or 0.0)
 
 
 def best_peer(row: Results) -> tuple[str, float | None]:
@@ -73,15 +95,16 @@ def best_peer(row: Results) -> tuple[str, float | None]:
 
 def _footer(rows: list[Results], shown: str) -> list[str]:
     lines, errors = [], []
-    for effort in EFFORTS:
-        tried = [row for row in rows if "sqnr_db" in row.get(f"calibrate-{effort}", {})]
-        below = []
-        for row in tried:
-            sqnr, (setting, best) = row[f"calibrate-{effort}"]["sqnr_db"], best_peer(row)
-            if best is not None and sqnr < best:
-                below.append(f"{row['network']['name']} ({sqnr:.2f} dB, {setting} {best:.2f} dB)")
+    titles = {"build": "Default build", **{f"calibrate-{effort}": f"Everything in INT8, {effort}" for effort in EFFORTS}}
+    for step, title in titles.items():
+        gains = {row["network"]["name"]: gain for row in rows if (gain := gain_over_peer(row, step)) is not None}
+        below = {name: gain for name, gain in gains.items() if gain[0] < 0}
+        decided = sum(difference + half < 0 for difference, half in below.values())
+        named = ", ".join(f"{name} ({difference:+.2f} ± {half:.2f} dB)" for name, (difference, half) in below.items())
+        middle = f", {statistics.median(difference for difference, _ in gains.values()):+.1f} dB in the middle" if gains else ""
         lines.append(
-            f"- Everything in INT8, {effort}: {len(tried)} networks; below ONNX Runtime's best: {', '.join(below) or 'none'}."
+            f"- {title}, against ONNX Runtime's best: {len(gains)} networks{middle}; below on {len(below)}, of which the "
+            f"images decide {decided}{': ' if below else ''}{named}."
         )
     for row in rows:
         runs = [run for name, run in row.items() if name == "build" or name.startswith("calibrate-")]

@@ -93,8 +93,8 @@ class Trial:
     def judge(self, graph: Path) -> dict[str, Any]:
         """SQNR of a quantized graph's answers on the images that judge, and the share of the work that it requests INT8 for.
 
-        `sqnr_db` is that of the worst output. `centred_sqnr_db` compares only what differs between images: the mean over the
-        images is subtracted from both sides.
+        `sqnr_db` is that of the worst output, `worst` its position, `noise` its sums of squared errors by image.
+        `centred_sqnr_db` compares only what differs between images: the mean over the images is subtracted from both sides.
         """
         images = np.load(self.folder / "eval.npy")
         sums: list[OutputSums] = []
@@ -105,9 +105,13 @@ class Trial:
         model, _ = load_graph(graph)
         layers = read_layers(model)
         total = sum(layer.macs for layer in layers)
+        decibels = [output.sqnr_db(centred=False) for output in sums]
+        worst = decibels.index(min(decibels))
         figures = {
-            "sqnr_db": min(output.sqnr_db(centred=False) for output in sums),
+            "sqnr_db": decibels[worst],
             "centred_sqnr_db": min(output.sqnr_db(centred=True) for output in sums),
+            "worst": worst,
+            "noise": sums[worst].noise,
         }
         if total:  # a graph with free axes has no count
             figures["int8_share"] = sum(layer.macs for layer in layers if layer.requested == "int8") / total
@@ -121,12 +125,15 @@ class OutputSums:
         self._images = 0
         self._squares = np.zeros(2)
         self._sums: Any = np.zeros((2, 1))
+        self.noise: list[float] = []
 
     def add(self, expected: npt.NDArray[Any], answer: npt.NDArray[Any]) -> None:
         """A batch (n, ...) of answers, as expected and of the quantized graph. NaN and infinity count as infinite noise."""
         pair = np.stack([expected, expected - answer.astype(np.float64)]).reshape(2, len(expected), -1)
         self._images += len(expected)
-        self._squares = self._squares + np.square(pair).sum(axis=(1, 2))
+        by_image = np.square(pair).sum(axis=2)
+        self._squares = self._squares + by_image.sum(axis=1)
+        self.noise += by_image[1].tolist()
         self._sums = self._sums + pair.sum(axis=1)
 
     def sqnr_db(self, *, centred: bool) -> float:

@@ -2,17 +2,21 @@
 
 from types import SimpleNamespace
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from calib.calibration_table import CalibrationTable, save_table
 from calib.placement_record import FrontierPoint, GroupCost, Placement
+from edge.pipeline.build_request import FLOAT_LAYERS
 from edge.pipeline.placement_option import default_placement
 from edge.pipeline.steps.engine import int8_floor
 from engines.targets import TARGETS
 
 
-def request(folder, precision="int8", floor=None):
-    return SimpleNamespace(out=folder, precision=precision, int8_floor=floor, target=TARGETS["rtx"])
+def request(folder, precision="int8", floor=None, keep_float=None):
+    return SimpleNamespace(out=folder, precision=precision, int8_floor=floor, target=TARGETS["rtx"], keep_float=keep_float)
 
 
 def placement(float_groups):
@@ -33,10 +37,31 @@ def test_a_named_size_keeps_everything_in_int8_any_other_network_is_searched():
 )
 def test_the_floor_follows_what_is_left_in_float_on_purpose(tmp_path, placed, floor):
     write(tmp_path, placed)
-    assert int8_floor(request(tmp_path)) == pytest.approx(floor)
+    assert int8_floor(request(tmp_path), ()) == pytest.approx(floor)
 
 
 def test_a_floor_that_was_asked_for_stays_and_other_precisions_have_none(tmp_path):
     write(tmp_path, placement(1))
-    assert int8_floor(request(tmp_path, floor=0.97)) == 0.97
-    assert int8_floor(request(tmp_path, precision="fp16")) is None
+    assert int8_floor(request(tmp_path, floor=0.97), FLOAT_LAYERS) == 0.97
+    assert int8_floor(request(tmp_path, precision="fp16"), FLOAT_LAYERS) is None
+
+
+def products(**widths):
+    """A graph of matrix products in float, (1, width) x (width, 8), by node name."""
+    nodes, weights, inputs = [], [], []
+    for name, width in widths.items():
+        tensor = name.replace("/", "_")
+        inputs.append(helper.make_tensor_value_info(f"{tensor}_x", onnx.TensorProto.FLOAT, [1, width]))
+        weights.append(numpy_helper.from_array(np.ones((width, 8), np.float32), f"{tensor}_w"))
+        nodes.append(helper.make_node("MatMul", [f"{tensor}_x", f"{tensor}_w"], [f"{tensor}_y"], name=name))
+    outputs = [helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, [1, 8]) for node in nodes]
+    return helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, weights))
+
+
+def test_the_stem_that_stays_in_float_by_default_is_not_asked_for_and_what_a_user_names_is(tmp_path):
+    """90 of 1,000 multiply-accumulates are in the two layers of the default; a third one is in float against the request."""
+    write(tmp_path, None)
+    onnx.save(products(**{"stem.0/Conv": 30, "stem.3/Conv": 60, "blocks.0/MatMul": 910}), tmp_path / "model.int8.onnx")
+    assert int8_floor(request(tmp_path), FLOAT_LAYERS) == pytest.approx(TARGETS["rtx"].int8_floor - 0.09)
+    assert int8_floor(request(tmp_path, keep_float=FLOAT_LAYERS), FLOAT_LAYERS) is None
+    assert int8_floor(request(tmp_path), ()) is None
