@@ -34,7 +34,7 @@ ROOMS = {
     ),
     "engines": (
         "targets", "build_spec", "plan_kernels", "layer_records", "roofline", "backend_protocol", "hardware", "fp16",
-        "typed_graph", "rounded_nodes", "fp16_statistics", "fp16_emulation",
+        "typed_graph", "token_layouts", "rounded_nodes", "fp16_statistics", "fp16_emulation",
         "layer_requests", "precision_receipt", "rtx_plan_text", "engine_inspector", "trt", "torch_tensorrt", "ort",
         "openvino", "backends", "select_target", "build", "build_folder", "speed_estimate",
     ),

@@ -48,7 +48,7 @@ def build_fp16(request: BuildRequest, network: Network, graph: str, out: Path, a
     options = request.builder.options(request.target, folder)
     spec = BuildSpec(folder / graph, request.target, "fp16", request.batch, options=options)
     try:
-        typed = type_as_certified(model, folder, network)
+        typed = type_as_certified(model, request, network)
         typed_data = typed.SerializeToString(deterministic=True)
         built = backend.build(spec, typed_data, advance)
         facts = graph_facts(typed)
