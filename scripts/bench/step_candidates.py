@@ -35,7 +35,7 @@ from calib.quantize import quantize_graph
 from edge.assets import TEST_IMAGES
 from edge.images.labelled_images import open_unlabelled
 from edge.images.preprocess import read_preprocess
-from edge.pipeline.build_request import FLOAT_LAYERS
+from edge.pipeline.placement_option import STEM_LAYERS
 from edge.runtime.ort_runner import BATCH, OrtRunner, run_all
 from engines.build_folder.file_names import CALIBRATION, QUANTIZED, REFINED, TYPED
 from engines.build_folder.folder import BuildFolder
@@ -103,7 +103,7 @@ def quantize(build: Path, candidate: Candidate) -> onnx.ModelProto:
     """The Q/DQ graph of a candidate, with the scales of the build."""
     model, table = onnx.load(build / REFINED), load_table(build / CALIBRATION)
     in_float = [name for at in candidate.products for name in attention(model)[at]]
-    scheme = without(QuantScheme(exclude=FLOAT_LAYERS), [*in_float, *(depthwise(model) if candidate.depthwise else ())])
+    scheme = without(QuantScheme(exclude=STEM_LAYERS), [*in_float, *(depthwise(model) if candidate.depthwise else ())])
     return quantize_graph(norm_after_product(model) if candidate.norm_after else model, table, scheme, candidate.name)
 
 
