@@ -34,8 +34,6 @@ def type_fp16_step(request: BuildRequest, inputs: BuildInputs, workspace: Worksp
     """The step as `edge.pipeline.build` runs it on the file `graph`."""
     certificate = workspace.sha256(CERTIFICATE)
     reads = {"onnx": workspace.sha256(graph), "images": inputs.calib_images.sha256, "certificate": certificate}
-    if request.target.backend in _MERGES_LAYOUTS:
-        reads["layouts"] = "merged"
     return Step("type", reads, (TYPED,), partial(type_model, request, inputs, graph))
 
 
