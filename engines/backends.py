@@ -22,6 +22,11 @@ class BackendEntry:
 
 BACKENDS: dict[str, BackendEntry] = {
     "ort": BackendEntry("engines.ort.backend", "pip install 'ufovit-edge[build]'", "ONNX Runtime builds and runs engines here"),
+    "openvino": BackendEntry(
+        "engines.openvino.backend",
+        "pip install 'ufovit-edge[openvino]'",
+        "OpenVINO builds and runs engines for the CPU here",
+    ),
     "trt": BackendEntry(
         "engines.trt.trt_backend",
         "pip install 'ufovit-edge[trt]' on a machine with an NVIDIA GPU; on a Jetson it comes with JetPack 6.1 or newer",

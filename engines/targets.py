@@ -14,7 +14,8 @@ A Jetson shares its memory between CPU and GPU, so the builder workspace is a qu
 from dataclasses import dataclass, replace
 from typing import Literal
 
-BackendName = Literal["ort", "trt", "trt_rtx", "torch_trt"]
+BackendName = Literal["ort", "openvino", "trt", "trt_rtx", "torch_trt"]
+CPU_BACKENDS = frozenset(("ort", "openvino"))
 FloatType = Literal["fp32", "fp16"]
 
 _GIB = 1 << 30

@@ -33,10 +33,10 @@ ROOMS = {
         "placement", "refine", "quantize", "trt_calibration_cache",
     ),
     "engines": (
-        "targets", "build_spec", "plan_kernels", "layer_records", "backend_protocol", "hardware", "fp16", "typed_graph",
-        "rounded_nodes", "fp16_statistics", "fp16_emulation",
-        "layer_requests", "precision_receipt", "rtx_plan_text", "engine_inspector", "trt", "torch_tensorrt", "ort", "backends",
-        "select_target", "build", "build_folder",
+        "targets", "build_spec", "plan_kernels", "layer_records", "roofline", "backend_protocol", "hardware", "fp16",
+        "typed_graph", "token_layouts", "rounded_nodes", "fp16_statistics", "fp16_emulation",
+        "layer_requests", "precision_receipt", "rtx_plan_text", "engine_inspector", "trt", "torch_tensorrt", "ort",
+        "openvino", "backends", "select_target", "build", "build_folder", "speed_estimate",
     ),
     "edge": (
         "progress", "numeric_tolerances", "option_bounds",
@@ -49,7 +49,7 @@ SOURCES = read_sources(ROOT)
 GRAPH = import_graph(SOURCES)
 FACES = sorted(name for name, source in SOURCES.items() if source.package and name != "edge")
 """Every package but `edge`, whose rooms are its faces."""
-HEAVY = ("torch", "tensorrt", "tensorrt_rtx", "cv2", "onnx", "onnxruntime", "ray")
+HEAVY = ("torch", "tensorrt", "tensorrt_rtx", "cv2", "onnx", "onnxruntime", "openvino", "ray")
 TENSORRT = ("tensorrt", "tensorrt_rtx", "tensorrt_bindings", "tensorrt_libs", "tensorrt_dispatch", "tensorrt_lean")
 DOORS = {"TensorRT": (TENSORRT, "engines.trt.api"), "Ray": (("ray",), "edge.fleet")}
 """Library -> the names that it is imported by, and the module or package that alone may do so."""

@@ -33,7 +33,7 @@ PIXELS_SHA256 = {
     "calibration-labels-idx1-ubyte.gz": "0b9806b49da32dc853a8bc57409c54d491fbd7c23684df1fce7eeea6c6e8d7f2",
 }
 PACKAGE = Path("/usr/share/datasets/fashion-mnist")
-STEPS = ("export", "certify", "calibrate", "quantize", "type", "engine", "drift", "report")
+STEPS = ("export", "certify", "fp16", "calibrate", "quantize", "type", "engine", "speed", "drift", "report")
 
 
 def digest(array):

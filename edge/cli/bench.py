@@ -18,6 +18,7 @@ from engines.build_spec import LARGEST_BATCH, batch_size
 
 if TYPE_CHECKING:
     from edge.bench.results import BenchReport, ComparisonReport
+    from edge.progress import Progress
     from edge.runtime.open_build import OpenedBuild
 
 _MOST_BATCHES = 32
@@ -39,6 +40,8 @@ class BenchOptions:
         against_runner: Runner of the other build. Default: the same as --runner
         json: Write the report here
         latency: Write the ratio to the other build here, for ufovit gate --latency FILE
+        record: Keep the measured speed of an INT8 build beside the FP16 or FP32 build in its folder: summary and report then
+            show it in place of the estimate
         require_signature: PEM file of a public key: refuse a build that its owner did not sign
     """
 
@@ -52,6 +55,7 @@ class BenchOptions:
     against_runner: str | None = None
     json: Path | None = None
     latency: Path | None = None
+    record: bool = False
     require_signature: Path | None = None
 
     def __post_init__(self) -> None:
@@ -59,9 +63,9 @@ class BenchOptions:
         check_bounds("--runs", self.runs, RUNS)
         check_bounds("--duration", self.duration, MEASURED_S)
         check_bounds("--threads", self.threads, THREADS)
-        if self.against is None and (self.latency is not None or self.against_runner is not None):
+        if self.against is None and (self.latency is not None or self.against_runner is not None or self.record):
             raise UsageError(
-                "--latency and --against-runner require two builds", where="--against", allowed="with --against OTHER"
+                "--latency, --record and --against-runner require two builds", where="--against", allowed="with --against OTHER"
             )
 
     def open(self, folder: Path, runner: str) -> OpenedBuild:
@@ -109,11 +113,15 @@ def bench(folder: Path, /, *, options: BenchOptions = _DEFAULT) -> int:
             with second.runner:
                 if options.latency is not None:
                     _check_for_gate(first, second)
+                if options.record:
+                    _check_for_record(first, second)
                 batches = choose_batches(requested, first.batch, second.batch)
                 report = compare(first, second, batches if requested else batches[:1], conditions, progress)
             print_comparison(progress, report)
             if options.latency is not None:
                 _write_ratio(options.latency, report)
+            if options.record:
+                _record_speed(folder, report, progress)
     if options.json is not None:
         write_artifact(options.json, report)
     return 0
@@ -132,14 +140,7 @@ def parse_batches(text: str | None) -> tuple[int, ...] | None:
 
 def _check_for_gate(build: OpenedBuild, other: OpenedBuild) -> None:
     """Raise UsageError unless the ratio is that of an engine to the FP32 engine of the same model, as a gate compares it."""
-    for opened in (build, other):
-        if not opened.itself:
-            raise UsageError(
-                "--latency requires engines, but a graph runs in place of one",
-                where=opened.manifest.engine.file,
-                found=opened.ran_on,
-                allowed="the engines themselves: --runner ort for builds of target cpu, --runner trt on their GPU",
-            )
+    _require_engines("--latency", build, other)
     models = (build.manifest.model, other.manifest.model)
     if models[0] != models[1] or other.manifest.precision != "fp32":
         raise UsageError(
@@ -149,6 +150,49 @@ def _check_for_gate(build: OpenedBuild, other: OpenedBuild) -> None:
             allowed="--against an FP32 build",
             next_command=f"ufovit build {build.manifest.source} fp32 --target {build.manifest.target}",
         )
+
+
+def _check_for_record(build: OpenedBuild, other: OpenedBuild) -> None:
+    """Raise UsageError unless an INT8 engine is compared with the FP16 or FP32 engine of the same model and target."""
+    _require_engines("--record", build, other)
+    first, second = build.manifest, other.manifest
+    same = (first.model, first.target) == (second.model, second.target)
+    if not same or first.precision != "int8" or second.precision == "int8":
+        raise UsageError(
+            "--record keeps the speed of an INT8 build beside the FP16 or FP32 build of the same model",
+            where="--against",
+            found=" against ".join(f"{m.model} {m.precision} for {m.target}" for m in (first, second)),
+            allowed="BUILD in INT8, --against one in FP16 or FP32 for the same target",
+            next_command=f"ufovit build {first.source} fp16 --target {first.target}",
+        )
+
+
+def _require_engines(option: str, *builds: OpenedBuild) -> None:
+    """Raise UsageError for a build of which a graph runs in place of the engine."""
+    for opened in builds:
+        if not opened.itself:
+            raise UsageError(
+                f"{option} requires engines, but a graph runs in place of one",
+                where=opened.manifest.engine.file,
+                found=opened.ran_on,
+                allowed="the engines themselves: --runner auto for builds of target cpu, --runner trt on their GPU",
+            )
+
+
+def _record_speed(folder: Path, report: ComparisonReport, progress: Progress) -> None:
+    """Keep the measured speed in the build folder."""
+    from edge.pipeline.rejudge import record_speed
+    from engines.speed_estimate import MeasuredRatio, MeasuredSpeed
+
+    ratios = tuple(
+        MeasuredRatio(result.batch, 1 / ratio.ratio, 1 / ratio.high, 1 / ratio.low, ratio.runs)
+        for result in report.results
+        for ratio in (result.ratio,)
+    )
+    first, second, machine = report.first, report.second, report.machine
+    where = f"{machine.device or machine.processor}, runner {first.runner}"
+    measured = MeasuredSpeed(first.engine_sha256, second.engine_sha256, second.precision, where, report.created, ratios)
+    record_speed(folder, measured, progress)
 
 
 def _write_ratio(path: Path, report: ComparisonReport) -> None:

@@ -32,7 +32,7 @@ class Destination:
 
     Attributes:
         target: Device that the engine is for
-        backend: torch-tensorrt: build through torch.export. Default: the target's backend
+        backend: torch-tensorrt: build through torch.export; of target cpu: openvino (default where installed) or ort
         out: Build folder. Default: build/MODEL-PRECISION-TARGET, with --bundle build/BUNDLE-TARGET
     """
 

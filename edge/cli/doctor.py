@@ -31,11 +31,10 @@ def doctor() -> int:
 def _probe_libraries() -> Iterator[BackendProbe]:
     """The libraries that some commands need besides the backends."""
     from edge.camera import opencv
-    from edge.runtime import cuda_python_memory, openvino_runner, pycuda_memory
+    from edge.runtime import cuda_python_memory, pycuda_memory
 
     cv2 = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
     cuda = ("cuda-python", "cuda-bindings")
-    yield _probe("OpenVINO", "runs INT8 graphs on x86 CPUs: --runner openvino", ("openvino",), openvino_runner.load)
     yield _probe("OpenCV", "reads cameras, streams and videos", cv2, opencv.load_cv2)
     yield _probe("OpenCV with GStreamer", "reads CSI cameras of a Jetson", cv2, opencv.load_with_gstreamer)
     yield _probe("cryptography", "signs builds and checks signatures", ("cryptography",), _load_cryptography)

@@ -18,9 +18,10 @@ from edge.report.network_words import headline as network_headline
 from edge.stability.certificate import CERTIFICATE_ARTIFACT
 from edge.stability.network_certificate import NETWORK_ARTIFACT
 from edge.tasks.registry import task_of
-from engines.build_folder.file_names import CALIBRATION, REPORT
+from engines.build_folder.file_names import CALIBRATION, REPORT, SPEED
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import EngineManifest
+from engines.speed_estimate import MEASURED_SPEED_ARTIFACT, SPEED_ARTIFACT
 
 _STYLE = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
 _LISTED = 5
@@ -50,6 +51,9 @@ def print_summary(console: Console, folder: Path) -> None:
     calibration = build.find(TABLE_ARTIFACT)
     if calibration is not None and calibration.placement is not None:
         rows["placement"] = escape(_placement(calibration.placement))
+    speed = _speed(build)
+    if speed:
+        rows["speed"] = escape(speed)
     if attribution is not None:
         rows["layers"] = escape(_layers(attribution))
     if manifest.random_weights:
@@ -86,6 +90,20 @@ def _layers(attribution: Attribution) -> str:
         caveat = "" if trial.confirmed else ", within its uncertainty"
         lines.append(f"in {attribution.float_form}: {names}: {trial.gain_db:+.1f} ± {trial.uncertainty_db:.1f} dB{caveat}")
     return "\n".join(lines)
+
+
+def _speed(build: BuildFolder) -> str:
+    """How fast INT8 is beside FP16, measured or expected; "" where neither is known."""
+    measured, estimate = build.find(MEASURED_SPEED_ARTIFACT), build.find(SPEED_ARTIFACT)
+    if measured is not None:
+        return "\n".join((*measured.sentences(), f"measured on {measured.machine}"))
+    if estimate is None:
+        return ""
+    if not estimate.targets:
+        return f"INT8 beside FP16 not estimated: {estimate.reason}"
+    own = estimate.targets[0]
+    lines = [f"INT8 is expected to be {expected.sentence()}" for expected in own.batches]
+    return "\n".join((*lines, f"estimate with the rates of a {own.machine}; other targets: ufovit inspect {SPEED}"))
 
 
 def _engine(manifest: EngineManifest) -> str:

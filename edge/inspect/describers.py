@@ -25,6 +25,9 @@ BY_NAME = {
     "golden.npz": ("edge.images.golden_pair.GOLDEN_ARTIFACT", "describe_json.describe_golden"),
     "export.json": ("edge.model.export_record.EXPORT_ARTIFACT", "describe_json.describe_export"),
     "import.json": ("edge.onnx_import.import_record.IMPORT_ARTIFACT", "describe_json.describe_import"),
+    "fp16_plan.json": ("engines.speed_estimate.FP16_PLAN_ARTIFACT", "describe_kernels.describe_fp16_plan"),
+    "measured_speed.json": ("engines.speed_estimate.MEASURED_SPEED_ARTIFACT", "describe_kernels.describe_measured_speed"),
+    "speed.json": ("engines.speed_estimate.SPEED_ARTIFACT", "describe_kernels.describe_speed"),
     "steps.json": ("engines.build_folder.step_record.STEPS_ARTIFACT", "describe_json.describe_steps"),
 }
 """File name -> the `Artifact` that reads it, and the function that describes its content."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edge.pipeline.calibrate_request import CalibrateRequest
     from edge.pipeline.judge_options import JudgeOptions
     from edge.pipeline.pack_bundle import make_bundle
-    from edge.pipeline.rejudge import redraw, rejudge_build
+    from edge.pipeline.rejudge import record_speed, redraw, rejudge_build
     from edge.pipeline.workspace import BuildOutcome
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "build_on_device",
     "calibrate_file",
     "make_bundle",
+    "record_speed",
     "redraw",
     "rejudge_build",
 ]

@@ -3,10 +3,12 @@
 export     checkpoint -> model.onnx, export.json, golden.npz
 import     in its place, for an ONNX file -> model.onnx, import.json, golden.npz
 certify    model.onnx + calibration images -> certificate.json, xnorm.json, model.folded.onnx   where layers are FP16
+fp16       the last graph -> fp16_plan.json, what its FP16 engine runs               int8 for TensorRT-RTX
 calibrate  the last graph + calibration images -> model.refined.onnx, calibration.json   int8
 quantize   model.refined.onnx + calibration.json -> model.int8.onnx                    int8
 type       FP16, and FP32 where the certificate asks for it -> model.typed.onnx        fp16, and int8 for a GPU
 engine     the last graph -> engine, manifest.json
+speed      engine, fp16_plan.json -> speed.json, the expected speed beside FP16       int8 for TensorRT-RTX
 drift      engine, or its graph on the CPU, against model.onnx on images -> drift.json, logits.npz, flips.npz
 report     everything above -> report.html
 """
@@ -26,6 +28,7 @@ from edge.pipeline.steps.export import export_step
 from edge.pipeline.steps.import_onnx import import_step
 from edge.pipeline.steps.quantize import quantize_step
 from edge.pipeline.steps.report import report_step
+from edge.pipeline.steps.speed import fp16_step, speed_step
 from edge.pipeline.steps.type_fp16 import type_fp16_step
 from edge.pipeline.workspace import RANDOM_WEIGHTS_NOTICE, BuildOutcome, Step, Workspace
 from edge.progress import Progress
@@ -62,6 +65,9 @@ def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace, cou
     if certify is not None:
         yield certify
         graph = FOLDED
+    compared = request.precision == "int8" and counter.counts
+    if compared:
+        yield fp16_step(request, inputs.network, workspace, graph)
     if request.precision == "int8":
         yield calibrate_step(request, inputs, workspace, graph, counter)
         yield quantize_step(request, inputs, workspace)
@@ -70,6 +76,8 @@ def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace, cou
         yield type_fp16_step(request, inputs, workspace, graph)
         graph = TYPED
     yield engine_step(request, inputs, workspace, graph, counter)
+    if compared:
+        yield speed_step(request, workspace)
     task = inputs.network.task
     budget = budget_for(task.name, request.max_drop_points, request.min_sqnr_db, request.min_cosine)
     sequential = request.eval_images == SEQUENTIAL

@@ -8,9 +8,9 @@ from edge.assets import CALIBRATION_IMAGES, SHIPPED_CHECKPOINT, TEST_IMAGES
 from edge.images.graph_input import GraphImages
 from edge.images.labelled_images import ImageSet, open_unlabelled
 from edge.model.metadata import CheckpointInfo, read_info
-from edge.pipeline.build_request import FLOAT_LAYERS, RANDOM_WEIGHTS_IMAGES, BuildRequest
+from edge.pipeline.build_request import RANDOM_WEIGHTS_IMAGES, BuildRequest
 from edge.pipeline.open_network import Network, open_network
-from edge.pipeline.placement_option import AUTO, default_placement, read_placement
+from edge.pipeline.placement_option import AUTO, default_float_layers, default_placement, read_placement
 from edge.pipeline.request_checks import CALIB_IMAGES, check_answers_fit, check_calibration_images, image_count
 from edge.progress import Progress
 from edge.tasks.budget import budget_for
@@ -70,7 +70,7 @@ def resolve_inputs(request: BuildRequest) -> BuildInputs:
     placement = request.placement or default_placement(request.model)
     keep_float = request.keep_float
     if keep_float is None:  # a search finds them itself, where they are worth their share
-        keep_float = FLOAT_LAYERS if network.info is not None and placement != AUTO else ()
+        keep_float = default_float_layers(request.target) if network.info is not None and placement != AUTO else ()
     keep_float = (*keep_float, *read_placement(placement))
     return BuildInputs(network, eval_images, calib_images, keep_float, search_placement=placement == AUTO)
 

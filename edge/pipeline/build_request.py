@@ -29,10 +29,6 @@ from engines.build_spec import PRECISIONS, BatchRange, Precision, check_floor, p
 from engines.targets import Target
 
 DEFAULT_BATCH = BatchRange(1, 1, 8)
-FLOAT_LAYERS = ("stem.0/*", "stem.3/*")
-"""Layers that stay in float in an INT8 build by default, unless `--placement auto` chooses: the first two convolutions of the
-stem, which see the image itself. They are 1.7 % of ufovit_t's multiply-accumulates, and in INT8 they cost more SQNR than all
-other layers together; figures in edge/README.md."""
 RANDOM_WEIGHTS_IMAGES = 64
 """Default number of images with random weights: enough to check ranges and numerics; there is no accuracy to measure."""
 
@@ -71,7 +67,7 @@ class BuildOptions:
         method: Calibration method: minmax, percentile, entropy, weighted_mse, mse (another one where clearly better)
         effort: Refinements of the INT8 quantization: fast (none), balanced, best; the best result up to this one is kept
         keep_float: Nodes that stay in float, glob patterns, repeatable, empty for none. Default: those of a UFO-ViT stem
-            (stem.0/* stem.3/*), none where --placement auto chooses
+            (stem.0/* stem.3/*), for rtx also *.lpi.conv* and *.attn/MatMul_1; none where --placement auto chooses
         placement: auto: leave the layers in float that INT8 costs too much, found on calibration images; all: none beside
             --keep-float; or a file with their names. Default: all for a named size, else auto
         islands: Places that compute in FP32 where scaling does not help FP16: unstable, or at-risk ones too, for more Casts

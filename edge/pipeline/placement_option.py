@@ -10,10 +10,19 @@ from pathlib import Path
 from calib.errors import DataError, UsageError
 from calib.files import read_regular
 from edge.model.sizes import SIZES
+from engines.targets import Target
 
 AUTO, ALL = "auto", "all"
 FAMILY_PLACEMENT = ALL
-"""Default for the named sizes of the family, whose layers in float `edge.pipeline.build_request.FLOAT_LAYERS` names."""
+"""Default for the named sizes of the family, whose layers in float `default_float_layers` names."""
+STEM_LAYERS = ("stem.0/*", "stem.3/*")
+"""Layers of a UFO-ViT that stay in float by default: the first two convolutions of the stem, which see the image itself. They
+are 1.7 % of ufovit_t's multiply-accumulates, and in INT8 they cost more SQNR than all other layers together; figures in
+edge/README.md."""
+FEWER_STEPS = ("*.lpi.conv*", "*.attn/MatMul_1")
+"""Those of an engine of TensorRT-RTX, too: the convolutions of the LPI and the second product of every attention, 2.7 % of
+ufovit_t's multiply-accumulates. With them in FP16 the engine takes fewer steps, and SQNR is higher; figures in
+docs/float-layers.md."""
 LARGEST_LIST_BYTES = 1 << 20
 _REMAKE = "pass auto, all, a list of node names, or the calibration.json of a build"
 
@@ -21,6 +30,11 @@ _REMAKE = "pass auto, all, a list of node names, or the calibration.json of a bu
 def default_placement(model: str) -> str:
     """The placement of a build of this model where none is asked for: searched for, except for a named size."""
     return FAMILY_PLACEMENT if model in SIZES else AUTO
+
+
+def default_float_layers(target: Target) -> tuple[str, ...]:
+    """Patterns of the layers of a UFO-ViT that stay in float where neither --keep-float nor a search chooses."""
+    return STEM_LAYERS + (FEWER_STEPS if target.backend == "trt_rtx" else ())
 
 
 def read_placement(option: str) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
-"""Judge a finished build again, attribute its drift, render its report again.
+"""Judge a finished build again, attribute its drift, record its measured speed, render its report again.
 
 drift      engine, or its graph on the CPU, against the FP32 graph or its stored answers -> drift.json, logits.npz, flips.npz
 attribute  the graphs, layer by layer -> attribution.json
+bench      a measurement of `ufovit bench --against` -> measured_speed.json
 report     everything in the folder -> report.html
 
 The folder may have been moved or copied. Its other files are compared with their recorded digests first. A signature is
@@ -9,8 +10,10 @@ removed with the files that it covered.
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
+from calib.artifact import write_artifact
 from calib.errors import ArtifactError, InputError
 from edge.attribution.attribution_record import ATTRIBUTION_ARTIFACT
 from edge.drift.drift_report import DRIFT_ARTIFACT, DriftReport
@@ -26,11 +29,22 @@ from edge.pipeline.workspace import BuildOutcome, Step, Workspace, locked
 from edge.progress import Advance, Progress
 from edge.tasks.budget import budget_for
 from edge.tasks.registry import task_of
-from engines.build_folder.file_names import ANSWERS, ARTIFACTS, ATTRIBUTION, DRIFT, MANIFEST, MODEL, PICTURES, REPORT
+from engines.build_folder.file_names import (
+    ANSWERS,
+    ARTIFACTS,
+    ATTRIBUTION,
+    DRIFT,
+    MANIFEST,
+    MEASURED_SPEED,
+    MODEL,
+    PICTURES,
+    REPORT,
+)
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.verify import verify_folder
 from engines.hardware import versions
 from engines.select_target import judged_here
+from engines.speed_estimate import MeasuredSpeed
 from engines.targets import TARGETS
 
 _JUDGED = (DRIFT, ANSWERS, PICTURES, ATTRIBUTION, REPORT)
@@ -68,6 +82,33 @@ def rejudge_build(folder: Path, options: JudgeOptions, progress: Progress) -> Bu
         if manifest.bundle is None:
             workspace.run(report_step(workspace), progress)
         return workspace.outcome()
+
+
+def record_speed(folder: Path, measured: MeasuredSpeed, progress: Progress) -> None:
+    """Write the measured speed of a finished build's engine into its folder, and render its report again.
+
+    Raises InputError for a folder with changed files, and for a measurement of another engine; MissingError when the folder
+    cannot be written.
+    """
+    with locked(folder, progress.say):
+        build = BuildFolder(folder, building=True)
+        verify_folder(build, ignore=(MEASURED_SPEED, REPORT))
+        if measured.engine_sha256 != build.manifest.engine.sha256:
+            raise ArtifactError(
+                "another engine was measured",
+                where=build.path / build.manifest.engine.file,
+                found=measured.engine_sha256,
+                allowed=build.manifest.engine.sha256,
+                next_command="ufovit bench BUILD --against OTHER --record",
+            )
+
+        def work(out: Path, _advance: Advance) -> None:
+            write_artifact(out / MEASURED_SPEED, measured)
+
+        workspace = _reopened(build, {"bench", "report"}, lambda _step: None)
+        workspace.run(Step("bench", asdict(measured), (MEASURED_SPEED,), work), progress)
+        if build.manifest.bundle is None:
+            workspace.run(report_step(workspace), progress)
 
 
 def redraw(folder: Path, progress: Progress) -> bool:

@@ -74,7 +74,7 @@ class StepCounter:
         spec = BuildSpec(request.out / TYPED, request.target, request.precision, request.batch, options=options)
         backend = load_backend(request.target.backend)
         try:
-            typed = type_as_certified(quantized, request.out, self.inputs.network)
+            typed = type_as_certified(quantized, request, self.inputs.network)
             graph = typed.SerializeToString(deterministic=True)
             built = backend.build(spec, graph, lambda _share: None)
             steps = len(backend.evidence(built.data, graph, graph_facts(typed)).steps)

@@ -21,6 +21,7 @@ from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import EngineManifest
 from engines.build_folder.safe_files import REMAKE
 from engines.build_folder.verify import verify_recorded
+from engines.speed_estimate import MEASURED_SPEED_ARTIFACT, SPEED_ARTIFACT, MeasuredSpeed, SpeedEstimate
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class ReportInputs:
         order: quantized activation tensors in network order, empty without a calibration table.
         network: the certificate of the whole network; `certificate` is that of its XNorms.
         pictures: of the images whose answer changed most.
+        speed: estimated; `measured` replaces the estimate of the build's own target.
     """
 
     build: BuildFolder
@@ -46,6 +48,8 @@ class ReportInputs:
     network: NetworkCertificate | None = None
     pictures: KeptPictures | None = None
     attribution: Attribution | None = None
+    speed: SpeedEstimate | None = None
+    measured: MeasuredSpeed | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,16 @@ def gather(build: BuildFolder) -> ReportInputs:
         _check_pictures(build.path, drift, pictures, set(task.worst(sides).tolist()))
     verify_recorded(build)
     return ReportInputs(
-        build, manifest, drift, task=task, sides=sides, pictures=pictures, attribution=attribution, **vars(built)
+        build,
+        manifest,
+        drift,
+        task=task,
+        sides=sides,
+        pictures=pictures,
+        attribution=attribution,
+        speed=build.find(SPEED_ARTIFACT),
+        measured=build.find(MEASURED_SPEED_ARTIFACT),
+        **vars(built),
     )
 
 

@@ -9,7 +9,7 @@ from edge.runtime.trt_runner import TrtRunner
 from engines.build_folder.authenticate import check_runs_here
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import EngineManifest
-from engines.targets import TARGETS
+from engines.targets import CPU_BACKENDS, TARGETS
 from engines.trt.api import Flavour, version
 
 
@@ -54,7 +54,7 @@ def engine_flavour(manifest: EngineManifest | None) -> Flavour:
     """The library that runs an engine; TensorRT for one without a manifest. Raises ArtifactError for an engine of a CPU."""
     if manifest is None or manifest.engine.backend == "trt":
         return "trt"
-    if manifest.engine.backend == "ort":
+    if manifest.engine.backend in CPU_BACKENDS:
         found, allowed = f"backend {manifest.engine.backend}", "trt, trt_rtx, torch_trt"
         raise ArtifactError("the engine was not built for a GPU", where=manifest.engine.file, found=found, allowed=allowed)
     target = TARGETS.get(manifest.target)

@@ -26,11 +26,13 @@ from engines.build_folder.manifest import EngineManifest, source_graph
 from engines.build_folder.verify import verify_folder
 from engines.build_spec import BatchRange
 from engines.hardware import gpus, jetson_module
+from engines.targets import CPU_BACKENDS
 
 AUTO = "auto"
 RUNNERS = (AUTO, "ort", "openvino", "trt")
 _ANY_BATCH = BatchRange(1, 1, BATCH)
 _NOT_ITSELF = "not the engine itself"
+_OTHER_RUNTIME = "drift.json was measured with another runtime: OpenVINO and ONNX Runtime round differently"
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,11 @@ class _Opener:
 
     @property
     def for_cpu(self) -> bool:
-        return self.build.manifest.engine.backend == "ort"
+        return self.build.manifest.engine.backend in CPU_BACKENDS
 
     def auto(self) -> OpenedBuild:
         if self.for_cpu:
-            return self.ort()
+            return self.openvino() if self.build.manifest.engine.backend == "openvino" else self.ort()
         try:
             return self._engine()
         except MissingError as error:
@@ -152,6 +154,11 @@ class _Opener:
         manifest = self.build.manifest
         file = manifest.engine.file if self.for_cpu else source_graph(manifest).file
         path, data = self.build.path / file, self.build.data(file)
+        if manifest.engine.backend == "openvino":
+            what = f"the engine's graph, {_NOT_ITSELF}, which OpenVINO runs"
+            return self.opened(
+                OrtRunner(path, self.threads, data=data), "ort", f"ONNX Runtime, CPU: {what}", notes=(_OTHER_RUNTIME,)
+            )
         if self.for_cpu:
             engine = OrtRunner(path, self.threads, data=data)
             return self.opened(engine, "ort", "ONNX Runtime, CPU: the engine itself", itself=True)
@@ -170,6 +177,10 @@ class _Opener:
         from edge.runtime.openvino_runner import OpenVinoRunner
 
         manifest = self.build.manifest
+        if manifest.engine.backend == "openvino":
+            path, data = self.build.path / manifest.engine.file, self.build.engine()
+            engine = OpenVinoRunner(path, self.threads, data=data)
+            return self.opened(engine, "openvino", "OpenVINO, CPU: the engine itself", itself=True)
         if manifest.precision == "fp16":
             raise UsageError(
                 "runner openvino: on a CPU it would compute the FP16 graph in FP32",
@@ -190,9 +201,10 @@ class _Opener:
             )
         what = "the Q/DQ graph" if manifest.precision == "int8" else "the FP32 graph"
         typed = ", before it was typed for FP16" if manifest.typed_onnx else ""
-        note = "drift.json was measured with another runtime: OpenVINO rounds differently"
         runner = OpenVinoRunner(path, self.threads, data=self.build.data(file))
-        return self.opened(runner, "openvino", f"OpenVINO, CPU: {what} of the build{typed}, {_NOT_ITSELF}", notes=(note,))
+        return self.opened(
+            runner, "openvino", f"OpenVINO, CPU: {what} of the build{typed}, {_NOT_ITSELF}", notes=(_OTHER_RUNTIME,)
+        )
 
 
 def _reason(error: MissingError) -> str:

@@ -1,33 +1,25 @@
-"""OpenVINO on the CPU: FP32 graphs as they are, symmetric Q/DQ graphs in INT8.
+"""OpenVINO on the CPU: FP32 graphs as they are, symmetric Q/DQ graphs in INT8; compiled as `engines.openvino.api` does."""
 
-On CPUs with bfloat16 arithmetic OpenVINO computes FP32 graphs in bfloat16 by default, which costs most of the digits: the
-`INFERENCE_PRECISION_HINT` is set to f32. INT8 kernels follow from the Q/DQ of the graph and are not affected.
-
-`import openvino` sends usage data through the package openvino-telemetry, if that is installed. Here the package is hidden
-from it, and OpenVINO falls back to its own stub: nothing is sent.
-"""
-
-import importlib
-import io
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
-from calib.errors import DataError, GraphError, InputError, MissingError
+from calib.errors import DataError, GraphError, InputError
 from edge.option_bounds import THREADS, check_bounds
 from edge.runtime.runner import Images, Runner, check_images, check_outputs, run_in_batches
 from edge.tasks.task import Outputs
+from engines.openvino.api import compile_graph, error_text, read_graph
 
-INSTALL = "pip install 'ufovit-edge[openvino]'"
-_TELEMETRY = "openvino_telemetry"
 _TYPES = {"f32": "float32", "u8": "uint8", "i8": "int8", "i32": "int32", "i64": "int64"}
+_MOST_SIZES = 4
+"""Batch sizes whose compiled networks are kept, each with weights of its own."""
 
 
 class OpenVinoRunner(Runner):
     """Runs an ONNX file with one input (B, ...) and any outputs on the CPU, tuned for latency.
 
-    Any thread may call it: threads share the compiled network; each has its own inference request and buffers.
+    The network is compiled for one image when it is opened, for another batch size when that is first asked for. Any thread may
+    call it: threads share the compiled networks; each has its own inference request and buffers.
 
     Args:
         path: the ONNX file; with `data`, what errors name.
@@ -45,24 +37,20 @@ class OpenVinoRunner(Runner):
 
     def __init__(self, path: Path, threads: int = 0, *, data: bytes | None = None) -> None:
         check_bounds("--threads", threads, THREADS)
-        self._path = path
-        core = load().Core()
-        try:
-            model = core.read_model(io.BytesIO(path.read_bytes() if data is None else data))
-        except OSError as error:
-            raise GraphError("graph cannot be read", where=path, found=error.strerror) from error
-        except Exception as error:  # pybind's exceptions share no public base class
-            raise _load_error(path, error) from error
-        self.image_shape, self.dtype, self._fixed_batch = _image_type(model, path)
-        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        if threads:
-            settings["INFERENCE_NUM_THREADS"] = threads
-        try:
-            self._compiled: Any | None = core.compile_model(model, "CPU", settings)
-        except Exception as error:  # as above
-            raise _load_error(path, error) from error
-        self.precision = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
+        self._path, self._threads = path, threads
+        if data is None:
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise GraphError("graph cannot be read", where=path, found=error.strerror) from error
+        self._model = read_graph(data, path)
+        self.image_shape, self.dtype, self._fixed_batch = _image_type(self._model, path)
+        self._compiled: dict[int, Any] = {}
+        self._closed = False
+        self._compiling = threading.Lock()
         self._requests = threading.local()
+        compiled = self._for_batch(self._fixed_batch or 1)
+        self.precision = str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
 
     def __call__(self, images: Images, /) -> Outputs:
         """See `Runner`."""
@@ -70,38 +58,39 @@ class OpenVinoRunner(Runner):
         return run_in_batches(self._run, images, self._fixed_batch) if self._fixed_batch else self._run(images)
 
     def _run(self, images: Images) -> Outputs:
-        compiled = self._compiled
-        if compiled is None:
-            raise InputError("the runner is closed", where=self._path)
-        request = getattr(self._requests, "request", None)
-        if request is None:
-            request = self._requests.request = compiled.create_infer_request()
+        compiled = self._for_batch(len(images))
+        last = getattr(self._requests, "last", None)
+        if last is None or last[0] is not compiled:
+            last = self._requests.last = compiled, compiled.create_infer_request()
+        request = last[1]
         try:
             request.infer([images], share_inputs=True)
-        except Exception as error:  # as above
-            found = f"{images.shape}: {_message(error)}"
+        except Exception as error:  # pybind's exceptions share no public base class
+            found = f"{images.shape}: {error_text(error)}"
             raise DataError("the graph does not take these images", where=self._path, found=found) from error
         arrays = [
             request.get_output_tensor(number).data.copy() for number in range(len(compiled.outputs))
         ]  # its own are reused
         return check_outputs(arrays, len(images), self._path)
 
+    def _for_batch(self, batch: int) -> Any:
+        """The network compiled for a batch size; the one compiled first makes room. Raises InputError after `close`."""
+        with self._compiling:
+            if self._closed:
+                raise InputError("the runner is closed", where=self._path)
+            if batch not in self._compiled:
+                size = None if self._fixed_batch else batch
+                compiled = compile_graph(self._model, self._path, batch=size, threads=self._threads)
+                if len(self._compiled) >= _MOST_SIZES:
+                    self._compiled.pop(next(iter(self._compiled)))
+                self._compiled[batch] = compiled
+            return self._compiled[batch]
+
     def close(self) -> None:
-        """Release the compiled network; the requests of other threads are released with the runner."""
-        self._compiled = None
+        """Release the compiled networks; the requests of other threads are released with the runner."""
+        self._closed = True
+        self._compiled = {}
         self._requests = threading.local()
-
-
-def load() -> Any:
-    """Import the module `openvino`, without its telemetry. Raises MissingError."""
-    if "openvino" not in sys.modules:
-        sys.modules.setdefault(_TELEMETRY, None)  # type: ignore[arg-type]  # None makes an import fail, by Python's own rule
-    try:
-        return importlib.import_module("openvino")
-    except ImportError as error:
-        absent = isinstance(error, ModuleNotFoundError) and error.name == "openvino"
-        what = "openvino is not installed" if absent else "openvino does not load"
-        raise MissingError(what, found=None if absent else error, next_command=INSTALL) from error
 
 
 def _image_type(model: Any, path: Path) -> tuple[tuple[int, ...], str, int]:
@@ -116,14 +105,3 @@ def _image_type(model: Any, path: Path) -> tuple[tuple[int, ...], str, int]:
         raise GraphError("the graph's input is not a batch of images", where=path, found=found, allowed=allowed)
     batch, *image = shape
     return tuple(int(d.get_length()) for d in image), _TYPES[kind], 0 if batch.is_dynamic else int(batch.get_length())
-
-
-def _load_error(path: Path, error: Exception) -> GraphError:
-    return GraphError("OpenVINO cannot load the graph", where=path, found=_message(error), allowed="an ONNX file")
-
-
-def _message(error: Exception) -> str:
-    """OpenVINO's message without the source locations that it begins with."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    message = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
-    return " ".join(message or lines)[:400]

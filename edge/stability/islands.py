@@ -10,13 +10,15 @@ from edge.stability.finders.xnorm import XNormSite
 _REARRANGING = frozenset({"Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze"})
 
 
-def fp32_nodes(model: onnx.ModelProto, sites: tuple[XNormSite, ...], islands: Collection[str]) -> frozenset[str]:
+def fp32_nodes(
+    model: onnx.ModelProto, sites: tuple[XNormSite, ...], islands: Collection[str], *, with_norms: bool = True
+) -> frozenset[str]:
     """Names of the nodes that stay in FP32 when the rest of a graph, with or without Q/DQ, is FP16.
 
-    `islands` names the sites that compute in FP32 altogether, the K^T V that feeds them included. Of every other site only K^T
-    V itself stays in FP32: Casts around a MatMul make TensorRT accumulate FP16 operands in FP32, and a sum over all tokens
-    in FP16 would lose digits that no scale can restore. A product of INT8 operands is summed in INT32 anyway and needs no
-    Casts.
+    `islands` names the sites that compute in FP32 altogether, the K^T V that feeds them included. Every other K^T V stays in
+    FP32, too: a sum over all tokens in FP16 would lose digits that no scale can restore. Its norm stays with it, as that takes
+    no more Casts and rounds less. A product of INT8 operands is summed in INT32 anyway and needs no Casts; its norm is FP16.
+    `with_norms` = False leaves these norms out: what then holds in FP16 holds of INT8 builds as well.
     """
     index = index_graph(model)
     kept: set[str] = set()
@@ -26,7 +28,7 @@ def fp32_nodes(model: onnx.ModelProto, sites: tuple[XNormSite, ...], islands: Co
         elif site.operand == "kv":
             producers = [index.producer(tensor) for tensor in index.nodes[site.nodes[0]].input]
             if not all(node is not None and node.op_type == "DequantizeLinear" for node in producers):
-                kept.add(site.nodes[0])
+                kept.update(site.nodes if with_norms else site.nodes[:1])
     return frozenset(kept)
 
 

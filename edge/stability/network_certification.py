@@ -172,7 +172,9 @@ def _repair(before: _State, done: Certification | None, batches: Batches, interv
             unscaled, facts = facts, gather_again(facts, scaled, scalings, batches(), interval)
             check_scaled_ranges(unscaled, facts, scalings)
     model = facts.model
-    kept = fp32_nodes(model, find_sites(model), xnorms.island_names) if xnorms else frozenset[str]()
+    kept = frozenset[str]()
+    if xnorms:
+        kept = fp32_nodes(model, find_sites(model), xnorms.island_names, with_norms=False)
     islands = plan_islands(facts, kept, config.islands) if "fp16" in config.precisions else frozenset[str]()
     for site in facts.sites if islands else ():
         key: SiteKey = (site.kind, site.name)

@@ -14,6 +14,7 @@ from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import EngineManifest, EngineRecord
 from engines.build_folder.safe_files import REMAKE, is_there, read_contained
 from engines.build_folder.signature import check_listed, read_signature, signature_path
+from engines.targets import CPU_BACKENDS
 
 UNSAFE = "--unsafe-no-manifest"
 _AMPERE = (8, 0)
@@ -91,7 +92,7 @@ def check_runs_here(manifest: EngineManifest, *, backend_version: str, compute_c
     on every one of compute capability 8.0 or newer (ibid., "Hardware Compatibility").
     """
     engine = manifest.engine
-    if engine.backend == "ort":
+    if engine.backend in CPU_BACKENDS:
         return
     rebuild = f"ufovit build {manifest.source} {manifest.precision} --target {manifest.target}, on this machine"
     if not _loads_in(engine, backend_version):

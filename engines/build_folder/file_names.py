@@ -9,6 +9,7 @@ REFINED, CALIBRATION, QUANTIZED = "model.refined.onnx", "calibration.json", "mod
 TYPED = "model.typed.onnx"
 ENGINES = tuple(f"engine{suffix}" for suffix in sorted({target.engine_suffix for target in TARGETS.values()}))
 MANIFEST = "manifest.json"
+FP16_PLAN, SPEED, MEASURED_SPEED = "fp16_plan.json", "speed.json", "measured_speed.json"
 DRIFT, ANSWERS, PICTURES = "drift.json", "logits.npz", "flips.npz"
 ATTRIBUTION, REPORT = "attribution.json", "report.html"
 RECORD = "steps.json"
@@ -16,8 +17,8 @@ RECORD = "steps.json"
 SIGNATURE = "signature.json"
 """Last of ARTIFACTS although no step writes it: a build that changes anything removes files that are not of a finished step."""
 ARTIFACTS = (
-    *(MODEL, EXPORT, IMPORT, GOLDEN, CERTIFICATE, XNORM, FOLDED, REFINED, CALIBRATION, QUANTIZED, TYPED, *ENGINES),
-    *(MANIFEST, DRIFT, ANSWERS, PICTURES, ATTRIBUTION, REPORT, SIGNATURE),
+    *(MODEL, EXPORT, IMPORT, GOLDEN, CERTIFICATE, XNORM, FOLDED, FP16_PLAN, REFINED, CALIBRATION, QUANTIZED, TYPED, *ENGINES),
+    *(MANIFEST, SPEED, MEASURED_SPEED, DRIFT, ANSWERS, PICTURES, ATTRIBUTION, REPORT, SIGNATURE),
 )
 CACHE = "calibration.cache"
 """TensorRT's legacy calibration cache, written by `ufovit calibrate` only."""

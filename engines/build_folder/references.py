@@ -13,9 +13,12 @@ from engines.build_folder.file_names import (
     DRIFT,
     EXPORT,
     FOLDED,
+    FP16_PLAN,
     IMPORT,
+    MEASURED_SPEED,
     MODEL,
     REFINED,
+    SPEED,
     XNORM,
 )
 from engines.build_folder.manifest import EngineManifest
@@ -57,6 +60,9 @@ def _references(manifest: EngineManifest) -> Iterator[tuple[str, str, tuple[Any,
     for file, field in ((DRIFT, "engine.sha256"), (ATTRIBUTION, "judged.sha256")):
         yield file, field, tuple(record.sha256 for record in judged if record is not None)
     yield ATTRIBUTION, "reference.sha256", (source,)
+    yield FP16_PLAN, "onnx_sha256", (folded.sha256,)
+    for file in (SPEED, MEASURED_SPEED):
+        yield file, "engine_sha256", (manifest.engine.sha256,)
     yield DRIFT, "preprocess_sha256", (preprocess,)
     yield DRIFT, "random_weights", (manifest.random_weights,)
 

@@ -32,7 +32,7 @@ network() {
   cp "wheel/rapidocr_onnxruntime/models/$file" "$name.onnx"
   printf 'task = "tensors"\n\n[preprocess]\nmean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\nfit = "stretch"\ncolour = "bgr"\n' >"$name.toml"
   local options=("$name.onnx" int8 --input-shape "x=$shape" --data "$data/eval" --calib-data "$data/calib" --min-sqnr 15)
-  run "$name-cpu" build "${options[@]}" --target cpu --int8-floor 0 --out "$name-cpu"
+  run "$name-cpu" build "${options[@]}" --target cpu --backend ort --int8-floor 0 --out "$name-cpu"
   run "$name-rtx" build "${options[@]}" --target rtx --out "$name-rtx"
   run "$name-drift" drift "$name-cpu"
   run "$name-baseline" gate "$name-cpu" --baseline "$name.json" --update

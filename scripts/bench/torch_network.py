@@ -25,7 +25,7 @@ class TorchNetwork:
         self.outputs = [value.name for value in model.graph.output]
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """The outputs, floats in FP32, of images as the network takes them."""
+        """The outputs, floats in FP32 or float64, of images as the network takes them."""
         values: dict[str, Any] = {**self.constants, "": None, self.source: self._typed(images)}
         for node in self.nodes:
             attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
@@ -34,7 +34,8 @@ class TorchNetwork:
             found = OPERATORS[node.op_type](*(values[name] for name in node.input), **attributes)
             found = found if isinstance(found, tuple) else (found,)
             values.update((name, self._typed(value)) for name, value in zip(node.output, found, strict=False) if name)
-        return {name: values[name].float() if values[name].is_floating_point() else values[name] for name in self.outputs}
+        found = {name: values[name] for name in self.outputs}
+        return {name: value.float() if value.dtype == torch.float16 else value for name, value in found.items()}
 
     def _typed(self, values: Tensor) -> Tensor:
         return values.to(self.dtype) if values.is_floating_point() else values

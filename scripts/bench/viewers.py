@@ -45,7 +45,7 @@ PICTURES = 32
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the cost of web page viewers.")
     parser.add_argument("--build", type=Path, help="a build folder")
-    parser.add_argument("--runner", default="ort")
+    parser.add_argument("--runner", default="auto")
     parser.add_argument("--threads", type=int, default=1, help="threads of the runner")
     parser.add_argument("--viewers", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a block")

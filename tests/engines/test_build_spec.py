@@ -161,7 +161,7 @@ def test_gpu_query(monkeypatch):
 
 
 def test_unknown_backend_lists_the_known():
-    with pytest.raises(UsageError, match="ort, trt, trt_rtx, torch_trt"):
+    with pytest.raises(UsageError, match="ort, openvino, trt, trt_rtx, torch_trt"):
         load_backend("tvm")
 
 

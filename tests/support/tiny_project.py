@@ -38,6 +38,8 @@ def command(folder, model="ufovit_tiny", precision="int8", **changes):
         "target": "cpu", "checkpoint": folder / "tiny.safetensors", "data": folder / "test",
         "calib_data": folder / "calibration", "out": folder / "out", "max_drop": 20, "int8_floor": 0.5, **changes,
     }  # fmt: skip
+    if options["target"] == "cpu":
+        options = {"backend": "ort", **options}  # the same engine where OpenVINO is installed and where it is not
     arguments = ["build", model, precision]
     for name, value in options.items():
         if value is not None:

@@ -19,6 +19,7 @@ from edge.pipeline.request_checks import check_answers_fit, output_bytes
 from edge.pipeline.workspace import Step
 from edge.progress import Advance
 from edge.runtime.engine_runner import open_engine
+from edge.runtime.openvino_runner import OpenVinoRunner
 from edge.runtime.ort_runner import BATCH, OrtRunner, emulated_runner
 from edge.runtime.runner import Images, Runner, pad_batch
 from edge.tasks.budget import Budget
@@ -30,9 +31,12 @@ from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import EngineManifest
 from engines.build_spec import BatchRange
 from engines.hardware import versions
+from engines.targets import CPU_BACKENDS
 
 Pair = tuple[Outputs, Outputs]
 THIS_GPU = "this machine's GPU"
+CPU_RUNTIMES = {"ort": "ONNX Runtime, CPU", "openvino": "OpenVINO, CPU"}
+"""Backend of a CPU -> what runs its engines."""
 LARGEST_BATCH_BYTES = 1 << 27
 """Outputs of one run, of either side."""
 
@@ -83,7 +87,7 @@ def drift_step(build: BuildFolder, question: Question, *, here: bool) -> Step:
         "images": images.sha256,
         "labelled": question.labelled,
         "budget": asdict(question.budget),
-        "versions": versions("onnxruntime"),
+        "versions": versions("onnxruntime", *(("openvino",) if manifest.engine.backend == "openvino" else ())),
         **({"notes": list(images.notes)} if images.notes else {}),
         **({"looks": list(groups)} if len(groups) > 1 else {}),
     }
@@ -104,13 +108,13 @@ def judge_build(
         from edge.report.inputs import read_built
 
         read_built(build)  # what the report would refuse is refused before the verdict is replaced
-    is_engine = judged == manifest.engine.file and manifest.engine.backend != "ort"
+    is_engine = judged == manifest.engine.file and manifest.engine.backend not in CPU_BACKENDS
     sizes = BatchRange(*manifest.batch) if is_engine else BatchRange(1, 1, BATCH)
     fitting = max(1, LARGEST_BATCH_BYTES // max(1, output_bytes(manifest.outputs)))
     size = max(sizes.min, min(BATCH, sizes.max, fitting))
     runner = _judged_runner(build, judged, is_engine=is_engine) if opened is None else opened
     ran_on = judged_on(
-        on_cpu=manifest.engine.backend == "ort",
+        manifest.engine.backend,
         here=judged == manifest.engine.file,
         emulated=judged == TYPED,
         gpu=manifest.engine.device or THIS_GPU,
@@ -196,6 +200,8 @@ def _judged_runner(build: BuildFolder, judged: str, *, is_engine: bool) -> Runne
     """The runner of the judged file: the engine, or a graph on the CPU."""
     if is_engine:
         return open_engine(build)
+    if judged == build.manifest.engine.file and build.manifest.engine.backend == "openvino":
+        return OpenVinoRunner(build.path / judged, data=build.data(judged))
     if judged != TYPED:
         return _ort_runner(build, judged, throughput=True)
     from calib.graph import parse_graph
@@ -217,13 +223,13 @@ def _ort_runner(build: BuildFolder, file: str, *, throughput: bool) -> Runner:
     return OrtRunner(build.path / file, data=build.data(file), throughput=throughput)
 
 
-def judged_on(*, on_cpu: bool, here: bool, emulated: bool, gpu: str = THIS_GPU) -> str:
+def judged_on(backend: str, *, here: bool, emulated: bool, gpu: str = THIS_GPU) -> str:
     """What runs the judged side, in words that say so where it is not the engine itself.
 
-    `on_cpu`: the engine is for a CPU. `here`: this machine can run the engine. `emulated`: the graph that is judged in its
+    `backend`: of the engine. `here`: this machine can run the engine. `emulated`: the graph that is judged in its
     place has FP16 roundings, which are emulated.
     """
     if here:
-        return "ONNX Runtime, CPU: the engine itself" if on_cpu else f"{gpu}: the engine itself"
+        return f"{CPU_RUNTIMES.get(backend, gpu)}: the engine itself"
     how = ", its FP16 roundings emulated" if emulated else ""
     return f"ONNX Runtime, CPU{how}: the graph that the engine was built from, not the engine itself"

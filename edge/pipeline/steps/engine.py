@@ -1,6 +1,6 @@
 """engine: the last graph -> engine, manifest.json, the record of what the engine is and what it was built from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from functools import partial
@@ -9,8 +9,9 @@ from pathlib import Path
 from calib.calibration_table import load_table
 from calib.files import sha256_bytes, sha256_file, write_bytes
 from edge.pipeline.build_inputs import BuildInputs
-from edge.pipeline.build_request import FLOAT_LAYERS, BuildRequest
+from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.builder_options import BuilderRequest
+from edge.pipeline.placement_option import default_float_layers
 from edge.pipeline.step_counter import StepCounter
 from edge.pipeline.steps.drift import judged_on
 from edge.pipeline.workspace import Step, Workspace
@@ -49,7 +50,9 @@ def engine_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace
         "int8_floor": request.int8_floor,
         "backend": request.target.backend,
         "builder": request.builder.as_json(request.target, request.out),
-        "versions": versions("tensorrt_rtx", "tensorrt", "onnxruntime"),
+        "versions": versions(
+            "tensorrt_rtx", "tensorrt", "onnxruntime", *(("openvino",) if request.target.backend == "openvino" else ())
+        ),
     }
     work = partial(build_engine, counter, request.out / graph, workspace)
     return Step("engine", reads, (request.engine_file, MANIFEST), work)
@@ -76,7 +79,7 @@ def build_engine(counter: StepCounter, graph_path: Path, workspace: Workspace, o
     calibration = None
     if int8:
         calibration = CalibrationRecord(**vars(recorded(CALIBRATION)), images=len(images), data_sha256=images.sha256)
-    judged = judged_on(on_cpu=target.backend == "ort", here=judged_here(target), emulated=typed)
+    judged = judged_on(target.backend, here=judged_here(target), emulated=typed)
     manifest = EngineManifest(
         model=network.name,
         precision=request.precision,
@@ -117,17 +120,18 @@ def int8_floor(request: BuildRequest, keep_float: Sequence[str]) -> float | None
     placement, left = load_table(request.out / CALIBRATION).placement, 0.0
     if placement is not None and placement.float_groups:
         left = placement.all_int8.int8_share - placement.chosen.int8_share
-    elif request.keep_float is None and set(FLOAT_LAYERS) <= set(keep_float):
-        left = _share_left_by_default(request.out / QUANTIZED)
+    elif request.keep_float is None:
+        by_default = set(default_float_layers(request.target)) & set(keep_float)
+        left = _share_in_float(request.out / QUANTIZED, by_default) if by_default else 0.0
     return request.target.int8_floor - left if left else None
 
 
-def _share_left_by_default(quantized: Path) -> float:
+def _share_in_float(quantized: Path, patterns: Iterable[str]) -> float:
     from calib.graph import load_graph
     from engines.layer_requests import read_layers
 
     layers = read_layers(load_graph(quantized)[0])
-    in_float = [x for x in layers if x.requested != "int8" and any(fnmatchcase(x.name, pattern) for pattern in FLOAT_LAYERS)]
+    in_float = [x for x in layers if x.requested != "int8" and any(fnmatchcase(x.name, pattern) for pattern in patterns)]
     return sum(layer.macs for layer in in_float) / (sum(layer.macs for layer in layers) or 1)
 
 

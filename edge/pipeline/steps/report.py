@@ -15,14 +15,19 @@ from engines.build_folder.file_names import (
     EXPORT,
     IMPORT,
     MANIFEST,
+    MEASURED_SPEED,
     PICTURES,
     REPORT,
+    SPEED,
     XNORM,
 )
 from engines.build_folder.folder import BuildFolder
 from engines.hardware import versions
 
-_REPORTED = (EXPORT, IMPORT, MANIFEST, DRIFT, ANSWERS, PICTURES, CERTIFICATE, XNORM, ATTRIBUTION)
+_REPORTED = (
+    *(EXPORT, IMPORT, MANIFEST, SPEED, MEASURED_SPEED, DRIFT, ANSWERS, PICTURES),
+    *(CERTIFICATE, XNORM, ATTRIBUTION),
+)
 """Files that a report shows, besides the graphs, whose digests the manifest records."""
 
 

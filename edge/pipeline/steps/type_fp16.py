@@ -26,6 +26,9 @@ from engines.build_folder.file_names import CERTIFICATE, REFINED, TYPED
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+_MERGES_LAYOUTS = ("trt_rtx",)
+"""Backends that take fewer steps with the layouts of `engines.token_layouts`: where that is measured."""
+
 
 def type_fp16_step(request: BuildRequest, inputs: BuildInputs, workspace: Workspace, graph: str) -> Step:
     """The step as `edge.pipeline.build` runs it on the file `graph`."""
@@ -46,7 +49,7 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, out: Path
 
     folder, path = request.out, request.out / graph
     model, _ = load_graph(path)
-    typed = type_as_certified(model, folder, inputs.network)
+    typed = type_as_certified(model, request, inputs.network)
     advance(0.5)
     network = inputs.network
     batches = inputs.calib_images.take(CHECK_IMAGES).batches(network.preprocess, network.batch(CHECK_IMAGES))
@@ -57,19 +60,21 @@ def type_model(request: BuildRequest, inputs: BuildInputs, graph: str, out: Path
     write_bytes(out / TYPED, serialize(typed))
 
 
-def type_as_certified(model: ModelProto, folder: Path, network: Network) -> ModelProto:
-    """Strongly typed FP16 graph, FP32 where the certificate in `folder` asks for it. Raises what `type_graph` raises."""
+def type_as_certified(model: ModelProto, request: BuildRequest, network: Network) -> ModelProto:
+    """Strongly typed FP16 graph, FP32 where the build's certificate asks for it. Raises what `type_graph` raises."""
     from edge.stability.finders.xnorm import find_sites
     from edge.stability.islands import fp32_nodes
     from edge.stability.network_certificate import read_network_certificate
+    from engines.token_layouts import merge_layouts
     from engines.typed_graph import type_graph
 
-    certificate = read_network_certificate(folder / CERTIFICATE)
+    certificate = read_network_certificate(request.out / CERTIFICATE)
     islands = frozenset(certificate.fp32_nodes) & {node.name for node in model.graph.node}
     if certificate.xnorms:
         sites = find_sites(model, network.xnorm_sites, network.xnorm_kv_axis)
         islands |= fp32_nodes(model, sites, certificate.island_names)
-    return type_graph(model, keep_fp32=islands)
+    typed = type_graph(model, keep_fp32=islands)
+    return merge_layouts(typed) if request.target.backend in _MERGES_LAYOUTS else typed
 
 
 def check_typing(

@@ -496,6 +496,28 @@ def test_the_command_compares_and_feeds_the_gate(ufovit_bench, tmp_path, capsys)
     assert set(json.loads(ratio.read_text())) == {"schema_version", "ratio", "low", "high", "runs"}
 
 
+def test_a_measured_speed_is_kept_only_of_an_int8_engine_beside_a_wider_one(ufovit_bench, monkeypatch):
+    """Oracle: the ratio that is printed and written, inverted: how many times as fast, not as long."""
+    kept = []
+    monkeypatch.setattr(
+        "edge.pipeline.rejudge.record_speed", lambda folder, measured, _progress: kept.append((folder, measured))
+    )
+    options = ("--runs", 8, "--warm-up", 0, "--record")
+    for other in ("other-fp16", "build-int8"):
+        with pytest.raises(InputError, match="beside the FP16 or FP32 build of the same model"):
+            ufovit_bench("build", "--against", other, *options)
+    with pytest.raises(InputError, match="a graph runs"):
+        ufovit_bench("build", "--against", "build-fp16", "--runner", "openvino", *options)
+    assert kept == []
+    report = ufovit_bench.folder / "both.json"
+    assert ufovit_bench("build", "--against", "build-fp16", "--json", report, *options) == 0
+    ratio = read_artifact(report, ComparisonReport, remake="ufovit bench").results[0].ratio
+    ((folder, measured),) = kept
+    (found,) = measured.batches
+    assert (str(folder), measured.precision, found.batch, found.runs) == ("build", "fp16", 1, 8)
+    assert (found.speed, found.low, found.high) == pytest.approx((1 / ratio.ratio, 1 / ratio.high, 1 / ratio.low))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -517,6 +539,7 @@ def test_a_ratio_that_is_none_of_a_gates_is_not_written(ufovit_bench, tmp_path, 
     [
         (["--latency", "x.json"], "two builds"),
         (["--against-runner", "ort"], "two builds"),
+        (["--record"], "two builds"),
         (["--batch", "3"], "does not support this batch size"),
         (["--batch", "x"], "must be a list of batch sizes"),
         (["--runs", "0"], "--runs is out of range"),

@@ -331,7 +331,8 @@ def test_without_tensorrt_rtx_its_target_names_the_extra(refused, monkeypatch):
 
 
 def test_without_tensorrt_rtx_auto_builds_for_the_cpu_and_says_so(project, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    for name in ("tensorrt_rtx", "openvino"):
+        monkeypatch.setitem(sys.modules, name, None)
     assert run(command(project, target="auto")) == 0
     output = capsys.readouterr().out
     assert "for target cpu: TensorRT-RTX is not usable here" in output
@@ -448,12 +449,13 @@ def test_doctor(capsys, monkeypatch, tmp_path):
     output = capsys.readouterr().out
     assert "Python" in output
     assert "target auto resolves to" in output
-    for name in ("tensorrt_rtx", "onnxruntime"):
+    for name in ("tensorrt_rtx", "onnxruntime", "openvino"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr("engines.torch_tensorrt.backend.ENVIRONMENT", tmp_path / "none")
     assert run(["doctor"]) == 4, "no backend at all"
     output = capsys.readouterr().out
     assert "ort would work after: pip install 'ufovit-edge[build]'" in output
+    assert "openvino would work after: pip install 'ufovit-edge[openvino]'" in output
     assert "trt_rtx would work after: pip install 'ufovit-edge[rtx]'" in output
     assert "target auto resolves to cpu" in output
 

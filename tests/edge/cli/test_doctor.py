@@ -11,7 +11,7 @@ import pytest
 from edge.cli import run
 
 LIBRARIES = {  # the name that doctor uses -> the module that it imports, and what installs it
-    "OpenVINO": ("openvino", "pip install 'ufovit-edge[openvino]'"),
+    "openvino": ("openvino", "pip install 'ufovit-edge[openvino]'"),
     "OpenCV": ("cv2", "pip install 'ufovit-edge[camera]', or on a Jetson JetPack's own"),
     "OpenCV with GStreamer": ("cv2", "pip install 'ufovit-edge[camera]', or on a Jetson JetPack's own"),
     "cryptography": ("cryptography", "pip install 'ufovit-edge[sign]'"),
@@ -59,7 +59,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(rows, monk
 @pytest.mark.parametrize(
     ("library", "module", "distribution"),
     [
-        ("OpenVINO", "openvino", "openvino"),
+        ("openvino", "openvino", "openvino"),
         ("OpenCV", "cv2", "opencv-python-headless"),
         ("cryptography", "cryptography", "cryptography"),
         ("cuda-python", "cuda", next(filter(INSTALLED, ("cuda-python", "cuda-bindings")), "cuda-bindings")),

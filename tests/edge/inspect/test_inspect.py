@@ -27,7 +27,9 @@ from calib.errors import InputError, UsageError
 from calib.files import sha256_file
 from edge.inspect import describe_file
 from edge.model.metadata import METADATA_KEY
+from engines.layer_records import EngineEvidence
 from engines.precision_receipt import Fallback
+from engines.speed_estimate import MeasuredRatio, MeasuredSpeed, SpeedEstimate, describe_fp16, make_estimate
 
 
 def shown(path: Path) -> str:
@@ -78,6 +80,22 @@ def test_steps_of_an_engine(folder: Path) -> None:
     assert re.search(r"^pointwise +60 +46,200 bytes +1,693,440 bytes \(1\.7 MB\) +0", text, re.MULTILINE)
     assert "The steps of blocks.0" in text
     assert "blocks.0.attn.v/<i>MatMul</i>" in text, "not read as markup"
+
+
+def test_the_expected_and_the_measured_speed(tmp_path: Path) -> None:
+    evidence = EngineEvidence(steps=PLAN_STEPS)
+    fp16 = describe_fp16("b" * 64, evidence, ())
+    write_artifact(tmp_path / "fp16_plan.json", fp16)
+    assert facts(shown(tmp_path / "fp16_plan.json"))["runs"].startswith("66 steps")
+    write_artifact(tmp_path / "speed.json", make_estimate("a" * 64, evidence, (), fp16, "thor"))
+    text = shown(tmp_path / "speed.json")
+    assert facts(text)["FP16 runs"].startswith("66 steps")
+    assert re.search(r"^thor +Jetson T5000 +faster: 1\.00 to 1\.00 times FP16's speed at batch 1", text, re.MULTILINE)
+    write_artifact(tmp_path / "speed.json", SpeedEstimate("a" * 64, None, None, (), "weights overflow FP16"))
+    assert "no estimate: weights overflow FP16" in shown(tmp_path / "speed.json")
+    measured = MeasuredSpeed("a" * 64, "b" * 64, "fp16", "Orin Nano", "2026", (MeasuredRatio(8, 1.5, 1.4, 1.6, 40),))
+    write_artifact(tmp_path / "measured_speed.json", measured)
+    assert "1.50 times FP16's speed at batch 8 (1.40 to 1.60, 40 pairs)" in shown(tmp_path / "measured_speed.json")
 
 
 LAYERS = {

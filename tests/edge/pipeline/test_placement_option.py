@@ -9,8 +9,7 @@ from onnx import helper, numpy_helper
 
 from calib.calibration_table import CalibrationTable, save_table
 from calib.placement_record import FrontierPoint, GroupCost, Placement
-from edge.pipeline.build_request import FLOAT_LAYERS
-from edge.pipeline.placement_option import default_placement
+from edge.pipeline.placement_option import STEM_LAYERS, default_float_layers, default_placement
 from edge.pipeline.steps.engine import int8_floor
 from engines.targets import TARGETS
 
@@ -42,8 +41,8 @@ def test_the_floor_follows_what_is_left_in_float_on_purpose(tmp_path, placed, fl
 
 def test_a_floor_that_was_asked_for_stays_and_other_precisions_have_none(tmp_path):
     write(tmp_path, placement(1))
-    assert int8_floor(request(tmp_path, floor=0.97), FLOAT_LAYERS) == 0.97
-    assert int8_floor(request(tmp_path, precision="fp16"), FLOAT_LAYERS) is None
+    assert int8_floor(request(tmp_path, floor=0.97), STEM_LAYERS) == 0.97
+    assert int8_floor(request(tmp_path, precision="fp16"), STEM_LAYERS) is None
 
 
 def products(**widths):
@@ -58,10 +57,15 @@ def products(**widths):
     return helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, weights))
 
 
+def test_an_engine_of_rtx_keeps_what_takes_fewer_steps_in_float():
+    assert default_float_layers(TARGETS["cpu"]) == default_float_layers(TARGETS["orin-nano"]) == STEM_LAYERS
+    assert default_float_layers(TARGETS["rtx"]) == (*STEM_LAYERS, "*.lpi.conv*", "*.attn/MatMul_1")
+
+
 def test_the_stem_that_stays_in_float_by_default_is_not_asked_for_and_what_a_user_names_is(tmp_path):
     """90 of 1,000 multiply-accumulates are in the two layers of the default; a third one is in float against the request."""
     write(tmp_path, None)
     onnx.save(products(**{"stem.0/Conv": 30, "stem.3/Conv": 60, "blocks.0/MatMul": 910}), tmp_path / "model.int8.onnx")
-    assert int8_floor(request(tmp_path), FLOAT_LAYERS) == pytest.approx(TARGETS["rtx"].int8_floor - 0.09)
-    assert int8_floor(request(tmp_path, keep_float=FLOAT_LAYERS), FLOAT_LAYERS) is None
+    assert int8_floor(request(tmp_path), STEM_LAYERS) == pytest.approx(TARGETS["rtx"].int8_floor - 0.09)
+    assert int8_floor(request(tmp_path, keep_float=STEM_LAYERS), STEM_LAYERS) is None
     assert int8_floor(request(tmp_path), ()) is None

@@ -367,3 +367,21 @@ def test_no_folder(tmp_path, capsys):
     assert run(["drift", str(tmp_path / "nowhere")]) == 2
     assert "not a build folder" in capsys.readouterr().err
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_measured_speed_stays_with_the_build(project, capsys):
+    """By the command, on two engines that run here. Oracle: `ufovit verify`, and the ratio in the report of the command."""
+    assert run(command(project, precision="fp32", out=project / "wide", int8_floor=None)) == 0
+    out, ratio = project / "out", project / "ratio.json"
+    bench = ["bench", str(out), "--against", str(project / "wide"), "--runs", "4", "--warm-up", "1", "--json", str(ratio)]
+    assert run(bench) == 0
+    assert not (out / "measured_speed.json").exists(), "control: only where it is asked for"
+    assert run([*bench, "--record"]) == 0
+    (measured,) = read(project, "measured_speed.json")["batches"]
+    assert measured["speed"] == pytest.approx(1 / json.loads(ratio.read_text())["results"][0]["ratio"]["ratio"])
+    assert run(["verify", str(out)]) == 0
+    capsys.readouterr()
+    assert judged(project).ran == (), "neither the verdict nor the report is made again"
+    assert (out / "measured_speed.json").exists()
+    assert run(command(project)) == 0
+    assert f"{measured['speed']:.2f} times FP32's speed at batch 1" in " ".join(capsys.readouterr().out.split())

@@ -18,6 +18,7 @@ from edge.pipeline.step_counter import StepCounter
 from engines.backend_protocol import BackendResult
 from engines.build import build
 from engines.build_spec import BatchRange, BuildSpec
+from engines.roofline import SpeedUp
 from engines.targets import TARGETS
 from engines.trt import api
 
@@ -90,8 +91,17 @@ def test_the_engine_of_the_choice_is_built_once_and_its_steps_are_in_every_artif
     assert sentence in unescape((tmp_path / "out/report.html").read_text())
     assert run(["inspect", str(tmp_path / "out/calibration.json")]) == 0
     assert sentence in " ".join(capsys.readouterr().out.split())
+    speed = json.loads((tmp_path / "out/speed.json").read_text())
+    assert speed["int8"]["steps"]["steps"] == manifest["receipt"]["plan"]["total"]["steps"]
+    assert f"INT8 is expected to be {SpeedUp(**speed['targets'][0]['batches'][0]).sentence()}" in " ".join(said.split())
     assert run(command) == 0
-    assert "calibrate: unchanged, reused" in capsys.readouterr().out
+    again = capsys.readouterr().out
+    assert "calibrate: unchanged, reused" in again
+    assert "speed: unchanged, reused" in again
+    run([*command, "--placement", "all"])
+    again = capsys.readouterr().out
+    assert "fp16: unchanged, reused" in again, "no placement changes the FP16 engine"
+    assert "calibrate: unchanged, reused" not in again
 
 
 def test_other_targets_count_nothing():

@@ -17,15 +17,16 @@ from html_page import Page
 from report_folder import Recipe, make_folder, render
 from rich.console import Console
 
-from calib.errors import InputError
+from calib.errors import ArtifactError, InputError
 from calib.files import sha256_file
 from edge.cli.console import TerminalProgress
 from edge.cli.report import report
-from edge.pipeline.rejudge import redraw
+from edge.pipeline.rejudge import record_speed, redraw
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.manifest import FileRecord, write_manifest
 from engines.build_folder.step_record import StepRecord, read_record, write_record
 from engines.build_folder.verify import verify_folder
+from engines.speed_estimate import MeasuredRatio, MeasuredSpeed
 
 pytestmark = pytest.mark.slow
 
@@ -132,6 +133,25 @@ def test_what_follows_from_the_attribution_is_drawn_again(folder: Path) -> None:
     record(folder, attribute=("attribution.json",))
     assert redraw(folder, quiet())
     assert "Which layers does the error come from?" in (folder / "report.html").read_text()
+
+
+def test_a_measured_speed_is_kept_and_drawn(folder: Path) -> None:
+    redraw(folder, quiet())
+    (folder / "signature.json").write_text("{}")
+    engine = json.loads((folder / "manifest.json").read_text())["engine"]["sha256"]
+    measured = MeasuredSpeed(engine, "c" * 64, "fp16", "a GPU", "2026", (MeasuredRatio(1, 1.12, 1.1, 1.14, 40),))
+    before = digests(folder)
+    with pytest.raises(ArtifactError, match="another engine was measured"):
+        record_speed(folder, replace(measured, engine_sha256="0" * 64), quiet())
+    assert digests(folder) == before
+    record_speed(folder, measured, quiet())
+    assert "1.12 times FP16&#39;s speed at batch 1" in (folder / "report.html").read_text()
+    assert not (folder / "signature.json").exists(), "it covered the old report"
+    verify_folder(BuildFolder(folder))
+    record_speed(folder, replace(measured, machine="another GPU"), quiet())
+    assert "Measured on another GPU" in (folder / "report.html").read_text()
+    after = digests(folder)
+    assert all(after[name] == before[name] for name in ("drift.json", "manifest.json", "engine.engine"))
 
 
 def test_the_signature_is_removed_with_the_report_it_covered(folder: Path) -> None:

@@ -13,10 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gate_builds import record
 from html_page import Page
-from report_folder import FALLBACK, LABELS, PLAN, TENSORS, Recipe, make_folder, render
+from report_folder import FALLBACK, LABELS, PLAN, PLAN_STEPS, TENSORS, Recipe, make_folder, render
 
+from calib.artifact import write_artifact
+from calib.errors import ArtifactError
 from calib.placement_record import FrontierPoint, GroupCost, Placement
+from engines.layer_records import EngineEvidence
+from engines.roofline import RATES
+from engines.speed_estimate import MeasuredRatio, MeasuredSpeed, describe_fp16, make_estimate
 
 
 def silent(_share: float) -> None:
@@ -220,6 +226,46 @@ def test_steps_of_one_inference_are_those_of_the_receipt(passed: tuple[Path, str
     assert "attn.v/<i>MatMul</i>, attn.q/MatMul" in labels
     assert sum("attn.q/Add" in label for label in labels) == len(PLAN.block_steps[:60]) - 1
     assert "The first 60 of the 63 steps of blocks.0" in page.text
+
+
+def add_speed(folder: Path, **changes: Any) -> None:
+    """Write an estimate of the folder's engine, recorded like every other artifact."""
+    digest = json.loads((folder / "manifest.json").read_text())["engine"]["sha256"]
+    evidence = EngineEvidence(steps=PLAN_STEPS)
+    estimate = make_estimate(digest, evidence, (), describe_fp16("b" * 64, evidence, ()), "rtx")
+    write_artifact(folder / "speed.json", replace(estimate, **changes))
+    record(folder)
+
+
+def test_the_expected_speed_and_a_measured_one_in_its_place(folder: Path) -> None:
+    assert "speed" not in Page(render(folder, silent)).by_id, "control: no estimate"
+    add_speed(folder)
+    page = Page(render(folder, silent))
+    assert "The FP16 engine of the same network runs 66 steps" in page.by_id["speed"]
+    assert "nothing was timed" in page.by_id["speed"]
+    rows = [row for row in page.rows if "FP16's speed at batch" in row[-1]]
+    assert len(rows) == 2 * len(RATES)
+    assert rows[0][0] == "rtx"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    ratio = MeasuredRatio(1, 1.12, 1.1, 1.14, 40)
+    measured = MeasuredSpeed(manifest["engine"]["sha256"], "c" * 64, "fp16", "a <GPU>", "2026", (ratio,))
+    write_artifact(folder / "measured_speed.json", measured)
+    record(folder)
+    page = Page(render(folder, silent))
+    expected = "Measured on a <GPU>: this engine runs at 1.12 times FP16's speed at batch 1 (1.10 to 1.14, 40 pairs)."
+    assert page.by_id["measured-speed"] == expected
+    kept = [row for row in page.rows if "FP16's speed at batch" in row[-1]]
+    assert len(kept) == 2 * (len(RATES) - 1 if manifest["target"] in RATES else len(RATES))
+    assert f"The measurement replaces it for {manifest['target']}" in page.by_id["speed"]
+    (folder / "measured_speed.json").unlink()
+    add_speed(folder, targets=(), fp16=None, reason="weights <overflow> FP16")
+    assert "weights <overflow> FP16" in Page(render(folder, silent)).by_id["no-speed"]
+
+
+def test_an_estimate_of_another_engine_is_refused(folder: Path) -> None:
+    add_speed(folder, engine_sha256="0" * 64)
+    with pytest.raises(ArtifactError, match=r"different builds in one folder[\s\S]*speed\.json, engine_sha256"):
+        render(folder, silent)
 
 
 def test_an_engine_that_does_not_report_its_steps_has_no_such_section(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from calib.errors import InputError, MissingError
 from edge.runtime.ort_runner import OrtRunner
 
 openvino = pytest.importorskip("openvino", reason="pip install 'ufovit-edge[openvino]'")
-from edge.runtime.openvino_runner import OpenVinoRunner, load  # noqa: E402  # after the library is known to be there
+from edge.runtime.openvino_runner import OpenVinoRunner  # noqa: E402  # after the library is known to be there
+from engines.openvino.api import load  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3]
 SIZE, CLASSES = 4, 5
@@ -199,7 +200,7 @@ def test_many_threads_share_a_runner(runner):
 def test_the_number_of_threads_is_as_asked(tmp_path, weights):
     path = linear(tmp_path / "linear.onnx", weights)
     with OpenVinoRunner(path, 1) as runner:
-        assert runner._compiled.get_property("INFERENCE_NUM_THREADS") == 1
+        assert runner._compiled[1].get_property("INFERENCE_NUM_THREADS") == 1
     with pytest.raises(InputError, match="--threads is out of range"):
         OpenVinoRunner(path, -1)
 
@@ -289,7 +290,7 @@ def imports_telemetry(tmp_path, code):
 
 
 def test_nothing_is_sent(tmp_path):
-    code = "from edge.runtime.openvino_runner import load\nload().Core()\nprint('DONE')"
+    code = "from engines.openvino.api import load\nload().Core()\nprint('DONE')"
     assert not imports_telemetry(tmp_path, code)
 
 

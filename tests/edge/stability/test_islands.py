@@ -12,6 +12,7 @@ from calib.qdq_placement import plan_quantization
 from calib.qdq_writer import insert_qdq
 from edge.stability.finders.xnorm import find_sites
 from edge.stability.islands import fp32_nodes, quantized_before_norm
+from engines.typed_graph import type_graph
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +27,18 @@ def types(graph, names):
     return sorted(nodes[name] for name in names)
 
 
-def test_without_islands_only_the_products_of_keys_and_values_stay(tiny_graph, quantized):
+def casts(graph, kept):
+    return sum(node.op_type == "Cast" for node in type_graph(graph, keep_fp32=kept).graph.node)
+
+
+def test_without_islands_the_products_of_keys_and_values_and_their_norms_stay(tiny_graph, quantized):
     sites = find_sites(tiny_graph)
+    products = fp32_nodes(tiny_graph, sites, (), with_norms=False)
+    assert products == {site.nodes[0] for site in sites if site.operand == "kv"}
+    assert types(tiny_graph, products) == ["MatMul"] * 4
     kept = fp32_nodes(tiny_graph, sites, ())
-    assert kept == {site.nodes[0] for site in sites if site.operand == "kv"}
-    assert types(tiny_graph, kept) == ["MatMul"] * 4
+    assert types(tiny_graph, kept) == sorted(["MatMul", "ReduceL2", "Clip", "Div"] * 4)
+    assert casts(tiny_graph, kept) == casts(tiny_graph, products), "the norms cost no Cast"
     assert fp32_nodes(quantized, find_sites(quantized), ()) == frozenset(), "INT8 products are summed in INT32"
     assert fp32_nodes(tiny_graph, (), ()) == frozenset()
 
@@ -40,7 +48,7 @@ def test_an_island_is_the_whole_site(tiny_graph, quantized, operand):
     sites = find_sites(tiny_graph)
     island = next(site for site in sites if site.operand == operand)
     kept = fp32_nodes(tiny_graph, sites, {island.name})
-    others = {site.nodes[0] for site in sites if site.operand == "kv" and site is not island}
+    others = {name for site in sites if site.operand == "kv" and site is not island for name in site.nodes}
     assert kept == {*island.nodes, *others}
     assert fp32_nodes(quantized, find_sites(quantized), {island.name}) == frozenset(island.nodes)
 
@@ -56,7 +64,7 @@ def test_a_product_with_one_quantized_side_keeps_its_accumulator(quantized):
     site = next(site for site in find_sites(graph) if site.operand == "kv")
     product = next(node for node in graph.graph.node if node.name == site.nodes[0])
     product.input[1] = site.factors[1]
-    assert fp32_nodes(graph, find_sites(graph), ()) == {product.name}
+    assert fp32_nodes(graph, find_sites(graph), ()) == set(site.nodes)
 
 
 def test_a_build_s_graph_has_nothing_in_front_of_a_norm(tiny_graph, quantized):
