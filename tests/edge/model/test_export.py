@@ -1,5 +1,6 @@
 """Oracle: the network in torch; ONNX Runtime and onnx's checker on the written graph."""
 
+import contextlib
 import copy
 import os
 import re
@@ -83,7 +84,16 @@ def graph(request, tiny_graph, export_once):
 def test_the_exporter_as_it_is_gives_the_same_bytes(make_network, tiny_graph, monkeypatch):
     """The rule that is left out finds nothing in this network; it is back in its place afterwards."""
     assert "try_rewrite" not in vars(slice_split_rule)
-    monkeypatch.setattr(edge.model.export, "_exporting", torch.inference_mode)
+    genuine = edge.model.export._exporting
+
+    @contextlib.contextmanager
+    def with_every_rule():
+        with genuine():
+            left_out = vars(slice_split_rule).pop("try_rewrite")
+            yield
+            vars(slice_split_rule)["try_rewrite"] = left_out
+
+    monkeypatch.setattr(edge.model.export, "_exporting", with_every_rule)
     plain = to_onnx(fold(make_network(0)))
     assert plain.SerializeToString(deterministic=True) == tiny_graph.SerializeToString(deterministic=True)
 
