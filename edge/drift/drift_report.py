@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any, ClassVar
 
 from calib.artifact import Artifact, from_fields, parse_artifact, write_artifact
 from calib.errors import ArtifactError, InputError
+from edge.drift.looks import Look
 from edge.drift.pictures import KEPT, Uint8, write_pictures
+from edge.numeric_tolerances import RECOMPUTED
 from edge.tasks.budget import Budget
+from edge.tasks.interval import LEVEL, Verdict
 from edge.tasks.registry import load_task
-from edge.tasks.task import Judged, Sides, Task
+from edge.tasks.task import Comparison, Judged, Sides, Task
 from engines.build_folder.file_names import ANSWERS, DRIFT, PICTURES
 from engines.build_folder.safe_files import REMAKE
 
@@ -39,11 +43,17 @@ class Subject:
 
 @dataclass(frozen=True)
 class DriftReport(Judged, Subject):
-    """The fields of `drift.json`; `task` is the name of the task whose figures `comparison` holds."""
+    """The fields of `drift.json`.
+
+    Attributes:
+        task: name of the task whose figures `comparison` holds.
+        look: of a sequential test, where it stopped; None where the images were judged at once.
+    """
 
     schema_version: ClassVar[int] = 2  # 2: with `task`
 
     task: str
+    look: Look | None = None
 
     @property
     def images(self) -> int:
@@ -54,6 +64,8 @@ class DriftReport(Judged, Subject):
     def to_json(self) -> dict[str, Any]:
         """The common fields and the figures of the task in one object; what a task does not use is left out."""
         common = asdict(self)
+        if self.look is None:
+            del common["look"]
         comparison, budget = common.pop("comparison"), common.pop("budget")
         usual = {f.name: f.default for f in fields(self.comparison)}
         figures = {name: value for name, value in comparison.items() if value != usual[name]}
@@ -92,7 +104,8 @@ def parse_drift(data: bytes, path: Path) -> DriftReport:
     task = load_task(drift.task)
     try:
         contradiction = drift.budget.flaw or task.contradiction(drift.comparison)
-        judged = task.judge(drift.comparison, drift.budget, random_weights=drift.random_weights)
+        judged = judge(task, drift.comparison, drift.budget, drift.look, random_weights=drift.random_weights)
+        contradiction = contradiction or _other_look(drift)
     except (ArithmeticError, ValueError, InputError) as error:
         raise _contradictory_error(path, f"figures that nothing can be judged by: {error}") from error
     if contradiction:
@@ -109,19 +122,44 @@ def _contradictory_error(path: Path, found: str, allowed: str = "a verdict and f
     return ArtifactError(what, where=path, found=found, allowed=allowed, next_command=f"{REMAKE} --force")
 
 
+def _other_look(drift: DriftReport) -> str:
+    """Why the figures cannot be of the stated look; "" where they can."""
+    images, level = (drift.images, LEVEL) if drift.look is None else (drift.look.images, drift.look.level)
+    if drift.images == images and math.isclose(drift.comparison.level, level, rel_tol=0.0, abs_tol=RECOMPUTED):
+        return ""
+    return f"{drift.images} images, intervals of level {drift.comparison.level}; of its look {images} and {level}"
+
+
+def judge(
+    task: Task, comparison: Comparison, budget: Budget, look: Look | None, *, random_weights: bool
+) -> tuple[str, Verdict, str]:
+    """Return the basis of the verdict, the verdict, and its reason, with the look of a sequential test."""
+    judged_by, verdict, reason = task.judge(comparison, budget, random_weights=random_weights)
+    return judged_by, verdict, reason if look is None else f"{reason}; {look}"
+
+
 DRIFT_ARTIFACT = Artifact(DRIFT, parse_drift)
 
 
 def judge_sides(
-    task: Task, subject: Subject, sides: Sides, budget: Budget, *, random_weights: bool, notes: tuple[str, ...] = ()
+    task: Task,
+    subject: Subject,
+    sides: Sides,
+    budget: Budget,
+    *,
+    random_weights: bool,
+    notes: tuple[str, ...] = (),
+    look: Look | None = None,
 ) -> DriftReport:
     """Compare the outputs of both sides for the same images, and judge; `notes` say what was left out of the images.
 
+    `look` is that of a sequential test.
+
     Raises DataError for outputs that do not match.
     """
-    compared = task.compare(sides)
+    compared = task.compare(sides, LEVEL if look is None else look.level)
     comparison = replace(compared, not_compared=(*compared.not_compared, *notes))
-    judged_by, verdict, reason = task.judge(comparison, budget, random_weights=random_weights)
+    judged_by, verdict, reason = judge(task, comparison, budget, look, random_weights=random_weights)
     return DriftReport(
         **vars(subject),
         comparison=comparison,
@@ -131,6 +169,7 @@ def judge_sides(
         verdict=verdict,
         reason=reason,
         task=task.name,
+        look=look,
     )
 
 

@@ -23,7 +23,7 @@ def check_stated(folder: Path, task: Task, drift: DriftReport, sides: Sides, *, 
         raise ArtifactError(what, where=folder / ANSWERS, found=misfit, next_command=REMAKE)
     if sides.truth is None and drift.comparison.with_truth:
         raise ArtifactError("the images' right answers are missing", where=folder / ANSWERS, next_command=REMAKE)
-    recomputed = task.compare(sides)
+    recomputed = task.compare(sides, drift.comparison.level)
     for name in task.stated:
         stated, expected = getattr(drift.comparison, name), getattr(recomputed, name)
         spared = spare_not_finite and isinstance(stated, float) and not math.isfinite(stated)

@@ -1,6 +1,6 @@
 """The regression gate: compare a build with its baseline, one row per quantity, one verdict.
 
-Answers to the same images, or to an even subset of them (`ufovit build --eval-images`), are compared by the task, every other
+Answers to the same images, or to some of them (`ufovit build --eval-images`), are compared by the task, every other
 quantity by `checks`. What is missing or not finite fails.
 """
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from calib.errors import ArtifactError
+from edge.drift.looks import look_sizes, look_subset
 from edge.gate.baseline import REMAKE, Baseline, Identity, LatencyRatio, read_baseline
 from edge.gate.build_figures import BuildFigures, read_build
 from edge.gate.checks import common_rows
@@ -76,7 +77,10 @@ def compare_builds(build: BuildFigures, baseline: Baseline, path: Path, latency:
 
 
 def shared_images(build: Identity, baseline: Identity, path: Path) -> Int64:
-    """Positions (n,) of the build's images among the baseline's: all, or an even subset. Raises ArtifactError for others."""
+    """Positions (n,) of the build's images among the baseline's: all, an even subset, or those of a look.
+
+    Raises ArtifactError for others.
+    """
     words = dict(_WORDS)
     pairs = {f.name: (getattr(build, f.name), getattr(baseline, f.name)) for f in fields(Identity) if f.name in words}
     if build.task == baseline.task:
@@ -87,8 +91,12 @@ def shared_images(build: Identity, baseline: Identity, path: Path) -> Int64:
     if different:
         what = ", ".join(words.get(name, name) for name in different)
         raise _foreign_error(what, different[0], pairs[different[0]], path)
-    chosen, digest = even_subset(baseline.data_sha256, baseline.images, build.images)
-    if digest != build.data_sha256 or len(chosen) != build.images:
+    subsets = [even_subset(baseline.data_sha256, baseline.images, build.images)]
+    sizes = look_sizes(baseline.images)
+    if build.images in sizes:
+        subsets.append(look_subset(baseline.data_sha256, baseline.images, sizes.index(build.images) + 1))
+    chosen = next((chosen for chosen, digest in subsets if digest == build.data_sha256 and len(chosen) == build.images), None)
+    if chosen is None:
         allowed = f"{baseline.data_sha256}, {baseline.images} images, or an even subset of them (--eval-images)"
         values = f"{build.data_sha256}, {build.images} images", allowed
         raise _foreign_error("other data", "data_sha256", values, path)

@@ -52,9 +52,12 @@ class ImageSet:
 
     def take(self, count: int) -> ImageSet:
         """`count` images spread evenly over the set (all of them when there are fewer): the same ones every time."""
-        chosen, digest = even_subset(self.sha256, len(self), count)
+        return self.at(*even_subset(self.sha256, len(self), count))
+
+    def at(self, chosen: Int64, sha256: str) -> ImageSet:
+        """The images at these positions, whose digest is `sha256`."""
         names, pixels = tuple(self.names[i] for i in chosen), self.pixels
-        return replace(self, names=names, labels=self.labels[chosen], sha256=digest, pixels=lambda i: pixels(int(chosen[i])))
+        return replace(self, names=names, labels=self.labels[chosen], sha256=sha256, pixels=lambda i: pixels(int(chosen[i])))
 
     def batches(self, preprocess: Preprocess, size: int) -> Iterator[Tensor]:
         """Preprocessed images in order, (<= size, *preprocess.shape)."""

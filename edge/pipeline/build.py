@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from edge.pipeline.build_inputs import BuildInputs, resolve_inputs, say_notes
 from edge.pipeline.build_request import BuildRequest
 from edge.pipeline.preflight import check_inputs
+from edge.pipeline.request_checks import SEQUENTIAL
 from edge.pipeline.step_counter import StepCounter
 from edge.pipeline.steps.calibrate import calibrate_step
 from edge.pipeline.steps.certify import certify_step
@@ -79,6 +80,7 @@ def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace, cou
         yield speed_step(request, workspace)
     task = inputs.network.task
     budget = budget_for(task.name, request.max_drop_points, request.min_sqnr_db, request.min_cosine)
-    question = Question(inputs.eval_images, labelled=task.labelled, budget=budget)
+    sequential = request.eval_images == SEQUENTIAL
+    question = Question(inputs.eval_images, labelled=task.labelled, budget=budget, sequential=sequential)
     yield drift_step(BuildFolder(request.out, building=True), question, here=judged_here(request.target))
     yield report_step(workspace)

@@ -11,7 +11,7 @@ from edge.model.metadata import CheckpointInfo, read_info
 from edge.pipeline.build_request import RANDOM_WEIGHTS_IMAGES, BuildRequest
 from edge.pipeline.open_network import Network, open_network
 from edge.pipeline.placement_option import AUTO, default_float_layers, default_placement, read_placement
-from edge.pipeline.request_checks import CALIB_IMAGES, check_answers_fit, check_calibration_images
+from edge.pipeline.request_checks import CALIB_IMAGES, check_answers_fit, check_calibration_images, image_count
 from edge.progress import Progress
 from edge.tasks.budget import budget_for
 from edge.tasks.registry import load_task
@@ -63,7 +63,8 @@ def resolve_inputs(request: BuildRequest) -> BuildInputs:
     if request.precision == "int8":
         remedy = "pass --calib-data with more images, or a larger --calib-images"
         check_calibration_images(len(calib_images), calib_data, remedy)
-    eval_images = eval_images.take(request.eval_images or few or len(eval_images))
+    wanted = (few if request.eval_images is None else image_count(request.eval_images)) or len(eval_images)
+    eval_images = eval_images.take(wanted)
     if network.imported is not None and task.keeps_outputs:
         check_answers_fit(network.imported.outputs, len(eval_images), "--eval-images")
     placement = request.placement or default_placement(request.model)

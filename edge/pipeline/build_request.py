@@ -16,7 +16,15 @@ from edge.model.sizes import SIZES, ImageSize, parse_image_size
 from edge.option_bounds import IMAGE_SIZE, SEED, check_bounds
 from edge.pipeline.builder_options import DEFAULT_BUILDER, BuilderRequest
 from edge.pipeline.network_options import DEFAULT_NETWORK, NetworkOptions
-from edge.pipeline.request_checks import check_budget, check_counts, check_islands, check_quantization
+from edge.pipeline.request_checks import (
+    JUDGING_IMAGES,
+    JudgingImages,
+    check_budget,
+    check_counts,
+    check_islands,
+    check_quantization,
+    image_count,
+)
 from engines.build_spec import PRECISIONS, BatchRange, Precision, check_floor, parse_batch
 from engines.targets import Target
 
@@ -64,7 +72,8 @@ class BuildOptions:
             --keep-float; or a file with their names. Default: all for a named size, else auto
         islands: Places that compute in FP32 where scaling does not help FP16: unstable, or at-risk ones too, for more Casts
         calib_images: Number of calibration images, 1 to 1,000,000. Default: 512, 64 with random weights
-        eval_images: Number of images that judge, 1 to 1,000,000. Default: all, 64 with random weights
+        eval_images: Images that judge: their number, 1 to 1,000,000, spread evenly; all; or sequential: growing groups of them,
+            until the verdict is decided at 95 % over all groups. Default: all, 64 with random weights
         seed: Seed of --random-weights, 0 to 4,294,967,295
         force: Run every step, whatever an earlier build left
     """
@@ -85,7 +94,7 @@ class BuildOptions:
     placement: str | None = None
     islands: str = "unstable"
     calib_images: int | None = None
-    eval_images: int | None = None
+    eval_images: Annotated[JudgingImages | None, JUDGING_IMAGES] = None
     seed: int = 0
     network: Annotated[NetworkOptions, Parameter(name="*")] = DEFAULT_NETWORK
     builder: Annotated[BuilderRequest, Parameter(name="*")] = DEFAULT_BUILDER
@@ -126,7 +135,7 @@ class BuildRequest(BuildOptions):
         for side in (self.image_size,) if isinstance(self.image_size, int) else self.image_size or ():
             check_bounds("--image-size", side, IMAGE_SIZE)
         check_budget(self.max_drop_points, self.min_sqnr_db, self.min_cosine)
-        check_counts(calib_images=self.calib_images, eval_images=self.eval_images)
+        check_counts(calib_images=self.calib_images, eval_images=image_count(self.eval_images))
         check_quantization(self.method, self.effort)
         check_floor(self.int8_floor)
         check_islands(self.islands)

@@ -21,6 +21,7 @@ from edge.drift.stored_reference import StoredAnswers, read_stored
 from edge.images.labelled_images import ImageSet, open_unlabelled
 from edge.pipeline.build_inputs import judging_images, say_notes
 from edge.pipeline.judge_options import JudgeOptions
+from edge.pipeline.request_checks import SEQUENTIAL, image_count
 from edge.pipeline.steps.drift import Question, drift_step
 from edge.pipeline.steps.report import report_step
 from edge.pipeline.verdict_images import open_verdict_images
@@ -167,7 +168,10 @@ def _question(build: BuildFolder, options: JudgeOptions) -> Question:
     stored, last = _stored(build, options), _last_drift(build)
     images, labelled = _images(build, options, last)
     wanted = (options.max_drop_points, options.min_sqnr_db, options.min_cosine)
-    return Question(images, labelled, budget_for(build.manifest.task, *wanted, None if last is None else last.budget), stored)
+    budget = budget_for(build.manifest.task, *wanted, None if last is None else last.budget)
+    again = options.images is None and options.data is None and options.unlabelled is None
+    sequential = options.images == SEQUENTIAL or (again and last is not None and last.look is not None)
+    return Question(images, labelled, budget, stored, sequential)
 
 
 def _last_drift(build: BuildFolder) -> DriftReport | None:
@@ -194,7 +198,7 @@ def _stored(build: BuildFolder, options: JudgeOptions) -> StoredAnswers | None:
 
 def _images(build: BuildFolder, options: JudgeOptions, last: DriftReport | None) -> tuple[ImageSet, bool]:
     """The requested images, by default those of the previous verdict, and whether they have labels."""
-    count, task = options.images, task_of(build.manifest)
+    count, task = image_count(options.images), task_of(build.manifest)
     if options.unlabelled is not None:
         images = open_unlabelled(options.unlabelled)
         return images.take(count or len(images)), False
@@ -203,4 +207,6 @@ def _images(build: BuildFolder, options: JudgeOptions, last: DriftReport | None)
         return images.take(count or len(images)), task.labelled
     labelled: bool = last.comparison.with_truth
     images = open_verdict_images(last, task, f"ufovit drift {build.path} --data DIR")
-    return images.take(count or last.images), labelled
+    if options.images is None and last.look is None:
+        count = last.images
+    return images.take(count or len(images)), labelled

@@ -1,8 +1,11 @@
 """Checks of options that several commands share, made before any file is opened."""
 
 import math
+from collections.abc import Sequence
+from typing import Any, Final, Literal
 
 import numpy as np
+from cyclopts import Parameter
 
 from calib.errors import DataError, UsageError
 from edge.option_bounds import BUDGET, COSINE, IMAGES, SQNR_DB, check_bounds
@@ -16,6 +19,31 @@ CALIB_IMAGES = 512
 
 ISLANDS: dict[str, Stability] = {"unstable": "unstable", "at-risk": "at risk"}
 """Value of --islands -> the verdict from which a place that no scale makes stable computes in FP32."""
+
+
+SEQUENTIAL: Final = "sequential"
+"""Value of the options that set how many images judge: in growing groups, until the verdict is decided."""
+JudgingImages = int | Literal["all", "sequential"]
+
+
+def image_count_option(_type: Any, tokens: Sequence[Any]) -> JudgingImages:
+    """N, all or sequential. Raises UsageError."""
+    text = str(tokens[0].value)
+    if text in ("all", SEQUENTIAL):
+        return text  # type: ignore[return-value]  # one of the two literals
+    try:
+        return int(text)
+    except ValueError as error:
+        allowed = f"a number of images, all, or {SEQUENTIAL}"
+        raise UsageError("unknown number of images", where=tokens[0].keyword, found=text, allowed=allowed) from error
+
+
+JUDGING_IMAGES = Parameter(converter=image_count_option, n_tokens=1, accepts_keys=False)
+
+
+def image_count(images: JudgingImages | None) -> int | None:
+    """The number given, None where there is none."""
+    return images if isinstance(images, int) else None
 
 
 def check_budget(max_drop_points: float | None, min_sqnr_db: float | None = None, min_cosine: float | None = None) -> None:

@@ -8,6 +8,7 @@ whose true loss is the budget or more pass, and about 2.5 % at most of those wit
 that answers better than its reference is correct. numpy and the standard library alone: this also runs on a device.
 """
 
+import math
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -36,6 +37,11 @@ def decide(interval: Interval, budget_points: float) -> Verdict:
     if interval.high_points <= budget_points:
         return "pass"
     return "fail" if interval.low_points > budget_points else "inconclusive"
+
+
+def level_text(level: float) -> str:
+    """A confidence level in percent, rounded down to two decimals."""
+    return f"{math.floor(round(1e4 * level, 9)) / 100:g}%"
 
 
 def wilson_limits(count: npt.ArrayLike, total: npt.ArrayLike, level: float = LEVEL) -> tuple[Float64, Float64]:

@@ -19,7 +19,7 @@ from edge.images.labelled_images import ImageSet
 from edge.tasks.budget import Budget
 from edge.tasks.frame_answer import FrameAnswer, PanelLayout
 from edge.tasks.gate_row import Recorded, Row, Tolerance
-from edge.tasks.interval import Verdict
+from edge.tasks.interval import LEVEL, Verdict
 from edge.tasks.report_parts import TaskReport
 from engines.layer_records import TensorInfo
 
@@ -48,6 +48,11 @@ class Comparison(ABC):
     images: int
     not_finite: int
     not_compared: tuple[str, ...]
+
+    @property
+    def level(self) -> float:
+        """Confidence level of the intervals."""
+        return LEVEL
 
     @property
     @abstractmethod
@@ -162,8 +167,11 @@ class Task(ABC):
         """Why `sides` cannot be answers of this task to `images` images; "" when they can."""
 
     @abstractmethod
-    def compare(self, sides: Sides) -> Comparison:
-        """Compare both sides. Raises DataError for sides that do not match, and for a reference that is not finite."""
+    def compare(self, sides: Sides, level: float = LEVEL) -> Comparison:
+        """Compare both sides, with intervals of this level.
+
+        Raises DataError for sides that do not match, and for a reference that is not finite.
+        """
 
     @abstractmethod
     def judge(self, comparison: Any, budget: Budget, *, random_weights: bool) -> tuple[str, Verdict, str]:

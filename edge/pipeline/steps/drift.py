@@ -1,12 +1,16 @@
 """drift: the engine, or its graph on the CPU, against model.onnx on images -> drift.json, logits.npz, flips.npz."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
+from calib.errors import UsageError
 from calib.parallel import ordered_map
-from edge.drift.drift_report import Source, Subject, judge_sides, write_drift
+from edge.drift.drift_report import DriftReport, Source, Subject, judge_sides, write_drift
+from edge.drift.looks import Look, join_sides, look_sizes, look_subset
 from edge.drift.stored_reference import StoredAnswers, check_stored
 from edge.images.golden_pair import check_build_golden, require_golden
 from edge.images.labelled_images import ImageSet
@@ -20,13 +24,16 @@ from edge.runtime.ort_runner import BATCH, OrtRunner, emulated_runner
 from edge.runtime.runner import Images, Runner, pad_batch
 from edge.tasks.budget import Budget
 from edge.tasks.registry import task_of
-from edge.tasks.task import Outputs
+from edge.tasks.task import Int64, Outputs, Sides
+from edge.tasks.tensors.measured_output import KEPT_BYTES
 from engines.build_folder.file_names import ANSWERS, DRIFT, GOLDEN, MANIFEST, MODEL, PICTURES, TYPED
 from engines.build_folder.folder import BuildFolder
+from engines.build_folder.manifest import EngineManifest
 from engines.build_spec import BatchRange
 from engines.hardware import versions
 from engines.targets import CPU_BACKENDS
 
+Pair = tuple[Outputs, Outputs]
 THIS_GPU = "this machine's GPU"
 CPU_RUNTIMES = {"ort": "ONNX Runtime, CPU", "openvino": "OpenVINO, CPU"}
 """Backend of a CPU -> what runs its engines."""
@@ -41,12 +48,14 @@ class Question:
     Attributes:
         labelled: whether the images have labels; without, the task judges by the share of changed answers.
         stored: the reference's answers, None to compute them here.
+        sequential: whether growing groups of the images are judged until the verdict is decided, see `edge.drift.looks`.
     """
 
     images: ImageSet
     labelled: bool
     budget: Budget
     stored: StoredAnswers | None = None
+    sequential: bool = False
 
 
 def drift_step(build: BuildFolder, question: Question, *, here: bool) -> Step:
@@ -66,6 +75,9 @@ def drift_step(build: BuildFolder, question: Question, *, here: bool) -> Step:
     require_golden(build)
     if task_of(manifest).keeps_outputs:
         check_answers_fit(manifest.outputs, len(images), "--images")
+    groups = _group_sizes(manifest, question)
+    if len(groups) > 1:
+        _check_groups(manifest, len(images))
     judged = manifest.engine.file if here else (manifest.typed_onnx or manifest.qdq_onnx or manifest.onnx).file
     reads = {
         "manifest": build.sha256(MANIFEST),
@@ -77,6 +89,7 @@ def drift_step(build: BuildFolder, question: Question, *, here: bool) -> Step:
         "budget": asdict(question.budget),
         "versions": versions("onnxruntime", *(("openvino",) if manifest.engine.backend == "openvino" else ())),
         **({"notes": list(images.notes)} if images.notes else {}),
+        **({"looks": list(groups)} if len(groups) > 1 else {}),
     }
     return Step("drift", reads, (DRIFT, ANSWERS, PICTURES), partial(judge_build, build, question, judged))
 
@@ -113,23 +126,69 @@ def judge_build(
         data_sha256=images.sha256,
         preprocess_sha256=preprocess.sha256,
     )
-    task = task_of(manifest)
     with runner:
         reference = _reference(build, question.stored, throughput=runner.at_once > 1)
 
-        def both(batch: tuple[int, Images]) -> tuple[Outputs, Outputs]:
+        def both(batch: tuple[Int64, Images]) -> Pair:
             return reference(*batch), answer(runner, batch[1], sizes.min)
 
-        def pairs() -> Iterator[tuple[Outputs, Outputs]]:
-            batches = zip(range(0, len(images), size), images.batches(preprocess, size), strict=True)
+        def pairs(chosen: Int64, before: int) -> Iterator[Pair]:
+            parts = (chosen[start : start + size] for start in range(0, len(chosen), size))
+            batches = zip(parts, images.at(chosen, images.sha256).batches(preprocess, size), strict=True)
             for number, outputs in enumerate(ordered_map(both, batches, runner.at_once), start=1):
                 yield outputs
-                advance(min(1.0, number * size / len(images)))
+                advance(min(1.0, (before + number * size) / len(images)))
 
-        sides = task.gather(pairs(), len(images), images.labels if question.labelled else None)
-    stamp = manifest.random_weights
-    report = judge_sides(task, subject, sides, question.budget, random_weights=stamp, notes=images.notes)
-    write_drift(out, task, report, sides, images.pixels)
+        report, sides, judged_images = _judge_groups(manifest, question, subject, pairs)
+    write_drift(out, task_of(manifest), report, sides, judged_images.pixels)
+
+
+def _judge_groups(
+    manifest: EngineManifest,
+    question: Question,
+    subject: Subject,
+    pairs: Callable[[Int64, int], Iterator[Pair]],
+) -> tuple[DriftReport, Sides, ImageSet]:
+    """The verdict, what it rests on, and the judged images: all at once, or as many groups as decide it.
+
+    `pairs`: positions of images, number of those run before -> both sides' outputs, batch by batch.
+    """
+    task, images, groups = task_of(manifest), question.images, _group_sizes(manifest, question)
+    run: Int64 = np.arange(0)
+    parts: list[Sides] = []
+    for number in range(1, len(groups) + 1):
+        look = Look(number, len(groups), len(images)) if len(groups) > 1 else None
+        chosen, sha256 = look_subset(images.sha256, len(images), number) if look else (np.arange(len(images)), images.sha256)
+        new = np.setdiff1d(chosen, run, assume_unique=True)
+        parts.append(task.gather(pairs(new, len(run)), len(new), images.labels[new] if question.labelled else None))
+        run = np.concatenate([run, new])
+        judged = images.at(chosen, sha256)
+        sides = parts[0] if number == 1 else join_sides(parts, np.argsort(run), judged.labels if question.labelled else None)
+        seen = replace(subject, data_sha256=sha256)
+        stamp, notes = manifest.random_weights, images.notes
+        report = judge_sides(task, seen, sides, question.budget, random_weights=stamp, notes=notes, look=look)
+        if report.verdict != "inconclusive":
+            break
+    return report, sides, judged
+
+
+def _group_sizes(manifest: EngineManifest, question: Question) -> tuple[int, ...]:
+    """Numbers of images after which a verdict is tried; the figure that judges random weights has no interval."""
+    images = len(question.images)
+    return look_sizes(images) if question.sequential and not manifest.random_weights else (images,)
+
+
+def _check_groups(manifest: EngineManifest, images: int) -> None:
+    """Raise UsageError for outputs of which the figures alone would be kept: those of groups cannot be joined."""
+    needed = 2 * images * output_bytes(manifest.outputs)
+    if not task_of(manifest).keeps_outputs and needed > KEPT_BYTES:
+        raise UsageError(
+            "the outputs are too large to be judged in groups",
+            where="sequential",
+            found=f"{images:,} images, {needed / 1e9:,.1f} GB of outputs on both sides",
+            allowed=f"{KEPT_BYTES / 1e9:.1f} GB",
+            next_command="all, or a number of images",
+        )
 
 
 def answer(runner: Runner, images: Images, smallest: int) -> Outputs:
@@ -151,13 +210,13 @@ def _judged_runner(build: BuildFolder, judged: str, *, is_engine: bool) -> Runne
     return emulated_runner(parse_graph(build.data(judged), path), path, throughput=True)
 
 
-def _reference(build: BuildFolder, stored: StoredAnswers | None, *, throughput: bool) -> Callable[[int, Images], Outputs]:
-    """Number of the first image, images -> outputs of the FP32 graph, run here or stored."""
+def _reference(build: BuildFolder, stored: StoredAnswers | None, *, throughput: bool) -> Callable[[Int64, Images], Outputs]:
+    """Positions of images, the images -> outputs of the FP32 graph, run here or stored."""
     if stored is not None:
         outputs = stored.outputs
-        return lambda start, batch: tuple(output[start : start + len(batch)] for output in outputs)
+        return lambda chosen, _batch: tuple(output[chosen] for output in outputs)
     runner = _ort_runner(build, MODEL, throughput=throughput)
-    return lambda _start, batch: runner(batch)
+    return lambda _chosen, batch: runner(batch)
 
 
 def _ort_runner(build: BuildFolder, file: str, *, throughput: bool) -> Runner:

@@ -27,7 +27,7 @@ from edge.tasks.classification.logit_metrics import (
 )
 from edge.tasks.classification.logits import answers
 from edge.tasks.constant_outputs import why_constant
-from edge.tasks.interval import Float64, Interval, Verdict, decide, share_interval
+from edge.tasks.interval import LEVEL, Float64, Interval, Verdict, decide, level_text, share_interval
 from edge.tasks.task import Comparison
 
 JudgedBy = Literal["accuracy", "agreement", "numbers"]
@@ -71,6 +71,11 @@ class LogitComparison(Comparison):
     constant_reference: str = ""
 
     @property
+    def level(self) -> float:
+        """See `Comparison`."""
+        return self.changed_interval.level
+
+    @property
     def with_truth(self) -> bool:
         """Whether the images have labels."""
         return all(getattr(self, name) is not None for name in _LABELLED)
@@ -90,8 +95,8 @@ _LABELLED = (
 _LABELLED_OR_NONE = ("top5_reference", "top5_engine", "reliability_reference", "reliability_engine")
 
 
-def compare(reference: Floats, engine: Floats, labels: Int64 | None) -> LogitComparison:
-    """Compare logits (n, classes) of the same n images, with labels (n,) or without.
+def compare(reference: Floats, engine: Floats, labels: Int64 | None, level: float = LEVEL) -> LogitComparison:
+    """Compare logits (n, classes) of the same n images, with labels (n,) or without; intervals of `level`.
 
     Numerical measures are taken over the rows of the engine that are finite. Raises DataError when shapes differ, a label is
     out of range, or the reference is not finite.
@@ -115,14 +120,14 @@ def compare(reference: Floats, engine: Floats, labels: Int64 | None) -> LogitCom
     return LogitComparison(
         images=n,
         agreement=(n - changed) / n,
-        changed_interval=share_interval(changed, n),
+        changed_interval=share_interval(changed, n, level),
         sqnr_db=min(sqnr_db(reference[finite], engine[finite]), SQNR_CAP_DB) if some else -SQNR_CAP_DB,
         cosine_min=float(cosines.min()) if some else -1.0,
         distance=distance(reference[finite], engine[finite], cosines) if some else None,
         not_finite=not_finite,
         not_compared=tuple(missing),
         constant_reference=constant,
-        **_labelled_figures(reference, engine, labels, answer_engine),
+        **_labelled_figures(reference, engine, labels, level),
     )
 
 
@@ -144,19 +149,20 @@ def _check(reference: Floats, engine: Floats, labels: Int64 | None) -> None:
         )
 
 
-def _labelled_figures(reference: Floats, engine: Floats, labels: Int64 | None, answer_engine: Int64) -> dict[str, Any]:
+def _labelled_figures(reference: Floats, engine: Floats, labels: Int64 | None, level: float) -> dict[str, Any]:
     """The fields of a comparison that need labels; all None without."""
     figures: dict[str, Any] = dict.fromkeys(_LABELLED + _LABELLED_OR_NONE)
     if labels is None:
         return figures
-    finite, answer_reference, classes = answer_engine >= 0, reference.argmax(1), reference.shape[1]
+    answer_reference, answer_engine, classes = reference.argmax(1), answers(engine), reference.shape[1]
+    finite = answer_engine >= 0
     right, still = answer_reference == labels, answer_engine == labels
     paired = Paired.of(right, still)
     figures |= {
         "top1_reference": float(right.mean()),
         "top1_engine": float(still.mean()),
         "drop_points": 100.0 * (paired.right_to_wrong - paired.wrong_to_right) / len(labels),
-        "interval": drop_interval(paired),
+        "interval": drop_interval(paired, level),
         "flips": paired.flips,
         "mcnemar_p": mcnemar_p(paired.flips),
         "confusion_reference": _confusion(labels, answer_reference, classes),
@@ -195,7 +201,7 @@ def judge(comparison: LogitComparison, budget_points: float, *, random_weights: 
     what = "drop" if comparison.with_truth else "changed answers, which bound the drop,"
     points, interval = comparison.budgeted
     ends = f"[{interval.low_points:+.2f}, {interval.high_points:+.2f}]"
-    sentence = f"{what} {points:+.2f} points, {interval.level:.0%} interval {ends}, budget {budget_points:g}"
+    sentence = f"{what} {points:+.2f} points, {level_text(interval.level)} interval {ends}, budget {budget_points:g}"
     verdict = decide(interval, budget_points)
     if verdict == "inconclusive":
         sentence += f": {comparison.images} images do not decide it, {_images_needed(comparison, budget_points)}"
@@ -216,11 +222,12 @@ def contradiction(comparison: LogitComparison) -> str:
         return f"reliability in other than {BINS} bins"
     if flips is None:
         changed = round(images * (1 - comparison.agreement))
-        points, interval, counts = 100.0 * changed / images, share_interval(changed, images), f"{changed} changed answers"
+        points, counts = 100.0 * changed / images, f"{changed} changed answers"
+        interval = share_interval(changed, images, comparison.level)
     else:
         lost, won = flips.right_to_wrong, flips.wrong_to_right
         points, counts = 100.0 * (lost - won) / images, f"{lost} answers lost, {won} won"
-        interval = drop_interval(Paired(images - lost - won, lost, won, 0))
+        interval = drop_interval(Paired(images - lost - won, lost, won, 0), comparison.level)
     stated_points, stated = comparison.budgeted
     pairs = ((stated_points, points), *zip(vars(stated).values(), vars(interval).values(), strict=True))
     if all(math.isclose(*pair, rel_tol=0.0, abs_tol=RECOMPUTED) for pair in pairs):
@@ -234,7 +241,7 @@ def _images_needed(comparison: LogitComparison, budget_points: float) -> str:
     right = round(comparison.top1_reference * comparison.images)
     lost, won = comparison.flips.right_to_wrong, comparison.flips.wrong_to_right
     paired = Paired(right - lost, lost, won, comparison.images - right - won)
-    images = images_to_decide(paired, budget_points)
+    images = images_to_decide(paired, budget_points, comparison.level)
     return "and no number of images would: the drop equals the budget" if images is None else f"about {images:,} would"
 
 

@@ -12,6 +12,7 @@ from edge.tasks.classification.compare import LogitComparison
 from edge.tasks.classification.confidence_section import confidence_section
 from edge.tasks.classification.logits import Logits
 from edge.tasks.classification.per_class import classes_section
+from edge.tasks.interval import level_text
 from edge.tasks.interval_drawing import interval_drawing
 from edge.tasks.task import Int64, Judged
 
@@ -97,7 +98,7 @@ def _basis(drift: Judged) -> parts.Text:
     _, interval = comparison.budgeted
     what, short = ("drop", "drop") if comparison.with_truth else ("share of changed answers", "share")
     start = (
-        f"The dot is the measured {what}, the bar the {100 * interval.level:g} % interval: where the true {short} lies, "
+        f"The dot is the measured {what}, the bar the {level_text(interval.level)} interval: where the true {short} lies, "
         f"judged from {comparison.images:,} images."
     )
     caution = Markup(
@@ -130,7 +131,7 @@ def _figures(drift: Judged) -> tuple[parts.Figure, ...]:
         ends = value("interval.low_points", "{:+.2f}"), value("interval.high_points", "{:+.2f} points")
         flips = value("flips.right_to_wrong", "{:,} to wrong"), value("flips.wrong_to_right", "{:,} to right")
         right = "share of images answered rightly by the FP32 model and by what was judged"
-        drop, title = value("drop_points", "{:+.2f} points"), f"{interval.level:.0%} interval of the drop"
+        drop, title = value("drop_points", "{:+.2f} points"), f"{level_text(interval.level)} interval of the drop"
         accuracy = (
             figure("Top-1 accuracy, before and after", top1, right),
             figure("Drop", (drop,), "percentage points lost; negative means better answers than before"),
@@ -141,7 +142,7 @@ def _figures(drift: Judged) -> tuple[parts.Figure, ...]:
     elif drift.judged_by == "agreement":
         ends = value("changed_interval.low_points", "{:.2f}"), value("changed_interval.high_points", "{:.2f} points")
         meaning = "where the true share of changed answers lies; no more accuracy than that can be lost"
-        accuracy = figure(f"{interval.level:.0%} interval of the changed answers", ends, meaning, " to "), allowed
+        accuracy = figure(f"{level_text(interval.level)} interval of the changed answers", ends, meaning, " to "), allowed
     agreement, cosine = value("agreement", "{:.2%}"), value("cosine_min", "{:.4f}")
     sqnr = value("sqnr_db", "identical" if comparison.sqnr_db >= SQNR_CAP_DB else "{:.1f} dB")
     return (
@@ -161,7 +162,7 @@ def _all_figures(drift: Judged) -> Iterator[parts.NumberRow]:
     changed = f"{100 * (1 - comparison.agreement):.2f} [{interval.low_points:.2f}, {interval.high_points:.2f}]"
     sqnr = value("sqnr_db", "identical" if comparison.sqnr_db >= SQNR_CAP_DB else "{:.2f} dB")
     yield row("agreement", None, value("agreement", "{:.2%}"), "share of images with the same answer")
-    yield row("changed answers", None, changed, f"percent of the images, and its {interval.level:.0%} interval")
+    yield row("changed answers", None, changed, f"percent of the images, and its {level_text(interval.level)} interval")
     yield row("SQNR of the logits", None, sqnr, "energy of the logits over the energy of their change")
     yield row("smallest cosine", None, value("cosine_min", "{:.6f}"), "of one image")
     if comparison.distance is None:

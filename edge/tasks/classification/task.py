@@ -22,7 +22,7 @@ from edge.tasks.classification.logits import Logits, answers, pack_answers, pars
 from edge.tasks.classification.top_k import ALL_CLASSES, TopK, softmax
 from edge.tasks.frame_answer import FrameAnswer, PanelLayout
 from edge.tasks.gate_row import Recorded, Row, Tolerance
-from edge.tasks.interval import Verdict
+from edge.tasks.interval import LEVEL, Verdict, level_text
 from edge.tasks.report_parts import TaskReport
 from edge.tasks.task import Comparison, GateRequest, Int64, Judged, Outputs, Sides, Task
 from engines.layer_records import TensorInfo
@@ -78,9 +78,9 @@ class Classification(Task):
         fits = shape == (images, len(self.names))
         return "" if fits else f"logits {shape}, {images} images, {len(self.names)} labels"
 
-    def compare(self, sides: Sides) -> LogitComparison:
+    def compare(self, sides: Sides, level: float = LEVEL) -> LogitComparison:
         logits = Logits.of(sides)
-        return compare(logits.reference, logits.engine, logits.labels)
+        return compare(logits.reference, logits.engine, logits.labels, level)
 
     def judge(self, comparison: Any, budget: Budget, *, random_weights: bool) -> tuple[str, Verdict, str]:
         return judge(comparison, budget.points, random_weights=random_weights)
@@ -130,7 +130,7 @@ class Classification(Task):
             rows["top-1"] = f"{comparison.top1_reference:.2%} FP32 reference, {comparison.top1_engine:.2%} {precision}"
             points, interval = comparison.budgeted
             ends = f"[{interval.low_points:+.2f}, {interval.high_points:+.2f}]"
-            rows["drop"] = f"{points:+.2f} points {ends} at {interval.level:.0%}, budget {drift.budget.points:g}"
+            rows["drop"] = f"{points:+.2f} points {ends} at {level_text(interval.level)}, budget {drift.budget.points:g}"
         shares = f"{comparison.agreement:.2%} of {comparison.images} images"
         sqnr = "logits identical" if comparison.sqnr_db >= SQNR_CAP_DB else f"SQNR of the logits {comparison.sqnr_db:.1f} dB"
         rows["agreement"] = f"undefined: the reference's logits are {constant}" if constant else f"{shares}, {sqnr}"

@@ -16,7 +16,7 @@ from calib.errors import DataError
 from calib.metrics import power_ratio_db
 from edge.numeric_tolerances import RECOMPUTED, SQNR_CAP_DB
 from edge.tasks.constant_outputs import ZERO
-from edge.tasks.interval import LEVEL
+from edge.tasks.interval import LEVEL, level_text
 from edge.tasks.task import Comparison, Sides
 from edge.tasks.tensors.image_errors import Bools, Float64, ImageErrors
 from edge.tasks.tensors.measured_output import MeasuredOutput, measure_sides
@@ -62,14 +62,13 @@ class OutputFigures:
         """Whether both sides are equal on every image."""
         return self.sqnr_db == SQNR_CAP_DB
 
-    @property
-    def text(self) -> str:
-        """The figures in one line."""
+    def text(self, level: float = LEVEL) -> str:
+        """The figures in one line; `level` is that of the interval."""
         if self.constant == ZERO or self.sqnr_db is None or self.cosine_mean is None:
             return "undefined: " + (f"the reference's output is {self.constant}" if self.constant else "no finite output")
         if self.equal:
             return "equal on both sides"
-        ends = "" if self.sqnr_low_db is None else f" [{self.sqnr_low_db:.1f}, {self.sqnr_high_db:.1f}] at {LEVEL:.0%}"
+        ends = "" if self.sqnr_low_db is None else f" [{self.sqnr_low_db:.1f}, {self.sqnr_high_db:.1f}] at {level_text(level)}"
         text = f"SQNR {self.sqnr_db:.1f} dB{ends}, worst image {self.sqnr_worst_db:.1f} dB, mean cosine {self.cosine_mean:.5f}"
         return text if self.equal_share is None else f"{text}, {self.equal_share:.2%} of the integers equal"
 
@@ -79,6 +78,7 @@ class TensorComparison(Comparison):
     """The figures of every output, in the order of the network's."""
 
     outputs: tuple[OutputFigures, ...]
+    level: float = LEVEL
 
     @property
     def with_truth(self) -> bool:
@@ -86,8 +86,8 @@ class TensorComparison(Comparison):
         return False
 
 
-def compare(sides: Sides, names: tuple[str, ...]) -> TensorComparison:
-    """Compare both sides' outputs, called `names`.
+def compare(sides: Sides, names: tuple[str, ...], level: float = LEVEL) -> TensorComparison:
+    """Compare both sides' outputs, called `names`, with intervals of `level`.
 
     Raises DataError for outputs that do not match and for a reference that is not finite.
     """
@@ -99,10 +99,10 @@ def compare(sides: Sides, names: tuple[str, ...]) -> TensorComparison:
         if output.shape[0] != images:
             raise DataError("outputs of different numbers of images", where=name, found=output.shape[0], allowed=images)
         finite &= output.errors.finite
-        figures = output_figures(name, output)
+        figures = output_figures(name, output, level)
         outputs.append(figures)
         missing += _not_compared(figures, output.errors)
-    return TensorComparison(images, int((~finite).sum()), tuple(missing), tuple(outputs))
+    return TensorComparison(images, int((~finite).sum()), tuple(missing), tuple(outputs), level)
 
 
 def image_sqnr_db(errors: ImageErrors) -> Float64:
@@ -111,7 +111,7 @@ def image_sqnr_db(errors: ImageErrors) -> Float64:
     return np.array([power_ratio_db(s, e) if finite else -SQNR_CAP_DB for s, e, finite in pairs])
 
 
-def output_figures(name: str, output: MeasuredOutput) -> OutputFigures:
+def output_figures(name: str, output: MeasuredOutput, level: float = LEVEL) -> OutputFigures:
     """The figures of one output."""
     integers, errors, finite = output.integers, output.errors, output.errors.finite
     known = finite & (errors.signal > 0)
@@ -122,28 +122,28 @@ def output_figures(name: str, output: MeasuredOutput) -> OutputFigures:
         integers=integers,
         constant=output.constant,
         not_finite=int((~finite).sum()),
-        **_sqnr(signal, noise),
+        **_sqnr(signal, noise, level),
         sqnr_median_db=float(np.median(each)) if len(each) else None,
         sqnr_worst_db=float(each.min()) if len(each) else None,
-        **_mean_cosine(cosine),
+        **_mean_cosine(cosine, level),
         cosine_worst=float(cosine.min()) if some else None,
         max_abs=float(errors.largest[finite].max()) if some and not integers else None,
         equal_share=1 - float(noise.sum() / 2 / signal.sum()) if integers else None,
     )
 
 
-def _sqnr(signal: Float64, noise: Float64) -> dict[str, float | None]:
+def _sqnr(signal: Float64, noise: Float64, level: float) -> dict[str, float | None]:
     """SQNR and its interval, dB, of images (n,); None where the signal is zero everywhere, or the images are too few."""
     value = low = high = None
     if signal.any():
         value = low = high = power_ratio_db(float(signal.sum()), float(noise.sum()))
         if abs(value) < SQNR_CAP_DB:  # neither equal nor an error beyond float64
-            width = half_width(noise, signal)
+            width = half_width(noise, signal, level)
             low, high = (None, None) if width is None else (value - DECIBELS * width, value + DECIBELS * width)
     return {"sqnr_db": value, "sqnr_low_db": low, "sqnr_high_db": high}
 
 
-def _mean_cosine(cosine: Float64) -> dict[str, float | None]:
+def _mean_cosine(cosine: Float64, level: float) -> dict[str, float | None]:
     """Mean cosine (n,) and its interval: that of the sum of 1 - cosine over the number of images."""
     mean = low = high = None
     if len(cosine):
@@ -151,7 +151,7 @@ def _mean_cosine(cosine: Float64) -> dict[str, float | None]:
         far = float(distance.mean())
         mean = low = high = 1 - far
         if far:
-            width = half_width(distance, np.ones(len(distance)))
+            width = half_width(distance, np.ones(len(distance)), level)
             ends = (None, None) if width is None else (max(-1.0, 1 - far * math.exp(width)), 1 - far * math.exp(-width))
             low, high = ends
     return {"cosine_mean": mean, "cosine_low": low, "cosine_high": high}

@@ -39,7 +39,7 @@ MOST_IMAGES = 10_000_000
 """More are not run to settle a verdict."""
 
 
-def half_width(noise: Float64, signal: Float64) -> float | None:
+def half_width(noise: Float64, signal: Float64, level: float = LEVEL) -> float | None:
     """Half of the interval of ln(sum noise / sum signal), t d of the formula; arrays (n,), noise not zero everywhere.
 
     None for fewer than MIN_IMAGES images. Where one image has all of the noise or signal, v is not defined without it, and d is
@@ -54,7 +54,7 @@ def half_width(noise: Float64, signal: Float64) -> float | None:
     else:
         relative = n * (noise / noise.sum() - signal / signal.sum())
         deviation = float(relative.std(ddof=1)) / math.sqrt(n)
-    return t_quantile(n - 1) * deviation
+    return t_quantile(n - 1, level) * deviation
 
 
 def t_quantile(freedom: int, level: float = LEVEL) -> float:

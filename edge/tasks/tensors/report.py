@@ -10,7 +10,7 @@ import numpy as np
 from edge.numeric_tolerances import SQNR_CAP_DB
 from edge.tasks import report_parts as parts
 from edge.tasks.budget import Budget
-from edge.tasks.interval import LEVEL
+from edge.tasks.interval import level_text
 from edge.tasks.interval_drawing import VERDICT_COLOURS
 from edge.tasks.task import Int64, Judged
 from edge.tasks.tensors.compare import OutputFigures, TensorComparison
@@ -63,7 +63,7 @@ def task_report(drift: Judged, images_db: dict[str, Float64], kept: Int64 | None
 
 def _shown(comparison: TensorComparison, budget: Budget) -> tuple[OutputFigures, ...]:
     """The outputs that decide the verdict, in the network's order."""
-    margins = [judge_output(figures, budget, comparison.images).margin for figures in comparison.outputs]
+    margins = [judge_output(figures, budget, comparison).margin for figures in comparison.outputs]
     chosen = sorted(np.argsort(margins, kind="stable")[:SHOWN].tolist())
     return tuple(comparison.outputs[i] for i in chosen)
 
@@ -83,9 +83,9 @@ def _advice(drift: Judged) -> str:
 
 def _basis(comparison: TensorComparison, budget: str) -> parts.Text:
     return (
-        f"Per output the measured figure (dot) and its {LEVEL:.0%} interval (bar): where the figure of all images like these "
-        f"{comparison.images:,} lies. The budget is a {budget}. It passes if every whole bar lies right of the budget, "
-        "fails if one lies left of it; otherwise the images do not decide.",
+        f"Per output the measured figure (dot) and its {level_text(comparison.level)} interval (bar): where the figure of all "
+        f"images like these {comparison.images:,} lies. The budget is a {budget}. It passes "
+        "if every whole bar lies right of the budget, fails if one lies left of it; otherwise the images do not decide.",
     )
 
 
@@ -113,7 +113,7 @@ def _evidence(drift: Judged, shown: tuple[OutputFigures, ...]) -> parts.Drawing 
         axes.axvspan(left, needed, color=parts.BAD, alpha=0.12, linewidth=0)
         axes.axvline(needed, color=parts.BAD, linewidth=1.4)
         for y, (figures, low, value, high) in enumerate(rows):
-            colour = VERDICT_COLOURS[judge_output(figures, drift.budget, drift.comparison.images).verdict]
+            colour = VERDICT_COLOURS[judge_output(figures, drift.budget, drift.comparison).verdict]
             axes.plot([low, high], [y, y], color=colour, linewidth=7, solid_capstyle="butt", alpha=0.55)
             axes.plot([value], [y], marker="o", markersize=7, color=colour, markeredgecolor=parts.PAPER)
             text = "equal" if figures.equal else f"{value:.4f}" if middle else f"{value:.1f}"
@@ -134,7 +134,7 @@ def _key_figures(comparison: TensorComparison, shown: tuple[OutputFigures, ...],
     for figures in shown:
         at = ("outputs", str(comparison.outputs.index(figures)))
         if figures.sqnr_db is None:
-            yield parts.Figure(figures.name, (_value((*at, "sqnr_db"), None, "undefined"),), figures.text)
+            yield parts.Figure(figures.name, (_value((*at, "sqnr_db"), None, "undefined"),), figures.text())
             continue
         if figures.sqnr_low_db is None:
             meaning = "too few images for an interval"

@@ -16,7 +16,7 @@ from edge.numeric_tolerances import SQNR_CAP_DB
 from edge.tasks.budget import Budget
 from edge.tasks.frame_answer import FrameAnswer, PanelLayout
 from edge.tasks.gate_row import Recorded, Row, Tolerance
-from edge.tasks.interval import Verdict
+from edge.tasks.interval import LEVEL, Verdict
 from edge.tasks.report_parts import TaskReport
 from edge.tasks.task import Comparison, GateRequest, Int64, Judged, Outputs, Sides, Task
 from edge.tasks.tensors import gate_rows
@@ -99,8 +99,8 @@ class Tensors(Task):
                     return f"output {info.name!r} {shape}, {list(info.shape)} in the manifest"
         return ""
 
-    def compare(self, sides: Sides) -> TensorComparison:
-        return compare(sides, self._names_of(sides))
+    def compare(self, sides: Sides, level: float = LEVEL) -> TensorComparison:
+        return compare(sides, self._names_of(sides), level)
 
     def judge(self, comparison: Any, budget: Budget, *, random_weights: bool) -> tuple[str, Verdict, str]:  # noqa: ARG002  # the figures are the same
         return "numbers", *judge(comparison, budget)
@@ -133,7 +133,8 @@ class Tensors(Task):
         return gate_rows.gate_rows(request, self._names_of(request.sides))
 
     def summary(self, drift: Judged, precision: str) -> dict[str, str]:  # noqa: ARG002  # named elsewhere
-        return {figures.name: figures.text for figures in drift.comparison.outputs[:SHOWN_OUTPUTS]}
+        comparison: TensorComparison = drift.comparison
+        return {figures.name: figures.text(comparison.level) for figures in comparison.outputs[:SHOWN_OUTPUTS]}
 
     def report(self, drift: Judged, sides: Sides, kept: Int64 | None, judged: str) -> TaskReport:
         from edge.tasks.tensors.report import task_report

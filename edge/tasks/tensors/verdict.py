@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from edge.tasks.budget import MIN_SQNR_DB, Budget
 from edge.tasks.constant_outputs import ZERO
-from edge.tasks.interval import LEVEL, Verdict
+from edge.tasks.interval import Verdict, level_text
 from edge.tasks.tensors.compare import DECIBELS, OutputFigures, TensorComparison
 from edge.tasks.tensors.ratio_interval import MIN_IMAGES, images_to_decide
 
@@ -53,20 +53,20 @@ def least_sqnr_db(budget: Budget) -> float | None:
     return MIN_SQNR_DB if budget.sqnr_db is None and budget.cosine is None else budget.sqnr_db
 
 
-def judge_output(figures: OutputFigures, budget: Budget, images: int) -> Finding:
-    """The worst finding of one output, whose engine is finite on all of `images` images."""
+def judge_output(figures: OutputFigures, budget: Budget, comparison: TensorComparison) -> Finding:
+    """The worst finding of one output of a comparison, whose engine is finite on all images."""
     sqnr, cosine = least_sqnr_db(budget), budget.cosine
     bounds = (
         [_Bound("SQNR", figures.sqnr_db, figures.sqnr_low_db, figures.sqnr_high_db, sqnr, False)] if sqnr is not None else []
     )
     if cosine is not None:
         bounds.append(_Bound("mean cosine", figures.cosine_mean, figures.cosine_low, figures.cosine_high, cosine, True))
-    findings = [_judge(figures, bound, images) for bound in bounds]
+    findings = [_judge(figures, bound, comparison) for bound in bounds]
     return min(findings, key=lambda finding: (_ORDER.index(finding.verdict), finding.margin))
 
 
-def _judge(figures: OutputFigures, bound: _Bound, images: int) -> Finding:
-    name, value = figures.name, bound.value
+def _judge(figures: OutputFigures, bound: _Bound, comparison: TensorComparison) -> Finding:
+    name, value, images = figures.name, bound.value, comparison.images
     cannot = f"output {name!r} cannot be judged: the reference's is {figures.constant}"
     if value is None or figures.constant == ZERO:
         return Finding(name, "inconclusive", cannot, -math.inf)
@@ -76,7 +76,9 @@ def _judge(figures: OutputFigures, bound: _Bound, images: int) -> Finding:
     if images < MIN_IMAGES or bound.low is None or bound.high is None:
         few = f"{measured}, {needed}: {images} images are too few for an interval, at least {MIN_IMAGES} are needed"
         return Finding(name, "inconclusive", few, margin)
-    sentence = f"{measured}, {LEVEL:.0%} interval [{bound.text(bound.low)}, {bound.text(bound.high)}], {needed}"
+    sentence = (
+        f"{measured}, {level_text(comparison.level)} interval [{bound.text(bound.low)}, {bound.text(bound.high)}], {needed}"
+    )
     if equal:
         sentence = f"{name!r} is equal on both sides"
     if bound.high < bound.needed:
@@ -100,7 +102,7 @@ def judge(comparison: TensorComparison, budget: Budget) -> tuple[Verdict, str]:
         return "inconclusive", f"{comparison.images} images are too few to judge by: an interval needs {MIN_IMAGES} or more"
     if all(figures.equal and not figures.constant for figures in comparison.outputs):
         return "pass", f"every output is equal on both sides, on all of {comparison.images} images"
-    findings = [judge_output(figures, budget, comparison.images) for figures in comparison.outputs]
+    findings = [judge_output(figures, budget, comparison) for figures in comparison.outputs]
     findings.sort(key=lambda finding: (_ORDER.index(finding.verdict), finding.margin))
     verdict = findings[0].verdict
     deciding = [finding for finding in findings if finding.verdict == verdict]

@@ -42,7 +42,7 @@ from edge.runtime.runner import FakeRunner
 from edge.tasks.budget import Budget
 from edge.tasks.frame_answer import FrameAnswer, Line, Panel, PanelLayout
 from edge.tasks.gate_row import Measurement, Recorded, Row, Tolerance, row
-from edge.tasks.interval import Verdict
+from edge.tasks.interval import LEVEL, Verdict
 from edge.tasks.registry import TASKS, load_task, task_of
 from edge.tasks.report_parts import Drawing, Figure, NumberRow, Paragraph, Section, TaskReport, Value
 from edge.tasks.task import Comparison, GateRequest, Judged, Outputs, Sides, Task
@@ -113,7 +113,7 @@ class Depth(Task):
         shape = sides.reference[0].shape
         return "" if shape == (images, *SHAPE) else f"{shape}"
 
-    def compare(self, sides: Sides) -> DepthComparison:
+    def compare(self, sides: Sides, level: float = LEVEL) -> DepthComparison:  # it has no interval
         (reference,), (engine,) = sides.reference, sides.engine
         error = np.abs(reference - engine).mean(axis=(1, 2, 3))
         bad = int((~np.isfinite(error)).sum())
