@@ -80,7 +80,7 @@ def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace, cou
         yield speed_step(request, workspace)
     task = inputs.network.task
     budget = budget_for(task.name, request.max_drop_points, request.min_sqnr_db, request.min_cosine)
-    sequential = request.eval_images == SEQUENTIAL
+    sequential = request.eval_images in (None, SEQUENTIAL)
     question = Question(inputs.eval_images, labelled=task.labelled, budget=budget, sequential=sequential)
     yield drift_step(BuildFolder(request.out, building=True), question, here=judged_here(request.target))
     yield report_step(workspace)

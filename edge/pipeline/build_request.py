@@ -73,7 +73,7 @@ class BuildOptions:
         islands: Places that compute in FP32 where scaling does not help FP16: unstable, or at-risk ones too, for more Casts
         calib_images: Number of calibration images, 1 to 1,000,000. Default: 512, 64 with random weights
         eval_images: Images that judge: their number, 1 to 1,000,000, spread evenly; all; or sequential: growing groups of them,
-            until the verdict is decided at 95 % over all groups. Default: all, 64 with random weights
+            until the verdict is decided at 95 % over all groups. Default: sequential; 64 with random weights
         seed: Seed of --random-weights, 0 to 4,294,967,295
         force: Run every step, whatever an earlier build left
     """

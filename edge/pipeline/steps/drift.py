@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from calib.errors import UsageError
 from calib.parallel import ordered_map
 from edge.drift.drift_report import DriftReport, Source, Subject, judge_sides, write_drift
 from edge.drift.looks import Look, join_sides, look_sizes, look_subset
@@ -48,7 +47,8 @@ class Question:
     Attributes:
         labelled: whether the images have labels; without, the task judges by the share of changed answers.
         stored: the reference's answers, None to compute them here.
-        sequential: whether growing groups of the images are judged until the verdict is decided, see `edge.drift.looks`.
+        sequential: whether growing groups of the images are judged until the verdict is decided, see `edge.drift.looks`; where
+            that is not possible, all at once.
     """
 
     images: ImageSet
@@ -76,8 +76,6 @@ def drift_step(build: BuildFolder, question: Question, *, here: bool) -> Step:
     if task_of(manifest).keeps_outputs:
         check_answers_fit(manifest.outputs, len(images), "--images")
     groups = _group_sizes(manifest, question)
-    if len(groups) > 1:
-        _check_groups(manifest, len(images))
     judged = manifest.engine.file if here else (manifest.typed_onnx or manifest.qdq_onnx or manifest.onnx).file
     reads = {
         "manifest": build.sha256(MANIFEST),
@@ -173,22 +171,13 @@ def _judge_groups(
 
 
 def _group_sizes(manifest: EngineManifest, question: Question) -> tuple[int, ...]:
-    """Numbers of images after which a verdict is tried; the figure that judges random weights has no interval."""
+    """Numbers of images after which a verdict is tried; one where groups have no interval or cannot be joined.
+
+    The figure that judges random weights has no interval, and of outputs beyond KEPT_BYTES figures alone are kept.
+    """
     images = len(question.images)
-    return look_sizes(images) if question.sequential and not manifest.random_weights else (images,)
-
-
-def _check_groups(manifest: EngineManifest, images: int) -> None:
-    """Raise UsageError for outputs of which the figures alone would be kept: those of groups cannot be joined."""
-    needed = 2 * images * output_bytes(manifest.outputs)
-    if not task_of(manifest).keeps_outputs and needed > KEPT_BYTES:
-        raise UsageError(
-            "the outputs are too large to be judged in groups",
-            where="sequential",
-            found=f"{images:,} images, {needed / 1e9:,.1f} GB of outputs on both sides",
-            allowed=f"{KEPT_BYTES / 1e9:.1f} GB",
-            next_command="all, or a number of images",
-        )
+    kept = task_of(manifest).keeps_outputs or 2 * images * output_bytes(manifest.outputs) <= KEPT_BYTES
+    return look_sizes(images) if question.sequential and kept and not manifest.random_weights else (images,)
 
 
 def answer(runner: Runner, images: Images, smallest: int) -> Outputs:

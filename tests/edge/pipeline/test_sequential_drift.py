@@ -1,6 +1,7 @@
 """`--images sequential`: groups of images judged until the verdict is decided. Oracle: the graphs run by hand, look by look."""
 
 import json
+from types import SimpleNamespace
 
 import onnxruntime as ort
 import pytest
@@ -19,6 +20,7 @@ from edge.images.preprocess import Preprocess
 from edge.pipeline.judge_options import JudgeOptions
 from edge.pipeline.rejudge import rejudge_build
 from edge.pipeline.steps import drift as drift_step
+from edge.pipeline.steps.drift import KEPT_BYTES, _group_sizes
 from edge.tasks.classification.drop_interval import Paired, drop_interval
 from engines.build_folder.folder import BuildFolder
 from engines.build_folder.verify import verify_folder
@@ -116,13 +118,13 @@ def test_the_gate_compares_the_images_of_a_look_and_refuses_all_against_them(pro
     whole, stopped = tmp_path / "whole.json", tmp_path / "stopped.json"
     gate = ["gate", str(project / "out"), "--baseline"]
     assert run([*gate, str(whole), "--update"]) == 0
-    assert run(command(project, eval_images="sequential", max_drop=90)) == 0
+    assert run(command(project, max_drop=90)) == 0, "sequential by default"
     images = read(project, "drift.json")["images"]
     assert images < 80
     assert run([*gate, str(whole)]) == 0
     assert f"{images} of the baseline's 80 images" in capsys.readouterr().out
     assert run([*gate, str(stopped), "--update"]) == 0
-    assert run(command(project)) == 0
+    assert run(command(project, eval_images="all")) == 0
     assert run([*gate, str(stopped)]) == 2
     assert "not of this build: other data" in capsys.readouterr().err
 
@@ -149,6 +151,16 @@ def test_changed_images_cost_no_verdict(project):
     write_idx(project / "test" / "images-idx3-ubyte.gz", pixels)
     with pytest.raises(DataError, match="no longer available"):
         judged(project)
+
+
+@pytest.mark.parametrize(
+    ("kept", "random_weights", "sizes"), [(True, False, LOOKS), (False, False, (80,)), (True, True, (80,))]
+)
+def test_outputs_too_large_to_keep_and_random_weights_are_judged_at_once(monkeypatch, kept, random_weights, sizes):
+    monkeypatch.setattr("edge.pipeline.steps.drift.output_bytes", lambda _outputs: KEPT_BYTES // 160 + (not kept))
+    manifest = SimpleNamespace(task="tensors", outputs=(), random_weights=random_weights, labels=())
+    assert _group_sizes(manifest, SimpleNamespace(images=range(80), sequential=True)) == tuple(sizes)
+    assert _group_sizes(manifest, SimpleNamespace(images=range(80), sequential=False)) == (80,)
 
 
 def test_another_word_is_refused(project, capsys):
