@@ -4,10 +4,10 @@ Data are looked at after growing shares t_1 < ... < t_K = 1 of all images, and t
 95 % intervals at every look a network exactly at its budget would be judged wrongly about three times as often. So each look
 spends a part of the error (Lan and DeMets, Biometrika 70, 1983), up to share t on each side
 
-    s(t) = 2 - 2 Phi(z_{a/2} / sqrt(t)),  a = 2.5 %        (of the type of O'Brien and Fleming, Biometrics 35, 1979)
+    s(t) = 2.5 % t^2        (Kim and DeMets, Biometrika 74, 1987)
 
-which is next to nothing early and leaves the last look nearly all: its interval is hardly wider than a single test's. The sums
-of a growing sample are a Brownian motion B(t); the bounds c_k solve
+which decides clear cases early and leaves the last look most: its interval is that of 96 %, hardly wider than a single test's.
+The sums of a growing sample are a Brownian motion B(t); the bounds c_k solve
 
     P(|B(t_j)| < c_j for all j < k, B(t_k) >= c_k) = s(t_k) - s(t_{k-1})
 
@@ -20,7 +20,6 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
-from statistics import NormalDist
 
 import numpy as np
 
@@ -37,9 +36,8 @@ def look_levels(sizes: Sequence[int]) -> tuple[float, ...]:
 
 
 def spent(share: float) -> float:
-    """Error spent on each side up to a share of the images, in (0, 1]."""
-    quantile = NormalDist().inv_cdf(1 - (1 - LEVEL) / 4)
-    return float(2 * _tail(np.array(quantile / math.sqrt(share))))
+    """Error spent on each side up to a share of the images, in [0, 1]."""
+    return (1 - LEVEL) / 2 * share**2
 
 
 @lru_cache
@@ -52,7 +50,7 @@ def _levels(shares: tuple[float, ...]) -> tuple[float, ...]:
     levels = []
     for before, share in pairwise((0.0, *shares)):
         spread = math.sqrt(share - before)
-        error = spent(share) - (spent(before) if before else 0.0)
+        error = spent(share) - spent(before)
         bound = _bound(at, density, spread, error)
         levels.append(min(_HIGHEST, math.erf(bound / math.sqrt(2 * share))))
         inside = bound * points
