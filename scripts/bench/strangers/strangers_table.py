@@ -81,7 +81,8 @@ def gain_over_peer(row: Results, step: str) -> tuple[float, float] | None:
     if best is None or "sqnr_db" not in row.get(step, {}):
         return None
     ours, peer = row[step], row[f"onnxruntime-{setting}"]
-    half = half_width(np.array(ours["noise"]), np.array(peer["noise"])) if ours["worst"] == peer["worst"] else None
+    paired = "noise" in ours and ours["worst"] == peer.get("worst")  # earlier records hold no noise by image
+    half = half_width(np.array(ours["noise"]), np.array(peer["noise"])) if paired else None
     return ours["sqnr_db"] - best, 10 / math.log(10) * (half or 0.0)
 
 
