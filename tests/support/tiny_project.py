@@ -47,8 +47,8 @@ def command(folder, model="ufovit_tiny", precision="int8", **changes):
     return arguments
 
 
-def build(folder, *options, precision="int8", out="out"):
-    return run([*command(folder, precision=precision, out=folder / out), *options])
+def build(folder, *options, precision="int8", out="out", **changes):
+    return run([*command(folder, precision=precision, out=folder / out, **changes), *options])
 
 
 def read(folder, file, out="out"):

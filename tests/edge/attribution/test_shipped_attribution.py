@@ -63,7 +63,7 @@ def test_shipped_honest_with_the_costs_of_its_layers(shipped):
     assert {"stem.6/Conv", "stem.9/Conv", "head/Gemm"} <= set(together.layers)
     assert "head/Gemm" in {layer for trial in alone if trial.confirmed for layer in trial.layers}
     assert together.share > 0.5
-    assert "of 209 groups of layers make" in found.sentence
+    assert "of 135 groups of layers make" in found.sentence
     few = PairedImages(images, images).take(float_fallback.ISOLATED_IMAGES).reference
     reference, judged = (
         GraphSession(graph.model, threads=0)({"image": few})[graph.model.graph.output[0].name].astype(np.float64)

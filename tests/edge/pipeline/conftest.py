@@ -13,6 +13,7 @@ from tiny_project import LABELS, build, make_project
 
 from calib.errors import MissingError
 from edge.model.sizes import SIZES
+from edge.pipeline.placement_option import STEM_LAYERS
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +32,9 @@ def rtx(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(SIZES, TINY.name, TINY)
             make_project(folder, random_network(TINY, 4), TINY)
-            assert build(folder, "--batch", "1,2,8", "--target", "rtx", "--max-drop", "15", out="rtx") == 0
+            stem = [f"--keep-float={pattern}" for pattern in STEM_LAYERS]  # 24 images decide this one
+            options = ("--batch", "1,2,8", "--max-drop", "15", *stem)
+            assert build(folder, *options, target="rtx", out="rtx") == 0
             assert pack(folder) == 0
 
     folder = make_once(tmp_path_factory, "rtx-bundle", make)

@@ -28,7 +28,8 @@ CPU_FILES = (
     "model.refined.onnx", "calibration.json", "model.int8.onnx", "engine.onnx", "manifest.json", "drift.json", "logits.npz",
     "flips.npz", "report.html",
 )  # fmt: skip
-FILES = {"cpu": CPU_FILES, "rtx": (*(f for f in CPU_FILES if f != "engine.onnx"), "model.typed.onnx", "engine.engine")}
+RTX_FILES = ("model.typed.onnx", "engine.engine", "fp16_plan.json", "speed.json")
+FILES = {"cpu": CPU_FILES, "rtx": (*(f for f in CPU_FILES if f != "engine.onnx"), *RTX_FILES)}
 CASES = [(target, file) for target in TARGETS for file in FILES[target]]
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command line")
 needs_cryptography = pytest.mark.skipif(find_spec("cryptography") is None, reason="pip install 'ufovit-edge[sign]'")
