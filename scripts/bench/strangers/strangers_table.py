@@ -72,18 +72,25 @@ def _beside_peer(row: Results, step: str) -> str:
     if gain is None:
         return text
     difference, half = gain
-    return f"**{text}**" if difference >= 0 else f"{text} ~" if difference + half >= 0 else text
+    return f"**{text}**" if difference >= 0 else f"{text} ~" if half is not None and difference + half >= 0 else text
 
 
-def gain_over_peer(row: Results, step: str) -> tuple[float, float] | None:
-    """SQNR of a step's graph less that of ONNX Runtime's best, in dB, and half of the 95 % interval; None without a peer."""
+def _shown(difference: float, half: float | None) -> str:
+    return f"{difference:+.2f}" + ("" if half is None else f" ± {half:.2f}")
+
+
+def gain_over_peer(row: Results, step: str) -> tuple[float, float | None] | None:
+    """SQNR of a step's graph less that of ONNX Runtime's best, in dB, and half of the 95 % interval; None without a peer.
+
+    Without an interval where the worst output is another one, or a record is from before noise was kept by image.
+    """
     setting, best = best_peer(row)
     if best is None or "sqnr_db" not in row.get(step, {}):
         return None
     ours, peer = row[step], row[f"onnxruntime-{setting}"]
-    paired = "noise" in ours and ours["worst"] == peer.get("worst")  # earlier records hold no noise by image
+    paired = "noise" in ours and ours["worst"] == peer.get("worst")
     half = half_width(np.array(ours["noise"]), np.array(peer["noise"])) if paired else None
-    return ours["sqnr_db"] - best, 10 / math.log(10) * (half or 0.0)
+    return ours["sqnr_db"] - best, None if half is None else 10 / math.log(10) * half
 
 
 def best_peer(row: Results) -> tuple[str, float | None]:
@@ -100,8 +107,8 @@ def _footer(rows: list[Results], shown: str) -> list[str]:
     for step, title in titles.items():
         gains = {row["network"]["name"]: gain for row in rows if (gain := gain_over_peer(row, step)) is not None}
         below = {name: gain for name, gain in gains.items() if gain[0] < 0}
-        decided = sum(difference + half < 0 for difference, half in below.values())
-        named = ", ".join(f"{name} ({difference:+.2f} ± {half:.2f} dB)" for name, (difference, half) in below.items())
+        decided = sum(half is not None and difference + half < 0 for difference, half in below.values())
+        named = ", ".join(f"{name} ({_shown(*gain)} dB)" for name, gain in below.items())
         middle = f", {statistics.median(difference for difference, _ in gains.values()):+.1f} dB in the middle" if gains else ""
         lines.append(
             f"- {title}, against ONNX Runtime's best: {len(gains)} networks{middle}; below on {len(below)}, of which the "
