@@ -132,6 +132,16 @@ class BuildSpec:
             allowed = ", ".join([*supported, "a target that is built with TensorRT"])
             raise UsageError(f"{library} does not support this builder option", found=", ".join(unsupported), allowed=allowed)
 
+    def refuse_fp16(self, library: str) -> None:
+        """Raise UsageError for "fp16", which `library` computes in FP32 on a CPU."""
+        if self.precision == "fp16":
+            raise UsageError(
+                f"{library} computes FP16 graphs in FP32 on a CPU",
+                where="PRECISION",
+                found=f"precision fp16 for target {self.target.name}",
+                allowed="fp32, int8, or a GPU target",
+            )
+
     @property
     def floor(self) -> float:
         """The share of MACs that must run in INT8: 0 unless the precision is "int8"."""

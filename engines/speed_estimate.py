@@ -24,7 +24,7 @@ class Fp16Plan:
 
     Attributes:
         onnx_sha256: of the float graph that it was built from.
-        plan: None where there is no such engine, or it does not report its steps.
+        plan: None without such an engine, or if it does not report its steps.
         work: of its steps, for an estimate; None likewise.
         reason: why there is none, "" if there is one.
     """
@@ -62,9 +62,9 @@ class SpeedEstimate:
 
     Attributes:
         engine_sha256: of the INT8 engine.
-        int8: what it runs; None where it does not report its steps. Likewise `fp16`, also where there is no such engine.
+        int8: what it runs; None if it does not report its steps. Likewise `fp16`, also without such an engine.
         targets: of each target with documented rates, the build's own first; empty without an estimate.
-        reason: why there is no estimate, "" if there is one.
+        reason: why an estimate is missing, "" if it is there.
     """
 
     engine_sha256: str

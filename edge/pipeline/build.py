@@ -67,7 +67,7 @@ def _steps(request: BuildRequest, inputs: BuildInputs, workspace: Workspace, cou
         graph = FOLDED
     compared = request.precision == "int8" and counter.counts
     if compared:
-        yield fp16_step(request, inputs.network, workspace, graph)
+        yield fp16_step(counter, workspace, graph)
     if request.precision == "int8":
         yield calibrate_step(request, inputs, workspace, graph, counter)
         yield quantize_step(request, inputs, workspace)

@@ -22,12 +22,26 @@ from engines.backends import load_backend
 from engines.build_folder.file_names import CERTIFICATE, TYPED
 from engines.build_spec import BuildSpec
 from engines.hardware import versions
+from engines.layer_records import EngineEvidence, GraphFacts
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from edge.progress import Advance
+    from engines.build_spec import Precision
+
 COUNTING = ("trt_rtx",)
 """Backends that build without a GPU and report steps."""
+
+
+@dataclass(frozen=True)
+class TypedEngine:
+    """An engine built from a float or Q/DQ graph that was typed for it: the typed graph, its facts, and what the plan shows."""
+
+    graph: bytes
+    facts: GraphFacts
+    result: BackendResult
+    evidence: EngineEvidence
 
 
 @dataclass(frozen=True)
@@ -67,22 +81,28 @@ class StepCounter:
 
         A refusal is left to the engine step: the graph may not be the one that is chosen.
         """
-        request = self.request
-        from engines.layer_requests import graph_facts
-
-        started, options = time.monotonic(), request.builder.options(request.target, request.out)
-        spec = BuildSpec(request.out / TYPED, request.target, request.precision, request.batch, options=options)
-        backend = load_backend(request.target.backend)
+        started = time.monotonic()
         try:
-            typed = type_as_certified(quantized, request, self.inputs.network)
-            graph = typed.SerializeToString(deterministic=True)
-            built = backend.build(spec, graph, lambda _share: None)
-            steps = len(backend.evidence(built.data, graph, graph_facts(typed)).steps)
+            engine = self.build(quantized, self.request.precision, TYPED)
         except GraphError:
             return None
-        self.built[sha256_bytes(graph)] = built
+        steps = len(engine.evidence.steps)
+        self.built[sha256_bytes(engine.graph)] = engine.result
         self.say(f"  calibrate: {steps} steps in the engine of a placement, built in {time.monotonic() - started:.0f} s")
         return steps or None
+
+    def build(self, model: ModelProto, precision: Precision, file: str, advance: Advance = lambda _share: None) -> TypedEngine:
+        """Type a graph as certified and build its engine; messages name it `file`. Raises GraphError if refused."""
+        from engines.layer_requests import graph_facts
+
+        request = self.request
+        options = request.builder.options(request.target, request.out)
+        spec = BuildSpec(request.out / file, request.target, precision, request.batch, options=options)
+        backend = load_backend(request.target.backend)
+        typed = type_as_certified(model, request, self.inputs.network)
+        graph = typed.SerializeToString(deterministic=True)
+        result, facts = backend.build(spec, graph, advance), graph_facts(typed)
+        return TypedEngine(graph, facts, result, backend.evidence(result.data, graph, facts))
 
     def take(self, graph: bytes) -> BackendResult | None:
         """The engine of a typed graph that was counted, None for another graph; forgets all engines."""

@@ -6,7 +6,7 @@ same bytes come from the same graph.
 
 import onnx
 
-from calib.errors import BackendError, GraphError, UsageError
+from calib.errors import BackendError, GraphError
 from engines.backend_protocol import Advance, Backend, BackendResult
 from engines.build_spec import BuildSpec
 from engines.openvino.api import compile_graph, load, read_graph
@@ -22,13 +22,7 @@ def version() -> str:
 def build_prepared(spec: BuildSpec, graph: bytes, advance: Advance) -> BackendResult:
     """Prepare a graph. Raises BackendError if OpenVINO cannot compile it, UsageError for "fp16", which it computes in FP32."""
     spec.refuse_options("OpenVINO")
-    if spec.precision == "fp16":
-        raise UsageError(
-            "OpenVINO computes FP16 graphs in FP32 on a CPU",
-            where="PRECISION",
-            found=f"precision fp16 for target {spec.target.name}",
-            allowed="fp32, int8, or a GPU target",
-        )
+    spec.refuse_fp16("OpenVINO")
     release = version()
     engine = quantize_early(onnx.load_model_from_string(graph)).SerializeToString(deterministic=True)
     advance(0.2)

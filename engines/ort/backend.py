@@ -21,7 +21,7 @@ from typing import Any
 
 import onnx
 
-from calib.errors import BackendError, MissingError, UsageError
+from calib.errors import BackendError, MissingError
 from engines.backend_protocol import Advance, Backend, BackendResult, disk_full_error
 from engines.build_spec import BuildSpec
 from engines.ort.graph import optimized_evidence
@@ -39,13 +39,7 @@ def version() -> str:
 def build_optimized(spec: BuildSpec, graph: bytes, advance: Advance) -> BackendResult:
     """Optimize a graph. Raises BackendError if ONNX Runtime rejects it, UsageError for "fp16", which it computes in FP32."""
     spec.refuse_options("ONNX Runtime")
-    if spec.precision == "fp16":
-        raise UsageError(
-            "ONNX Runtime computes FP16 graphs in FP32 on a CPU",
-            where="PRECISION",
-            found=f"precision fp16 for target {spec.target.name}",
-            allowed="fp32, int8, or a GPU target",
-        )
+    spec.refuse_fp16("ONNX Runtime")
     runtime = _load()
     separate = pair_per_reader(onnx.load_model_from_string(graph))
     advance(0.1)

@@ -7,8 +7,8 @@
 FOLDER holds resnet18.onnx, resnet50.onnx, mobilenet_v2.onnx and vit_small.onnx, as libraries export them at 224 px. Each is
 built for TensorRT-RTX in FP16 and in INT8; the scales are all the same, because the steps of a plan do not depend on them. The
 published ViT is a ViT-B, whose engine has the steps of a ViT-S: 4 times the products and weights, twice the activations. Its
-attention products stay in float, as in the published engine. Of RF-DETR there is no graph here: its backbone, a ViT-S, stands
-for it. --out writes what the engines run, as the tests read it.
+attention products stay in float, as in the published engine. The graph of RF-DETR is not available here: its backbone, a
+ViT-S, stands for it. --out writes what the engines run, as the tests read it.
 """
 
 from __future__ import annotations

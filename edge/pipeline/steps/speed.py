@@ -13,48 +13,31 @@ from calib.artifact import write_artifact
 from calib.errors import GraphError
 from calib.files import sha256_bytes
 from edge.pipeline.build_request import BuildRequest
-from edge.pipeline.open_network import Network
-from edge.pipeline.steps.type_fp16 import type_as_certified
+from edge.pipeline.step_counter import StepCounter
 from edge.pipeline.workspace import Step, Workspace
 from edge.progress import Advance
-from engines.build_folder.file_names import CERTIFICATE, FP16_PLAN, SPEED, TYPED
+from engines.build_folder.file_names import FP16_PLAN, SPEED, TYPED
 from engines.build_folder.folder import BuildFolder
-from engines.hardware import versions
 from engines.speed_estimate import FP16_PLAN_ARTIFACT, Fp16Plan, describe_fp16, make_estimate
 
 
-def fp16_step(request: BuildRequest, network: Network, workspace: Workspace, graph: str) -> Step:
+def fp16_step(counter: StepCounter, workspace: Workspace, graph: str) -> Step:
     """The step as `edge.pipeline.build` runs it; `graph` is the certified float graph, before its quantization."""
-    reads = {
-        "onnx": workspace.sha256(graph),
-        "certificate": workspace.sha256(CERTIFICATE),
-        "target": request.target.name,
-        "batch": [request.batch.min, request.batch.opt, request.batch.max],
-        "builder": request.builder.as_json(request.target, request.out),
-        "versions": versions("tensorrt_rtx"),
-    }
-    return Step("fp16", reads, (FP16_PLAN,), partial(build_fp16, request, network, graph))
+    reads = {"onnx": workspace.sha256(graph), **counter.reads(workspace)}
+    return Step("fp16", reads, (FP16_PLAN,), partial(build_fp16, counter, graph))
 
 
-def build_fp16(request: BuildRequest, network: Network, graph: str, out: Path, advance: Advance) -> None:
+def build_fp16(counter: StepCounter, graph: str, out: Path, advance: Advance) -> None:
     """Float graph -> fp16_plan.json in the folder `out`, with the reason where the graph has no FP16 engine."""
     from calib.graph import load_graph
-    from engines.backends import load_backend
-    from engines.build_spec import BuildSpec
-    from engines.layer_requests import graph_facts
 
-    backend, folder = load_backend(request.target.backend), request.out
-    model, data = load_graph(folder / graph)
-    options = request.builder.options(request.target, folder)
-    spec = BuildSpec(folder / graph, request.target, "fp16", request.batch, options=options)
+    model, data = load_graph(counter.request.out / graph)
+    onnx_sha256 = sha256_bytes(data)
     try:
-        typed = type_as_certified(model, request, network)
-        typed_data = typed.SerializeToString(deterministic=True)
-        built = backend.build(spec, typed_data, advance)
-        facts = graph_facts(typed)
-        plan = describe_fp16(sha256_bytes(data), backend.evidence(built.data, typed_data, facts), facts.layers)
+        engine = counter.build(model, "fp16", graph, advance)
+        plan = describe_fp16(onnx_sha256, engine.evidence, engine.facts.layers)
     except GraphError as error:  # a weight that only INT8 can hold, for one: the INT8 engine is none the worse for it
-        plan = Fp16Plan(sha256_bytes(data), None, None, str(error).splitlines()[0])
+        plan = Fp16Plan(onnx_sha256, None, None, str(error).splitlines()[0])
     write_artifact(out / FP16_PLAN, plan)
 
 

@@ -10,7 +10,9 @@ from engine_graphs import attention
 from onnx import numpy_helper
 
 from calib.errors import MissingError
+from edge.pipeline import step_counter
 from edge.pipeline.builder_options import DEFAULT_BUILDER
+from edge.pipeline.step_counter import StepCounter
 from edge.pipeline.steps import speed
 from engines.build import build
 from engines.build_spec import BatchRange, BuildSpec
@@ -30,7 +32,7 @@ RTX, BATCH = TARGETS["rtx"], BatchRange(1, 1, 2)
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An INT8 engine, its typed graph, and the float graph of the same network; nothing is kept in FP32."""
-    monkeypatch.setattr(speed, "type_as_certified", lambda model, _folder, _network: type_graph(model))
+    monkeypatch.setattr(step_counter, "type_as_certified", lambda model, _folder, _network: type_graph(model))
     onnx.save(type_graph(attention(quantized=True)), tmp_path / "model.typed.onnx")
     onnx.save(attention(), tmp_path / "model.onnx")
     engine = build(BuildSpec(tmp_path / "model.typed.onnx", RTX, "int8", BATCH, 0.0))
@@ -40,7 +42,8 @@ def folder(tmp_path, monkeypatch):
 
 def estimate(folder):
     request = SimpleNamespace(out=folder, target=RTX, batch=BATCH, engine_file="engine.engine", builder=DEFAULT_BUILDER)
-    speed.build_fp16(request, SimpleNamespace(), "model.onnx", folder, lambda _share: None)
+    counter = StepCounter(request, SimpleNamespace(network=None), print)
+    speed.build_fp16(counter, "model.onnx", folder, lambda _share: None)
     speed.estimate_speed(request, folder, lambda _share: None)
     return json.loads((folder / "fp16_plan.json").read_text()), json.loads((folder / "speed.json").read_text())
 

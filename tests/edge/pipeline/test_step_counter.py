@@ -60,10 +60,10 @@ def test_the_engine_of_the_choice_is_built_once_and_its_steps_are_in_every_artif
         pytest.skip(f"{missing}")
     from engines.trt.rtx_backend import BACKEND
 
-    graphs = []
+    built = {"int8": [], "fp16": []}
 
     def counted(spec, graph, advance):
-        graphs.append(graph)
+        built[spec.precision].append(graph)
         return BACKEND.build(spec, graph, advance)
 
     onnx.save(planted(), tmp_path / "net.onnx")
@@ -83,6 +83,8 @@ def test_the_engine_of_the_choice_is_built_once_and_its_steps_are_in_every_artif
     assert placement["groups"][0]["nodes"] == ["reader"]
     assert placement["float_groups"] > 0
     assert points[placement["float_groups"]] == manifest["receipt"]["plan"]["total"]["steps"]
+    graphs = built["int8"]
+    assert len(built["fp16"]) == 1, "the engine beside it"
     assert len(graphs) == len(set(graphs)) == sum(steps is not None for steps in points.values()) >= 2
     spec = BuildSpec(tmp_path / "out/model.typed.onnx", TARGETS["rtx"], "int8", BatchRange(1, 1, 1), 0.0)
     assert build(spec).receipt.plan.total.steps == points[placement["float_groups"]]
